@@ -1,0 +1,97 @@
+"""May this actor do that to this object? The one check of rights.
+
+What a list shows and what a check says come from the same query (`with_perm`), so they agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from django.contrib.auth.models import AnonymousUser
+
+from accounts.models import ApiToken, User
+from accounts.roles import ROLES, Perm, Role
+from environments.domain.errors import AccessDeniedError, NotSignedInError
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who asks: a user or nobody, by which token (if any), from which address."""
+
+    user: User | AnonymousUser
+    token: ApiToken | None = None
+    address: str = ""
+
+    @property
+    def signed_in(self) -> bool:
+        return isinstance(self.user, User) and self.user.is_active
+
+    @property
+    def account(self) -> User:
+        """The signed-in user; NotSignedInError for everybody else."""
+        if not isinstance(self.user, User) or not self.user.is_active:
+            raise NotSignedInError("This needs a sign-in.")
+        return self.user
+
+    @property
+    def is_superuser(self) -> bool:
+        """Runs the installation. A token with a ceiling never does."""
+        return (
+            self.signed_in
+            and self.user.is_superuser
+            and (self.token is None or (not self.token.role and not self.token.namespaces))
+        )
+
+    @property
+    def name(self) -> str:
+        return self.user.get_username() if self.signed_in else "anonymous"
+
+    def allows(self, perm: Perm) -> bool:
+        """False where the token's ceiling forbids it, whatever roles the user holds."""
+        ceiling = self.token.ceiling if self.token else None
+        return ceiling is None or perm in ROLES[ceiling]
+
+    @property
+    def only_namespaces(self) -> Sequence[str] | None:
+        """Names that the token is limited to; None for all."""
+        return self.token.namespaces or None if self.token else None
+
+
+ANONYMOUS = Actor(AnonymousUser())
+
+
+@runtime_checkable
+class Guarded(Protocol):
+    """A row whose queryset knows `with_perm(actor, perm)`."""
+
+    pk: Any
+    objects: Any
+
+
+def may(actor: Actor, perm: Perm, guarded: Guarded) -> bool:
+    return bool(type(guarded).objects.with_perm(actor, perm).filter(pk=guarded.pk).exists())
+
+
+def require(actor: Actor, perm: Perm, guarded: Guarded) -> None:
+    """First line of every operation.
+
+    Raises:
+        NotSignedInError: nobody is signed in, and nobody may do this signed out.
+        AccessDeniedError: the actor's roles do not allow it.
+    """
+    if may(actor, perm, guarded):
+        return
+    if not actor.signed_in:
+        raise NotSignedInError(f"This needs a sign-in ({perm.value} on {guarded}).")
+    raise AccessDeniedError(f"You may not {perm.value} in {guarded}.")
+
+
+def require_superuser(actor: Actor) -> None:
+    if not actor.is_superuser:
+        raise AccessDeniedError("Only an administrator of the installation may do this.")
+
+
+def highest(roles: Sequence[Role]) -> Role | None:
+    return max(roles, key=lambda role: len(ROLES[role]), default=None)

@@ -1,0 +1,112 @@
+"""Session and token sign-in: every request gets `request.actor`."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
+from django.conf import settings
+from django.contrib.auth.models import AnonymousUser
+from django.http import HttpRequest, HttpResponseBase, JsonResponse
+from django.utils import timezone
+
+from accounts.access import ANONYMOUS, Actor
+from accounts.models import ApiToken
+from environments.domain.errors import NotSignedInError
+
+#: How old the recorded last use of a token may be before it is written again.
+LAST_USE_RESOLUTION = timedelta(minutes=1)
+
+
+class TokenInvalidError(NotSignedInError):
+    code = "token-invalid"
+    hint = "The token is unknown, expired or revoked: make a new one and sign in with it."
+
+
+def client_address(meta: dict[str, Any]) -> str:
+    """The caller's address; the proxy's word for it only where a proxy is configured."""
+    if settings.BEHIND_PROXY and (forwarded := meta.get("HTTP_X_FORWARDED_FOR")):
+        return str(forwarded).rsplit(",", 1)[-1].strip()
+    return str(meta.get("REMOTE_ADDR") or "")
+
+
+def secret_in(authorization: str) -> str | None:
+    """The token of an Authorization header: `Bearer` or `token`, or the password of `Basic`."""
+    kind, _, value = authorization.partition(" ")
+    match kind.lower():
+        case "bearer" | "token":
+            return value.strip()
+        case "basic":
+            try:
+                return base64.b64decode(value, validate=True).decode().partition(":")[2]
+            except (binascii.Error, UnicodeDecodeError):
+                raise TokenInvalidError("The Authorization header cannot be read.") from None
+        case _:
+            return None
+
+
+def actor_with_token(secret: str, *, address: str = "") -> Actor:
+    """Raises TokenInvalidError for a token that is unknown, expired or revoked."""
+    token = ApiToken.objects.usable().with_secret(secret).select_related("user").first()
+    if token is None:
+        raise TokenInvalidError("The API token is not valid.")
+    now = timezone.now()
+    fresh = token.last_used_at and now - token.last_used_at < LAST_USE_RESOLUTION
+    if not fresh or token.last_used_address != (address or None):
+        token.used(at=now, address=address or None)
+    return Actor(token.user, token=token, address=address)
+
+
+def actor_of(request: HttpRequest) -> Actor:
+    """Who sends `request`: by token if it brings one, else by session."""
+    address = client_address(request.META)
+    if (header := request.headers.get("Authorization")) and (secret := secret_in(header)):
+        return actor_with_token(secret, address=address)
+    user = getattr(request, "user", None)
+    if user is None or not user.is_authenticated:
+        return Actor(AnonymousUser(), address=address)
+    return Actor(user, address=address)
+
+
+class ActorMiddleware:
+    """Put the actor on the request; 401 for a token that is not valid, never silently nobody."""
+
+    sync_capable = True
+    async_capable = True
+
+    def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
+        self.get_response = get_response
+        if iscoroutinefunction(get_response):
+            markcoroutinefunction(self)
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
+        if iscoroutinefunction(self):
+            return self._acall(request)
+        refused = self._identify(request)
+        answer: HttpResponseBase = refused or self.get_response(request)
+        return answer
+
+    async def _acall(self, request: HttpRequest) -> HttpResponseBase:
+        refused = await sync_to_async(self._identify)(request)
+        answer: HttpResponseBase = refused or await self.get_response(request)
+        return answer
+
+    def _identify(self, request: HttpRequest) -> HttpResponseBase | None:
+        request.actor = ANONYMOUS  # type: ignore[attr-defined]
+        try:
+            actor = actor_of(request)
+        except TokenInvalidError as error:
+            body = {"code": error.code, "detail": error.message, "hint": error.hint, "status": 401}
+            answer = JsonResponse(body, status=401, content_type="application/problem+json")
+            answer["WWW-Authenticate"] = 'Bearer realm="condastore"'
+            return answer
+        request.actor = actor  # type: ignore[attr-defined]
+        if actor.token is not None:
+            request.user = actor.account
+            # A token is sent on purpose, never by a browser on its own: no forgery to guard against.
+            request._dont_enforce_csrf_checks = True  # type: ignore[attr-defined]
+        return None

@@ -1,0 +1,83 @@
+"""The queue: Redis, Valkey or RabbitMQ by the address of `CONDASTORE_BROKER_URL`."""
+
+from __future__ import annotations
+
+import dramatiq
+from django.conf import settings
+from django.db import close_old_connections
+from dramatiq import Broker, Message, Worker
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.middleware import (
+    AgeLimit,
+    Callbacks,
+    CurrentMessage,
+    Middleware,
+    Pipelines,
+    Retries,
+    ShutdownNotifications,
+    TimeLimit,
+)
+
+#: Of dramatiq's Redis broker, in milliseconds: a worker that is silent for so long is dead.
+HEARTBEAT = 15_000
+
+
+class DatabaseConnections(Middleware):
+    """Drop database connections that have gone stale, before and after each message."""
+
+    def before_process_message(self, broker: Broker, message: Message[object]) -> None:
+        close_old_connections()
+
+    def after_process_message(self, broker: Broker, message: Message[object], **_: object) -> None:
+        close_old_connections()
+
+    def after_skip_message(self, broker: Broker, message: Message[object]) -> None:
+        close_old_connections()
+
+    def before_worker_thread_shutdown(self, broker: Broker, thread: object) -> None:
+        close_old_connections()
+
+
+def broker_url() -> str:
+    """The configured address, or that of the Valkey which `condastore up` embeds."""
+    socket = settings.DATA / "valkey" / "valkey.sock"
+    return settings.BROKER_URL or f"unix://{socket}?db=0"
+
+
+def make_broker(url: str) -> Broker:
+    middleware: list[Middleware] = [
+        DatabaseConnections(),
+        AgeLimit(),
+        TimeLimit(),
+        ShutdownNotifications(notify_shutdown=True),
+        Callbacks(),
+        Pipelines(),
+        Retries(),
+        CurrentMessage(),
+    ]
+    if url.startswith("stub:"):
+        return StubBroker(middleware=middleware)
+    if url.startswith(("amqp:", "amqps:")):
+        from dramatiq.brokers.rabbitmq import RabbitmqBroker
+
+        return RabbitmqBroker(url=url, middleware=middleware)
+    from dramatiq.brokers.redis import RedisBroker
+
+    return RedisBroker(
+        url=url,
+        middleware=middleware,
+        # With the defaults the message of a killed worker waits for minutes.
+        heartbeat_timeout=HEARTBEAT,
+        maintenance_chance=1_000_000,
+        socket_connect_timeout=5,
+    )
+
+
+def configure() -> Broker:
+    """Make the broker of this process; importing `environments.tasks` calls it first."""
+    broker = make_broker(broker_url())
+    dramatiq.set_broker(broker)
+    return broker
+
+
+__all__ = ["Worker", "broker_url", "configure", "make_broker"]

@@ -1,0 +1,59 @@
+"""Structured logs: one line an event, with the build's and the request's id where there is one."""
+
+from __future__ import annotations
+
+import logging.config
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+
+_SHARED: list[Any] = [
+    structlog.contextvars.merge_contextvars,
+    structlog.stdlib.add_logger_name,
+    structlog.stdlib.add_log_level,
+    structlog.stdlib.PositionalArgumentsFormatter(),
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+]
+
+
+def configure(options: Mapping[str, Any]) -> None:
+    """`options`: {"level": "INFO", "format": "console" | "json"}; Django calls this at start."""
+    renderer: Any = (
+        structlog.processors.JSONRenderer()
+        if options.get("format") == "json"
+        else structlog.dev.ConsoleRenderer(colors=False)
+    )
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {
+                "structured": {
+                    "()": structlog.stdlib.ProcessorFormatter,
+                    "foreign_pre_chain": _SHARED,
+                    "processors": [
+                        structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                        *([structlog.processors.format_exc_info] if options.get("format") == "json" else []),
+                        renderer,
+                    ],
+                }
+            },
+            "handlers": {
+                "stderr": {"class": "logging.StreamHandler", "formatter": "structured"},
+            },
+            "root": {"handlers": ["stderr"], "level": options.get("level", "INFO")},
+            "loggers": {
+                "httpx": {"level": "WARNING"},
+                "dramatiq": {"level": "WARNING"},
+                "uvicorn.access": {"level": "WARNING"},
+                "django.request": {"level": "ERROR"},
+            },
+        }
+    )
+    structlog.configure(
+        processors=[*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )

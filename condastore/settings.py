@@ -1,0 +1,254 @@
+"""What an operator may change, read once from `CONDASTORE_*` variables; and Django's wiring."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+import dj_database_url
+from platformdirs import user_data_path
+
+from condastore import __version__, env
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+# --- where things are -------------------------------------------------------------------------
+DATA = env.folder(
+    "DATA",
+    user_data_path("condastore", appauthor=False),
+    "The folder that holds everything: database, cache, prefixes, environments.",
+    shown="the user's data folder",
+).absolute()
+DEBUG = env.flag("DEBUG", False, "Show tracebacks in the browser; never in production.")
+PUBLIC_URL = env.text("PUBLIC_URL", "", "The address that users type, for links in answers.")
+ALLOWED_HOSTS = env.words(
+    "ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]", "Host names that the server answers to."
+)
+CSRF_TRUSTED_ORIGINS = env.words(
+    "TRUSTED_ORIGINS", "", "Origins (https://...) whose forms are trusted, behind a proxy."
+)
+BEHIND_PROXY = env.flag(
+    "BEHIND_PROXY", False, "Trust X-Forwarded-Proto and X-Forwarded-For of a reverse proxy."
+)
+SECURE_COOKIES = env.flag("SECURE_COOKIES", False, "Send cookies over HTTPS only, and use HSTS.")
+
+
+def _stored_secret_key() -> str:
+    """A key of this installation, made at first use and kept in the data folder."""
+    path = DATA / "secrets" / "secret_key"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        partial = path.with_name(f".secret_key.{os.getpid()}")
+        partial.write_text(secrets.token_urlsafe(50))
+        partial.chmod(0o600)
+        try:
+            os.link(partial, path)  # of two processes that start at once, the first one's stays
+        except FileExistsError:
+            pass
+        finally:
+            partial.unlink()
+    return path.read_text().strip()
+
+
+SECRET_KEY = (
+    env.secret("SECRET_KEY", "Signs sessions and encrypts stored credentials; made if not given.")
+    or _stored_secret_key()
+)
+
+# --- services ---------------------------------------------------------------------------------
+DATABASE_URL = env.text(
+    "DATABASE_URL", "", "postgresql://user:password@host/name; SQLite in the data folder if empty."
+)
+BROKER_URL = env.text(
+    "BROKER_URL",
+    "",
+    "redis://, rediss://, unix:// or amqp:// of the queue; an embedded Valkey if empty.",
+)
+
+# --- what environments may use ----------------------------------------------------------------
+DEFAULT_CHANNELS = env.words(
+    "DEFAULT_CHANNELS", "conda-forge", "Channels of a specification that names none."
+)
+CHANNEL_ALIAS = env.text(
+    "CHANNEL_ALIAS", "https://conda.anaconda.org", "What a channel's bare name is joined to."
+).rstrip("/")
+ALLOWED_CHANNELS = env.words(
+    "ALLOWED_CHANNELS", "*", "Patterns (globs) of channel URLs that environments may use."
+)
+PYPI_INDEX_URLS = env.words(
+    "PYPI_INDEX_URLS", "https://pypi.org/simple", "Python indexes, the first one preferred."
+)
+DEFAULT_PLATFORMS = env.words(
+    "DEFAULT_PLATFORMS", "", "Platforms of a specification that names none; this machine's if empty."
+)
+LINK_BYTECODE = env.flag(
+    "LINK_BYTECODE", True, "Compile Python files once and share the result between environments."
+)
+
+# --- limits -----------------------------------------------------------------------------------
+MAX_SPECIFICATION_BYTES = env.number(
+    "MAX_SPECIFICATION_BYTES", 1_048_576, "The largest specification that is read, in bytes."
+)
+MAX_LOCK_BYTES = env.number(
+    "MAX_LOCK_BYTES", 20_971_520, "The largest lock file that is read, in bytes."
+)
+SOLVE_TIME_LIMIT = env.seconds("SOLVE_TIME_LIMIT", 300, "How long one solve may take.")
+BUILD_TIME_LIMIT = env.seconds("BUILD_TIME_LIMIT", 3600, "How long one attempt of a build may take.")
+SMOKE_TEST_TIME_LIMIT = env.seconds("SMOKE_TEST_TIME_LIMIT", 120, "How long smoke tests may take.")
+BUILD_ATTEMPTS = env.number("BUILD_ATTEMPTS", 5, "Attempts before a build fails for good.")
+BACKOFF = env.seconds("BACKOFF", 5, "Wait before the second attempt; doubles with each one.")
+LEASE = env.seconds("LEASE", 30, "How long a worker that says nothing keeps its build.")
+SWEEP_INTERVAL = env.seconds("SWEEP_INTERVAL", 5, "How often lost builds are looked for.")
+TRASH_INTERVAL = env.seconds("TRASH_INTERVAL", 60, "How often the trash is emptied.")
+DISK_RESERVE = env.number(
+    "DISK_RESERVE", 1_073_741_824, "Bytes that builds leave free on the disk of the data folder."
+)
+DOWNLOADS_PARALLEL = env.number("DOWNLOADS_PARALLEL", 8, "Packages fetched at once by a build.")
+DOWNLOAD_TIMEOUT = env.seconds("DOWNLOAD_TIMEOUT", 30, "Silence after which a download is cut.")
+CHANNEL_STATE_TTL = env.seconds(
+    "CHANNEL_STATE_TTL", 5, "How long a channel's state is believed before it is asked again."
+)
+GRAPHQL_MAX_DEPTH = env.number("GRAPHQL_MAX_DEPTH", 12, "Deepest GraphQL query that is answered.")
+GRAPHQL_MAX_TOKENS = env.number("GRAPHQL_MAX_TOKENS", 4000, "Longest GraphQL query, in tokens.")
+GRAPHQL_MAX_ALIASES = env.number("GRAPHQL_MAX_ALIASES", 30, "Most aliases in a GraphQL query.")
+GRAPHQL_MAX_PAGE = env.number("GRAPHQL_MAX_PAGE", 100, "Most items on a page of a GraphQL list.")
+MAX_REQUEST_BYTES = env.number("MAX_REQUEST_BYTES", 26_214_400, "The largest request body.")
+
+# --- behaviour --------------------------------------------------------------------------------
+REUSE_LOCKS = env.flag(
+    "REUSE_LOCKS", True, "Answer the same specification and channel state with the stored lock."
+)
+REQUIRE_SANDBOX = env.flag(
+    "REQUIRE_SANDBOX", False, "Fail a build's smoke tests where bubblewrap is missing."
+)
+WORKERS = env.number("WORKERS", 1, "Worker processes that `condastore up` starts.")
+WORKER_THREADS = env.number("WORKER_THREADS", 4, "Builds that one worker runs at once.")
+METRICS_PUBLIC = env.flag("METRICS_PUBLIC", False, "Answer /metrics without a sign-in.")
+LOG_LEVEL = env.text("LOG_LEVEL", "INFO", "DEBUG, INFO, WARNING or ERROR.").upper()
+LOG_FORMAT = env.text("LOG_FORMAT", "console", "console, or json for log collectors.")
+ACCEL_REDIRECT = env.text(
+    "ACCEL_REDIRECT", "", "Internal location of nginx that serves the data folder's files."
+)
+SESSION_AGE = env.seconds("SESSION_AGE", 1_209_600, "How long a browser stays signed in.")
+TOKEN_MAX_AGE = env.seconds("TOKEN_MAX_AGE", 31_536_000, "The longest life of an API token.")
+
+# --- Django -----------------------------------------------------------------------------------
+VERSION = __version__
+INSTALLED_APPS = [
+    "accounts",
+    "environments",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "guardian",
+    "strawberry_django",
+]
+MIDDLEWARE = [
+    "condastore.middleware.RequestContext",
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "accounts.authentication.ActorMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "condastore.middleware.StoreErrors",
+]
+ROOT_URLCONF = "condastore.urls"
+ASGI_APPLICATION = "condastore.asgi.application"
+_templates = PROJECT / "templates"
+TEMPLATES: list[dict[str, Any]] = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        # In an installed wheel the templates lie inside the package.
+        "DIRS": [_templates if _templates.is_dir() else PROJECT / "condastore" / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+
+SQLITE_OPTIONS = {
+    # A writer takes its lock when the transaction starts: two that read first and write later
+    # would else end in "database is locked" at once, whatever the timeout.
+    "transaction_mode": "IMMEDIATE",
+    "timeout": 60,
+    "init_command": (
+        "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON;"
+        "PRAGMA mmap_size=134217728; PRAGMA journal_size_limit=67108864; PRAGMA cache_size=-20000;"
+    ),
+}
+if DATABASE_URL:
+    DATABASES = {"default": dj_database_url.parse(DATABASE_URL, conn_health_checks=True)}
+else:
+    DATABASES = {
+        "default": {
+            "ENGINE": "django.db.backends.sqlite3",
+            "NAME": DATA / "db.sqlite3",
+            "OPTIONS": SQLITE_OPTIONS,
+        }
+    }
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+AUTH_USER_MODEL = "accounts.User"
+AUTHENTICATION_BACKENDS = ["django.contrib.auth.backends.ModelBackend"]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in (
+        "UserAttributeSimilarityValidator",
+        "MinimumLengthValidator",
+        "CommonPasswordValidator",
+        "NumericPasswordValidator",
+    )
+]
+# guardian's stand-in row for anonymous visitors would pass for a signed-in user.
+ANONYMOUS_USER_NAME = None
+GUARDIAN_MONKEY_PATCH_USER = False
+LOGIN_URL = "login"
+LOGIN_REDIRECT_URL = "/"
+LOGOUT_REDIRECT_URL = "/"
+
+SESSION_COOKIE_AGE = int(SESSION_AGE.total_seconds())
+SESSION_COOKIE_NAME = "condastore_session"
+CSRF_COOKIE_NAME = "condastore_csrf"
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_COOKIES
+SECURE_HSTS_SECONDS = 31_536_000 if SECURE_COOKIES else 0
+SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = SECURE_COOKIES
+SECURE_SSL_REDIRECT = False  # the proxy in front does it
+SILENCED_SYSTEM_CHECKS = ["security.W008", "guardian.W001"]
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if BEHIND_PROXY else None
+X_FRAME_OPTIONS = "DENY"
+DATA_UPLOAD_MAX_MEMORY_SIZE = MAX_REQUEST_BYTES
+
+STATIC_URL = "/static/"
+STATIC_ROOT = DATA / "static"
+_static = PROJECT / "static"
+STATICFILES_DIRS = [_static] if _static.is_dir() else []
+WHITENOISE_USE_FINDERS = True
+STORAGES = {
+    "default": {
+        "BACKEND": "django.core.files.storage.FileSystemStorage",
+        "OPTIONS": {"location": DATA / "blobs"},
+    },
+    "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
+}
+
+LANGUAGE_CODE = "en-us"
+TIME_ZONE = "UTC"
+USE_I18N = False
+USE_TZ = True
+
+LOGGING_CONFIG = "condastore.logs.configure"
+LOGGING: dict[str, Any] = {"level": LOG_LEVEL, "format": LOG_FORMAT}

@@ -1,0 +1,192 @@
+"""The errors of condastore: what is wrong, where, and what to do next. Imports nothing of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+
+class StoreError(Exception):
+    """What is wrong, `where` (`dependencies[3], line 7`), and a `hint` of what to do next.
+
+    `details` is what a program may want to read: JSON values only.
+    """
+
+    code: ClassVar[str] = "error"  # stable: clients may rely on it
+    hint: str = ""
+    #: True for the world's failures (network, disk, a killed worker): worth another attempt.
+    transient: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        where: str = "",
+        hint: str | None = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message, self.where = message, where
+        self.details: Mapping[str, Any] = details or {}
+        if hint is not None:
+            self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}" if self.where else self.message
+
+
+class RequestError(StoreError):
+    """The request is at fault: another attempt would fail alike."""
+
+    code = "bad-request"
+
+
+class InvalidInputError(RequestError):
+    """A name or value that cannot be taken."""
+
+    code = "invalid-input"
+
+
+class SpecificationError(RequestError):
+    """One or more faults of a specification, all reported at once."""
+
+    code = "specification-invalid"
+    hint = "Correct the specification and submit it again."
+
+    def __init__(self, faults: Sequence[StoreError], *, hint: str | None = None) -> None:
+        self.faults = tuple(faults)
+        details = [
+            {"message": fault.message, "where": fault.where, "code": fault.code, "hint": fault.hint}
+            for fault in self.faults
+        ]
+        super().__init__(
+            "; ".join(str(fault) for fault in self.faults), hint=hint, details={"faults": details}
+        )
+
+
+class FaultError(RequestError):
+    """One fault of a specification; `where` names the key and the line."""
+
+    code = "fault"
+
+
+class UnsatisfiableError(RequestError):
+    """The requirements have no solution.
+
+    `details`: {"conflicts": [{"requirements": [...], "reason": str, "chain": [...]}],
+    "missing": [{"requirement", "channels", "similar": [...]}]}.
+    """
+
+    code = "unsatisfiable"
+    hint = "Loosen or remove one of the requirements that exclude each other."
+
+
+class ChannelNotFoundError(RequestError):
+    code = "channel-not-found"
+    hint = "Check the spelling of the channel, or ask an administrator."
+
+
+class ChannelNotAllowedError(RequestError):
+    code = "channel-not-allowed"
+    hint = "Use one of the allowed channels, or ask an administrator to allow this one."
+
+
+class PolicyError(RequestError):
+    """A package that the rules of the namespace refuse."""
+
+    code = "package-not-approved"
+    hint = "Ask an approver of the namespace, or choose another package."
+
+
+class LinkError(RequestError):
+    """A package that cannot be linked as it is: clobbering, odd paths, a damaged archive."""
+
+    code = "cannot-link"
+    hint = "Report it to the packager, or choose another build of the package."
+
+
+class SmokeTestError(RequestError):
+    code = "smoke-test-failed"
+    hint = "See the end of the log for what the test printed."
+
+
+class PypiError(RequestError):
+    """The PyPI part has no answer, or only one that needs a source distribution."""
+
+    code = "pypi-unsatisfiable"
+
+
+class TimeLimitError(RequestError):
+    code = "time-limit"
+    hint = "Ask for fewer packages, or ask an administrator for a longer limit."
+
+
+class TransitionError(StoreError):
+    """Another came first: the row is no longer in the state that this move starts from."""
+
+    code = "state-changed"
+    hint = "Look at the current state, and try again if it still makes sense."
+
+
+class LeaseLostError(StoreError):
+    """This worker no longer holds the build: another has it, or it was cancelled."""
+
+    code = "lease-lost"
+
+
+class NotFoundError(StoreError):
+    code = "not-found"
+
+
+class AccessDeniedError(StoreError):
+    code = "access-denied"
+    hint = "Ask an administrator of the namespace for the role that allows it."
+
+
+class NotSignedInError(AccessDeniedError):
+    code = "not-signed-in"
+    hint = "Sign in, or send an API token."
+
+
+class ConflictError(StoreError):
+    """What is asked for contradicts what is there (a taken name, a pinned build)."""
+
+    code = "conflict"
+
+
+class LimitError(StoreError):
+    code = "too-large"
+
+
+class UnavailableError(StoreError):
+    """The world's failures: tried again with backoff."""
+
+    code = "unavailable"
+    transient = True
+    hint = "Nothing to do: it is tried again."
+
+
+class ChannelUnavailableError(UnavailableError):
+    code = "channel-unavailable"
+
+
+class DownloadError(UnavailableError):
+    """A package could not be fetched, or its bytes are not those of the lock."""
+
+    code = "download-failed"
+
+
+class DiskSpaceError(UnavailableError):
+    code = "disk-full"
+    hint = "Ask an administrator to free disk space; the build is tried again."
+
+
+class WorkerLostError(UnavailableError):
+    code = "worker-lost"
+
+
+class UnexpectedError(UnavailableError):
+    """Our own fault: the log has the traceback, the person gets the build's id."""
+
+    code = "internal-error"
+    hint = "Report the build's id to the administrators of this installation."

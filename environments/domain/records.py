@@ -1,0 +1,82 @@
+"""One package as a channel or an index describes it: what a lock is made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CondaPackage:
+    """One record of a conda channel.
+
+    `url` holds no credentials. `record` is the channel's own JSON object for the package (what
+    `repodata.json` says, plus `sha256`, `md5`, `size`): enough to solve and link with it again.
+    """
+
+    name: str
+    version: str
+    build: str
+    build_number: int
+    subdir: str
+    channel: str  # base URL of the channel, no trailing slash, no credentials
+    file_name: str
+    url: str
+    sha256: str  # hex
+    md5: str  # hex, or ""
+    size: int  # bytes; 0 where the channel does not say
+    license: str  # as the channel writes it, or ""
+    timestamp: int | None  # milliseconds since the epoch
+    noarch: str  # "python", "generic" or ""
+    depends: tuple[str, ...]
+    constrains: tuple[str, ...]
+    record: Mapping[str, Any] = field(repr=False, compare=False, hash=False)
+
+    @classmethod
+    def from_record(
+        cls, record: Mapping[str, Any], *, url: str, channel: str, file_name: str
+    ) -> CondaPackage:
+        """`record` as in repodata; `channel` is the base URL, without the subdir."""
+        noarch = record.get("noarch") or ""
+        return cls(
+            name=record["name"],
+            version=str(record["version"]),
+            build=record.get("build", ""),
+            build_number=int(record.get("build_number", 0)),
+            subdir=record["subdir"],
+            channel=channel.rstrip("/"),
+            file_name=file_name,
+            url=url,
+            sha256=record.get("sha256") or "",
+            md5=record.get("md5") or "",
+            size=int(record.get("size") or 0),
+            license=record.get("license") or "",
+            timestamp=record.get("timestamp"),
+            noarch=noarch if isinstance(noarch, str) else "generic",
+            depends=tuple(record.get("depends", ())),
+            constrains=tuple(record.get("constrains", ())),
+            record=record,
+        )
+
+    def record_json(self) -> str:
+        return json.dumps(self.record, sort_keys=True, separators=(",", ":"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PypiPackage:
+    """One wheel of a Python index. `url` holds no credentials."""
+
+    name: str  # normalised (PEP 503)
+    version: str
+    file_name: str
+    url: str
+    sha256: str  # hex
+    size: int  # bytes; 0 where the index does not say
+    requires: tuple[str, ...]  # names of the locked PyPI packages and conda names it needs
+    requires_python: str
+    license: str
+
+
+Package = CondaPackage | PypiPackage

@@ -1,0 +1,88 @@
+"""The folders under `envs/`: each a symbolic link that follows its environment's pointer."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from django.conf import settings
+
+from environments.domain.errors import InvalidInputError
+from environments.engine import linking
+from environments.models import Build, Environment
+
+ENVS, PREFIXES, TRASH = "envs", "prefixes", "trash"
+#: The length of the placeholder in which conda packages keep room for a prefix.
+CONDA_PREFIX_LENGTH = 255
+
+
+def data() -> Path:
+    return Path(settings.DATA)
+
+
+def link_path(namespace: str, name: str) -> Path:
+    return data() / ENVS / namespace / name
+
+
+def prefix_path(build: Build) -> Path | None:
+    """Where the build's files are; None where it has none (any more)."""
+    return data() / build.prefix.path if build.prefix else None
+
+
+def planned_prefix(build: Build) -> str:
+    """Below the data folder: `prefixes/<namespace>/<number>-<lock digest, 12>-<environment>`."""
+    environment = build.environment
+    assert build.lock is not None
+    leaf = f"{build.number}-{build.lock.digest[:12]}-{environment.name}"
+    return f"{PREFIXES}/{environment.namespace.name}/{leaf}"
+
+
+@contextmanager
+def _alone(namespace: str, name: str) -> Iterator[None]:
+    """One process at a time changes a link: the last to read the pointer is the last to write."""
+    locks = data() / "run" / "links"
+    locks.mkdir(parents=True, exist_ok=True)
+    with (locks / f"{namespace}~{name}").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def follow(namespace: str, name: str) -> bool:
+    """Make the folder of this environment follow the pointer; True if it had to change."""
+    link = link_path(namespace, name)
+    with _alone(namespace, name):
+        environment = (
+            Environment.objects.present()
+            .select_related("current__prefix")
+            .filter(namespace__name=namespace, name=name)
+            .first()
+        )
+        build = environment.current if environment else None
+        target = prefix_path(build) if build else None
+        if target is None or not target.is_dir():
+            if not link.is_symlink():
+                return False
+            linking.unpoint(link)
+            return True
+        if link.is_symlink() and link.resolve() == target.resolve():
+            return False
+        linking.point(link, target)
+        return True
+
+
+def follow_environment(environment: Environment) -> bool:
+    return follow(environment.namespace.name, environment.name)
+
+
+def require_room(namespace: str, name: str) -> None:
+    """Refuse names whose prefix would be longer than what conda packages leave room for."""
+    longest = len(str(data() / PREFIXES / namespace / f"{10**6}-{'f' * 12}-{name}"))
+    if longest > CONDA_PREFIX_LENGTH:
+        raise InvalidInputError(
+            f"The name is {longest - CONDA_PREFIX_LENGTH} characters too long here: conda packages "
+            f"leave room for paths of {CONDA_PREFIX_LENGTH}.",
+            where="name",
+            hint="Choose a shorter name.",
+        )

@@ -1,0 +1,328 @@
+"""Builds: guarded moves between states, the lease of the worker that runs one, events and log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Self
+
+import zstandard
+from django.db import models, transaction
+from django.db.models import F, Q
+from django.utils import timezone
+
+from accounts.access import Actor
+from accounts.models import User
+from accounts.roles import Perm
+from environments.domain.errors import LeaseLostError, StoreError, TransitionError, WorkerLostError
+from environments.domain.lifecycle import FINISHED, RUNNING, BuildState, sources
+from environments.models.environments import Environment
+from environments.models.locks import LockRow, SpecificationRow
+from environments.models.previews import failure_json
+
+
+class Prefix(models.Model):
+    """A folder that holds a linked build; builds that were copied share it."""
+
+    path = models.CharField(max_length=400, unique=True, help_text="Below the data folder.")
+    lock = models.ForeignKey(LockRow, models.PROTECT, related_name="prefixes")
+    platform = models.CharField(max_length=32)
+    apparent_size = models.BigIntegerField(default=0, help_text="Bytes, as if nothing was shared.")
+    unique_size = models.BigIntegerField(default=0, help_text="Bytes that only it holds.")
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    class Meta:
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return self.path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """The right of one worker to run one build: every write of the build carries the token."""
+
+    build_id: int
+    owner: str
+    token: int
+
+
+class BuildQuerySet(models.QuerySet["Build"]):
+    def with_perm(self, actor: Actor, perm: Perm) -> Self:
+        return self.filter(
+            environment__in=Environment.objects.with_perm(actor, perm).values("pk"),
+            deleted_at=None,
+        )
+
+    def visible_to(self, actor: Actor) -> Self:
+        return self.with_perm(actor, Perm.VIEW)
+
+    def unfinished(self) -> Self:
+        return self.exclude(state__in=FINISHED)
+
+    def lost(self, now: datetime) -> Self:
+        """Run by a worker that has not been heard of."""
+        return self.filter(state__in=RUNNING, lease_expires_at__lt=now)
+
+    def due(self, now: datetime) -> Self:
+        return self.filter(state=BuildState.QUEUED, not_before__lte=now)
+
+
+class Build(models.Model):
+    """One specification, one lock, one history of attempts, one outcome."""
+
+    environment = models.ForeignKey(Environment, models.PROTECT, related_name="builds")
+    number = models.PositiveIntegerField()
+    state = models.CharField(
+        max_length=12,
+        choices=[(state.value, state.value) for state in BuildState],
+        default=BuildState.QUEUED.value,
+    )
+    specification = models.ForeignKey(SpecificationRow, models.PROTECT, related_name="builds")
+    source = models.TextField(help_text="The specification as it was written, comments too.")
+    lock = models.ForeignKey(LockRow, models.PROTECT, null=True, related_name="builds")
+    prefix = models.ForeignKey(Prefix, models.SET_NULL, null=True, related_name="builds")
+    platform = models.CharField(max_length=32, help_text="What the prefix is linked for.")
+    force_solve = models.BooleanField(default=False)
+    requested_by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")
+    idempotency_key = models.CharField(max_length=100, blank=True)
+    origin = models.ForeignKey(
+        "self", models.SET_NULL, null=True, related_name="copies", help_text="It was copied from."
+    )
+
+    attempt = models.PositiveIntegerField(default=0)
+    not_before = models.DateTimeField(default=timezone.now)
+    message_sent_at = models.DateTimeField(null=True)
+    lease_owner = models.CharField(max_length=200, blank=True)
+    lease_token = models.PositiveBigIntegerField(default=0)
+    lease_expires_at = models.DateTimeField(null=True)
+    attempt_started_at = models.DateTimeField(null=True)
+
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    finished_at = models.DateTimeField(null=True, blank=True)
+    deleted_at = models.DateTimeField(null=True, blank=True)
+    failure = models.JSONField(null=True, blank=True)
+    verdicts = models.JSONField(default=list)
+    progress = models.JSONField(default=dict)
+    timings = models.JSONField(default=dict, help_text="Seconds by stage, of the last attempt.")
+    link_scripts = models.JSONField(default=list, help_text="Packages whose scripts did not run.")
+    sandboxed = models.BooleanField(null=True)
+    log_lines = models.PositiveIntegerField(default=0)
+    log_archive = models.BinaryField(null=True, editable=False, help_text="zstd, once finished.")
+
+    objects = BuildQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-created_at", "-pk"]
+        default_permissions = ()
+        constraints = [
+            models.UniqueConstraint(fields=["environment", "number"], name="build_number_once"),
+            models.UniqueConstraint(
+                fields=["environment", "idempotency_key"],
+                condition=~Q(idempotency_key=""),
+                name="build_idempotency",
+            ),
+            models.CheckConstraint(
+                condition=Q(state__in=sorted(FINISHED)) ^ Q(finished_at=None),
+                name="build_finished_iff_final",
+            ),
+            models.CheckConstraint(
+                condition=~Q(state="READY") | Q(lock__isnull=False, prefix__isnull=False),
+                name="build_ready_has_prefix",
+            ),
+            models.CheckConstraint(
+                condition=Q(state__in=sorted(RUNNING)) ^ Q(lease_expires_at=None),
+                name="build_leased_iff_running",
+            ),
+        ]
+        indexes = [
+            models.Index(fields=["state", "not_before"]),
+            models.Index(fields=["lock"]),
+            models.Index(fields=["-created_at"]),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.environment} build {self.number}"
+
+    @property
+    def finished(self) -> bool:
+        return self.state in FINISHED
+
+    # --- moves ---------------------------------------------------------------------------------
+
+    def move(
+        self, to: BuildState, *, lease: Lease | None = None, message: str = "", **changes: Any
+    ) -> None:
+        """Move to `to` and record the event.
+
+        Raises:
+            LeaseLostError: with a lease that is no longer the build's.
+            TransitionError: another came first.
+        """
+        now = timezone.now()
+        changes |= {"state": to, "finished_at": now if to in FINISHED else None}
+        if to not in RUNNING:
+            changes |= {"lease_expires_at": None, "lease_owner": ""}
+        rows = Build.objects.filter(pk=self.pk, state__in=sources(to))
+        if lease is not None:
+            rows = rows.filter(lease_token=lease.token)
+        with transaction.atomic():
+            if not rows.update(**changes):
+                self.refresh_from_db(fields=["state", "lease_token"])
+                if lease is not None and self.lease_token != lease.token:
+                    raise LeaseLostError(f"{self} is run by another worker.")
+                raise TransitionError(f"{self} is {self.state}; it cannot become {to}.")
+            BuildEvent.objects.create(build=self, state=to, message=message)
+        self.refresh_from_db(fields=["attempt", *changes])
+
+    def claim(self, owner: str, *, life: timedelta) -> Lease | None:
+        """Start the next attempt; None where the build is not due, or another has it."""
+        now = timezone.now()
+        # A build that is restored from its archive, or tried again, has its lock: no new solve.
+        first = BuildState.SOLVING if self.lock_id is None else BuildState.FETCHING
+        claimed = Build.objects.due(now).filter(pk=self.pk, lock_id=self.lock_id).update(
+            state=first,
+            attempt=F("attempt") + 1,
+            lease_owner=owner,
+            lease_token=F("lease_token") + 1,
+            lease_expires_at=now + life,
+            attempt_started_at=now,
+            progress={},
+        )
+        if not claimed:
+            return None
+        self.refresh_from_db()
+        BuildEvent.objects.create(build=self, state=first, message=f"attempt {self.attempt}")
+        return Lease(build_id=self.pk, owner=owner, token=self.lease_token)
+
+    def fail(self, error: StoreError, *, lease: Lease | None = None) -> None:
+        self.move(BuildState.FAILED, lease=lease, message=str(error), failure=failure_json(error))
+
+    def requeue(self, *, delay: timedelta, message: str, lease: Lease | None = None) -> None:
+        """Another attempt, after `delay`."""
+        self.move(
+            BuildState.QUEUED,
+            lease=lease,
+            message=message,
+            not_before=timezone.now() + delay,
+            message_sent_at=None,
+        )
+
+    def give_up_lost(self, *, attempts: int, backoff: timedelta) -> None:
+        """What becomes of a build whose worker went silent: cancelled, tried again, or failed."""
+        lost = Lease(build_id=self.pk, owner=self.lease_owner, token=self.lease_token)
+        if self.state == BuildState.CANCELLING:
+            self.move(BuildState.CANCELLED, lease=lost)
+        elif self.attempt >= attempts:
+            self.fail(WorkerLostError(f"Its worker was lost {self.attempt} times."), lease=lost)
+        else:
+            self.requeue(
+                delay=backoff_delay(self.attempt, first=backoff),
+                message=f"{self.lease_owner} was lost",
+                lease=lost,
+            )
+
+    # --- log -----------------------------------------------------------------------------------
+
+    def append_log(self, lines: Sequence[str], *, lease: Lease | None = None) -> None:
+        """Append lines (no line ends); what it costs does not depend on what is there already."""
+        if not lines:
+            return
+        rows = Build.objects.filter(pk=self.pk, log_archive=None)
+        if lease is not None:
+            rows = rows.filter(lease_token=lease.token)
+        with transaction.atomic():
+            if not rows.update(log_lines=F("log_lines") + len(lines)):
+                raise LeaseLostError(f"{self} is not run by this worker any more.")
+            total = Build.objects.values_list("log_lines", flat=True).get(pk=self.pk)
+            LogChunk.objects.create(
+                build=self, first=total - len(lines), count=len(lines), text="\n".join(lines)
+            )
+
+    def log_from(self, start: int = 0, *, limit: int = 100_000) -> list[str]:
+        """The log's lines from number `start` on."""
+        if self.origin_id and not self.log_lines:
+            return Build.objects.get(pk=self.origin_id).log_from(start, limit=limit)
+        archive = Build.objects.values_list("log_archive", flat=True).get(pk=self.pk)
+        if archive is not None:
+            text = zstandard.ZstdDecompressor().decompress(bytes(archive), max_output_size=1 << 31)
+            lines = text.decode().split("\n")
+            return lines[start : start + limit] if text else []
+        lines = []
+        for chunk in self.log_chunks.filter(first__gt=start - F("count")).order_by("first"):
+            part = chunk.text.split("\n")
+            lines += part[max(0, start - chunk.first) :]
+            if len(lines) >= limit:
+                break
+        return lines[:limit]
+
+    def archive_log(self) -> None:
+        """Fold the chunks of a finished build into one compressed value."""
+        chunks = self.log_chunks.order_by("first").values_list("text", flat=True)
+        compressor = zstandard.ZstdCompressor(level=6).compressobj()
+        packed = bytearray()
+        for index, text in enumerate(chunks.iterator()):
+            packed += compressor.compress((("\n" if index else "") + text).encode())
+        packed += compressor.flush()
+        with transaction.atomic():
+            folded = Build.objects.filter(
+                pk=self.pk, log_archive=None, state__in=FINISHED, log_lines=self.log_lines
+            ).update(log_archive=bytes(packed))
+            if folded:
+                self.log_chunks.all().delete()
+
+
+class BuildEvent(models.Model):
+    """One move of a build."""
+
+    build = models.ForeignKey(Build, models.CASCADE, related_name="events")
+    state = models.CharField(max_length=12)
+    at = models.DateTimeField(default=timezone.now, editable=False)
+    message = models.TextField(blank=True)
+
+    class Meta:
+        ordering = ["pk"]
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return f"{self.build_id} {self.state}"
+
+
+class LogChunk(models.Model):
+    """Some lines of the log of a build that runs."""
+
+    build = models.ForeignKey(Build, models.CASCADE, related_name="log_chunks")
+    first = models.PositiveIntegerField(help_text="Number of its first line, from 0.")
+    count = models.PositiveIntegerField()
+    text = models.TextField()
+    at = models.DateTimeField(default=timezone.now, editable=False)
+
+    class Meta:
+        default_permissions = ()
+        constraints = [models.UniqueConstraint(fields=["build", "first"], name="log_line_once")]
+
+    def __str__(self) -> str:
+        return f"{self.build_id} lines {self.first}-{self.first + self.count}"
+
+
+class BuildTag(models.Model):
+    """A movable name of a build of an environment."""
+
+    environment = models.ForeignKey(Environment, models.CASCADE, related_name="tags")
+    name = models.CharField(max_length=64)
+    build = models.ForeignKey(Build, models.CASCADE, related_name="tags")
+    moved_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        ordering = ["name"]
+        default_permissions = ()
+        constraints = [models.UniqueConstraint(fields=["environment", "name"], name="tag_once")]
+
+    def __str__(self) -> str:
+        return f"{self.environment}:{self.name}"
+
+
+def backoff_delay(attempt: int, *, first: timedelta, ceiling: timedelta | None = None) -> timedelta:
+    """first, twice that, four times that, ... up to `ceiling` (10 minutes)."""
+    return min(first * 2 ** max(0, attempt - 1), ceiling or timedelta(minutes=10))

@@ -1,0 +1,104 @@
+"""Channels that were used, what they offer, and the credentials some of them need."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from typing import Self
+
+from cryptography.fernet import Fernet, InvalidToken
+from django.conf import settings
+from django.db import models
+from django.db.models import Q
+from django.utils import timezone
+
+from environments.models.namespaces import Namespace
+
+
+class Channel(models.Model):
+    """A channel by its base URL, without credentials."""
+
+    url = models.CharField(max_length=500, unique=True)
+    first_seen_at = models.DateTimeField(default=timezone.now, editable=False)
+    indexed_state = models.CharField(max_length=64, blank=True)
+    indexed_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering = ["url"]
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return self.url
+
+
+class IndexedPackage(models.Model):
+    """One package name of a channel, for search; refreshed when the channel's state changes."""
+
+    channel = models.ForeignKey(Channel, models.CASCADE, related_name="packages")
+    name = models.CharField(max_length=200)
+    latest_version = models.CharField(max_length=100, blank=True)
+    versions = models.PositiveIntegerField(default=0)
+    subdirs = models.JSONField(default=list)
+    license = models.CharField(max_length=300, blank=True)
+    summary = models.TextField(blank=True)
+
+    class Meta:
+        ordering = ["name", "channel__url"]
+        default_permissions = ()
+        constraints = [
+            models.UniqueConstraint(fields=["channel", "name"], name="channel_package_once")
+        ]
+        indexes = [models.Index(fields=["name"])]
+
+    def __str__(self) -> str:
+        return f"{self.channel.url}::{self.name}"
+
+
+def _cipher() -> Fernet:
+    key = hashlib.sha256(b"channel-credentials:" + settings.SECRET_KEY.encode()).digest()
+    return Fernet(base64.urlsafe_b64encode(key))
+
+
+class ChannelCredentialQuerySet(models.QuerySet["ChannelCredential"]):
+    def for_namespace(self, namespace: Namespace | None) -> Self:
+        """Those of the namespace and those of the whole installation; longest prefix first."""
+        mine = Q(namespace=None) if namespace is None else Q(namespace=None) | Q(namespace=namespace)
+        return self.filter(mine).order_by(models.functions.Length("url_prefix").desc(), "pk")
+
+
+class ChannelCredential(models.Model):
+    """A secret for the URLs that start with `url_prefix`; stored encrypted, never shown again."""
+
+    namespace = models.ForeignKey(
+        Namespace, models.CASCADE, null=True, blank=True, related_name="credentials"
+    )
+    url_prefix = models.CharField(max_length=500)
+    kind = models.CharField(max_length=8, choices=[("token", "token"), ("basic", "basic")])
+    sealed = models.TextField(editable=False)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    objects = ChannelCredentialQuerySet.as_manager()
+
+    class Meta:
+        default_permissions = ()
+        constraints = [
+            models.UniqueConstraint(
+                fields=["namespace", "url_prefix"],
+                name="credential_once",
+                nulls_distinct=False,
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.kind} for {self.url_prefix}"
+
+    def seal(self, secret: str) -> None:
+        self.sealed = _cipher().encrypt(secret.encode()).decode()
+
+    @property
+    def secret(self) -> str:
+        """Empty where the installation's key has changed since: it must be entered again."""
+        try:
+            return _cipher().decrypt(self.sealed.encode()).decode()
+        except InvalidToken:
+            return ""

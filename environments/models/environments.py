@@ -1,0 +1,127 @@
+"""Environments: a name in a namespace, its numbered builds, and the pointer to the current one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+from django.db import models
+from django.db.models import F, Q
+from django.utils import timezone
+from guardian.models import GroupObjectPermissionBase, UserObjectPermissionBase
+from guardian.shortcuts import get_objects_for_user
+
+from accounts.access import Actor
+from accounts.models import User
+from accounts.roles import PUBLIC, Perm
+from environments.models.namespaces import Namespace
+
+if TYPE_CHECKING:
+    from environments.models.builds import Build
+
+SHARED = "shared_environment"
+
+
+class EnvironmentQuerySet(models.QuerySet["Environment"]):
+    def with_perm(self, actor: Actor, perm: Perm) -> Self:
+        """By a role on the namespace; to view and download also where it is shared by itself."""
+        allowed = Q(namespace__in=Namespace.objects.with_perm(actor, perm).values("pk"))
+        if perm in PUBLIC and actor.signed_in and actor.allows(perm):
+            shared = get_objects_for_user(
+                actor.account,
+                SHARED,
+                klass=Environment,
+                with_superuser=False,
+                accept_global_perms=False,
+            )
+            mine = Q(pk__in=shared.values("pk"))
+            if actor.only_namespaces is not None:
+                mine &= Q(namespace__name__in=actor.only_namespaces)
+            allowed |= mine
+        return self.present().filter(allowed)
+
+    def visible_to(self, actor: Actor) -> Self:
+        return self.with_perm(actor, Perm.VIEW)
+
+    def present(self) -> Self:
+        return self.filter(deleted_at=None)
+
+
+class Environment(models.Model):
+    """A name in a namespace, with numbered builds and a pointer to its current one.
+
+    `pinned` keeps the pointer where a person put it: builds that finish later do not move it.
+    """
+
+    namespace = models.ForeignKey(Namespace, models.PROTECT, related_name="environments")
+    name = models.CharField(max_length=64)
+    description = models.TextField(blank=True)
+    current = models.ForeignKey(
+        "environments.Build", models.SET_NULL, null=True, blank=True, related_name="+"
+    )
+    pinned = models.BooleanField(default=False)
+    last_number = models.PositiveIntegerField(default=0)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    created_by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")
+    updated_at = models.DateTimeField(default=timezone.now, editable=False)
+    deleted_at = models.DateTimeField(null=True, blank=True)
+
+    objects = EnvironmentQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["namespace__name", "name"]
+        default_permissions = ()
+        permissions = [(SHARED, "May see and download the environment")]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["namespace", "name"],
+                condition=Q(deleted_at=None),
+                name="environment_name_once",
+            ),
+            models.CheckConstraint(
+                condition=Q(pinned=False) | Q(current__isnull=False),
+                name="environment_pinned_has_current",
+            ),
+        ]
+        indexes = [models.Index(fields=["name"]), models.Index(fields=["-updated_at"])]
+
+    def __str__(self) -> str:
+        return f"{self.namespace.name}/{self.name}"
+
+    def take_number(self) -> int:
+        """The next build's number: one guarded UPDATE, so that two never get the same."""
+        Environment.objects.filter(pk=self.pk).update(
+            last_number=F("last_number") + 1, updated_at=timezone.now()
+        )
+        self.refresh_from_db(fields=["last_number", "updated_at"])
+        return self.last_number
+
+    def advance(self, build: Build) -> bool:
+        """Point to `build`, unless the pointer is pinned or at a newer build; True if it moved."""
+        older = Q(current=None) | Q(current__number__lt=build.number)
+        return bool(
+            Environment.objects.filter(pk=self.pk, pinned=False, deleted_at=None)
+            .filter(pk__in=Environment.objects.filter(older).values("pk"))
+            .update(current=build, updated_at=timezone.now())
+        )
+
+    def point(self, build: Build, *, pinned: bool, expected: Build | None) -> bool:
+        """Compare-and-set of the pointer: False where it is not at `expected` any more."""
+        return bool(
+            Environment.objects.filter(pk=self.pk, current=expected, deleted_at=None).update(
+                current=build, pinned=pinned, updated_at=timezone.now()
+            )
+        )
+
+
+class EnvironmentUserObjectPermission(UserObjectPermissionBase):
+    content_object = models.ForeignKey(Environment, models.CASCADE, related_name="user_shares")
+
+    class Meta(UserObjectPermissionBase.Meta):
+        default_permissions = ()
+
+
+class EnvironmentGroupObjectPermission(GroupObjectPermissionBase):
+    content_object = models.ForeignKey(Environment, models.CASCADE, related_name="group_shares")
+
+    class Meta(GroupObjectPermissionBase.Meta):
+        default_permissions = ()

@@ -1,0 +1,304 @@
+"""Specifications and locks as rows; package records are shared by all locks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Self
+
+from django.db import models, transaction
+from django.utils import timezone
+
+from environments.domain.lock import Lock, PlatformLock
+from environments.domain.records import CondaPackage, PypiPackage
+from environments.domain.specification import Specification
+
+#: SQLite takes a limited number of variables in one statement.
+BATCH = 500
+
+
+class SpecificationRow(models.Model):
+    """What was asked for, normalised; equal requests are one row."""
+
+    digest = models.CharField(max_length=64, unique=True)
+    content = models.JSONField()
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    class Meta:
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return self.digest[:12]
+
+    @classmethod
+    def store(cls, specification: Specification) -> SpecificationRow:
+        return cls.objects.get_or_create(
+            digest=specification.digest, defaults={"content": specification.to_json()}
+        )[0]
+
+    def value(self) -> Specification:
+        return Specification.from_json(self.content)
+
+
+class CondaRecord(models.Model):
+    """One package of a channel, as the channel described it when it was locked."""
+
+    url = models.CharField(max_length=1000)
+    sha256 = models.CharField(max_length=64)
+    name = models.CharField(max_length=200)
+    version = models.CharField(max_length=100)
+    build = models.CharField(max_length=200)
+    build_number = models.BigIntegerField()
+    subdir = models.CharField(max_length=32)
+    channel = models.CharField(max_length=500)
+    file_name = models.CharField(max_length=400)
+    md5 = models.CharField(max_length=32, blank=True)
+    size = models.BigIntegerField()
+    license = models.CharField(max_length=500, blank=True)
+    timestamp = models.BigIntegerField(null=True)
+    noarch = models.CharField(max_length=16, blank=True)
+    record = models.TextField(help_text="The channel's own JSON object.")
+    first_seen_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    class Meta:
+        default_permissions = ()
+        ordering = ["name", "version", "pk"]
+        constraints = [models.UniqueConstraint(fields=["sha256", "url"], name="record_once")]
+        indexes = [models.Index(fields=["name", "version"])]
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.version}-{self.build}"
+
+    @classmethod
+    def from_value(cls, package: CondaPackage) -> CondaRecord:
+        return cls(
+            url=package.url,
+            sha256=package.sha256,
+            name=package.name,
+            version=package.version,
+            build=package.build,
+            build_number=package.build_number,
+            subdir=package.subdir,
+            channel=package.channel,
+            file_name=package.file_name,
+            md5=package.md5,
+            size=package.size,
+            license=package.license,
+            timestamp=package.timestamp,
+            noarch=package.noarch,
+            record=package.record_json(),
+        )
+
+    def value(self) -> CondaPackage:
+        return CondaPackage.from_record(
+            json.loads(self.record), url=self.url, channel=self.channel, file_name=self.file_name
+        )
+
+
+class PypiRecord(models.Model):
+    """One wheel of a Python index."""
+
+    url = models.CharField(max_length=1000)
+    sha256 = models.CharField(max_length=64)
+    name = models.CharField(max_length=200)
+    version = models.CharField(max_length=100)
+    file_name = models.CharField(max_length=400)
+    size = models.BigIntegerField()
+    requires = models.JSONField(default=list)
+    requires_python = models.CharField(max_length=200, blank=True)
+    license = models.CharField(max_length=500, blank=True)
+    first_seen_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    class Meta:
+        default_permissions = ()
+        ordering = ["name", "version", "pk"]
+        constraints = [models.UniqueConstraint(fields=["sha256", "url"], name="wheel_once")]
+        indexes = [models.Index(fields=["name", "version"])]
+
+    def __str__(self) -> str:
+        return self.file_name
+
+    @classmethod
+    def from_value(cls, package: PypiPackage) -> PypiRecord:
+        return cls(
+            url=package.url,
+            sha256=package.sha256,
+            name=package.name,
+            version=package.version,
+            file_name=package.file_name,
+            size=package.size,
+            requires=list(package.requires),
+            requires_python=package.requires_python,
+            license=package.license,
+        )
+
+    def value(self) -> PypiPackage:
+        return PypiPackage(
+            name=self.name,
+            version=self.version,
+            file_name=self.file_name,
+            url=self.url,
+            sha256=self.sha256,
+            size=self.size,
+            requires=tuple(self.requires),
+            requires_python=self.requires_python,
+            license=self.license,
+        )
+
+
+def _stored(
+    model: type[CondaRecord] | type[PypiRecord], packages: Iterable[CondaPackage | PypiPackage]
+) -> dict[tuple[str, str], int]:
+    """Store what is new; the key of each package's row by (url, sha256)."""
+    rows = {(p.url, p.sha256): model.from_value(p) for p in packages}  # type: ignore[arg-type]
+    # Sorted, so that two transactions that store the same packages wait in the same order.
+    ordered = [rows[key] for key in sorted(rows)]
+    model.objects.bulk_create(ordered, batch_size=BATCH // 4, ignore_conflicts=True)  # type: ignore[arg-type]
+    digests = sorted({sha256 for _, sha256 in rows})
+    found: dict[tuple[str, str], int] = {}
+    for start in range(0, len(digests), BATCH):
+        batch = model.objects.filter(sha256__in=digests[start : start + BATCH])
+        found.update({(url, sha): pk for url, sha, pk in batch.values_list("url", "sha256", "pk")})
+    return {key: found[key] for key in rows}
+
+
+class LockQuerySet(models.QuerySet["LockRow"]):
+    def with_packages(self) -> Self:
+        return self.prefetch_related("conda__package", "pypi__package")
+
+
+class LockRow(models.Model):
+    """What a solve gave, named by its digest; its packages are rows that locks share."""
+
+    digest = models.CharField(max_length=64, unique=True)
+    channels = models.JSONField()
+    platforms = models.JSONField()
+    package_count = models.PositiveIntegerField()
+    size = models.BigIntegerField(help_text="Bytes to fetch, all platforms.")
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    objects = LockQuerySet.as_manager()
+
+    class Meta:
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return self.digest[:12]
+
+    @classmethod
+    def store(cls, lock: Lock) -> LockRow:
+        """One row for equal locks, also when two processes store it at once."""
+        if found := cls.objects.filter(digest=lock.digest).first():
+            return found
+        conda = [package for part in lock for package in part.conda]
+        pypi = [package for part in lock for package in part.pypi]
+        with transaction.atomic():
+            conda_keys, pypi_keys = _stored(CondaRecord, conda), _stored(PypiRecord, pypi)
+            row, created = cls.objects.get_or_create(
+                digest=lock.digest,
+                defaults={
+                    "channels": list(lock.channels),
+                    "platforms": [part.platform for part in lock],
+                    "package_count": len(conda) + len(pypi),
+                    "size": sum(p.size for p in [*conda, *pypi]),
+                },
+            )
+            if created:
+                LockedConda.objects.bulk_create(
+                    [
+                        LockedConda(
+                            lock=row,
+                            package_id=conda_keys[package.url, package.sha256],
+                            platform=part.platform,
+                            position=position,
+                        )
+                        for part in lock
+                        for position, package in enumerate(part.conda)
+                    ],
+                    batch_size=BATCH // 4,
+                )
+                LockedPypi.objects.bulk_create(
+                    [
+                        LockedPypi(
+                            lock=row,
+                            package_id=pypi_keys[package.url, package.sha256],
+                            platform=part.platform,
+                            position=position,
+                        )
+                        for part in lock
+                        for position, package in enumerate(part.pypi)
+                    ],
+                    batch_size=BATCH // 4,
+                )
+        return row
+
+    def value(self) -> Lock:
+        """Three queries, or none after `with_packages()`."""
+        conda: Sequence[LockedConda] = self.conda.all()
+        pypi: Sequence[LockedPypi] = self.pypi.all()
+        if not getattr(self, "_prefetched_objects_cache", None):
+            conda = list(self.conda.select_related("package"))
+            pypi = list(self.pypi.select_related("package"))
+        return Lock(
+            channels=tuple(self.channels),
+            platforms=tuple(
+                PlatformLock(
+                    platform=platform,
+                    conda=tuple(e.package.value() for e in conda if e.platform == platform),
+                    pypi=tuple(e.package.value() for e in pypi if e.platform == platform),
+                )
+                for platform in self.platforms
+            ),
+        )
+
+
+class LockedConda(models.Model):
+    lock = models.ForeignKey(LockRow, models.CASCADE, related_name="conda")
+    package = models.ForeignKey(CondaRecord, models.PROTECT, related_name="locked")
+    platform = models.CharField(max_length=32)
+    position = models.PositiveIntegerField(help_text="Dependencies first.")
+
+    class Meta:
+        default_permissions = ()
+        ordering = ["lock", "platform", "position"]
+        constraints = [
+            models.UniqueConstraint(fields=["lock", "platform", "package"], name="locked_once")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.lock} {self.platform} {self.package_id}"
+
+
+class LockedPypi(models.Model):
+    lock = models.ForeignKey(LockRow, models.CASCADE, related_name="pypi")
+    package = models.ForeignKey(PypiRecord, models.PROTECT, related_name="locked")
+    platform = models.CharField(max_length=32)
+    position = models.PositiveIntegerField()
+
+    class Meta:
+        default_permissions = ()
+        ordering = ["lock", "platform", "position"]
+        constraints = [
+            models.UniqueConstraint(fields=["lock", "platform", "package"], name="wheel_locked_once")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.lock} {self.platform} {self.package_id}"
+
+
+class SolveRow(models.Model):
+    """A solve that was done: the same inputs are answered with its lock."""
+
+    #: sha256 of the specification, the channels' state, the platforms and the policy version.
+    key = models.CharField(max_length=64, unique=True)
+    specification = models.ForeignKey(SpecificationRow, models.CASCADE, related_name="solves")
+    lock = models.ForeignKey(LockRow, models.CASCADE, related_name="solves")
+    channel_state = models.CharField(max_length=64)
+    seconds = models.FloatField()
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    class Meta:
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return f"{self.specification} -> {self.lock}"

@@ -1,0 +1,91 @@
+"""Namespaces: what owns environments, and who holds which role in them."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from django.contrib.auth.models import Group
+from django.db import models
+from django.db.models import Q
+from django.utils import timezone
+from guardian.models import GroupObjectPermissionBase, UserObjectPermissionBase
+from guardian.shortcuts import assign_perm, get_objects_for_user, get_perms, remove_perm
+
+from accounts.access import Actor
+from accounts.models import User
+from accounts.roles import PUBLIC, Perm, Role, roles_with
+
+
+class NamespaceQuerySet(models.QuerySet["Namespace"]):
+    def with_perm(self, actor: Actor, perm: Perm) -> Self:
+        """Those in which `actor` may do what `perm` names."""
+        if not actor.allows(perm):
+            return self.none()
+        allowed = Q(public=True) if perm in PUBLIC else Q(pk__in=())
+        if actor.is_superuser:
+            allowed = ~Q(pk__in=())
+        elif actor.signed_in:
+            held = get_objects_for_user(
+                actor.account,
+                [role.codename for role in roles_with(perm)],
+                klass=Namespace,
+                any_perm=True,
+                with_superuser=actor.token is None or not actor.token.role,
+                accept_global_perms=False,
+            )
+            allowed |= Q(pk__in=held.values("pk"))
+        if actor.only_namespaces is not None:
+            allowed &= Q(name__in=actor.only_namespaces)
+        return self.filter(allowed)
+
+    def visible_to(self, actor: Actor) -> Self:
+        return self.with_perm(actor, Perm.VIEW)
+
+
+class Namespace(models.Model):
+    """Owns environments; the unit of rights, policy and quota."""
+
+    name = models.CharField(max_length=64, unique=True)
+    description = models.TextField(blank=True)
+    personal = models.BooleanField(default=False, help_text="Belongs to one person.")
+    public = models.BooleanField(default=False, help_text="Everybody may see and download.")
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    created_by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")
+
+    objects = NamespaceQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["name"]
+        default_permissions = ()
+        permissions = [(role.codename, f"Is {role.value} of the namespace") for role in Role]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def grant(self, role: Role, holder: User | Group) -> None:
+        """`holder` has `role` and no other one afterwards."""
+        self.revoke(holder)
+        assign_perm(role.codename, holder, self)
+
+    def revoke(self, holder: User | Group) -> None:
+        for role in Role:
+            remove_perm(role.codename, holder, self)
+
+    def roles_of(self, holder: User | Group) -> list[Role]:
+        """For a user: those held through groups too."""
+        held = set(get_perms(holder, self))
+        return [role for role in Role if role.codename in held]
+
+
+class NamespaceUserObjectPermission(UserObjectPermissionBase):
+    content_object = models.ForeignKey(Namespace, models.CASCADE, related_name="user_grants")
+
+    class Meta(UserObjectPermissionBase.Meta):
+        default_permissions = ()
+
+
+class NamespaceGroupObjectPermission(GroupObjectPermissionBase):
+    content_object = models.ForeignKey(Namespace, models.CASCADE, related_name="group_grants")
+
+    class Meta(GroupObjectPermissionBase.Meta):
+        default_permissions = ()

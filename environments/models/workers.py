@@ -1,0 +1,73 @@
+"""Who is alive: workers, and the one scheduler that acts. Said by themselves, never by the broker."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Self
+
+from django.db import models
+from django.db.models import Q
+from django.utils import timezone
+
+
+class WorkerQuerySet(models.QuerySet["Worker"]):
+    def alive(self) -> Self:
+        return self.filter(expires_at__gt=timezone.now())
+
+
+class Worker(models.Model):
+    """A worker or scheduler process; its row expires unless it says that it lives."""
+
+    SCHEDULER = "scheduler"
+
+    name = models.CharField(max_length=200, unique=True)
+    platform = models.CharField(max_length=32, blank=True)
+    queues = models.JSONField(default=list)
+    started_at = models.DateTimeField(default=timezone.now)
+    expires_at = models.DateTimeField()
+
+    objects = WorkerQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["name"]
+        default_permissions = ("view",)
+
+    def __str__(self) -> str:
+        return self.name
+
+    @classmethod
+    def announce(cls, name: str, *, platform: str, queues: list[str], life: timedelta) -> None:
+        cls.objects.update_or_create(
+            name=name,
+            defaults={
+                "platform": platform,
+                "queues": queues,
+                "expires_at": timezone.now() + life,
+            },
+        )
+
+
+class Leader(models.Model):
+    """A duty that one process at a time has: taken and kept by a guarded UPDATE."""
+
+    duty = models.CharField(max_length=32, unique=True)
+    owner = models.CharField(max_length=200)
+    expires_at = models.DateTimeField()
+
+    class Meta:
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return f"{self.duty}: {self.owner}"
+
+    @classmethod
+    def lead(cls, duty: str, owner: str, *, life: timedelta) -> bool:
+        """True while `owner` has the duty; takes it where nobody has."""
+        now = timezone.now()
+        free = Q(owner=owner) | Q(expires_at__lt=now)
+        changes = {"owner": owner, "expires_at": now + life}
+        if cls.objects.filter(free, duty=duty).update(**changes):
+            return True
+        if cls.objects.filter(duty=duty).exists():
+            return False
+        return cls.objects.get_or_create(duty=duty, defaults=changes)[0].owner == owner

@@ -1,0 +1,288 @@
+"""What people ask of builds: submit, cancel, choose the current one, tag, archive, delete."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from django.conf import settings
+from django.db import IntegrityError, transaction
+from django.utils import timezone
+
+from accounts.access import Actor, require
+from accounts.roles import Perm
+from environments import folders, platforms
+from environments.domain.errors import ConflictError, NotFoundError, TransitionError
+from environments.domain.lifecycle import CANCELLABLE, FINISHED, RUNNING, BuildState
+from environments.domain.names import parse_name
+from environments.domain.policy import judge_names
+from environments.domain.specification import (
+    Credential,
+    Defaults,
+    Submission,
+    parse_specification,
+)
+from environments.models import (
+    AuditEvent,
+    Build,
+    BuildEvent,
+    BuildTag,
+    Channel,
+    ChannelCredential,
+    Environment,
+    Namespace,
+    SpecificationRow,
+)
+from environments.operations import queueing
+from environments.policies import policy_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submitted:
+    """`created` is False where the idempotency key was seen before: the build is the first one."""
+
+    build: Build
+    warnings: tuple[str, ...]
+    created: bool
+
+
+def read_submission(
+    namespace: Namespace, text: str, *, platforms_wanted: Sequence[str] = ()
+) -> Submission:
+    """Parse and judge what does not need a solve; SpecificationError or PolicyError."""
+    defaults = Defaults(
+        channels=tuple(settings.DEFAULT_CHANNELS),
+        channel_alias=settings.CHANNEL_ALIAS,
+        platforms=tuple(platforms_wanted) or platforms.default_platforms(),
+        max_bytes=settings.MAX_SPECIFICATION_BYTES,
+    )
+    submission = parse_specification(text, defaults=defaults)
+    judge_names(policy_of(namespace), submission.specification)
+    return submission
+
+
+def keep_credentials(namespace: Namespace, credentials: Sequence[Credential]) -> None:
+    """Move secrets that stood in channel URLs to the secret store of the namespace."""
+    for credential in credentials:
+        row, _ = ChannelCredential.objects.get_or_create(
+            namespace=namespace,
+            url_prefix=credential.url_prefix,
+            defaults={"kind": credential.kind},
+        )
+        row.kind = credential.kind
+        row.seal(credential.secret)
+        row.save()
+
+
+@transaction.atomic
+def submit_build(
+    *,
+    actor: Actor,
+    environment: Environment,
+    specification: str,
+    idempotency_key: str = "",
+    force_solve: bool = False,
+    platforms_wanted: Sequence[str] = (),
+) -> Submitted:
+    """Queue a build of `specification` (any of the forms that are read) in `environment`."""
+    require(actor, Perm.BUILD, environment)
+    if idempotency_key and (known := _with_key(environment, idempotency_key)):
+        return Submitted(build=known, warnings=(), created=False)
+    namespace = environment.namespace
+    submission = read_submission(namespace, specification, platforms_wanted=platforms_wanted)
+    keep_credentials(namespace, submission.credentials)
+    value = submission.specification
+    for url in value.channels:
+        Channel.objects.get_or_create(url=url)
+    try:
+        with transaction.atomic():
+            build = Build.objects.create(
+                environment=environment,
+                number=environment.take_number(),
+                specification=SpecificationRow.store(value),
+                source=submission.source,
+                platform=platforms.to_link(value.platforms),
+                force_solve=force_solve,
+                requested_by=actor.account,
+                idempotency_key=idempotency_key,
+            )
+    except IntegrityError:
+        if known := _with_key(environment, idempotency_key):
+            return Submitted(build=known, warnings=(), created=False)
+        raise
+    BuildEvent.objects.create(build=build, state=BuildState.QUEUED)
+    if value.description and not environment.description:
+        Environment.objects.filter(pk=environment.pk).update(description=value.description)
+    AuditEvent.record(actor, "build.submit", build, {"specification": value.digest})
+    queueing.queue_build(build)
+    return Submitted(build=build, warnings=submission.warnings, created=True)
+
+
+def _with_key(environment: Environment, key: str) -> Build | None:
+    if not key:
+        return None
+    return Build.objects.filter(environment=environment, idempotency_key=key).first()
+
+
+@transaction.atomic
+def cancel_build(*, actor: Actor, build: Build) -> Build:
+    """Cancel at once what waits; tell the worker of what runs, which obeys within two seconds."""
+    require(actor, Perm.BUILD, build)
+    build.refresh_from_db()
+    if build.state == BuildState.CANCELLING or build.state == BuildState.CANCELLED:
+        return build
+    if build.state not in CANCELLABLE:
+        raise TransitionError(f"{build} is {build.state}: there is nothing to cancel.")
+    running = build.state in RUNNING
+    try:
+        build.move(
+            BuildState.CANCELLING if running else BuildState.CANCELLED,
+            message=f"cancelled by {actor.name}",
+        )
+    except TransitionError:
+        # It moved on between the look and the cancel: whatever it is now, try once more.
+        build.refresh_from_db()
+        if build.state in FINISHED:
+            raise
+        build.move(
+            BuildState.CANCELLING if build.state in RUNNING else BuildState.CANCELLED,
+            message=f"cancelled by {actor.name}",
+        )
+    AuditEvent.record(actor, "build.cancel", build)
+    return build
+
+
+@transaction.atomic
+def set_current_build(*, actor: Actor, build: Build, pin: bool = False) -> Build:
+    """Point the environment at `build`; a pinned pointer is not moved by later builds."""
+    require(actor, Perm.BUILD, build)
+    environment = Environment.objects.select_for_update().get(pk=build.environment_id)
+    build.refresh_from_db()
+    if build.state != BuildState.READY:
+        raise ConflictError(
+            f"{build} is {build.state}; only a READY build can be current.",
+            hint="Restore it first." if build.state == BuildState.ARCHIVED else None,
+        )
+    before = environment.current
+    if not environment.point(build, pinned=pin, expected=before):
+        raise TransitionError(f"Another build of {environment} became current just now.")
+    change = {"before": before.number if before else None, "after": build.number, "pinned": pin}
+    AuditEvent.record(actor, "environment.point", environment, change)
+    folders.follow_environment(environment)
+    build.environment.refresh_from_db()
+    return build
+
+
+def rollback(*, actor: Actor, environment: Environment, to: Build | None = None) -> Build:
+    """Back to `to`, or to the READY build before the current one; pins it there."""
+    require(actor, Perm.BUILD, environment)
+    if to is None:
+        current = environment.current
+        ready = environment.builds.filter(state=BuildState.READY, deleted_at=None)
+        if current is not None:
+            ready = ready.filter(number__lt=current.number)
+        to = ready.order_by("-number").first()
+        if to is None:
+            raise NotFoundError(f"{environment} has no READY build before the current one.")
+    return set_current_build(actor=actor, build=to, pin=True)
+
+
+@transaction.atomic
+def unpin(*, actor: Actor, environment: Environment) -> Environment:
+    """Roll forward: the newest READY build becomes current, and later ones will."""
+    require(actor, Perm.BUILD, environment)
+    Environment.objects.filter(pk=environment.pk).update(pinned=False, updated_at=timezone.now())
+    newest = (
+        environment.builds.filter(state=BuildState.READY, deleted_at=None)
+        .order_by("-number")
+        .first()
+    )
+    if newest is not None:
+        environment.advance(newest)
+    AuditEvent.record(actor, "environment.unpin", environment)
+    folders.follow_environment(environment)
+    environment.refresh_from_db()
+    return environment
+
+
+@transaction.atomic
+def tag_build(*, actor: Actor, build: Build, tag: str) -> Build:
+    """Move the tag here, from whichever build of the environment has it."""
+    require(actor, Perm.BUILD, build)
+    name = parse_name(tag, what="tag")
+    BuildTag.objects.update_or_create(
+        environment=build.environment,
+        name=name,
+        defaults={"build": build, "moved_at": timezone.now()},
+    )
+    AuditEvent.record(actor, "build.tag", build, {"tag": name})
+    return build
+
+
+@transaction.atomic
+def untag(*, actor: Actor, environment: Environment, tag: str) -> Environment:
+    require(actor, Perm.BUILD, environment)
+    removed, _ = BuildTag.objects.filter(environment=environment, name=tag).delete()
+    if not removed:
+        raise NotFoundError(f"{environment} has no tag {tag!r}.")
+    AuditEvent.record(actor, "build.untag", environment, {"tag": tag})
+    return environment
+
+
+@transaction.atomic
+def archive_build(*, actor: Actor, build: Build) -> Build:
+    """Drop the bytes; specification, lock, log and verdicts stay, and restoring needs no solve."""
+    require(actor, Perm.BUILD, build)
+    _require_idle(build, "archive")
+    build.move(BuildState.ARCHIVED, message=f"archived by {actor.name}", prefix=None)
+    AuditEvent.record(actor, "build.archive", build)
+    queueing.queue_tidy()
+    return build
+
+
+@transaction.atomic
+def restore_build(*, actor: Actor, build: Build) -> Build:
+    """Link the same lock again. The build does not become current by it."""
+    require(actor, Perm.BUILD, build)
+    build.refresh_from_db()
+    if build.state != BuildState.ARCHIVED:
+        raise TransitionError(f"{build} is {build.state}; only an ARCHIVED build is restored.")
+    build.move(
+        BuildState.QUEUED,
+        message=f"restored by {actor.name}",
+        attempt=0,
+        not_before=timezone.now(),
+        message_sent_at=None,
+        failure=None,
+    )
+    AuditEvent.record(actor, "build.restore", build)
+    queueing.queue_build(build)
+    return build
+
+
+@transaction.atomic
+def delete_build(*, actor: Actor, build: Build) -> Build:
+    """The row stays for the record, its bytes go to the trash; its number is never used again."""
+    require(actor, Perm.MANAGE, build)
+    build.refresh_from_db()
+    if build.state not in FINISHED:
+        raise ConflictError(f"{build} is {build.state}.", hint="Cancel it first.")
+    _require_idle(build, "delete")
+    Build.objects.filter(pk=build.pk).update(deleted_at=timezone.now())
+    if build.state == BuildState.READY:
+        build.move(BuildState.ARCHIVED, message=f"deleted by {actor.name}", prefix=None)
+    BuildTag.objects.filter(build=build).delete()
+    AuditEvent.record(actor, "build.delete", build)
+    queueing.queue_tidy()
+    build.refresh_from_db()
+    return build
+
+
+def _require_idle(build: Build, what: str) -> None:
+    """Never what is current (so never what is pinned); a leased build is not READY."""
+    environment = Environment.objects.select_for_update().get(pk=build.environment_id)
+    if environment.current_id == build.pk and environment.deleted_at is None:
+        raise ConflictError(
+            f"{build} is the current build of its environment: you cannot {what} it.",
+            hint="Make another build current first.",
+        )

@@ -1,0 +1,47 @@
+"""Previews: what would this specification give, and what would change?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from django.db import transaction
+
+from accounts.access import Actor, require
+from accounts.roles import Perm
+from environments.models import Environment, Namespace, Preview, SpecificationRow
+from environments.operations import queueing
+from environments.operations.builds import keep_credentials, read_submission
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Previewed:
+    preview: Preview
+    warnings: tuple[str, ...]
+
+
+@transaction.atomic
+def preview_solve(
+    *,
+    actor: Actor,
+    namespace: Namespace,
+    environment: Environment | None,
+    specification: str,
+    force_solve: bool = False,
+    platforms_wanted: Sequence[str] = (),
+) -> Previewed:
+    """Solve without building; the answer is compared with the environment's current build."""
+    require(actor, Perm.BUILD, namespace)
+    if environment is not None:
+        require(actor, Perm.VIEW, environment)
+    submission = read_submission(namespace, specification, platforms_wanted=platforms_wanted)
+    keep_credentials(namespace, submission.credentials)
+    preview = Preview.objects.create(
+        namespace=namespace,
+        environment=environment,
+        specification=SpecificationRow.store(submission.specification),
+        force_solve=force_solve,
+        requested_by=actor.account,
+    )
+    queueing.queue_preview(preview)
+    return Previewed(preview=preview, warnings=submission.warnings)

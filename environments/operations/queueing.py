@@ -1,0 +1,51 @@
+"""Send work to the queue after the transaction; a queue that is down loses nothing."""
+
+from __future__ import annotations
+
+import structlog
+from django.db import transaction
+from django.utils import timezone
+from dramatiq.errors import BrokerError
+from redis.exceptions import RedisError
+
+from environments import tasks
+from environments.models import Build, Preview
+
+logger = structlog.get_logger(__name__)
+#: What a broker that cannot be reached raises, by its kind.
+DOWN = (BrokerError, RedisError, OSError)
+
+
+def send_build(build: Build) -> None:
+    """Say that `build` is due. Where the queue is down, the sweep says it again later."""
+    try:
+        tasks.build_environment.send(build.pk)
+    except DOWN as error:
+        logger.warning("queue unreachable", build=build.pk, error=str(error))
+        return
+    Build.objects.filter(pk=build.pk).update(message_sent_at=timezone.now())
+
+
+def queue_build(build: Build) -> None:
+    transaction.on_commit(lambda: send_build(build))
+
+
+def send_preview(preview: Preview) -> None:
+    try:
+        tasks.solve_preview.send(str(preview.pk))
+    except DOWN as error:
+        logger.warning("queue unreachable", preview=str(preview.pk), error=str(error))
+
+
+def queue_preview(preview: Preview) -> None:
+    transaction.on_commit(lambda: send_preview(preview))
+
+
+def queue_tidy() -> None:
+    def send() -> None:
+        try:
+            tasks.tidy.send()
+        except DOWN as error:
+            logger.warning("queue unreachable", task="tidy", error=str(error))
+
+    transaction.on_commit(send)

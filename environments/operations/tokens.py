@@ -1,0 +1,133 @@
+"""API tokens and service accounts: made, shown once, revoked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from django.conf import settings
+from django.db import IntegrityError, transaction
+from django.utils import timezone
+
+from accounts.access import Actor, require_superuser
+from accounts.models import ApiToken, User, new_token_secret, token_digest
+from accounts.roles import ROLES, Role
+from environments.domain.errors import (
+    AccessDeniedError,
+    ConflictError,
+    InvalidInputError,
+    NotFoundError,
+)
+from environments.domain.names import parse_name
+from environments.models import AuditEvent, Namespace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewToken:
+    """`secret` is known now and never again."""
+
+    token: ApiToken
+    secret: str
+
+
+@transaction.atomic
+def create_token(
+    *,
+    actor: Actor,
+    name: str,
+    role: Role | None = None,
+    namespaces: Sequence[str] = (),
+    days: int = 90,
+    service_account: str = "",
+) -> NewToken:
+    """A token that acts for the actor, or for a service account that the actor owns.
+
+    A token never makes one that may do more than itself.
+    """
+    account = _account(actor, service_account)
+    name = parse_name(name, what="token")
+    longest = settings.TOKEN_MAX_AGE
+    if not timedelta(0) < timedelta(days=min(days, 36_500)) <= longest:
+        raise InvalidInputError(f"A token lives 1 to {longest.days} days.", where="days")
+    unknown = set(namespaces) - set(
+        Namespace.objects.visible_to(actor).filter(name__in=namespaces).values_list("name", flat=True)
+    )
+    if unknown:
+        raise NotFoundError(f"There is no namespace {min(unknown)!r}.", where="namespaces")
+    _require_within(actor, role, namespaces)
+    secret = new_token_secret()
+    expires_at = timezone.now() + timedelta(days=days)
+    if actor.token is not None:
+        expires_at = min(expires_at, actor.token.expires_at)
+    try:
+        with transaction.atomic():
+            token = ApiToken.objects.create(
+                user=account,
+                name=name,
+                digest=token_digest(secret),
+                hint=secret[:8],
+                role=role.value if role else "",
+                namespaces=sorted(set(namespaces)),
+                expires_at=expires_at,
+            )
+    except IntegrityError:
+        raise ConflictError(
+            f"There is a token {name!r} already.", hint="Revoke it first, or choose another name."
+        ) from None
+    AuditEvent.record(actor, "token.create", token, {"role": token.role, "for": account.username})
+    return NewToken(token=token, secret=secret)
+
+
+@transaction.atomic
+def revoke_token(*, actor: Actor, token_id: int | str) -> ApiToken:
+    mine = ApiToken.objects.filter(pk=token_id, revoked_at=None)
+    if not actor.is_superuser:
+        account = actor.account
+        mine = mine.filter(user=account) | mine.filter(user__owner=account)
+    token = mine.select_related("user").first()
+    if token is None:
+        raise NotFoundError("There is no such token.")
+    token.revoked_at = timezone.now()
+    token.save(update_fields=["revoked_at"])
+    AuditEvent.record(actor, "token.revoke", token)
+    return token
+
+
+@transaction.atomic
+def create_service_account(*, actor: Actor, name: str) -> User:
+    """An account without a password: it acts by tokens only. Its roles are granted to it."""
+    require_superuser(actor)
+    name = parse_name(name, what="service account")
+    if User.objects.filter(username=name).exists():
+        raise ConflictError(f"There is an account {name!r} already.")
+    account = User(username=name, is_service=True, owner=actor.account)
+    account.set_unusable_password()
+    account.save()
+    AuditEvent.record(actor, "account.create", account.username, {"service": True})
+    return account
+
+
+def _account(actor: Actor, service_account: str) -> User:
+    account = actor.account
+    if not service_account:
+        return account
+    services = User.objects.filter(is_service=True, username=service_account)
+    if not actor.is_superuser:
+        services = services.filter(owner=account)
+    found = services.first()
+    if found is None:
+        raise NotFoundError(f"There is no service account {service_account!r} of yours.")
+    return found
+
+
+def _require_within(actor: Actor, role: Role | None, namespaces: Sequence[str]) -> None:
+    token = actor.token
+    if token is None:
+        return
+    ceiling = token.ceiling
+    if ceiling is not None and (role is None or not ROLES[role] <= ROLES[ceiling]):
+        raise AccessDeniedError(f"This token may make tokens up to the role {ceiling.value} only.")
+    limits = actor.only_namespaces
+    if limits is not None and not (namespaces and set(namespaces) <= set(limits)):
+        raise AccessDeniedError(f"This token may make tokens for {', '.join(limits)} only.")

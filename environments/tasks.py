@@ -1,0 +1,56 @@
+"""Dramatiq actors: ids in, one call. The row is the truth; a message is a hint that it is due."""
+
+from __future__ import annotations
+
+import dramatiq
+from django.conf import settings
+
+from condastore import broker
+
+broker.configure()
+
+_MILLISECOND = 0.001
+
+
+def _limit(seconds: float) -> int:
+    """Dramatiq's own time limit only backs up the one that the work itself keeps."""
+    return int((seconds + 300) / _MILLISECOND)
+
+
+@dramatiq.actor(
+    queue_name="builds",
+    max_retries=0,
+    time_limit=_limit(settings.BUILD_TIME_LIMIT.total_seconds()),
+)
+def build_environment(build_id: int) -> None:
+    """Run one build. A message delivered twice does nothing the second time."""
+    from environments import building
+
+    building.run(build_id)
+
+
+@dramatiq.actor(
+    queue_name="solves",
+    max_retries=0,
+    time_limit=_limit(settings.SOLVE_TIME_LIMIT.total_seconds()),
+)
+def solve_preview(preview_id: str) -> None:
+    from environments import building
+
+    building.run_preview(preview_id)
+
+
+@dramatiq.actor(queue_name="upkeep", max_retries=0, time_limit=_limit(3600))
+def tidy() -> None:
+    """Empty the trash, move orphans there, and put the folders under `envs/` right."""
+    from environments import housekeeping
+
+    housekeeping.tidy()
+
+
+@dramatiq.actor(queue_name="upkeep", max_retries=0, time_limit=_limit(600))
+def index_channel(channel_id: int) -> None:
+    """Read the names that a channel offers, for search."""
+    from environments import housekeeping
+
+    housekeeping.index_channel(channel_id)
