@@ -1,0 +1,39 @@
+"""How far is a piece of long work, and may it go on?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from environments.domain.errors import LeaseLostError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """`done` of `total` packages or files; bytes where there are any; `current` is a name."""
+
+    stage: str  # "fetching", "linking", "compiling", ...
+    done: int = 0
+    total: int = 0
+    bytes_done: int = 0
+    bytes_total: int = 0
+    current: str = ""
+
+
+Report = Callable[[Progress], None]
+Cancelled = Callable[[], bool]
+
+
+def ignore(progress: Progress) -> None:
+    """Where nobody looks at the progress."""
+
+
+def never() -> bool:
+    """Where nothing can be cancelled."""
+    return False
+
+
+def obey(cancelled: Cancelled) -> None:
+    """Raise LeaseLostError where the work must stop."""
+    if cancelled():
+        raise LeaseLostError("This build was cancelled, or another worker has it now.")
