@@ -11,7 +11,7 @@ from django.conf import settings
 
 from environments.domain.errors import InvalidInputError
 from environments.engine import linking
-from environments.models import Build, Environment
+from environments.models import Build, Environment, Prefix
 
 ENVS, PREFIXES, TRASH = "envs", "prefixes", "trash"
 #: The length of the placeholder in which conda packages keep room for a prefix.
@@ -36,7 +36,10 @@ def planned_prefix(build: Build) -> str:
     environment = build.environment
     assert build.lock is not None
     leaf = f"{build.number}-{build.lock.digest[:12]}-{environment.name}"
-    return f"{PREFIXES}/{environment.namespace.name}/{leaf}"
+    path = f"{PREFIXES}/{environment.namespace.name}/{leaf}"
+    # An environment that was renamed or moved keeps the folders that bear its old name.
+    taken = Prefix.objects.filter(path=path).exclude(builds=build).exists()
+    return f"{path}-{build.pk}" if taken else path
 
 
 @contextmanager
@@ -86,3 +89,10 @@ def require_room(namespace: str, name: str) -> None:
             where="name",
             hint="Choose a shorter name.",
         )
+
+
+def discard(prefix: Path, environment: Environment) -> None:
+    """Send a prefix to the trash; first the folder follows the pointer, if it led here."""
+    follow_environment(environment)
+    if prefix.exists():
+        linking.to_trash(prefix, data() / TRASH)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from typing import Self
 
 from django.db import models, transaction
@@ -292,13 +293,21 @@ class SolveRow(models.Model):
     #: sha256 of the specification, the channels' state, the platforms and the policy version.
     key = models.CharField(max_length=64, unique=True)
     specification = models.ForeignKey(SpecificationRow, models.CASCADE, related_name="solves")
-    lock = models.ForeignKey(LockRow, models.CASCADE, related_name="solves")
+    lock = models.ForeignKey(
+        LockRow, models.CASCADE, null=True, related_name="solves", help_text="None: under way."
+    )
     channel_state = models.CharField(max_length=64)
-    seconds = models.FloatField()
-    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    seconds = models.FloatField(default=0)
+    created_at = models.DateTimeField(default=timezone.now)
 
     class Meta:
         default_permissions = ()
 
     def __str__(self) -> str:
         return f"{self.specification} -> {self.lock}"
+
+    def take_over(self, *, patience: timedelta) -> bool:
+        """True for the one who may solve in place of somebody who was silent for `patience`."""
+        now = timezone.now()
+        silent = SolveRow.objects.filter(pk=self.pk, lock=None, created_at__lt=now - patience)
+        return bool(silent.update(created_at=now))

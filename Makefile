@@ -1,0 +1,52 @@
+# make demo | test | bench | lint | accept; each sets up what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PYTHONDONTWRITEBYTECODE ?=
+
+.PHONY: demo test bench lint accept schema lock clean
+
+# The virtual environment, from the locked requirements. uv is quick; pip is the fallback for
+# machines whose package index only pip is configured for.
+$(VENV)/ready-%: requirements/%.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "condastore needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
+	  || { echo "Python's venv module is missing: apt-get install python3-venv"; exit 2; }
+	@test -x $(BIN)/uv || $(BIN)/pip install --quiet --disable-pip-version-check "uv>=0.9,<1"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements/$*.txt \
+	  || $(BIN)/pip install --quiet --disable-pip-version-check -r requirements/$*.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable . \
+	  || $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+demo: $(VENV)/ready-server
+	@$(BIN)/python -m deploy.demo $(if $(ONCE),--once)
+
+test: $(VENV)/ready-dev
+	$(BIN)/python -m pytest --durations=20 $(ARGS)
+
+accept: $(VENV)/ready-dev
+	$(BIN)/python -m pytest tests/acceptance $(ARGS)
+
+bench: $(VENV)/ready-dev
+	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+lint: $(VENV)/ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+schema: $(VENV)/ready-dev
+	$(BIN)/python manage.py export_schema condastore.schema --path schema.graphql
+
+# The locked requirements, with hashes, for every Python and platform that is supported.
+lock: $(VENV)/ready-dev
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header \
+	  --no-annotate pyproject.toml --extra server --group demo -o requirements/server.txt
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header \
+	  --no-annotate pyproject.toml --extra server --group dev -o requirements/dev.txt
+
+clean:
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache demo-data

@@ -1,0 +1,136 @@
+"""What workers do beside builds: empty the trash, find orphans, follow pointers, read channels."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import structlog
+from django.conf import settings
+from django.db import transaction
+from django.utils import timezone
+
+from environments import folders
+from environments.domain.lifecycle import RUNNING
+from environments.engine import linking
+from environments.models import Build, Channel, Environment, IndexedPackage, Prefix
+from environments.tools import tools
+
+logger = structlog.get_logger(__name__)
+#: A folder that no row knows is an orphan only when it is older than any attempt may be.
+GRACE = timedelta(minutes=10)
+
+
+def tidy() -> None:
+    """Safe beside everything else, and beside itself."""
+    drop_prefixes()
+    drop_orphans()
+    follow_pointers()
+    linking.empty_trash(folders.data() / folders.TRASH, cancelled=lambda: False)
+
+
+def drop_prefixes() -> int:
+    """Trash the folders of prefixes that no build has any more; returns how many."""
+    dropped = 0
+    for prefix in Prefix.objects.filter(builds=None).iterator():
+        with transaction.atomic():
+            # Delete first: a build that takes it again meanwhile makes this fail, not the build.
+            gone, _ = Prefix.objects.filter(pk=prefix.pk, builds=None).delete()
+            path = folders.data() / prefix.path
+            if gone and path.is_dir():
+                linking.to_trash(path, folders.data() / folders.TRASH)
+        dropped += bool(gone)
+    return dropped
+
+
+def drop_orphans(*, grace: timedelta = GRACE) -> int:
+    """Trash folders below `prefixes/` that no row and no running build knows."""
+    root = folders.data() / folders.PREFIXES
+    oldest = time.time() - grace.total_seconds()
+    dropped = 0
+    for path in sorted(root.glob("*/*")):
+        if path.is_symlink() or not path.is_dir() or path.lstat().st_mtime > oldest:
+            continue
+        if not _known(path):
+            logger.warning("orphan folder", path=str(path))
+            linking.to_trash(path, folders.data() / folders.TRASH)
+            dropped += 1
+    return dropped
+
+
+def _known(path: Path) -> bool:
+    relative = path.relative_to(folders.data()).as_posix()
+    if Prefix.objects.filter(path=relative).exists():
+        return True
+    # Hidden folders are `.<final name>.<lease token>`; other ones may be about to get their row.
+    number = path.name.lstrip(".").split("-", 1)[0]
+    running = Build.objects.filter(state__in=RUNNING, environment__namespace__name=path.parent.name)
+    if number.isdecimal():
+        running = running.filter(number=int(number))
+    if path.name.startswith("."):
+        running = running.filter(lease_token=path.name.rsplit(".", 1)[-1])
+    return running.exists()
+
+
+def follow_pointers() -> int:
+    """Put right the folders that do not lead where their environment's pointer says."""
+    changed = 0
+    present = Environment.objects.present().select_related("namespace")
+    for namespace, name in present.values_list("namespace__name", "name").iterator():
+        changed += folders.follow(namespace, name)
+    root = folders.data() / folders.ENVS
+    for link in root.glob("*/*"):
+        if link.is_symlink() and not link.name.startswith("."):
+            changed += folders.follow(link.parent.name, link.name)
+    return changed
+
+
+def index_channel(channel_id: int) -> None:
+    """Read what a channel offers into rows, for search; nothing to do if it has not changed."""
+    channel = Channel.objects.get(pk=channel_id)
+    engine = tools().solver(())
+    state = engine.channel_state((channel.url,), ("linux-64",))
+    if state == channel.indexed_state:
+        Channel.objects.filter(pk=channel.pk).update(indexed_at=timezone.now())
+        return
+    rows = (
+        IndexedPackage(
+            channel=channel,
+            name=entry.name,
+            latest_version=entry.latest_version,
+            versions=entry.versions,
+            subdirs=list(entry.subdirs),
+            license=entry.license,
+            summary=entry.summary,
+        )
+        for entry in engine.describe(channel.url)
+    )
+    updated = ("latest_version", "versions", "subdirs", "license", "summary")
+    names: set[str] = set()
+    batch: list[IndexedPackage] = []
+
+    def store() -> None:
+        IndexedPackage.objects.bulk_create(
+            batch,
+            update_conflicts=True,
+            unique_fields=["channel", "name"],
+            update_fields=updated,
+        )
+        batch.clear()
+
+    for row in rows:
+        names.add(row.name)
+        batch.append(row)
+        if len(batch) >= 100:
+            store()
+    store()
+    for old in IndexedPackage.objects.filter(channel=channel).iterator():
+        if old.name not in names:
+            old.delete()
+    Channel.objects.filter(pk=channel.pk).update(indexed_state=state, indexed_at=timezone.now())
+
+
+def free_bytes() -> int:
+    return shutil.disk_usage(settings.DATA).free

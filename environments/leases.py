@@ -1,0 +1,324 @@
+"""One attempt of a build while it runs: its lease, its log, its progress, what it leaves behind.
+
+A thread of its own renews the lease, looks for a cancel, and writes log and progress, so that
+a stage which sits in a blocking call neither loses its build nor hides a cancel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import structlog
+from django.conf import settings
+from django.db import DatabaseError, InterfaceError, OperationalError, connection
+from django.utils import timezone
+from dramatiq.middleware import Shutdown
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
+from environments import folders, platforms
+from environments.domain.errors import LeaseLostError, StoreError, TimeLimitError, TransitionError
+from environments.domain.lifecycle import BuildState
+from environments.domain.lock import PlatformLock
+from environments.domain.specification import Specification
+from environments.engine import linking
+from environments.engine.package_cache import Progress
+from environments.models import Build, Prefix
+from environments.models.builds import Lease, backoff_delay
+from environments.tools import Tools
+
+logger = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+#: A cancel is seen, and log and progress are written, at least so often.
+BEAT = 0.4
+#: What a database that is down or restarting raises.
+DATABASE_DOWN = (OperationalError, InterfaceError)
+
+
+def persist(write: Callable[[], T], *, patience: timedelta | None = None) -> T:
+    """Do `write`, again for a while where the database cannot be reached."""
+    for attempt in Retrying(
+        retry=retry_if_exception_type(DATABASE_DOWN),
+        stop=stop_after_delay((patience or settings.LEASE).total_seconds()),
+        wait=wait_fixed(0.5),
+        reraise=True,
+    ):
+        with attempt:
+            try:
+                return write()
+            except DATABASE_DOWN:
+                if not connection.in_atomic_block:
+                    connection.close()
+                raise
+    raise AssertionError("unreachable")
+
+
+class Run:
+    """What the stages of a build see. Use as a context manager."""
+
+    def __init__(self, build: Build, lease: Lease, tools: Tools) -> None:
+        self.build, self.lease, self.tools = build, lease, tools
+        self.specification: Specification = build.specification.value()
+        self.timings: dict[str, float] = {}
+        self.lost = False  # another worker has the build, or may have by now
+        self._cancelling = False
+        self._stopping: BaseException | None = None
+        self._deadline = time.monotonic() + settings.BUILD_TIME_LIMIT.total_seconds()
+        self._lines: list[str] = []
+        self._progress: Progress | None = None
+        self._guard = threading.Lock()
+        self._write = threading.Lock()
+        self._end = threading.Event()
+        self._left: list[Path] = []
+        self._complete = False  # the final prefix is in place
+        self._renewed = time.monotonic()
+        self._thread = threading.Thread(target=self._watch, name=f"build-{build.pk}", daemon=True)
+
+    # --- what a build is made of ---------------------------------------------------------------
+
+    @cached_property
+    def part(self) -> PlatformLock:
+        """The lock's packages for the platform that is linked."""
+        assert self.build.lock is not None, "solved before it is fetched"
+        part = self.build.lock.value().on(self.build.platform)
+        if part is None:
+            raise LeaseLostError(f"The lock has nothing for {self.build.platform}.")
+        return part
+
+    @property
+    def runs_here(self) -> bool:
+        return self.build.platform == platforms.own_platform()
+
+    @cached_property
+    def final_prefix(self) -> Path:
+        return folders.data() / folders.planned_prefix(self.build)
+
+    # --- the lease -----------------------------------------------------------------------------
+
+    def cancelled(self) -> bool:
+        """Should the work stop now? Asked by everything that takes its time."""
+        return (
+            self.lost
+            or self._cancelling
+            or self._stopping is not None
+            or time.monotonic() > self._deadline
+        )
+
+    def check(self) -> None:
+        if self.cancelled():
+            raise LeaseLostError(f"{self.build} is not to go on.")
+
+    def update(self, **changes: Any) -> None:
+        """Write to the build's row, as long as the lease holds."""
+        rows = Build.objects.filter(pk=self.build.pk, lease_token=self.lease.token)
+        if not rows.update(**changes):
+            self.lost = True
+            raise LeaseLostError(f"{self.build} is run by another worker.")
+        for name, value in changes.items():
+            setattr(self.build, name, value)
+
+    def abandon(self) -> None:
+        """The work was told to stop: say what became of the build, and leave nothing behind."""
+        if not self.clean_up():
+            return
+        if self.lost:
+            logger.warning("lease lost", build=self.build.pk)
+            return
+        with contextlib.suppress(TransitionError, LeaseLostError):
+            if self._stopping is not None:
+                persist(self.give_back)
+            elif time.monotonic() > self._deadline and self.build.state != BuildState.CANCELLING:
+                limit = settings.BUILD_TIME_LIMIT.total_seconds()
+                error = TimeLimitError(f"The build took longer than {limit:.0f} s.")
+                self.log(f"{error.code}: {error}")
+                persist(lambda: self.build.fail(error, lease=self.lease))
+            else:
+                persist(lambda: self.build.move(BuildState.CANCELLED, lease=self.lease))
+
+    def give_up(self, error: StoreError) -> None:
+        """Another attempt for the world's failures, while any are left; else the outcome."""
+        build = self.build
+        self.log(f"{error.code}: {error}")
+        if not self.clean_up() or self.lost:
+            return
+        attempts = settings.BUILD_ATTEMPTS
+        try:
+            if error.transient and build.attempt < attempts:
+                delay = backoff_delay(build.attempt, first=settings.BACKOFF)
+                self.log(f"trying again in {delay.total_seconds():.0f} s")
+                persist(lambda: build.requeue(delay=delay, message=str(error), lease=self.lease))
+            else:
+                persist(lambda: build.fail(error, lease=self.lease))
+        except TransitionError:  # a cancel came first
+            self.abandon()
+
+    def interrupted(self, error: BaseException) -> None:
+        """Dramatiq stops the thread: the worker shuts down, or its own time limit struck."""
+        if isinstance(error, Shutdown):
+            self._stopping = error
+        else:
+            self._deadline = 0.0
+        self.abandon()
+
+    def give_back(self) -> None:
+        """A worker that is stopped hands its builds to the others; no attempt is counted."""
+        build = self.build
+        if build.state == BuildState.CANCELLING:
+            build.move(BuildState.CANCELLED, lease=self.lease)
+            return
+        build.move(
+            BuildState.QUEUED,
+            lease=self.lease,
+            message="its worker was stopped",
+            attempt=max(0, build.attempt - 1),
+            not_before=timezone.now(),
+            message_sent_at=None,
+        )
+
+    # --- what it says --------------------------------------------------------------------------
+
+    def log(self, line: str) -> None:
+        """A line (or some) of the build's log; the watching thread writes it within a second."""
+        with self._guard:
+            self._lines += [part[:4000].replace("\0", "") for part in line.splitlines()] or [""]
+
+    def progress(self, progress: Progress) -> None:
+        self._progress = progress
+
+    @contextlib.contextmanager
+    def stage(self, state: BuildState) -> Iterator[None]:
+        """Time one stage."""
+        started = time.monotonic()
+        self.log(f"--- {state.value.lower()}")
+        try:
+            yield
+        finally:
+            self.timings[state.value] = round(time.monotonic() - started, 3)
+            self._progress = None
+
+    def flush(self) -> None:
+        with self._write:
+            with self._guard:
+                lines, self._lines = self._lines, []
+            progress, self._progress = self._progress, None
+            try:
+                self.build.append_log(lines, lease=self.lease)
+            except DATABASE_DOWN:
+                with self._guard:
+                    self._lines = lines + self._lines
+                raise
+            if progress is not None:
+                Build.objects.filter(pk=self.build.pk, lease_token=self.lease.token).update(
+                    progress=asdict(progress)
+                )
+
+    # --- what it leaves ------------------------------------------------------------------------
+
+    def leaves_behind(self, path: Path) -> None:
+        """`path` goes to the trash unless the build is published."""
+        self._left.append(path)
+
+    def prefix_made(self, *, apparent_size: int, unique_size: int) -> None:
+        """The folder is complete, under its final name."""
+        relative = self.final_prefix.relative_to(folders.data()).as_posix()
+        assert self.build.lock is not None
+        prefix, _ = Prefix.objects.update_or_create(
+            path=relative,
+            defaults={
+                "lock": self.build.lock,
+                "platform": self.build.platform,
+                "apparent_size": apparent_size,
+                "unique_size": unique_size,
+            },
+        )
+        self._complete = True
+        self.update(prefix=prefix)
+
+    def clean_up(self) -> bool:
+        """Nothing of an attempt that failed stays; False where it turns out to be READY.
+
+        After a lost lease, or without a database, only what is surely ours goes: the hidden
+        folder. The rest is found by the next attempt, or by the upkeep.
+        """
+        build = self.build
+        for path in self._left:
+            if path.exists():
+                linking.to_trash(path, folders.data() / folders.TRASH)
+        self._left.clear()
+        if self.lost:
+            return True
+        # A commit whose answer was cut off may have been done.
+        persist(lambda: build.refresh_from_db(fields=["state", "lease_token", "prefix"]))
+        if build.state == BuildState.READY:
+            return False
+        if build.lease_token == self.lease.token and self._complete:
+            folders.discard(self.final_prefix, build.environment)
+            Build.objects.filter(pk=build.pk).update(prefix=None)
+            Prefix.objects.filter(pk=build.prefix_id, builds=None).delete()
+            build.prefix = None
+        return True
+
+    # --- the watching thread -------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._end.set()
+        self._thread.join()
+        with contextlib.suppress(LeaseLostError, DatabaseError):
+            self.flush()
+
+    def _watch(self) -> None:
+        try:
+            while not self._end.wait(BEAT):
+                self._beat()
+        finally:
+            connection.close()
+
+    def _beat(self) -> None:
+        life = settings.LEASE.total_seconds()
+        try:
+            self._look()
+            if time.monotonic() - self._renewed > life / 3:
+                self._renew()
+            self.flush()
+        except LeaseLostError:
+            self.lost = True
+        except DATABASE_DOWN as error:
+            connection.close()
+            logger.warning("database unreachable", build=self.build.pk, error=str(error))
+        except Exception:
+            logger.exception("watching a build failed", build=self.build.pk)
+        # Nobody has heard of us for a whole lease: another worker may have the build.
+        if time.monotonic() - self._renewed > life:
+            self.lost = True
+
+    def _look(self) -> None:
+        row = Build.objects.filter(pk=self.build.pk).values_list("state", "lease_token").first()
+        if row is None or row[1] != self.lease.token:
+            self.lost = True
+        elif row[0] == BuildState.CANCELLING:
+            self._cancelling = True
+
+    def _renew(self) -> None:
+        started = time.monotonic()
+        if Build.objects.filter(
+            pk=self.build.pk, lease_token=self.lease.token, lease_expires_at__isnull=False
+        ).update(lease_expires_at=timezone.now() + settings.LEASE):
+            self._renewed = started

@@ -1,0 +1,89 @@
+"""What the scheduler does every few seconds: nothing hangs, whoever died meanwhile."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+
+import structlog
+from django.conf import settings
+from django.db.models import Q
+from django.utils import timezone
+
+from environments import tasks
+from environments.domain.errors import LeaseLostError, TransitionError
+from environments.domain.lifecycle import FINISHED
+from environments.models import Build, Channel, Preview, Worker
+from environments.models.previews import PreviewState
+from environments.operations import queueing
+
+logger = structlog.get_logger(__name__)
+#: A message that was sent so long ago, for a build that is still queued, is taken for lost.
+#: Behind a long queue it is only sent again: the second delivery of a build does nothing.
+RESEND = timedelta(seconds=30)
+INDEX_AGE = timedelta(hours=1)
+_last: dict[str, float] = {}
+
+
+def sweep() -> None:
+    """One round. Each step is a guarded UPDATE: two schedulers at once do no harm."""
+    give_up_lost_builds()
+    send_forgotten_messages()
+    if _every("tidy", settings.TRASH_INTERVAL):
+        queueing.queue_tidy()
+        Worker.objects.filter(expires_at__lt=timezone.now() - timedelta(hours=1)).delete()
+        Preview.objects.filter(created_at__lt=timezone.now() - Preview.KEPT).delete()
+        fold_logs()
+        queue_indexing()
+
+
+def give_up_lost_builds() -> None:
+    """Builds whose worker went silent: another attempt, or the end."""
+    now = timezone.now()
+    for build in Build.objects.lost(now).select_related("environment__namespace"):
+        try:
+            build.give_up_lost(attempts=settings.BUILD_ATTEMPTS, backoff=settings.BACKOFF)
+        except (TransitionError, LeaseLostError):
+            continue  # its worker came back, or another sweep was first
+        logger.warning("worker lost", build=build.pk, attempt=build.attempt, state=build.state)
+
+
+def send_forgotten_messages() -> None:
+    """Rows that are due and that no message covers: the queue lost it, or was down."""
+    now = timezone.now()
+    uncovered = Q(message_sent_at=None) | Q(message_sent_at__lt=now - RESEND)
+    for build in Build.objects.due(now).filter(uncovered).order_by("pk")[:500]:
+        queueing.send_build(build)
+    waiting = Q(state=PreviewState.QUEUED, created_at__lt=now - timedelta(seconds=5))
+    lost = Q(state=PreviewState.SOLVING, started_at__lt=now - settings.SOLVE_TIME_LIMIT)
+    for preview in Preview.objects.filter(waiting | lost)[:100]:
+        queueing.send_preview(preview)
+
+
+def fold_logs() -> None:
+    """Compress the logs of builds that ended without a worker (cancelled while they waited)."""
+    ended = timezone.now() - timedelta(minutes=1)
+    unfolded = Build.objects.filter(
+        state__in=FINISHED, finished_at__lt=ended, log_archive=None, log_lines__gt=0
+    )
+    for build in unfolded.order_by("pk")[:100]:
+        build.archive_log()
+
+
+def queue_indexing() -> None:
+    old = Q(indexed_at=None) | Q(indexed_at__lt=timezone.now() - INDEX_AGE)
+    for channel in Channel.objects.filter(old)[:20]:
+        try:
+            tasks.index_channel.send(channel.pk)
+        except queueing.DOWN as error:
+            logger.warning("queue unreachable", task="index_channel", error=str(error))
+            return
+
+
+def _every(what: str, interval: timedelta) -> bool:
+    """True at most once in `interval`, in this process."""
+    now = time.monotonic()
+    if now - _last.get(what, float("-inf")) < interval.total_seconds():
+        return False
+    _last[what] = now
+    return True

@@ -1,0 +1,115 @@
+"""Specification -> lock: the stored answer where the inputs are the same, a solve where not."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from django.conf import settings
+from django.utils import timezone
+
+from environments.domain.errors import LeaseLostError
+from environments.domain.lock import Lock
+from environments.domain.policy import Policy
+from environments.domain.specification import Specification
+from environments.engine.credentials import Credential
+from environments.engine.solver import SolveRequest
+from environments.models import ChannelCredential, LockRow, Namespace, SolveRow, SpecificationRow
+from environments.tools import tools
+
+#: Part of every stored solve: a change of how we solve makes the old answers not ours any more.
+RECIPE = "1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    row: LockRow
+    lock: Lock
+    reused: bool
+
+
+def credentials_for(namespace: Namespace, urls: tuple[str, ...]) -> tuple[Credential, ...]:
+    """The credentials that these URLs need here, the namespace's own before the installation's."""
+    rows = ChannelCredential.objects.for_namespace(namespace)
+    return tuple(
+        Credential(url_prefix=row.url_prefix, kind=row.kind, secret=row.secret)
+        for row in rows
+        if any(f"{url}/".startswith(row.url_prefix) for url in urls)
+    )
+
+
+def solve_or_reuse(
+    specification: SpecificationRow,
+    *,
+    policy: Policy,
+    namespace: Namespace,
+    force: bool,
+    cancelled: Callable[[], bool],
+    log: Callable[[str], None],
+) -> Answer:
+    """The same specification, channel state, platforms and policy have one lock.
+
+    Who asks while the same solve is under way waits for its answer.
+    """
+    wanted = specification.value()
+    credentials = credentials_for(namespace, wanted.channels)
+    engine = tools()
+    solver = engine.solver(credentials)
+    if wanted.lock is not None:
+        return _store(solver.complete_lock(wanted.lock, cancelled=cancelled, log=log))
+    state = solver.channel_state(wanted.channels, wanted.platforms)
+    key = _key(wanted, state, policy, credentials)
+    if force or not settings.REUSE_LOCKS:
+        SolveRow.objects.filter(key=key).exclude(lock=None).delete()
+    while True:
+        row, mine = SolveRow.objects.get_or_create(
+            key=key, defaults={"specification": specification, "channel_state": state}
+        )
+        if row.lock is not None:
+            log(f"the channels have not changed: the lock of {row.created_at:%Y-%m-%d %H:%M} holds")
+            return Answer(row=row.lock, lock=row.lock.value(), reused=True)
+        if mine or row.take_over(patience=2 * settings.LEASE):
+            break
+        if cancelled():
+            raise LeaseLostError("cancelled while another solve of the same was under way")
+        time.sleep(0.1)
+    try:
+        started = time.monotonic()
+        answer = _store(solver.solve(_request(wanted, policy), cancelled=cancelled, log=log))
+        seconds = time.monotonic() - started
+    except BaseException:
+        SolveRow.objects.filter(pk=row.pk, lock=None).delete()
+        raise
+    SolveRow.objects.filter(pk=row.pk).update(lock=answer.row, seconds=seconds)
+    log(f"solved in {seconds:.2f} s: {answer.row.package_count} packages")
+    return answer
+
+
+def _store(lock: Lock) -> Answer:
+    return Answer(row=LockRow.store(lock), lock=lock, reused=False)
+
+
+def _request(wanted: Specification, policy: Policy) -> SolveRequest:
+    return SolveRequest(
+        channels=wanted.channels,
+        dependencies=wanted.dependencies,
+        pip=wanted.pip,
+        platforms=wanted.platforms,
+        virtual_packages=wanted.virtual_packages,
+        exclude_newer=wanted.exclude_newer,
+        constraints=policy.constraints,
+        timeout=settings.SOLVE_TIME_LIMIT,
+    )
+
+
+def _key(
+    wanted: Specification, state: str, policy: Policy, credentials: tuple[Credential, ...]
+) -> str:
+    # An age ("7 days") lets other packages in as time goes by: such an answer holds for an hour.
+    ages = wanted.exclude_newer and not wanted.exclude_newer[:4].isdecimal()
+    hour = timezone.now().strftime("%Y%m%d%H") if ages else ""
+    who = sorted(credential.fingerprint for credential in credentials)
+    parts = (RECIPE, wanted.digest, state, policy.version, hour, *who)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

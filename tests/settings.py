@@ -1,0 +1,18 @@
+"""Settings of the test suite: the real ones, on a data folder and database of its own."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+os.environ.setdefault("CONDASTORE_DATA", tempfile.mkdtemp(prefix="condastore-test-"))
+os.environ.setdefault("CONDASTORE_SECRET_KEY", "only-for-tests-" + "x" * 40)
+os.environ.setdefault("CONDASTORE_LOG_LEVEL", "ERROR")
+
+from condastore.settings import *  # noqa: E402, F403
+from condastore.settings import DATA, DATABASES  # noqa: E402
+
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
+    # A file, not memory: threads and processes of the tests share it, as in real life.
+    DATABASES["default"]["TEST"] = {"NAME": DATA / "test.sqlite3"}
