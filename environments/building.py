@@ -117,7 +117,7 @@ def link(run: Run) -> None:
             cancelled=run.cancelled,
             log=run.log,
         )
-    apparent, unique = disk.tree_size(hidden)
+    size = disk.tree_size(hidden)
     for package in report.link_scripts:
         run.log(f"{package} has link scripts; they were not run")
     run.update(link_scripts=list(report.link_scripts))
@@ -125,7 +125,7 @@ def link(run: Run) -> None:
     if final.exists():  # of an attempt that ended between this rename and its outcome
         folders.discard(final, build.environment)
     linking.publish_prefix(hidden, final)
-    run.prefix_made(apparent_size=apparent, unique_size=unique)
+    run.prefix_made(apparent_size=size.apparent, unique_size=size.unique)
 
 
 def check(run: Run) -> None:

@@ -28,9 +28,9 @@ from environments import folders, platforms
 from environments.domain.errors import LeaseLostError, StoreError, TimeLimitError, TransitionError
 from environments.domain.lifecycle import BuildState
 from environments.domain.lock import PlatformLock
+from environments.domain.progress import Progress
 from environments.domain.specification import Specification
 from environments.engine import linking
-from environments.engine.package_cache import Progress
 from environments.models import Build, Prefix
 from environments.models.builds import Lease, backoff_delay
 from environments.tools import Tools
