@@ -187,6 +187,7 @@ def _resolve(stack: Stack, python_version: str) -> list[WheelSource]:
         Path(scratch, "requirements.in").write_text("\n".join(stack.requirements) + "\n")
         command = [str(find_uv()), "pip", "compile", "--quiet", "--format", "pylock.toml"]
         command += ["--only-binary", ":all:", "--python-version", python_version]
+        command += ["--python", sys.executable, "--no-python-downloads"]
         command += ["--python-platform", "x86_64-manylinux_2_28"]
         command += ["--output-file", "pylock.toml", "requirements.in"]
         dated = [*command, "--exclude-newer", stack.date]

@@ -1,0 +1,40 @@
+"""Real servers for tests: brokers, databases and an object store, each in a folder of its own.
+
+::
+
+    with postgres() as service:
+        ...  # service.url
+        service.kill()     # as a power cut does
+        service.restart()  # the same data and the same port
+
+| component | context manager | from |
+|---|---|---|
+| Valkey | `valkey` | the Python package index |
+| Redis | `redis` | apt |
+| RabbitMQ | `rabbitmq` | apt |
+| PostgreSQL | `postgres`, `postgres("debian")` | the Python package index, apt |
+| S3 (SeaweedFS) | `seaweed_s3` | the Python package index |
+
+One that is not installed raises ComponentMissing, which says what to install. All listen on the
+loopback interface or a unix socket only, and leave nothing behind: a watcher ends the servers of a
+test run that is killed itself.
+"""
+
+from .brokers import rabbitmq, redis, valkey
+from .databases import postgres
+from .processes import ComponentMissing, Service, free_ports, running, wait_for
+from .storage import S3Service, seaweed_s3
+
+__all__ = [
+    "ComponentMissing",
+    "S3Service",
+    "Service",
+    "free_ports",
+    "postgres",
+    "rabbitmq",
+    "redis",
+    "running",
+    "seaweed_s3",
+    "valkey",
+    "wait_for",
+]
