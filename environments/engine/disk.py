@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -61,9 +62,8 @@ def tree_size(path: Path) -> TreeSize:
 
 def require_same_file_system(cache: Path, prefixes: Path) -> None:
     """Raise InvalidInputError where files of `cache` cannot be hard-linked into `prefixes`."""
-    source, target = cache / ".link-test", prefixes / ".link-test"
-    for leftover in (source, target):
-        leftover.unlink(missing_ok=True)
+    name = f".link-test-{secrets.token_hex(4)}"  # two processes may look at the same time
+    source, target = cache / name, prefixes / name
     try:
         source.touch()
         # Equal device numbers are not enough: bind mounts of one file system refuse links too.

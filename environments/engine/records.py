@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 from rattler import PackageRecord, RepoDataRecord
 
@@ -23,7 +24,7 @@ def to_rattler(package: CondaPackage) -> RepoDataRecord:
     try:
         os.write(descriptor, json.dumps(dict(package.record)).encode())
         record = PackageRecord.from_index_json(
-            f"/proc/self/fd/{descriptor}",
+            Path(f"/proc/self/fd/{descriptor}"),
             package.size or None,
             package.sha256 or None,
             package.md5 or None,

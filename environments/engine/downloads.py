@@ -1,0 +1,492 @@
+"""How does a package of a lock become a file whose bytes are those of the lock?"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import secrets
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import IO
+from urllib.parse import unquote, urlsplit
+
+import httpx
+import tenacity
+
+from environments.domain.errors import DiskSpaceError, DownloadError, LinkError, StoreError
+from environments.domain.progress import Cancelled, Progress, Report, ignore, never, obey
+from environments.domain.records import CondaPackage, Package
+from environments.engine.credentials import (
+    CredentialSource,
+    no_credentials,
+    redact,
+    request_headers,
+    request_url,
+)
+
+POLL = 0.1  # seconds between two looks at a cancel
+CHUNK = 256 * 1024  # bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Download:
+    """A file to fetch, and what its bytes must be. `sha256` or `md5` is there."""
+
+    name: str  # for people: numpy-2.3.1-py311_0.conda
+    url: str  # without credentials
+    sha256: str
+    md5: str = ""
+    size: int = 0  # bytes; 0 where nobody said
+
+    @classmethod
+    def of(cls, package: Package) -> Download:
+        md5 = package.md5 if isinstance(package, CondaPackage) else ""
+        if not package.sha256 and not md5:
+            raise LinkError(
+                f"{package.file_name} has no digest, so its bytes cannot be checked.",
+                where=package.url,
+                hint="Ask the owner of the channel to index it again.",
+            )
+        return cls(
+            name=package.file_name,
+            url=package.url,
+            sha256=package.sha256,
+            md5=md5,
+            size=package.size,
+        )
+
+    @property
+    def key(self) -> str:
+        """What names the file: its digest."""
+        return self.sha256 or f"md5-{self.md5}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long a server may take, and how often it may fail."""
+
+    connect: timedelta = timedelta(seconds=15)
+    read: timedelta = timedelta(seconds=30)  # between two pieces of an answer
+    attempts: int = 6  # for one file, each with more time before it
+    longest_pause: timedelta = timedelta(seconds=20)
+    #: A worker that holds a file's lock and adds nothing to it for so long is taken for stopped.
+    stalled: timedelta = timedelta(seconds=20)
+    largest: int = 20 * 1024**3  # bytes, of a file whose size nobody said
+
+
+class _Interrupted(Exception):  # noqa: N818  # control flow, not an error of the program
+    """The server or the way to it failed; it is tried again, after `pause` seconds at least."""
+
+    def __init__(self, reason: str, *, pause: float = 0) -> None:
+        super().__init__(reason)
+        self.pause = pause
+
+
+class _WrongBytes(Exception):  # noqa: N818
+    """The server gave something else than the lock says."""
+
+
+Use = Callable[[Download, Path], Awaitable[None]]
+
+
+def download_all(
+    downloads: Sequence[Download],
+    *,
+    folder: Path,
+    present: Callable[[Download], bool],
+    use: Use,
+    credentials: CredentialSource = no_credentials,
+    cancelled: Cancelled = never,
+    progress: Report = ignore,
+    parallel: int = 8,
+    patience: Patience = Patience(),
+    stage: str = "fetching",
+) -> None:
+    """Fetch what is not `present` into `folder`, check it and hand it to `use`.
+
+    `use` gets each file as soon as its bytes are verified, as many at a time as there are
+    processors; the file is gone when `use` returns. A file is fetched by one process at a time: the
+    others wait, and then find it `present`. What a cut or a killed worker left is continued.
+
+    Raises:
+        DownloadError: a file cannot be had, or its bytes are not those of the lock.
+        DiskSpaceError: the disk is full; nothing is left behind.
+        LeaseLostError: `cancelled` said so.
+    """
+    obey(cancelled)
+    wanted = {download.key: download for download in downloads if not present(download)}
+    if not wanted:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    known = {download.url: credentials(download.url) for download in wanted.values()}
+    fetcher = _Fetcher(
+        folder=folder,
+        present=present,
+        use=use,
+        targets={
+            url: (request_url(credential, url), request_headers(credential))
+            for url, credential in known.items()
+        },
+        patience=patience,
+        tally=_Tally(stage=stage, downloads=list(wanted.values()), report=progress),
+    )
+    try:
+        asyncio.run(fetcher.run(list(wanted.values()), parallel=parallel, cancelled=cancelled))
+    except BaseExceptionGroup as group:
+        error = _first(group)
+        if isinstance(error, DiskSpaceError):
+            for download in wanted.values():
+                discard(folder, download)
+        raise error from group
+
+
+def discard(folder: Path, download: Download) -> None:
+    """Remove what was received of `download`, unless another process is receiving it now."""
+    lock = FileLock(folder / f"{download.key}.lock")
+    if lock.acquire():
+        (folder / f"{download.key}.part").unlink(missing_ok=True)
+        lock.release()
+
+
+def remove_leftovers(folder: Path, *, older_than: timedelta) -> None:
+    """Remove what killed workers left and nobody continued."""
+    limit = time.time() - older_than.total_seconds()
+    for path in folder.glob("*.part"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime < limit:
+                path.unlink()
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error to show: ours before others, of several the first."""
+    leaves = [
+        _first(error) if isinstance(error, BaseExceptionGroup) else error
+        for error in group.exceptions
+    ]
+    return next((error for error in leaves if isinstance(error, StoreError)), leaves[0])
+
+
+class FileLock:
+    """Held by one process (and one object) at a time; the kernel frees it when its holder dies."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor: int | None = None
+
+    def acquire(self) -> bool:
+        """Take the lock without waiting; False where another has it."""
+        while True:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                return False
+            # The holder before us removed the file: then what we locked is no longer its name.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), self.path.stat()):
+                    self._descriptor = descriptor
+                    return True
+            os.close(descriptor)
+
+    def release(self) -> None:
+        if self._descriptor is not None:
+            self.path.unlink(missing_ok=True)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Counts for the progress; told at most ten times a second."""
+
+    stage: str
+    downloads: Sequence[Download]
+    report: Report
+    done: int = 0
+    received: dict[str, int] = field(default_factory=dict)  # key: bytes
+    told: float = 0.0
+
+    def add(self, download: Download, size: int) -> None:
+        self.received[download.key] = self.received.get(download.key, 0) + size
+        self.tell(download)
+
+    def reset(self, download: Download, size: int = 0) -> None:
+        self.received[download.key] = size
+
+    def finish(self, download: Download) -> None:
+        self.done += 1
+        if download.size:
+            self.received[download.key] = download.size
+        self.tell(download, always=True)
+
+    def tell(self, download: Download, *, always: bool = False) -> None:
+        now = time.monotonic()
+        if not always and now - self.told < POLL:
+            return
+        self.told = now
+        self.report(
+            Progress(
+                stage=self.stage,
+                done=self.done,
+                total=len(self.downloads),
+                bytes_done=sum(self.received.values()),
+                bytes_total=sum(each.size for each in self.downloads),
+                current=download.name,
+            )
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class _Fetcher:
+    folder: Path
+    present: Callable[[Download], bool]
+    use: Use
+    targets: Mapping[str, tuple[str, Mapping[str, str]]]  # URL: the URL and headers to ask with
+    patience: Patience
+    tally: _Tally
+
+    async def run(
+        self, downloads: Sequence[Download], *, parallel: int, cancelled: Cancelled
+    ) -> None:
+        """All of `downloads`, the largest first: so that the last one is a small one."""
+        queue = sorted(downloads, key=lambda download: download.size)
+        limits = httpx.Limits(max_connections=parallel, max_keepalive_connections=parallel)
+        timeout = httpx.Timeout(
+            self.patience.read.total_seconds(), connect=self.patience.connect.total_seconds()
+        )
+        async with httpx.AsyncClient(
+            limits=limits, timeout=timeout, follow_redirects=True, trust_env=True
+        ) as client:
+            using = asyncio.Semaphore(os.cpu_count() or 1)
+
+            async def work() -> None:
+                while queue:
+                    await self._one(queue.pop(), client, using)
+
+            async with asyncio.TaskGroup() as group:
+                workers = [group.create_task(work()) for _ in range(min(parallel, len(downloads)))]
+                group.create_task(_watch(workers, cancelled))
+
+    async def _one(
+        self, download: Download, client: httpx.AsyncClient, using: asyncio.Semaphore
+    ) -> None:
+        lock = FileLock(self.folder / f"{download.key}.lock")
+        part = self.folder / f"{download.key}.part"
+        if not await self._locked(lock, part):
+            part = self.folder / f"{download.key}.{secrets.token_hex(4)}.part"
+        try:
+            if not self.present(download):
+                await self._fetched(download, part, client)
+                async with using:
+                    await self.use(download, part)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise DiskSpaceError(
+                    f"The disk is full: {download.name} could not be stored."
+                ) from error
+            raise
+        finally:
+            lock.release()
+        part.unlink(missing_ok=True)
+        self.tally.finish(download)
+
+    async def _locked(self, lock: FileLock, part: Path) -> bool:
+        """Wait for `lock`; False where whoever holds it seems to be stopped."""
+        last, since = -1, time.monotonic()
+        while not lock.acquire():
+            with contextlib.suppress(FileNotFoundError):
+                if part.stat().st_size != last:
+                    last, since = part.stat().st_size, time.monotonic()
+            if time.monotonic() - since > self.patience.stalled.total_seconds():
+                return False
+            await asyncio.sleep(POLL)
+        return True
+
+    async def _fetched(self, download: Download, part: Path, client: httpx.AsyncClient) -> None:
+        """`part` holds the bytes of the lock. Wrong bytes are fetched once more, from nothing."""
+        wrong: list[str] = []
+        while True:
+            try:
+                async for attempt in tenacity.AsyncRetrying(
+                    stop=tenacity.stop_after_attempt(self.patience.attempts),
+                    wait=self._pause,
+                    retry=tenacity.retry_if_exception_type(_Interrupted),
+                    reraise=True,
+                ):
+                    with attempt:
+                        await self._attempt(download, part, client)
+            except _Interrupted as error:
+                raise DownloadError(
+                    f"{download.name} could not be fetched in {self.patience.attempts} attempts: "
+                    f"{redact(str(error))}.",
+                    where=download.url,
+                ) from error
+            except _WrongBytes as error:
+                part.unlink(missing_ok=True)
+                self.tally.reset(download)
+                wrong.append(str(error))
+                if len(wrong) == 2:
+                    raise DownloadError(
+                        f"{download.name} is not what the lock says: {error}.",
+                        where=download.url,
+                        hint="The channel or something on the way changed the package. Tell the "
+                        "owner of the channel, or solve again.",
+                        details={"expected": download.sha256 or download.md5, "got": wrong},
+                    ) from error
+            else:
+                return
+
+    def _pause(self, state: tenacity.RetryCallState) -> float:
+        """Twice as long after each failure, a random part of it, at least what the server asked."""
+        error = state.outcome.exception() if state.outcome else None
+        asked = error.pause if isinstance(error, _Interrupted) else 0.0
+        longest = self.patience.longest_pause.total_seconds()
+        backoff = tenacity.wait_random_exponential(multiplier=0.5, max=longest)
+        return min(max(asked, backoff(state)), max(longest, 1.0))
+
+    async def _attempt(self, download: Download, part: Path, client: httpx.AsyncClient) -> None:
+        """Continue `part` where it ends, and verify the whole."""
+        hasher = hashlib.sha256() if download.sha256 else hashlib.md5(usedforsecurity=False)
+        with part.open("a+b") as file:
+            held = await asyncio.to_thread(_hash_all, file, hasher)
+            if download.size and held > download.size:
+                raise _WrongBytes(f"{held} bytes instead of {download.size}")
+            self.tally.reset(download, held)
+            if not download.size or held < download.size:
+                source = (
+                    _read_file(download, held)
+                    if urlsplit(download.url).scheme == "file"
+                    else self._read_http(download, held, client)
+                )
+                async with contextlib.aclosing(source) as chunks:
+                    async for chunk in chunks:
+                        if chunk is None:  # the server starts again
+                            file.truncate(0)
+                            hasher, held = hashlib.new(hasher.name, usedforsecurity=False), 0
+                            self.tally.reset(download)
+                            continue
+                        held += len(chunk)
+                        if held > (download.size or self.patience.largest):
+                            raise _WrongBytes(
+                                f"more than the {download.size or self.patience.largest} bytes"
+                            )
+                        file.write(chunk)
+                        hasher.update(chunk)
+                        self.tally.add(download, len(chunk))
+                file.flush()
+        expected = download.sha256 or download.md5
+        if download.size and held != download.size:
+            raise _WrongBytes(f"{held} bytes instead of {download.size}")
+        if hasher.hexdigest() != expected:
+            raise _WrongBytes(f"{hasher.name} {hasher.hexdigest()} instead of {expected}")
+
+    async def _read_http(
+        self, download: Download, start: int, client: httpx.AsyncClient
+    ) -> AsyncGenerator[bytes | None, None]:
+        """The bytes from `start` on; None first where the server begins from 0 instead."""
+        url, headers = self.targets[download.url]
+        asked = {**headers, "Accept-Encoding": "identity"}
+        if start:
+            asked["Range"] = f"bytes={start}-"
+        try:
+            async with client.stream("GET", url, headers=asked) as answer:
+                _judge(answer, download)
+                resumed = answer.status_code == httpx.codes.PARTIAL_CONTENT
+                if resumed and not _continues(answer, start):
+                    raise _WrongBytes(f"the range {answer.headers.get('content-range')!r}")
+                _judge_length(answer, download, held=start if resumed else 0)
+                if start and not resumed:
+                    yield None
+                received = 0
+                async for chunk in answer.aiter_bytes(CHUNK):
+                    received += len(chunk)
+                    yield chunk
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            reason = str(error) or type(error).__name__
+            raise _Interrupted(f"the connection failed ({reason})") from error
+        except httpx.HTTPError as error:  # too many redirects
+            raise DownloadError(
+                f"{download.name} could not be fetched: {redact(str(error))}.",
+                where=download.url,
+            ) from error
+
+
+def _judge(answer: httpx.Response, download: Download) -> None:
+    status = answer.status_code
+    if status in (httpx.codes.OK, httpx.codes.PARTIAL_CONTENT):
+        return
+    if status in (httpx.codes.NOT_FOUND, httpx.codes.GONE):
+        raise DownloadError(
+            f"{download.name} is gone: the channel no longer has it.",
+            where=download.url,
+            hint="Solve again, or ask the owner of the channel for the package.",
+        )
+    if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        raise DownloadError(
+            f"The channel refuses to give {download.name} (status {status}).",
+            where=download.url,
+            hint="Ask an administrator to store or renew the credentials of the channel.",
+        )
+    if status == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+        raise _WrongBytes("a longer file than the channel has")
+    if status >= 500 or status in (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.REQUEST_TIMEOUT):
+        after = answer.headers.get("retry-after", "")
+        raise _Interrupted(
+            f"the server answered {status}", pause=float(after) if after.isdigit() else 0
+        )
+    raise DownloadError(
+        f"{download.name} could not be fetched: the server answered {status}.", where=download.url
+    )
+
+
+def _judge_length(answer: httpx.Response, download: Download, *, held: int) -> None:
+    """Refuse a body that is announced with another size before reading it."""
+    announced = answer.headers.get("content-length", "")
+    if not announced.isdigit() or answer.headers.get("content-encoding", "identity") != "identity":
+        return
+    total = held + int(announced)
+    if download.size and total != download.size:
+        raise _WrongBytes(f"{total} bytes instead of {download.size}")
+
+
+def _continues(answer: httpx.Response, start: int) -> bool:
+    found = re.match(r"bytes (\d+)-", answer.headers.get("content-range", ""))
+    return found is not None and int(found[1]) == start
+
+
+async def _read_file(download: Download, start: int) -> AsyncGenerator[bytes | None, None]:
+    """A `file:` URL. It is copied, so that nobody can change it between check and use."""
+    path = Path(unquote(urlsplit(download.url).path))
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            while chunk := await asyncio.to_thread(file.read, CHUNK * 4):
+                yield chunk
+    except FileNotFoundError as error:
+        raise DownloadError(
+            f"{download.name} is gone: the channel no longer has it.", where=download.url
+        ) from error
+
+
+def _hash_all(file: IO[bytes], hasher: hashlib._Hash) -> int:
+    """Feed what `file` holds to `hasher`; the number of bytes."""
+    file.seek(0)
+    while chunk := file.read(CHUNK * 4):
+        hasher.update(chunk)
+    return file.tell()
+
+
+async def _watch(workers: Sequence[asyncio.Task[None]], cancelled: Cancelled) -> None:
+    while not all(worker.done() for worker in workers):
+        obey(cancelled)
+        await asyncio.wait(workers, timeout=POLL, return_when=asyncio.FIRST_COMPLETED)
