@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any, Self
 
 from environments.domain.records import CondaPackage, PypiPackage
 
@@ -44,3 +48,99 @@ class Lock:
 
     def __iter__(self) -> Iterator[PlatformLock]:
         return iter(self.platforms)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values only; `from_json` gives an equal lock back, records included."""
+        return {
+            "channels": list(self.channels),
+            "platforms": [
+                {
+                    "platform": part.platform,
+                    "conda": [_conda_json(package) for package in part.conda],
+                    "pypi": [
+                        asdict(package) | {"requires": list(package.requires)}
+                        for package in part.pypi
+                    ],
+                }
+                for part in self.platforms
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        return cls(
+            channels=tuple(content["channels"]),
+            platforms=tuple(
+                PlatformLock(
+                    platform=part["platform"],
+                    conda=tuple(
+                        CondaPackage.from_record(
+                            package["record"],
+                            url=package["url"],
+                            channel=package["channel"],
+                            file_name=package["file_name"],
+                        )
+                        for package in part["conda"]
+                    ),
+                    pypi=tuple(
+                        PypiPackage(**(package | {"requires": tuple(package["requires"])}))
+                        for package in part["pypi"]
+                    ),
+                )
+                for part in content["platforms"]
+            ),
+        )
+
+
+def _conda_json(package: CondaPackage) -> dict[str, Any]:
+    return {
+        "record": dict(package.record),
+        "url": package.url,
+        "channel": package.channel,
+        "file_name": package.file_name,
+    }
+
+
+_NAME = re.compile(r"(?:[^\s\[]*::)?([^\s=<>!~\[;,]+)")
+
+
+@lru_cache(maxsize=65_536)
+def required_name(depends: str) -> str:
+    """The package that one entry of a record's `depends` names: `python >=3.11` -> `python`."""
+    match = _NAME.match(depends.strip())
+    return match[1].lower() if match else ""
+
+
+def dependency_order(packages: Iterable[CondaPackage]) -> tuple[CondaPackage, ...]:
+    """Each package after what it depends on, by name where that leaves a choice.
+
+    In a cycle (python needs pip, pip needs python) the package with the fewest open dependencies
+    comes first, python before all others.
+    """
+    by_name = {package.name: package for package in packages}
+    needs = {
+        name: {required_name(text) for text in package.depends} & by_name.keys() - {name}
+        for name, package in by_name.items()
+    }
+    wanted_by: dict[str, list[str]] = {name: [] for name in by_name}
+    for name, others in needs.items():
+        for other in others:
+            wanted_by[other].append(name)
+    ready = [name for name, others in needs.items() if not others]
+    heapq.heapify(ready)
+    waiting = {name: others for name, others in needs.items() if others}
+    ordered: list[CondaPackage] = []
+    while ready or waiting:
+        if not ready:
+            name = min(waiting, key=lambda key: (key != "python", len(waiting[key]), key))
+            del waiting[name]
+            ready.append(name)
+        name = heapq.heappop(ready)
+        ordered.append(by_name[name])
+        for other in wanted_by[name]:
+            if other in waiting:
+                waiting[other].discard(name)
+                if not waiting[other]:
+                    del waiting[other]
+                    heapq.heappush(ready, other)
+    return tuple(ordered)

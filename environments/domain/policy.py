@@ -69,9 +69,7 @@ class ChannelsAllowed:
         yield from self._judge(specification.channels)
 
     def judge_lock(self, lock: Lock) -> Iterator[Verdict]:
-        yield from self._judge(
-            sorted({package.channel for part in lock for package in part.conda})
-        )
+        yield from self._judge(sorted({package.channel for part in lock for package in part.conda}))
 
     def _judge(self, channels: Sequence[str]) -> Iterator[Verdict]:
         for url in channels:

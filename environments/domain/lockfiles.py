@@ -1,0 +1,444 @@
+"""Which lock does a `conda-lock.yml` (v1) or an explicit list hold?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from packaging.utils import (
+    InvalidSdistFilename,
+    InvalidWheelFilename,
+    canonicalize_name,
+    parse_sdist_filename,
+    parse_wheel_filename,
+)
+
+from environments.domain.errors import FaultError, InvalidInputError, SpecificationError
+from environments.domain.lock import Lock, PlatformLock, dependency_order
+from environments.domain.names import (
+    KNOWN_PLATFORMS,
+    SUBDIRS,
+    Credential,
+    canonical_channel,
+    did_you_mean,
+    printable,
+    split_credentials,
+)
+from environments.domain.records import CondaPackage, PypiPackage
+from environments.domain.yaml_text import Node, checked_text, read_yaml
+
+_MD5 = re.compile(r"[0-9a-f]{32}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_FILE = re.compile(r"(?P<name>[^/]+)-(?P<version>[^/-]+)-(?P<build>[^/-]+)\.(?:conda|tar\.bz2)")
+_MAX_LOCK_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadLock:
+    """A lock, with the credentials that were in its URLs and what a person should know."""
+
+    lock: Lock
+    credentials: tuple[Credential, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def is_conda_lock(text: str) -> bool:
+    return (
+        re.search(r"^version:\s*\S", text, re.MULTILINE) is not None
+        and re.search(r"^metadata:", text, re.MULTILINE) is not None
+        and re.search(r"^package:", text, re.MULTILINE) is not None
+    )
+
+
+def is_explicit(text: str) -> bool:
+    return re.search(r"^@EXPLICIT[ \t\r]*$", text, re.MULTILINE) is not None
+
+
+def is_complete(package: CondaPackage) -> bool:
+    """Whether the channel's own record is known; lock files hold only a part of it.
+
+    Where it is not, `record` has no `build_number`, and licence, size, noarch kind and constraints
+    are unknown: the channel, or the package's own `index.json`, has them.
+    """
+    return "build_number" in package.record
+
+
+def read_conda_lock(text: str | bytes) -> Lock:
+    """The lock of a `conda-lock.yml`, version 1; its order is ours, its categories are dropped.
+
+    Raises:
+        SpecificationError: every fault that was found, each with its line.
+    """
+    return scan_conda_lock(checked_text(text, max_bytes=_MAX_LOCK_BYTES)).lock
+
+
+def read_explicit(text: str | bytes, *, default_platform: str) -> Lock:
+    """The lock of an explicit list; `# platform:` in it is stronger than `default_platform`.
+
+    Raises:
+        SpecificationError: every fault that was found, each with its line.
+    """
+    checked = checked_text(text, max_bytes=_MAX_LOCK_BYTES)
+    return scan_explicit(checked, default_platform=default_platform).lock
+
+
+class _Gathered:
+    """What both forms gather: packages by platform, faults, credentials."""
+
+    def __init__(self) -> None:
+        self.faults: list[FaultError] = []
+        self.credentials: dict[Credential, None] = {}
+        self.conda: dict[str, dict[str, CondaPackage]] = {}
+        self.pypi: dict[str, dict[str, PypiPackage]] = {}
+        self.lines: dict[tuple[str, str, str], int] = {}
+
+    def fault(self, message: str, line: int, hint: str | None = None, key: str = "") -> None:
+        where = f"{key}, line {line}" if key else f"line {line}"
+        self.faults.append(FaultError(message, where=where, hint=hint))
+
+    def plain_url(self, url: str, line: int) -> str:
+        """`url` without credentials, which are kept apart."""
+        plain, found = split_credentials(url)
+        parts = urlsplit(plain)
+        if parts.scheme not in ("http", "https", "file") or not parts.path.strip("/"):
+            self.fault(f"{printable(url)} is not the URL of a package.", line)
+        elif ".." in unquote(parts.path).split("/") or parts.query:
+            self.fault(f"{printable(url)} goes up in its path, or has a query.", line)
+        prefix = plain.rsplit("/", 2)[0]
+        for kind, secret, base in found:
+            credential = (
+                Credential(url_prefix=prefix, kind="basic", secret=secret)
+                if kind == "basic"
+                else Credential(url_prefix=prefix, kind="token", secret=secret, base=base)
+            )
+            self.credentials.setdefault(credential)
+        return plain
+
+    def add(self, package: CondaPackage | PypiPackage, platform: str, line: int) -> None:
+        conda = isinstance(package, CondaPackage)
+        key = (platform, "conda" if conda else "pypi", package.name)
+        held: CondaPackage | PypiPackage | None
+        if isinstance(package, CondaPackage):
+            held = self.conda.setdefault(platform, {}).setdefault(package.name, package)
+        else:
+            held = self.pypi.setdefault(platform, {}).setdefault(package.name, package)
+        first = self.lines.setdefault(key, line)
+        if held is not package and (held.url, held.sha256) != (package.url, package.sha256):
+            self.fault(
+                f"{package.name} stands twice for {platform}, differently: first in line {first}.",
+                line,
+                "Keep one of the two.",
+            )
+
+    def finished(self, channels: Iterable[str], platforms: Iterable[str]) -> ReadLock:
+        if self.faults:
+            raise SpecificationError(self.faults)
+        seen = dict.fromkeys(channels)
+        for packages in self.conda.values():
+            for package in packages.values():
+                seen.setdefault(package.channel)
+        names = sorted({*platforms, *self.conda, *self.pypi})
+        return ReadLock(
+            lock=Lock(
+                channels=tuple(seen),
+                platforms=tuple(
+                    PlatformLock(
+                        platform=name,
+                        conda=dependency_order(self.conda.get(name, {}).values()),
+                        pypi=tuple(value for _, value in sorted(self.pypi.get(name, {}).items())),
+                    )
+                    for name in names
+                ),
+            ),
+            credentials=tuple(self.credentials),
+        )
+
+
+# --- conda-lock.yml ---------------------------------------------------------------------------
+
+
+def scan_conda_lock(text: str) -> ReadLock:
+    """`read_conda_lock` of a checked text, with the credentials."""
+    gathered = _Gathered()
+    root = read_yaml(text)
+    version, packages = root.get("version"), root.get("package")
+    if version is None or version.text != "1":
+        written = printable(version.text) if version is not None else "none"
+        gathered.fault(
+            f"The version of this lock file is {written}; version 1 is read.",
+            version.line if version is not None else root.line,
+            "Write it with conda-lock, which makes version 1.",
+        )
+    elif packages is None or packages.kind != "list":
+        gathered.fault("The list 'package' is missing.", root.line)
+    else:
+        for index, entry in enumerate(packages.items):
+            _conda_lock_entry(gathered, entry, f"package[{index}]")
+    channels, platforms = _metadata(gathered, root.get("metadata"))
+    return gathered.finished(channels, platforms)
+
+
+def _metadata(gathered: _Gathered, node: Node | None) -> tuple[list[str], list[str]]:
+    channels: list[str] = []
+    platforms: list[str] = []
+    if node is None or node.kind != "mapping":
+        return channels, platforms
+    listed = node.get("channels")
+    for item in listed.items if listed is not None else ():
+        url = item.get("url") if item.kind == "mapping" else item
+        if url is None or url.kind != "text":
+            gathered.fault("A channel without its URL.", item.line, key="metadata.channels")
+            continue
+        try:
+            # References to variables are conda-lock's way of leaving credentials out.
+            reference = canonical_channel(
+                split_credentials(url.text)[0] if "$" in url.text else url.text,
+                alias="https://conda.anaconda.org",
+            )
+        except InvalidInputError as error:
+            gathered.fault(error.message, url.line, error.hint, key="metadata.channels")
+            continue
+        gathered.credentials.update(dict.fromkeys(reference.credentials))
+        channels.append(reference.url)
+    listed = node.get("platforms")
+    for item in listed.items if listed is not None else ():
+        if _known_platform(gathered, item.text, item.line):
+            platforms.append(item.text)
+    return channels, platforms
+
+
+def _known_platform(gathered: _Gathered, platform: str, line: int) -> bool:
+    if platform in KNOWN_PLATFORMS:
+        return True
+    gathered.fault(
+        f"{printable(platform)} is not a platform that is known here.",
+        line,
+        did_you_mean(platform, KNOWN_PLATFORMS) or f"Known are {', '.join(KNOWN_PLATFORMS)}.",
+    )
+    return False
+
+
+def _conda_lock_entry(gathered: _Gathered, entry: Node, key: str) -> None:
+    line = entry.line
+    if entry.kind != "mapping":
+        gathered.fault("A package must be a mapping.", line, key=key)
+        return
+    text = {name: value.text for name, value in entry.values() if value.kind == "text"}
+    missing = [
+        name for name in ("name", "version", "manager", "platform", "url") if name not in text
+    ]
+    if missing:
+        gathered.fault(f"The package has no {', no '.join(missing)}.", line, key=key)
+        return
+    hashes = entry.get("hash")
+    found = {name: value.text.lower() for name, value in hashes.values()} if hashes else {}
+    md5, sha256 = found.get("md5", ""), found.get("sha256", "")
+    if not _hashes_hold(gathered, md5, sha256, line, key):
+        return
+    if not _known_platform(gathered, text["platform"], line):
+        return
+    url = gathered.plain_url(text["url"].partition("#")[0], line)
+    depends = entry.get("dependencies")
+    wanted = {
+        name: value.text.strip()
+        for name, value in (depends.values() if depends is not None else ())
+    }
+    package: CondaPackage | PypiPackage | None
+    if text["manager"] == "conda":
+        package = _conda_package(
+            url,
+            name=text["name"],
+            version=text["version"],
+            build=text.get("build", ""),
+            md5=md5,
+            sha256=sha256,
+            depends=[f"{name} {value}".strip() for name, value in wanted.items()],
+            fault=lambda message, hint: gathered.fault(message, line, hint, key),
+        )
+        if package is not None and package.subdir not in (text["platform"], "noarch"):
+            gathered.fault(
+                f"The package is for {package.subdir}, not for {text['platform']}.", line, key=key
+            )
+    elif text["manager"] == "pip":
+        package = _pypi_package(
+            url, name=text["name"], version=text["version"], sha256=sha256, requires=wanted
+        )
+        if not sha256:
+            gathered.fault(f"{text['name']} of PyPI has no sha256.", line, "Lock it again.", key)
+    else:
+        gathered.fault(f"{printable(text['manager'])} manages no packages here.", line, key=key)
+        return
+    if package is not None:
+        gathered.add(package, text["platform"], line)
+
+
+def _hashes_hold(gathered: _Gathered, md5: str, sha256: str, line: int, key: str = "") -> bool:
+    if not md5 and not sha256:
+        gathered.fault(
+            "The package has no hash, so that its bytes could not be checked.",
+            line,
+            "Lock it again with hashes: conda list --explicit --sha256, or --md5.",
+            key,
+        )
+        return False
+    if (md5 and not _MD5.fullmatch(md5)) or (sha256 and not _SHA256.fullmatch(sha256)):
+        gathered.fault("The package's hash is not hexadecimal, or cut.", line, key=key)
+        return False
+    return True
+
+
+def _conda_package(
+    url: str,
+    *,
+    name: str,
+    version: str,
+    build: str,
+    md5: str,
+    sha256: str,
+    depends: Iterable[str],
+    fault: Callable[[str, str | None], None],
+) -> CondaPackage | None:
+    parts = url.rsplit("/", 2)
+    file = _FILE.fullmatch(unquote(parts[-1]))
+    if len(parts) != 3 or file is None or parts[1] not in SUBDIRS:
+        fault(
+            f"{printable(url)} is not the URL of a conda package.",
+            "It reads CHANNEL/PLATFORM/NAME-VERSION-BUILD.conda or .tar.bz2.",
+        )
+        return None
+    if (name and name != file["name"]) or (version and version != file["version"]):
+        fault(f"{printable(url)} is not {name} {version}.", None)
+        return None
+    record: dict[str, Any] = {
+        "name": file["name"],
+        "version": file["version"],
+        "build": build or file["build"],
+        "subdir": parts[1],
+        "depends": list(depends),
+        **({"md5": md5} if md5 else {}),
+        **({"sha256": sha256} if sha256 else {}),
+    }
+    return CondaPackage.from_record(record, url=url, channel=parts[0], file_name=unquote(parts[-1]))
+
+
+def _pypi_package(
+    url: str, *, name: str, version: str, sha256: str, requires: Iterable[str] = ()
+) -> PypiPackage:
+    return PypiPackage(
+        name=canonicalize_name(name),
+        version=version,
+        file_name=unquote(urlsplit(url).path.rsplit("/", 1)[-1]),
+        url=url,
+        sha256=sha256,
+        size=0,
+        requires=tuple(sorted(requires)),
+        requires_python="",
+        license="",
+    )
+
+
+# --- @EXPLICIT --------------------------------------------------------------------------------
+
+_PLATFORM = re.compile(r"#\s*platform:\s*(\S+)")
+#: Ours: what a line `URL#md5` cannot say as well.
+_SHA256_COMMENT = re.compile(r"#\s*sha256:([0-9a-f]{64})\s+(\S+)")
+#: conda-lock's way of adding packages of PyPI.
+_PIP_COMMENT = re.compile(r"#\s*pip\s+([A-Za-z0-9._-]+)\s*@\s*(\S+)")
+
+
+def scan_explicit(text: str, *, default_platform: str) -> ReadLock:
+    """`read_explicit` of a checked text, with the credentials."""
+    gathered = _Gathered()
+    lines = list(enumerate(text.splitlines(), start=1))
+    platform = default_platform
+    sha256s: dict[str, str] = {}
+    for number, line in lines:
+        if named := _PLATFORM.match(line.strip()):
+            platform = named[1]
+            _known_platform(gathered, platform, number)
+        elif digest := _SHA256_COMMENT.match(line.strip()):
+            sha256s[digest[2]] = digest[1]
+    for number, line in lines:
+        stripped = line.strip()
+        if pip := _PIP_COMMENT.match(stripped):
+            _explicit_pip(gathered, pip[1], pip[2], platform, number)
+        elif stripped and not stripped.startswith("#") and stripped != "@EXPLICIT":
+            _explicit_line(gathered, stripped, platform, sha256s, number)
+    read = gathered.finished((), [platform] if platform in KNOWN_PLATFORMS else [])
+    if any(_PLATFORM.match(line.strip()) for _, line in lines):
+        return read
+    return ReadLock(
+        lock=read.lock,
+        credentials=read.credentials,
+        warnings=(f"The list does not say its platform ('# platform:'): read as {platform}.",),
+    )
+
+
+def _explicit_line(
+    gathered: _Gathered, text: str, platform: str, sha256s: dict[str, str], line: int
+) -> None:
+    written, _, digest = text.partition("#")
+    digest = digest.strip().lower()
+    sha256 = digest.removeprefix("sha256:")
+    md5 = ""
+    if not digest.startswith("sha256:") and len(digest) == 32:
+        sha256, md5 = "", digest
+    if "://" not in written:
+        gathered.fault(
+            f"{printable(text)} is not the URL of a package.",
+            line,
+            "An explicit list holds one URL a line, with its hash: URL#MD5 or URL#sha256:HASH.",
+        )
+        return
+    if not _hashes_hold(gathered, md5, sha256, line):
+        return
+    url = gathered.plain_url(written.strip(), line)
+    sha256 = sha256 or sha256s.get(url.rsplit("/", 1)[-1], "")
+    package = _conda_package(
+        url,
+        name="",
+        version="",
+        build="",
+        md5=md5,
+        sha256=sha256,
+        depends=(),
+        fault=lambda message, hint: gathered.fault(message, line, hint),
+    )
+    if package is None:
+        return
+    if package.subdir not in (platform, "noarch"):
+        gathered.fault(
+            f"{package.file_name} is for {package.subdir}; the list is for {platform}.",
+            line,
+            "Submit one list a platform, with its '# platform:' line.",
+        )
+        return
+    gathered.add(package, platform, line)
+
+
+def _explicit_pip(gathered: _Gathered, name: str, text: str, platform: str, line: int) -> None:
+    written, _, digest = text.partition("#")
+    sha256 = re.sub(r"^sha256[=:]", "", digest)
+    if not _SHA256.fullmatch(sha256):
+        gathered.fault(
+            f"{name} of PyPI has no sha256.", line, "Write NAME @ URL#sha256=HASH.", "pip"
+        )
+        return
+    url = gathered.plain_url(written, line)
+    version = _version_of(unquote(urlsplit(url).path.rsplit("/", 1)[-1]))
+    if not version:
+        gathered.fault(f"{printable(url)} is not the URL of a wheel.", line, key="pip")
+        return
+    gathered.add(_pypi_package(url, name=name, version=version, sha256=sha256), platform, line)
+
+
+def _version_of(file_name: str) -> str:
+    try:
+        if file_name.endswith(".whl"):
+            return str(parse_wheel_filename(file_name)[1])
+        return str(parse_sdist_filename(file_name)[1])
+    except (InvalidWheelFilename, InvalidSdistFilename):
+        return ""

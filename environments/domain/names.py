@@ -1,0 +1,280 @@
+"""Which names and URLs are taken, and what is their one normal form?"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Literal
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
+
+from environments.domain.errors import InvalidInputError
+
+NameKind = Literal["namespace", "environment", "tag", "token"]
+
+#: Characters. The path of a prefix holds the first two and must stay under conda's 255 bytes.
+MAX_LENGTH: dict[NameKind, int] = {"namespace": 40, "environment": 64, "tag": 64, "token": 64}
+#: Words that a route or a reading of `NAMESPACE/ENV:BUILD` already has.
+RESERVED: dict[NameKind, frozenset[str]] = {
+    "namespace": frozenset(
+        "accounts admin api assets auth channel channels console docs dynamic envs favicon.ico"
+        " graphql healthz login logout media metrics new none null readyz rest robots.txt root"
+        " static system v1 v2".split()
+    ),
+    "environment": frozenset({"new", "none", "null"}),
+    "tag": frozenset({"current", "none", "null"}),
+    "token": frozenset(),
+}
+# Parts of letters and digits joined by single separators: also a path of an image's name (OCI).
+_NAME = re.compile(r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*")
+
+KNOWN_PLATFORMS = (
+    "linux-64",
+    "linux-aarch64",
+    "linux-armv7l",
+    "linux-ppc64le",
+    "linux-riscv64",
+    "linux-s390x",
+    "osx-64",
+    "osx-arm64",
+    "win-64",
+    "win-arm64",
+)
+SUBDIRS = (*KNOWN_PLATFORMS, "noarch", "linux-32", "linux-armv6l", "win-32")
+
+
+def parse_name(text: str, *, what: NameKind) -> str:
+    """`text` itself, where it is a name for a `what`.
+
+    Raises:
+        InvalidInputError: it is not; nothing is repaired silently.
+    """
+    problem = _name_problem(text, what)
+    if problem:
+        message, hint = problem
+        raise InvalidInputError(message, where=what, hint=hint)
+    return text
+
+
+def _name_problem(text: str, what: NameKind) -> tuple[str, str] | None:
+    rule = "Use lowercase letters and digits, joined by single '-', '_' or '.'."
+    if not text:
+        return f"The name of the {what} is empty.", rule
+    strange = next((c for c in text if not c.isascii() or not c.isprintable()), None)
+    if strange is not None:
+        label = unicodedata.name(strange, f"U+{ord(strange):04X}")
+        return f"The name of the {what} holds the character {label}.", rule
+    shown = repr(text[:80])
+    if len(text) > MAX_LENGTH[what]:
+        return (
+            f"The name of the {what} has {len(text)} characters; {MAX_LENGTH[what]} are allowed.",
+            "Choose a shorter name.",
+        )
+    if _NAME.fullmatch(text) is None:
+        lower = text.lower()
+        if lower != text and _NAME.fullmatch(lower):
+            return f"The name {shown} holds capital letters.", f"Write it as {lower!r}."
+        return f"{shown} is not a name for a {what}.", rule
+    if text in RESERVED[what]:
+        return f"The name {shown} is reserved.", "Choose another name."
+    if what == "tag" and text.isdigit():
+        return f"The tag {shown} would read as the number of a build.", "Add a letter."
+    return None
+
+
+def parse_platform(text: str) -> str:
+    """One of `KNOWN_PLATFORMS`.
+
+    Raises:
+        InvalidInputError: it is none of them.
+    """
+    if text in KNOWN_PLATFORMS:
+        return text
+    raise InvalidInputError(
+        f"{printable(text)} is not a platform that is known here.",
+        where="platform",
+        hint=did_you_mean(text, KNOWN_PLATFORMS) or f"Use one of {', '.join(KNOWN_PLATFORMS)}.",
+    )
+
+
+def did_you_mean(text: str, known: Iterable[str]) -> str:
+    """`Did you mean 'x'?`, or "" where nothing is near."""
+    near = difflib.get_close_matches(text.lower(), list(known), n=1, cutoff=0.6)
+    return f"Did you mean {near[0]!r}?" if near else ""
+
+
+def printable(text: str, *, limit: int = 80) -> str:
+    """`text` quoted for a message: shortened, one line, no control characters, no credentials."""
+    # A password with an unquoted '/' is no credential by the rules, and a secret all the same.
+    shown = re.sub(r"://\S*@", "://", without_credentials(text))
+    return ascii(shown[:limit] + ("..." if len(shown) > limit else ""))
+
+
+# --- channels ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credential:
+    """What opens the URLs under `url_prefix`; its secret never appears in a representation."""
+
+    url_prefix: str  # a channel's URL; no credentials, no trailing slash
+    kind: Literal["token", "basic"]
+    secret: str = field(repr=False)  # the token, or `user:password`, percent-decoded
+    #: Where `/t/<token>` is put in: the start of `url_prefix` that came before it.
+    base: str = ""
+
+    def covers(self, url: str) -> bool:
+        return url == self.url_prefix or url.startswith(self.url_prefix + "/")
+
+    def authenticated(self, url: str) -> str:
+        """`url` with the secret in it: for a request only, never to be stored or shown."""
+        if not self.covers(url):
+            return url
+        if self.kind == "token":
+            return f"{self.base}/t/{quote(self.secret, safe='')}{url[len(self.base) :]}"
+        user, _, password = self.secret.partition(":")
+        scheme, rest = url.split("://", 1)
+        return f"{scheme}://{quote(user, safe='')}:{quote(password, safe='')}@{rest}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelRef:
+    """A channel: its base URL, how people call it, and the credentials that were in the text."""
+
+    url: str  # no trailing slash, no credentials
+    name: str  # `conda-forge` where it lies under the alias, else the URL
+    credentials: tuple[Credential, ...] = ()
+
+
+_CHANNEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*")
+_USERINFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)([^/\s?#]*)@")
+_TOKEN = re.compile(
+    r"""(?i)(\b[a-z][a-z0-9+.-]*://[^\s"'<>]*?)/t/(\$\{\w+\}|[^/\s"'<>,\]}]*)(?=[/\s"'<>,\]}]|$)"""
+)
+_VARIABLE = re.compile(r"\$\{?\w+\}?")
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+def without_credentials(text: str) -> str:
+    """`text` with `user:password@` and `/t/<token>` taken out of every URL in it."""
+    return _TOKEN.sub(r"\1", _USERINFO.sub(r"\1", text)) if "://" in text else text
+
+
+def split_credentials(url: str) -> tuple[str, list[tuple[str, str, str]]]:
+    """`url` without credentials, and those as (kind, secret, base).
+
+    References to variables of a shell (`$TOKEN`) are taken out too, and are no credentials.
+    """
+    found: list[tuple[str, str, str]] = []
+    plain = without_credentials(url)
+    if plain == url:
+        return url, found
+    userinfo = _USERINFO.match(url)
+    if userinfo and userinfo[2] and not _VARIABLE.search(userinfo[2]):
+        user, _, password = userinfo[2].partition(":")
+        found.append(("basic", f"{unquote(user)}:{unquote(password)}", ""))
+    token = _TOKEN.match(_USERINFO.sub(r"\1", url))
+    if token and token[2] and not _VARIABLE.search(token[2]):
+        found.append(("token", unquote(token[2]), token[1]))
+    return plain, found
+
+
+def canonical_channel(text: str, *, alias: str) -> ChannelRef:
+    """The channel that `text` names: a name under `alias`, or a URL, perhaps with credentials.
+
+    Raises:
+        InvalidInputError: it names no channel. The message repeats no credentials.
+    """
+    text = text.strip()
+    shown = printable(text)
+    if "://" not in text:
+        if _CHANNEL_NAME.fullmatch(text) is None or text.rsplit("/", 1)[-1] in SUBDIRS:
+            hint = "Write a channel's name, such as conda-forge, or its URL."
+            if text.startswith((".", "/", "~", "\\")) or re.match(r"[A-Za-z]:", text):
+                hint = "A folder is named by a URL that starts with file://."
+            elif text.rsplit("/", 1)[-1] in SUBDIRS:
+                hint = "Leave the platform out: it is added by itself."
+            raise InvalidInputError(
+                f"{shown} is not the name of a channel.", where="channel", hint=hint
+            )
+        # conda reads these by a table of its own, whatever the alias is.
+        base = "https://repo.anaconda.com" if text.startswith("pkgs/") else alias.rstrip("/")
+        return ChannelRef(url=f"{base}/{text}", name=text)
+    if _VARIABLE.search(text):
+        raise InvalidInputError(
+            f"The channel {shown} refers to a variable of your shell, which is not known here.",
+            where="channel",
+            hint="Write the credentials themselves: they are kept apart from the specification.",
+        )
+    plain, found = split_credentials(text)
+    url, problem = _normal_url(plain)
+    if problem:
+        raise InvalidInputError(
+            f"{shown} is not the URL of a channel: {problem}.",
+            where="channel",
+            hint="Write it like https://HOST/CHANNEL.",
+        )
+    credentials = tuple(
+        Credential(url_prefix=url, kind="basic", secret=secret)
+        if kind == "basic"
+        else Credential(url_prefix=url, kind="token", secret=secret, base=_normal_url(base)[0])
+        for kind, secret, base in found
+    )
+    root = alias.rstrip("/") + "/"
+    name = url[len(root) :] if url.startswith(root) else url
+    return ChannelRef(url=url, name=name, credentials=credentials)
+
+
+def _normal_url(url: str) -> tuple[str, str]:
+    """`url` in its one form, and what is wrong with it, or ""."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return url, "it cannot be read"
+    scheme, host = parts.scheme.lower(), (parts.hostname or "").lower()
+    path = re.sub(r"/{2,}", "/", parts.path).rstrip("/")
+    problem = ""
+    if scheme not in ("http", "https", "file"):
+        problem = f"{scheme or 'it'} is not http, https or file"
+    elif not (host or scheme == "file"):
+        problem = "it has no host"
+    elif parts.query or parts.fragment:
+        problem = "it has a query or a fragment"
+    elif not url.isascii() or re.search(r"[\s\\<>\"'{}|^`*\[\]]|[\x00-\x1f\x7f]", url):
+        problem = "it holds a character that a URL must not hold"
+    elif any(unquote(unquote(part)) in ("..", ".") for part in path.split("/")) or re.search(
+        r"(?i)%(?:2f|5c|00|25)", path
+    ):
+        problem = "its path goes up, or hides a separator"
+    elif path.rsplit("/", 1)[-1] in SUBDIRS:
+        problem = "it ends in a platform, which is added by itself"
+    elif path.endswith((".json", ".zst", ".conda", ".bz2")):
+        problem = "it names a file"
+    netloc = host if port in (None, _DEFAULT_PORTS.get(scheme)) else f"{host}:{port}"
+    return urlunsplit((scheme, netloc, path, "", "")), problem
+
+
+def channel_allowed(url: str, patterns: Sequence[str]) -> bool:
+    """Whether a canonical channel URL fits one of `patterns`.
+
+    `*` is everything. Else scheme, host and path are compared apart, each with the wildcards of a
+    shell: the star in `https://*.example.com/*` never reaches over the end of a host.
+    """
+    parts = urlsplit(url)
+    for pattern in patterns:
+        if pattern == "*":
+            return True
+        scheme, _, rest = pattern.partition("://")
+        host, slash, path = rest.partition("/")
+        wanted = (slash + path).rstrip("/")
+        if (
+            fnmatchcase(parts.scheme, scheme.lower())
+            and fnmatchcase(parts.netloc, host.lower())
+            and fnmatchcase(parts.path, wanted)
+        ):
+            return True
+    return False

@@ -1,0 +1,78 @@
+"""Which lines of an environment file are for which platform (`- pywin32  # [win]`)?
+
+The reading is conda-lock's (`conda_lock.src_parser.selectors`), line by line; a test holds the two
+together. It is written again here because importing conda-lock costs seconds and much memory, and
+this runs in the web process.
+"""
+
+from __future__ import annotations
+
+import re
+
+from environments.domain.errors import FaultError
+from environments.domain.names import KNOWN_PLATFORMS, printable
+
+_BRACKETS = re.compile(r"\[([^\[\]]+)\]")
+_WORDS = {
+    "linux-64": {"linux64", "unix", "linux"},
+    "linux-aarch64": {"aarch64", "unix", "linux"},
+    "linux-ppc64le": {"ppc64le", "unix", "linux"},
+    "osx-64": {"osx64", "osx", "unix"},
+    "osx-arm64": {"arm64", "osx", "unix"},
+    "win-64": {"win", "win64"},
+    # conda-lock has no selectors for the platforms that follow.
+    "linux-armv7l": {"unix", "linux"},
+    "linux-riscv64": {"unix", "linux"},
+    "linux-s390x": {"unix", "linux"},
+    "win-arm64": {"win"},
+}
+_KNOWN = frozenset().union(*_WORDS.values())
+
+
+def lines_for(text: str, platform: str) -> str:
+    """`text` without the lines of other platforms; those are left empty, so that lines count on."""
+    if not _has_selectors(text):
+        return text
+    return "\n".join(
+        "" if (condition := _condition(line)) and condition not in _WORDS[platform] else line
+        for line in text.splitlines()
+    )
+
+
+def selector_faults(text: str) -> list[FaultError]:
+    """Conditions that conda-lock takes for a selector that holds nowhere, and conda for a comment.
+
+    conda-lock leaves such a line out on every platform, conda keeps it: neither may be guessed.
+    """
+    if not _has_selectors(text):
+        return []
+    return [
+        FaultError(
+            f"The selector [{printable(condition)[1:-1]}] is not known.",
+            where=f"line {number}",
+            hint=f"Use one word of {', '.join(sorted(_KNOWN))}; a comment holds no brackets.",
+        )
+        for number, line in enumerate(text.splitlines(), start=1)
+        if (condition := _condition(line)) and condition not in _KNOWN
+    ]
+
+
+def _has_selectors(text: str) -> bool:
+    return "#" in text and "[" in text
+
+
+def _condition(line: str) -> str:
+    """What stands in the last brackets of the line's comment, where no parenthesis follows."""
+    # In one pass: conda-lock's pattern for the same takes quadratic time on hostile lines.
+    comment = line.find("#", 1)
+    if comment < 0 or line.lstrip().startswith("#"):
+        return ""
+    last = None
+    for last in _BRACKETS.finditer(line, comment):
+        pass
+    if last is None or re.search(r"[()]", line[last.end() :]):
+        return ""
+    return last[1]
+
+
+assert set(_WORDS) == set(KNOWN_PLATFORMS)  # noqa: S101 -- a platform without its words would drop lines

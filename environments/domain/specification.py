@@ -1,0 +1,672 @@
+"""What did a person ask for? An environment file, a lock or an explicit list becomes one value."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, Literal, Protocol, Self, TypeVar
+
+from environments.domain.errors import (
+    FaultError,
+    InvalidInputError,
+    SpecificationError,
+    StoreError,
+)
+from environments.domain.lock import Lock
+from environments.domain.lockfiles import (
+    ReadLock,
+    is_conda_lock,
+    is_explicit,
+    scan_conda_lock,
+    scan_explicit,
+)
+from environments.domain.names import (
+    ChannelRef,
+    Credential,
+    canonical_channel,
+    did_you_mean,
+    parse_platform,
+    printable,
+    without_credentials,
+)
+from environments.domain.requirements import (
+    CondaRequirement,
+    PipRequirement,
+    parse_conda_requirement,
+    parse_pip_requirement,
+)
+from environments.domain.selectors import lines_for, selector_faults
+from environments.domain.yaml_text import Node, checked_text, read_yaml
+
+MAX_DEPENDENCIES = 2_000
+MAX_TESTS = 100
+MAX_DESCRIPTION = 4_000  # characters
+#: What conda reads for the channel `defaults` where nobody configured it.
+CONDA_DEFAULTS = ("https://repo.anaconda.com/pkgs/main", "https://repo.anaconda.com/pkgs/r")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmokeTests:
+    """What must work in the finished environment before it is published."""
+
+    imports: tuple[str, ...] = ()
+    commands: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Specification:
+    """What was asked for, normalised; immutable, and named by its digest."""
+
+    kind: Literal["environment", "lock", "explicit"]
+    channels: tuple[str, ...]  # canonical base URLs, the first wins, no credentials
+    platforms: tuple[str, ...]  # sorted
+    #: Platform -> sorted MatchSpecs that rattler reads strictly; selectors are applied.
+    dependencies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    #: Platform -> sorted requirements of PEP 508; their markers stay.
+    pip: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    variables: Mapping[str, str] = field(default_factory=dict)
+    virtual_packages: tuple[str, ...] = ()  # "__cuda=12", sorted
+    exclude_newer: str = ""  # "", an ISO date or time in UTC, or an age such as "P7D"
+    smoke_tests: SmokeTests = SmokeTests()
+    description: str = ""  # not part of the digest
+    name: str = ""  # as the file says, or ""; not part of the digest
+    lock: Lock | None = None  # of the kinds "lock" and "explicit"
+
+    @property
+    def digest(self) -> str:
+        """sha256, hex, of everything but `name` and `description`."""
+        content = self.to_json()
+        del content["name"], content["description"]
+        if self.lock is not None:
+            content["lock"] = self.lock.digest
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def cutoff(self, now: datetime) -> datetime | None:
+        """No package that is newer may be chosen; None where `exclude_newer` says nothing."""
+        return newest_allowed(self.exclude_newer, now)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values only; `from_json` gives an equal specification back."""
+        return {
+            "kind": self.kind,
+            "channels": list(self.channels),
+            "platforms": list(self.platforms),
+            "dependencies": {key: list(value) for key, value in self.dependencies.items()},
+            "pip": {key: list(value) for key, value in self.pip.items()},
+            "variables": dict(self.variables),
+            "virtual_packages": list(self.virtual_packages),
+            "exclude_newer": self.exclude_newer,
+            "smoke_tests": {
+                "imports": list(self.smoke_tests.imports),
+                "commands": list(self.smoke_tests.commands),
+            },
+            "description": self.description,
+            "name": self.name,
+            "lock": self.lock.to_json() if self.lock is not None else None,
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        lock = content["lock"]
+        return cls(
+            kind=content["kind"],
+            channels=tuple(content["channels"]),
+            platforms=tuple(content["platforms"]),
+            dependencies={key: tuple(value) for key, value in content["dependencies"].items()},
+            pip={key: tuple(value) for key, value in content["pip"].items()},
+            variables=dict(content["variables"]),
+            virtual_packages=tuple(content["virtual_packages"]),
+            exclude_newer=content["exclude_newer"],
+            smoke_tests=SmokeTests(
+                imports=tuple(content["smoke_tests"]["imports"]),
+                commands=tuple(content["smoke_tests"]["commands"]),
+            ),
+            description=content["description"],
+            name=content["name"],
+            lock=Lock.from_json(lock) if lock is not None else None,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """A specification, the text it came from without credentials, and those credentials."""
+
+    specification: Specification
+    source: str
+    credentials: tuple[Credential, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """What holds where the text says nothing, and the limits."""
+
+    channels: tuple[str, ...] = ("conda-forge",)
+    channel_alias: str = "https://conda.anaconda.org"
+    platforms: tuple[str, ...] = ("linux-64",)
+    max_bytes: int = 2**20
+    max_lock_bytes: int = 16 * 2**20  # of a conda-lock.yml or an explicit list
+    #: What `defaults` among the channels stands for.
+    default_channels: tuple[str, ...] = CONDA_DEFAULTS
+
+
+def parse_specification(text: str | bytes, *, defaults: Defaults) -> Submission:
+    """An `environment.yml`, a `conda-lock.yml` (v1) or an explicit list, told apart by content.
+
+    Raises:
+        SpecificationError: every fault that was found, each with its key and line.
+    """
+    checked = checked_text(text, max_bytes=max(defaults.max_bytes, defaults.max_lock_bytes))
+    if is_explicit(checked):
+        platform = defaults.platforms[0] if defaults.platforms else ""
+        return _locked("explicit", checked, scan_explicit(checked, default_platform=platform))
+    if is_conda_lock(checked):
+        return _locked("lock", checked, scan_conda_lock(checked))
+    checked_text(checked, max_bytes=defaults.max_bytes)
+    submission = _Reader(defaults).read(checked)
+    if submission.credentials:
+        # Nothing secret may stay in what is kept: proven on the text itself, not assumed.
+        again = _Reader(defaults).read(submission.source)
+        if again.credentials or again.specification != submission.specification:
+            raise SpecificationError(
+                [FaultError("The credentials of a channel are written in a form that hides them.")],
+                hint="Write the channel's URL plainly, without escapes.",
+            )
+    return submission
+
+
+def _locked(kind: Literal["lock", "explicit"], source: str, read: ReadLock) -> Submission:
+    lock = read.lock
+    return Submission(
+        specification=Specification(
+            kind=kind,
+            channels=lock.channels,
+            platforms=tuple(sorted(part.platform for part in lock)),
+            lock=lock,
+        ),
+        source=without_credentials(source),
+        credentials=read.credentials,
+        warnings=read.warnings,
+    )
+
+
+# --- environment.yml --------------------------------------------------------------------------
+
+_KEYS = ("name", "channels", "dependencies", "variables", "platforms", "condastore")
+_OURS = ("tests", "virtual-packages", "description", "exclude-newer")
+#: Keys of other tools, and what becomes of them here.
+_IGNORED = {
+    "prefix": "where an environment lies is decided by the server",
+    "category": "every package belongs to the one environment",
+    "allow-pypi-requests": "an environment without 'pip:' asks no index",
+}
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_MODULE = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*")
+_VIRTUAL = re.compile(r"__[a-z0-9][a-z0-9_-]*(?:=[A-Za-z0-9_.!+]+(?:=[A-Za-z0-9_.]+)?)?")
+
+_T = TypeVar("_T")
+
+
+class _Requirement(Protocol):
+    @property
+    def text(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+
+
+_R = TypeVar("_R", CondaRequirement, PipRequirement)
+
+
+@dataclass(frozen=True, slots=True)
+class _At:
+    """A requirement, and where it stands."""
+
+    where: str
+    line: int
+
+
+class _Reader:
+    """Reads one environment file and gathers its faults, warnings and credentials."""
+
+    def __init__(self, defaults: Defaults) -> None:
+        self.defaults = defaults
+        self.faults: dict[tuple[str, str], FaultError] = {}  # by line and message
+        self.warnings: dict[str, None] = {}
+        self.credentials: dict[Credential, None] = {}
+        self.extra_channels: dict[str, str] = {}  # URL -> the requirement that names it
+
+    def read(self, text: str) -> Submission:
+        root = read_yaml(text)
+        if root.kind != "mapping":
+            self.fault(
+                f"The text is {root.described}, not an environment file.",
+                f"line {root.line}",
+                "Start it with 'dependencies:', or submit a conda-lock.yml or an @EXPLICIT list.",
+            )
+            raise self.error()
+        ours = root.get("condastore")
+        if ours is not None and ours.kind != "mapping":
+            self.expected("a mapping", ours, "condastore")
+            ours = None
+        self.check_keys(root, _KEYS, "")
+        for fault in selector_faults(text):
+            self.faults.setdefault((fault.where, fault.message), fault)
+        platforms = self.platforms(root.get("platforms"))
+        channels = self.channels(root.get("channels"))
+        dependencies, pip = self.requirements(text, root, platforms)
+        ours = ours or Node(kind="mapping", line=0)
+        self.check_keys(ours, _OURS, "condastore.")
+        specification = Specification(
+            kind="environment",
+            channels=(*channels, *(url for url in self.extra_channels if url not in channels)),
+            platforms=platforms,
+            dependencies=dependencies,
+            pip=pip,
+            variables=self.variables(root.get("variables")),
+            virtual_packages=self.virtual_packages(ours.get("virtual-packages")),
+            exclude_newer=self.exclude_newer(ours.get("exclude-newer")),
+            smoke_tests=self.smoke_tests(ours.get("tests")),
+            description=self.description(ours.get("description")),
+            name=self.name(root.get("name")),
+        )
+        for url, requirement in self.extra_channels.items():
+            if url not in channels:
+                self.warn(
+                    f"{requirement} names the channel {url}, which is not listed under "
+                    "'channels': it was added with the lowest priority."
+                )
+        if self.faults:
+            raise self.error()
+        return Submission(
+            specification=specification,
+            source=without_credentials(text) if self.credentials else text,
+            credentials=tuple(self.credentials),
+            warnings=tuple(self.warnings),
+        )
+
+    # --- what was found
+
+    def fault(self, message: str, where: str, hint: str | None = None) -> None:
+        # Platforms read their own lines: the same fault has another index there, and one line.
+        key = (where.rpartition("line ")[2], message)
+        self.faults.setdefault(key, FaultError(message, where=where, hint=hint))
+
+    def expected(self, what: str, node: Node, where: str) -> None:
+        self.fault(
+            f"Expected {what}, found {node.described}.",
+            f"{where}, line {node.line}",
+            "Check the indentation and the '-' of lists.",
+        )
+
+    def warn(self, message: str) -> None:
+        self.warnings.setdefault(message)
+
+    def error(self) -> SpecificationError:
+        def line(fault: FaultError) -> int:
+            found = re.search(r"line (\d+)", fault.where)
+            return int(found[1]) if found else 0
+
+        return SpecificationError(sorted(self.faults.values(), key=line))
+
+    def attempt(self, parse: Callable[[], _T], where: str) -> _T | None:
+        try:
+            return parse()
+        except StoreError as error:
+            self.fault(error.message, where, error.hint)
+            return None
+
+    # --- the simple keys
+
+    def check_keys(self, node: Node, known: Sequence[str], prefix: str) -> None:
+        for name, _ in node.pairs:
+            where = f"{prefix}{printable(name.text).strip(chr(39))}, line {name.line}"
+            if name.text in known:
+                continue
+            if not prefix and name.text in _IGNORED:
+                self.warn(f"Line {name.line}: '{name.text}' is ignored: {_IGNORED[name.text]}.")
+            elif not prefix and name.text == "pip-repositories":
+                self.fault(
+                    "The environment chooses an index.",
+                    where,
+                    "Indexes are configured by the administrators; remove the key.",
+                )
+            else:
+                hint = did_you_mean(name.text, known) or f"Known are: {', '.join(known)}."
+                if not prefix and name.text in _OURS:
+                    hint = f"'{name.text}' stands under 'condastore:'."
+                elif not prefix and name.text == "pip":
+                    hint = "'pip:' stands as an entry of 'dependencies'."
+                self.fault(f"The key {printable(name.text)} is not known.", where, hint)
+
+    def entries(self, node: Node | None, where: str, what: str) -> Iterator[tuple[str, Node]]:
+        """The texts of a list with where each stands; what is not text is a fault."""
+        if node is None or node.empty:
+            return
+        if node.kind != "list":
+            self.expected(f"a list of {what}", node, where)
+            return
+        for index, item in enumerate(node.items):
+            if item.kind != "text" or item.empty:
+                self.expected("text", item, f"{where}[{index}]")
+            else:
+                yield f"{where}[{index}], line {item.line}", item
+
+    def text(self, node: Node | None, where: str) -> tuple[str, str]:
+        """A text and where it stands."""
+        if node is None or node.empty:
+            return "", where
+        if node.kind != "text":
+            self.expected("text", node, where)
+            return "", where
+        return node.text, f"{where}, line {node.line}"
+
+    def name(self, node: Node | None) -> str:
+        text, where = self.text(node, "name")
+        if len(text) > 255 or re.search(r"[/\\:#\x00-\x1f\x7f]", text) or text in (".", ".."):
+            self.fault(
+                f"{printable(text)} is not a name for an environment.",
+                where,
+                "Leave out '/', '\\', ':' and '#'.",
+            )
+        return text
+
+    def description(self, node: Node | None) -> str:
+        text, where = self.text(node, "condastore.description")
+        if len(text) > MAX_DESCRIPTION:
+            self.fault(
+                f"The description has {len(text):,} characters; {MAX_DESCRIPTION:,} are allowed.",
+                where,
+                "Shorten it.",
+            )
+        return text.strip()
+
+    def platforms(self, node: Node | None) -> tuple[str, ...]:
+        found: dict[str, None] = {}
+        for where, item in self.entries(node, "platforms", "platforms"):
+            platform = self.attempt(lambda text=item.text: parse_platform(text), where)  # type: ignore[misc]
+            if platform in found:
+                self.warn(f"{where}: {platform} stands twice.")
+            elif platform is not None:
+                found[platform] = None
+        return tuple(sorted(found or self.defaults.platforms))
+
+    def channels(self, node: Node | None) -> tuple[str, ...]:
+        urls: dict[str, None] = {}
+        for where, item in self.entries(node, "channels", "channels"):
+            if item.text == "nodefaults":
+                continue
+            names = self.defaults.default_channels if item.text == "defaults" else (item.text,)
+            for name in names:
+                channel = self.channel(name, where)
+                if channel is None:
+                    continue
+                if channel.url in urls:
+                    self.warn(f"{where}: the channel {channel.name} stands twice.")
+                urls[channel.url] = None
+        if not urls:
+            for name in self.defaults.channels:
+                if channel := self.channel(name, "channels"):
+                    urls[channel.url] = None
+        return tuple(urls)
+
+    def channel(self, text: str, where: str) -> ChannelRef | None:
+        alias = self.defaults.channel_alias
+        channel = self.attempt(lambda: canonical_channel(text, alias=alias), where)
+        if channel is not None:
+            self.credentials.update(dict.fromkeys(channel.credentials))
+        return channel
+
+    def variables(self, node: Node | None) -> dict[str, str]:
+        if node is None or node.empty:
+            return {}
+        if node.kind != "mapping":
+            self.expected("a mapping of names to values", node, "variables")
+            return {}
+        found: dict[str, str] = {}
+        for name, value in node.pairs:
+            where = f"variables.{printable(name.text).strip(chr(39))}, line {name.line}"
+            if _VARIABLE.fullmatch(name.text) is None:
+                self.fault(
+                    f"{printable(name.text)} is not the name of an environment variable.",
+                    where,
+                    "Use letters, digits and '_', with no digit first.",
+                )
+            elif value.kind != "text":
+                self.expected("text", value, f"variables.{name.text}")
+            elif "\n" in value.text or "\r" in value.text:
+                self.fault("The value holds a line break.", where, "Write it in one line.")
+            else:
+                found[name.text] = "" if value.empty else value.text
+        return dict(sorted(found.items()))
+
+    def virtual_packages(self, node: Node | None) -> tuple[str, ...]:
+        found: dict[str, str] = {}
+        for where, item in self.entries(node, "condastore.virtual-packages", "virtual packages"):
+            text = re.sub(r"\s*=+\s*", "=", item.text.strip())
+            name = text.partition("=")[0]
+            if _VIRTUAL.fullmatch(text) is None:
+                self.fault(
+                    f"{printable(item.text)} is not a virtual package.",
+                    where,
+                    "Write it like __cuda=12, __glibc=2.28 or __unix.",
+                )
+            elif found.get(name, text) != text:
+                self.fault(
+                    f"{name} is asked for twice: {found[name]} and {text}.", where, "Keep one."
+                )
+            else:
+                found[name] = text
+        return tuple(sorted(found.values()))
+
+    def exclude_newer(self, node: Node | None) -> str:
+        text, where = self.text(node, "condastore.exclude-newer")
+        return self.attempt(lambda: parse_exclude_newer(text), where) or ""
+
+    def smoke_tests(self, node: Node | None) -> SmokeTests:
+        if node is None or node.empty:
+            return SmokeTests()
+        if node.kind != "mapping":
+            self.expected("a mapping with 'imports' or 'commands'", node, "condastore.tests")
+            return SmokeTests()
+        self.check_keys(node, ("imports", "commands"), "condastore.tests.")
+        imports: dict[str, None] = {}
+        for where, item in self.entries(node.get("imports"), "condastore.tests.imports", "modules"):
+            if _MODULE.fullmatch(item.text) is None:
+                self.fault(
+                    f"{printable(item.text)} is not the name of a module.",
+                    where,
+                    "Write what stands after 'import', such as numpy.linalg.",
+                )
+            imports[item.text] = None
+        commands = []
+        for where, item in self.entries(
+            node.get("commands"), "condastore.tests.commands", "commands"
+        ):
+            if "\0" in item.text or not item.text.strip():
+                self.fault("The command is empty.", where, "Remove the line.")
+            commands.append(item.text.strip())
+        if len(imports) + len(commands) > MAX_TESTS:
+            self.fault(
+                f"{len(imports) + len(commands)} tests; {MAX_TESTS} are allowed.",
+                f"condastore.tests, line {node.line}",
+                "Put them in a script of a package.",
+            )
+        return SmokeTests(imports=tuple(imports), commands=tuple(commands))
+
+    # --- dependencies
+
+    def requirements(
+        self, text: str, root: Node, platforms: tuple[str, ...]
+    ) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
+        """The requirements of conda and of pip, by platform."""
+        dependencies: dict[str, tuple[str, ...]] = {}
+        pip: dict[str, tuple[str, ...]] = {}
+        by_text: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+        for platform in platforms:
+            lines = lines_for(text, platform)
+            if lines not in by_text:
+                node = (root if lines == text else read_yaml(lines)).get("dependencies")
+                by_text[lines] = self.requirements_of(node, root.line)
+            dependencies[platform], pip[platform] = by_text[lines]
+        return dependencies, pip
+
+    def requirements_of(
+        self, node: Node | None, root_line: int
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        if node is None:
+            self.fault(
+                "The key 'dependencies' is missing.",
+                f"line {root_line}",
+                "List the packages under 'dependencies:'.",
+            )
+            return (), ()
+        if node.empty:
+            return (), ()
+        if node.kind != "list":
+            self.expected("a list of packages", node, "dependencies")
+            return (), ()
+        count = sum(1 + sum(len(value.items) for _, value in item.pairs) for item in node.items)
+        if count > MAX_DEPENDENCIES:
+            self.fault(
+                f"{count:,} dependencies; {MAX_DEPENDENCIES:,} are allowed.",
+                f"dependencies, line {node.line}",
+                "Split them into several environments, or submit a lock.",
+            )
+            return (), ()
+        conda: list[tuple[CondaRequirement, _At]] = []
+        pip: list[tuple[PipRequirement, _At]] = []
+        for index, item in enumerate(node.items):
+            where = f"dependencies[{index}]"
+            if item.kind == "mapping":
+                self.pip_section(item, where, pip)
+            elif item.kind != "text" or item.empty:
+                self.expected("a package", item, where)
+            else:
+                self.conda_entry(item, where, conda)
+        names = {requirement.name for requirement, _ in conda}
+        for requirement, at in pip:
+            if requirement.name in names:
+                self.warn(
+                    f"{at.where}: {requirement.name} is asked of conda too; what conda installs "
+                    "is what counts."
+                )
+        return self.settled(conda), self.settled(pip)
+
+    def conda_entry(
+        self, item: Node, where: str, found: list[tuple[CondaRequirement, _At]]
+    ) -> None:
+        at = _At(f"{where}, line {item.line}", item.line)
+        if item.plain and re.fullmatch(r"[-+]?[\d.]+(?:e[-+]?\d+)?", item.text):
+            self.fault(f"{item.text} is a number, not a package.", at.where, "Name the package.")
+            return
+        alias = self.defaults.channel_alias
+        parsed = self.attempt(lambda: parse_conda_requirement(item.text, alias=alias), at.where)
+        if parsed is None:
+            return
+        requirement, channel = parsed
+        if channel is not None:
+            self.credentials.update(dict.fromkeys(channel.credentials))
+            self.extra_channels.setdefault(channel.url, f"{at.where}: {requirement.text}")
+        found.append((requirement, at))
+
+    def pip_section(self, item: Node, where: str, found: list[tuple[PipRequirement, _At]]) -> None:
+        for name, value in item.pairs:
+            if name.text != "pip":
+                hint = did_you_mean(name.text, ("pip",)) or "Only 'pip:' can stand here."
+                if value.kind == "text" and not value.empty:
+                    hint = "A version follows without ':', like 'numpy =1.26'."
+                self.fault(
+                    f"The key {printable(name.text)} is not known here.",
+                    f"{where}, line {name.line}",
+                    hint,
+                )
+                continue
+            for at, entry in self.entries(value, f"{where}.pip", "requirements"):
+                requirement = self.attempt(
+                    lambda text=entry.text: parse_pip_requirement(text),  # type: ignore[misc]
+                    at,
+                )
+                if requirement is not None:
+                    found.append((requirement, _At(at, entry.line)))
+
+    def settled(self, found: list[tuple[_R, _At]]) -> tuple[str, ...]:
+        """Sorted, each once; what excludes each other is a fault that names both lines."""
+        kept: dict[str, dict[str, tuple[_R, _At]]] = {}
+        for requirement, at in found:
+            same = kept.setdefault(requirement.name, {})
+            if requirement.text in same:
+                before = same[requirement.text][1].line
+                self.warn(f"{at.where}: {requirement.text} stands twice, first in line {before}.")
+                continue
+            for other, place in same.values():
+                if requirement.excludes(other):
+                    self.fault(
+                        f"{other.text} (line {place.line}) and {requirement.text} "
+                        f"(line {at.line}) exclude each other.",
+                        at.where,
+                        "Keep the one that you need.",
+                    )
+            same[requirement.text] = (requirement, at)
+        return tuple(sorted(text for same in kept.values() for text in same))
+
+
+# --- exclude-newer ----------------------------------------------------------------------------
+
+_AGE = re.compile(r"(\d+)\s*(hours?|h|days?|d|weeks?|w|months?|years?|y)", re.IGNORECASE)
+_DURATION = re.compile(r"P(?:(\d+)W|(?=\d|T\d)(?:(\d+)D)?(?:T(\d+)H)?)", re.IGNORECASE)
+_HOURS = {"h": 1, "d": 24, "w": 7 * 24, "m": 30 * 24, "y": 365 * 24}
+_MAX_AGE = timedelta(days=100 * 365)
+
+
+def parse_exclude_newer(text: str) -> str:
+    """ "", an ISO date or time (in UTC), or an age as `P7D` or `PT12H`.
+
+    Raises:
+        InvalidInputError: it is none of them.
+    """
+    text = text.strip()
+    if not text:
+        return ""
+    age = _AGE.fullmatch(text)
+    duration = _DURATION.fullmatch(text)
+    if age:
+        hours = int(age[1]) * _HOURS[age[2][0].lower()]
+    elif duration:
+        weeks, days, rest = (int(part or 0) for part in duration.groups())
+        hours = (weeks * 7 + days) * 24 + rest
+    else:
+        return _iso(text)
+    if timedelta(hours=1) * hours > _MAX_AGE:
+        raise InvalidInputError(f"The age {printable(text)} is more than a hundred years.")
+    return f"P{hours // 24}D" if hours % 24 == 0 else f"PT{hours}H"
+
+
+def _iso(text: str) -> str:
+    try:
+        if re.fullmatch(r"\d{4}-\d\d-\d\d", text):
+            return date.fromisoformat(text).isoformat()
+        moment = datetime.fromisoformat(text)
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    except (ValueError, OverflowError) as error:
+        raise InvalidInputError(
+            f"{printable(text)} is no date and no age.",
+            hint="Write it like 2025-01-31, 2025-01-31T12:00:00Z, '7 days' or P7D.",
+        ) from error
+
+
+def newest_allowed(exclude_newer: str, now: datetime) -> datetime | None:
+    """The moment that `parse_exclude_newer`'s answer means at `now`; a date holds to its end."""
+    if not exclude_newer:
+        return None
+    if match := re.fullmatch(r"P(\d+)D|PT(\d+)H", exclude_newer):
+        return now - timedelta(days=int(match[1] or 0), hours=int(match[2] or 0))
+    moment = datetime.fromisoformat(exclude_newer)
+    if len(exclude_newer) == len("2025-01-31"):
+        return moment.replace(tzinfo=UTC) + timedelta(days=1)
+    return moment
