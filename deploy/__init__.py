@@ -1,0 +1,1 @@
+"""How condastore is shown and deployed."""
