@@ -33,7 +33,7 @@ from .cpython_package import (
     with_bytecode,
 )
 from .sample_packages import PLATFORMS, release_timestamp, sample_packages, sample_patches
-from .stamp import Stamp, ensure_channel, kit_version
+from .stamp import ensure_channel, kit_version
 
 #: Stub pythons of the platforms whose packages are only solved for, never run.
 STUB_PYTHONS = ("3.11.9", "3.12.7", "3.13.1")
@@ -82,15 +82,13 @@ def ensure_demo(channel: Path, *, work: Path | None = None) -> bool:
         work: downloads, kept for the next time; beside the channel unless it is given.
     """
     work = work or channel.with_name(f"{channel.name}-work")
-    return ensure_channel(channel, _demo_stamp(), lambda part: _build_demo(part, work))
-
-
-def _demo_stamp() -> Stamp:
     version = ".".join(map(str, sys.version_info[:3]))
-    return {"kind": "demo", "kit": kit_version(), "python": version}
+    stamp = {"kind": "demo", "kit": kit_version(), "python": version}
+    return ensure_channel(channel, stamp, lambda partial: build_demo(partial, work=work))
 
 
-def _build_demo(channel: Path, work: Path) -> None:
+def build_demo(channel: Path, *, work: Path) -> None:
+    """Write the demo channel into an empty folder."""
     work.mkdir(parents=True, exist_ok=True)
     source = inspect_interpreter(Path(sys.executable))
     with _step("generated packages"):
@@ -99,17 +97,20 @@ def _build_demo(channel: Path, work: Path) -> None:
     with _step("python"):
         source = with_bytecode(source, work / f"bytecode-{source.version}")
         _write_python(channel, source, _LEVEL, libraries=libraries, slim=True)
-    _write_wheels(channel, work / "wheels", DEMO_STACKS, [source.short], _LEVEL)
+    converted = _write_wheels(channel, work / "wheels", DEMO_STACKS, [source.short], _LEVEL)
     with _step("python package index"):
         wanted = wheel_packages.read_index_stacks(DEMO_STACKS)
-        real = wheel_packages.resolve_stacks(wanted, [source.short])
-        wheel_packages.fetch_wheels(real, work / "wheels")
+        others = wheel_packages.resolve_stacks(wanted, [source.short])
+        wheel_packages.fetch_wheels(others, work / "wheels")
+        real = {source.file_name: source for source in (*converted, *others)}
+        downloaded = (
+            simple_index.read_distribution(
+                work / "wheels" / name, uploaded=datetime.fromtimestamp(source.uploaded, UTC)
+            )
+            for name, source in sorted(real.items())
+        )
         simple_index.write_simple_index(
-            channel / INDEX_FOLDER,
-            [
-                *simple_index.sample_distributions(),
-                *(simple_index.read_distribution(work / "wheels" / it.file_name) for it in real),
-            ],
+            channel / INDEX_FOLDER, [*simple_index.sample_distributions(), *downloaded]
         )
     _index(channel)
     # Of what was downloaded only the archives are of use again.
@@ -260,7 +261,7 @@ def _write_python(
 
 def _write_wheels(
     channel: Path, downloads: Path, stacks: Path, pythons: Sequence[str], level: int
-) -> None:
+) -> list[wheel_packages.WheelSource]:
     with _step("resolving stacks"):
         sources = wheel_packages.resolve_stacks(wheel_packages.read_stacks(stacks), pythons)
     with _step(f"fetching {len({source.file_name for source in sources})} wheels"):
@@ -275,6 +276,7 @@ def _write_wheels(
             level=level,
         )
     print(f"  {made} packages made")
+    return sources
 
 
 def _index(channel: Path) -> None:

@@ -15,7 +15,9 @@ import hashlib
 import html
 import io
 import json
+import os
 import re
+import shutil
 import tarfile
 import zipfile
 from collections import defaultdict
@@ -43,7 +45,8 @@ class Distribution:
     project: str  # as PEP 503 normalises it
     version: str
     file_name: str
-    content: bytes
+    #: The bytes, or the path of a file that holds them.
+    content: bytes | Path
     #: The wheel's METADATA; None for an sdist, whose own an installer has to look at.
     metadata: bytes | None
     requires_python: str
@@ -53,7 +56,15 @@ class Distribution:
 
     @property
     def sha256(self) -> str:
-        return hashlib.sha256(self.content).hexdigest()
+        if isinstance(self.content, bytes):
+            return hashlib.sha256(self.content).hexdigest()
+        with self.content.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+    @property
+    def size(self) -> int:
+        """Its size in bytes."""
+        return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
 
 
 def make_wheel(
@@ -123,7 +134,8 @@ def make_sdist(name: str, version: str, *, uploaded: datetime = UPLOADED) -> Dis
     """
     module = re.sub(r"[-.]+", "_", name)
     root = f"{module}-{version}"
-    wheel = base64.b64encode(make_wheel(name, version).content).decode()
+    built = make_wheel(name, version).content
+    wheel = base64.b64encode(built if isinstance(built, bytes) else built.read_bytes()).decode()
     contents = {
         "PKG-INFO": _metadata(name, version, (), {}, "MIT", ">=3.9"),
         "pyproject.toml": (
@@ -178,10 +190,9 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
 '''
 
 
-def read_distribution(path: Path) -> Distribution:
+def read_distribution(path: Path, *, uploaded: datetime = UPLOADED) -> Distribution:
     """A wheel that was downloaded, as a file of an index."""
-    content = path.read_bytes()
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+    with zipfile.ZipFile(path) as archive:
         name = next(
             name for name in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", name)
         )
@@ -191,9 +202,10 @@ def read_distribution(path: Path) -> Distribution:
         project=canonicalize_name(headers["Name"]),
         version=headers["Version"],
         file_name=path.name,
-        content=content,
+        content=path,
         metadata=metadata,
         requires_python=headers.get("Requires-Python", ""),
+        uploaded=uploaded,
     )
 
 
@@ -226,10 +238,12 @@ def sample_distributions() -> Iterator[Distribution]:
     # What it asks for is not what the newest package of the conda channel provides.
     yield make_wheel("needs-old-hello", "1.0", requires=["hello-noarch<1.1"])
     yield make_wheel("needs-old-numpy", "1.0", requires=["numpy<1.20"])
-    # Newer than the conda packages of these projects, which must nevertheless be kept; the second
-    # has another name there (`python-tinyname`).
-    yield make_wheel("hello-noarch", "9.0")
-    yield make_wheel("tinyname", "9.0")
+    # The newest is newer than the conda package of the project, which must nevertheless be kept;
+    # the second project has another name there (`python-tinyname`).
+    for version in ("1.0", "1.1", "2.0", "9.0"):
+        yield make_wheel("hello-noarch", version)
+    for version in ("1.0", "9.0"):
+        yield make_wheel("tinyname", version)
     yield make_wheel("needs-tinyname", "1.0", requires=["tinyname>=1", "hello-noarch>=1"])
     yield make_wheel("tinywithdrawn", "1.0")
     yield make_wheel("tinywithdrawn", "1.1", yanked="it deletes files")
@@ -264,7 +278,7 @@ def write_simple_index(folder: Path, distributions: Iterable[Distribution]) -> P
         by_project[distribution.project].append(distribution)
         file = folder / _FILES / distribution.file_name
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(distribution.content)
+        _write(distribution.content, file)
         if distribution.metadata is not None:
             file.with_name(f"{file.name}.metadata").write_bytes(distribution.metadata)
     projects = sorted(by_project)
@@ -286,6 +300,17 @@ def write_simple_index(folder: Path, distributions: Iterable[Distribution]) -> P
             },
         )
     return root
+
+
+def _write(content: bytes | Path, target: Path) -> None:
+    if isinstance(content, bytes):
+        target.write_bytes(content)
+        return
+    target.unlink(missing_ok=True)
+    try:
+        os.link(content, target)
+    except OSError:
+        shutil.copyfile(content, target)
 
 
 def _write_page(folder: Path, *, title: str, links: list[str], document: dict[str, Any]) -> None:
@@ -326,7 +351,7 @@ def _entry(file: Distribution) -> dict[str, Any]:
         "filename": file.file_name,
         "url": _url(file),
         "hashes": {"sha256": file.sha256},
-        "size": len(file.content),
+        "size": file.size,
         "upload-time": file.uploaded.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         "core-metadata": metadata,
         "dist-info-metadata": metadata,
