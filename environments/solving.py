@@ -12,9 +12,9 @@ from django.utils import timezone
 
 from environments.domain.errors import LeaseLostError
 from environments.domain.lock import Lock
+from environments.domain.names import Credential
 from environments.domain.policy import Policy
 from environments.domain.specification import Specification
-from environments.engine.credentials import Credential
 from environments.engine.solver import SolveRequest
 from environments.models import ChannelCredential, LockRow, Namespace, SolveRow, SpecificationRow
 from environments.tools import tools
@@ -34,9 +34,9 @@ def credentials_for(namespace: Namespace, urls: tuple[str, ...]) -> tuple[Creden
     """The credentials that these URLs need here, the namespace's own before the installation's."""
     rows = ChannelCredential.objects.for_namespace(namespace)
     return tuple(
-        Credential(url_prefix=row.url_prefix, kind=row.kind, secret=row.secret)
+        Credential(url_prefix=row.url_prefix, kind=row.kind, secret=row.secret, base=row.base)
         for row in rows
-        if any(f"{url}/".startswith(row.url_prefix) for url in urls)
+        if any(f"{url}/".startswith(f"{row.url_prefix}/") for url in urls)
     )
 
 
@@ -110,6 +110,6 @@ def _key(
     # An age ("7 days") lets other packages in as time goes by: such an answer holds for an hour.
     ages = wanted.exclude_newer and not wanted.exclude_newer[:4].isdecimal()
     hour = timezone.now().strftime("%Y%m%d%H") if ages else ""
-    who = sorted(credential.fingerprint for credential in credentials)
+    who = sorted(f"{credential.url_prefix} {credential.secret}" for credential in credentials)
     parts = (RECIPE, wanted.digest, state, policy.version, hour, *who)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -74,6 +74,7 @@ class ChannelCredential(models.Model):
     )
     url_prefix = models.CharField(max_length=500)
     kind = models.CharField(max_length=8, choices=[("token", "token"), ("basic", "basic")])
+    base = models.CharField(max_length=500, blank=True, help_text="Where a path token goes in.")
     sealed = models.TextField(editable=False)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
 
@@ -82,11 +83,10 @@ class ChannelCredential(models.Model):
     class Meta:
         default_permissions = ()
         constraints = [
+            models.UniqueConstraint(fields=["namespace", "url_prefix"], name="credential_once"),
             models.UniqueConstraint(
-                fields=["namespace", "url_prefix"],
-                name="credential_once",
-                nulls_distinct=False,
-            )
+                fields=["url_prefix"], condition=Q(namespace=None), name="common_credential_once"
+            ),
         ]
 
     def __str__(self) -> str:

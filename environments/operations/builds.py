@@ -14,14 +14,9 @@ from accounts.roles import Perm
 from environments import folders, platforms
 from environments.domain.errors import ConflictError, NotFoundError, TransitionError
 from environments.domain.lifecycle import CANCELLABLE, FINISHED, RUNNING, BuildState
-from environments.domain.names import parse_name
+from environments.domain.names import Credential, parse_name
 from environments.domain.policy import judge_names
-from environments.domain.specification import (
-    Credential,
-    Defaults,
-    Submission,
-    parse_specification,
-)
+from environments.domain.specification import Defaults, Submission, parse_specification
 from environments.models import (
     AuditEvent,
     Build,
@@ -67,9 +62,9 @@ def keep_credentials(namespace: Namespace, credentials: Sequence[Credential]) ->
         row, _ = ChannelCredential.objects.get_or_create(
             namespace=namespace,
             url_prefix=credential.url_prefix,
-            defaults={"kind": credential.kind},
+            defaults={"kind": credential.kind, "base": credential.base},
         )
-        row.kind = credential.kind
+        row.kind, row.base = credential.kind, credential.base
         row.seal(credential.secret)
         row.save()
 
