@@ -1,0 +1,301 @@
+"""How does a command reach the server? GraphQL, its subscriptions, and REST downloads over HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, cast
+
+from condastore import __version__
+from condastore.cli import config, queries
+from condastore.cli.errors import CommandError, Status, operation_error, status_of
+
+if TYPE_CHECKING:
+    import httpx
+
+#: Of a connection to the server, in seconds.
+CONNECT_TIMEOUT, READ_TIMEOUT = 5.0, 90.0
+#: The server says something on a subscription each 15 s; silence of this length is a cut.
+STREAM_TIMEOUT = 25.0
+PAGE = 100
+Json = dict[str, Any]
+
+
+class UnreachableError(CommandError):
+    """No answer from the server, or one that is not of condastore."""
+
+    def __init__(self, message: str, *, url: str) -> None:
+        hint = f"Is {url} right, and is the server running? Another one: `condastore login URL`."
+        if url == config.DEFAULT_URL:
+            hint = "Start one with `condastore up`, or sign in to another: `condastore login URL`."
+        super().__init__(message, status=Status.UNREACHABLE, code="unreachable", hint=hint)
+
+
+class StreamCutError(Exception):
+    """A subscription ended before its end."""
+
+
+def _httpx() -> ModuleType:
+    """httpx, imported when it is first needed: it takes longer than all the rest."""
+    # It imports its own command line, with click, rich and pygments, where these happen to be
+    # installed: that doubles its time. None makes it do without.
+    sys.modules.setdefault("httpx._main", cast("Any", None))
+    import httpx
+
+    return httpx
+
+
+class Api:
+    """One server, as one person."""
+
+    def __init__(self, server: config.Server) -> None:
+        self.server = server
+
+    @cached_property
+    def _http(self) -> httpx.Client:
+        httpx = _httpx()
+        headers = {"User-Agent": f"condastore/{__version__}"}
+        if self.server.token:
+            headers["Authorization"] = f"Bearer {self.server.token}"
+        client: httpx.Client = httpx.Client(
+            base_url=self.server.url,
+            headers=headers,
+            timeout=httpx.Timeout(READ_TIMEOUT, connect=CONNECT_TIMEOUT),
+        )
+        return client
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        httpx = _httpx()
+        try:
+            yield
+        except httpx.ConnectError as error:
+            message = f"{self.server.url} cannot be reached: {_reason(error)}."
+            raise UnreachableError(message, url=self.server.url) from error
+        except httpx.TimeoutException as error:
+            raise UnreachableError(
+                f"{self.server.url} does not answer in time.", url=self.server.url
+            ) from error
+        except httpx.TransportError as error:
+            message = f"The connection to {self.server.url} broke: {_reason(error)}."
+            raise UnreachableError(message, url=self.server.url) from error
+
+    def _repeat(self, send: Callable[[], httpx.Response]) -> httpx.Response:
+        """For what may be asked twice: try again where the connection, not the server, said no."""
+        httpx = _httpx()
+        for pause in (0.2, 0.6):
+            try:
+                return send()
+            except (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError):
+                time.sleep(pause)
+        return send()
+
+    # --- GraphQL -----------------------------------------------------------------------------
+
+    def ask(self, document: str, /, **variables: Any) -> Json:
+        """The data of a query."""
+        return self._graphql(document, variables, repeat=True)
+
+    def change(self, document: str, /, *, repeat: bool = False, **variables: Any) -> Json:
+        """What a mutation made. `repeat`: sending it twice is harmless.
+
+        Raises:
+            CommandError: the server answered with an OperationError.
+        """
+        data = self._graphql(document, variables, repeat=repeat)
+        payload: Json = next(iter(data.values()))
+        if payload.pop("__typename") == "OperationError":
+            raise operation_error(payload)
+        return payload
+
+    def every(self, document: str, *way: str, limit: int = 0, **variables: Any) -> list[Json]:
+        """The nodes of a connection, all pages of it; `way`: the fields that lead there."""
+        nodes: list[Json] = []
+        after: str | None = None
+        while True:
+            wanted = min(PAGE, limit - len(nodes)) if limit else PAGE
+            found: Any = self.ask(document, first=wanted, after=after, **variables)
+            for field in way:
+                found = found[field]
+                if found is None:
+                    return nodes
+            nodes += [edge["node"] for edge in found["edges"]]
+            after = found["pageInfo"]["endCursor"]
+            if not found["pageInfo"]["hasNextPage"] or (limit and len(nodes) >= limit):
+                return nodes
+
+    def _graphql(self, document: str, variables: Mapping[str, Any], *, repeat: bool) -> Json:
+        body = {"query": document, "variables": variables}
+
+        def send() -> httpx.Response:
+            return self._http.post("/graphql", json=body)
+
+        with self._translated():
+            response = self._repeat(send) if repeat else send()
+        answer = self._json(response)
+        if errors := answer.get("errors"):
+            raise graphql_error(errors)
+        self._require_ours("data" in answer, response)
+        data: Json = answer["data"]
+        return data
+
+    def subscribe(self, document: str, **variables: Any) -> Iterator[Json]:
+        """The data of each event, until the subscription completes.
+
+        Raises:
+            StreamCutError: it ended otherwise, or the server does not stream.
+        """
+        httpx = _httpx()
+        body = {"query": document, "variables": variables}
+        headers = {"Accept": "text/event-stream"}
+        timeout = httpx.Timeout(STREAM_TIMEOUT, connect=CONNECT_TIMEOUT)
+        request = self._http.build_request(
+            "POST", "/graphql", json=body, headers=headers, timeout=timeout
+        )
+        try:
+            response = self._http.send(request, stream=True)
+            try:
+                kind = response.headers.get("Content-Type", "")
+                if response.status_code != 200 or not kind.startswith("text/event-stream"):
+                    raise StreamCutError(f"no stream: {response.status_code} {kind}")
+                yield from _events(response.iter_lines())
+            finally:
+                response.close()
+        except httpx.TransportError as error:
+            raise StreamCutError(_reason(error)) from error
+
+    # --- REST --------------------------------------------------------------------------------
+
+    def download(self, path: str, **parameters: str) -> bytes:
+        """A file of `/api`."""
+        with self._translated():
+            response = self._repeat(lambda: self._http.get(path, params=parameters))
+        if response.is_error:
+            self._json(response)
+        self._require_ours(response.status_code == 200, response)
+        return response.content
+
+    def sign_in(self, username: str, password: str, name: str) -> str:
+        """A new token, for a password."""
+        body = {"username": username, "password": password, "name": name}
+        with self._translated():
+            response = self._http.post("/api/token", json=body)
+        answer = self._json(response)
+        self._require_ours("token" in answer, response)
+        return str(answer["token"])
+
+    def _json(self, response: httpx.Response) -> Json:
+        """The body of an answer; CommandError for a problem+json."""
+        try:
+            body = response.json()
+        except ValueError:
+            body = None
+        if not isinstance(body, dict):
+            raise self._not_ours(response)
+        if "data" in body or "errors" in body or response.is_success:
+            return body
+        code = str(body.get("code") or _CODES.get(response.status_code, "error"))
+        message = body.get("detail") or body.get("title")
+        raise operation_error(
+            body | {"code": code, "message": message or f"HTTP status {response.status_code}."}
+        )
+
+    def _require_ours(self, ours: bool, response: httpx.Response) -> None:
+        if not ours:
+            raise self._not_ours(response)
+
+    def _not_ours(self, response: httpx.Response) -> CommandError:
+        """For an answer that is not one of condastore's."""
+        status, url = response.status_code, self.server.url
+        if status in {502, 503, 504}:
+            text = f"{url} is not ready: HTTP status {status}."
+        elif response.is_redirect:
+            text = f"{url} points to {response.headers.get('Location', 'elsewhere')}."
+        elif status in _CODES:
+            code = _CODES[status]
+            return CommandError(
+                f"{url} answered {status} {response.reason_phrase}.",
+                status=status_of(code),
+                code=code,
+            )
+        else:
+            text = f"{url} does not answer like a condastore server."
+        return UnreachableError(text, url=url)
+
+    # --- who -----------------------------------------------------------------------------------
+
+    @cached_property
+    def username(self) -> str:
+        """Whose token this is.
+
+        Raises:
+            CommandError: nobody is signed in.
+        """
+        if self.server.username:
+            return self.server.username
+        me = self.ask(queries.USERNAME)["me"]
+        if me is None:
+            raise not_signed_in(self.server.url)
+        return str(me["username"])
+
+
+def connect() -> Api:
+    """The server of the environment's variables, or of the last sign-in."""
+    return Api(config.current())
+
+
+def not_signed_in(url: str) -> CommandError:
+    return CommandError(
+        f"You are not signed in to {url}.",
+        status=Status.REFUSED,
+        code="not-signed-in",
+        hint=f"Sign in: `condastore login {url}`, or set {config.TOKEN_VARIABLE}.",
+    )
+
+
+_CODES = {400: "bad-request", 401: "not-signed-in", 403: "access-denied", 404: "not-found"}
+
+
+def graphql_error(errors: list[Json]) -> CommandError:
+    """From the `errors` of an answer, which are for mistakes that no payload has a place for."""
+    first = errors[0]
+    extensions = first.get("extensions") or {}
+    code = str(extensions.get("code") or "error")
+    error = operation_error({**extensions, "code": code, "message": first.get("message")})
+    if error.code == "error" and "Cannot query field" in error.message:
+        error.hint = f"The server has another version than this client ({__version__})."
+    if len(errors) > 1 and os.environ.get("CONDASTORE_DEBUG"):
+        error.details = errors
+    return error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().rstrip(".") or type(error).__name__
+
+
+def _events(lines: Iterator[str]) -> Iterator[Json]:
+    """Server-sent events, as the protocol graphql-sse uses them: `next`s, then `complete`."""
+    event, data = "", ""
+    for line in lines:
+        if line:
+            field, _, value = line.partition(":")
+            if field == "event":
+                event = value.strip()
+            elif field == "data":
+                data += value.removeprefix(" ")
+            continue
+        if event == "complete":
+            return
+        if event == "next":
+            answer = json.loads(data)
+            if answer.get("errors"):
+                raise graphql_error(answer["errors"])
+            yield answer["data"]
+        event, data = "", ""
+    raise StreamCutError("it ended without `complete`")

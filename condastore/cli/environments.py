@@ -1,0 +1,310 @@
+"""`condastore env`: environments as a whole; the builds' commands come from `builds.py`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from condastore.cli import builds, queries, render
+from condastore.cli.client import Api, connect
+from condastore.cli.errors import CommandError, Status
+from condastore.cli.lookup import environment_only, find_build, find_environment, reference
+from condastore.cli.options import AsJson, BuildOf, Environment, File, Limit, Yes
+
+app = typer.Typer(help="Environments and their builds.", no_args_is_help=True)
+app.add_typer(builds.app)
+
+
+@app.command()
+def create(
+    environment: Environment,
+    description: Annotated[str, typer.Option(help="What it is for.")] = "",
+    file: File | None = None,
+    wait: builds.Wait = True,
+    as_json: AsJson = False,
+) -> None:
+    """Create an environment; with a file, build it too."""
+    api = connect()
+    ref = environment_only(api, environment)
+    made = api.change(
+        queries.CREATE_ENVIRONMENT,
+        namespace=ref.namespace,
+        name=ref.environment,
+        description=description,
+        specification=builds.read(file) if file else None,
+    )
+    if file is None or not wait or made["latest"] is None:
+        hint = f"Build it: condastore env build {ref} -f FILE"
+        if made["latest"]:
+            hint = f"Follow its build: condastore env wait {ref}"
+        render.answer(made, as_json, lambda: render.say(f"Created {ref}.\n{hint}"))
+        return
+    builds.end(builds.follow_now(api, made["latest"], as_json=as_json))
+
+
+@app.command("list")
+def list_(
+    namespace: Annotated[
+        str,
+        typer.Argument(metavar="[NAMESPACE]", help="Of this namespace only.", show_default=False),
+    ] = "",
+    search: Annotated[str, typer.Option(help="A part of the name or description.")] = "",
+    package: Annotated[str, typer.Option(help="With this package in the current build.")] = "",
+    state: Annotated[str, typer.Option(help="Whose newest build is in this state.")] = "",
+    limit: Limit = 0,
+    as_json: AsJson = False,
+) -> None:
+    """List the environments that you may see."""
+    wanted: dict[str, Any] = {
+        "namespace": namespace,
+        "search": search,
+        "package": package,
+        "state": state.upper(),
+    }
+    filters = {name: value for name, value in wanted.items() if value}
+    found = connect().every(
+        queries.ENVIRONMENTS, "environments", limit=limit, filters=filters or None
+    )
+    rows = []
+    for one in found:
+        current, latest = one["current"], one["latest"]
+        rows.append(
+            (
+                render.name_of(one),
+                current["number"] if current else "",
+                "pinned" if one["pinned"] else "",
+                latest["state"] if latest else "",
+                render.moment(one["updatedAt"]),
+                one["description"],
+            )
+        )
+    columns = ["environment", "#current", "", "newest build", "changed", "description"]
+    render.answer(
+        found, as_json, lambda: render.table(columns, rows, empty="There is no such environment.")
+    )
+
+
+@app.command()
+def show(environment: BuildOf, as_json: AsJson = False) -> None:
+    """Show an environment, or one build of it."""
+    api = connect()
+    ref = reference(api, environment)
+    if ref.build:
+        builds.show_build(api, ref, as_json=as_json)
+        return
+    found = find_environment(api, ref)
+    current, latest = found["current"], found["latest"]
+
+    def line(build: dict[str, Any] | None) -> str:
+        if build is None:
+            return ""
+        names = f" [{render.tags(build)}]" if build["tags"] else ""
+        return f"{build['number']} {build['state']} {render.moment(build['createdAt'])}{names}"
+
+    rows = [
+        ("environment", render.name_of(found)),
+        ("description", found["description"]),
+        ("current build", line(current) + (" (pinned)" if current and found["pinned"] else "")),
+        ("newest build", line(latest)),
+        ("tags", ", ".join(f"{tag['name']} -> {tag['build']['number']}" for tag in found["tags"])),
+        ("folder", found["folder"]),
+        ("created", f"{render.moment(found['createdAt'])} by {found['createdBy'] or 'nobody'}"),
+    ]
+    render.answer(found, as_json, lambda: render.pairs(rows))
+
+
+@app.command()
+def history(environment: Environment, limit: Limit = 20, as_json: AsJson = False) -> None:
+    """List an environment's builds, newest first."""
+    api = connect()
+    ref = environment_only(api, environment)
+    found = api.every(
+        queries.HISTORY,
+        "environment",
+        "builds",
+        limit=limit,
+        namespace=ref.namespace,
+        name=ref.environment,
+    )
+    if not found:
+        find_environment(api, ref)  # an unknown environment has no builds either
+    rows = [
+        (
+            one["number"],
+            "*" if one["isCurrent"] else "",
+            one["state"],
+            render.tags(one),
+            render.moment(one["createdAt"]),
+            render.between(one["createdAt"], one["finishedAt"]),
+            one["requestedBy"],
+            one["lock"]["digest"][:12] if one["lock"] else "",
+            (one["failure"] or {"message": ""})["message"].partition("\n")[0][:80],
+        )
+        for one in found
+    ]
+    columns = ["#build", "", "state", "tags", "asked", "took", "by", "lock", "why"]
+    render.answer(
+        found, as_json, lambda: render.table(columns, rows, empty=f"{ref} has no build yet.")
+    )
+
+
+@app.command()
+def copy(
+    environment: Environment,
+    to: Annotated[
+        str, typer.Argument(metavar="NAMESPACE/ENV", help="The new one.", show_default=False)
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Copy an environment with its history; no bytes are copied."""
+    api = connect()
+    target = environment_only(api, to)
+    made = api.change(
+        queries.COPY,
+        id=_id(api, environment),
+        namespace=target.namespace,
+        name=target.environment,
+    )
+    render.answer(made, as_json, lambda: render.say(f"Copied to {render.name_of(made)}."))
+
+
+@app.command()
+def move(
+    environment: Environment,
+    namespace: Annotated[str, typer.Argument(help="Where to.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Move an environment with its history to another namespace."""
+    api = connect()
+    moved = api.change(queries.MOVE, id=_id(api, environment), namespace=namespace)
+    render.answer(moved, as_json, lambda: render.say(f"It is {render.name_of(moved)} now."))
+
+
+@app.command()
+def rename(
+    environment: Environment,
+    name: Annotated[str, typer.Argument(help="The new name.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Give an environment another name in its namespace."""
+    api = connect()
+    renamed = api.change(queries.RENAME, id=_id(api, environment), name=name)
+    render.answer(renamed, as_json, lambda: render.say(f"It is {render.name_of(renamed)} now."))
+
+
+@app.command()
+def delete(environment: BuildOf, yes: Yes = False, as_json: AsJson = False) -> None:
+    """Delete an environment with all its builds, or one build."""
+    api = connect()
+    ref = reference(api, environment)
+    builds.confirm(f"Delete {ref}{'' if ref.build else ' and all its builds'}?", yes=yes)
+    if ref.build:
+        gone = api.change(queries.DELETE_BUILD, id=find_build(api, ref)["id"])
+    else:
+        gone = api.change(queries.DELETE, id=find_environment(api, ref)["id"])
+    render.answer(gone, as_json, lambda: render.say(f"Deleted {ref}."))
+
+
+@app.command()
+def unpin(environment: Environment, as_json: AsJson = False) -> None:
+    """Let newer builds become current again."""
+    api = connect()
+    changed = api.change(queries.UNPIN, id=_id(api, environment), repeat=True)
+    name = render.name_of(changed)
+    render.answer(changed, as_json, lambda: render.say(f"{name} follows its newest build again."))
+
+
+@app.command()
+def rollback(
+    environment: BuildOf,
+    to: Annotated[
+        str, typer.Option(help="To this build or tag; else to the one before the current.")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Make an earlier build current, and pin it."""
+    api = connect()
+    ref = reference(api, environment)
+    if ref.build and to:
+        raise CommandError("The build is named twice.", status=Status.USAGE, code="invalid-input")
+    target = ref.build or to
+    found = find_environment(api, ref)
+    build_id = find_build(api, builds.of(ref, target))["id"] if target else None
+    changed = api.change(queries.ROLLBACK, id=found["id"], to=build_id)
+    name, number = render.name_of(changed), changed["current"]["number"]
+    text = f"{name} is at build {number} and stays there: `condastore env unpin {name}` lets it go."
+    render.answer(changed, as_json, lambda: render.say(text))
+
+
+@app.command()
+def untag(
+    environment: Environment,
+    tag: Annotated[str, typer.Argument(show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Remove a tag; the build stays."""
+    api = connect()
+    changed = api.change(queries.UNTAG, id=_id(api, environment), tag=tag)
+    render.answer(changed, as_json, lambda: render.say(f"Removed the tag {tag}."))
+
+
+def _id(api: Api, text: str) -> str:
+    return str(find_environment(api, environment_only(api, text))["id"])
+
+
+#: What `export` can write: format of the API -> end of the file's name. micromamba takes a file
+#: for a lock by its name, and makes an empty environment of any other.
+FORMATS = {
+    "conda-lock.yml": "-lock.yml",
+    "environment.yml": "-environment.yml",
+    "explicit.txt": "-explicit.txt",
+    "pixi.lock": "-pixi.lock",
+}
+
+
+@app.command()
+def export(
+    environment: BuildOf,
+    format_: Annotated[
+        str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")
+    ] = "conda-lock.yml",
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File to write; - for stdout.", show_default=False),
+    ] = None,
+    platform: Annotated[str, typer.Option(help="For example linux-64.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Write a build's lock in a form that other tools read."""
+    if format_ not in FORMATS:
+        raise CommandError(
+            f"{format_!r} is not a format.",
+            status=Status.USAGE,
+            code="invalid-input",
+            hint=f"Use one of {', '.join(FORMATS)}.",
+        )
+    api = connect()
+    ref = reference(api, environment)
+    parameters = {"platform": platform} if platform else {}
+    path = f"/api/envs/{ref.namespace}/{ref.environment}/{ref.build or 'current'}/{format_}"
+    content = api.download(path, **parameters)
+    if output is not None and str(output) == "-":
+        sys.stdout.buffer.write(content)
+        return
+    target = output or Path(f"{ref.environment}{FORMATS[format_]}")
+    if format_ == "conda-lock.yml" and not target.name.endswith(("-lock.yml", "-lock.yaml")):
+        render.warn("note: micromamba reads a file as a lock only if its name ends in -lock.yml")
+    try:
+        target.write_bytes(content)
+    except OSError as error:
+        raise CommandError(
+            f"The file cannot be written: {error.strerror}.",
+            status=Status.INVALID,
+            code="invalid-input",
+            where=str(target),
+        ) from error
+    document = {"file": str(target), "bytes": len(content), "format": format_}
+    render.answer(document, as_json, lambda: render.say(f"Wrote {target}."))

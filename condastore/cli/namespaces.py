@@ -1,0 +1,137 @@
+"""`condastore namespace`: the owners of environments, and who holds which role in them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from condastore.cli import queries, render
+from condastore.cli.client import connect
+from condastore.cli.errors import CommandError, Status
+from condastore.cli.lookup import not_found
+from condastore.cli.options import AsJson, Limit
+
+app = typer.Typer(help="Namespaces, and who may do what in them.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(metavar="NAMESPACE", show_default=False)]
+User = Annotated[str, typer.Argument(metavar="[USER]", help="Who.", show_default=False)]
+Group = Annotated[str, typer.Option("--group", help="A group, instead of a user.")]
+
+
+class Role(StrEnum):
+    """What a person may be in a namespace."""
+
+    VIEWER = "viewer"
+    DEVELOPER = "developer"
+    APPROVER = "approver"
+    ADMIN = "admin"
+
+
+@app.command("list")
+def list_(limit: Limit = 0, as_json: AsJson = False) -> None:
+    """List the namespaces that you may see."""
+    found = connect().every(queries.NAMESPACES, "namespaces", limit=limit)
+    rows = [
+        (
+            one["name"],
+            "personal" if one["personal"] else "shared",
+            "yes" if one["public"] else "",
+            one["environments"]["totalCount"],
+            one["description"],
+        )
+        for one in found
+    ]
+    columns = ["namespace", "kind", "public", "#environments", "description"]
+    render.answer(
+        found, as_json, lambda: render.table(columns, rows, empty="There is no namespace yet.")
+    )
+
+
+@app.command()
+def create(
+    name: Name,
+    description: Annotated[str, typer.Option(help="What it is for.")] = "",
+    public: Annotated[bool, typer.Option("--public", help="Everybody may look.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Create a namespace."""
+    made = connect().change(
+        queries.CREATE_NAMESPACE, name=name, description=description, public=public
+    )
+    render.answer(made, as_json, lambda: render.say(f"Created the namespace {made['name']}."))
+
+
+@app.command()
+def show(name: Name, as_json: AsJson = False) -> None:
+    """Show a namespace, what you may do in it, and who holds which role."""
+    api = connect()
+    found = api.ask(queries.NAMESPACE, name=name)["namespace"]
+    if found is None:
+        raise not_found(
+            f"There is no namespace {name!r} that you may see.",
+            hint="See yours with `condastore namespace list`.",
+        )
+    if "GRANT" in found["myPermissions"]:
+        found["grants"] = api.ask(queries.GRANTS, name=name)["namespace"]["grants"]
+
+    def human() -> None:
+        render.pairs(
+            [
+                ("namespace", found["name"]),
+                ("description", found["description"]),
+                ("kind", "personal" if found["personal"] else "shared"),
+                ("public", "yes" if found["public"] else "no"),
+                ("created", render.moment(found["createdAt"])),
+                ("environments", found["environments"]["totalCount"]),
+                ("you may", ", ".join(perm.lower() for perm in found["myPermissions"])),
+            ]
+        )
+        if grants := found.get("grants"):
+            render.say()
+            rows = [
+                (grant["user"] or f"group {grant['group']}", grant["role"].lower())
+                for grant in grants
+            ]
+            render.table(["who", "role"], rows, empty="")
+
+    render.answer(found, as_json, human)
+
+
+@app.command()
+def grant(
+    namespace: Name,
+    role: Annotated[Role, typer.Argument(show_default=False)],
+    user: User = "",
+    group: Group = "",
+    as_json: AsJson = False,
+) -> None:
+    """Give a user or a group a role, in place of the one they hold."""
+    holder = _holder(user, group)
+    changed = connect().change(
+        queries.GRANT, namespace=namespace, role=role.name, repeat=True, **holder
+    )
+    text = f"{_named(user, group)} is now {role.value} in {namespace}."
+    render.answer(changed, as_json, lambda: render.say(text))
+
+
+@app.command()
+def revoke(namespace: Name, user: User = "", group: Group = "", as_json: AsJson = False) -> None:
+    """Take the role away from a user or a group."""
+    holder = _holder(user, group)
+    changed = connect().change(queries.REVOKE, namespace=namespace, repeat=True, **holder)
+    text = f"{_named(user, group)} holds no role in {namespace} any more."
+    render.answer(changed, as_json, lambda: render.say(text))
+
+
+def _holder(user: str, group: str) -> dict[str, Any]:
+    if bool(user) == bool(group):
+        raise CommandError(
+            "Name a user, or a group with --group.", status=Status.USAGE, code="invalid-input"
+        )
+    return {"user": user or None, "group": group or None}
+
+
+def _named(user: str, group: str) -> str:
+    return user or f"The group {group}"

@@ -1,0 +1,46 @@
+"""The arguments and options that many commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", help="Print JSON, and nothing else, to stdout.", show_default=False),
+]
+Environment = Annotated[
+    str,
+    typer.Argument(
+        metavar="ENV",
+        help="NAMESPACE/ENV; NAMESPACE may be left out for your own.",
+        show_default=False,
+    ),
+]
+BuildOf = Annotated[
+    str,
+    typer.Argument(
+        metavar="ENV[:BUILD]",
+        help="NAMESPACE/ENV, with :NUMBER, :TAG or :current for one of its builds.",
+        show_default=False,
+    ),
+]
+File = Annotated[
+    Path,
+    typer.Option(
+        "--file",
+        "-f",
+        help="environment.yml, conda-lock.yml or an explicit list; - for stdin.",
+        show_default=False,
+    ),
+]
+Platform = Annotated[
+    str | None, typer.Option("--platform", help="For example linux-64.", show_default=False)
+]
+Limit = Annotated[int, typer.Option("--limit", min=0, help="At most so many; 0 for all.")]
+ForceSolve = Annotated[
+    bool, typer.Option("--force-solve", help="Solve anew, though the answer is stored already.")
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]

@@ -1,0 +1,457 @@
+"""The GraphQL documents that the command line sends: all of them, so that a test can check them."""
+
+from __future__ import annotations
+
+_ERROR = """
+fragment Refusal on OperationError {
+  code message where hint details faults { message where hint code }
+}
+"""
+_FAILURE = """
+fragment Explained on Failure {
+  code message where hint
+  faults { message where hint code }
+  conflicts { requirements reason chain }
+  missing { requirement channels similar }
+}
+"""
+_SHORT = """
+fragment Short on Build {
+  id number ref state finished isCurrent requestedBy createdAt finishedAt
+  tags { name }
+}
+"""
+_BUILD = """
+fragment Full on Build {
+  id number ref state finished isCurrent requestedBy createdAt startedAt finishedAt attempt
+  platform prefixPath apparentSize uniqueSize sharedSize linkScripts sandboxed logLines
+  environment { id name folder pinned namespace { name } }
+  tags { name }
+  lock { digest packageCount platforms }
+  timings { stage seconds }
+  progress { stage done total bytesDone bytesTotal current }
+  failure { ...Explained }
+  downloads { name url }
+}
+"""
+_LIVE = """
+fragment Live on Build {
+  id number ref state finished attempt
+  progress { stage done total bytesDone bytesTotal current }
+}
+"""
+_ENVIRONMENT = """
+fragment Whole on Environment {
+  id name description pinned folder createdAt updatedAt createdBy
+  namespace { name }
+  current { ...Short }
+  latest { ...Short }
+  tags { name movedAt build { number } }
+}
+"""
+_PACKAGE = """
+fragment Record on LockedPackage {
+  name version build kind channel subdir url sha256 size license platform
+}
+"""
+_DIFF = """
+fragment Changes on LockDiff {
+  platform sizeDelta
+  added { ...Record }
+  removed { ...Record }
+  changed { name kind old { ...Record } new { ...Record } }
+}
+"""
+_SECRETLESS = """
+fragment Shown on ApiToken {
+  id name hint role namespaces createdAt expiresAt lastUsedAt lastUsedAddress revoked
+}
+"""
+_PAGE = "totalCount pageInfo { hasNextPage endCursor }"
+
+# --- who ------------------------------------------------------------------------------------------
+USERNAME = "query Username { me { username } }"
+ME = """
+query Me {
+  me {
+    username email isSuperuser tokenName
+    namespaces { roles namespace { name } }
+  }
+}
+"""
+TOKENS = "query Tokens { me { username tokenName tokens { ...Shown } } }" + _SECRETLESS
+CREATE_TOKEN = (
+    """
+mutation CreateToken(
+  $name: String!, $role: Role, $namespaces: [String!], $days: Int!, $serviceAccount: String
+) {
+  createToken(
+    name: $name, role: $role, namespaces: $namespaces, days: $days, serviceAccount: $serviceAccount
+  ) {
+    __typename
+    ... on CreatedToken { secret token { ...Shown } }
+    ... on OperationError { ...Refusal }
+  }
+}
+"""
+    + _SECRETLESS
+    + _ERROR
+)
+REVOKE_TOKEN = (
+    """
+mutation RevokeToken($id: ID!) {
+  revokeToken(id: $id) {
+    __typename
+    ... on ApiToken { ...Shown }
+    ... on OperationError { ...Refusal }
+  }
+}
+"""
+    + _SECRETLESS
+    + _ERROR
+)
+
+# --- namespaces -----------------------------------------------------------------------------------
+NAMESPACES = f"""
+query Namespaces($first: Int, $after: String) {{
+  namespaces(first: $first, after: $after) {{
+    {_PAGE}
+    edges {{ node {{ id name description personal public environments {{ totalCount }} }} }}
+  }}
+}}
+"""
+NAMESPACE = """
+query Namespace($name: String!) {
+  namespace(name: $name) {
+    id name description personal public createdAt myPermissions
+    environments { totalCount }
+  }
+}
+"""
+GRANTS = """
+query Grants($name: String!) {
+  namespace(name: $name) { grants { role user group } }
+}
+"""
+CREATE_NAMESPACE = (
+    """
+mutation CreateNamespace($name: String!, $description: String!, $public: Boolean!) {
+  createNamespace(name: $name, description: $description, public: $public) {
+    __typename
+    ... on Namespace { id name description personal public }
+    ... on OperationError { ...Refusal }
+  }
+}
+"""
+    + _ERROR
+)
+GRANT = (
+    """
+mutation Grant($namespace: String!, $role: Role!, $user: String, $group: String) {
+  grantRole(namespace: $namespace, role: $role, user: $user, group: $group) {
+    __typename
+    ... on Namespace { id name }
+    ... on OperationError { ...Refusal }
+  }
+}
+"""
+    + _ERROR
+)
+REVOKE = (
+    """
+mutation Revoke($namespace: String!, $user: String, $group: String) {
+  revokeRole(namespace: $namespace, user: $user, group: $group) {
+    __typename
+    ... on Namespace { id name }
+    ... on OperationError { ...Refusal }
+  }
+}
+"""
+    + _ERROR
+)
+
+# --- environments and builds ----------------------------------------------------------------------
+ENVIRONMENTS = (
+    f"""
+query Environments($first: Int, $after: String, $filters: EnvironmentFilter) {{
+  environments(first: $first, after: $after, filters: $filters) {{
+    {_PAGE}
+    edges {{ node {{
+      id name description pinned updatedAt namespace {{ name }}
+      current {{ ...Short }}
+      latest {{ ...Short }}
+    }} }}
+  }}
+}}
+"""
+    + _SHORT
+)
+ENVIRONMENT = (
+    """
+query Environment($namespace: String!, $name: String!) {
+  environment(namespace: $namespace, name: $name) { ...Whole }
+}
+"""
+    + _ENVIRONMENT
+    + _SHORT
+)
+HISTORY = (
+    f"""
+query History($namespace: String!, $name: String!, $first: Int, $after: String) {{
+  environment(namespace: $namespace, name: $name) {{
+    builds(first: $first, after: $after) {{
+      {_PAGE}
+      edges {{ node {{ ...Short failure {{ message }} lock {{ digest packageCount }} }} }}
+    }}
+  }}
+}}
+"""
+    + _SHORT
+)
+BUILD = (
+    """
+query Build($namespace: String!, $environment: String!, $number: String!) {
+  build(namespace: $namespace, environment: $environment, number: $number) { ...Full }
+}
+"""
+    + _BUILD
+    + _FAILURE
+)
+BUILD_BY_ID = "query BuildById($id: ID!) { build(id: $id) { ...Full } }" + _BUILD + _FAILURE
+PREFIX = """
+query Prefix($namespace: String!, $environment: String!, $number: String!) {
+  build(namespace: $namespace, environment: $environment, number: $number) {
+    ref number state platform prefixPath environment { name namespace { name } }
+  }
+}
+"""
+SOURCE = """
+query Source($namespace: String!, $environment: String!, $number: String!) {
+  build(namespace: $namespace, environment: $environment, number: $number) {
+    ref source specification { digest channels platforms description }
+  }
+}
+"""
+LOG = """
+query Log($id: ID!, $start: Int!, $limit: Int!) {
+  build(id: $id) { id finished logLines log(start: $start, limit: $limit) }
+}
+"""
+PROGRESS = (
+    """
+query Progress($id: ID!, $start: Int!, $limit: Int!) {
+  build(id: $id) { ...Live logLines log(start: $start, limit: $limit) }
+}
+"""
+    + _LIVE
+)
+FOLLOW = (
+    """
+subscription Follow($id: ID!, $fromLine: Int!) {
+  buildProgress(buildId: $id, fromLine: $fromLine) { build { ...Live } newLines nextLine }
+}
+"""
+    + _LIVE
+)
+PACKAGES = (
+    f"""
+query Packages(
+  $namespace: String!, $environment: String!, $number: String!
+  $platform: String, $search: String, $first: Int, $after: String
+) {{
+  build(namespace: $namespace, environment: $environment, number: $number) {{
+    lock {{
+      packages(platform: $platform, search: $search, first: $first, after: $after) {{
+        {_PAGE}
+        edges {{ node {{ ...Record }} }}
+      }}
+    }}
+  }}
+}}
+"""
+    + _PACKAGE
+)
+CHANGES = (
+    """
+query Changes(
+  $namespace: String!, $environment: String!, $number: String!, $platform: String
+) {
+  build(namespace: $namespace, environment: $environment, number: $number) {
+    ref diffTo(platform: $platform) { ...Changes }
+  }
+}
+"""
+    + _DIFF
+    + _PACKAGE
+)
+COMPARE = (
+    """
+query Compare($old: ID!, $new: ID!, $platform: String) {
+  compareBuilds(a: $old, b: $new, platform: $platform) { ...Changes }
+}
+"""
+    + _DIFF
+    + _PACKAGE
+)
+WHY = """
+query Why(
+  $namespace: String!, $environment: String!, $number: String!, $name: String!, $platform: String
+) {
+  build(namespace: $namespace, environment: $environment, number: $number) {
+    ref why(name: $name, platform: $platform)
+  }
+}
+"""
+CREATE_ENVIRONMENT = (
+    """
+mutation CreateEnvironment(
+  $namespace: String!, $name: String!, $description: String!, $specification: String
+) {
+  createEnvironment(
+    namespace: $namespace, name: $name, description: $description, specification: $specification
+  ) {
+    __typename
+    ... on Environment { ...Whole }
+    ... on OperationError { ...Refusal }
+  }
+}
+"""
+    + _ENVIRONMENT
+    + _SHORT
+    + _ERROR
+)
+SUBMIT = (
+    """
+mutation Submit(
+  $namespace: String!, $environment: String!, $specification: String!, $idempotencyKey: String
+  $forceSolve: Boolean!, $platforms: [String!]
+) {
+  submitBuild(
+    namespace: $namespace, environment: $environment, specification: $specification
+    idempotencyKey: $idempotencyKey, forceSolve: $forceSolve, platforms: $platforms
+  ) {
+    __typename
+    ... on SubmittedBuild { created warnings build { ...Live } }
+    ... on OperationError { ...Refusal }
+  }
+}
+"""
+    + _LIVE
+    + _ERROR
+)
+_PREVIEW = (
+    """
+fragment Seen on Preview {
+  id state warnings createdAt finishedAt
+  failure { ...Explained }
+  lock { digest packageCount platforms size }
+  diff(platform: $platform) { ...Changes }
+}
+"""
+    + _FAILURE
+    + _DIFF
+    + _PACKAGE
+)
+PREVIEW_SOLVE = (
+    """
+mutation PreviewSolve(
+  $namespace: String!, $environment: String, $specification: String!
+  $forceSolve: Boolean!, $platform: String
+) {
+  previewSolve(
+    namespace: $namespace, environment: $environment, specification: $specification
+    forceSolve: $forceSolve
+  ) {
+    __typename
+    ... on Preview { ...Seen }
+    ... on OperationError { ...Refusal }
+  }
+}
+"""
+    + _PREVIEW
+    + _ERROR
+)
+PREVIEW = "query Preview($id: ID!, $platform: String) { preview(id: $id) { ...Seen } }" + _PREVIEW
+
+
+def _change(name: str, field: str, variables: str, arguments: str, result: str) -> str:
+    """A mutation of a build or an environment."""
+    if result == "Build":
+        shape, fragments = "...Full", _BUILD + _FAILURE
+    else:
+        shape, fragments = "...Whole", _ENVIRONMENT + _SHORT
+    return f"""
+mutation {name}({variables}) {{
+  {field}({arguments}) {{
+    __typename
+    ... on {result} {{ {shape} }}
+    ... on OperationError {{ ...Refusal }}
+  }}
+}}
+{fragments}{_ERROR}"""
+
+
+CANCEL = _change("Cancel", "cancelBuild", "$id: ID!", "id: $id", "Build")
+PIN = _change("Pin", "setCurrentBuild", "$id: ID!, $pin: Boolean!", "id: $id, pin: $pin", "Build")
+TAG = _change("Tag", "tagBuild", "$id: ID!, $tag: String!", "id: $id, tag: $tag", "Build")
+ARCHIVE = _change("Archive", "archiveBuild", "$id: ID!", "id: $id", "Build")
+RESTORE = _change("Restore", "restoreBuild", "$id: ID!", "id: $id", "Build")
+DELETE_BUILD = _change("DeleteBuild", "deleteBuild", "$id: ID!", "id: $id", "Build")
+UNPIN = _change("Unpin", "unpin", "$id: ID!", "environmentId: $id", "Environment")
+UNTAG = _change(
+    "Untag", "untag", "$id: ID!, $tag: String!", "environmentId: $id, tag: $tag", "Environment"
+)
+ROLLBACK = _change(
+    "Rollback", "rollback", "$id: ID!, $to: ID", "environmentId: $id, to: $to", "Environment"
+)
+COPY = _change(
+    "Copy",
+    "copyEnvironment",
+    "$id: ID!, $namespace: String!, $name: String!",
+    "environmentId: $id, namespace: $namespace, name: $name",
+    "Environment",
+)
+MOVE = _change(
+    "Move",
+    "moveEnvironment",
+    "$id: ID!, $namespace: String!",
+    "environmentId: $id, namespace: $namespace",
+    "Environment",
+)
+RENAME = _change(
+    "Rename",
+    "renameEnvironment",
+    "$id: ID!, $name: String!",
+    "environmentId: $id, name: $name",
+    "Environment",
+)
+DELETE = _change("Delete", "deleteEnvironment", "$id: ID!", "environmentId: $id", "Environment")
+
+# --- packages -------------------------------------------------------------------------------------
+SEARCH = f"""
+query Search($search: String!, $channel: String, $first: Int, $after: String) {{
+  packages(search: $search, channel: $channel, first: $first, after: $after) {{
+    {_PAGE}
+    edges {{ node {{ name channel {{ name }} latestVersion }} }}
+  }}
+}}
+"""
+CONTAINS = (
+    f"""
+query Contains(
+  $name: String!, $version: String, $currentOnly: Boolean!, $first: Int, $after: String
+) {{
+  lockedPackages(
+    name: $name, version: $version, currentOnly: $currentOnly, first: $first, after: $after
+  ) {{
+    {_PAGE}
+    edges {{ node {{
+      package {{ ...Record }}
+      environment {{ name namespace {{ name }} }}
+      build {{ number ref state isCurrent }}
+    }} }}
+  }}
+}}
+"""
+    + _PACKAGE
+)

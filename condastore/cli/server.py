@@ -1,0 +1,106 @@
+"""`condastore up`, `worker`, `scheduler`, `manage`: run a server, where its parts are installed."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from types import ModuleType
+from typing import Annotated
+
+import typer
+
+from condastore.cli.errors import CommandError, Status
+from condastore.cli.options import AsJson
+
+INSTALL = "pip install 'condastore[server]'"
+
+
+def add_to(root: typer.Typer) -> None:
+    for command in (up, worker, scheduler):
+        root.command()(command)
+    root.command(
+        context_settings={
+            "allow_interspersed_args": False,
+            "ignore_unknown_options": True,
+            "help_option_names": [],
+        },
+    )(manage)
+
+
+def _server_part(name: str) -> ModuleType:
+    """A module that needs the server's dependencies."""
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "condastore.settings")
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.partition(".")[0] in {
+            "condastore",
+            "environments",
+            "accounts",
+        }:
+            raise
+        raise CommandError(
+            f"The server's parts are not installed here: {error.name} is missing.",
+            status=Status.USAGE,
+            code="not-installed",
+            hint=INSTALL,
+        ) from error
+    except Exception as error:
+        if type(error).__name__ != "ImproperlyConfigured":
+            raise
+        raise CommandError(
+            str(error), status=Status.INVALID, code="invalid-input", where="settings"
+        ) from error
+
+
+def up(
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Port; 0 for a free one.", show_default="8470"),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Worker processes.", show_default="1")
+    ] = None,
+    open_browser: Annotated[
+        bool, typer.Option("--open/--no-open", help="Open the page in a browser when ready.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run everything on this machine: database, queue, workers, scheduler and web server."""
+    supervisor = _server_part("condastore.supervisor")
+    supervisor.up(host=host, port=port, workers=workers, open_browser=open_browser, as_json=as_json)
+
+
+def worker(
+    queues: Annotated[
+        str, typer.Option(help="Which queues, separated by commas.")
+    ] = "builds,solves,upkeep",
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="How many things at once.", show_default="CONDASTORE_WORKER_THREADS"
+        ),
+    ] = None,
+) -> None:
+    """Run a worker: solves and builds what is queued."""
+    names = [name.strip() for name in queues.split(",") if name.strip()]
+    _server_part("condastore.worker").run(queues=names, threads=threads)
+
+
+def scheduler() -> None:
+    """Run the scheduler: finds lost builds and tidies up. Of several, one acts."""
+    _server_part("condastore.scheduler").run()
+
+
+def manage(
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="COMMAND...")] = None,
+) -> None:
+    """Run one of Django's management commands."""
+    management = _server_part("django.core.management")
+    _server_part("condastore.settings")
+    management.execute_from_command_line(["condastore manage", *(arguments or ["help"])])
+    sys.stdout.flush()
