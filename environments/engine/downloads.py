@@ -82,6 +82,9 @@ class Patience:
     largest: int = 20 * 1024**3  # bytes, of a file whose size nobody said
 
 
+PATIENCE = Patience()
+
+
 class _Interrupted(Exception):  # noqa: N818  # control flow, not an error of the program
     """The server or the way to it failed; it is tried again, after `pause` seconds at least."""
 
@@ -107,7 +110,7 @@ def download_all(
     cancelled: Cancelled = never,
     progress: Report = ignore,
     parallel: int = 8,
-    patience: Patience = Patience(),
+    patience: Patience = PATIENCE,
     stage: str = "fetching",
 ) -> None:
     """Fetch what is not `present` into `folder`, check it and hand it to `use`.

@@ -1,0 +1,230 @@
+"""Can these packages stand in one prefix together, and where does each of their files go?"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+FileKind = Literal["file", "link", "folder"]
+
+#: What a package may not bring: conda's own notes about the prefix.
+_RESERVED = re.compile(r"conda-meta/(history|frozen|state|pinned|[^/]*\.json)$")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_MOST_LINKS = 40  # that may be followed to resolve a path, as in the kernel
+
+
+class PackageFile(NamedTuple):
+    """One path of a package. (A tuple: an environment has tens of thousands of them.)"""
+
+    path: str  # in the package, with slashes
+    kind: FileKind
+    size: int  # bytes
+    sha256: str  # hex, of a file's content before its prefix is replaced; "" for others
+    target: str  # of a link
+    placeholder: int  # bytes of the prefix to replace; 0 for none
+    binary: bool  # the placeholder stands among bytes whose length must not change
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackageContents:
+    """What the archive of one package holds, `info/` left out."""
+
+    name: str
+    label: str  # name-version-build
+    noarch_python: bool
+    files: tuple[PackageFile, ...]
+    entry_points: tuple[str, ...] = ()  # `command = module:function`
+    link_scripts: tuple[str, ...] = ()  # paths of scripts that conda would run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PythonInfo:
+    """The Python of an environment, as far as paths depend on it."""
+
+    version: str  # 3.11
+    site_packages: str  # lib/python3.11/site-packages
+    scripts: str = "bin"
+
+    @classmethod
+    def of(cls, version: str, *, platform: str, site_packages: str = "") -> PythonInfo:
+        """Of a python package's version; `site_packages` where its record names it."""
+        minor = ".".join(version.split(".")[:2])
+        if platform.startswith("win-"):
+            return cls(
+                version=minor, site_packages=site_packages or "Lib/site-packages", scripts="Scripts"
+            )
+        return cls(version=minor, site_packages=site_packages or f"lib/python{minor}/site-packages")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkFault:
+    """Why packages cannot be linked."""
+
+    packages: tuple[str, ...]
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+def prefix_path(path: str, *, noarch_python: bool, python: PythonInfo | None) -> str:
+    """Where a file of a package goes, relative to the prefix."""
+    if noarch_python and python is not None:
+        if path.startswith("site-packages/"):
+            return python.site_packages + path.removeprefix("site-packages")
+        if path.startswith("python-scripts/"):
+            return python.scripts + path.removeprefix("python-scripts")
+    return path
+
+
+def find_faults(
+    packages: Sequence[PackageContents],
+    *,
+    python: PythonInfo | None,
+    platform: str,
+    prefix: str,
+) -> list[LinkFault]:
+    """Everything that keeps `packages` from being linked into `prefix`, all of it at once."""
+    faults = [fault for package in packages for fault in _own_faults(package, python, prefix)]
+    if not faults:  # paths that make no sense would make none here either
+        faults = find_clashes(packages, python=python, platform=platform)
+    return faults
+
+
+def find_clashes(
+    packages: Sequence[PackageContents], *, python: PythonInfo | None, platform: str
+) -> list[LinkFault]:
+    """Paths that two packages claim with different contents, and links that lead out.
+
+    The same content twice is no clash. On file systems that ignore case two spellings of a path
+    are one path.
+    """
+    ignores_case = platform.startswith(("osx-", "win-"))
+    claims: dict[str, tuple[str, str, str]] = {}  # key: (label, path, what it holds)
+    links: dict[str, str] = {}
+    folders: dict[str, str] = {}  # folder: the label of a package that has something in it
+    faults: dict[tuple[str, ...], LinkFault] = {}
+    for package in packages:
+        for path, kind, content in _claims(package, python):
+            key = path.casefold() if ignores_case else path
+            folder = posixpath.dirname(key)
+            while folder and folder not in folders:
+                folders[folder] = package.label
+                folder = posixpath.dirname(folder)
+            if kind == "folder":
+                folders.setdefault(key, package.label)
+                continue
+            if kind == "link":
+                links[key] = content
+            held = claims.setdefault(key, (package.label, path, content))
+            if held[1:] != (path, content):
+                fault = _clash(held[0], held[1], package.label, path)
+                faults[(*fault.packages, key)] = fault
+    for key, (label, path, _) in claims.items():
+        if key in folders:
+            faults[key,] = _blocked(label, path, folders[key], is_link=key in links)
+        elif key in links and _leaves(key, links):
+            reason = f"{label}: the link {path} -> {links[key]} leads out of the environment."
+            faults[key,] = LinkFault(packages=(label,), path=path, reason=reason)
+    return list(faults.values())
+
+
+def _claims(
+    package: PackageContents, python: PythonInfo | None
+) -> Iterator[tuple[str, FileKind, str]]:
+    """(path in the prefix, kind, what tells its content from another) of everything it brings."""
+    noarch = package.noarch_python
+    for file in package.files:
+        path = prefix_path(file.path, noarch_python=noarch, python=python) if noarch else file.path
+        yield path, file.kind, file.target if file.kind == "link" else file.sha256
+    if python is not None:
+        for entry_point in package.entry_points:
+            command, _, function = entry_point.partition("=")
+            yield f"{python.scripts}/{command.strip()}", "file", f"runs {function.strip()}"
+
+
+def _own_faults(
+    package: PackageContents, python: PythonInfo | None, prefix: str
+) -> Iterator[LinkFault]:
+    """What is wrong with a package whatever the others are."""
+
+    def fault(path: str, reason: str) -> LinkFault:
+        return LinkFault(packages=(package.label,), path=path, reason=f"{package.label}: {reason}")
+
+    if package.noarch_python and python is None:
+        yield fault("", "it is a Python package, and the environment has no python.")
+    length = len(prefix.encode())
+    for file in package.files:
+        path = file.path
+        if path.startswith("/") or ".." in path or "//" in path or "./" in path or "\\" in path:
+            parts = path.split("/")
+            if path.startswith("/") or ".." in parts:
+                yield fault(path, f"the path {path!r} leads out of the environment.")
+                continue
+            if "" in parts or "." in parts or "\\" in path:
+                yield fault(path, f"the path {path!r} has no single meaning.")
+                continue
+        if not path or _CONTROL.search(path):
+            yield fault(path, f"the path {path!r} has control characters in it or is empty.")
+        elif path.startswith("conda-meta/") and _RESERVED.match(path):
+            yield fault(path, f"{path} is conda's own note and cannot come from a package.")
+        elif file.binary and 0 < file.placeholder < length:
+            yield fault(
+                path,
+                f"{path} has room for a prefix of {file.placeholder} bytes, but {prefix} has "
+                f"{length}. Choose shorter names, or move the store to a shorter path.",
+            )
+    for entry_point in package.entry_points:
+        command = entry_point.partition("=")[0].strip()
+        if not command or "/" in command or "\\" in command or command in (".", ".."):
+            yield fault(command, f"the entry point {entry_point!r} is no name of a program.")
+
+
+def _clash(first: str, first_path: str, second: str, path: str) -> LinkFault:
+    if first == second:
+        reason = f"{first} brings {first_path} and {path}, which are one path on this platform."
+    elif first_path != path:
+        reason = f"{first} brings {first_path} and {second} brings {path}: one path there."
+    else:
+        reason = f"{first} and {second} both bring {path}, with different contents."
+    return LinkFault(packages=(first, second), path=path, reason=reason)
+
+
+def _blocked(label: str, path: str, other: str, *, is_link: bool) -> LinkFault:
+    kind = "a link" if is_link else "a file"
+    return LinkFault(
+        packages=(label, other),
+        path=path,
+        reason=f"{path} is {kind} in {label} and a folder in {other}.",
+    )
+
+
+def _leaves(start: str, links: Mapping[str, str]) -> bool:
+    """Whether following the link at `start`, through others where it must, leaves the prefix."""
+    resolved: list[str] = start.split("/")[:-1]
+    ahead = links[start].split("/")[::-1]
+    if links[start].startswith("/"):
+        return True
+    followed = 0
+    while ahead:
+        part = ahead.pop()
+        if part in ("", "."):
+            continue
+        if part == "..":
+            if not resolved:
+                return True
+            resolved.pop()
+            continue
+        target = links.get("/".join([*resolved, part]))
+        if target is None:
+            resolved.append(part)
+            continue
+        followed += 1
+        if target.startswith("/") or followed > _MOST_LINKS:
+            return target.startswith("/")
+        ahead += target.split("/")[::-1]
+    return False
