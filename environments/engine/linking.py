@@ -15,8 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from rattler import MatchSpec, install
+from rattler.exceptions import InstallerError, IoError, TransactionError
+from rattler.exceptions import LinkError as RattlerLinkError
 from rattler.install import InstallerReporter
 from rattler.package_cache import PackageCache as RattlerCache
 from rattler.package_cache import ValidationMode
@@ -131,6 +134,8 @@ def _install(
 ) -> None:
     # mypy takes rattler's methods that do nothing for abstract ones.
     counter = _Counter(total=len(lock.conda), progress=progress)  # type: ignore[abstract]
+    # py-rattler 0.28 says that it takes MatchSpecs, and takes only what is inside them.
+    specs: list[Any] = [MatchSpec(each)._match_spec for each in requested]
 
     async def run() -> None:
         task = asyncio.ensure_future(
@@ -140,7 +145,7 @@ def _install(
                 installed_packages=[],
                 platform=Subdir(lock.platform),
                 execute_link_scripts=False,
-                requested_specs=[MatchSpec(each) for each in requested],
+                requested_specs=specs,
                 reporter=counter,
                 alternative_target_prefix=final_prefix,
                 # What is in the cache was checked when it was asked for.
@@ -162,10 +167,8 @@ def _install(
 
     try:
         asyncio.run(run())
-    except Exception as error:
+    except (InstallerError, RattlerLinkError, TransactionError, IoError) as error:
         message = str(error)
-        if type(error).__module__.startswith("environments"):
-            raise
         if any(f"os error {code}" in message for code in (errno.ENOSPC, errno.EDQUOT)):
             raise DiskSpaceError(
                 "The disk is full: the environment could not be linked."
