@@ -66,6 +66,12 @@ def is_complete(package: CondaPackage) -> bool:
     return "build_number" in package.record
 
 
+def conda_file_parts(file_name: str) -> dict[str, str]:
+    """`name`, `version` and `build` as the name of the file says; empty where it says nothing."""
+    match = _FILE.fullmatch(file_name)
+    return match.groupdict() if match else {}
+
+
 def read_conda_lock(text: str | bytes) -> Lock:
     """The lock of a `conda-lock.yml`, version 1; its order is ours, its categories are dropped.
 
@@ -133,7 +139,10 @@ class _Gathered:
                 "Keep one of the two.",
             )
 
-    def finished(self, channels: Iterable[str], platforms: Iterable[str]) -> ReadLock:
+    def finished(
+        self, channels: Iterable[str], platforms: Iterable[str], *, in_order: bool = False
+    ) -> ReadLock:
+        """`in_order`: the text itself has the dependencies first, and does not name them."""
         if self.faults:
             raise SpecificationError(self.faults)
         seen = dict.fromkeys(channels)
@@ -141,13 +150,14 @@ class _Gathered:
             for package in packages.values():
                 seen.setdefault(package.channel)
         names = sorted({*platforms, *self.conda, *self.pypi})
+        order = tuple if in_order else dependency_order
         return ReadLock(
             lock=Lock(
                 channels=tuple(seen),
                 platforms=tuple(
                     PlatformLock(
                         platform=name,
-                        conda=dependency_order(self.conda.get(name, {}).values()),
+                        conda=order(self.conda.get(name, {}).values()),
                         pypi=tuple(value for _, value in sorted(self.pypi.get(name, {}).items())),
                     )
                     for name in names
@@ -183,9 +193,8 @@ def scan_conda_lock(text: str) -> ReadLock:
 
 def _metadata(gathered: _Gathered, node: Node | None) -> tuple[list[str], list[str]]:
     channels: list[str] = []
-    platforms: list[str] = []
     if node is None or node.kind != "mapping":
-        return channels, platforms
+        return channels, []
     listed = node.get("channels")
     for item in listed.items if listed is not None else ():
         url = item.get("url") if item.kind == "mapping" else item
@@ -204,10 +213,8 @@ def _metadata(gathered: _Gathered, node: Node | None) -> tuple[list[str], list[s
         gathered.credentials.update(dict.fromkeys(reference.credentials))
         channels.append(reference.url)
     listed = node.get("platforms")
-    for item in listed.items if listed is not None else ():
-        if _known_platform(gathered, item.text, item.line):
-            platforms.append(item.text)
-    return channels, platforms
+    names = [(item.text, item.line) for item in listed.items] if listed is not None else []
+    return channels, [name for name, line in names if _known_platform(gathered, name, line)]
 
 
 def _known_platform(gathered: _Gathered, platform: str, line: int) -> bool:
@@ -367,7 +374,8 @@ def scan_explicit(text: str, *, default_platform: str) -> ReadLock:
             _explicit_pip(gathered, pip[1], pip[2], platform, number)
         elif stripped and not stripped.startswith("#") and stripped != "@EXPLICIT":
             _explicit_line(gathered, stripped, platform, sha256s, number)
-    read = gathered.finished((), [platform] if platform in KNOWN_PLATFORMS else [])
+    platforms = [platform] if platform in KNOWN_PLATFORMS else []
+    read = gathered.finished((), platforms, in_order=True)
     if any(_PLATFORM.match(line.strip()) for _, line in lines):
         return read
     return ReadLock(

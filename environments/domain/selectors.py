@@ -67,12 +67,8 @@ def _condition(line: str) -> str:
     comment = line.find("#", 1)
     if comment < 0 or line.lstrip().startswith("#"):
         return ""
-    last = None
-    for last in _BRACKETS.finditer(line, comment):
-        pass
-    if last is None or re.search(r"[()]", line[last.end() :]):
-        return ""
-    return last[1]
+    found = list(_BRACKETS.finditer(line, comment))
+    return found[-1][1] if found and not re.search(r"[()]", line[found[-1].end() :]) else ""
 
 
 assert set(_WORDS) == set(KNOWN_PLATFORMS)  # noqa: S101 -- a platform without its words would drop lines

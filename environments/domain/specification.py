@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, Literal, Protocol, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from environments.domain.errors import (
     FaultError,
@@ -212,13 +212,6 @@ _VIRTUAL = re.compile(r"__[a-z0-9][a-z0-9_-]*(?:=[A-Za-z0-9_.!+]+(?:=[A-Za-z0-9_
 _T = TypeVar("_T")
 
 
-class _Requirement(Protocol):
-    @property
-    def text(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-
-
 _R = TypeVar("_R", CondaRequirement, PipRequirement)
 
 
@@ -307,7 +300,7 @@ class _Reader:
         self.warnings.setdefault(message)
 
     def error(self) -> SpecificationError:
-        def line(fault: FaultError) -> int:
+        def line(fault: StoreError) -> int:
             found = re.search(r"line (\d+)", fault.where)
             return int(found[1]) if found else 0
 

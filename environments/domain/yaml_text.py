@@ -83,7 +83,7 @@ def checked_text(text: str | bytes, *, max_bytes: int) -> str:
         try:
             text = text.decode()
         except UnicodeDecodeError as error:
-            line = text[: error.start].count(b"\n") + 1
+            line = error.object[: error.start].count(b"\n") + 1
             raise _fault(
                 "The text is not UTF-8.", line=line, hint="Save the file as UTF-8."
             ) from error
@@ -134,7 +134,7 @@ class _Builder:
         documents = 0
         for event in yaml.parse(text, Loader=yaml.CSafeLoader):
             if isinstance(event, yaml.NodeEvent):
-                line = event.start_mark.line + 1
+                line = _line(event)
                 node = self._node(event, line)
                 if stack:
                     self._add(node, stack[-1])
@@ -157,7 +157,7 @@ class _Builder:
                 if documents > 1:
                     raise _fault(
                         "A second document starts here.",
-                        line=event.start_mark.line + 1,
+                        line=_line(event),
                         hint="Keep one document; remove the line '---'.",
                     )
         if self.faults:
@@ -169,13 +169,13 @@ class _Builder:
     def _node(self, event: yaml.NodeEvent, line: int) -> Node:
         if isinstance(event, yaml.AliasEvent):
             self.aliases += 1
-            held = self.anchors.get(event.anchor)
+            held = self.anchors.get(event.anchor or "")
             if held is None:
                 raise _fault("An alias (*) without an anchor (&) before it.", line=line)
             self.values += self.sizes[id(held)]
             self._limit(line)
             return held
-        tag = event.tag
+        tag = event.tag if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) else None
         if tag is not None and tag not in ("!", "tag:yaml.org,2002:str"):
             raise _fault(
                 f"The tag {printable(tag)} is not read here.", line=line, hint="Remove the tag."
@@ -231,6 +231,10 @@ class _Builder:
                         hint="Keep one of the two.",
                     )
                 )
+
+
+def _line(event: yaml.Event) -> int:
+    return event.start_mark.line + 1 if event.start_mark else 0
 
 
 def _yaml_fault(text: str, problem: str, line: int) -> SpecificationError:

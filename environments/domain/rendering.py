@@ -1,0 +1,278 @@
+"""How is a lock written as the files that other tools read? The same lock gives the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import yaml
+
+from environments.domain.errors import ConflictError, NotFoundError
+from environments.domain.lock import Lock, PlatformLock, required_name
+from environments.domain.lockfiles import conda_file_parts
+from environments.domain.records import CondaPackage, PypiPackage
+from environments.domain.specification import Specification
+
+#: What conda-lock and pixi know to be a lock by its name; micromamba reads the first by this only.
+CONDA_LOCK_NAME = "conda-lock.yml"
+PIXI_LOCK_NAME = "pixi.lock"
+
+_CONDA_LOCK_HEADER = """\
+# A lock file in the format of conda-lock, version 1: exact packages with their hashes.
+#
+#     conda-lock install --name NAME conda-lock.yml
+#     micromamba create --name NAME --file conda-lock.yml
+"""
+
+
+def conda_lock_yml(lock: Lock, specification: Specification | None = None) -> str:
+    """All platforms as `conda-lock.yml`, version 1.
+
+    Raises:
+        ConflictError: a conda package has no md5, which this format demands.
+    """
+    without = sorted({p.file_name for part in lock for p in part.conda if not p.md5})
+    if without:
+        raise ConflictError(
+            f"conda-lock.yml needs an md5 of every package; {', '.join(without[:5])} has none.",
+            hint="Take the explicit list or pixi.lock, which carry sha256.",
+            details={"packages": without},
+        )
+    packages = [
+        *(
+            _conda_lock_entry(package, part.platform)
+            for part in lock
+            for package in part.conda
+            if not package.name.startswith("__")
+        ),
+        *(_conda_lock_pip(package, part.platform) for part in lock for package in part.pypi),
+    ]
+    # conda-lock's own order.
+    packages.sort(key=lambda entry: (entry["manager"], entry["name"], entry["platform"]))
+    content = {
+        "version": 1,
+        "metadata": {
+            "content_hash": {part.platform: _content_hash(part, specification) for part in lock},
+            "channels": [{"url": url, "used_env_vars": []} for url in lock.channels],
+            "platforms": sorted(part.platform for part in lock),
+            "sources": ["environment.yml"],
+        },
+        "package": packages,
+    }
+    return _CONDA_LOCK_HEADER + _yaml(content)
+
+
+def _content_hash(part: PlatformLock, specification: Specification | None) -> str:
+    """What conda-lock compares to see whether it must lock again; it never equals conda-lock's."""
+    if specification is not None:
+        return hashlib.sha256(f"{specification.digest} {part.platform}".encode()).hexdigest()
+    return Lock(channels=(), platforms=(part,)).digest
+
+
+def _conda_lock_entry(package: CondaPackage, platform: str) -> dict[str, Any]:
+    return {
+        "name": package.name,
+        "version": package.version,
+        "manager": "conda",
+        "platform": platform,
+        "dependencies": _dependencies(package.depends),
+        "url": package.url,
+        "hash": {
+            "md5": package.md5,
+            **({"sha256": package.sha256} if package.sha256 else {}),
+        },
+        "build": package.build,
+        "category": "main",
+        "optional": False,
+    }
+
+
+def _conda_lock_pip(package: PypiPackage, platform: str) -> dict[str, Any]:
+    return {
+        "name": package.name,
+        "version": package.version,
+        "manager": "pip",
+        "platform": platform,
+        "dependencies": {required_name(text): "" for text in sorted(package.requires)},
+        "url": package.url,
+        "hash": {"sha256": package.sha256},
+        "category": "main",
+        "optional": False,
+    }
+
+
+def _dependencies(depends: Iterable[str]) -> dict[str, str]:
+    """Name -> requirement, sorted. Two of one name are joined, as far as the format can say it."""
+    found: dict[str, str] = {}
+    for text in depends:
+        name = required_name(text)
+        if not name or name.startswith("__"):
+            continue  # of the machine, not of the lock: conda-lock leaves them out
+        requirement = text.partition("::")[2] or text
+        requirement = requirement.strip()[len(name) :].strip()
+        held = found.get(name, "")
+        if held and requirement and " " not in held + requirement and "[" not in held + requirement:
+            requirement = f"{held},{requirement}"
+        found[name] = requirement or held
+    return dict(sorted(found.items()))
+
+
+def explicit_txt(lock: Lock, platform: str) -> str:
+    """One platform as an explicit list for `conda create --file`, dependencies first.
+
+    Each URL ends in the md5, which every reader takes; the sha256 stands in a comment before it.
+    Where a channel gives no md5, the URL ends in `#sha256:`, which conda 23.11 and rattler read.
+    Packages of PyPI are comments, as conda-lock writes them.
+
+    Raises:
+        NotFoundError: the lock is not for `platform`.
+    """
+    part = _part(lock, platform)
+    lines = [
+        "# An explicit list: conda create --name NAME --file explicit.txt",
+        f"# platform: {platform}",
+        "@EXPLICIT",
+    ]
+    for package in part.conda:
+        if package.md5:
+            if package.sha256:
+                lines.append(f"# sha256:{package.sha256} {package.url.rsplit('/', 1)[-1]}")
+            lines.append(f"{package.url}#{package.md5}")
+        else:
+            lines.append(f"{package.url}#sha256:{package.sha256}")
+    lines += [f"# pip {item.name} @ {item.url}#sha256={item.sha256}" for item in part.pypi]
+    return "\n".join(lines) + "\n"
+
+
+def environment_yml(lock: Lock, platform: str, specification: Specification | None = None) -> str:
+    """One platform as an `environment.yml` that pins every package: for those who read and edit.
+
+    Raises:
+        NotFoundError: the lock is not for `platform`.
+    """
+    part = _part(lock, platform)
+    first = lock.channels[0] if lock.channels else ""
+    # conda would look in the first channel only, wherever that has the name too.
+    dependencies: list[Any] = [
+        ("" if package.channel == first else f"{package.channel}::")
+        + f"{package.name}={package.version}={package.build}"
+        for package in sorted(part.conda, key=lambda package: package.name)
+    ]
+    if part.pypi:
+        if all(package.name != "pip" for package in part.conda):
+            # conda installs what stands under `pip:` with the environment's own pip.
+            dependencies.append("pip")
+        dependencies.append({"pip": [f"{item.name}=={item.version}" for item in part.pypi]})
+    content: dict[str, Any] = {}
+    if specification is not None and specification.name:
+        content["name"] = specification.name
+    content["channels"] = [*lock.channels, "nodefaults"]
+    content["dependencies"] = dependencies
+    if specification is not None and specification.variables:
+        content["variables"] = dict(sorted(specification.variables.items()))
+    return f"# platform: {platform}\n{_yaml(content)}"
+
+
+def pixi_lock(lock: Lock, *, indexes: Sequence[str] = ()) -> str:
+    """All platforms as `pixi.lock`, version 6: what every pixi of the last years reads.
+
+    Written here and not by rattler: its writer takes no hash of a package of PyPI. A test has
+    rattler read it.
+
+    Args:
+        indexes: URLs of the Python indexes, without credentials.
+    """
+    entries: dict[str, dict[str, Any]] = {}
+    platforms: dict[str, list[dict[str, str]]] = {}
+    for part in sorted(lock, key=lambda part: part.platform):
+        listed = platforms.setdefault(part.platform, [])
+        for package in sorted(part.conda, key=lambda package: package.url):
+            listed.append({"conda": package.url})
+            entries[package.url] = dict(_pixi_conda(package))
+        for wheel in sorted(part.pypi, key=lambda wheel: wheel.url):
+            listed.append({"pypi": wheel.url})
+            entries[wheel.url] = _pixi_pypi(wheel)
+    environment: dict[str, Any] = {"channels": [{"url": f"{url}/"} for url in lock.channels]}
+    if indexes and any(part.pypi for part in lock):
+        environment["indexes"] = list(indexes)
+    environment["packages"] = platforms
+    content = {
+        "version": 6,
+        "environments": {"default": environment},
+        "packages": [entries[url] for url in sorted(entries)],
+    }
+    return _yaml(content)
+
+
+def _pixi_conda(package: CondaPackage) -> Iterator[tuple[str, Any]]:
+    record = package.record
+    yield "conda", package.url
+    # The reader takes name, version, build and subdir from the URL; what differs is said.
+    parts = conda_file_parts(package.file_name)
+    for key, value in (
+        ("name", package.name),
+        ("version", package.version),
+        ("build", package.build),
+    ):
+        if parts.get(key) != value:
+            yield key, value
+    number = package.build.rpartition("_")[2]
+    if not number.isdigit() or int(number) != package.build_number:
+        yield "build_number", package.build_number
+    derived = "python" if any(required_name(d) == "python" for d in package.depends) else "generic"
+    if package.noarch and package.noarch != derived:
+        yield "noarch", package.noarch
+    for key, digest in (("sha256", package.sha256), ("md5", package.md5)):
+        if digest:
+            yield key, digest
+    for key, texts in (("depends", package.depends), ("constrains", package.constrains)):
+        if texts:
+            yield key, list(texts)
+    features = record.get("track_features") or ()
+    if isinstance(features, str):  # as old records write it
+        features = features.replace(",", " ").split()
+    if features:
+        yield "track_features", list(features)
+    for key in ("license", "license_family", "purls"):
+        if written := record.get(key):
+            yield key, written
+    if package.size:
+        yield "size", package.size
+    if package.timestamp is not None:
+        yield "timestamp", package.timestamp
+    if minor := record.get("python_site_packages_path"):
+        yield "python_site_packages_path", minor
+
+
+def _pixi_pypi(package: PypiPackage) -> dict[str, Any]:
+    return {
+        "pypi": package.url,
+        "name": package.name,
+        "version": package.version,
+        "sha256": package.sha256,
+        **({"requires_dist": sorted(package.requires)} if package.requires else {}),
+        **({"requires_python": package.requires_python} if package.requires_python else {}),
+    }
+
+
+def _part(lock: Lock, platform: str) -> PlatformLock:
+    part = lock.on(platform)
+    if part is None:
+        known = ", ".join(sorted(each.platform for each in lock)) or "none"
+        raise NotFoundError(
+            f"The lock holds no packages for {platform}.", hint=f"It is for: {known}."
+        )
+    return part
+
+
+def _yaml(content: dict[str, Any]) -> str:
+    text: str = yaml.dump(
+        content,
+        Dumper=yaml.CSafeDumper,
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=False,
+        width=2**20,
+    )
+    return text
