@@ -1,0 +1,35 @@
+"""How much memory does a process hold, and how does it give back what it no longer needs?"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from functools import cache
+from pathlib import Path
+
+
+def resident(pid: int) -> int:
+    """Bytes of its own that `pid` holds, without mapped files; 0 where that cannot be known."""
+    try:
+        fields = Path(f"/proc/{pid}/statm").read_text().split()
+    except OSError:
+        return 0
+    return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE")
+
+
+def give_back() -> None:
+    """Return freed memory to the system.
+
+    glibc keeps what many threads freed: 50 MB after each solve of a large channel, without end.
+    """
+    trim = _trim()
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _trim() -> ctypes._NamedFuncPointer | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    return getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -1,0 +1,148 @@
+"""The door to solving: the Solver protocol, and its adapter to rattler (conda) and uv (PyPI)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Protocol
+
+from environments.domain.errors import RequestError
+from environments.domain.lock import Lock, PlatformLock
+from environments.domain.progress import Cancelled
+from environments.domain.records import PypiPackage
+from environments.domain.specification import newest_allowed, parse_exclude_newer
+from environments.engine.channels import Channels
+from environments.engine.records import to_rattler
+from environments.engine.solver_process import SolverProcesses, TooHardError
+from environments.engine.solving import Log, SolveRequest, Work, check, solve_conda
+from environments.engine.virtual_packages import virtual_packages
+
+__all__ = ["RattlerSolver", "SolveRequest", "Solver", "to_rattler"]
+
+
+class Solver(Protocol):
+    def solve(self, request: SolveRequest, *, cancelled: Cancelled, log: Log) -> Lock: ...
+
+    def channel_state(self, channels: Sequence[str], platforms: Sequence[str]) -> str: ...
+
+
+class PypiPart(Protocol):
+    """What `pypi.PypiResolver` does."""
+
+    def lock(
+        self,
+        requirements: Sequence[str],
+        platform_lock: PlatformLock,
+        *,
+        virtual_packages: Sequence[str],
+        exclude_newer: datetime | None,
+        cancelled: Cancelled,
+        log: Log,
+        time_limit: timedelta,
+    ) -> tuple[PypiPackage, ...]: ...
+
+
+class RattlerSolver:
+    """Solves the conda part with rattler, then the PyPI part with uv.
+
+    rattler runs in a process of its own: a request without a solution can make its solver take
+    all memory of the machine while it words the reason, and no time limit of its own stops that.
+    """
+
+    def __init__(
+        self,
+        *,
+        cache: Path,
+        channels: Channels,
+        pypi: PypiPart | None = None,
+        isolated: bool = True,
+        memory_limit: int = 1 << 30,
+        idle_memory: int = 220 << 20,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """
+        Args:
+            cache: where the solver's processes keep repodata; that of `channels`, as a rule.
+            isolated: False solves in this process, for tests of what happens inside.
+            memory_limit: bytes that a solve may take before it is stopped as too hard.
+            idle_memory: bytes above which an idle process of the solver makes way for a new one.
+        """
+        self.channels = channels
+        self._pypi = pypi
+        self._now = now
+        self._processes = (
+            SolverProcesses(cache=cache, memory_limit=memory_limit, idle_memory=idle_memory)
+            if isolated
+            else None
+        )
+
+    def close(self) -> None:
+        """End the solver's processes; the next solve starts one again."""
+        if self._processes is not None:
+            self._processes.close()
+
+    def channel_state(self, channels: Sequence[str], platforms: Sequence[str]) -> str:
+        return self.channels.state(channels, platforms)
+
+    def solve(self, request: SolveRequest, *, cancelled: Cancelled, log: Log) -> Lock:
+        """The packages of every platform of `request`.
+
+        Raises:
+            SpecificationError: requirements that cannot be read, all of them.
+            UnsatisfiableError, PypiError: there is no answer; the message says why.
+            ChannelNotFoundError, ChannelNotAllowedError, ChannelUnavailableError: of a channel.
+            TimeLimitError: no answer in time; LeaseLostError: `cancelled` said yes.
+        """
+        deadline = time.monotonic() + request.timeout.total_seconds()
+        cutoff = newest_allowed(parse_exclude_newer(request.exclude_newer), self._now())
+        check(request)
+        states = self.channels.observe(request.channels, request.platforms, cancelled=cancelled)
+        work = Work(request=request, cutoff=cutoff, states=states, deadline=deadline)
+        parts = self._conda(work, cancelled=cancelled, log=log)
+        if any(request.pip.get(platform) for platform in request.platforms):
+            parts = [
+                replace(part, pypi=self._wheels(work, part, cancelled=cancelled, log=log))
+                for part in parts
+            ]
+        return Lock(channels=request.channels, platforms=tuple(parts))
+
+    def _conda(self, work: Work, *, cancelled: Cancelled, log: Log) -> list[PlatformLock]:
+        if self._processes is None:
+            return solve_conda(self.channels, work, cancelled=cancelled, log=log)
+        credentials = {
+            channel: self.channels.credential(channel) for channel in work.request.channels
+        }
+        try:
+            return self._processes.run(work, credentials, cancelled=cancelled, log=log)
+        except TooHardError:
+            log("The solver needed too much memory; looking for the reason without it.")
+            return self._processes.run(
+                replace(work, explain_only=True), credentials, cancelled=cancelled, log=log
+            )
+
+    def _wheels(
+        self, work: Work, part: PlatformLock, *, cancelled: Cancelled, log: Log
+    ) -> tuple[PypiPackage, ...]:
+        request = work.request
+        wanted = request.pip.get(part.platform, ())
+        if not wanted:
+            return ()
+        if self._pypi is None:
+            raise RequestError(
+                "This installation takes no packages from a Python index.",
+                where="dependencies.pip",
+                hint="Ask for conda packages, or ask an administrator to configure an index.",
+            )
+        left = max(work.deadline - time.monotonic(), 1)
+        return self._pypi.lock(
+            wanted,
+            part,
+            virtual_packages=virtual_packages(part.platform, request.virtual_packages),
+            exclude_newer=work.cutoff,
+            cancelled=cancelled,
+            log=log,
+            time_limit=timedelta(seconds=left),
+        )

@@ -1,0 +1,272 @@
+"""Which conda packages answer a request? One question to rattler per platform."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+import rattler
+from rattler.exceptions import SolverError
+
+from environments.domain.errors import (
+    FaultError,
+    RequestError,
+    SpecificationError,
+    StoreError,
+    TimeLimitError,
+    UnsatisfiableError,
+)
+from environments.domain.lock import Lock, PlatformLock
+from environments.domain.names import without_credentials
+from environments.domain.progress import Cancelled
+from environments.domain.records import CondaPackage
+from environments.engine import virtual_packages
+from environments.engine.channels import Channels, Source, with_noarch
+from environments.engine.explanation import Explainer, NoAnswerError, Tier, unsatisfiable
+from environments.engine.records import to_rattler
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SolveRequest:
+    """What to solve. Requirements are by platform, in the words that rattler and uv read."""
+
+    channels: tuple[str, ...]  # canonical base URLs in the order of priority, no credentials
+    dependencies: Mapping[str, tuple[str, ...]]  # platform -> MatchSpecs
+    platforms: tuple[str, ...]
+    timeout: timedelta
+    pip: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # platform -> PEP 508
+    virtual_packages: tuple[str, ...] = ()  # overrides: "__cuda=12"
+    exclude_newer: str = ""  # "", an ISO date or time, or an age: "7 days", "P7D", "36h"
+    constraints: tuple[str, ...] = ()  # MatchSpecs that hold in every answer: policy
+    locked: Lock | None = None  # where these packages still fit, they stay
+
+
+def sources(channels: Channels, request: SolveRequest) -> list[Source]:
+    """What the solver sees: the channels of `request`, in the order of priority.
+
+    The one place where a rule can stand between the solver and a channel, as a RepoDataSource.
+    """
+    return [*channels.sources(request.channels)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """A request with what is known when its solve starts; what a solver's process is sent."""
+
+    request: SolveRequest
+    cutoff: datetime | None
+    states: Mapping[tuple[str, str], str]
+    deadline: float  # of time.monotonic(), which all processes of a machine share
+    explain_only: bool = False  # rattler's solver must not be asked again
+
+
+def check(request: SolveRequest) -> None:
+    """Refuse what rattler cannot read, all of it at once.
+
+    Raises:
+        SpecificationError: see above.
+    """
+    faults: list[StoreError] = []
+    for where, specs in [
+        *((f"dependencies ({platform})", request.dependencies.get(platform, ()))
+          for platform in request.platforms),
+        ("constraints", request.constraints),
+    ]:  # fmt: skip
+        for spec in specs:
+            try:
+                match_spec(spec)
+            except Exception as error:  # rattler's errors have no common base
+                faults.append(FaultError(f"“{spec}” cannot be read: {error}", where=where))
+    for platform in request.platforms:
+        try:
+            virtual_packages.virtual_packages(platform, request.virtual_packages)
+        except StoreError as error:
+            if str(error) not in map(str, faults):
+                faults.append(error)
+    if faults:
+        raise SpecificationError(faults)
+
+
+def match_spec(text: str) -> rattler.MatchSpec:
+    return rattler.MatchSpec(text, strict=False)
+
+
+def solve_conda(
+    channels: Channels, work: Work, *, cancelled: Cancelled, log: Log
+) -> list[PlatformLock]:
+    """The conda part of every platform; faults of all platforms in one error."""
+    channels.refresh(work.states)
+    return channels.run(
+        _solve_platforms(channels, work, log), cancelled=cancelled, deadline=work.deadline + 1
+    )
+
+
+async def _solve_platforms(channels: Channels, work: Work, log: Log) -> list[PlatformLock]:
+    request = work.request
+    answers = await asyncio.gather(
+        *(_solve_platform(channels, work, platform, log) for platform in request.platforms),
+        return_exceptions=True,
+    )
+    faults = [answer for answer in answers if isinstance(answer, BaseException)]
+    conflicts = [fault for fault in faults if isinstance(fault, UnsatisfiableError)]
+    for fault in faults:
+        if not isinstance(fault, UnsatisfiableError):
+            raise fault
+    if conflicts:
+        raise unsatisfiable(conflicts)
+    return [answer for answer in answers if isinstance(answer, PlatformLock)]
+
+
+async def _solve_platform(channels: Channels, work: Work, platform: str, log: Log) -> PlatformLock:
+    request = work.request
+    specs = request.dependencies.get(platform, ())
+    started = time.monotonic()
+    if not work.explain_only:
+        log(f"{platform}: solving {len(specs)} requirements with {len(request.channels)} channels.")
+    question = RattlerQuestion(channels, work, platform)
+    try:
+        if work.explain_only:
+            raise NoAnswerError
+        records = await question.ask(specs, request.constraints)
+    except NoAnswerError as error:
+        explainer = Explainer(question, specs, constraints=request.constraints)
+        raise (await explainer.explain(probe=not work.explain_only)) from error
+    packages = _packages(channels, records)
+    log(f"{platform}: {len(packages)} packages, in {time.monotonic() - started:.2f} s.")
+    return PlatformLock(platform=platform, conda=packages)
+
+
+class RattlerQuestion:
+    """What one platform's solve can ask of rattler; the Explainer asks the same again."""
+
+    def __init__(self, channels: Channels, work: Work, platform: str) -> None:
+        self.platform = platform
+        self.channels = work.request.channels
+        self.cutoff = work.cutoff
+        self.deadline = work.deadline
+        self.virtual = virtual_packages.virtual_packages(platform, work.request.virtual_packages)
+        self._repodata = channels
+        self._request = work.request
+        self._sources = sources(channels, work.request)
+        part = work.request.locked.on(platform) if work.request.locked else None
+        self._locked = [to_rattler(package) for package in part.conda] if part else []
+        self._tiers: dict[str, list[Tier]] = {}
+
+    async def ask(
+        self, specs: Sequence[str], constraints: Sequence[str], *, seconds: float | None = None
+    ) -> list[rattler.RepoDataRecord]:
+        """The answer to `specs`, dependencies first.
+
+        Raises:
+            NoAnswerError: there is none.
+            TimeLimitError: not within `seconds`, or what is left of the request's time.
+        """
+        left = self.deadline - time.monotonic()
+        limit = left if seconds is None else min(seconds, left)
+        if limit <= 0:
+            raise TimeLimitError(f"{self.platform}: there was no answer within the time limit.")
+        try:
+            records = await self._repodata.guarded(
+                rattler.solve(
+                    self._sources,
+                    [match_spec(spec) for spec in specs],
+                    gateway=self._repodata.gateway,
+                    platforms=with_noarch([self.platform]),
+                    locked_packages=self._locked,
+                    virtual_packages=[virtual_packages.to_rattler(entry) for entry in self.virtual],
+                    timeout=timedelta(seconds=limit),
+                    channel_priority=rattler.ChannelPriority.Strict,
+                    exclude_newer=self.cutoff,
+                    # What has no date could be of any date: it waits outside like what is too new.
+                    timestamp_policy="require-timestamp",
+                    constraints=[match_spec(spec) for spec in constraints],
+                    channel_relations="disabled",
+                )
+            )
+        except SolverError as error:
+            if "has been cancelled" in str(error):
+                raise TimeLimitError(
+                    f"{self.platform}: the solver found no answer within the time limit."
+                ) from error
+            raise NoAnswerError from error  # its text is for those who know the solver
+        ordered = rattler.PackageRecord.sort_topologically([*records])
+        by_name = {record.name.normalized: record for record in records}
+        return [by_name[record.name.normalized] for record in ordered]
+
+    async def tiers(self, name: str) -> list[Tier]:
+        """The records of `name` in each channel that has some, in the order of priority."""
+        if name not in self._tiers:
+            found = await self._repodata.guarded(
+                self._repodata.gateway.query(
+                    self._sources,
+                    with_noarch([self.platform]),
+                    [rattler.MatchSpec(name)],
+                    recursive=False,
+                    channel_relations="disabled",
+                )
+            )
+            # One list per source, or per source and subdir: a record names its channel itself.
+            records: dict[str, list[rattler.RepoDataRecord]] = {}
+            removed: dict[str, set[str]] = {}
+            for record in (record for part in found for record in part):
+                records.setdefault(_base(record.channel), []).append(record)
+            for item in (item for part in found.removed for item in part):
+                removed.setdefault(_base(item.channel), set()).add(item.version)
+            self._tiers[name] = [
+                Tier(
+                    channel=channel,
+                    records=tuple(records.get(channel, ())),
+                    removed=frozenset(removed.get(channel, ())),
+                )
+                for channel in self._request.channels
+                if channel in records or channel in removed
+            ]
+        return self._tiers[name]
+
+    async def platforms_with(self, name: str) -> list[str]:
+        """The other platforms of the request for which a channel has `name`."""
+        others = [platform for platform in self._request.platforms if platform != self.platform]
+        if not others:
+            return []
+        found = await self._repodata.guarded(
+            self._repodata.gateway.query(
+                self._sources,
+                with_noarch(others),
+                [rattler.MatchSpec(name)],
+                recursive=False,
+                channel_relations="disabled",
+            )
+        )
+        return sorted({record.subdir for records in found for record in records})
+
+    async def names(self) -> list[str]:
+        found = await self._repodata.guarded(
+            self._repodata.gateway.names(
+                self._sources, with_noarch([self.platform]), channel_relations="disabled"
+            )
+        )
+        return sorted(name.normalized for name in found)
+
+
+def _base(channel: str | None) -> str:
+    return without_credentials(channel or "").rstrip("/")
+
+
+def _packages(
+    channels: Channels, records: Sequence[rattler.RepoDataRecord]
+) -> tuple[CondaPackage, ...]:
+    packages = tuple(channels.package(record) for record in records)
+    unnamed = [package for package in packages if not package.sha256]
+    if unnamed:
+        raise RequestError(
+            "Their channel gives no sha256 of: "
+            + ", ".join(sorted(package.file_name for package in unnamed))
+            + ". What cannot be checked is not installed.",
+            hint="Ask the owner of the channel to index it again, or use another channel.",
+        )
+    return packages
