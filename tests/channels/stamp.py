@@ -64,10 +64,13 @@ def ensure_channel(channel: Path, stamp: Stamp, build: Callable[[Path], None]) -
         partial = channel.with_name(f".{channel.name}.part")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        build(partial)
-        (partial / STAMP_FILE).write_text(json.dumps(dict(stamp), indent=1) + "\n")
-        shutil.rmtree(channel, ignore_errors=True)
-        partial.rename(channel)
+        try:
+            build(partial)
+            (partial / STAMP_FILE).write_text(json.dumps(dict(stamp), indent=1) + "\n")
+            shutil.rmtree(channel, ignore_errors=True)
+            partial.rename(channel)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return True
 
 

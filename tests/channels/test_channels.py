@@ -311,6 +311,7 @@ def test_a_channel_is_made_once_and_whole(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="gone"):
         ensure_channel(channel, {"kit": "3"}, fail)
     assert read_stamp(channel) == {"kit": "2"}
+    assert {path.name for path in tmp_path.iterdir()} == {"channel", ".channel.lock"}
 
 
 def test_what_is_not_ours_is_not_removed(tmp_path: Path) -> None:
