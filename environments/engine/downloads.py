@@ -68,6 +68,17 @@ class Download:
         """What names the file: its digest."""
         return self.sha256 or f"md5-{self.md5}"
 
+    def hasher(self) -> hashlib._Hash:
+        return hashlib.sha256() if self.sha256 else hashlib.md5(usedforsecurity=False)
+
+    def compare(self, *, sha256: str, md5: str) -> None:
+        """Raise WrongBytes unless these digests (of which one is looked at) are the lock's."""
+        kind, got, expected = (
+            ("sha256", sha256, self.sha256) if self.sha256 else ("md5", md5, self.md5)
+        )
+        if got != expected:
+            raise WrongBytes(f"{kind} {got} instead of {expected}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
@@ -93,7 +104,7 @@ class _Interrupted(Exception):  # noqa: N818  # control flow, not an error of th
         self.pause = pause
 
 
-class _WrongBytes(Exception):  # noqa: N818
+class WrongBytes(Exception):  # noqa: N818  # caught here, whoever noticed it
     """The server gave something else than the lock says."""
 
 
@@ -112,12 +123,16 @@ def download_all(
     parallel: int = 8,
     patience: Patience = PATIENCE,
     stage: str = "fetching",
+    verify: bool = True,
 ) -> None:
     """Fetch what is not `present` into `folder`, check it and hand it to `use`.
 
     `use` gets each file as soon as its bytes are verified, as many at a time as there are
     processors; the file is gone when `use` returns. A file is fetched by one process at a time: the
     others wait, and then find it `present`. What a cut or a killed worker left is continued.
+
+    Args:
+        verify: False where `use` finds the digest anyway: it then raises WrongBytes itself.
 
     Raises:
         DownloadError: a file cannot be had, or its bytes are not those of the lock.
@@ -139,6 +154,7 @@ def download_all(
             for url, credential in known.items()
         },
         patience=patience,
+        verify=verify,
         tally=_Tally(stage=stage, downloads=list(wanted.values()), report=progress),
     )
     try:
@@ -255,6 +271,7 @@ class _Fetcher:
     use: Use
     targets: Mapping[str, tuple[str, Mapping[str, str]]]  # URL: the URL and headers to ask with
     patience: Patience
+    verify: bool
     tally: _Tally
 
     async def run(
@@ -288,9 +305,7 @@ class _Fetcher:
             part = self.folder / f"{download.key}.{secrets.token_hex(4)}.part"
         try:
             if not self.present(download):
-                await self._fetched(download, part, client)
-                async with using:
-                    await self.use(download, part)
+                await self._fetched_and_used(download, part, client, using)
         except OSError as error:
             part.unlink(missing_ok=True)
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -315,8 +330,14 @@ class _Fetcher:
             await asyncio.sleep(POLL)
         return True
 
-    async def _fetched(self, download: Download, part: Path, client: httpx.AsyncClient) -> None:
-        """`part` holds the bytes of the lock. Wrong bytes are fetched once more, from nothing."""
+    async def _fetched_and_used(
+        self,
+        download: Download,
+        part: Path,
+        client: httpx.AsyncClient,
+        using: asyncio.Semaphore,
+    ) -> None:
+        """Wrong bytes are fetched once more, from nothing; cuts and faults are waited out."""
         wrong: list[str] = []
         while True:
             try:
@@ -328,13 +349,15 @@ class _Fetcher:
                 ):
                     with attempt:
                         await self._attempt(download, part, client)
+                async with using:
+                    await self.use(download, part)
             except _Interrupted as error:
                 raise DownloadError(
                     f"{download.name} could not be fetched in {self.patience.attempts} attempts: "
                     f"{redact(str(error))}.",
                     where=download.url,
                 ) from error
-            except _WrongBytes as error:
+            except WrongBytes as error:
                 part.unlink(missing_ok=True)
                 self.tally.reset(download)
                 wrong.append(str(error))
@@ -359,11 +382,11 @@ class _Fetcher:
 
     async def _attempt(self, download: Download, part: Path, client: httpx.AsyncClient) -> None:
         """Continue `part` where it ends, and verify the whole."""
-        hasher = hashlib.sha256() if download.sha256 else hashlib.md5(usedforsecurity=False)
+        hasher = download.hasher() if self.verify else None
         with part.open("a+b") as file:
-            held = await asyncio.to_thread(_hash_all, file, hasher)
+            held = await asyncio.to_thread(_read_all, file, hasher)
             if download.size and held > download.size:
-                raise _WrongBytes(f"{held} bytes instead of {download.size}")
+                raise WrongBytes(f"{held} bytes instead of {download.size}")
             self.tally.reset(download, held)
             if not download.size or held < download.size:
                 source = (
@@ -375,23 +398,23 @@ class _Fetcher:
                     async for chunk in chunks:
                         if chunk is None:  # the server starts again
                             file.truncate(0)
-                            hasher, held = hashlib.new(hasher.name, usedforsecurity=False), 0
+                            hasher, held = download.hasher() if self.verify else None, 0
                             self.tally.reset(download)
                             continue
                         held += len(chunk)
                         if held > (download.size or self.patience.largest):
-                            raise _WrongBytes(
+                            raise WrongBytes(
                                 f"more than the {download.size or self.patience.largest} bytes"
                             )
                         file.write(chunk)
-                        hasher.update(chunk)
+                        if hasher is not None:
+                            hasher.update(chunk)
                         self.tally.add(download, len(chunk))
                 file.flush()
-        expected = download.sha256 or download.md5
         if download.size and held != download.size:
-            raise _WrongBytes(f"{held} bytes instead of {download.size}")
-        if hasher.hexdigest() != expected:
-            raise _WrongBytes(f"{hasher.name} {hasher.hexdigest()} instead of {expected}")
+            raise WrongBytes(f"{held} bytes instead of {download.size}")
+        if hasher is not None:
+            download.compare(sha256=hasher.hexdigest(), md5=hasher.hexdigest())
 
     async def _read_http(
         self, download: Download, start: int, client: httpx.AsyncClient
@@ -406,7 +429,7 @@ class _Fetcher:
                 _judge(answer, download)
                 resumed = answer.status_code == httpx.codes.PARTIAL_CONTENT
                 if resumed and not _continues(answer, start):
-                    raise _WrongBytes(f"the range {answer.headers.get('content-range')!r}")
+                    raise WrongBytes(f"the range {answer.headers.get('content-range')!r}")
                 _judge_length(answer, download, held=start if resumed else 0)
                 if start and not resumed:
                     yield None
@@ -441,7 +464,7 @@ def _judge(answer: httpx.Response, download: Download) -> None:
             hint="Ask an administrator to store or renew the credentials of the channel.",
         )
     if status == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
-        raise _WrongBytes("a longer file than the channel has")
+        raise WrongBytes("a longer file than the channel has")
     if status >= 500 or status in (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.REQUEST_TIMEOUT):
         after = answer.headers.get("retry-after", "")
         raise _Interrupted(
@@ -459,7 +482,7 @@ def _judge_length(answer: httpx.Response, download: Download, *, held: int) -> N
         return
     total = held + int(announced)
     if download.size and total != download.size:
-        raise _WrongBytes(f"{total} bytes instead of {download.size}")
+        raise WrongBytes(f"{total} bytes instead of {download.size}")
 
 
 def _continues(answer: httpx.Response, start: int) -> bool:
@@ -481,8 +504,10 @@ async def _read_file(download: Download, start: int) -> AsyncGenerator[bytes | N
         ) from error
 
 
-def _hash_all(file: IO[bytes], hasher: hashlib._Hash) -> int:
+def _read_all(file: IO[bytes], hasher: hashlib._Hash | None) -> int:
     """Feed what `file` holds to `hasher`; the number of bytes."""
+    if hasher is None:
+        return file.seek(0, os.SEEK_END)
     file.seek(0)
     while chunk := file.read(CHUNK * 4):
         hasher.update(chunk)

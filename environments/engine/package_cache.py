@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -101,6 +102,7 @@ class PackageCache:
             progress=progress,
             parallel=parallel,
             patience=patience,
+            verify=False,  # extraction computes the digests as it reads
         )
         return [found[Download.of(package).key] for package in packages]
 
@@ -164,17 +166,16 @@ class PackageCache:
     async def _extract(
         self, package: CondaPackage, download: Download, archive: Path
     ) -> CachedPackage:
-        """Make the entry of a verified archive."""
+        """Make the entry of an archive, once its bytes are known to be those of the lock."""
         work = self.folder / f".extracting-{secrets.token_hex(8)}"
         folder = work / _label(package)
-        # rattler tells the format by the name. Its synchronous `extract` holds the interpreter's
-        # lock until it is done; this one does not, and reads a file: URL without a copy.
+        # rattler tells the format by the name.
         ending = ".conda" if package.file_name.endswith(".conda") else ".tar.bz2"
         named = archive.with_name(f"{work.name}{ending}")
         try:
             work.mkdir()
             os.link(archive, named)
-            await download_and_extract(Client(), named.absolute().as_uri(), folder)
+            await _extract(download, named, folder)
             contents = await asyncio.to_thread(_complete, package, folder)
             try:
                 work.rename(self.folder / download.key)
@@ -182,18 +183,6 @@ class PackageCache:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
                 # Another process, that thought this one stopped, was faster; its entry is as good.
-        except Exception as error:  # rattler's errors have no common base
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            if any(code in str(error) for code in _NO_SPACE):
-                raise DiskSpaceError(
-                    f"The disk is full: {package.file_name} could not be extracted."
-                ) from error
-            if isinstance(error, LinkError):
-                raise
-            raise LinkError(
-                f"The archive {package.file_name} cannot be extracted: {error}.", where=package.url
-            ) from error
         finally:
             named.unlink(missing_ok=True)
             if work.exists():
@@ -207,6 +196,37 @@ class PackageCache:
         with contextlib.suppress(FileNotFoundError):
             entry.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
+
+
+async def _extract(download: Download, archive: Path, folder: Path) -> None:
+    """Extract `archive`, whose digest is found on the way.
+
+    Raises:
+        WrongBytes: it is not the archive of the lock.
+        LinkError: it is, and yet it cannot be read.
+    """
+    try:
+        # rattler's synchronous `extract` holds the interpreter's lock until it is done; this one
+        # does not, and reads a file: URL without a copy.
+        sha256, md5 = await download_and_extract(_reader(), archive.absolute().as_uri(), folder)
+    except Exception as error:  # rattler's errors have no common base
+        if any(code in str(error) for code in _NO_SPACE):
+            raise DiskSpaceError(
+                f"The disk is full: {download.name} could not be extracted."
+            ) from error
+        with archive.open("rb") as file:
+            hashed = await asyncio.to_thread(hashlib.file_digest, file, download.hasher)
+        download.compare(sha256=hashed.hexdigest(), md5=hashed.hexdigest())
+        raise LinkError(
+            f"The archive {download.name} cannot be extracted: {error}.", where=download.url
+        ) from error
+    download.compare(sha256=sha256.hex(), md5=md5.hex())
+
+
+@functools.cache
+def _reader() -> Client:
+    """What reads local files for rattler. (Each new one costs 50 ms: it loads certificates.)"""
+    return Client()
 
 
 def _label(package: CondaPackage) -> str:
