@@ -125,6 +125,17 @@ REQUIRE_SANDBOX = env.flag(
 )
 WORKERS = env.number("WORKERS", 1, "Worker processes that `condastore up` starts.")
 WORKER_THREADS = env.number("WORKER_THREADS", 4, "Builds that one worker runs at once.")
+HOST = env.text("HOST", "127.0.0.1", "Address that `condastore up` listens on.")
+PORT = env.number("PORT", 8470, "Port that `condastore up` listens on; 0 for a free one.")
+ADMIN_USERNAME = env.text(
+    "ADMIN_USERNAME", "admin", "The first administrator, made by `condastore up` where none is."
+)
+ADMIN_PASSWORD = env.secret(
+    "ADMIN_PASSWORD", "Password of the first administrator; asked for, or generated, if not given."
+)
+WORKER_METRICS_PORT = env.number(
+    "WORKER_METRICS_PORT", 0, "Port of a worker's own Prometheus metrics; none if 0."
+)
 METRICS_PUBLIC = env.flag("METRICS_PUBLIC", False, "Answer /metrics without a sign-in.")
 LOG_LEVEL = env.text("LOG_LEVEL", "INFO", "DEBUG, INFO, WARNING or ERROR.").upper()
 LOG_FORMAT = env.text("LOG_FORMAT", "console", "console, or json for log collectors.")

@@ -1,0 +1,116 @@
+"""Child processes that are started again when they die, and that never outlive their parent."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import IO
+
+#: Seconds before a child that died is started again: doubles, and begins anew after a good run.
+FIRST_PAUSE, LONGEST_PAUSE, GOOD_RUN = 0.5, 30.0, 60.0
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """What a child runs; `grace`: seconds that it has to stop when told to."""
+
+    name: str
+    command: Sequence[str]
+    environ: Mapping[str, str] = field(default_factory=dict)
+    descriptors: Sequence[int] = ()
+    grace: float = 10.0
+
+
+def die_with(parent: int) -> Callable[[], None]:
+    """To run in a child before it becomes its program: SIGTERM when `parent` dies, however.
+
+    The signal is tied to the thread that starts the child: start it from the main thread.
+    """
+    if not sys.platform.startswith("linux"):
+        return lambda: None
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+
+    def tie() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != parent:  # it died before the line above
+            os._exit(1)
+
+    return tie
+
+
+class Child:
+    """One program and the process that runs it now, in a session and process group of its own."""
+
+    def __init__(self, program: Program, *, said: Callable[[str], None]) -> None:
+        self.program = program
+        self.process: subprocess.Popen[bytes] | None = None
+        self.due = 0.0  # when it may be started (again)
+        self._said = said
+        self._pause, self._started = FIRST_PAUSE, 0.0
+
+    @property
+    def pid(self) -> int | None:
+        return self.process.pid if self.process else None
+
+    @property
+    def output(self) -> IO[bytes] | None:
+        return self.process.stdout if self.process else None
+
+    def start(self) -> None:
+        self._started = time.monotonic()
+        self.process = subprocess.Popen(
+            list(self.program.command),
+            env=os.environ | dict(self.program.environ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=self.program.descriptors,
+            start_new_session=True,
+            preexec_fn=die_with(os.getpid()),  # safe: the supervisor has one thread
+        )
+        assert self.process.stdout is not None  # noqa: S101 - for the type checker
+        os.set_blocking(self.process.stdout.fileno(), False)
+
+    def reap(self) -> bool:
+        """True once, when the process has ended; says when it is started again."""
+        if self.process is None or self.process.poll() is None:
+            return False
+        now = time.monotonic()
+        if now - self._started >= GOOD_RUN:
+            self._pause = FIRST_PAUSE
+        self.due = now + self._pause
+        self._said(f"{_ending(self.process.returncode)}; starts again in {self._pause:g} s")
+        self._pause = min(self._pause * 2, LONGEST_PAUSE)
+        self.clear()
+        return True
+
+    def clear(self) -> None:
+        """Forget the process that ended, and end what it left in its process group."""
+        if self.process is not None:
+            self.kill()
+            self.process.wait()
+            self.process = None
+
+    def terminate(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+
+    def kill(self) -> None:
+        """The whole process group: the child leads it."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+
+def _ending(status: int) -> str:
+    if status < 0:
+        return f"killed by {signal.Signals(-status).name}"
+    return f"ended with status {status}"

@@ -1,0 +1,45 @@
+"""`condastore scheduler`: finds what was lost and starts what is due. Of several, one acts."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+import django
+import structlog
+from django.conf import settings
+
+from condastore.worker import process_name
+
+logger = structlog.get_logger(__name__)
+
+
+def run() -> None:
+    """Sweep at each interval until SIGTERM or SIGINT; an outage is logged and outlived."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    django.setup()
+    logger.info("scheduler started", name=process_name())
+    while not stop.is_set():
+        sweep_once()
+        stop.wait(settings.SWEEP_INTERVAL.total_seconds())
+
+
+def sweep_once() -> None:
+    from django.db import close_old_connections
+
+    from environments.models import Leader
+    from environments.operations import upkeep
+
+    close_old_connections()
+    try:
+        # A leader that died is followed by another after three intervals, 15 s at least.
+        life = max(3 * settings.SWEEP_INTERVAL, settings.LEASE / 2)
+        if Leader.lead("scheduler", process_name(), life=life):
+            upkeep.sweep()
+    except Exception:
+        # Whatever one round met (a database that restarts, a full disk), the next one may not.
+        logger.exception("a sweep failed")
+    finally:
+        close_old_connections()

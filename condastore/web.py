@@ -1,0 +1,36 @@
+"""The web server of `condastore up`: uvicorn on a socket that its parent opened.
+
+The parent keeps the socket open, so that requests wait, and are not refused, while this process is
+started again. Elsewhere run `uvicorn condastore.asgi:application`.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+import uvicorn
+from django.conf import settings
+
+#: Seconds that a request, or a subscription, has to end when the server stops.
+GRACE = 5
+
+
+def serve(descriptor: int) -> None:
+    config = uvicorn.Config(
+        "condastore.asgi:application",
+        log_config=None,
+        lifespan="off",
+        proxy_headers=settings.BEHIND_PROXY,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE,
+    )
+    with socket.socket(fileno=descriptor) as listener:
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+if __name__ == "__main__":
+    import os
+
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "condastore.settings")
+    serve(int(sys.argv[1]))

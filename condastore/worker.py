@@ -1,0 +1,130 @@
+"""`condastore worker`: takes messages of the queues and runs their actors, in threads."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+
+import django
+import structlog
+from django.conf import settings
+
+from condastore.cli.errors import CommandError, Status
+
+logger = structlog.get_logger(__name__)
+#: How often a worker says that it lives, and how long that is believed.
+ANNOUNCE, LIFE = timedelta(seconds=5), timedelta(seconds=20)
+#: Seconds to give running builds back when it stops; then it ends whatever they do.
+GRACE, HARD_END = 8.0, 12.0
+
+
+def process_name() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+def run(*, queues: Sequence[str], threads: int | None = None) -> None:
+    """Work until SIGTERM or SIGINT; builds that run then are given back to the queue."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    django.setup()
+    import dramatiq
+
+    from environments import tasks  # noqa: F401 - makes the broker and registers the actors
+
+    broker = dramatiq.get_broker()
+    known = broker.get_declared_queues()
+    if unknown := sorted(set(queues) - known):
+        raise CommandError(
+            f"There is no queue {unknown[0]!r}.",
+            status=Status.USAGE,
+            code="invalid-input",
+            where="--queues",
+            hint=f"Choose among {', '.join(sorted(known))}.",
+        )
+    broker.emit_after("process_boot")
+    worker = dramatiq.Worker(
+        broker,
+        queues=set(queues) or known,
+        worker_threads=threads or settings.WORKER_THREADS,
+        worker_timeout=200,
+    )
+    worker.start()
+    logger.info("worker started", name=process_name(), queues=sorted(queues))
+    for background in (_preload, lambda: _announce(list(queues), stop), _serve_metrics):
+        threading.Thread(target=background, daemon=True).start()
+    stop.wait()
+    _end_within(HARD_END)
+    logger.info("worker stops", name=process_name())
+    worker.stop(timeout=int(GRACE * 1000))
+    broker.close()
+    _say_gone(list(queues))
+    _leave(0)
+
+
+def _announce(queues: list[str], stop: threading.Event) -> None:
+    while True:
+        _say(queues, LIFE)
+        if stop.wait(ANNOUNCE.total_seconds()):
+            return
+
+
+def _say(queues: list[str], life: timedelta) -> None:
+    from django.db import DatabaseError, close_old_connections
+
+    from environments.models import Worker
+    from environments.platforms import own_platform
+
+    close_old_connections()
+    try:
+        Worker.announce(process_name(), platform=own_platform(), queues=queues, life=life)
+    except DatabaseError as error:
+        logger.warning("database unreachable", error=str(error))
+    finally:
+        close_old_connections()
+
+
+def _say_gone(queues: list[str]) -> None:
+    _say(queues, timedelta(0))
+
+
+def _preload() -> None:
+    """Import what every build needs, so that the first one does not wait for it."""
+    started = time.monotonic()
+    for name in ("rattler", "conda_lock.lockfile"):
+        importlib.import_module(name)
+
+    logger.debug("preloaded", seconds=round(time.monotonic() - started, 2))
+
+
+def _serve_metrics() -> None:
+    if not settings.WORKER_METRICS_PORT:
+        return
+    from prometheus_client import start_http_server
+
+    try:
+        start_http_server(settings.WORKER_METRICS_PORT, addr=settings.HOST)
+    except OSError as error:
+        port = settings.WORKER_METRICS_PORT
+        logger.warning("no metrics", port=port, error=error.strerror)
+
+
+def _end_within(seconds: float) -> None:
+    """Whatever still blocks then: the row's lease brings the build back, so nothing is lost."""
+    timer = threading.Timer(seconds, lambda: _leave(1))
+    timer.daemon = True
+    timer.start()
+
+
+def _leave(status: int) -> None:
+    """End at once: the solver's native threads do not survive the interpreter's own way out."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
