@@ -27,8 +27,9 @@ from environments.domain.errors import (
 )
 from environments.domain.lifecycle import BuildState
 from environments.domain.policy import Effect, judge_lock, judge_names
-from environments.engine import disk, linking, pypi_install, smoke
+from environments.engine import disk, linking, smoke
 from environments.engine.bytecode import link_bytecode
+from environments.engine.pypi_install import install_wheels
 from environments.leases import DATABASE_DOWN, Run
 from environments.models import Build, Preview
 from environments.policies import policy_of
@@ -60,67 +61,56 @@ def solve(run: Run) -> None:
 
 
 def fetch(run: Run) -> None:
-    """Packages of the lock -> the shared cache; every byte is checked on its way in."""
+    """Packages of the lock -> the shared caches; every byte is checked on its way in."""
     part = run.part
     needed = sum(package.size for package in (*part.conda, *part.pypi))
-    disk.require_space(folders.data(), needed=2 * needed, reserve=settings.DISK_RESERVE)
-    run.log(f"fetching {len(part.conda) + len(part.pypi)} packages, {needed / 1e6:.1f} MB at most")
-    run.tools.packages.fetch(
-        part.conda,
-        credentials=run.credentials,
-        cancelled=run.cancelled,
-        progress=run.progress,
-        log=run.log,
-    )
-    run.tools.wheels.fetch(
-        part.pypi,
-        credentials=run.credentials,
-        cancelled=run.cancelled,
-        progress=run.progress,
-        log=run.log,
-    )
+    disk.require_space(folders.data(), needed=0, reserve=settings.DISK_RESERVE)
+    run.log(f"{len(part.conda) + len(part.pypi)} packages, {needed / 1e6:.1f} MB")
+    run.packages = run.tools.packages.ensure(part.conda, **run.fetching)
+    run.wheels = run.tools.wheels.ensure(part.pypi, **run.fetching)
 
 
 def link(run: Run) -> None:
     """Cache -> a hidden folder, then one rename: no half-made prefix is ever to be seen."""
     part, build, final = run.part, run.build, run.final_prefix
-    hidden = final.with_name(f".{final.name}.{run.lease.token}")
-    run.leaves_behind(hidden)
+    hidden = run.leaves_behind(final.with_name(f".{final.name}.{run.lease.token}"))
     disk.require_space(folders.data(), needed=0, reserve=settings.DISK_RESERVE)
-    hidden.parent.mkdir(parents=True, exist_ok=True)
     report = linking.link(
         part,
         target=hidden,
         final_prefix=final,
         cache=run.tools.packages,
+        packages=run.packages,
         requested=run.specification.dependencies.get(part.platform, ()),
         variables=run.specification.variables,
-        cancelled=run.cancelled,
+        moment=build.created_at,
+        note=f"condastore build {build} ({build.specification.digest[:12]})",
         progress=run.progress,
-        log=run.log,
+        cancelled=run.cancelled,
     )
-    if part.pypi:
-        pypi_install.install_wheels(
-            part,
+    if run.wheels:
+        install_wheels(
+            run.wheels,
+            conda=run.packages,
             target=hidden,
             final_prefix=final,
-            wheels=run.tools.wheels,
+            python=report.python,
             cancelled=run.cancelled,
-            log=run.log,
         )
-    if settings.LINK_BYTECODE and run.runs_here:
+    if settings.LINK_BYTECODE and run.runs_here and report.python is not None:
         link_bytecode(
-            part,
+            run.packages,
             target=hidden,
+            final_prefix=final,
             cache=run.tools.bytecode,
-            packages=run.tools.packages,
+            python=report.python,
             cancelled=run.cancelled,
             log=run.log,
         )
+    for package, scripts in report.link_scripts.items():
+        run.log(f"{package} has link scripts, which were not run: {', '.join(scripts)}")
+    run.update(link_scripts=sorted(report.link_scripts))
     size = disk.tree_size(hidden)
-    for package in report.link_scripts:
-        run.log(f"{package} has link scripts; they were not run")
-    run.update(link_scripts=list(report.link_scripts))
     run.check()
     if final.exists():  # of an attempt that ended between this rename and its outcome
         folders.discard(final, build.environment)

@@ -31,9 +31,12 @@ from environments.domain.lock import PlatformLock
 from environments.domain.progress import Progress
 from environments.domain.specification import Specification
 from environments.engine import linking
+from environments.engine.package_cache import CachedPackage
+from environments.engine.pypi_install import CachedWheel
 from environments.models import Build, Prefix
 from environments.models.builds import Lease, backoff_delay
-from environments.tools import Tools
+from environments.solving import credentials_for
+from environments.tools import Tools, source_of
 
 logger = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -69,6 +72,8 @@ class Run:
         self.build, self.lease, self.tools = build, lease, tools
         self.specification: Specification = build.specification.value()
         self.timings: dict[str, float] = {}
+        self.packages: list[CachedPackage] = []
+        self.wheels: list[CachedWheel] = []
         self.lost = False  # another worker has the build, or may have by now
         self._cancelling = False
         self._stopping: BaseException | None = None
@@ -93,6 +98,17 @@ class Run:
         if part is None:
             raise LeaseLostError(f"The lock has nothing for {self.build.platform}.")
         return part
+
+    @property
+    def fetching(self) -> dict[str, Any]:
+        """How this build fetches: with which credentials, how many at once, told to whom."""
+        urls = tuple(self.specification.channels) + tuple(settings.PYPI_INDEX_URLS)
+        return {
+            "credentials": source_of(credentials_for(self.build.environment.namespace, urls)),
+            "parallel": settings.DOWNLOADS_PARALLEL,
+            "progress": self.progress,
+            "cancelled": self.cancelled,
+        }
 
     @property
     def runs_here(self) -> bool:
@@ -223,9 +239,10 @@ class Run:
 
     # --- what it leaves ------------------------------------------------------------------------
 
-    def leaves_behind(self, path: Path) -> None:
-        """`path` goes to the trash unless the build is published."""
+    def leaves_behind(self, path: Path) -> Path:
+        """`path` goes to the trash when the attempt ends, unless it was renamed by then."""
         self._left.append(path)
+        return path
 
     def prefix_made(self, *, apparent_size: int, unique_size: int) -> None:
         """The folder is complete, under its final name."""

@@ -1,0 +1,114 @@
+"""The engine of this process: its caches and its solvers, made at the first need."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import socket
+import threading
+from collections import OrderedDict
+from functools import cached_property
+from pathlib import Path
+
+from django.conf import settings
+
+from environments.domain.names import Credential
+from environments.engine.bytecode import BytecodeCache
+from environments.engine.channels import Channels
+from environments.engine.credentials import CredentialSource
+from environments.engine.package_cache import PackageCache
+from environments.engine.pypi import PypiResolver
+from environments.engine.pypi_install import WheelCache
+from environments.engine.solver import RattlerSolver
+
+#: Solvers with credentials that are kept; each has repodata of its own.
+SOLVERS = 4
+
+
+def source_of(credentials: tuple[Credential, ...]) -> CredentialSource:
+    """The credential that covers a URL, the longest prefix first."""
+    ordered = sorted(credentials, key=lambda credential: -len(credential.url_prefix))
+
+    def find(url: str) -> Credential | None:
+        return next((credential for credential in ordered if credential.covers(url)), None)
+
+    return find
+
+
+class Tools:
+    """Everything here is safe to use from several threads at once."""
+
+    def __init__(self, data: Path) -> None:
+        self.cache = data / "cache"
+        self.owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
+        self._solvers: OrderedDict[tuple[Credential, ...], RattlerSolver] = OrderedDict()
+        self._guard = threading.Lock()
+
+    @cached_property
+    def packages(self) -> PackageCache:
+        return PackageCache(self.cache / "packages")
+
+    @cached_property
+    def wheels(self) -> WheelCache:
+        return WheelCache(self.cache / "wheels")
+
+    @cached_property
+    def bytecode(self) -> BytecodeCache:
+        return BytecodeCache(self.cache / "bytecode")
+
+    def solver(self, credentials: tuple[Credential, ...] = ()) -> RattlerSolver:
+        """The solver of whoever holds exactly these credentials.
+
+        Repodata that a secret opened stays in that solver and its folder: a namespace without
+        the secret never sees it.
+        """
+        with self._guard:
+            found = self._solvers.pop(credentials, None) or self._make_solver(credentials)
+            self._solvers[credentials] = found
+            private = [key for key in self._solvers if key]
+            for old in private[: max(0, len(private) - SOLVERS)]:
+                self._solvers.pop(old).close()
+        return found
+
+    def _make_solver(self, credentials: tuple[Credential, ...]) -> RattlerSolver:
+        folder = self.cache / "repodata"
+        if credentials:
+            names = "\n".join(f"{each.url_prefix} {each.secret}" for each in credentials)
+            folder /= f"private-{hashlib.sha256(names.encode()).hexdigest()[:16]}"
+        channels = Channels(
+            cache=folder, credentials=source_of(credentials), memo=settings.CHANNEL_STATE_TTL
+        )
+        pypi = PypiResolver(
+            index_urls=tuple(settings.PYPI_INDEX_URLS),
+            credentials=source_of(credentials),
+            cache=self.cache / "wheels",
+        )
+        return RattlerSolver(cache=folder, channels=channels, pypi=pypi)
+
+    def close(self) -> None:
+        for solver in self._solvers.values():
+            solver.close()
+            solver.channels.close()
+        self._solvers.clear()
+
+
+_tools: Tools | None = None
+_guard = threading.Lock()
+
+
+def tools() -> Tools:
+    global _tools
+    with _guard:
+        if _tools is None:
+            _tools = Tools(Path(settings.DATA))
+        return _tools
+
+
+def reset() -> None:
+    """End this process's engine; the next call of `tools` makes a new one."""
+    global _tools
+    with _guard:
+        if _tools is not None:
+            _tools.close()
+        _tools = None

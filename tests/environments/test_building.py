@@ -1,0 +1,370 @@
+"""A build from queued to its end, on real packages, as a worker runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from environments import building, folders, housekeeping
+from environments.domain.errors import LinkError
+from environments.domain.lifecycle import BuildState
+from environments.models import Build, Environment, Prefix
+from environments.operations import builds, upkeep
+from environments.operations.environments import (
+    copy_environment,
+    delete_environment,
+    move_environment,
+    rename_environment,
+)
+from tests.channels.server import Fault
+from tests.factories import make_namespace
+
+pytestmark = pytest.mark.django_db(transaction=True)
+S = BuildState
+HELLO = "dependencies: [python, hello-noarch]"
+
+
+def run(build: Build) -> Build:
+    building.run(build.pk)
+    return Build.objects.get(pk=build.pk)
+
+
+def link(environment: Environment) -> Path:
+    return folders.link_path(environment.namespace.name, environment.name)
+
+
+def leftovers(data: Path) -> list[str]:
+    """Everything below `prefixes/`, hidden folders too."""
+    root = data / folders.PREFIXES
+    return sorted(path.name for path in root.glob("*/*")) if root.exists() else []
+
+
+def test_a_specification_becomes_an_environment_that_runs(submit, environment, data_folder):
+    build = run(
+        submit(
+            "name: x\n"
+            "dependencies: [python, hello-noarch, activating]\n"
+            "variables: {GREETING: hello}\n"
+            "condastore: {tests: {imports: [json], commands: [python --version]}}\n"
+        )
+    )
+    assert build.failure is None, "\n".join(build.log_from())
+    assert build.state == S.READY
+    environment.refresh_from_db()
+    assert environment.current == build
+    prefix = link(environment).resolve()
+    assert prefix == data_folder / build.prefix.path
+    answer = subprocess.run(
+        [prefix / "bin/python", "-c", "import sys; print(sys.prefix)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert answer.stdout.strip() == str(prefix)
+    meta = prefix / "conda-meta"
+    assert json.loads((meta / "state").read_text())["env_vars"] == {"GREETING": "hello"}
+    assert (meta / "frozen").exists()
+    assert "hello-noarch" in (meta / "history").read_text()
+    assert [event.state for event in build.events.all()] == [
+        "QUEUED", "SOLVING", "FETCHING", "LINKING", "CHECKING", "PUBLISHING", "READY",
+    ]  # fmt: skip
+    assert build.log_archive is not None
+    assert any("--- linking" in line for line in build.log_from())
+    assert leftovers(data_folder) == [prefix.name]
+
+
+def test_the_pypi_part_is_locked_by_hash_and_runs(submit):
+    build = run(submit("dependencies: [python, pip: ['tinyname ~=1.0']]"))
+    assert build.failure is None, build.failure
+    [wheel] = build.lock.value().platforms[0].pypi
+    assert wheel.name == "tinyname"
+    assert len(wheel.sha256) == 64
+    python = folders.prefix_path(build) / "bin/python"
+    subprocess.run([python, "-c", "import tinyname"], check=True)
+
+
+def test_the_second_build_of_the_same_specification_is_not_solved_again(submit, channel_server):
+    first = run(submit(HELLO))
+    second = run(submit(HELLO))
+    assert second.lock == first.lock
+    assert any("have not changed" in line for line in second.log_from())
+    forced = run(submit(HELLO, force_solve=True))
+    assert forced.lock == first.lock
+    assert not any("have not changed" in line for line in forced.log_from())
+
+
+def test_environments_share_the_files_of_their_packages(submit):
+    first, second = run(submit(HELLO)), run(submit(HELLO))
+    assert second.prefix.apparent_size > 5_000_000
+    assert second.prefix.unique_size < 0.15 * second.prefix.apparent_size
+    one, two = folders.prefix_path(first), folders.prefix_path(second)
+    name = next(p.relative_to(one) for p in one.rglob("json/decoder.py"))
+    assert os.path.samefile(one / name, two / name)
+
+
+def test_a_failed_request_is_final_and_leaves_no_folder(submit, environment, data_folder):
+    build = run(submit("dependencies: [conflict-left, conflict-right]"))
+    assert (build.state, build.attempt) == (S.FAILED, 1)
+    assert build.failure["code"] == "unsatisfiable"
+    assert "conflict-left" in build.failure["message"]
+    assert not link(environment).is_symlink()
+    assert leftovers(data_folder) == []
+
+
+def test_a_failed_smoke_test_leaves_the_old_environment_in_place(submit, environment, data_folder):
+    first = run(submit(HELLO))
+    second = run(
+        submit(HELLO + "\ncondastore: {tests: {imports: [json, no_such_module]}}\n")
+    )
+    assert second.failure["code"] == "smoke-test-failed"
+    assert "no_such_module" in second.failure["message"]
+    assert link(environment).resolve() == folders.prefix_path(first)
+    assert leftovers(data_folder) == [folders.prefix_path(first).name]
+    assert second.prefix is None
+
+
+def test_packages_that_overwrite_each_other_are_refused(submit, data_folder):
+    build = run(submit("dependencies: [clobber-one, clobber-two]"))
+    assert build.failure["code"] == LinkError.code
+    assert "clobber-one" in build.failure["message"]
+    assert leftovers(data_folder) == []
+
+
+def test_link_scripts_do_not_run_and_are_named(submit):
+    build = run(submit("dependencies: [post-linked]"))
+    assert build.state == S.READY
+    assert any("post-linked" in package for package in build.link_scripts)
+
+
+def test_an_older_build_that_finishes_late_does_not_become_current(submit, environment):
+    older, newer = submit(HELLO), submit(HELLO)
+    newer = run(newer)
+    older = run(older)
+    environment.refresh_from_db()
+    assert older.state == newer.state == S.READY
+    assert environment.current == newer
+    assert link(environment).resolve() == folders.prefix_path(newer)
+
+
+def test_a_pinned_environment_stays_until_it_is_unpinned(alice, submit, environment):
+    first = run(submit(HELLO))
+    second = run(submit("dependencies: [python]"))
+    builds.rollback(actor=alice, environment=Environment.objects.get())
+    assert link(environment).resolve() == folders.prefix_path(first)
+    third = run(submit(HELLO, force_solve=True))
+    assert link(environment).resolve() == folders.prefix_path(first)
+    builds.unpin(actor=alice, environment=Environment.objects.get())
+    assert link(environment).resolve() == folders.prefix_path(third)
+    builds.set_current_build(actor=alice, build=second)
+    assert link(environment).resolve() == folders.prefix_path(second)
+
+
+def test_a_cancel_between_two_stages_is_obeyed(alice, submit, monkeypatch, data_folder):
+    build = submit(HELLO)
+    stages = (
+        (S.SOLVING, building.solve),
+        (S.FETCHING, lambda run: builds.cancel_build(actor=alice, build=build)),
+        (S.LINKING, partial(pytest.fail, "it went on")),
+    )
+    monkeypatch.setattr(building, "STAGES", stages)
+    assert run(build).state == S.CANCELLED
+    assert leftovers(data_folder) == []
+
+
+def test_a_cancel_stops_a_test_that_runs(alice, submit, environment, data_folder):
+    build = submit(HELLO + "\ncondastore: {tests: {commands: [sleep 60]}}\n")
+    worker = threading.Thread(target=building.run, args=(build.pk,))
+    worker.start()
+    _until(lambda: Build.objects.get(pk=build.pk).state == S.CHECKING)
+    time.sleep(0.3)
+    builds.cancel_build(actor=alice, build=Build.objects.get(pk=build.pk))
+    worker.join(10)
+    assert not worker.is_alive()
+    assert Build.objects.get(pk=build.pk).state == S.CANCELLED
+    assert leftovers(data_folder) == []
+
+
+def test_a_queued_build_is_cancelled_at_once_and_never_runs(alice, submit):
+    build = submit(HELLO)
+    builds.cancel_build(actor=alice, build=build)
+    assert run(build).state == S.CANCELLED
+    assert build.attempt == 0
+
+
+def test_the_worlds_failures_are_tried_again(submit, channel_server, settings):
+    settings.BACKOFF *= 0
+    channel_server.faults.add(Fault("noarch/hello-noarch-*", status=404, times=20))
+    build = run(submit(HELLO))
+    assert (build.state, build.attempt) == (S.QUEUED, 1)
+    channel_server.faults.clear()
+    build = run(build)
+    assert (build.state, build.attempt) == (S.READY, 2)
+
+
+def test_attempts_have_an_end(submit, channel_server, settings, data_folder):
+    settings.BACKOFF *= 0
+    settings.BUILD_ATTEMPTS = 2
+    channel_server.faults.add(Fault("noarch/hello-noarch-*", status=404))
+    build = run(run(submit(HELLO)))
+    assert (build.state, build.attempt) == (S.FAILED, 2)
+    assert build.failure["code"] == "download-failed"
+    assert leftovers(data_folder) == []
+
+
+def test_a_build_that_takes_too_long_fails(submit, settings, data_folder):
+    settings.BUILD_TIME_LIMIT *= 0
+    settings.BUILD_TIME_LIMIT += settings.SWEEP_INTERVAL / 2
+    build = run(submit(HELLO + "\ncondastore: {tests: {commands: [sleep 60]}}\n"))
+    assert build.state == S.FAILED
+    assert build.failure["code"] == "time-limit"
+    assert leftovers(data_folder) == []
+
+
+def test_our_own_fault_is_tried_again_and_shows_no_internals(submit, monkeypatch, settings):
+    settings.BUILD_ATTEMPTS = 1
+
+    def broken(run):
+        raise ZeroDivisionError("secret internals")
+
+    monkeypatch.setattr(building, "STAGES", ((S.SOLVING, broken),))
+    build = run(submit(HELLO))
+    assert build.failure["code"] == "internal-error"
+    assert "secret internals" not in json.dumps(build.failure)
+    assert str(build.pk) in build.failure["message"]
+
+
+def test_a_worker_that_lost_its_lease_does_no_harm(submit, environment, monkeypatch, data_folder):
+    build = submit(HELLO)
+    real = building.link
+
+    def overtaken(first_run):
+        # Another worker takes the build over while this one is about to link.
+        monkeypatch.setattr(
+            building, "STAGES", tuple((s, real if s == S.LINKING else f) for s, f in stages)
+        )
+        Build.objects.filter(pk=build.pk).update(lease_expires_at=build.created_at)
+        upkeep.give_up_lost_builds()
+        Build.objects.filter(pk=build.pk).update(not_before=build.created_at)
+        building.run(build.pk)
+        real(first_run)
+
+    stages = building.STAGES
+    monkeypatch.setattr(
+        building, "STAGES", tuple((s, overtaken if s == S.LINKING else f) for s, f in stages)
+    )
+    result = run(build)
+    assert (result.state, result.attempt) == (S.READY, 2)
+    prefix = folders.prefix_path(result)
+    assert link(environment).resolve() == prefix
+    assert (prefix / "bin/python").exists()
+    assert leftovers(data_folder) == [prefix.name]
+
+
+def test_an_archived_build_is_restored_with_the_same_packages(alice, submit, environment):
+    first = run(submit(HELLO))
+    run(submit("dependencies: [python]"))
+    path = folders.prefix_path(first)
+    first.refresh_from_db()
+    builds.archive_build(actor=alice, build=first)
+    housekeeping.tidy()
+    assert not path.exists()
+    assert not Prefix.objects.filter(path=path.name).exists()
+    builds.restore_build(actor=alice, build=Build.objects.get(pk=first.pk))
+    restored = run(first)
+    assert restored.state == S.READY
+    assert restored.lock == first.lock
+    assert (folders.prefix_path(restored) / "bin/python").exists()
+    environment.refresh_from_db()
+    assert environment.current != restored
+
+
+def test_what_is_current_is_neither_archived_nor_deleted(alice, dora, submit):
+    from environments.domain.errors import ConflictError
+
+    build = run(submit(HELLO))
+    with pytest.raises(ConflictError, match="current"):
+        builds.archive_build(actor=alice, build=build)
+    with pytest.raises(ConflictError, match="current"):
+        builds.delete_build(actor=dora, build=build)
+
+
+def test_an_environment_is_copied_moved_and_renamed_without_copying_bytes(
+    alice, dora, submit, environment
+):
+    first, second = run(submit(HELLO)), run(submit("dependencies: [python]"))
+    builds.tag_build(actor=alice, build=first, tag="prod")
+    other = make_namespace("team")
+    from accounts.roles import Role
+
+    other.grant(Role.ADMIN, dora.account)
+    copy = copy_environment(actor=dora, environment=environment, namespace=other, name="shared")
+    assert [b.number for b in copy.builds.order_by("number")] == [1, 2]
+    assert copy.tags.get().build.number == 1
+    assert link(copy).resolve() == folders.prefix_path(second)
+    assert copy.builds.get(number=1).log_from() == first.log_from() != []
+    environment.refresh_from_db()
+    rename_environment(actor=alice, environment=environment, name="renamed")
+    assert not folders.link_path("research", "ml").is_symlink()
+    assert link(environment).resolve() == folders.prefix_path(second)
+    move_environment(actor=dora, environment=environment, namespace=other)
+    assert folders.link_path("team", "renamed").resolve() == folders.prefix_path(second)
+    delete_environment(actor=dora, environment=environment)
+    housekeeping.tidy()
+    assert not folders.link_path("team", "renamed").is_symlink()
+    assert (link(copy) / "bin/python").exists(), "the copy still has its folder"
+    delete_environment(actor=dora, environment=copy)
+    housekeeping.tidy()
+    assert not folders.prefix_path(second).exists()
+
+
+def test_a_name_that_is_used_again_gets_a_folder_of_its_own(alice, submit, environment):
+    from environments.operations.environments import create_environment
+
+    first = run(submit(HELLO))
+    environment.refresh_from_db()
+    rename_environment(actor=alice, environment=environment, name="old")
+    again = create_environment(actor=alice, namespace=environment.namespace, name="ml")
+    second = run(submit(HELLO, environment=again))
+    assert folders.prefix_path(first) != folders.prefix_path(second)
+    assert (folders.prefix_path(first) / "bin/python").exists()
+
+
+def test_folders_that_nobody_knows_go_and_those_in_use_stay(submit, data_folder, settings):
+    build = run(submit(HELLO))
+    stray = data_folder / "prefixes" / "research" / "99-abc-gone"
+    hidden = data_folder / "prefixes" / "research" / ".1-abc-ml.77"
+    for path in (stray, hidden):
+        path.mkdir(parents=True)
+    housekeeping.drop_orphans(grace=settings.BACKOFF * 0)
+    assert leftovers(data_folder) == [folders.prefix_path(build).name]
+
+
+def test_a_folder_that_was_tampered_with_follows_the_pointer_again(submit, environment):
+    build = run(submit(HELLO))
+    link(environment).unlink()
+    link(environment).symlink_to("/nowhere")
+    housekeeping.tidy()
+    assert link(environment).resolve() == folders.prefix_path(build)
+
+
+def test_a_full_disk_is_not_the_builds_end(submit, settings, data_folder):
+    settings.DISK_RESERVE = 1 << 60
+    build = run(submit(HELLO))
+    assert build.state == S.QUEUED
+    settings.DISK_RESERVE = 0
+    Build.objects.update(not_before=build.created_at)
+    assert run(build).state == S.READY
+
+
+def _until(what, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
