@@ -14,7 +14,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
@@ -72,15 +72,16 @@ class Sandbox:
     """What a command may see: the system's programs, `readable` and `writable`; no network.
 
     /tmp and HOME are its own and empty. Without bubblewrap the command runs as it is.
+    A path may be shown at another place: {place: path}.
     """
 
-    readable: Sequence[Path] = ()
-    writable: Sequence[Path] = ()
+    readable: Mapping[Path, Path] = field(default_factory=dict)
+    writable: Mapping[Path, Path] = field(default_factory=dict)
 
     def wrap(self, command: Sequence[str], *, cwd: Path) -> list[str]:
         binds = [
-            *(("--ro-bind", path, path) for path in self.readable),
-            *(("--bind", path, path) for path in self.writable),
+            *(("--ro-bind", path, place) for place, path in self.readable.items()),
+            *(("--bind", path, place) for place, path in self.writable.items()),
         ]
         return [
             shutil.which("bwrap") or "bwrap",
