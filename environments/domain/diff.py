@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -175,22 +176,19 @@ def why(
     # the first requested package, for what stands above that one explains no more.
     distance = _distances(roots, graph)
     chains: list[tuple[str, ...]] = []
-    queue: deque[tuple[str, ...]] = deque([(target,)])
+    # The length that a chain will have at least when it is finished comes first.
+    heap = [(1 + distance[target], (target,))] if target in distance else []
     budget = 20_000
-    while queue and len(chains) < limit and budget:
+    while heap and len(chains) < limit and budget:
         budget -= 1
-        chain = queue.popleft()
-        if chain[0] in roots:
+        _, chain = heapq.heappop(heap)
+        if not distance[chain[0]]:
             chains.append(chain)
             continue
-        if len(chain) >= MAX_CHAIN_LENGTH:
-            continue
-        above = [
-            node
-            for node in sorted(wanted_by.get(chain[0], ()))
-            if node not in chain and node in distance
-        ]
-        queue.extend((node, *chain) for node in above)
+        for node in wanted_by.get(chain[0], ()):
+            length = len(chain) + 1 + distance.get(node, MAX_CHAIN_LENGTH)
+            if length <= MAX_CHAIN_LENGTH and node not in chain:
+                heapq.heappush(heap, (length, (node, *chain)))
     return tuple(sorted(chains, key=lambda chain: (len(chain), chain)))
 
 

@@ -10,9 +10,9 @@ from functools import lru_cache
 from rattler import Version
 from rattler.exceptions import InvalidVersionError
 
-# A stand-in for "after every version that people publish under this prefix". Any number is sound:
-# the bound only has to lie below the next prefix.
-_FAR = 999_999_999
+# Above all versions that start with 3, below all that start with 4: `3post` and the largest number
+# that rattler reads. (A post release is the largest thing that can follow a number.)
+_LAST = f"post{2**64 - 1}"
 #: Alternatives after which a requirement counts as undecidable.
 _MAX_RANGES = 64
 _ATOM = re.compile(r"\s*(==|!=|~=|>=|<=|=|>|<)?\s*([0-9A-Za-z_.!+-]+?)(\.?\*)?\s*")
@@ -151,10 +151,11 @@ def _prefix(written: str) -> Range:
     if before and not re.fullmatch(r"(?:\d+\.)+", before):
         return Range()  # letters in the middle: 1.0rc1.*
     parts = [int(part) for part in before.split(".") if part] + [int(number)]
-    high = Version(f"{epoch}{mark}{'.'.join(map(str, [*parts[:-1], parts[-1] + 1]))}")
+    start = f"{epoch}{mark}"
+    high = Version(start + ".".join(map(str, parts)) + _LAST)
     while parts and parts[-1] == 0:
-        parts.pop()
+        parts.pop()  # 1.0.* holds 1 too
     if not parts:
-        return Range(high=high, high_in=False)
-    below = ".".join(map(str, [*parts[:-1], parts[-1] - 1, _FAR]))
-    return Range(low=Version(f"{epoch}{mark}{below}"), high=high, high_in=False)
+        return Range(high=high)
+    parts[-1] -= 1
+    return Range(low=Version(start + ".".join(map(str, parts)) + _LAST), high=high, low_in=False)
