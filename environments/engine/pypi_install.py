@@ -1,0 +1,449 @@
+"""How do the wheels of a lock come into a prefix beside its conda packages?
+
+Each wheel is checked against its own RECORD and unpacked once, into `<folder>/<sha256>/`; every
+prefix gets hard links, and scripts and a RECORD of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import stat
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from installer import install
+from installer.destinations import SchemeDictionaryDestination
+from installer.exceptions import InstallerError
+from installer.records import Hash, RecordEntry
+from installer.scripts import ScriptSection
+from installer.sources import WheelFile, WheelSource
+from installer.utils import Scheme
+
+from environments.domain.errors import LinkError
+from environments.domain.linking import PythonInfo
+from environments.domain.progress import Cancelled, Progress, Report, ignore, never, obey
+from environments.domain.records import PypiPackage
+from environments.engine import downloads
+from environments.engine.bytecode import PythonSources
+from environments.engine.credentials import CredentialSource, no_credentials
+from environments.engine.downloads import PATIENCE, Download, Patience
+
+CONTENTS = "contents.json"
+_CONTENTS_VERSION = 1
+INSTALLER = b"condastore\n"
+LARGEST_WHEEL = 50 * 1024**3  # bytes, unpacked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WheelEntry:
+    path: str  # in the wheel
+    sha256: str  # as RECORD writes it
+    size: int
+    executable: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CachedWheel:
+    """A wheel that is unpacked and whole."""
+
+    package: PypiPackage
+    folder: Path
+    distribution: str
+    version: str
+    entries: tuple[WheelEntry, ...]
+
+    @property
+    def label(self) -> str:
+        return f"{self.package.name}-{self.package.version}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WheelReport:
+    """What was installed; `bytes_unique` is what the prefix costs beside the cache."""
+
+    paths: int
+    bytes_apparent: int
+    bytes_unique: int
+    sources: tuple[PythonSources, ...]  # what there is to compile
+
+
+class WheelCache:
+    """The unpacked wheels below one folder; any number of processes may use it at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.downloads = folder / "downloads"
+
+    def ensure(
+        self,
+        wheels: Sequence[PypiPackage],
+        *,
+        credentials: CredentialSource = no_credentials,
+        cancelled: Cancelled = never,
+        progress: Report = ignore,
+        parallel: int = 8,
+        patience: Patience = PATIENCE,
+    ) -> list[CachedWheel]:
+        """All of `wheels`, fetched, checked and unpacked where they are missing, in order.
+
+        Raises:
+            DownloadError, DiskSpaceError: they could not be had.
+            LinkError: a wheel is damaged or holds what no wheel may.
+            LeaseLostError: `cancelled` said so.
+        """
+        found: dict[str, CachedWheel] = {}
+        by_key = {Download.of(wheel).key: wheel for wheel in wheels}
+
+        def present(download: Download) -> bool:
+            if download.key not in found and (wheel := self._find(by_key[download.key])):
+                found[download.key] = wheel
+            return download.key in found
+
+        async def unpack(download: Download, archive: Path) -> None:
+            wheel = by_key[download.key]
+            await asyncio.to_thread(self._unpack, wheel, archive)
+            if not present(download):
+                raise LinkError(f"{wheel.file_name} was damaged while it was unpacked.")
+
+        downloads.download_all(
+            [Download.of(wheel) for wheel in wheels],
+            folder=self.downloads,
+            present=present,
+            use=unpack,
+            credentials=credentials,
+            cancelled=cancelled,
+            progress=progress,
+            parallel=parallel,
+            patience=patience,
+        )
+        return [found[Download.of(wheel).key] for wheel in wheels]
+
+    def entries(self) -> Iterator[tuple[str, datetime]]:
+        """(digest, last use) of every entry."""
+        for path in self.folder.glob(f"*/{CONTENTS}"):
+            with contextlib.suppress(FileNotFoundError):
+                yield path.parent.name, datetime.fromtimestamp(path.stat().st_mtime).astimezone()
+
+    def _find(self, wheel: PypiPackage) -> CachedWheel | None:
+        folder = self.folder / Download.of(wheel).key
+        try:
+            document = json.loads((folder / CONTENTS).read_bytes())
+            cached = CachedWheel(
+                package=wheel,
+                folder=folder / "wheel",
+                distribution=document["distribution"],
+                version=document["version"],
+                entries=tuple(
+                    WheelEntry(path=path, sha256=sha256, size=size, executable=executable)
+                    for path, sha256, size, executable in document["entries"]
+                ),
+            )
+            whole = document["format"] == _CONTENTS_VERSION and all(
+                (cached.folder / entry.path).lstat().st_size == entry.size
+                for entry in cached.entries
+            )
+            os.utime(folder / CONTENTS)
+        except FileNotFoundError:
+            whole = not folder.exists()
+            if whole:
+                return None
+        except (ValueError, TypeError, KeyError):
+            whole = False
+        if not whole:
+            self._discard(folder)
+            return None
+        return cached
+
+    def _unpack(self, wheel: PypiPackage, archive: Path) -> None:
+        work = self.folder / f".unpacking-{secrets.token_hex(8)}"
+        try:
+            (work / "wheel").mkdir(parents=True)
+            document = _unpack(wheel, archive, work / "wheel")
+            (work / CONTENTS).write_text(json.dumps(document, separators=(",", ":")))
+            try:
+                work.rename(self.folder / Download.of(wheel).key)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+    def _discard(self, folder: Path) -> None:
+        doomed = self.folder / f".unpacking-{secrets.token_hex(8)}"
+        with contextlib.suppress(FileNotFoundError):
+            folder.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def install_wheels(
+    wheels: Sequence[CachedWheel],
+    *,
+    target: Path,
+    final_prefix: Path,
+    python: PythonInfo,
+    progress: Report = ignore,
+    cancelled: Cancelled = never,
+) -> WheelReport:
+    """Install `wheels` into the prefix in `target`, with scripts that name `final_prefix`.
+
+    Raises:
+        LinkError: a wheel brings a path that a conda package or another wheel has with other
+            content; all such paths are named.
+    """
+    clashes: list[str] = []
+    owners: dict[str, str] = {}
+    sources: list[PythonSources] = []
+    paths = apparent = unique = 0
+    for done, wheel in enumerate(wheels):
+        obey(cancelled)
+        destination = _Destination(
+            wheel, target=target, final_prefix=final_prefix, python=python, owners=owners
+        )
+        # The wheel's own claim of who installed it, if it makes one, gives way to ours.
+        metadata = {"INSTALLER": INSTALLER}
+        try:
+            install(_Unpacked(wheel), destination, metadata)
+        except (InstallerError, ValueError, KeyError) as error:
+            raise LinkError(f"{wheel.label} cannot be installed: {error}.") from error
+        clashes += destination.clashes
+        paths += destination.paths
+        apparent += destination.bytes_apparent
+        unique += destination.bytes_written
+        if destination.python_files:
+            sources.append(
+                PythonSources(
+                    key=wheel.folder.parent.name,
+                    name=wheel.package.name,
+                    folder=wheel.folder,
+                    files=tuple(destination.python_files),
+                )
+            )
+        progress(
+            Progress(stage="linking", done=done + 1, total=len(wheels), current=wheel.package.name)
+        )
+    if clashes:
+        raise LinkError(
+            "; ".join(clashes[:20]) + ".",
+            hint="Take the package from one of the two, not from both.",
+            details={"faults": clashes},
+        )
+    return WheelReport(
+        paths=paths, bytes_apparent=apparent, bytes_unique=unique, sources=tuple(sources)
+    )
+
+
+def _unpack(wheel: PypiPackage, archive: Path, folder: Path) -> Mapping[str, object]:
+    """Unpack a verified wheel into `folder`, each file checked by the wheel's RECORD."""
+    name = wheel.file_name
+    named = archive.with_name(f"{secrets.token_hex(4)}-{name.rpartition('/')[2]}")
+    os.link(archive, named)  # installer reads name and version out of the file's name
+    entries: list[tuple[str, str, int, bool]] = []
+    try:
+        with zipfile.ZipFile(named) as members:
+            _refuse_links(name, members)
+            source = WheelFile(members)
+            source.validate_record(validate_contents=False)
+            total = 0
+            records: dict[str, RecordEntry] = {}
+            for record, stream, executable in source.get_contents():
+                entry = RecordEntry.from_elements(*record)
+                path = _safe(entry.path, name)
+                if path in records:
+                    raise LinkError(f"{name} holds {path} twice.")
+                records[path] = entry
+                digest, size = _store(stream, folder / path, executable=executable)
+                total += size
+                if entry.hash_ is not None and entry.hash_.name == "sha256":
+                    if entry.hash_.value != digest:
+                        raise LinkError(f"{name}: {path} is not what its RECORD says.")
+                elif not path.endswith((".dist-info/RECORD", ".jws", ".p7s")):
+                    raise LinkError(f"{name}: {path} has no sha256 in its RECORD.")
+                if total > LARGEST_WHEEL:
+                    raise LinkError(f"{name} holds more than {LARGEST_WHEEL} bytes.")
+                entries.append((path, digest, size, executable))
+            return {
+                "format": _CONTENTS_VERSION,
+                "distribution": source.distribution,
+                "version": source.version,
+                "entries": entries,
+            }
+    except (
+        InstallerError,
+        ValueError,
+        KeyError,
+        zipfile.BadZipFile,
+        zipfile.LargeZipFile,
+    ) as error:
+        raise LinkError(
+            f"{name} is no wheel that can be installed: {error}.", where=wheel.url
+        ) from (error)
+    finally:
+        named.unlink(missing_ok=True)
+
+
+def _refuse_links(name: str, members: zipfile.ZipFile) -> None:
+    for member in members.infolist():
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise LinkError(f"{name}: {member.filename} is a link, which no wheel may hold.")
+
+
+def _safe(path: str, name: str) -> str:
+    """`path`, if it stays inside of the wheel's folder."""
+    parts = PurePosixPath(path).parts
+    if path.startswith("/") or ".." in parts or "\\" in path or "\0" in path or not parts:
+        raise LinkError(f"{name}: the path {path!r} leads out of the environment.")
+    return path
+
+
+def _store(stream: BinaryIO, place: Path, *, executable: bool) -> tuple[str, int]:
+    """Write `stream` to `place`; its digest as RECORD writes it, and its size."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    hasher, size = hashlib.sha256(), 0
+    with place.open("xb") as file:
+        while chunk := stream.read(1024 * 1024):
+            file.write(chunk)
+            hasher.update(chunk)
+            size += len(chunk)
+    # Here, once: in a prefix the file is shared, and nobody may change its mode.
+    place.chmod(0o755 if executable else 0o644)
+    return base64.urlsafe_b64encode(hasher.digest()).decode().rstrip("="), size
+
+
+class _Unpacked(WheelSource):
+    """A wheel of the cache, as the library `installer` reads one."""
+
+    def __init__(self, wheel: CachedWheel) -> None:
+        super().__init__(wheel.distribution, wheel.version)
+        self._wheel = wheel
+        self._dist_info = next(
+            path.partition("/")[0]
+            for path in (entry.path for entry in wheel.entries)
+            if path.partition("/")[0].endswith(".dist-info") and path.endswith("/WHEEL")
+        )
+
+    @property
+    def dist_info_dir(self) -> str:
+        return self._dist_info
+
+    @property
+    def data_dir(self) -> str:
+        return f"{self._dist_info.removesuffix('.dist-info')}.data"
+
+    @property
+    def dist_info_filenames(self) -> list[str]:
+        start = f"{self._dist_info}/"
+        return [
+            entry.path.removeprefix(start)
+            for entry in self._wheel.entries
+            if entry.path.startswith(start)
+        ]
+
+    def read_dist_info(self, filename: str) -> str:
+        return (self._wheel.folder / self._dist_info / filename).read_text()
+
+    def get_contents(self) -> Iterator[tuple[tuple[str, str, str], BinaryIO, bool]]:
+        for entry in self._wheel.entries:
+            if entry.path == f"{self._dist_info}/INSTALLER" or "/__pycache__/" in entry.path:
+                continue
+            record = (entry.path, f"sha256={entry.sha256}", str(entry.size))
+            with (self._wheel.folder / entry.path).open("rb") as stream:
+                yield record, stream, entry.executable
+
+
+class _Destination(SchemeDictionaryDestination):
+    """Links what is the same in every prefix, and writes the rest; notes what is in the way."""
+
+    def __init__(
+        self,
+        wheel: CachedWheel,
+        *,
+        target: Path,
+        final_prefix: Path,
+        python: PythonInfo,
+        owners: dict[str, str],
+    ) -> None:
+        site_packages = str(target / python.site_packages)
+        include = target / "include" / "site" / f"python{python.version}" / wheel.distribution
+        super().__init__(
+            scheme_dict={
+                "purelib": site_packages,
+                "platlib": site_packages,
+                "scripts": str(target / python.scripts),
+                "headers": str(include),
+                "data": str(target),
+            },
+            interpreter=str(final_prefix / "bin" / "python"),
+            script_kind="posix",
+        )
+        self._wheel, self._target, self._python, self._owners = wheel, target, python, owners
+        self._entries = {str(wheel.folder / entry.path): entry for entry in wheel.entries}
+        self.clashes: list[str] = []
+        self.python_files: list[tuple[str, str]] = []
+        self.paths = self.bytes_apparent = self.bytes_written = 0
+
+    def write_to_fs(
+        self, scheme: Scheme, path: str, stream: BinaryIO, is_executable: bool
+    ) -> RecordEntry:
+        place = self._path_with_destdir(scheme, path)
+        entry = self._entries.get(str(getattr(stream, "name", "")))
+        if os.path.lexists(place):
+            if entry is None or not _same(place, self._wheel.folder / entry.path, entry.size):
+                self._note_clash(place)
+                return RecordEntry(path, None, None)
+        elif entry is None:
+            record = super().write_to_fs(scheme, path, stream, is_executable)
+            self._count(place, record.size or 0, written=True)
+            return record
+        else:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.link(self._wheel.folder / entry.path, place)
+            self._count(place, entry.size, written=False)
+            inside = place.relative_to(self._target).as_posix()
+            if inside.endswith(".py") and inside.startswith(f"{self._python.site_packages}/"):
+                self.python_files.append((entry.path, inside))
+        return RecordEntry(path, Hash("sha256", entry.sha256), entry.size)
+
+    def write_script(
+        self, name: str, module: str, attr: str, section: ScriptSection
+    ) -> RecordEntry:
+        place = self._path_with_destdir(Scheme("scripts"), name)
+        if os.path.lexists(place):  # before the library changes the mode of another's file
+            self._note_clash(place)
+            return RecordEntry(name, None, None)
+        return super().write_script(name, module, attr, section)
+
+    def finalize_installation(
+        self, scheme: Scheme, record_file_path: str, records: Iterable[tuple[Scheme, RecordEntry]]
+    ) -> None:
+        if not self.clashes:
+            super().finalize_installation(scheme, record_file_path, records)
+
+    def _count(self, place: Path, size: int, *, written: bool) -> None:
+        self._owners[str(place)] = self._wheel.label
+        self.paths += 1
+        self.bytes_apparent += size
+        self.bytes_written += size if written else 0
+
+    def _note_clash(self, place: Path) -> None:
+        owner = self._owners.get(str(place), "a conda package")
+        inside = place.relative_to(self._target)
+        self.clashes.append(f"{inside} of {self._wheel.label} is there already, from {owner}")
+
+
+def _same(place: Path, source: Path, size: int) -> bool:
+    status = place.lstat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size != size:
+        return False
+    return place.read_bytes() == source.read_bytes()
