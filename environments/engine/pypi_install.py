@@ -21,13 +21,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from installer import install
 from installer.destinations import SchemeDictionaryDestination
 from installer.exceptions import InstallerError
 from installer.records import Hash, RecordEntry
-from installer.scripts import ScriptSection
 from installer.sources import WheelFile, WheelSource
 from installer.utils import Scheme
 
@@ -39,6 +38,9 @@ from environments.engine import downloads
 from environments.engine.bytecode import PythonSources
 from environments.engine.credentials import CredentialSource, no_credentials
 from environments.engine.downloads import PATIENCE, Download, Patience
+
+if TYPE_CHECKING:
+    from installer.scripts import ScriptSection
 
 CONTENTS = "contents.json"
 _CONTENTS_VERSION = 1
