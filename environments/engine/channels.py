@@ -374,6 +374,22 @@ class Channels:
         found = self.run(self._records(channel, with_noarch([platform]), name))
         return [self.package(record) for record in newest_first(found)]
 
+    def listed(
+        self,
+        channel: str,
+        subdir: str,
+        names: Sequence[str],
+        *,
+        cancelled: Cancelled = never,
+        deadline: float | None = None,
+    ) -> list[CondaPackage]:
+        """Every build of each of `names` in one subdir, in no order."""
+        self.refresh(self.observe([channel], [subdir], cancelled=cancelled))
+        found = self.run(
+            self._records(channel, [subdir], *names), cancelled=cancelled, deadline=deadline
+        )
+        return [self.package(record) for record in found]
+
     def describe(
         self, channel: str, platforms: Sequence[str] = ("linux-64",)
     ) -> Iterator[ChannelEntry]:
@@ -416,13 +432,13 @@ class Channels:
             ) from error
 
     async def _records(
-        self, channel: str, subdirs: Sequence[Any], name: str
+        self, channel: str, subdirs: Sequence[Any], *names: str
     ) -> list[rattler.RepoDataRecord]:
         found = await self.guarded(
             self.gateway.query(
                 self.sources([channel]),
                 subdirs,
-                [rattler.MatchSpec(name)],
+                [rattler.MatchSpec(name) for name in names],
                 recursive=False,
                 channel_relations="disabled",
             )

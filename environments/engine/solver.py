@@ -15,6 +15,7 @@ from environments.domain.progress import Cancelled
 from environments.domain.records import PypiPackage
 from environments.domain.specification import newest_allowed, parse_exclude_newer
 from environments.engine.channels import Channels
+from environments.engine.completion import complete_lock
 from environments.engine.records import to_rattler
 from environments.engine.solver_process import SolverProcesses, TooHardError
 from environments.engine.solving import Log, SolveRequest, Work, check, solve_conda
@@ -80,9 +81,10 @@ class RattlerSolver:
         )
 
     def close(self) -> None:
-        """End the solver's processes; the next solve starts one again."""
+        """End the processes and threads that were started here; the next call starts them again."""
         if self._processes is not None:
             self._processes.close()
+        self.channels.close()
 
     def channel_state(self, channels: Sequence[str], platforms: Sequence[str]) -> str:
         return self.channels.state(channels, platforms)
@@ -108,6 +110,23 @@ class RattlerSolver:
                 for part in parts
             ]
         return Lock(channels=request.channels, platforms=tuple(parts))
+
+    def complete_lock(
+        self,
+        lock: Lock,
+        *,
+        cancelled: Cancelled,
+        log: Log,
+        time_limit: timedelta = timedelta(minutes=5),
+    ) -> Lock:
+        """`lock`, which somebody brought, with what its channels say of each package.
+
+        Raises:
+            SpecificationError: digests that are not the channel's, packages that are gone: all.
+        """
+        return complete_lock(
+            lock, channels=self.channels, cancelled=cancelled, log=log, time_limit=time_limit
+        )
 
     def _conda(self, work: Work, *, cancelled: Cancelled, log: Log) -> list[PlatformLock]:
         if self._processes is None:

@@ -30,10 +30,15 @@ from environments.engine.memory import give_back, resident
 from environments.engine.solving import Log, Work, solve_conda
 
 _POLL = 0.05  # seconds between two looks at a cancel and at the memory
+_IDLE = 900.0  # seconds after which a process that nobody asks ends by itself
 
 
 class TooHardError(Exception):
     """The solve took more memory than it may."""
+
+
+class _GoneError(Exception):
+    """The process ended without an answer."""
 
 
 @dataclass(slots=True)
@@ -80,17 +85,36 @@ class SolverProcesses:
             TooHardError: it took more memory than it may.
             StoreError: what `solve_conda` raises.
         """
-        worker = self._take() or self._start()
+        worker = self._take()
+        if worker is not None:
+            with contextlib.suppress(_GoneError):  # it ended just now, having been idle for long
+                return self._ask(worker, work, credentials, cancelled=cancelled, log=log)
+        worker = self._start()
+        try:
+            return self._ask(worker, work, credentials, cancelled=cancelled, log=log)
+        except _GoneError as error:
+            raise WorkerLostError(
+                f"The solver ended unexpectedly (status {worker.process.returncode})."
+            ) from error
+
+    def _ask(
+        self,
+        worker: _Worker,
+        work: Work,
+        credentials: Mapping[str, Credential | None],
+        *,
+        cancelled: Cancelled,
+        log: Log,
+    ) -> list[PlatformLock]:
         try:
             worker.link.send((work, credentials))
             kind, answer = self._await(worker, work, cancelled=cancelled, log=log)
             healthy = resident(worker.process.pid) <= self._idle_memory
-        except BaseException as error:
+        except (EOFError, OSError) as error:
             worker.end()
-            if isinstance(error, (EOFError, OSError)):
-                raise WorkerLostError(
-                    f"The solver ended unexpectedly (status {worker.process.returncode})."
-                ) from error
+            raise _GoneError from error
+        except BaseException:
+            worker.end()
             raise
         self._give_back(worker, keep=healthy)
         if kind == "error":
@@ -189,7 +213,8 @@ class _Inbox:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def next(self) -> Any:
-        self._ready.acquire()
+        if not self._ready.acquire(timeout=_IDLE):
+            os._exit(0)
         return self._received.pop(0)
 
     def log(self, line: str) -> None:

@@ -1,0 +1,642 @@
+"""Which wheels does the PyPI part need, beside what the conda packages already bring?"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import tempfile
+import tomllib
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import uv
+from packaging import tags
+from packaging.markers import default_environment
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name, parse_wheel_filename
+from packaging.version import InvalidVersion, Version
+from rattler.package_streaming import PackageArchive
+
+from environments.domain.errors import (
+    ChannelUnavailableError,
+    FaultError,
+    PypiError,
+    SpecificationError,
+    StoreError,
+    TimeLimitError,
+)
+from environments.domain.lock import PlatformLock
+from environments.domain.names import Credential, without_credentials
+from environments.domain.progress import Cancelled, obey
+from environments.domain.records import CondaPackage, PypiPackage
+from environments.engine.channels import Channels
+from environments.engine.credentials import (
+    CredentialSource,
+    no_credentials,
+    redact,
+    request_url,
+)
+from environments.engine.processes import run_tool
+
+Log = Callable[[str], None]
+
+#: In site-packages itself: what lies deeper was vendored, and is not there for others.
+_DIST_INFO = re.compile(
+    r"(?:lib/python[\d.]+t?/|Lib/)?site-packages/(?P<stem>[^/]+)"
+    r"\.(?:dist-info/METADATA|egg-info/PKG-INFO|egg-info)"
+)
+_STEM = re.compile(r"(?P<name>.+?)-(?P<version>\d[^-]*)(?:-py[\d.]+)?")
+_NO_EXTRA = re.compile(r"`(?P<name>[\w.-]+) @ \S+` does not have an extra named")
+_GLIBC_MINORS = (*range(40, 30, -1), 28, 17)  # those that uv knows
+_PASSED_ON = ("PATH", "LANG", "SSL_CERT_FILE", "SSL_CERT_DIR", "HTTP_PROXY", "HTTPS_PROXY",
+              "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy",
+              "no_proxy")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provided:
+    """A Python distribution that a conda package brings."""
+
+    name: str  # normalised (PEP 503)
+    version: str
+    path: str  # of its metadata in the package
+    package: CondaPackage
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version} of the conda package {self.package.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Target:
+    """The machine and the Python that the wheels are for."""
+
+    python: str  # 3.11.7
+    uv_platform: str
+    tags: tuple[str, ...]  # of platforms, the most special first
+    markers: Mapping[str, str]
+    macos: str = ""  # 11.0
+
+    @property
+    def minor(self) -> tuple[int, int]:
+        major, minor = self.python.split(".")[:2]
+        return int(major), int(minor)
+
+    def rank(self, file_name: str) -> int | None:
+        """How well a wheel fits, 0 the best; None if it does not."""
+        wheel = parse_wheel_filename(file_name)[3]
+        interpreter = "cp{}{}".format(*self.minor)
+        accepted = [
+            *tags.cpython_tags(self.minor, platforms=self.tags),
+            *tags.compatible_tags(self.minor, interpreter=interpreter, platforms=self.tags),
+        ]
+        return next((place for place, tag in enumerate(accepted) if tag in wheel), None)
+
+
+class PypiResolver:
+    """uv as the solver of the PyPI part; what conda brings is fixed, and is not asked for."""
+
+    def __init__(
+        self,
+        *,
+        index_urls: Sequence[str],
+        cache: Path,
+        channels: Channels,
+        credentials: CredentialSource = no_credentials,
+        extracted: Callable[[CondaPackage], Path | None] = lambda package: None,
+        allow_sdists: bool = False,
+        uv_program: str = "",
+    ) -> None:
+        """
+        Args:
+            index_urls: simple indexes in the order of priority, without credentials; a name is
+                taken from the first that has it.
+            cache: a folder for what uv downloads and for what conda packages were found to bring.
+            channels: reads the conda packages that are not here yet.
+            extracted: where a conda package lies unpacked already, if it does.
+            allow_sdists: also take what has no wheel; its code runs while it is looked at.
+        """
+        self._indexes = tuple(index_urls)
+        self._cache = cache
+        self._channels = channels
+        self._credentials = credentials
+        self._extracted = extracted
+        self._allow_sdists = allow_sdists
+        self._uv = uv_program or os.fsdecode(uv.find_uv_bin())
+
+    def lock(
+        self,
+        requirements: Sequence[str],
+        platform_lock: PlatformLock,
+        *,
+        virtual_packages: Sequence[str],
+        exclude_newer: datetime | None,
+        cancelled: Cancelled,
+        log: Log,
+        time_limit: timedelta,
+    ) -> tuple[PypiPackage, ...]:
+        """The wheels for `requirements` (PEP 508), by name, without what conda brings.
+
+        Args:
+            virtual_packages: `name=version=build`, of which glibc and macOS choose the wheels.
+        Raises:
+            PypiError: there is no answer, or only one that contradicts a conda package.
+            ChannelUnavailableError: an index or a conda package cannot be read now.
+        """
+        parsed = _parse(requirements)
+        target = _target(platform_lock, virtual_packages)
+        provided = self.provided(platform_lock, cancelled=cancelled)
+        wanted = [
+            requirement
+            for requirement in parsed
+            if requirement.marker is None or requirement.marker.evaluate(dict(target.markers))
+        ]
+        _refuse_contradictions(wanted, provided, platform_lock.platform)
+        with_extras: set[str] = {
+            canonicalize_name(requirement.name) for requirement in wanted if requirement.extras
+        }
+        log(f"{platform_lock.platform}: resolving {len(wanted)} requirements of PyPI.")
+        for _ in range(3):  # again where an extra of a conda package turns out to be needed
+            run = _Run(
+                resolver=self,
+                requirements=[str(requirement) for requirement in wanted],
+                provided=provided,
+                metadata=self._metadata(
+                    [item for item in provided.values() if item.name in with_extras]
+                ),
+                target=target,
+                exclude_newer=exclude_newer,
+            )
+            with tempfile.TemporaryDirectory(prefix="condastore-uv-") as folder:
+                packages, missing = run.resolve(
+                    Path(folder), cancelled=cancelled, time_limit=time_limit
+                )
+            if missing <= with_extras:
+                break
+            with_extras |= missing
+        log(f"{platform_lock.platform}: {len(packages)} packages of PyPI.")
+        return packages
+
+    def provided(self, platform_lock: PlatformLock, *, cancelled: Cancelled) -> dict[str, Provided]:
+        """The distributions that the conda packages hold, by name: what their files say."""
+        found: dict[str, Provided] = {}
+        unread: list[CondaPackage] = []
+        for package in platform_lock.conda:
+            if not _is_python(package):
+                continue
+            listed = self._known(package)
+            if listed is None:
+                unread.append(package)
+                continue
+            found |= _distributions(package, listed)
+        for package in unread:
+            obey(cancelled)
+            listed = self._look(package, cancelled)
+            self._remember(package, listed)
+            found |= _distributions(package, listed)
+        return found
+
+    def _known(self, package: CondaPackage) -> list[str] | None:
+        try:
+            return list(json.loads(self._note(package).read_bytes()))
+        except (OSError, ValueError):
+            return None
+
+    def _remember(self, package: CondaPackage, listed: Sequence[str]) -> None:
+        note = self._note(package)
+        note.parent.mkdir(parents=True, exist_ok=True)
+        temporary = note.with_suffix(f".{os.getpid()}.{id(package)}")
+        temporary.write_text(json.dumps(list(listed)))
+        temporary.replace(note)
+
+    def _note(self, package: CondaPackage) -> Path:
+        digest = package.sha256 or f"md5-{package.md5}"
+        return self._cache / "provided" / digest[:2] / f"{digest}.json"
+
+    def _look(self, package: CondaPackage, cancelled: Cancelled) -> list[str]:
+        """The paths of the package's metadata files; only its list of paths is read for it."""
+        folder = self._extracted(package)
+        if folder is not None:
+            content = json.loads((folder / "info" / "paths.json").read_bytes())
+            paths = [str(entry["_path"]) for entry in content["paths"]]
+        else:
+            paths = self._channels.run(self._remote_paths(package), cancelled=cancelled)
+        return sorted(path for path in paths if _DIST_INFO.fullmatch(path))
+
+    async def _open(self, package: CondaPackage) -> PackageArchive:
+        if package.url.startswith("file:"):
+            return await PackageArchive.from_path(unquote(urlsplit(package.url).path))
+        return await PackageArchive.from_url(
+            self._channels.client,
+            request_url(self._channels.credential(package.url), package.url),
+        )
+
+    async def _remote_paths(self, package: CondaPackage) -> list[str]:
+        try:
+            archive = await self._open(package)
+            return [os.fspath(entry.relative_path) for entry in (await archive.paths_json()).paths]
+        except Exception as error:  # rattler's errors have no common base
+            raise ChannelUnavailableError(
+                self._channels.clean(f"{package.file_name} could not be read: {error}"),
+                where=package.url,
+            ) from error
+
+    def _metadata(self, items: Iterable[Provided]) -> dict[str, bytes]:
+        """The metadata files of `items`, by name of the distribution."""
+        found: dict[str, bytes] = {}
+        for item in items:
+            folder = self._extracted(item.package)
+            content = (
+                (folder / item.path).read_bytes()
+                if folder is not None
+                else self._channels.run(self._read(item))
+            )
+            if content is not None:
+                found[item.name] = content
+        return found
+
+    async def _read(self, item: Provided) -> bytes | None:
+        try:
+            return await (await self._open(item.package)).read_file(item.path)
+        except Exception as error:  # rattler's errors have no common base
+            raise ChannelUnavailableError(
+                self._channels.clean(f"{item.package.file_name} could not be read: {error}"),
+                where=item.package.url,
+            ) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """One run of uv in a folder of its own."""
+
+    resolver: PypiResolver
+    requirements: Sequence[str]
+    provided: Mapping[str, Provided]
+    metadata: Mapping[str, bytes]
+    target: _Target
+    exclude_newer: datetime | None
+
+    def resolve(
+        self, folder: Path, *, cancelled: Cancelled, time_limit: timedelta
+    ) -> tuple[tuple[PypiPackage, ...], set[str]]:
+        """The packages, and the provided distributions whose extras uv did not find."""
+        environment, credentials = self._write_settings(folder)
+        (folder / "requirements.in").write_text("\n".join(self.requirements))
+        (folder / "provided.txt").write_text("\n".join(self._write_stand_ins(folder)))
+        lines: list[str] = []
+
+        def run(*arguments: str) -> None:
+            lines.clear()
+            result = run_tool(
+                [
+                    *(self.resolver._uv, "pip", "compile", "requirements.in"),
+                    *("--constraint", "provided.txt", "--config-file", "uv.toml"),
+                    *("--python", sys.executable, "--python-version", self.target.python),
+                    *("--python-platform", self.target.uv_platform),
+                    *("--no-header", "--color", "never", "--no-progress"),
+                    *([] if self.resolver._allow_sdists else ["--only-binary", ":all:"]),
+                    *self._cutoff(),
+                    *arguments,
+                ],
+                cwd=folder,
+                env=environment,
+                time_limit=time_limit,
+                cancelled=cancelled,
+                on_line=lines.append,
+            )
+            if result.timed_out:
+                raise TimeLimitError("The PyPI part has no answer within the time limit.")
+            if not result.succeeded:
+                raise self._error(redact("\n".join(lines), credentials), folder)
+
+        run("--format", "pylock.toml", "--output-file", "pylock.toml")
+        missing: set[str] = {
+            canonicalize_name(match["name"]) for line in lines for match in _NO_EXTRA.finditer(line)
+        }
+        # The file says which wheels; who asked for them is said in this form only.
+        run("--annotation-style", "line", "--output-file", "requirements.txt")
+        content = tomllib.loads((folder / "pylock.toml").read_text())
+        needed = self._needed((folder / "requirements.txt").read_text())
+        packages = [
+            self._package(entry, needed)
+            for entry in content.get("packages", ())
+            if canonicalize_name(entry["name"]) not in self.provided
+        ]
+        return tuple(sorted(packages, key=lambda package: package.name)), missing
+
+    def _write_settings(self, folder: Path) -> tuple[dict[str, str], list[Credential | None]]:
+        """uv's settings in a file, its secrets in the environment: neither on a command line."""
+        environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        environment |= {
+            "HOME": os.fspath(folder),
+            "UV_CACHE_DIR": os.fspath((self.resolver._cache / "uv").resolve()),
+            "UV_PYTHON_DOWNLOADS": "never",
+        }
+        if self.target.macos:
+            environment["MACOSX_DEPLOYMENT_TARGET"] = self.target.macos
+        credentials: list[Credential | None] = []
+        sections = []
+        for number, url in enumerate(self.resolver._indexes):
+            credential = self.resolver._credentials(url)
+            credentials.append(credential)
+            if credential is not None and credential.kind == "basic":
+                user, _, password = credential.secret.partition(":")
+                environment[f"UV_INDEX_I{number}_USERNAME"] = user
+                environment[f"UV_INDEX_I{number}_PASSWORD"] = password
+            last = str(number == len(self.resolver._indexes) - 1).lower()
+            sections.append(
+                f'[[index]]\nname = "i{number}"\nurl = {json.dumps(request_url(credential, url))}\n'
+                f"default = {last}\n"
+            )
+        (folder / "uv.toml").write_text("\n".join(sections) or "no-index = true\n")
+        return environment, credentials
+
+    def _write_stand_ins(self, folder: Path) -> Iterator[str]:
+        """A constraint for each distribution of conda: exactly that version, from nowhere else.
+
+        An empty wheel stands for it. It needs nothing: what the distribution needs is conda's
+        business. Only of those whose extras are asked for it says what the extras need.
+        """
+        for item in self.provided.values():
+            stem = re.sub(r"[-_.]+", "_", item.name)
+            path = folder / f"{stem}-{Version(item.version)}-py3-none-any.whl"
+            with zipfile.ZipFile(path, "w") as wheel:
+                info = f"{stem}-{Version(item.version)}.dist-info"
+                wheel.writestr(f"{info}/METADATA", self._stand_in_metadata(item))
+                wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+                wheel.writestr(f"{info}/RECORD", "")
+            yield f"{item.name} @ {path.as_uri()}"
+
+    def _stand_in_metadata(self, item: Provided) -> str:
+        lines = ["Metadata-Version: 2.1", f"Name: {item.name}", f"Version: {item.version}"]
+        for line in self.metadata.get(item.name, b"").decode(errors="replace").splitlines():
+            if not line:
+                break
+            of_extra = line.startswith("Requires-Dist:") and re.search(r"\bextra\s*==", line)
+            if line.startswith("Provides-Extra:") or of_extra:
+                lines.append(line)
+        return "\n".join(lines) + "\n"
+
+    def _cutoff(self) -> list[str]:
+        if self.exclude_newer is None:
+            return []
+        return ["--exclude-newer", self.exclude_newer.astimezone(UTC).isoformat()]
+
+    def _needed(self, requirements: str) -> dict[str, set[str]]:
+        """name -> the names of what it needs, from `plain==1.0  # via app, other`."""
+        needed: dict[str, set[str]] = {}
+        for line in requirements.splitlines():
+            requirement, _, via = line.partition("# via ")
+            name = re.match(r"[\w.-]+", requirement)
+            if name is None:
+                continue
+            held = self.provided.get(canonicalize_name(name[0]))
+            target = held.package.name if held else canonicalize_name(name[0])
+            for asker in via.split(","):
+                asker = asker.strip()
+                if asker and not asker.startswith("-"):
+                    needed.setdefault(canonicalize_name(asker), set()).add(target)
+        return needed
+
+    def _package(self, entry: Mapping[str, Any], needed: Mapping[str, set[str]]) -> PypiPackage:
+        name = canonicalize_name(entry["name"])
+        file = self._file(name, entry)
+        url = without_credentials(file["url"])
+        return PypiPackage(
+            name=name,
+            version=str(entry.get("version", "")),
+            file_name=_file_name(url),
+            url=url,
+            sha256=file["hashes"]["sha256"],
+            size=int(file.get("size", 0)),
+            requires=tuple(sorted(needed.get(name, ()))),
+            requires_python=str(entry.get("requires-python", "")),
+            license="",
+        )
+
+    def _file(self, name: str, entry: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The wheel that fits best; it must have a sha256."""
+        files = [file for file in entry.get("wheels", ()) if "sha256" in file.get("hashes", {})]
+        ranked = [
+            (rank, file)
+            for file in files
+            if (rank := self.target.rank(_file_name(file["url"]))) is not None
+        ]
+        if ranked:
+            return min(ranked, key=lambda pair: pair[0])[1]  # type: ignore[no-any-return]
+        sdist: Mapping[str, Any] = entry.get("sdist", {})
+        if self._sdist_taken(sdist):
+            return sdist
+        raise PypiError(
+            f"The index has no wheel of {name} {entry.get('version', '')} with a sha256 that fits "
+            f"{self.target.uv_platform}.",
+            where="dependencies.pip",
+            hint="Ask for another version, or for the conda package.",
+        )
+
+    def _sdist_taken(self, sdist: Mapping[str, Any]) -> bool:
+        return self.resolver._allow_sdists and "sha256" in sdist.get("hashes", {})
+
+    def _error(self, said: str, folder: Path) -> StoreError:
+        """What uv printed, as an error of ours."""
+        text = " ".join(said.replace(folder.as_uri(), "").replace(os.fspath(folder), "").split())
+        text = re.sub(r"^.*?(?:cause|error): (?:No solution found[^:]*?cause: )?", "", text)
+        text = re.sub(r" @ \S*\.whl", "", text)
+        if re.search(
+            r"(?i)could not connect|connection|timed out|status server error|\b50\d\b|"
+            r"Failed to fetch|error sending request|dns error",
+            said,
+        ) and not re.search(r"(?i)No solution found|\b40[13]\b", said):
+            return ChannelUnavailableError(f"The Python index cannot be read: {text}")
+        sdist = re.findall(r"(?:because|Because) ([\w.-]+)(?:\S*)? has no (?:usable )?wheels", said)
+        sdist += re.findall(r"building from source is disabled for `([\w.-]+)`", said)
+        if sdist and not self.resolver._allow_sdists:
+            names = ", ".join(sorted(set(sdist)))
+            return PypiError(
+                f"{names} has no wheel for Python {self.target.python} on "
+                f"{self.target.uv_platform}, only source, which is not built here.",
+                where="dependencies.pip",
+                hint="Ask for a version with a wheel, or for the conda package.",
+                details={"explanation": text, "sdist_only": sorted(set(sdist))},
+            )
+        named = {canonicalize_name(word) for word in re.findall(r"[\w.-]+", said)}
+        from_conda = [item for item in self.provided.values() if item.name in named]
+        if from_conda:
+            return PypiError(
+                f"{text} ({'; '.join(map(str, from_conda))} is already in the environment.)",
+                where="dependencies.pip",
+                hint="Change the version of the conda package, or of the pip requirement.",
+                details={
+                    "explanation": text,
+                    "conda": [
+                        {"name": item.name, "version": item.version, "package": item.package.name}
+                        for item in from_conda
+                    ],
+                },
+            )
+        return PypiError(text, where="dependencies.pip", details={"explanation": text})
+
+
+def _parse(requirements: Sequence[str]) -> list[Requirement]:
+    parsed: list[Requirement] = []
+    faults: list[StoreError] = []
+    for text in requirements:
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement as error:
+            faults.append(FaultError(f"“{text}” cannot be read: {error}", where="dependencies.pip"))
+            continue
+        if requirement.url:
+            faults.append(
+                FaultError(
+                    f"“{without_credentials(text)}” names a URL; only indexes are asked.",
+                    where="dependencies.pip",
+                )
+            )
+        parsed.append(requirement)
+    if faults:
+        raise SpecificationError(faults)
+    return parsed
+
+
+def _refuse_contradictions(
+    wanted: Sequence[Requirement], provided: Mapping[str, Provided], platform: str
+) -> None:
+    clashes = [
+        (requirement, held)
+        for requirement in wanted
+        if (held := provided.get(canonicalize_name(requirement.name))) is not None
+        and not requirement.specifier.contains(held.version, prereleases=True)
+    ]
+    if clashes:
+        raise PypiError(
+            f"On {platform}: "
+            + "; ".join(f"pip asks for {requirement}, but there is {held}"
+                        for requirement, held in clashes)
+            + ".",
+            where="dependencies.pip",
+            hint="Ask for the version among the conda dependencies, and leave it out under pip.",
+            details={
+                "conda": [
+                    {"name": held.name, "version": held.version, "package": held.package.name}
+                    for _, held in clashes
+                ]
+            },
+        )  # fmt: skip
+
+
+def _is_python(package: CondaPackage) -> bool:
+    return package.noarch == "python" or any(
+        re.match(r"(python|python_abi)(?![\w.-])", entry) for entry in package.depends
+    )
+
+
+def _distributions(package: CondaPackage, paths: Iterable[str]) -> dict[str, Provided]:
+    found: dict[str, Provided] = {}
+    for path in paths:
+        match = _DIST_INFO.fullmatch(path)
+        stem = _STEM.fullmatch(match["stem"]) if match else None
+        if stem is None:
+            continue
+        try:
+            version = str(Version(stem["version"]))
+        except InvalidVersion:
+            continue  # uv could not take it as a version of anything
+        name = canonicalize_name(stem["name"])
+        found[name] = Provided(name=name, version=version, path=path, package=package)
+    return found
+
+
+def _target(part: PlatformLock, virtual: Sequence[str]) -> _Target:
+    python = next((package for package in part.conda if package.name == "python"), None)
+    if python is None:
+        raise PypiError(
+            f"The pip part needs a Python, and there is none for {part.platform}.",
+            where="dependencies",
+            hint="Add python to the conda dependencies.",
+        )
+    if "pypy" in python.build:
+        raise PypiError(
+            f"Packages of PyPI are chosen for CPython; {python.file_name} is PyPy.",
+            where="dependencies",
+            hint="Ask for CPython: python=*=*_cpython.",
+        )
+    system, _, architecture = part.platform.partition("-")
+    versions = dict(entry.split("=")[:2] for entry in virtual)
+    machine = {"64": "x86_64", "arm64": "arm64" if system == "osx" else "aarch64"}.get(
+        architecture, architecture
+    )
+    supported = {"linux": ("x86_64", "aarch64"), "osx": ("x86_64", "arm64"), "win": ("x86_64",)}
+    if machine not in supported.get(system, ()):
+        raise PypiError(
+            f"Packages of PyPI cannot be chosen for {part.platform}.",
+            where="dependencies.pip",
+            hint="Ask for conda packages on this platform.",
+        )
+    macos = ""
+    if system == "linux":
+        wanted = _numbers(versions.get("__glibc", "2.28"))
+        minor = next((m for m in _GLIBC_MINORS if (2, m) <= wanted), 17)
+        uv_platform = f"{machine}-manylinux_2_{minor}"
+        platforms = list(_manylinux(machine, minor))
+    elif system == "osx":
+        macos = versions.get("__osx", "11.0")
+        uv_platform = f"{'aarch64' if machine == 'arm64' else machine}-apple-darwin"
+        platforms = list(tags.mac_platforms(_numbers(macos), machine))
+    else:
+        uv_platform, platforms = "x86_64-pc-windows-msvc", ["win_amd64"]
+    return _Target(
+        python=python.version,
+        uv_platform=uv_platform,
+        tags=tuple(platforms),
+        markers=_markers(python.version, system, machine),
+        macos=macos,
+    )
+
+
+def _manylinux(machine: str, newest: int) -> Iterator[str]:
+    aliases = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
+    for minor in range(newest, 4 if machine == "x86_64" else 16, -1):
+        yield f"manylinux_2_{minor}_{machine}"
+        if minor in aliases:
+            yield f"{aliases[minor]}_{machine}"
+    yield f"linux_{machine}"
+
+
+def _markers(python: str, system: str, machine: str) -> dict[str, str]:
+    names = {
+        "linux": ("linux", "Linux", "posix"),
+        "osx": ("darwin", "Darwin", "posix"),
+        "win": ("win32", "Windows", "nt"),
+    }
+    sys_platform, platform_system, os_name = names[system]
+    own: dict[str, str] = {key: str(value) for key, value in default_environment().items()}
+    return own | {
+        "python_version": ".".join(python.split(".")[:2]),
+        "python_full_version": python,
+        "implementation_version": python,
+        "sys_platform": sys_platform,
+        "platform_system": platform_system,
+        "os_name": os_name,
+        "platform_machine": "AMD64" if system == "win" else machine,
+        "implementation_name": "cpython",
+        "platform_python_implementation": "CPython",
+        "platform_release": "",
+        "platform_version": "",
+        "extra": "",
+    }
+
+
+def _numbers(version: str) -> tuple[int, int]:
+    major, minor = [*re.findall(r"\d+", version), "0", "0"][:2]
+    return int(major), int(minor)
+
+
+def _file_name(url: str) -> str:
+    return unquote(urlsplit(url).path.rsplit("/", 1)[-1])
