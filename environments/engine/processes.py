@@ -140,7 +140,7 @@ def run_tool(
     """
     sandboxed = sandbox is not None and can_sandbox()
     if sandbox is not None and sandboxed:
-        command = sandbox.wrap(command, cwd=cwd)
+        command, cwd = sandbox.wrap(command, cwd=cwd), Path("/")  # `cwd` may be inside only
     started = time.monotonic()
     deadline = started + time_limit.total_seconds()
     tail: deque[str] = deque(maxlen=TAIL)
