@@ -32,7 +32,7 @@ class UnreachableError(CommandError):
 
     def __init__(self, message: str, *, url: str) -> None:
         hint = f"Is {url} right, and is the server running? Another one: `condastore login URL`."
-        if url == config.DEFAULT_URL:
+        if config.is_local(url):
             hint = "Start one with `condastore up`, or sign in to another: `condastore login URL`."
         super().__init__(message, status=Status.UNREACHABLE, code="unreachable", hint=hint)
 
@@ -59,14 +59,17 @@ class Api:
 
     @cached_property
     def _http(self) -> httpx.Client:
-        httpx = _httpx()
+        library = _httpx()
         headers = {"User-Agent": f"condastore/{__version__}"}
         if self.server.token:
             headers["Authorization"] = f"Bearer {self.server.token}"
-        client: httpx.Client = httpx.Client(
+        client: httpx.Client = library.Client(
             base_url=self.server.url,
             headers=headers,
-            timeout=httpx.Timeout(READ_TIMEOUT, connect=CONNECT_TIMEOUT),
+            timeout=library.Timeout(READ_TIMEOUT, connect=CONNECT_TIMEOUT),
+            # Redirects are not followed, so plain http stays plain; reading the certificates
+            # would take longer than the request.
+            verify=not self.server.url.startswith("http:"),
         )
         return client
 
@@ -89,7 +92,7 @@ class Api:
     def _repeat(self, send: Callable[[], httpx.Response]) -> httpx.Response:
         """For what may be asked twice: try again where the connection, not the server, said no."""
         httpx = _httpx()
-        for pause in (0.2, 0.6):
+        for pause in (0.1, 0.4):
             try:
                 return send()
             except (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError):

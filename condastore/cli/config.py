@@ -38,9 +38,7 @@ def normal_url(text: str) -> str:
     """
     text = text.strip()
     if "://" not in text:
-        host = urlsplit(f"//{text}").hostname or ""
-        local = host in {"localhost", "::1"} or host.startswith("127.")
-        text = f"{'http' if local else 'https'}://{text}"
+        text = f"{'http' if is_local(f'//{text}') else 'https'}://{text}"
     try:
         parts = urlsplit(text)
         netloc = parts.hostname and parts.netloc.rpartition("@")[2].lower()
@@ -55,6 +53,12 @@ def normal_url(text: str) -> str:
             hint=f"Write it like {DEFAULT_URL} or https://condastore.example.org.",
         )
     return urlunsplit((parts.scheme, netloc, parts.path.rstrip("/"), "", ""))
+
+
+def is_local(url: str) -> bool:
+    """True for an address of this machine."""
+    host = urlsplit(url).hostname or ""
+    return host in {"localhost", "::1"} or host.startswith("127.")
 
 
 def path() -> Path:
