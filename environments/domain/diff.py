@@ -177,7 +177,9 @@ def why(
     distance = _distances(roots, graph)
     chains: list[tuple[str, ...]] = []
     # The length that a chain will have at least when it is finished comes first.
-    heap = [(1 + distance[target], (target,))] if target in distance else []
+    heap: list[tuple[int, tuple[str, ...]]] = []
+    if target in distance:
+        heap.append((1 + distance[target], (target,)))
     budget = 20_000
     while heap and len(chains) < limit and budget:
         budget -= 1
@@ -212,7 +214,7 @@ def _node_of(name: str, graph: Mapping[str, Sequence[str]]) -> str | None:
     return pypi if pypi in graph else None
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
 def _dependency_graph(lock: PlatformLock) -> Mapping[str, tuple[str, ...]]:
     """Name -> the names of the locked packages that it needs. PyPI's may need conda's."""
     conda = {package.name for package in lock.conda}

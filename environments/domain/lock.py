@@ -104,7 +104,7 @@ def _conda_json(package: CondaPackage) -> dict[str, Any]:
 _NAME = re.compile(r"(?:[^\s\[]*::)?([^\s=<>!~\[;,]+)")
 
 
-@lru_cache(maxsize=65_536)
+@lru_cache(maxsize=16_384)
 def required_name(depends: str) -> str:
     """The package that one entry of a record's `depends` names: `python >=3.11` -> `python`."""
     match = _NAME.match(depends.strip())

@@ -110,7 +110,7 @@ def did_you_mean(text: str, known: Iterable[str]) -> str:
 def printable(text: str, *, limit: int = 80) -> str:
     """`text` quoted for a message: shortened, one line, no control characters, no credentials."""
     # A password with an unquoted '/' is no credential by the rules, and a secret all the same.
-    shown = re.sub(r"://\S*@", "://", without_credentials(text))
+    shown = re.sub(r"://\S*@", "://", without_credentials(text[:2000]))
     return ascii(shown[:limit] + ("..." if len(shown) > limit else ""))
 
 
@@ -151,11 +151,13 @@ class ChannelRef:
 
 
 _CHANNEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*")
-_USERINFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)([^/\s?#]*)@")
+# The numbers keep hostile text from taking quadratic time.
+_USERINFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,15}://)([^/\s?#]*)@")
 _TOKEN = re.compile(
-    r"""(?i)(\b[a-z][a-z0-9+.-]*://[^\s"'<>]*?)/t/(\$\{\w+\}|[^/\s"'<>,\]}]*)(?=[/\s"'<>,\]}]|$)"""
+    r"""(?i)(\b[a-z][a-z0-9+.-]{0,15}://[^\s"'<>]{0,500}?)/t/(\$\{\w+\}|[^/\s"'<>,\]}]*)(?=[/\s"'<>,\]}]|$)"""
 )
 _VARIABLE = re.compile(r"\$\{?\w+\}?")
+_LONGEST_URL = 500
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -191,6 +193,12 @@ def canonical_channel(text: str, *, alias: str) -> ChannelRef:
     """
     text = text.strip()
     shown = printable(text)
+    if len(text) > _LONGEST_URL:
+        raise InvalidInputError(
+            f"A channel of {len(text):,} characters; {_LONGEST_URL} are allowed.",
+            where="channel",
+            hint="Write a channel's name, such as conda-forge, or its URL.",
+        )
     if "://" not in text:
         if _CHANNEL_NAME.fullmatch(text) is None or text.rsplit("/", 1)[-1] in SUBDIRS:
             hint = "Write a channel's name, such as conda-forge, or its URL."

@@ -39,22 +39,36 @@ def lines_for(text: str, platform: str) -> str:
     )
 
 
-def selector_faults(text: str) -> list[FaultError]:
-    """Conditions that conda-lock takes for a selector that holds nowhere, and conda for a comment.
+def selector_faults(text: str, lines: range) -> list[FaultError]:
+    """Conditions in `lines` that are a selector to conda-lock, holding nowhere, and not to conda.
 
     conda-lock leaves such a line out on every platform, conda keeps it: neither may be guessed.
     """
-    if not _has_selectors(text):
-        return []
     return [
         FaultError(
             f"The selector [{printable(condition)[1:-1]}] is not known.",
             where=f"line {number}",
             hint=f"Use one word of {', '.join(sorted(_KNOWN))}; a comment holds no brackets.",
         )
-        for number, line in enumerate(text.splitlines(), start=1)
-        if (condition := _condition(line)) and condition not in _KNOWN
+        for number, condition in _conditions(text)
+        if number in lines and condition not in _KNOWN
     ]
+
+
+def idle_selectors(text: str, lines: range) -> list[int]:
+    """The numbers of lines outside of `lines` whose selector looks as if it did something."""
+    return [
+        number
+        for number, condition in _conditions(text)
+        if number not in lines and condition in _KNOWN
+    ]
+
+
+def _conditions(text: str) -> list[tuple[int, str]]:
+    if not _has_selectors(text):
+        return []
+    found = ((number, _condition(line)) for number, line in enumerate(text.splitlines(), start=1))
+    return [(number, condition) for number, condition in found if condition]
 
 
 def _has_selectors(text: str) -> bool:

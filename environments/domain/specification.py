@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -39,11 +40,14 @@ from environments.domain.requirements import (
     parse_conda_requirement,
     parse_pip_requirement,
 )
-from environments.domain.selectors import lines_for, selector_faults
+from environments.domain.selectors import idle_selectors, lines_for, selector_faults
 from environments.domain.yaml_text import Node, checked_text, read_yaml
 
 MAX_DEPENDENCIES = 2_000
+#: Requirements of one package: each is compared with each.
+MAX_ALIKE = 20
 MAX_TESTS = 100
+MAX_FAULTS = 100  # that are reported; of more, the number
 MAX_DESCRIPTION = 4_000  # characters
 #: What conda reads for the channel `defaults` where nobody configured it.
 CONDA_DEFAULTS = ("https://repo.anaconda.com/pkgs/main", "https://repo.anaconda.com/pkgs/r")
@@ -223,6 +227,15 @@ class _At:
     line: int
 
 
+def _lines_of(root: Node, key: str) -> range:
+    """From the line of `key` to that of the next key."""
+    lines = [name.line for name, _ in root.pairs]
+    for (name, _), after in zip(root.pairs, [*lines[1:], sys.maxsize], strict=False):
+        if name.text == key:
+            return range(name.line, max(after, name.line + 1))
+    return range(0)
+
+
 class _Reader:
     """Reads one environment file and gathers its faults, warnings and credentials."""
 
@@ -247,8 +260,11 @@ class _Reader:
             self.expected("a mapping", ours, "condastore")
             ours = None
         self.check_keys(root, _KEYS, "")
-        for fault in selector_faults(text):
-            self.faults.setdefault((fault.where, fault.message), fault)
+        lines = _lines_of(root, "dependencies")
+        for fault in selector_faults(text, lines):
+            self.fault(fault.message, fault.where, fault.hint)
+        for number in idle_selectors(text, lines):
+            self.warn(f"Line {number}: selectors have an effect under 'dependencies' only.")
         platforms = self.platforms(root.get("platforms"))
         channels = self.channels(root.get("channels"))
         dependencies, pip = self.requirements(text, root, platforms)
@@ -304,7 +320,11 @@ class _Reader:
             found = re.search(r"line (\d+)", fault.where)
             return int(found[1]) if found else 0
 
-        return SpecificationError(sorted(self.faults.values(), key=line))
+        ordered: list[StoreError] = sorted(self.faults.values(), key=line)
+        if len(ordered) > MAX_FAULTS:
+            more = f"There are {len(ordered) - MAX_FAULTS:,} more faults."
+            ordered = [*ordered[:MAX_FAULTS], FaultError(more)]
+        return SpecificationError(ordered)
 
     def attempt(self, parse: Callable[[], _T], where: str) -> _T | None:
         try:
@@ -596,6 +616,13 @@ class _Reader:
                 before = same[requirement.text][1].line
                 self.warn(f"{at.where}: {requirement.text} stands twice, first in line {before}.")
                 continue
+            if len(same) >= MAX_ALIKE:
+                self.fault(
+                    f"More than {MAX_ALIKE} requirements of {requirement.name}.",
+                    at.where,
+                    "Write them as one, such as 'numpy >=1.26,<3'.",
+                )
+                break
             for other, place in same.values():
                 if requirement.excludes(other):
                     self.fault(

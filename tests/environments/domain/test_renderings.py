@@ -77,7 +77,7 @@ def test_rattler_reads_our_pixi_lock(tmp_path_factory: pytest.TempPathFactory, l
     read = {platform.name: environment.packages(platform) or [] for platform in file.platforms()}
     for part in lock:
         assert sorted(p.location for p in read[part.platform]) == sorted(
-            p.url for p in (*part.conda, *part.pypi)
+            [p.url for p in part.conda] + [p.url for p in part.pypi]
         )
 
 
