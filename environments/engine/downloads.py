@@ -434,7 +434,7 @@ class _Fetcher:
                 if start and not resumed:
                     yield None
                 received = 0
-                async for chunk in answer.aiter_bytes(CHUNK):
+                async for chunk in answer.aiter_bytes():
                     received += len(chunk)
                     yield chunk
         except (httpx.TransportError, httpx.DecodingError) as error:
