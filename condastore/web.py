@@ -10,7 +10,6 @@ import socket
 import sys
 
 import uvicorn
-from django.conf import settings
 
 #: Seconds that a request, or a subscription, has to end when the server stops.
 GRACE = 5
@@ -21,7 +20,7 @@ def serve(descriptor: int) -> None:
         "condastore.asgi:application",
         log_config=None,
         lifespan="off",
-        proxy_headers=settings.BEHIND_PROXY,
+        proxy_headers=False,  # Django reads them, where CONDASTORE_BEHIND_PROXY says so
         server_header=False,
         timeout_graceful_shutdown=GRACE,
     )

@@ -13,6 +13,11 @@ import pytest
 from tests.services.processes import find_program
 
 PROJECT = Path(__file__).parents[2]
+LISTING = """
+import importlib.util, json
+server = ("django", "rattler", "dramatiq", "conda_lock", "strawberry")
+print(json.dumps([name for name in server if importlib.util.find_spec(name)]))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +41,8 @@ def environ(home: Path) -> dict[str, str]:
 
 def test_the_client_runs_without_the_servers_dependencies(client: Path, tmp_path: Path):
     listed = subprocess.run(
-        [client / "python", "-c", "import importlib.util as u, json;"
-         "print(json.dumps([n for n in ('django', 'rattler', 'dramatiq', 'conda_lock', 'strawberry')"
-         " if u.find_spec(n)]))"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        [client / "python", "-c", LISTING], capture_output=True, text=True, check=True
+    )
     assert json.loads(listed.stdout) == []
     for arguments in (["--help"], ["env", "build", "--help"], ["version", "--json"]):
         done = subprocess.run(
