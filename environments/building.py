@@ -1,8 +1,8 @@
 """Run one build: a table of stages, with a guarded move before each.
 
     specification -> rules on names -> solve -> lock -> rules on every record -> [held]
-      -> fetch, every byte checked -> link into a hidden folder -> PyPI part -> rename
-      -> smoke tests -> publish: the pointer moves, the folder follows
+      -> fetch, every byte checked -> link into a hidden folder -> PyPI part -> smoke tests
+      -> publish: rename, then the pointer moves and the folder follows
 
 Everything a stage needs is in `Run`. A stage raises a StoreError: a transient one means another
 attempt, any other one is the outcome. Nothing here trusts the queue: the row is the truth.
@@ -17,9 +17,10 @@ import structlog
 from django.conf import settings
 from django.db import transaction
 
-from environments import folders
+from environments import bytecode, folders
 from environments.domain.errors import (
     LeaseLostError,
+    SmokeTestError,
     StoreError,
     TransitionError,
     UnavailableError,
@@ -27,9 +28,11 @@ from environments.domain.errors import (
 )
 from environments.domain.lifecycle import BuildState
 from environments.domain.policy import Effect, judge_lock, judge_names
-from environments.engine import disk, linking, smoke
-from environments.engine.bytecode import link_bytecode
+from environments.engine import disk, linking
+from environments.engine.bytecode import python_sources
+from environments.engine.processes import can_sandbox
 from environments.engine.pypi_install import install_wheels
+from environments.engine.smoke import run_smoke_tests
 from environments.leases import DATABASE_DOWN, Run
 from environments.models import Build, Preview
 from environments.policies import policy_of
@@ -43,7 +46,7 @@ def solve(run: Run) -> None:
     """Specification -> lock, seen through the policy; then the rules on every record."""
     build, specification = run.build, run.specification
     policy = policy_of(build.environment.namespace)
-    verdicts = [*judge_names(policy, specification)]
+    verdicts = list(judge_names(policy, specification))
     answer = solve_or_reuse(
         build.specification,
         policy=policy,
@@ -71,14 +74,13 @@ def fetch(run: Run) -> None:
 
 
 def link(run: Run) -> None:
-    """Cache -> a hidden folder, then one rename: no half-made prefix is ever to be seen."""
-    part, build, final = run.part, run.build, run.final_prefix
-    hidden = run.leaves_behind(final.with_name(f".{final.name}.{run.lease.token}"))
+    """Caches -> a hidden folder, as if it stood under its final name already."""
+    part, build = run.part, run.build
     disk.require_space(folders.data(), needed=0, reserve=settings.DISK_RESERVE)
     report = linking.link(
         part,
-        target=hidden,
-        final_prefix=final,
+        target=run.hidden_prefix,
+        final_prefix=run.final_prefix,
         cache=run.tools.packages,
         packages=run.packages,
         requested=run.specification.dependencies.get(part.platform, ()),
@@ -88,34 +90,23 @@ def link(run: Run) -> None:
         progress=run.progress,
         cancelled=run.cancelled,
     )
-    if run.wheels:
-        install_wheels(
-            run.wheels,
-            conda=run.packages,
-            target=hidden,
-            final_prefix=final,
-            python=report.python,
-            cancelled=run.cancelled,
-        )
-    if settings.LINK_BYTECODE and run.runs_here and report.python is not None:
-        link_bytecode(
-            run.packages,
-            target=hidden,
-            final_prefix=final,
-            cache=run.tools.bytecode,
-            python=report.python,
-            cancelled=run.cancelled,
-            log=run.log,
-        )
     for package, scripts in report.link_scripts.items():
         run.log(f"{package} has link scripts, which were not run: {', '.join(scripts)}")
     run.update(link_scripts=sorted(report.link_scripts))
-    size = disk.tree_size(hidden)
-    run.check()
-    if final.exists():  # of an attempt that ended between this rename and its outcome
-        folders.discard(final, build.environment)
-    linking.publish_prefix(hidden, final)
-    run.prefix_made(apparent_size=size.apparent, unique_size=size.unique)
+    if report.python is None:
+        return
+    sources = python_sources(run.packages, report.python)
+    if run.wheels:
+        sources += install_wheels(
+            run.wheels,
+            target=run.hidden_prefix,
+            final_prefix=run.final_prefix,
+            python=report.python,
+            progress=run.progress,
+            cancelled=run.cancelled,
+        ).sources
+    if run.runs_here:
+        bytecode.prepare(run, sources)
 
 
 def check(run: Run) -> None:
@@ -126,25 +117,33 @@ def check(run: Run) -> None:
     if not run.runs_here:
         run.log(f"smoke tests left out: {run.part.platform} does not run on this machine")
         return
-    sandboxed = smoke.run_smoke_tests(
-        run.final_prefix,
-        tests.imports,
-        tests.commands,
+    if settings.REQUIRE_SANDBOX and not can_sandbox():
+        raise SmokeTestError(
+            "Smoke tests need bubblewrap on this installation, and the worker has none.",
+            hint="Ask an administrator to install bubblewrap where the workers run.",
+        )
+    report = run_smoke_tests(
+        run.hidden_prefix,
+        final_prefix=run.final_prefix,
+        imports=tests.imports,
+        commands=tests.commands,
         time_limit=settings.SMOKE_TEST_TIME_LIMIT,
-        require_sandbox=settings.REQUIRE_SANDBOX,
         cancelled=run.cancelled,
         on_line=run.log,
     )
-    run.update(sandboxed=sandboxed)
+    run.update(sandboxed=report.sandboxed)
 
 
 def publish(run: Run) -> None:
-    """READY and the pointer in one transaction; the folder follows before it is committed.
+    """The folder gets its name by one rename; READY and the pointer come in one transaction.
 
-    So whoever sees READY finds the folder switched, and an older build that finishes late, or a
-    pinned pointer, leaves the folder where it is.
+    `envs/` follows before that is committed: whoever sees READY finds it switched. An older build
+    that finishes late, or a pinned pointer, leaves it where it is.
     """
     build = run.build
+    size = disk.tree_size(run.hidden_prefix)
+    run.check()
+    run.name_prefix(apparent_size=size.apparent, unique_size=size.unique)
     with transaction.atomic():
         build.move(BuildState.READY, lease=run.lease, progress={}, timings=run.timings)
         moved = build.environment.advance(build)
@@ -166,22 +165,24 @@ class HeldForApproval(Exception):  # noqa: N818 - an outcome, not an error
     """The lock needs decisions of people."""
 
 
-def run(build_id: int) -> None:
+def run(build_id: int) -> bool:
     """Take a build from queued to a final state, or to its next attempt.
 
     Does nothing for a build that is not due, that another worker has, or that is finished.
+    True where Python files of a READY build are still to be compiled (`bytecode.complete`).
     """
     build = Build.objects.select_related(
         "environment__namespace", "specification", "lock", "prefix"
     ).get(pk=build_id)
     lease = build.claim(tools().owner, life=settings.LEASE)
     if lease is None:
-        return
+        return False
     with structlog.contextvars.bound_contextvars(build=build.pk, attempt=build.attempt):
         with Run(build, lease, tools()) as running:
             _run_stages(running)
         if build.finished:
             build.archive_log()
+    return build.state == BuildState.READY and running.compile_later
 
 
 def _run_stages(run: Run) -> None:

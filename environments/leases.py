@@ -83,8 +83,8 @@ class Run:
         self._guard = threading.Lock()
         self._write = threading.Lock()
         self._end = threading.Event()
-        self._left: list[Path] = []
-        self._complete = False  # the final prefix is in place
+        self.compile_later = False
+        self._named = False  # the final prefix is in place
         self._renewed = time.monotonic()
         self._thread = threading.Thread(target=self._watch, name=f"build-{build.pk}", daemon=True)
 
@@ -117,6 +117,12 @@ class Run:
     @cached_property
     def final_prefix(self) -> Path:
         return folders.data() / folders.planned_prefix(self.build)
+
+    @cached_property
+    def hidden_prefix(self) -> Path:
+        """Where this attempt links: another attempt, or another worker, has another folder."""
+        final = self.final_prefix
+        return final.with_name(f".{final.name}.{self.lease.token}")
 
     # --- the lease -----------------------------------------------------------------------------
 
@@ -239,17 +245,18 @@ class Run:
 
     # --- what it leaves ------------------------------------------------------------------------
 
-    def leaves_behind(self, path: Path) -> Path:
-        """`path` goes to the trash when the attempt ends, unless it was renamed by then."""
-        self._left.append(path)
-        return path
-
-    def prefix_made(self, *, apparent_size: int, unique_size: int) -> None:
-        """The folder is complete, under its final name."""
-        relative = self.final_prefix.relative_to(folders.data()).as_posix()
+    def name_prefix(self, *, apparent_size: int, unique_size: int) -> None:
+        """Rename the finished folder to its final name, and make its row."""
+        final = self.final_prefix
+        if final.is_symlink():  # of smoke tests that were killed
+            final.unlink()
+        elif final.exists():  # of an attempt that ended between this rename and its outcome
+            folders.discard(final, self.build.environment)
+        linking.publish_prefix(self.hidden_prefix, final)
+        self._named = True
         assert self.build.lock is not None
         prefix, _ = Prefix.objects.update_or_create(
-            path=relative,
+            path=final.relative_to(folders.data()).as_posix(),
             defaults={
                 "lock": self.build.lock,
                 "platform": self.build.platform,
@@ -257,7 +264,6 @@ class Run:
                 "unique_size": unique_size,
             },
         )
-        self._complete = True
         self.update(prefix=prefix)
 
     def clean_up(self) -> bool:
@@ -267,17 +273,15 @@ class Run:
         folder. The rest is found by the next attempt, or by the upkeep.
         """
         build = self.build
-        for path in self._left:
-            if path.exists():
-                linking.to_trash(path, folders.data() / folders.TRASH)
-        self._left.clear()
+        if self.build.lock is not None:
+            linking.to_trash(self.hidden_prefix, folders.data() / folders.TRASH)
         if self.lost:
             return True
         # A commit whose answer was cut off may have been done.
         persist(lambda: build.refresh_from_db(fields=["state", "lease_token", "prefix"]))
         if build.state == BuildState.READY:
             return False
-        if build.lease_token == self.lease.token and self._complete:
+        if build.lease_token == self.lease.token and self._named:
             folders.discard(self.final_prefix, build.environment)
             Build.objects.filter(pk=build.pk).update(prefix=None)
             Prefix.objects.filter(pk=build.prefix_id, builds=None).delete()

@@ -15,7 +15,8 @@ from environments.domain.lock import Lock
 from environments.domain.names import Credential
 from environments.domain.policy import Policy
 from environments.domain.specification import Specification
-from environments.engine.solver import SolveRequest
+from environments.engine.completion import complete_lock
+from environments.engine.solving import SolveRequest
 from environments.models import ChannelCredential, LockRow, Namespace, SolveRow, SpecificationRow
 from environments.tools import tools
 
@@ -58,7 +59,10 @@ def solve_or_reuse(
     engine = tools()
     solver = engine.solver(credentials)
     if wanted.lock is not None:
-        return _store(solver.complete_lock(wanted.lock, cancelled=cancelled, log=log))
+        brought = complete_lock(
+            wanted.lock, channels=solver.channels, cancelled=cancelled, log=log
+        )
+        return _store(brought)
     state = solver.channel_state(wanted.channels, wanted.platforms)
     key = _key(wanted, state, policy, credentials)
     if force or not settings.REUSE_LOCKS:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import dramatiq
 from django.conf import settings
 
@@ -26,7 +28,9 @@ def build_environment(build_id: int) -> None:
     """Run one build. A message delivered twice does nothing the second time."""
     from environments import building
 
-    building.run(build_id)
+    if building.run(build_id):
+        with contextlib.suppress(Exception):  # it costs speed alone, and the queue may be down
+            compile_bytecode.send(build_id)
 
 
 @dramatiq.actor(
@@ -38,6 +42,14 @@ def solve_preview(preview_id: str) -> None:
     from environments import building
 
     building.run_preview(preview_id)
+
+
+@dramatiq.actor(queue_name="upkeep", max_retries=0, time_limit=_limit(3600))
+def compile_bytecode(build_id: int) -> None:
+    """Compile what a published build could not wait for."""
+    from environments import bytecode
+
+    bytecode.complete(build_id)
 
 
 @dramatiq.actor(queue_name="upkeep", max_retries=0, time_limit=_limit(3600))

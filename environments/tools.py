@@ -83,6 +83,7 @@ class Tools:
             index_urls=tuple(settings.PYPI_INDEX_URLS),
             credentials=source_of(credentials),
             cache=self.cache / "wheels",
+            channels=channels,
         )
         return RattlerSolver(cache=folder, channels=channels, pypi=pypi)
 

@@ -259,6 +259,7 @@ class Build(models.Model):
 
     def archive_log(self) -> None:
         """Fold the chunks of a finished build into one compressed value."""
+        self.refresh_from_db(fields=["log_lines"])
         chunks = self.log_chunks.order_by("first").values_list("text", flat=True)
         compressor = zstandard.ZstdCompressor(level=6).compressobj()
         packed = bytearray()

@@ -127,6 +127,7 @@ def copy_environment(
     """An environment with the same builds, numbers and tags, which shares the linked folders."""
     require(actor, Perm.DOWNLOAD, environment)
     require(actor, Perm.BUILD, namespace)
+    environment.refresh_from_db()
     copy = _create(actor, namespace, name, environment.description)
     kept = environment.builds.filter(deleted_at=None, state__in=FINISHED).order_by("number")
     copies: dict[int, Build] = {}
