@@ -154,7 +154,7 @@ _CHANNEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(?:/[A-Za-z0-9_][A-Za-z
 # The numbers keep hostile text from taking quadratic time.
 _USERINFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,15}://)([^/\s?#]*)@")
 _TOKEN = re.compile(
-    r"""(?i)(\b[a-z][a-z0-9+.-]{0,15}://[^\s"'<>]{0,500}?)/t/(\$\{\w+\}|[^/\s"'<>,\]}]*)(?=[/\s"'<>,\]}]|$)"""
+    r"""(?i)(\b[a-z][a-z0-9+.-]{0,15}://(?:(?!://)[^\s"'<>]){0,500}?)/t/(\$\{\w+\}|[^/\s"'<>,\]}]*)(?=[/\s"'<>,\]}]|$)"""
 )
 _VARIABLE = re.compile(r"\$\{?\w+\}?")
 _LONGEST_URL = 500

@@ -520,6 +520,8 @@ class _Reader:
         dependencies: dict[str, tuple[str, ...]] = {}
         pip: dict[str, tuple[str, ...]] = {}
         by_text: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+        if self.too_many(root.get("dependencies")):
+            return {}, {}
         for platform in platforms:
             lines = lines_for(text, platform)
             if lines not in by_text:
@@ -527,6 +529,19 @@ class _Reader:
                 by_text[lines] = self.requirements_of(node, root.line)
             dependencies[platform], pip[platform] = by_text[lines]
         return dependencies, pip
+
+    def too_many(self, node: Node | None) -> bool:
+        if node is None:
+            return False
+        count = sum(1 + sum(len(value.items) for _, value in item.pairs) for item in node.items)
+        if count > MAX_DEPENDENCIES:
+            self.fault(
+                f"{count:,} dependencies; {MAX_DEPENDENCIES:,} are allowed.",
+                f"dependencies, line {node.line}",
+                "Split them into several environments, or submit a lock.",
+            )
+            return True
+        return False
 
     def requirements_of(
         self, node: Node | None, root_line: int
@@ -542,14 +557,6 @@ class _Reader:
             return (), ()
         if node.kind != "list":
             self.expected("a list of packages", node, "dependencies")
-            return (), ()
-        count = sum(1 + sum(len(value.items) for _, value in item.pairs) for item in node.items)
-        if count > MAX_DEPENDENCIES:
-            self.fault(
-                f"{count:,} dependencies; {MAX_DEPENDENCIES:,} are allowed.",
-                f"dependencies, line {node.line}",
-                "Split them into several environments, or submit a lock.",
-            )
             return (), ()
         conda: list[tuple[CondaRequirement, _At]] = []
         pip: list[tuple[PipRequirement, _At]] = []
