@@ -36,6 +36,7 @@ def packages_of(channel: Path, *, url: str = "") -> Mapping[str, CondaPackage]:
 
 def channel_of(folder: Path, *specs: PackageSpec) -> Mapping[str, CondaPackage]:
     """Write `specs` as a channel into `folder`; its packages."""
+    (folder / "linux-64").mkdir(parents=True, exist_ok=True)
     for spec in specs:
         write_package(spec, folder)
     index_channel(folder, shards=False)
