@@ -141,7 +141,7 @@ class Explainer:
 
     async def _unmet(self, spec: str) -> _Finding | dict[str, Any] | None:
         """What is wrong with a requirement whatever the others say; None if nothing plain is."""
-        name = _name(spec)
+        name = spec_name(spec)
         if name.startswith("__"):
             if self._virtual_match(spec):
                 return None
@@ -179,7 +179,7 @@ class Explainer:
 
     async def _nothing_fits(self, wanted: str, tiers: Sequence[Tier]) -> str:
         """Why no record fits `wanted`, whatever else is asked for."""
-        name = _name(wanted)
+        name = spec_name(wanted)
         either = [_spec(text) for text in wanted.split(_OR)]
         first = next((tier for tier in tiers if tier.records), None)
         if first is None:
@@ -299,10 +299,10 @@ class Explainer:
                 queue.append(name)
 
         for spec in specs:
-            add(_name(spec), _Limit(spec=spec, path=(spec,), origins=(spec,)))
+            add(spec_name(spec), _Limit(spec=spec, path=(spec,), origins=(spec,)))
         for spec in self._constraints:
             path = (f"the rule “{spec}” of this namespace",)
-            add(_name(spec), _Limit(spec=spec, path=path, origins=(), only_if_there=True))
+            add(spec_name(spec), _Limit(spec=spec, path=path, origins=(), only_if_there=True))
         looked = 0
         while queue and looked < _WIDTH and time.monotonic() < self._until + _TRY:
             looked += 1
@@ -326,10 +326,10 @@ class Explainer:
             if before is not None and len(before) == len(left):
                 continue
             for limit in self._implied(domain):
-                add(_name(limit.spec), limit)
+                add(spec_name(limit.spec), limit)
             for record in left:
                 for entry in record.depends:
-                    askers.setdefault(_name(entry), set()).add(name)
+                    askers.setdefault(spec_name(entry), set()).add(name)
             for asker in sorted(askers.get(name, ())):
                 enqueue(asker)
         return None
@@ -348,7 +348,7 @@ class Explainer:
             for index, record in enumerate(records):
                 mine: dict[str, set[str]] = {}
                 for entry in getattr(record, key):
-                    mine.setdefault(_name(entry), set()).add(entry)
+                    mine.setdefault(spec_name(entry), set()).add(entry)
                 if index == 0:
                     common = mine
                 else:
@@ -376,7 +376,7 @@ class Explainer:
             entry = _barrier(record, domains)
             if entry is None:
                 continue
-            wall = domains[_name(entry)]
+            wall = domains[spec_name(entry)]
             origins |= dict.fromkeys(_origins(wall.limits))
             chain[f"{name} {record.version} requires {entry}"] = None
             for limit in wall.limits:
@@ -458,12 +458,12 @@ class Explainer:
         parsed = _spec(spec)
         for entry in self._question.virtual:
             name, version, build = entry.split("=", 2)
-            if name == _name(spec) and parsed.matches(_virtual_record(name, version, build)):
+            if name == spec_name(spec) and parsed.matches(_virtual_record(name, version, build)):
                 return True
         return False
 
     def _virtual_reason(self, limit: _Limit) -> str:
-        name, platform = _name(limit.spec), self._question.platform
+        name, platform = spec_name(limit.spec), self._question.platform
         if name in ("__win", "__osx", "__linux", "__unix") and not any(
             entry.startswith(f"{name}=") for entry in self._question.virtual
         ):
@@ -527,7 +527,7 @@ def _error(
 def _barrier(record: rattler.RepoDataRecord, domains: Mapping[str, _Domain]) -> str | None:
     """A dependency of `record` that nothing of what is left elsewhere satisfies."""
     for entry in record.depends:
-        domain = domains.get(_name(entry))
+        domain = domains.get(spec_name(entry))
         if domain is not None and domain.left is not None:
             spec = _spec(entry)
             if not any(spec.matches(other) for other in domain.left):
@@ -545,7 +545,7 @@ def _spec(text: str) -> rattler.MatchSpec:
 
 
 @lru_cache(maxsize=20_000)
-def _name(text: str) -> str:
+def spec_name(text: str) -> str:
     """The package's name in a MatchSpec, or in alternatives of one."""
     matcher = _spec(text.split(_OR)[0]).name
     return str(matcher.normalized if matcher is not None else text)

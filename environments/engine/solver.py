@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
-from environments.domain.errors import RequestError
+from environments.domain.errors import RequestError, TimeLimitError
 from environments.domain.lock import Lock, PlatformLock
 from environments.domain.progress import Cancelled
 from environments.domain.records import PypiPackage
@@ -138,9 +138,15 @@ class RattlerSolver:
             return self._processes.run(work, credentials, cancelled=cancelled, log=log)
         except TooHardError:
             log("The solver needed too much memory; looking for the reason without it.")
+        try:
             return self._processes.run(
                 replace(work, explain_only=True), credentials, cancelled=cancelled, log=log
             )
+        except TooHardError as error:
+            raise TimeLimitError(
+                "The solver needed more memory than it may take.",
+                hint="Give versions for more of the requirements, or ask for fewer packages.",
+            ) from error
 
     def _wheels(
         self, work: Work, part: PlatformLock, *, cancelled: Cancelled, log: Log

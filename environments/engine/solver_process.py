@@ -181,7 +181,7 @@ def main() -> None:
     """The process itself: `FD CACHE MEMORY_LIMIT`; answers until the other end closes."""
     link = Connection(int(sys.argv[1]))
     # The parent looks often enough; this is for the moment when it does not.
-    limit = int(sys.argv[3]) * 4
+    limit = max(int(sys.argv[3]) * 4, 1 << 30)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     credentials: dict[str, Credential | None] = {}

@@ -25,7 +25,13 @@ from environments.domain.progress import Cancelled
 from environments.domain.records import CondaPackage
 from environments.engine import virtual_packages
 from environments.engine.channels import Channels, Source, with_noarch
-from environments.engine.explanation import Explainer, NoAnswerError, Tier, unsatisfiable
+from environments.engine.explanation import (
+    Explainer,
+    NoAnswerError,
+    Tier,
+    spec_name,
+    unsatisfiable,
+)
 from environments.engine.records import to_rattler
 
 Log = Callable[[str], None]
@@ -174,7 +180,7 @@ class RattlerQuestion:
             records = await self._repodata.guarded(
                 rattler.solve(
                     self._sources,
-                    [match_spec(spec) for spec in specs],
+                    [match_spec(spec) for spec in self._strictly(specs)],
                     gateway=self._repodata.gateway,
                     platforms=with_noarch([self.platform]),
                     locked_packages=self._locked,
@@ -197,6 +203,17 @@ class RattlerQuestion:
         ordered = rattler.PackageRecord.sort_topologically([*records])
         by_name = {record.name.normalized: record for record in records}
         return [by_name[record.name.normalized] for record in ordered]
+
+    def _strictly(self, specs: Sequence[str]) -> list[str]:
+        """`specs` so that a channel that has a name hides it in all lower ones.
+
+        rattler loads of a name what fits the spec, and takes the first channel that has some of
+        that: a lower one, where the first has other versions only. It loads all of a bare name.
+        """
+        if len(self.channels) == 1:
+            return [*specs]
+        names = [spec_name(spec) for spec in specs if "::" not in spec]
+        return [*specs, *(name for name in names if not name.startswith("__"))]
 
     async def tiers(self, name: str) -> list[Tier]:
         """The records of `name` in each channel that has some, in the order of priority."""
