@@ -106,10 +106,8 @@ def tools() -> Tools:
         return _tools
 
 
-def reset() -> None:
-    """End this process's engine; the next call of `tools` makes a new one."""
+def use(engine: Tools | None) -> None:
+    """Make `engine` this process's; with None the next call of `tools` makes one."""
     global _tools
     with _guard:
-        if _tools is not None:
-            _tools.close()
-        _tools = None
+        _tools = engine

@@ -9,27 +9,67 @@ from typing import Any
 import pytest
 
 from accounts.access import Actor
-from environments import tools
+from environments import tasks, tools
 from environments.models import Build, Environment
 from environments.operations.builds import submit_build
-from tests.channels.server import ChannelServer
+from tests.channels.server import ChannelServer, serving
 
 Submit = Callable[..., Build]
 
 
+@pytest.fixture(scope="session")
+def shared_server(small_channel: Path, simple_index: Path) -> Iterator[ChannelServer]:
+    """The small channel at `/` and its Python index, without faults, for all tests."""
+    with serving({"": small_channel, "pypi": simple_index.parent}) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def shared_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[tools.Tools]]:
+    """The caches and solvers that tests share; made at the first need."""
+    made: list[tools.Tools] = []
+    yield made
+    for engine in made:
+        engine.close()
+
+
 @pytest.fixture
-def engine(data_folder: Path, channel_server: ChannelServer, settings: Any) -> Iterator[tools.Tools]:
-    """This test's own caches and solvers, with the small channel as `conda-forge` would be."""
-    url = channel_server.url.rstrip("/")
-    settings.CHANNEL_ALIAS = url.rpartition("/")[0] if url.count("/") > 2 else url
+def engine(
+    request: pytest.FixtureRequest,
+    shared_server: ChannelServer,
+    shared_engine: list[tools.Tools],
+    tmp_path_factory: pytest.TempPathFactory,
+    settings: Any,
+) -> Iterator[tools.Tools]:
+    """The engine of this process; with empty caches of its own where `channel_server` is used."""
+    own = "channel_server" in request.fixturenames
+    server = request.getfixturevalue("channel_server") if own else shared_server
+    url = server.url.rstrip("/")
     settings.DEFAULT_CHANNELS = [url]
     settings.PYPI_INDEX_URLS = [f"{url}/pypi/simple/"]
     settings.DEFAULT_PLATFORMS = ["linux-64"]
     settings.DISK_RESERVE = 0
     settings.CHANNEL_STATE_TTL = settings.BACKOFF * 0
-    tools.reset()
-    yield tools.tools()
-    tools.reset()
+    if own:
+        made = tools.Tools(tmp_path_factory.mktemp("cold"))
+    else:
+        if not shared_engine:
+            shared_engine.append(tools.Tools(tmp_path_factory.mktemp("shared")))
+        [made] = shared_engine
+    tools.use(made)
+    yield made
+    tools.use(None)
+    if own:
+        made.close()
+
+
+@pytest.fixture
+def unsent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """There is no queue here: the ids of the builds that would have been sent."""
+    sent: list[int] = []
+    monkeypatch.setattr(tasks.build_environment, "send", sent.append)
+    monkeypatch.setattr(tasks.tidy, "send", lambda: None)
+    return sent
 
 
 @pytest.fixture
@@ -43,14 +83,3 @@ def submit(
         return submit_build(actor=alice, environment=into, specification=text, **options).build
 
     return do
-
-
-@pytest.fixture
-def unsent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """There is no queue here: the ids of the builds that would have been sent."""
-    from environments import tasks
-
-    sent: list[int] = []
-    monkeypatch.setattr(tasks.build_environment, "send", sent.append)
-    monkeypatch.setattr(tasks.tidy, "send", lambda: None)
-    return sent
