@@ -249,8 +249,11 @@ def install_wheels(
 def _unpack(wheel: PypiPackage, archive: Path, folder: Path) -> Mapping[str, object]:
     """Unpack a verified wheel into `folder`, each file checked by the wheel's RECORD."""
     name = wheel.file_name
-    named = archive.with_name(f"{secrets.token_hex(4)}-{name.rpartition('/')[2]}")
-    os.link(archive, named)  # installer reads name and version out of the file's name
+    # installer reads name and version out of the file's name.
+    alone = archive.with_name(f".named-{secrets.token_hex(8)}")
+    named = alone / name.rpartition("/")[2]
+    alone.mkdir()
+    os.link(archive, named)
     entries: list[tuple[str, str, int, bool]] = []
     try:
         with zipfile.ZipFile(named) as members:
@@ -290,9 +293,9 @@ def _unpack(wheel: PypiPackage, archive: Path, folder: Path) -> Mapping[str, obj
     ) as error:
         raise LinkError(
             f"{name} is no wheel that can be installed: {error}.", where=wheel.url
-        ) from (error)
+        ) from error
     finally:
-        named.unlink(missing_ok=True)
+        shutil.rmtree(alone, ignore_errors=True)
 
 
 def _refuse_links(name: str, members: zipfile.ZipFile) -> None:
