@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from rattler import Client
+from rattler.exceptions import IoError
 from rattler.package import PathsJson
 from rattler.package_streaming import download_and_extract
 
@@ -253,7 +254,13 @@ def _is_whole(folder: Path, contents: PackageContents) -> bool:
 
 def _complete(package: CondaPackage, folder: Path) -> PackageContents:
     """Note what the extracted archive in `folder` holds, and write it beside it."""
-    contents = _look(package, folder)
+    try:
+        contents = _look(package, folder)
+    except (KeyError, ValueError, TypeError, AttributeError, IoError) as error:
+        raise LinkError(
+            f"{package.file_name} does not say properly what it holds: {error!r}.",
+            where=package.url,
+        ) from error
     document = {
         "version": _CONTENTS_VERSION,
         "name": contents.name,

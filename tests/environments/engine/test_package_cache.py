@@ -57,7 +57,7 @@ def test_an_archive_from_before_paths_json_is_extracted_too(
         tmp_path,
         {
             "info/files": "bin/run\nshare/plain.txt\n",
-            "info/has_prefix": '"/old/prefix" "text" "bin/run"\n',
+            "info/has_prefix": "/old/prefix text bin/run\n",
             "bin/run": "#!/bin/sh\necho /old/prefix\n",
             "share/plain.txt": "plain",
         },
@@ -67,6 +67,25 @@ def test_an_archive_from_before_paths_json_is_extracted_too(
     assert (run.path, run.placeholder, run.binary) == ("bin/run", len("/old/prefix"), False)
     assert (plain.path, plain.placeholder) == ("share/plain.txt", 0)
     assert plain.sha256 == hashlib.sha256(b"plain").hexdigest()
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"info/paths.json": "[]"},
+        {"info/paths.json": '{"paths": [{"path_type": "hardlink"}]}'},
+        {"info/paths.json": '{"paths": [{"_path": "not/there"}]}'},
+        {"info/paths.json": "{"},
+        {"info/files": "bin/run\n", "info/has_prefix": '"/old" "text" "bin/run"', "bin/run": "x"},
+    ],
+)
+def test_an_archive_that_does_not_say_what_it_holds_is_refused(
+    cache: PackageCache, tmp_path: Path, files: Mapping[str, str]
+) -> None:
+    package = old_package(tmp_path, files)
+    with pytest.raises(LinkError, match=r"old-1\.0-0\.tar\.bz2"):
+        cache.ensure([package])
+    assert not list(cache.entries())
 
 
 def old_package(folder: Path, files: Mapping[str, str]) -> CondaPackage:
