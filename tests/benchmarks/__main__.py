@@ -1,0 +1,45 @@
+"""`python -m tests.benchmarks [NAME...]`: print the table and write `bench.json`.
+
+The exit status is 1 if a number is over its ceiling.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.benchmarks import builds, lists, logs, previews
+from tests.benchmarks.measure import Benchmark, Clock, Measure, show, write
+
+BENCHMARKS: Mapping[str, Benchmark] = {
+    "ready": builds.ready,
+    "cold": builds.cold,
+    "eight": builds.eight,
+    "workers": builds.workers,
+    "lists": lists.lists,
+    "log": logs.log,
+    "preview": previews.preview,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}")
+    parser.add_argument("--out", type=Path, default=Path("bench.json"))
+    arguments = parser.parse_args()
+    if unknown := sorted(set(arguments.names) - set(BENCHMARKS)):
+        parser.error(f"there is no benchmark {unknown[0]!r}; choose of {', '.join(BENCHMARKS)}")
+    measures: list[Measure] = []
+    for name in arguments.names or BENCHMARKS:
+        clock = Clock()
+        measures += BENCHMARKS[name]()
+        print(f"{name}: {clock.seconds:.0f} s", file=sys.stderr, flush=True)
+    show(measures)
+    write(measures, arguments.out)
+    return 0 if all(measure.holds for measure in measures) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""Does a list of environments cost the same among a hundred and among a hundred thousand?"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from tests.benchmarks.inside import MEMBER, MEMBERS_PASSWORD, inside
+from tests.benchmarks.measure import MEGABYTE, Clock, Measure, median, memory_of, scratch
+from tests.benchmarks.running import Running
+
+COUNTS = (10, 100, 1_000, 100_000)
+OWN = 100  # what the others are held against
+#: Budget: one process answers 60 requests a second.
+REQUEST_MS = 1000 / 60
+CLIENTS, SECONDS, ROUNDS = 4, 4.0, 25
+
+LIST = """{
+  environments(first: 100) {
+    edges { node {
+      id name description pinned updatedAt
+      namespace { name }
+      current { id number state createdAt finishedAt apparentSize lock { packageCount } }
+    } }
+    pageInfo { hasNextPage endCursor }
+  }
+}"""
+WITH_TOTAL = LIST.replace("pageInfo", "totalCount pageInfo")
+
+
+class Client:
+    """One connection; sends the same question again and again."""
+
+    def __init__(self, system: Running, token: str, query: str = LIST) -> None:
+        address = urlsplit(system.url)
+        assert address.hostname is not None
+        self._connection = http.client.HTTPConnection(address.hostname, address.port, timeout=60)
+        self._body = json.dumps({"query": query})
+        self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+
+    def ask(self) -> float:
+        """Seconds until the whole answer is there."""
+        clock = Clock()
+        self._connection.request("POST", "/graphql", self._body, self._headers)
+        answer = self._connection.getresponse()
+        content = answer.read()
+        seconds = clock.seconds
+        assert answer.status == 200, content[:1000]
+        assert b'"errors"' not in content[:200], content[:1000]
+        return seconds
+
+
+def lists() -> Iterator[Measure]:
+    with scratch() as folder, ExitStack() as stack:
+        systems = {
+            count: stack.enter_context(_filled(folder / str(count), count)) for count in COUNTS
+        }
+        tokens = {
+            (who, count): system.token
+            if who == "administrator"
+            else system.sign_in(MEMBER, MEMBERS_PASSWORD)
+            for count, system in systems.items()
+            for who in ("administrator", "member")
+        }
+        yield from _queries(systems, tokens)
+        for who, query, name in (
+            ("administrator", LIST, "an administrator's list"),
+            ("member", LIST, "a member's list"),
+            ("member", WITH_TOTAL, "a member's list and totalCount"),
+        ):
+            clients = {
+                count: Client(system, tokens[who, count], query)
+                for count, system in systems.items()
+            }
+            seconds = _in_turn(clients)
+            for count in COUNTS[2:]:
+                note = f"{1000 * seconds[count]:.1f} ms / {1000 * seconds[OWN]:.1f} ms"
+                if count == COUNTS[2]:
+                    note += f"; among {COUNTS[0]}: {1000 * seconds[COUNTS[0]]:.1f} ms"
+                yield Measure(
+                    name=f"{name} of 100 among {count:,} / among {OWN}",
+                    value=seconds[count] / seconds[OWN],
+                    unit="x",
+                    ceiling=1.3 if query == LIST else None,
+                    note=note,
+                )
+        yield _throughput(systems[1_000], tokens["administrator", 1_000])
+        memory = memory_of(systems[COUNTS[-1]].processes("condastore.web")[0])
+        yield Measure(
+            name=f"memory of the web process among {COUNTS[-1]:,}",
+            value=memory.pss / MEGABYTE,
+            unit="MB",
+            ceiling=250,
+            note=f"PSS, after the lists above; RSS {memory.rss / MEGABYTE:.0f} MB",
+        )
+
+
+def _filled(folder: Path, count: int) -> Running:
+    """A system without workers: what is measured is the web process."""
+    folder.mkdir()
+    system = Running(folder, channel="http://127.0.0.1:9/none", workers=0)
+    system.environ["CONDASTORE_TRASH_INTERVAL"] = "86400"
+    system.start()
+    inside(system.data, "rows", count)
+    return system
+
+
+def _queries(systems: dict[int, Running], tokens: dict[tuple[str, int], str]) -> Iterator[Measure]:
+    for who in ("administrator", "member"):
+        sent = {
+            count: inside(system.data, "queries", tokens[who, count], LIST)["queries"]
+            for count, system in systems.items()
+        }
+        yield Measure(
+            name=f"queries of the {who}'s list, more than among {COUNTS[0]}",
+            value=max(sent.values()) - sent[COUNTS[0]],
+            unit="queries",
+            ceiling=0,
+            note=", ".join(f"among {count:,}: {number}" for count, number in sent.items()),
+        )
+
+
+def _in_turn(clients: dict[int, Client]) -> dict[int, float]:
+    """Median seconds of each; they take turns, so that they meet the same neighbours."""
+    taken: dict[int, list[float]] = {count: [] for count in clients}
+    for number in range(ROUNDS + 3):
+        for count, client in clients.items():
+            seconds = client.ask()
+            if number >= 3:
+                taken[count].append(seconds)
+    return {count: median(seconds) for count, seconds in taken.items()}
+
+
+def _throughput(system: Running, token: str) -> Measure:
+    """Several clients at once, one process that answers."""
+    done = [0] * CLIENTS
+    clock = Clock()
+
+    def work(number: int) -> None:
+        client = Client(system, token)
+        while clock.seconds < SECONDS:
+            client.ask()
+            done[number] += 1
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(CLIENTS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    each = clock.seconds / sum(done)
+    return Measure(
+        name="list of 100 among 1,000, one process, each request",
+        value=1000 * each,
+        unit="ms",
+        ceiling=round(REQUEST_MS, 1),
+        note=f"{1 / each:.0f} requests/s with {CLIENTS} clients (budget: 60)",
+    )
