@@ -80,11 +80,12 @@ class ActorMiddleware:
 
     def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
         self.get_response = get_response
-        if iscoroutinefunction(get_response):
+        self._asynchronous = iscoroutinefunction(get_response)
+        if self._asynchronous:
             markcoroutinefunction(self)
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
-        if iscoroutinefunction(self):
+        if self._asynchronous:
             return self._acall(request)
         refused = self._identify(request)
         answer: HttpResponseBase = refused or self.get_response(request)
@@ -107,6 +108,6 @@ class ActorMiddleware:
         request.actor = actor  # type: ignore[attr-defined]
         if actor.token is not None:
             request.user = actor.account
-            # A token is sent on purpose, never by a browser on its own: no forgery to guard against.
+            # A browser never sends a token on its own: there is no forgery to guard against.
             request._dont_enforce_csrf_checks = True  # type: ignore[attr-defined]
         return None

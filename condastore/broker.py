@@ -5,7 +5,7 @@ from __future__ import annotations
 import dramatiq
 from django.conf import settings
 from django.db import close_old_connections
-from dramatiq import Broker, Message, Worker
+from dramatiq import Broker, MessageProxy
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import (
     AgeLimit,
@@ -25,13 +25,20 @@ HEARTBEAT = 15_000
 class DatabaseConnections(Middleware):
     """Drop database connections that have gone stale, before and after each message."""
 
-    def before_process_message(self, broker: Broker, message: Message[object]) -> None:
+    def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         close_old_connections()
 
-    def after_process_message(self, broker: Broker, message: Message[object], **_: object) -> None:
+    def after_process_message(
+        self,
+        broker: Broker,
+        message: MessageProxy,
+        *,
+        result: object = None,
+        exception: BaseException | None = None,
+    ) -> None:
         close_old_connections()
 
-    def after_skip_message(self, broker: Broker, message: Message[object]) -> None:
+    def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
         close_old_connections()
 
     def before_worker_thread_shutdown(self, broker: Broker, thread: object) -> None:
@@ -63,7 +70,7 @@ def make_broker(url: str) -> Broker:
         return RabbitmqBroker(url=url, middleware=middleware)
     from dramatiq.brokers.redis import RedisBroker
 
-    return RedisBroker(
+    return RedisBroker(  # type: ignore[no-untyped-call]
         url=url,
         middleware=middleware,
         # With the defaults the message of a killed worker waits for minutes.
@@ -79,5 +86,3 @@ def configure() -> Broker:
     dramatiq.set_broker(broker)
     return broker
 
-
-__all__ = ["Worker", "broker_url", "configure", "make_broker"]

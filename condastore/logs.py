@@ -34,7 +34,11 @@ def configure(options: Mapping[str, Any]) -> None:
                     "foreign_pre_chain": _SHARED,
                     "processors": [
                         structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                        *([structlog.processors.format_exc_info] if options.get("format") == "json" else []),
+                        *(
+                            [structlog.processors.format_exc_info]
+                            if options.get("format") == "json"
+                            else []
+                        ),
                         renderer,
                     ],
                 }

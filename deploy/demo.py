@@ -128,7 +128,7 @@ def _show(channels: str, steps: Steps, *, once: bool) -> int:
         print("\nDone:")
         steps.print()
         folder = FOLDER / "data" / "envs" / "admin" / "ml"
-        print(f"\n  folder    {folder}  ->  {os.readlink(folder)}")
+        print(f"\n  folder    {folder}  ->  {folder.readlink()}")
         print(f"  URL       {url}\n  sign-in   admin / {password}")
         if once:
             return 0
@@ -145,8 +145,11 @@ def _show(channels: str, steps: Steps, *, once: bool) -> int:
         server.wait()
         return server.returncode
     except subprocess.CalledProcessError as error:
-        print(f"\nIt did not work: `{' '.join(map(str, error.cmd[2:6]))} ...` ended with status "
-              f"{error.returncode}. The logs are in {FOLDER / 'data' / 'logs'}.", file=sys.stderr)
+        print(
+            f"\nIt did not work: `{' '.join(map(str, error.cmd[2:6]))} ...` ended with status "
+            f"{error.returncode}. The logs are in {FOLDER / 'data' / 'logs'}.",
+            file=sys.stderr,
+        )
         return 1
     finally:
         server.terminate()

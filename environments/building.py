@@ -66,7 +66,7 @@ def solve(run: Run) -> None:
 def fetch(run: Run) -> None:
     """Packages of the lock -> the shared caches; every byte is checked on its way in."""
     part = run.part
-    needed = sum(package.size for package in (*part.conda, *part.pypi))
+    needed = sum(package.size for package in part.conda) + sum(w.size for w in part.pypi)
     disk.require_space(folders.data(), needed=0, reserve=settings.DISK_RESERVE)
     run.log(f"{len(part.conda) + len(part.pypi)} packages, {needed / 1e6:.1f} MB")
     run.packages = run.tools.packages.ensure(part.conda, **run.fetching)
@@ -93,18 +93,22 @@ def link(run: Run) -> None:
     for package, scripts in report.link_scripts.items():
         run.log(f"{package} has link scripts, which were not run: {', '.join(scripts)}")
     run.update(link_scripts=sorted(report.link_scripts))
+    run.apparent_size, run.unique_size = report.bytes_apparent, report.bytes_unique
     if report.python is None:
         return
     sources = python_sources(run.packages, report.python)
     if run.wheels:
-        sources += install_wheels(
+        installed = install_wheels(
             run.wheels,
             target=run.hidden_prefix,
             final_prefix=run.final_prefix,
             python=report.python,
             progress=run.progress,
             cancelled=run.cancelled,
-        ).sources
+        )
+        run.apparent_size += installed.bytes_apparent
+        run.unique_size += installed.bytes_unique
+        sources += installed.sources
     if run.runs_here:
         bytecode.prepare(run, sources)
 
@@ -141,9 +145,7 @@ def publish(run: Run) -> None:
     that finishes late, or a pinned pointer, leaves it where it is.
     """
     build = run.build
-    size = disk.tree_size(run.hidden_prefix)
-    run.check()
-    run.name_prefix(apparent_size=size.apparent, unique_size=size.unique)
+    run.name_prefix()
     with transaction.atomic():
         build.move(BuildState.READY, lease=run.lease, progress={}, timings=run.timings)
         moved = build.environment.advance(build)
@@ -182,7 +184,10 @@ def run(build_id: int) -> bool:
             _run_stages(running)
         if build.finished:
             build.archive_log()
-    return build.state == BuildState.READY and running.compile_later
+    if build.state != BuildState.READY:
+        return False
+    folders.measure(build)
+    return running.compile_later
 
 
 def _run_stages(run: Run) -> None:

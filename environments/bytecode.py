@@ -15,11 +15,10 @@ from django.conf import settings
 
 from environments import folders
 from environments.domain.linking import PythonInfo
-from environments.engine import disk
 from environments.engine.bytecode import PythonSources, bytecode_tag, python_sources
 from environments.engine.linking import python_of
 from environments.engine.pypi_install import CachedWheel
-from environments.models import Build, Prefix
+from environments.models import Build
 from environments.tools import tools
 
 if TYPE_CHECKING:
@@ -49,7 +48,9 @@ def prepare(run: Run, sources: Sequence[PythonSources]) -> None:
 
 def complete(build_id: int) -> None:
     """Compile and link what is missing in a published prefix. Done twice, it does nothing."""
-    build = Build.objects.select_related("lock", "prefix", "environment__namespace").get(pk=build_id)
+    build = Build.objects.select_related("lock", "prefix", "environment__namespace").get(
+        pk=build_id
+    )
     prefix, tag = folders.prefix_path(build), _tag(build)
     part = build.lock.value().on(build.platform) if build.lock else None
     if part is None or tag is None or prefix is None or not prefix.is_dir():
@@ -62,10 +63,7 @@ def complete(build_id: int) -> None:
     missing = engine.bytecode.link(sources, tag=tag, prefix=prefix).missing
     engine.bytecode.compile(missing, tag=tag, prefix=prefix)
     linked = engine.bytecode.link(missing, tag=tag, prefix=prefix)
-    size = disk.tree_size(prefix)
-    Prefix.objects.filter(pk=build.prefix_id).update(
-        apparent_size=size.apparent, unique_size=size.unique
-    )
+    folders.measure(build)
     logger.info("compiled", build=build.pk, files=linked.files)
 
 

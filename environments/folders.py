@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from django.conf import settings
+from django.db import transaction
 
 from environments.domain.errors import InvalidInputError
-from environments.engine import linking
+from environments.engine import disk, linking
 from environments.models import Build, Environment, Prefix
 
 ENVS, PREFIXES, TRASH = "envs", "prefixes", "trash"
@@ -54,25 +55,43 @@ def _alone(namespace: str, name: str) -> Iterator[None]:
 
 def follow(namespace: str, name: str) -> bool:
     """Make the folder of this environment follow the pointer; True if it had to change."""
-    link = link_path(namespace, name)
-    with _alone(namespace, name):
-        environment = (
-            Environment.objects.present()
-            .select_related("current__prefix")
-            .filter(namespace__name=namespace, name=name)
-            .first()
-        )
-        build = environment.current if environment else None
-        target = prefix_path(build) if build else None
-        if target is None or not target.is_dir():
-            if not link.is_symlink():
+    if not _astray(namespace, name):
+        return False
+    # The row first, then the link, as those who move the pointer do: who looked at the pointer
+    # while a move of it was under way would else lead the folder back.
+    with transaction.atomic():
+        rows = Environment.objects.select_for_update()
+        rows.filter(namespace__name=namespace, name=name, deleted_at=None).first()
+        with _alone(namespace, name):
+            if not _astray(namespace, name):
                 return False
-            linking.unpoint(link)
-            return True
-        if link.is_symlink() and link.resolve() == target.resolve():
-            return False
-        linking.point(link, target)
-        return True
+            link, target = link_path(namespace, name), _target(namespace, name)
+            if target is None:
+                linking.unpoint(link)
+            else:
+                linking.point(link, target)
+    return True
+
+
+def _target(namespace: str, name: str) -> Path | None:
+    """Where the pointer of this environment leads; None where it has none, or nothing is there."""
+    environment = (
+        Environment.objects.present()
+        .select_related("current__prefix")
+        .filter(namespace__name=namespace, name=name)
+        .first()
+    )
+    build = environment.current if environment else None
+    target = prefix_path(build) if build else None
+    return target if target is not None and target.is_dir() else None
+
+
+def _astray(namespace: str, name: str) -> bool:
+    """Whether the folder leads elsewhere than the pointer."""
+    link, target = link_path(namespace, name), _target(namespace, name)
+    if target is None:
+        return link.is_symlink()
+    return not (link.is_symlink() and link.resolve() == target.resolve())
 
 
 def follow_environment(environment: Environment) -> bool:
@@ -96,3 +115,12 @@ def discard(prefix: Path, environment: Environment) -> None:
     follow_environment(environment)
     if prefix.exists():
         linking.to_trash(prefix, data() / TRASH)
+
+
+def measure(build: Build) -> None:
+    """Count what the prefix really takes; a look at every file, so it comes after READY."""
+    if build.prefix is not None:
+        size = disk.tree_size(data() / build.prefix.path)
+        Prefix.objects.filter(pk=build.prefix.pk).update(
+            apparent_size=size.apparent, unique_size=size.unique
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from datetime import timedelta
@@ -14,19 +15,22 @@ from django.utils import timezone
 
 from environments import folders
 from environments.domain.lifecycle import RUNNING
-from environments.engine import linking
+from environments.engine import downloads, linking
 from environments.models import Build, Channel, Environment, IndexedPackage, Prefix
 from environments.tools import tools
 
 logger = structlog.get_logger(__name__)
 #: A folder that no row knows is an orphan only when it is older than any attempt may be.
 GRACE = timedelta(minutes=10)
+#: A download that was cut is worth keeping as long as somebody may continue it.
+LEFTOVER = timedelta(days=1)
 
 
 def tidy() -> None:
     """Safe beside everything else, and beside itself."""
     drop_prefixes()
     drop_orphans()
+    drop_leftovers()
     follow_pointers()
     linking.empty_trash(folders.data() / folders.TRASH, cancelled=lambda: False)
 
@@ -74,6 +78,17 @@ def _known(path: Path) -> bool:
     return running.exists()
 
 
+def drop_leftovers(*, grace: timedelta = GRACE) -> None:
+    """Remove what killed workers left half done in the caches and among the links."""
+    tools().packages.remove_leftovers(older_than=LEFTOVER)
+    downloads.remove_leftovers(tools().wheels.downloads, older_than=LEFTOVER)
+    oldest = time.time() - grace.total_seconds()
+    for link in (folders.data() / folders.ENVS).glob("*/.*"):
+        with contextlib.suppress(FileNotFoundError):
+            if link.is_symlink() and link.lstat().st_mtime < oldest:
+                link.unlink()
+
+
 def follow_pointers() -> int:
     """Put right the folders that do not lead where their environment's pointer says."""
     changed = 0
@@ -105,7 +120,7 @@ def index_channel(channel_id: int) -> None:
             license=entry.license,
             summary=entry.summary,
         )
-        for entry in engine.describe(channel.url)
+        for entry in engine.channels.describe(channel.url)
     )
     updated = ("latest_version", "versions", "subdirs", "license", "summary")
     names: set[str] = set()

@@ -31,6 +31,7 @@ from environments.domain.lock import PlatformLock
 from environments.domain.progress import Progress
 from environments.domain.specification import Specification
 from environments.engine import linking
+from environments.engine.downloads import Patience
 from environments.engine.package_cache import CachedPackage
 from environments.engine.pypi_install import CachedWheel
 from environments.models import Build, Prefix
@@ -84,6 +85,7 @@ class Run:
         self._write = threading.Lock()
         self._end = threading.Event()
         self.compile_later = False
+        self.apparent_size = self.unique_size = 0  # bytes, as the packages say
         self._named = False  # the final prefix is in place
         self._renewed = time.monotonic()
         self._thread = threading.Thread(target=self._watch, name=f"build-{build.pk}", daemon=True)
@@ -106,6 +108,7 @@ class Run:
         return {
             "credentials": source_of(credentials_for(self.build.environment.namespace, urls)),
             "parallel": settings.DOWNLOADS_PARALLEL,
+            "patience": Patience(read=settings.DOWNLOAD_TIMEOUT),
             "progress": self.progress,
             "cancelled": self.cancelled,
         }
@@ -245,7 +248,7 @@ class Run:
 
     # --- what it leaves ------------------------------------------------------------------------
 
-    def name_prefix(self, *, apparent_size: int, unique_size: int) -> None:
+    def name_prefix(self) -> None:
         """Rename the finished folder to its final name, and make its row."""
         final = self.final_prefix
         if final.is_symlink():  # of smoke tests that were killed
@@ -260,8 +263,8 @@ class Run:
             defaults={
                 "lock": self.build.lock,
                 "platform": self.build.platform,
-                "apparent_size": apparent_size,
-                "unique_size": unique_size,
+                "apparent_size": self.apparent_size,
+                "unique_size": self.unique_size,
             },
         )
         self.update(prefix=prefix)
@@ -284,7 +287,8 @@ class Run:
         if build.lease_token == self.lease.token and self._named:
             folders.discard(self.final_prefix, build.environment)
             Build.objects.filter(pk=build.pk).update(prefix=None)
-            Prefix.objects.filter(pk=build.prefix_id, builds=None).delete()
+            if build.prefix is not None:
+                Prefix.objects.filter(pk=build.prefix.pk, builds=None).delete()
             build.prefix = None
         return True
 

@@ -35,7 +35,7 @@ def credentials_for(namespace: Namespace, urls: tuple[str, ...]) -> tuple[Creden
     """The credentials that these URLs need here, the namespace's own before the installation's."""
     rows = ChannelCredential.objects.for_namespace(namespace)
     return tuple(
-        Credential(url_prefix=row.url_prefix, kind=row.kind, secret=row.secret, base=row.base)
+        row.value()
         for row in rows
         if any(f"{url}/".startswith(f"{row.url_prefix}/") for url in urls)
     )
@@ -59,9 +59,7 @@ def solve_or_reuse(
     engine = tools()
     solver = engine.solver(credentials)
     if wanted.lock is not None:
-        brought = complete_lock(
-            wanted.lock, channels=solver.channels, cancelled=cancelled, log=log
-        )
+        brought = complete_lock(wanted.lock, channels=solver.channels, cancelled=cancelled, log=log)
         return _store(brought)
     state = solver.channel_state(wanted.channels, wanted.platforms)
     key = _key(wanted, state, policy, credentials)

@@ -81,7 +81,9 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int) -> None:
     """Say what was left out, and fail for it where everything is promised to be there."""
     skipped = terminalreporter.stats.get("skipped", [])
     if skipped and os.environ.get("CONDASTORE_TEST_REQUIRE_ALL"):
-        terminalreporter.write_line(f"{len(skipped)} tests were skipped; none may be here", red=True)
+        terminalreporter.write_line(
+            f"{len(skipped)} tests were skipped; none may be here", red=True
+        )
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

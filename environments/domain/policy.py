@@ -43,8 +43,8 @@ class Verdict:
 
 
 class Rule(Protocol):
-    name: str
-
+    @property
+    def name(self) -> str: ...
     def judge_names(self, specification: Specification) -> Iterator[Verdict]: ...
     def judge_lock(self, lock: Lock) -> Iterator[Verdict]: ...
 

@@ -181,14 +181,18 @@ class Build(models.Model):
         now = timezone.now()
         # A build that is restored from its archive, or tried again, has its lock: no new solve.
         first = BuildState.SOLVING if self.lock_id is None else BuildState.FETCHING
-        claimed = Build.objects.due(now).filter(pk=self.pk, lock_id=self.lock_id).update(
-            state=first,
-            attempt=F("attempt") + 1,
-            lease_owner=owner,
-            lease_token=F("lease_token") + 1,
-            lease_expires_at=now + life,
-            attempt_started_at=now,
-            progress={},
+        claimed = (
+            Build.objects.due(now)
+            .filter(pk=self.pk, lock_id=self.lock_id)
+            .update(
+                state=first,
+                attempt=F("attempt") + 1,
+                lease_owner=owner,
+                lease_token=F("lease_token") + 1,
+                lease_expires_at=now + life,
+                attempt_started_at=now,
+                progress={},
+            )
         )
         if not claimed:
             return None
@@ -326,4 +330,5 @@ class BuildTag(models.Model):
 
 def backoff_delay(attempt: int, *, first: timedelta, ceiling: timedelta | None = None) -> timedelta:
     """first, twice that, four times that, ... up to `ceiling` (10 minutes)."""
-    return min(first * 2 ** max(0, attempt - 1), ceiling or timedelta(minutes=10))
+    factor: int = 2 ** max(0, attempt - 1)
+    return min(first * factor, ceiling or timedelta(minutes=10))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from typing import Self
+from typing import Literal, Self
 
 from cryptography.fernet import Fernet, InvalidToken
 from django.conf import settings
@@ -12,6 +12,7 @@ from django.db import models
 from django.db.models import Q
 from django.utils import timezone
 
+from environments.domain.names import Credential
 from environments.models.namespaces import Namespace
 
 
@@ -62,7 +63,9 @@ def _cipher() -> Fernet:
 class ChannelCredentialQuerySet(models.QuerySet["ChannelCredential"]):
     def for_namespace(self, namespace: Namespace | None) -> Self:
         """Those of the namespace and those of the whole installation; longest prefix first."""
-        mine = Q(namespace=None) if namespace is None else Q(namespace=None) | Q(namespace=namespace)
+        mine = (
+            Q(namespace=None) if namespace is None else Q(namespace=None) | Q(namespace=namespace)
+        )
         return self.filter(mine).order_by(models.functions.Length("url_prefix").desc(), "pk")
 
 
@@ -94,6 +97,12 @@ class ChannelCredential(models.Model):
 
     def seal(self, secret: str) -> None:
         self.sealed = _cipher().encrypt(secret.encode()).decode()
+
+    def value(self) -> Credential:
+        kind: Literal["token", "basic"] = "basic" if self.kind == "basic" else "token"
+        return Credential(
+            url_prefix=self.url_prefix, kind=kind, secret=self.secret, base=self.base
+        )
 
     @property
     def secret(self) -> str:

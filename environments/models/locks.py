@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Self
 
@@ -201,7 +201,7 @@ class LockRow(models.Model):
                     "channels": list(lock.channels),
                     "platforms": [part.platform for part in lock],
                     "package_count": len(conda) + len(pypi),
-                    "size": sum(p.size for p in [*conda, *pypi]),
+                    "size": sum(p.size for p in conda) + sum(p.size for p in pypi),
                 },
             )
             if created:
@@ -235,11 +235,10 @@ class LockRow(models.Model):
 
     def value(self) -> Lock:
         """Three queries, or none after `with_packages()`."""
-        conda: Sequence[LockedConda] = self.conda.all()
-        pypi: Sequence[LockedPypi] = self.pypi.all()
+        conda, pypi = self.conda.all(), self.pypi.all()
         if not getattr(self, "_prefetched_objects_cache", None):
-            conda = list(self.conda.select_related("package"))
-            pypi = list(self.pypi.select_related("package"))
+            conda = conda.select_related("package")
+            pypi = pypi.select_related("package")
         return Lock(
             channels=tuple(self.channels),
             platforms=tuple(
@@ -280,7 +279,9 @@ class LockedPypi(models.Model):
         default_permissions = ()
         ordering = ["lock", "platform", "position"]
         constraints = [
-            models.UniqueConstraint(fields=["lock", "platform", "package"], name="wheel_locked_once")
+            models.UniqueConstraint(
+                fields=["lock", "platform", "package"], name="wheel_locked_once"
+            )
         ]
 
     def __str__(self) -> str:

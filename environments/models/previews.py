@@ -37,9 +37,7 @@ class Preview(models.Model):
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     namespace = models.ForeignKey(Namespace, models.CASCADE, related_name="previews")
-    environment = models.ForeignKey(
-        Environment, models.CASCADE, null=True, related_name="previews"
-    )
+    environment = models.ForeignKey(Environment, models.CASCADE, null=True, related_name="previews")
     specification = models.ForeignKey(SpecificationRow, models.CASCADE, related_name="+")
     lock = models.ForeignKey(LockRow, models.CASCADE, null=True, related_name="+")
     force_solve = models.BooleanField(default=False)

@@ -1,4 +1,4 @@
-"""Who is alive: workers, and the one scheduler that acts. Said by themselves, never by the broker."""
+"""Who is alive? Workers and the scheduler say it themselves; the broker is never asked."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def find_build(actor: Actor, environment: Environment, reference: str) -> Build:
     builds = Build.objects.visible_to(actor).filter(environment=environment)
     found: Build | None
     if reference in ("", "current"):
-        found = builds.filter(pk=environment.current_id).first()
+        found = builds.filter(pk=environment.current_id or 0).first()
         if found is None:
             raise NotFoundError(f"{environment} has no current build yet.")
         return found
@@ -224,5 +224,3 @@ def _place(environment: Environment, namespace: Namespace, name: str) -> None:
     environment.refresh_from_db()
     folders.follow(environment.namespace.name, environment.name)
     folders.follow(old_namespace, old_name)
-
-

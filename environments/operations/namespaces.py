@@ -24,7 +24,7 @@ def find_namespace(actor: Actor, name: str) -> Namespace:
 
 
 def personal_namespace(user: User) -> Namespace:
-    """The namespace that is the user's own; made at the first need, and only if the name is free."""
+    """The namespace that is the user's own; made at the first need."""
     with transaction.atomic():
         namespace, created = Namespace.objects.get_or_create(
             name=parse_name(user.username.lower(), what="namespace"),
@@ -100,9 +100,7 @@ def share_environment(
     """Let somebody outside the namespace see and download one environment."""
     require(actor, Perm.GRANT, environment)
     assign_perm(SHARED, _holder(user, group), environment)
-    AuditEvent.record(
-        actor, "environment.share", environment, {"with": user or f"group {group}"}
-    )
+    AuditEvent.record(actor, "environment.share", environment, {"with": user or f"group {group}"})
 
 
 @transaction.atomic
@@ -111,9 +109,7 @@ def unshare_environment(
 ) -> None:
     require(actor, Perm.GRANT, environment)
     remove_perm(SHARED, _holder(user, group), environment)
-    AuditEvent.record(
-        actor, "environment.unshare", environment, {"with": user or f"group {group}"}
-    )
+    AuditEvent.record(actor, "environment.unshare", environment, {"with": user or f"group {group}"})
 
 
 def _holder(user: str, group: str) -> User | Group:

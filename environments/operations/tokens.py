@@ -51,7 +51,9 @@ def create_token(
     if not timedelta(0) < timedelta(days=min(days, 36_500)) <= longest:
         raise InvalidInputError(f"A token lives 1 to {longest.days} days.", where="days")
     unknown = set(namespaces) - set(
-        Namespace.objects.visible_to(actor).filter(name__in=namespaces).values_list("name", flat=True)
+        Namespace.objects.visible_to(actor)
+        .filter(name__in=namespaces)
+        .values_list("name", flat=True)
     )
     if unknown:
         raise NotFoundError(f"There is no namespace {min(unknown)!r}.", where="namespaces")
@@ -98,7 +100,7 @@ def revoke_token(*, actor: Actor, token_id: int | str) -> ApiToken:
 def create_service_account(*, actor: Actor, name: str) -> User:
     """An account without a password: it acts by tokens only. Its roles are granted to it."""
     require_superuser(actor)
-    name = parse_name(name, what="service account")
+    name = parse_name(name, what="namespace")
     if User.objects.filter(username=name).exists():
         raise ConflictError(f"There is an account {name!r} already.")
     account = User(username=name, is_service=True, owner=actor.account)
