@@ -1,0 +1,50 @@
+"""The ASGI application: HTTP goes to Django, WebSockets on /graphql to the GraphQL schema."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "condastore.settings")
+
+from django.core.asgi import get_asgi_application
+
+django_application = get_asgi_application()  # first: what follows needs the apps
+
+from django.conf import settings  # noqa: E402
+from django.http.request import split_domain_port, validate_host  # noqa: E402
+
+from condastore.schema import schema  # noqa: E402
+from environments.graphql.views import make_socket  # noqa: E402
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+graphql_socket = make_socket(schema)
+
+
+async def application(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    if scope["type"] == "http":
+        await django_application(scope, receive, send)  # type: ignore[arg-type]
+    elif scope["type"] == "websocket":
+        if scope["path"].rstrip("/") == "/graphql" and _host_allowed(scope):
+            await graphql_socket(scope, receive, send)
+        else:
+            await receive()
+            await send({"type": "websocket.close", "code": 1008})
+    elif scope["type"] == "lifespan":
+        await _lifespan(receive, send)
+
+
+def _host_allowed(scope: MutableMapping[str, Any]) -> bool:
+    host = next((value for name, value in scope["headers"] if name == b"host"), b"").decode("latin1")
+    domain, _ = split_domain_port(host)
+    return bool(domain) and validate_host(domain, settings.ALLOWED_HOSTS)
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return

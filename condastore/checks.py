@@ -1,0 +1,87 @@
+"""What would break later is said at start: Django runs these checks before each command."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from django.apps.config import AppConfig
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Warning, register
+
+#: The length of the placeholder in which conda packages keep room for a prefix.
+CONDA_PREFIX_LENGTH = 255
+#: What `prefixes/<namespace>/<number>-<digest>-<environment>` adds with short names.
+SHORT_PREFIX = len("prefixes/a-namespace-name/100-123456789012-an-environment-name")
+BROKERS = frozenset({"redis", "rediss", "unix", "amqp", "amqps", "stub"})
+OLDEST_SQLITE = (3, 35, 0)
+
+
+@register
+def check(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    return [*_data_folder(Path(settings.DATA)), *_services(), *_accounts()]
+
+
+def _data_folder(data: Path) -> Iterator[CheckMessage]:
+    nearest = next(path for path in (data, *data.parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        yield Error(
+            f"The data folder {data} cannot be written.",
+            hint="Set CONDASTORE_DATA to a folder of your own.",
+            id="condastore.E001",
+        )
+    cache, prefixes = data / "cache", data / "prefixes"
+    if cache.exists() and prefixes.exists() and _device(cache) != _device(prefixes):
+        yield Error(
+            f"{cache} and {prefixes} are on different file systems: files cannot be shared by links.",
+            hint="Put the whole data folder on one file system.",
+            id="condastore.E002",
+        )
+    length = len(str(data)) + 1 + SHORT_PREFIX
+    if length > CONDA_PREFIX_LENGTH:
+        yield Error(
+            f"The data folder's path is too long: {data}.",
+            hint=f"conda packages leave room for paths of {CONDA_PREFIX_LENGTH} characters; "
+            f"choose one of at most {CONDA_PREFIX_LENGTH - SHORT_PREFIX - 1}.",
+            id="condastore.E003",
+        )
+
+
+def _device(path: Path) -> int:
+    return path.resolve().stat().st_dev
+
+
+def _services() -> Iterator[CheckMessage]:
+    scheme = urlsplit(settings.BROKER_URL).scheme
+    if settings.BROKER_URL and scheme not in BROKERS:
+        yield Error(
+            f"CONDASTORE_BROKER_URL starts with {scheme or 'nothing known'}.",
+            hint="Write redis://, rediss://, unix://, amqp:// or amqps://.",
+            id="condastore.E004",
+        )
+    engine = settings.DATABASES["default"]["ENGINE"]
+    if engine.endswith("sqlite3") and sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        yield Error(
+            f"SQLite {sqlite3.sqlite_version} is too old.",
+            hint="Use a Python with SQLite 3.35 or newer, or PostgreSQL.",
+            id="condastore.E005",
+        )
+
+
+def _accounts() -> Iterator[CheckMessage]:
+    if settings.ANONYMOUS_USER_NAME is not None:
+        yield Error(
+            "ANONYMOUS_USER_NAME is set: guardian's stand-in would pass for a signed-in user.",
+            hint="Set it to None.",
+            id="condastore.E006",
+        )
+    if settings.DEBUG and settings.PUBLIC_URL.startswith("https://"):
+        yield Warning(
+            "CONDASTORE_DEBUG is on at a public address: errors show settings and code.",
+            hint="Switch it off.",
+            id="condastore.W001",
+        )

@@ -1,0 +1,125 @@
+"""Is it alive, and is it ready? Each thing that is needed, with what is wrong with it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from asgiref.sync import sync_to_async
+from django.conf import settings
+from django.db import DatabaseError, connection
+from django.db.migrations.executor import MigrationExecutor
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.utils import timezone
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from accounts.access import Actor
+from condastore import metrics
+from environments.domain.errors import NotSignedInError, UnavailableError
+
+logger = structlog.get_logger(__name__)
+
+
+async def alive(request: HttpRequest) -> HttpResponse:
+    """The process answers; nothing else is looked at."""
+    return HttpResponse("ok\n", content_type="text/plain")
+
+
+def ready(request: HttpRequest) -> HttpResponse:
+    """503 while something is missing without which a build would not run."""
+    checks = {name: _result(check) for name, check in CHECKS.items()}
+    ok = all(check["ok"] for check in checks.values())
+    body = {"ready": ok, "version": settings.VERSION, "checks": checks}
+    return JsonResponse(body, status=200 if ok else 503)
+
+
+def _result(check: Callable[[], str]) -> dict[str, Any]:
+    try:
+        wrong = check()
+    except UnavailableError as error:
+        wrong = error.message
+    except DatabaseError as error:
+        logger.warning("database unreachable", error=str(error))
+        wrong = "The database does not answer."
+    except Exception:
+        logger.exception("a check failed")
+        wrong = "The check itself failed; see the log."
+    return {"ok": not wrong, "wrong": wrong}
+
+
+def _database() -> str:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+    return ""
+
+
+def _migrations() -> str:
+    executor = MigrationExecutor(connection)
+    missing = executor.migration_plan(executor.loader.graph.leaf_nodes())
+    return f"{len(missing)} migrations are not applied." if missing else ""
+
+
+def _broker() -> str:
+    import dramatiq
+
+    from environments import tasks  # noqa: F401 - makes the broker
+    from environments.operations.queueing import DOWN
+
+    broker = dramatiq.get_broker()
+    try:
+        if client := getattr(broker, "client", None):
+            client.ping()
+        elif hasattr(broker, "channel"):
+            assert broker.channel.is_open
+    except (*DOWN, AssertionError) as error:
+        logger.warning("queue unreachable", error=str(error))
+        return "The queue does not answer."
+    return ""
+
+
+def _data_folder() -> str:
+    try:
+        with tempfile.TemporaryFile(dir=settings.DATA) as file:
+            file.write(b"?")
+        free = shutil.disk_usage(settings.DATA).free
+    except OSError as error:
+        return f"The data folder cannot be written: {error.strerror}."
+    if free < settings.DISK_RESERVE:
+        return f"The disk has {free:,} bytes free; {settings.DISK_RESERVE:,} are kept in reserve."
+    return ""
+
+
+def _workers() -> str:
+    from environments.models import Worker
+
+    return "" if Worker.objects.alive().exists() else "No worker is alive."
+
+
+def _scheduler() -> str:
+    from environments.models import Leader, Worker
+
+    leading = Leader.objects.filter(duty=Worker.SCHEDULER, expires_at__gt=timezone.now())
+    return "" if leading.exists() else "No scheduler is alive."
+
+
+CHECKS: dict[str, Callable[[], str]] = {
+    "database": _database,
+    "migrations": _migrations,
+    "broker": _broker,
+    "data_folder": _data_folder,
+    "workers": _workers,
+    "scheduler": _scheduler,
+}
+
+
+async def measured(request: HttpRequest) -> HttpResponse:
+    """For Prometheus: any API token or an administrator's session, unless METRICS_PUBLIC."""
+    actor: Actor = request.actor  # type: ignore[attr-defined]
+    if not settings.METRICS_PUBLIC and not (actor.is_superuser or actor.token):
+        raise NotSignedInError("The metrics need a sign-in.")
+    metrics.register()
+    text = await sync_to_async(generate_latest)()
+    return HttpResponse(text, content_type=CONTENT_TYPE_LATEST)

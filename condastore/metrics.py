@@ -1,0 +1,111 @@
+"""What Prometheus may read: latencies of this process, and queue and workers from the database."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from django.db.models import Count
+from django.utils import timezone
+from graphql import OperationDefinitionNode
+from prometheus_client import Histogram
+from prometheus_client.core import REGISTRY, GaugeMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.registry import Collector
+from strawberry.extensions import SchemaExtension
+
+BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+REQUESTS = Histogram(
+    "condastore_http_request_seconds",
+    "Time to answer, by route.",
+    ["method", "route", "status"],
+    buckets=BUCKETS,
+)
+OPERATIONS = Histogram(
+    "condastore_graphql_operation_seconds",
+    "Time of GraphQL queries and mutations, by their first field.",
+    ["type", "field", "outcome"],
+    buckets=BUCKETS,
+)
+#: Builds whose stage times are summed up at a scrape: the last ones that ended.
+RECENT = 200
+
+
+class OperationTimes(SchemaExtension):
+    """Times every operation. Labels are names of the schema, never what a client made up."""
+
+    def on_operation(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        context = self.execution_context
+        kind, field = "unknown", "refused"
+        document = context.graphql_document
+        failed = bool(context.pre_execution_errors)
+        if document is not None and not failed:
+            for node in document.definitions:
+                if isinstance(node, OperationDefinitionNode):
+                    kind = node.operation.value
+                    name = getattr(node.selection_set.selections[0], "name", None)
+                    field = name.value if name else "fragment"
+                    break
+        if kind != "subscription":
+            outcome = "error" if failed else "ok"
+            OPERATIONS.labels(kind, field, outcome).observe(time.perf_counter() - started)
+
+
+class StoreCollector(Collector):
+    """Read from the database at each scrape: by index, a few rows, whatever its size."""
+
+    def describe(self) -> list[Metric]:
+        return []  # registering must not touch the database
+
+    def collect(self) -> Iterator[Metric]:
+        from environments.domain.lifecycle import FINISHED
+        from environments.models import Build, Leader, Preview, Worker
+        from environments.models.previews import PreviewState
+
+        unfinished = Build.objects.exclude(state__in=FINISHED).order_by()
+        builds = GaugeMetricFamily("condastore_builds", "Unfinished builds.", labels=["state"])
+        for row in unfinished.values("state").annotate(number=Count("pk")):
+            builds.add_metric([row["state"]], row["number"])
+        yield builds
+
+        now = timezone.now()
+        depth = GaugeMetricFamily("condastore_queue_depth", "What waits.", labels=["queue"])
+        depth.add_metric(["builds"], Build.objects.due(now).order_by().count())
+        waiting = Preview.objects.filter(state=PreviewState.QUEUED).order_by()
+        depth.add_metric(["solves"], waiting.count())
+        yield depth
+
+        alive = GaugeMetricFamily("condastore_processes_alive", "Live processes.", labels=["kind"])
+        alive.add_metric(["worker"], Worker.objects.alive().order_by().count())
+        leading = Leader.objects.filter(duty=Worker.SCHEDULER, expires_at__gt=now)
+        alive.add_metric(["scheduler"], leading.count())
+        yield alive
+
+        yield _stage_times(
+            Build.objects.filter(state__in=FINISHED)
+            .order_by("-pk")
+            .values_list("timings", flat=True)[:RECENT]
+        )
+
+
+def _stage_times(recent: Any) -> Metric:
+    summary = SummaryMetricFamily(
+        "condastore_stage_seconds",
+        f"Time of the stages of the last {RECENT} builds.",
+        labels=["stage"],
+    )
+    sums: dict[str, list[float]] = {}
+    for timings in recent:
+        for stage, seconds in timings.items():
+            sums.setdefault(stage, []).append(float(seconds))
+    for stage, times in sorted(sums.items()):
+        summary.add_metric([stage], count_value=len(times), sum_value=sum(times))
+    return summary
+
+
+def register() -> None:
+    """Once in a process."""
+    if not any(isinstance(one, StoreCollector) for one in list(REGISTRY._collector_to_names)):
+        REGISTRY.register(StoreCollector())

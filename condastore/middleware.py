@@ -1,0 +1,242 @@
+"""What surrounds every request: an id for the log, and StoreError as a page or problem+json."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
+from django.conf import settings
+from django.core.exceptions import RequestDataTooBig
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
+from django.shortcuts import render
+
+from condastore.metrics import REQUESTS
+from environments.domain.errors import (
+    AccessDeniedError,
+    ChannelNotAllowedError,
+    ConflictError,
+    InvalidInputError,
+    LeaseLostError,
+    LimitError,
+    NotFoundError,
+    NotSignedInError,
+    PolicyError,
+    RequestError,
+    StoreError,
+    TransitionError,
+    UnavailableError,
+    UnexpectedError,
+)
+
+logger = structlog.get_logger(__name__)
+REQUEST_ID = "X-Request-ID"
+_GIVEN_ID = re.compile(r"[A-Za-z0-9_.-]{8,64}")
+#: The first kind that fits says the status.
+STATUSES: tuple[tuple[type[StoreError], HTTPStatus], ...] = (
+    (NotFoundError, HTTPStatus.NOT_FOUND),
+    (NotSignedInError, HTTPStatus.UNAUTHORIZED),
+    (AccessDeniedError, HTTPStatus.FORBIDDEN),
+    (PolicyError, HTTPStatus.FORBIDDEN),
+    (ChannelNotAllowedError, HTTPStatus.FORBIDDEN),
+    (ConflictError, HTTPStatus.CONFLICT),
+    (TransitionError, HTTPStatus.CONFLICT),
+    (LeaseLostError, HTTPStatus.CONFLICT),
+    (LimitError, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
+    (InvalidInputError, HTTPStatus.BAD_REQUEST),
+    (RequestError, HTTPStatus.UNPROCESSABLE_ENTITY),
+    (UnexpectedError, HTTPStatus.INTERNAL_SERVER_ERROR),
+    (UnavailableError, HTTPStatus.SERVICE_UNAVAILABLE),
+)
+#: Paths that answer programs, whatever kind of answer they say they take.
+FOR_PROGRAMS = ("/api/", "/graphql", "/healthz", "/readyz", "/metrics")
+
+
+def status_of(error: StoreError) -> HTTPStatus:
+    return next(
+        (status for kind, status in STATUSES if isinstance(error, kind)),
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+    )
+
+
+def prefers_html(request: HttpRequest) -> bool:
+    """A browser that looks at a page, not a program."""
+    return not request.path.startswith(FOR_PROGRAMS) and request.accepts("text/html")
+
+
+def problem(error: StoreError, *, status: HTTPStatus | None = None) -> JsonResponse:
+    """problem+json (RFC 9457), with the error's code."""
+    status = status or status_of(error)
+    body = {
+        "title": status.phrase,
+        "status": int(status),
+        "code": error.code,
+        "detail": error.message,
+        "where": error.where,
+        "hint": error.hint,
+        "details": dict(error.details),
+    }
+    answer = JsonResponse(body, status=status, content_type="application/problem+json")
+    if status == HTTPStatus.UNAUTHORIZED:
+        answer["WWW-Authenticate"] = 'Bearer realm="condastore"'
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        answer["Retry-After"] = "10"
+    return answer
+
+
+def answer_to(request: HttpRequest, error: StoreError) -> HttpResponse:
+    if not prefers_html(request):
+        return problem(error)
+    status = status_of(error)
+    return render(request, "error.html", {"error": error, "status": status}, status=status)
+
+
+def refusal(request: HttpRequest, reason: str = "") -> HttpResponse:
+    """For a request that may be forged: settings.CSRF_FAILURE_VIEW."""
+    error = AccessDeniedError(
+        f"The request does not prove that it comes from this site's own pages: {reason}",
+        hint=f"Send the cookie {settings.CSRF_COOKIE_NAME} and its value as X-CSRFToken; "
+        "or use an API token, which needs neither.",
+    )
+    return answer_to(request, error)
+
+
+class _Both:
+    """Works in a synchronous and in an asynchronous chain."""
+
+    sync_capable = True
+    async_capable = True
+
+    def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
+        self.get_response = get_response
+        if iscoroutinefunction(get_response):
+            markcoroutinefunction(self)
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
+        if iscoroutinefunction(self):
+            return self.answer_later(request)
+        return self.answer(request)
+
+    def answer(self, request: HttpRequest) -> HttpResponseBase:
+        raise NotImplementedError
+
+    async def answer_later(self, request: HttpRequest) -> HttpResponseBase:
+        raise NotImplementedError
+
+
+class RequestContext(_Both):
+    """Give the request an id, in each line of its log and in the answer; time it."""
+
+    def answer(self, request: HttpRequest) -> HttpResponseBase:
+        started, number = self._begin(request)
+        response: HttpResponseBase = self.get_response(request)
+        return self._end(request, response, started, number)
+
+    async def answer_later(self, request: HttpRequest) -> HttpResponseBase:
+        started, number = self._begin(request)
+        response: HttpResponseBase = await self.get_response(request)
+        return self._end(request, response, started, number)
+
+    def _begin(self, request: HttpRequest) -> tuple[float, str]:
+        given = request.headers.get(REQUEST_ID, "")
+        number = given if _GIVEN_ID.fullmatch(given) else uuid.uuid4().hex
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request=number)
+        return time.perf_counter(), number
+
+    def _end(
+        self, request: HttpRequest, response: HttpResponseBase, started: float, number: str
+    ) -> HttpResponseBase:
+        response[REQUEST_ID] = number
+        match = request.resolver_match
+        # Only names of routes: a path is what a client makes up.
+        route = (match.view_name or match.route) if match else "none"
+        method = request.method if request.method in _METHODS else "OTHER"
+        seconds = time.perf_counter() - started
+        REQUESTS.labels(method, route, str(response.status_code)).observe(seconds)
+        logger.debug(
+            "request",
+            method=request.method,
+            path=request.path,
+            status=response.status_code,
+            seconds=round(seconds, 4),
+        )
+        return response
+
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE"})
+
+
+class StoreErrors(_Both):
+    """Refuse what is too large, and tell errors to people and programs alike."""
+
+    def answer(self, request: HttpRequest) -> HttpResponseBase:
+        if _too_large(request):
+            return answer_to(request, too_large())
+        response: HttpResponseBase = self.get_response(request)
+        return response
+
+    async def answer_later(self, request: HttpRequest) -> HttpResponseBase:
+        if _too_large(request):
+            return await sync_to_async(answer_to)(request, too_large())
+        response: HttpResponseBase = await self.get_response(request)
+        return response
+
+    def process_exception(
+        self, request: HttpRequest, exception: Exception
+    ) -> HttpResponseBase | None:
+        if isinstance(exception, StoreError):
+            return answer_to(request, exception)
+        if isinstance(exception, RequestDataTooBig):
+            return answer_to(request, too_large())
+        if not prefers_html(request) and not settings.DEBUG:
+            from environments.graphql.errors import unexpected
+
+            return problem(unexpected(exception, doing=request.path))
+        return None  # Django logs it, and shows the page of an error
+
+
+def _too_large(request: HttpRequest) -> bool:
+    length = request.headers.get("Content-Length") or "0"
+    return not length.isdecimal() or int(length) > settings.MAX_REQUEST_BYTES
+
+
+def too_large() -> LimitError:
+    most = settings.MAX_REQUEST_BYTES
+    return LimitError(
+        f"The request is larger than {most:,} bytes.",
+        hint="Send less; an administrator may raise CONDASTORE_MAX_REQUEST_BYTES.",
+        details={"limit": most},
+    )
+
+
+def page_not_found(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
+    return answer_to(request, NotFoundError("There is nothing at this address."))
+
+
+def page_refused(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
+    return answer_to(request, AccessDeniedError("You may not see this page."))
+
+
+def page_bad(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
+    return answer_to(request, InvalidInputError("The request cannot be read."))
+
+
+def page_failed(request: HttpRequest) -> HttpResponse:
+    number = structlog.contextvars.get_contextvars().get("request", "")
+    error = UnexpectedError(
+        "Something went wrong on our side.",
+        hint=f"Try again; if it stays, tell the administrators the number {number}.",
+    )
+    if not prefers_html(request):
+        return problem(error)
+    try:
+        return render(request, "error.html", {"error": error, "status": 500}, status=500)
+    except Exception:  # whatever broke the page may break this one too
+        logger.exception("the error page failed")
+        return HttpResponse("Something went wrong on our side.", status=500)

@@ -1,0 +1,49 @@
+"""The GraphQL schema of the whole: what the apps' halves are joined to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import strawberry
+from django.conf import settings
+from graphql import GraphQLError
+from strawberry.extensions import SchemaExtension
+from strawberry.schema.config import StrawberryConfig
+from strawberry.types import ExecutionContext
+from strawberry_django.optimizer import DjangoOptimizerExtension
+
+from condastore.metrics import OperationTimes
+from environments.graphql.errors import StoreErrors, told
+from environments.graphql.limits import Limits
+from environments.graphql.mutations import Mutation
+from environments.graphql.packages import BIG_INT, BigInt
+from environments.graphql.queries import Query
+from environments.graphql.subscriptions import Subscription
+
+#: The committed text of the schema; `manage.py export_graphql` writes it.
+SCHEMA_FILE = Path(__file__).resolve().parent.parent / "schema.graphql"
+
+
+class Optimizer(DjangoOptimizerExtension):
+    """The fields optimize their querysets themselves; a hook around each field would cost more."""
+
+    resolve = SchemaExtension.resolve
+
+
+class Schema(strawberry.Schema):
+    def process_errors(
+        self, errors: list[GraphQLError], execution_context: ExecutionContext | None = None
+    ) -> None:
+        errors[:] = [told(error) for error in errors]
+
+
+schema = Schema(
+    query=Query,
+    mutation=Mutation,
+    subscription=Subscription,
+    extensions=[OperationTimes, Limits, Optimizer],
+    exception_handlers=[StoreErrors()],
+    config=StrawberryConfig(
+        relay_max_results=settings.GRAPHQL_MAX_PAGE, scalar_map={BigInt: BIG_INT}
+    ),
+)

@@ -1,0 +1,35 @@
+"""Which address leads where."""
+
+from __future__ import annotations
+
+from django.contrib import admin
+from django.contrib.auth.views import LoginView, LogoutView
+from django.urls import include, path
+
+from condastore import checks as checks  # registers the system checks
+from condastore import health
+from condastore.schema import schema
+from environments.graphql.views import GraphQLView
+
+graphql = GraphQLView.as_view(
+    schema=schema, subscription_protocols=["graphql-transport-ws", "graphql-sse"]
+)
+
+urlpatterns = [
+    path("graphql", graphql, name="graphql"),
+    path("graphql/", graphql),
+    path("api/", include("environments.rest.urls")),
+    path("healthz", health.alive, name="alive"),
+    path("readyz", health.ready, name="ready"),
+    path("metrics", health.measured, name="metrics"),
+    path("login/", LoginView.as_view(redirect_authenticated_user=True), name="login"),
+    path("logout/", LogoutView.as_view(), name="logout"),
+    path("admin/", admin.site.urls),
+    path("", include("environments.console.urls")),
+]
+handler400 = "condastore.middleware.page_bad"
+handler403 = "condastore.middleware.page_refused"
+handler404 = "condastore.middleware.page_not_found"
+handler500 = "condastore.middleware.page_failed"
+admin.site.site_header = admin.site.site_title = "condastore"
+admin.site.index_title = "Rows of this installation"

@@ -1,0 +1,17 @@
+"""Routes of the pages."""
+
+from __future__ import annotations
+
+from django.urls import path
+
+from environments.console import views
+
+urlpatterns = [
+    path("", views.start, name="start"),
+    path("environments/<str:namespace>/<str:name>/", views.environment, name="environment"),
+    path(
+        "environments/<str:namespace>/<str:name>/builds/<str:reference>/",
+        views.build,
+        name="build",
+    ),
+]

@@ -1,0 +1,92 @@
+"""Small pages for people: what there is, one environment, one build with its log."""
+
+from __future__ import annotations
+
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.urls import reverse
+from django.views.decorators.http import require_safe
+
+from accounts.access import Actor
+from environments import folders
+from environments.domain.lifecycle import BuildState
+from environments.models import Build, Environment
+from environments.operations.downloads import FILES
+from environments.operations.environments import find_build, find_environment
+
+#: What a page lists at most; GraphQL gives the rest.
+SHOWN = 200
+LOG_LINES = 2_000
+
+
+def _actor(request: HttpRequest) -> Actor:
+    actor: Actor = request.actor  # type: ignore[attr-defined]
+    return actor
+
+
+@require_safe
+def start(request: HttpRequest) -> HttpResponse:
+    search = request.GET.get("search", "").strip()
+    rows = Environment.objects.visible_to(_actor(request)).order_by("namespace__name", "name")
+    if search:
+        rows = rows.filter(name__icontains=search) | rows.filter(
+            namespace__name__icontains=search
+        )
+    shown = list(
+        rows.select_related("namespace", "current").defer(
+            "current__source", "current__log_archive", "current__verdicts"
+        )[: SHOWN + 1]
+    )
+    context = {"environments": shown[:SHOWN], "more": len(shown) > SHOWN, "search": search}
+    return render(request, "environments/start.html", context)
+
+
+@require_safe
+def environment(request: HttpRequest, namespace: str, name: str) -> HttpResponse:
+    actor = _actor(request)
+    found = find_environment(actor, namespace, name)
+    builds = (
+        Build.objects.visible_to(actor)
+        .filter(environment=found)
+        .select_related("requested_by", "prefix")
+        .prefetch_related("tags")
+        .defer("source", "log_archive", "verdicts")
+        .order_by("-number")
+    )
+    context = {
+        "environment": found,
+        "builds": builds[:SHOWN],
+        "folder": folders.link_path(namespace, name) if found.current_id else None,
+        "files": _files(namespace, name, "current") if found.current_id else (),
+    }
+    return render(request, "environments/environment.html", context)
+
+
+@require_safe
+def build(request: HttpRequest, namespace: str, name: str, reference: str) -> HttpResponse:
+    actor = _actor(request)
+    found = find_build(actor, find_environment(actor, namespace, name), reference)
+    lines = found.log_lines or (found.origin.log_lines if found.origin else 0)
+    order = [state.value for state in BuildState]
+    context = {
+        "build": found,
+        "environment": found.environment,
+        "log": found.log_from(max(0, lines - LOG_LINES), limit=LOG_LINES),
+        "left_out": max(0, lines - LOG_LINES),
+        "timings": sorted(
+            found.timings.items(),
+            key=lambda one: order.index(one[0]) if one[0] in order else len(order),
+        ),
+        "events": found.events.all(),
+        "files": _files(namespace, name, str(found.number)) if found.lock_id else (),
+        "prefix": folders.prefix_path(found),
+    }
+    return render(request, "environments/build.html", context)
+
+
+def _files(namespace: str, name: str, reference: str) -> list[tuple[str, str]]:
+    return [
+        (file, reverse("download", args=[namespace, name, reference, file]))
+        for file in FILES
+        if file != "log"
+    ]

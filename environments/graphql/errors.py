@@ -1,0 +1,110 @@
+"""How is an error told? A StoreError by its code and hint, our own faults by an id and no more."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import strawberry
+import structlog
+from graphql import GraphQLError
+from strawberry import Info
+from strawberry.scalars import JSON
+from strawberry.types.field import StrawberryField
+
+from environments.domain.errors import StoreError, UnexpectedError
+
+logger = structlog.get_logger(__name__)
+
+
+@strawberry.type(description="One of several things that are wrong with one request.")
+class Fault:
+    message: str
+    where: str
+    code: str
+    hint: str
+
+
+@strawberry.type(description="Why a mutation was refused. `code` is stable; the texts are not.")
+class OperationError:
+    code: str
+    message: str
+    where: str
+    hint: str
+    details: JSON
+    faults: list[Fault]
+
+
+def faults_in(details: Any) -> list[Fault]:
+    """The faults that an error's details list."""
+    listed = details.get("faults", ()) if isinstance(details, dict) else ()
+    return [
+        Fault(
+            message=fault.get("message", ""),
+            where=fault.get("where", ""),
+            code=fault.get("code", ""),
+            hint=fault.get("hint", ""),
+        )
+        for fault in listed
+    ]
+
+
+def operation_error(error: StoreError) -> OperationError:
+    details = dict(error.details)
+    return OperationError(
+        code=error.code,
+        message=error.message,
+        where=error.where,
+        hint=error.hint,
+        details=JSON(details),
+        faults=faults_in(details),
+    )
+
+
+def unexpected(error: BaseException, *, doing: str) -> UnexpectedError:
+    """Log what is our own fault; what the person gets is the id under which it is in the log."""
+    number = uuid.uuid4().hex[:12]
+    logger.error("unexpected error", error_id=number, doing=doing, exc_info=error)
+    return UnexpectedError(
+        f"Something went wrong on our side (error {number}).",
+        hint="Try again; if it stays, tell the administrators the number of the error.",
+        details={"error": number},
+    )
+
+
+class StoreErrors(strawberry.ExceptionHandler[Exception, OperationError]):
+    """Every field whose union has OperationError answers errors with it: so do all mutations."""
+
+    def handle(
+        self, exception: Exception, *, field: StrawberryField, info: Info
+    ) -> OperationError | None:
+        if isinstance(exception, GraphQLError):
+            return None  # the query's own mistake
+        if not isinstance(exception, StoreError):
+            exception = unexpected(exception, doing=field.name)
+        return operation_error(exception)
+
+
+def told(error: GraphQLError) -> GraphQLError:
+    """An error of a query as the client may see it, with `extensions.code`."""
+    cause = error.original_error
+    while isinstance(cause, GraphQLError):
+        cause = cause.original_error
+    if cause is None:  # the query does not fit the schema, or is too large
+        error.extensions = {"code": "bad-query", **(error.extensions or {})}
+        return error
+    if not isinstance(cause, StoreError):
+        cause = unexpected(cause, doing=".".join(map(str, error.path or ("graphql",))))
+    return GraphQLError(
+        cause.message,
+        nodes=error.nodes,
+        source=error.source,
+        positions=error.positions,
+        path=error.path,
+        extensions={
+            "code": cause.code,
+            "where": cause.where,
+            "hint": cause.hint,
+            "details": dict(cause.details),
+        },
+    )

@@ -1,0 +1,225 @@
+"""How much may one GraphQL request ask for? Depth, aliases, tokens, and how many objects at most."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from django.conf import settings
+from graphql import (
+    DocumentNode,
+    FieldNode,
+    FragmentDefinitionNode,
+    FragmentSpreadNode,
+    GraphQLError,
+    GraphQLSyntaxError,
+    InlineFragmentNode,
+    IntValueNode,
+    Node,
+    OperationDefinitionNode,
+    SelectionSetNode,
+    VariableNode,
+    parse,
+    validate,
+)
+from strawberry.extensions import SchemaExtension
+
+#: Fields that give a list without pages; what they are taken to hold on average.
+SHORT_LISTS = frozenset(
+    {"tags", "events", "timings", "verdicts", "downloads", "grants", "tokens", "roles"}
+)
+SHORT_LIST = 10
+#: The size of an answer, in pages of the largest size.
+PAGES = 100
+#: Documents that are remembered, and their length at most, in characters.
+KEPT, SHORT = 256, 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of a selection, all fragments filled in."""
+
+    depth: int = 0
+    aliases: int = 0
+    objects: int = 0
+
+
+class Measure:
+    """Costs of the selections of one document.
+
+    Each fragment is looked at once, however often it is used: a document of nested fragments
+    stands for exponentially many fields, and must be refused without counting them one by one.
+    """
+
+    def __init__(self, document: DocumentNode, variables: Mapping[str, Any]) -> None:
+        self.variables = variables
+        self.fragments = {
+            node.name.value: node
+            for node in document.definitions
+            if isinstance(node, FragmentDefinitionNode)
+        }
+        self._known: dict[str, Cost] = {}
+
+    def of(self, selection: SelectionSetNode | None) -> Cost:
+        depth = aliases = objects = 0
+        for node in selection.selections if selection else ():
+            cost = self._one(node)
+            depth = max(depth, cost.depth)
+            aliases += cost.aliases
+            objects += cost.objects
+        return Cost(depth, aliases, objects)
+
+    def _one(self, node: Node) -> Cost:
+        if isinstance(node, FieldNode):
+            return self._field(node)
+        if isinstance(node, InlineFragmentNode):
+            return self.of(node.selection_set)
+        assert isinstance(node, FragmentSpreadNode)
+        name = node.name.value
+        if name not in self._known:
+            self._known[name] = Cost()  # in a cycle, which validation refuses
+            fragment = self.fragments.get(name)
+            self._known[name] = self.of(fragment.selection_set) if fragment else Cost()
+        return self._known[name]
+
+    def _field(self, node: FieldNode) -> Cost:
+        alias = 1 if node.alias else 0
+        if node.selection_set is None or node.name.value.startswith("__"):
+            return Cost(aliases=alias)
+        inner = self.of(node.selection_set)
+        times = self._times(node)
+        return Cost(inner.depth + 1, inner.aliases + alias, times * (1 + inner.objects))
+
+    def _times(self, node: FieldNode) -> int:
+        """How many objects the field may stand for."""
+        if node.name.value in SHORT_LISTS:
+            return SHORT_LIST
+        if not self._pages(node.selection_set):
+            return 1
+        asked = [
+            self._number(argument.value)
+            for argument in node.arguments
+            if argument.name.value in ("first", "last")
+        ]
+        return max((number for number in asked if number is not None), default=page_limit())
+
+    def _pages(self, selection: SelectionSetNode | None, seen: frozenset[str] = frozenset()) -> bool:
+        """Does it select a connection's edges?"""
+        for node in selection.selections if selection else ():
+            if isinstance(node, FieldNode) and node.name.value == "edges":
+                return True
+            if isinstance(node, InlineFragmentNode) and self._pages(node.selection_set, seen):
+                return True
+            if isinstance(node, FragmentSpreadNode):
+                fragment = self.fragments.get(node.name.value)
+                if fragment and fragment.name.value not in seen:
+                    seen |= {fragment.name.value}
+                    if self._pages(fragment.selection_set, seen):
+                        return True
+        return False
+
+    def _number(self, value: Node) -> int | None:
+        if isinstance(value, IntValueNode):
+            return int(value.value) if len(value.value) < 10 else 10**9
+        if isinstance(value, VariableNode):
+            given = self.variables.get(value.name.value)
+            return given if isinstance(given, int) else None
+        return None
+
+
+def page_limit() -> int:
+    return int(settings.GRAPHQL_MAX_PAGE)
+
+
+def refused(document: DocumentNode, variables: Mapping[str, Any]) -> list[GraphQLError]:
+    """What is too much in a document, every fault at once."""
+    measure = Measure(document, variables)
+    found: list[GraphQLError] = []
+    for node in document.definitions:
+        if not isinstance(node, OperationDefinitionNode):
+            continue
+        try:
+            cost = measure.of(node.selection_set)
+        except RecursionError:
+            return [_bottomless()]
+        for code, what, number, most in (
+            ("query-too-deep", "levels deep", cost.depth, settings.GRAPHQL_MAX_DEPTH),
+            ("query-too-many-aliases", "aliases", cost.aliases, settings.GRAPHQL_MAX_ALIASES),
+            ("query-too-wide", "objects at most", cost.objects, PAGES * page_limit()),
+        ):
+            if number > most:
+                found.append(too_much(code, f"The query has {_short(number)} {what}", most))
+    return found
+
+
+def _short(number: int) -> str:
+    return str(number) if number < 10**9 else "more than 10^9"
+
+
+def too_much(code: str, what: str, most: int) -> GraphQLError:
+    hint = "Ask for less at once: smaller pages (`first`), fewer levels, or several requests."
+    return GraphQLError(
+        f"{what}; {most} are allowed.", extensions={"code": code, "hint": hint, "limit": most}
+    )
+
+
+def _bottomless() -> GraphQLError:
+    most = settings.GRAPHQL_MAX_DEPTH
+    return too_much("query-too-deep", "The query is nested without an end in sight", most)
+
+
+def _parsed(text: str, max_tokens: int) -> DocumentNode:
+    try:
+        return _parsed_short(text, max_tokens) if len(text) <= SHORT else _parse(text, max_tokens)
+    except RecursionError:
+        raise _bottomless() from None
+
+
+def _parse(text: str, max_tokens: int) -> DocumentNode:
+    return parse(text, max_tokens=max_tokens)
+
+
+_parsed_short = lru_cache(maxsize=KEPT)(_parse)
+#: Texts that fitted the schema, so that what programs send again and again is checked once.
+_fitting: dict[tuple[int, str], None] = {}
+
+
+class Limits(SchemaExtension):
+    """Refuse what is too large before it is validated and run; remember what was found valid."""
+
+    def on_parse(self) -> Iterator[None]:
+        context = self.execution_context
+        most = settings.GRAPHQL_MAX_TOKENS
+        context.parse_options["max_tokens"] = most
+        if context.query and context.graphql_document is None:
+            # A syntax error is found once more, where errors of the query are expected.
+            with suppress(GraphQLSyntaxError):
+                context.graphql_document = _parsed(context.query, most)
+        yield
+        for error in context.pre_execution_errors or ():
+            if "Document contains more than" in error.message:
+                too_long = too_much("query-too-long", "The query has too many tokens", most)
+                error.message, error.extensions = too_long.message, too_long.extensions
+
+    def on_validate(self) -> Iterator[None]:
+        context = self.execution_context
+        assert context.graphql_document is not None
+        key = (id(context.schema), context.query or "")
+        if found := refused(context.graphql_document, context.variables or {}):
+            context.pre_execution_errors = found
+        elif key in _fitting:
+            context.pre_execution_errors = []
+        else:
+            context.pre_execution_errors = validate(
+                context.schema._schema,  # type: ignore[attr-defined]
+                context.graphql_document,
+                context.validation_rules,
+            )
+            if not context.pre_execution_errors and len(key[1]) <= SHORT:
+                _fitting[key] = None
+                if len(_fitting) > KEPT:
+                    _fitting.pop(next(iter(_fitting)), None)
+        yield

@@ -1,0 +1,404 @@
+"""What can be changed? Each finds in `visible_to`, calls the operation, and answers.
+
+A StoreError becomes the OperationError of the payload (`errors.StoreErrors`), so none is caught here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated, Any
+
+import strawberry
+import strawberry_django
+from asgiref.sync import sync_to_async
+from django.db import transaction
+from strawberry import ID, Info
+
+from accounts.access import Actor
+from environments.domain.errors import NotFoundError
+from environments.graphql.errors import OperationError
+from environments.graphql.inputs import RoleEnum
+from environments.graphql.pages import actor_of
+from environments.graphql.types import (
+    ApiTokenNode,
+    BuildNode,
+    EnvironmentNode,
+    NamespaceNode,
+    PreviewNode,
+    find,
+)
+from environments.models import Build, Environment, Preview
+from environments.models.previews import PreviewState
+from environments.operations import builds, environments, namespaces, previews, tokens
+from environments.operations.namespaces import find_namespace
+
+#: Between two looks at a preview that is being solved.
+LOOK = 0.1
+LONGEST_WAIT = 60.0
+
+
+@strawberry.type
+class SubmittedBuild:
+    build: BuildNode
+    warnings: list[str]
+    created: bool = strawberry.field(
+        description="False where the idempotency key was seen before: this is the first build."
+    )
+
+
+@strawberry.type(description="`secret` is told now and never again.")
+class CreatedToken:
+    secret: str
+    token: ApiTokenNode
+
+
+@strawberry.type(description="An account that acts by tokens only.")
+class ServiceAccount:
+    username: str
+
+
+NamespacePayload = Annotated[
+    NamespaceNode | OperationError, strawberry.union("NamespacePayload")
+]
+EnvironmentPayload = Annotated[
+    EnvironmentNode | OperationError, strawberry.union("EnvironmentPayload")
+]
+BuildPayload = Annotated[BuildNode | OperationError, strawberry.union("BuildPayload")]
+SubmitPayload = Annotated[SubmittedBuild | OperationError, strawberry.union("SubmitPayload")]
+PreviewPayload = Annotated[PreviewNode | OperationError, strawberry.union("PreviewPayload")]
+CreatedTokenPayload = Annotated[
+    CreatedToken | OperationError, strawberry.union("CreatedTokenPayload")
+]
+TokenPayload = Annotated[ApiTokenNode | OperationError, strawberry.union("TokenPayload")]
+ServiceAccountPayload = Annotated[
+    ServiceAccount | OperationError, strawberry.union("ServiceAccountPayload")
+]
+
+
+def _build(actor: Actor, key: ID) -> Build:
+    rows = Build.objects.visible_to(actor).select_related("environment__namespace", "lock")
+    found: Build = find(rows, key, "build")
+    return found
+
+
+def _environment(actor: Actor, key: ID) -> Environment:
+    rows = Environment.objects.visible_to(actor).select_related("namespace", "current")
+    found: Environment = find(rows, key, "environment")
+    return found
+
+
+@strawberry.type
+class Mutation:
+    # --- namespaces ----------------------------------------------------------------------------
+
+    @strawberry_django.field
+    def create_namespace(
+        self, info: Info, name: str, description: str = "", public: bool = False
+    ) -> NamespacePayload:
+        found: Any = namespaces.create_namespace(
+            actor=actor_of(info), name=name, description=description, public=public
+        )
+        return found  # type: ignore[no-any-return]
+
+    @strawberry_django.field(description="To a user or a group, in place of the role it had.")
+    def grant_role(
+        self,
+        info: Info,
+        namespace: str,
+        role: RoleEnum,
+        user: str | None = None,
+        group: str | None = None,
+    ) -> NamespacePayload:
+        actor = actor_of(info)
+        found: Any = find_namespace(actor, namespace)
+        namespaces.grant_role(
+            actor=actor, namespace=found, role=role, user=user or "", group=group or ""
+        )
+        return found  # type: ignore[no-any-return]
+
+    @strawberry_django.field
+    def revoke_role(
+        self, info: Info, namespace: str, user: str | None = None, group: str | None = None
+    ) -> NamespacePayload:
+        actor = actor_of(info)
+        found: Any = find_namespace(actor, namespace)
+        namespaces.revoke_role(actor=actor, namespace=found, user=user or "", group=group or "")
+        return found  # type: ignore[no-any-return]
+
+    # --- environments --------------------------------------------------------------------------
+
+    @strawberry_django.field(description="With a specification it also submits the first build.")
+    def create_environment(
+        self,
+        info: Info,
+        namespace: str,
+        name: str,
+        description: str = "",
+        specification: str | None = None,
+    ) -> EnvironmentPayload:
+        actor = actor_of(info)
+        place = find_namespace(actor, namespace)
+        with transaction.atomic():  # a specification that is refused leaves no environment
+            found: Any = environments.create_environment(
+                actor=actor, namespace=place, name=name, description=description
+            )
+            if specification is not None:
+                builds.submit_build(actor=actor, environment=found, specification=specification)
+        found.refresh_from_db()
+        return found  # type: ignore[no-any-return]
+
+    @strawberry_django.field(description="With its history, and without copying bytes.")
+    def copy_environment(
+        self, info: Info, environment_id: ID, namespace: str, name: str
+    ) -> EnvironmentPayload:
+        actor = actor_of(info)
+        found: Any = environments.copy_environment(
+            actor=actor,
+            environment=_environment(actor, environment_id),
+            namespace=find_namespace(actor, namespace),
+            name=name,
+        )
+        return found  # type: ignore[no-any-return]
+
+    @strawberry_django.field
+    def move_environment(
+        self, info: Info, environment_id: ID, namespace: str
+    ) -> EnvironmentPayload:
+        actor = actor_of(info)
+        found: Any = environments.move_environment(
+            actor=actor,
+            environment=_environment(actor, environment_id),
+            namespace=find_namespace(actor, namespace),
+        )
+        return found  # type: ignore[no-any-return]
+
+    @strawberry_django.field
+    def rename_environment(self, info: Info, environment_id: ID, name: str) -> EnvironmentPayload:
+        actor = actor_of(info)
+        found: Any = environments.rename_environment(
+            actor=actor, environment=_environment(actor, environment_id), name=name
+        )
+        return found  # type: ignore[no-any-return]
+
+    @strawberry_django.field(description="Cancels what runs; the files go to the trash.")
+    def delete_environment(self, info: Info, environment_id: ID) -> EnvironmentPayload:
+        actor = actor_of(info)
+        found: Any = environments.delete_environment(
+            actor=actor, environment=_environment(actor, environment_id)
+        )
+        return found  # type: ignore[no-any-return]
+
+    @strawberry_django.field(description="Let a user or a group see and download it.")
+    def share_environment(
+        self, info: Info, environment_id: ID, user: str | None = None, group: str | None = None
+    ) -> EnvironmentPayload:
+        actor = actor_of(info)
+        found: Any = _environment(actor, environment_id)
+        namespaces.share_environment(
+            actor=actor, environment=found, user=user or "", group=group or ""
+        )
+        return found  # type: ignore[no-any-return]
+
+    @strawberry_django.field
+    def unshare_environment(
+        self, info: Info, environment_id: ID, user: str | None = None, group: str | None = None
+    ) -> EnvironmentPayload:
+        actor = actor_of(info)
+        found: Any = _environment(actor, environment_id)
+        namespaces.unshare_environment(
+            actor=actor, environment=found, user=user or "", group=group or ""
+        )
+        return found  # type: ignore[no-any-return]
+
+    # --- builds --------------------------------------------------------------------------------
+
+    @strawberry_django.field(
+        description="Queue a build of an environment.yml, a conda-lock.yml or an @EXPLICIT list."
+    )
+    def submit_build(
+        self,
+        info: Info,
+        namespace: str,
+        environment: str,
+        specification: str,
+        idempotency_key: str | None = None,
+        force_solve: bool = False,
+        platforms: list[str] | None = None,
+        create_missing: bool = True,
+    ) -> SubmitPayload:
+        actor = actor_of(info)
+        asked: dict[str, Any] = {
+            "actor": actor,
+            "specification": specification,
+            "idempotency_key": idempotency_key or "",
+            "force_solve": force_solve,
+            "platforms_wanted": tuple(platforms or ()),
+        }
+        if create_missing:
+            place = _namespace_for(actor, namespace, environment)
+            submitted = environments.submit_to(namespace=place, name=environment, **asked)
+        else:
+            found = environments.find_environment(actor, namespace, environment)
+            submitted = builds.submit_build(environment=found, **asked)
+        made: Any = submitted.build
+        return SubmittedBuild(
+            build=made, warnings=list(submitted.warnings), created=submitted.created
+        )
+
+    @strawberry_django.field(
+        description="What would it give, and what would change? Waits up to `wait` seconds for it."
+    )
+    async def preview_solve(
+        self,
+        info: Info,
+        namespace: str,
+        specification: str,
+        environment: str | None = None,
+        force_solve: bool = False,
+        wait: float = 20,
+        platforms: list[str] | None = None,
+    ) -> PreviewPayload:
+        actor = actor_of(info)
+
+        def ask() -> previews.Previewed:
+            place = (
+                environments.find_environment(actor, namespace, environment)
+                if environment is not None
+                else None
+            )
+            return previews.preview_solve(
+                actor=actor,
+                namespace=find_namespace(actor, namespace),
+                environment=place,
+                specification=specification,
+                force_solve=force_solve,
+                platforms_wanted=tuple(platforms or ()),
+            )
+
+        previewed = await sync_to_async(ask)()
+        found: Any = await _solved(previewed.preview, wait)
+        found.said_warnings = previewed.warnings
+        return found  # type: ignore[no-any-return]
+
+    @strawberry_django.field
+    def cancel_build(self, info: Info, id: ID) -> BuildPayload:
+        actor = actor_of(info)
+        found: Any = builds.cancel_build(actor=actor, build=_build(actor, id))
+        return found  # type: ignore[no-any-return]
+
+    @strawberry_django.field(description="A pinned pointer is not moved by builds that come later.")
+    def set_current_build(self, info: Info, id: ID, pin: bool = False) -> BuildPayload:
+        actor = actor_of(info)
+        found: Any = builds.set_current_build(actor=actor, build=_build(actor, id), pin=pin)
+        return found  # type: ignore[no-any-return]
+
+    @strawberry_django.field(description="Roll forward: to the newest READY build, and go on.")
+    def unpin(self, info: Info, environment_id: ID) -> EnvironmentPayload:
+        actor = actor_of(info)
+        found: Any = builds.unpin(actor=actor, environment=_environment(actor, environment_id))
+        return found  # type: ignore[no-any-return]
+
+    @strawberry_django.field(description="To the READY build before the current one; pins it.")
+    def rollback(self, info: Info, environment_id: ID, to: ID | None = None) -> EnvironmentPayload:
+        actor = actor_of(info)
+        environment: Any = _environment(actor, environment_id)
+        target = None
+        if to is not None:
+            rows = Build.objects.visible_to(actor).filter(environment=environment)
+            target = find(rows, to, f"build of {environment}")
+        builds.rollback(actor=actor, environment=environment, to=target)
+        environment.refresh_from_db()
+        return environment  # type: ignore[no-any-return]
+
+    @strawberry_django.field(description="Moves the tag here from where it is.")
+    def tag_build(self, info: Info, id: ID, tag: str) -> BuildPayload:
+        actor = actor_of(info)
+        found: Any = builds.tag_build(actor=actor, build=_build(actor, id), tag=tag)
+        return found  # type: ignore[no-any-return]
+
+    @strawberry_django.field
+    def untag(self, info: Info, environment_id: ID, tag: str) -> EnvironmentPayload:
+        actor = actor_of(info)
+        found: Any = builds.untag(
+            actor=actor, environment=_environment(actor, environment_id), tag=tag
+        )
+        return found  # type: ignore[no-any-return]
+
+    @strawberry_django.field(description="Drops the bytes; it can be restored without a solve.")
+    def archive_build(self, info: Info, id: ID) -> BuildPayload:
+        actor = actor_of(info)
+        found: Any = builds.archive_build(actor=actor, build=_build(actor, id))
+        return found  # type: ignore[no-any-return]
+
+    @strawberry_django.field
+    def restore_build(self, info: Info, id: ID) -> BuildPayload:
+        actor = actor_of(info)
+        found: Any = builds.restore_build(actor=actor, build=_build(actor, id))
+        return found  # type: ignore[no-any-return]
+
+    @strawberry_django.field
+    def delete_build(self, info: Info, id: ID) -> BuildPayload:
+        actor = actor_of(info)
+        found: Any = builds.delete_build(actor=actor, build=_build(actor, id))
+        return found  # type: ignore[no-any-return]
+
+    # --- tokens --------------------------------------------------------------------------------
+
+    @strawberry_django.field(description="For you, or for a service account of yours.")
+    def create_token(
+        self,
+        info: Info,
+        name: str,
+        role: RoleEnum | None = None,
+        namespaces: list[str] | None = None,
+        days: int = 90,
+        service_account: str | None = None,
+    ) -> CreatedTokenPayload:
+        made = tokens.create_token(
+            actor=actor_of(info),
+            name=name,
+            role=role,
+            namespaces=namespaces or (),
+            days=days,
+            service_account=service_account or "",
+        )
+        token: Any = made.token
+        return CreatedToken(secret=made.secret, token=token)
+
+    @strawberry_django.field
+    def revoke_token(self, info: Info, id: ID) -> TokenPayload:
+        if not id.isdecimal() or len(id) > 18:
+            raise NotFoundError("There is no such token.", where="id")
+        found: Any = tokens.revoke_token(actor=actor_of(info), token_id=id)
+        return found  # type: ignore[no-any-return]
+
+    @strawberry_django.field(description="By administrators of the installation.")
+    def create_service_account(self, info: Info, name: str) -> ServiceAccountPayload:
+        account = tokens.create_service_account(actor=actor_of(info), name=name)
+        return ServiceAccount(username=account.username)
+
+
+def _namespace_for(actor: Actor, namespace: str, environment: str) -> Any:
+    """The namespace; through the environment for those with whom only that was shared."""
+    try:
+        return find_namespace(actor, namespace)
+    except NotFoundError:
+        found = Environment.objects.visible_to(actor).filter(
+            namespace__name=namespace, name=environment
+        )
+        if place := found.select_related("namespace").first():
+            return place.namespace
+        raise
+
+
+async def _solved(preview: Preview, wait: float) -> Preview:
+    """The preview as it is when it is finished, or when the wait is over."""
+    until = time.monotonic() + min(max(wait, 0), LONGEST_WAIT)
+    rows = Preview.objects.select_related("lock", "environment")
+    while True:
+        found = await rows.aget(pk=preview.pk)
+        left = until - time.monotonic()
+        if found.state in (PreviewState.READY, PreviewState.FAILED) or left <= 0:
+            return found
+        await asyncio.sleep(min(LOOK, left))

@@ -1,0 +1,249 @@
+"""Lists in pages: Relay connections whose totals cost a query only where they are asked for."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import strawberry_django
+from django.db.models import Count, IntegerField, OuterRef, QuerySet, Subquery, Value
+from django.db.models.functions import Coalesce
+from graphql import GraphQLResolveInfo, get_named_type
+from strawberry import Info, relay
+from strawberry.extensions.field_extension import SyncExtensionResolver
+from strawberry.relay.utils import (
+    SliceMetadata,
+    from_base64,
+    should_resolve_list_connection_edges,
+    to_base64,
+)
+from strawberry.types.nodes import InlineFragment, Selection
+from strawberry_django.fields.field import (
+    StrawberryDjangoConnectionExtension,
+    StrawberryDjangoField,
+)
+from strawberry_django.optimizer import _generate_selection_resolve_info, _get_selections
+from strawberry_django.queryset import get_queryset_config
+from strawberry_django.relay import DjangoListConnection
+from strawberry_django.relay.utils import resolve_edge_class
+from strawberry_django.resolvers import django_resolver
+
+from accounts.access import Actor
+from environments.domain.errors import InvalidInputError
+
+T = TypeVar("T")
+Connection = DjangoListConnection
+
+
+def actor_of(info: Info) -> Actor:
+    """Who asks."""
+    actor: Actor = info.context.request.actor
+    return actor
+
+
+class Column(StrawberryDjangoField):
+    """A field that is read from its row as it is, without Strawberry's steps around a resolver.
+
+    A list of a hundred environments has thousands of these.
+    """
+
+    @property
+    def is_basic_field(self) -> bool:
+        return self.base_resolver is None and not self.is_relation and not self.extensions
+
+    def get_result(
+        self, source: Any, info: Info | None, args: list[Any], kwargs: dict[str, Any]
+    ) -> Any:
+        if info is not None:
+            return super().get_result(source, info, args, kwargs)
+        name = self.django_name or self.python_name
+        try:
+            return source.__dict__[name]
+        except (AttributeError, KeyError):  # another object, or a column that was left out
+            return django_resolver(getattr)(source, name)
+
+
+class Pages(StrawberryDjangoConnectionExtension):
+    """Slices a list. Says what is wrong with the arguments, and counts apart from the rows."""
+
+    def __init__(self, *, count: str = "") -> None:
+        super().__init__()
+        self.count = count  # attribute of the parent that holds the total
+
+    def resolve(
+        self,
+        next_: SyncExtensionResolver,
+        source: Any,
+        info: Info,
+        *,
+        before: str | None = None,
+        after: str | None = None,
+        first: int | None = None,
+        last: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        page = {"before": before, "after": after, "first": first, "last": last}
+        check_page(info, **page)  # type: ignore[arg-type]
+        nodes = next_(source, info, **kwargs)
+        if inspect.isawaitable(nodes):
+
+            async def later() -> Any:
+                answer = self._page(await nodes, source, info, page, kwargs)
+                return await answer if inspect.isawaitable(answer) else answer
+
+            return later()
+        return self._page(nodes, source, info, page, kwargs)
+
+    def _page(
+        self,
+        nodes: Any,
+        source: Any,
+        info: Info,
+        page: dict[str, Any],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        if isinstance(nodes, QuerySet):
+            config = get_queryset_config(nodes)
+            if not config.optimized_by_prefetching:
+                # Else the total is a window over all rows, however many there are.
+                config.optimized = False
+                if not should_resolve_list_connection_edges(info) or (
+                    page["last"] is not None and page["before"] is None
+                ):
+                    return django_resolver(self._by_count)(nodes, source, info, page, kwargs)
+        return self.connection_type.resolve_connection(nodes, info=info, **page, **kwargs)
+
+    def _by_count(
+        self, nodes: Any, source: Any, info: Info, page: dict[str, Any], kwargs: dict[str, Any]
+    ) -> Any:
+        total = getattr(source, self.count, None) if self.count else None
+        if total is None:
+            total = nodes.order_by().count()
+        if page["last"] is not None and page["before"] is None:
+            prefix = resolve_edge_class(self.connection_type).CURSOR_PREFIX
+            page = page | {"before": to_base64(prefix, total)}
+        if selects(info, "edges"):
+            return self.connection_type.resolve_connection(nodes, info=info, **page, **kwargs)
+        return self._without_rows(total, info, page)
+
+    def _without_rows(self, total: int, info: Info, page: dict[str, Any]) -> Any:
+        prefix = resolve_edge_class(self.connection_type).CURSOR_PREFIX
+        part = SliceMetadata.from_arguments(info, **page, prefix=prefix)
+        end = min(part.end, total)
+        some = part.start < end
+        connection: Any = self.connection_type(
+            edges=[],
+            page_info=relay.PageInfo(
+                has_next_page=part.end < total,
+                has_previous_page=part.start > 0,
+                start_cursor=to_base64(prefix, part.start) if some else None,
+                end_cursor=to_base64(prefix, end - 1) if some else None,
+            ),
+        )
+        connection.nodes = Counted(total)
+        return connection
+
+
+class Counted:
+    """Stands for rows of which only the number was asked for."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+
+    def __len__(self) -> int:
+        return self.total
+
+
+def connection(
+    resolver: Callable[..., Any] | None = None,
+    *,
+    graphql_type: Any = None,
+    count: str = "",
+    annotate: Any = None,
+    prefetch_related: Any = None,
+    description: str | None = None,
+) -> Any:
+    """A field that is a list in pages; `count`: an annotation of the parent that holds its total."""
+    return strawberry_django.field(
+        resolver,
+        graphql_type=graphql_type,
+        description=description,
+        extensions=[Pages(count=count)],
+        annotate=annotate,
+        prefetch_related=prefetch_related,
+    )
+
+
+def total_of(rows: Callable[[Info], QuerySet[Any]], parent: str) -> Callable[[Info], Any]:
+    """An annotation: how many of `rows` have the row as their `parent`. Where it is of use."""
+
+    def expression(info: Info) -> Any:
+        if selects(info, "edges"):
+            return Value(None, output_field=IntegerField())  # the rows bring it along
+        mine = rows(info).filter(**{parent: OuterRef("pk")}).order_by()
+        counted = mine.values(parent).annotate(total=Count("pk")).values("total")
+        return Coalesce(Subquery(counted), 0)
+
+    return expression
+
+
+def selects(info: Info, name: str) -> bool:
+    """Is the field `name` selected right below, in a fragment too?"""
+
+    def among(selections: list[Selection]) -> bool:
+        return any(
+            among(one.selections)
+            if isinstance(one, InlineFragment) or not hasattr(one, "arguments")
+            else one.name == name
+            for one in selections
+        )
+
+    return any(among(field.selections) for field in info.selected_fields)
+
+
+def below(info: Info, *way: str) -> GraphQLResolveInfo:
+    """What is asked of a field further down: for the optimizer, where no row leads there.
+
+    It is how the optimizer itself goes down; it has no public name for that.
+    """
+    found: GraphQLResolveInfo = info._raw_info
+    for name in way:
+        parent: Any = get_named_type(found.return_type)
+        nodes = [
+            node
+            for same in _get_selections(found, parent).values()
+            for node in same
+            if node.name.value == name
+        ]
+        if not nodes:
+            return found._replace(field_nodes=[])
+        found = _generate_selection_resolve_info(found, nodes, parent.fields[name].type, parent)
+    return found
+
+
+def check_page(
+    info: Info,
+    *,
+    before: str | None,
+    after: str | None,
+    first: int | None,
+    last: int | None,
+) -> None:
+    """InvalidInputError for arguments of a page that make no sense."""
+    most = info.schema.config.relay_max_results
+    for name, number in (("first", first), ("last", last)):
+        if number is not None and not 0 <= number <= most:
+            raise InvalidInputError(f"{name} is {number}; 0 to {most} are allowed.", where=name)
+    if first is not None and last is not None:
+        raise InvalidInputError("Give first or last, not both.", where="last")
+    for name, cursor in (("before", before), ("after", after)):
+        try:
+            if cursor and not 0 <= int(from_base64(cursor)[1]) < 2**31:
+                raise ValueError(cursor)
+        except ValueError:
+            raise InvalidInputError(
+                f"{name} is not a cursor of this list.",
+                where=name,
+                hint="Take endCursor or startCursor of a page before.",
+            ) from None

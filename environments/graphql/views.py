@@ -1,0 +1,209 @@
+"""The doors of GraphQL: HTTP with server-sent events, WebSockets, and GraphiQL for people."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+from asgiref.sync import SyncToAsync, sync_to_async
+from cross_web import AsyncHTTPRequestAdapter, HTTPException
+from django.conf import settings
+from django.contrib.auth import get_user
+from django.contrib.sessions.backends.base import SessionBase
+from django.db import close_old_connections, connections
+from django.http import HttpRequest, HttpResponse
+from django.http.cookie import parse_cookie
+from django.http.response import HttpResponseBase
+from django.middleware.csrf import CsrfViewMiddleware
+from django.shortcuts import render
+from django.utils.decorators import method_decorator
+from django.utils.module_loading import import_string
+from django.views.decorators.csrf import csrf_exempt
+from starlette.websockets import WebSocket
+from strawberry.asgi import GraphQL
+from strawberry.django.views import AsyncGraphQLView, TemporalHttpResponse
+from strawberry.exceptions import ConnectionRejectionError, MissingQueryError
+from strawberry.http import GraphQLRequestData
+from strawberry.schema.exceptions import CannotGetOperationTypeError, InvalidOperationTypeError
+from strawberry.subscriptions import GRAPHQL_TRANSPORT_WS_PROTOCOL
+from strawberry.types import ExecutionResult
+from strawberry.types.graphql import OperationType
+from strawberry.types.unset import UNSET, UnsetType
+
+from accounts.access import ANONYMOUS, Actor
+from accounts.authentication import TokenInvalidError, actor_with_token, secret_in
+from environments.domain.errors import AccessDeniedError, InvalidInputError, LimitError, StoreError
+
+
+class ForgeryCheck(CsrfViewMiddleware):
+    """Gives the reason instead of a page."""
+
+    def _reject(self, request: HttpRequest, reason: str) -> Any:
+        return reason
+
+
+def forged(request: HttpRequest) -> str:
+    """Why a request with a session may come from another site; "" where it cannot.
+
+    Without a session there is nothing that a browser would send along by itself.
+    """
+    actor: Actor = request.actor  # type: ignore[attr-defined]
+    if actor.token is not None or not actor.signed_in:
+        return ""
+    reason = ForgeryCheck(lambda _: HttpResponse()).process_view(request, _no_view, (), {})
+    return str(reason or "")
+
+
+def _no_view(request: HttpRequest) -> HttpResponse:
+    raise AssertionError("only its attributes are looked at")
+
+
+@method_decorator(csrf_exempt, name="dispatch")  # `forged` asks only those with a session
+class GraphQLView(AsyncGraphQLView[Any, None]):
+    """Queries run in one thread from end to end; mutations and subscriptions may wait in between."""
+
+    allow_queries_via_get = False
+
+    async def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        if request.method == "POST" and (reason := forged(request)):
+            raise AccessDeniedError(
+                f"The request does not prove that it comes from this site's own pages: {reason}",
+                hint=f"Send the cookie {settings.CSRF_COOKIE_NAME} and its value as X-CSRFToken; "
+                "or use an API token, which needs neither.",
+            )
+        try:
+            return await self.run(request=request)
+        except HTTPException as error:
+            raise _refused(error) from error
+
+    async def render_graphql_ide(self, request: HttpRequest) -> HttpResponse:
+        return await sync_to_async(render)(request, "graphiql.html")
+
+    async def execute_single(
+        self,
+        request: HttpRequest,
+        request_adapter: AsyncHTTPRequestAdapter,
+        sub_response: TemporalHttpResponse,
+        context: Any,
+        root_value: None,
+        request_data: GraphQLRequestData,
+    ) -> ExecutionResult:
+        query = request_data.query or ""
+        if "mutation" in query or "subscription" in query:
+            return await super().execute_single(
+                request, request_adapter, sub_response, context, root_value, request_data
+            )
+        try:
+            return await sync_to_async(self.schema.execute_sync)(
+                query,
+                variable_values=request_data.variables,
+                context_value=context,
+                operation_name=request_data.operation_name,
+                allowed_operation_types={OperationType.QUERY} if request.method == "POST" else (),
+            )
+        except CannotGetOperationTypeError as error:
+            raise HTTPException(400, error.as_http_error_reason()) from error
+        except InvalidOperationTypeError as error:
+            raise HTTPException(400, error.as_http_error_reason(request.method or "")) from error
+        except MissingQueryError as error:
+            raise HTTPException(400, "No GraphQL query found in the request") from error
+
+    async def create_streaming_response(
+        self,
+        request: HttpRequest,
+        stream: Callable[[], AsyncIterator[Any]],
+        sub_response: TemporalHttpResponse,
+        headers: Mapping[str, str],
+    ) -> HttpResponseBase:
+        await sync_to_async(connections.close_all)()
+        release_thread()
+        response = await super().create_streaming_response(request, stream, sub_response, headers)
+        response["X-Accel-Buffering"] = "no"  # nginx would keep events back
+        return response
+
+
+def release_thread() -> None:
+    """Give back the thread that is kept for this request: a subscription may last for hours.
+
+    What still needs one gets a new one.
+    """
+    context = SyncToAsync.thread_sensitive_context.get(None)
+    executor = SyncToAsync.context_to_thread_executor.pop(context, None) if context else None
+    if executor is not None:
+        executor.shutdown(wait=False)
+
+
+def _refused(error: HTTPException) -> StoreError:
+    if error.status_code == 413:
+        return LimitError(error.reason)
+    return InvalidInputError(f"{error.reason}.".replace("..", "."), where="request")
+
+
+# --- WebSockets --------------------------------------------------------------------------------
+
+
+class GraphQLSocket(GraphQL[Any, None]):
+    """graphql-transport-ws. Who asks is said by the session's cookie, a header, or the first message.
+
+    Browsers send cookies to any site that a page names: a connection from another origin is refused.
+    """
+
+    async def get_context(self, request: Any, response: Any) -> Any:
+        actor = await sync_to_async(_of_handshake, thread_sensitive=False)(request)
+        return SimpleNamespace(request=SimpleNamespace(actor=actor), connection_params=None)
+
+    async def on_ws_connect(self, context: Any) -> UnsetType | dict[str, object] | None:
+        if isinstance(context.request.actor, TokenInvalidError):
+            raise ConnectionRejectionError({"code": context.request.actor.code})
+        given = context.connection_params
+        header = given.get("Authorization") if isinstance(given, dict) else None
+        if isinstance(header, str):
+            try:
+                context.request.actor = await sync_to_async(_of_header, thread_sensitive=False)(
+                    header, context.request.actor.address
+                )
+            except TokenInvalidError as error:
+                raise ConnectionRejectionError({"code": error.code}) from error
+        return UNSET
+
+
+def _of_handshake(socket: WebSocket) -> Actor | TokenInvalidError:
+    address = socket.client.host if socket.client else ""
+    if settings.BEHIND_PROXY and (forwarded := socket.headers.get("x-forwarded-for")):
+        address = forwarded.rsplit(",", 1)[-1].strip()
+    try:
+        if header := socket.headers.get("authorization"):
+            return _of_header(header, address)
+        return _of_session(socket.headers.get("cookie", ""), address)
+    except TokenInvalidError as error:
+        return error
+    finally:
+        close_old_connections()
+
+
+def _of_header(header: str, address: str) -> Actor:
+    try:
+        secret = secret_in(header)
+        return actor_with_token(secret, address=address) if secret else ANONYMOUS
+    finally:
+        close_old_connections()
+
+
+def _of_session(cookies: str, address: str) -> Actor:
+    key = parse_cookie(cookies).get(settings.SESSION_COOKIE_NAME)
+    if not key:
+        return Actor(ANONYMOUS.user, address=address)
+    store: type[SessionBase] = import_string(f"{settings.SESSION_ENGINE}.SessionStore")
+    request = HttpRequest()
+    request.session = store(key)
+    return Actor(get_user(request), address=address)  # type: ignore[arg-type]
+
+
+def make_socket(schema: Any) -> GraphQLSocket:
+    return GraphQLSocket(
+        schema,
+        graphql_ide=None,
+        subscription_protocols=[GRAPHQL_TRANSPORT_WS_PROTOCOL],
+        allowed_origins=settings.CSRF_TRUSTED_ORIGINS,
+    )

@@ -1,0 +1,136 @@
+"""What a build gives as files: its lock in the formats that other tools read, and its log."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from django.conf import settings
+
+from accounts.access import Actor, require
+from accounts.roles import Perm
+from environments.domain import rendering
+from environments.domain.errors import NotFoundError
+from environments.domain.lock import Lock
+from environments.domain.specification import Specification
+from environments.models import Build
+from environments.platforms import own_platform
+
+#: Part of each ETag: grows when a rendering of the same lock changes.
+RENDERER = 1
+LOG = "log"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """One file format of a lock."""
+
+    render: Callable[[Lock, Specification, str], str]
+    content_type: str
+    #: What the file is called when it is saved; tools read some formats by their name only.
+    suffix: str
+    one_platform: bool
+
+
+FORMS: Mapping[str, Form] = {
+    "conda-lock.yml": Form(
+        render=lambda lock, asked, platform: rendering.conda_lock_yml(lock, asked),
+        content_type="application/yaml",
+        suffix="conda-lock.yml",
+        one_platform=False,
+    ),
+    "environment.yml": Form(
+        render=lambda lock, asked, platform: rendering.environment_yml(lock, platform, asked),
+        content_type="application/yaml",
+        suffix="environment.yml",
+        one_platform=True,
+    ),
+    "explicit.txt": Form(
+        render=lambda lock, asked, platform: rendering.explicit_txt(lock, platform),
+        content_type="text/plain",
+        suffix="explicit.txt",
+        one_platform=True,
+    ),
+    "pixi.lock": Form(
+        render=lambda lock, asked, platform: rendering.pixi_lock(
+            lock, indexes=tuple(settings.PYPI_INDEX_URLS)
+        ),
+        content_type="application/yaml",
+        suffix="pixi.lock",
+        one_platform=False,
+    ),
+}
+FILES = (*FORMS, LOG)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockFile:
+    """A file of a build that is not rendered yet: `text` does that."""
+
+    build: Build
+    name: str
+    platform: str
+
+    @property
+    def form(self) -> Form:
+        return FORMS[self.name]
+
+    @property
+    def file_name(self) -> str:
+        """`research-ml-12-conda-lock.yml`: micromamba knows a lock by the end `-lock.yml`."""
+        environment = self.build.environment
+        stem = f"{environment.namespace.name}-{environment.name}-{self.build.number}"
+        if self.form.one_platform:
+            stem += f"-{self.platform}"
+        return f"{stem}-{self.form.suffix}"
+
+    @property
+    def etag(self) -> str:
+        """Of what the file is made from: known without making it."""
+        assert self.build.lock is not None
+        made_from = (
+            self.build.lock.digest,
+            self.build.specification.digest,
+            self.name,
+            self.platform if self.form.one_platform else "",
+            str(RENDERER),
+            *settings.PYPI_INDEX_URLS,
+        )
+        return f'"{hashlib.sha256(" ".join(made_from).encode()).hexdigest()[:32]}"'
+
+    def text(self) -> str:
+        assert self.build.lock is not None
+        lock, asked = self.build.lock.value(), self.build.specification.value()
+        return self.form.render(lock, asked, self.platform)
+
+
+def lock_file(*, actor: Actor, build: Build, name: str, platform: str = "") -> LockFile:
+    """One of FORMS. Without a platform: that of the build's folder."""
+    require(actor, Perm.DOWNLOAD, build)
+    if name not in FORMS:
+        raise NotFoundError(
+            f"There is no file {name!r} of a build.", hint=f"There are: {', '.join(FILES)}."
+        )
+    if build.lock is None:
+        raise NotFoundError(
+            f"{build} has no lock: it is {build.state}.",
+            hint="" if build.finished else "Wait until it is solved.",
+        )
+    known = list(build.lock.platforms)
+    chosen = platform or next(
+        (one for one in (build.platform, own_platform(), *known) if one in known), ""
+    )
+    if chosen not in known:
+        raise NotFoundError(
+            f"{build} has no lock for {platform}.",
+            where="platform",
+            hint=f"It has: {', '.join(known)}.",
+        )
+    return LockFile(build=build, name=name, platform=chosen)
+
+
+def readable_log(*, actor: Actor, build: Build) -> Build:
+    """The build, for one who may read its log."""
+    require(actor, Perm.DOWNLOAD, build)
+    return build

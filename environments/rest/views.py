@@ -1,0 +1,172 @@
+"""Downloads of a build, sign-in of the command line, and who am I?"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import AsyncIterator
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from django.contrib.auth import authenticate
+from django.http import (
+    HttpRequest,
+    HttpResponse,
+    HttpResponseBase,
+    HttpResponseNotModified,
+    JsonResponse,
+    StreamingHttpResponse,
+)
+from django.utils.cache import patch_vary_headers
+from django.utils.http import content_disposition_header, parse_etags
+from django.views.decorators.csrf import csrf_exempt
+from django.views.decorators.debug import sensitive_variables
+from django.views.decorators.http import require_POST, require_safe
+
+from accounts.access import Actor
+from accounts.authentication import client_address
+from environments.domain.errors import InvalidInputError, NotSignedInError
+from environments.models import Build
+from environments.operations import downloads, tokens
+from environments.operations.environments import find_build, find_environment
+
+#: Lines of a log that are read at once.
+LINES = 20_000
+
+
+def actor_of(request: HttpRequest) -> Actor:
+    actor: Actor = request.actor  # type: ignore[attr-defined]
+    return actor
+
+
+def _build(request: HttpRequest, namespace: str, environment: str, reference: str) -> Build:
+    actor = actor_of(request)
+    return find_build(actor, find_environment(actor, namespace, environment), reference)
+
+
+@require_safe
+def download(
+    request: HttpRequest, namespace: str, environment: str, reference: str, name: str
+) -> HttpResponseBase:
+    """A lock as a file. It is rendered only for those who do not have it yet."""
+    build = _build(request, namespace, environment, reference)
+    file = downloads.lock_file(
+        actor=actor_of(request), build=build, name=name, platform=request.GET.get("platform", "")
+    )
+    known = parse_etags(request.headers.get("If-None-Match", ""))
+    if "*" in known or file.etag in {tag.removeprefix("W/") for tag in known}:
+        return _kept(HttpResponseNotModified(), file.etag)
+    kind = f"{file.form.content_type}; charset=utf-8"
+    response = HttpResponse(file.text(), content_type=kind)
+    response["Content-Disposition"] = content_disposition_header(True, file.file_name) or ""
+    return _kept(response, file.etag)
+
+
+def _kept(response: HttpResponse, etag: str) -> HttpResponse:
+    """It may be kept, but is asked for again each time: rights and `current` change."""
+    response["ETag"] = etag
+    response["Cache-Control"] = "private, no-cache"
+    patch_vary_headers(response, ("Authorization", "Cookie"))
+    return response
+
+
+@require_safe
+async def log(
+    request: HttpRequest, namespace: str, environment: str, reference: str
+) -> HttpResponseBase:
+    """The log so far, as text."""
+
+    def find() -> Build:
+        build = _build(request, namespace, environment, reference)
+        return downloads.readable_log(actor=actor_of(request), build=build)
+
+    build = await sync_to_async(find)()
+    content = _lines(build) if request.method == "GET" else _nothing()
+    response = StreamingHttpResponse(content, content_type="text/plain; charset=utf-8")
+    response["Cache-Control"] = "private, no-store"
+    patch_vary_headers(response, ("Authorization", "Cookie"))
+    return response
+
+
+async def _lines(build: Build) -> AsyncIterator[bytes]:
+    start = 0
+    while True:
+        lines = await sync_to_async(build.log_from)(start, limit=LINES)
+        if lines:
+            yield ("\n".join(lines) + "\n").encode()
+        if len(lines) < LINES:
+            return
+        start += len(lines)
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    for nothing in ():
+        yield nothing
+
+
+@csrf_exempt  # takes a password, never a cookie: there is nothing to forge
+@require_POST
+@sensitive_variables("body", "password")
+def sign_in(request: HttpRequest) -> JsonResponse:
+    """A token for a password: {username, password, name?} -> {token, expires_at, name}."""
+    body = _body(request)
+    username, password = (_text(body, key) for key in ("username", "password"))
+    user = authenticate(request, username=username, password=password)
+    if user is None:
+        raise NotSignedInError(
+            "The user name or the password is wrong.", hint="Check both, and try again."
+        )
+    made = tokens.create_token(
+        actor=Actor(user, address=client_address(request.META)),  # type: ignore[arg-type]
+        name=_text(body, "name", f"sign-in-{secrets.token_hex(4)}"),
+    )
+    return JsonResponse(
+        {
+            "token": made.secret,
+            "name": made.token.name,
+            "expires_at": made.token.expires_at.isoformat(),
+        },
+        status=201,
+    )
+
+
+def _body(request: HttpRequest) -> dict[str, Any]:
+    try:
+        body = json.loads(request.body)
+    except (ValueError, RecursionError):
+        body = None
+    if not isinstance(body, dict):
+        raise InvalidInputError(
+            "The request's body must be a JSON object.",
+            hint='Send {"username": "...", "password": "..."}.',
+        )
+    return body
+
+
+def _text(body: dict[str, Any], key: str, default: str | None = None) -> str:
+    value = body.get(key) or default
+    if not isinstance(value, str) or "\0" in value or len(value) > 4096:
+        raise InvalidInputError(f"{key} must be given, as text.", where=key)
+    return value
+
+
+@require_safe
+def whoami(request: HttpRequest) -> JsonResponse:
+    actor = actor_of(request)
+    token = actor.token
+    return JsonResponse(
+        {
+            "signed_in": actor.signed_in,
+            "username": actor.name if actor.signed_in else None,
+            "is_superuser": actor.is_superuser,
+            "token": token
+            and {
+                "name": token.name,
+                "role": token.role or None,
+                "namespaces": token.namespaces,
+                "expires_at": token.expires_at.isoformat(),
+            },
+        }
+    )
+
+
