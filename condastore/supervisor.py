@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import django
-import httpx
 import psutil
 from django.conf import settings
 
@@ -78,7 +77,7 @@ def up(
         )
         Supervisor(
             programs,
-            address=local_url(listener),
+            listener=listener,
             announcement=announcement,
             state=state,
         ).run()
@@ -89,7 +88,8 @@ def up(
 
 def prepare_folder(data: Path) -> None:
     try:
-        (data / "run").mkdir(parents=True, exist_ok=True)
+        for folder in (data / "run", Path(settings.STATIC_ROOT)):
+            folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CommandError(
             f"The data folder cannot be made: {error.strerror}.",
@@ -430,19 +430,84 @@ class Announcement:
             webbrowser.open(self.url)
 
 
+class Probe:
+    """Asks the web server whether the system is ready, one question at a time, without waiting.
+
+    The socket listens before the web server runs: the first question waits for it there.
+    """
+
+    def __init__(self, listener: socket.socket, selector: selectors.BaseSelector) -> None:
+        self._listener, self._selector = listener, selector
+        self._socket: socket.socket | None = None
+        self._answer = b""
+        self.problem = "the web server does not answer"
+
+    @property
+    def running(self) -> bool:
+        return self._socket is not None
+
+    def ask(self) -> None:
+        hosts = [name for name in settings.ALLOWED_HOSTS if not name.startswith(("*", "."))]
+        host, port = self._listener.getsockname()[:2]
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - replaced
+        request = f"GET /readyz HTTP/1.1\r\nHost: {[*hosts, host][0]}\r\nConnection: close\r\n\r\n"
+        try:
+            self._socket = socket.create_connection((host, port), timeout=1)
+            self._socket.sendall(request.encode())
+        except OSError as error:
+            self.problem = f"the web server cannot be reached: {error}"
+            self.close()
+            return
+        self._socket.setblocking(False)
+        self._answer = b""
+        self._selector.register(self._socket, selectors.EVENT_READ, self)
+
+    def read(self) -> bool:
+        """Take what has come; True when it says that the system is ready."""
+        if self._socket is None:
+            return False
+        try:
+            chunk = self._socket.recv(65536)
+        except BlockingIOError:
+            return False
+        except OSError:
+            chunk = b""  # the web server died: the next question goes to the next one
+        self._answer += chunk
+        if chunk:
+            return False
+        self._selector.unregister(self._socket)
+        self.close()
+        head, _, body = self._answer.partition(b"\r\n\r\n")
+        if not head:
+            return False
+        self.problem = body.decode(errors="replace")[:1000] or head.decode(errors="replace")
+        return head.split(b" ", 2)[1:2] == [b"200"]
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
 class Supervisor:
     """Keeps the children running until a signal comes, then stops them in order."""
 
     def __init__(
-        self, programs: Sequence[Program], *, address: str, announcement: Announcement, state: Path
+        self,
+        programs: Sequence[Program],
+        *,
+        listener: socket.socket,
+        announcement: Announcement,
+        state: Path,
     ) -> None:
-        self._address = address
+        self._ready = False
         self._announcement, self._state = announcement, state
         self._selector = selectors.DefaultSelector()
         self._stopping = 0
         self._children = [Child(program, said=self._sayer(program.name)) for program in programs]
         self._width = max(len(program.name) for program in programs)
         self._partial: dict[str, bytes] = {}
+        self._probe = Probe(listener, self._selector)
 
     def run(self) -> None:
         with self._signals():
@@ -456,21 +521,21 @@ class Supervisor:
     # --- running -------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        started, ready, reported = time.monotonic(), False, False
+        reported = False
+        started = asked = time.monotonic()
         while not self._stopping:
             self._listen(TICK)
             self._reap()
             self._start_due()
-            if ready:
+            if self._ready:
                 continue
-            problem = self._not_ready()
-            if not problem:
-                ready = True
-                self._write_state()
-                self._announcement.make()
-            elif not reported and time.monotonic() - started > PATIENCE:
+            now = time.monotonic()
+            if not self._probe.running and now - asked > TICK:
+                asked = now
+                self._probe.ask()
+            if not reported and now - started > PATIENCE:
                 reported = True
-                self._say("up", f"not ready after {PATIENCE:g} s: {problem}")
+                self._say("up", f"not ready after {PATIENCE:g} s: {self._probe.problem}")
 
     def _start_due(self) -> None:
         now = time.monotonic()
@@ -488,20 +553,6 @@ class Supervisor:
             if child.process is not None and child.process.poll() is not None:
                 self._drain(child)
                 child.reap()
-
-    def _not_ready(self) -> str:
-        """Why the system is not ready; "" if it is."""
-        hosts = [name for name in settings.ALLOWED_HOSTS if not name.startswith(("*", "."))]
-        try:
-            response = httpx.get(
-                f"{self._address}/readyz",
-                timeout=1.0,
-                headers={"Host": hosts[0]} if hosts else {},
-                trust_env=False,
-            )
-        except httpx.TransportError as error:
-            return str(error) or type(error).__name__
-        return "" if response.status_code == 200 else response.text[:500]
 
     def _write_state(self) -> None:
         document = {
@@ -558,6 +609,7 @@ class Supervisor:
             signal.set_wakeup_fd(-1)
             for number, handler in before.items():
                 signal.signal(number, handler)
+            self._probe.close()
             self._selector.close()
             wake.close()
             woken.close()
@@ -565,11 +617,15 @@ class Supervisor:
     def _listen(self, seconds: float) -> None:
         """Wait for output or a signal, and pass the output on."""
         for key, _ in self._selector.select(seconds):
-            if key.data is None:
+            if isinstance(key.data, Child):
+                self._read(key.data)
+            elif isinstance(key.data, Probe):
+                if self._probe.read() and not self._ready:
+                    self._ready = True
+                    self._announcement.make()
+            else:
                 with contextlib.suppress(BlockingIOError):
                     key.fileobj.recv(4096)  # type: ignore[union-attr]
-            else:
-                self._read(key.data)
 
     def _read(self, child: Child) -> bool:
         """Pass on what `child` has said; False at the end of it."""

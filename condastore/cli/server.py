@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from types import ModuleType
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -28,11 +29,12 @@ def add_to(root: typer.Typer) -> None:
     )(manage)
 
 
-def _server_part(name: str) -> ModuleType:
-    """A module that needs the server's dependencies."""
+@contextmanager
+def _server_parts() -> Iterator[None]:
+    """Around what needs the server's dependencies and settings: says what is missing or wrong."""
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "condastore.settings")
     try:
-        return importlib.import_module(name)
+        yield
     except ModuleNotFoundError as error:
         if error.name and error.name.partition(".")[0] in {
             "condastore",
@@ -47,6 +49,7 @@ def _server_part(name: str) -> ModuleType:
             hint=INSTALL,
         ) from error
     except Exception as error:
+        # Django's, by its name: Django itself may not be there to import it from.
         if type(error).__name__ != "ImproperlyConfigured":
             raise
         raise CommandError(
@@ -71,8 +74,10 @@ def up(
     as_json: AsJson = False,
 ) -> None:
     """Run everything on this machine: database, queue, workers, scheduler and web server."""
-    supervisor = _server_part("condastore.supervisor")
-    supervisor.up(host=host, port=port, workers=workers, open_browser=open_browser, as_json=as_json)
+    with _server_parts():
+        importlib.import_module("condastore.supervisor").up(
+            host=host, port=port, workers=workers, open_browser=open_browser, as_json=as_json
+        )
 
 
 def worker(
@@ -88,19 +93,21 @@ def worker(
 ) -> None:
     """Run a worker: solves and builds what is queued."""
     names = [name.strip() for name in queues.split(",") if name.strip()]
-    _server_part("condastore.worker").run(queues=names, threads=threads)
+    with _server_parts():
+        importlib.import_module("condastore.worker").run(queues=names, threads=threads)
 
 
 def scheduler() -> None:
     """Run the scheduler: finds lost builds and tidies up. Of several, one acts."""
-    _server_part("condastore.scheduler").run()
+    with _server_parts():
+        importlib.import_module("condastore.scheduler").run()
 
 
 def manage(
     arguments: Annotated[list[str] | None, typer.Argument(metavar="COMMAND...")] = None,
 ) -> None:
     """Run one of Django's management commands."""
-    management = _server_part("django.core.management")
-    _server_part("condastore.settings")
-    management.execute_from_command_line(["condastore manage", *(arguments or ["help"])])
+    with _server_parts():
+        management = importlib.import_module("django.core.management")
+        management.execute_from_command_line(["condastore manage", *(arguments or ["help"])])
     sys.stdout.flush()

@@ -48,7 +48,9 @@ class Person:
     @property
     def environ(self) -> dict[str, str]:
         kept = {
-            name: value for name, value in os.environ.items() if not name.startswith("CONDASTORE_")
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("CONDASTORE_") and name != "DJANGO_SETTINGS_MODULE"
         }
         kept |= {
             "HOME": str(self.home),
