@@ -3,25 +3,33 @@
 ::
 
     with System(folder, channel=server.url) as system:
+        system.create("research/ml")
         build = system.build("research/ml", "dependencies: [python]")
         system.run("run", "research/ml", "--", "python", "-V")
+
+Beside its own processes it may have more workers and web servers on the same data
+(`add_worker`, `add_web`), which a test may kill, stop and continue one by one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
 import psutil
+
+from tests.services.processes import free_ports
 
 PROJECT = Path(__file__).resolve().parent.parent
 CONDASTORE = (sys.executable, "-m", "condastore.cli.main")
@@ -49,6 +57,18 @@ query($id: ID!) {
   }
 }
 """
+#: The variables of a mutation, by name.
+VARIABLES = {
+    "id": "ID!",
+    "environmentId": "ID!",
+    "to": "ID",
+    "pin": "Boolean!",
+    "tag": "String!",
+    "name": "String!",
+    "namespace": "String!",
+    "description": "String!",
+    "public": "Boolean!",
+}
 
 
 class GraphQLFailedError(AssertionError):
@@ -66,9 +86,13 @@ class System:
         pypi: str = "",
         workers: int = 1,
         environ: Mapping[str, str] | None = None,
+        within: Sequence[str] = (),
     ) -> None:
-        """`channel`: URL of the only channel; `pypi`: URL of a simple index."""
-        self.data, self.workers = data, workers
+        """`channel`: URL of the only channel; `pypi`: URL of a simple index.
+
+        `within`: a command that becomes `up`, such as `unshare --mount`.
+        """
+        self.data, self.workers, self.within = data, workers, within
         self.environ = {
             key: value for key, value in os.environ.items() if not key.startswith("CONDASTORE_")
         } | {
@@ -89,22 +113,22 @@ class System:
         self.token = ""
         self._up: subprocess.Popen[str] | None = None
         self._client: httpx.Client | None = None
+        self._added: list[subprocess.Popen[bytes]] = []
 
     # --- life ----------------------------------------------------------------------------------
 
     def start(self) -> Self:
         command = [*CONDASTORE, "up", "--json", "--port", "0", "--workers", str(self.workers)]
-        log = (self.data.parent / f"{self.data.name}.up.log").open("ab")
-        self._up = subprocess.Popen(
-            command,
-            env=self.environ,
-            cwd=PROJECT,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            start_new_session=True,
-        )
-        log.close()
+        with self._log("up").open("ab") as log:
+            self._up = subprocess.Popen(
+                [*self.within, *command],
+                env=self.environ,
+                cwd=PROJECT,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+            )
         assert self._up.stdout is not None
         for line in self._up.stdout:
             if line.startswith("{"):
@@ -120,6 +144,17 @@ class System:
     def stop(self) -> None:
         if self._client is not None:
             self._client.close()
+        for process in self._added:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGCONT)
+                process.terminate()
+        for process in self._added:
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._added.clear()
         if self._up is not None and self._up.poll() is None:
             self._up.terminate()
             try:
@@ -157,14 +192,94 @@ class System:
                 continue
         return found
 
+    def add_worker(self, *options: str) -> subprocess.Popen[bytes]:
+        """One more worker, that nobody starts again when it dies."""
+        return self._add("worker", [*CONDASTORE, "worker", *options])
+
+    def add_web(self) -> str:
+        """One more web server, as it runs in production; its URL."""
+        (port,) = free_ports()
+        command = [sys.executable, "-m", "uvicorn", "condastore.asgi:application"]
+        self._add("web", [*command, "--port", str(port), "--log-level", "warning"])
+        url = f"http://127.0.0.1:{port}"
+
+        def ready() -> bool:
+            with contextlib.suppress(httpx.TransportError):
+                return httpx.get(f"{url}/readyz").status_code == httpx.codes.OK
+            return False
+
+        until(ready, say=self.log)
+        return url
+
+    def _add(self, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        environ = self.environ | {"DJANGO_SETTINGS_MODULE": "condastore.settings"}
+        with self._log(name).open("ab") as log:
+            process = subprocess.Popen(
+                command,
+                env=environ,
+                cwd=PROJECT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._added.append(process)
+        return process
+
+    def manage(self, code: str) -> str:
+        """Run Python in a process that has this system's settings; what it printed."""
+        answer = subprocess.run(
+            [sys.executable, "-c", f"import django; django.setup()\n{code}"],
+            env=self.environ | {"DJANGO_SETTINGS_MODULE": "condastore.settings"},
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert answer.returncode == 0, answer.stderr
+        return answer.stdout
+
+    def everything(self) -> list[psutil.Process]:
+        """Every process on this machine that has to do with the data folder."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                ours = process.environ().get("CONDASTORE_DATA") == str(self.data)
+                if ours or any(str(self.data) in part for part in process.cmdline()):
+                    found.append(process)
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+        return [process for process in found if process.pid != os.getpid()]
+
     def kill_worker(self, index: int = 0) -> None:
         """SIGKILL, to the worker process alone."""
         self.processes("worker")[index].send_signal(signal.SIGKILL)
 
     def log(self) -> str:
-        """What `up` and its children wrote."""
-        paths = [self.data.parent / f"{self.data.name}.up.log", *self.data.glob("logs/*.log")]
+        """What `up`, its children and the processes that were added wrote."""
+        paths = sorted(self.data.parent.glob(f"{self.data.name}.*.log"))
         return "\n".join(path.read_text(errors="replace") for path in paths if path.exists())
+
+    def _log(self, name: str) -> Path:
+        return self.data.parent / f"{self.data.name}.{name}.log"
+
+    # --- what lies on the disk -----------------------------------------------------------------
+
+    def folder(self, reference: str) -> Path:
+        """The link that people use."""
+        return self.data / "envs" / reference
+
+    def prefixes(self) -> set[str]:
+        """Every folder below `prefixes/`, hidden ones too: `namespace/folder`."""
+        root = self.data / "prefixes"
+        return {path.relative_to(root).as_posix() for path in root.glob("*/*")}
+
+    @contextlib.contextmanager
+    def rows(self) -> Iterator[sqlite3.Connection]:
+        """The database, to look at without disturbing it; of a system on SQLite."""
+        path = f"file:{self.data}/db.sqlite3?mode=ro"
+        with contextlib.closing(sqlite3.connect(path, uri=True, isolation_level=None)) as rows:
+            yield rows
 
     # --- doors ---------------------------------------------------------------------------------
 
@@ -220,19 +335,59 @@ class System:
         assert answer["__typename"] == "SubmittedBuild", answer
         return str(answer["build"]["id"])
 
+    def change(self, mutation: str, **variables: Any) -> dict[str, Any]:
+        """Do a mutation, which must not be refused."""
+        declared = ", ".join(f"${name}: {VARIABLES[name]}" for name in variables)
+        passed = ", ".join(f"{name}: ${name}" for name in variables)
+        query = f"""mutation({declared}) {{
+          {mutation}({passed}) {{
+            __typename ... on OperationError {{ code message where hint }} }} }}"""
+        answer: dict[str, Any] = self.graphql(query, **variables)[mutation]
+        assert answer["__typename"] != "OperationError", answer
+        return answer
+
+    def create(self, reference: str) -> str:
+        """Make an environment, and its namespace where it is missing; the environment's id."""
+        namespace, _, name = reference.partition("/")
+        known = "query($namespace: String!) { namespace(name: $namespace) { id } }"
+        if self.graphql(known, namespace=namespace)["namespace"] is None:
+            self.change("createNamespace", name=namespace, description="", public=False)
+        self.change("createEnvironment", namespace=namespace, name=name, description="")
+        return str(self.environment(reference)["id"])
+
+    def environment(self, reference: str) -> dict[str, Any]:
+        namespace, _, name = reference.partition("/")
+        query = """query($namespace: String!, $name: String!) {
+          environment(namespace: $namespace, name: $name) {
+            id pinned current { id number ref prefixPath }
+            builds(first: 100) { edges { node { id number state isCurrent prefixPath } } } } }"""
+        found: dict[str, Any] = self.graphql(query, namespace=namespace, name=name)["environment"]
+        return found
+
     def show(self, build: str) -> dict[str, Any]:
         found: dict[str, Any] = self.graphql(BUILD, id=build)["build"]
         return found
 
     def wait(
-        self, build: str, states: Iterable[str] = FINISHED, *, seconds: float = 90
+        self,
+        build: str,
+        states: Iterable[str] = FINISHED,
+        *,
+        seconds: float = 90,
+        through_outage: bool = False,
     ) -> dict[str, Any]:
-        """The build, once it is in one of `states`."""
-        wanted, shown = set(states), self.show(build)
+        """The build, once it is in one of `states`; `through_outage`: whatever the web answers."""
+        wanted = set(states)
+        shown: dict[str, Any] = {}
 
         def there() -> bool:
             nonlocal shown
-            shown = self.show(build)
+            try:
+                shown = self.show(build)
+            except (GraphQLFailedError, httpx.TransportError):
+                if not through_outage:
+                    raise
+                return False
             return shown["state"] in wanted
 
         until(there, seconds, lambda: f"{shown}\n{self.log()[-4000:]}")

@@ -1,0 +1,100 @@
+"""A channel cuts, lies, stammers or hangs: what arrives is right, or the build says why not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.channels.server import ChannelServer, Fault
+from tests.faults.conftest import Start
+from tests.faults.watching import Watch, settle
+from tests.system import System
+
+ENVIRONMENT = "faulty/channel"
+
+
+@pytest.fixture(scope="module")
+def system(start: Start) -> Iterator[System]:
+    with start(DOWNLOAD_TIMEOUT="1", BUILD_ATTEMPTS="2") as running, Watch(running.data):
+        running.create(ENVIRONMENT)
+        yield running
+
+
+@pytest.fixture
+def faulty(channel: ChannelServer) -> Iterator[ChannelServer]:
+    channel.faults.clear()
+    channel.requests.clear()
+    yield channel
+    channel.faults.clear()
+
+
+def _download(system: System, name: str) -> Path:
+    [found] = (system.data / "cache" / "packages").glob(f"*/{name}-*/info/index.json")
+    return found.parent.parent
+
+
+def test_a_download_that_was_cut_is_continued_where_it_ended(
+    system: System, faulty: ChannelServer
+) -> None:
+    faulty.faults.add(Fault("linux-64/large-data-*", cut_after=500_000, times=2))
+    done = system.build(ENVIRONMENT, "dependencies: [large-data]")
+    assert done["attempt"] == 1
+    ranges = [request.range for request in faulty.requests.matching("linux-64/large-data-*")]
+    assert ranges == ["", "bytes=500000-", "bytes=1000000-"]
+    blob = system.folder(ENVIRONMENT) / "share/large-data/blob.bin"
+    assert blob.stat().st_size == 2 * 1024 * 1024
+
+
+def test_wrong_bytes_are_fetched_once_more(system: System, faulty: ChannelServer) -> None:
+    faulty.faults.add(Fault("noarch/licence-gpl-*", wrong_bytes=True, times=1))
+    done = system.build(ENVIRONMENT, "dependencies: [licence-gpl]")
+    assert done["attempt"] == 1
+    assert faulty.requests.count("noarch/licence-gpl-*") == 2
+
+
+def test_bytes_that_stay_wrong_never_get_in(system: System, faulty: ChannelServer) -> None:
+    faulty.faults.add(Fault("noarch/licence-bsd-*", wrong_bytes=True))
+    done = system.wait(system.submit(ENVIRONMENT, "dependencies: [licence-bsd]"))
+    assert (done["state"], done["attempt"]) == ("FAILED", 2)
+    assert done["failure"]["code"] == "download-failed"
+    assert "licence-bsd-1.0-h0_0.conda is not what the lock says" in done["failure"]["message"]
+    assert not list((system.data / "cache" / "packages").glob("*/licence-bsd-*"))
+    faulty.faults.clear()
+    system.build(ENVIRONMENT, "dependencies: [licence-bsd]")
+
+
+@pytest.mark.parametrize("pattern", ["noarch/licence-dual-*", "noarch/repodata*", "linux-64/repo*"])
+def test_a_server_that_is_busy_for_a_moment_is_asked_again(
+    system: System, faulty: ChannelServer, pattern: str
+) -> None:
+    faulty.faults.add(Fault(pattern, status=503, times=2))
+    system.build(ENVIRONMENT, "dependencies: [licence-dual]", force=True)
+    assert faulty.requests.count(pattern, status=503) == 2
+
+
+def test_a_server_that_hangs_is_given_up_and_asked_again(
+    system: System, faulty: ChannelServer
+) -> None:
+    faulty.faults.add(Fault("noarch/licence-missing-*", hang=60, times=1))
+    faulty.faults.add(Fault("noarch/licence-missing-*", hang=60, hang_after=100, times=1))
+    done = system.build(ENVIRONMENT, "dependencies: [licence-missing]")
+    assert done["attempt"] == 1
+    assert faulty.requests.count("noarch/licence-missing-*") >= 2
+
+
+def test_a_channel_that_is_down_fails_the_build_in_the_end_and_says_so(
+    system: System, faulty: ChannelServer
+) -> None:
+    faulty.faults.add(Fault("*/repodata*", status=500))
+    done = system.wait(system.submit(ENVIRONMENT, "dependencies: [licence-mit]", force=True))
+    assert (done["state"], done["attempt"]) == ("FAILED", 2)
+    assert done["failure"]["code"] == "channel-unavailable"
+    assert faulty.url.rstrip("/") in done["failure"]["message"]
+
+
+def test_nothing_is_left_of_all_this(system: System) -> None:
+    settle(system, [ENVIRONMENT])
+    downloads = system.data / "cache" / "packages" / "downloads"
+    assert not list(downloads.glob("*.part"))

@@ -1,0 +1,145 @@
+"""The disk is full while packages are fetched and linked: the build waits until there is room.
+
+The whole data folder, database and queue included, lies on a small file system that only `up`
+and its children see: it is mounted in a namespace of theirs and ends with them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.channels.server import ChannelServer, Fault
+from tests.faults.conftest import QUICK
+from tests.faults.watching import missing
+from tests.services import ComponentMissing
+from tests.system import System, until
+
+SIZE = 48 * 1024 * 1024  # bytes
+
+
+class SmallSystem(System):
+    """A system whose data folder is a file system of `SIZE`."""
+
+    @property
+    def inside(self) -> Path:
+        """The data folder as its processes see it."""
+        return Path(f"/proc/{self.supervisor.pid}/root{self.data}")
+
+    def fill(self, *, leave: int = 0) -> None:
+        """Take all the room but `leave` bytes."""
+        with (self.inside / "filler").open("ab", buffering=0) as filler:
+            with contextlib.suppress(OSError):
+                while True:
+                    filler.write(bytes(64 * 1024))
+            with contextlib.suppress(OSError):
+                while True:
+                    filler.write(bytes(512))
+            filler.truncate(max(0, filler.tell() - leave))
+
+    def free(self) -> None:
+        (self.inside / "filler").unlink()
+
+
+@pytest.fixture(scope="module")
+def system(
+    channel: ChannelServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[SmallSystem]:
+    data = tmp_path_factory.mktemp("full") / "data"
+    data.mkdir()
+    with SmallSystem(
+        data,
+        channel=channel.url,
+        environ=QUICK | {"CONDASTORE_BUILD_ATTEMPTS": "60"},
+        within=_on_a_small_disk(data),
+    ) as running:
+        running.create("full/disk")
+        # What it needs of the cache beside the packages is there before the disk is full.
+        running.build("full/disk", "dependencies: [licence-mit]")
+        yield running
+
+
+def _on_a_small_disk(data: Path) -> list[str]:
+    if shutil.which("unshare") is None:
+        raise ComponentMissing("unshare", "apt-get install util-linux")
+    mount = f'mount -t tmpfs -o size={SIZE} tmpfs "{data}" && exec "$@"'
+    within = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
+    probe = subprocess.run(
+        [*within, "sh", "-c", mount, "sh", "true"], capture_output=True, text=True, check=False
+    )
+    if probe.returncode:
+        raise ComponentMissing(
+            f"A mount of its own ({probe.stderr.strip()})",
+            "run the tests as root, or sysctl kernel.apparmor_restrict_unprivileged_userns=0",
+        )
+    return [*within, "sh", "-c", mount, "sh"]
+
+
+def _events(system: System, build: str) -> list[str]:
+    with contextlib.suppress(Exception):  # a full disk may take the web along for a moment
+        return [event["state"] for event in system.show(build)["events"]]
+    return []
+
+
+@pytest.mark.parametrize(
+    ("stage", "package", "leave"),
+    [
+        ("FETCHING", "large-data", 1_000_000),  # less than the archive
+        ("FETCHING", "python", 6_000_000),  # the archive, and not what is in it
+        ("LINKING", "hello-noarch", 400_000),
+    ],
+)
+def test_a_build_waits_for_room_on_the_disk(
+    system: SmallSystem, channel: ChannelServer, stage: str, package: str, leave: int
+) -> None:
+    before = system.folder("full/disk").name
+    # The disk fills up while the build is under way, not before it begins.
+    channel.faults.add(Fault(f"*/{package}-*", hang=2, times=1))
+    try:
+        build = system.submit("full/disk", f"dependencies: [{package}]", force=True)
+        system.wait(build, ["FETCHING", "LINKING"], through_outage=True)
+        system.fill(leave=leave)
+        until(lambda: _events(system, build).count("QUEUED") > 1, 60, system.log)
+        assert "READY" not in _events(system, build), stage
+        link = system.inside / "envs" / "full" / before
+        current = link.parent / link.readlink()
+        assert missing(current) == []
+        shown = (system.inside / "prefixes").glob("*/[!.]*")
+        assert all(missing(prefix) == [] for prefix in shown)
+    finally:
+        channel.faults.clear()
+        system.free()
+    done = system.wait(build, through_outage=True)
+    assert done["state"] == "READY", done
+    messages = " ".join(event["message"] for event in done["events"])
+    assert "disk" in messages.lower(), messages
+
+
+def test_a_disk_without_any_room_loses_no_build_and_harms_no_database(
+    system: SmallSystem, channel: ChannelServer, tmp_path: Path
+) -> None:
+    channel.faults.add(Fault("*/apptool-*", hang=1, times=1))
+    build = system.submit("full/disk", "dependencies: [apptool]", force=True)
+    try:
+        system.wait(build, ["FETCHING"])
+        system.fill()
+        # Neither the database nor the queue nor a log can grow; the sweep goes on regardless.
+        time.sleep(4)
+    finally:
+        channel.faults.clear()
+        system.free()
+    done = system.wait(build, through_outage=True)
+    assert done["state"] == "READY", done
+    system.build("full/disk", "dependencies: [licence-bsd]")
+    for name in ("db.sqlite3", "db.sqlite3-wal"):
+        shutil.copy(system.inside / name, tmp_path)
+    with contextlib.closing(sqlite3.connect(tmp_path / "db.sqlite3")) as rows:
+        assert rows.execute("PRAGMA integrity_check").fetchall() == [("ok",)]

@@ -1,0 +1,142 @@
+"""Workers die by SIGKILL, in every state and at any moment: no build is lost, none is half made."""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from tests.channels.server import ChannelServer, Fault
+from tests.faults.conftest import Start
+from tests.faults.watching import Watch, kill_in, owner_of, settle, state_of
+from tests.system import FINISHED, System
+
+KILLS = 30
+SEED = 20260101
+WITH_TESTS = "\ncondastore: {tests: {commands: ['sleep 0.2']}}\n"
+
+
+@pytest.fixture(scope="module")
+def system(start: Start) -> Iterator[System]:
+    """No workers but those that a test adds; attempts enough to survive every kill."""
+    with start(workers=0, BUILD_ATTEMPTS="60") as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    "state", ["SOLVING", "FETCHING", "LINKING", "CHECKING", "PUBLISHING", "CANCELLING"]
+)
+def test_a_build_outlives_its_worker_in_every_state(
+    system: System, channel: ChannelServer, state: str
+) -> None:
+    reference = f"killed/in-{state.lower()}"
+    system.create(reference)
+    worker = system.add_worker()
+    # A cache that has the package already has nothing to fetch.
+    text = f"dependencies: [hello-noarch, large-data]{WITH_TESTS}"
+    with system.rows() as rows, Watch(system.data):
+        for _ in range(5):
+            if state in ("FETCHING", "CANCELLING"):
+                package = {"FETCHING": "mathkernel", "CANCELLING": "licence-gpl"}[state]
+                text = f"dependencies: [python, {package}]{WITH_TESTS}"
+                channel.faults.add(Fault(f"*/{package}-*", hang=30, times=1))
+            build = system.submit(reference, text, force=True)
+            if state == "CANCELLING":
+                system.wait(build, ["FETCHING"])
+                system.change("cancelBuild", id=build)
+            killed = kill_in(rows, worker, build, state)
+            if killed:
+                break
+        channel.faults.clear()
+        assert killed, f"never caught in {state}"
+        children = [process for process in system.everything() if process.ppid() == 1]
+        psutil.wait_procs(children, timeout=5)
+        second = system.add_worker()
+        done = system.wait(build, through_outage=False)
+    if state == "CANCELLING":
+        assert done["state"] == "CANCELLED"
+    else:
+        assert (done["state"], done["attempt"]) == ("READY", 2), done
+        assert [event["state"] for event in done["events"]].count("READY") == 1
+    settle(system, [reference])
+    second.terminate()
+    second.wait()
+
+
+def test_thirty_kills_at_random_moments_lose_no_build(system: System) -> None:
+    chance = random.Random(SEED)
+    references = [f"killed/loop-{number}" for number in range(4)]
+    for reference in references:
+        system.create(reference)
+    texts = (
+        f"dependencies: [python, hello-noarch]{WITH_TESTS}",
+        f"dependencies: [python, hello-noarch 1.*, activating]{WITH_TESTS}",
+        "dependencies: [demo-stack 2025.*, large-data]",
+    )
+    wrong = "dependencies: [conflict-left, conflict-right]"
+    workers = [system.add_worker() for _ in range(3)]
+    builds: dict[str, str] = {}  # id: what it must become
+    unfinished: list[str] = []
+    kills = 0
+    end = time.monotonic() + 150
+    with system.rows() as rows, Watch(system.data) as watch:
+        while kills < KILLS:
+            assert time.monotonic() < end, f"only {kills} kills\n{system.log()[-3000:]}"
+            unfinished = [build for build in unfinished if state_of(rows, build) not in FINISHED]
+            while len(unfinished) < 5:
+                fails = chance.random() < 0.1
+                text = wrong if fails else chance.choice(texts)
+                build = system.submit(chance.choice(references), text, force=chance.random() < 0.5)
+                builds[build] = "FAILED" if fails else "READY"
+                unfinished.append(build)
+            kills += _kill_one_that_builds(rows, workers, unfinished, chance)
+            for index, worker in enumerate(workers):
+                if worker.poll() is not None:
+                    workers[index] = system.add_worker()
+        for build, outcome in builds.items():
+            done = system.wait(build, seconds=60)
+            assert done["state"] == outcome, done
+            states = [event["state"] for event in done["events"]]
+            assert sum(state in FINISHED for state in states) == 1, states
+            if outcome == "FAILED":
+                assert done["failure"]["code"] == "unsatisfiable"
+        assert len(watch.seen) > 4
+    settle(system, references)
+    ours = [os.getpid(), *(worker.pid for worker in workers), system.supervisor.pid]
+    orphans = [process for process in system.everything() if process.ppid() not in ours]
+    known = {pid for worker in workers for pid in _tree(worker.pid)}
+    known |= set(_tree(system.supervisor.pid))
+    assert {process.pid for process in orphans} <= known, [p.cmdline() for p in orphans]
+
+
+def _kill_one_that_builds(
+    rows: sqlite3.Connection,
+    workers: list[subprocess.Popen[bytes]],
+    builds: list[str],
+    chance: random.Random,
+) -> bool:
+    """Wait a random moment, then kill a worker that runs a build; False where none does."""
+    time.sleep(chance.random() * 0.3)
+    owners = {owner_of(rows, build) for build in builds}
+    busy = [worker for worker in workers if worker.pid in owners and worker.poll() is None]
+    if not busy:
+        return False
+    time.sleep(chance.random() * 0.1)
+    victim = chance.choice(busy)
+    victim.kill()
+    victim.wait()
+    return True
+
+
+def _tree(pid: int) -> list[int]:
+    try:
+        process = psutil.Process(pid)
+        return [pid, *(child.pid for child in process.children(recursive=True))]
+    except psutil.NoSuchProcess:
+        return []

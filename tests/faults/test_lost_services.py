@@ -1,0 +1,145 @@
+"""The queue, the database or a worker goes away for a while and comes back: no build is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import time
+
+import pytest
+import redis
+
+from tests.channels.server import ChannelServer, Fault
+from tests.faults.conftest import Start
+from tests.faults.watching import Watch, owner_of, settle
+from tests.services import postgres, valkey
+from tests.system import System, until
+
+HELLO = "dependencies: [licence-mit]"
+TESTED = "dependencies: [python]\ncondastore: {tests: {commands: ['sleep 1']}}\n"
+
+
+def test_a_queue_that_is_killed_and_restarted_loses_no_build(
+    start: Start, channel: ChannelServer
+) -> None:
+    with valkey() as queue, start(BROKER_URL=queue.url, WORKER_THREADS="1") as system:
+        system.create("lost/queue")
+        with Watch(system.data):
+            running = system.submit("lost/queue", TESTED)
+            waiting = [system.submit("lost/queue", HELLO) for _ in range(2)]
+            system.wait(running, ["CHECKING"])
+            queue.kill()
+            # The row is the truth: a queue that is away keeps nobody from asking.
+            meanwhile = system.submit("lost/queue", HELLO)
+            assert system.show(meanwhile)["state"] == "QUEUED"
+            assert system.wait(running)["state"] == "READY"
+            queue.start()
+            for build in (*waiting, meanwhile):
+                done = system.wait(build)
+                assert (done["state"], done["attempt"]) == ("READY", 1), done
+        settle(system, ["lost/queue"])
+
+
+def test_builds_are_sent_again_after_the_queue_was_emptied(start: Start) -> None:
+    with valkey() as queue, start(BROKER_URL=queue.url, workers=0) as system:
+        system.create("lost/emptied")
+        builds = [system.submit("lost/emptied", HELLO) for _ in range(3)]
+        client = redis.Redis.from_url(queue.url)
+        assert client.dbsize()
+        client.flushall()
+        system.add_worker()
+        for build in builds:
+            assert system.wait(build)["state"] == "READY"
+        client.close()
+
+
+def test_a_database_that_is_killed_and_restarted_loses_no_build(start: Start) -> None:
+    with postgres() as database, start(DATABASE_URL=database.url) as system:
+        system.create("lost/database")
+        with Watch(system.data):
+            builds = [system.submit("lost/database", TESTED) for _ in range(3)]
+            system.wait(builds[0], ["CHECKING"])
+            database.kill()
+            assert system.http.get("/readyz").status_code == 503
+            database.start()
+            for build in builds:
+                done = system.wait(build, through_outage=True)
+                assert done["state"] == "READY", done
+                states = [event["state"] for event in done["events"]]
+                assert states.count("READY") == 1
+        settle(system, ["lost/database"])
+
+
+def test_a_worker_that_slept_past_its_lease_does_no_harm(start: Start) -> None:
+    with start(workers=0) as system:
+        system.create("lost/sleeper")
+        with system.rows() as rows, Watch(system.data):
+            sleeper = system.add_worker()
+            build = system.submit("lost/sleeper", TESTED)
+            system.wait(build, ["CHECKING"])
+            _stop_without_a_lock(system, sleeper.pid)
+            other = system.add_worker()
+            done = system.wait(build)
+            assert (done["state"], done["attempt"]) == ("READY", 2), done
+            prefix = system.folder("lost/sleeper").resolve()
+            sleeper.send_signal(signal.SIGCONT)
+            # It notices, cleans up what is its own, and takes the next build.
+            other.terminate()
+            other.wait()
+            following = system.submit("lost/sleeper", HELLO)
+            assert system.wait(following)["state"] == "READY"
+            assert sleeper.poll() is None
+            again = system.show(build)
+            assert (again["state"], again["attempt"]) == ("READY", 2)
+            assert [event["state"] for event in again["events"]].count("READY") == 1
+            assert prefix.is_dir()
+            assert owner_of(rows, build) is None
+        settle(system, ["lost/sleeper"])
+
+
+def test_a_build_that_two_workers_are_given_runs_once(start: Start) -> None:
+    with start(workers=2) as system:
+        system.create("lost/twice")
+        with Watch(system.data):
+            builds = [system.submit("lost/twice", TESTED) for _ in range(3)]
+            system.manage(
+                "from environments.tasks import build_environment\n"
+                f"for build in {builds} * 5: build_environment.send(int(build))"
+            )
+            for build in builds:
+                done = system.wait(build)
+                assert (done["state"], done["attempt"]) == ("READY", 1), done
+                states = [event["state"] for event in done["events"]]
+                assert len(states) == len(set(states)), states
+        settle(system, ["lost/twice"])
+
+
+def test_a_scheduler_that_dies_is_followed_by_another(start: Start, channel: ChannelServer) -> None:
+    channel.faults.add(Fault("noarch/licence-agpl-*", status=503))
+    with start(BUILD_ATTEMPTS="60") as system:
+        system.create("lost/scheduler")
+        build = system.submit("lost/scheduler", "dependencies: [licence-agpl]")
+        until(lambda: channel.requests.count("noarch/licence-agpl-*"))
+        [scheduler] = system.processes("scheduler")
+        scheduler.kill()
+        system.kill_worker()
+        channel.faults.clear()
+        assert system.wait(build)["state"] == "READY"
+
+
+def _stop_without_a_lock(system: System, pid: int) -> None:
+    """SIGSTOP at a moment when the worker is not writing: else everybody would wait for it."""
+    for _ in range(50):
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with sqlite3.connect(system.data / "db.sqlite3", timeout=0.3) as rows:
+                rows.execute("BEGIN IMMEDIATE")
+                rows.rollback()
+            rows.close()
+        except sqlite3.OperationalError:
+            os.kill(pid, signal.SIGCONT)
+            time.sleep(0.05)
+        else:
+            return
+    pytest.fail("the worker always writes")

@@ -1,0 +1,80 @@
+"""Who uses an environment while its pointer moves sees the old build or the new, never nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.faults.conftest import Start
+from tests.faults.watching import Watch, settle
+from tests.system import System
+
+SWITCHES = 200
+REFERENCE = "switched/often"
+
+
+def test_readers_see_no_failure_across_two_hundred_switches(start: Start) -> None:
+    with start() as system:
+        system.create(REFERENCE)
+        builds = [
+            system.build(REFERENCE, f"dependencies: [python, hello-noarch {version}]")
+            for version in ("1.1", "2.0")
+        ]
+        link = system.folder(REFERENCE)
+        runs, reads = _Loop(lambda: _run_python(link)), _Loop(lambda: _read(link))
+        with Watch(system.data) as watch, runs, reads:
+            for number in range(SWITCHES):
+                _switch(system, builds[number % 2]["id"])
+        assert len(watch.seen) == 2
+        assert runs.answers == {"1.1", "2.0"}
+        assert reads.answers == {"1", "2"}
+        settle(system, [REFERENCE])
+
+
+def _switch(system: System, build: str) -> None:
+    system.change("setCurrentBuild", id=build, pin=True)
+
+
+def _run_python(link: Path) -> str:
+    code = "import json, hello_noarch; print(hello_noarch.__version__)"
+    answer = subprocess.run(
+        [link / "bin/python", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout.strip()
+
+
+def _read(link: Path) -> str:
+    """Which build the history of the environment tells of."""
+    text = (link / "conda-meta" / "history").read_text()
+    assert "hello-noarch" in text
+    return link.readlink().name.split("-")[0]
+
+
+class _Loop:
+    """Something done again and again in a thread; what it answered, and the first failure."""
+
+    def __init__(self, what: Callable[[], str]) -> None:
+        self.answers: set[str] = set()
+        self.failure: BaseException | None = None
+        self._what = what
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+        if self.failure is not None:
+            raise self.failure
+
+    def _run(self) -> None:
+        try:
+            while not self._end.is_set():
+                self.answers.add(self._what())
+        except (AssertionError, OSError) as error:
+            self.failure = error

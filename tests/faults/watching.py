@@ -1,0 +1,179 @@
+"""What must hold at every moment, and what must hold at the end, whatever dies meanwhile?"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+from tests.system import FINISHED, System, until
+
+
+class Watch:
+    """Reads `envs/` without pause, as users do: whatever is there must be whole.
+
+    A link that was there once stays there. What it leads to has its notes and every file that its
+    packages bring.
+    """
+
+    def __init__(self, data: Path) -> None:
+        self.envs = data / "envs"
+        self.looks = 0
+        self.faults: list[str] = []
+        self.seen: set[str] = set()  # the prefixes that were current at some time
+        self._links: set[Path] = set()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._end.set()
+        self._thread.join()
+        if error is None:
+            assert not self.faults, self.faults[:10]
+            assert self.looks
+
+    def _watch(self) -> None:
+        while not self._end.wait(0.002):
+            self._links |= {path for path in self.envs.glob("*/*") if not path.name.startswith(".")}
+            for link in self._links:
+                self._look(link)
+            self.looks += 1
+
+    def _look(self, link: Path) -> None:
+        try:
+            target = link.readlink()
+            prefix = link.parent / target
+            (prefix / "conda-meta" / "history").read_bytes()
+            if prefix.name not in self.seen:
+                self.faults += [f"{prefix.name}: no {name}" for name in missing(prefix)]
+                self.seen.add(prefix.name)
+        except OSError as error:
+            self.faults.append(f"{link.name}: {error!r}")
+
+
+def missing(prefix: Path) -> list[str]:
+    """What a prefix lacks: files that its packages list, and its own notes."""
+    records = list((prefix / "conda-meta").glob("*.json"))
+    if not records:
+        return ["packages"]
+    names = [f"conda-meta/{name}" for name in ("history", "frozen")]
+    for record in records:
+        names += json.loads(record.read_bytes())["files"]
+    return [name for name in names if not os.path.lexists(prefix / name)]
+
+
+def owner_of(rows: sqlite3.Connection, build: str) -> int | None:
+    """The process that runs a build."""
+    query = "SELECT lease_owner FROM environments_build WHERE id = ?"
+    [(owner,)] = rows.execute(query, (build,)).fetchall()
+    return int(owner.split(":")[1]) if owner else None
+
+
+def state_of(rows: sqlite3.Connection, build: str) -> str:
+    query = "SELECT state FROM environments_build WHERE id = ?"
+    [(state,)] = rows.execute(query, (build,)).fetchall()
+    return str(state)
+
+
+def kill_in(
+    rows: sqlite3.Connection, worker: subprocess.Popen[bytes], build: str, state: str
+) -> bool:
+    """Let the worker run a step at a time, and kill it when its build is in `state`.
+
+    False where the build was faster.
+    """
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        worker.send_signal(signal.SIGSTOP)
+        now = state_of(rows, build)
+        if now == state and owner_of(rows, build) == worker.pid:
+            worker.kill()
+            worker.wait()
+            return True
+        worker.send_signal(signal.SIGCONT)
+        if now in FINISHED:
+            return False
+        # Long states are waited for; the short ones are near when the one before them is seen.
+        time.sleep(0.002)
+    raise AssertionError(f"build {build} stayed in {now}")
+
+
+def settle(system: System, references: Iterable[str]) -> None:
+    """Nothing is left of what died: no folder, no link, no process; pointers and links agree.
+
+    Upkeep takes a folder for an orphan only when it is older than any attempt may be: here the
+    clock of those that are left is turned back.
+    """
+    references = list(references)
+    shown = {reference: system.environment(reference) for reference in references}
+    builds = {
+        reference: [edge["node"] for edge in environment["builds"]["edges"]]
+        for reference, environment in shown.items()
+    }
+    for reference, known in builds.items():
+        assert {build["state"] for build in known} <= FINISHED, known
+        current = shown[reference]["current"]
+        ready = [build for build in known if build["state"] == "READY"]
+        assert [build["id"] for build in known if build["isCurrent"]] == [
+            each["id"] for each in [current] if each
+        ]
+        if not shown[reference]["pinned"]:
+            newest = max(ready, key=lambda build: int(build["number"]), default=None)
+            assert (current or {}).get("id") == (newest or {}).get("id"), reference
+        link = system.folder(reference)
+        assert link.is_symlink() == bool(current), reference
+        if current:
+            assert link.resolve() == Path(current["prefixPath"]).resolve(), reference
+        for build in ready:
+            assert missing(Path(build["prefixPath"])) == [], build
+    namespaces = {reference.split("/")[0] for reference in references}
+    expected = {
+        Path(build["prefixPath"]).relative_to(system.data / "prefixes").as_posix()
+        for known in builds.values()
+        for build in known
+        if build["state"] == "READY"
+    }
+
+    def tidy() -> bool:
+        left = {path for path in system.prefixes() if path.split("/")[0] in namespaces}
+        for path in left - expected:
+            _turn_back(system.data / "prefixes" / path)
+        hidden = sorted((system.data / "envs").glob("*/.*"))
+        for name in hidden:
+            _turn_back(name)
+        return left == expected and not hidden and not list((system.data / "trash").glob("*"))
+
+    until(tidy, 30, lambda: f"left: {system.prefixes() ^ expected}\n{system.log()[-3000:]}")
+
+
+def _turn_back(path: Path, hours: int = 1) -> None:
+    then = time.time() - hours * 3600
+    with contextlib.suppress(FileNotFoundError):
+        os.utime(path, (then, then), follow_symlinks=False)
+
+
+def end_all(system: System) -> list[str]:
+    """Stop the system; the command lines of the processes that it left."""
+    system.stop()
+    _, alive = psutil.wait_procs(system.everything(), timeout=10)
+    return [" ".join(process.cmdline()) for process in alive]
