@@ -18,9 +18,9 @@ from environments.models.previews import PreviewState
 from environments.operations import queueing
 
 logger = structlog.get_logger(__name__)
-#: A message that was sent so long ago, for a build that is still queued, is taken for lost.
+#: A message that was sent so many sweeps ago, for a build that is still queued, is taken for lost.
 #: Behind a long queue it is only sent again: the second delivery of a build does nothing.
-RESEND = timedelta(seconds=30)
+RESEND = 6
 INDEX_AGE = timedelta(hours=1)
 _last: dict[str, float] = {}
 
@@ -51,7 +51,8 @@ def give_up_lost_builds() -> None:
 def send_forgotten_messages() -> None:
     """Rows that are due and that no message covers: the queue lost it, or was down."""
     now = timezone.now()
-    uncovered = Q(message_sent_at=None) | Q(message_sent_at__lt=now - RESEND)
+    lost_since = now - RESEND * settings.SWEEP_INTERVAL
+    uncovered = Q(message_sent_at=None) | Q(message_sent_at__lt=lost_since)
     for build in Build.objects.due(now).filter(uncovered).order_by("pk")[:500]:
         queueing.send_build(build)
     waiting = Q(state=PreviewState.QUEUED, created_at__lt=now - timedelta(seconds=5))
