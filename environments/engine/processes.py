@@ -210,7 +210,7 @@ def _ended_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
 
 def _lines(process: subprocess.Popen[bytes]) -> Iterator[str | None]:
     """The lines that `process` prints, and None at least every `POLL` seconds, until it ends."""
-    assert process.stdout is not None  # noqa: S101  # it was opened as a pipe
+    assert process.stdout is not None  # it was opened as a pipe
     pending = b""
     last_look = time.monotonic()
     with selectors.DefaultSelector() as selector:

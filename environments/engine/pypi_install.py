@@ -20,7 +20,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from installer import install
@@ -257,17 +257,18 @@ def _unpack(wheel: PypiPackage, archive: Path, folder: Path) -> Mapping[str, obj
     entries: list[tuple[str, str, int, bool]] = []
     try:
         with zipfile.ZipFile(named) as members:
-            _refuse_links(name, members)
+            _refuse_traps(name, members)
             source = WheelFile(members)
             source.validate_record(validate_contents=False)
             total = 0
             records: dict[str, RecordEntry] = {}
             for record, stream, executable in source.get_contents():
                 entry = RecordEntry.from_elements(*record)
-                path = _safe(entry.path, name)
+                path = entry.path
                 if path in records:
                     raise LinkError(f"{name} holds {path} twice.")
                 records[path] = entry
+                executable = executable or path.startswith(f"{source.data_dir}/scripts/")
                 digest, size = _store(stream, folder / path, executable=executable)
                 total += size
                 if entry.hash_ is not None and entry.hash_.name == "sha256":
@@ -298,18 +299,14 @@ def _unpack(wheel: PypiPackage, archive: Path, folder: Path) -> Mapping[str, obj
         shutil.rmtree(alone, ignore_errors=True)
 
 
-def _refuse_links(name: str, members: zipfile.ZipFile) -> None:
+def _refuse_traps(name: str, members: zipfile.ZipFile) -> None:
+    """Refuse what would be written elsewhere than below the wheel's folder."""
     for member in members.infolist():
+        path = member.filename
         if stat.S_ISLNK(member.external_attr >> 16):
-            raise LinkError(f"{name}: {member.filename} is a link, which no wheel may hold.")
-
-
-def _safe(path: str, name: str) -> str:
-    """`path`, if it stays inside of the wheel's folder."""
-    parts = PurePosixPath(path).parts
-    if path.startswith("/") or ".." in parts or "\\" in path or "\0" in path or not parts:
-        raise LinkError(f"{name}: the path {path!r} leads out of the environment.")
-    return path
+            raise LinkError(f"{name}: {path} is a link, which no wheel may hold.")
+        if path.startswith("/") or ".." in path.split("/") or "\\" in path or "\0" in path:
+            raise LinkError(f"{name}: the path {path!r} leads out of the environment.")
 
 
 def _store(stream: BinaryIO, place: Path, *, executable: bool) -> tuple[str, int]:

@@ -1,30 +1,65 @@
-"""What the tests of solving share: the small channel, and a solver that works in this process."""
+"""A prefix with a real Python in it, for the tests that run something."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from datetime import timedelta
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from environments.engine.channels import Channels
-from environments.engine.solver import RattlerSolver
+from environments.domain.linking import PythonInfo
+from environments.domain.records import CondaPackage
+from environments.engine.linking import link
+from environments.engine.package_cache import CachedPackage, PackageCache
+from tests.environments.engine.packages import lock_of, packages_of
 
-NO_MEMO = timedelta(0)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Linked:
+    """A prefix that is linked and not published."""
+
+    prefix: Path
+    final: Path
+    packages: Sequence[CachedPackage]
+    python: PythonInfo
+
+
+@pytest.fixture(scope="module")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> PackageCache:
+    return PackageCache(tmp_path_factory.mktemp("store") / "packages")
 
 
 @pytest.fixture
-def channel(small_channel: Path) -> str:
-    """The small channel's URL on the disk."""
-    return small_channel.as_uri()
+def linked(
+    tmp_path: Path, small_channel: Path, shared_cache: PackageCache
+) -> Callable[..., Linked]:
+    """Link packages of the small channel, by name, or others, with python, into a new prefix."""
+    found = packages_of(small_channel)
+    number = 0
 
+    def make(*wanted: str | CondaPackage, variables: dict[str, str] | None = None) -> Linked:
+        nonlocal number
+        number += 1
+        chosen = [found["python"]]
+        chosen += [found[each] if isinstance(each, str) else each for each in wanted]
+        lock = lock_of(*chosen)
+        cached = shared_cache.ensure(lock.conda)
+        prefix = shared_cache.folder.parent / f"{tmp_path.name}-{number}"
+        final = prefix.with_name(f"{prefix.name}-final")
+        report = link(
+            lock,
+            target=prefix,
+            final_prefix=final,
+            cache=shared_cache,
+            packages=cached,
+            requested=[],
+            variables=variables or {},
+            moment=datetime(2026, 5, 1, tzinfo=UTC),
+            note="",
+        )
+        assert report.python is not None
+        return Linked(prefix=prefix, final=final, packages=cached, python=report.python)
 
-@pytest.fixture
-def solver(tmp_path: Path) -> Iterator[RattlerSolver]:
-    cache = tmp_path / "repodata"
-    solver = RattlerSolver(
-        cache=cache, channels=Channels(cache=cache, memo=NO_MEMO), isolated=False
-    )
-    yield solver
-    solver.close()
+    return make
