@@ -31,7 +31,7 @@ from environments.graphql.types import (
 from environments.models import Build, Environment, Preview
 from environments.models.previews import PreviewState
 from environments.operations import builds, environments, namespaces, previews, tokens
-from environments.operations.namespaces import find_namespace
+from environments.operations.namespaces import find_namespace, namespace_to_build_in
 
 #: Between two looks at a preview that is being solved.
 LOOK = 0.1
@@ -58,9 +58,7 @@ class ServiceAccount:
     username: str
 
 
-NamespacePayload = Annotated[
-    NamespaceNode | OperationError, strawberry.union("NamespacePayload")
-]
+NamespacePayload = Annotated[NamespaceNode | OperationError, strawberry.union("NamespacePayload")]
 EnvironmentPayload = Annotated[
     EnvironmentNode | OperationError, strawberry.union("EnvironmentPayload")
 ]
@@ -138,7 +136,7 @@ class Mutation:
         specification: str | None = None,
     ) -> EnvironmentPayload:
         actor = actor_of(info)
-        place = find_namespace(actor, namespace)
+        place = namespace_to_build_in(actor, namespace)
         with transaction.atomic():  # a specification that is refused leaves no environment
             found: Any = environments.create_environment(
                 actor=actor, namespace=place, name=name, description=description
@@ -156,7 +154,7 @@ class Mutation:
         found: Any = environments.copy_environment(
             actor=actor,
             environment=_environment(actor, environment_id),
-            namespace=find_namespace(actor, namespace),
+            namespace=namespace_to_build_in(actor, namespace),
             name=name,
         )
         return found  # type: ignore[no-any-return]
@@ -269,7 +267,7 @@ class Mutation:
             )
             return previews.preview_solve(
                 actor=actor,
-                namespace=find_namespace(actor, namespace),
+                namespace=namespace_to_build_in(actor, namespace),
                 environment=place,
                 specification=specification,
                 force_solve=force_solve,
@@ -382,7 +380,7 @@ class Mutation:
 def _namespace_for(actor: Actor, namespace: str, environment: str) -> Any:
     """The namespace; through the environment for those with whom only that was shared."""
     try:
-        return find_namespace(actor, namespace)
+        return namespace_to_build_in(actor, namespace)
     except NotFoundError:
         found = Environment.objects.visible_to(actor).filter(
             namespace__name=namespace, name=environment

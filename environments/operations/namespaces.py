@@ -23,16 +23,12 @@ def find_namespace(actor: Actor, name: str) -> Namespace:
     return found
 
 
-def personal_namespace(user: User) -> Namespace:
-    """The namespace that is the user's own; made at the first need."""
-    with transaction.atomic():
-        namespace, created = Namespace.objects.get_or_create(
-            name=parse_name(user.username.lower(), what="namespace"),
-            defaults={"personal": True, "created_by": user},
-        )
-        if created:
-            namespace.grant(Role.ADMIN, user)
-    return namespace
+def namespace_to_build_in(actor: Actor, name: str) -> Namespace:
+    """As `find_namespace`; one's own namespace is there as soon as it is needed."""
+    own = actor.signed_in and actor.account.username.lower() == name
+    if own and not Namespace.objects.filter(name=name).exists():
+        return create_namespace(actor=actor, name=name)
+    return find_namespace(actor, name)
 
 
 @transaction.atomic
