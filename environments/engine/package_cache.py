@@ -218,8 +218,9 @@ async def _extract(download: Download, archive: Path, folder: Path) -> None:
         with archive.open("rb") as file:
             hashed = await asyncio.to_thread(hashlib.file_digest, file, download.hasher)
         download.compare(sha256=hashed.hexdigest(), md5=hashed.hexdigest())
+        reason = "".join(letter for letter in str(error) if letter.isprintable())
         raise LinkError(
-            f"The archive {download.name} cannot be extracted: {error}.", where=download.url
+            f"The archive {download.name} cannot be extracted: {reason}.", where=download.url
         ) from error
     download.compare(sha256=sha256.hex(), md5=md5.hex())
 
@@ -327,6 +328,8 @@ def _file(package: CondaPackage, folder: Path, entry: dict[str, Any]) -> Package
         status = location.lstat()
     except OSError as error:
         raise LinkError(f"{package.file_name} lists {path}, which its archive lacks.") from error
+    if entry.get("path_type") == "softlink" and not stat.S_ISLNK(status.st_mode):
+        raise LinkError(f"{package.file_name} lists {path} as a link, which it is not.")
     if stat.S_ISDIR(status.st_mode):
         return PackageFile(path, "folder", 0, "", "", 0, binary=False)
     if stat.S_ISLNK(status.st_mode):

@@ -238,5 +238,5 @@ def _lines(process: subprocess.Popen[bytes]) -> Iterator[str | None]:
 
 
 def _text(line: bytes) -> str:
-    text = line.decode(errors="replace")
+    text = line.decode(errors="replace").replace("\0", "\ufffd")  # databases take no null
     return text if len(text) <= LINE_LENGTH else f"{text[:LINE_LENGTH]} [cut]"

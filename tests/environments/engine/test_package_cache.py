@@ -75,6 +75,7 @@ def test_an_archive_from_before_paths_json_is_extracted_too(
         {"info/paths.json": "[]"},
         {"info/paths.json": '{"paths": [{"path_type": "hardlink"}]}'},
         {"info/paths.json": '{"paths": [{"_path": "not/there"}]}'},
+        {"info/paths.json": '{"paths": [{"_path": "x", "path_type": "softlink"}]}', "x": ""},
         {"info/paths.json": "{"},
         {"info/files": "bin/run\n", "info/has_prefix": '"/old" "text" "bin/run"', "bin/run": "x"},
     ],
