@@ -20,9 +20,9 @@ MAX_LENGTH: dict[NameKind, int] = {"namespace": 40, "environment": 64, "tag": 64
 #: Words that a route or a reading of `NAMESPACE/ENV:BUILD` already has.
 RESERVED: dict[NameKind, frozenset[str]] = {
     "namespace": frozenset(
-        {"accounts", "admin", "api", "assets", "auth", "channel", "channels", "console", "docs"}
+        {"accounts", "api", "assets", "auth", "channel", "channels", "console", "docs"}
         | {"dynamic", "envs", "favicon.ico", "graphql", "healthz", "login", "logout", "media"}
-        | {"metrics", "new", "none", "null", "readyz", "rest", "robots.txt", "root", "static"}
+        | {"metrics", "new", "none", "null", "readyz", "rest", "robots.txt", "static"}
         | {"system", "v1", "v2"}
     ),
     "environment": frozenset({"new", "none", "null"}),

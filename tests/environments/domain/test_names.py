@@ -63,7 +63,7 @@ def test_what_is_no_name_is_refused_with_the_reason(text: str, message: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("text", "what"), [("admin", "namespace"), ("graphql", "namespace"), ("current", "tag")]
+    ("text", "what"), [("api", "namespace"), ("graphql", "namespace"), ("current", "tag")]
 )
 def test_a_word_that_means_something_else_is_reserved(text: str, what: NameKind) -> None:
     with pytest.raises(InvalidInputError, match="reserved"):
