@@ -83,6 +83,20 @@ class _Domain:
     limits: list[_Limit] = field(default_factory=list)
     left: list[rattler.RepoDataRecord] | None = None  # None: not looked at yet
     needed: bool = False
+    accepted: dict[str, bool] = field(default_factory=dict)  # spec -> whether one of `left` fits
+
+    def keep(self, records: list[rattler.RepoDataRecord]) -> None:
+        self.left = records
+        self.accepted.clear()
+
+    def accepts(self, text: str) -> bool:
+        """Whether something is left for a dependency; yes as long as nobody looked."""
+        if self.left is None:
+            return True
+        if text not in self.accepted:
+            spec = _spec(text)
+            self.accepted[text] = any(spec.matches(record) for record in self.left)
+        return self.accepted[text]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -322,7 +336,8 @@ class Explainer:
             left = [record for record in fitting if _barrier(record, domains) is None]
             if not left:
                 return self._walled_in(name, fitting, domains)
-            before, domain.left = domain.left, left
+            before = domain.left
+            domain.keep(left)
             if before is not None and len(before) == len(left):
                 continue
             for limit in self._implied(domain):
@@ -528,10 +543,8 @@ def _barrier(record: rattler.RepoDataRecord, domains: Mapping[str, _Domain]) -> 
     """A dependency of `record` that nothing of what is left elsewhere satisfies."""
     for entry in record.depends:
         domain = domains.get(spec_name(entry))
-        if domain is not None and domain.left is not None:
-            spec = _spec(entry)
-            if not any(spec.matches(other) for other in domain.left):
-                return entry
+        if domain is not None and not domain.accepts(entry):
+            return entry
     return None
 
 

@@ -166,6 +166,7 @@ class PypiResolver:
             run = _Run(
                 resolver=self,
                 requirements=[str(requirement) for requirement in wanted],
+                platform=platform_lock.platform,
                 provided=provided,
                 metadata=self._metadata(
                     [item for item in provided.values() if item.name in with_extras]
@@ -277,6 +278,7 @@ class _Run:
 
     resolver: PypiResolver
     requirements: Sequence[str]
+    platform: str
     provided: Mapping[str, Provided]
     metadata: Mapping[str, bytes]
     target: _Target
@@ -337,6 +339,7 @@ class _Run:
             "HOME": os.fspath(folder),
             "UV_CACHE_DIR": os.fspath((self.resolver._cache / "uv").resolve()),
             "UV_PYTHON_DOWNLOADS": "never",
+            "UV_HTTP_RETRIES": "1",  # whoever asked for the solve tries again, and may be cancelled
         }
         if self.target.macos:
             environment["MACOSX_DEPLOYMENT_TARGET"] = self.target.macos
@@ -434,8 +437,8 @@ class _Run:
         if self._sdist_taken(sdist):
             return sdist
         raise PypiError(
-            f"The index has no wheel of {name} {entry.get('version', '')} with a sha256 that fits "
-            f"{self.target.uv_platform}.",
+            f"On {self.platform}: the index has no wheel of {name} {entry.get('version', '')} with "
+            f"a sha256 that fits {self.target.uv_platform}.",
             where="dependencies.pip",
             hint="Ask for another version, or for the conda package.",
         )
@@ -448,6 +451,7 @@ class _Run:
         text = " ".join(said.replace(folder.as_uri(), "").replace(os.fspath(folder), "").split())
         text = re.sub(r"^.*?(?:cause|error): (?:No solution found[^:]*?cause: )?", "", text)
         text = re.sub(r" @ \S*\.whl", "", text)
+        beginning = f"On {self.platform}, the PyPI part has no answer."
         if re.search(
             r"(?i)could not connect|connection|timed out|status server error|\b50\d\b|"
             r"Failed to fetch|error sending request|dns error",
@@ -459,7 +463,7 @@ class _Run:
         if sdist and not self.resolver._allow_sdists:
             names = ", ".join(sorted(set(sdist)))
             return PypiError(
-                f"{names} has no wheel for Python {self.target.python} on "
+                f"On {self.platform}: {names} has no wheel for Python {self.target.python} and "
                 f"{self.target.uv_platform}, only source, which is not built here.",
                 where="dependencies.pip",
                 hint="Ask for a version with a wheel, or for the conda package.",
@@ -469,7 +473,8 @@ class _Run:
         from_conda = [item for item in self.provided.values() if item.name in named]
         if from_conda:
             return PypiError(
-                f"{text} ({'; '.join(map(str, from_conda))} is already in the environment.)",
+                f"{beginning} {text} (In the environment is already"
+                f" {'; '.join(map(str, from_conda))}.)",
                 where="dependencies.pip",
                 hint="Change the version of the conda package, or of the pip requirement.",
                 details={
@@ -480,7 +485,12 @@ class _Run:
                     ],
                 },
             )
-        return PypiError(text, where="dependencies.pip", details={"explanation": text})
+        return PypiError(
+            f"{beginning} {text}",
+            where="dependencies.pip",
+            hint="Correct the requirement, or ask for the conda package of it.",
+            details={"explanation": text},
+        )
 
 
 def _parse(requirements: Sequence[str]) -> list[Requirement]:

@@ -80,6 +80,11 @@ class RattlerSolver:
             else None
         )
 
+    def warm_up(self) -> None:
+        """Start a process of the solver, so that the first solve does not wait for that."""
+        if self._processes is not None:
+            self._processes.warm_up()
+
     def close(self) -> None:
         """End the processes and threads that were started here; the next call starts them again."""
         if self._processes is not None:

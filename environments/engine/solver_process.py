@@ -66,6 +66,11 @@ class SolverProcesses:
         self._idle: _Worker | None = None
         self._owner = os.getpid()
 
+    def warm_up(self) -> None:
+        """Have a process ready for the first solve."""
+        if self._idle is None:
+            self._give_back(self._start(), keep=True)
+
     def close(self) -> None:
         worker = self._take()
         if worker is not None:

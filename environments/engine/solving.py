@@ -240,7 +240,7 @@ class RattlerQuestion:
                     records=tuple(records.get(channel, ())),
                     removed=frozenset(removed.get(channel, ())),
                 )
-                for channel in self._request.channels
+                for channel in map(_base, self.channels)
                 if channel in records or channel in removed
             ]
         return self._tiers[name]

@@ -1,4 +1,4 @@
-"""A prefix with a real Python in it, for the tests that run something."""
+"""A prefix with a real Python in it, for the tests that run something; and a solver."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from environments.domain.records import CondaPackage
 from environments.engine.linking import link
 from environments.engine.package_cache import CachedPackage, PackageCache
 from tests.environments.engine.packages import lock_of, packages_of
+from tests.environments.engine.solving import channel, solver  # noqa: F401  # fixtures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,14 +1,37 @@
-"""Questions to a solver, in one line."""
+"""Questions to a solver, in one line; and a solver, for the small channel, to ask them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from environments.domain.lock import Lock
 from environments.domain.progress import never
-from environments.engine.solver import Solver, SolveRequest
+from environments.engine.channels import Channels
+from environments.engine.solver import RattlerSolver, Solver, SolveRequest
+
+NO_MEMO = timedelta(0)
+
+
+@pytest.fixture
+def channel(small_channel: Path) -> str:
+    """The small channel's URL on the disk."""
+    return small_channel.as_uri()
+
+
+@pytest.fixture
+def solver(tmp_path: Path) -> Iterator[RattlerSolver]:
+    """Works in this process, and looks at each channel anew."""
+    cache = tmp_path / "repodata"
+    solver = RattlerSolver(
+        cache=cache, channels=Channels(cache=cache, memo=NO_MEMO), isolated=False
+    )
+    yield solver
+    solver.close()
 
 
 def request(

@@ -23,8 +23,7 @@ from environments.engine.solver import RattlerSolver
 from tests.channels.channel_index import index_channel
 from tests.channels.conda_package import PackageSpec, write_package
 from tests.channels.server import ChannelServer, Fault, serving
-from tests.environments.engine.conftest import NO_MEMO
-from tests.environments.engine.solving import solve, versions
+from tests.environments.engine.solving import NO_MEMO, solve, versions
 
 LINUX = ["linux-64"]
 SECRET = "s3cret-of-mine"
