@@ -104,11 +104,10 @@ def _show(channels: str, steps: Steps, *, once: bool) -> int:
         "CONDASTORE_ADMIN_PASSWORD": password,
         "CONDASTORE_LOG_LEVEL": "WARNING",
     }
-    with steps.step("The system: web, worker, scheduler, queue"):
-        command = [*CONDASTORE, "up", "--json", "--port", str(_kept_port("web"))]
-        server = subprocess.Popen(command, env=environ, cwd=PROJECT, stdout=subprocess.PIPE)
+    command = [*CONDASTORE, "up", "--json", "--port", str(_kept_port("web"))]
+    server = subprocess.Popen(command, env=environ, cwd=PROJECT, stdout=subprocess.PIPE)
     try:
-        with steps.step("until it answers"):
+        with steps.step("The system: web, worker, scheduler, queue"):
             url = _ready(server)
         environ |= {"CONDASTORE_URL": url, "CONDASTORE_TOKEN": _token(url, password)}
         with steps.step("An environment: submitted, solved, locked, linked, checked, published"):
