@@ -37,7 +37,9 @@ async def application(scope: MutableMapping[str, Any], receive: Receive, send: S
 
 
 def _host_allowed(scope: MutableMapping[str, Any]) -> bool:
-    host = next((value for name, value in scope["headers"] if name == b"host"), b"").decode("latin1")
+    host = next((value for name, value in scope["headers"] if name == b"host"), b"").decode(
+        "latin1"
+    )
     domain, _ = split_domain_port(host)
     return bool(domain) and validate_host(domain, settings.ALLOWED_HOSTS)
 

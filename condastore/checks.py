@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 
 from django.apps.config import AppConfig
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, Warning, register
+from django.core.checks import CheckMessage, Error, register
+from django.core.checks import Warning as Warned
 
 #: The length of the placeholder in which conda packages keep room for a prefix.
 CONDA_PREFIX_LENGTH = 255
@@ -37,7 +38,7 @@ def _data_folder(data: Path) -> Iterator[CheckMessage]:
     cache, prefixes = data / "cache", data / "prefixes"
     if cache.exists() and prefixes.exists() and _device(cache) != _device(prefixes):
         yield Error(
-            f"{cache} and {prefixes} are on different file systems: files cannot be shared by links.",
+            f"{cache} and {prefixes} lie on different file systems: no file can be linked.",
             hint="Put the whole data folder on one file system.",
             id="condastore.E002",
         )
@@ -80,7 +81,7 @@ def _accounts() -> Iterator[CheckMessage]:
             id="condastore.E006",
         )
     if settings.DEBUG and settings.PUBLIC_URL.startswith("https://"):
-        yield Warning(
+        yield Warned(
             "CONDASTORE_DEBUG is on at a public address: errors show settings and code.",
             hint="Switch it off.",
             id="condastore.W001",

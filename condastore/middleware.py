@@ -114,13 +114,12 @@ class _Both:
 
     def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
         self.get_response = get_response
-        if iscoroutinefunction(get_response):
+        self.asynchronous = bool(iscoroutinefunction(get_response))
+        if self.asynchronous:
             markcoroutinefunction(self)
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
-        if iscoroutinefunction(self):
-            return self.answer_later(request)
-        return self.answer(request)
+        return self.answer_later(request) if self.asynchronous else self.answer(request)
 
     def answer(self, request: HttpRequest) -> HttpResponseBase:
         raise NotImplementedError

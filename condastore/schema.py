@@ -27,7 +27,7 @@ SCHEMA_FILE = Path(__file__).resolve().parent.parent / "schema.graphql"
 class Optimizer(DjangoOptimizerExtension):
     """The fields optimize their querysets themselves; a hook around each field would cost more."""
 
-    resolve = SchemaExtension.resolve
+    resolve = SchemaExtension.resolve  # type: ignore[assignment]
 
 
 class Schema(strawberry.Schema):
@@ -41,7 +41,7 @@ schema = Schema(
     query=Query,
     mutation=Mutation,
     subscription=Subscription,
-    extensions=[OperationTimes, Limits, Optimizer],
+    extensions=[OperationTimes, Limits, lambda: Optimizer(prefetch_custom_queryset=True)],
     exception_handlers=[StoreErrors()],
     config=StrawberryConfig(
         relay_max_results=settings.GRAPHQL_MAX_PAGE, scalar_map={BigInt: BIG_INT}

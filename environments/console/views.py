@@ -29,9 +29,7 @@ def start(request: HttpRequest) -> HttpResponse:
     search = request.GET.get("search", "").strip()
     rows = Environment.objects.visible_to(_actor(request)).order_by("namespace__name", "name")
     if search:
-        rows = rows.filter(name__icontains=search) | rows.filter(
-            namespace__name__icontains=search
-        )
+        rows = rows.filter(name__icontains=search) | rows.filter(namespace__name__icontains=search)
     shown = list(
         rows.select_related("namespace", "current").defer(
             "current__source", "current__log_archive", "current__verdicts"

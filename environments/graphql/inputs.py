@@ -12,10 +12,10 @@ from environments.domain.lifecycle import BuildState
 from environments.models import Build, Environment, LockedConda, LockedPypi, Namespace
 from environments.models.previews import PreviewState
 
-RoleEnum = strawberry.enum(Role, description="What one may do in a namespace.")
-PermEnum = strawberry.enum(Perm, name="Perm")
-BuildStateEnum = strawberry.enum(BuildState)
-PreviewStateEnum = strawberry.enum(PreviewState, name="PreviewState")
+strawberry.enum(Role, description="What one may do in a namespace.")
+strawberry.enum(Perm, name="Perm")
+strawberry.enum(BuildState)
+strawberry.enum(PreviewState, name="PreviewState")
 
 
 @strawberry.enum
@@ -75,7 +75,7 @@ class EnvironmentFilter:
     search: str | None = strawberry.field(
         default=None, description="Part of the name, of the namespace's name or the description."
     )
-    state: list[BuildStateEnum] | None = strawberry.field(
+    state: list[BuildState] | None = strawberry.field(
         default=None, description="Of the newest build."
     )
     package: str | None = strawberry.field(
@@ -113,7 +113,7 @@ def locks_with(name: str) -> QuerySet[LockedConda | LockedPypi]:
 class BuildFilter:
     namespace: str | None = strawberry.field(default=None, description="Its name.")
     environment: str | None = strawberry.field(default=None, description="Its name.")
-    state: list[BuildStateEnum] | None = None
+    state: list[BuildState] | None = None
 
     def apply(self, rows: QuerySet[Build]) -> QuerySet[Build]:
         if self.namespace is not None:

@@ -1,4 +1,4 @@
-"""How much may one GraphQL request ask for? Depth, aliases, tokens, and how many objects at most."""
+"""How much may one GraphQL request ask for? Depth, aliases, tokens, and how many objects."""
 
 from __future__ import annotations
 
@@ -101,12 +101,14 @@ class Measure:
             return 1
         asked = [
             self._number(argument.value)
-            for argument in node.arguments
+            for argument in node.arguments or ()
             if argument.name.value in ("first", "last")
         ]
         return max((number for number in asked if number is not None), default=page_limit())
 
-    def _pages(self, selection: SelectionSetNode | None, seen: frozenset[str] = frozenset()) -> bool:
+    def _pages(
+        self, selection: SelectionSetNode | None, seen: frozenset[str] = frozenset()
+    ) -> bool:
         """Does it select a connection's edges?"""
         for node in selection.selections if selection else ():
             if isinstance(node, FieldNode) and node.name.value == "edges":
@@ -214,7 +216,7 @@ class Limits(SchemaExtension):
             context.pre_execution_errors = []
         else:
             context.pre_execution_errors = validate(
-                context.schema._schema,  # type: ignore[attr-defined]
+                context.schema._schema,
                 context.graphql_document,
                 context.validation_rules,
             )

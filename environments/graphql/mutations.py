@@ -1,6 +1,6 @@
 """What can be changed? Each finds in `visible_to`, calls the operation, and answers.
 
-A StoreError becomes the OperationError of the payload (`errors.StoreErrors`), so none is caught here.
+A StoreError becomes the OperationError of the payload (`errors.StoreErrors`): none is caught here.
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ import time
 from typing import Annotated, Any
 
 import strawberry
-import strawberry_django
 from asgiref.sync import sync_to_async
 from django.db import transaction
 from strawberry import ID, Info
 
 from accounts.access import Actor
+from accounts.roles import Role
 from environments.domain.errors import NotFoundError
 from environments.graphql.errors import OperationError
-from environments.graphql.inputs import RoleEnum
-from environments.graphql.pages import actor_of
+from environments.graphql.pages import Key, actor_of, field
 from environments.graphql.types import (
     ApiTokenNode,
     BuildNode,
@@ -90,7 +89,7 @@ def _environment(actor: Actor, key: ID) -> Environment:
 class Mutation:
     # --- namespaces ----------------------------------------------------------------------------
 
-    @strawberry_django.field
+    @field()
     def create_namespace(
         self, info: Info, name: str, description: str = "", public: bool = False
     ) -> NamespacePayload:
@@ -99,12 +98,12 @@ class Mutation:
         )
         return found  # type: ignore[no-any-return]
 
-    @strawberry_django.field(description="To a user or a group, in place of the role it had.")
+    @field(description="To a user or a group, in place of the role it had.")
     def grant_role(
         self,
         info: Info,
         namespace: str,
-        role: RoleEnum,
+        role: Role,
         user: str | None = None,
         group: str | None = None,
     ) -> NamespacePayload:
@@ -115,7 +114,7 @@ class Mutation:
         )
         return found  # type: ignore[no-any-return]
 
-    @strawberry_django.field
+    @field()
     def revoke_role(
         self, info: Info, namespace: str, user: str | None = None, group: str | None = None
     ) -> NamespacePayload:
@@ -126,7 +125,7 @@ class Mutation:
 
     # --- environments --------------------------------------------------------------------------
 
-    @strawberry_django.field(description="With a specification it also submits the first build.")
+    @field(description="With a specification it also submits the first build.")
     def create_environment(
         self,
         info: Info,
@@ -146,7 +145,7 @@ class Mutation:
         found.refresh_from_db()
         return found  # type: ignore[no-any-return]
 
-    @strawberry_django.field(description="With its history, and without copying bytes.")
+    @field(description="With its history, and without copying bytes.")
     def copy_environment(
         self, info: Info, environment_id: ID, namespace: str, name: str
     ) -> EnvironmentPayload:
@@ -159,7 +158,7 @@ class Mutation:
         )
         return found  # type: ignore[no-any-return]
 
-    @strawberry_django.field
+    @field()
     def move_environment(
         self, info: Info, environment_id: ID, namespace: str
     ) -> EnvironmentPayload:
@@ -171,7 +170,7 @@ class Mutation:
         )
         return found  # type: ignore[no-any-return]
 
-    @strawberry_django.field
+    @field()
     def rename_environment(self, info: Info, environment_id: ID, name: str) -> EnvironmentPayload:
         actor = actor_of(info)
         found: Any = environments.rename_environment(
@@ -179,7 +178,7 @@ class Mutation:
         )
         return found  # type: ignore[no-any-return]
 
-    @strawberry_django.field(description="Cancels what runs; the files go to the trash.")
+    @field(description="Cancels what runs; the files go to the trash.")
     def delete_environment(self, info: Info, environment_id: ID) -> EnvironmentPayload:
         actor = actor_of(info)
         found: Any = environments.delete_environment(
@@ -187,7 +186,7 @@ class Mutation:
         )
         return found  # type: ignore[no-any-return]
 
-    @strawberry_django.field(description="Let a user or a group see and download it.")
+    @field(description="Let a user or a group see and download it.")
     def share_environment(
         self, info: Info, environment_id: ID, user: str | None = None, group: str | None = None
     ) -> EnvironmentPayload:
@@ -198,7 +197,7 @@ class Mutation:
         )
         return found  # type: ignore[no-any-return]
 
-    @strawberry_django.field
+    @field()
     def unshare_environment(
         self, info: Info, environment_id: ID, user: str | None = None, group: str | None = None
     ) -> EnvironmentPayload:
@@ -211,7 +210,7 @@ class Mutation:
 
     # --- builds --------------------------------------------------------------------------------
 
-    @strawberry_django.field(
+    @field(
         description="Queue a build of an environment.yml, a conda-lock.yml or an @EXPLICIT list."
     )
     def submit_build(
@@ -244,7 +243,7 @@ class Mutation:
             build=made, warnings=list(submitted.warnings), created=submitted.created
         )
 
-    @strawberry_django.field(
+    @field(
         description="What would it give, and what would change? Waits up to `wait` seconds for it."
     )
     async def preview_solve(
@@ -279,25 +278,25 @@ class Mutation:
         found.said_warnings = previewed.warnings
         return found  # type: ignore[no-any-return]
 
-    @strawberry_django.field
-    def cancel_build(self, info: Info, id: ID) -> BuildPayload:
+    @field()
+    def cancel_build(self, info: Info, key: Key) -> BuildPayload:
         actor = actor_of(info)
-        found: Any = builds.cancel_build(actor=actor, build=_build(actor, id))
+        found: Any = builds.cancel_build(actor=actor, build=_build(actor, key))
         return found  # type: ignore[no-any-return]
 
-    @strawberry_django.field(description="A pinned pointer is not moved by builds that come later.")
-    def set_current_build(self, info: Info, id: ID, pin: bool = False) -> BuildPayload:
+    @field(description="A pinned pointer is not moved by builds that come later.")
+    def set_current_build(self, info: Info, key: Key, pin: bool = False) -> BuildPayload:
         actor = actor_of(info)
-        found: Any = builds.set_current_build(actor=actor, build=_build(actor, id), pin=pin)
+        found: Any = builds.set_current_build(actor=actor, build=_build(actor, key), pin=pin)
         return found  # type: ignore[no-any-return]
 
-    @strawberry_django.field(description="Roll forward: to the newest READY build, and go on.")
+    @field(description="Roll forward: to the newest READY build, and go on.")
     def unpin(self, info: Info, environment_id: ID) -> EnvironmentPayload:
         actor = actor_of(info)
         found: Any = builds.unpin(actor=actor, environment=_environment(actor, environment_id))
         return found  # type: ignore[no-any-return]
 
-    @strawberry_django.field(description="To the READY build before the current one; pins it.")
+    @field(description="To the READY build before the current one; pins it.")
     def rollback(self, info: Info, environment_id: ID, to: ID | None = None) -> EnvironmentPayload:
         actor = actor_of(info)
         environment: Any = _environment(actor, environment_id)
@@ -309,13 +308,13 @@ class Mutation:
         environment.refresh_from_db()
         return environment  # type: ignore[no-any-return]
 
-    @strawberry_django.field(description="Moves the tag here from where it is.")
-    def tag_build(self, info: Info, id: ID, tag: str) -> BuildPayload:
+    @field(description="Moves the tag here from where it is.")
+    def tag_build(self, info: Info, key: Key, tag: str) -> BuildPayload:
         actor = actor_of(info)
-        found: Any = builds.tag_build(actor=actor, build=_build(actor, id), tag=tag)
+        found: Any = builds.tag_build(actor=actor, build=_build(actor, key), tag=tag)
         return found  # type: ignore[no-any-return]
 
-    @strawberry_django.field
+    @field()
     def untag(self, info: Info, environment_id: ID, tag: str) -> EnvironmentPayload:
         actor = actor_of(info)
         found: Any = builds.untag(
@@ -323,32 +322,32 @@ class Mutation:
         )
         return found  # type: ignore[no-any-return]
 
-    @strawberry_django.field(description="Drops the bytes; it can be restored without a solve.")
-    def archive_build(self, info: Info, id: ID) -> BuildPayload:
+    @field(description="Drops the bytes; it can be restored without a solve.")
+    def archive_build(self, info: Info, key: Key) -> BuildPayload:
         actor = actor_of(info)
-        found: Any = builds.archive_build(actor=actor, build=_build(actor, id))
+        found: Any = builds.archive_build(actor=actor, build=_build(actor, key))
         return found  # type: ignore[no-any-return]
 
-    @strawberry_django.field
-    def restore_build(self, info: Info, id: ID) -> BuildPayload:
+    @field()
+    def restore_build(self, info: Info, key: Key) -> BuildPayload:
         actor = actor_of(info)
-        found: Any = builds.restore_build(actor=actor, build=_build(actor, id))
+        found: Any = builds.restore_build(actor=actor, build=_build(actor, key))
         return found  # type: ignore[no-any-return]
 
-    @strawberry_django.field
-    def delete_build(self, info: Info, id: ID) -> BuildPayload:
+    @field()
+    def delete_build(self, info: Info, key: Key) -> BuildPayload:
         actor = actor_of(info)
-        found: Any = builds.delete_build(actor=actor, build=_build(actor, id))
+        found: Any = builds.delete_build(actor=actor, build=_build(actor, key))
         return found  # type: ignore[no-any-return]
 
     # --- tokens --------------------------------------------------------------------------------
 
-    @strawberry_django.field(description="For you, or for a service account of yours.")
+    @field(description="For you, or for a service account of yours.")
     def create_token(
         self,
         info: Info,
         name: str,
-        role: RoleEnum | None = None,
+        role: Role | None = None,
         namespaces: list[str] | None = None,
         days: int = 90,
         service_account: str | None = None,
@@ -364,14 +363,14 @@ class Mutation:
         token: Any = made.token
         return CreatedToken(secret=made.secret, token=token)
 
-    @strawberry_django.field
-    def revoke_token(self, info: Info, id: ID) -> TokenPayload:
-        if not id.isdecimal() or len(id) > 18:
+    @field()
+    def revoke_token(self, info: Info, key: Key) -> TokenPayload:
+        if not key.isdecimal() or len(key) > 18:
             raise NotFoundError("There is no such token.", where="id")
-        found: Any = tokens.revoke_token(actor=actor_of(info), token_id=id)
+        found: Any = tokens.revoke_token(actor=actor_of(info), token_id=key)
         return found  # type: ignore[no-any-return]
 
-    @strawberry_django.field(description="By administrators of the installation.")
+    @field(description="By administrators of the installation.")
     def create_service_account(self, info: Info, name: str) -> ServiceAccountPayload:
         account = tokens.create_service_account(actor=actor_of(info), name=name)
         return ServiceAccount(username=account.username)

@@ -48,22 +48,21 @@ class LockedPackage:
     def of(
         cls, package: CondaPackage | PypiPackage | CondaRecord | PypiRecord, platform: str
     ) -> LockedPackage:
-        conda = isinstance(package, CondaPackage | CondaRecord)
-        stamp = getattr(package, "timestamp", None)
+        conda = package if isinstance(package, CondaPackage | CondaRecord) else None
         return cls(
             name=package.name,
             version=package.version,
-            build=package.build if conda else "",
-            build_number=package.build_number if conda else 0,
+            build=conda.build if conda else "",
+            build_number=conda.build_number if conda else 0,
             kind=PackageKind.CONDA if conda else PackageKind.PYPI,
-            channel=package.channel if conda else "",
-            subdir=package.subdir if conda else "",
+            channel=conda.channel if conda else "",
+            subdir=conda.subdir if conda else "",
             url=package.url,
             sha256=package.sha256,
-            md5=package.md5 if conda else "",
+            md5=conda.md5 if conda else "",
             size=BigInt(package.size),
             license=package.license,
-            timestamp=_moment(stamp),
+            timestamp=_moment(conda.timestamp) if conda else None,
             platform=platform,
         )
 

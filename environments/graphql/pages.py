@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Self, TypeVar
 
+import strawberry
 import strawberry_django
+from asgiref.sync import sync_to_async
+from django.core.exceptions import SynchronousOnlyOperation
 from django.db.models import Count, IntegerField, OuterRef, QuerySet, Subquery, Value
 from django.db.models.functions import Coalesce
+from django.db.models.manager import BaseManager
 from graphql import GraphQLResolveInfo, get_named_type
-from strawberry import Info, relay
+from strawberry import ID, Info, relay
 from strawberry.extensions.field_extension import SyncExtensionResolver
 from strawberry.relay.utils import (
     SliceMetadata,
@@ -32,8 +36,41 @@ from strawberry_django.resolvers import django_resolver
 from accounts.access import Actor
 from environments.domain.errors import InvalidInputError
 
+F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
-Connection = DjangoListConnection
+#: The argument that GraphQL calls `id`.
+Key = Annotated[ID, strawberry.argument(name="id")]
+OptionalKey = Annotated[ID | None, strawberry.argument(name="id")]
+
+if TYPE_CHECKING:
+
+    class Connection(Generic[T]):
+        """A list in pages."""
+
+else:
+    Connection = DjangoListConnection
+
+
+def field(
+    *,
+    only: Any = None,
+    annotate: Any = None,
+    prefetch_related: Any = None,
+    description: str | None = None,
+) -> Callable[[F], F]:
+    """A field with a resolver; the optimizer reads from the row what the rest names."""
+
+    def made(resolver: F) -> F:
+        found: Any = strawberry_django.field(
+            resolver,
+            only=only,
+            annotate=annotate,
+            prefetch_related=prefetch_related,
+            description=description,
+        )
+        return found  # type: ignore[no-any-return]
+
+    return made
 
 
 def actor_of(info: Info) -> Actor:
@@ -42,26 +79,69 @@ def actor_of(info: Info) -> Actor:
     return actor
 
 
+Row = Any  # of a model, or what a resolver made
+
+
 class Column(StrawberryDjangoField):
-    """A field that is read from its row as it is, without Strawberry's steps around a resolver.
+    """A field that is read from its row by one plain call, without the steps around a resolver.
 
     A list of a hundred environments has thousands of these.
     """
 
+    read: Callable[[Row], Any] | None = None
+
+    def __copy__(self) -> Self:
+        copied = super().__copy__()
+        copied.read = self.read
+        return copied
+
     @property
     def is_basic_field(self) -> bool:
-        return self.base_resolver is None and not self.is_relation and not self.extensions
+        return self.base_resolver is None and not self.extensions
 
     def get_result(
-        self, source: Any, info: Info | None, args: list[Any], kwargs: dict[str, Any]
+        self, source: Row, info: Info | None, args: list[Any], kwargs: dict[str, Any]
     ) -> Any:
         if info is not None:
             return super().get_result(source, info, args, kwargs)
+        try:
+            return self._read(source)
+        except SynchronousOnlyOperation:  # not read yet, and this is the event loop
+            return sync_to_async(self._read)(source)
+
+    def _read(self, source: Row) -> Any:
+        if self.read is not None:
+            return self.read(source)
         name = self.django_name or self.python_name
         try:
             return source.__dict__[name]
-        except (AttributeError, KeyError):  # another object, or a column that was left out
-            return django_resolver(getattr)(source, name)
+        except (AttributeError, KeyError):
+            pass
+        if self.is_list:
+            fetched = getattr(source, "_prefetched_objects_cache", {}).get(name)
+            value = getattr(source, name) if fetched is None else fetched
+            return list(value.all()) if isinstance(value, BaseManager) else value
+        return getattr(source, name)
+
+
+def computed(
+    read: Callable[[Row], Any],
+    *,
+    only: Any = None,
+    annotate: Any = None,
+    prefetch_related: Any = None,
+    description: str | None = None,
+) -> Any:
+    """A field that `read` makes of a row; the rest says what of the row it needs."""
+    column: Any = strawberry_django.field(
+        field_cls=Column,
+        only=only,
+        annotate=annotate,
+        prefetch_related=prefetch_related,
+        description=description,
+    )
+    column.read = read
+    return column
 
 
 class Pages(StrawberryDjangoConnectionExtension):
@@ -164,15 +244,16 @@ def connection(
     prefetch_related: Any = None,
     description: str | None = None,
 ) -> Any:
-    """A field that is a list in pages; `count`: an annotation of the parent that holds its total."""
-    return strawberry_django.field(
-        resolver,
+    """A list in pages; `count` names an annotation of the parent that holds the total."""
+    found: Any = strawberry_django.field(
+        resolver,  # type: ignore[arg-type]
         graphql_type=graphql_type,
         description=description,
         extensions=[Pages(count=count)],
         annotate=annotate,
         prefetch_related=prefetch_related,
     )
+    return found
 
 
 def total_of(rows: Callable[[Info], QuerySet[Any]], parent: str) -> Callable[[Info], Any]:
@@ -202,12 +283,12 @@ def selects(info: Info, name: str) -> bool:
     return any(among(field.selections) for field in info.selected_fields)
 
 
-def below(info: Info, *way: str) -> GraphQLResolveInfo:
+def below(info: Info, *way: str) -> GraphQLResolveInfo[Any]:
     """What is asked of a field further down: for the optimizer, where no row leads there.
 
     It is how the optimizer itself goes down; it has no public name for that.
     """
-    found: GraphQLResolveInfo = info._raw_info
+    found: GraphQLResolveInfo[Any] = info._raw_info
     for name in way:
         parent: Any = get_named_type(found.return_type)
         nodes = [
@@ -220,6 +301,11 @@ def below(info: Info, *way: str) -> GraphQLResolveInfo:
             return found._replace(field_nodes=[])
         found = _generate_selection_resolve_info(found, nodes, parent.fields[name].type, parent)
     return found
+
+
+def inside(info: Info, *parents: str) -> bool:
+    """Is the field one of these types, from which only visible rows are reached?"""
+    return info._field.origin.__name__ in parents if info._field.origin else False
 
 
 def check_page(

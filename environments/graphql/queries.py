@@ -1,4 +1,4 @@
-"""What can be asked? Every field finds in `visible_to(actor)`: what one may not see is not there."""
+"""What can be asked? Every field finds in `visible_to(actor)`: the rest is not there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import strawberry
-import strawberry_django
 from django.conf import settings
 from django.db.models import CharField, F, Q, QuerySet, Value
 from strawberry import ID, Info
@@ -24,7 +23,15 @@ from environments.graphql.inputs import (
     NamespaceOrder,
 )
 from environments.graphql.packages import LockDiff, LockedPackage, compared
-from environments.graphql.pages import Connection, actor_of, below, connection
+from environments.graphql.pages import (
+    Connection,
+    Key,
+    OptionalKey,
+    actor_of,
+    below,
+    connection,
+    field,
+)
 from environments.graphql.types import (
     BuildNode,
     ChannelNode,
@@ -83,9 +90,7 @@ def _builds(
     return found  # type: ignore[no-any-return]
 
 
-def _packages(
-    info: Info, search: str, channel: str | None = None
-) -> Iterable[IndexedPackageNode]:
+def _packages(info: Info, search: str, channel: str | None = None) -> Iterable[IndexedPackageNode]:
     rows = IndexedPackage.objects.filter(
         name__icontains=search, channel__in=visible_channels(actor_of(info)).values("pk")
     )
@@ -147,7 +152,8 @@ class Uses:
     def __getitem__(self, part: slice) -> list[LockedPackageUse]:
         page = list(self.rows[part])
         of_kind = {
-            kind: [row["entry"] for row in page if row["kind"] == kind] for kind in ("conda", "pypi")
+            kind: [row["entry"] for row in page if row["kind"] == kind]
+            for kind in ("conda", "pypi")
         }
         conda = LockedConda.objects.select_related("package").defer("package__record")
         entries: dict[tuple[str, int], Any] = {
@@ -221,9 +227,7 @@ class Query:
     builds: Connection[BuildNode] = connection(
         _builds, graphql_type=Connection[BuildNode], description="The newest first."
     )
-    channels: Connection[ChannelNode] = connection(
-        _channels, graphql_type=Connection[ChannelNode]
-    )
+    channels: Connection[ChannelNode] = connection(_channels, graphql_type=Connection[ChannelNode])
     packages: Connection[IndexedPackageNode] = connection(
         _packages,
         graphql_type=Connection[IndexedPackageNode],
@@ -235,7 +239,7 @@ class Query:
         description="Which environments contain this package?",
     )
 
-    @strawberry_django.field(description="You; null signed out.")
+    @field(description="You; null signed out.")
     def me(self, info: Info) -> Me | None:
         actor = actor_of(info)
         if not actor.signed_in:
@@ -247,64 +251,60 @@ class Query:
             token_name=actor.token.name if actor.token else None,
         )
 
-    @strawberry_django.field
+    @field()
     def namespace(self, info: Info, name: str) -> NamespaceNode | None:
         found: Any = Namespace.objects.filter(name=name)
         return found  # type: ignore[no-any-return]
 
-    @strawberry_django.field
+    @field()
     def environment(self, info: Info, namespace: str, name: str) -> EnvironmentNode | None:
         found: Any = Environment.objects.filter(namespace__name=namespace, name=name)
         return found  # type: ignore[no-any-return]
 
-    @strawberry_django.field(
-        description="By id; or by namespace, environment and number: `12`, a tag, or `current`."
-    )
+    @field(description="By id; or by namespace, environment and number: `12`, a tag, or `current`.")
     def build(
         self,
         info: Info,
-        id: ID | None = None,
+        key: OptionalKey = None,
         namespace: str | None = None,
         environment: str | None = None,
         number: str | None = None,
     ) -> BuildNode | None:
         actor = actor_of(info)
         try:
-            if id is not None:
-                key = find(Build.objects.visible_to(actor).only("pk"), id, "build").pk
+            if key is not None:
+                found_key = find(Build.objects.visible_to(actor).only("pk"), key, "build").pk
             elif namespace is not None and environment is not None:
                 place = find_environment(actor, namespace, environment)
-                key = find_build(actor, place, number or "current").pk
+                found_key = find_build(actor, place, number or "current").pk
             else:
                 raise InvalidInputError("Give an id, or namespace and environment.", where="build")
         except NotFoundError:
             return None
-        found: Any = Build.objects.filter(pk=key)
+        found: Any = Build.objects.filter(pk=found_key)
         return found  # type: ignore[no-any-return]
 
-    @strawberry_django.field
+    @field()
     def specification(self, info: Info, digest: str) -> SpecificationNode | None:
         found: Any = visible_specifications(actor_of(info)).filter(digest=digest)
         return found  # type: ignore[no-any-return]
 
-    @strawberry_django.field
+    @field()
     def lock(self, info: Info, digest: str) -> LockNode | None:
         found: Any = visible_locks(actor_of(info)).filter(digest=digest)
         return found  # type: ignore[no-any-return]
 
-    @strawberry_django.field
-    def preview(self, info: Info, id: ID) -> PreviewNode | None:
+    @field()
+    def preview(self, info: Info, key: Key) -> PreviewNode | None:
         try:
-            key = find(Preview.objects.visible_to(actor_of(info)), id, "preview").pk
+            found_key = find(Preview.objects.visible_to(actor_of(info)), key, "preview").pk
         except NotFoundError:
             return None
-        found: Any = Preview.objects.filter(pk=key)
+        found: Any = Preview.objects.filter(pk=found_key)
         return found  # type: ignore[no-any-return]
 
-    @strawberry_django.field(description="What `b` has that `a` has not; of any two environments.")
-    def compare_builds(
-        self, info: Info, a: ID, b: ID, platform: str | None = None
-    ) -> LockDiff:
+    @field(description="What `b` has that `a` has not; of any two environments.")
+    def compare_builds(self, info: Info, a: ID, b: ID, platform: str | None = None) -> LockDiff:
         visible = Build.objects.visible_to(actor_of(info)).select_related("lock")
         old, new = find(visible, a, "build"), find(visible, b, "build")
         for build in (old, new):

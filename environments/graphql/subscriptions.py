@@ -23,7 +23,7 @@ from strawberry import ID, Info
 from accounts.access import ANONYMOUS, Actor
 from accounts.authentication import TokenInvalidError
 from accounts.models import ApiToken, User
-from environments.graphql.inputs import BuildStateEnum
+from environments.domain.lifecycle import BuildState
 from environments.graphql.pages import actor_of
 from environments.graphql.types import BuildNode, EnvironmentNode, find
 from environments.models import Build, BuildEvent
@@ -31,6 +31,7 @@ from environments.operations.namespaces import find_namespace
 
 P = ParamSpec("P")
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 #: Seconds between two looks, and between two checks that the reader may still see it.
 LOOK = 0.25
@@ -41,6 +42,11 @@ LINES = 5_000
 LAST_LINES = timedelta(seconds=2)
 #: Rows of one database may become visible out of their order: so far back is looked again.
 OVERLAP = 200
+
+
+def subscription(*, description: str) -> Callable[[F], F]:
+    found: Any = strawberry.subscription(description=description)
+    return found  # type: ignore[no-any-return]
 
 
 @strawberry.type
@@ -54,7 +60,7 @@ class BuildUpdate:
 class EnvironmentEvent:
     environment: EnvironmentNode
     build: BuildNode
-    state: BuildStateEnum
+    state: BuildState
     at: datetime
     message: str
 
@@ -79,7 +85,7 @@ def renewed(actor: Actor) -> Actor:
     """
     if not actor.signed_in:
         return ANONYMOUS
-    user = User.objects.filter(pk=actor.user.pk, is_active=True).first()
+    user = User.objects.filter(pk=actor.account.pk, is_active=True).first()
     token = actor.token
     if token is not None:
         token = ApiToken.objects.usable().filter(pk=token.pk).first()
@@ -187,8 +193,8 @@ def _event(event: Any) -> EnvironmentEvent:
 
 @strawberry.type
 class Subscription:
-    @strawberry.subscription(
-        description="An update at each change, from line `fromLine` of the log; ends with the build."
+    @subscription(
+        description="An update at each change, with the log from `fromLine`; ends with the build."
     )
     async def build_progress(
         self, info: Info, build_id: ID, from_line: int = 0
@@ -203,7 +209,7 @@ class Subscription:
             if update is None or len(update.new_lines) < LINES:
                 await asyncio.sleep(LOOK)
 
-    @strawberry.subscription(description="Each move of a build of the namespace, from now on.")
+    @subscription(description="Each move of a build of the namespace, from now on.")
     async def environment_events(
         self, info: Info, namespace: str
     ) -> AsyncGenerator[EnvironmentEvent, None]:
@@ -213,5 +219,3 @@ class Subscription:
             for event in await looked(watch.look, told):
                 yield event
             await asyncio.sleep(LOOK)
-
-

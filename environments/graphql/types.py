@@ -30,14 +30,8 @@ from accounts.roles import Perm, Role
 from environments import folders
 from environments.domain import diff as differences
 from environments.domain.errors import NotFoundError
-from environments.domain.lifecycle import BuildState
+from environments.domain.lifecycle import FINISHED, BuildState
 from environments.domain.policy import Effect
-from environments.graphql.inputs import (
-    BuildStateEnum,
-    PermEnum,
-    PreviewStateEnum,
-    RoleEnum,
-)
 from environments.graphql.packages import (
     BigInt,
     Failure,
@@ -51,7 +45,10 @@ from environments.graphql.pages import (
     Connection,
     actor_of,
     below,
+    computed,
     connection,
+    field,
+    inside,
     total_of,
 )
 from environments.models import (
@@ -70,6 +67,10 @@ from environments.models import (
     Preview,
     SpecificationRow,
 )
+from environments.models.builds import BuildQuerySet
+from environments.models.environments import EnvironmentQuerySet
+from environments.models.namespaces import NamespaceQuerySet
+from environments.models.previews import PreviewQuerySet, PreviewState
 from environments.operations.downloads import FILES
 
 
@@ -83,7 +84,7 @@ class Node:
 
 @strawberry.type(description="Somebody who holds a role: a user or a group.")
 class Grant:
-    role: RoleEnum
+    role: Role
     user: str | None = None
     group: str | None = None
 
@@ -99,13 +100,11 @@ class ApiTokenNode(Node):
     last_used_at: datetime | None
     last_used_address: str | None
 
-    @strawberry_django.field(only=["role"], description="The highest role it acts with.")
-    def role(self: Any) -> RoleEnum | None:
-        return Role(self.role) if self.role else None
-
-    @strawberry_django.field(only=["revoked_at"])
-    def revoked(self: Any) -> bool:
-        return self.revoked_at is not None
+    role: Role | None = computed(
+        lambda token: Role(token.role) if token.role else None,
+        description="The highest role it acts with.",
+    )
+    revoked: bool = computed(lambda token: token.revoked_at is not None, only=["revoked_at"])
 
 
 # --- namespaces --------------------------------------------------------------------------------
@@ -148,18 +147,18 @@ class NamespaceNode(Node):
 
     @classmethod
     def get_queryset(
-        cls, queryset: QuerySet[Namespace], info: Info, **kwargs: Any
+        cls, queryset: NamespaceQuerySet, info: Info, **kwargs: Any
     ) -> QuerySet[Namespace]:
-        return queryset.filter(pk__in=Namespace.objects.visible_to(actor_of(info)).values("pk"))
+        return queryset.visible_to(actor_of(info))
 
-    @strawberry_django.field(
+    @field(
         annotate={f"may_{perm}": _may(perm, "pk") for perm in Perm},
         description="What you may do in it.",
     )
-    def my_permissions(self: Any, info: Info) -> list[PermEnum]:
+    def my_permissions(self: Any, info: Info) -> list[Perm]:
         return [perm for perm in Perm if _allowed(self, info, perm, self)]
 
-    @strawberry_django.field(
+    @field(
         annotate={"may_grant": _may(Perm.GRANT, "pk")},
         description="Who holds which role; empty for those who may not grant.",
         prefetch_related=[
@@ -190,7 +189,7 @@ def _role(codename: str) -> Role:
 @strawberry.type(description="The roles you hold in a namespace, through groups too.")
 class NamespaceRole:
     namespace: NamespaceNode
-    roles: list[RoleEnum]
+    roles: list[Role]
 
 
 # --- environments ------------------------------------------------------------------------------
@@ -220,6 +219,40 @@ def _shares(self: Any) -> list[str]:
     return sorted(users + [f"group {one.group.name}" for one in self.group_shares.all()])
 
 
+def _namespace(environment: Any) -> Any:
+    try:
+        return environment.namespace
+    except Namespace.DoesNotExist:  # not among those that the actor may see
+        name, created_at = environment.namespace_name, environment.created_at
+        return Namespace(pk=0, name=name, created_at=created_at)
+
+
+def _latest(environment: Any) -> Any:
+    if "newest_builds" in environment.__dict__:
+        return next(iter(environment.newest_builds), None)
+    return newest_builds().filter(environment=environment.pk).first()
+
+
+def _folder(environment: Any) -> str:
+    if environment.current_id is None:
+        return ""
+    return str(folders.link_path(_namespace_name(environment), environment.name))
+
+
+def _namespace_name(environment: Any) -> str:
+    name = getattr(environment, "namespace_name", None)
+    return environment.namespace.name if name is None else str(name)
+
+
+def _name_of(row: Any, annotation: str, relation: str) -> str | None:
+    """A user's name: annotated where the row came in a list, else read."""
+    if annotation in row.__dict__:
+        name: str | None = row.__dict__[annotation]
+        return name
+    user = getattr(row, relation)
+    return user.get_username() if user else None
+
+
 @strawberry_django.type(Environment, name="Environment", field_cls=Column)
 class EnvironmentNode(Node):
     id: ID
@@ -240,71 +273,38 @@ class EnvironmentNode(Node):
         description="The newest first.",
     )
 
-    @classmethod
-    def get_queryset(
-        cls, queryset: QuerySet[Environment], info: Info, **kwargs: Any
-    ) -> QuerySet[Environment]:
-        visible = Environment.objects.visible_to(actor_of(info))
-        return queryset.filter(pk__in=visible.values("pk"))
-
-    @strawberry_django.field(
+    namespace: NamespaceNode = computed(
+        _namespace,
         annotate={"namespace_name": F("namespace__name")},
-        description="Of an environment that was only shared with you it tells no more than the name.",
+        description="Of an environment that was only shared with you it tells just the name.",
     )
-    def namespace(self: Any) -> NamespaceNode:
-        try:
-            found: Any = self.namespace
-        except Namespace.DoesNotExist:
-            found = Namespace(pk=0, name=self.namespace_name, created_at=self.created_at)
-        return found
-
-    namespace.base_resolver.wrapped_func.can_optimize = True
-
-    @strawberry_django.field(prefetch_related=[_newest])
-    def latest(self: Any, info: Info) -> BuildNode | None:
-        rows = getattr(self, "newest_builds", None)
-        found: Any = (
-            newest_builds().filter(environment=self.pk).first()
-            if rows is None
-            else next(iter(rows), None)
-        )
-        return found
-
-    @strawberry_django.field(annotate={"creator": F("created_by__username")})
-    def created_by(self: Any) -> str | None:
-        return _name_of(self, "creator", "created_by")
-
-    @strawberry_django.field(
+    latest: BuildNode | None = computed(_latest, prefetch_related=[_newest])
+    created_by: str | None = computed(
+        lambda row: _name_of(row, "creator", "created_by"),
+        annotate={"creator": F("created_by__username")},
+    )
+    folder: str = computed(
+        _folder,
         only=["name", "current"],
         annotate={"namespace_name": F("namespace__name")},
         description="Where its files are on the server; empty while nothing is built.",
     )
-    def folder(self: Any) -> str:
-        if self.current_id is None:
-            return ""
-        return str(folders.link_path(_namespace_name(self), self.name))
 
-    @strawberry_django.field(
+    @classmethod
+    def get_queryset(
+        cls, queryset: EnvironmentQuerySet, info: Info, **kwargs: Any
+    ) -> QuerySet[Environment]:
+        if inside(info, "NamespaceNode", "BuildNode"):
+            return queryset.present()
+        return queryset.visible_to(actor_of(info))
+
+    @field(
         annotate={"may_grant": _may(Perm.GRANT, "namespace")},
         prefetch_related=["user_shares__user", "group_shares__group"],
         description="Who else may see it; empty for those who may not grant.",
     )
     def shared_with(self: Any, info: Info) -> list[str]:
         return _shares(self) if _allowed(self, info, Perm.GRANT, self) else []
-
-
-def _namespace_name(environment: Any) -> str:
-    name = getattr(environment, "namespace_name", None)
-    return environment.namespace.name if name is None else str(name)
-
-
-def _name_of(row: Any, annotation: str, relation: str) -> str | None:
-    """A user's name: annotated where the row came in a list, else read."""
-    if annotation in row.__dict__:
-        name: str | None = row.__dict__[annotation]
-        return name
-    user = getattr(row, relation)
-    return user.get_username() if user else None
 
 
 # --- builds ------------------------------------------------------------------------------------
@@ -356,7 +356,7 @@ class Download:
 
 @strawberry_django.type(BuildEvent, name="BuildEvent", field_cls=Column)
 class BuildEventNode:
-    state: BuildStateEnum
+    state: BuildState
     at: datetime
     message: str
 
@@ -375,6 +375,61 @@ def names_of(build: Any) -> tuple[str, str]:
     return environment.namespace.name, environment.name
 
 
+def _ref(build: Any) -> str:
+    namespace, environment = names_of(build)
+    return f"{namespace}/{environment}:{build.number}"
+
+
+def _timings(build: Any) -> list[Timing]:
+    order = [state.value for state in BuildState]
+    rank = {stage: order.index(stage) for stage in build.timings if stage in order}
+    stages = sorted(build.timings, key=lambda stage: rank.get(stage, len(order)))
+    return [Timing(stage=stage, seconds=float(build.timings[stage])) for stage in stages]
+
+
+def _is_current(build: Any) -> bool:
+    if "current_build" in build.__dict__:
+        return bool(build.current_build == build.pk)
+    return bool(build.environment.current_id == build.pk)
+
+
+def _prefix(build: Any, annotation: str, attribute: str) -> Any:
+    if annotation in build.__dict__:
+        return build.__dict__[annotation]
+    return getattr(build.prefix, attribute) if build.prefix else None
+
+
+def _prefix_path(build: Any) -> str:
+    path = _prefix(build, "prefix_folder", "path")
+    return str(folders.data() / path) if path else ""
+
+
+def _shared_size(build: Any) -> int | None:
+    apparent = _prefix(build, "apparent", "apparent_size")
+    unique = _prefix(build, "unique", "unique_size")
+    return None if apparent is None else apparent - unique
+
+
+def _log_lines(build: Any) -> int:
+    """Of a copied build: those of the one it was copied from."""
+    if build.log_lines or "origin_lines" in build.__dict__:
+        return int(build.log_lines or getattr(build, "origin_lines", 0) or 0)
+    return int(build.origin.log_lines if build.origin else 0)
+
+
+def _verdicts(build: Any) -> list[Verdict]:
+    return [
+        Verdict(
+            rule=one.get("rule", ""),
+            effect=one.get("effect", Effect.WARN.value),
+            subject=one.get("subject", ""),
+            reason=one.get("reason", ""),
+            chain=list(one.get("chain", ())),
+        )
+        for one in build.verdicts
+    ]
+
+
 def absolute(info: Info, path: str) -> str:
     if settings.PUBLIC_URL:
         return str(settings.PUBLIC_URL).rstrip("/") + path
@@ -386,7 +441,7 @@ def absolute(info: Info, path: str) -> str:
 class BuildNode(Node):
     id: ID
     number: int
-    state: BuildStateEnum
+    state: BuildState
     source: str
     attempt: int
     created_at: datetime
@@ -400,95 +455,62 @@ class BuildNode(Node):
     events: list[BuildEventNode]
     tags: list[TagNode]
 
-    @classmethod
-    def get_queryset(cls, queryset: QuerySet[Build], info: Info, **kwargs: Any) -> QuerySet[Build]:
-        visible = Build.objects.visible_to(actor_of(info))
-        return queryset.filter(pk__in=visible.order_by().values("pk"))
-
-    @strawberry_django.field(only=["number"], annotate=_REF, description="`namespace/name:number`.")
-    def ref(self: Any) -> str:
-        namespace, environment = names_of(self)
-        return f"{namespace}/{environment}:{self.number}"
-
-    @strawberry_django.field(only=["state"], description="Nothing happens any more by itself.")
-    def finished(self: Any) -> bool:
-        return bool(Build.finished.fget(self))  # type: ignore[attr-defined]
-
-    @strawberry_django.field(annotate={"requester": F("requested_by__username")})
-    def requested_by(self: Any) -> str | None:
-        return _name_of(self, "requester", "requested_by")
-
-    @strawberry_django.field(only=["attempt_started_at"])
-    def started_at(self: Any) -> datetime | None:
-        started: datetime | None = self.attempt_started_at
-        return started
-
-    @strawberry_django.field(only=["failure"])
-    def failure(self: Any) -> Failure | None:
-        return Failure.of(self.failure)
-
-    @strawberry_django.field(only=["progress"])
-    def progress(self: Any) -> Progress | None:
-        return Progress.of(self.progress)
-
-    @strawberry_django.field(only=["timings"], description="Of the last attempt.")
-    def timings(self: Any) -> list[Timing]:
-        order = [state.value for state in BuildState]
-        rank = {stage: order.index(stage) for stage in self.timings if stage in order}
-        stages = sorted(self.timings, key=lambda stage: rank.get(stage, len(order)))
-        return [Timing(stage=stage, seconds=float(self.timings[stage])) for stage in stages]
-
-    @strawberry_django.field(annotate={"current_build": F("environment__current")})
-    def is_current(self: Any) -> bool:
-        if "current_build" in self.__dict__:
-            return bool(self.current_build == self.pk)
-        return bool(self.environment.current_id == self.pk)
-
-    @strawberry_django.field(
+    ref: str = computed(
+        _ref, only=["number"], annotate=_REF, description="`namespace/name:number`."
+    )
+    finished: bool = computed(
+        lambda build: build.state in FINISHED,
+        only=["state"],
+        description="Nothing happens any more by itself.",
+    )
+    requested_by: str | None = computed(
+        lambda build: _name_of(build, "requester", "requested_by"),
+        annotate={"requester": F("requested_by__username")},
+    )
+    started_at: datetime | None = computed(
+        lambda build: build.attempt_started_at, only=["attempt_started_at"]
+    )
+    failure: Failure | None = computed(lambda build: Failure.of(build.failure))
+    progress: Progress | None = computed(lambda build: Progress.of(build.progress))
+    timings: list[Timing] = computed(_timings, description="Of the last attempt.")
+    is_current: bool = computed(_is_current, annotate={"current_build": F("environment__current")})
+    prefix_path: str = computed(
+        _prefix_path,
         annotate={"prefix_folder": F("prefix__path")},
         description="Where its files are on the server; empty where it has none.",
     )
-    def prefix_path(self: Any) -> str:
-        path = _prefix(self, "prefix_folder", "path")
-        return str(folders.data() / path) if path else ""
-
-    @strawberry_django.field(
-        annotate={"apparent": F("prefix__apparent_size")}, description="As if nothing was shared."
+    apparent_size: BigInt | None = computed(
+        lambda build: _prefix(build, "apparent", "apparent_size"),
+        annotate={"apparent": F("prefix__apparent_size")},
+        description="As if nothing was shared.",
     )
-    def apparent_size(self: Any) -> BigInt | None:
-        return _prefix(self, "apparent", "apparent_size")  # type: ignore[no-any-return]
-
-    @strawberry_django.field(
-        annotate={"unique": F("prefix__unique_size")}, description="What only this build holds."
+    unique_size: BigInt | None = computed(
+        lambda build: _prefix(build, "unique", "unique_size"),
+        annotate={"unique": F("prefix__unique_size")},
+        description="What only this build holds.",
     )
-    def unique_size(self: Any) -> BigInt | None:
-        return _prefix(self, "unique", "unique_size")  # type: ignore[no-any-return]
-
-    @strawberry_django.field(
+    shared_size: BigInt | None = computed(
+        _shared_size,
         annotate={"apparent": F("prefix__apparent_size"), "unique": F("prefix__unique_size")},
         description="What it shares with other builds and the package cache.",
     )
-    def shared_size(self: Any) -> BigInt | None:
-        apparent = _prefix(self, "apparent", "apparent_size")
-        unique = _prefix(self, "unique", "unique_size")
-        return None if apparent is None else BigInt(apparent - unique)
-
-    @strawberry_django.field(
-        only=["log_lines"], annotate={"origin_lines": F("origin__log_lines")}
+    log_lines: int = computed(
+        _log_lines, only=["log_lines"], annotate={"origin_lines": F("origin__log_lines")}
     )
-    def log_lines(self: Any) -> int:
-        if self.log_lines or "origin_lines" in self.__dict__:
-            return int(self.log_lines or getattr(self, "origin_lines", 0) or 0)
-        return int(self.origin.log_lines if self.origin else 0)
+    verdicts: list[Verdict] = computed(_verdicts)
 
-    @strawberry_django.field(
-        only=["log_lines", "origin"], description="The lines from number `start` on."
-    )
+    @classmethod
+    def get_queryset(cls, queryset: BuildQuerySet, info: Info, **kwargs: Any) -> QuerySet[Build]:
+        if inside(info, "EnvironmentNode", "TagNode"):
+            return queryset.filter(deleted_at=None)
+        return queryset.visible_to(actor_of(info))
+
+    @field(only=["log_lines", "origin"], description="The lines from number `start` on.")
     def log(self: Any, start: int = 0, limit: int = 1000) -> list[str]:
         lines: list[str] = self.log_from(max(0, start), limit=max(0, min(limit, 10_000)))
         return lines
 
-    @strawberry_django.field(
+    @field(
         only=["lock", "number", "environment", "platform"],
         description="What changed since `other`; without it, since the build before.",
     )
@@ -504,7 +526,7 @@ class BuildNode(Node):
             older = earlier.exclude(lock=None).order_by("-number").first()
         return compared(_lock(older), _lock(self), platform, prefer=[self.platform])
 
-    @strawberry_django.field(
+    @field(
         only=["lock", "specification", "platform"],
         description="Chains from what was asked for to the package `name`, the shortest first.",
     )
@@ -522,20 +544,7 @@ class BuildNode(Node):
             requested = [package.name for package in (*part.conda, *part.pypi)]
         return [list(chain) for chain in differences.why(part, requested, name)]
 
-    @strawberry_django.field(only=["verdicts"])
-    def verdicts(self: Any) -> list[Verdict]:
-        return [
-            Verdict(
-                rule=one.get("rule", ""),
-                effect=one.get("effect", Effect.WARN.value),
-                subject=one.get("subject", ""),
-                reason=one.get("reason", ""),
-                chain=list(one.get("chain", ())),
-            )
-            for one in self.verdicts
-        ]
-
-    @strawberry_django.field(only=["number", "lock"], annotate=_REF)
+    @field(only=["number", "lock"], annotate=_REF)
     def downloads(self: Any, info: Info) -> list[Download]:
         namespace, environment = names_of(self)
         names = FILES if self.lock_id else ("log",)
@@ -548,12 +557,6 @@ class BuildNode(Node):
             )
             for name in names
         ]
-
-
-def _prefix(build: Any, annotation: str, attribute: str) -> Any:
-    if annotation in build.__dict__:
-        return build.__dict__[annotation]
-    return getattr(build.prefix, attribute) if build.prefix else None
 
 
 def _lock(build: Build | None) -> Any:
@@ -580,59 +583,40 @@ class Variable:
     value: str
 
 
+def _content(read: Callable[[Any], Any], description: str | None = None) -> Any:
+    return computed(lambda row: read(row.content), only=["content"], description=description)
+
+
 @strawberry_django.type(SpecificationRow, name="Specification", field_cls=Column)
 class SpecificationNode(Node):
     id: ID
     digest: str
     created_at: datetime
 
-    @strawberry_django.field(only=["content"], description="environment, lock or explicit.")
-    def kind(self: Any) -> str:
-        return str(self.content["kind"])
+    kind: str = _content(lambda it: it["kind"], description="environment, lock or explicit.")
+    name: str = _content(lambda it: it["name"])
+    description: str = _content(lambda it: it["description"])
+    channels: list[str] = _content(lambda it: it["channels"], description="The first one wins.")
+    platforms: list[str] = _content(lambda it: it["platforms"])
+    variables: list[Variable] = _content(
+        lambda it: [Variable(name=k, value=v) for k, v in sorted(it["variables"].items())]
+    )
+    virtual_packages: list[str] = _content(lambda it: it["virtual_packages"])
+    exclude_newer: str = _content(lambda it: it["exclude_newer"])
+    test_imports: list[str] = _content(
+        lambda it: it["smoke_tests"]["imports"], description="Modules that must import."
+    )
+    test_commands: list[str] = _content(
+        lambda it: it["smoke_tests"]["commands"], description="Commands that must succeed."
+    )
 
-    @strawberry_django.field(only=["content"])
-    def name(self: Any) -> str:
-        return str(self.content["name"])
-
-    @strawberry_django.field(only=["content"])
-    def description(self: Any) -> str:
-        return str(self.content["description"])
-
-    @strawberry_django.field(only=["content"], description="The first one wins.")
-    def channels(self: Any) -> list[str]:
-        return list(self.content["channels"])
-
-    @strawberry_django.field(only=["content"])
-    def platforms(self: Any) -> list[str]:
-        return list(self.content["platforms"])
-
-    @strawberry_django.field(only=["content"])
+    @field(only=["content"])
     def dependencies(self: Any, platform: str | None = None) -> list[str]:
         return _on_platform(self.content["dependencies"], platform)
 
-    @strawberry_django.field(only=["content"])
+    @field(only=["content"])
     def pip(self: Any, platform: str | None = None) -> list[str]:
         return _on_platform(self.content["pip"], platform)
-
-    @strawberry_django.field(only=["content"])
-    def variables(self: Any) -> list[Variable]:
-        return [Variable(name=k, value=v) for k, v in sorted(self.content["variables"].items())]
-
-    @strawberry_django.field(only=["content"])
-    def virtual_packages(self: Any) -> list[str]:
-        return list(self.content["virtual_packages"])
-
-    @strawberry_django.field(only=["content"])
-    def exclude_newer(self: Any) -> str:
-        return str(self.content["exclude_newer"])
-
-    @strawberry_django.field(only=["content"], description="Modules that must import.")
-    def test_imports(self: Any) -> list[str]:
-        return list(self.content["smoke_tests"]["imports"])
-
-    @strawberry_django.field(only=["content"], description="Commands that must succeed.")
-    def test_commands(self: Any) -> list[str]:
-        return list(self.content["smoke_tests"]["commands"])
 
 
 def _on_platform(by_platform: dict[str, list[str]], platform: str | None) -> list[str]:
@@ -697,22 +681,23 @@ class LockNode(Node):
 @strawberry_django.type(Preview, name="Preview", field_cls=Column)
 class PreviewNode(Node):
     id: ID
-    state: PreviewStateEnum
+    state: PreviewState
     created_at: datetime
     finished_at: datetime | None
     lock: LockNode | None
+    failure: Failure | None = computed(lambda preview: Failure.of(preview.failure))
+    warnings: list[str] = computed(
+        lambda preview: list(getattr(preview, "said_warnings", ())),
+        description="What was accepted but may not be what you meant; told once, by previewSolve.",
+    )
 
     @classmethod
     def get_queryset(
-        cls, queryset: QuerySet[Preview], info: Info, **kwargs: Any
+        cls, queryset: PreviewQuerySet, info: Info, **kwargs: Any
     ) -> QuerySet[Preview]:
-        return queryset.filter(pk__in=Preview.objects.visible_to(actor_of(info)).values("pk"))
+        return queryset.visible_to(actor_of(info))
 
-    @strawberry_django.field(only=["failure"])
-    def failure(self: Any) -> Failure | None:
-        return Failure.of(self.failure)
-
-    @strawberry_django.field(
+    @field(
         only=["lock", "environment"],
         description="What would change in the environment's current build; null until solved.",
     )
@@ -726,10 +711,6 @@ class PreviewNode(Node):
         prefer = [current.platform] if current else []
         return compared(_lock(current), self.lock.value(), platform, prefer=prefer)
 
-    @strawberry_django.field(description="What was accepted but may not be what you meant.")
-    def warnings(self: Any) -> list[str]:
-        return list(getattr(self, "said_warnings", ()))
-
 
 # --- channels ----------------------------------------------------------------------------------
 
@@ -741,9 +722,11 @@ class ChannelNode(Node):
     first_seen_at: datetime
     indexed_at: datetime | None
 
-    @strawberry_django.field(only=["url"], description="The last part of its address.")
-    def name(self: Any) -> str:
-        return str(self.url).rstrip("/").rsplit("/", 1)[-1]
+    name: str = computed(
+        lambda channel: channel.url.rstrip("/").rsplit("/", 1)[-1],
+        only=["url"],
+        description="The last part of its address.",
+    )
 
 
 @strawberry_django.type(IndexedPackage, name="IndexedPackage", field_cls=Column)
@@ -774,7 +757,7 @@ class Me:
     is_superuser: bool
     token_name: str | None = strawberry.field(description="Of the token you came with.")
 
-    @strawberry_django.field(description="Yours, and those of your service accounts.")
+    @field(description="Yours, and those of your service accounts.")
     def tokens(self, info: Info) -> list[ApiTokenNode]:
         actor = actor_of(info)
         account = actor.account
@@ -782,9 +765,9 @@ class Me:
         if actor.token is not None and (actor.token.role or actor.token.namespaces):
             mine = mine.filter(pk=actor.token.pk)  # a limited token knows of itself only
         found: Any = mine
-        return found
+        return found  # type: ignore[no-any-return]
 
-    @strawberry_django.field(description="Namespaces in which you hold a role.")
+    @field(description="Namespaces in which you hold a role.")
     def namespaces(self, info: Info) -> list[NamespaceRole]:
         actor = actor_of(info)
         held = roles_of(actor.account)

@@ -61,11 +61,13 @@ def _no_view(request: HttpRequest) -> HttpResponse:
 
 @method_decorator(csrf_exempt, name="dispatch")  # `forged` asks only those with a session
 class GraphQLView(AsyncGraphQLView[Any, None]):
-    """Queries run in one thread from end to end; mutations and subscriptions may wait in between."""
+    """Queries run in one thread from end to end; mutations and subscriptions may wait."""
 
     allow_queries_via_get = False
 
-    async def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+    async def dispatch(  # type: ignore[override]
+        self, request: HttpRequest, *args: Any, **kwargs: Any
+    ) -> HttpResponseBase:
         if request.method == "POST" and (reason := forged(request)):
             raise AccessDeniedError(
                 f"The request does not prove that it comes from this site's own pages: {reason}",
@@ -144,9 +146,10 @@ def _refused(error: HTTPException) -> StoreError:
 
 
 class GraphQLSocket(GraphQL[Any, None]):
-    """graphql-transport-ws. Who asks is said by the session's cookie, a header, or the first message.
+    """graphql-transport-ws. Who asks is said by a session, a header, or the first message.
 
-    Browsers send cookies to any site that a page names: a connection from another origin is refused.
+    A browser sends its cookies with whatever page opens the connection: from other origins it is
+    refused.
     """
 
     async def get_context(self, request: Any, response: Any) -> Any:
@@ -165,7 +168,7 @@ class GraphQLSocket(GraphQL[Any, None]):
                 )
             except TokenInvalidError as error:
                 raise ConnectionRejectionError({"code": error.code}) from error
-        return UNSET
+        return UNSET  # type: ignore[no-any-return]
 
 
 def _of_handshake(socket: WebSocket) -> Actor | TokenInvalidError:
@@ -197,7 +200,7 @@ def _of_session(cookies: str, address: str) -> Actor:
     store: type[SessionBase] = import_string(f"{settings.SESSION_ENGINE}.SessionStore")
     request = HttpRequest()
     request.session = store(key)
-    return Actor(get_user(request), address=address)  # type: ignore[arg-type]
+    return Actor(get_user(request), address=address)
 
 
 def make_socket(schema: Any) -> GraphQLSocket:
