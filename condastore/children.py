@@ -76,7 +76,7 @@ class Child:
             start_new_session=True,
             preexec_fn=die_with(os.getpid()),  # safe: the supervisor has one thread
         )
-        assert self.process.stdout is not None  # noqa: S101 - for the type checker
+        assert self.process.stdout is not None
         os.set_blocking(self.process.stdout.fileno(), False)
 
     def reap(self) -> bool:

@@ -97,6 +97,7 @@ def preview(
         environment=ref.environment,
         specification=read(file),
         forceSolve=force_solve,
+        platforms=[platform] if platform else None,
         platform=platform,
     )
     found = follow.preview(api, found, platform=platform)
@@ -186,8 +187,6 @@ def diff(
     if not second:
         document = ask_build(api, queries.CHANGES, ref, platform=platform)
         found = document["diffTo"]
-        if found is None:
-            raise not_found(f"There is no build before {document['ref']} to compare it with.")
         head = f"{document['ref']}, compared with the build before it"
     else:
         same = f"{ref.namespace}/{ref.environment}"

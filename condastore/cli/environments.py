@@ -62,7 +62,7 @@ def list_(
         "namespace": namespace,
         "search": search,
         "package": package,
-        "state": state.upper(),
+        "state": [state.upper()] if state else [],
     }
     filters = {name: value for name, value in wanted.items() if value}
     found = connect().every(

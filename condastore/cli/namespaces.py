@@ -73,8 +73,6 @@ def show(name: Name, as_json: AsJson = False) -> None:
             f"There is no namespace {name!r} that you may see.",
             hint="See yours with `condastore namespace list`.",
         )
-    if "GRANT" in found["myPermissions"]:
-        found["grants"] = api.ask(queries.GRANTS, name=name)["namespace"]["grants"]
 
     def human() -> None:
         render.pairs(
@@ -88,7 +86,7 @@ def show(name: Name, as_json: AsJson = False) -> None:
                 ("you may", ", ".join(perm.lower() for perm in found["myPermissions"])),
             ]
         )
-        if grants := found.get("grants"):
+        if grants := found["grants"]:
             render.say()
             rows = [
                 (grant["user"] or f"group {grant['group']}", grant["role"].lower())

@@ -125,12 +125,8 @@ query Namespace($name: String!) {
   namespace(name: $name) {
     id name description personal public createdAt myPermissions
     environments { totalCount }
+    grants { role user group }
   }
-}
-"""
-GRANTS = """
-query Grants($name: String!) {
-  namespace(name: $name) { grants { role user group } }
 }
 """
 CREATE_NAMESPACE = (
@@ -356,11 +352,11 @@ PREVIEW_SOLVE = (
     """
 mutation PreviewSolve(
   $namespace: String!, $environment: String, $specification: String!
-  $forceSolve: Boolean!, $platform: String
+  $forceSolve: Boolean!, $platforms: [String!], $platform: String
 ) {
   previewSolve(
     namespace: $namespace, environment: $environment, specification: $specification
-    forceSolve: $forceSolve
+    forceSolve: $forceSolve, platforms: $platforms
   ) {
     __typename
     ... on Preview { ...Seen }
