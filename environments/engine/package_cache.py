@@ -124,6 +124,11 @@ class PackageCache:
         finally:
             shutil.rmtree(view, ignore_errors=True)
 
+    def extracted(self, package: CondaPackage) -> Path | None:
+        """Where `package` lies, if it is here; whether all of it is there is not looked at."""
+        folder = self.folder / Download.of(package).key / _label(package)
+        return folder if folder.is_dir() else None
+
     def entries(self) -> Iterator[tuple[str, datetime]]:
         """(digest, last use) of every entry."""
         for path in self.folder.glob(f"*/{CONTENTS}"):
@@ -294,7 +299,7 @@ def _look(package: CondaPackage, folder: Path) -> PackageContents:
     paths = _paths_document(package, folder)
     link = _json(folder / "info" / "link.json").get("noarch", {})
     noarch = link.get("type") if isinstance(link, dict) else link
-    files = tuple(_file(package, folder, entry) for entry in paths["paths"])
+    files = tuple(_file(package, f"{folder}/", entry) for entry in paths["paths"])
     scripts = tuple(
         file.path
         for file in files
@@ -319,33 +324,36 @@ _LINK_MOMENTS = ("pre-link", "post-link", "pre-unlink")
 _ENDS = (".sh", ".bat")
 
 
-def _file(package: CondaPackage, folder: Path, entry: dict[str, Any]) -> PackageFile:
+def _file(package: CondaPackage, root: str, entry: dict[str, Any]) -> PackageFile:
+    """One entry of `info/paths.json`. (No Path objects: they would cost more than the disk.)"""
     path = str(entry["_path"])
     if path.startswith("/") or ".." in path.split("/"):
         raise LinkError(f"{package.file_name}: the path {path!r} leads out of the environment.")
-    location = folder / path
+    location = root + path
     try:
-        status = location.lstat()
+        status = os.lstat(location)
     except OSError as error:
         raise LinkError(f"{package.file_name} lists {path}, which its archive lacks.") from error
-    if entry.get("path_type") == "softlink" and not stat.S_ISLNK(status.st_mode):
-        raise LinkError(f"{package.file_name} lists {path} as a link, which it is not.")
-    if stat.S_ISDIR(status.st_mode):
+    mode = status.st_mode
+    if stat.S_ISREG(mode) and entry.get("path_type") != "softlink":
+        placeholder = str(entry.get("prefix_placeholder") or "")
+        return PackageFile(
+            path,
+            "file",
+            status.st_size,
+            str(entry.get("sha256") or _sha256(location)),
+            "",
+            len(placeholder.encode()),
+            binary=entry.get("file_mode") == "binary",
+        )
+    if stat.S_ISDIR(mode):
         return PackageFile(path, "folder", 0, "", "", 0, binary=False)
-    if stat.S_ISLNK(status.st_mode):
-        return PackageFile(path, "link", 0, "", str(location.readlink()), 0, binary=False)
-    if not stat.S_ISREG(status.st_mode):
-        raise LinkError(f"{package.file_name}: {path} is neither a file nor a link nor a folder.")
-    placeholder = str(entry.get("prefix_placeholder") or "")
-    return PackageFile(
-        path,
-        "file",
-        status.st_size,
-        str(entry.get("sha256") or _sha256(location)),
-        "",
-        len(placeholder.encode()),
-        binary=entry.get("file_mode") == "binary",
-    )
+    if stat.S_ISLNK(mode):
+        target = os.readlink(location)  # noqa: PTH115
+        return PackageFile(path, "link", 0, "", target, 0, binary=False)
+    if stat.S_ISREG(mode):
+        raise LinkError(f"{package.file_name} lists {path} as a link, which it is not.")
+    raise LinkError(f"{package.file_name}: {path} is neither a file nor a link nor a folder.")
 
 
 def _paths_document(package: CondaPackage, folder: Path) -> dict[str, Any]:
@@ -376,6 +384,6 @@ def _json(path: Path) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+def _sha256(path: str) -> str:
+    with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
