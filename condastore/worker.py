@@ -98,9 +98,8 @@ def _say_gone(queues: list[str]) -> None:
 def _preload() -> None:
     """Import what every build needs, so that the first one does not wait for it."""
     started = time.monotonic()
-    for name in ("rattler", "conda_lock.lockfile"):
-        importlib.import_module(name)
-
+    building = importlib.import_module("environments.building")
+    building.tools().solver().warm_up()
     logger.debug("preloaded", seconds=round(time.monotonic() - started, 2))
 
 

@@ -134,7 +134,7 @@ def _show(channels: str, steps: Steps, *, once: bool) -> int:
         print(
             "\nTry next, in another terminal:\n"
             f"  . {Path(sys.executable).parent / 'activate'} && "
-            f"condastore login {url} --username admin --password {password}\n"
+            f"condastore login {url} --username admin     # the password is above\n"
             f"  condastore env preview admin/ml -f {path.relative_to(PROJECT)}"
             "     # after a change of the file: what would be different?\n"
             "  condastore env why admin/ml six                # why is this package here?\n"

@@ -84,6 +84,7 @@ class Tools:
             credentials=source_of(credentials),
             cache=self.cache / "wheels",
             channels=channels,
+            extracted=self.packages.extracted,
         )
         return RattlerSolver(cache=folder, channels=channels, pypi=pypi)
 
