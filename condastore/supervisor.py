@@ -88,8 +88,7 @@ def up(
 
 def prepare_folder(data: Path) -> None:
     try:
-        for folder in (data / "run", Path(settings.STATIC_ROOT)):
-            folder.mkdir(parents=True, exist_ok=True)
+        (data / "run").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CommandError(
             f"The data folder cannot be made: {error.strerror}.",

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import psutil
 
@@ -30,7 +30,6 @@ class System:
     process: subprocess.Popen[bytes] | None = None
     ready: dict[str, Any] = field(default_factory=dict)
     _family: list[psutil.Process] = field(default_factory=list)
-    _output: IO[bytes] | None = None
 
     @property
     def url(self) -> str:
@@ -46,17 +45,19 @@ class System:
         return (self.data.parent / "up.log").read_text(errors="replace")
 
     def start(self) -> System:
-        self._output = (self.data.parent / "up.log").open("ab")
-        self.process = subprocess.Popen(
-            [*COMMAND, "up", "--json", *self.arguments],
-            env=self.person.environ,
-            cwd=self.person.home,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=self._output,
-        )
+        """Start it and wait until it says that it is ready."""
+        with (self.data.parent / "up.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [*COMMAND, "up", "--json", *self.arguments],
+                env=self.person.environ,
+                cwd=self.person.home,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
+        with self.process.stdout as said:
+            line = said.readline()
         assert line, f"it ended with status {self.process.wait()}:\n{self.log}"
         self.ready = json.loads(line)
         self._family = self.family()
@@ -89,10 +90,6 @@ class System:
         finally:
             for one in self.left(within=1):
                 one.kill()
-            assert self.process.stdout is not None
-            self.process.stdout.close()
-            assert self._output is not None
-            self._output.close()
 
     def child(self, name: str) -> psutil.Process:
         return psutil.Process(self.state["children"][name])
