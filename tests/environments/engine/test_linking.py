@@ -28,8 +28,9 @@ NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> PackageCache:
-    return PackageCache(tmp_path / "cache" / "packages")
+def cache(shared_cache: PackageCache) -> PackageCache:
+    """One for all of these tests: extracting a Python costs more than most of them."""
+    return shared_cache
 
 
 @pytest.fixture
