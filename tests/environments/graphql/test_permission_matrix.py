@@ -1,0 +1,521 @@
+"""Who sees what, and who may do what: every field of the schema, as everybody.
+
+A field that is added to Query, Mutation or Subscription must be added here: the first test says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import transaction
+from django.test import Client
+from django.utils import timezone
+from graphql import GraphQLObjectType
+
+from accounts.access import ANONYMOUS, Actor, may
+from accounts.authentication import actor_with_token
+from accounts.models import ApiToken, User
+from accounts.roles import ROLES, Perm, Role
+from condastore.schema import schema
+from environments.domain.lifecycle import BuildState
+from environments.models import (
+    Build,
+    BuildEvent,
+    BuildTag,
+    Channel,
+    Environment,
+    IndexedPackage,
+    Namespace,
+    Preview,
+)
+from environments.operations.tokens import create_token
+from tests import factories
+from tests.environments.graphql.asking import ERROR, ask, context_of, post
+
+NOTHING: frozenset[Perm] = frozenset()
+EVERYTHING = frozenset(Perm)
+TEXT = "channels: [https://channel.example.org/main]\ndependencies: [python]\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Persona:
+    """`perms`: what is allowed in the namespace `research`, which is private."""
+
+    name: str
+    user: str = ""
+    perms: frozenset[Perm] = NOTHING
+    token: Mapping[str, Any] | None = None
+    refused: bool = False  # with 401, whatever is asked
+    superuser: bool = False
+    lab: frozenset[Perm] = NOTHING  # in another namespace, of which dora is a developer
+
+
+PERSONAS = [
+    Persona(name="signed out"),
+    Persona(name="charlie, who holds nothing", user="charlie"),
+    Persona(name="bob, a viewer", user="bob", perms=ROLES[Role.VIEWER]),
+    Persona(name="alice, a developer", user="alice", perms=ROLES[Role.DEVELOPER]),
+    Persona(name="anna, an approver", user="anna", perms=ROLES[Role.APPROVER]),
+    Persona(name="dora, the admin", user="dora", perms=EVERYTHING, lab=ROLES[Role.DEVELOPER]),
+    Persona(name="olga, admin of another namespace", user="olga"),
+    Persona(name="root", user="root", perms=EVERYTHING, superuser=True, lab=EVERYTHING),
+    Persona(
+        name="token of root with a ceiling: root holds no role",
+        user="root",
+        token={"role": Role.DEVELOPER},
+    ),
+    Persona(
+        name="token of dora that may only look",
+        user="dora",
+        perms=ROLES[Role.VIEWER],
+        lab=ROLES[Role.VIEWER],
+        token={"role": Role.VIEWER},
+    ),
+    Persona(
+        name="token of dora for this namespace",
+        user="dora",
+        perms=EVERYTHING,
+        token={"namespaces": ["research"]},
+    ),
+    Persona(
+        name="token of dora for another namespace",
+        user="dora",
+        lab=ROLES[Role.DEVELOPER],
+        token={"namespaces": ["lab"]},
+    ),
+    Persona(name="expired token of dora", user="dora", token={"expired": True}, refused=True),
+    Persona(name="revoked token of dora", user="dora", token={"revoked": True}, refused=True),
+]
+everybody = pytest.mark.parametrize("persona", PERSONAS, ids=lambda persona: persona.name)
+
+
+@dataclass(kw_only=True)
+class World:
+    research: Namespace
+    environment: Environment
+    old: Build
+    current: Build
+    queued: Build
+    archived: Build
+    preview: Preview
+    token: ApiToken
+    ids: dict[str, Any] = field(default_factory=dict)
+
+
+def make_world() -> World:
+    people = {
+        "bob": Role.VIEWER,
+        "alice": Role.DEVELOPER,
+        "anna": Role.APPROVER,
+        "dora": Role.ADMIN,
+    }
+    factories.make_user("charlie")
+    factories.make_user("root", superuser=True)
+    research = factories.make_namespace("research", **people)
+    factories.make_namespace("other", olga=Role.ADMIN)
+    factories.make_namespace("lab", dora=Role.DEVELOPER)
+    environment = factories.make_environment(research, "ml")
+    old = factories.make_build(environment, lock=factories.make_lock(factories.make_package("a")))
+    archived = factories.make_build(environment, BuildState.ARCHIVED)
+    current = factories.make_build(environment)
+    queued = factories.make_build(environment, BuildState.QUEUED)
+    Channel.objects.create(url=factories.CHANNEL)
+    IndexedPackage.objects.create(channel=Channel.objects.get(), name="python", versions=1)
+    preview = Preview.objects.create(
+        namespace=research,
+        environment=environment,
+        specification=current.specification,
+        lock=current.lock,
+        state="READY",
+    )
+    dora = factories.actor(User.objects.get(username="dora"))
+    made = create_token(actor=dora, name="kept")
+    world = World(
+        research=research,
+        environment=environment,
+        old=old,
+        current=current,
+        queued=queued,
+        archived=archived,
+        preview=preview,
+        token=made.token,
+    )
+    world.ids = {
+        "environment": str(environment.pk),
+        "old": str(old.pk),
+        "current": str(current.pk),
+        "queued": str(queued.pk),
+        "archived": str(archived.pk),
+        "preview": str(preview.pk),
+        "token": str(made.token.pk),
+        "lock": current.lock.digest,  # type: ignore[union-attr]
+        "specification": current.specification.digest,
+        "text": TEXT,
+    }
+    return world
+
+
+def secret_of(persona: Persona) -> str:
+    """A token of the persona's kind."""
+    assert persona.token is not None
+    options = dict(persona.token)
+    expired, revoked = options.pop("expired", False), options.pop("revoked", False)
+    owner = factories.actor(User.objects.get(username=persona.user))
+    made = create_token(actor=owner, name="mine", **options)
+    rows = ApiToken.objects.filter(pk=made.token.pk)
+    if expired:
+        rows.update(expires_at=timezone.now() - timedelta(seconds=1))
+    if revoked:
+        rows.update(revoked_at=timezone.now())
+    return made.secret
+
+
+def client_of(persona: Persona) -> Client:
+    client = Client()
+    if persona.token is not None:
+        client.defaults["HTTP_AUTHORIZATION"] = f"Bearer {secret_of(persona)}"
+    elif persona.user:
+        client.force_login(User.objects.get(username=persona.user))
+    return client
+
+
+def actor_of(persona: Persona) -> Actor:
+    if persona.token is not None:
+        return actor_with_token(secret_of(persona))
+    if not persona.user:
+        return ANONYMOUS
+    return factories.actor(User.objects.get(username=persona.user))
+
+
+# --- what is asked ------------------------------------------------------------------------------
+
+Data = Any
+EDGES = "{ totalCount edges { node { %s } } }"
+
+
+def names(found: Data) -> list[str]:
+    assert found["totalCount"] == len(found["edges"])
+    return [edge["node"]["name"] for edge in found["edges"]]
+
+
+#: Field -> document and what it shows to those who may look into `research`.
+SEEN: dict[str, tuple[str, Callable[[Data], bool]]] = {
+    "namespaces": (f"{{ namespaces {EDGES % 'name'} }}", lambda it: "research" in names(it)),
+    "namespace": ('{ namespace(name: "research") { name } }', bool),
+    "environments": (f"{{ environments {EDGES % 'name'} }}", lambda it: "ml" in names(it)),
+    "environment": ('{ environment(namespace: "research", name: "ml") { name } }', bool),
+    "builds": (f"{{ builds {EDGES % 'ref'} }}", lambda it: len(it["edges"]) == 4),
+    "build": ("query($current: ID!) { build(id: $current) { ref source } }", bool),
+    "specification": (
+        "query($specification: String!) { specification(digest: $specification) { digest } }",
+        bool,
+    ),
+    "lock": ("query($lock: String!) { lock(digest: $lock) { digest } }", bool),
+    "packages": (f'{{ packages(search: "pyth") {EDGES % "name"} }}', lambda it: bool(it["edges"])),
+    "channels": (f"{{ channels {EDGES % 'url'} }}", lambda it: bool(it["edges"])),
+    "lockedPackages": (
+        f'{{ lockedPackages(name: "python") {EDGES % "build { ref }"} }}',
+        lambda it: bool(it["edges"]),
+    ),
+    "preview": ("query($preview: ID!) { preview(id: $preview) { state } }", bool),
+    "compareBuilds": (
+        "query($old: ID!, $current: ID!) { compareBuilds(a: $old, b: $current) { platform } }",
+        bool,
+    ),
+}
+#: Fields that tell of the one who asks.
+OF_ONESELF = {"me"}
+
+#: Mutation -> its arguments, and what one must be allowed in `research`. By `ids` of the world.
+CHANGES: dict[str, tuple[str, Perm]] = {
+    "grantRole": ('namespace: "research", role: VIEWER, user: "charlie"', Perm.GRANT),
+    "revokeRole": ('namespace: "research", user: "bob"', Perm.GRANT),
+    "createEnvironment": (
+        'namespace: "research", name: "another", specification: $text',
+        Perm.BUILD,
+    ),
+    "copyEnvironment": (
+        'environmentId: $environment, namespace: "research", name: "copy"',
+        Perm.BUILD,
+    ),
+    "renameEnvironment": ('environmentId: $environment, name: "renamed"', Perm.BUILD),
+    "deleteEnvironment": ("environmentId: $environment", Perm.MANAGE),
+    "shareEnvironment": ('environmentId: $environment, user: "charlie"', Perm.GRANT),
+    "unshareEnvironment": ('environmentId: $environment, user: "charlie"', Perm.GRANT),
+    "submitBuild": (
+        'namespace: "research", environment: "ml", specification: $text',
+        Perm.BUILD,
+    ),
+    "previewSolve": (
+        'namespace: "research", environment: "ml", specification: $text, wait: 0',
+        Perm.BUILD,
+    ),
+    "cancelBuild": ("id: $queued", Perm.BUILD),
+    "setCurrentBuild": ("id: $old", Perm.BUILD),
+    "unpin": ("environmentId: $environment", Perm.BUILD),
+    "rollback": ("environmentId: $environment", Perm.BUILD),
+    "tagBuild": ('id: $current, tag: "prod"', Perm.BUILD),
+    "untag": ('environmentId: $environment, tag: "kept"', Perm.BUILD),
+    "archiveBuild": ("id: $old", Perm.BUILD),
+    "restoreBuild": ("id: $archived", Perm.BUILD),
+    "deleteBuild": ("id: $old", Perm.MANAGE),
+}
+
+
+def _signed_out(persona: Persona) -> str:
+    return "" if persona.user else "not-signed-in"
+
+
+def _of_a_namespace(persona: Persona) -> str:
+    return _signed_out(persona) or ("" if persona.superuser else "access-denied")
+
+
+def _of_a_token(persona: Persona) -> str:
+    limited = persona.token and ({"role", "namespaces"} & set(persona.token))
+    return _signed_out(persona) or ("access-denied" if limited else "")
+
+
+def _of_doras_token(persona: Persona) -> str:
+    return _signed_out(persona) or (
+        "" if persona.user == "dora" or persona.superuser else "not-found"
+    )
+
+
+def _of_a_move(persona: Persona) -> str:
+    if Perm.VIEW not in persona.perms or Perm.VIEW not in persona.lab:
+        return "not-found"
+    return "" if Perm.MANAGE in persona.perms and Perm.BUILD in persona.lab else "access-denied"
+
+
+#: Mutation -> its arguments, and the code that a persona gets; "" where it works.
+OTHER_CHANGES: dict[str, tuple[str, Callable[[Persona], str]]] = {
+    "createNamespace": ('name: "fresh"', _of_a_namespace),
+    "createServiceAccount": (
+        'name: "robot"',
+        lambda persona: "" if persona.superuser else "access-denied",
+    ),
+    "createToken": ('name: "another"', _of_a_token),
+    "revokeToken": ("id: $token", _of_doras_token),
+    "moveEnvironment": ('environmentId: $environment, namespace: "lab"', _of_a_move),
+}
+#: Subscription -> document; all are for those who may look.
+FOLLOWED = {
+    "buildProgress": "subscription($current: ID!) { buildProgress(buildId: $current) { nextLine } }",
+    "environmentEvents": (
+        'subscription { environmentEvents(namespace: "research") { state message } }'
+    ),
+}
+TYPES = {"specification": "String!", "lock": "String!", "text": "String!"}
+
+
+def used(document: str, ids: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in ids.items() if f"${name}" in document}
+
+
+def change(name: str, arguments: str, ids: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The document of a mutation, and its variables."""
+    values = used(arguments, ids)
+    declared = ", ".join(f"${key}: {TYPES.get(key, 'ID!')}" for key in values)
+    head = f"mutation({declared})" if declared else "mutation"
+    return f"{head} {{ {name}({arguments}) {{ __typename {ERROR} }} }}", values
+
+
+def outcome(persona: Persona, perm: Perm) -> str:
+    """The code of a change in `research` that needs `perm`; "" where it works."""
+    if Perm.VIEW not in persona.perms:
+        return "not-found"
+    if perm in persona.perms:
+        return ""
+    return "access-denied"
+
+
+def fields_of(kind: GraphQLObjectType | None) -> set[str]:
+    assert kind is not None
+    return set(kind.fields)
+
+
+# --- the tests ----------------------------------------------------------------------------------
+
+
+def test_every_field_of_the_schema_is_tried_here() -> None:
+    core = schema._schema
+    assert fields_of(core.query_type) == set(SEEN) | OF_ONESELF
+    assert fields_of(core.mutation_type) == set(CHANGES) | set(OTHER_CHANGES)
+    assert fields_of(core.subscription_type) == set(FOLLOWED)
+
+
+@everybody
+def test_queries_show_what_one_may_see_and_hide_the_rest(persona: Persona, db: None) -> None:
+    world = make_world()
+    client = client_of(persona)
+    for name, (document, shown) in SEEN.items():
+        answer = post(client, document, used(document, world.ids))
+        if persona.refused:
+            assert answer.status_code == 401, name
+            assert answer.json()["code"] == "token-invalid"
+            continue
+        body = answer.json()
+        found = body["data"][name] if body["data"] else None
+        assert bool(found and shown(found)) == (Perm.VIEW in persona.perms), (name, body)
+        if found is None and "errors" in body:
+            assert [error["extensions"]["code"] for error in body["errors"]] == ["not-found"], name
+    me = post(client, "{ me { username isSuperuser } }")
+    if not persona.refused:
+        expected = {"username": persona.user, "isSuperuser": persona.superuser}
+        assert me.json()["data"]["me"] == (expected if persona.user else None)
+
+
+@everybody
+def test_changes_work_for_those_who_may_and_for_nobody_else(persona: Persona, db: None) -> None:
+    world = make_world()
+    client = client_of(persona)
+    BuildTag.objects.create(environment=world.environment, build=world.current, name="kept")
+    wanted = {
+        **{
+            name: (arguments, outcome(persona, perm)) for name, (arguments, perm) in CHANGES.items()
+        },
+        **{name: (args, code(persona)) for name, (args, code) in OTHER_CHANGES.items()},
+    }
+    for name, (arguments, code) in wanted.items():
+        with transaction.atomic():
+            answer = post(client, *change(name, arguments, world.ids))
+            transaction.set_rollback(True)
+        if persona.refused:
+            assert answer.status_code == 401, name
+            continue
+        body = answer.json()
+        assert "errors" not in body, (name, body)
+        assert body["data"][name].get("code", "") == code, (name, body)
+
+
+@everybody
+def test_lists_and_checks_agree(persona: Persona, db: None) -> None:
+    if persona.refused:
+        return
+    world = make_world()
+    actor = actor_of(persona)
+    for perm in Perm:
+        allowed = perm in persona.perms
+        guarded: list[Any] = [world.research, world.environment, world.current]
+        for row in guarded:
+            assert may(actor, perm, row) == allowed, (perm, row)
+            listed = type(row).objects.with_perm(actor, perm)
+            assert listed.filter(pk=row.pk).exists() == allowed
+    shown = ask(actor, '{ namespace(name: "research") { myPermissions } }')["namespace"]
+    expected = {perm.name for perm in persona.perms} or None
+    assert (set(shown["myPermissions"]) if shown else None) == expected
+
+
+@everybody
+@pytest.mark.django_db(transaction=True)
+def test_subscriptions_are_for_those_who_may_look(persona: Persona) -> None:
+    world = make_world()
+    if persona.refused:
+        with pytest.raises(Exception, match="not valid"):
+            actor_of(persona)
+        return
+    actor = actor_of(persona)
+
+    async def first(document: str) -> Any:
+        results = await schema.subscribe(
+            document,
+            variable_values=used(document, world.ids),
+            context_value=context_of(actor),
+        )
+        try:
+            return await asyncio.wait_for(anext(aiter(results)), 2)
+        except TimeoutError:
+            return None
+        finally:
+            await results.aclose()  # type: ignore[union-attr]
+
+    async def followed(document: str) -> Any:
+        waiting = asyncio.create_task(first(document))
+        await asyncio.sleep(0.6)
+        event = BuildEvent(build=world.current, state=BuildState.READY, message="again")
+        await event.asave()
+        return await waiting
+
+    for name, document in FOLLOWED.items():
+        result = asyncio.run(followed(document))
+        if Perm.VIEW in persona.perms:
+            assert result is not None
+            assert not result.errors, (name, result)
+        else:
+            assert [error.extensions["code"] for error in result.errors] == ["not-found"], name
+
+
+# --- what lies behind the fields ----------------------------------------------------------------
+
+INSIDE = """
+{
+  environments(first: 5) { edges { node {
+    name namespace { id name description createdAt myPermissions grants { user }
+      environments(first: 5) { totalCount edges { node { name } } } }
+    sharedWith
+    builds(first: 9) { totalCount edges { node { ref environment { name namespace { name description } } } } }
+  } } }
+}
+"""
+
+
+def test_one_shared_environment_opens_nothing_else(db: None) -> None:
+    world = make_world()
+    Namespace.objects.filter(pk=world.research.pk).update(description="secret plans")
+    factories.make_build(factories.make_environment(world.research, "hidden"))
+    dora = factories.actor(User.objects.get(username="dora"))
+    charlie = factories.actor(User.objects.get(username="charlie"))
+    document, values = change(
+        "shareEnvironment", 'environmentId: $environment, user: "charlie"', world.ids
+    )
+    ask(dora, document, **values)
+    (edge,) = ask(charlie, INSIDE)["environments"]["edges"]
+    node = edge["node"]
+    assert node["name"] == "ml"
+    assert node["namespace"]["name"] == "research"
+    assert node["namespace"]["description"] == ""
+    assert node["namespace"]["environments"] == {"totalCount": 0, "edges": []}
+    assert node["namespace"]["grants"] == []
+    assert node["namespace"]["myPermissions"] == []
+    assert node["sharedWith"] == []
+    assert node["builds"]["totalCount"] == 4
+    inner = node["builds"]["edges"][0]["node"]["environment"]["namespace"]
+    assert inner == {"name": "research", "description": ""}
+    assert ask(charlie, '{ namespace(name: "research") { name } }') == {"namespace": None}
+
+
+def test_roles_and_shares_are_told_only_to_those_who_may_grant(db: None) -> None:
+    world = make_world()
+    seen = '{ environment(namespace: "research", name: "ml") { namespace { grants { user } } } }'
+    for name in ("bob", "alice", "anna", "dora"):
+        actor = factories.actor(User.objects.get(username=name))
+        grants = ask(actor, seen)["environment"]["namespace"]["grants"]
+        assert bool(grants) == may(actor, Perm.GRANT, world.research) == (name == "dora")
+
+
+def test_a_limited_token_sees_no_other_tokens(db: None) -> None:
+    make_world()
+    dora = factories.actor(User.objects.get(username="dora"))
+    made = create_token(actor=dora, name="small", role=Role.VIEWER)
+    seen = "{ me { tokens { name } } }"
+    assert {one["name"] for one in ask(dora, seen)["me"]["tokens"]} == {"kept", "small"}
+    limited = actor_with_token(made.secret)
+    assert ask(limited, seen)["me"]["tokens"] == [{"name": "small"}]
+
+
+def test_a_deleted_build_is_gone_from_every_relation(db: None) -> None:
+    world = make_world()
+    Build.objects.filter(pk=world.old.pk).update(deleted_at=timezone.now())
+    bob = factories.actor(User.objects.get(username="bob"))
+    data = ask(bob, INSIDE)
+    refs = {
+        edge["node"]["ref"]
+        for environment in data["environments"]["edges"]
+        for edge in environment["node"]["builds"]["edges"]
+    }
+    assert world.old.number not in {int(ref.rsplit(":", 1)[1]) for ref in refs}
