@@ -28,7 +28,7 @@ from environments.domain.errors import (
 )
 from environments.domain.lifecycle import BuildState
 from environments.domain.policy import Effect, judge_lock, judge_names
-from environments.engine import disk, linking
+from environments.engine import conda_lock_reader, disk, linking
 from environments.engine.bytecode import python_sources
 from environments.engine.processes import can_sandbox
 from environments.engine.pypi_install import install_wheels
@@ -47,6 +47,8 @@ def solve(run: Run) -> None:
     build, specification = run.build, run.specification
     policy = policy_of(build.environment.namespace)
     verdicts = list(judge_names(policy, specification))
+    if specification.kind == "lock" and specification.lock is not None:
+        conda_lock_reader.confirm(build.source, specification.lock)
     answer = solve_or_reuse(
         build.specification,
         policy=policy,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import threading
 import time
@@ -106,7 +105,7 @@ def test_environments_share_the_files_of_their_packages(submit):
     assert second.prefix.unique_size < 0.15 * second.prefix.apparent_size
     one, two = folders.prefix_path(first), folders.prefix_path(second)
     name = next(p.relative_to(one) for p in one.rglob("json/decoder.py"))
-    assert os.path.samefile(one / name, two / name)
+    assert (one / name).samefile(two / name)
 
 
 def test_a_failed_request_is_final_and_leaves_no_folder(submit, environment, data_folder):
@@ -120,9 +119,7 @@ def test_a_failed_request_is_final_and_leaves_no_folder(submit, environment, dat
 
 def test_a_failed_smoke_test_leaves_the_old_environment_in_place(submit, environment, data_folder):
     first = run(submit(HELLO))
-    second = run(
-        submit(HELLO + "\ncondastore: {tests: {imports: [json, no_such_module]}}\n")
-    )
+    second = run(submit(HELLO + "\ncondastore: {tests: {imports: [json, no_such_module]}}\n"))
     assert second.failure["code"] == "smoke-test-failed"
     assert "no_such_module" in second.failure["message"]
     assert link(environment).resolve() == folders.prefix_path(first)
@@ -368,3 +365,15 @@ def _until(what, seconds: float = 30) -> None:
     while not what():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.05)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_lock_that_somebody_brings_is_linked_as_it_is(submit):
+    from environments.domain.rendering import conda_lock_yml, explicit_txt
+
+    first = run(submit(HELLO))
+    lock = first.lock.value()
+    for text in (conda_lock_yml(lock, first.specification.value()), explicit_txt(lock, "linux-64")):
+        again = run(submit(text))
+        assert again.failure is None, again.failure
+        assert again.lock == first.lock
