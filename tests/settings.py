@@ -9,8 +9,8 @@ os.environ.setdefault("CONDASTORE_DATA", tempfile.mkdtemp(prefix="condastore-tes
 os.environ.setdefault("CONDASTORE_SECRET_KEY", "only-for-tests-" + "x" * 40)
 os.environ.setdefault("CONDASTORE_LOG_LEVEL", "ERROR")
 
-from condastore.settings import *  # noqa: E402, F403
-from condastore.settings import DATA, DATABASES  # noqa: E402
+from condastore.settings import *  # noqa: F403
+from condastore.settings import DATA, DATABASES
 
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 if DATABASES["default"]["ENGINE"].endswith("sqlite3"):

@@ -85,4 +85,4 @@ def _condition(line: str) -> str:
     return found[-1][1] if found and not re.search(r"[()]", line[found[-1].end() :]) else ""
 
 
-assert set(_WORDS) == set(KNOWN_PLATFORMS)  # noqa: S101 -- a platform without its words would drop lines
+assert set(_WORDS) == set(KNOWN_PLATFORMS)

@@ -16,14 +16,10 @@ from environments.domain.lock import Lock
 
 def confirm(text: str, lock: Lock) -> None:
     """Raise SpecificationError unless conda-lock finds the packages of `lock` in `text`."""
-    theirs = _packages(text)
-    ours = {
-        (part.platform, package.url, package.sha256 or getattr(package, "md5", ""))
-        for part in lock
-        for package in (*part.conda, *part.pypi)
-    }
-    # We take credentials and unsafe parts out of URLs: compare by what names the bytes.
-    if {(platform, digest) for platform, _, digest in ours} - theirs:
+    # By what names the bytes: we take credentials out of URLs.
+    ours = {(part.platform, each.sha256 or each.md5) for part in lock for each in part.conda}
+    ours |= {(part.platform, each.sha256) for part in lock for each in part.pypi}
+    if ours - _packages(text):
         raise SpecificationError(
             [FaultError("conda-lock reads other packages in this file than condastore does.")],
             hint="Write the lock again with `conda-lock lock`, and submit that.",

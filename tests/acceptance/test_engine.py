@@ -53,7 +53,9 @@ def test_a_scientist_lives_with_the_url_and_the_command_line(system: System, sci
     )
     assert status.stderr == ""
     script = scientist.home / "script"
-    script.write_text("#!/usr/bin/env -S condastore run research/ml python\nprint('from a script')\n")
+    script.write_text(
+        "#!/usr/bin/env -S condastore run research/ml python\nprint('from a script')\n"
+    )
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     assert scientist.run("run", "research/ml", str(script)).stdout == "from a script\n"
 

@@ -15,8 +15,8 @@ MARK = "<!-- settings: kept complete by tests/condastore/test_settings.py -->\n"
 
 def table() -> str:
     rows = [
-        f"| `{setting.name}` | {setting.help} | {f'`{setting.default}`' if setting.default else ''} |"
-        for setting in sorted(SETTINGS.values(), key=lambda setting: setting.name)
+        f"| `{each.name}` | {each.help} | {f'`{each.default}`' if each.default else ''} |"
+        for each in sorted(SETTINGS.values(), key=lambda each: each.name)
     ]
     return "\n".join(["| variable | what | default |", "|---|---|---|", *rows]) + "\n"
 

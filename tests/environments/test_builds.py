@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from django.db import IntegrityError, transaction
@@ -33,7 +34,8 @@ def test_a_build_moves_along_the_table_only(environment: Environment, start: Bui
         build = make_build(environment, start)
         if target == S.READY and start == S.PUBLISHING:
             continue  # needs a prefix, see publishing
-        extra = {"lease_expires_at": timezone.now() + LIFE} if target in RUNNING else {}
+        leased: dict[str, Any] = {"lease_expires_at": timezone.now() + LIFE}
+        extra = leased if target in RUNNING else {}
         if target in MOVES[start]:
             build.move(target, **extra)
             assert build.state == target
