@@ -81,7 +81,9 @@ PYPI_INDEX_URLS = env.words(
     "PYPI_INDEX_URLS", "https://pypi.org/simple", "Python indexes, the first one preferred."
 )
 DEFAULT_PLATFORMS = env.words(
-    "DEFAULT_PLATFORMS", "", "Platforms of a specification that names none; this machine's if empty."
+    "DEFAULT_PLATFORMS",
+    "",
+    "Platforms of a specification that names none; this machine's if empty.",
 )
 LINK_BYTECODE = env.flag(
     "LINK_BYTECODE", True, "Compile Python files once and share the result between environments."
@@ -95,7 +97,9 @@ MAX_LOCK_BYTES = env.number(
     "MAX_LOCK_BYTES", 20_971_520, "The largest lock file that is read, in bytes."
 )
 SOLVE_TIME_LIMIT = env.seconds("SOLVE_TIME_LIMIT", 300, "How long one solve may take.")
-BUILD_TIME_LIMIT = env.seconds("BUILD_TIME_LIMIT", 3600, "How long one attempt of a build may take.")
+BUILD_TIME_LIMIT = env.seconds(
+    "BUILD_TIME_LIMIT", 3600, "How long one attempt of a build may take."
+)
 SMOKE_TEST_TIME_LIMIT = env.seconds("SMOKE_TEST_TIME_LIMIT", 120, "How long smoke tests may take.")
 BUILD_ATTEMPTS = env.number("BUILD_ATTEMPTS", 5, "Attempts before a build fails for good.")
 BACKOFF = env.seconds("BACKOFF", 5, "Wait before the second attempt; doubles with each one.")
@@ -139,9 +143,6 @@ WORKER_METRICS_PORT = env.number(
 METRICS_PUBLIC = env.flag("METRICS_PUBLIC", False, "Answer /metrics without a sign-in.")
 LOG_LEVEL = env.text("LOG_LEVEL", "INFO", "DEBUG, INFO, WARNING or ERROR.").upper()
 LOG_FORMAT = env.text("LOG_FORMAT", "console", "console, or json for log collectors.")
-ACCEL_REDIRECT = env.text(
-    "ACCEL_REDIRECT", "", "Internal location of nginx that serves the data folder's files."
-)
 SESSION_AGE = env.seconds("SESSION_AGE", 1_209_600, "How long a browser stays signed in.")
 TOKEN_MAX_AGE = env.seconds("TOKEN_MAX_AGE", 31_536_000, "The longest life of an API token.")
 
@@ -207,7 +208,7 @@ else:
     DATABASES = {
         "default": {
             "ENGINE": "django.db.backends.sqlite3",
-            "NAME": DATA / "db.sqlite3",
+            "NAME": str(DATA / "db.sqlite3"),
             "OPTIONS": SQLITE_OPTIONS,
         }
     }
@@ -234,6 +235,7 @@ LOGOUT_REDIRECT_URL = "/"
 SESSION_COOKIE_AGE = int(SESSION_AGE.total_seconds())
 SESSION_COOKIE_NAME = "condastore_session"
 CSRF_COOKIE_NAME = "condastore_csrf"
+CSRF_FAILURE_VIEW = "condastore.middleware.refusal"
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_COOKIES
 SECURE_HSTS_SECONDS = 31_536_000 if SECURE_COOKIES else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = SECURE_COOKIES
@@ -244,9 +246,9 @@ X_FRAME_OPTIONS = "DENY"
 DATA_UPLOAD_MAX_MEMORY_SIZE = MAX_REQUEST_BYTES
 
 STATIC_URL = "/static/"
-STATIC_ROOT = DATA / "static"
 _static = PROJECT / "static"
-STATICFILES_DIRS = [_static] if _static.is_dir() else []
+# In an installed wheel the files lie inside the package.
+STATICFILES_DIRS = [_static if _static.is_dir() else PROJECT / "condastore" / "static"]
 WHITENOISE_USE_FINDERS = True
 STORAGES = {
     "default": {

@@ -50,6 +50,7 @@ def read_submission(
         channel_alias=settings.CHANNEL_ALIAS,
         platforms=tuple(platforms_wanted) or platforms.default_platforms(),
         max_bytes=settings.MAX_SPECIFICATION_BYTES,
+        max_lock_bytes=settings.MAX_LOCK_BYTES,
     )
     submission = parse_specification(text, defaults=defaults)
     judge_names(policy_of(namespace), submission.specification)
