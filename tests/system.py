@@ -20,6 +20,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ from tests.services.processes import free_ports
 PROJECT = Path(__file__).resolve().parent.parent
 CONDASTORE = (sys.executable, "-m", "condastore.cli.main")
 PASSWORD = "correct horse battery staple"
+START_WAIT = 90  # seconds
 FINISHED = {"READY", "FAILED", "CANCELLED", "ARCHIVED"}
 
 SUBMIT = """
@@ -42,7 +44,7 @@ mutation($namespace: String!, $environment: String!, $text: String!, $force: Boo
               forceSolve: $force) {
     __typename
     ... on SubmittedBuild { build { id } }
-    ... on OperationError { code message where hint }
+    ... on OperationError { code message where hint faults { message where hint code } }
   }
 }
 """
@@ -113,7 +115,8 @@ class System:
         self.token = ""
         self._up: subprocess.Popen[str] | None = None
         self._client: httpx.Client | None = None
-        self._added: list[subprocess.Popen[bytes]] = []
+        #: What `add_worker` and `add_web` started.
+        self.added: list[subprocess.Popen[bytes]] = []
 
     # --- life ----------------------------------------------------------------------------------
 
@@ -129,32 +132,57 @@ class System:
                 text=True,
                 start_new_session=True,
             )
-        assert self._up.stdout is not None
-        for line in self._up.stdout:
-            if line.startswith("{"):
-                self.url = json.loads(line)["url"].rstrip("/")
-                break
-        else:
-            raise AssertionError(f"condastore did not start:\n{self.log()}")
+        impatient = threading.Timer(START_WAIT, self._up.kill)
+        impatient.start()
+        try:
+            self._wait_for_announcement(self._up)
+        finally:
+            impatient.cancel()
         self._client = httpx.Client(base_url=self.url, timeout=60)
         if not self.token:
             self.token = self.sign_in("admin", PASSWORD)
         return self
 
+    def _wait_for_announcement(self, process: subprocess.Popen[str]) -> None:
+        # A system is ready when it has a worker. One that shall have none gets one for as long.
+        starter = None if self.workers else self._add_first_worker()
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("{"):
+                self.url = json.loads(line)["url"].rstrip("/")
+                break
+        else:
+            raise AssertionError(f"condastore did not start:\n{self.log()}")
+        if starter is not None:
+            starter.kill()
+            starter.wait()
+
+    def _add_first_worker(self) -> subprocess.Popen[bytes]:
+        def answers() -> bool:
+            assert self._up is not None
+            assert self._up.poll() is None, self.log()
+            with contextlib.suppress(OSError, ValueError, httpx.TransportError):
+                url = json.loads((self.data / "run" / "up.lock").read_text())["url"]
+                return httpx.get(f"{url}/healthz").status_code == httpx.codes.OK
+            return False
+
+        until(answers, START_WAIT, self.log)
+        return self.add_worker()
+
     def stop(self) -> None:
         if self._client is not None:
             self._client.close()
-        for process in self._added:
+        for process in self.added:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGCONT)
                 process.terminate()
-        for process in self._added:
+        for process in self.added:
             try:
                 process.wait(20)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        self._added.clear()
+        self.added.clear()
         if self._up is not None and self._up.poll() is None:
             self._up.terminate()
             try:
@@ -223,7 +251,7 @@ class System:
                 stderr=log,
                 start_new_session=True,
             )
-        self._added.append(process)
+        self.added.append(process)
         return process
 
     def manage(self, code: str) -> str:
@@ -401,7 +429,7 @@ class System:
 
 
 def until(
-    what: Callable[[], object], seconds: float = 30, say: Callable[[], str] = lambda: ""
+    what: Callable[[], object], seconds: float = 60, say: Callable[[], str] = lambda: ""
 ) -> None:
     """Wait for something to become true."""
     end = time.monotonic() + seconds

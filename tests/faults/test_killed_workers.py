@@ -35,9 +35,9 @@ def system(start: Start) -> Iterator[System]:
 def test_a_build_outlives_its_worker_in_every_state(
     system: System, channel: ChannelServer, state: str
 ) -> None:
-    reference = f"killed/in-{state.lower()}"
+    reference = f"killed-{state.lower()}/env"
     system.create(reference)
-    worker = system.add_worker()
+    worker = _only_worker(system)
     # A cache that has the package already has nothing to fetch.
     text = f"dependencies: [hello-noarch, large-data]{WITH_TESTS}"
     with system.rows() as rows, Watch(system.data):
@@ -55,23 +55,20 @@ def test_a_build_outlives_its_worker_in_every_state(
                 break
         channel.faults.clear()
         assert killed, f"never caught in {state}"
-        children = [process for process in system.everything() if process.ppid() == 1]
-        psutil.wait_procs(children, timeout=5)
-        second = system.add_worker()
-        done = system.wait(build, through_outage=False)
+        system.add_worker()
+        done = system.wait(build)
     if state == "CANCELLING":
         assert done["state"] == "CANCELLED"
     else:
-        assert (done["state"], done["attempt"]) == ("READY", 2), done
+        assert done["state"] == "READY", done
+        assert done["attempt"] >= 2
         assert [event["state"] for event in done["events"]].count("READY") == 1
     settle(system, [reference])
-    second.terminate()
-    second.wait()
 
 
 def test_thirty_kills_at_random_moments_lose_no_build(system: System) -> None:
     chance = random.Random(SEED)
-    references = [f"killed/loop-{number}" for number in range(4)]
+    references = [f"killed-loop/env-{number}" for number in range(4)]
     for reference in references:
         system.create(reference)
     texts = (
@@ -80,7 +77,7 @@ def test_thirty_kills_at_random_moments_lose_no_build(system: System) -> None:
         "dependencies: [demo-stack 2025.*, large-data]",
     )
     wrong = "dependencies: [conflict-left, conflict-right]"
-    workers = [system.add_worker() for _ in range(3)]
+    workers = [_only_worker(system), system.add_worker(), system.add_worker()]
     builds: dict[str, str] = {}  # id: what it must become
     unfinished: list[str] = []
     kills = 0
@@ -113,6 +110,15 @@ def test_thirty_kills_at_random_moments_lose_no_build(system: System) -> None:
     known = {pid for worker in workers for pid in _tree(worker.pid)}
     known |= set(_tree(system.supervisor.pid))
     assert {process.pid for process in orphans} <= known, [p.cmdline() for p in orphans]
+
+
+def _only_worker(system: System) -> subprocess.Popen[bytes]:
+    """The worker that an earlier test left, or a new one."""
+    alive = [worker for worker in system.added if worker.poll() is None]
+    for worker in alive[1:]:
+        worker.kill()
+        worker.wait()
+    return alive[0] if alive else system.add_worker()
 
 
 def _kill_one_that_builds(

@@ -163,7 +163,7 @@ def settle(system: System, references: Iterable[str]) -> None:
             _turn_back(name)
         return left == expected and not hidden and not list((system.data / "trash").glob("*"))
 
-    until(tidy, 30, lambda: f"left: {system.prefixes() ^ expected}\n{system.log()[-3000:]}")
+    until(tidy, 60, lambda: f"left: {system.prefixes() ^ expected}\n{system.log()[-3000:]}")
 
 
 def _turn_back(path: Path, hours: int = 1) -> None:

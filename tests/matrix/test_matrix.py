@@ -12,7 +12,7 @@ import pytest
 
 from tests.channels.server import ChannelServer
 from tests.faults.watching import Watch, end_all, settle
-from tests.services import Service, postgres, rabbitmq, redis, valkey
+from tests.services import Service, postgres, rabbitmq, redis
 from tests.system import System, until
 
 pytestmark = pytest.mark.matrix
@@ -23,7 +23,6 @@ INSTALLATIONS: dict[str, tuple[Open | None, Open | None]] = {
     "sqlite-valkey": (None, None),
     "debian-postgres-redis": (lambda: postgres("debian"), redis),
     "postgres-rabbitmq": (postgres, rabbitmq),
-    "sqlite-external-valkey": (None, lambda: valkey(tcp=True)),
 }
 REFERENCE = "matrix/everything"
 FIRST = "dependencies: [python, hello-noarch 1.*]"
@@ -105,5 +104,7 @@ def _current(system: System, url: str) -> str:
       environment(namespace: $namespace, name: $name) { current { id } } }"""
     names = dict(zip(("namespace", "name"), REFERENCE.split("/"), strict=True))
     headers = {"Authorization": f"Bearer {system.token}"}
-    answer = httpx.post(f"{url}/graphql", json={"query": query, "variables": names}, headers=headers)
+    answer = httpx.post(
+        f"{url}/graphql", json={"query": query, "variables": names}, headers=headers
+    )
     return str(answer.json()["data"]["environment"]["current"]["id"])
