@@ -1,36 +1,43 @@
-"""The operators' view of accounts and tokens."""
+"""Accounts for operators: people can be made and closed; tokens can be looked at and revoked."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from django.contrib import admin
-from django.contrib.auth.admin import UserAdmin
+from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
+from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.utils import timezone
 
 from accounts.models import ApiToken, User
 
 
 @admin.register(User)
-class AccountAdmin(UserAdmin):  # type: ignore[type-arg]
+class UserAdmin(DjangoUserAdmin):
     list_display = ("username", "email", "is_active", "is_superuser", "is_service", "last_login")
     list_filter = ("is_active", "is_superuser", "is_service", "groups")
     fieldsets = (
-        *(UserAdmin.fieldsets or ()),
+        (None, {"fields": ("username", "password")}),
+        ("Person", {"fields": ("first_name", "last_name", "email")}),
+        ("Rights", {"fields": ("is_active", "is_staff", "is_superuser", "groups")}),
         ("Service account", {"fields": ("is_service", "owner")}),
+        ("Times", {"fields": ("last_login", "date_joined")}),
     )
-    raw_id_fields = ("owner",)
+    filter_horizontal = ("groups",)
+    autocomplete_fields = ("owner",)
 
 
 @admin.register(ApiToken)
-class ApiTokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
-    """To look at: tokens are made and revoked at the API, where the secret is shown once."""
+class TokenAdmin(admin.ModelAdmin[ApiToken]):
+    """The secret is stored as its digest: nobody can show it again."""
 
-    list_display = ("name", "user", "hint", "role", "expires_at", "revoked_at", "last_used_at")
+    list_display = ("name", "user", "role", "created_at", "expires_at", "last_used_at", "revoked_at")
     list_select_related = ("user",)
-    list_filter = ("role", "revoked_at")
-    search_fields = ("name", "user__username", "hint")
-    date_hierarchy = "created_at"
+    list_filter = ("role",)
+    search_fields = ("name", "user__username")
+    actions = ("revoke",)
+    show_full_result_count = False
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -40,3 +47,13 @@ class ApiTokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
+
+    def has_revoke_permission(self, request: HttpRequest) -> bool:
+        return bool(request.user.is_active and request.user.is_superuser)
+
+    @admin.action(description="Revoke the selected tokens", permissions=["revoke"])
+    def revoke(self, request: HttpRequest, queryset: QuerySet[ApiToken]) -> None:
+        revoked = queryset.filter(revoked_at=None).update(revoked_at=timezone.now())
+        for token in queryset:
+            self.log_change(request, token, "revoked")
+        self.message_user(request, f"{revoked} revoked.")

@@ -1,15 +1,13 @@
-"""The operators' view of the rows: to look at, and to do what everybody's operations do."""
+"""The operators' view of the rows: to look and search. Changes go through the other doors."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from django.contrib import admin, messages
+from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
-from accounts.access import Actor
-from environments.domain.errors import StoreError
 from environments.models import (
     AuditEvent,
     Build,
@@ -17,21 +15,22 @@ from environments.models import (
     Channel,
     ChannelCredential,
     Environment,
+    Leader,
+    LockRow,
     Namespace,
+    Preview,
     Worker,
 )
-from environments.operations import builds
 
 
-def actor_of(request: HttpRequest) -> Actor:
-    found: Actor = request.actor  # type: ignore[attr-defined]
-    return found
+class ReadOnly:
+    """For administrators of the installation, and only to look."""
 
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return bool(request.user.is_active and request.user.is_superuser)
 
-class ReadOnly(admin.ModelAdmin):  # type: ignore[type-arg]
-    """Rows whose invariants the operations keep are not edited by hand."""
-
-    show_full_result_count = False
+    def has_module_permission(self, request: HttpRequest) -> bool:
+        return self.has_view_permission(request)
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
@@ -42,95 +41,108 @@ class ReadOnly(admin.ModelAdmin):  # type: ignore[type-arg]
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
 
-    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return bool(request.user.is_active and request.user.is_superuser)
 
-    def has_module_permission(self, request: HttpRequest) -> bool:
-        return self.has_view_permission(request)
+class Rows(ReadOnly, admin.ModelAdmin[Any]):
+    list_per_page = 50
+    show_full_result_count = False  # counting a hundred thousand rows twice for nothing
+    #: Columns that may be large, and that a list does not show.
+    deferred: tuple[str, ...] = ()
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        return super().get_queryset(request).defer(*self.deferred)
+
+
+class Listed(ReadOnly, admin.TabularInline[Any, Any]):
+    extra = 0
 
 
 @admin.register(Namespace)
-class NamespaceAdmin(ReadOnly):
+class NamespaceAdmin(Rows):
     list_display = ("name", "personal", "public", "created_at", "created_by")
     list_select_related = ("created_by",)
     list_filter = ("personal", "public")
-    search_fields = ("name",)
+    search_fields = ("name", "description")
 
 
 @admin.register(Environment)
-class EnvironmentAdmin(ReadOnly):
-    list_display = ("__str__", "current_number", "pinned", "updated_at", "created_by", "deleted_at")
-    list_select_related = ("namespace", "current", "created_by")
-    list_filter = ("pinned", ("deleted_at", admin.EmptyFieldListFilter))
+class EnvironmentAdmin(Rows):
+    list_display = ("name", "namespace", "current_number", "pinned", "updated_at", "deleted_at")
+    list_select_related = ("namespace", "current")
+    list_filter = ("pinned",)
     search_fields = ("name", "namespace__name")
-    exclude = ("current",)
+    deferred = ("current__source", "current__log_archive", "current__verdicts")
 
     @admin.display(description="current build")
     def current_number(self, environment: Environment) -> int | None:
         return environment.current.number if environment.current else None
 
 
-class BuildEventInline(admin.TabularInline):  # type: ignore[type-arg]
+class BuildEvents(Listed):
     model = BuildEvent
-    extra = 0
-    can_delete = False
-    readonly_fields = fields = ("at", "state", "message")
-
-    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
 
 
 @admin.register(Build)
-class BuildAdmin(ReadOnly):
-    list_display = ("__str__", "state", "attempt", "requested_by", "created_at", "finished_at")
+class BuildAdmin(Rows):
+    list_display = ("place", "number", "state", "attempt", "requested_by", "created_at")
     list_select_related = ("environment__namespace", "requested_by")
     list_filter = ("state", "platform")
     search_fields = ("environment__name", "environment__namespace__name")
-    date_hierarchy = "created_at"
-    exclude = ("specification", "lock", "prefix", "origin")
-    inlines = (BuildEventInline,)
-    actions = ("cancel_selected",)
+    deferred = ("log_archive",)
+    exclude = ("log_archive", "idempotency_key")
+    inlines = (BuildEvents,)
 
-    def get_queryset(self, request: HttpRequest) -> QuerySet[Build]:
-        return super().get_queryset(request).defer("log_archive", "source")
+    @admin.display(description="environment")
+    def place(self, build: Build) -> str:
+        return str(build.environment)
 
-    @admin.action(description="Cancel the selected builds")
-    def cancel_selected(self, request: HttpRequest, queryset: QuerySet[Build]) -> None:
-        refused = 0
-        for build in queryset.select_related("environment__namespace"):
-            try:
-                builds.cancel_build(actor=actor_of(request), build=build)
-            except StoreError as error:
-                refused += 1
-                self.message_user(request, str(error), messages.WARNING)
-        self.message_user(request, f"{len(queryset) - refused} cancelled, {refused} could not be.")
+
+@admin.register(LockRow)
+class LockAdmin(Rows):
+    list_display = ("digest", "package_count", "size", "created_at")
+    search_fields = ("digest",)
+
+
+@admin.register(Preview)
+class PreviewAdmin(Rows):
+    list_display = ("id", "namespace", "state", "requested_by", "created_at")
+    list_select_related = ("namespace", "requested_by")
+    list_filter = ("state",)
 
 
 @admin.register(Channel)
-class ChannelAdmin(ReadOnly):
+class ChannelAdmin(Rows):
     list_display = ("url", "first_seen_at", "indexed_at")
     search_fields = ("url",)
 
 
 @admin.register(ChannelCredential)
-class ChannelCredentialAdmin(ReadOnly):
-    """The secret is not shown; delete a credential to have it entered again."""
+class CredentialAdmin(Rows):
+    """The secrets themselves are never shown; a credential that is not needed can go."""
 
     list_display = ("url_prefix", "kind", "namespace", "created_at")
     list_select_related = ("namespace",)
+    search_fields = ("url_prefix",)
+    exclude = ("sealed",)
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return self.has_view_permission(request)
 
 
 @admin.register(Worker)
-class WorkerAdmin(ReadOnly):
+class WorkerAdmin(Rows):
     list_display = ("name", "platform", "queues", "started_at", "expires_at")
 
 
+@admin.register(Leader)
+class LeaderAdmin(Rows):
+    list_display = ("duty", "owner", "expires_at")
+
+
 @admin.register(AuditEvent)
-class AuditEventAdmin(ReadOnly):
+class AuditAdmin(Rows):
     list_display = ("at", "username", "action", "target", "address")
     list_filter = ("action",)
     search_fields = ("username", "target")
     date_hierarchy = "at"
+
+

@@ -143,10 +143,7 @@ def refused(document: DocumentNode, variables: Mapping[str, Any]) -> list[GraphQ
     for node in document.definitions:
         if not isinstance(node, OperationDefinitionNode):
             continue
-        try:
-            cost = measure.of(node.selection_set)
-        except RecursionError:
-            return [_bottomless()]
+        cost = measure.of(node.selection_set)  # the parser refuses what is nested without end
         for code, what, number, most in (
             ("query-too-deep", "levels deep", cost.depth, settings.GRAPHQL_MAX_DEPTH),
             ("query-too-many-aliases", "aliases", cost.aliases, settings.GRAPHQL_MAX_ALIASES),
@@ -168,16 +165,8 @@ def too_much(code: str, what: str, most: int) -> GraphQLError:
     )
 
 
-def _bottomless() -> GraphQLError:
-    most = settings.GRAPHQL_MAX_DEPTH
-    return too_much("query-too-deep", "The query is nested without an end in sight", most)
-
-
 def _parsed(text: str, max_tokens: int) -> DocumentNode:
-    try:
-        return _parsed_short(text, max_tokens) if len(text) <= SHORT else _parse(text, max_tokens)
-    except RecursionError:
-        raise _bottomless() from None
+    return _parsed_short(text, max_tokens) if len(text) <= SHORT else _parse(text, max_tokens)
 
 
 def _parse(text: str, max_tokens: int) -> DocumentNode:
@@ -194,17 +183,26 @@ class Limits(SchemaExtension):
 
     def on_parse(self) -> Iterator[None]:
         context = self.execution_context
-        most = settings.GRAPHQL_MAX_TOKENS
-        context.parse_options["max_tokens"] = most
+        tokens = settings.GRAPHQL_MAX_TOKENS
+        context.parse_options["max_tokens"] = tokens
         if context.query and context.graphql_document is None:
             # A syntax error is found once more, where errors of the query are expected.
             with suppress(GraphQLSyntaxError):
-                context.graphql_document = _parsed(context.query, most)
+                context.graphql_document = _parsed(context.query, tokens)
         yield
         for error in context.pre_execution_errors or ():
-            if "Document contains more than" in error.message:
-                too_long = too_much("query-too-long", "The query has too many tokens", most)
-                error.message, error.extensions = too_long.message, too_long.extensions
+            for said, code, what, most in (
+                ("contains more than", "query-too-long", "The query has too many tokens", tokens),
+                (
+                    "nested too deeply",
+                    "query-too-deep",
+                    "The query is nested without an end in sight",
+                    settings.GRAPHQL_MAX_DEPTH,
+                ),
+            ):
+                if f"Document {said}" in error.message or f"Document is {said}" in error.message:
+                    told = too_much(code, what, most)
+                    error.message, error.extensions = told.message, told.extensions
 
     def on_validate(self) -> Iterator[None]:
         context = self.execution_context

@@ -19,7 +19,6 @@ from strawberry.extensions.field_extension import SyncExtensionResolver
 from strawberry.relay.utils import (
     SliceMetadata,
     from_base64,
-    should_resolve_list_connection_edges,
     to_base64,
 )
 from strawberry.types.nodes import InlineFragment, Selection
@@ -27,7 +26,11 @@ from strawberry_django.fields.field import (
     StrawberryDjangoConnectionExtension,
     StrawberryDjangoField,
 )
-from strawberry_django.optimizer import _generate_selection_resolve_info, _get_selections
+from strawberry_django.optimizer import (
+    _generate_selection_resolve_info,
+    _get_selections,
+    optimizer,
+)
 from strawberry_django.queryset import get_queryset_config
 from strawberry_django.relay import DjangoListConnection
 from strawberry_django.relay.utils import resolve_edge_class
@@ -188,7 +191,7 @@ class Pages(StrawberryDjangoConnectionExtension):
             if not config.optimized_by_prefetching:
                 # Else the total is a window over all rows, however many there are.
                 config.optimized = False
-                if not should_resolve_list_connection_edges(info) or (
+                if not selects(info, "edges") or (
                     page["last"] is not None and page["before"] is None
                 ):
                     return django_resolver(self._by_count)(nodes, source, info, page, kwargs)
@@ -267,6 +270,12 @@ def total_of(rows: Callable[[Info], QuerySet[Any]], parent: str) -> Callable[[In
         return Coalesce(Subquery(counted), 0)
 
     return expression
+
+
+def optimized(rows: QuerySet[Any], info: Any) -> QuerySet[Any]:
+    """With what `info` asks of the rows; for lists that the optimizer does not see by itself."""
+    extension = optimizer.get()
+    return extension.optimize(rows, info=info) if extension is not None else rows
 
 
 def selects(info: Info, name: str) -> bool:

@@ -9,7 +9,6 @@ import strawberry
 from django.conf import settings
 from django.db.models import CharField, F, Q, QuerySet, Value
 from strawberry import ID, Info
-from strawberry_django.optimizer import optimize
 
 from accounts.access import Actor
 from environments.domain.errors import InvalidInputError, NotFoundError
@@ -31,6 +30,7 @@ from environments.graphql.pages import (
     below,
     connection,
     field,
+    optimized,
 )
 from environments.graphql.types import (
     BuildNode,
@@ -175,7 +175,7 @@ class Uses:
 
     def _read(self, model: type[Any], field: str, keys: set[int]) -> dict[int, Any]:
         rows = model.objects.filter(pk__in=keys)
-        wanted = optimize(rows, below(self.info, "edges", "node", field))
+        wanted = optimized(rows, below(self.info, "edges", "node", field))
         return {row.pk: row for row in wanted}
 
 

@@ -22,7 +22,6 @@ from django.db.models import (
 from django.http import HttpRequest
 from django.urls import reverse
 from strawberry import ID, Info
-from strawberry_django.optimizer import optimize
 
 from accounts.access import may
 from accounts.models import ApiToken, User
@@ -49,6 +48,7 @@ from environments.graphql.pages import (
     connection,
     field,
     inside,
+    optimized,
     total_of,
 )
 from environments.models import (
@@ -204,7 +204,7 @@ class TagNode:
 
 def _newest(info: Info) -> Prefetch[str, Any, str]:
     """The newest build of each environment of a list, with what was asked of it."""
-    rows = optimize(newest_builds().filter(environment__deleted_at=None), info)
+    rows = optimized(newest_builds().filter(environment__deleted_at=None), info)
     return Prefetch("builds", queryset=rows, to_attr="newest_builds")
 
 
@@ -771,7 +771,7 @@ class Me:
     def namespaces(self, info: Info) -> list[NamespaceRole]:
         actor = actor_of(info)
         held = roles_of(actor.account)
-        rows: Any = optimize(
+        rows: Any = optimized(
             Namespace.objects.visible_to(actor).filter(pk__in=held), below(info, "namespace")
         )
         return [
