@@ -6,6 +6,7 @@ The exit status is 1 if a number is over its ceiling.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,10 +32,14 @@ def main() -> int:
     arguments = parser.parse_args()
     if unknown := sorted(set(arguments.names) - set(BENCHMARKS)):
         parser.error(f"there is no benchmark {unknown[0]!r}; choose of {', '.join(BENCHMARKS)}")
+    # What was started is stopped, also when this is.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     measures: list[Measure] = []
     for name in arguments.names or BENCHMARKS:
         clock = Clock()
-        measures += BENCHMARKS[name]()
+        for measure in BENCHMARKS[name]():
+            measures.append(measure)
+            print(f"  {measure.name}: {measure.value:.3g} {measure.unit}", file=sys.stderr)
         print(f"{name}: {clock.seconds:.0f} s", file=sys.stderr, flush=True)
     show(measures)
     write(measures, arguments.out)

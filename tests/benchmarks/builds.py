@@ -75,10 +75,10 @@ def _await_bytecode(prefix: Path) -> None:
     _until_still(prefix)
 
 
-def _until_still(folder: Path) -> int:
+def _until_still(*folders: Path) -> int:
     """Wait until nothing is written any more; bytes on the disk then."""
     before = -1
-    while (now := disk_use(folder)) != before:
+    while (now := disk_use(*folders)) != before:
         before = now
         time.sleep(1)
     return now
@@ -100,11 +100,12 @@ def _usable_bytecode(prefix: Path) -> Measure:
 
 
 def _sharing(system: Running, channel: str) -> Measure:
-    before = _until_still(system.data)
+    folders = (system.data / "prefixes", system.data / "cache")
+    before = _until_still(*folders)
     text = environment_file((*STACK, *MORE), channel=channel)
     build = system.submit(f"{NAMESPACE}/more", text)
     system.finish(build)
-    added = _until_still(system.data) - before
+    added = _until_still(*folders) - before
     shown = system.show(build)
     old, new = system.current_prefix("stack"), system.current_prefix("more")
     packages = [{path.name for path in prefix.glob("conda-meta/*.json")} for prefix in (old, new)]
@@ -115,8 +116,8 @@ def _sharing(system: Running, channel: str) -> Measure:
         value=100 * added / apparent,
         unit="%",
         ceiling=15,
-        note=f"{added / MEGABYTE:.1f} of {apparent / MEGABYTE:.0f} MB on the disk, database and "
-        f"cache too; {shared:.0%} of {len(packages[1])} packages shared",
+        note=f"{added / MEGABYTE:.1f} of {apparent / MEGABYTE:.0f} MB on the disk, in prefixes "
+        f"and caches; {shared:.0%} of {len(packages[1])} packages shared",
     )
 
 

@@ -19,7 +19,7 @@ from tests.benchmarks.measure import Clock
 #: Environments in one namespace, and builds that have one lock.
 SHARE = 100
 #: A member sees every second namespace.
-MEMBER, MEMBERS_PASSWORD = "member", "a password of a member"
+ADMINISTRATOR, MEMBER, PASSWORD = "administrator", "member", "a password for a benchmark"
 
 
 def inside(data: Path, job: str, *arguments: object, **environ: str) -> Any:
@@ -37,11 +37,15 @@ def inside(data: Path, job: str, *arguments: object, **environ: str) -> Any:
 
 def rows(count: str) -> Mapping[str, float]:
     """`count` environments, each with a READY build that is current; there are no files."""
+    from django.core.management import call_command
+
     from accounts.roles import Role
     from tests.factories import make_user
 
     clock = Clock()
-    member = make_user(MEMBER, password=MEMBERS_PASSWORD)
+    call_command("migrate", verbosity=0)
+    make_user(ADMINISTRATOR, superuser=True, password=PASSWORD)
+    member = make_user(MEMBER, password=PASSWORD)
     namespaces = _make_namespaces(-(-int(count) // SHARE))
     for namespace in namespaces[::2]:
         namespace.grant(Role.VIEWER, member)

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Self
 
-from tests.benchmarks.inside import MEMBER, MEMBERS_PASSWORD, inside
+import httpx
+import psutil
+
+from tests.benchmarks.channels import PROJECT
+from tests.benchmarks.inside import ADMINISTRATOR, MEMBER, PASSWORD, inside
 from tests.benchmarks.measure import MEGABYTE, Clock, Measure, median, memory_of, scratch
-from tests.benchmarks.running import Running
 
 COUNTS = (10, 100, 1_000, 100_000)
 OWN = 100  # what the others are held against
@@ -36,10 +43,8 @@ WITH_TOTAL = LIST.replace("pageInfo", "totalCount pageInfo")
 class Client:
     """One connection; sends the same question again and again."""
 
-    def __init__(self, system: Running, token: str, query: str = LIST) -> None:
-        address = urlsplit(system.url)
-        assert address.hostname is not None
-        self._connection = http.client.HTTPConnection(address.hostname, address.port, timeout=60)
+    def __init__(self, system: Web, token: str, query: str = LIST) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", system.port, timeout=60)
         self._body = json.dumps({"query": query})
         self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
 
@@ -57,21 +62,17 @@ class Client:
 
 def lists() -> Iterator[Measure]:
     with scratch() as folder, ExitStack() as stack:
-        systems = {
-            count: stack.enter_context(_filled(folder / str(count), count)) for count in COUNTS
-        }
+        systems = {count: stack.enter_context(Web(folder / str(count), count)) for count in COUNTS}
         tokens = {
-            (who, count): system.token
-            if who == "administrator"
-            else system.sign_in(MEMBER, MEMBERS_PASSWORD)
+            (who, count): system.sign_in(who)
             for count, system in systems.items()
-            for who in ("administrator", "member")
+            for who in (ADMINISTRATOR, MEMBER)
         }
         yield from _queries(systems, tokens)
         for who, query, name in (
-            ("administrator", LIST, "an administrator's list"),
-            ("member", LIST, "a member's list"),
-            ("member", WITH_TOTAL, "a member's list and totalCount"),
+            (ADMINISTRATOR, LIST, "an administrator's list"),
+            (MEMBER, LIST, "a member's list"),
+            (MEMBER, WITH_TOTAL, "a member's list and totalCount"),
         ):
             clients = {
                 count: Client(system, tokens[who, count], query)
@@ -89,8 +90,8 @@ def lists() -> Iterator[Measure]:
                     ceiling=1.3 if query == LIST else None,
                     note=note,
                 )
-        yield _throughput(systems[1_000], tokens["administrator", 1_000])
-        memory = memory_of(systems[COUNTS[-1]].processes("condastore.web")[0])
+        yield _throughput(systems[1_000], tokens[ADMINISTRATOR, 1_000])
+        memory = memory_of(systems[COUNTS[-1]].process)
         yield Measure(
             name=f"memory of the web process among {COUNTS[-1]:,}",
             value=memory.pss / MEGABYTE,
@@ -100,18 +101,42 @@ def lists() -> Iterator[Measure]:
         )
 
 
-def _filled(folder: Path, count: int) -> Running:
-    """A system without workers: what is measured is the web process."""
-    folder.mkdir()
-    system = Running(folder, channel="http://127.0.0.1:9/none", workers=0)
-    system.environ["CONDASTORE_TRASH_INTERVAL"] = "86400"
-    system.start()
-    inside(system.data, "rows", count)
-    return system
+class Web:
+    """A web process alone on a data folder whose database is full of rows."""
+
+    def __init__(self, data: Path, count: int) -> None:
+        self.data = data
+        data.mkdir()
+        environ = os.environ | {"CONDASTORE_DATA": str(data), "CONDASTORE_LOG_LEVEL": "WARNING"}
+        inside(data, "rows", count)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.port = listener.getsockname()[1]
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "condastore.web", str(listener.fileno())],
+                env=environ,
+                cwd=PROJECT,
+                pass_fds=[listener.fileno()],
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+    @property
+    def process(self) -> psutil.Process:
+        return psutil.Process(self._process.pid)
+
+    def sign_in(self, username: str) -> str:
+        body = {"username": username, "password": PASSWORD, "name": "benchmark"}
+        url = f"http://127.0.0.1:{self.port}/api/token"
+        return str(httpx.post(url, json=body, timeout=60).raise_for_status().json()["token"])
 
 
-def _queries(systems: dict[int, Running], tokens: dict[tuple[str, int], str]) -> Iterator[Measure]:
-    for who in ("administrator", "member"):
+def _queries(systems: dict[int, Web], tokens: dict[tuple[str, int], str]) -> Iterator[Measure]:
+    for who in (ADMINISTRATOR, MEMBER):
         sent = {
             count: inside(system.data, "queries", tokens[who, count], LIST)["queries"]
             for count, system in systems.items()
@@ -136,7 +161,7 @@ def _in_turn(clients: dict[int, Client]) -> dict[int, float]:
     return {count: median(seconds) for count, seconds in taken.items()}
 
 
-def _throughput(system: Running, token: str) -> Measure:
+def _throughput(system: Web, token: str) -> Measure:
     """Several clients at once, one process that answers."""
     done = [0] * CLIENTS
     clock = Clock()

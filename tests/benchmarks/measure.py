@@ -99,16 +99,17 @@ def scratch(*, in_memory: bool = False) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def disk_use(folder: Path) -> int:
-    """Bytes of all files below `folder`, each inode once."""
+def disk_use(*folders: Path) -> int:
+    """Bytes of all files below `folders`, which are on one file system; each inode once."""
     seen: dict[int, int] = {}
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            try:
-                status = os.lstat(f"{parent}/{name}")
-            except FileNotFoundError:
-                continue
-            seen[status.st_ino] = status.st_size
+    for folder in folders:
+        for parent, _, names in os.walk(folder):
+            for name in names:
+                try:
+                    status = os.lstat(f"{parent}/{name}")
+                except FileNotFoundError:
+                    continue
+                seen[status.st_ino] = status.st_size
     return sum(seen.values())
 
 
