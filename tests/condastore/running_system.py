@@ -69,6 +69,11 @@ class System:
         own = psutil.Process(self.process.pid)
         return [own, *own.children(recursive=True)]
 
+    @property
+    def children(self) -> list[psutil.Process]:
+        """What it had started when it was last looked at."""
+        return self._family[1:]
+
     def signal(self, number: signal.Signals) -> None:
         assert self.process is not None
         self._family = self.family()

