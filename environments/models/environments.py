@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
-from django.db import models
+from django.db import models, transaction
 from django.db.models import F, Q
 from django.utils import timezone
 from guardian.models import GroupObjectPermissionBase, UserObjectPermissionBase
@@ -98,11 +98,15 @@ class Environment(models.Model):
     def advance(self, build: Build) -> bool:
         """Point to `build`, unless the pointer is pinned or at a newer build; True if it moved."""
         older = Q(current=None) | Q(current__number__lt=build.number)
-        return bool(
-            Environment.objects.filter(pk=self.pk, pinned=False, deleted_at=None)
-            .filter(pk__in=Environment.objects.filter(older).values("pk"))
-            .update(current=build, updated_at=timezone.now())
-        )
+        with transaction.atomic():
+            # Without the lock PostgreSQL would judge `older` by the pointer as it was before it
+            # waited for another build's move, and let an older build replace a newer one.
+            Environment.objects.select_for_update().filter(pk=self.pk).first()
+            return bool(
+                Environment.objects.filter(pk=self.pk, pinned=False, deleted_at=None)
+                .filter(pk__in=Environment.objects.filter(older).values("pk"))
+                .update(current=build, updated_at=timezone.now())
+            )
 
     def point(self, build: Build, *, pinned: bool, expected: Build | None) -> bool:
         """Compare-and-set of the pointer: False where it is not at `expected` any more."""

@@ -23,7 +23,7 @@ from tests.faults.watching import missing
 from tests.services import ComponentMissing
 from tests.system import System, until
 
-SIZE = 48 * 1024 * 1024  # bytes
+SIZE = 256 * 1024 * 1024  # bytes
 
 
 class SmallSystem(System):

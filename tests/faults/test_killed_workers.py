@@ -80,19 +80,19 @@ def test_thirty_kills_at_random_moments_lose_no_build(system: System) -> None:
     workers = [_only_worker(system), system.add_worker(), system.add_worker()]
     builds: dict[str, str] = {}  # id: what it must become
     unfinished: list[str] = []
-    kills = 0
-    end = time.monotonic() + 150
+    killed: list[str] = []  # the states in which it happened
+    end = time.monotonic() + 300
     with system.rows() as rows, Watch(system.data) as watch:
-        while kills < KILLS:
-            assert time.monotonic() < end, f"only {kills} kills\n{system.log()[-3000:]}"
+        while len(killed) < KILLS:
+            assert time.monotonic() < end, f"{killed}\n{system.log()[-3000:]}"
             unfinished = [build for build in unfinished if state_of(rows, build) not in FINISHED]
             while len(unfinished) < 5:
                 fails = chance.random() < 0.1
                 text = wrong if fails else chance.choice(texts)
-                build = system.submit(chance.choice(references), text, force=chance.random() < 0.5)
+                build = system.submit(chance.choice(references), text, force=chance.random() < 0.2)
                 builds[build] = "FAILED" if fails else "READY"
                 unfinished.append(build)
-            kills += _kill_one_that_builds(rows, workers, unfinished, chance)
+            killed += _kill_one_that_builds(rows, workers, unfinished, chance)
             for index, worker in enumerate(workers):
                 if worker.poll() is not None:
                     workers[index] = system.add_worker()
@@ -104,6 +104,7 @@ def test_thirty_kills_at_random_moments_lose_no_build(system: System) -> None:
             if outcome == "FAILED":
                 assert done["failure"]["code"] == "unsatisfiable"
         assert len(watch.seen) > 4
+        assert len(set(killed)) > 2, killed
     settle(system, references)
     ours = [os.getpid(), *(worker.pid for worker in workers), system.supervisor.pid]
     orphans = [process for process in system.everything() if process.ppid() not in ours]
@@ -126,18 +127,18 @@ def _kill_one_that_builds(
     workers: list[subprocess.Popen[bytes]],
     builds: list[str],
     chance: random.Random,
-) -> bool:
-    """Wait a random moment, then kill a worker that runs a build; False where none does."""
-    time.sleep(chance.random() * 0.3)
-    owners = {owner_of(rows, build) for build in builds}
-    busy = [worker for worker in workers if worker.pid in owners and worker.poll() is None]
+) -> list[str]:
+    """Wait a random moment, then kill a worker that runs a build; in which state of it, if any."""
+    time.sleep(chance.random() * 0.8)
+    pids = {worker.pid: worker for worker in workers if worker.poll() is None}
+    running = [(owner_of(rows, build), state_of(rows, build)) for build in builds]
+    busy = [(pids[owner], state) for owner, state in running if owner in pids]
     if not busy:
-        return False
-    time.sleep(chance.random() * 0.1)
-    victim = chance.choice(busy)
+        return []
+    victim, state = chance.choice(busy)
     victim.kill()
     victim.wait()
-    return True
+    return [state]
 
 
 def _tree(pid: int) -> list[int]:

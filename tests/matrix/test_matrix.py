@@ -70,6 +70,8 @@ def test_an_environment_lives_its_whole_life(system: System) -> None:
         assert link.resolve() == Path(first["prefixPath"])
         assert _version(system).startswith("1.")
 
+        _publish_two_at_once(system, environment)
+
         cancelled = system.submit(REFERENCE, SLOW)
         system.wait(cancelled, ["CHECKING"])
         system.change("cancelBuild", id=cancelled)
@@ -92,6 +94,39 @@ def test_an_environment_lives_its_whole_life(system: System) -> None:
         assert (done["state"], done["attempt"]) == ("READY", 2)
     settle(system, [REFERENCE])
     assert "Traceback" not in system.log()
+
+
+#: The newer build moves the pointer, and the older one tries to before that is committed.
+RACE = """
+import threading, time
+from django.db import connection, transaction
+from environments.models import Environment
+environment = Environment.objects.get(pk={environment})
+older, newer = environment.builds.order_by("number")[:2]
+before = environment.current, environment.pinned
+Environment.objects.filter(pk=environment.pk).update(current=None, pinned=False)
+moved = threading.Event()
+def publish():
+    with transaction.atomic():
+        assert environment.advance(newer)
+        moved.set()
+        time.sleep(0.5)
+    connection.close()
+first = threading.Thread(target=publish)
+first.start()
+moved.wait()
+with transaction.atomic():
+    print(environment.advance(older))
+first.join()
+environment.refresh_from_db()
+print(environment.current_id == newer.pk)
+Environment.objects.filter(pk=environment.pk).update(current=before[0], pinned=before[1])
+"""
+
+
+def _publish_two_at_once(system: System, environment: str) -> None:
+    said = system.manage(RACE.format(environment=environment)).split()
+    assert said == ["False", "True"], "an older build replaced a newer one"
 
 
 def _version(system: System) -> str:
