@@ -38,7 +38,7 @@ lint: $(VENV)/ready-dev
 	$(BIN)/lint-imports
 
 schema: $(VENV)/ready-dev
-	$(BIN)/python manage.py export_schema condastore.schema --path schema.graphql
+	$(BIN)/python manage.py export_graphql
 
 # The locked requirements, with hashes, for every Python and platform that is supported.
 lock: $(VENV)/ready-dev

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
 import dramatiq
 from django.conf import settings
 from django.db import close_old_connections
@@ -20,6 +25,8 @@ from dramatiq.middleware import (
 
 #: Of dramatiq's Redis broker, in milliseconds: a worker that is silent for so long is dead.
 HEARTBEAT = 15_000
+#: Unix sockets have short paths: 108 bytes on Linux, 104 elsewhere.
+LONGEST_SOCKET = 100
 
 
 class DatabaseConnections(Middleware):
@@ -45,10 +52,21 @@ class DatabaseConnections(Middleware):
         close_old_connections()
 
 
+def embedded_socket(data: Path) -> Path:
+    """Where the Valkey of `condastore up` listens: in the data folder, or in a short private one.
+
+    The same for every process on this folder, so that a worker started by hand finds it too.
+    """
+    usual = data / "valkey" / "valkey.sock"
+    if len(os.fsencode(usual)) <= LONGEST_SOCKET:
+        return usual
+    name = f"condastore-{os.getuid()}-{hashlib.sha256(os.fsencode(data)).hexdigest()[:12]}"
+    return Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()) / name / "valkey.sock"
+
+
 def broker_url() -> str:
     """The configured address, or that of the Valkey which `condastore up` embeds."""
-    socket = settings.DATA / "valkey" / "valkey.sock"
-    return settings.BROKER_URL or f"unix://{socket}?db=0"
+    return settings.BROKER_URL or f"unix://{embedded_socket(settings.DATA)}?db=0"
 
 
 def make_broker(url: str) -> Broker:
@@ -85,4 +103,3 @@ def configure() -> Broker:
     broker = make_broker(broker_url())
     dramatiq.set_broker(broker)
     return broker
-

@@ -22,7 +22,10 @@ def configure(options: Mapping[str, Any]) -> None:
     renderer: Any = (
         structlog.processors.JSONRenderer()
         if options.get("format") == "json"
-        else structlog.dev.ConsoleRenderer(colors=False)
+        # Plain tracebacks: the rich ones show the values of variables, secrets among them.
+        else structlog.dev.ConsoleRenderer(
+            colors=False, exception_formatter=structlog.dev.plain_traceback
+        )
     )
     logging.config.dictConfig(
         {

@@ -158,7 +158,6 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "django.contrib.staticfiles",
     "guardian",
-    "strawberry_django",
 ]
 MIDDLEWARE = [
     "condastore.middleware.RequestContext",

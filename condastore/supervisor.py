@@ -9,14 +9,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import selectors
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,11 +26,10 @@ import django
 import psutil
 from django.conf import settings
 
+from condastore.broker import embedded_socket
 from condastore.children import Child, Program
 from condastore.cli.errors import CommandError, Status
 
-#: Unix sockets have short paths: 108 bytes on Linux, 104 elsewhere.
-LONGEST_SOCKET = 100
 #: Seconds between two looks at the children, and until a system that is not ready is reported.
 TICK, PATIENCE = 0.2, 60.0
 _STOP = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
@@ -63,7 +60,9 @@ def up(
         url = public_url(listener)
         lock.write({"pid": os.getpid(), "url": url})
         administrator = prepare_database(ask=sys.stdin.isatty() and not as_json)
-        socket_path = None if settings.BROKER_URL else valkey_socket(data)
+        socket_path = None if settings.BROKER_URL else embedded_socket(data)
+        if socket_path is not None:
+            require_private(socket_path.parent)
         programs = plan(
             data=data,
             listener=listener,
@@ -267,15 +266,8 @@ def first_password(username: str, *, ask: bool) -> tuple[str, bool]:
 # --- Valkey ---------------------------------------------------------------------------------------
 
 
-def valkey_socket(data: Path) -> Path:
-    """Where the embedded Valkey listens: in the data folder, or in a short private one."""
-    usual = data / "valkey" / "valkey.sock"
-    if len(os.fsencode(usual)) <= LONGEST_SOCKET:
-        usual.parent.mkdir(exist_ok=True, mode=0o700)
-        return usual
-    # The same for each start on this folder, so that a server left behind is found again.
-    name = f"condastore-{os.getuid()}-{hashlib.sha256(os.fsencode(data)).hexdigest()[:12]}"
-    folder = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()) / name
+def require_private(folder: Path) -> None:
+    """Make the folder of the queue's socket, which nobody else may open."""
     folder.mkdir(exist_ok=True, mode=0o700)
     status = folder.lstat()
     if status.st_uid != os.getuid() or status.st_mode & 0o077 or folder.is_symlink():
@@ -286,7 +278,6 @@ def valkey_socket(data: Path) -> Path:
             where=str(folder),
             hint="Remove it, or use a data folder with a shorter path: CONDASTORE_DATA.",
         )
-    return folder / "valkey.sock"
 
 
 def end_left_valkey(path: Path) -> None:
