@@ -35,7 +35,7 @@ from tests.services.processes import free_ports
 PROJECT = Path(__file__).resolve().parent.parent
 CONDASTORE = (sys.executable, "-m", "condastore.cli.main")
 PASSWORD = "correct horse battery staple"
-START_WAIT = 90  # seconds
+START_WAIT = 180  # seconds
 FINISHED = {"READY", "FAILED", "CANCELLED", "ARCHIVED"}
 
 SUBMIT = """
@@ -272,6 +272,8 @@ class System:
         found = []
         for process in psutil.process_iter():
             try:
+                if process.status() == psutil.STATUS_ZOMBIE:
+                    continue
                 ours = process.environ().get("CONDASTORE_DATA") == str(self.data)
                 if ours or any(str(self.data) in part for part in process.cmdline()):
                     found.append(process)

@@ -175,5 +175,5 @@ def _turn_back(path: Path, hours: int = 1) -> None:
 def end_all(system: System) -> list[str]:
     """Stop the system; the command lines of the processes that it left."""
     system.stop()
-    _, alive = psutil.wait_procs(system.everything(), timeout=10)
-    return [" ".join(process.cmdline()) for process in alive]
+    psutil.wait_procs(system.everything(), timeout=10)
+    return [" ".join(process.cmdline()) for process in system.everything()]
