@@ -23,7 +23,7 @@ demo: $(VENV)/ready-server
 	@$(BIN)/python -m deploy.demo $(if $(ONCE),--once)
 
 test: $(VENV)/ready-dev
-	$(BIN)/python -m pytest --durations=20 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=20 $(ARGS)
 
 accept: $(VENV)/ready-dev
 	$(BIN)/python -m pytest tests/acceptance $(ARGS)
