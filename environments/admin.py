@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin
 from django.db.models import QuerySet
@@ -21,6 +21,12 @@ from environments.models import (
     Preview,
     Worker,
 )
+
+if TYPE_CHECKING:
+    _ModelAdmin = admin.ModelAdmin[Any]
+    _TabularInline = admin.TabularInline[Any, Any]
+else:  # generic for the type checker only
+    _ModelAdmin, _TabularInline = admin.ModelAdmin, admin.TabularInline
 
 
 class ReadOnly:
@@ -42,7 +48,7 @@ class ReadOnly:
         return False
 
 
-class Rows(ReadOnly, admin.ModelAdmin[Any]):
+class Rows(ReadOnly, _ModelAdmin):
     list_per_page = 50
     show_full_result_count = False  # counting a hundred thousand rows twice for nothing
     #: Columns that may be large, and that a list does not show.
@@ -52,7 +58,7 @@ class Rows(ReadOnly, admin.ModelAdmin[Any]):
         return super().get_queryset(request).defer(*self.deferred)
 
 
-class Listed(ReadOnly, admin.TabularInline[Any, Any]):
+class Listed(ReadOnly, _TabularInline):
     extra = 0
 
 

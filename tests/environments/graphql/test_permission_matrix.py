@@ -305,7 +305,9 @@ OTHER_CHANGES: dict[str, tuple[str, Callable[[Persona], str]]] = {
 }
 #: Subscription -> document; all are for those who may look.
 FOLLOWED = {
-    "buildProgress": "subscription($current: ID!) { buildProgress(buildId: $current) { nextLine } }",
+    "buildProgress": (
+        "subscription($current: ID!) { buildProgress(buildId: $current) { nextLine } }"
+    ),
     "environmentEvents": (
         'subscription { environmentEvents(namespace: "research") { state message } }'
     ),
@@ -458,7 +460,8 @@ INSIDE = """
     name namespace { id name description createdAt myPermissions grants { user }
       environments(first: 5) { totalCount edges { node { name } } } }
     sharedWith
-    builds(first: 9) { totalCount edges { node { ref environment { name namespace { name description } } } } }
+    builds(first: 9) { totalCount edges { node {
+      ref environment { name namespace { name description } } } } }
   } } }
 }
 """

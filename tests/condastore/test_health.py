@@ -1,0 +1,127 @@
+"""Health, metrics and the checks at start: each names what is wrong."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.checks import run_checks
+from django.test import Client
+from django.utils import timezone
+
+from accounts.access import Actor
+from accounts.roles import Role
+from condastore import checks
+from environments.domain.lifecycle import BuildState
+from environments.models import Build, Environment, Leader, Worker
+from environments.operations.tokens import create_token
+from tests import factories
+
+
+def test_the_process_is_alive_whatever_else_is_down(client: Client) -> None:
+    """The test has no database: asking for one would fail it."""
+    answer = client.get("/healthz")
+    assert (answer.status_code, answer.content) == (200, b"ok\n")
+
+
+def test_each_thing_that_is_missing_is_named(client: Client, db: None, settings: Any) -> None:
+    settings.DISK_RESERVE = 10**18
+    answer = client.get("/readyz")
+    assert answer.status_code == 503
+    found = answer.json()
+    assert found["ready"] is False
+    wrong = {name: check["wrong"] for name, check in found["checks"].items()}
+    assert wrong["database"] == wrong["migrations"] == ""
+    assert wrong["workers"] == "No worker is alive."
+    assert wrong["scheduler"] == "No scheduler is alive."
+    assert "bytes free" in wrong["data_folder"]
+    settings.DATA = Path("/nowhere")
+    assert "cannot be written" in client.get("/readyz").json()["checks"]["data_folder"]["wrong"]
+
+
+def test_workers_and_scheduler_count_while_they_say_that_they_live(
+    client: Client, db: None
+) -> None:
+    life = timedelta(seconds=20)
+    Worker.announce("one", platform="linux-64", queues=["builds"], life=life)
+    Leader.lead(Worker.SCHEDULER, "two", life=life)
+    found = client.get("/readyz").json()["checks"]
+    assert found["workers"] == found["scheduler"] == {"ok": True, "wrong": ""}
+    Worker.objects.update(expires_at=timezone.now())
+    assert client.get("/readyz").json()["checks"]["workers"]["ok"] is False
+
+
+def metrics(client: Client, **headers: str) -> str:
+    answer = client.get("/metrics", headers=headers)
+    assert answer.status_code == 200, answer.content
+    return answer.content.decode()
+
+
+def test_metrics_tell_of_requests_queue_and_workers(
+    root: Actor, environment: Environment, settings: Any
+) -> None:
+    settings.METRICS_PUBLIC = True
+    ready = factories.make_build(environment)
+    Build.objects.filter(pk=ready.pk).update(timings={"SOLVING": 1.5, "LINKING": 0.5})
+    factories.make_build(environment, BuildState.QUEUED)
+    factories.make_build(environment, BuildState.LINKING)
+    Worker.announce("one", platform="", queues=[], life=timedelta(seconds=20))
+    client = Client()
+    client.get("/environments/no/where/")
+    body = '{"query": "{ me { username } }"}'
+    client.post("/graphql", body, content_type="application/json")
+    text = metrics(client)
+    assert 'condastore_builds{state="QUEUED"} 1.0' in text
+    assert 'condastore_builds{state="LINKING"} 1.0' in text
+    assert 'condastore_queue_depth{queue="builds"} 1.0' in text
+    assert 'condastore_processes_alive{kind="worker"} 1.0' in text
+    assert 'condastore_processes_alive{kind="scheduler"} 0.0' in text
+    assert 'condastore_stage_seconds_sum{stage="SOLVING"} 1.5' in text
+    assert 'route="environment",status="404"' in text
+    assert "/environments/no/where/" not in text
+    assert 'field="me",outcome="ok",type="query"' in text
+
+
+def test_metrics_cost_as_many_queries_however_much_there_is(
+    environment: Environment, settings: Any, django_assert_max_num_queries: Any
+) -> None:
+    settings.METRICS_PUBLIC = True
+    for _ in range(20):
+        factories.make_build(environment)
+    metrics(Client())
+    with django_assert_max_num_queries(6):
+        metrics(Client())
+
+
+def test_metrics_are_not_for_everybody(alice: Actor, root: Actor) -> None:
+    client = Client()
+    assert client.get("/metrics").status_code == 401
+    client.force_login(alice.account)
+    assert client.get("/metrics").status_code == 401
+    secret = create_token(actor=alice, name="scrape", role=Role.VIEWER).secret
+    assert metrics(Client(), Authorization=f"Bearer {secret}")
+    client.force_login(root.account)
+    assert metrics(client)
+
+
+@pytest.mark.parametrize(
+    ("change", "number"),
+    [
+        ({"BROKER_URL": "http://queue.example.org"}, "condastore.E004"),
+        ({"ANONYMOUS_USER_NAME": "AnonymousUser"}, "condastore.E006"),
+        ({"DATA": Path("/dev/null/nowhere")}, "condastore.E001"),
+        ({"DATA": Path("/tmp") / ("d" * 240)}, "condastore.E003"),
+        ({"DEBUG": True, "PUBLIC_URL": "https://store.example.org"}, "condastore.W001"),
+    ],
+)
+def test_what_would_break_later_is_said_at_start(
+    settings: Any, change: dict[str, Any], number: str
+) -> None:
+    assert not [one for one in run_checks() if (one.id or "").startswith("condastore.")]
+    for name, value in change.items():
+        setattr(settings, name, value)
+    found = checks.check(None)
+    assert number in {one.id for one in found}
+    assert all(one.hint for one in found)

@@ -1,0 +1,138 @@
+"""What surrounds a request: its id, and errors told to people and to programs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+from django.http import HttpRequest, HttpResponse
+from django.test import AsyncClient, Client, RequestFactory
+
+from condastore import middleware
+from environments.domain import errors
+from environments.domain.errors import StoreError
+
+
+def all_kinds(kind: type[StoreError] = StoreError) -> set[type[StoreError]]:
+    return {kind}.union(*(all_kinds(one) for one in kind.__subclasses__()))
+
+
+def test_a_request_has_an_id_that_a_proxy_may_choose(client: Client) -> None:
+    own = client.get("/healthz")["X-Request-ID"]
+    assert len(own) == 32
+    assert client.get("/healthz")["X-Request-ID"] != own
+    given = {"X-Request-ID": "from-the-proxy-1"}
+    assert client.get("/healthz", headers=given)["X-Request-ID"] == "from-the-proxy-1"
+    strange = {"X-Request-ID": "x\ty <script>"}
+    assert "<" not in client.get("/healthz", headers=strange)["X-Request-ID"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (errors.NotFoundError, 404),
+        (errors.NotSignedInError, 401),
+        (errors.AccessDeniedError, 403),
+        (errors.PolicyError, 403),
+        (errors.ConflictError, 409),
+        (errors.TransitionError, 409),
+        (errors.LimitError, 413),
+        (errors.InvalidInputError, 400),
+        (errors.UnsatisfiableError, 422),
+        (errors.UnavailableError, 503),
+        (errors.UnexpectedError, 500),
+    ],
+)
+def test_each_kind_of_error_has_its_status(error: type[StoreError], status: int) -> None:
+    answer = middleware.problem(error("No.", where="there", hint="Do this."))
+    assert answer.status_code == status
+    assert answer["Content-Type"] == "application/problem+json"
+    assert b'"where": "there"' in answer.content
+    assert b'"hint": "Do this."' in answer.content
+
+
+def test_every_error_has_a_status_of_its_own_kind() -> None:
+    for kind in all_kinds() - {StoreError, errors.SpecificationError, errors.UnexpectedError}:
+        assert 400 <= middleware.status_of(kind("No.")) <= 503
+        assert middleware.status_of(kind("No.")) != 500, kind
+
+
+def failing(error: Exception) -> Any:
+    def view(request: HttpRequest) -> HttpResponse:
+        raise error
+
+    return view
+
+
+def through(view: Any, path: str = "/page", **headers: str) -> Any:
+    """The answer of `view` within StoreErrors, as Django calls it."""
+    request = RequestFactory().get(path, headers=headers)
+    request.user = None  # type: ignore[assignment]
+    around = middleware.StoreErrors(view)
+    try:
+        return around(request)
+    except Exception as error:
+        return around.process_exception(request, error)
+
+
+def test_a_browser_gets_a_page_and_a_program_problem_json() -> None:
+    view = failing(errors.NotFoundError("There is no <b>such</b> thing."))
+    page = through(view, Accept="text/html")
+    assert page["Content-Type"].startswith("text/html")
+    assert page.status_code == 404
+    assert "There is no &lt;b&gt;such&lt;/b&gt; thing." in page.content.decode()
+    assert through(view, Accept="application/json")["Content-Type"] == "application/problem+json"
+    api = through(view, path="/api/x", Accept="text/html")
+    assert api["Content-Type"] == "application/problem+json"
+
+
+def test_our_own_fault_shows_no_internals(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.ERROR):
+        answer = through(failing(KeyError("secret-value")), path="/api/x")
+    assert answer.status_code == 500
+    assert b"secret-value" not in answer.content
+    assert "secret-value" in caplog.text
+
+
+def test_an_address_that_leads_nowhere(client: Client, db: None) -> None:
+    page = client.get("/nowhere", headers={"Accept": "text/html"})
+    assert (page.status_code, page["Content-Type"]) == (404, "text/html; charset=utf-8")
+    api = client.get("/api/nowhere")
+    assert api["Content-Type"] == "application/problem+json"
+
+
+def test_a_body_is_refused_by_its_length_unread(client: Client, settings: Any, db: None) -> None:
+    settings.MAX_REQUEST_BYTES = 10
+    answer = client.post("/api/token", "x" * 11, content_type="application/json")
+    assert (answer.status_code, answer.json()["code"]) == (413, "too-large")
+    assert answer.json()["details"] == {"limit": 10}
+    client.defaults["CONTENT_LENGTH"] = "strange"
+
+
+def test_a_body_that_hides_its_length_is_refused_too(settings: Any, db: None) -> None:
+    settings.DATA_UPLOAD_MAX_MEMORY_SIZE = 10
+    answer = Client().post("/api/token", "x" * 11, content_type="application/json")
+    assert (answer.status_code, answer.json()["code"]) == (413, "too-large")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_same_holds_where_everything_is_asynchronous(settings: Any) -> None:
+    settings.MAX_REQUEST_BYTES = 10
+
+    async def ask() -> list[Any]:
+        client = AsyncClient()
+        body = "x" * 11
+        return [
+            await client.post("/api/token", body, content_type="application/json"),
+            await client.get("/healthz"),
+            await client.get("/api/envs/a/b/current/explicit.txt"),
+        ]
+
+    large, alive, missing = asyncio.run(ask())
+    assert large.status_code == 413
+    assert (alive.status_code, alive.content) == (200, b"ok\n")
+    assert missing.status_code == 404
+    assert missing["Content-Type"] == "application/problem+json"
+    assert missing["X-Request-ID"]

@@ -1,0 +1,148 @@
+"""The small pages: what they show, to whom, and that they need nothing from elsewhere."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from django.test import Client
+
+from accounts.access import Actor
+from environments.domain.lifecycle import BuildState
+from environments.models import Build, Environment
+from tests import factories
+
+PAGES = ["/", "/environments/research/ml/", "/environments/research/ml/builds/1/"]
+
+
+def signed_in(actor: Actor) -> Client:
+    client = Client()
+    client.force_login(actor.account)
+    return client
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_shows_what_there_is(bob: Actor, environment: Environment, page: str) -> None:
+    build = factories.make_build(environment)
+    build.append_log(["a <b>line</b> of the log"])
+    Build.objects.filter(pk=build.pk).update(
+        failure={"code": "x", "message": "it <i>failed</i>", "where": "", "hint": ""}
+    )
+    answer = signed_in(bob).get(page)
+    text = answer.content.decode()
+    assert answer.status_code == 200
+    assert "research/ml" in text
+    assert "<b>line</b>" not in text
+    assert "<i>failed</i>" not in text
+    assert not re.findall(r"""(?:src|href|action)=["'](?:https?:)?//""", text)
+    assert 'http-equiv="refresh"' not in text
+
+
+def test_a_build_that_runs_is_shown_anew_by_itself(bob: Actor, environment: Environment) -> None:
+    factories.make_build(environment, BuildState.LINKING)
+    text = signed_in(bob).get(PAGES[2]).content.decode()
+    assert 'http-equiv="refresh"' in text
+
+
+@pytest.mark.parametrize("page", PAGES[1:])
+def test_what_one_may_not_see_is_not_there(
+    charlie: Actor, environment: Environment, page: str
+) -> None:
+    factories.make_build(environment)
+    for client in (Client(), signed_in(charlie)):
+        answer = client.get(page, headers={"Accept": "text/html"})
+        assert answer.status_code == 404
+        assert "There is no environment research/ml." in answer.content.decode()
+    assert "research" not in signed_in(charlie).get("/").content.decode()
+
+
+def test_the_list_costs_as_many_queries_for_fifty_as_for_five(
+    bob: Actor, environment: Environment, django_assert_max_num_queries: Any
+) -> None:
+    for number in range(50):
+        factories.make_build(factories.make_environment(environment.namespace, f"e{number}"))
+    client = signed_in(bob)
+    client.get("/")
+    with django_assert_max_num_queries(5):
+        assert client.get("/").content.decode().count("<tr>") == 52
+    for _ in range(30):
+        factories.make_build(environment)
+    with django_assert_max_num_queries(9):
+        client.get("/environments/research/ml/")
+
+
+def test_people_sign_in_and_out(db: None) -> None:
+    factories.make_user("alice", password="a long enough one")
+    client = Client(enforce_csrf_checks=True)
+    page = client.get("/login/?next=/environments/a/b/").content.decode()
+    token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', page)
+    assert token is not None
+    form = {"username": "alice", "password": "wrong", "csrfmiddlewaretoken": token[1]}
+    refused = client.post("/login/", form)
+    assert "is wrong" in refused.content.decode()
+    form |= {"password": "a long enough one", "next": "/"}
+    assert client.post("/login/", form).headers["Location"] == "/"
+    assert "alice" in client.get("/").content.decode()
+    form = {"username": "alice", "password": "a long enough one"}
+    forged = Client(enforce_csrf_checks=True).post("/login/", form)
+    assert forged.status_code == 403
+
+
+def test_sign_in_leads_nowhere_else(db: None) -> None:
+    factories.make_user("alice", password="a long enough one")
+    form = {
+        "username": "alice",
+        "password": "a long enough one",
+        "next": "https://elsewhere.example.org/",
+    }
+    assert Client().post("/login/", form).headers["Location"] == "/"
+
+
+ADMIN_LISTS = [
+    "environments/namespace",
+    "environments/environment",
+    "environments/build",
+    "environments/lockrow",
+    "environments/preview",
+    "environments/channel",
+    "environments/channelcredential",
+    "environments/worker",
+    "environments/leader",
+    "environments/auditevent",
+    "accounts/user",
+    "accounts/apitoken",
+]
+
+
+@pytest.mark.parametrize("name", ADMIN_LISTS)
+def test_operators_look_at_rows_with_a_constant_number_of_queries(
+    root: Actor, environment: Environment, name: str, django_assert_max_num_queries: Any
+) -> None:
+    for number in range(20):
+        factories.make_build(factories.make_environment(environment.namespace, f"e{number}"))
+    client = signed_in(root)
+    client.get("/admin/")
+    with django_assert_max_num_queries(12):
+        answer = client.get(f"/admin/{name}/")
+    assert answer.status_code == 200
+
+
+def test_rows_are_not_changed_in_the_admin(root: Actor, environment: Environment) -> None:
+    build = factories.make_build(environment)
+    client = signed_in(root)
+    page = client.get(f"/admin/environments/build/{build.pk}/change/")
+    assert page.status_code == 200
+    assert "_save" not in page.content.decode()
+    assert client.get("/admin/environments/build/add/").status_code == 403
+    deleted = client.post(f"/admin/environments/build/{build.pk}/delete/", {"post": "yes"})
+    assert deleted.status_code == 403
+    assert Build.objects.filter(pk=build.pk).exists()
+
+
+def test_the_admin_is_for_administrators_of_the_installation(dora: Actor) -> None:
+    dora.account.is_staff = True
+    dora.account.save()
+    client = signed_in(dora)
+    for name in ("environments/build", "accounts/apitoken", "environments/auditevent"):
+        assert client.get(f"/admin/{name}/").status_code == 403

@@ -1,0 +1,50 @@
+"""docs/api.md is true: its queries run, and it names every code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from graphql import parse, validate
+
+import accounts.authentication  # noqa: F401 - has a kind of error of its own
+from accounts.access import Actor
+from condastore.schema import schema
+from environments.domain.errors import StoreError
+from environments.domain.lifecycle import BuildState
+from environments.models import Environment
+from tests import factories
+from tests.environments.graphql.asking import ask
+
+TEXT = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
+DOCUMENTS = re.findall(r"```graphql\n(.*?)```", TEXT, flags=re.DOTALL)
+
+
+def codes(kind: type[StoreError] = StoreError) -> set[str]:
+    return {kind.code}.union(*(codes(one) for one in kind.__subclasses__()))
+
+
+def test_every_code_is_documented_and_no_other() -> None:
+    assert set(re.findall(r"^\| `([a-z-]+)` \|", TEXT, flags=re.MULTILINE)) == codes()
+
+
+def test_every_document_fits_the_schema() -> None:
+    assert len(DOCUMENTS) == 5
+    for document in DOCUMENTS:
+        assert not validate(schema._schema, parse(document)), document
+
+
+def test_every_example_answers(alice: Actor, environment: Environment, settings: Any) -> None:
+    settings.DEFAULT_CHANNELS = [factories.CHANNEL]
+    openssl = factories.make_lock(factories.make_package("openssl", "3.0.7"))
+    factories.make_build(environment, lock=openssl)
+    environments, submit, build, contains, _ = DOCUMENTS
+    assert ask(alice, environments)["environments"]["totalCount"] == 1
+    made = ask(alice, submit)["submitBuild"]
+    assert made["created"] is True
+    assert made["build"]["ref"] == "research/ml:2"
+    assert ask(alice, submit)["submitBuild"]["created"] is False
+    assert ask(alice, build)["build"]["state"] == BuildState.QUEUED
+    found = ask(alice, contains)["lockedPackages"]
+    assert found["edges"][0]["node"]["build"] == {"ref": "research/ml:1"}
