@@ -22,10 +22,11 @@ class BuildState(StrEnum):
 
 
 _S = BuildState
-_GIVE_UP = frozenset({_S.FAILED, _S.CANCELLING, _S.QUEUED})  # QUEUED: another attempt
+#: QUEUED: another attempt. ARCHIVED: the end of a restore that did not work.
+_GIVE_UP = frozenset({_S.FAILED, _S.CANCELLING, _S.QUEUED, _S.ARCHIVED})
 
 MOVES: Mapping[BuildState, frozenset[BuildState]] = {
-    _S.QUEUED: frozenset({_S.SOLVING, _S.FETCHING, _S.FAILED, _S.CANCELLED}),
+    _S.QUEUED: frozenset({_S.SOLVING, _S.FETCHING, _S.FAILED, _S.CANCELLED, _S.ARCHIVED}),
     _S.SOLVING: frozenset({_S.HELD, _S.FETCHING}) | _GIVE_UP,
     _S.HELD: frozenset({_S.QUEUED, _S.FAILED, _S.CANCELLED}),
     _S.FETCHING: frozenset({_S.LINKING}) | _GIVE_UP,
@@ -34,7 +35,7 @@ MOVES: Mapping[BuildState, frozenset[BuildState]] = {
     _S.PUBLISHING: frozenset({_S.READY}) | _GIVE_UP,
     _S.READY: frozenset({_S.ARCHIVED}),
     _S.FAILED: frozenset(),
-    _S.CANCELLING: frozenset({_S.CANCELLED}),
+    _S.CANCELLING: frozenset({_S.CANCELLED, _S.ARCHIVED}),
     _S.CANCELLED: frozenset(),
     _S.ARCHIVED: frozenset({_S.QUEUED}),  # restore: the same lock is linked again
 }

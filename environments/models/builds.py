@@ -85,6 +85,9 @@ class Build(models.Model):
     prefix = models.ForeignKey(Prefix, models.SET_NULL, null=True, related_name="builds")
     platform = models.CharField(max_length=32, help_text="What the prefix is linked for.")
     force_solve = models.BooleanField(default=False)
+    restoring = models.BooleanField(
+        default=False, help_text="It was ARCHIVED, and is linked again."
+    )
     requested_by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")
     idempotency_key = models.CharField(max_length=100, blank=True)
     origin = models.ForeignKey(
@@ -161,6 +164,10 @@ class Build(models.Model):
             TransitionError: another came first.
         """
         now = timezone.now()
+        if self.restoring and to in {BuildState.FAILED, BuildState.CANCELLED}:
+            to = BuildState.ARCHIVED  # it may be restored another day
+        if to in FINISHED:
+            changes |= {"restoring": False}
         changes |= {"state": to, "finished_at": now if to in FINISHED else None}
         if to not in RUNNING:
             changes |= {"lease_expires_at": None, "lease_owner": ""}
@@ -260,6 +267,13 @@ class Build(models.Model):
             if len(lines) >= limit:
                 break
         return lines[:limit]
+
+    def reopen_log(self) -> None:
+        """Let a finished build's log go on: it is run again."""
+        lines = self.log_from(limit=1 << 31)
+        reopened = Build.objects.filter(pk=self.pk).exclude(log_archive=None)
+        if reopened.update(log_archive=None, log_lines=len(lines)) and lines:
+            LogChunk.objects.create(build=self, first=0, count=len(lines), text="\n".join(lines))
 
     def archive_log(self) -> None:
         """Fold the chunks of a finished build into one compressed value."""

@@ -246,11 +246,13 @@ def restore_build(*, actor: Actor, build: Build) -> Build:
     build.move(
         BuildState.QUEUED,
         message=f"restored by {actor.name}",
+        restoring=True,
         attempt=0,
         not_before=timezone.now(),
         message_sent_at=None,
         failure=None,
     )
+    build.reopen_log()
     AuditEvent.record(actor, "build.restore", build)
     queueing.queue_build(build)
     return build

@@ -377,3 +377,22 @@ def test_a_lock_that_somebody_brings_is_linked_as_it_is(submit):
         again = run(submit(text))
         assert again.failure is None, again.failure
         assert again.lock == first.lock
+
+
+def test_a_restore_that_fails_can_be_tried_another_day(alice, submit, settings):
+    first = run(submit(HELLO))
+    run(submit("dependencies: [python]"))
+    builds.archive_build(actor=alice, build=first)
+    settings.BUILD_ATTEMPTS = 1
+    settings.DISK_RESERVE = 1 << 60
+    builds.restore_build(actor=alice, build=Build.objects.get(pk=first.pk))
+    failed = run(first)
+    assert (failed.state, failed.failure["code"]) == (S.ARCHIVED, "disk-full")
+    builds.restore_build(actor=alice, build=failed)
+    builds.cancel_build(actor=alice, build=failed)
+    assert Build.objects.get(pk=first.pk).state == S.ARCHIVED
+    settings.DISK_RESERVE = 0
+    builds.restore_build(actor=alice, build=Build.objects.get(pk=first.pk))
+    restored = run(first)
+    assert restored.state == S.READY
+    assert [line for line in restored.log_from() if line == "--- linking"] == ["--- linking"] * 2
