@@ -25,7 +25,7 @@ WITH_TESTS = "\ncondastore: {tests: {commands: ['sleep 0.2']}}\n"
 @pytest.fixture(scope="module")
 def system(start: Start) -> Iterator[System]:
     """No workers but those that a test adds; attempts enough to survive every kill."""
-    with start(workers=0, BUILD_ATTEMPTS="60") as running:
+    with start(workers=0, BUILD_ATTEMPTS="60", BACKOFF="0.01") as running:
         yield running
 
 
