@@ -45,6 +45,12 @@ class Actor:
         )
 
     @property
+    def rules_everything(self) -> bool:
+        """In each namespace that its token is not kept out of, without holding a role there."""
+        ceiling = self.token.ceiling if self.token else None
+        return self.signed_in and self.user.is_superuser and ceiling is None
+
+    @property
     def name(self) -> str:
         return self.user.get_username() if self.signed_in else "anonymous"
 

@@ -13,13 +13,19 @@ from django.utils import timezone
 from accounts.models import ApiToken, User
 
 if TYPE_CHECKING:
-    _ModelAdmin = admin.ModelAdmin[ApiToken]
-else:  # generic for the type checker only
-    _ModelAdmin = admin.ModelAdmin
+
+    class _ModelAdmin(admin.ModelAdmin[ApiToken]):
+        """Generic for the type checker only."""
+
+    class _UserAdmin(DjangoUserAdmin[User]):
+        """Likewise."""
+
+else:
+    _ModelAdmin, _UserAdmin = admin.ModelAdmin, DjangoUserAdmin
 
 
 @admin.register(User)
-class UserAdmin(DjangoUserAdmin):
+class UserAdmin(_UserAdmin):
     list_display = ("username", "email", "is_active", "is_superuser", "is_service", "last_login")
     list_filter = ("is_active", "is_superuser", "is_service", "groups")
     fieldsets = (

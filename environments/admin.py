@@ -150,5 +150,3 @@ class AuditAdmin(Rows):
     list_filter = ("action",)
     search_fields = ("username", "target")
     date_hierarchy = "at"
-
-

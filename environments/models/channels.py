@@ -100,9 +100,7 @@ class ChannelCredential(models.Model):
 
     def value(self) -> Credential:
         kind: Literal["token", "basic"] = "basic" if self.kind == "basic" else "token"
-        return Credential(
-            url_prefix=self.url_prefix, kind=kind, secret=self.secret, base=self.base
-        )
+        return Credential(url_prefix=self.url_prefix, kind=kind, secret=self.secret, base=self.base)
 
     @property
     def secret(self) -> str:

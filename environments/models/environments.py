@@ -8,7 +8,6 @@ from django.db import models, transaction
 from django.db.models import F, Q
 from django.utils import timezone
 from guardian.models import GroupObjectPermissionBase, UserObjectPermissionBase
-from guardian.shortcuts import get_objects_for_user
 
 from accounts.access import Actor
 from accounts.models import User
@@ -26,14 +25,11 @@ class EnvironmentQuerySet(models.QuerySet["Environment"]):
         """By a role on the namespace; to view and download also where it is shared by itself."""
         allowed = Q(namespace__in=Namespace.objects.with_perm(actor, perm).values("pk"))
         if perm in PUBLIC and actor.signed_in and actor.allows(perm):
-            shared = get_objects_for_user(
-                actor.account,
-                SHARED,
-                klass=Environment,
-                with_superuser=False,
-                accept_global_perms=False,
-            )
-            mine = Q(pk__in=shared.values("pk"))
+            users = EnvironmentUserObjectPermission.objects.filter(user=actor.account)
+            groups = EnvironmentGroupObjectPermission.objects.filter(group__user=actor.account)
+            shares = {"permission__codename": SHARED}
+            mine = Q(pk__in=users.filter(**shares).values("content_object"))
+            mine |= Q(pk__in=groups.filter(**shares).values("content_object"))
             if actor.only_namespaces is not None:
                 mine &= Q(namespace__name__in=actor.only_namespaces)
             allowed |= mine

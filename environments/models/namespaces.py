@@ -9,7 +9,7 @@ from django.db import models
 from django.db.models import Q
 from django.utils import timezone
 from guardian.models import GroupObjectPermissionBase, UserObjectPermissionBase
-from guardian.shortcuts import assign_perm, get_objects_for_user, get_perms, remove_perm
+from guardian.shortcuts import assign_perm, get_perms, remove_perm
 
 from accounts.access import Actor
 from accounts.models import User
@@ -22,18 +22,17 @@ class NamespaceQuerySet(models.QuerySet["Namespace"]):
         if not actor.allows(perm):
             return self.none()
         allowed = Q(public=True) if perm in PUBLIC else Q(pk__in=())
-        if actor.is_superuser:
+        if actor.rules_everything:
             allowed = ~Q(pk__in=())
         elif actor.signed_in:
-            held = get_objects_for_user(
-                actor.account,
-                [role.codename for role in roles_with(perm)],
-                klass=Namespace,
-                any_perm=True,
-                with_superuser=actor.token is None or not actor.token.role,
-                accept_global_perms=False,
+            # As guardian's get_objects_for_user, which takes longer than the query itself.
+            roles = {"permission__codename__in": [role.codename for role in roles_with(perm)]}
+            own = NamespaceUserObjectPermission.objects.filter(user=actor.account, **roles)
+            shared = NamespaceGroupObjectPermission.objects.filter(
+                group__user=actor.account, **roles
             )
-            allowed |= Q(pk__in=held.values("pk"))
+            allowed |= Q(pk__in=own.values("content_object"))
+            allowed |= Q(pk__in=shared.values("content_object"))
         if actor.only_namespaces is not None:
             allowed &= Q(name__in=actor.only_namespaces)
         return self.filter(allowed)

@@ -16,7 +16,7 @@ from typing import Any
 from tests.benchmarks.channels import PROJECT
 from tests.benchmarks.measure import Clock
 
-#: Environments in one namespace, and builds that have one lock.
+#: Environments in one namespace.
 SHARE = 100
 #: A member sees every second namespace.
 ADMINISTRATOR, MEMBER, PASSWORD = "administrator", "member", "a password for a benchmark"
@@ -36,96 +36,59 @@ def inside(data: Path, job: str, *arguments: object, **environ: str) -> Any:
 
 
 def rows(count: str) -> Mapping[str, float]:
-    """`count` environments, each with a READY build that is current; there are no files."""
+    """`count` environments, each with a READY build that is current; there are no files.
+
+    The first namespace is made by the models, the others by the database as copies of it.
+    """
     from django.core.management import call_command
+    from django.db import transaction
 
     from accounts.roles import Role
+    from environments.models import Build, Environment, Namespace, Prefix
     from tests.factories import make_user
 
     clock = Clock()
     call_command("migrate", verbosity=0)
     make_user(ADMINISTRATOR, superuser=True, password=PASSWORD)
     member = make_user(MEMBER, password=PASSWORD)
-    namespaces = _make_namespaces(-(-int(count) // SHARE))
-    for namespace in namespaces[::2]:
-        namespace.grant(Role.VIEWER, member)
-    made = 0
-    for namespace in namespaces:
-        size = min(SHARE, int(count) - made)
-        _fill(namespace, size)
-        made += size
-    return {"environments": made, "seconds": clock.seconds}
-
-
-def _make_namespaces(count: int) -> list[Any]:
-    from environments.models import Namespace
-
-    return Namespace.objects.bulk_create(
-        [Namespace(name=f"team-{number:05d}") for number in range(count)]
-    )
+    names = [f"team-{number:05d}" for number in range(-(-int(count) // SHARE))]
+    namespaces = Namespace.objects.bulk_create([Namespace(name=name) for name in names])
+    with transaction.atomic():
+        for namespace in namespaces[::2]:
+            namespace.grant(Role.VIEWER, member)
+        _fill(namespaces[0], min(SHARE, int(count)))
+        # All keys of the first namespace count from 1, and so do those of its copies.
+        mine = {"id": f"t.id + (n.id - 1) * {SHARE}"}
+        _copy(Prefix, **mine, path="'prefixes/' || n.name || '/' || t.id")
+        _copy(Environment, **mine, namespace_id="n.id", current_id=mine["id"])
+        _copy(Build, **mine, environment_id=mine["id"], prefix_id=mine["id"])
+    return {"environments": Environment.objects.count(), "seconds": clock.seconds}
 
 
 def _fill(namespace: Any, size: int) -> None:
-    import hashlib
+    from environments.models import Environment
+    from tests.factories import make_build
 
-    from django.db import transaction
-    from django.utils import timezone
+    for number in range(size):
+        name = f"environment-{number:04d}"
+        environment = Environment.objects.create(namespace=namespace, name=name)
+        assert make_build(environment).pk == environment.pk == number + 1
 
-    from environments.models import Build, Environment, LockRow, Prefix
-    from tests.factories import PLATFORM, make_specification
 
-    now, specification = timezone.now(), make_specification()
-    with transaction.atomic():
-        lock = LockRow.objects.create(
-            digest=hashlib.sha256(namespace.name.encode()).hexdigest(),
-            channels=[],
-            platforms=[PLATFORM],
-            package_count=50,
-            size=100_000_000,
+def _copy(model: Any, **changed: str) -> None:
+    """The first namespace's rows of `model` for each other namespace; `changed`: SQL by column."""
+    from django.db import connection
+
+    quote = connection.ops.quote_name
+    columns = [field.column for field in model._meta.concrete_fields]
+    into = ", ".join(map(quote, columns))
+    values = ", ".join(changed.get(column, f"t.{quote(column)}") for column in columns)
+    table = quote(model._meta.db_table)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"INSERT INTO {table} ({into}) SELECT {values} "  # noqa: S608  nothing from outside
+            f"FROM {table} t, environments_namespace n WHERE n.id > 1 AND t.id <= {SHARE}"
         )
-        environments = Environment.objects.bulk_create(
-            [
-                Environment(
-                    namespace=namespace,
-                    name=f"environment-{number:04d}",
-                    description="Rows for a benchmark",
-                    last_number=1,
-                )
-                for number in range(size)
-            ]
-        )
-        prefixes = Prefix.objects.bulk_create(
-            [
-                Prefix(
-                    path=f"prefixes/{namespace.name}/1-{environment.name}",
-                    lock=lock,
-                    platform=PLATFORM,
-                    apparent_size=400_000_000,
-                    unique_size=2_000_000,
-                )
-                for environment in environments
-            ]
-        )
-        builds = Build.objects.bulk_create(
-            [
-                Build(
-                    environment=environment,
-                    number=1,
-                    state="READY",
-                    specification=specification,
-                    source="dependencies: [python]",
-                    lock=lock,
-                    prefix=prefix,
-                    platform=PLATFORM,
-                    attempt=1,
-                    finished_at=now,
-                )
-                for environment, prefix in zip(environments, prefixes, strict=True)
-            ]
-        )
-        for environment, build in zip(environments, builds, strict=True):
-            environment.current = build
-        Environment.objects.bulk_update(environments, ["current"])
 
 
 def queries(token: str, query: str) -> Mapping[str, int]:

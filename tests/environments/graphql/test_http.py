@@ -56,7 +56,8 @@ def test_a_session_with_its_csrf_token_may(alice: Actor) -> None:
     page = client.get("/graphql", headers={"Accept": "text/html"})
     token = re.search(r'data-csrf="(\w+)"', page.content.decode())
     assert token is not None
-    answer = post(client, MUTATION, **{"X-CSRFToken": token[1]})
+    headers: dict[str, Any] = {"X-CSRFToken": token[1]}
+    answer = post(client, MUTATION, **headers)
     assert answer.json() == {"data": {"createToken": {"__typename": "CreatedToken"}}}
 
 

@@ -108,15 +108,11 @@ class World:
 
 
 def make_world() -> World:
-    people = {
-        "bob": Role.VIEWER,
-        "alice": Role.DEVELOPER,
-        "anna": Role.APPROVER,
-        "dora": Role.ADMIN,
-    }
     factories.make_user("charlie")
     factories.make_user("root", superuser=True)
-    research = factories.make_namespace("research", **people)
+    research = factories.make_namespace(
+        "research", bob=Role.VIEWER, alice=Role.DEVELOPER, anna=Role.APPROVER, dora=Role.ADMIN
+    )
     factories.make_namespace("other", olga=Role.ADMIN)
     factories.make_namespace("lab", dora=Role.DEVELOPER)
     environment = factories.make_environment(research, "ml")

@@ -291,7 +291,8 @@ def test_what_is_our_own_fault_is_told_by_a_number_only(
     Build.objects.filter(pk=build.pk).update(failure={"details": "no object"})
     Build.objects.filter(pk=build.pk).update(timings=["no", "object"])
     result = execute(alice, "query($id: ID!) { build(id: $id) { timings { stage } } }", id=build.pk)
-    (error,) = result.errors or ()
+    assert result.errors
+    (error,) = result.errors
     assert error.extensions["code"] == "internal-error"  # type: ignore[index]
     number = error.extensions["details"]["error"]  # type: ignore[index]
     assert number in error.message
