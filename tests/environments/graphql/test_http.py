@@ -298,9 +298,13 @@ def test_the_moves_of_a_namespace_are_told_from_now_on(server: str, running: Bui
     document = """subscription { environmentEvents(namespace: "research") {
       state message build { ref } environment { name } } }"""
 
+    told = threading.Event()
+
     def happen() -> None:
-        BuildEvent.objects.create(build=hidden, state=BuildState.READY, message="not yours")
-        BuildEvent.objects.create(build=running, state=BuildState.CHECKING, message="checks")
+        """Again and again: how long the server takes to listen is not known."""
+        while not told.wait(0.2):
+            BuildEvent.objects.create(build=hidden, state=BuildState.READY, message="not yours")
+            BuildEvent.objects.create(build=running, state=BuildState.CHECKING, message="checks")
 
     async def first() -> Any:
         async with GraphQLClient(transport=line()) as session:
@@ -309,8 +313,11 @@ def test_the_moves_of_a_namespace_are_told_from_now_on(server: str, running: Bui
     line = transport(server, secret_of("alice"))
     BuildEvent.objects.create(build=running, state=BuildState.LINKING, message="before")
     background = in_background(happen)
-    event = asyncio.run(first())
-    background.join()
+    try:
+        event = asyncio.run(first())
+    finally:
+        told.set()
+        background.join()
     assert event["environmentEvents"] == {
         "state": "CHECKING",
         "message": "checks",
@@ -324,7 +331,8 @@ def test_a_preview_is_waited_for(server: str) -> None:
 
     def solve() -> None:
         lock = factories.make_lock()
-        preview = Preview.objects.get()
+        while (preview := Preview.objects.first()) is None:
+            time.sleep(0.05)
         assert preview.claim(patience=preview.KEPT)
         preview.finish(lock=LockRow.store(lock))
 
