@@ -40,7 +40,8 @@ def drop_prefixes() -> int:
     dropped = 0
     for prefix in Prefix.objects.filter(builds=None).iterator():
         with transaction.atomic():
-            # Delete first: a build that takes it again meanwhile makes this fail, not the build.
+            # The row first: a build that takes it at this moment is waited for, and then seen.
+            Prefix.objects.select_for_update().filter(pk=prefix.pk).first()
             gone, _ = Prefix.objects.filter(pk=prefix.pk, builds=None).delete()
             path = folders.data() / prefix.path
             if gone and path.is_dir():

@@ -19,7 +19,7 @@ from typing import Any, Self, TypeVar
 
 import structlog
 from django.conf import settings
-from django.db import DatabaseError, InterfaceError, OperationalError, connection
+from django.db import DatabaseError, InterfaceError, OperationalError, connection, transaction
 from django.utils import timezone
 from dramatiq.middleware import Shutdown
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
@@ -258,16 +258,18 @@ class Run:
         linking.publish_prefix(self.hidden_prefix, final)
         self._named = True
         assert self.build.lock is not None
-        prefix, _ = Prefix.objects.update_or_create(
-            path=final.relative_to(folders.data()).as_posix(),
-            defaults={
-                "lock": self.build.lock,
-                "platform": self.build.platform,
-                "apparent_size": self.apparent_size,
-                "unique_size": self.unique_size,
-            },
-        )
-        self.update(prefix=prefix)
+        # In one transaction: upkeep drops the row and the folder of a prefix that no build has.
+        with transaction.atomic():
+            prefix, _ = Prefix.objects.update_or_create(
+                path=final.relative_to(folders.data()).as_posix(),
+                defaults={
+                    "lock": self.build.lock,
+                    "platform": self.build.platform,
+                    "apparent_size": self.apparent_size,
+                    "unique_size": self.unique_size,
+                },
+            )
+            self.update(prefix=prefix)
 
     def clean_up(self) -> bool:
         """Nothing of an attempt that failed stays; False where it turns out to be READY.

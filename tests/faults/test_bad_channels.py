@@ -17,7 +17,7 @@ ENVIRONMENT = "faulty/channel"
 
 @pytest.fixture(scope="module")
 def system(start: Start) -> Iterator[System]:
-    with start(DOWNLOAD_TIMEOUT="1", BUILD_ATTEMPTS="2") as running, Watch(running.data):
+    with start(DOWNLOAD_TIMEOUT="1", BUILD_ATTEMPTS="3") as running, Watch(running.data):
         running.create(ENVIRONMENT)
         yield running
 
@@ -57,9 +57,10 @@ def test_wrong_bytes_are_fetched_once_more(system: System, faulty: ChannelServer
 def test_bytes_that_stay_wrong_never_get_in(system: System, faulty: ChannelServer) -> None:
     faulty.faults.add(Fault("noarch/licence-bsd-*", wrong_bytes=True))
     done = system.wait(system.submit(ENVIRONMENT, "dependencies: [licence-bsd]"))
-    assert (done["state"], done["attempt"]) == ("FAILED", 2)
+    assert (done["state"], done["attempt"]) == ("FAILED", 3)
     assert done["failure"]["code"] == "download-failed"
-    assert "licence-bsd-1.0-h0_0.conda is not what the lock says" in done["failure"]["message"]
+    assert "licence-bsd-1.0-" in done["failure"]["message"]
+    assert "is not what the lock says" in done["failure"]["message"]
     assert not list((system.data / "cache" / "packages").glob("*/licence-bsd-*"))
     faulty.faults.clear()
     system.build(ENVIRONMENT, "dependencies: [licence-bsd]")
@@ -89,7 +90,7 @@ def test_a_channel_that_is_down_fails_the_build_in_the_end_and_says_so(
 ) -> None:
     faulty.faults.add(Fault("*/repodata*", status=500))
     done = system.wait(system.submit(ENVIRONMENT, "dependencies: [licence-mit]", force=True))
-    assert (done["state"], done["attempt"]) == ("FAILED", 2)
+    assert (done["state"], done["attempt"]) == ("FAILED", 3)
     assert done["failure"]["code"] == "channel-unavailable"
     assert faulty.url.rstrip("/") in done["failure"]["message"]
 

@@ -6,12 +6,14 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.db import connection, transaction
 
-from environments import folders, housekeeping, tools
+from environments import building, folders, housekeeping, leases, tools
 from environments.models import Build, Environment
+from tests.environments.conftest import Submit
 from tests.factories import make_build
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -48,6 +50,35 @@ def test_upkeep_does_not_lead_a_folder_back_while_its_pointer_moves(
         assert link.resolve() == folders.prefix_path(newer)
     beside.join()
     assert link.resolve() == folders.prefix_path(newer)
+
+
+def test_upkeep_does_not_take_a_prefix_away_from_the_build_that_just_made_it(
+    submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attach = leases.Run.update
+
+    def slowly(run: leases.Run, **changes: Any) -> None:
+        if "prefix" in changes:
+            beside = threading.Thread(target=_drop_prefixes)
+            beside.start()
+            beside.join(0.5)
+        attach(run, **changes)
+
+    monkeypatch.setattr(leases.Run, "update", slowly)
+    build = submit("dependencies: [licence-mit]")
+    building.run(build.pk)
+    build.refresh_from_db()
+    assert (build.state, build.attempt) == ("READY", 1)
+    path = folders.prefix_path(build)
+    assert path is not None
+    assert path.is_dir()
+
+
+def _drop_prefixes() -> None:
+    try:
+        housekeeping.drop_prefixes()
+    finally:
+        connection.close()
 
 
 def test_what_killed_workers_left_in_the_caches_goes_when_nobody_continues_it(
