@@ -87,6 +87,8 @@ def revoke_token(*, actor: Actor, token_id: int | str) -> ApiToken:
     if not actor.is_superuser:
         account = actor.account
         mine = mine.filter(user=account) | mine.filter(user__owner=account)
+    if actor.token is not None and (actor.token.role or actor.token.namespaces):
+        mine = mine.filter(pk=actor.token.pk)  # a limited token ends no other one
     token = mine.select_related("user").first()
     if token is None:
         raise NotFoundError("There is no such token.")
