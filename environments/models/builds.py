@@ -17,7 +17,7 @@ from accounts.models import User
 from accounts.roles import Perm
 from environments.domain.errors import LeaseLostError, StoreError, TransitionError, WorkerLostError
 from environments.domain.lifecycle import FINISHED, RUNNING, BuildState, sources
-from environments.models.environments import Environment
+from environments.models.environments import Environment, allowed
 from environments.models.locks import LockRow, SpecificationRow
 from environments.models.previews import failure_json
 
@@ -51,7 +51,8 @@ class Lease:
 class BuildQuerySet(models.QuerySet["Build"]):
     def with_perm(self, actor: Actor, perm: Perm) -> Self:
         return self.filter(
-            environment__in=Environment.objects.with_perm(actor, perm).values("pk"),
+            allowed(actor, perm, through="environment__"),
+            environment__deleted_at=None,
             deleted_at=None,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self
 
 from django.db import models, transaction
-from django.db.models import F, Q
+from django.db.models import Case, F, Q, When
 from django.utils import timezone
 from guardian.models import GroupObjectPermissionBase, UserObjectPermissionBase
 
@@ -23,23 +23,51 @@ SHARED = "shared_environment"
 class EnvironmentQuerySet(models.QuerySet["Environment"]):
     def with_perm(self, actor: Actor, perm: Perm) -> Self:
         """By a role on the namespace; to view and download also where it is shared by itself."""
-        allowed = Q(namespace__in=Namespace.objects.with_perm(actor, perm).values("pk"))
-        if perm in PUBLIC and actor.signed_in and actor.allows(perm):
-            users = EnvironmentUserObjectPermission.objects.filter(user=actor.account)
-            groups = EnvironmentGroupObjectPermission.objects.filter(group__user=actor.account)
-            shares = {"permission__codename": SHARED}
-            mine = Q(pk__in=users.filter(**shares).values("content_object"))
-            mine |= Q(pk__in=groups.filter(**shares).values("content_object"))
-            if actor.only_namespaces is not None:
-                mine &= Q(namespace__name__in=actor.only_namespaces)
-            allowed |= mine
-        return self.present().filter(allowed)
+        # The names say nothing that `allowed` does not; with them a list in the order of names is
+        # read from its beginning, and not sorted whole.
+        names = Namespace.objects.filter(
+            Q(pk__in=Namespace.objects.with_perm(actor, perm).values("pk"))
+            | Q(pk__in=_shared(actor, perm).order_by().values("namespace"))
+        )
+        return (
+            self.present()
+            .filter(namespace__name__in=names.order_by().values("name"))
+            .filter(allowed(actor, perm))
+        )
 
     def visible_to(self, actor: Actor) -> Self:
         return self.with_perm(actor, Perm.VIEW)
 
     def present(self) -> Self:
         return self.filter(deleted_at=None)
+
+
+def allowed(actor: Actor, perm: Perm, *, through: str = "") -> Case:
+    """Is the environment, or the one that `through` leads to, among those of `with_perm`?
+
+    A condition of one piece: databases take the two halves of an OR for two searches, join what
+    both find, and only then look at anything else.
+    """
+    namespaces = Namespace.objects.with_perm(actor, perm).order_by().values("pk")
+    own = Q(**{f"{through}namespace__in": namespaces})
+    shared = Q(**{f"{through}pk__in": _shared(actor, perm).order_by().values("pk")})
+    return Case(When(own | shared, then=True), default=False, output_field=models.BooleanField())
+
+
+def _shared(actor: Actor, perm: Perm) -> EnvironmentQuerySet:
+    """The environments that are shared by themselves with `actor`."""
+    if not (perm in PUBLIC and actor.signed_in and actor.allows(perm)):
+        return Environment.objects.none()
+    users = EnvironmentUserObjectPermission.objects.filter(user=actor.account)
+    groups = EnvironmentGroupObjectPermission.objects.filter(group__user=actor.account)
+    shares = {"permission__codename": SHARED}
+    shared = Environment.objects.filter(
+        Q(pk__in=users.filter(**shares).values("content_object"))
+        | Q(pk__in=groups.filter(**shares).values("content_object"))
+    )
+    if actor.only_namespaces is not None:
+        shared = shared.filter(namespace__name__in=actor.only_namespaces)
+    return shared
 
 
 class Environment(models.Model):
