@@ -17,6 +17,13 @@ _SHARED: list[Any] = [
 ]
 
 
+class NotProbes(logging.Filter):
+    """A system that is not ready yet is asked often, and answers 503 each time."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "/readyz" not in record.getMessage()
+
+
 def configure(options: Mapping[str, Any]) -> None:
     """`options`: {"level": "INFO", "format": "console" | "json"}; Django calls this at start."""
     renderer: Any = (
@@ -46,8 +53,13 @@ def configure(options: Mapping[str, Any]) -> None:
                     ],
                 }
             },
+            "filters": {"not_probes": {"()": NotProbes}},
             "handlers": {
-                "stderr": {"class": "logging.StreamHandler", "formatter": "structured"},
+                "stderr": {
+                    "class": "logging.StreamHandler",
+                    "formatter": "structured",
+                    "filters": ["not_probes"],
+                },
             },
             "root": {"handlers": ["stderr"], "level": options.get("level", "INFO")},
             "loggers": {

@@ -182,6 +182,8 @@ class Run:
                 self.log(f"trying again in {delay.total_seconds():.0f} s")
                 persist(lambda: build.requeue(delay=delay, message=str(error), lease=self.lease))
             else:
+                if error.transient:
+                    error.hint = f"It failed {build.attempt} times. Submit it again later."
                 persist(lambda: build.fail(error, lease=self.lease))
         except TransitionError:  # a cancel came first
             self.abandon()
