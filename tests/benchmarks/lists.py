@@ -27,12 +27,13 @@ OWN = 100  # what the others are held against
 REQUEST_MS = 1000 / 60
 CLIENTS, SECONDS, ROUNDS = 4, 4.0, 25
 
+#: What a page with a list of environments shows.
 LIST = """{
   environments(first: 100) {
     edges { node {
-      id name description pinned updatedAt
+      id name updatedAt
       namespace { name }
-      current { id number state createdAt finishedAt apparentSize lock { packageCount } }
+      current { id number state finishedAt }
     } }
     pageInfo { hasNextPage endCursor }
   }
