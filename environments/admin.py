@@ -1,13 +1,15 @@
-"""The operators' view of the rows: to look and search. Changes go through the other doors."""
+"""The operators' view of the rows: to look, search, and cancel by everybody's operation."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
+from accounts.access import Actor
+from environments.domain.errors import StoreError
 from environments.models import (
     AuditEvent,
     Build,
@@ -21,6 +23,7 @@ from environments.models import (
     Preview,
     Worker,
 )
+from environments.operations.builds import cancel_build
 
 if TYPE_CHECKING:
     _ModelAdmin = admin.ModelAdmin[Any]
@@ -96,6 +99,19 @@ class BuildAdmin(Rows):
     deferred = ("log_archive",)
     exclude = ("log_archive", "idempotency_key")
     inlines = (BuildEvents,)
+    actions = ("cancel_selected",)
+
+    @admin.action(description="Cancel the selected builds")
+    def cancel_selected(self, request: HttpRequest, queryset: QuerySet[Build]) -> None:
+        refused = 0
+        actor: Actor = request.actor  # type: ignore[attr-defined]
+        for build in queryset.select_related("environment__namespace"):
+            try:
+                cancel_build(actor=actor, build=build)  # the same door as everyone
+            except StoreError as error:
+                refused += 1
+                self.message_user(request, str(error), messages.WARNING)
+        self.message_user(request, f"{len(queryset) - refused} cancelled, {refused} could not be.")
 
     @admin.display(description="environment")
     def place(self, build: Build) -> str:

@@ -140,6 +140,7 @@ def test_a_disk_without_any_room_loses_no_build_and_harms_no_database(
     assert done["state"] == "READY", done
     system.build("full/disk", "dependencies: [licence-bsd]")
     for name in ("db.sqlite3", "db.sqlite3-wal"):
-        shutil.copy(system.inside / name, tmp_path)
+        with contextlib.suppress(FileNotFoundError):  # no -wal once everything is written back
+            shutil.copy(system.inside / name, tmp_path)
     with contextlib.closing(sqlite3.connect(tmp_path / "db.sqlite3")) as rows:
         assert rows.execute("PRAGMA integrity_check").fetchall() == [("ok",)]

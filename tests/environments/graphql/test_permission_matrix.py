@@ -277,9 +277,10 @@ def _of_a_token(persona: Persona) -> str:
 
 
 def _of_doras_token(persona: Persona) -> str:
-    return _signed_out(persona) or (
-        "" if persona.user == "dora" or persona.superuser else "not-found"
-    )
+    # A limited token ends no other one: it sees itself alone.
+    limited = persona.token and ({"role", "namespaces"} & set(persona.token))
+    owns = (persona.user == "dora" or persona.superuser) and not limited
+    return _signed_out(persona) or ("" if owns else "not-found")
 
 
 def _of_a_move(persona: Persona) -> str:
