@@ -6,6 +6,7 @@ import contextlib
 
 import dramatiq
 from django.conf import settings
+from dramatiq.middleware import Shutdown
 
 from condastore import broker
 
@@ -22,6 +23,7 @@ def _limit(seconds: float) -> int:
 @dramatiq.actor(
     queue_name="builds",
     max_retries=0,
+    throws=Shutdown,  # a worker that is stopped says so; it is no fault
     time_limit=_limit(settings.BUILD_TIME_LIMIT.total_seconds()),
 )
 def build_environment(build_id: int) -> None:
@@ -36,6 +38,7 @@ def build_environment(build_id: int) -> None:
 @dramatiq.actor(
     queue_name="solves",
     max_retries=0,
+    throws=Shutdown,  # a worker that is stopped says so; it is no fault
     time_limit=_limit(settings.SOLVE_TIME_LIMIT.total_seconds()),
 )
 def solve_preview(preview_id: str) -> None:
@@ -44,7 +47,7 @@ def solve_preview(preview_id: str) -> None:
     building.run_preview(preview_id)
 
 
-@dramatiq.actor(queue_name="upkeep", max_retries=0, time_limit=_limit(3600))
+@dramatiq.actor(queue_name="upkeep", max_retries=0, throws=Shutdown, time_limit=_limit(3600))
 def compile_bytecode(build_id: int) -> None:
     """Compile what a published build could not wait for."""
     from environments import bytecode
@@ -52,7 +55,7 @@ def compile_bytecode(build_id: int) -> None:
     bytecode.complete(build_id)
 
 
-@dramatiq.actor(queue_name="upkeep", max_retries=0, time_limit=_limit(3600))
+@dramatiq.actor(queue_name="upkeep", max_retries=0, throws=Shutdown, time_limit=_limit(3600))
 def tidy() -> None:
     """Empty the trash, move orphans there, and put the folders under `envs/` right."""
     from environments import housekeeping
@@ -60,7 +63,7 @@ def tidy() -> None:
     housekeeping.tidy()
 
 
-@dramatiq.actor(queue_name="upkeep", max_retries=0, time_limit=_limit(600))
+@dramatiq.actor(queue_name="upkeep", max_retries=0, throws=Shutdown, time_limit=_limit(600))
 def index_channel(channel_id: int) -> None:
     """Read the names that a channel offers, for search."""
     from environments import housekeeping
