@@ -523,6 +523,8 @@ def _read_all(file: IO[bytes], hasher: hashlib._Hash | None) -> int:
 
 
 async def _watch(workers: Sequence[asyncio.Task[None]], cancelled: Cancelled) -> None:
-    while not all(worker.done() for worker in workers):
+    # Only those that still run: a wait that one of the others has ended returns at once.
+    running = set(workers)
+    while running:
         obey(cancelled)
-        await asyncio.wait(workers, timeout=POLL, return_when=asyncio.FIRST_COMPLETED)
+        _, running = await asyncio.wait(running, timeout=POLL)
