@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import signal
@@ -54,7 +55,7 @@ def run(*, queues: Sequence[str], threads: int | None = None) -> None:
         broker,
         queues=set(queues) or known,
         worker_threads=threads or settings.WORKER_THREADS,
-        worker_timeout=200,
+        worker_timeout=100,  # ms: how long a message may lie before an idle worker looks
     )
     worker.start()
     logger.info("worker started", name=process_name(), queues=sorted(queues))
@@ -100,6 +101,9 @@ def _preload() -> None:
     started = time.monotonic()
     building = importlib.import_module("environments.building")
     building.tools().solver().warm_up()
+    # What is imported by now stays: the collector need not look at it again and again.
+    gc.collect()
+    gc.freeze()
     logger.debug("preloaded", seconds=round(time.monotonic() - started, 2))
 
 

@@ -206,15 +206,17 @@ def _tidy(target: Path, view: Path, packages: Sequence[CachedPackage]) -> None:
     clobbered = target / "__clobbers__"
     parents = {cached.folder.name: cached.folder.parent for cached in packages}
     for path in (target / "conda-meta").glob("*.json"):
-        text = path.read_text()
-        text = text.replace(
-            f'"{view}/{path.stem}"', json.dumps(f"{parents[path.stem]}/{path.stem}")
-        )
-        if '"__clobbers__/' in text:
-            text = re.sub(r'"__clobbers__/[^/"]+/', '"', text)
-            text = re.sub(r'\n *"original_path": "[^\n]*",(?=\n)', "", text)
-        path.unlink()
-        path.write_text(text)
+        with path.open("r+b") as file:  # rewritten in place: no other prefix has this inode
+            text = file.read().decode()
+            text = text.replace(
+                f'"{view}/{path.stem}"', json.dumps(f"{parents[path.stem]}/{path.stem}")
+            )
+            if '"__clobbers__/' in text:
+                text = re.sub(r'"__clobbers__/[^/"]+/', '"', text)
+                text = re.sub(r'\n *"original_path": "[^\n]*",(?=\n)', "", text)
+            file.seek(0)
+            file.truncate(file.write(text.encode()))
+            os.fchmod(file.fileno(), 0o644)
     if clobbered.exists():
         shutil.rmtree(clobbered)
 

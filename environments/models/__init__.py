@@ -1,5 +1,12 @@
 """Rows, querysets and guarded changes."""
 
+from environments.models.approvals import (
+    ApprovalRequest,
+    Decision,
+    DecisionScope,
+    RequestState,
+    WaitingBuild,
+)
 from environments.models.audit import AuditEvent
 from environments.models.builds import Build, BuildEvent, BuildTag, LogChunk, Prefix
 from environments.models.channels import Channel, ChannelCredential, IndexedPackage
@@ -22,10 +29,14 @@ from environments.models.namespaces import (
     NamespaceGroupObjectPermission,
     NamespaceUserObjectPermission,
 )
+from environments.models.notifications import Notification, Webhook
+from environments.models.policies import Policy, PolicyRule, PolicyVersion
 from environments.models.previews import Preview
+from environments.models.recalls import Recall, RecalledLock
 from environments.models.workers import Leader, Worker
 
 __all__ = [
+    "ApprovalRequest",
     "AuditEvent",
     "Build",
     "BuildEvent",
@@ -33,6 +44,8 @@ __all__ = [
     "Channel",
     "ChannelCredential",
     "CondaRecord",
+    "Decision",
+    "DecisionScope",
     "Environment",
     "EnvironmentGroupObjectPermission",
     "EnvironmentUserObjectPermission",
@@ -45,10 +58,19 @@ __all__ = [
     "Namespace",
     "NamespaceGroupObjectPermission",
     "NamespaceUserObjectPermission",
+    "Notification",
+    "Policy",
+    "PolicyRule",
+    "PolicyVersion",
     "Prefix",
     "Preview",
     "PypiRecord",
+    "Recall",
+    "RecalledLock",
+    "RequestState",
     "SolveRow",
     "SpecificationRow",
+    "WaitingBuild",
+    "Webhook",
     "Worker",
 ]

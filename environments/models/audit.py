@@ -23,6 +23,10 @@ class AuditEvent(models.Model):
     action = models.CharField(max_length=64)
     target = models.CharField(max_length=200)
     changes = models.JSONField(default=dict)
+    refused = models.BooleanField(default=False, help_text="It was tried, and not allowed.")
+    #: Place in the chain; each digest is of this row and of the digest before.
+    position = models.PositiveBigIntegerField(unique=True, null=True, editable=False)
+    digest = models.CharField(max_length=64, editable=False, blank=True)
 
     class Meta:
         ordering = ["-pk"]

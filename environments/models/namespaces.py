@@ -50,6 +50,15 @@ class Namespace(models.Model):
     public = models.BooleanField(default=False, help_text="Everybody may see and download.")
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     created_by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")
+    #: Quotas; none: the installation's default (settings.QUOTA_...), 0 there: no limit.
+    max_bytes = models.BigIntegerField(
+        null=True, blank=True, help_text="On the disk; what is shared counts by its share."
+    )
+    max_environments = models.PositiveIntegerField(null=True, blank=True)
+    max_builds_at_once = models.PositiveIntegerField(
+        null=True, blank=True, help_text="Queued or running."
+    )
+    max_builds_a_day = models.PositiveIntegerField(null=True, blank=True)
 
     objects = NamespaceQuerySet.as_manager()
 

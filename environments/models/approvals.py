@@ -1,0 +1,155 @@
+"""Packages that need a decision: who waits for which, and what was decided, by whom, until when."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Self
+
+from django.db import models
+from django.db.models import Q
+from django.utils import timezone
+
+from accounts.access import Actor
+from accounts.models import User
+from accounts.roles import Perm
+from environments.models.builds import Build
+from environments.models.locks import CondaRecord, PypiRecord
+from environments.models.namespaces import Namespace
+
+
+class RequestState(models.TextChoices):
+    OPEN = "OPEN"
+    SECOND = "SECOND"  # one approver has agreed; the rules ask for two
+    APPROVED = "APPROVED"
+    REJECTED = "REJECTED"
+    WITHDRAWN = "WITHDRAWN"  # no build waits for it any more
+
+
+class DecisionScope(models.TextChoices):
+    BUILD = "build"  # these bytes, by sha256
+    VERSION = "version"  # this version of the package, from this channel
+    SPEC = "spec"  # everything that a MatchSpec matches
+
+
+class ApprovalRequestQuerySet(models.QuerySet["ApprovalRequest"]):
+    def with_perm(self, actor: Actor, perm: Perm) -> Self:
+        return self.filter(
+            namespace__in=Namespace.objects.with_perm(actor, perm).order_by().values("pk")
+        )
+
+    def visible_to(self, actor: Actor) -> Self:
+        return self.with_perm(actor, Perm.VIEW)
+
+    def undecided(self) -> Self:
+        return self.filter(state__in=(RequestState.OPEN, RequestState.SECOND))
+
+
+class ApprovalRequest(models.Model):
+    """One package that one namespace needs a decision on; all builds that wait for it share it."""
+
+    namespace = models.ForeignKey(Namespace, models.CASCADE, related_name="approval_requests")
+    #: "conda:<sha256>", "pypi:<sha256>" or "spec:<MatchSpec>".
+    subject = models.CharField(max_length=300)
+    conda = models.ForeignKey(CondaRecord, models.PROTECT, null=True, related_name="requests")
+    pypi = models.ForeignKey(PypiRecord, models.PROTECT, null=True, related_name="requests")
+    name = models.CharField(max_length=200, help_text="The package's name.")
+    version = models.CharField(max_length=100, blank=True)
+    rule = models.CharField(max_length=100)
+    reason = models.TextField()
+    chain: Any = models.JSONField(default=list, help_text="From what was asked for, to it.")
+    state = models.CharField(max_length=9, choices=RequestState.choices, default=RequestState.OPEN)
+    opened_at = models.DateTimeField(default=timezone.now, editable=False)
+    decided_at = models.DateTimeField(null=True)
+    decision = models.ForeignKey(
+        "environments.Decision", models.SET_NULL, null=True, related_name="requests"
+    )
+    builds: Any = models.ManyToManyField(Build, through="WaitingBuild", related_name="requests")
+
+    objects = ApprovalRequestQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-pk"]
+        default_permissions = ()
+        constraints = [
+            models.UniqueConstraint(
+                fields=["namespace", "subject"],
+                condition=Q(state__in=("OPEN", "SECOND")),
+                name="one_open_request",
+            )
+        ]
+        indexes = [
+            models.Index(fields=["state", "-id"]),
+            models.Index(fields=["name", "version"]),
+            models.Index(fields=["namespace", "state"]),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}".strip() + f" in {self.namespace.name}"
+
+
+class WaitingBuild(models.Model):
+    """A build that waits for a request, and who asked for it, why."""
+
+    request = models.ForeignKey(ApprovalRequest, models.CASCADE, related_name="waiting")
+    build = models.ForeignKey(Build, models.CASCADE, related_name="waiting")
+    asked_by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")
+    note = models.TextField(blank=True, help_text="Why, in the words of who asked.")
+    at = models.DateTimeField(default=timezone.now, editable=False)
+
+    class Meta:
+        default_permissions = ()
+        constraints = [models.UniqueConstraint(fields=["request", "build"], name="waits_once")]
+
+    def __str__(self) -> str:
+        return f"{self.build_id} waits for {self.request_id}"
+
+
+class DecisionQuerySet(models.QuerySet["Decision"]):
+    def in_force(self, now: datetime) -> Self:
+        return self.filter(
+            Q(expires_at=None) | Q(expires_at__gt=now), revoked_at=None, complete=True
+        )
+
+    def for_namespace(self, namespace: Namespace) -> Self:
+        return self.filter(Q(namespace=None) | Q(namespace=namespace))
+
+
+class Decision(models.Model):
+    """Yes or no to a package: where it holds (no namespace: everywhere), and until when."""
+
+    approved = models.BooleanField()
+    scope = models.CharField(max_length=8, choices=DecisionScope.choices)
+    manager = models.CharField(max_length=8, default="conda")  # or "pypi"
+    name = models.CharField(max_length=200, blank=True)
+    spec = models.CharField(max_length=500, blank=True, help_text="MatchSpec of what it covers.")
+    channel = models.CharField(max_length=500, blank=True)
+    sha256 = models.CharField(max_length=64, blank=True)
+    namespace = models.ForeignKey(
+        Namespace, models.CASCADE, null=True, blank=True, related_name="decisions"
+    )
+    reason = models.TextField()
+    expires_at = models.DateTimeField(null=True, blank=True)
+    decided_by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")
+    decided_at = models.DateTimeField(default=timezone.now, editable=False)
+    seconded_by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")
+    seconded_at = models.DateTimeField(null=True)
+    complete = models.BooleanField(
+        default=True, help_text="False while a second person must agree."
+    )
+    revoked_at = models.DateTimeField(null=True)
+    revoked_by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")
+
+    objects = DecisionQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-pk"]
+        default_permissions = ()
+        permissions = [("decide_everywhere", "May decide on packages in all namespaces")]
+        indexes = [
+            models.Index(fields=["namespace", "revoked_at", "expires_at"]),
+            models.Index(fields=["name"]),
+        ]
+
+    def __str__(self) -> str:
+        what = self.spec or self.sha256[:12]
+        return f"{'approved' if self.approved else 'rejected'}: {what}"
