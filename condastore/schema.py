@@ -14,6 +14,7 @@ from strawberry_django.optimizer import DjangoOptimizerExtension
 
 from condastore.metrics import OperationTimes
 from environments.graphql.errors import StoreErrors, told
+from environments.graphql.execution import Straight
 from environments.graphql.limits import Limits
 from environments.graphql.mutations import Mutation
 from environments.graphql.packages import BIG_INT, BigInt
@@ -43,6 +44,7 @@ schema = Schema(
     subscription=Subscription,
     extensions=[OperationTimes, Limits, lambda: Optimizer(prefetch_custom_queryset=True)],
     exception_handlers=[StoreErrors()],
+    execution_context_class=Straight,
     config=StrawberryConfig(
         relay_max_results=settings.GRAPHQL_MAX_PAGE, scalar_map={BigInt: BIG_INT}
     ),

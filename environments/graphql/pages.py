@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from operator import attrgetter
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Self, TypeVar
 
 import strawberry
@@ -111,6 +112,13 @@ class Column(StrawberryDjangoField):
             return self._read(source)
         except SynchronousOnlyOperation:  # not read yet, and this is the event loop
             return sync_to_async(self._read)(source)
+
+    @property
+    def reader(self) -> Callable[[Row], Any]:
+        """What reads the field from a row; SynchronousOnlyOperation where it would have to wait."""
+        if self.read is not None:
+            return self.read
+        return self._read if self.is_list else attrgetter(self.django_name or self.python_name)
 
     def _read(self, source: Row) -> Any:
         if self.read is not None:

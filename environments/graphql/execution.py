@@ -1,0 +1,195 @@
+"""How are the thousands of plain fields of a list answered at little cost?
+
+graphql-core makes for each field a path, a record of where it is, and a dictionary of arguments. A
+field that is only read from its row needs none of these: it is read straight. What fails that way
+is answered once more by graphql-core, which says where it failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any
+
+from django.db.models import QuerySet
+from graphql import (
+    GraphQLBoolean,
+    GraphQLEnumType,
+    GraphQLField,
+    GraphQLID,
+    GraphQLObjectType,
+    GraphQLOutputType,
+    GraphQLString,
+    Undefined,
+    is_leaf_type,
+    is_list_type,
+    is_non_null_type,
+)
+from graphql.pyutils import Path
+from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext
+from strawberry.types.field import StrawberryField
+
+from environments.graphql.pages import Column
+
+Read = Callable[[Any], Any]
+#: What these types answer as it is.
+AS_IT_IS: dict[str, type] = {
+    GraphQLString.name: str,
+    GraphQLID.name: str,
+    GraphQLBoolean.name: bool,
+}
+
+
+class NotPlainError(Exception):
+    """The field, or one below it, needs more than its row."""
+
+
+class Straight(StrawberryGraphQLCoreExecutionContext):
+    """Reads plain fields straight from their rows, and leaves the others to graphql-core."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        #: By the identity of a set of fields, which is kept here as long as its key.
+        self._plans: dict[int, tuple[Any, dict[str, Read]]] = {}
+        self._wrapped = bool(self.middleware_manager and self.middleware_manager.middlewares)
+
+    def execute_fields(
+        self,
+        parent_type: GraphQLObjectType,
+        source_value: Any,
+        path: Path | None,
+        grouped_field_set: Any,
+        position_context: Any,
+    ) -> Any:
+        readers = self._readers(parent_type, grouped_field_set)
+        results: dict[str, Any] = {}
+        for name, read in readers.items():
+            try:
+                results[name] = read(source_value)
+            except Exception:  # noqa: S112 - it is met again below, and told there
+                continue
+        if len(results) == len(grouped_field_set):
+            return results
+        left = {name: it for name, it in grouped_field_set.items() if name not in results}
+        others = super().execute_fields(parent_type, source_value, path, left, position_context)
+        if self.is_awaitable(others):
+
+            async def later() -> dict[str, Any]:
+                return _in_order(grouped_field_set, results | await others)
+
+            return later()
+        return _in_order(grouped_field_set, results | others)
+
+    def _readers(self, parent_type: GraphQLObjectType, fields: Any) -> dict[str, Read]:
+        """By name in the answer: how a plain field is read and completed."""
+        known = self._plans.get(id(fields))
+        if known is None:
+            readers = {}
+            if not self._wrapped:
+                for name, details in fields.items():
+                    try:
+                        readers[name] = self._reader(parent_type, details)
+                    except NotPlainError:
+                        continue
+            known = self._plans[id(fields)] = (fields, readers)
+        return known[1]
+
+    def _reader(self, parent_type: GraphQLObjectType, details: Any) -> Read:
+        node = details[0].node
+        field = self.schema.get_field(parent_type, node.name.value)
+        if field is None or field.args or node.arguments:
+            raise NotPlainError
+        value = _value_of(field)
+        complete = self._completion(field.type, details)
+        return lambda row: complete(value(row))
+
+    def _completion(self, kind: GraphQLOutputType, details: Any) -> Read:
+        if is_non_null_type(kind):
+            return _required(self._completion(kind.of_type, details))
+        if is_list_type(kind):
+            return _listed(self._completion(kind.of_type, details))
+        if is_leaf_type(kind):
+            return _leaf(kind)
+        if isinstance(kind, GraphQLObjectType):
+            return self._object(kind, details)
+        raise NotPlainError
+
+    def _object(self, kind: GraphQLObjectType, details: Any) -> Read:
+        fields, deferred, _ = self.collect_subfields(kind, details)
+        readers = self._readers(kind, fields)
+        if deferred or len(readers) != len(fields):
+            raise NotPlainError
+        pairs = list(readers.items())
+        fits: set[type] = set()
+
+        def complete(row: Any) -> Any:
+            if row is None:
+                return None
+            if type(row) not in fits:
+                # Its second argument is for predicates that we do not have.
+                if kind.is_type_of and kind.is_type_of(row, None) is not True:  # type: ignore[arg-type]
+                    raise NotPlainError
+                fits.add(type(row))
+            return {name: read(row) for name, read in pairs}
+
+        return complete
+
+
+def _in_order(fields: Any, results: dict[str, Any]) -> dict[str, Any]:
+    return {name: results[name] for name in fields if name in results}
+
+
+def _value_of(field: GraphQLField) -> Read:
+    """How the field's own value comes from its row."""
+    definition = field.extensions.get("strawberry-definition")
+    if isinstance(definition, Column) and definition.is_basic_field:
+        return definition.reader
+    if type(definition) is StrawberryField and definition.is_basic_field:
+        return attrgetter(definition.python_name)
+    raise NotPlainError
+
+
+def _required(complete: Read) -> Read:
+    def completed(value: Any) -> Any:
+        found = complete(value)
+        if found is None:
+            raise NotPlainError
+        return found
+
+    return completed
+
+
+def _listed(complete: Read) -> Read:
+    def completed(value: Any) -> Any:
+        if value is None:
+            return None
+        if not isinstance(value, list | tuple | QuerySet):
+            raise NotPlainError
+        return [complete(item) for item in value]
+
+    return completed
+
+
+def _leaf(kind: Any) -> Read:
+    coerce = kind.coerce_output_value
+    same = AS_IT_IS.get(kind.name)
+    known: dict[Any, Any] = {}  # an enum has few values, and looks long for each
+
+    def completed(value: Any) -> Any:
+        if value is None or type(value) is same:
+            return value
+        if isinstance(value, Exception):
+            raise NotPlainError
+        found = coerce(value)
+        if found is None or found is Undefined:
+            raise NotPlainError
+        return found
+
+    def of_enum(value: Any) -> Any:
+        if type(value) is not str:
+            return completed(value)
+        if value not in known:
+            known[value] = completed(value)
+        return known[value]
+
+    return of_enum if isinstance(kind, GraphQLEnumType) else completed
