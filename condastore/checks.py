@@ -64,6 +64,12 @@ def _services() -> Iterator[CheckMessage]:
             hint="Write redis://, rediss://, unix://, amqp:// or amqps://.",
             id="condastore.E004",
         )
+    if not settings.EMAIL_BACKEND:
+        yield Error(
+            "CONDASTORE_EMAIL_URL cannot be read.",
+            hint="Write smtp://host:25, or submission://user:password@host:587 for TLS.",
+            id="condastore.E007",
+        )
     engine = settings.DATABASES["default"]["ENGINE"]
     if engine.endswith("sqlite3") and sqlite3.sqlite_version_info < OLDEST_SQLITE:
         yield Error(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import dj_database_url
+import dj_email_url
 from platformdirs import user_data_path
 
 from condastore import __version__, env
@@ -89,6 +90,27 @@ LINK_BYTECODE = env.flag(
     "LINK_BYTECODE", True, "Compile Python files once and share the result between environments."
 )
 
+# --- audit --------------------------------------------------------------------------------------
+AUDIT_KEY = env.secret(
+    "AUDIT_KEY", "Signs the audit log; made from the secret key if not given. Never change it."
+)
+AUDIT_DOWNLOADS = env.number(
+    "AUDIT_DOWNLOADS", 1, "Each n-th download of a file is recorded; 1: all of them, 0: none."
+)
+AUDIT_REFUSALS = env.number(
+    "AUDIT_REFUSALS", 30, "Refused attempts of one person or address that are recorded a minute."
+)
+
+# --- quotas of a namespace that has none of its own; 0: no limit ---------------------------------
+QUOTA_BYTES = env.number(
+    "QUOTA_BYTES", 0, "Bytes on the disk; what is shared counts by its share. 0: no limit."
+)
+QUOTA_ENVIRONMENTS = env.number("QUOTA_ENVIRONMENTS", 0, "Environments. 0: no limit.")
+QUOTA_BUILDS_AT_ONCE = env.number(
+    "QUOTA_BUILDS_AT_ONCE", 0, "Builds that are queued, held or running. 0: no limit."
+)
+QUOTA_BUILDS_A_DAY = env.number("QUOTA_BUILDS_A_DAY", 0, "Builds within 24 hours. 0: no limit.")
+
 # --- limits -----------------------------------------------------------------------------------
 MAX_SPECIFICATION_BYTES = env.number(
     "MAX_SPECIFICATION_BYTES", 1_048_576, "The largest specification that is read, in bytes."
@@ -145,6 +167,29 @@ LOG_LEVEL = env.text("LOG_LEVEL", "INFO", "DEBUG, INFO, WARNING or ERROR.").uppe
 LOG_FORMAT = env.text("LOG_FORMAT", "console", "console, or json for log collectors.")
 SESSION_AGE = env.seconds("SESSION_AGE", 1_209_600, "How long a browser stays signed in.")
 TOKEN_MAX_AGE = env.seconds("TOKEN_MAX_AGE", 31_536_000, "The longest life of an API token.")
+
+# --- approvals, and who is told ---------------------------------------------------------------
+TWO_PERSON_APPROVAL = env.flag(
+    "TWO_PERSON_APPROVAL", False, "Two people must agree before a package is approved."
+)
+SELF_APPROVAL = env.flag(
+    "SELF_APPROVAL", False, "Approvers may decide on packages that they asked for themselves."
+)
+EMAIL_URL = env.secret(
+    "EMAIL_URL", "smtp://, or submission://user:password@host:port with TLS; no mail if empty."
+)
+EMAIL_FROM = env.text("EMAIL_FROM", "condastore@localhost", "The sender of mails.")
+WEBHOOK_PRIVATE_NETWORKS = env.words(
+    "WEBHOOK_PRIVATE_NETWORKS",
+    "",
+    "Networks (10.1.0.0/16) that webhooks may call although they are not public.",
+)
+NOTIFICATION_ATTEMPTS = env.number(
+    "NOTIFICATION_ATTEMPTS", 12, "Attempts before a mail or webhook is given up."
+)
+NOTIFICATION_BACKOFF = env.seconds(
+    "NOTIFICATION_BACKOFF", 10, "Wait before the second attempt; doubles with each, up to 6 hours."
+)
 
 # --- Django -----------------------------------------------------------------------------------
 VERSION = __version__
@@ -211,6 +256,14 @@ else:
             "OPTIONS": SQLITE_OPTIONS,
         }
     }
+_mail = dj_email_url.parse(EMAIL_URL or "dummy://")
+EMAIL_BACKEND = _mail.get("EMAIL_BACKEND", "")  # checks.py says so where the scheme is unknown
+EMAIL_HOST, EMAIL_PORT = _mail["EMAIL_HOST"], _mail["EMAIL_PORT"]
+EMAIL_HOST_USER, EMAIL_HOST_PASSWORD = _mail["EMAIL_HOST_USER"], _mail["EMAIL_HOST_PASSWORD"]
+EMAIL_USE_SSL, EMAIL_USE_TLS = _mail["EMAIL_USE_SSL"], _mail["EMAIL_USE_TLS"]
+EMAIL_FILE_PATH = _mail["EMAIL_FILE_PATH"]
+EMAIL_TIMEOUT = 30  # seconds
+DEFAULT_FROM_EMAIL = SERVER_EMAIL = EMAIL_FROM
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 AUTH_USER_MODEL = "accounts.User"

@@ -98,6 +98,20 @@ class PolicyError(RequestError):
     hint = "Ask an approver of the namespace, or choose another package."
 
 
+class RecalledError(PolicyError):
+    """A build that holds a package which was called back."""
+
+    code = "recalled"
+    hint = "Build the environment again: another version of the package is chosen."
+
+
+class RejectedError(PolicyError):
+    """An approver said no to a package that the build needs."""
+
+    code = "package-rejected"
+    hint = "Choose another package or version, or talk to who decided."
+
+
 class LinkError(RequestError):
     """A package that cannot be linked as it is: clobbering, odd paths, a damaged archive."""
 

@@ -28,8 +28,9 @@ _GIVE_UP = frozenset({_S.FAILED, _S.CANCELLING, _S.QUEUED, _S.ARCHIVED})
 MOVES: Mapping[BuildState, frozenset[BuildState]] = {
     _S.QUEUED: frozenset({_S.SOLVING, _S.FETCHING, _S.FAILED, _S.CANCELLED, _S.ARCHIVED}),
     _S.SOLVING: frozenset({_S.HELD, _S.FETCHING}) | _GIVE_UP,
-    _S.HELD: frozenset({_S.QUEUED, _S.FAILED, _S.CANCELLED}),
-    _S.FETCHING: frozenset({_S.LINKING}) | _GIVE_UP,
+    _S.HELD: frozenset({_S.QUEUED, _S.FAILED, _S.CANCELLED, _S.ARCHIVED}),
+    # What was decided may have changed since the solve; and some rules look into the packages.
+    _S.FETCHING: frozenset({_S.HELD, _S.LINKING}) | _GIVE_UP,
     _S.LINKING: frozenset({_S.CHECKING}) | _GIVE_UP,
     _S.CHECKING: frozenset({_S.PUBLISHING}) | _GIVE_UP,
     _S.PUBLISHING: frozenset({_S.READY}) | _GIVE_UP,

@@ -14,7 +14,8 @@ from accounts.models import User
 from accounts.roles import Perm
 from environments.models.builds import Build
 from environments.models.locks import CondaRecord, PypiRecord
-from environments.models.namespaces import Namespace
+from environments.models.namespaces import DECIDE_EVERYWHERE, Namespace
+from environments.models.policies import Policy
 
 
 class RequestState(models.TextChoices):
@@ -31,6 +32,18 @@ class DecisionScope(models.TextChoices):
     SPEC = "spec"  # everything that a MatchSpec matches
 
 
+UNDECIDED = (RequestState.OPEN, RequestState.SECOND)
+
+
+def in_turn() -> None:
+    """Wait until nobody else opens, decides or withdraws requests; then be alone to the commit.
+
+    A build that is held while somebody decides on its package would else be overlooked by the
+    one, and not see the decision of the other.
+    """
+    Policy.objects.select_for_update().get(pk=Policy.of(None).pk)
+
+
 class ApprovalRequestQuerySet(models.QuerySet["ApprovalRequest"]):
     def with_perm(self, actor: Actor, perm: Perm) -> Self:
         return self.filter(
@@ -38,10 +51,13 @@ class ApprovalRequestQuerySet(models.QuerySet["ApprovalRequest"]):
         )
 
     def visible_to(self, actor: Actor) -> Self:
-        return self.with_perm(actor, Perm.VIEW)
+        """For who may look into the namespace, or decide there."""
+        seen = Namespace.objects.with_perm(actor, Perm.VIEW).order_by().values("pk")
+        decided = Namespace.objects.with_perm(actor, Perm.APPROVE).order_by().values("pk")
+        return self.filter(Q(namespace__in=seen) | Q(namespace__in=decided))
 
     def undecided(self) -> Self:
-        return self.filter(state__in=(RequestState.OPEN, RequestState.SECOND))
+        return self.filter(state__in=UNDECIDED)
 
 
 class ApprovalRequest(models.Model):
@@ -57,6 +73,7 @@ class ApprovalRequest(models.Model):
     rule = models.CharField(max_length=100)
     reason = models.TextField()
     chain: Any = models.JSONField(default=list, help_text="From what was asked for, to it.")
+    install_scripts = models.BooleanField(null=True, help_text="None where it is not fetched yet.")
     state = models.CharField(max_length=9, choices=RequestState.choices, default=RequestState.OPEN)
     opened_at = models.DateTimeField(default=timezone.now, editable=False)
     decided_at = models.DateTimeField(null=True)
@@ -86,6 +103,15 @@ class ApprovalRequest(models.Model):
     def __str__(self) -> str:
         return f"{self.name} {self.version}".strip() + f" in {self.namespace.name}"
 
+    @property
+    def manager(self) -> str:
+        return "conda" if self.pypi_id is None else "pypi"
+
+    @property
+    def package(self) -> CondaRecord | PypiRecord | None:
+        """None where a rule asks about something else than one package."""
+        return self.conda or self.pypi
+
 
 class WaitingBuild(models.Model):
     """A build that waits for a request, and who asked for it, why."""
@@ -112,6 +138,13 @@ class DecisionQuerySet(models.QuerySet["Decision"]):
 
     def for_namespace(self, namespace: Namespace) -> Self:
         return self.filter(Q(namespace=None) | Q(namespace=namespace))
+
+    def visible_to(self, actor: Actor) -> Self:
+        """Those of the namespaces that one sees; those that hold everywhere, signed in."""
+        seen = Namespace.objects.with_perm(actor, Perm.VIEW).order_by().values("pk")
+        decided = Namespace.objects.with_perm(actor, Perm.APPROVE).order_by().values("pk")
+        shown = Q(namespace__in=seen) | Q(namespace__in=decided)
+        return self.filter(shown | Q(namespace=None) if actor.signed_in else shown)
 
 
 class Decision(models.Model):
@@ -144,7 +177,7 @@ class Decision(models.Model):
     class Meta:
         ordering = ["-pk"]
         default_permissions = ()
-        permissions = [("decide_everywhere", "May decide on packages in all namespaces")]
+        permissions = [(DECIDE_EVERYWHERE, "May decide on packages in all namespaces")]
         indexes = [
             models.Index(fields=["namespace", "revoked_at", "expires_at"]),
             models.Index(fields=["name"]),

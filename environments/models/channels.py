@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from typing import Literal, Self
 
-from cryptography.fernet import Fernet, InvalidToken
-from django.conf import settings
 from django.db import models
 from django.db.models import Q
 from django.utils import timezone
 
 from environments.domain.names import Credential
 from environments.models.namespaces import Namespace
+from environments.models.sealing import seal, unseal
+
+_PURPOSE = "channel-credentials"
 
 
 class Channel(models.Model):
@@ -55,11 +54,6 @@ class IndexedPackage(models.Model):
         return f"{self.channel.url}::{self.name}"
 
 
-def _cipher() -> Fernet:
-    key = hashlib.sha256(b"channel-credentials:" + settings.SECRET_KEY.encode()).digest()
-    return Fernet(base64.urlsafe_b64encode(key))
-
-
 class ChannelCredentialQuerySet(models.QuerySet["ChannelCredential"]):
     def for_namespace(self, namespace: Namespace | None) -> Self:
         """Those of the namespace and those of the whole installation; longest prefix first."""
@@ -96,7 +90,7 @@ class ChannelCredential(models.Model):
         return f"{self.kind} for {self.url_prefix}"
 
     def seal(self, secret: str) -> None:
-        self.sealed = _cipher().encrypt(secret.encode()).decode()
+        self.sealed = seal(secret, purpose=_PURPOSE)
 
     def value(self) -> Credential:
         kind: Literal["token", "basic"] = "basic" if self.kind == "basic" else "token"
@@ -105,7 +99,4 @@ class ChannelCredential(models.Model):
     @property
     def secret(self) -> str:
         """Empty where the installation's key has changed since: it must be entered again."""
-        try:
-            return _cipher().decrypt(self.sealed.encode()).decode()
-        except InvalidToken:
-            return ""
+        return unseal(self.sealed, purpose=_PURPOSE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Self
 
-from django.contrib.auth.models import Group
+from django.contrib.auth.models import Group, Permission
 from django.db import models
 from django.db.models import Q
 from django.utils import timezone
@@ -14,6 +14,28 @@ from guardian.shortcuts import assign_perm, get_perms, remove_perm
 from accounts.access import Actor
 from accounts.models import User
 from accounts.roles import PUBLIC, Perm, Role, roles_with
+
+
+#: Django permissions, given in the admin to users or groups, that hold in all namespaces.
+DECIDE_EVERYWHERE = "decide_everywhere"
+RECALL_PACKAGES = "recall_packages"
+
+
+def holding(actor: Actor, codename: str) -> models.QuerySet[Permission]:
+    """The permission `codename`, where the actor's account or one of its groups holds it."""
+    account = actor.account
+    named = Permission.objects.filter(codename=codename, content_type__app_label="environments")
+    return named.filter(Q(user=account) | Q(group__user=account))
+
+
+def holds_everywhere(actor: Actor, codename: str, perm: Perm) -> bool:
+    """In the whole installation: superusers, and who holds the permission `codename`.
+
+    A token must allow `perm`, and not be limited to some namespaces.
+    """
+    if not actor.signed_in or not actor.allows(perm) or actor.only_namespaces is not None:
+        return False
+    return actor.rules_everything or holding(actor, codename).exists()
 
 
 class NamespaceQuerySet(models.QuerySet["Namespace"]):
@@ -33,6 +55,8 @@ class NamespaceQuerySet(models.QuerySet["Namespace"]):
             )
             allowed |= Q(pk__in=own.values("content_object"))
             allowed |= Q(pk__in=shared.values("content_object"))
+            if perm is Perm.APPROVE:
+                allowed |= Q(models.Exists(holding(actor, DECIDE_EVERYWHERE)))
         if actor.only_namespaces is not None:
             allowed &= Q(name__in=actor.only_namespaces)
         return self.filter(allowed)
@@ -50,7 +74,7 @@ class Namespace(models.Model):
     public = models.BooleanField(default=False, help_text="Everybody may see and download.")
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     created_by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")
-    #: Quotas; none: the installation's default (settings.QUOTA_...), 0 there: no limit.
+    #: Quotas; none: the installation's default (settings.QUOTA_...); 0, here and there: no limit.
     max_bytes = models.BigIntegerField(
         null=True, blank=True, help_text="On the disk; what is shared counts by its share."
     )
@@ -59,6 +83,12 @@ class Namespace(models.Model):
         null=True, blank=True, help_text="Queued or running."
     )
     max_builds_a_day = models.PositiveIntegerField(null=True, blank=True)
+    served_at = models.DateTimeField(
+        null=True, editable=False, help_text="When a worker last took one of its builds."
+    )
+    two_person_approval = models.BooleanField(
+        default=False, help_text="Two people must agree before a package is approved."
+    )
 
     objects = NamespaceQuerySet.as_manager()
 
