@@ -7,7 +7,7 @@ from environments.models.approvals import (
     RequestState,
     WaitingBuild,
 )
-from environments.models.audit import AuditEvent
+from environments.models.audit import AuditEvent, AuditHead, audited
 from environments.models.builds import Build, BuildEvent, BuildTag, LogChunk, Prefix
 from environments.models.channels import Channel, ChannelCredential, IndexedPackage
 from environments.models.environments import (
@@ -38,6 +38,7 @@ from environments.models.workers import Leader, Worker
 __all__ = [
     "ApprovalRequest",
     "AuditEvent",
+    "AuditHead",
     "Build",
     "BuildEvent",
     "BuildTag",
@@ -73,4 +74,5 @@ __all__ = [
     "WaitingBuild",
     "Webhook",
     "Worker",
+    "audited",
 ]

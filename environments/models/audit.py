@@ -1,25 +1,151 @@
-"""Every change, with who made it: append-only."""
+"""Every change and every refused attempt, with who made it: append-only, and chained by digests."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, Self
 
-from django.db import models
+from django.conf import settings
+from django.db import IntegrityError, models, transaction
+from django.db.models import Max, Q, Subquery
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from accounts.access import Actor
 from accounts.models import ApiToken, User
+from accounts.roles import Perm
+from environments.domain.audit_chain import (
+    COVERED,
+    Anchor,
+    Fault,
+    Verified,
+    chain_key,
+    check,
+    plain,
+    seal,
+    written,
+)
+from environments.models.namespaces import Namespace
+
+#: The action that cutting off the oldest events leaves behind: it says where the log begins now.
+PRUNE = "audit.prune"
+#: Rows that are read or deleted at once.
+BATCH = 5_000
+
+
+def key() -> bytes:
+    return chain_key(settings.AUDIT_KEY or settings.SECRET_KEY)
+
+
+class AppendOnlyError(TypeError):
+    """Somebody's code tried to change what was written."""
+
+
+class AuditQuerySet(models.QuerySet["AuditEvent"]):
+    def visible_to(self, actor: Actor) -> Self:
+        """All for those who run the installation; else those of namespaces that one runs."""
+        if actor.is_superuser:
+            return self
+        run = Namespace.objects.with_perm(actor, Perm.GRANT)
+        return self.filter(namespace__in=run.order_by().values("pk"))
+
+    def matching(
+        self,
+        *,
+        actor: str = "",
+        action: str = "",
+        target: str = "",
+        namespace: str = "",
+        since: datetime | None = None,
+        until: datetime | None = None,
+        refused: bool | None = None,
+    ) -> Self:
+        """`action` and `target` by their beginning; `until` is not included."""
+        found = self
+        if actor:
+            found = found.filter(username=actor)
+        if action:
+            found = found.filter(action__startswith=action)
+        if target:
+            found = found.filter(target__startswith=target)
+        if namespace:
+            found = found.filter(namespace__name=namespace)
+        if since is not None:
+            found = found.filter(at__gte=since)
+        if until is not None:
+            found = found.filter(at__lt=until)
+        if refused is not None:
+            found = found.filter(refused=refused)
+        return found
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise AppendOnlyError("The audit log is only ever appended to, by AuditEvent.record.")
+
+    update = delete = create = bulk_create = bulk_update = _refuse  # type: ignore[assignment]
+    get_or_create = update_or_create = _refuse  # type: ignore[assignment]
+
+
+class AuditHead(models.Model):
+    """One row: where the chain ends, and where it was cut. Locked by whoever appends."""
+
+    position = models.PositiveBigIntegerField(default=0)
+    digest = models.CharField(max_length=64, blank=True)
+    cut_position = models.PositiveBigIntegerField(default=0, help_text="The last that was pruned.")
+    cut_digest = models.CharField(max_length=64, blank=True)
+
+    class Meta:
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return f"{self.position} {self.digest[:12]}"
+
+    @classmethod
+    def locked(cls) -> AuditHead:
+        """The head, until the transaction ends: nobody else appends meanwhile."""
+        found = cls.objects.select_for_update().filter(pk=1).first()
+        if found is not None:
+            return found
+        # Events without a head: somebody took it away. The gap that is left here tells of it.
+        last = AuditEvent.objects.aggregate(last=Max("position"))["last"]
+        try:
+            with transaction.atomic():
+                cls.objects.create(pk=1, position=0 if last is None else last + 1)
+        except IntegrityError:
+            pass  # another's was the first
+        return cls.objects.select_for_update().get(pk=1)
+
+    @property
+    def end(self) -> Anchor:
+        return Anchor(position=self.position, digest=self.digest)
+
+    @property
+    def start(self) -> Anchor:
+        return Anchor(position=self.cut_position, digest=self.cut_digest)
 
 
 class AuditEvent(models.Model):
-    """Written in the same transaction as the change it tells of."""
+    """Written in the same transaction as the change it tells of.
+
+    Users, tokens and namespaces are named by keys that outlive them: nothing is changed here when
+    one of them is deleted.
+    """
 
     at = models.DateTimeField(default=timezone.now, editable=False)
-    user = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")
+    user = models.ForeignKey(
+        User, models.DO_NOTHING, null=True, related_name="+", db_constraint=False
+    )
     username = models.CharField(max_length=150)
-    token = models.ForeignKey(ApiToken, models.SET_NULL, null=True, related_name="+")
+    token = models.ForeignKey(
+        ApiToken, models.DO_NOTHING, null=True, related_name="+", db_constraint=False
+    )
     address = models.CharField(max_length=45, blank=True)
+    namespace = models.ForeignKey(
+        Namespace, models.DO_NOTHING, null=True, related_name="+", db_constraint=False
+    )
     action = models.CharField(max_length=64)
     target = models.CharField(max_length=200)
     changes = models.JSONField(default=dict)
@@ -28,24 +154,159 @@ class AuditEvent(models.Model):
     position = models.PositiveBigIntegerField(unique=True, null=True, editable=False)
     digest = models.CharField(max_length=64, editable=False, blank=True)
 
+    objects = AuditQuerySet.as_manager()
+
     class Meta:
         ordering = ["-pk"]
         default_permissions = ("view",)
-        indexes = [models.Index(fields=["target"]), models.Index(fields=["action", "at"])]
+        indexes = [
+            models.Index(fields=["target"]),
+            models.Index(fields=["action", "at"]),
+            models.Index(fields=["username", "-id"]),
+            models.Index(fields=["namespace", "-id"]),
+            models.Index(fields=["at"]),
+        ]
 
     def __str__(self) -> str:
         return f"{self.username} {self.action} {self.target}"
 
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        raise AppendOnlyError("The audit log is only ever appended to, by AuditEvent.record.")
+
+    def delete(self, *args: Any, **kwargs: Any) -> Any:
+        raise AppendOnlyError("The audit log is only ever appended to, by AuditEvent.record.")
+
     @classmethod
     def record(
-        cls, actor: Actor, action: str, target: object, changes: Mapping[str, Any] | None = None
+        cls,
+        actor: Actor | None,
+        action: str,
+        target: object,
+        changes: Mapping[str, Any] | None = None,
+        *,
+        namespace: Namespace | None = None,
+        refused: bool = False,
     ) -> None:
-        cls.objects.create(
-            user=actor.account if actor.signed_in else None,
-            username=actor.name,
-            token=actor.token,
-            address=actor.address,
-            action=action,
-            target=str(target)[:200],
-            changes=dict(changes or {}),
+        """Append one event; no actor: the system did it by itself.
+
+        Inside `audited()` it is written at the end of that block; else at once, and then it has to
+        be the last write of its transaction: the head stays locked until the commit.
+        """
+        place = namespace or _namespace_of(target)
+        event = cls(
+            user=actor.account if actor and actor.signed_in else None,
+            username=actor.name if actor else "system",
+            token=actor.token if actor else None,
+            address=actor.address if actor else "",
+            namespace_id=place.pk if place else None,
+            action=action[:64],
+            target=plain(target)[:200],
+            changes=plain(changes or {}),
+            refused=refused,
         )
+        if _block.open:
+            _block.waiting.append(event)
+        else:
+            _append([event])
+
+
+def _namespace_of(target: object) -> Namespace | None:
+    """Of what the event is about: those who run that namespace may read of it."""
+    for _ in range(3):  # build -> environment -> namespace
+        if isinstance(target, Namespace):
+            return target
+        target = getattr(target, "namespace", None) or getattr(target, "environment", None)
+    return None
+
+
+class _Block(threading.local):
+    """The outermost `audited()` of this thread, and what it will write."""
+
+    def __init__(self) -> None:
+        self.open = False
+        self.waiting: list[AuditEvent] = []
+
+
+_block = _Block()
+
+
+@contextmanager
+def audited() -> Iterator[None]:
+    """One transaction, whose audit events are its last writes, in whichever order they came up.
+
+    Who appends holds the head until the commit, so nobody may wait for another lock after it: on
+    PostgreSQL two operations would wait for each other. Also a decorator: `@audited()`.
+    """
+    outermost = not _block.open
+    kept = len(_block.waiting)
+    try:
+        with transaction.atomic():
+            _block.open = True
+            try:
+                yield
+            except BaseException:
+                del _block.waiting[kept:]  # what is rolled back did not happen
+                raise
+            if outermost:
+                _append(_block.waiting)
+    finally:
+        if outermost:
+            _block.open = False
+            _block.waiting.clear()
+
+
+def _append(events: Sequence[AuditEvent]) -> None:
+    if not events:
+        return
+    with transaction.atomic():
+        head, secret = AuditHead.locked(), key()
+        for event in events:
+            event.at = timezone.now()  # in the order of the positions
+            event.position = head.position = head.position + 1
+            event.digest = head.digest = seal(secret, head.digest, _covered(event))
+        models.QuerySet(AuditEvent).bulk_create(events)
+        head.save(update_fields=["position", "digest"])
+
+
+def _covered(event: AuditEvent) -> list[Any]:
+    values = [getattr(event, name) for name in COVERED]
+    values[1] = written(event.at)
+    return values
+
+
+def verify_chain() -> Verified:
+    """Look at each event, in constant memory. What is appended meanwhile is not looked at."""
+    head = AuditHead.objects.filter(pk=1).first() or AuditHead()
+    rows = AuditEvent.objects.filter(position__gt=head.cut_position, position__lte=head.position)
+    found = check(_as_written(rows), key=key(), start=head.start, head=head.end)
+    if found.fault is None and (fault := _outside(head)):
+        return replace(found, fault=fault)
+    return found
+
+
+def _as_written(rows: AuditQuerySet) -> Iterator[tuple[tuple[Any, ...], str]]:
+    columns = rows.order_by("position").values_list("position", "at", *COVERED[2:], "digest")
+    for position, at, *others, digest in columns.iterator(chunk_size=BATCH):
+        yield (position, written(at), *others), digest
+
+
+def _outside(head: AuditHead) -> Fault | None:
+    """What is beside the chain: events that do not belong to it, or a cut that nobody made."""
+    end = AuditHead.objects.filter(pk=1).values("position")  # now, in the same look
+    loose = Q(position=None) | Q(position__lte=head.cut_position)
+    beyond = Q(position__gt=Coalesce(Subquery(end), 0))
+    if (event := AuditEvent.objects.filter(loose | beyond).order_by("pk").first()) is not None:
+        return Fault(
+            position=event.position or 0,
+            message=f"Event {event.position or 'without a position'} is not part of the log.",
+        )
+    if head.cut_position:
+        cuts = AuditEvent.objects.filter(action=PRUNE, position__gt=head.cut_position)
+        last = cuts.order_by("-position").first()
+        made = last.changes if last else {}
+        if (made.get("to"), made.get("digest")) != (head.cut_position, head.cut_digest):
+            return Fault(
+                position=head.cut_position + 1,
+                message=f"The events up to {head.cut_position} were taken away by no prune.",
+            )
+    return None

@@ -30,6 +30,10 @@ class Prefix(models.Model):
     platform = models.CharField(max_length=32)
     apparent_size = models.BigIntegerField(default=0, help_text="Bytes, as if nothing was shared.")
     unique_size = models.BigIntegerField(default=0, help_text="Bytes that only it holds.")
+    share_size = models.BigIntegerField(
+        default=0, help_text="Bytes of it, each divided among the prefixes that share it."
+    )
+    measured_at = models.DateTimeField(default=timezone.now, editable=False, db_index=True)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
 
     class Meta:
