@@ -8,9 +8,9 @@ from django.db import models
 from django.db.models import Q
 from django.utils import timezone
 
+from accounts.sealing import seal, unseal
 from environments.domain.names import Credential
 from environments.models.namespaces import Namespace
-from environments.models.sealing import seal, unseal
 
 _PURPOSE = "channel-credentials"
 

@@ -13,8 +13,8 @@ from django.utils import timezone
 
 from accounts.access import Actor
 from accounts.roles import Perm
+from accounts.sealing import seal, unseal
 from environments.models.namespaces import Namespace
-from environments.models.sealing import seal, unseal
 
 _PURPOSE = "webhook-secrets"
 
