@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import strawberry
 from asgiref.sync import sync_to_async
-from django.db import transaction
 from strawberry import ID, Info
 
 from accounts.access import Actor
@@ -27,7 +26,7 @@ from environments.graphql.types import (
     PreviewNode,
     find,
 )
-from environments.models import Build, Environment, Preview
+from environments.models import Build, Environment, Preview, audited
 from environments.models.previews import PreviewState
 from environments.operations import builds, environments, namespaces, previews, tokens
 from environments.operations.namespaces import find_namespace, namespace_to_build_in
@@ -136,7 +135,7 @@ class Mutation:
     ) -> EnvironmentPayload:
         actor = actor_of(info)
         place = namespace_to_build_in(actor, namespace)
-        with transaction.atomic():  # a specification that is refused leaves no environment
+        with audited():  # a specification that is refused leaves no environment
             found: Any = environments.create_environment(
                 actor=actor, namespace=place, name=name, description=description
             )

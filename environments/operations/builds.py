@@ -27,6 +27,7 @@ from environments.models import (
     Environment,
     Namespace,
     SpecificationRow,
+    audited,
 )
 from environments.operations import queueing
 from environments.policies import policy_of
@@ -70,7 +71,7 @@ def keep_credentials(namespace: Namespace, credentials: Sequence[Credential]) ->
         row.save()
 
 
-@transaction.atomic
+@audited()
 def submit_build(
     *,
     actor: Actor,
@@ -120,7 +121,7 @@ def _with_key(environment: Environment, key: str) -> Build | None:
     return Build.objects.filter(environment=environment, idempotency_key=key).first()
 
 
-@transaction.atomic
+@audited()
 def cancel_build(*, actor: Actor, build: Build) -> Build:
     """Cancel at once what waits; tell the worker of what runs, which obeys within two seconds."""
     require(actor, Perm.BUILD, build)
@@ -148,7 +149,7 @@ def cancel_build(*, actor: Actor, build: Build) -> Build:
     return build
 
 
-@transaction.atomic
+@audited()
 def set_current_build(*, actor: Actor, build: Build, pin: bool = False) -> Build:
     """Point the environment at `build`; a pinned pointer is not moved by later builds."""
     require(actor, Perm.BUILD, build)
@@ -183,7 +184,7 @@ def rollback(*, actor: Actor, environment: Environment, to: Build | None = None)
     return set_current_build(actor=actor, build=to, pin=True)
 
 
-@transaction.atomic
+@audited()
 def unpin(*, actor: Actor, environment: Environment) -> Environment:
     """Roll forward: the newest READY build becomes current, and later ones will."""
     require(actor, Perm.BUILD, environment)
@@ -201,7 +202,7 @@ def unpin(*, actor: Actor, environment: Environment) -> Environment:
     return environment
 
 
-@transaction.atomic
+@audited()
 def tag_build(*, actor: Actor, build: Build, tag: str) -> Build:
     """Move the tag here, from whichever build of the environment has it."""
     require(actor, Perm.BUILD, build)
@@ -215,7 +216,7 @@ def tag_build(*, actor: Actor, build: Build, tag: str) -> Build:
     return build
 
 
-@transaction.atomic
+@audited()
 def untag(*, actor: Actor, environment: Environment, tag: str) -> Environment:
     require(actor, Perm.BUILD, environment)
     removed, _ = BuildTag.objects.filter(environment=environment, name=tag).delete()
@@ -225,7 +226,7 @@ def untag(*, actor: Actor, environment: Environment, tag: str) -> Environment:
     return environment
 
 
-@transaction.atomic
+@audited()
 def archive_build(*, actor: Actor, build: Build) -> Build:
     """Drop the bytes; specification, lock, log and verdicts stay, and restoring needs no solve."""
     require(actor, Perm.BUILD, build)
@@ -236,7 +237,7 @@ def archive_build(*, actor: Actor, build: Build) -> Build:
     return build
 
 
-@transaction.atomic
+@audited()
 def restore_build(*, actor: Actor, build: Build) -> Build:
     """Link the same lock again. The build does not become current by it."""
     require(actor, Perm.BUILD, build)
@@ -258,7 +259,7 @@ def restore_build(*, actor: Actor, build: Build) -> Build:
     return build
 
 
-@transaction.atomic
+@audited()
 def delete_build(*, actor: Actor, build: Build) -> Build:
     """The row stays for the record, its bytes go to the trash; its number is never used again."""
     require(actor, Perm.MANAGE, build)

@@ -18,6 +18,7 @@ from environments.models import (
     BuildTag,
     Environment,
     Namespace,
+    audited,
 )
 from environments.operations import queueing
 from environments.operations.builds import Submitted, submit_build
@@ -56,7 +57,7 @@ def find_build(actor: Actor, environment: Environment, reference: str) -> Build:
     return found
 
 
-@transaction.atomic
+@audited()
 def create_environment(
     *, actor: Actor, namespace: Namespace, name: str, description: str = ""
 ) -> Environment:
@@ -66,7 +67,7 @@ def create_environment(
     return environment
 
 
-@transaction.atomic
+@audited()
 def submit_to(
     *,
     actor: Actor,
@@ -97,7 +98,7 @@ def submit_to(
     )
 
 
-@transaction.atomic
+@audited()
 def rename_environment(*, actor: Actor, environment: Environment, name: str) -> Environment:
     """The folder under `envs/` moves too; prefixes stay where they are, so what runs goes on."""
     require(actor, Perm.BUILD, environment)
@@ -107,7 +108,7 @@ def rename_environment(*, actor: Actor, environment: Environment, name: str) -> 
     return environment
 
 
-@transaction.atomic
+@audited()
 def move_environment(
     *, actor: Actor, environment: Environment, namespace: Namespace
 ) -> Environment:
@@ -120,7 +121,7 @@ def move_environment(
     return environment
 
 
-@transaction.atomic
+@audited()
 def copy_environment(
     *, actor: Actor, environment: Environment, namespace: Namespace, name: str
 ) -> Environment:
@@ -162,7 +163,7 @@ def copy_environment(
     return copy
 
 
-@transaction.atomic
+@audited()
 def delete_environment(*, actor: Actor, environment: Environment) -> Environment:
     """Cancel what runs, take the folder away, and send the bytes to the trash."""
     require(actor, Perm.MANAGE, environment)

@@ -11,7 +11,7 @@ from accounts.models import User
 from accounts.roles import Perm, Role
 from environments.domain.errors import AccessDeniedError, ConflictError, NotFoundError
 from environments.domain.names import parse_name
-from environments.models import AuditEvent, Environment, Namespace
+from environments.models import AuditEvent, Environment, Namespace, audited
 from environments.models.environments import SHARED
 
 
@@ -31,7 +31,7 @@ def namespace_to_build_in(actor: Actor, name: str) -> Namespace:
     return find_namespace(actor, name)
 
 
-@transaction.atomic
+@audited()
 def create_namespace(
     *, actor: Actor, name: str, description: str = "", public: bool = False
 ) -> Namespace:
@@ -66,7 +66,7 @@ def _require_unlimited(actor: Actor) -> None:
         raise AccessDeniedError("This token may not create namespaces.")
 
 
-@transaction.atomic
+@audited()
 def grant_role(
     *, actor: Actor, namespace: Namespace, role: Role, user: str = "", group: str = ""
 ) -> None:
@@ -79,7 +79,7 @@ def grant_role(
     AuditEvent.record(actor, "namespace.grant", namespace, change)
 
 
-@transaction.atomic
+@audited()
 def revoke_role(*, actor: Actor, namespace: Namespace, user: str = "", group: str = "") -> None:
     require(actor, Perm.GRANT, namespace)
     holder = _holder(user, group)
@@ -89,7 +89,7 @@ def revoke_role(*, actor: Actor, namespace: Namespace, user: str = "", group: st
     AuditEvent.record(actor, "namespace.revoke", namespace, change)
 
 
-@transaction.atomic
+@audited()
 def share_environment(
     *, actor: Actor, environment: Environment, user: str = "", group: str = ""
 ) -> None:
@@ -99,7 +99,7 @@ def share_environment(
     AuditEvent.record(actor, "environment.share", environment, {"with": user or f"group {group}"})
 
 
-@transaction.atomic
+@audited()
 def unshare_environment(
     *, actor: Actor, environment: Environment, user: str = "", group: str = ""
 ) -> None:

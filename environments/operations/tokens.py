@@ -20,7 +20,7 @@ from environments.domain.errors import (
     NotFoundError,
 )
 from environments.domain.names import parse_name
-from environments.models import AuditEvent, Namespace
+from environments.models import AuditEvent, Namespace, audited
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class NewToken:
     secret: str
 
 
-@transaction.atomic
+@audited()
 def create_token(
     *,
     actor: Actor,
@@ -81,7 +81,7 @@ def create_token(
     return NewToken(token=token, secret=secret)
 
 
-@transaction.atomic
+@audited()
 def revoke_token(*, actor: Actor, token_id: int | str) -> ApiToken:
     mine = ApiToken.objects.filter(pk=token_id, revoked_at=None)
     if not actor.is_superuser:
@@ -98,7 +98,7 @@ def revoke_token(*, actor: Actor, token_id: int | str) -> ApiToken:
     return token
 
 
-@transaction.atomic
+@audited()
 def create_service_account(*, actor: Actor, name: str) -> User:
     """An account without a password: it acts by tokens only. Its roles are granted to it."""
     require_superuser(actor)
