@@ -69,3 +69,11 @@ def index_channel(channel_id: int) -> None:
     from environments import housekeeping
 
     housekeeping.index_channel(channel_id)
+
+
+@dramatiq.actor(queue_name="upkeep", max_retries=0, throws=Shutdown, time_limit=_limit(120))
+def deliver_notification(notification_id: int) -> None:
+    """One attempt at one mail or webhook. A message delivered twice does nothing."""
+    from environments import delivery
+
+    delivery.deliver(notification_id)

@@ -15,7 +15,6 @@ from accounts.access import Actor
 from accounts.models import User
 from accounts.roles import PUBLIC, Perm, Role, roles_with
 
-
 #: Django permissions, given in the admin to users or groups, that hold in all namespaces.
 DECIDE_EVERYWHERE = "decide_everywhere"
 RECALL_PACKAGES = "recall_packages"

@@ -74,6 +74,8 @@ class NotificationQuerySet(models.QuerySet["Notification"]):
 class Notification(models.Model):
     """One message to one webhook or one mail address; tried again until it is delivered."""
 
+    KEPT = timedelta(days=30)
+
     webhook = models.ForeignKey(Webhook, models.CASCADE, null=True, related_name="notifications")
     email = models.EmailField(blank=True)
     event = models.CharField(max_length=64, choices=Event.choices)
@@ -94,11 +96,12 @@ class Notification(models.Model):
         ordering = ["-pk"]
         default_permissions = ()
         indexes = [
+            models.Index(fields=["created_at"]),
             models.Index(
                 fields=["not_before"],
                 condition=Q(delivered_at=None, failed_at=None),
                 name="notification_due",
-            )
+            ),
         ]
 
     def __str__(self) -> str:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import structlog
 from django.db import transaction
+from django.db.models import Q
 from django.utils import timezone
 from dramatiq.errors import BrokerError
 from redis.exceptions import RedisError
 
 from environments import tasks
-from environments.models import Build, Preview
+from environments.models import Build, Notification, Preview
 
 logger = structlog.get_logger(__name__)
 #: What a broker that cannot be reached raises, by its kind.
 DOWN = (BrokerError, RedisError, OSError)
+#: A message of which nothing came for so long is taken for lost.
+NOTIFICATION_PATIENCE = timedelta(minutes=10)
 
 
 def send_build(build: Build) -> None:
@@ -39,6 +44,24 @@ def send_preview(preview: Preview) -> None:
 
 def queue_preview(preview: Preview) -> None:
     transaction.on_commit(lambda: send_preview(preview))
+
+
+def send_notifications() -> None:
+    """Say which messages are due; each is said again where nothing came of it."""
+    now = timezone.now()
+    unsent = Q(message_sent_at=None) | Q(message_sent_at__lt=now - NOTIFICATION_PATIENCE)
+    due = Notification.objects.due(now).filter(unsent).order_by("not_before")
+    for key in list(due.values_list("pk", flat=True)[:500]):
+        try:
+            tasks.deliver_notification.send(key)
+        except DOWN as error:
+            logger.warning("queue unreachable", notification=key, error=str(error))
+            return
+        Notification.objects.filter(pk=key).update(message_sent_at=now)
+
+
+def queue_notifications() -> None:
+    transaction.on_commit(send_notifications)
 
 
 def queue_tidy() -> None:

@@ -13,7 +13,7 @@ from django.utils import timezone
 from environments import tasks
 from environments.domain.errors import LeaseLostError, TransitionError
 from environments.domain.lifecycle import FINISHED
-from environments.models import Build, Channel, Preview, Worker
+from environments.models import Build, Channel, Notification, Preview, Worker
 from environments.models.previews import PreviewState
 from environments.operations import queueing
 
@@ -29,10 +29,12 @@ def sweep() -> None:
     """One round. Each step is a guarded UPDATE: two schedulers at once do no harm."""
     give_up_lost_builds()
     send_forgotten_messages()
+    queueing.send_notifications()
     if _every("tidy", settings.TRASH_INTERVAL):
         queueing.queue_tidy()
         Worker.objects.filter(expires_at__lt=timezone.now() - timedelta(hours=1)).delete()
         Preview.objects.filter(created_at__lt=timezone.now() - Preview.KEPT).delete()
+        Notification.objects.filter(created_at__lt=timezone.now() - Notification.KEPT).delete()
         fold_logs()
         queue_indexing()
 
