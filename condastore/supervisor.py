@@ -219,7 +219,8 @@ def prepare_database(*, ask: bool) -> Administrator | None:
     from django.db import DatabaseError, connections
 
     try:
-        call_command("migrate", interactive=False, verbosity=0)
+        if _tables_are_behind():  # to ask is quick; the command takes seconds to do nothing
+            call_command("migrate", interactive=False, verbosity=0)
         users = get_user_model()._default_manager
         if users.filter(is_superuser=True, is_active=True).exists():
             return None
@@ -239,6 +240,14 @@ def prepare_database(*, ask: bool) -> Administrator | None:
     finally:
         connections.close_all()
     return Administrator(username=username, password=password if generated else "")
+
+
+def _tables_are_behind() -> bool:
+    from django.db import connection
+    from django.db.migrations.executor import MigrationExecutor
+
+    executor = MigrationExecutor(connection)
+    return bool(executor.migration_plan(executor.loader.graph.leaf_nodes()))
 
 
 def first_password(username: str, *, ask: bool) -> tuple[str, bool]:
