@@ -196,7 +196,7 @@ VERSION = __version__
 INSTALLED_APPS = [
     "accounts",
     "environments",
-    "django.contrib.admin",
+    "django.contrib.admin.apps.SimpleAdminConfig",  # condastore.urls finds the admins: web only
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",

@@ -11,6 +11,7 @@ from condastore import health
 from condastore.schema import schema
 from environments.graphql.views import GraphQLView
 
+admin.autodiscover()
 graphql = GraphQLView.as_view(
     schema=schema, subscription_protocols=["graphql-transport-ws", "graphql-sse"]
 )

@@ -30,6 +30,7 @@ from typing import Any, Self
 import httpx
 import psutil
 
+from tests.migrated import put_database
 from tests.services.processes import free_ports
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -122,6 +123,9 @@ class System:
 
     def start(self) -> Self:
         command = [*CONDASTORE, "up", "--json", "--port", "0", "--workers", str(self.workers)]
+        own = "CONDASTORE_DATABASE_URL" not in self.environ
+        if own and not (self.data / "db.sqlite3").exists():
+            put_database(self.data)
         with self._log("up").open("ab") as log:
             self._up = subprocess.Popen(
                 [*self.within, *command],
