@@ -16,6 +16,7 @@ from django.utils import timezone
 
 from accounts.access import ANONYMOUS, Actor
 from accounts.models import ApiToken
+from accounts.signals import token_moved, token_refused
 from environments.domain.errors import NotSignedInError
 
 #: How old the recorded last use of a token may be before it is written again.
@@ -53,12 +54,17 @@ def actor_with_token(secret: str, *, address: str = "") -> Actor:
     """Raises TokenInvalidError for a token that is unknown, expired or revoked."""
     token = ApiToken.objects.usable().with_secret(secret).select_related("user").first()
     if token is None:
+        known = ApiToken.objects.with_secret(secret).select_related("user").first()
+        token_refused.send(ApiToken, address=address, token=known)
         raise TokenInvalidError("The API token is not valid.")
+    actor = Actor(token.user, token=token, address=address)
     now = timezone.now()
     fresh = token.last_used_at and now - token.last_used_at < LAST_USE_RESOLUTION
     if not fresh or token.last_used_address != (address or None):
+        if token.last_used_address != (address or None):
+            token_moved.send(ApiToken, actor=actor)
         token.used(at=now, address=address or None)
-    return Actor(token.user, token=token, address=address)
+    return actor
 
 
 def actor_of(request: HttpRequest) -> Actor:

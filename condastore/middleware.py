@@ -33,6 +33,7 @@ from environments.domain.errors import (
     UnavailableError,
     UnexpectedError,
 )
+from environments.operations import audit
 
 logger = structlog.get_logger(__name__)
 REQUEST_ID = "X-Request-ID"
@@ -103,6 +104,7 @@ def refusal(request: HttpRequest, reason: str = "") -> HttpResponse:
         hint=f"Send the cookie {settings.CSRF_COOKIE_NAME} and its value as X-CSRFToken; "
         "or use an API token, which needs neither.",
     )
+    audit.refused_request(request, error)
     return answer_to(request, error)
 
 
@@ -190,6 +192,7 @@ class StoreErrors(_Both):
         self, request: HttpRequest, exception: Exception
     ) -> HttpResponseBase | None:
         if isinstance(exception, StoreError):
+            audit.refused_request(request, exception)
             return answer_to(request, exception)
         if isinstance(exception, RequestDataTooBig):
             return answer_to(request, too_large())
@@ -219,7 +222,9 @@ def page_not_found(request: HttpRequest, exception: Exception | None = None) -> 
 
 
 def page_refused(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
-    return answer_to(request, AccessDeniedError("You may not see this page."))
+    error = AccessDeniedError("You may not see this page.")
+    audit.refused_request(request, error)
+    return answer_to(request, error)
 
 
 def page_bad(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:

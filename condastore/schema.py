@@ -13,7 +13,7 @@ from strawberry.types import ExecutionContext
 from strawberry_django.optimizer import DjangoOptimizerExtension
 
 from condastore.metrics import OperationTimes
-from environments.graphql.errors import StoreErrors, told
+from environments.graphql.errors import StoreErrors, refused_query, told
 from environments.graphql.execution import Straight
 from environments.graphql.limits import Limits
 from environments.graphql.mutations import Mutation
@@ -35,6 +35,10 @@ class Schema(strawberry.Schema):
     def process_errors(
         self, errors: list[GraphQLError], execution_context: ExecutionContext | None = None
     ) -> None:
+        request = getattr(getattr(execution_context, "context", None), "request", None)
+        if request is not None:
+            for error in errors:
+                refused_query(error, request.actor)
         errors[:] = [told(error) for error in errors]
 
 

@@ -23,6 +23,7 @@ from environments.models import (
     Preview,
     Worker,
 )
+from environments.operations import audit
 from environments.operations.builds import cancel_build
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ class BuildAdmin(Rows):
                 cancel_build(actor=actor, build=build)  # the same door as everyone
             except StoreError as error:
                 refused += 1
+                audit.refused_request(request, error)
                 self.message_user(request, str(error), messages.WARNING)
         self.message_user(request, f"{len(queryset) - refused} cancelled, {refused} could not be.")
 
@@ -162,7 +164,7 @@ class LeaderAdmin(Rows):
 
 @admin.register(AuditEvent)
 class AuditAdmin(Rows):
-    list_display = ("at", "username", "action", "target", "address")
-    list_filter = ("action",)
+    list_display = ("at", "username", "action", "target", "refused", "address")
+    list_filter = ("refused", "action")
     search_fields = ("username", "target")
     date_hierarchy = "at"

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from django.apps import AppConfig
+from django.db.models.signals import post_migrate
 
 
 class EnvironmentsConfig(AppConfig):
     name = "environments"
+
+    def ready(self) -> None:
+        from environments.models.audit import guard_rows
+        from environments.operations import audit
+
+        audit.listen()
+        post_migrate.connect(guard_rows, sender=self, dispatch_uid="audit")

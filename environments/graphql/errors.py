@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
+from collections.abc import Awaitable
+from functools import partial
 from typing import Any
 
 import strawberry
 import structlog
+from asgiref.sync import sync_to_async
 from graphql import GraphQLError
 from strawberry import Info
 from strawberry.scalars import JSON
 from strawberry.types.field import StrawberryField
 
+from accounts.access import Actor
 from environments.domain.errors import StoreError, UnexpectedError
+from environments.operations import audit
 
 logger = structlog.get_logger(__name__)
 
@@ -75,14 +81,61 @@ def unexpected(error: BaseException, *, doing: str) -> UnexpectedError:
 class StoreErrors(strawberry.ExceptionHandler[Exception, OperationError]):
     """Every field whose union has OperationError answers errors with it: so do all mutations."""
 
-    def handle(
+    def handle(  # type: ignore[override]
         self, exception: Exception, *, field: StrawberryField, info: Info
-    ) -> OperationError | None:
+    ) -> OperationError | Awaitable[OperationError] | None:
         if isinstance(exception, GraphQLError):
             return None  # the query's own mistake
         if not isinstance(exception, StoreError):
             exception = unexpected(exception, doing=field.name)
-        return operation_error(exception)
+        answer = operation_error(exception)
+        if not audit.is_refusal(exception, changing=True):
+            return answer
+        recording = partial(
+            audit.refused_field,
+            info.context.request.actor,
+            info.field_name,
+            info.selected_fields[0].arguments,
+            exception,
+            changing=True,
+        )
+        if not in_event_loop():
+            recording()
+            return answer
+
+        async def recorded() -> OperationError:
+            await sync_to_async(recording)()
+            return answer
+
+        return recorded()
+
+
+def in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def refused_query(error: GraphQLError, actor: Actor) -> None:
+    """Record what a query was not allowed; of mutations `StoreErrors` does it."""
+    cause = error.original_error
+    while isinstance(cause, GraphQLError):
+        cause = cause.original_error
+    if not isinstance(cause, StoreError) or not audit.is_refusal(cause, changing=False):
+        return
+    path = ".".join(map(str, error.path or ("graphql",)))
+    recording = partial(audit.refused_field, actor, path, {}, cause, changing=False)
+    if in_event_loop():  # nobody waits for it here: the answer is on its way
+        _recordings.add(task := asyncio.ensure_future(sync_to_async(recording)()))
+        task.add_done_callback(_recordings.discard)
+    else:
+        recording()
+
+
+#: Kept, so that none is collected before it is done.
+_recordings: set[asyncio.Future[None]] = set()
 
 
 def told(error: GraphQLError) -> GraphQLError:

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, Self
 
 from django.conf import settings
-from django.db import IntegrityError, models, transaction
+from django.db import IntegrityError, connections, models, transaction
 from django.db.models import Max, Q, Subquery
 from django.db.models.functions import Coalesce
 from django.utils import timezone
@@ -310,3 +310,28 @@ def _outside(head: AuditHead) -> Fault | None:
                 message=f"The events up to {head.cut_position} were taken away by no prune.",
             )
     return None
+
+
+def guard_rows(*, using: str = "default", **kwargs: Any) -> None:
+    """On PostgreSQL, let the database itself refuse changes, but for what a prune has cut off."""
+    connection = connections[using]
+    if connection.vendor != "postgresql":
+        return
+    with connection.cursor() as cursor:
+        if AuditEvent._meta.db_table in connection.introspection.table_names(cursor):
+            cursor.execute(GUARD)
+
+
+GUARD = """
+CREATE OR REPLACE FUNCTION condastore_audit_guard() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  IF TG_OP = 'DELETE' AND OLD.position <= (
+    SELECT cut_position FROM environments_audithead WHERE id = 1
+  ) THEN
+    RETURN OLD;
+  END IF;
+  RAISE EXCEPTION 'The audit log is only ever appended to.';
+END $$;
+CREATE OR REPLACE TRIGGER condastore_audit_guard BEFORE UPDATE OR DELETE
+  ON environments_auditevent FOR EACH ROW EXECUTE FUNCTION condastore_audit_guard();
+"""

@@ -27,7 +27,7 @@ from accounts.access import Actor
 from accounts.authentication import client_address
 from environments.domain.errors import InvalidInputError, NotSignedInError
 from environments.models import Build
-from environments.operations import downloads, tokens
+from environments.operations import audit, downloads, tokens
 from environments.operations.environments import find_build, find_environment
 
 #: Lines of a log that are read at once.
@@ -58,6 +58,8 @@ def download(
         return _kept(HttpResponseNotModified(), file.etag)
     kind = f"{file.form.content_type}; charset=utf-8"
     response = HttpResponse(file.text(), content_type=kind)
+    if request.method == "GET":
+        audit.downloaded(actor_of(request), build, name)
     response["Content-Disposition"] = content_disposition_header(True, file.file_name) or ""
     return _kept(response, file.etag)
 
@@ -81,6 +83,8 @@ async def log(
         return downloads.readable_log(actor=actor_of(request), build=build)
 
     build = await sync_to_async(find)()
+    if request.method == "GET":
+        await sync_to_async(audit.downloaded)(actor_of(request), build, downloads.LOG)
     kind = "text/plain; charset=utf-8"
     response: HttpResponseBase = (
         StreamingHttpResponse(_lines(build), content_type=kind)

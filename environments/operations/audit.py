@@ -1,0 +1,307 @@
+"""What is told of those who ask: refused attempts, sign-ins, downloads; verify, export and prune.
+
+Changes are recorded by the operations that make them (`AuditEvent.record`).
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import structlog
+from django.conf import settings
+from django.contrib.auth.models import AnonymousUser
+from django.contrib.auth.signals import user_logged_in, user_logged_out, user_login_failed
+from django.db import DatabaseError, models, transaction
+from django.http import HttpRequest
+from django.utils import timezone
+
+from accounts.access import Actor, require_superuser
+from accounts.authentication import client_address
+from accounts.models import ApiToken, User
+from accounts.signals import token_moved, token_refused
+from environments.domain.audit_chain import COVERED, Verified, written
+from environments.domain.errors import (
+    AccessDeniedError,
+    ConflictError,
+    InvalidInputError,
+    NotFoundError,
+    StoreError,
+)
+from environments.models import AuditEvent, AuditHead, Build, Environment, Namespace
+from environments.models.audit import BATCH, PRUNE, verify_chain
+
+logger = structlog.get_logger(__name__)
+MINUTE = 60
+#: People and addresses whose refusals are counted at a time; then the oldest is forgotten.
+COUNTED = 10_000
+#: Of all refusals together, in a minute, by one process: this many times those of one person.
+ALL_TOGETHER = 20
+
+
+# --- refused attempts ---------------------------------------------------------------------------
+
+
+class Bound:
+    """How many refusals are recorded: so many a minute of each, so that nobody fills the disk."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._seen: OrderedDict[str, tuple[int, int, int]] = OrderedDict()
+
+    def allows(self, who: str, *, now: float) -> int | None:
+        """How many were left out since the last one that was recorded; None: leave this one out."""
+        most = settings.AUDIT_REFUSALS
+        with self._guard:
+            everybody = self._count("", most * ALL_TOGETHER, now)
+            mine = self._count(f"of {who}", most, now)
+        return None if mine is None or everybody is None else mine
+
+    def _count(self, who: str, most: int, now: float) -> int | None:
+        minute, count, left_out = self._seen.pop(who, (0, 0, 0))
+        if minute != int(now // MINUTE):
+            minute, count = int(now // MINUTE), 0
+        fits = count < most
+        self._seen[who] = (minute, count + fits, 0 if fits else left_out + 1)
+        if len(self._seen) > COUNTED:
+            self._seen.popitem(last=False)
+        return left_out if fits else None
+
+
+_bound = Bound()
+
+
+def is_refusal(error: Exception, *, changing: bool) -> bool:
+    """An attempt that was not allowed; asked to change something, also what is not to be seen."""
+    return isinstance(error, AccessDeniedError | (NotFoundError if changing else AccessDeniedError))
+
+
+def refused(
+    actor: Actor,
+    action: str,
+    target: str,
+    error: StoreError,
+    *,
+    namespace: Namespace | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> None:
+    """Record an attempt that was not allowed, in a transaction of its own: call it at the door."""
+    who = actor.name if actor.signed_in else actor.address
+    left_out = _bound.allows(who, now=timezone.now().timestamp())
+    if left_out is None:
+        return
+    told: dict[str, Any] = {"code": error.code, "reason": str(error)[:300], **(changes or {})}
+    if left_out:
+        told["left_out"] = left_out
+    try:
+        AuditEvent.record(actor, action, target, told, namespace=namespace, refused=True)
+    except DatabaseError:
+        # The attempt is refused all the same; whoever asked gets that answer.
+        logger.exception("refusal not recorded", actor=actor.name, action=action, target=target)
+
+
+def refused_request(request: HttpRequest, error: StoreError) -> None:
+    """A refusal at a door of HTTP."""
+    if not is_refusal(error, changing=request.method not in {"GET", "HEAD", "OPTIONS"}):
+        return
+    match = request.resolver_match
+    route = (match.view_name or match.route) if match else "none"
+    name = match.kwargs.get("namespace") if match else None
+    actor: Actor = getattr(request, "actor", None) or Actor(AnonymousUser())
+    place = Namespace.objects.filter(name=name).first() if name else None
+    refused(actor, f"http.{route}", f"{request.method} {request.path}", error, namespace=place)
+
+
+#: Arguments that say what a mutation is about; others may hold secrets, or megabytes.
+TELLING = ("namespace", "environment", "environmentId", "name", "id", "user", "group", "tag")
+
+
+def refused_field(
+    actor: Actor, name: str, arguments: Mapping[str, Any], error: StoreError, *, changing: bool
+) -> None:
+    """A refusal of a field of GraphQL."""
+    if not is_refusal(error, changing=changing):
+        return
+    told = {key: str(arguments[key])[:100] for key in TELLING if arguments.get(key) is not None}
+    target = " ".join(f"{key}={value}" for key, value in told.items())
+    refused(actor, f"graphql.{name}", target, error, namespace=_place(name, told))
+
+
+def _place(name: str, told: Mapping[str, str]) -> Namespace | None:
+    """The namespace that a mutation is about: those who run it may read of the attempt."""
+    places = Namespace.objects.all()
+    if "namespace" in told:
+        return places.filter(name=told["namespace"]).first()
+    environment, key = told.get("environmentId", ""), told.get("id", "")
+    if environment.isdecimal() and len(environment) < 18:
+        rows = Environment.objects.filter(pk=environment)
+    elif key.isdecimal() and len(key) < 18 and name.endswith("Build"):
+        rows = Environment.objects.filter(pk__in=Build.objects.filter(pk=key).values("environment"))
+    else:
+        return None
+    return places.filter(pk__in=rows.order_by().values("namespace")).first()
+
+
+# --- sign-ins -----------------------------------------------------------------------------------
+
+
+def listen() -> None:
+    """Hear of sign-ins; once, when the app starts."""
+    user_logged_in.connect(_signed_in, dispatch_uid="audit")
+    user_logged_out.connect(_signed_out, dispatch_uid="audit")
+    user_login_failed.connect(_sign_in_failed, dispatch_uid="audit")
+    token_refused.connect(_token_refused, dispatch_uid="audit")
+    token_moved.connect(_token_moved, dispatch_uid="audit")
+
+
+def _address(request: HttpRequest | None) -> str:
+    return client_address(request.META) if request is not None else ""
+
+
+def _signed_in(sender: Any, request: HttpRequest | None, user: User, **kwargs: Any) -> None:
+    AuditEvent.record(Actor(user, address=_address(request)), "account.sign-in", user)
+
+
+def _signed_out(sender: Any, request: HttpRequest | None, user: User | None, **kw: Any) -> None:
+    if user is not None:
+        AuditEvent.record(Actor(user, address=_address(request)), "account.sign-out", user)
+
+
+def _sign_in_failed(
+    sender: Any, credentials: Mapping[str, Any], request: HttpRequest | None = None, **kw: Any
+) -> None:
+    error = AccessDeniedError("The user name or the password is wrong.")
+    name = str(credentials.get("username") or credentials.get("email") or "")[:150]
+    refused(Actor(AnonymousUser(), address=_address(request)), "account.sign-in", name, error)
+
+
+def _token_refused(sender: Any, address: str, token: ApiToken | None, **kwargs: Any) -> None:
+    error = AccessDeniedError("The API token is unknown, expired or revoked.")
+    refused(
+        Actor(AnonymousUser(), address=address), "token.use", str(token or "unknown token"), error
+    )
+
+
+def _token_moved(sender: Any, actor: Actor, **kwargs: Any) -> None:
+    """Once for each address of each token."""
+    known = AuditEvent.objects.filter(token=actor.token, action="token.use", address=actor.address)
+    if actor.address and not known.exists():
+        AuditEvent.record(actor, "token.use", actor.token, {"new_address": actor.address})
+
+
+# --- downloads ----------------------------------------------------------------------------------
+
+
+def downloaded(actor: Actor, build: Build, name: str) -> None:
+    """A file of a build was sent. `AUDIT_DOWNLOADS` says how many of them are recorded."""
+    each = settings.AUDIT_DOWNLOADS
+    if each > 0 and secrets.randbelow(each) == 0:
+        AuditEvent.record(actor, "build.download", build, {"file": name})
+
+
+# --- verify, export, prune ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filters:
+    """Which events; what is empty leaves out none. `action` and `target` by their beginning."""
+
+    actor: str = ""
+    action: str = ""
+    target: str = ""
+    namespace: str = ""
+    since: datetime | None = None
+    until: datetime | None = None
+    refused: bool | None = None
+
+    def rows(self, actor: Actor) -> models.QuerySet[AuditEvent]:
+        return AuditEvent.objects.visible_to(actor).matching(
+            actor=self.actor,
+            action=self.action,
+            target=self.target,
+            namespace=self.namespace,
+            since=self.since,
+            until=self.until,
+            refused=self.refused,
+        )
+
+    def told(self) -> dict[str, Any]:
+        named = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: value for name, value in named.items() if value not in (None, "")}
+
+
+def verify(*, actor: Actor) -> Verified:
+    """Is the log as it was written?"""
+    require_superuser(actor)
+    return verify_chain()
+
+
+def export(*, actor: Actor, filters: Filters) -> Iterator[str]:
+    """The events that the actor may see, oldest first, as lines of JSON; in constant memory."""
+    actor.account  # noqa: B018 - NotSignedInError, before the first line
+    AuditEvent.record(actor, "audit.export", "audit log", filters.told())
+    end = AuditHead.objects.values_list("position", flat=True).get(pk=1)
+    return _lines(filters.rows(actor).filter(position__lte=end).order_by("position"))
+
+
+def _lines(rows: models.QuerySet[AuditEvent]) -> Iterator[str]:
+    columns, after = (*COVERED, "namespace__name", "digest"), 0
+    while True:
+        page = list(rows.filter(position__gt=after).values(*columns)[:BATCH])
+        for row in page:
+            row["at"], row["namespace"] = written(row["at"]), row.pop("namespace__name")
+            yield json.dumps(row, ensure_ascii=False) + "\n"
+        if len(page) < BATCH:
+            return
+        after = page[-1]["position"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruned:
+    events: int
+    position: int  # of the last that went
+
+
+def prune(*, actor: Actor, before: datetime) -> Pruned:
+    """Take away what is older than `before`. The chain stays verifiable: it begins later.
+
+    Only a log that is as it was written is cut: else the traces of a change would go with it.
+    """
+    require_superuser(actor)
+    if before > timezone.now():
+        raise InvalidInputError("This moment is in the future.", where="before")
+    _drop_cut()  # what a prune left that was killed
+    found = verify_chain()
+    if found.fault is not None:
+        raise ConflictError(
+            f"The audit log is damaged: {found.fault.message}",
+            hint="Find out what happened first; `audit export` keeps what is there.",
+        )
+    with transaction.atomic():
+        head = AuditHead.locked()
+        rows = AuditEvent.objects.filter(position__gt=head.cut_position)
+        newer = rows.filter(at__gte=before).order_by("position").first()
+        last = head.position if newer is None else (newer.position or 0) - 1
+        events = last - head.cut_position
+        if events > 0:
+            digest = rows.values_list("digest", flat=True).get(position=last)
+            head.cut_position, head.cut_digest = last, digest
+            head.save(update_fields=["cut_position", "cut_digest"])
+            changes = {"to": last, "digest": digest, "events": events, "before": before}
+            AuditEvent.record(actor, PRUNE, "audit log", changes)
+    _drop_cut()
+    return Pruned(events=max(0, events), position=last)
+
+
+def _drop_cut() -> None:
+    """Delete what lies before the cut, a part at a time."""
+    cut = AuditHead.objects.values_list("cut_position", flat=True).filter(pk=1).first() or 0
+    rows = models.QuerySet(AuditEvent).filter(position__lte=cut).order_by("position")
+    while keys := list(rows.values_list("pk", flat=True)[:BATCH]):
+        models.QuerySet(AuditEvent).filter(pk__gte=keys[0], pk__in=keys).delete()
