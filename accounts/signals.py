@@ -1,4 +1,4 @@
-"""What other apps may want to hear of sign-ins, without accounts knowing them."""
+"""What other apps may want to hear of people and sign-ins, without accounts knowing them."""
 
 from __future__ import annotations
 
@@ -8,3 +8,10 @@ from django.dispatch import Signal
 token_refused = Signal()
 #: A token that came from another address than the last time: `actor`.
 token_moved = Signal()
+#: A directory has said which of its groups a person is in. Sent in the transaction of the change,
+#: with `user`, `directory`, `added` and `removed` (names of groups), `made` (groups new to us).
+groups_mirrored = Signal()
+#: An account was made, or ended with its tokens and sessions, by what its `directory` says of
+#: `user`.
+account_opened = Signal()
+account_closed = Signal()
