@@ -27,7 +27,7 @@ from environments.domain.errors import (
     UnexpectedError,
 )
 from environments.domain.lifecycle import BuildState
-from environments.domain.policy import Effect, judge_lock, judge_names
+from environments.domain.policy import Effect, judge_names
 from environments.engine import conda_lock_reader, disk, linking
 from environments.engine.bytecode import python_sources
 from environments.engine.processes import can_sandbox
@@ -35,7 +35,7 @@ from environments.engine.pypi_install import install_wheels
 from environments.engine.smoke import run_smoke_tests
 from environments.leases import DATABASE_DOWN, Run
 from environments.models import Build, Preview
-from environments.policies import policy_of
+from environments.policies import judge, policy_of
 from environments.solving import solve_or_reuse
 from environments.tools import tools
 
@@ -57,7 +57,7 @@ def solve(run: Run) -> None:
         cancelled=run.cancelled,
         log=run.log,
     )
-    verdicts += judge_lock(policy, answer.lock)
+    verdicts += judge(policy, answer.lock, specification)
     run.update(lock=answer.row, verdicts=[verdict.to_json() for verdict in verdicts])
     for verdict in verdicts:
         run.log(f"{verdict.effect.value}: {verdict.reason}")
@@ -236,7 +236,7 @@ def run_preview(preview_id: str) -> None:
             cancelled=lambda: time.monotonic() > deadline,
             log=lambda line: logger.debug(line, preview=preview_id),
         )
-        judge_lock(policy, answer.lock)
+        judge(policy, answer.lock, preview.specification.value())
     except StoreError as error:
         preview.finish(error=error)
     except Exception:

@@ -1,18 +1,147 @@
-"""The policy that holds in a namespace."""
+"""The policy that holds in a namespace, and what this installation knows of the packages it judges.
+
+Nothing is kept between two calls: a changed rule, decision or recall acts at once.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from django.conf import settings
+from django.db.models import Q
+from django.utils import timezone
 
-from environments.domain.policy import ChannelsAllowed, Policy, Rule
-from environments.models import Namespace
+from environments.domain.lock import Lock
+from environments.domain.policy import (
+    Channels,
+    Effect,
+    Known,
+    Policy,
+    Recalled,
+    Rule,
+    Ruling,
+    Sighting,
+    Verdict,
+    judge_lock,
+    package_spec,
+    parse_rule,
+)
+from environments.domain.specification import Specification
+from environments.models import CondaRecord, Decision, Namespace, PolicyRule, PypiRecord, Recall
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+#: The rule that settings.ALLOWED_CHANNELS makes, before all others.
+CHANNELS_RULE = "channels-allowed"
+_BATCH = 500
 
 
 def policy_of(namespace: Namespace) -> Policy:
-    """The installation's rules, then those of the namespace."""
-    patterns = tuple(settings.ALLOWED_CHANNELS)
-    rules: tuple[Rule, ...] = (ChannelsAllowed(patterns=patterns),)
-    version = hashlib.sha256(repr(rules).encode()).hexdigest()[:16]
-    return Policy(rules=rules, version=version)
+    """The installation's rules, then those of the namespace; decisions and recalls in force."""
+    now = timezone.now()
+    rows = (
+        PolicyRule.objects.filter(enabled=True)
+        .filter(Q(policy__namespace=None) | Q(policy__namespace=namespace))
+        .select_related("policy")
+    )
+    # The installation's come first; within each, as they are ordered.
+    ordered = sorted(rows, key=lambda row: (row.policy.namespace_id is not None, row.position))
+    return assemble(
+        [rule_of(row) for row in ordered], rulings_of(namespace, now), recalled=recalls_in_force()
+    )
+
+
+def assemble(
+    rules: Sequence[Rule], rulings: Sequence[Ruling] = (), *, recalled: Rule | None = None
+) -> Policy:
+    """A policy of these rules, after those that the installation's settings and recalls make."""
+    first: list[Rule] = []
+    if tuple(settings.ALLOWED_CHANNELS) != ("*",):
+        first.append(
+            Channels(
+                name=CHANNELS_RULE, effect=Effect.ENFORCE, allow=tuple(settings.ALLOWED_CHANNELS)
+            )
+        )
+    if recalled is not None:
+        first.append(recalled)
+    every = (*first, *rules)
+    scripts = _scripted() if any(rule.kind == "install-scripts" for rule in every) else {}
+    # A rule's representation holds all that it says, in one form.
+    content = repr((every, tuple(rulings), sorted(scripts)))
+    version = hashlib.sha256(content.encode()).hexdigest()[:16]
+    return Policy(rules=every, version=version, rulings=tuple(rulings), scripts=scripts)
+
+
+def rule_of(row: PolicyRule) -> Rule:
+    return parse_rule(kind=row.kind, effect=row.effect, name=row.name, settings=row.settings)
+
+
+def rulings_of(namespace: Namespace, now: datetime) -> tuple[Ruling, ...]:
+    rows = Decision.objects.in_force(now).for_namespace(namespace).order_by("pk")
+    return tuple(
+        Ruling(
+            id=row.pk,
+            approved=row.approved,
+            manager=row.manager,
+            name=row.name,
+            spec=row.spec,
+            channel=row.channel,
+            sha256=row.sha256,
+            reason=row.reason,
+            everywhere=row.namespace_id is None,
+        )
+        for row in rows
+    )
+
+
+def recalls_in_force() -> Rule | None:
+    rows = list(Recall.objects.active().order_by("pk"))
+    if not rows:
+        return None
+    return Recalled(
+        name="recall",
+        effect=Effect.ENFORCE,
+        specs=tuple(
+            (package_spec(f"{row.manager}:{row.spec}", wide=True), row.reason)
+            for row in rows
+            if row.spec
+        ),
+        digests=tuple((row.sha256, row.reason) for row in rows if row.sha256 and not row.spec),
+    )
+
+
+def _scripted() -> dict[str, tuple[str, ...]]:
+    """Packages that were seen to have install scripts, by sha256: few of all there are."""
+    rows = CondaRecord.objects.exclude(link_scripts=None).exclude(link_scripts=[])
+    return {sha: tuple(found) for sha, found in rows.values_list("sha256", "link_scripts")}
+
+
+def judge(policy: Policy, lock: Lock, specification: Specification) -> tuple[Verdict, ...]:
+    """`judge_lock`, by all that this installation knows of the packages now.
+
+    Raises:
+        PolicyError: what is refused, all of it.
+    """
+    return judge_lock(policy, lock, specification, evidence=evidence_for(policy, lock))
+
+
+def evidence_for(policy: Policy, lock: Lock) -> Known:
+    """When each package of `lock` was first seen here, and which install scripts it has."""
+    now = timezone.now().timestamp()
+    seen: dict[str, Sighting] = {}
+    if policy.ages:
+        for model, packages in (
+            (CondaRecord, [p.sha256 for part in lock for p in part.conda]),
+            (PypiRecord, [p.sha256 for part in lock for p in part.pypi]),
+        ):
+            digests = sorted(set(packages))
+            for start in range(0, len(digests), _BATCH):
+                batch = model.objects.filter(sha256__in=digests[start : start + _BATCH])
+                for sha256, moment in batch.values_list("sha256", "first_seen_at"):
+                    at = moment.timestamp()
+                    if sha256 not in seen or at < seen[sha256].at:
+                        seen[sha256] = Sighting(at=at, baseline=False)
+    return Known(now=now, seen=seen, found_scripts=policy.scripts)

@@ -194,6 +194,23 @@ def why(
     return tuple(sorted(chains, key=lambda chain: (len(chain), chain)))
 
 
+def shortest_chains(
+    platform_lock: PlatformLock, requested: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    """As the first chain of `why`, for every package that something asked for needs."""
+    graph = _dependency_graph(platform_lock)
+    roots = {node for text in requested if (node := _node_of(required_name(text), graph))}
+    chains = {root: (root,) for root in sorted(roots)}
+    queue = deque(chains)
+    while queue:
+        node = queue.popleft()
+        for other in graph.get(node, ()):
+            if other not in chains:
+                chains[other] = (*chains[node], other)
+                queue.append(other)
+    return chains
+
+
 def _distances(roots: Iterable[str], graph: Mapping[str, Sequence[str]]) -> dict[str, int]:
     """Steps from the nearest root, of all that a root needs."""
     distance = dict.fromkeys(roots, 0)
@@ -261,5 +278,6 @@ __all__ = [
     "diff",
     "manager_of",
     "needed_by",
+    "shortest_chains",
     "why",
 ]

@@ -70,6 +70,13 @@ class FaultError(RequestError):
     code = "fault"
 
 
+class RuleError(SpecificationError):
+    """One or more faults of a policy's rule; `where` names the key of its settings."""
+
+    code = "rule-invalid"
+    hint = "Correct the rule and save it again."
+
+
 class UnsatisfiableError(RequestError):
     """The requirements have no solution.
 

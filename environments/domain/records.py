@@ -77,6 +77,7 @@ class PypiPackage:
     requires: tuple[str, ...]  # names of the locked PyPI packages and conda names it needs
     requires_python: str
     license: str
+    uploaded: int | None = None  # milliseconds since the epoch, by the index's clock
 
 
 Package = CondaPackage | PypiPackage

@@ -59,6 +59,8 @@ class CondaRecord(models.Model):
     timestamp = models.BigIntegerField(null=True)
     noarch = models.CharField(max_length=16, blank=True)
     record = models.TextField(help_text="The channel's own JSON object.")
+    #: Known before linking, once somebody has fetched the package; none while nobody has.
+    link_scripts = models.JSONField(null=True, help_text="Its install scripts.")
     first_seen_at = models.DateTimeField(default=timezone.now, editable=False)
 
     class Meta:
@@ -108,6 +110,7 @@ class PypiRecord(models.Model):
     requires = models.JSONField(default=list)
     requires_python = models.CharField(max_length=200, blank=True)
     license = models.CharField(max_length=500, blank=True)
+    uploaded = models.BigIntegerField(null=True, help_text="Milliseconds, by the index's clock.")
     first_seen_at = models.DateTimeField(default=timezone.now, editable=False)
 
     class Meta:
@@ -131,6 +134,7 @@ class PypiRecord(models.Model):
             requires=list(package.requires),
             requires_python=package.requires_python,
             license=package.license,
+            uploaded=package.uploaded,
         )
 
     def value(self) -> PypiPackage:
@@ -144,6 +148,7 @@ class PypiRecord(models.Model):
             requires=tuple(self.requires),
             requires_python=self.requires_python,
             license=self.license,
+            uploaded=self.uploaded,
         )
 
 

@@ -1,0 +1,40 @@
+"""What an organisation allows: rules, and what they say of a name, a package, a whole lock."""
+
+from environments.domain.policy.judging import (
+    Objection,
+    Policy,
+    Screen,
+    judge_lock,
+    judge_names,
+    key_of,
+)
+from environments.domain.policy.package_specs import PackageSpec, package_spec
+from environments.domain.policy.rules import KINDS, Channels, Recalled, Rule, parse_rule
+from environments.domain.policy.subjects import Evidence, Known, LockedPackage, Sighting, Subject
+from environments.domain.policy.verdicts import WHOLE, Effect, PackageKey, Ruling, Verdict
+
+__all__ = [
+    "KINDS",
+    "WHOLE",
+    "Channels",
+    "Effect",
+    "Evidence",
+    "Known",
+    "LockedPackage",
+    "Objection",
+    "PackageKey",
+    "PackageSpec",
+    "Policy",
+    "Recalled",
+    "Rule",
+    "Ruling",
+    "Screen",
+    "Sighting",
+    "Subject",
+    "Verdict",
+    "judge_lock",
+    "judge_names",
+    "key_of",
+    "package_spec",
+    "parse_rule",
+]

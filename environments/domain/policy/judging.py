@@ -1,0 +1,302 @@
+"""What do all rules together say: of a name, of one package, of a whole lock?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from environments.domain.diff import shortest_chains
+from environments.domain.errors import ChannelNotAllowedError, PolicyError, StoreError
+from environments.domain.lock import Lock, PlatformLock, required_name
+from environments.domain.policy.package_specs import PackageSpec, package_spec
+from environments.domain.policy.rules import Channels, Check, Rule
+from environments.domain.policy.subjects import Evidence, LockedPackage, Subject
+from environments.domain.policy.verdicts import WHOLE, Effect, PackageKey, Ruling, Verdict
+from environments.domain.specification import Specification
+
+#: Verdicts that an error's message spells out; all of them are in its details.
+_SPELT_OUT = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """Everything in force in one place. `version` names exactly this: stored solves rest on it."""
+
+    rules: tuple[Rule, ...]
+    version: str
+    rulings: tuple[Ruling, ...] = ()
+    #: sha256 -> install scripts, of the packages that were seen to have some.
+    scripts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def constraints(self) -> tuple[str, ...]:
+        """MatchSpecs that join every solve."""
+        return tuple(dict.fromkeys(spec for rule in self.rules for spec in rule.constraints))
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """MatchSpecs of what is asked for in every environment."""
+        return tuple(dict.fromkeys(spec for rule in self.rules for spec in rule.added))
+
+    @property
+    def hides(self) -> bool:
+        """Whether a solve must see the channels through this policy."""
+        return any(rule.hides() and _looks(rule) for rule in self.rules)
+
+    @property
+    def ages(self) -> bool:
+        """Whether the same policy says something else of a package another day."""
+        return any(rule.ages for rule in self.rules)
+
+
+def _looks(rule: Rule) -> bool:
+    """Whether the rule has something to say of single packages that a solver may choose from."""
+    if isinstance(rule, Channels):
+        return bool(rule.packages) or rule.effect is Effect.ASK
+    return type(rule).check is not Rule.check
+
+
+class Objection(NamedTuple):
+    """What one rule has against one package, decisions of people taken into account."""
+
+    rule: Rule
+    effect: Effect
+    text: str  # follows the package's name
+    decision: int | None = None
+
+
+class Screen:
+    """A policy made ready to look at many packages; what was worked out for a name is kept."""
+
+    def __init__(
+        self, policy: Policy, evidence: Evidence, *, rules: Sequence[Rule] | None = None
+    ) -> None:
+        self.policy = policy
+        self._evidence = evidence
+        self._rules = policy.rules if rules is None else rules
+        self._checks: dict[tuple[str, str], tuple[tuple[Rule, Check], ...]] = {}
+        self._rulings: dict[tuple[str, str], tuple[tuple[Ruling, PackageSpec], ...]] = {}
+        self._by_digest: dict[str, list[Ruling]] = {}
+        self._by_spec: list[tuple[Ruling, PackageSpec]] = []
+        for ruling in policy.rulings:
+            if ruling.sha256:
+                self._by_digest.setdefault(ruling.sha256, []).append(ruling)
+            elif ruling.manager != WHOLE and (spec := _ruled(ruling)) is not None:
+                self._by_spec.append((ruling, spec))
+
+    def checks(self, manager: str, name: str) -> tuple[tuple[Rule, Check], ...]:
+        """The rules that have something to say of this name; most often none or few."""
+        found = self._checks.get((manager, name))
+        if found is None:
+            looks = ((rule, rule.check(manager, name, self._evidence)) for rule in self._rules)
+            found = tuple((rule, check) for rule, check in looks if check is not None)
+            self._checks[manager, name] = found
+        return found
+
+    def objections(self, subject: Subject) -> list[Objection]:
+        """In the order of the rules."""
+        found: list[Objection] = []
+        for rule, check in self.checks(subject.manager, subject.name):
+            text = check(subject)
+            if not text:
+                continue
+            effect, decision = rule.effect, None
+            if effect is Effect.ASK:
+                ruling = self.ruling(subject)
+                if ruling is not None and ruling.approved:
+                    continue
+                if ruling is not None:
+                    effect, decision = Effect.ENFORCE, ruling.id
+                    text = f"{text}, and was rejected: {ruling.reason}"
+            found.append(Objection(rule, effect, text, decision))
+        return found
+
+    def ruling(self, subject: Subject) -> Ruling | None:
+        """The decision that holds for a package.
+
+        The newest counts. One of the whole installation and one of the namespace are both asked:
+        a rejection by either holds.
+        """
+        if not self._by_digest and not self._by_spec:
+            return None
+        manager, name = subject.manager, subject.name
+        specs = self._rulings.get((manager, name))
+        if specs is None:
+            specs = tuple(pair for pair in self._by_spec if pair[1].concerns(manager, name))
+            self._rulings[manager, name] = specs
+        covering = [
+            ruling
+            for ruling in self._by_digest.get(subject.sha256, ())
+            if ruling.manager == manager and ruling.channel in ("", subject.channel)
+        ]
+        covering += [
+            ruling
+            for ruling, spec in specs
+            if ruling.channel in ("", subject.channel) and spec.takes(subject)
+        ]
+        return _holding(covering)
+
+    def whole_ruling(self, rule: Rule) -> Ruling | None:
+        return _holding(
+            [
+                ruling
+                for ruling in self.policy.rulings
+                if ruling.manager == WHOLE and ruling.name == rule.name
+            ]
+        )
+
+
+def _holding(covering: Sequence[Ruling]) -> Ruling | None:
+    newest: dict[bool, Ruling] = {}
+    for ruling in sorted(covering, key=lambda ruling: ruling.id):
+        newest[ruling.everywhere] = ruling
+    return min(newest.values(), key=lambda ruling: ruling.approved, default=None)
+
+
+def _ruled(ruling: Ruling) -> PackageSpec | None:
+    text = ruling.spec or ruling.name
+    if ruling.manager and not text.startswith(f"{ruling.manager}:"):
+        text = f"{ruling.manager}:{text}"
+    try:
+        return package_spec(text, wide=not ruling.approved)
+    except StoreError:  # it was checked when it was decided; what cannot be read covers nothing
+        return None
+
+
+def judge_names(policy: Policy, specification: Specification) -> tuple[Verdict, ...]:
+    """Verdicts on what was asked for: what no version and no solve can make right.
+
+    Raises:
+        PolicyError: the refusals, all of them in one error.
+    """
+    verdicts = list(_of_channels(policy, specification.channels))
+    for manager, asked in (("conda", specification.dependencies), ("pypi", specification.pip)):
+        names = {required_name(text) for specs in asked.values() for text in specs}
+        for name in sorted(names - {""}):
+            for rule in policy.rules:
+                if rule.effect is Effect.ASK or not (text := rule.of_name(manager, name)):
+                    continue
+                verdicts.append(_verdict(policy, Objection(rule, rule.effect, text), name, (name,)))
+    return _refuse_enforced(verdicts)
+
+
+def judge_lock(
+    policy: Policy, lock: Lock, specification: Specification, *, evidence: Evidence
+) -> tuple[Verdict, ...]:
+    """Verdicts on every record of every platform, transitive ones too, whoever made the lock.
+
+    What is asked and was approved is not among them; what was asked and rejected is refused.
+    A package that several platforms share is spoken of once.
+
+    Raises:
+        PolicyError: the refusals, all of them in one error.
+    """
+    used = sorted({package.channel for part in lock for package in part.conda})
+    verdicts = list(_of_channels(policy, tuple(used)))
+    screen = Screen(policy, evidence)
+    said: set[tuple[str, PackageKey]] = set()
+    for part in lock:
+        chains: Mapping[str, tuple[str, ...]] | None = None
+        for package in (*part.conda, *part.pypi):
+            subject = LockedPackage(package)
+            for objection in screen.objections(subject):
+                key = key_of(subject)
+                if (objection.rule.name, key) in said:
+                    continue
+                said.add((objection.rule.name, key))
+                if chains is None:
+                    chains = shortest_chains(part, _roots(policy, specification, part.platform))
+                chain = chains.get(subject.name, ())
+                verdicts.append(_verdict(policy, objection, str(key), chain, key))
+        verdicts += _of_whole(screen, part)
+    return _refuse_enforced(verdicts)
+
+
+def key_of(subject: LockedPackage) -> PackageKey:
+    return PackageKey(
+        manager=subject.manager,
+        name=subject.name,
+        version=subject.version,
+        build=subject.build,
+        channel=subject.channel,
+        sha256=subject.sha256,
+    )
+
+
+def _roots(policy: Policy, specification: Specification, platform: str) -> tuple[str, ...]:
+    return (
+        *specification.dependencies.get(platform, ()),
+        *specification.pip.get(platform, ()),
+        *policy.required,
+    )
+
+
+def _of_channels(policy: Policy, channels: tuple[str, ...]) -> Iterator[Verdict]:
+    for rule in policy.rules:
+        for url, reason in rule.of_channels(channels):
+            yield Verdict(
+                rule=rule.name,
+                effect=rule.effect,
+                subject=url,
+                reason=f"{reason} ({rule.because})" if rule.because else reason,
+                policy=policy.version,
+            )
+
+
+def _of_whole(screen: Screen, part: PlatformLock) -> Iterator[Verdict]:
+    for rule in screen.policy.rules:
+        sentences = list(rule.of_whole(part))
+        ruling = screen.whole_ruling(rule) if sentences and rule.effect is Effect.ASK else None
+        if ruling is not None and ruling.approved:
+            continue
+        for sentence in sentences:
+            rejected = f", and was rejected: {ruling.reason}" if ruling else ""
+            yield Verdict(
+                rule=rule.name,
+                effect=Effect.ENFORCE if ruling else rule.effect,
+                subject=part.platform,
+                reason=f"{sentence}{rejected} {_source(rule)}.",
+                package=PackageKey(manager=WHOLE, name=rule.name),
+                policy=screen.policy.version,
+                decision=ruling.id if ruling else None,
+            )
+
+
+def _verdict(
+    policy: Policy,
+    objection: Objection,
+    subject: str,
+    chain: tuple[str, ...],
+    package: PackageKey | None = None,
+) -> Verdict:
+    return Verdict(
+        rule=objection.rule.name,
+        effect=objection.effect,
+        subject=subject,
+        reason=f"{subject} {objection.text} {_source(objection.rule)}.",
+        chain=chain,
+        package=package,
+        policy=policy.version,
+        decision=objection.decision,
+    )
+
+
+def _source(rule: Rule) -> str:
+    return f"(rule “{rule.name}”{': ' + rule.because.rstrip('.') if rule.because else ''})"
+
+
+def _refuse_enforced(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
+    refused = [verdict for verdict in verdicts if verdict.effect is Effect.ENFORCE]
+    if refused:
+        # What speaks of no package speaks of a channel.
+        channels_only = all(
+            verdict.package is None and "://" in verdict.subject for verdict in refused
+        )
+        kind = ChannelNotAllowedError if channels_only else PolicyError
+        more = f" And {len(refused) - _SPELT_OUT} more." if len(refused) > _SPELT_OUT else ""
+        raise kind(
+            " ".join(verdict.sentence for verdict in refused[:_SPELT_OUT]) + more,
+            details={"verdicts": [verdict.to_json() for verdict in refused]},
+        )
+    return tuple(verdicts)

@@ -1,0 +1,144 @@
+"""Does a licence satisfy what a rule allows? SPDX expressions, and words that are none.
+
+`A OR B` is acceptable where one of them is, `A AND B` where both are; `A WITH E` as `A` is, unless
+the rule names `A WITH E` itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from typing import Any
+
+from license_expression import (
+    AND,
+    OR,
+    LicenseSymbol,
+    LicenseWithExceptionSymbol,
+    Licensing,
+    get_spdx_licensing,
+)
+
+from environments.domain.errors import InvalidInputError
+from environments.domain.names import did_you_mean, printable
+
+_LONGEST = 2_000  # characters; what is longer is a text, not an expression
+
+#: What channels write for licences that have one plain meaning; a rule's own map goes before.
+FREE_TEXT: Mapping[str, str] = {
+    "apache": "Apache-2.0",
+    "apache 2": "Apache-2.0",
+    "apache 2.0": "Apache-2.0",
+    "apache license 2.0": "Apache-2.0",
+    "apache license, version 2.0": "Apache-2.0",
+    "apache software license": "Apache-2.0",
+    "bsd 2-clause": "BSD-2-Clause",
+    "bsd 3-clause": "BSD-3-Clause",
+    "3-clause bsd": "BSD-3-Clause",
+    "new bsd": "BSD-3-Clause",
+    "bsd_2_clause": "BSD-2-Clause",
+    "bsd_3_clause": "BSD-3-Clause",
+    "boost": "BSL-1.0",
+    "gpl v2": "GPL-2.0-only",
+    "gpl v3": "GPL-3.0-only",
+    "gplv2": "GPL-2.0-only",
+    "gplv3": "GPL-3.0-only",
+    "gpl-2": "GPL-2.0-only",
+    "gpl-3": "GPL-3.0-only",
+    "gpl-3.0-only with gcc-exception-3.1": "GPL-3.0-only WITH GCC-exception-3.1",
+    "isc license": "ISC",
+    "mit license": "MIT",
+    "the mit license": "MIT",
+    "mpl 2.0": "MPL-2.0",
+    "psf": "PSF-2.0",
+    "public domain": "LicenseRef-Public-Domain",
+    "public-domain": "LicenseRef-Public-Domain",
+    "python software foundation license": "PSF-2.0",
+    "unlicense": "Unlicense",
+    "zlib license": "Zlib",
+}
+
+
+@lru_cache(maxsize=1)
+def _licensing() -> Licensing:
+    return get_spdx_licensing()
+
+
+@lru_cache(maxsize=10_000)
+def expression(text: str) -> Any | None:
+    """`text` as a tree of SPDX licences; None where it is not an expression of known ones."""
+    if not text or len(text) > _LONGEST:
+        return None
+    try:
+        tree = _licensing().parse(text, simple=False)
+        unknown = [key for key in _licensing().unknown_license_keys(tree) if not _own(key)]
+    except Exception:  # the parser's errors have no common base, and odd texts find odd ones
+        return None
+    return None if tree is None or unknown else tree
+
+
+def _own(key: str) -> bool:
+    """`LicenseRef-...`: somebody's own licence, with a name of its own."""
+    return key.startswith(("LicenseRef-", "DocumentRef-")) and " " not in key
+
+
+def acceptable(tree: Any, *, allow: Sequence[str], deny: Sequence[str]) -> bool:
+    """Whether one may take a package under this expression.
+
+    Args:
+        allow: names or globs of licences; none means all that `deny` does not name.
+        deny: names or globs; goes before `allow`.
+    """
+    if isinstance(tree, OR):
+        return any(acceptable(part, allow=allow, deny=deny) for part in tree.args)
+    if isinstance(tree, AND):
+        return all(acceptable(part, allow=allow, deny=deny) for part in tree.args)
+    if isinstance(tree, LicenseWithExceptionSymbol):
+        whole = f"{tree.license_symbol.key} WITH {tree.exception_symbol.key}"
+        if named(whole, [each for each in deny if " WITH " in each]):
+            return False
+        if named(whole, [each for each in allow if " WITH " in each]):
+            return True
+        return acceptable(tree.license_symbol, allow=allow, deny=deny)
+    assert isinstance(tree, LicenseSymbol)
+    if named(tree.key, deny):
+        return False
+    return not allow or named(tree.key, allow)
+
+
+def named(key: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(key.lower(), pattern.lower()) for pattern in patterns)
+
+
+def licence_pattern(text: str) -> str:
+    """A licence as a rule names it: an SPDX name in its proper form, or a glob over names.
+
+    Raises:
+        InvalidInputError: no licence of SPDX has such a name.
+    """
+    text = " ".join(text.split())
+    if "*" in text:
+        known = _licensing().known_symbols
+        base = text.partition(" WITH ")[0]
+        if base == "*" or base.startswith("LicenseRef-") or any(named(k, [base]) for k in known):
+            return text
+    else:
+        tree = expression(text)
+        if tree is not None and not isinstance(tree, OR | AND):
+            return str(tree.render())
+    raise InvalidInputError(
+        f"{printable(text)} is not the name of a licence of SPDX.",
+        hint=did_you_mean_licence(text) or "Write names such as MIT, GPL-3.0-only or GPL-*.",
+    )
+
+
+def did_you_mean_licence(text: str) -> str:
+    mapped = FREE_TEXT.get(text.lower())
+    if mapped:
+        return f"Did you mean {mapped!r}?"
+    names = {key.lower(): key for key in _licensing().known_symbols}
+    said = did_you_mean(text, names)
+    for lower, key in names.items():
+        said = said.replace(f"{lower!r}", f"{key!r}")
+    return said

@@ -1,0 +1,122 @@
+"""Which packages does a line of a rule mean? A MatchSpec, with globs, for conda, PyPI or both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import lru_cache
+
+from packaging.utils import canonicalize_name
+from rattler import MatchSpec
+
+from environments.domain.errors import InvalidInputError
+from environments.domain.names import SUBDIRS, channel_allowed, printable
+from environments.domain.policy.subjects import Subject
+
+MANAGERS = ("conda", "pypi")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackageSpec:
+    """`numpy >=1.26`, `*-gpl`, `conda-forge::openssl <3`, `pypi:requests`, `conda:tables`.
+
+    A line that tightens (`wide`) means packages of both managers where it does not name one; a
+    line that loosens means conda's only. So a rule errs on the side of saying no.
+    """
+
+    text: str
+    manager: str  # "conda", "pypi", or "" for both
+    name: str  # exact or a glob, lower case
+    matcher: str  # what rattler compares: the text without manager and channel
+    channel: str = ""  # a URL pattern, or the end of a URL (`conda-forge`)
+    by_name: bool = False  # nothing but the name decides
+    wide: bool = field(default=False)
+
+    def concerns(self, manager: str, name: str) -> bool:
+        """Whether a package of this name can match at all."""
+        if self.manager and manager != self.manager:
+            return False
+        if manager == "pypi" and self.channel:
+            return False
+        if manager == "pypi":
+            return fnmatchcase(canonicalize_name(name), _pypi_name(self.name))
+        return fnmatchcase(name, self.name)
+
+    def matches(self, subject: Subject) -> bool:
+        return self.concerns(subject.manager, subject.name) and self.takes(subject)
+
+    def takes(self, subject: Subject) -> bool:
+        """As `matches`, for a subject whose name is known to fit."""
+        if self.channel and not in_channel(subject.channel, self.channel):
+            return False
+        if self.by_name:
+            return True
+        record = subject.record
+        if record is None:  # its version cannot be read
+            return self.wide
+        spec = match_spec(self.matcher)
+        if subject.manager == "pypi":  # the name was compared in PyPI's way
+            spec = match_spec("*" + self.matcher[len(self.name) :])
+        return bool(spec.matches(record))
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def _pypi_name(glob: str) -> str:
+    return glob.replace("_", "-").replace(".", "-")
+
+
+@lru_cache(maxsize=10_000)
+def match_spec(text: str) -> MatchSpec:
+    return MatchSpec(text, strict=False, exact_names_only=False)
+
+
+def in_channel(url: str, wanted: str) -> bool:
+    """`wanted`: a URL with wildcards, or the last parts of one."""
+    if "://" in wanted or wanted == "*":
+        return channel_allowed(url, (wanted.rstrip("/"),))
+    return url.endswith(f"/{wanted.strip('/')}")
+
+
+def package_spec(text: str, *, wide: bool) -> PackageSpec:
+    """A line of a rule, read.
+
+    Raises:
+        InvalidInputError: it cannot be read.
+    """
+    written = " ".join(text.split())
+    rest, manager = written, ""
+    for known in MANAGERS:
+        if written.startswith(f"{known}:") and not written.startswith(f"{known}::"):
+            rest, manager = written[len(known) + 1 :].strip(), known
+    head, mark, tail = rest.partition("::")
+    channel = ""
+    if mark:
+        channel, rest = head.rstrip("/"), tail
+        base, _, last = channel.rpartition("/")
+        if last in SUBDIRS:
+            channel = base
+            rest = f"{rest}[subdir={last}]" if "[" not in rest else rest
+    try:
+        if not rest or len(rest) > 1000 or not rest.isprintable():
+            raise ValueError("it is empty, too long, or not printable")
+        spec = match_spec(rest)
+        name = spec.name.normalized if spec.name is not None else "*"
+        if name.startswith("^"):
+            raise ValueError("write a name with stars, not a regular expression")
+    except Exception as error:  # rattler's errors have no common base
+        raise InvalidInputError(
+            f"{printable(text)} cannot be read: {' '.join(str(error).split())}",
+            hint="Write it like numpy >=1.26, scipy-*, conda-forge::openssl <3, pypi:requests.",
+        ) from error
+    by_name = rest.strip().lower() == name
+    return PackageSpec(
+        text=written,
+        manager=manager or ("" if wide and not channel else "conda"),
+        name=name,
+        matcher=name + rest.strip()[len(name) :],
+        channel=channel,
+        by_name=by_name,
+        wide=wide,
+    )
