@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.apps import AppConfig
+from django.db.models.signals import post_migrate
 
 
 class AccountsConfig(AppConfig):
     name = "accounts"
+
+    def ready(self) -> None:
+        post_migrate.connect(_make_cache_table, sender=self, dispatch_uid="accounts.cache")
+
+
+def _make_cache_table(using: str, **kwargs: Any) -> None:
+    """Of the counts of failed sign-ins; nothing where it is there."""
+    from django.core.management import call_command
+
+    call_command("createcachetable", database=using, verbosity=0)

@@ -11,11 +11,13 @@ from typing import Any
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
 from django.conf import settings
 from django.contrib.auth.models import AnonymousUser
-from django.http import HttpRequest, HttpResponseBase, JsonResponse
+from django.http import HttpRequest, HttpResponseBase, HttpResponseRedirect, JsonResponse
+from django.urls import reverse
 from django.utils import timezone
 
 from accounts.access import ANONYMOUS, Actor
 from accounts.models import ApiToken
+from accounts.sign_in import SecondFactorError, lacks_second_factor
 from accounts.signals import token_moved, token_refused
 from environments.domain.errors import NotSignedInError
 
@@ -106,7 +108,9 @@ class ActorMiddleware:
         request.actor = ANONYMOUS  # type: ignore[attr-defined]
         try:
             actor = actor_of(request)
-        except TokenInvalidError as error:
+            if actor.token is None and lacks_second_factor(request):
+                return _to_second_factor(request)
+        except NotSignedInError as error:
             body = {"code": error.code, "detail": error.message, "hint": error.hint, "status": 401}
             answer = JsonResponse(body, status=401, content_type="application/problem+json")
             answer["WWW-Authenticate"] = 'Bearer realm="condastore"'
@@ -117,3 +121,12 @@ class ActorMiddleware:
             # A browser never sends a token on its own: there is no forgery to guard against.
             request._dont_enforce_csrf_checks = True  # type: ignore[attr-defined]
         return None
+
+
+def _to_second_factor(request: HttpRequest) -> HttpResponseBase | None:
+    """Only its pages answer an administrator who must set one up; there nobody is the actor."""
+    if request.path.startswith(("/accounts/", "/logout/", settings.STATIC_URL)):
+        return None
+    if request.method == "GET" and request.accepts("text/html"):
+        return HttpResponseRedirect(reverse("mfa_index"))
+    raise SecondFactorError("Administrators set up a second factor first.")

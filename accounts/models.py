@@ -7,12 +7,14 @@ import secrets
 from datetime import datetime
 from typing import Self
 
-from django.contrib.auth.models import AbstractUser
+from django.conf import settings
+from django.contrib.auth.models import AbstractUser, Group
 from django.db import models
 from django.db.models import Q
 from django.utils import timezone
 
 from accounts.roles import Role
+from accounts.sealing import seal, unseal
 
 TOKEN_PREFIX = "cs_"  # noqa: S105 - what scanners for leaked secrets look for
 
@@ -28,10 +30,121 @@ class User(AbstractUser):
     class Meta(AbstractUser.Meta):
         abstract = False
 
+    @property
+    def is_local(self) -> bool:
+        """A person whom no directory vouches for."""
+        return not self.is_service and not self.identities.present().exists()
+
+    @property
+    def may_act(self) -> bool:
+        """False for who was closed, and for local people where local accounts are off."""
+        return self.is_active and (settings.LOCAL_ACCOUNTS or not self.is_local)
+
+
+class IdentityQuerySet(models.QuerySet["Identity"]):
+    def present(self) -> Self:
+        return self.filter(gone_at=None)
+
+
+class Identity(models.Model):
+    """That a user is `subject` at `issuer`: what a directory vouches for.
+
+    It is the only way from a directory to an account: a user name or e-mail address that happens to
+    be the same leads nowhere.
+    """
+
+    user = models.ForeignKey(User, models.CASCADE, related_name="identities")
+    issuer = models.CharField(
+        max_length=255, help_text="The directory, by the name that it gives itself."
+    )
+    subject = models.CharField(
+        max_length=255, help_text="The person there: never given to another."
+    )
+    directory = models.CharField(
+        max_length=32, help_text="Its name in the settings; its groups' names start with it."
+    )
+    sealed_refresh_token = models.TextField(blank=True, editable=False)
+    seen_at = models.DateTimeField(
+        null=True, blank=True, editable=False, help_text="When the directory last confirmed it."
+    )
+    gone_at = models.DateTimeField(
+        null=True, blank=True, editable=False, help_text="The directory no longer knows it."
+    )
+
+    objects = IdentityQuerySet.as_manager()
+
+    class Meta:
+        verbose_name_plural = "identities"
+        constraints = [models.UniqueConstraint(fields=["issuer", "subject"], name="identity_once")]
+        indexes = [models.Index(fields=["directory", "seen_at"])]
+
+    def __str__(self) -> str:
+        return f"{self.subject} at {self.issuer}"
+
+    @property
+    def refresh_token(self) -> str:
+        """What asks an OpenID Connect provider again; empty where it gave none."""
+        sealed = self.sealed_refresh_token
+        return unseal(sealed, purpose=_REFRESH) if sealed else ""
+
+    @refresh_token.setter
+    def refresh_token(self, secret: str) -> None:
+        self.sealed_refresh_token = seal(secret, purpose=_REFRESH) if secret else ""
+
+
+_REFRESH = "refresh-tokens"
+
+
+class DirectoryGroup(models.Model):
+    """That a group mirrors one of a directory's: its members come from there alone."""
+
+    group = models.OneToOneField(Group, models.CASCADE, related_name="mirror")
+    directory = models.CharField(max_length=32)
+    name = models.CharField(max_length=255, help_text="As the directory calls it.")
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["directory", "name"], name="directory_group_once")
+        ]
+
+    def __str__(self) -> str:
+        return self.group.name
+
+
+class DeviceSignInQuerySet(models.QuerySet["DeviceSignIn"]):
+    def open(self) -> Self:
+        return self.filter(
+            expires_at__gt=timezone.now(), approved_by=None, denied_at=None, collected_at=None
+        )
+
+
+class DeviceSignIn(models.Model):
+    """A command line that waits until its person approves it in the browser (RFC 8628)."""
+
+    digest = models.CharField(max_length=64, unique=True, editable=False)
+    user_code = models.CharField(max_length=9, unique=True, editable=False)
+    name = models.CharField(max_length=64, help_text="Of the token that it gets.")
+    address = models.CharField(max_length=45, blank=True)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    expires_at = models.DateTimeField()
+    asked_at = models.DateTimeField(null=True)
+    approved_by = models.ForeignKey(User, models.CASCADE, null=True, related_name="+")
+    denied_at = models.DateTimeField(null=True)
+    collected_at = models.DateTimeField(null=True)
+
+    objects = DeviceSignInQuerySet.as_manager()
+
+    def __str__(self) -> str:
+        return self.user_code
+
 
 class ApiTokenQuerySet(models.QuerySet["ApiToken"]):
     def usable(self) -> Self:
-        return self.filter(Q(expires_at__gt=timezone.now()), revoked_at=None, user__is_active=True)
+        rows = self.filter(Q(expires_at__gt=timezone.now()), revoked_at=None, user__is_active=True)
+        if settings.LOCAL_ACCOUNTS:
+            return rows
+        vouched = Identity.objects.present().values("user")
+        return rows.filter(Q(user__is_service=True) | Q(user__in=vouched))
 
     def with_secret(self, secret: str) -> Self:
         return self.filter(digest=token_digest(secret))

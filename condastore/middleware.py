@@ -16,6 +16,7 @@ from django.core.exceptions import RequestDataTooBig
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.shortcuts import render
 
+from accounts.sign_in import TooManyAttemptsError
 from condastore.metrics import REQUESTS
 from environments.domain.errors import (
     AccessDeniedError,
@@ -42,6 +43,7 @@ _GIVEN_ID = re.compile(r"[A-Za-z0-9_.-]{8,64}")
 STATUSES: tuple[tuple[type[StoreError], HTTPStatus], ...] = (
     (NotFoundError, HTTPStatus.NOT_FOUND),
     (NotSignedInError, HTTPStatus.UNAUTHORIZED),
+    (TooManyAttemptsError, HTTPStatus.TOO_MANY_REQUESTS),
     (AccessDeniedError, HTTPStatus.FORBIDDEN),
     (PolicyError, HTTPStatus.FORBIDDEN),
     (ChannelNotAllowedError, HTTPStatus.FORBIDDEN),

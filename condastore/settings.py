@@ -11,6 +11,7 @@ import dj_database_url
 import dj_email_url
 from platformdirs import user_data_path
 
+from accounts.providers import Providers
 from condastore import __version__, env
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -107,9 +108,52 @@ QUOTA_BYTES = env.number(
 )
 QUOTA_ENVIRONMENTS = env.number("QUOTA_ENVIRONMENTS", 0, "Environments. 0: no limit.")
 QUOTA_BUILDS_AT_ONCE = env.number(
-    "QUOTA_BUILDS_AT_ONCE", 0, "Builds that are queued, held or running. 0: no limit."
+    "QUOTA_BUILDS_AT_ONCE", 0, "Builds that are queued or running. 0: no limit."
 )
 QUOTA_BUILDS_A_DAY = env.number("QUOTA_BUILDS_A_DAY", 0, "Builds within 24 hours. 0: no limit.")
+
+# --- who people are (docs/sign-in.md) ---------------------------------------------------------
+LOCAL_ACCOUNTS = env.flag(
+    "LOCAL_ACCOUNTS", True, "People may sign in with passwords that are kept here."
+)
+REQUIRE_SECOND_FACTOR = env.flag(
+    "REQUIRE_SECOND_FACTOR", False, "Administrators do nothing before they set one up."
+)
+ADMIN_GROUPS = env.words(
+    "ADMIN_GROUPS", "", "Groups of directories (ldap:it) whose members run the installation."
+)
+DIRECTORY_INTERVAL = env.seconds(
+    "DIRECTORY_INTERVAL", 900, "How old what a directory said of a person may get."
+)
+OIDC_PROVIDERS = env.secret("OIDC_PROVIDERS", "OpenID Connect providers, as JSON.")
+SAML_PROVIDERS = env.secret("SAML_PROVIDERS", "SAML 2.0 identity providers, as JSON.")
+LDAP: dict[str, Any] = {
+    "name": env.text("LDAP_NAME", "ldap", "What the names of the directory's groups start with."),
+    "url": env.text("LDAP_URL", "", "ldaps:// or ldap:// of the directory; none if empty."),
+    "start_tls": env.flag("LDAP_START_TLS", False, "Encrypt a connection of ldap://."),
+    "ca_file": env.text("LDAP_CA_FILE", "", "Certificates that vouch for the directory's own."),
+    "bind_dn": env.text("LDAP_BIND_DN", "", "The account that looks people up."),
+    "bind_password": env.secret("LDAP_BIND_PASSWORD", "Its password."),
+    "user_base": env.text("LDAP_USER_BASE", "", "Below which people are."),
+    "user_filter": env.text(
+        "LDAP_USER_FILTER", "(uid=%(user)s)", "Finds the person of a user name."
+    ),
+    "group_base": env.text("LDAP_GROUP_BASE", "", "Below which groups are; not asked if empty."),
+    "group_filter": env.text("LDAP_GROUP_FILTER", "(objectClass=*)", "Which of them count."),
+    "group_type": env.text(
+        "LDAP_GROUP_TYPE",
+        "groupOfNames",
+        "groupOfNames, groupOfNames-flat, groupOfUniqueNames, posixGroup or activeDirectory.",
+    ),
+    "id_attribute": env.text(
+        "LDAP_ID_ATTRIBUTE", "entryUUID", "What a person keeps for life; objectGUID in AD."
+    ),
+    "username_attribute": env.text(
+        "LDAP_USERNAME_ATTRIBUTE", "uid", "The user name; sAMAccountName in AD."
+    ),
+    "email_attribute": env.text("LDAP_EMAIL_ATTRIBUTE", "mail", "The mail address."),
+    "timeout": env.seconds("LDAP_TIMEOUT", 10, "How long the directory may take.").total_seconds(),
+}
 
 # --- limits -----------------------------------------------------------------------------------
 MAX_SPECIFICATION_BYTES = env.number(
@@ -193,7 +237,21 @@ NOTIFICATION_BACKOFF = env.seconds(
 
 # --- Django -----------------------------------------------------------------------------------
 VERSION = __version__
+SIGN_IN_PROVIDERS = Providers.read(
+    openid=OIDC_PROVIDERS, saml=SAML_PROVIDERS, taken=[LDAP["name"]] if LDAP["url"] else []
+)
+#: Directories that are asked again between sign-ins: what makes each.
+DIRECTORIES: list[tuple[str, dict[str, Any]]] = [
+    ("accounts.openid.Directory", {"name": one.id}) for one in SIGN_IN_PROVIDERS.openid if one.sync
+]
+if LDAP["url"]:
+    DIRECTORIES.append(("accounts.ldap_directory.Directory", {}))
 INSTALLED_APPS = [
+    "allauth",
+    "allauth.account",
+    "allauth.socialaccount",
+    "allauth.mfa",
+    *SIGN_IN_PROVIDERS.apps,
     "accounts",
     "environments",
     "django.contrib.admin.apps.SimpleAdminConfig",  # condastore.urls finds the admins: web only
@@ -207,11 +265,13 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     "condastore.middleware.RequestContext",
     "django.middleware.security.SecurityMiddleware",
+    "csp.middleware.CSPMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "allauth.account.middleware.AccountMiddleware",
     "accounts.authentication.ActorMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
@@ -267,15 +327,23 @@ DEFAULT_FROM_EMAIL = SERVER_EMAIL = EMAIL_FROM
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 AUTH_USER_MODEL = "accounts.User"
-AUTHENTICATION_BACKENDS = ["django.contrib.auth.backends.ModelBackend"]
-AUTH_PASSWORD_VALIDATORS = [
-    {"NAME": f"django.contrib.auth.password_validation.{name}"}
-    for name in (
-        "UserAttributeSimilarityValidator",
-        "MinimumLengthValidator",
-        "CommonPasswordValidator",
-        "NumericPasswordValidator",
-    )
+# Passwords of our own first: what a directory cannot answer keeps nobody else out.
+AUTHENTICATION_BACKENDS = ["accounts.backends.LocalBackend"]
+if LDAP["url"]:
+    AUTHENTICATION_BACKENDS.append("accounts.ldap_directory.Backend")
+AUTH_PASSWORD_VALIDATORS: list[dict[str, Any]] = [
+    {
+        "NAME": "django.contrib.auth.password_validation.MinimumLengthValidator",
+        "OPTIONS": {"min_length": 12},
+    },
+    *(
+        {"NAME": f"django.contrib.auth.password_validation.{name}"}
+        for name in (
+            "UserAttributeSimilarityValidator",
+            "CommonPasswordValidator",
+            "NumericPasswordValidator",
+        )
+    ),
 ]
 # guardian's stand-in row for anonymous visitors would pass for a signed-in user.
 ANONYMOUS_USER_NAME = None
@@ -283,6 +351,30 @@ GUARDIAN_MONKEY_PATCH_USER = False
 LOGIN_URL = "login"
 LOGIN_REDIRECT_URL = "/"
 LOGOUT_REDIRECT_URL = "/"
+ACCOUNT_ADAPTER = "accounts.adapters.AccountAdapter"
+ACCOUNT_FORMS = {"login": "accounts.forms.SignInForm"}
+ACCOUNT_LOGIN_METHODS = {"username"}
+ACCOUNT_SIGNUP_FIELDS = ["username*", "password1*", "password2*"]
+ACCOUNT_EMAIL_VERIFICATION = "none"
+ACCOUNT_SESSION_REMEMBER = True
+ACCOUNT_DEFAULT_HTTP_PROTOCOL = "https" if SECURE_COOKIES else "http"
+ACCOUNT_RATE_LIMITS = {"login": "120/m/ip", "login_failed": "20/m/ip,5/5m/key"}
+SOCIALACCOUNT_ADAPTER = "accounts.adapters.ProviderAdapter"
+SOCIALACCOUNT_PROVIDERS = SIGN_IN_PROVIDERS.django_settings
+# A link, not a form: a browser that follows `form-action` would stop at the provider's address.
+SOCIALACCOUNT_LOGIN_ON_GET = True
+MFA_ADAPTER = "accounts.adapters.SecondFactorAdapter"
+MFA_SUPPORTED_TYPES = ["totp", "webauthn", "recovery_codes"]
+MFA_WEBAUTHN_ALLOW_INSECURE_ORIGIN = not SECURE_COOKIES
+MFA_RECOVERY_CODES_SHOW_ONCE = True
+MFA_ALLOW_UNVERIFIED_EMAIL = True
+# What counts failed sign-ins must be seen by every web process, and outlive each.
+CACHES = {
+    "default": {
+        "BACKEND": "django.core.cache.backends.db.DatabaseCache",
+        "LOCATION": "accounts_cache",
+    }
+}
 
 SESSION_COOKIE_AGE = int(SESSION_AGE.total_seconds())
 SESSION_COOKIE_NAME = "condastore_session"
@@ -295,6 +387,17 @@ SECURE_SSL_REDIRECT = False  # the proxy in front does it
 SILENCED_SYSTEM_CHECKS = ["security.W008", "guardian.W001"]
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if BEHIND_PROXY else None
 X_FRAME_OPTIONS = "DENY"
+CONTENT_SECURITY_POLICY = {
+    "DIRECTIVES": {
+        "default-src": ["'self'"],
+        "img-src": ["'self'", "data:"],
+        "font-src": ["'self'", "data:"],
+        "object-src": ["'none'"],
+        "base-uri": ["'none'"],
+        "form-action": ["'self'"],
+        "frame-ancestors": ["'none'"],
+    }
+}
 DATA_UPLOAD_MAX_MEMORY_SIZE = MAX_REQUEST_BYTES
 
 STATIC_URL = "/static/"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from allauth.account.decorators import secure_admin_login
 from django.contrib import admin
-from django.contrib.auth.views import LoginView, LogoutView
+from django.contrib.auth.views import LogoutView
 from django.urls import include, path
 
 from condastore import checks as checks  # registers the system checks
@@ -12,6 +13,8 @@ from condastore.schema import schema
 from environments.graphql.views import GraphQLView
 
 admin.autodiscover()
+# One way in for everybody: with its limits, and its second factor.
+admin.site.login = secure_admin_login(admin.site.login)  # type: ignore[method-assign]
 graphql = GraphQLView.as_view(
     schema=schema, subscription_protocols=["graphql-transport-ws", "graphql-sse"]
 )
@@ -23,7 +26,7 @@ urlpatterns = [
     path("healthz", health.alive, name="alive"),
     path("readyz", health.ready, name="ready"),
     path("metrics", health.measured, name="metrics"),
-    path("login/", LoginView.as_view(redirect_authenticated_user=True), name="login"),
+    path("", include("accounts.urls")),
     path("logout/", LogoutView.as_view(), name="logout"),
     path("admin/", admin.site.urls),
     path("", include("environments.console.urls")),

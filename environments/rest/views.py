@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from asgiref.sync import sync_to_async
-from django.contrib.auth import authenticate
 from django.http import (
     HttpRequest,
     HttpResponse,
@@ -25,7 +24,8 @@ from django.views.decorators.http import require_POST, require_safe
 
 from accounts.access import Actor
 from accounts.authentication import client_address
-from environments.domain.errors import InvalidInputError, NotSignedInError
+from accounts.sign_in import with_password
+from environments.domain.errors import InvalidInputError
 from environments.models import Build
 from environments.operations import audit, downloads, tokens
 from environments.operations.environments import find_build, find_environment
@@ -114,11 +114,7 @@ def sign_in(request: HttpRequest) -> JsonResponse:
     """A token for a password: {username, password, name?} -> {token, expires_at, name}."""
     body = _body(request)
     username, password = (_text(body, key) for key in ("username", "password"))
-    user = authenticate(request, username=username, password=password)
-    if user is None:
-        raise NotSignedInError(
-            "The user name or the password is wrong.", hint="Check both, and try again."
-        )
+    user = with_password(request, username=username, password=password)
     made = tokens.create_token(
         actor=Actor(user, address=client_address(request.META)),
         name=_text(body, "name", f"sign-in-{secrets.token_hex(4)}"),

@@ -1,0 +1,72 @@
+"""How django-allauth signs people in here: no sign-up, and identities by issuer and subject."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from allauth.account.adapter import DefaultAccountAdapter
+from allauth.mfa.adapter import DefaultMFAAdapter
+from allauth.socialaccount.adapter import DefaultSocialAccountAdapter
+from django.conf import settings
+from django.http import HttpRequest
+
+from accounts.authentication import client_address
+from accounts.claims import of_openid, of_saml
+from accounts.directories import Person, welcome
+from accounts.providers import OpenIdProvider, SamlProvider
+from accounts.sealing import seal, unseal
+from environments.domain.errors import AccessDeniedError
+
+if TYPE_CHECKING:
+    from allauth.socialaccount.models import SocialLogin
+
+_SECRETS = "second-factors"
+
+
+class AccountAdapter(DefaultAccountAdapter):
+    error_messages = {
+        **DefaultAccountAdapter.error_messages,
+        "username_password_mismatch": "The user name or the password is wrong.",
+        "too_many_login_attempts": "Too many attempts failed. Try again in a few minutes.",
+    }
+
+    def is_open_for_signup(self, request: HttpRequest) -> bool:
+        return False  # directories and administrators make accounts
+
+    def get_client_ip(self, request: HttpRequest) -> str:
+        return client_address(request.META) or "unknown"
+
+
+class ProviderAdapter(DefaultSocialAccountAdapter):
+    def pre_social_login(self, request: HttpRequest, sociallogin: SocialLogin) -> None:
+        """Find or make the account, before allauth would look for one in its own ways."""
+        if sociallogin.state.get("process", "login") != "login":
+            raise AccessDeniedError("Accounts are connected to identities by administrators only.")
+        token = sociallogin.token
+        sociallogin.user = welcome(
+            person_of(sociallogin), refresh_token=token.token_secret if token else ""
+        )
+
+
+def person_of(sociallogin: SocialLogin) -> Person:
+    kind: str = sociallogin.provider.id
+    account = sociallogin.account
+    provider = settings.SIGN_IN_PROVIDERS.named(kind, account.provider)
+    data: dict[str, Any] = account.extra_data
+    if isinstance(provider, OpenIdProvider):
+        return of_openid(provider, data)
+    assert isinstance(provider, SamlProvider)
+    return of_saml(provider, data, subject=account.uid)
+
+
+class SecondFactorAdapter(DefaultMFAAdapter):
+    """The secrets of one-time passwords are kept as other secrets are."""
+
+    def get_totp_issuer(self) -> str:
+        return "condastore"
+
+    def encrypt(self, text: str) -> str:
+        return seal(text, purpose=_SECRETS)
+
+    def decrypt(self, encrypted_text: str) -> str:
+        return unseal(encrypted_text, purpose=_SECRETS)

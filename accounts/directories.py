@@ -1,0 +1,249 @@
+"""Who comes from a directory: the account by issuer and subject, and groups as they are there."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Protocol
+
+import structlog
+from django.conf import settings
+from django.contrib.auth.models import Group
+from django.contrib.auth.validators import UnicodeUsernameValidator
+from django.core.exceptions import ValidationError
+from django.db import IntegrityError, transaction
+from django.db.models import QuerySet
+from django.utils import timezone
+from django.utils.module_loading import import_string
+
+from accounts.models import DirectoryGroup, Identity, User
+from accounts.signals import account_closed, account_opened, groups_mirrored
+from environments.domain.errors import AccessDeniedError, ConflictError, UnavailableError
+
+logger = structlog.get_logger(__name__)
+#: A round that would end more accounts than this, and more than this part of all it looked at, is
+#: taken for a fault of the directory (a filter, a right to read) and ends none.
+MOST_GONE, MOST_GONE_PART = 5, 0.2
+#: Accounts that are looked up in one round.
+ROUND = 500
+_LONGEST_NAME = 150  # of a group
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Person:
+    """What a directory says of one of its people, at a sign-in or when asked again."""
+
+    directory: str  # its name in the settings
+    issuer: str
+    subject: str
+    username: str
+    email: str = ""
+    first_name: str = ""
+    last_name: str = ""
+    groups: frozenset[str] | None = None  # None: it says nothing of groups
+
+
+class Directory(Protocol):
+    """One that can be asked about people who are not signing in."""
+
+    name: str
+
+    def askable(self, identities: QuerySet[Identity]) -> QuerySet[Identity]:
+        """Those about whom it can be asked."""
+
+    def look_up(self, identity: Identity) -> Person | None:
+        """None for who is gone or disabled there.
+
+        Raises:
+            UnavailableError: it does not answer, or not so that one could rely on it.
+        """
+
+
+# --- at a sign-in ---------------------------------------------------------------------------------
+
+
+def welcome(person: Person, *, refresh_token: str = "") -> User:
+    """The account of a person who has signed in, made at the first time.
+
+    Raises:
+        ConflictError: the user name belongs to an account that this person is not known to own.
+        AccessDeniedError: an administrator has closed the account.
+    """
+    try:
+        return _welcome(person, refresh_token)
+    except IntegrityError:  # the same person at the same moment: now the account is there
+        return _welcome(person, refresh_token)
+
+
+@transaction.atomic
+def _welcome(person: Person, refresh_token: str) -> User:
+    known = Identity.objects.select_for_update().select_related("user")
+    identity = known.filter(issuer=person.issuer, subject=person.subject).first()
+    if identity is None:
+        identity = _first_time(person)
+    user = identity.user
+    if not user.is_active and identity.gone_at is None:
+        raise AccessDeniedError(
+            f"The account {user.username} is closed.", hint="Ask an administrator to open it."
+        )
+    if identity.gone_at is not None:  # it was closed because the directory had lost them
+        identity.gone_at, user.is_active = None, True
+    identity.seen_at = timezone.now()
+    identity.directory = person.directory
+    if refresh_token:
+        identity.refresh_token = refresh_token
+    identity.save()
+    user.email = person.email[:254]
+    user.first_name, user.last_name = person.first_name[:150], person.last_name[:150]
+    user.save()
+    if person.groups is not None:
+        mirror_groups(user, person.directory, person.groups)
+    return user
+
+
+def _first_time(person: Person) -> Identity:
+    try:
+        UnicodeUsernameValidator()(person.username)
+    except ValidationError:
+        raise ConflictError(
+            f"{person.username!r} cannot be a user name here.",
+            hint="An administrator can name another attribute of the directory for user names.",
+        ) from None
+    # In any letter case: a personal namespace bears the name in lower case.
+    if User.objects.filter(username__iexact=person.username).exists():
+        logger.warning(
+            "a directory's user name is taken",
+            username=person.username,
+            issuer=person.issuer,
+            subject=person.subject,
+        )
+        raise ConflictError(
+            f"There is another account {person.username!r} here, which is not known to be yours.",
+            hint="Ask an administrator to add this identity to it, if it is: "
+            f"{person.subject} at {person.issuer}.",
+        )
+    user = User(username=person.username[:_LONGEST_NAME])
+    user.set_unusable_password()
+    user.save()
+    account_opened.send(sender=User, user=user, directory=person.directory)
+    return Identity(user=user, issuer=person.issuer, subject=person.subject)
+
+
+# --- groups ---------------------------------------------------------------------------------------
+
+
+@transaction.atomic
+def mirror_groups(user: User, directory: str, names: Iterable[str]) -> None:
+    """Of the directory's groups, `user` is in those of `names` afterwards; others stay as they are.
+
+    Groups of different directories, and our own, never share a row: none can forge another's.
+    """
+    wanted = {name[:255] for name in names if name.strip()}
+    mirrors = DirectoryGroup.objects.filter(directory=directory).select_related("group")
+    held = {mirror.name: mirror.group for mirror in mirrors.filter(group__user=user)}
+    known = {mirror.name: mirror.group for mirror in mirrors.filter(name__in=wanted)}
+    made = [_mirror(directory, name) for name in sorted(wanted - set(known))]
+    added = [known[name] for name in sorted(wanted & set(known) - set(held))] + made
+    removed = [held[name] for name in sorted(set(held) - wanted)]
+    if added:
+        user.groups.add(*added)
+    if removed:
+        user.groups.remove(*removed)
+    if settings.ADMIN_GROUPS:
+        _mirror_administration(user)
+    groups_mirrored.send(
+        sender=User,
+        user=user,
+        directory=directory,
+        added=[group.name for group in added],
+        removed=[group.name for group in removed],
+        made=made,
+    )
+
+
+def _mirror(directory: str, name: str) -> Group:
+    full = f"{directory}:{name}"
+    if len(full) > _LONGEST_NAME or Group.objects.filter(name=full).exists():
+        # Too long, or the name of a group that somebody made here: whose members are not these.
+        digest = hashlib.sha256(full.encode()).hexdigest()[:12]
+        full = f"{full[: _LONGEST_NAME - 13]}~{digest}"
+    group = Group.objects.create(name=full)
+    DirectoryGroup.objects.create(group=group, directory=directory, name=name)
+    return group
+
+
+def _mirror_administration(user: User) -> None:
+    mirrored = user.groups.exclude(mirror=None)
+    runs = mirrored.filter(name__in=settings.ADMIN_GROUPS).exists()
+    if (user.is_superuser, user.is_staff) != (runs, runs):
+        user.is_superuser = user.is_staff = runs
+        user.save(update_fields=["is_superuser", "is_staff"])
+
+
+# --- who is gone ----------------------------------------------------------------------------------
+
+
+@transaction.atomic
+def lost(identity: Identity) -> None:
+    """The directory no longer knows the person: no group of it, and no account without another."""
+    identity.gone_at = timezone.now()
+    identity.refresh_token = ""
+    identity.save(update_fields=["gone_at", "sealed_refresh_token"])
+    mirror_groups(identity.user, identity.directory, ())
+    if not identity.user.identities.present().exists():
+        close(identity.user, directory=identity.directory)
+
+
+@transaction.atomic
+def close(user: User, *, directory: str = "") -> None:
+    """End the account with its tokens and sessions; a person who comes back starts with none."""
+    user.is_active = False
+    user.set_unusable_password()  # a new one: sessions are bound to it
+    user.save(update_fields=["is_active", "password"])
+    user.tokens.filter(revoked_at=None).update(revoked_at=timezone.now())
+    account_closed.send(sender=User, user=user, directory=directory)
+
+
+def directories() -> Sequence[Directory]:
+    """Those that can be asked again; what they need is imported here, where it is needed."""
+    return [import_string(maker)(**options) for maker, options in settings.DIRECTORIES]
+
+
+def check_people(*, now: datetime, interval: timedelta) -> None:
+    """Ask each directory about those whom it has not confirmed for `interval`."""
+    for directory in directories():
+        try:
+            check_directory(directory, before=now - interval)
+        except UnavailableError as error:
+            logger.warning("a directory could not be asked", directory=directory.name, why=error)
+
+
+def check_directory(directory: Directory, *, before: datetime) -> None:
+    """One round: groups follow, and who is gone loses the account.
+
+    Raises:
+        UnavailableError: the directory did not answer; nothing was taken from anybody.
+    """
+    present = Identity.objects.present().filter(directory=directory.name, user__is_active=True)
+    due = directory.askable(present.exclude(seen_at__gt=before))
+    gone = []
+    looked_at = 0
+    for identity in due.select_related("user").order_by("seen_at", "pk")[:ROUND]:
+        looked_at += 1
+        person = directory.look_up(identity)
+        if person is None:
+            gone.append(identity)
+        elif (person.issuer, person.subject) == (identity.issuer, identity.subject):
+            _welcome(person, "")
+    if len(gone) > max(MOST_GONE, MOST_GONE_PART * looked_at):
+        logger.error(
+            "a directory no longer knows too many at once; nobody was closed",
+            directory=directory.name,
+            gone=len(gone),
+            looked_at=looked_at,
+        )
+        return
+    for identity in gone:
+        lost(identity)

@@ -1,0 +1,71 @@
+"""Is this who they say they are? Passwords for programs, and second factors for administrators."""
+
+from __future__ import annotations
+
+from django.conf import settings
+from django.contrib.auth.models import AnonymousUser
+from django.core.exceptions import ValidationError
+from django.http import HttpRequest
+
+from accounts.models import User
+from environments.domain.errors import AccessDeniedError, NotSignedInError
+
+
+class TooManyAttemptsError(AccessDeniedError):
+    """Passwords were tried too often, for this account or from this address."""
+
+    code = "too-many-attempts"
+    hint = "Wait a few minutes, and try again."
+
+
+class SecondFactorError(NotSignedInError):
+    """A password alone is not enough for this account."""
+
+    code = "second-factor-needed"
+    hint = "Sign in with the browser: `condastore login URL --browser`."
+
+
+def with_password(request: HttpRequest, *, username: str, password: str) -> User:
+    """The account, for a program that has a password: no session begins.
+
+    Raises:
+        NotSignedInError: the password is wrong, or the account may not sign in.
+        TooManyAttemptsError, SecondFactorError: even if it is right.
+    """
+    from allauth.account.adapter import get_adapter
+
+    try:
+        user = get_adapter(request).authenticate(request, username=username, password=password)
+    except ValidationError:
+        raise TooManyAttemptsError("Too many attempts to sign in have failed.") from None
+    if not isinstance(user, User) or not user.may_act:
+        raise NotSignedInError(
+            "The user name or the password is wrong.", hint="Check both, and try again."
+        )
+    if has_second_factor(user) or _must_have_one(user):
+        raise SecondFactorError(f"A password alone does not sign {user.username} in.")
+    return user
+
+
+def has_second_factor(user: User) -> bool:
+    from allauth.mfa.adapter import get_adapter
+
+    return bool(get_adapter().is_mfa_enabled(user))
+
+
+def lacks_second_factor(request: HttpRequest) -> bool:
+    """True for an administrator's session that must not do anything before one is set up.
+
+    Whoever came through an identity provider has shown there what it asks for.
+    """
+    user = getattr(request, "user", None) or AnonymousUser()
+    if not isinstance(user, User) or not _must_have_one(user):
+        return False
+    from allauth.account.internal.flows.login import get_authentication_records
+
+    methods = {record.get("method") for record in get_authentication_records(request, user)}
+    return "socialaccount" not in methods and not has_second_factor(user)
+
+
+def _must_have_one(user: User) -> bool:
+    return bool(settings.REQUIRE_SECOND_FACTOR) and user.is_superuser
