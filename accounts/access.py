@@ -51,6 +51,10 @@ class Actor:
         return self.signed_in and self.user.is_superuser and ceiling is None
 
     @property
+    def sees_everything(self) -> bool:
+        return self.rules_everything and self.only_namespaces is None
+
+    @property
     def name(self) -> str:
         return self.user.get_username() if self.signed_in else "anonymous"
 

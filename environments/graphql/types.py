@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, Self
 
@@ -11,12 +12,14 @@ import strawberry_django
 from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db.models import (
-    Exists,
+    BooleanField,
+    Case,
     F,
     OuterRef,
     Prefetch,
     QuerySet,
     Subquery,
+    When,
     prefetch_related_objects,
 )
 from django.http import HttpRequest
@@ -42,12 +45,14 @@ from environments.graphql.packages import (
 from environments.graphql.pages import (
     Column,
     Connection,
+    Join,
     actor_of,
     below,
     computed,
     connection,
     field,
     inside,
+    joined,
     optimized,
     total_of,
 )
@@ -69,7 +74,7 @@ from environments.models import (
 )
 from environments.models.builds import BuildQuerySet
 from environments.models.environments import EnvironmentQuerySet
-from environments.models.namespaces import NamespaceQuerySet
+from environments.models.namespaces import NamespaceQuerySet, held
 from environments.models.previews import PreviewQuerySet, PreviewState
 from environments.operations.downloads import FILES
 
@@ -110,12 +115,12 @@ class ApiTokenNode(Node):
 # --- namespaces --------------------------------------------------------------------------------
 
 
-def _may(perm: Perm, namespace: str) -> Callable[[Info], Exists]:
-    """An annotation: may the actor do that in the namespace of the row?"""
+def _may(perm: Perm, *, through: str = "") -> Callable[[Info], Case]:
+    """An annotation: may the actor do that in the namespace, or the one `through` leads to?"""
 
-    def expression(info: Info) -> Exists:
-        allowed = Namespace.objects.with_perm(actor_of(info), perm)
-        return Exists(allowed.order_by().filter(pk=OuterRef(namespace)))
+    def expression(info: Info) -> Case:
+        allowed = When(held(actor_of(info), perm, through=through), then=True)
+        return Case(allowed, default=False, output_field=BooleanField())
 
     return expression
 
@@ -152,14 +157,14 @@ class NamespaceNode(Node):
         return queryset.visible_to(actor_of(info))
 
     @field(
-        annotate={f"may_{perm}": _may(perm, "pk") for perm in Perm},
+        annotate={f"may_{perm}": _may(perm) for perm in Perm},
         description="What you may do in it.",
     )
     def my_permissions(self: Any, info: Info) -> list[Perm]:
         return [perm for perm in Perm if _allowed(self, info, perm, self)]
 
     @field(
-        annotate={"may_grant": _may(Perm.GRANT, "pk")},
+        annotate={"may_grant": _may(Perm.GRANT)},
         description="Who holds which role; empty for those who may not grant.",
         prefetch_related=[
             "user_grants__permission",
@@ -219,12 +224,24 @@ def _shares(self: Any) -> list[str]:
     return sorted(users + [f"group {one.group.name}" for one in self.group_shares.all()])
 
 
+def _shown(info: Info) -> dict[str, Any]:
+    """Is the namespace of an environment one that the actor may see?"""
+    everything = actor_of(info).sees_everything
+    return {} if everything else {"namespace_shown": _may(Perm.VIEW, through="namespace__")(info)}
+
+
 def _namespace(environment: Any) -> Any:
-    try:
-        return environment.namespace
-    except Namespace.DoesNotExist:  # not among those that the actor may see
-        name, created_at = environment.namespace_name, environment.created_at
-        return Namespace(pk=0, name=name, created_at=created_at)
+    with suppress(Namespace.DoesNotExist):  # not among those that the actor may see
+        if environment.__dict__.get("namespace_shown", True):
+            return environment.namespace
+    name, created_at = _namespace_name(environment), environment.created_at
+    return Namespace(pk=0, name=name, created_at=created_at)
+
+
+def _current(environment: Any) -> Any:
+    build = environment.current
+    # Absent where it was read by a statement of its own, which finds no deleted ones.
+    return None if build is None or build.__dict__.get("deleted_at") else build
 
 
 def _latest(environment: Any) -> Any:
@@ -261,7 +278,14 @@ class EnvironmentNode(Node):
     pinned: bool
     created_at: datetime
     updated_at: datetime
-    current: BuildNode | None
+    current: BuildNode | None = joined(
+        Join(
+            "current",
+            lambda info: Build.objects.filter(deleted_at=None),
+            only=["current__deleted_at"],
+        ),
+        _current,
+    )
     tags: list[TagNode]
     builds: Connection[BuildNode] = connection(
         count="build_total",
@@ -273,9 +297,13 @@ class EnvironmentNode(Node):
         description="The newest first.",
     )
 
-    namespace: NamespaceNode = computed(
+    namespace: NamespaceNode = joined(
+        Join(
+            "namespace",
+            lambda info: Namespace.objects.visible_to(actor_of(info)),
+            annotated=lambda info: {"namespace_name": F("namespace__name"), **_shown(info)},
+        ),
         _namespace,
-        annotate={"namespace_name": F("namespace__name")},
         description="Of an environment that was only shared with you it tells just the name.",
     )
     latest: BuildNode | None = computed(_latest, prefetch_related=[_newest])
@@ -299,7 +327,7 @@ class EnvironmentNode(Node):
         return queryset.visible_to(actor_of(info))
 
     @field(
-        annotate={"may_grant": _may(Perm.GRANT, "namespace")},
+        annotate={"may_grant": _may(Perm.GRANT, through="namespace__")},
         prefetch_related=["user_shares__user", "group_shares__group"],
         description="Who else may see it; empty for those who may not grant.",
     )

@@ -40,28 +40,32 @@ def holds_everywhere(actor: Actor, codename: str, perm: Perm) -> bool:
 class NamespaceQuerySet(models.QuerySet["Namespace"]):
     def with_perm(self, actor: Actor, perm: Perm) -> Self:
         """Those in which `actor` may do what `perm` names."""
-        if not actor.allows(perm):
-            return self.none()
-        allowed = Q(public=True) if perm in PUBLIC else Q(pk__in=())
-        if actor.rules_everything:
-            allowed = ~Q(pk__in=())
-        elif actor.signed_in:
-            # As guardian's get_objects_for_user, which takes longer than the query itself.
-            roles = {"permission__codename__in": [role.codename for role in roles_with(perm)]}
-            own = NamespaceUserObjectPermission.objects.filter(user=actor.account, **roles)
-            shared = NamespaceGroupObjectPermission.objects.filter(
-                group__user=actor.account, **roles
-            )
-            allowed |= Q(pk__in=own.values("content_object"))
-            allowed |= Q(pk__in=shared.values("content_object"))
-            if perm is Perm.APPROVE:
-                allowed |= Q(models.Exists(holding(actor, DECIDE_EVERYWHERE)))
-        if actor.only_namespaces is not None:
-            allowed &= Q(name__in=actor.only_namespaces)
-        return self.filter(allowed)
+        return self.none() if not actor.allows(perm) else self.filter(held(actor, perm))
 
     def visible_to(self, actor: Actor) -> Self:
         return self.with_perm(actor, Perm.VIEW)
+
+
+def held(actor: Actor, perm: Perm, *, through: str = "") -> Q:
+    """Is the namespace, or the one that `through` leads to, among those of `with_perm`?"""
+    nothing = Q(**{f"{through}pk__in": ()})
+    if not actor.allows(perm):
+        return nothing
+    allowed = Q(**{f"{through}public": True}) if perm in PUBLIC else nothing
+    if actor.rules_everything:
+        allowed = ~nothing
+    elif actor.signed_in:
+        # As guardian's get_objects_for_user, which takes longer than the query itself.
+        roles = {"permission__codename__in": [role.codename for role in roles_with(perm)]}
+        own = NamespaceUserObjectPermission.objects.filter(user=actor.account, **roles)
+        shared = NamespaceGroupObjectPermission.objects.filter(group__user=actor.account, **roles)
+        allowed |= Q(**{f"{through}pk__in": own.values("content_object")})
+        allowed |= Q(**{f"{through}pk__in": shared.values("content_object")})
+        if perm is Perm.APPROVE:
+            allowed |= Q(models.Exists(holding(actor, DECIDE_EVERYWHERE)))
+    if actor.only_namespaces is not None:
+        allowed &= Q(**{f"{through}name__in": actor.only_namespaces})
+    return allowed
 
 
 class Namespace(models.Model):
