@@ -9,12 +9,15 @@ from pathlib import Path
 
 from django.conf import settings
 from django.db import transaction
+from django.utils import timezone
 
 from environments.domain.errors import InvalidInputError
 from environments.engine import disk, linking
-from environments.models import Build, Environment, Prefix
+from environments.models import Build, Environment, Prefix, RecalledLock
 
 ENVS, PREFIXES, TRASH = "envs", "prefixes", "trash"
+#: Where the folders of recalled builds wait, for their end or for the recall to be undone.
+RECALLED = "recalled"
 #: The length of the placeholder in which conda packages keep room for a prefix.
 CONDA_PREFIX_LENGTH = 255
 
@@ -28,8 +31,11 @@ def link_path(namespace: str, name: str) -> Path:
 
 
 def prefix_path(build: Build) -> Path | None:
-    """Where the build's files are; None where it has none (any more)."""
-    return data() / build.prefix.path if build.prefix else None
+    """Where the build's files are; None where it has none (any more), or was recalled."""
+    if build.prefix is None:
+        return None
+    recalled = RecalledLock.objects.active().filter(lock=build.prefix.lock_id)
+    return None if recalled.exists() else data() / build.prefix.path
 
 
 def planned_prefix(build: Build) -> str:
@@ -117,10 +123,61 @@ def discard(prefix: Path, environment: Environment) -> None:
         linking.to_trash(prefix, data() / TRASH)
 
 
+# --- what was recalled --------------------------------------------------------------------------
+
+
+def set_aside(path: str) -> bool:
+    """Take a prefix (`prefixes/...`) out of everybody's reach by one rename.
+
+    No file in it is touched: others share them. What runs in it goes on with what it has open.
+    """
+    place = _aside(path)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    (data() / RECALLED).chmod(0o700)
+    return _renamed(data() / path, place)
+
+
+def put_back(path: str) -> bool:
+    """Give a prefix back its name; False where it was not set aside."""
+    place = _aside(path)
+    return place.is_dir() and _renamed(place, data() / path)
+
+
+def aside() -> list[str]:
+    """What is set aside, by the path that it had."""
+    root = data() / RECALLED
+    return [f"{PREFIXES}/{found.relative_to(root).as_posix()}" for found in root.glob("*/*")]
+
+
+def drop_aside(path: str) -> None:
+    linking.to_trash(_aside(path), data() / TRASH)
+
+
+def _aside(path: str) -> Path:
+    return data() / RECALLED / Path(path).relative_to(PREFIXES)
+
+
+def _renamed(old: Path, new: Path) -> bool:
+    if new.exists():
+        return False
+    try:
+        old.rename(new)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def measure(build: Build) -> None:
     """Count what the prefix really takes; a look at every file, so it comes after READY."""
     if build.prefix is not None:
-        size = disk.tree_size(data() / build.prefix.path)
-        Prefix.objects.filter(pk=build.prefix.pk).update(
-            apparent_size=size.apparent, unique_size=size.unique
-        )
+        measure_prefix(build.prefix)
+
+
+def measure_prefix(prefix: Prefix) -> None:
+    size = disk.tree_size(data() / prefix.path)
+    Prefix.objects.filter(pk=prefix.pk).update(
+        apparent_size=size.apparent,
+        unique_size=size.unique,
+        share_size=size.share,
+        measured_at=timezone.now(),
+    )

@@ -13,7 +13,7 @@ from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
 
-from environments import folders
+from environments import folders, recalls
 from environments.domain.lifecycle import RUNNING
 from environments.engine import downloads, linking
 from environments.models import Build, Channel, Environment, IndexedPackage, Prefix
@@ -25,14 +25,29 @@ GRACE = timedelta(minutes=10)
 #: A download that was cut is worth keeping as long as somebody may continue it.
 LEFTOVER = timedelta(days=1)
 
+#: How old the count of what a prefix shares may become.
+REMEASURE = timedelta(hours=1)
+
 
 def tidy() -> None:
     """Safe beside everything else, and beside itself."""
     drop_prefixes()
+    recalls.follow_all()
     drop_orphans()
     drop_leftovers()
     follow_pointers()
+    measure_again()
     linking.empty_trash(folders.data() / folders.TRASH, cancelled=lambda: False)
+
+
+def measure_again(*, older: timedelta = REMEASURE, most: int = 20) -> None:
+    """What a prefix shares changes with the others: count those anew that were counted longest ago.
+
+    A few at a time, so that it costs next to nothing.
+    """
+    old = Prefix.objects.filter(measured_at__lt=timezone.now() - older).order_by("measured_at")
+    for prefix in old[:most]:
+        folders.measure_prefix(prefix)
 
 
 def drop_prefixes() -> int:

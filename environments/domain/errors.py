@@ -81,7 +81,8 @@ class UnsatisfiableError(RequestError):
     """The requirements have no solution.
 
     `details`: {"conflicts": [{"requirements": [...], "reason": str, "chain": [...]}],
-    "missing": [{"requirement", "channels", "similar": [...]}]}.
+    "missing": [{"requirement", "channels", "similar": [...]}], and where rules leave none
+    "policy": [{"package", "version", "rule", "reason", "chain", "nothing_left", "can_ask"}]}.
     """
 
     code = "unsatisfiable"
@@ -173,6 +174,12 @@ class ConflictError(StoreError):
     """What is asked for contradicts what is there (a taken name, a pinned build)."""
 
     code = "conflict"
+
+
+class QuotaError(ConflictError):
+    """A namespace has used up what it may hold, or ask for."""
+
+    code = "quota-exceeded"
 
 
 class LimitError(StoreError):

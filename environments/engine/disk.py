@@ -14,11 +14,15 @@ from environments.domain.errors import DiskSpaceError, InvalidInputError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TreeSize:
-    """`apparent`: bytes of all files; `unique`: of those that no other folder shares."""
+    """`apparent`: bytes of all files; `unique`: of those that no other folder shares.
+
+    `share`: each file's bytes, divided among the folders that hold it beside the cache.
+    """
 
     files: int  # and links; folders are not counted
     apparent: int
     unique: int
+    share: int
 
 
 def require_space(path: Path, needed: int, reserve: int = 0) -> None:
@@ -41,8 +45,9 @@ def tree_size(path: Path) -> TreeSize:
 
     A file that is linked several times inside `path` only is unique to it, and counted once.
     """
-    files = apparent = unique = 0
-    linked: dict[tuple[int, int], list[int]] = {}  # (device, inode): [links seen, size]
+    files = apparent = unique = alone = 0
+    # (device, inode): [links seen here, size, links in all]
+    linked: dict[tuple[int, int], list[int]] = {}
     for entry in _walk(path):
         try:
             status = entry.stat(follow_symlinks=False)
@@ -52,12 +57,19 @@ def tree_size(path: Path) -> TreeSize:
         apparent += status.st_size
         if status.st_nlink == 1:
             unique += status.st_size
+            alone += status.st_size
         else:
-            seen = linked.setdefault((status.st_dev, status.st_ino), [0, status.st_size])
+            seen = linked.setdefault(
+                (status.st_dev, status.st_ino), [0, status.st_size, status.st_nlink]
+            )
             seen[0] += 1
             if seen[0] == status.st_nlink:
                 unique += status.st_size
-    return TreeSize(files=files, apparent=apparent, unique=unique)
+    share = sum(
+        size * here // max(here, (links - 1) if links > here else links)
+        for here, size, links in linked.values()
+    )
+    return TreeSize(files=files, apparent=apparent, unique=unique, share=alone + share)
 
 
 def require_same_file_system(cache: Path, prefixes: Path) -> None:

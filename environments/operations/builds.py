@@ -7,12 +7,18 @@ from dataclasses import dataclass
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from accounts.access import Actor, require
 from accounts.roles import Perm
-from environments import folders, platforms
-from environments.domain.errors import ConflictError, NotFoundError, TransitionError
+from environments import approvals, folders, platforms
+from environments.domain.errors import (
+    ConflictError,
+    InvalidInputError,
+    NotFoundError,
+    TransitionError,
+)
 from environments.domain.lifecycle import CANCELLABLE, FINISHED, RUNNING, BuildState
 from environments.domain.names import Credential, parse_name
 from environments.domain.policy import judge_names
@@ -26,10 +32,13 @@ from environments.models import (
     ChannelCredential,
     Environment,
     Namespace,
+    RecalledLock,
     SpecificationRow,
     audited,
 )
-from environments.operations import queueing
+from environments.models.approvals import LONGEST_REASON, in_turn
+from environments.models.recalls import refuse_recalled
+from environments.operations import queueing, quotas
 from environments.policies import policy_of
 
 
@@ -80,13 +89,20 @@ def submit_build(
     idempotency_key: str = "",
     force_solve: bool = False,
     platforms_wanted: Sequence[str] = (),
+    reason: str = "",
 ) -> Submitted:
-    """Queue a build of `specification` (any of the forms that are read) in `environment`."""
+    """Queue a build of `specification` (any of the forms that are read) in `environment`.
+
+    `reason` tells those who approve packages what the build is for.
+    """
     require(actor, Perm.BUILD, environment)
+    if len(reason) > LONGEST_REASON or "\0" in reason:
+        raise InvalidInputError(f"At most {LONGEST_REASON} characters of text.", where="reason")
     if idempotency_key and (known := _with_key(environment, idempotency_key)):
         return Submitted(build=known, warnings=(), created=False)
     namespace = environment.namespace
     submission = read_submission(namespace, specification, platforms_wanted=platforms_wanted)
+    near = quotas.require_room(namespace, builds=1)
     keep_credentials(namespace, submission.credentials)
     value = submission.specification
     for url in value.channels:
@@ -102,6 +118,7 @@ def submit_build(
                 force_solve=force_solve,
                 requested_by=actor.account,
                 idempotency_key=idempotency_key,
+                reason=reason,
             )
     except IntegrityError:
         if known := _with_key(environment, idempotency_key):
@@ -112,7 +129,7 @@ def submit_build(
         Environment.objects.filter(pk=environment.pk).update(description=value.description)
     AuditEvent.record(actor, "build.submit", build, {"specification": value.digest})
     queueing.queue_build(build)
-    return Submitted(build=build, warnings=submission.warnings, created=True)
+    return Submitted(build=build, warnings=(*submission.warnings, *near), created=True)
 
 
 def _with_key(environment: Environment, key: str) -> Build | None:
@@ -130,6 +147,8 @@ def cancel_build(*, actor: Actor, build: Build) -> Build:
         return build
     if build.state not in CANCELLABLE:
         raise TransitionError(f"{build} is {build.state}: there is nothing to cancel.")
+    if build.state == BuildState.HELD:
+        in_turn()  # before the build's row, as those do who decide
     running = build.state in RUNNING
     try:
         build.move(
@@ -145,6 +164,7 @@ def cancel_build(*, actor: Actor, build: Build) -> Build:
             BuildState.CANCELLING if build.state in RUNNING else BuildState.CANCELLED,
             message=f"cancelled by {actor.name}",
         )
+    approvals.withdraw(build)
     AuditEvent.record(actor, "build.cancel", build)
     return build
 
@@ -160,6 +180,7 @@ def set_current_build(*, actor: Actor, build: Build, pin: bool = False) -> Build
             f"{build} is {build.state}; only a READY build can be current.",
             hint="Restore it first." if build.state == BuildState.ARCHIVED else None,
         )
+    refuse_recalled(build)
     before = environment.current
     if not environment.point(build, pinned=pin, expected=before):
         raise TransitionError(f"Another build of {environment} became current just now.")
@@ -175,7 +196,7 @@ def rollback(*, actor: Actor, environment: Environment, to: Build | None = None)
     require(actor, Perm.BUILD, environment)
     if to is None:
         current = environment.current
-        ready = environment.builds.filter(state=BuildState.READY, deleted_at=None)
+        ready = _usable(environment)
         if current is not None:
             ready = ready.filter(number__lt=current.number)
         to = ready.order_by("-number").first()
@@ -189,11 +210,7 @@ def unpin(*, actor: Actor, environment: Environment) -> Environment:
     """Roll forward: the newest READY build becomes current, and later ones will."""
     require(actor, Perm.BUILD, environment)
     Environment.objects.filter(pk=environment.pk).update(pinned=False, updated_at=timezone.now())
-    newest = (
-        environment.builds.filter(state=BuildState.READY, deleted_at=None)
-        .order_by("-number")
-        .first()
-    )
+    newest = _usable(environment).order_by("-number").first()
     if newest is not None:
         environment.advance(newest)
     AuditEvent.record(actor, "environment.unpin", environment)
@@ -244,6 +261,8 @@ def restore_build(*, actor: Actor, build: Build) -> Build:
     build.refresh_from_db()
     if build.state != BuildState.ARCHIVED:
         raise TransitionError(f"{build} is {build.state}; only an ARCHIVED build is restored.")
+    refuse_recalled(build)
+    quotas.require_place(build.environment.namespace)
     build.move(
         BuildState.QUEUED,
         message=f"restored by {actor.name}",
@@ -275,6 +294,14 @@ def delete_build(*, actor: Actor, build: Build) -> Build:
     queueing.queue_tidy()
     build.refresh_from_db()
     return build
+
+
+def _usable(environment: Environment) -> QuerySet[Build]:
+    """The READY builds of which nothing was recalled."""
+    recalled = RecalledLock.objects.active().values("lock")
+    return environment.builds.filter(state=BuildState.READY, deleted_at=None).exclude(
+        lock__in=recalled
+    )
 
 
 def _require_idle(build: Build, what: str) -> None:

@@ -7,7 +7,7 @@ from django.utils import timezone
 
 from accounts.access import Actor, require
 from accounts.roles import Perm
-from environments import folders
+from environments import approvals, folders
 from environments.domain.errors import ConflictError, InvalidInputError, NotFoundError
 from environments.domain.lifecycle import FINISHED, RUNNING, BuildState
 from environments.domain.names import parse_name
@@ -20,7 +20,8 @@ from environments.models import (
     Namespace,
     audited,
 )
-from environments.operations import queueing
+from environments.models.approvals import in_turn
+from environments.operations import queueing, quotas
 from environments.operations.builds import Submitted, submit_build
 
 
@@ -78,6 +79,7 @@ def submit_to(
     idempotency_key: str = "",
     force_solve: bool = False,
     platforms_wanted: tuple[str, ...] = (),
+    reason: str = "",
 ) -> Submitted:
     """Submit a build; the environment is created where it does not exist.
 
@@ -95,6 +97,7 @@ def submit_to(
         idempotency_key=idempotency_key,
         force_solve=force_solve,
         platforms_wanted=platforms_wanted,
+        reason=reason,
     )
 
 
@@ -116,7 +119,14 @@ def move_environment(
     require(actor, Perm.MANAGE, environment)
     require(actor, Perm.BUILD, namespace)
     before = str(environment)
+    if namespace.pk != environment.namespace_id:
+        quotas.require_room(namespace, environments=1)
+    source = environment.namespace
     _place(environment, namespace, environment.name)
+    # Those who run the namespace it left read of it too.
+    AuditEvent.record(
+        actor, "environment.leave", before, {"after": str(environment)}, namespace=source
+    )
     AuditEvent.record(actor, "environment.move", environment, {"before": before})
     return environment
 
@@ -168,6 +178,8 @@ def delete_environment(*, actor: Actor, environment: Environment) -> Environment
     """Cancel what runs, take the folder away, and send the bytes to the trash."""
     require(actor, Perm.MANAGE, environment)
     now = timezone.now()
+    if environment.builds.filter(state=BuildState.HELD).exists():
+        in_turn()  # before the builds' rows, as those do who decide
     for build in environment.builds.exclude(state__in=FINISHED):
         running = build.state in RUNNING
         if build.state != BuildState.CANCELLING:
@@ -175,6 +187,7 @@ def delete_environment(*, actor: Actor, environment: Environment) -> Environment
                 BuildState.CANCELLING if running else BuildState.CANCELLED,
                 message="its environment was deleted",
             )
+        approvals.withdraw(build)
     Environment.objects.filter(pk=environment.pk).update(
         deleted_at=now, current=None, pinned=False, updated_at=now
     )
@@ -190,6 +203,7 @@ def delete_environment(*, actor: Actor, environment: Environment) -> Environment
 def _create(actor: Actor, namespace: Namespace, name: str, description: str) -> Environment:
     name = parse_name(name, what="environment")
     folders.require_room(namespace.name, name)
+    quotas.require_room(namespace, environments=1)
     try:
         with transaction.atomic():
             return Environment.objects.create(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from collections.abc import Callable
@@ -10,12 +11,12 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.signals import user_login_failed
-from django.db import connection, models, transaction
+from django.db import connection, models
 from django.test import Client
 from django.utils import timezone
 
 from accounts.access import ANONYMOUS, Actor
-from accounts.models import ApiToken, User
+from accounts.models import User
 from accounts.roles import Role
 from environments.domain.audit_chain import COVERED, plain, seal
 from environments.domain.errors import (
@@ -222,20 +223,25 @@ def test_every_value_is_kept_as_databases_give_it_back():
 # --- with the change, or not at all -------------------------------------------------------------
 
 
+class StopError(Exception):
+    pass
+
+
+@audited()
+def fail(action: str) -> None:
+    AuditEvent.record(None, action, "x")
+    raise StopError
+
+
 @pytest.mark.django_db
 def test_what_is_rolled_back_is_not_in_the_log():
-    class Stop(Exception):
-        pass
-
-    with pytest.raises(Stop), audited():
-        AuditEvent.record(None, "outer", "x")
-        raise Stop
+    with pytest.raises(StopError):
+        fail("outer")
     assert events() == []
     with audited():
         AuditEvent.record(None, "outer", "x")
-        with pytest.raises(Stop), audited():
-            AuditEvent.record(None, "inner", "x")
-            raise Stop
+        with pytest.raises(StopError):
+            fail("inner")
     assert [one.action for one in events()] == ["outer"]
 
 
@@ -459,7 +465,7 @@ def test_an_export_has_what_the_filters_say_and_is_recorded(root: Actor, bob: Ac
     assert [line["position"] for line in lines] == [1, 2, 3, 4, 5]
     assert lines[-1]["action"] == "audit.export"
     assert set(COVERED) | {"namespace", "digest"} == set(lines[0])
-    for one, after in zip(lines, lines[1:], strict=False):
+    for one, after in itertools.pairwise(lines):
         digest = seal(key(), one["digest"], [after[name] for name in COVERED])
         assert digest == after["digest"]
     for filters, positions in [
