@@ -10,6 +10,7 @@ class EnvironmentsConfig(AppConfig):
     name = "environments"
 
     def ready(self) -> None:
+        from environments import directories as directories  # listens
         from environments.models.audit import guard_rows
         from environments.operations import audit
 

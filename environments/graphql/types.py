@@ -74,7 +74,7 @@ from environments.models import (
 )
 from environments.models.builds import BuildQuerySet
 from environments.models.environments import EnvironmentQuerySet
-from environments.models.namespaces import NamespaceQuerySet, held
+from environments.models.namespaces import NamespaceQuerySet, held, mapped
 from environments.models.previews import PreviewQuerySet, PreviewState
 from environments.operations.downloads import FILES
 
@@ -92,6 +92,9 @@ class Grant:
     role: Role
     user: str | None = None
     group: str | None = None
+    mapped: bool = strawberry.field(
+        default=False, description="By a role mapping, which administrators change."
+    )
 
 
 @strawberry_django.type(ApiToken, name="ApiToken", field_cls=Column)
@@ -171,6 +174,8 @@ class NamespaceNode(Node):
             "user_grants__user",
             "group_grants__permission",
             "group_grants__group",
+            "mapped_roles__group",
+            "mapped_roles__user",
         ],
     )
     def grants(self: Any, info: Info) -> list[Grant]:
@@ -183,6 +188,15 @@ class NamespaceNode(Node):
         held += [
             Grant(role=_role(one.permission.codename), group=one.group.name)
             for one in self.group_grants.all()
+        ]
+        held += [
+            Grant(
+                role=Role(one.role),
+                user=one.user.get_username() if one.user else None,
+                group=one.group.name,
+                mapped=True,
+            )
+            for one in self.mapped_roles.all()
         ]
         return sorted(held, key=lambda grant: (grant.user or "", grant.group or ""))
 
@@ -817,4 +831,7 @@ def roles_of(account: User) -> dict[int, set[Role]]:
     ):
         for namespace, codename in rows.values_list("content_object", "permission__codename"):
             held.setdefault(namespace, set()).add(_role(codename))
+    for role in Role:
+        for namespace in mapped(account, [role]).values_list("namespace", flat=True):
+            held.setdefault(namespace, set()).add(role)
     return held

@@ -33,6 +33,7 @@ from environments.models.notifications import Notification, Webhook
 from environments.models.policies import Policy, PolicyRule, PolicyVersion
 from environments.models.previews import Preview
 from environments.models.recalls import Recall, RecalledLock
+from environments.models.role_mappings import MappedRole, RoleMapping
 from environments.models.workers import Leader, Worker
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "LockedConda",
     "LockedPypi",
     "LogChunk",
+    "MappedRole",
     "Namespace",
     "NamespaceGroupObjectPermission",
     "NamespaceUserObjectPermission",
@@ -69,6 +71,7 @@ __all__ = [
     "Recall",
     "RecalledLock",
     "RequestState",
+    "RoleMapping",
     "SolveRow",
     "SpecificationRow",
     "WaitingBuild",

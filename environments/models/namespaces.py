@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Iterable
+from typing import Any, Self
 
 from django.contrib.auth.models import Group, Permission
 from django.db import models
@@ -61,11 +62,20 @@ def held(actor: Actor, perm: Perm, *, through: str = "") -> Q:
         shared = NamespaceGroupObjectPermission.objects.filter(group__user=actor.account, **roles)
         allowed |= Q(**{f"{through}pk__in": own.values("content_object")})
         allowed |= Q(**{f"{through}pk__in": shared.values("content_object")})
+        allowed |= Q(**{f"{through}pk__in": mapped(actor.account, roles_with(perm))})
         if perm is Perm.APPROVE:
             allowed |= Q(models.Exists(holding(actor, DECIDE_EVERYWHERE)))
     if actor.only_namespaces is not None:
         allowed &= Q(**{f"{through}name__in": actor.only_namespaces})
     return allowed
+
+
+def mapped(account: User, roles: Iterable[Role]) -> models.QuerySet[Any, Any]:
+    """The namespaces in which role mappings give `account` one of `roles`, by its groups."""
+    from environments.models.role_mappings import MappedRole
+
+    rows = MappedRole.objects.filter(role__in=list(roles), group__user=account)
+    return rows.filter(Q(user=None) | Q(user=account)).values("namespace")
 
 
 class Namespace(models.Model):
@@ -113,8 +123,14 @@ class Namespace(models.Model):
             remove_perm(role.codename, holder, self)
 
     def roles_of(self, holder: User | Group) -> list[Role]:
-        """For a user: those held through groups too."""
+        """For a user: those held through groups and mappings too."""
         held = set(get_perms(holder, self))
+        if isinstance(holder, User):
+            rows = self.mapped_roles.filter(group__user=holder)
+            rows = rows.filter(Q(user=None) | Q(user=holder))
+        else:
+            rows = self.mapped_roles.filter(group=holder, user=None)
+        held |= {Role(role).codename for role in rows.values_list("role", flat=True)}
         return [role for role in Role if role.codename in held]
 
 

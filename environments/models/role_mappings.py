@@ -1,0 +1,216 @@
+"""Which role do members of a directory's groups hold where? Mappings, and what they come to.
+
+A mapping is written as patterns. What it comes to is kept as rows, one per group and namespace, so
+that a right is looked up by one join; whether somebody is in the group is asked at each look.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from django.contrib.auth.models import Group
+from django.db import models, transaction
+from django.db.models import Q
+from django.db.models.signals import post_save
+from django.dispatch import receiver
+from django.utils import timezone
+
+from accounts.models import DirectoryGroup, User
+from accounts.roles import Role
+from environments.domain.errors import InvalidInputError
+from environments.models.namespaces import Namespace
+
+USERNAME = "{username}"
+_GROUP = re.compile(r"[a-z][a-z0-9-]{0,31}:.+", re.DOTALL)
+_NAMESPACE = re.compile(r"[a-z0-9._*?\[\]!-]+")
+
+
+class RoleMapping(models.Model):
+    """Members of the directory groups that match hold `role` in the namespaces that match."""
+
+    group = models.CharField(
+        max_length=200, help_text="A directory's name, a colon, and a pattern: ldap:physics-*"
+    )
+    namespace = models.CharField(
+        max_length=200, help_text="A pattern, such as physics-*; or {username}, for personal ones."
+    )
+    role = models.CharField(max_length=16, choices=[(r.value, r.value) for r in Role])
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    created_by = models.ForeignKey(
+        User, models.SET_NULL, null=True, related_name="+", editable=False
+    )
+
+    class Meta:
+        ordering = ["group", "namespace", "role"]
+        default_permissions = ()
+        constraints = [
+            models.UniqueConstraint(fields=["group", "namespace", "role"], name="role_mapping_once")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.group} → {self.role} in {self.namespace}"
+
+
+class MappedRole(models.Model):
+    """What a mapping comes to: in one namespace, for a group's members, or for one of them."""
+
+    mapping = models.ForeignKey(RoleMapping, models.CASCADE, related_name="mapped")
+    group = models.ForeignKey(Group, models.CASCADE, related_name="mapped_roles")
+    namespace = models.ForeignKey(Namespace, models.CASCADE, related_name="mapped_roles")
+    user = models.ForeignKey(User, models.CASCADE, null=True, related_name="mapped_roles")
+    role = models.CharField(max_length=16, choices=[(r.value, r.value) for r in Role])
+
+    class Meta:
+        default_permissions = ()
+        constraints = [
+            models.UniqueConstraint(
+                fields=["mapping", "group", "namespace"],
+                condition=Q(user=None),
+                name="mapped_role_once",
+            ),
+            models.UniqueConstraint(
+                fields=["mapping", "group", "namespace", "user"],
+                condition=Q(user__isnull=False),
+                name="mapped_personal_role_once",
+            ),
+        ]
+        indexes = [models.Index(fields=["group", "role"])]
+
+    def __str__(self) -> str:
+        return f"{self.user or self.group} is {self.role} in {self.namespace}"
+
+
+def check_patterns(group: str, namespace: str) -> None:
+    """Raises InvalidInputError.
+
+    The directory is named in full: who may make groups in one shall not reach what is meant for
+    another. And a user name is not mixed with wildcards: `a-*` would be open to who is called `a`.
+    """
+    if not _GROUP.fullmatch(group):
+        raise InvalidInputError(
+            f"{group!r} does not start with the name of a directory.",
+            where="group",
+            hint="Write it like ldap:physics, or ldap:physics-*.",
+        )
+    rest = namespace.replace(USERNAME, "", 1)
+    if rest and not _NAMESPACE.fullmatch(rest):
+        raise InvalidInputError(
+            f"No namespace can match {namespace!r}.",
+            where="namespace",
+            hint=f"Write it like physics, physics-*, {USERNAME} or lab-{USERNAME}.",
+        )
+    if not namespace or (rest != namespace and re.search(r"[*?\[]", rest)):
+        raise InvalidInputError(
+            f"{USERNAME} and wildcards cannot be in one pattern."
+            if namespace
+            else "The pattern of namespaces is missing.",
+            where="namespace",
+        )
+
+
+Row = tuple[int, int, int, int | None, str]  # mapping, group, namespace, user, role
+
+
+@transaction.atomic
+def materialise(
+    *,
+    mappings: Iterable[RoleMapping] | None = None,
+    groups: Iterable[Group] | None = None,
+    namespaces: Iterable[Namespace] | None = None,
+    user: User | None = None,
+) -> None:
+    """Bring the rows up to date; only those of what is given: new groups, one new namespace.
+
+    `user`: what {username} comes to for this person.
+    """
+    concerned: dict[str, Any] = {}
+    rules = RoleMapping.objects.all()
+    mirrored = Group.objects.exclude(mirror=None)
+    places = Namespace.objects.order_by("pk")
+    if mappings is not None:
+        concerned["mapping__in"] = keys = [mapping.pk for mapping in mappings]
+        rules = rules.filter(pk__in=keys)
+    if groups is not None:
+        concerned["group__in"] = keys = [group.pk for group in groups]
+        mirrored = mirrored.filter(pk__in=keys)
+    if namespaces is not None:
+        concerned["namespace__in"] = keys = [namespace.pk for namespace in namespaces]
+        places = places.filter(pk__in=keys)
+    if user is not None:
+        concerned["user"] = user
+        rules = rules.filter(namespace__contains=USERNAME)
+        mirrored = mirrored.filter(user=user)
+    wanted = set(_rows(rules, mirrored, places, user)) if rules.exists() else set()
+    held = {
+        (row.mapping_id, row.group_id, row.namespace_id, row.user_id, row.role): row.pk
+        for row in MappedRole.objects.filter(**concerned)
+    }
+    if gone := [held[row] for row in held.keys() - wanted]:
+        MappedRole.objects.filter(pk__in=gone).delete()
+    MappedRole.objects.bulk_create(
+        [
+            MappedRole(mapping_id=m, group_id=g, namespace_id=n, user_id=u, role=role)
+            for m, g, n, u, role in sorted(wanted - held.keys(), key=str)
+        ],
+        ignore_conflicts=True,
+    )
+
+
+def _rows(
+    rules: Iterable[RoleMapping],
+    mirrored: models.QuerySet[Group],
+    places: models.QuerySet[Namespace],
+    user: User | None,
+) -> Iterator[Row]:
+    names = list(mirrored.values_list("pk", "name"))
+    where = list(places.values_list("pk", "name", "personal"))
+    for rule in rules:
+        fits = _matcher(rule.group)
+        among = [pk for pk, name in names if fits(name)]
+        if not among:
+            continue
+        if USERNAME in rule.namespace:
+            yield from _personal_rows(rule, among, where, user)
+            continue
+        fits = _matcher(rule.namespace)
+        for namespace, name, personal in where:
+            if not personal and fits(name):
+                for group in among:
+                    yield rule.pk, group, namespace, None, rule.role
+
+
+def _personal_rows(
+    rule: RoleMapping, among: list[int], where: list[tuple[int, str, bool]], user: User | None
+) -> Iterator[Row]:
+    # The pattern alone means one's personal namespace: a shared one that happens to bear the name
+    # of a newcomer is not theirs.
+    alone = rule.namespace == USERNAME
+    places = {name: pk for pk, name, personal in where if personal == alone}
+    members = User.groups.through.objects.filter(group__in=among)
+    if user is not None:
+        members = members.filter(user=user)
+    for group, person, username in members.values_list("group", "user", "user__username"):
+        place = places.get(rule.namespace.replace(USERNAME, username.lower()))
+        if place is not None:
+            yield rule.pk, group, place, person, rule.role
+
+
+def _matcher(pattern: str) -> Callable[[str], object]:
+    return re.compile(fnmatch.translate(pattern)).fullmatch
+
+
+@receiver(post_save, sender=Namespace, dispatch_uid="role-mappings")
+def _of_a_new_namespace(instance: Namespace, created: bool, **kwargs: Any) -> None:
+    if created:
+        materialise(namespaces=[instance])
+
+
+def mirrors(pattern: str) -> list[str]:
+    """The groups that a pattern means now."""
+    fits = _matcher(pattern)
+    directory = pattern.partition(":")[0]
+    known = DirectoryGroup.objects.filter(directory=directory).values_list("group__name", flat=True)
+    return sorted(name for name in known if fits(name))

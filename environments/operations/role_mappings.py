@@ -1,0 +1,43 @@
+"""Role mappings: made and removed by those who run the installation."""
+
+from __future__ import annotations
+
+from django.db import IntegrityError, transaction
+from django.db.models import QuerySet
+
+from accounts.access import Actor, require_superuser
+from accounts.roles import Role
+from environments.domain.errors import ConflictError
+from environments.models import AuditEvent, RoleMapping
+from environments.models.role_mappings import check_patterns, materialise, mirrors
+
+
+def role_mappings(actor: Actor) -> QuerySet[RoleMapping]:
+    """All of them for administrators; nobody else is told of the directory's groups."""
+    return RoleMapping.objects.all() if actor.is_superuser else RoleMapping.objects.none()
+
+
+@transaction.atomic
+def add_role_mapping(*, actor: Actor, group: str, namespace: str, role: Role) -> RoleMapping:
+    """It holds at once, for members of today and for those who come."""
+    require_superuser(actor)
+    group, namespace = group.strip(), namespace.strip().lower()
+    check_patterns(group, namespace)
+    try:
+        with transaction.atomic():
+            mapping = RoleMapping.objects.create(
+                group=group, namespace=namespace, role=role.value, created_by=actor.account
+            )
+    except IntegrityError:
+        raise ConflictError(f"There is this mapping already: {group} in {namespace}.") from None
+    materialise(mappings=[mapping])
+    AuditEvent.record(actor, "role-mapping.add", mapping, {"groups": mirrors(group)[:50]})
+    return mapping
+
+
+@transaction.atomic
+def remove_role_mapping(*, actor: Actor, mapping: RoleMapping) -> None:
+    require_superuser(actor)
+    text, places = str(mapping), mapping.mapped.values("namespace").distinct().count()
+    mapping.delete()
+    AuditEvent.record(actor, "role-mapping.remove", text, {"namespaces": places})
