@@ -16,6 +16,7 @@ from environments.engine import disk, linking
 from environments.models import Build, Environment, Prefix, RecalledLock
 
 ENVS, PREFIXES, TRASH = "envs", "prefixes", "trash"
+SEEN = "first-seen"  # when each package of a channel was first seen: nothing can tell it again
 #: Where the folders of recalled builds wait, for their end or for the recall to be undone.
 RECALLED = "recalled"
 #: The length of the placeholder in which conda packages keep room for a prefix.

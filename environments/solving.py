@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from django.conf import settings
 from django.utils import timezone
 
+from environments import folders
 from environments.domain.errors import LeaseLostError
 from environments.domain.lock import Lock
 from environments.domain.names import Credential
 from environments.domain.policy import Policy
 from environments.domain.specification import Specification
 from environments.engine.completion import complete_lock
+from environments.engine.policy_view import Rules
 from environments.engine.solving import SolveRequest
 from environments.models import ChannelCredential, LockRow, Namespace, SolveRow, SpecificationRow
 from environments.tools import tools
@@ -94,14 +96,19 @@ def _store(lock: Lock) -> Answer:
 
 
 def _request(wanted: Specification, policy: Policy) -> SolveRequest:
+    required = policy.required
     return SolveRequest(
         channels=wanted.channels,
-        dependencies=wanted.dependencies,
+        dependencies={
+            platform: tuple(dict.fromkeys((*wanted.dependencies.get(platform, ()), *required)))
+            for platform in wanted.platforms
+        },
         pip=wanted.pip,
         platforms=wanted.platforms,
         virtual_packages=wanted.virtual_packages,
         exclude_newer=wanted.exclude_newer,
         constraints=policy.constraints,
+        rules=Rules(policy=policy, now=time.time(), first_seen=folders.data() / folders.SEEN),
         timeout=settings.SOLVE_TIME_LIMIT,
     )
 
@@ -111,7 +118,7 @@ def _key(
 ) -> str:
     # An age ("7 days") lets other packages in as time goes by: such an answer holds for an hour.
     ages = wanted.exclude_newer and not wanted.exclude_newer[:4].isdecimal()
-    hour = timezone.now().strftime("%Y%m%d%H") if ages else ""
+    hour = timezone.now().strftime("%Y%m%d%H") if ages or policy.ages else ""
     who = sorted(f"{credential.url_prefix} {credential.secret}" for credential in credentials)
     parts = (RECIPE, wanted.digest, state, policy.version, hour, *who)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -504,8 +504,8 @@ def unsatisfiable(errors: Sequence[UnsatisfiableError]) -> UnsatisfiableError:
     return UnsatisfiableError(
         " ".join(error.message for error in errors),
         details={
-            key: [item for error in errors for item in error.details[key]]
-            for key in ("conflicts", "missing")
+            key: [item for error in errors for item in error.details.get(key, ())]
+            for key in ("conflicts", "missing", "policy")
         },
     )
 

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 import rattler
 from rattler.exceptions import SolverError
 
+from environments.domain.diff import shortest_chains
 from environments.domain.errors import (
     FaultError,
     RequestError,
@@ -24,7 +25,7 @@ from environments.domain.names import without_credentials
 from environments.domain.progress import Cancelled
 from environments.domain.records import CondaPackage
 from environments.engine import virtual_packages
-from environments.engine.channels import Channels, Source, with_noarch
+from environments.engine.channels import Channels, with_noarch
 from environments.engine.explanation import (
     Explainer,
     NoAnswerError,
@@ -32,9 +33,12 @@ from environments.engine.explanation import (
     spec_name,
     unsatisfiable,
 )
-from environments.engine.records import to_rattler
+from environments.engine.policy_view import PlatformView, PolicyView, Refused, Rules
+from environments.engine.records import from_rattler, to_rattler
 
 Log = Callable[[str], None]
+
+_SPELT_OUT = 5  # packages that an error's message names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,15 +53,8 @@ class SolveRequest:
     virtual_packages: tuple[str, ...] = ()  # overrides: "__cuda=12"
     exclude_newer: str = ""  # "", an ISO date or time, or an age: "7 days", "P7D", "36h"
     constraints: tuple[str, ...] = ()  # MatchSpecs that hold in every answer: policy
+    rules: Rules | None = None  # what the solver may see of the channels; None: all of it
     locked: Lock | None = None  # where these packages still fit, they stay
-
-
-def sources(channels: Channels, request: SolveRequest) -> list[Source]:
-    """What the solver sees: the channels of `request`, in the order of priority.
-
-    The one place where a rule can stand between the solver and a channel, as a RepoDataSource.
-    """
-    return [*channels.sources(request.channels)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,8 +111,11 @@ def solve_conda(
 
 async def _solve_platforms(channels: Channels, work: Work, log: Log) -> list[PlatformLock]:
     request = work.request
+    rules = request.rules
+    hides = rules is not None and rules.policy.hides and not work.explain_only
+    view = PolicyView(channels, request.channels, rules) if rules and hides else None
     answers = await asyncio.gather(
-        *(_solve_platform(channels, work, platform, log) for platform in request.platforms),
+        *(_solve_platform(channels, work, platform, view, log) for platform in request.platforms),
         return_exceptions=True,
     )
     faults = [answer for answer in answers if isinstance(answer, BaseException)]
@@ -128,7 +128,9 @@ async def _solve_platforms(channels: Channels, work: Work, log: Log) -> list[Pla
     return [answer for answer in answers if isinstance(answer, PlatformLock)]
 
 
-async def _solve_platform(channels: Channels, work: Work, platform: str, log: Log) -> PlatformLock:
+async def _solve_platform(
+    channels: Channels, work: Work, platform: str, view: PolicyView | None, log: Log
+) -> PlatformLock:
     request = work.request
     specs = request.dependencies.get(platform, ())
     started = time.monotonic()
@@ -138,13 +140,99 @@ async def _solve_platform(channels: Channels, work: Work, platform: str, log: Lo
     try:
         if work.explain_only:
             raise NoAnswerError
-        records = await question.ask(specs, request.constraints)
+        if view is None:
+            records = await question.ask(specs, request.constraints)
+        else:
+            records = await _through(question, view.on(platform), specs, log)
     except NoAnswerError as error:
         explainer = Explainer(question, specs, constraints=request.constraints)
         raise (await explainer.explain(probe=not work.explain_only)) from error
     packages = _packages(channels, records)
     log(f"{platform}: {len(packages)} packages, in {time.monotonic() - started:.2f} s.")
     return PlatformLock(platform=platform, conda=packages)
+
+
+async def _through(
+    question: RattlerQuestion, view: PlatformView, specs: Sequence[str], log: Log
+) -> list[rattler.RepoDataRecord]:
+    """The answer to `specs` of what the rules let the solver see.
+
+    What is allowed comes first, then what needs a decision where nothing is allowed, then all
+    that needs one.
+
+    Raises:
+        NoAnswerError: there is none without the rules either.
+        UnsatisfiableError: the rules leave none; it says which of them removed what.
+    """
+    constraints = question.constraints
+    while True:
+        try:
+            records = await question.ask(specs, constraints, view=view)
+        except NoAnswerError:
+            if await view.show_more():
+                log(
+                    f"{question.platform}: no answer without packages that need approval; "
+                    "looking among those too."
+                )
+                continue
+            # Is it the rules at all? If nothing answers without them, they are not to blame.
+            free = await question.ask(specs, constraints)
+            raise await _refused_by_rules(question, view, specs, free) from None
+        for line in await view.passed_over(records):
+            log(f"{question.platform}: {line}")
+        return records
+
+
+async def _refused_by_rules(
+    question: RattlerQuestion,
+    view: PlatformView,
+    specs: Sequence[str],
+    free: Sequence[rattler.RepoDataRecord],
+) -> UnsatisfiableError:
+    """What the rules removed of the answer that there would be without them (`free`)."""
+    removed: list[Refused] = []
+    needed: list[Refused] = []  # those of which nothing at all is left
+    for record in free:
+        refused = await view.refused(record)
+        if refused is not None:
+            removed.append(refused)
+            if not await view.has_allowed(refused.name):
+                needed.append(refused)
+    part = PlatformLock(
+        platform=question.platform, conda=tuple(from_rattler(record) for record in free)
+    )
+    chains = shortest_chains(part, specs)
+    shown = needed or removed
+    sentences = []
+    for each in shown[:_SPELT_OUT]:
+        chain = chains.get(each.name, ())
+        way = f"; it is needed through {' → '.join(chain)}" if len(chain) > 1 else ""
+        none = ", as every other release of it is" if each in needed else ""
+        sentences.append(
+            f"{each.name} {each.version} {each.reason} (rule “{each.rule}”){none}{way}."
+        )
+    more = f" And {len(shown) - _SPELT_OUT} more." if len(shown) > _SPELT_OUT else ""
+    return UnsatisfiableError(
+        f"On {question.platform}: the rules leave no answer. {' '.join(sentences)}{more}",
+        hint="Choose other packages, or ask an administrator of the namespace to change the rule.",
+        details={
+            "conflicts": [],
+            "missing": [],
+            "policy": [
+                {
+                    "package": each.name,
+                    "version": each.version,
+                    "rule": each.rule,
+                    "reason": each.reason,
+                    "chain": list(chains.get(each.name, ())),
+                    "nothing_left": each in needed,
+                    "can_ask": each.only_asks,
+                    "platform": question.platform,
+                }
+                for each in removed
+            ],
+        },
+    )
 
 
 class RattlerQuestion:
@@ -158,15 +246,21 @@ class RattlerQuestion:
         self.virtual = virtual_packages.virtual_packages(platform, work.request.virtual_packages)
         self._repodata = channels
         self._request = work.request
-        self._sources = sources(channels, work.request)
+        self.constraints = work.request.constraints
+        self._sources = channels.sources(work.request.channels)
         part = work.request.locked.on(platform) if work.request.locked else None
         self._locked = [to_rattler(package) for package in part.conda] if part else []
         self._tiers: dict[str, list[Tier]] = {}
 
     async def ask(
-        self, specs: Sequence[str], constraints: Sequence[str], *, seconds: float | None = None
+        self,
+        specs: Sequence[str],
+        constraints: Sequence[str],
+        *,
+        seconds: float | None = None,
+        view: PlatformView | None = None,
     ) -> list[rattler.RepoDataRecord]:
-        """The answer to `specs`, dependencies first.
+        """The answer to `specs`, dependencies first; of what `view` shows, or of all there is.
 
         Raises:
             NoAnswerError: there is none.
@@ -179,7 +273,7 @@ class RattlerQuestion:
         try:
             records = await self._repodata.guarded(
                 rattler.solve(
-                    self._sources,
+                    self._sources if view is None else view.sources(),
                     [match_spec(spec) for spec in self._strictly(specs)],
                     gateway=self._repodata.gateway,
                     platforms=with_noarch([self.platform]),

@@ -1,0 +1,346 @@
+"""What may the solver choose from? The channels, seen through the rules of a namespace.
+
+The view answers rattler name by name: it asks the gateway for the records of a name in one
+channel, judges each once, and hands on what is allowed. What only needs a decision is hidden too
+at first, so that an allowed answer is found where there is one (`Showing`).
+
+Which channel comes first must not depend on the rules: a name whose every record in the first
+channel is refused is not to be taken from a lower one, or a rule would open the door to whoever
+publishes the same name there. So what is hidden in a channel that others follow stays in sight as
+a record that nothing can install.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+import rattler
+
+from environments.domain.names import without_credentials
+from environments.domain.policy import Effect, Known, Objection, Policy, Screen, Subject
+from environments.engine.channels import Channels, Source, with_noarch
+from environments.engine.first_seen import FirstSeen
+
+#: A virtual package that no machine has: what needs it is in sight, and never chosen.
+_BARRIER = "__condastore_refused"
+_MOST_LINES = 10  # of the log, about what was passed over
+_MOST_COMPARED = 5_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """A policy with what is needed to judge by it in the solver's own process."""
+
+    policy: Policy
+    now: float  # seconds since the epoch
+    first_seen: Path | None = None  # the folder of what `first_seen` wrote
+
+
+class Showing(IntEnum):
+    """How much of what needs a decision the solver sees."""
+
+    ALLOWED = 0  # nothing
+    WHERE_NEEDED = 1  # of the names that have no allowed record at all
+    ALL = 2
+
+
+@dataclass(slots=True)
+class _Judged:
+    """The records of one name in one subdir of one channel."""
+
+    allowed: list[rattler.RepoDataRecord] = field(default_factory=list)
+    asked: list[tuple[rattler.RepoDataRecord, Objection]] = field(default_factory=list)
+    refused: list[tuple[rattler.RepoDataRecord, Objection]] = field(default_factory=list)
+    depends: dict[int, list[str]] = field(default_factory=dict)  # of `asked`, by position
+
+    @property
+    def empty(self) -> bool:
+        return not (self.allowed or self.asked or self.refused)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """A record that the rules keep from the solver."""
+
+    name: str
+    version: str
+    rule: str
+    reason: str  # follows the name and version
+    only_asks: bool
+
+
+class PolicyView:
+    """The channels of one request, for all its platforms: each record is judged once."""
+
+    def __init__(self, channels: Channels, urls: Sequence[str], rules: Rules) -> None:
+        self._channels = channels
+        self._raw = channels.sources(urls)
+        policy = rules.policy
+        hiding = [rule for rule in policy.rules if rule.hides()]
+        self._screen = Screen(policy, _Evidence(rules), rules=hiding)
+        self._judged: dict[tuple[int, str, str], asyncio.Future[_Judged]] = {}
+
+    def on(self, platform: str) -> PlatformView:
+        return PlatformView(self, platform)
+
+    @property
+    def width(self) -> int:
+        return len(self._raw)
+
+    async def judged(self, index: int, subdir: str, name: str) -> _Judged:
+        key = (index, subdir, name)
+        if key not in self._judged:
+            self._judged[key] = asyncio.ensure_future(self._judge(index, subdir, name))
+        return await self._judged[key]
+
+    async def _judge(self, index: int, subdir: str, name: str) -> _Judged:
+        found = await self._channels.guarded(
+            self._channels.gateway.query(
+                [self._raw[index]],
+                [subdir],
+                [rattler.MatchSpec(name)],
+                recursive=False,
+                channel_relations="disabled",
+            )
+        )
+        records = [record for part in found for record in part]
+        judged = _Judged()
+        if not self._screen.checks("conda", name):
+            judged.allowed = records
+            return judged
+        for record in records:
+            objection = self._objection(ChannelRecord(record, name))
+            if objection is None:
+                judged.allowed.append(record)
+            elif objection.effect is Effect.ASK:
+                judged.asked.append((record, objection))
+            else:
+                judged.refused.append((record, objection))
+        return judged
+
+    def _objection(self, subject: Subject) -> Objection | None:
+        """The gravest, the first of its kind."""
+        found = self._screen.objections(subject)
+        refusals = (each for each in found if each.effect is Effect.ENFORCE)
+        return next(refusals, found[0] if found else None)
+
+
+class PlatformView:
+    """What one platform's solve sees; `showing` is moved on where there is no answer."""
+
+    def __init__(self, view: PolicyView, platform: str) -> None:
+        self._view = view
+        self._subdirs = [str(subdir) for subdir in with_noarch([platform])]
+        self.showing = Showing.ALLOWED
+        self._names: set[str] = set()  # that the solver has asked for
+
+    def sources(self) -> list[Source]:
+        return [_ChannelView(self, index) for index in range(self._view.width)]
+
+    async def shown(self, index: int, subdir: str, name: str) -> list[rattler.RepoDataRecord]:
+        self._names.add(name)
+        judged = await self._view.judged(index, subdir, name)
+        if not judged.asked and not judged.refused:
+            return judged.allowed
+        records = [*judged.allowed]
+        with_asked = bool(judged.asked) and await self._shows_asked(name)
+        if with_asked:
+            _restore(judged)
+            records += [record for record, _ in judged.asked]
+        if index + 1 < self._view.width:
+            for record, _ in judged.refused:
+                record.depends = [_BARRIER]
+            records += [record for record, _ in judged.refused]
+            if not with_asked:
+                _wall_in(judged)
+                records += [record for record, _ in judged.asked]
+        return records
+
+    async def _shows_asked(self, name: str) -> bool:
+        if self.showing is Showing.WHERE_NEEDED:
+            return not await self._has_allowed(name)
+        return self.showing is Showing.ALL
+
+    async def _has_allowed(self, name: str) -> bool:
+        """In the first channel that has the name: lower ones do not count for it."""
+        for index in range(self._view.width):
+            found = await self._everywhere(index, name)
+            if not all(judged.empty for judged in found):
+                return any(judged.allowed for judged in found)
+        return False
+
+    async def _everywhere(self, index: int, name: str) -> list[_Judged]:
+        return [await self._view.judged(index, subdir, name) for subdir in self._subdirs]
+
+    async def show_more(self) -> bool:
+        """Let the solver see more of what needs a decision; False where that is nothing."""
+        asked = []
+        for name in sorted(self._names):
+            for index in range(self._view.width):
+                if any(judged.asked for judged in await self._everywhere(index, name)):
+                    asked.append(name)
+                    break
+        if self.showing is Showing.ALLOWED:
+            for name in asked:
+                if not await self._has_allowed(name):
+                    self.showing = Showing.WHERE_NEEDED
+                    return True
+        if self.showing is not Showing.ALL and asked:
+            self.showing = Showing.ALL
+            return True
+        return False
+
+    async def passed_over(self, chosen: Iterable[rattler.RepoDataRecord]) -> list[str]:
+        """Lines about newer versions that need a decision, of the packages that were chosen."""
+        lines: list[str] = []
+        compared = 0
+        for record in chosen:
+            name, version = record.name.normalized, record.version
+            newest: tuple[Any, Objection] | None = None
+            for index in range(self._view.width):
+                for judged in await self._everywhere(index, name):
+                    compared += len(judged.asked)
+                    if compared > _MOST_COMPARED:
+                        break
+                    for other, objection in judged.asked:
+                        if other.version > (newest[0] if newest else version):
+                            newest = (other.version, objection)
+            if newest:
+                lines.append(
+                    f"{name} {newest[0]} needs approval (it {newest[1].text}); "
+                    f"{version} was chosen."
+                )
+        more = len(lines) - _MOST_LINES
+        if more > 0:
+            lines[_MOST_LINES:] = [f"So it is with {more} more packages."]
+        return lines
+
+    async def refused(self, record: rattler.RepoDataRecord) -> Refused | None:
+        """Why the solver did not see a record; None where it did."""
+        name = record.name.normalized
+        same = (str(record.version), str(record.build), record.file_name, record.url)
+        for index in range(self._view.width):
+            for judged in await self._everywhere(index, name):
+                hidden = [*judged.refused]
+                if self.showing is not Showing.ALL:
+                    hidden += judged.asked
+                for other, objection in hidden:
+                    mine = (str(other.version), str(other.build), other.file_name, other.url)
+                    if mine == same:
+                        return Refused(
+                            name=name,
+                            version=same[0],
+                            rule=objection.rule.name,
+                            reason=objection.text,
+                            only_asks=objection.effect is Effect.ASK,
+                        )
+        return None
+
+    async def has_allowed(self, name: str) -> bool:
+        """Whether the solver sees some record of `name`."""
+        if self.showing is not Showing.ALLOWED:
+            for index in range(self._view.width):
+                found = await self._everywhere(index, name)
+                if not all(judged.empty for judged in found):
+                    return any(judged.allowed or judged.asked for judged in found)
+        return await self._has_allowed(name)
+
+
+def _wall_in(judged: _Judged) -> None:
+    for position, (record, _) in enumerate(judged.asked):
+        if position not in judged.depends:
+            judged.depends[position] = record.depends
+        record.depends = [_BARRIER]
+
+
+def _restore(judged: _Judged) -> None:
+    for position, depends in judged.depends.items():
+        judged.asked[position][0].depends = depends
+    judged.depends.clear()
+
+
+class _ChannelView:
+    """One channel of a view: what rattler knows as a RepoDataSource."""
+
+    def __init__(self, view: PlatformView, index: int) -> None:
+        self._view = view
+        self._index = index
+
+    async def fetch_package_records(
+        self, platform: rattler.Subdir, name: rattler.PackageName
+    ) -> list[rattler.RepoDataRecord]:
+        return await self._view.shown(self._index, str(platform), name.normalized)
+
+    def package_names(self, platform: rattler.Subdir) -> list[str]:
+        return []  # who asks for names asks the channels themselves
+
+
+class _Evidence:
+    """What this installation has seen, read in the solver's process."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.now = rules.now
+        self._known = Known(now=rules.now, found_scripts=rules.policy.scripts)
+        self._seen = FirstSeen(rules.first_seen) if rules.first_seen else None
+
+    def first_seen(self, subject: Subject) -> Any:
+        if self._seen is None:
+            return None
+        return self._seen.sighting(subject.channel, subject.subdir, subject.sha256)
+
+    def scripts(self, subject: Subject) -> tuple[str, ...] | None:
+        return self._known.scripts(subject)
+
+
+class ChannelRecord:
+    """A record of a channel as a subject: it is read from rattler only as far as a rule looks."""
+
+    __slots__ = ("name", "record")
+    manager = "conda"
+
+    def __init__(self, record: rattler.RepoDataRecord, name: str) -> None:
+        self.record = record
+        self.name = name
+
+    @property
+    def version(self) -> str:
+        return str(self.record.version)
+
+    @property
+    def channel(self) -> str:
+        return without_credentials(self.record.channel or "").rstrip("/")
+
+    @property
+    def subdir(self) -> str:
+        return self.record.subdir
+
+    @property
+    def file_name(self) -> str:
+        return self.record.file_name
+
+    @property
+    def sha256(self) -> str:
+        digest = self.record.sha256
+        return digest.hex() if digest else ""
+
+    @property
+    def license(self) -> str:
+        return self.record.license or ""
+
+    @property
+    def published(self) -> float | None:
+        return _seconds(self.record.timestamp)
+
+    @property
+    def indexed(self) -> float | None:
+        return _seconds(self.record.indexed_timestamp)
+
+
+def _seconds(moment: datetime | None) -> float | None:
+    return None if moment is None else moment.timestamp()
