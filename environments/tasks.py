@@ -13,6 +13,8 @@ from condastore import broker
 broker.configure()
 
 _MILLISECOND = 0.001
+#: Milliseconds until a message that is for workers of another platform is offered again.
+OTHERS_TURN = 500
 
 
 def _limit(seconds: float) -> int:
@@ -27,12 +29,25 @@ def _limit(seconds: float) -> int:
     time_limit=_limit(settings.BUILD_TIME_LIMIT.total_seconds()),
 )
 def build_environment(build_id: int) -> None:
-    """Run one build. A message delivered twice does nothing the second time."""
-    from environments import building
+    """Run the build whose turn it is: one for each message, so that there are as many as builds.
 
-    if building.run(build_id):
-        with contextlib.suppress(Exception):  # it costs speed alone, and the queue may be down
-            compile_bytecode.send(build_id)
+    It need not be the one that the message was sent for (`queue_order` says why). A message that
+    is delivered twice finds nothing to do the second time.
+    """
+    from environments import building, platforms, queue_order
+
+    own = platforms.own_platform()
+    for build in queue_order.next_builds(own):
+        compile_later = building.run(build)
+        if compile_later is None:
+            continue  # another worker was faster
+        if compile_later:
+            with contextlib.suppress(Exception):  # it costs speed alone, and the queue may be down
+                compile_bytecode.send(build)
+        return
+    if queue_order.left_to_others(own):
+        with contextlib.suppress(Exception):  # the sweep says it again
+            build_environment.send_with_options(args=(build_id,), delay=OTHERS_TURN)
 
 
 @dramatiq.actor(
