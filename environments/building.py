@@ -17,7 +17,7 @@ import structlog
 from django.conf import settings
 from django.db import transaction
 
-from environments import bytecode, folders
+from environments import approvals, bytecode, folders, recalls
 from environments.domain.errors import (
     LeaseLostError,
     SmokeTestError,
@@ -27,14 +27,16 @@ from environments.domain.errors import (
     UnexpectedError,
 )
 from environments.domain.lifecycle import BuildState
-from environments.domain.policy import Effect, judge_names
+from environments.domain.policy import Effect, Verdict, judge_names
 from environments.engine import conda_lock_reader, disk, linking
 from environments.engine.bytecode import python_sources
+from environments.engine.package_cache import CachedPackage
 from environments.engine.processes import can_sandbox
 from environments.engine.pypi_install import install_wheels
 from environments.engine.smoke import run_smoke_tests
 from environments.leases import DATABASE_DOWN, Run
-from environments.models import Build, Preview
+from environments.models import Build, CondaRecord, Preview, RecalledLock
+from environments.models.recalls import refuse_recalled
 from environments.policies import judge, policy_of
 from environments.solving import solve_or_reuse
 from environments.tools import tools
@@ -57,22 +59,59 @@ def solve(run: Run) -> None:
         cancelled=run.cancelled,
         log=run.log,
     )
+    recalls.mark_lock(answer.row)
     verdicts += judge(policy, answer.lock, specification)
-    run.update(lock=answer.row, verdicts=[verdict.to_json() for verdict in verdicts])
+    run.update(lock=answer.row)
+    run.judged = True
+    _obey(run, verdicts)
+
+
+def judge_again(run: Run) -> None:
+    """The rules on every record of a lock that is there already: they may have changed since."""
+    policy = policy_of(run.build.environment.namespace)
+    run.judged = True
+    assert run.build.lock is not None, "solved before it is fetched"
+    _obey(run, judge(policy, run.build.lock.value(), run.specification))
+
+
+def _obey(run: Run, verdicts: Sequence[Verdict]) -> None:
+    """Tell the verdicts; HeldForApproval where people must decide."""
+    run.update(verdicts=[verdict.to_json() for verdict in verdicts])
     for verdict in verdicts:
-        run.log(f"{verdict.effect.value}: {verdict.reason}")
+        run.log(f"{verdict.effect.value}: {verdict.sentence}")
     if any(verdict.effect is Effect.ASK for verdict in verdicts):
-        raise HeldForApproval
+        raise HeldForApproval(verdicts)
 
 
 def fetch(run: Run) -> None:
-    """Packages of the lock -> the shared caches; every byte is checked on its way in."""
+    """Packages of the lock -> the shared caches; every byte is checked on its way in.
+
+    Some rules are about what is in the packages: they are asked once more when that is known.
+    """
+    if not run.judged:
+        judge_again(run)
     part = run.part
     needed = sum(package.size for package in part.conda) + sum(w.size for w in part.pypi)
     disk.require_space(folders.data(), needed=0, reserve=settings.DISK_RESERVE)
     run.log(f"{len(part.conda) + len(part.pypi)} packages, {needed / 1e6:.1f} MB")
     run.packages = run.tools.packages.ensure(part.conda, **run.fetching)
     run.wheels = run.tools.wheels.ensure(part.pypi, **run.fetching)
+    if _scripts_found(run.packages):
+        judge_again(run)
+    approvals.withdraw(run.build)  # held once, it may go on for another reason than a decision
+
+
+def _scripts_found(packages: Sequence[CachedPackage]) -> bool:
+    """Keep which packages have install scripts; True where some have that nobody knew of."""
+    opened = {one.package.sha256: list(one.contents.link_scripts) for one in packages}
+    unknown = CondaRecord.objects.filter(sha256__in=list(opened), link_scripts=None)
+    new = {sha256: opened[sha256] for sha256 in unknown.values_list("sha256", flat=True)}
+    none = [sha256 for sha256, scripts in new.items() if not scripts]
+    CondaRecord.objects.filter(sha256__in=none).update(link_scripts=[])
+    some = {sha256: scripts for sha256, scripts in new.items() if scripts}
+    for sha256, scripts in some.items():
+        CondaRecord.objects.filter(sha256=sha256).update(link_scripts=scripts)
+    return bool(some)
 
 
 def link(run: Run) -> None:
@@ -147,12 +186,17 @@ def publish(run: Run) -> None:
     that finishes late, or a pinned pointer, leaves it where it is.
     """
     build = run.build
+    assert build.lock is not None
+    recalls.mark_lock(build.lock)
+    refuse_recalled(build)
     run.name_prefix()
     with transaction.atomic():
         build.move(BuildState.READY, lease=run.lease, progress={}, timings=run.timings)
         moved = build.environment.advance(build)
         if moved:
             folders.follow_environment(build.environment)
+    if RecalledLock.objects.active().filter(lock=build.lock).exists():  # meanwhile
+        recalls.follow_lock(build.lock)
     run.log(f"{build.environment} is now at build {build.number}" if moved else "not made current")
 
 
@@ -168,11 +212,15 @@ STAGES: Sequence[tuple[BuildState, Callable[[Run], None]]] = (
 class HeldForApproval(Exception):  # noqa: N818 - an outcome, not an error
     """The lock needs decisions of people."""
 
+    def __init__(self, verdicts: Sequence[Verdict]) -> None:
+        super().__init__("The lock needs decisions of people.")
+        self.verdicts = tuple(verdicts)
 
-def run(build_id: int) -> bool:
+
+def run(build_id: int) -> bool | None:
     """Take a build from queued to a final state, or to its next attempt.
 
-    Does nothing for a build that is not due, that another worker has, or that is finished.
+    None, and nothing is done, for a build that is not due, that another has, or that is finished.
     True where Python files of a READY build are still to be compiled (`bytecode.complete`).
     """
     build = Build.objects.select_related(
@@ -180,7 +228,7 @@ def run(build_id: int) -> bool:
     ).get(pk=build_id)
     lease = build.claim(tools().owner, life=settings.LEASE)
     if lease is None:
-        return False
+        return None
     with structlog.contextvars.bound_contextvars(build=build.pk, attempt=build.attempt):
         with Run(build, lease, tools()) as running:
             _run_stages(running)
@@ -200,10 +248,12 @@ def _run_stages(run: Run) -> None:
             run.check()
             if build.state != state:
                 build.move(state, lease=run.lease, progress={})
-            with run.stage(state):
-                work(run)
-    except HeldForApproval:
-        build.move(BuildState.HELD, lease=run.lease, message="waits for approval")
+            try:
+                with run.stage(state):
+                    work(run)
+            except HeldForApproval as held:
+                approvals.hold(build, held.verdicts, lease=run.lease)
+                return
     except (LeaseLostError, TransitionError):
         run.abandon()
     except DATABASE_DOWN as error:

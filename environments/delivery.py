@@ -53,7 +53,7 @@ def deliver(notification_id: int) -> None:
         now = timezone.now()
         logger.warning("not delivered", notification=message.pk, code=error.code, error=str(error))
         if isinstance(error, webhooks.WebhookGoneError):
-            Webhook.objects.filter(pk=message.webhook_id).update(enabled=False)
+            Webhook.objects.filter(notifications=message).update(enabled=False)
         if not error.transient or message.attempts >= settings.NOTIFICATION_ATTEMPTS:
             row.update(failed_at=now, problem=str(error))
             return

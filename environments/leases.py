@@ -75,6 +75,7 @@ class Run:
         self.timings: dict[str, float] = {}
         self.packages: list[CachedPackage] = []
         self.wheels: list[CachedWheel] = []
+        self.judged = False  # the rules were asked about the lock in this attempt
         self.lost = False  # another worker has the build, or may have by now
         self._cancelling = False
         self._stopping: BaseException | None = None

@@ -222,6 +222,7 @@ class Mutation:
         force_solve: bool = False,
         platforms: list[str] | None = None,
         create_missing: bool = True,
+        reason: str = "",
     ) -> SubmitPayload:
         actor = actor_of(info)
         asked: dict[str, Any] = {
@@ -230,6 +231,7 @@ class Mutation:
             "idempotency_key": idempotency_key or "",
             "force_solve": force_solve,
             "platforms_wanted": tuple(platforms or ()),
+            "reason": reason,
         }
         if create_missing:
             place = _namespace_for(actor, namespace, environment)

@@ -32,6 +32,7 @@ class DecisionScope(models.TextChoices):
     SPEC = "spec"  # everything that a MatchSpec matches
 
 
+LONGEST_REASON = 4000  # characters, of a decision's reason and of what a build is for
 UNDECIDED = (RequestState.OPEN, RequestState.SECOND)
 
 
@@ -73,7 +74,6 @@ class ApprovalRequest(models.Model):
     rule = models.CharField(max_length=100)
     reason = models.TextField()
     chain: Any = models.JSONField(default=list, help_text="From what was asked for, to it.")
-    install_scripts = models.BooleanField(null=True, help_text="None where it is not fetched yet.")
     state = models.CharField(max_length=9, choices=RequestState.choices, default=RequestState.OPEN)
     opened_at = models.DateTimeField(default=timezone.now, editable=False)
     decided_at = models.DateTimeField(null=True)

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any, Self
 
 import zstandard
+from django.conf import settings
 from django.db import models, transaction
 from django.db.models import F, Q
 from django.utils import timezone
@@ -19,6 +20,7 @@ from environments.domain.errors import LeaseLostError, StoreError, TransitionErr
 from environments.domain.lifecycle import FINISHED, RUNNING, BuildState, sources
 from environments.models.environments import Environment, allowed
 from environments.models.locks import LockRow, SpecificationRow
+from environments.models.notifications import Event, Notification
 from environments.models.previews import failure_json
 
 
@@ -95,6 +97,7 @@ class Build(models.Model):
     )
     requested_by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")
     idempotency_key = models.CharField(max_length=100, blank=True)
+    reason = models.TextField(blank=True, help_text="What it is for, to those who approve.")
     origin = models.ForeignKey(
         "self", models.SET_NULL, null=True, related_name="copies", help_text="It was copied from."
     )
@@ -186,7 +189,29 @@ class Build(models.Model):
                     raise LeaseLostError(f"{self} is run by another worker.")
                 raise TransitionError(f"{self} is {self.state}; it cannot become {to}.")
             BuildEvent.objects.create(build=self, state=to, message=message)
+            if to in (BuildState.READY, BuildState.FAILED):
+                self._tell_finished(to, message)
         self.refresh_from_db(fields=["attempt", *changes])
+
+    def _tell_finished(self, state: BuildState, message: str) -> None:
+        """Webhooks hear of every end; by mail only who had to wait for a decision."""
+        environment = self.environment
+        waited = settings.EMAIL_URL and self.requested_by and self.waiting.exists()
+        Notification.tell(
+            Event.BUILD_FINISHED,
+            namespace=environment.namespace_id,
+            subject=f"{self} is {state}",
+            text=f"{self} is {state}. {message}".strip(),
+            data={
+                "namespace": environment.namespace.name,
+                "environment": environment.name,
+                "build": self.number,
+                "state": state.value,
+                "message": message,
+                "requested_by": self.requested_by.get_username() if self.requested_by else None,
+            },
+            emails=[self.requested_by.email] if waited and self.requested_by else (),
+        )
 
     def claim(self, owner: str, *, life: timedelta) -> Lease | None:
         """Start the next attempt; None where the build is not due, or another has it."""

@@ -15,6 +15,7 @@ from environments.domain.errors import NotFoundError
 from environments.domain.lock import Lock
 from environments.domain.specification import Specification
 from environments.models import Build
+from environments.models.recalls import refuse_recalled
 from environments.platforms import own_platform
 
 #: Part of each ETag: grows when a rendering of the same lock changes.
@@ -117,6 +118,7 @@ def lock_file(*, actor: Actor, build: Build, name: str, platform: str = "") -> L
             f"{build} has no lock: it is {build.state}.",
             hint="" if build.finished else "Wait until it is solved.",
         )
+    refuse_recalled(build)
     known = list(build.lock.platforms)
     chosen = platform or next(
         (one for one in (build.platform, own_platform(), *known) if one in known), ""

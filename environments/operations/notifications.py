@@ -7,13 +7,11 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from django.db import transaction
-
 from accounts.access import Actor, require, require_superuser
 from accounts.roles import Perm
 from environments.domain.errors import InvalidInputError, LimitError
 from environments.engine.webhooks import parse_url
-from environments.models import AuditEvent, Namespace, Webhook
+from environments.models import AuditEvent, Namespace, Webhook, audited
 from environments.models.notifications import Event
 
 #: Webhooks of one namespace, or of the installation.
@@ -35,7 +33,7 @@ def _require(actor: Actor, namespace: Namespace | None) -> None:
         require(actor, Perm.MANAGE, namespace)
 
 
-@transaction.atomic
+@audited()
 def create_webhook(
     *, actor: Actor, namespace: Namespace | None, url: str, events: Sequence[str] = ()
 ) -> CreatedWebhook:
@@ -60,7 +58,7 @@ def create_webhook(
     return CreatedWebhook(webhook=hook, secret=secret)
 
 
-@transaction.atomic
+@audited()
 def delete_webhook(*, actor: Actor, webhook: Webhook) -> Webhook:
     """With the messages that it did not get yet."""
     _require(actor, webhook.namespace)

@@ -1,0 +1,424 @@
+"""What people ask of approvals: decide, agree as the second, revoke, say what a package is for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from django.conf import settings
+from django.db.models import Q
+from django.utils import timezone
+
+from accounts.access import Actor, may, require
+from accounts.roles import Perm
+from environments import approvals
+from environments.domain.errors import (
+    AccessDeniedError,
+    ConflictError,
+    InvalidInputError,
+    NotFoundError,
+    TransitionError,
+)
+from environments.domain.lifecycle import BuildState
+from environments.domain.policy import package_spec
+from environments.models import (
+    ApprovalRequest,
+    AuditEvent,
+    Build,
+    CondaRecord,
+    Decision,
+    DecisionScope,
+    Namespace,
+    RequestState,
+    WaitingBuild,
+    audited,
+)
+from environments.models.approvals import LONGEST_REASON, UNDECIDED, in_turn
+from environments.models.namespaces import DECIDE_EVERYWHERE, holds_everywhere
+from environments.operations import queueing
+
+
+@audited()
+def decide(
+    *,
+    actor: Actor,
+    requests: Sequence[ApprovalRequest],
+    approve: bool,
+    reason: str,
+    scope: DecisionScope = DecisionScope.VERSION,
+    spec: str = "",
+    everywhere: bool = False,
+    expires_at: datetime | None = None,
+) -> list[Decision]:
+    """Approve or reject `requests`, and every other open request that the same answer covers.
+
+    Builds for which nothing is undecided any more go on; a rejection fails those that wait.
+    Requests that were decided meanwhile are left out, as long as one is left.
+
+    Args:
+        scope: these bytes, this version from this channel, or all that `spec` matches.
+        everywhere: in all namespaces; else in that of each request.
+        expires_at: builds that start later need another decision.
+
+    Raises:
+        TransitionError: another decided on all of them first.
+    """
+    if not requests:
+        raise InvalidInputError("There is no request to decide on.", where="requests")
+    for namespace in {request.namespace for request in requests}:
+        require(actor, Perm.APPROVE, namespace)
+    if everywhere:
+        _require_everywhere(actor)
+    reason = _reason(reason)
+    _check_expiry(expires_at)
+    in_turn()
+    waiting = _still_open(requests)
+    _refuse_own(actor, waiting)
+    if approve:
+        _refuse_halves(waiting)
+    made: dict[tuple[object, ...], Decision] = {}
+    for request in waiting:
+        decision = _decision(request, scope, spec, everywhere)
+        made.setdefault(_same(decision), decision)
+    for decision in made.values():
+        decision.approved, decision.reason, decision.expires_at = approve, reason, expires_at
+        decision.decided_by = actor.account
+        decision.complete = not (approve and _needs_two(decision, waiting))
+        decision.save()
+    _check_all_covered(made.values(), waiting, spec)
+    resumed: list[Build] = []
+    for decision in made.values():
+        reached = approvals.in_reach(decision)
+        _refuse_own(actor, reached)
+        if not approve:
+            _drop_halves(reached)
+        if decision.complete:
+            resumed += approvals.apply(decision, reached)
+        else:
+            fresh = [request.pk for request in reached if request.state == RequestState.OPEN]
+            ApprovalRequest.objects.filter(pk__in=fresh).update(
+                state=RequestState.SECOND, decision=decision
+            )
+    _send(resumed)
+    for decision in made.values():
+        _audit(actor, "approval.approve" if approve else "approval.reject", decision)
+    return list(made.values())
+
+
+@audited()
+def second(*, actor: Actor, decision: Decision) -> Decision:
+    """Agree, as another person, with an approval that needs two."""
+    _require_over(actor, decision)
+    in_turn()
+    decision.refresh_from_db()
+    if decision.complete or decision.revoked_at is not None:
+        raise TransitionError("This approval does not wait for a second person any more.")
+    if decision.decided_by_id == actor.account.pk:
+        raise AccessDeniedError(
+            "You approved it first; the second must be somebody else.",
+            hint="Ask another approver of the namespace.",
+        )
+    _check_expiry(decision.expires_at)
+    reached = approvals.in_reach(decision)
+    _refuse_own(actor, reached)
+    decision.complete, decision.seconded_by = True, actor.account
+    decision.seconded_at = timezone.now()
+    decision.save(update_fields=["complete", "seconded_by", "seconded_at"])
+    _send(approvals.apply(decision, reached))
+    _audit(actor, "approval.second", decision)
+    return decision
+
+
+@audited()
+def revoke_decision(*, actor: Actor, decision: Decision, reason: str) -> Decision:
+    """Builds that start from now on need another decision; what runs, goes on."""
+    _require_over(actor, decision)
+    reason = _reason(reason)
+    in_turn()
+    changed = Decision.objects.filter(pk=decision.pk, revoked_at=None).update(
+        revoked_at=timezone.now(), revoked_by=actor.account
+    )
+    decision.refresh_from_db()
+    if not changed:
+        raise TransitionError("The decision was revoked already.")
+    _reopen(decision)
+    _audit(actor, "approval.revoke", decision, why=reason)
+    return decision
+
+
+@audited()
+def explain_request(*, actor: Actor, request: ApprovalRequest, note: str) -> ApprovalRequest:
+    """Say what a package is for, to those who decide: by those whose builds wait for it."""
+    require(actor, Perm.VIEW, request.namespace)
+    own = WaitingBuild.objects.filter(request=request, asked_by=actor.account)
+    if len(note) > LONGEST_REASON or "\0" in note:
+        raise InvalidInputError(f"At most {LONGEST_REASON} characters of text.", where="note")
+    if not own.exists():
+        raise AccessDeniedError(
+            "No build of yours waits for this package.", hint="Only who asked says what it is for."
+        )
+    own.update(note=note.strip())
+    AuditEvent.record(actor, "approval.explain", request)
+    return request
+
+
+@audited()
+def require_two_people(*, actor: Actor, namespace: Namespace, two: bool) -> Namespace:
+    """Whether a package is approved here by two people, or by one.
+
+    What already waits for its second person goes on waiting for one.
+    """
+    require(actor, Perm.MANAGE, namespace)
+    before = namespace.two_person_approval
+    Namespace.objects.filter(pk=namespace.pk).update(two_person_approval=two)
+    namespace.two_person_approval = two
+    AuditEvent.record(
+        actor, "namespace.two-person-approval", namespace, {"before": before, "after": two}
+    )
+    return namespace
+
+
+def reconsider(namespace: Namespace | None) -> None:
+    """Ask the rules again about all held builds (of `namespace`): for those who change rules.
+
+    Call it in the transaction of the change, before its audit event.
+    """
+    held = Build.objects.filter(state=BuildState.HELD)
+    if namespace is not None:
+        held = held.filter(environment__namespace=namespace)
+    if not held.exists():
+        return
+    in_turn()
+    builds = list(held.select_related("environment__namespace").order_by("pk"))
+    for build in builds:
+        approvals.requeue(build, "the rules have changed")
+    _send(builds)
+
+
+# --- who may, and what is allowed -----------------------------------------------------------------
+
+
+def _require_everywhere(actor: Actor) -> None:
+    if not holds_everywhere(actor, DECIDE_EVERYWHERE, Perm.APPROVE):
+        raise AccessDeniedError(
+            "You may not decide for all namespaces.",
+            hint="Decide for the namespace, or ask an administrator of the installation.",
+        )
+
+
+def _require_over(actor: Actor, decision: Decision) -> None:
+    if decision.namespace is None:
+        _require_everywhere(actor)
+    else:
+        require(actor, Perm.APPROVE, decision.namespace)
+
+
+def _refuse_own(actor: Actor, requests: Iterable[ApprovalRequest]) -> None:
+    """Nobody decides on what they, or a service account of theirs, asked for."""
+    if settings.SELF_APPROVAL:
+        return
+    me = actor.account
+    own = WaitingBuild.objects.filter(
+        Q(asked_by=me) | Q(asked_by__owner=me),
+        request__in=[request.pk for request in requests],
+        build__state=BuildState.HELD,
+    ).select_related("request__namespace")
+    if names := sorted({str(one.request) for one in own}):
+        raise AccessDeniedError(
+            f"You asked for this yourself: {', '.join(names)}.",
+            hint="Ask another approver to decide.",
+            details={"own": names},
+        )
+
+
+def _needs_two(decision: Decision, requests: Sequence[ApprovalRequest]) -> bool:
+    if settings.TWO_PERSON_APPROVAL:
+        return True
+    if decision.namespace is not None:
+        return decision.namespace.two_person_approval
+    return Namespace.objects.filter(two_person_approval=True).exists()
+
+
+def _reason(text: str) -> str:
+    text = text.strip()
+    if not text or len(text) > LONGEST_REASON or "\0" in text:
+        raise InvalidInputError(
+            f"A reason is needed, of at most {LONGEST_REASON} characters.",
+            where="reason",
+            hint="Those who wait read it, and whoever looks back later.",
+        )
+    return text
+
+
+def _check_expiry(moment: datetime | None) -> None:
+    if moment is None:
+        return
+    if timezone.is_naive(moment) or moment <= timezone.now():
+        raise InvalidInputError(
+            "The approval would have ended already.",
+            where="expires_at",
+            hint="Give a moment to come, with its time zone.",
+        )
+
+
+def _still_open(requests: Sequence[ApprovalRequest]) -> list[ApprovalRequest]:
+    keys = [request.pk for request in requests]
+    rows = ApprovalRequest.objects.filter(pk__in=keys).order_by("pk")
+    found = list(rows.select_related("namespace", "conda", "pypi", "decision__decided_by"))
+    if open_ := [request for request in found if request.state in UNDECIDED]:
+        return open_
+    by = found[0].decision.decided_by if found and found[0].decision else None
+    state = found[0].state if found else "gone"
+    whom = f" by {by.get_username()}" if by else ""
+    raise TransitionError(
+        f"Nothing is left to decide: {found[0] if found else 'it'} is {state}{whom}."
+    )
+
+
+# --- what is decided ------------------------------------------------------------------------------
+
+
+def _decision(
+    request: ApprovalRequest, scope: DecisionScope, spec: str, everywhere: bool
+) -> Decision:
+    if bool(spec) != (scope == DecisionScope.SPEC):
+        raise InvalidInputError(
+            "A MatchSpec goes with the scope `spec`, and that scope with one.", where="spec"
+        )
+    manager = approvals.manager_of(request)
+    decision = Decision(
+        scope=scope,
+        manager=manager,
+        name=request.name,
+        namespace=None if everywhere else request.namespace,
+    )
+    package = request.package
+    if manager == approvals.RULE or package is None:
+        if scope == DecisionScope.SPEC:
+            raise InvalidInputError(
+                f"{request} is about a whole lock: no MatchSpec covers it.", where="spec"
+            )
+    elif scope == DecisionScope.SPEC:
+        decision.spec, decision.name = _parsed(spec, manager)
+    else:
+        decision.channel = package.channel if isinstance(package, CondaRecord) else ""
+        if scope == DecisionScope.BUILD:
+            decision.sha256 = package.sha256
+        else:
+            decision.spec = f"{request.name} =={request.version}"
+    return decision
+
+
+def _parsed(spec: str, manager: str) -> tuple[str, str]:
+    """The MatchSpec without its manager, and the name (or glob) it is about."""
+    prefix = f"{manager}:"
+    own = spec.strip()
+    own = own[len(prefix) :].strip() if own.startswith(prefix) and "::" not in own else own
+    read = package_spec(f"{prefix}{own}", wide=False)
+    if len(own) > 500:
+        raise InvalidInputError("The MatchSpec is too long.", where="spec")
+    return own, read.name
+
+
+def _same(decision: Decision) -> tuple[object, ...]:
+    return (
+        decision.namespace_id,
+        decision.manager,
+        decision.name,
+        decision.spec,
+        decision.channel,
+        decision.sha256,
+    )
+
+
+def _check_all_covered(
+    decisions: Iterable[Decision], requests: Sequence[ApprovalRequest], spec: str
+) -> None:
+    made = list(decisions)
+    left = [
+        str(request)
+        for request in requests
+        if not any(approvals.covered(decision, request) for decision in made)
+    ]
+    if left:
+        raise InvalidInputError(
+            f"{spec} does not match {', '.join(left)}.",
+            where="spec",
+            hint="Write a MatchSpec that covers each of the requests.",
+        )
+
+
+def _refuse_halves(requests: Iterable[ApprovalRequest]) -> None:
+    halves = [request for request in requests if request.state == RequestState.SECOND]
+    if halves:
+        raise ConflictError(
+            f"{', '.join(map(str, halves))}: approved by one person already.",
+            hint="Agree with that approval as the second person, or reject it.",
+            details={"decisions": sorted({request.decision_id or 0 for request in halves})},
+        )
+
+
+def _drop_halves(requests: Iterable[ApprovalRequest]) -> None:
+    """A rejection ends approvals that only one of two people gave."""
+    halves = {
+        request.decision_id or 0 for request in requests if request.state == RequestState.SECOND
+    }
+    for half in Decision.objects.filter(pk__in=halves, complete=False, revoked_at=None):
+        Decision.objects.filter(pk=half.pk).update(revoked_at=timezone.now())
+        _reopen(half)
+
+
+def _reopen(decision: Decision) -> None:
+    ApprovalRequest.objects.filter(decision=decision, state=RequestState.SECOND).update(
+        state=RequestState.OPEN, decision=None
+    )
+
+
+def _send(builds: Iterable[Build]) -> None:
+    for build in {build.pk: build for build in builds}.values():
+        queueing.queue_build(build)
+    queueing.queue_notifications()
+
+
+def _audit(actor: Actor, action: str, decision: Decision, *, why: str = "") -> None:
+    AuditEvent.record(
+        actor,
+        action,
+        decision.namespace or "all namespaces",
+        {
+            "decision": decision.pk,
+            "manager": decision.manager,
+            "package": decision.spec or decision.name,
+            "sha256": decision.sha256,
+            "channel": decision.channel,
+            "reason": why or decision.reason,
+            "expires_at": decision.expires_at.isoformat() if decision.expires_at else None,
+            "complete": decision.complete,
+            "requests": list(decision.requests.order_by("pk").values_list("pk", flat=True)[:100]),
+        },
+    )
+
+
+def find_request(actor: Actor, key: object) -> ApprovalRequest:
+    """Raises NotFoundError, also for what the actor may not see."""
+    rows = ApprovalRequest.objects.visible_to(actor).select_related("namespace", "conda", "pypi")
+    text = str(key)
+    found = rows.filter(pk=int(text)).first() if text.isdecimal() and len(text) < 18 else None
+    if found is None:
+        raise NotFoundError(f"There is no request {text[:20]!r}.", where="id")
+    return found
+
+
+def find_decision(actor: Actor, key: object) -> Decision:
+    """Raises NotFoundError, also for what the actor may not see."""
+    rows = Decision.objects.visible_to(actor).select_related("namespace", "decided_by")
+    text = str(key)
+    found = rows.filter(pk=int(text)).first() if text.isdecimal() and len(text) < 18 else None
+    if found is None:
+        raise NotFoundError(f"There is no decision {text[:20]!r}.", where="id")
+    return found
+
+
+def may_decide(actor: Actor, request: ApprovalRequest) -> bool:
+    """Whether the doors should offer it: by right, not by who asked."""
+    return may(actor, Perm.APPROVE, request.namespace)

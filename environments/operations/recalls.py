@@ -1,0 +1,195 @@
+"""What people ask of recalls: call a package back, whom does that hit, and undo it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import partial
+
+from django.db import transaction
+from django.db.models import QuerySet
+from django.utils import timezone
+
+from accounts.access import Actor
+from accounts.roles import Perm
+from environments import recalls
+from environments.domain.errors import (
+    AccessDeniedError,
+    InvalidInputError,
+    NotFoundError,
+    TransitionError,
+)
+from environments.domain.policy import package_spec
+from environments.models import (
+    AuditEvent,
+    Build,
+    Namespace,
+    Notification,
+    Recall,
+    RecalledLock,
+    audited,
+)
+from environments.models.approvals import LONGEST_REASON
+from environments.models.namespaces import RECALL_PACKAGES, holds_everywhere
+from environments.models.notifications import Event
+from environments.models.recalls import refuse_recalled
+from environments.operations import queueing
+
+__all__ = ["find_recall", "hits", "recall", "refuse_recalled", "undo_recall"]
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+#: Builds that a message names; the door gives all of them.
+TOLD = 100
+
+
+@audited()
+def recall(
+    *, actor: Actor, spec: str = "", sha256: str = "", manager: str = "conda", reason: str
+) -> Recall:
+    """Stop building and serving everything that holds a package, by MatchSpec or by digest.
+
+    The environments' pointers stay where they are, so that undoing puts everything back.
+    """
+    _require(actor)
+    made = Recall(
+        manager=manager,
+        spec=" ".join(spec.split()),
+        sha256=sha256.strip().lower().removeprefix("sha256:"),
+        reason=reason.strip(),
+        recalled_by=actor.account,
+    )
+    _check(made)
+    made.save()
+    locks = recalls.mark(made)
+    hit = _hit(made)
+    _tell(made, list(hit), undone=False)
+    transaction.on_commit(partial(recalls.follow_recall, made))
+    queueing.queue_notifications()
+    change = _change(made) | {"locks": locks, "builds": hit.count()}
+    AuditEvent.record(actor, "recall.add", made, change)
+    return made
+
+
+@audited()
+def undo_recall(*, actor: Actor, recall: Recall, reason: str) -> Recall:
+    """Serve again what the recall took away, unless another one holds it too."""
+    _require(actor)
+    why = reason.strip()
+    if not why or len(why) > LONGEST_REASON:
+        raise InvalidInputError("Say why it is undone.", where="reason")
+    changed = Recall.objects.active().filter(pk=recall.pk)
+    if not changed.update(undone_at=timezone.now(), undone_by=actor.account):
+        raise TransitionError("This recall was undone already.")
+    recall.refresh_from_db()
+    _tell(recall, list(_hit(recall)), undone=True)
+    transaction.on_commit(partial(recalls.follow_recall, recall))
+    queueing.queue_notifications()
+    AuditEvent.record(actor, "recall.undo", recall, _change(recall) | {"undone": why})
+    return recall
+
+
+def hits(actor: Actor, recall: Recall) -> QuerySet[Build]:
+    """The builds that hold what was recalled: all for those who recall, else those one sees."""
+    everything = holds_everywhere(actor, RECALL_PACKAGES, Perm.MANAGE)
+    found = Build.objects.all() if everything else Build.objects.visible_to(actor)
+    return found.filter(pk__in=_hit(recall).order_by().values("pk")).order_by(
+        "environment__namespace__name", "environment__name", "-number"
+    )
+
+
+def find_recall(actor: Actor, key: object) -> Recall:
+    """Raises NotFoundError, also for what the actor may not see."""
+    text = str(key)
+    rows = Recall.objects.visible_to(actor)
+    found = rows.filter(pk=int(text)).first() if text.isdecimal() and len(text) < 18 else None
+    if found is None:
+        raise NotFoundError(f"There is no recall {text[:20]!r}.", where="id")
+    return found
+
+
+def _require(actor: Actor) -> None:
+    if not actor.signed_in or not holds_everywhere(actor, RECALL_PACKAGES, Perm.MANAGE):
+        actor.account  # noqa: B018 - signed out is told so
+        raise AccessDeniedError(
+            "Only administrators of the installation recall packages.",
+            hint="Ask one of them; they may give you the permission to recall.",
+        )
+
+
+def _check(made: Recall) -> None:
+    if made.manager not in ("conda", "pypi"):
+        raise InvalidInputError(
+            f"There is no package manager {made.manager[:20]!r}.",
+            where="manager",
+            hint="conda or pypi.",
+        )
+    for manager in ("conda", "pypi"):
+        if made.spec.startswith(f"{manager}:") and not made.spec.startswith(f"{manager}::"):
+            made.manager, made.spec = manager, made.spec[len(manager) + 1 :].strip()
+    if bool(made.spec) == bool(made.sha256):
+        raise InvalidInputError("Give a MatchSpec or a sha256, one of them.", where="spec")
+    if made.sha256 and not _DIGEST.fullmatch(made.sha256):
+        raise InvalidInputError("A sha256 has 64 hexadecimal digits.", where="sha256")
+    if len(made.spec) > 500:
+        raise InvalidInputError("The MatchSpec is too long.", where="spec")
+    if made.spec and package_spec(f"{made.manager}:{made.spec}", wide=True).name == "*":
+        raise InvalidInputError(
+            "This would recall every package.", where="spec", hint="Name one, or a part of a name."
+        )
+    if not made.reason or len(made.reason) > LONGEST_REASON:
+        raise InvalidInputError(
+            "Say why it is recalled: those whom it hits read it.", where="reason"
+        )
+
+
+def _hit(recall: Recall) -> QuerySet[Build]:
+    locks = RecalledLock.objects.filter(recall=recall).values("lock")
+    return (
+        Build.objects.filter(lock__in=locks, deleted_at=None, environment__deleted_at=None)
+        .select_related("environment__namespace", "requested_by")
+        .defer("source", "log_archive", "verdicts")
+    )
+
+
+def _tell(recall: Recall, builds: Sequence[Build], *, undone: bool) -> None:
+    """One message for each namespace that has such a build, and one for the installation."""
+    said = "is no longer recalled" if undone else "was recalled"
+    places: dict[int, tuple[Namespace, list[Build]]] = {}
+    for build in builds:
+        namespace = build.environment.namespace
+        places.setdefault(namespace.pk, (namespace, []))[1].append(build)
+    common = {"recall": str(recall.pk), "package": str(recall), "reason": recall.reason}
+    for key, (namespace, held) in places.items():
+        names = sorted({str(build.environment) for build in held})
+        Notification.tell(
+            Event.RECALL,
+            namespace=key,
+            subject=f"{recall} {said}: {', '.join(names[:3])}",
+            text="\n".join(
+                [f"{recall} {said}: {recall.reason}", "", *(f"- {name}" for name in names)]
+            ),
+            data=common
+            | {
+                "undone": undone,
+                "namespace": namespace.name,
+                "builds": [str(build) for build in held[:TOLD]],
+            },
+            emails={build.requested_by.email for build in held if build.requested_by},
+        )
+    if not places:
+        Notification.tell(
+            Event.RECALL,
+            namespace=None,
+            subject=f"{recall} {said}",
+            data=common | {"undone": undone, "namespace": None, "builds": []},
+        )
+
+
+def _change(recall: Recall) -> dict[str, object]:
+    return {
+        "recall": recall.pk,
+        "manager": recall.manager,
+        "spec": recall.spec,
+        "sha256": recall.sha256,
+        "reason": recall.reason,
+    }
