@@ -12,11 +12,13 @@ import structlog
 from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
+from rattler import RepoDataRecord
 
 from environments import folders, recalls
 from environments.domain.lifecycle import RUNNING
 from environments.engine import downloads, linking
-from environments.models import Build, Channel, Environment, IndexedPackage, Prefix
+from environments.engine.first_seen import Look
+from environments.models import Build, Channel, Environment, IndexedPackage, LockRow, Prefix
 from environments.tools import tools
 
 logger = structlog.get_logger(__name__)
@@ -119,13 +121,22 @@ def follow_pointers() -> int:
 
 
 def index_channel(channel_id: int) -> None:
-    """Read what a channel offers into rows, for search; nothing to do if it has not changed."""
+    """Read what a channel offers into rows, for search, and remember when each file came.
+
+    Nothing to do if it has not changed.
+    """
     channel = Channel.objects.get(pk=channel_id)
     engine = tools().solver(())
-    state = engine.channel_state((channel.url,), ("linux-64",))
+    wanted = _platforms_in_use()
+    state = engine.channel_state((channel.url,), wanted)
     if state == channel.indexed_state:
         Channel.objects.filter(pk=channel.pk).update(indexed_at=timezone.now())
         return
+    look = Look(folders.data() / folders.SEEN, channel.url)
+
+    def see(record: RepoDataRecord) -> None:
+        look.add(record.subdir, record.sha256)
+
     rows = (
         IndexedPackage(
             channel=channel,
@@ -136,7 +147,7 @@ def index_channel(channel_id: int) -> None:
             license=entry.license,
             summary=entry.summary,
         )
-        for entry in engine.channels.describe(channel.url)
+        for entry in engine.channels.describe(channel.url, wanted, each=see)
     )
     updated = ("latest_version", "versions", "subdirs", "license", "summary")
     names: set[str] = set()
@@ -157,10 +168,17 @@ def index_channel(channel_id: int) -> None:
         if len(batch) >= 100:
             store()
     store()
+    look.keep(now=time.time())
     for old in IndexedPackage.objects.filter(channel=channel).iterator():
         if old.name not in names:
             old.delete()
     Channel.objects.filter(pk=channel.pk).update(indexed_state=state, indexed_at=timezone.now())
+
+
+def _platforms_in_use() -> tuple[str, ...]:
+    """Those of the newest locks; linux-64 always."""
+    newest = LockRow.objects.order_by("-pk").values_list("platforms", flat=True)[:500]
+    return tuple(sorted({"linux-64"}.union(*newest)))
 
 
 def free_bytes() -> int:

@@ -13,6 +13,7 @@ from django.conf import settings
 from django.db.models import Q
 from django.utils import timezone
 
+from environments import folders
 from environments.domain.lock import Lock
 from environments.domain.policy import (
     Channels,
@@ -29,6 +30,7 @@ from environments.domain.policy import (
     parse_rule,
 )
 from environments.domain.specification import Specification
+from environments.engine.first_seen import FirstSeen
 from environments.models import CondaRecord, Decision, Namespace, PolicyRule, PypiRecord, Recall
 
 if TYPE_CHECKING:
@@ -133,15 +135,25 @@ def evidence_for(policy: Policy, lock: Lock) -> Known:
     now = timezone.now().timestamp()
     seen: dict[str, Sighting] = {}
     if policy.ages:
-        for model, packages in (
-            (CondaRecord, [p.sha256 for part in lock for p in part.conda]),
-            (PypiRecord, [p.sha256 for part in lock for p in part.pypi]),
+        for model, digests in (
+            (CondaRecord, sorted({p.sha256 for part in lock for p in part.conda})),
+            (PypiRecord, sorted({p.sha256 for part in lock for p in part.pypi})),
         ):
-            digests = sorted(set(packages))
             for start in range(0, len(digests), _BATCH):
                 batch = model.objects.filter(sha256__in=digests[start : start + _BATCH])
                 for sha256, moment in batch.values_list("sha256", "first_seen_at"):
-                    at = moment.timestamp()
-                    if sha256 not in seen or at < seen[sha256].at:
-                        seen[sha256] = Sighting(at=at, baseline=False)
+                    _sight(seen, sha256, Sighting(at=moment.timestamp(), baseline=False))
+        looks = FirstSeen(folders.data() / folders.SEEN)
+        for package in (package for part in lock for package in part.conda):
+            found = looks.sighting(package.channel, package.subdir, package.sha256)
+            if found is not None:
+                _sight(seen, package.sha256, found)
     return Known(now=now, seen=seen, found_scripts=policy.scripts)
+
+
+def _sight(seen: dict[str, Sighting], sha256: str, found: Sighting) -> None:
+    """Keep the earliest; what was there at the first look stays known as that."""
+    held = seen.get(sha256)
+    if held is not None:
+        found = Sighting(at=min(held.at, found.at), baseline=held.baseline or found.baseline)
+    seen[sha256] = found

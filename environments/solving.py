@@ -109,6 +109,7 @@ def _request(wanted: Specification, policy: Policy) -> SolveRequest:
         exclude_newer=wanted.exclude_newer,
         constraints=policy.constraints,
         rules=Rules(policy=policy, now=time.time(), first_seen=folders.data() / folders.SEEN),
+        pypi_cutoff=timezone.now() - policy.pypi_age if policy.pypi_age else None,
         timeout=settings.SOLVE_TIME_LIMIT,
     )
 

@@ -8,7 +8,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Awaitable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -391,14 +391,23 @@ class Channels:
         return [self.package(record) for record in found]
 
     def describe(
-        self, channel: str, platforms: Sequence[str] = ("linux-64",)
+        self,
+        channel: str,
+        platforms: Sequence[str] = ("linux-64",),
+        *,
+        each: Callable[[rattler.RepoDataRecord], None] = lambda record: None,
     ) -> Iterator[ChannelEntry]:
-        """Each package name of a channel, by name; holds one name's records at a time."""
+        """Each package name of a channel, by name; holds one name's records at a time.
+
+        `each` is shown every record on the way.
+        """
         data = self._channeldata(channel)
         for name in self.names([channel], platforms):
             found = self.run(self._records(channel, with_noarch(platforms), name))
             if not found:
                 continue
+            for record in found:
+                each(record)
             about = data.get(name, {})
             newest = newest_first(found)[0]
             yield ChannelEntry(

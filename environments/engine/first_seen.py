@@ -14,6 +14,7 @@ import mmap
 import os
 import struct
 import threading
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,42 +32,58 @@ def path_of(folder: Path, channel: str, subdir: str) -> Path:
     return folder / f"{name}.seen"
 
 
-def note(folder: Path, channel: str, subdir: str, digests: Iterable[str], *, now: float) -> int:
-    """Remember what a channel holds now; returns how many of it were new.
+class Look:
+    """What one look at a channel finds; `keep` joins it to what was seen before.
 
-    Memory: the keys of what it holds, and of nothing else. Two who note at once: the later one
-    wins, and what only the other saw is seen at the next look.
-
-    Args:
-        digests: sha256, hex; in any order, "" for what has none.
-        now: seconds since the epoch.
+    Eight bytes a package while it looks, forty while it joins.
     """
-    path = path_of(folder, channel, subdir)
-    minute = int(now // 60)
-    fresh = sorted({bytes.fromhex(digest[: 2 * _KEY]) for digest in digests if digest})
-    baseline, size, old = _read(path)
-    if baseline is None:
-        baseline = minute
-    folder.mkdir(parents=True, exist_ok=True)
+
+    def __init__(self, folder: Path, channel: str) -> None:
+        self._folder = folder
+        self._channel = channel
+        self._keys: dict[str, array[int]] = {}
+
+    def add(self, subdir: str, sha256: bytes | None) -> None:
+        keys = self._keys.setdefault(subdir, array("Q"))
+        if sha256:
+            keys.append(int.from_bytes(sha256[:_KEY], "big"))
+
+    def keep(self, *, now: float) -> int:
+        """How many packages were new. `now`: seconds since the epoch.
+
+        Two who look at once: the later one wins; what only the other saw is seen the next time.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return sum(
+            _join(path_of(self._folder, self._channel, subdir), sorted(keys), int(now // 60))
+            for subdir, keys in self._keys.items()
+        )
+
+
+def _join(path: Path, fresh: Iterable[int], minute: int) -> int:
+    """Write the old entries and the new ones to a new file, in one pass over both."""
+    baseline, end, old = _read(path)
     temporary = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
-    new = 0
+    new, last = 0, b""
     try:
         with temporary.open("wb") as out:
-            out.write(_HEAD.pack(_MAGIC, baseline))
-            position, end = _HEAD.size, size
-            for key in fresh:  # both are sorted: one pass
+            out.write(_HEAD.pack(_MAGIC, minute if baseline is None else baseline))
+            position = _HEAD.size
+            for number in fresh:
+                key = number.to_bytes(_KEY, "big")
                 start = position
                 while position < end and old[position : position + _KEY] < key:
                     position += _ENTRY.size
                 out.write(old[start:position])
-                if position < end and old[position : position + _KEY] == key:
-                    continue
-                out.write(_ENTRY.pack(key, minute))
-                new += 1
+                known = position < end and old[position : position + _KEY] == key
+                if not known and key != last:
+                    out.write(_ENTRY.pack(key, minute))
+                    new += 1
+                last = key
             out.write(old[position:end])
             out.flush()
             os.fsync(out.fileno())
-        if new or not path.exists():
+        if new or baseline is None:
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -83,7 +100,7 @@ class _File:
 
 
 class FirstSeen:
-    """Reads what `note` wrote; files are mapped when first asked for."""
+    """Reads what looks have kept; files are mapped when first asked for."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

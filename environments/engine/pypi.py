@@ -421,6 +421,7 @@ class _Run:
             requires=tuple(sorted(needed.get(name, ()))),
             requires_python=str(entry.get("requires-python", "")),
             license="",
+            uploaded=_moment(file.get("upload-time")),
         )
 
     def _file(self, name: str, entry: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -646,6 +647,11 @@ def _markers(python: str, system: str, machine: str) -> dict[str, str]:
 def _numbers(version: str) -> tuple[int, int]:
     major, minor = [*re.findall(r"\d+", version), "0", "0"][:2]
     return int(major), int(minor)
+
+
+def _moment(uploaded: object) -> int | None:
+    """Milliseconds since the epoch; not every index says when it got a file."""
+    return int(uploaded.timestamp() * 1000) if isinstance(uploaded, datetime) else None
 
 
 def _file_name(url: str) -> str:

@@ -171,8 +171,12 @@ class RattlerSolver:
             wanted,
             part,
             virtual_packages=virtual_packages(part.platform, request.virtual_packages),
-            exclude_newer=work.cutoff,
+            exclude_newer=_earlier(work.cutoff, request.pypi_cutoff),
             cancelled=cancelled,
             log=log,
             time_limit=timedelta(seconds=left),
         )
+
+
+def _earlier(*moments: datetime | None) -> datetime | None:
+    return min((moment for moment in moments if moment is not None), default=None)

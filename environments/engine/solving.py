@@ -54,6 +54,7 @@ class SolveRequest:
     exclude_newer: str = ""  # "", an ISO date or time, or an age: "7 days", "P7D", "36h"
     constraints: tuple[str, ...] = ()  # MatchSpecs that hold in every answer: policy
     rules: Rules | None = None  # what the solver may see of the channels; None: all of it
+    pypi_cutoff: datetime | None = None  # what the index got later is not taken: policy
     locked: Lock | None = None  # where these packages still fit, they stay
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import NamedTuple
 
 from environments.domain.diff import shortest_chains
 from environments.domain.errors import ChannelNotAllowedError, PolicyError, StoreError
 from environments.domain.lock import Lock, PlatformLock, required_name
 from environments.domain.policy.package_specs import PackageSpec, package_spec
-from environments.domain.policy.rules import Channels, Check, Rule
+from environments.domain.policy.rules import Channels, Check, MinimumAge, Rule
 from environments.domain.policy.subjects import Evidence, LockedPackage, Subject
 from environments.domain.policy.verdicts import WHOLE, Effect, PackageKey, Ruling, Verdict
 from environments.domain.specification import Specification
@@ -38,6 +39,19 @@ class Policy:
     def required(self) -> tuple[str, ...]:
         """MatchSpecs of what is asked for in every environment."""
         return tuple(dict.fromkeys(spec for rule in self.rules for spec in rule.added))
+
+    @property
+    def pypi_age(self) -> timedelta:
+        """How long ago the index must have got a wheel, so that a solve looks at nothing younger.
+
+        Rules with exemptions are left to the verdicts: a solve has one such limit for all names.
+        """
+        found = (
+            rule.age_of("")
+            for rule in self.rules
+            if isinstance(rule, MinimumAge) and rule.hides() and not rule.exempt
+        )
+        return max(found, default=timedelta())
 
     @property
     def hides(self) -> bool:

@@ -10,7 +10,7 @@ import pytest
 
 from environments.domain.errors import UnsatisfiableError
 from environments.domain.policy import Policy, Ruling, parse_rule
-from environments.engine.first_seen import FirstSeen, note
+from environments.engine.first_seen import FirstSeen, Look
 from environments.engine.policy_view import Rules
 from environments.engine.solver import RattlerSolver
 from tests.channels.channel_index import index_channel
@@ -27,6 +27,13 @@ def rules(*parsed: Any, rulings: tuple[Ruling, ...] = (), **options: Any) -> Rul
 
 def rule(kind: str, effect: str = "enforce", **settings: Any) -> Any:
     return parse_rule(kind=kind, effect=effect, name=f"our {kind}", settings=settings)
+
+
+def note(folder: Path, channel: str, subdir: str, digests: list[str], *, now: float) -> int:
+    look = Look(folder, channel)
+    for digest in digests:
+        look.add(subdir, bytes.fromhex(digest))
+    return look.keep(now=now)
 
 
 def test_an_allowed_version_is_found_where_the_newest_is_denied(solver, channel):
