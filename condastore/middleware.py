@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import Any
 
 import structlog
-from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.conf import settings
 from django.core.exceptions import RequestDataTooBig
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
@@ -175,20 +175,23 @@ class RequestContext(_Both):
 _METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE"})
 
 
-class StoreErrors(_Both):
-    """Refuse what is too large, and tell errors to people and programs alike."""
+class StoreErrors:
+    """Refuse what is too large, and tell errors to people and programs alike.
 
-    def answer(self, request: HttpRequest) -> HttpResponseBase:
-        if _too_large(request):
-            return answer_to(request, too_large())
-        response: HttpResponseBase = self.get_response(request)
-        return response
+    Synchronous, and the innermost: so all middleware of a request runs in one thread, where an
+    asynchronous one would go to that thread and back for each of them.
+    """
 
-    async def answer_later(self, request: HttpRequest) -> HttpResponseBase:
-        if _too_large(request):
-            return await sync_to_async(answer_to)(request, too_large())
-        response: HttpResponseBase = await self.get_response(request)
-        return response
+    sync_capable = True
+    async_capable = False
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        return (
+            answer_to(request, too_large()) if _too_large(request) else self.get_response(request)
+        )
 
     def process_exception(
         self, request: HttpRequest, exception: Exception

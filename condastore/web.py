@@ -6,6 +6,7 @@ started again. Elsewhere run `uvicorn condastore.asgi:application`.
 
 from __future__ import annotations
 
+import gc
 import socket
 import sys
 
@@ -24,6 +25,10 @@ def serve(descriptor: int) -> None:
         server_header=False,
         timeout_graceful_shutdown=GRACE,
     )
+    config.load()
+    # What is imported by now stays: the collector need not look at it again and again.
+    gc.collect()
+    gc.freeze()
     with socket.socket(fileno=descriptor) as listener:
         uvicorn.Server(config).run(sockets=[listener])
 

@@ -1,0 +1,55 @@
+"""The threads in which requests run, and their database connections, kept from one to the next.
+
+asgiref gives each request a thread of its own and ends it with the request: a connection would be
+opened, and told its settings, once for each.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar, Self
+
+from asgiref.sync import SyncToAsync, ThreadSensitiveContext
+
+#: Threads that wait for a request; what comes beyond them gets one of its own.
+KEPT = 8
+#: PostgreSQL connections of one web process: a request has one while it runs, a subscription only
+#: while it looks.
+POOL = {"min_size": 0, "max_size": 32, "timeout": 15, "max_idle": 60}
+
+
+class KeptThread(ThreadSensitiveContext):
+    """Run what is synchronous in one request in one thread, which the next request may have."""
+
+    _free: ClassVar[deque[ThreadPoolExecutor]] = deque()
+
+    async def __aenter__(self) -> Self:
+        await super().__aenter__()
+        if self.token is not None:
+            executor = self._free.pop() if self._free else ThreadPoolExecutor(max_workers=1)
+            SyncToAsync.context_to_thread_executor[self] = executor
+        return self
+
+    async def __aexit__(self, *exception: Any) -> None:
+        # A subscription has given its thread back (graphql.views.release_thread).
+        executor = SyncToAsync.context_to_thread_executor.get(self)
+        if executor is not None and len(self._free) < KEPT:
+            del SyncToAsync.context_to_thread_executor[self]
+            self._free.append(executor)
+        await super().__aexit__(*exception)
+
+
+def keep_connections() -> None:
+    """For a web process, before its first request: keep what is open between requests.
+
+    Of PostgreSQL in a pool, so that there are no more than it may hold, whichever thread asks.
+    """
+    from django.db import connections
+
+    database = connections.settings["default"]
+    if database["ENGINE"].endswith("sqlite3"):
+        database["CONN_MAX_AGE"] = None
+    elif database["ENGINE"].endswith("postgresql"):
+        database["CONN_MAX_AGE"] = 0
+        database.setdefault("OPTIONS", {}).setdefault("pool", dict(POOL))
