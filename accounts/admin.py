@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from allauth.account.models import EmailAddress
+from allauth.mfa.models import Authenticator
+from allauth.socialaccount.models import SocialAccount, SocialApp, SocialToken
 from django.contrib import admin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
 
-from accounts.models import ApiToken, User
+from accounts.models import ApiToken, Identity, User
 
 if TYPE_CHECKING:
 
@@ -20,8 +23,26 @@ if TYPE_CHECKING:
     class _UserAdmin(DjangoUserAdmin[User]):
         """Likewise."""
 
+    class _TabularInline(admin.TabularInline[Identity, User]):
+        """Likewise."""
+
 else:
     _ModelAdmin, _UserAdmin = admin.ModelAdmin, DjangoUserAdmin
+    _TabularInline = admin.TabularInline
+
+
+# They are empty: who someone is, is said by identities; providers are named by the settings.
+for model in (EmailAddress, SocialAccount, SocialApp, SocialToken, Authenticator):
+    if admin.site.is_registered(model):
+        admin.site.unregister(model)
+
+
+class Identities(_TabularInline):
+    """Added by hand where a person's account is older than the directory's word for them."""
+
+    model = Identity
+    extra = 0
+    readonly_fields = ("seen_at", "gone_at")
 
 
 @admin.register(User)
@@ -37,6 +58,15 @@ class UserAdmin(_UserAdmin):
     )
     filter_horizontal = ("groups",)
     autocomplete_fields = ("owner",)
+    inlines = (Identities,)
+    actions = ("remove_second_factors",)
+
+    @admin.action(description="Remove second factors (lost devices)", permissions=["change"])
+    def remove_second_factors(self, request: HttpRequest, queryset: QuerySet[User]) -> None:
+        removed, _ = Authenticator.objects.filter(user__in=queryset).delete()
+        for user in queryset:
+            self.log_change(request, user, "removed the second factors")
+        self.message_user(request, f"{removed} removed.")
 
 
 @admin.register(ApiToken)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Protocol
 
 import structlog
@@ -211,11 +211,12 @@ def directories() -> Sequence[Directory]:
     return [import_string(maker)(**options) for maker, options in settings.DIRECTORIES]
 
 
-def check_people(*, now: datetime, interval: timedelta) -> None:
-    """Ask each directory about those whom it has not confirmed for `interval`."""
+def check_people() -> None:
+    """Ask each directory about those whom it has not confirmed lately."""
+    before = timezone.now() - settings.DIRECTORY_INTERVAL / 2
     for directory in directories():
         try:
-            check_directory(directory, before=now - interval)
+            check_directory(directory, before=before)
         except UnavailableError as error:
             logger.warning("a directory could not be asked", directory=directory.name, why=error)
 

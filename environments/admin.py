@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from django import forms
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
 from accounts.access import Actor
+from accounts.roles import Role
 from environments.domain.errors import StoreError
 from environments.models import (
     AuditEvent,
@@ -21,16 +23,20 @@ from environments.models import (
     LockRow,
     Namespace,
     Preview,
+    RoleMapping,
     Worker,
 )
-from environments.operations import audit
+from environments.models.role_mappings import check_patterns
+from environments.operations import audit, role_mappings
 from environments.operations.builds import cancel_build
 
 if TYPE_CHECKING:
     _ModelAdmin = admin.ModelAdmin[Any]
     _TabularInline = admin.TabularInline[Any, Any]
+    _ModelForm = forms.ModelForm[Any]
 else:  # generic for the type checker only
     _ModelAdmin, _TabularInline = admin.ModelAdmin, admin.TabularInline
+    _ModelForm = forms.ModelForm
 
 
 class ReadOnly:
@@ -72,6 +78,53 @@ class NamespaceAdmin(Rows):
     list_select_related = ("created_by",)
     list_filter = ("personal", "public")
     search_fields = ("name", "description")
+
+
+class RoleMappingForm(_ModelForm):
+    def clean(self) -> dict[str, Any]:
+        cleaned = super().clean() or {}
+        try:
+            check_patterns(cleaned.get("group", ""), cleaned.get("namespace", ""))
+        except StoreError as error:
+            raise forms.ValidationError({error.where: f"{error.message} {error.hint}"}) from error
+        return cleaned
+
+
+@admin.register(RoleMapping)
+class RoleMappingAdmin(Rows):
+    """Added and removed; another pattern is another mapping."""
+
+    form = RoleMappingForm
+    fields = ("group", "namespace", "role")
+    list_display = ("group", "role", "namespace", "created_by", "created_at")
+    list_select_related = ("created_by",)
+    list_filter = ("role",)
+    search_fields = ("group", "namespace")
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return self.has_view_permission(request)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return self.has_view_permission(request)
+
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        made = role_mappings.add_role_mapping(
+            actor=request.actor,  # type: ignore[attr-defined]
+            group=obj.group,
+            namespace=obj.namespace,
+            role=Role(obj.role),
+        )
+        obj.pk = made.pk
+
+    def delete_model(self, request: HttpRequest, obj: Any) -> None:
+        role_mappings.remove_role_mapping(
+            actor=request.actor,  # type: ignore[attr-defined]
+            mapping=obj,
+        )
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+        for mapping in queryset:
+            self.delete_model(request, mapping)
 
 
 @admin.register(Environment)

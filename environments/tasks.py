@@ -92,3 +92,11 @@ def deliver_notification(notification_id: int) -> None:
     from environments import delivery
 
     delivery.deliver(notification_id)
+
+
+@dramatiq.actor(queue_name="upkeep", max_retries=0, throws=Shutdown, time_limit=_limit(3600))
+def check_people() -> None:
+    """Ask the directories who is still there, and in which groups."""
+    from accounts import directories
+
+    directories.check_people()

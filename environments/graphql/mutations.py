@@ -17,7 +17,9 @@ from accounts.access import Actor
 from accounts.roles import Role
 from environments.domain.errors import NotFoundError
 from environments.graphql.errors import OperationError
+from environments.graphql.packages import BigInt
 from environments.graphql.pages import Key, actor_of, field
+from environments.graphql.role_mappings import RoleMappingMutations
 from environments.graphql.types import (
     ApiTokenNode,
     BuildNode,
@@ -28,7 +30,7 @@ from environments.graphql.types import (
 )
 from environments.models import Build, Environment, Preview, audited
 from environments.models.previews import PreviewState
-from environments.operations import builds, environments, namespaces, previews, tokens
+from environments.operations import builds, environments, namespaces, previews, quotas, tokens
 from environments.operations.namespaces import find_namespace, namespace_to_build_in
 
 #: Between two looks at a preview that is being solved.
@@ -85,7 +87,7 @@ def _environment(actor: Actor, key: ID) -> Environment:
 
 
 @strawberry.type
-class Mutation:
+class Mutation(RoleMappingMutations):
     # --- namespaces ----------------------------------------------------------------------------
 
     @field()
@@ -120,6 +122,33 @@ class Mutation:
         actor = actor_of(info)
         found: Any = find_namespace(actor, namespace)
         namespaces.revoke_role(actor=actor, namespace=found, user=user or "", group=group or "")
+        return found  # type: ignore[no-any-return]
+
+    @field(
+        description="By administrators. 0: no limit; null: the installation's default; left out: "
+        "as it is."
+    )
+    def set_quota(
+        self,
+        info: Info,
+        namespace: str,
+        bytes: BigInt | None = strawberry.UNSET,  # noqa: A002 - as clients call it
+        environments: int | None = strawberry.UNSET,
+        builds_at_once: int | None = strawberry.UNSET,
+        builds_a_day: int | None = strawberry.UNSET,
+    ) -> NamespacePayload:
+        actor = actor_of(info)
+        asked = {
+            "bytes": bytes,
+            "environments": environments,
+            "builds_at_once": builds_at_once,
+            "builds_a_day": builds_a_day,
+        }
+        found: Any = quotas.set_quota(
+            actor=actor,
+            namespace=find_namespace(actor, namespace),
+            limits={name: limit for name, limit in asked.items() if limit is not strawberry.UNSET},
+        )
         return found  # type: ignore[no-any-return]
 
     # --- environments --------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from environments.graphql.pages import (
     field,
     optimized,
 )
+from environments.graphql.role_mappings import RoleMappingQueries
 from environments.graphql.types import (
     BuildNode,
     ChannelNode,
@@ -217,7 +218,7 @@ def _locked_packages(
 
 
 @strawberry.type
-class Query:
+class Query(RoleMappingQueries):
     namespaces: Connection[NamespaceNode] = connection(
         _namespaces, graphql_type=Connection[NamespaceNode]
     )

@@ -72,3 +72,10 @@ def queue_tidy() -> None:
             logger.warning("queue unreachable", task="tidy", error=str(error))
 
     transaction.on_commit(send)
+
+
+def queue_check_of_people() -> None:
+    try:
+        tasks.check_people.send()
+    except DOWN as error:
+        logger.warning("queue unreachable", task="check_people", error=str(error))

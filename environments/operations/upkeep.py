@@ -37,6 +37,8 @@ def sweep() -> None:
         Notification.objects.filter(created_at__lt=timezone.now() - Notification.KEPT).delete()
         fold_logs()
         queue_indexing()
+    if settings.DIRECTORIES and _every("people", settings.DIRECTORY_INTERVAL):
+        queueing.queue_check_of_people()
 
 
 def give_up_lost_builds() -> None:

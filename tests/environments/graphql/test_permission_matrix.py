@@ -24,6 +24,7 @@ from accounts.roles import ROLES, Perm, Role
 from condastore.schema import schema
 from environments.domain.lifecycle import BuildState
 from environments.models import (
+    AuditEvent,
     Build,
     BuildEvent,
     BuildTag,
@@ -32,6 +33,7 @@ from environments.models import (
     IndexedPackage,
     Namespace,
     Preview,
+    RoleMapping,
 )
 from environments.operations.tokens import create_token
 from tests import factories
@@ -131,6 +133,7 @@ def make_world() -> World:
     )
     dora = factories.actor(User.objects.get(username="dora"))
     made = create_token(actor=dora, name="kept")
+    mapping = RoleMapping.objects.create(group="ldap:it", namespace="it-*", role=Role.VIEWER.value)
     world = World(
         research=research,
         environment=environment,
@@ -141,6 +144,7 @@ def make_world() -> World:
         preview=preview,
         token=made.token,
     )
+    AuditEvent.record(dora, "test.event", research)
     world.ids = {
         "environment": str(environment.pk),
         "old": str(old.pk),
@@ -149,6 +153,7 @@ def make_world() -> World:
         "archived": str(archived.pk),
         "preview": str(preview.pk),
         "token": str(made.token.pk),
+        "mapping": str(mapping.pk),
         "lock": current.lock.digest,  # type: ignore[union-attr]
         "specification": current.specification.digest,
         "text": TEXT,
@@ -224,8 +229,19 @@ SEEN: dict[str, tuple[str, Callable[[Data], bool]]] = {
         bool,
     ),
 }
-#: Fields that tell of the one who asks.
+#: Field -> document, what it shows, and the right in `research` that it takes to be shown it.
+SEEN_WITH: dict[str, tuple[str, Callable[[Data], bool], Perm]] = {
+    "auditEvents": (
+        f'{{ auditEvents(filters: {{target: "research"}}) {EDGES % "action"} }}',
+        lambda it: bool(it["edges"]),
+        Perm.GRANT,
+    ),
+}
+#: Field -> document: refused to all but those who run the installation.
+ADMINISTRATORS = {"verifyAudit": "{ verifyAudit { intact } }"}
+#: Fields that tell of the one who asks, and that tell administrators alone.
 OF_ONESELF = {"me"}
+OF_ADMINISTRATORS = {"roleMappings": f"{{ roleMappings {EDGES % 'group'} }}"}
 
 #: Mutation -> its arguments, and what one must be allowed in `research`. By `ids` of the world.
 CHANGES: dict[str, tuple[str, Perm]] = {
@@ -289,6 +305,12 @@ def _of_a_move(persona: Persona) -> str:
     return "" if Perm.MANAGE in persona.perms and Perm.BUILD in persona.lab else "access-denied"
 
 
+def _of_an_administrator(persona: Persona) -> str:
+    if Perm.VIEW not in persona.perms:
+        return "not-found"
+    return "" if persona.superuser else "access-denied"
+
+
 #: Mutation -> its arguments, and the code that a persona gets; "" where it works.
 OTHER_CHANGES: dict[str, tuple[str, Callable[[Persona], str]]] = {
     "createNamespace": ('name: "fresh"', _of_a_namespace),
@@ -298,7 +320,20 @@ OTHER_CHANGES: dict[str, tuple[str, Callable[[Persona], str]]] = {
     ),
     "createToken": ('name: "another"', _of_a_token),
     "revokeToken": ("id: $token", _of_doras_token),
+    "addRoleMapping": (
+        'group: "ldap:physics", namespace: "lab-*", role: VIEWER',
+        lambda persona: "" if persona.superuser else "access-denied",
+    ),
+    "removeRoleMapping": (
+        "id: $mapping",
+        lambda persona: "" if persona.superuser else "not-found",
+    ),
     "moveEnvironment": ('environmentId: $environment, namespace: "lab"', _of_a_move),
+    "setQuota": ('namespace: "research", environments: 9', _of_an_administrator),
+    "pruneAudit": (
+        'before: "2020-01-01T00:00:00Z"',
+        lambda persona: "" if persona.superuser else "access-denied",
+    ),
 }
 #: Subscription -> document; all are for those who may look.
 FOLLOWED = {
@@ -343,7 +378,8 @@ def fields_of(kind: GraphQLObjectType | None) -> set[str]:
 
 def test_every_field_of_the_schema_is_tried_here() -> None:
     core = schema._schema
-    assert fields_of(core.query_type) == set(SEEN) | OF_ONESELF
+    for_all = set(SEEN) | set(SEEN_WITH) | OF_ONESELF
+    assert fields_of(core.query_type) == for_all | set(ADMINISTRATORS) | set(OF_ADMINISTRATORS)
     assert fields_of(core.mutation_type) == set(CHANGES) | set(OTHER_CHANGES)
     assert fields_of(core.subscription_type) == set(FOLLOWED)
 
@@ -352,7 +388,8 @@ def test_every_field_of_the_schema_is_tried_here() -> None:
 def test_queries_show_what_one_may_see_and_hide_the_rest(persona: Persona, db: None) -> None:
     world = make_world()
     client = client_of(persona)
-    for name, (document, shown) in SEEN.items():
+    fields = {name: (*found, Perm.VIEW) for name, found in SEEN.items()} | SEEN_WITH
+    for name, (document, shown, perm) in fields.items():
         answer = post(client, document, used(document, world.ids))
         if persona.refused:
             assert answer.status_code == 401, name
@@ -360,9 +397,20 @@ def test_queries_show_what_one_may_see_and_hide_the_rest(persona: Persona, db: N
             continue
         body = answer.json()
         found = body["data"][name] if body["data"] else None
-        assert bool(found and shown(found)) == (Perm.VIEW in persona.perms), (name, body)
+        assert bool(found and shown(found)) == (perm in persona.perms), (name, body)
         if found is None and "errors" in body:
             assert [error["extensions"]["code"] for error in body["errors"]] == ["not-found"], name
+    for name, document in OF_ADMINISTRATORS.items():
+        if not persona.refused:
+            found = post(client, document).json()["data"][name]
+            assert bool(found["edges"]) == bool(found["totalCount"]) == persona.superuser, name
+    for name, document in ADMINISTRATORS.items():
+        body = post(client, document).json()
+        if persona.superuser:
+            assert body["data"][name], name
+        elif not persona.refused:
+            codes = [error["extensions"]["code"] for error in body["errors"]]
+            assert codes == ["access-denied"], name
     me = post(client, "{ me { username isSuperuser } }")
     if not persona.refused:
         expected = {"username": persona.user, "isSuperuser": persona.superuser}
