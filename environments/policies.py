@@ -117,7 +117,7 @@ def recalls_in_force() -> Rule | None:
 
 def _scripted() -> dict[str, tuple[str, ...]]:
     """Packages that were seen to have install scripts, by sha256: few of all there are."""
-    rows = CondaRecord.objects.exclude(link_scripts=None).exclude(link_scripts=[])
+    rows = CondaRecord.objects.filter(link_scripts__isnull=False).exclude(link_scripts=[])
     return {sha: tuple(found) for sha, found in rows.values_list("sha256", "link_scripts")}
 
 
