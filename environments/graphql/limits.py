@@ -29,7 +29,7 @@ from strawberry.extensions import SchemaExtension
 
 #: Fields that give a list without pages; what they are taken to hold on average.
 SHORT_LISTS = frozenset(
-    {"tags", "events", "timings", "verdicts", "downloads", "grants", "tokens", "roles"}
+    {"tags", "events", "timings", "verdicts", "downloads", "grants", "tokens", "roles", "quotas"}
 )
 SHORT_LIST = 10
 #: The size of an answer, in pages of the largest size.

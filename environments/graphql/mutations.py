@@ -16,6 +16,7 @@ from strawberry import ID, Info
 from accounts.access import Actor
 from accounts.roles import Role
 from environments.domain.errors import NotFoundError
+from environments.graphql.audit import AuditMutation
 from environments.graphql.errors import OperationError
 from environments.graphql.packages import BigInt
 from environments.graphql.pages import Key, actor_of, field
@@ -87,7 +88,7 @@ def _environment(actor: Actor, key: ID) -> Environment:
 
 
 @strawberry.type
-class Mutation(RoleMappingMutations):
+class Mutation(AuditMutation, RoleMappingMutations):
     # --- namespaces ----------------------------------------------------------------------------
 
     @field()
@@ -122,6 +123,33 @@ class Mutation(RoleMappingMutations):
         actor = actor_of(info)
         found: Any = find_namespace(actor, namespace)
         namespaces.revoke_role(actor=actor, namespace=found, user=user or "", group=group or "")
+        return found  # type: ignore[no-any-return]
+
+    @field(
+        description="By administrators. 0: no limit; null: the installation's default; left out: "
+        "as it is."
+    )
+    def set_quota(
+        self,
+        info: Info,
+        namespace: str,
+        bytes: BigInt | None = strawberry.UNSET,  # noqa: A002 - as clients call it
+        environments: int | None = strawberry.UNSET,
+        builds_at_once: int | None = strawberry.UNSET,
+        builds_a_day: int | None = strawberry.UNSET,
+    ) -> NamespacePayload:
+        actor = actor_of(info)
+        asked = {
+            "bytes": bytes,
+            "environments": environments,
+            "builds_at_once": builds_at_once,
+            "builds_a_day": builds_a_day,
+        }
+        found: Any = quotas.set_quota(
+            actor=actor,
+            namespace=find_namespace(actor, namespace),
+            limits={name: limit for name, limit in asked.items() if limit is not strawberry.UNSET},
+        )
         return found  # type: ignore[no-any-return]
 
     @field(

@@ -13,6 +13,7 @@ from strawberry import ID, Info
 from accounts.access import Actor
 from environments.domain.errors import InvalidInputError, NotFoundError
 from environments.domain.names import canonical_channel
+from environments.graphql.audit import AuditQuery
 from environments.graphql.inputs import (
     BuildFilter,
     BuildOrder,
@@ -218,7 +219,7 @@ def _locked_packages(
 
 
 @strawberry.type
-class Query(RoleMappingQueries):
+class Query(AuditQuery, RoleMappingQueries):
     namespaces: Connection[NamespaceNode] = connection(
         _namespaces, graphql_type=Connection[NamespaceNode]
     )

@@ -56,6 +56,7 @@ from environments.graphql.pages import (
     optimized,
     total_of,
 )
+from environments.graphql.quotas import USED, Quota, quotas_of
 from environments.models import (
     Build,
     BuildEvent,
@@ -77,6 +78,7 @@ from environments.models.environments import EnvironmentQuerySet
 from environments.models.namespaces import NamespaceQuerySet, held, mapped
 from environments.models.previews import PreviewQuerySet, PreviewState
 from environments.operations.downloads import FILES
+from environments.operations.quotas import KINDS
 
 
 @strawberry.interface
@@ -165,6 +167,13 @@ class NamespaceNode(Node):
     )
     def my_permissions(self: Any, info: Info) -> list[Perm]:
         return [perm for perm in Perm if _allowed(self, info, perm, self)]
+
+    quotas: list[Quota] = computed(
+        quotas_of,
+        only=[kind.limit for kind in KINDS],
+        annotate=USED,
+        description="What it may hold and ask for, and how much of it is used.",
+    )
 
     @field(
         annotate={"may_grant": _may(Perm.GRANT)},

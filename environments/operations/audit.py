@@ -11,7 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import structlog
@@ -234,6 +234,17 @@ class Filters:
     def told(self) -> dict[str, Any]:
         named = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {name: value for name, value in named.items() if value not in (None, "")}
+
+
+def parse_moment(text: str, *, where: str = "") -> datetime:
+    """ISO 8601; a day means its beginning, and no time zone means UTC."""
+    try:
+        moment = datetime.fromisoformat(text.strip().replace(" ", "+"))
+    except ValueError:
+        raise InvalidInputError(
+            f"{text!r} is not a moment.", where=where, hint="Write 2026-01-31T12:00:00+00:00."
+        ) from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def verify(*, actor: Actor) -> Verified:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from datetime import datetime
+from itertools import islice
 from typing import Any
 
 from asgiref.sync import sync_to_async
@@ -14,6 +16,7 @@ from django.http import (
     HttpResponseBase,
     HttpResponseNotModified,
     JsonResponse,
+    QueryDict,
     StreamingHttpResponse,
 )
 from django.utils.cache import patch_vary_headers
@@ -32,6 +35,8 @@ from environments.operations.environments import find_build, find_environment
 
 #: Lines of a log that are read at once.
 LINES = 20_000
+#: Events of the audit log that are sent at once.
+EVENTS = 1_000
 
 
 def actor_of(request: HttpRequest) -> Actor:
@@ -105,6 +110,56 @@ async def _lines(build: Build) -> AsyncIterator[bytes]:
         if len(lines) < LINES:
             return
         start += len(lines)
+
+
+@require_safe
+async def audit_log(request: HttpRequest) -> HttpResponseBase:
+    """The audit log as lines of JSON, the oldest first, as far as one may read it."""
+    actor, filters = actor_of(request), _filters(request.GET)
+    kind = "application/x-ndjson; charset=utf-8"
+    if request.method == "HEAD":
+        return HttpResponse(content_type=kind)
+    lines = await sync_to_async(audit.export)(actor=actor, filters=filters)
+    response = StreamingHttpResponse(_parts(lines), content_type=kind)
+    response["Content-Disposition"] = content_disposition_header(True, "audit.jsonl") or ""
+    response["Cache-Control"] = "private, no-store"
+    return response
+
+
+def _filters(given: QueryDict) -> audit.Filters:
+    known = {"actor", "action", "target", "namespace", "since", "until", "refused"}
+    if unknown := sorted(set(given) - known):
+        raise InvalidInputError(
+            f"There is no filter {unknown[0]!r}.",
+            where=unknown[0],
+            hint=f"There are: {', '.join(sorted(known))}.",
+        )
+    refused = given.get("refused", "")
+    if refused not in ("", "true", "false"):
+        raise InvalidInputError("refused is true or false.", where="refused")
+    return audit.Filters(
+        actor=given.get("actor", ""),
+        action=given.get("action", ""),
+        target=given.get("target", ""),
+        namespace=given.get("namespace", ""),
+        since=_moment(given, "since"),
+        until=_moment(given, "until"),
+        refused={"true": True, "false": False}.get(refused),
+    )
+
+
+def _moment(given: QueryDict, name: str) -> datetime | None:
+    if not (text := given.get(name, "")):
+        return None
+    return audit.parse_moment(text, where=name)
+
+
+async def _parts(lines: Iterator[str]) -> AsyncIterator[bytes]:
+    def part() -> bytes:
+        return "".join(islice(lines, EVENTS)).encode()
+
+    while some := await sync_to_async(part)():
+        yield some
 
 
 @csrf_exempt  # takes a password, never a cookie: there is nothing to forge
