@@ -152,33 +152,6 @@ class Mutation(AuditMutation, RoleMappingMutations):
         )
         return found  # type: ignore[no-any-return]
 
-    @field(
-        description="By administrators. 0: no limit; null: the installation's default; left out: "
-        "as it is."
-    )
-    def set_quota(
-        self,
-        info: Info,
-        namespace: str,
-        bytes: BigInt | None = strawberry.UNSET,  # noqa: A002 - as clients call it
-        environments: int | None = strawberry.UNSET,
-        builds_at_once: int | None = strawberry.UNSET,
-        builds_a_day: int | None = strawberry.UNSET,
-    ) -> NamespacePayload:
-        actor = actor_of(info)
-        asked = {
-            "bytes": bytes,
-            "environments": environments,
-            "builds_at_once": builds_at_once,
-            "builds_a_day": builds_a_day,
-        }
-        found: Any = quotas.set_quota(
-            actor=actor,
-            namespace=find_namespace(actor, namespace),
-            limits={name: limit for name, limit in asked.items() if limit is not strawberry.UNSET},
-        )
-        return found  # type: ignore[no-any-return]
-
     # --- environments --------------------------------------------------------------------------
 
     @field(description="With a specification it also submits the first build.")
@@ -333,7 +306,6 @@ class Mutation(AuditMutation, RoleMappingMutations):
 
         previewed = await sync_to_async(ask)()
         found: Any = await _solved(previewed.preview, wait)
-        found.said_warnings = previewed.warnings
         return found  # type: ignore[no-any-return]
 
     @field()
