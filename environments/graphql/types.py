@@ -737,9 +737,8 @@ class PreviewNode(Node):
     finished_at: datetime | None
     lock: LockNode | None
     failure: Failure | None = computed(lambda preview: Failure.of(preview.failure))
-    warnings: list[str] = computed(
-        lambda preview: list(getattr(preview, "said_warnings", ())),
-        description="What was accepted but may not be what you meant; told once, by previewSolve.",
+    warnings: list[str] = strawberry_django.field(
+        field_cls=Column, description="What was accepted but may not be what you meant."
     )
 
     @classmethod

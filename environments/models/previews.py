@@ -44,6 +44,9 @@ class Preview(models.Model):
     state = models.CharField(
         max_length=8, choices=PreviewState.choices, default=PreviewState.QUEUED
     )
+    warnings = models.JSONField(
+        default=list, help_text="What was accepted but may not be what was meant."
+    )
     failure = models.JSONField(null=True)
     requested_by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")
     created_at = models.DateTimeField(default=timezone.now, editable=False)

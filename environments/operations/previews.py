@@ -41,6 +41,7 @@ def preview_solve(
         environment=environment,
         specification=SpecificationRow.store(submission.specification),
         force_solve=force_solve,
+        warnings=list(submission.warnings),
         requested_by=actor.account,
     )
     queueing.queue_preview(preview)
