@@ -52,12 +52,14 @@ def send_notifications() -> None:
     unsent = Q(message_sent_at=None) | Q(message_sent_at__lt=now - NOTIFICATION_PATIENCE)
     due = Notification.objects.due(now).filter(unsent).order_by("not_before")
     for key in list(due.values_list("pk", flat=True)[:500]):
+        # First, for a worker that is quick may have set another time by the end of `send`.
+        Notification.objects.filter(pk=key).update(message_sent_at=now)
         try:
             tasks.deliver_notification.send(key)
         except DOWN as error:
+            Notification.objects.filter(pk=key).update(message_sent_at=None)
             logger.warning("queue unreachable", notification=key, error=str(error))
             return
-        Notification.objects.filter(pk=key).update(message_sent_at=now)
 
 
 def queue_notifications() -> None:
