@@ -184,6 +184,18 @@ class Api:
         self._require_ours(response.status_code == 200, response)
         return response.content
 
+    def stream(self, path: str, **parameters: str) -> Iterator[bytes]:
+        """A file of `/api`, a part at a time: it may be large."""
+        with (
+            self._translated(),
+            self._http.stream("GET", path, params=parameters) as response,
+        ):
+            if response.is_error:
+                response.read()
+                self._json(response)
+            self._require_ours(response.status_code == 200, response)
+            yield from response.iter_bytes()
+
     def sign_in(self, username: str, password: str, name: str) -> str:
         """A new token, for a password."""
         body = {"username": username, "password": password, "name": name}

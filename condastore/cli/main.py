@@ -10,7 +10,17 @@ from typing import Annotated
 import typer
 
 from condastore import __version__
-from condastore.cli import config, environments, namespaces, packages, render, run, server, tokens
+from condastore.cli import (
+    audit,
+    config,
+    environments,
+    namespaces,
+    packages,
+    render,
+    run,
+    server,
+    tokens,
+)
 from condastore.cli.errors import CommandError, Status
 from condastore.cli.options import AsJson
 
@@ -51,6 +61,7 @@ def version(as_json: AsJson = False) -> None:
 tokens.add_to(app)
 app.add_typer(namespaces.app, name="namespace")
 app.add_typer(environments.app, name="env")
+app.add_typer(audit.app, name="audit")
 app.command(
     # What follows the environment is the command's own, options too.
     context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True},

@@ -86,6 +86,8 @@ def show(name: Name, as_json: AsJson = False) -> None:
                 ("you may", ", ".join(perm.lower() for perm in found["myPermissions"])),
             ]
         )
+        render.say()
+        _show_quotas(found["quotas"])
         if grants := found["grants"]:
             render.say()
             rows = [
@@ -98,6 +100,59 @@ def show(name: Name, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def quota(
+    namespace: Name,
+    disk: Annotated[str, typer.Option("--bytes", help="On the disk.")] = "",
+    environments: Annotated[str, typer.Option(help="Environments.")] = "",
+    builds_at_once: Annotated[str, typer.Option(help="Builds queued or running.")] = "",
+    builds_a_day: Annotated[str, typer.Option(help="Builds within 24 hours.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Set quotas: a number, 0 for no limit, or `default` for the installation's."""
+    given = {
+        "bytes": disk,
+        "environments": environments,
+        "buildsAtOnce": builds_at_once,
+        "buildsADay": builds_a_day,
+    }
+    limits = {name: _quota(text) for name, text in given.items() if text}
+    if not limits:
+        raise CommandError(
+            "Say which quota to set.",
+            status=Status.USAGE,
+            code="invalid-input",
+            hint="See them with `condastore namespace show`.",
+        )
+    changed = connect().change(queries.SET_QUOTA, namespace=namespace, repeat=True, **limits)
+    render.answer(changed, as_json, lambda: _show_quotas(changed["quotas"]))
+
+
+def _quota(text: str) -> int | None:
+    if text == "default":
+        return None
+    if not text.isdecimal():
+        raise CommandError(
+            f"{text!r} is not a quota: write a number, 0 for no limit, or default.",
+            status=Status.USAGE,
+            code="invalid-input",
+        )
+    return int(text)
+
+
+def _show_quotas(quotas: list[dict[str, Any]]) -> None:
+    rows = [
+        (
+            one["kind"].lower().replace("_", " "),
+            f"{int(one['used']):,}",
+            "no limit" if one["limit"] is None else f"{int(one['limit']):,}",
+            "nearly full" if one["near"] else "",
+        )
+        for one in quotas
+    ]
+    render.table(["quota", "#used", "#limit", ""], rows, empty="")
+
+
+@app.command()
 def grant(
     namespace: Name,
     role: Annotated[Role, typer.Argument(show_default=False)],
@@ -106,24 +161,25 @@ def grant(
     as_json: AsJson = False,
 ) -> None:
     """Give a user or a group a role, in place of the one they hold."""
-    holder = _holder(user, group)
+    holder = holder_of(user, group)
     changed = connect().change(
         queries.GRANT, namespace=namespace, role=role.name, repeat=True, **holder
     )
-    text = f"{_named(user, group)} is now {role.value} in {namespace}."
+    text = f"{named(user, group)} is now {role.value} in {namespace}."
     render.answer(changed, as_json, lambda: render.say(text))
 
 
 @app.command()
 def revoke(namespace: Name, user: User = "", group: Group = "", as_json: AsJson = False) -> None:
     """Take the role away from a user or a group."""
-    holder = _holder(user, group)
+    holder = holder_of(user, group)
     changed = connect().change(queries.REVOKE, namespace=namespace, repeat=True, **holder)
-    text = f"{_named(user, group)} holds no role in {namespace} any more."
+    text = f"{named(user, group)} holds no role in {namespace} any more."
     render.answer(changed, as_json, lambda: render.say(text))
 
 
-def _holder(user: str, group: str) -> dict[str, Any]:
+def holder_of(user: str, group: str) -> dict[str, Any]:
+    """The variables of a mutation that name a user or a group."""
     if bool(user) == bool(group):
         raise CommandError(
             "Name a user, or a group with --group.", status=Status.USAGE, code="invalid-input"
@@ -131,5 +187,6 @@ def _holder(user: str, group: str) -> dict[str, Any]:
     return {"user": user or None, "group": group or None}
 
 
-def _named(user: str, group: str) -> str:
+def named(user: str, group: str) -> str:
+    """How an answer calls them."""
     return user or f"The group {group}"

@@ -80,6 +80,18 @@ query Me {
 }
 """
 TOKENS = "query Tokens { me { username tokenName tokens { ...Shown } } }" + _SECRETLESS
+CREATE_SERVICE_ACCOUNT = (
+    """
+mutation CreateServiceAccount($name: String!) {
+  createServiceAccount(name: $name) {
+    __typename
+    ... on ServiceAccount { username }
+    ... on OperationError { ...Refusal }
+  }
+}
+"""
+    + _ERROR
+)
 CREATE_TOKEN = (
     """
 mutation CreateToken(
@@ -125,6 +137,7 @@ query Namespace($name: String!) {
   namespace(name: $name) {
     id name description personal public createdAt myPermissions
     environments { totalCount }
+    quotas { kind used limit near }
     grants { role user group }
   }
 }
@@ -159,6 +172,53 @@ mutation Revoke($namespace: String!, $user: String, $group: String) {
   revokeRole(namespace: $namespace, user: $user, group: $group) {
     __typename
     ... on Namespace { id name }
+    ... on OperationError { ...Refusal }
+  }
+}
+"""
+    + _ERROR
+)
+
+SET_QUOTA = (
+    """
+mutation SetQuota(
+  $namespace: String!, $bytes: BigInt, $environments: Int, $buildsAtOnce: Int, $buildsADay: Int
+) {
+  setQuota(
+    namespace: $namespace, bytes: $bytes, environments: $environments
+    buildsAtOnce: $buildsAtOnce, buildsADay: $buildsADay
+  ) {
+    __typename
+    ... on Namespace { id name quotas { kind used limit near } }
+    ... on OperationError { ...Refusal }
+  }
+}
+"""
+    + _ERROR
+)
+
+# --- audit ----------------------------------------------------------------------------------------
+AUDIT_EVENTS = f"""
+query AuditEvents($first: Int, $after: String, $filters: AuditFilter) {{
+  auditEvents(first: $first, after: $after, filters: $filters) {{
+    {_PAGE}
+    edges {{ node {{
+      position at username action target namespace refused address changes tokenId digest
+    }} }}
+  }}
+}}
+"""
+VERIFY_AUDIT = """
+query VerifyAudit {
+  verifyAudit { intact checked start end digest fault { position message } }
+}
+"""
+PRUNE_AUDIT = (
+    """
+mutation PruneAudit($before: DateTime!) {
+  pruneAudit(before: $before) {
+    __typename
+    ... on PrunedAudit { events position }
     ... on OperationError { ...Refusal }
   }
 }
@@ -399,6 +459,20 @@ UNTAG = _change(
 )
 ROLLBACK = _change(
     "Rollback", "rollback", "$id: ID!, $to: ID", "environmentId: $id, to: $to", "Environment"
+)
+SHARE = _change(
+    "Share",
+    "shareEnvironment",
+    "$id: ID!, $user: String, $group: String",
+    "environmentId: $id, user: $user, group: $group",
+    "Environment",
+)
+UNSHARE = _change(
+    "Unshare",
+    "unshareEnvironment",
+    "$id: ID!, $user: String, $group: String",
+    "environmentId: $id, user: $user, group: $group",
+    "Environment",
 )
 COPY = _change(
     "Copy",

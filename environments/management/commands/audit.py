@@ -1,0 +1,59 @@
+"""Verify, export or prune the audit log on the server itself, without a sign-in."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from accounts.access import Actor
+from accounts.models import User
+from environments.domain.errors import StoreError
+from environments.models.audit import verify_chain
+from environments.operations import audit
+
+
+class Command(BaseCommand):
+    help = "Verify the audit log; export it as lines of JSON, or prune it, as an administrator."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        commands = parser.add_subparsers(dest="what", required=True)
+        commands.add_parser("verify", help="is the log as it was written?")
+        export = commands.add_parser("export", help="write it as lines of JSON")
+        prune = commands.add_parser("prune", help="take away old events")
+        prune.add_argument("--before", required=True, help="what is older goes: 2026-01-31")
+        for one in (export, prune):
+            one.add_argument("--as", dest="user", required=True, help="the administrator you are")
+
+    def handle(self, *, what: str, **options: Any) -> None:
+        try:
+            match what:
+                case "verify":
+                    self._verify()
+                case "export":
+                    lines = audit.export(actor=_person(options["user"]), filters=audit.Filters())
+                    for line in lines:
+                        self.stdout.write(line, ending="")
+                case _:
+                    before = audit.parse_moment(options["before"], where="--before")
+                    gone = audit.prune(actor=_person(options["user"]), before=before)
+                    self.stdout.write(f"{gone.events} events are gone, up to {gone.position}")
+        except StoreError as error:
+            raise CommandError(f"{error} {error.hint}".strip()) from error
+
+    def _verify(self) -> None:
+        found = verify_chain()
+        if found.fault is not None:
+            raise CommandError(f"event {found.fault.position}: {found.fault.message}")
+        self.stdout.write(
+            f"{found.checked} events are as they were written, from {found.start.position + 1} "
+            f"to {found.head.position}, digest {found.head.digest}"
+        )
+
+
+def _person(name: str) -> Actor:
+    user = User.objects.filter(username=name, is_active=True).first()
+    if user is None:
+        raise CommandError(f"There is no user {name!r}.")
+    return Actor(user, address="local")
