@@ -16,7 +16,7 @@ from rattler import RepoDataRecord
 
 from environments import folders, recalls
 from environments.domain.lifecycle import RUNNING
-from environments.engine import downloads, linking
+from environments.engine import linking
 from environments.engine.first_seen import Look
 from environments.models import Build, Channel, Environment, IndexedPackage, LockRow, Prefix
 from environments.tools import tools
@@ -99,7 +99,7 @@ def _known(path: Path) -> bool:
 def drop_leftovers(*, grace: timedelta = GRACE) -> None:
     """Remove what killed workers left half done in the caches and among the links."""
     tools().packages.remove_leftovers(older_than=LEFTOVER)
-    downloads.remove_leftovers(tools().wheels.downloads, older_than=LEFTOVER)
+    tools().wheels.remove_leftovers(older_than=LEFTOVER)
     oldest = time.time() - grace.total_seconds()
     for link in (folders.data() / folders.ENVS).glob("*/.*"):
         with contextlib.suppress(FileNotFoundError):

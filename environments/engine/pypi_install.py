@@ -16,10 +16,11 @@ import os
 import secrets
 import shutil
 import stat
+import time
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -131,6 +132,15 @@ class WheelCache:
             patience=patience,
         )
         return [found[Download.of(wheel).key] for wheel in wheels]
+
+    def remove_leftovers(self, *, older_than: timedelta) -> None:
+        """Remove what killed workers left half done."""
+        downloads.remove_leftovers(self.downloads, older_than=older_than)
+        limit = time.time() - older_than.total_seconds()
+        for path in self.folder.glob(".unpacking-*"):
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < limit:
+                    shutil.rmtree(path, ignore_errors=True)
 
     def entries(self) -> Iterator[tuple[str, datetime]]:
         """(digest, last use) of every entry."""

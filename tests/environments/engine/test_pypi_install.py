@@ -12,6 +12,7 @@ import subprocess
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -307,3 +308,13 @@ def test_a_cancel_ends_the_installation(
             python=made.python,
             cancelled=lambda: True,
         )
+
+
+def test_what_killed_workers_were_unpacking_goes(tmp_path: Path) -> None:
+    cache = WheelCache(tmp_path)
+    for name in (".unpacking-old", ".unpacking-new", "kept"):
+        (tmp_path / name / "wheel").mkdir(parents=True)
+    for name in (".unpacking-old", "kept"):
+        os.utime(tmp_path / name, (1, 1))
+    cache.remove_leftovers(older_than=timedelta(days=1))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".unpacking-new", "kept"]
