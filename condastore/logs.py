@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging.config
+import time
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +24,31 @@ class NotProbes(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         return "/readyz" not in record.getMessage()
+
+
+class OnceAMinute(logging.Filter):
+    """Of an outage that every thread meets at each try: one line a minute, with how many more."""
+
+    EVENTS = frozenset({"database unreachable"})
+    PAUSE = 60.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: dict[str, float] = {}
+        self._unsaid: Counter[str] = Counter()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        event = record.msg.get("event") if isinstance(record.msg, dict) else None
+        if event not in self.EVENTS:
+            return True
+        now = time.monotonic()
+        if now - self._last.get(event, -self.PAUSE) < self.PAUSE:
+            self._unsaid[event] += 1
+            return False
+        self._last[event] = now
+        if unsaid := self._unsaid.pop(event, 0):
+            record.msg = {**record.msg, "unsaid": unsaid}
+        return True
 
 
 def configure(options: Mapping[str, Any]) -> None:
@@ -53,12 +80,15 @@ def configure(options: Mapping[str, Any]) -> None:
                     ],
                 }
             },
-            "filters": {"not_probes": {"()": NotProbes}},
+            "filters": {
+                "not_probes": {"()": NotProbes},
+                "once_a_minute": {"()": OnceAMinute},
+            },
             "handlers": {
                 "stderr": {
                     "class": "logging.StreamHandler",
                     "formatter": "structured",
-                    "filters": ["not_probes"],
+                    "filters": ["not_probes", "once_a_minute"],
                 },
             },
             "root": {"handlers": ["stderr"], "level": options.get("level", "INFO")},
