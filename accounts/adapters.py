@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import requests
 from allauth.account.adapter import DefaultAccountAdapter
 from allauth.mfa.adapter import DefaultMFAAdapter
 from allauth.socialaccount.adapter import DefaultSocialAccountAdapter
@@ -15,12 +16,13 @@ from accounts.claims import of_openid, of_saml
 from accounts.directories import Person, welcome
 from accounts.providers import OpenIdProvider, SamlProvider
 from accounts.sealing import seal, unseal
-from environments.domain.errors import AccessDeniedError
+from environments.domain.errors import AccessDeniedError, UnavailableError
 
 if TYPE_CHECKING:
     from allauth.socialaccount.models import SocialLogin
 
 _SECRETS = "second-factors"
+PROVIDER_TIMEOUT = 10  # seconds
 
 
 class AccountAdapter(DefaultAccountAdapter):
@@ -37,7 +39,24 @@ class AccountAdapter(DefaultAccountAdapter):
         return client_address(request.META) or "unknown"
 
 
+class _Answering(requests.Session):
+    """Tells people that a provider is down, and not that something went wrong on our side."""
+
+    def request(self, *args: Any, **kwargs: Any) -> requests.Response:
+        kwargs.setdefault("timeout", PROVIDER_TIMEOUT)
+        try:
+            return super().request(*args, **kwargs)
+        except requests.RequestException as error:
+            raise UnavailableError(
+                "The identity provider does not answer.",
+                hint="Try again; if it stays, tell the administrators.",
+            ) from error
+
+
 class ProviderAdapter(DefaultSocialAccountAdapter):
+    def get_requests_session(self) -> requests.Session:
+        return _Answering()
+
     def pre_social_login(self, request: HttpRequest, sociallogin: SocialLogin) -> None:
         """Find or make the account, before allauth would look for one in its own ways."""
         if sociallogin.state.get("process", "login") != "login":

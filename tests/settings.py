@@ -10,8 +10,10 @@ os.environ.setdefault("CONDASTORE_SECRET_KEY", "only-for-tests-" + "x" * 40)
 os.environ.setdefault("CONDASTORE_LOG_LEVEL", "ERROR")
 
 from condastore.settings import *  # noqa: F403
-from condastore.settings import DATA, DATABASES
+from condastore.settings import DATA, DATABASES, INSTALLED_APPS
 
+# A test names the providers; their routes are made once.
+INSTALLED_APPS += [f"allauth.socialaccount.providers.{kind}" for kind in ("openid_connect", "saml")]
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
     # A file, not memory: threads and processes of the tests share it, as in real life.

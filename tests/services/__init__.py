@@ -15,6 +15,7 @@
 | PostgreSQL | `postgres`, `postgres("debian")` | the Python package index, apt |
 | S3 (SeaweedFS) | `seaweed_s3` | the Python package index |
 | OpenLDAP | `openldap` | apt |
+| OpenID Connect (oidc-provider) | `openid_provider` | npm |
 
 One that is not installed raises ComponentMissing, which says what to install. All listen on the
 loopback interface or a unix socket only, and leave nothing behind: a watcher ends the servers of a
@@ -24,15 +25,18 @@ test run that is killed itself.
 from .brokers import rabbitmq, redis, valkey
 from .databases import postgres
 from .ldap import LdapService, openldap
+from .oidc import OpenIdService, openid_provider
 from .processes import ComponentMissing, Service, free_ports, running, wait_for
 from .storage import S3Service, seaweed_s3
 
 __all__ = [
     "ComponentMissing",
     "LdapService",
+    "OpenIdService",
     "S3Service",
     "Service",
     "free_ports",
+    "openid_provider",
     "openldap",
     "postgres",
     "rabbitmq",

@@ -11,8 +11,10 @@ import pytest
 
 from . import (
     LdapService,
+    OpenIdService,
     S3Service,
     Service,
+    openid_provider,
     openldap,
     postgres,
     rabbitmq,
@@ -61,4 +63,11 @@ def s3_service() -> Iterator[S3Service]:
 @pytest.fixture(scope="session")
 def ldap_service() -> Iterator[LdapService]:
     with openldap() as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def openid_service() -> Iterator[OpenIdService]:
+    callbacks = [f"http://testserver/accounts/oidc/{name}/login/callback/" for name in ("a", "b")]
+    with openid_provider(redirects=callbacks) as service:
         yield service
