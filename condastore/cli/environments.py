@@ -12,6 +12,7 @@ from condastore.cli import builds, queries, render
 from condastore.cli.client import Api, connect
 from condastore.cli.errors import CommandError, Status
 from condastore.cli.lookup import environment_only, find_build, find_environment, reference
+from condastore.cli.namespaces import Group, User, holder_of, named
 from condastore.cli.options import AsJson, BuildOf, Environment, File, Limit, Yes
 
 app = typer.Typer(help="Environments and their builds.", no_args_is_help=True)
@@ -249,6 +250,30 @@ def untag(
     api = connect()
     changed = api.change(queries.UNTAG, id=_id(api, environment), tag=tag)
     render.answer(changed, as_json, lambda: render.say(f"Removed the tag {tag}."))
+
+
+@app.command()
+def share(
+    environment: Environment, user: User = "", group: Group = "", as_json: AsJson = False
+) -> None:
+    """Let somebody outside the namespace see and use it."""
+    api = connect()
+    holder = holder_of(user, group)
+    changed = api.change(queries.SHARE, id=_id(api, environment), repeat=True, **holder)
+    text = f"{named(user, group)} may see and use {render.name_of(changed)}."
+    render.answer(changed, as_json, lambda: render.say(text))
+
+
+@app.command()
+def unshare(
+    environment: Environment, user: User = "", group: Group = "", as_json: AsJson = False
+) -> None:
+    """Take that away; what a role in the namespace allows stays."""
+    api = connect()
+    holder = holder_of(user, group)
+    changed = api.change(queries.UNSHARE, id=_id(api, environment), repeat=True, **holder)
+    text = f"{render.name_of(changed)} is not shared with {user or f'the group {group}'} now."
+    render.answer(changed, as_json, lambda: render.say(text))
 
 
 def _id(api: Api, text: str) -> str:

@@ -176,6 +176,21 @@ def create(
     render.answer(made, as_json, human)
 
 
+@app.command("service-account")
+def service_account(
+    name: Annotated[str, typer.Argument(help="Its name.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Make an account of yours for a program: it holds roles of its own, and signs in by token."""
+    made = connect().change(queries.CREATE_SERVICE_ACCOUNT, name=name)
+    text = (
+        f"Made the service account {made['username']}. Next: give it a role, and make its token:\n"
+        f"  condastore namespace grant NAMESPACE ROLE {made['username']}\n"
+        f"  condastore token create NAME --service-account {made['username']}"
+    )
+    render.answer(made, as_json, lambda: render.say(text))
+
+
 @app.command()
 def revoke(
     token: Annotated[str, typer.Argument(help="Its name or id.", show_default=False)],

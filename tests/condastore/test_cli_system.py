@@ -260,3 +260,29 @@ def test_the_web_server_may_die_while_a_build_is_followed(
     followed = [line for one in documents[:-1] for line in one["newLines"]]
     shown = administrator.does("env", "log", name, "--json").succeeded().document
     assert shown["lines"] == followed
+
+
+def test_an_environment_is_shared_with_a_program(
+    administrator: Person, running_server: System, namespace: str, tmp_path: Path
+):
+    name = f"{namespace}/shared"
+    administrator.does("env", "create", name).succeeded()
+    account = f"robot-{uuid.uuid4().hex[:6]}"
+    made = administrator.does("token", "service-account", account).succeeded()
+    assert f"--service-account {account}" in made.out
+    token = administrator.does("token", "create", account, "--service-account", account, "--json")
+    secret = token.succeeded().document["secret"]
+    robot = replace(
+        administrator, variables={**administrator.variables, "CONDASTORE_TOKEN": secret}
+    )
+
+    def seen() -> list[str]:
+        listed = robot.does("env", "list", "--json").succeeded().document
+        return [one["name"] for one in listed]
+
+    assert seen() == []
+    shared = administrator.does("env", "share", name, account).succeeded()
+    assert f"{account} may see and use {name}" in shared.out
+    assert seen() == ["shared"]
+    administrator.does("env", "unshare", name, account).succeeded()
+    assert seen() == []
