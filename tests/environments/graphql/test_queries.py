@@ -314,3 +314,13 @@ def test_namespaces_are_those_one_holds_a_role_in(alice: Actor) -> None:
         "research",
     ]
     assert Namespace.objects.count() == 2
+
+
+def test_a_preview_that_is_asked_for_again_still_says_its_warnings(alice: Actor) -> None:
+    document = """mutation { previewSolve(namespace: "research", wait: 0,
+      specification: "dependencies: [python]\\nprefix: /opt/mine") {
+      ... on Preview { id warnings } } }"""
+    told = ask(alice, document)["previewSolve"]
+    assert told["warnings"]
+    again = ask(alice, "query($id: ID!) { preview(id: $id) { warnings } }", id=told["id"])
+    assert again["preview"]["warnings"] == told["warnings"]
