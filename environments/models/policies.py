@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from django.db import models
 from django.db.models import Q
 from django.utils import timezone
 
+from accounts.access import Actor
 from accounts.models import User
 from environments.domain.policy import Effect
 from environments.models.namespaces import Namespace
+
+
+class PolicyQuerySet(models.QuerySet["Policy"]):
+    def visible_to(self, actor: Actor) -> Self:
+        """Of the namespaces that the actor sees; the installation's for whoever is signed in."""
+        found = Q(namespace__in=Namespace.objects.visible_to(actor).order_by().values("pk"))
+        if actor.signed_in:
+            found |= Q(namespace=None)
+        return self.filter(found)
+
+
+class OfPolicy(models.QuerySet[Any]):
+    """Rows that belong to a policy."""
+
+    def visible_to(self, actor: Actor) -> Self:
+        return self.filter(policy__in=Policy.objects.visible_to(actor).values("pk"))
 
 
 class Policy(models.Model):
@@ -23,6 +40,8 @@ class Policy(models.Model):
         Namespace, models.CASCADE, null=True, blank=True, related_name="policy"
     )
     version = models.PositiveIntegerField(default=0, editable=False)
+
+    objects = PolicyQuerySet.as_manager()
 
     class Meta:
         default_permissions = ()
@@ -52,6 +71,8 @@ class PolicyRule(models.Model):
     enabled = models.BooleanField(default=True)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
 
+    objects = OfPolicy.as_manager()
+
     class Meta:
         ordering = ["policy", "position", "pk"]
         default_permissions = ()
@@ -71,6 +92,8 @@ class PolicyVersion(models.Model):
     comment = models.TextField(blank=True)
     changed_by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")
     changed_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    objects = OfPolicy.as_manager()
 
     class Meta:
         ordering = ["policy", "-number"]
