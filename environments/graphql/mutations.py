@@ -18,6 +18,7 @@ from accounts.roles import Role
 from environments.domain.errors import NotFoundError
 from environments.graphql.audit import AuditMutation
 from environments.graphql.errors import OperationError
+from environments.graphql.governance import GovernanceMutation
 from environments.graphql.packages import BigInt
 from environments.graphql.pages import Key, actor_of, field
 from environments.graphql.role_mappings import RoleMappingMutations
@@ -88,7 +89,7 @@ def _environment(actor: Actor, key: ID) -> Environment:
 
 
 @strawberry.type
-class Mutation(AuditMutation, RoleMappingMutations):
+class Mutation(AuditMutation, GovernanceMutation, RoleMappingMutations):
     # --- namespaces ----------------------------------------------------------------------------
 
     @field()

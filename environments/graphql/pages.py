@@ -12,7 +12,16 @@ import strawberry
 import strawberry_django
 from asgiref.sync import sync_to_async
 from django.core.exceptions import SynchronousOnlyOperation
-from django.db.models import Count, IntegerField, OuterRef, Prefetch, QuerySet, Subquery, Value
+from django.db.models import (
+    Count,
+    IntegerField,
+    Model,
+    OuterRef,
+    Prefetch,
+    QuerySet,
+    Subquery,
+    Value,
+)
 from django.db.models.functions import Coalesce
 from django.db.models.manager import BaseManager
 from graphql import GraphQLResolveInfo, get_named_type
@@ -152,24 +161,24 @@ class Join:
     def __init__(
         self,
         relation: str,
+        model: type[Model],
         rows: Callable[[Info], QuerySet[Any]],
         *,
         only: Sequence[str] = (),
         annotated: Callable[[Info], Mapping[str, Any]] = lambda info: {},
     ) -> None:
-        self.relation, self.rows = relation, rows
+        self.relation, self.model, self.rows = relation, model, rows
         self.only, self.annotated = only, annotated
 
     def copy(self) -> Self:
         return self
 
     def with_resolved_callables(self, info: Info) -> OptimizerStore:
-        rows = self.rows(info)
         raw = info._raw_info
         kind: Any = get_named_type(raw.return_type)
         schema: Any = info.schema
         below = _get_model_hints(
-            rows.model,
+            self.model,
             schema,
             schema.get_type_by_name(kind.name),
             parent_type=kind,
@@ -177,7 +186,7 @@ class Join:
             level=1,
         )
         if below is None or below.annotate or below.prefetch_related:
-            prefetch = Prefetch(self.relation, queryset=optimized(rows, info))
+            prefetch = Prefetch(self.relation, queryset=optimized(self.rows(info), info))
             return OptimizerStore.with_hints(only=[self.relation], prefetch_related=[prefetch])
         return below.with_prefix(self.relation, info=info) | OptimizerStore.with_hints(
             only=[self.relation, *self.only],

@@ -14,6 +14,7 @@ from accounts.access import Actor
 from environments.domain.errors import InvalidInputError, NotFoundError
 from environments.domain.names import canonical_channel
 from environments.graphql.audit import AuditQuery
+from environments.graphql.governance import GovernanceQuery
 from environments.graphql.inputs import (
     BuildFilter,
     BuildOrder,
@@ -219,7 +220,7 @@ def _locked_packages(
 
 
 @strawberry.type
-class Query(AuditQuery, RoleMappingQueries):
+class Query(AuditQuery, GovernanceQuery, RoleMappingQueries):
     namespaces: Connection[NamespaceNode] = connection(
         _namespaces, graphql_type=Connection[NamespaceNode]
     )

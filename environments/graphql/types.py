@@ -34,6 +34,12 @@ from environments.domain import diff as differences
 from environments.domain.errors import NotFoundError
 from environments.domain.lifecycle import FINISHED, BuildState
 from environments.domain.policy import Effect
+from environments.graphql.approvals import (
+    ApprovalRequestNode,
+    of_builds,
+    request_rows,
+    shown,
+)
 from environments.graphql.packages import (
     BigInt,
     Failure,
@@ -77,6 +83,7 @@ from environments.models.builds import BuildQuerySet
 from environments.models.environments import EnvironmentQuerySet
 from environments.models.namespaces import NamespaceQuerySet, held, mapped
 from environments.models.previews import PreviewQuerySet, PreviewState
+from environments.models.recalls import recall_reason
 from environments.operations.downloads import FILES
 from environments.operations.quotas import KINDS
 
@@ -145,6 +152,7 @@ class NamespaceNode(Node):
     description: str
     personal: bool
     public: bool
+    two_person_approval: bool
     created_at: datetime
     environments: Connection[EnvironmentNode] = connection(
         count="environment_total",
@@ -274,9 +282,16 @@ def _latest(environment: Any) -> Any:
 
 
 def _folder(environment: Any) -> str:
-    if environment.current_id is None:
+    if environment.current_id is None or _withdrawn(environment):
         return ""
     return str(folders.link_path(_namespace_name(environment), environment.name))
+
+
+def _withdrawn(environment: Any) -> bool:
+    """Was the current build recalled?"""
+    if "current_recalled" in environment.__dict__:
+        return environment.current_recalled is not None
+    return environment.current is not None and _recalled(environment.current) is not None
 
 
 def _namespace_name(environment: Any) -> str:
@@ -304,6 +319,7 @@ class EnvironmentNode(Node):
     current: BuildNode | None = joined(
         Join(
             "current",
+            Build,
             lambda info: Build.objects.filter(deleted_at=None),
             only=["current__deleted_at"],
         ),
@@ -323,6 +339,7 @@ class EnvironmentNode(Node):
     namespace: NamespaceNode = joined(
         Join(
             "namespace",
+            Namespace,
             lambda info: Namespace.objects.visible_to(actor_of(info)),
             annotated=lambda info: {"namespace_name": F("namespace__name"), **_shown(info)},
         ),
@@ -337,8 +354,11 @@ class EnvironmentNode(Node):
     folder: str = computed(
         _folder,
         only=["name", "current"],
-        annotate={"namespace_name": F("namespace__name")},
-        description="Where its files are on the server; empty while nothing is built.",
+        annotate={
+            "namespace_name": F("namespace__name"),
+            "current_recalled": recall_reason("current__lock"),
+        },
+        description="Where its files are on the server; empty where there are none.",
     )
 
     @classmethod
@@ -452,7 +472,16 @@ def _prefix(build: Any, annotation: str, attribute: str) -> Any:
 
 def _prefix_path(build: Any) -> str:
     path = _prefix(build, "prefix_folder", "path")
-    return str(folders.data() / path) if path else ""
+    return str(folders.data() / path) if path and _recalled(build) is None else ""
+
+
+def _recalled(build: Any) -> str | None:
+    """Why it was recalled: annotated where the row came in a list, else read."""
+    if "recall_reason" in build.__dict__:
+        reason: str | None = build.__dict__["recall_reason"]
+        return reason
+    rows = Build.objects.filter(pk=build.pk).annotate(recall_reason=recall_reason("lock"))
+    return rows.values_list("recall_reason", flat=True).first()
 
 
 def _shared_size(build: Any) -> int | None:
@@ -527,8 +556,19 @@ class BuildNode(Node):
     is_current: bool = computed(_is_current, annotate={"current_build": F("environment__current")})
     prefix_path: str = computed(
         _prefix_path,
-        annotate={"prefix_folder": F("prefix__path")},
+        annotate={"prefix_folder": F("prefix__path"), "recall_reason": recall_reason("lock")},
         description="Where its files are on the server; empty where it has none.",
+    )
+    recalled: str | None = computed(
+        _recalled,
+        only=["lock"],
+        annotate={"recall_reason": recall_reason("lock")},
+        description="Why it is not served any more: something that it holds was called back.",
+    )
+    reason: str = computed(
+        lambda build: build.reason,
+        only=["reason"],
+        description="What it is for, in the words of who asked.",
     )
     apparent_size: BigInt | None = computed(
         lambda build: _prefix(build, "apparent", "apparent_size"),
@@ -594,6 +634,15 @@ class BuildNode(Node):
         if asked.lock is not None:
             requested = [package.name for package in (*part.conda, *part.pypi)]
         return [list(chain) for chain in differences.why(part, requested, name)]
+
+    @field(
+        prefetch_related=[lambda info: of_builds()],
+        description="The packages that people decided on for it, or have to.",
+    )
+    def approvals(self: Any, info: Info) -> list[ApprovalRequestNode]:
+        if "shown_requests" in self.__dict__:
+            return shown(actor_of(info), self.shown_requests)
+        return shown(actor_of(info), list(request_rows().filter(builds=self.pk).order_by("name")))
 
     @field(only=["number", "lock"], annotate=_REF)
     def downloads(self: Any, info: Info) -> list[Download]:

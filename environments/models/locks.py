@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Self
 
 from django.db import models, transaction
 from django.utils import timezone
 
 from environments.domain.lock import Lock, PlatformLock
+from environments.domain.policy.subjects import in_seconds
 from environments.domain.records import CondaPackage, PypiPackage
 from environments.domain.specification import Specification
 
@@ -91,6 +92,16 @@ class CondaRecord(models.Model):
             noarch=package.noarch,
             record=package.record_json(),
         )
+
+    @property
+    def published_at(self) -> datetime | None:
+        """In the publisher's own words; None for what is no moment."""
+        if self.timestamp is None:
+            return None
+        try:
+            return datetime.fromtimestamp(in_seconds(self.timestamp), UTC)
+        except (ValueError, OverflowError, OSError):
+            return None
 
     def value(self) -> CondaPackage:
         return CondaPackage.from_record(

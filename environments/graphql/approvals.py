@@ -1,0 +1,304 @@
+"""Requests for packages and decisions on them, as clients see them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+import strawberry
+from django.db.models import Count, Prefetch, QuerySet
+from django.utils import timezone
+from strawberry import ID, Info
+
+from accounts.access import Actor
+from accounts.roles import Perm
+from environments import approvals
+from environments.domain.lifecycle import BuildState
+from environments.graphql.packages import BigInt
+from environments.graphql.pages import actor_of, field
+from environments.models import (
+    ApprovalRequest,
+    CondaRecord,
+    Decision,
+    DecisionScope,
+    Environment,
+    Namespace,
+    RequestState,
+    WaitingBuild,
+)
+
+strawberry.enum(
+    RequestState,
+    name="RequestState",
+    description="SECOND: one approved, and two must. WITHDRAWN: no build waits any more.",
+)
+strawberry.enum(
+    DecisionScope,
+    name="DecisionScope",
+    description="BUILD: these bytes. VERSION: of this channel. SPEC: all that a MatchSpec matches.",
+)
+#: Builds that a request names at most.
+WAITING = 100
+_USED_BY = {
+    "conda": "current__lock__conda__package__name",
+    "pypi": "current__lock__pypi__package__name",
+}
+
+
+def decision_rows() -> QuerySet[Decision]:
+    return Decision.objects.select_related("namespace", "decided_by", "seconded_by", "revoked_by")
+
+
+def request_rows() -> QuerySet[ApprovalRequest]:
+    """With what each shows; the channel's own text of a package stays unread."""
+    return ApprovalRequest.objects.select_related("namespace", "conda", "pypi").defer(
+        "conda__record", "pypi__requires"
+    )
+
+
+def _name(user: Any) -> str | None:
+    return user.get_username() if user else None
+
+
+@strawberry.type(description="Yes or no to packages. It holds until it ends or is revoked.")
+class PackageDecision:
+    id: ID
+    approved: bool
+    scope: DecisionScope
+    manager: str = strawberry.field(description="conda or pypi; `rule` for a whole lock.")
+    name: str
+    spec: str
+    channel: str
+    sha256: str
+    namespace: str | None = strawberry.field(description="Null: in all namespaces.")
+    reason: str
+    expires_at: datetime | None
+    decided_by: str | None
+    decided_at: datetime
+    seconded_by: str | None
+    complete: bool = strawberry.field(description="False while a second person must agree.")
+    revoked_at: datetime | None
+    revoked_by: str | None
+    in_force: bool
+
+    @classmethod
+    def of(cls, row: Decision) -> PackageDecision:
+        ended = row.expires_at is not None and row.expires_at <= timezone.now()
+        return cls(
+            id=ID(str(row.pk)),
+            approved=row.approved,
+            scope=DecisionScope(row.scope),
+            manager=row.manager,
+            name=row.name,
+            spec=row.spec,
+            channel=row.channel,
+            sha256=row.sha256,
+            namespace=row.namespace.name if row.namespace else None,
+            reason=row.reason,
+            expires_at=row.expires_at,
+            decided_by=_name(row.decided_by),
+            decided_at=row.decided_at,
+            seconded_by=_name(row.seconded_by),
+            complete=row.complete,
+            revoked_at=row.revoked_at,
+            revoked_by=_name(row.revoked_by),
+            in_force=row.complete and row.revoked_at is None and not ended,
+        )
+
+
+@strawberry.type(description="A build that waits, who asked for it, and why.")
+class Waiting:
+    build: str = strawberry.field(description="`namespace/name:number`.")
+    build_id: ID
+    state: BuildState
+    asked_by: str | None
+    note: str
+    at: datetime
+
+
+class Facts:
+    """What is to be known beside the rows of some requests: asked once for all of them."""
+
+    def __init__(self, actor: Actor, rows: Sequence[ApprovalRequest]) -> None:
+        self.actor, self.rows = actor, rows
+
+    @cached_property
+    def _namespaces(self) -> set[int]:
+        return {row.namespace_id for row in self.rows}
+
+    @cached_property
+    def _names(self) -> set[str]:
+        return {row.name for row in self.rows}
+
+    @cached_property
+    def deciders(self) -> dict[int, list[str]]:
+        found = approvals.deciders(self._namespaces)
+        return {key: [user.get_username() for user in users] for key, users in found.items()}
+
+    @cached_property
+    def decidable(self) -> set[int]:
+        allowed = Namespace.objects.with_perm(self.actor, Perm.APPROVE)
+        return set(allowed.filter(pk__in=self._namespaces).values_list("pk", flat=True))
+
+    @cached_property
+    def decisions(self) -> dict[int, Decision]:
+        return decision_rows().in_bulk({row.decision_id for row in self.rows if row.decision_id})
+
+    @cached_property
+    def waiting(self) -> dict[int, list[WaitingBuild]]:
+        """Only for requests that the actor sees: a shared build tells nothing of other ones."""
+        seen = ApprovalRequest.objects.visible_to(self.actor).order_by().values("pk")
+        rows = WaitingBuild.objects.filter(
+            request__in=[row.pk for row in self.rows], request__pk__in=seen
+        ).select_related("asked_by", "build__environment__namespace")
+        found: dict[int, list[WaitingBuild]] = {}
+        for one in rows.defer(
+            "build__source", "build__log_archive", "build__verdicts", "build__progress"
+        ).order_by("pk"):
+            found.setdefault(one.request_id, []).append(one)
+        return found
+
+    @cached_property
+    def approved(self) -> dict[tuple[str, str], list[Decision]]:
+        now = timezone.now()
+        rows = Decision.objects.in_force(now).filter(approved=True, name__in=self._names)
+        found: dict[tuple[str, str], list[Decision]] = {}
+        for row in rows:
+            found.setdefault((row.manager, row.name), []).append(row)
+        return found
+
+    @cached_property
+    def uses(self) -> dict[tuple[str, str], int]:
+        visible = Environment.objects.visible_to(self.actor).order_by()
+        found: dict[tuple[str, str], int] = {}
+        for manager, way in _USED_BY.items():
+            names = {row.name for row in self.rows if row.manager == manager}
+            if names:
+                counted = visible.filter(**{f"{way}__in": names}).values_list(way)
+                rows = counted.annotate(total=Count("pk", distinct=True))
+                found |= {(manager, name): total for name, total in rows}
+        return found
+
+
+@strawberry.type(
+    name="ApprovalRequest",
+    description="A package that a namespace needs a decision on; the builds that wait share it.",
+)
+class ApprovalRequestNode:
+    row: strawberry.Private[Any]
+    facts: strawberry.Private[Facts]
+
+    id: ID
+    namespace: str
+    manager: str = strawberry.field(description="conda or pypi; `rule` for a whole lock.")
+    name: str
+    version: str
+    build: str = strawberry.field(description="conda's build string.")
+    channel: str
+    license: str
+    size: BigInt
+    sha256: str
+    published_at: datetime | None = strawberry.field(description="In its publisher's words.")
+    first_seen_at: datetime | None = strawberry.field(description="When it was first locked here.")
+    install_scripts: list[str] | None = strawberry.field(
+        description="Null while nobody has opened the package."
+    )
+    rule: str
+    reason: str
+    chain: list[str] = strawberry.field(description="From what was asked for, to it.")
+    state: RequestState
+    opened_at: datetime
+    decided_at: datetime | None
+
+    @classmethod
+    def of(cls, row: ApprovalRequest, facts: Facts) -> ApprovalRequestNode:
+        package = row.package
+        conda = package if isinstance(package, CondaRecord) else None
+        return cls(
+            row=row,
+            facts=facts,
+            id=ID(str(row.pk)),
+            namespace=row.namespace.name,
+            manager=approvals.manager_of(row),
+            name=row.name,
+            version=row.version,
+            build=conda.build if conda else "",
+            channel=conda.channel if conda else "",
+            license=package.license if package else "",
+            size=BigInt(package.size if package else 0),
+            sha256=package.sha256 if package else "",
+            published_at=conda.published_at if conda else None,
+            first_seen_at=package.first_seen_at if package else None,
+            install_scripts=conda.link_scripts if conda else None,
+            rule=row.rule,
+            reason=row.reason,
+            chain=list(row.chain),
+            state=RequestState(row.state),
+            opened_at=row.opened_at,
+            decided_at=row.decided_at,
+        )
+
+    @field()
+    def decision(self) -> PackageDecision | None:
+        key = self.row.decision_id
+        return PackageDecision.of(self.facts.decisions[key]) if key else None
+
+    @field(description="The first hundred.")
+    def waiting(self) -> list[Waiting]:
+        return [
+            Waiting(
+                build=f"{one.build.environment}:{one.build.number}",
+                build_id=ID(str(one.build_id)),
+                state=BuildState(one.build.state),
+                asked_by=_name(one.asked_by),
+                note=one.note,
+                at=one.at,
+            )
+            for one in self.facts.waiting.get(self.row.pk, ())[:WAITING]
+        ]
+
+    @field(description="What of the package is approved here already.")
+    def approved_versions(self) -> list[str]:
+        found = self.facts.approved.get((self.manager, self.name), ())
+        here = (None, self.row.namespace_id)
+        return sorted({row.spec or row.sha256 for row in found if row.namespace_id in here})
+
+    @field(description="How many environments that you see hold it now, in whichever version.")
+    def environments(self) -> int:
+        return self.facts.uses.get((self.manager, self.name), 0)
+
+    @field(description="Who may decide by a role in the namespace.")
+    def deciders(self) -> list[str]:
+        return self.facts.deciders.get(self.row.namespace_id, [])
+
+    @field(description="Whether your rights allow it; not whether you asked yourself.")
+    def may_decide(self) -> bool:
+        return self.row.namespace_id in self.facts.decidable
+
+
+def shown(actor: Actor, rows: Sequence[ApprovalRequest]) -> list[ApprovalRequestNode]:
+    facts = Facts(actor, rows)
+    return [ApprovalRequestNode.of(row, facts) for row in rows]
+
+
+class Requests:
+    """Requests, counted and sliced in the database; what is shown of a page is asked at once."""
+
+    def __init__(self, info: Info, rows: QuerySet[ApprovalRequest]) -> None:
+        self.actor, self.rows = actor_of(info), rows
+
+    def __len__(self) -> int:
+        return self.rows.order_by().count()
+
+    def __iter__(self) -> Iterator[ApprovalRequestNode]:
+        return iter(self[0 : len(self)])
+
+    def __getitem__(self, part: slice) -> list[ApprovalRequestNode]:
+        return shown(self.actor, list(self.rows[part]))
+
+
+def of_builds() -> Prefetch[str, Any, str]:
+    """The requests of each build of a list."""
+    return Prefetch("requests", request_rows().order_by("name"), to_attr="shown_requests")
