@@ -11,11 +11,12 @@ from django.conf import settings
 from django.utils import timezone
 
 from environments import folders
-from environments.domain.errors import LeaseLostError
+from environments.domain.errors import LeaseLostError, UnsatisfiableError
 from environments.domain.lock import Lock
 from environments.domain.names import Credential
 from environments.domain.policy import Policy
 from environments.domain.specification import Specification
+from environments.elsewhere import point_elsewhere
 from environments.engine.completion import complete_lock
 from environments.engine.policy_view import Rules
 from environments.engine.solving import SolveRequest
@@ -83,8 +84,10 @@ def solve_or_reuse(
         started = time.monotonic()
         answer = _store(solver.solve(_request(wanted, policy), cancelled=cancelled, log=log))
         seconds = time.monotonic() - started
-    except BaseException:
+    except BaseException as error:
         SolveRow.objects.filter(pk=row.pk, lock=None).delete()
+        if isinstance(error, UnsatisfiableError):
+            point_elsewhere(error, listed=wanted.channels)
         raise
     SolveRow.objects.filter(pk=row.pk).update(lock=answer.row, seconds=seconds)
     log(f"solved in {seconds:.2f} s: {answer.row.package_count} packages")

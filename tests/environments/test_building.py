@@ -14,7 +14,14 @@ import pytest
 from environments import building, folders, housekeeping
 from environments.domain.errors import LinkError
 from environments.domain.lifecycle import BuildState
-from environments.models import Build, Environment, Prefix
+from environments.models import (
+    Build,
+    Channel,
+    ChannelCredential,
+    Environment,
+    IndexedPackage,
+    Prefix,
+)
 from environments.operations import builds, upkeep
 from environments.operations.environments import (
     copy_environment,
@@ -396,3 +403,16 @@ def test_a_restore_that_fails_can_be_tried_another_day(alice, submit, settings):
     restored = run(first)
     assert restored.state == S.READY
     assert [line for line in restored.log_from() if line == "--- linking"] == ["--- linking"] * 2
+
+
+def test_a_missing_package_is_looked_for_in_other_channels(submit, environment):
+    for name in ("other", "secret"):
+        channel = Channel.objects.create(url=f"https://packages.example/{name}")
+        IndexedPackage.objects.create(channel=channel, name="only-there")
+    ChannelCredential(url_prefix="https://packages.example/secret", kind="token").save()
+    build = run(submit("dependencies: [python, only-there >=2]"))
+    assert build.failure["code"] == "unsatisfiable"
+    assert "only-there is in https://packages.example/other" in build.failure["message"]
+    (missing,) = build.failure["details"]["missing"]
+    assert "https://packages.example/other" in missing["note"]
+    assert "secret" not in json.dumps(build.failure)
