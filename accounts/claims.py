@@ -35,12 +35,15 @@ def of_userinfo(
 ) -> Person:
     if claims.get("sub", subject) != subject:
         raise refused(provider.name or provider.id, "its answers are about different people")
+    username = _text(_inside(claims, provider.username_claim))
+    if not username:
+        raise refused(provider.name or provider.id, f"{provider.username_claim} is missing")
     groups = _inside(claims, provider.groups_claim) if provider.groups_claim else None
     return Person(
         directory=provider.id,
         issuer=issuer,
         subject=subject,
-        username=_text(_inside(claims, provider.username_claim)) or f"{provider.id}-{subject}",
+        username=username,
         email=_text(claims.get("email")),
         first_name=_text(claims.get("given_name")),
         last_name=_text(claims.get("family_name")) or _text(claims.get("name")),
@@ -54,12 +57,15 @@ def of_saml(provider: SamlProvider, attributes: Mapping[str, Any], *, subject: s
         found = (_texts(attributes.get(name)) for name in names)
         return next((values[0] for values in found if values), "")
 
+    username = first(provider.username_attribute)
+    if not username:
+        raise refused(provider.name or provider.id, f"{provider.username_attribute} is missing")
     groups = provider.groups_attribute
     return Person(
         directory=provider.id,
         issuer=provider.entity_id,
         subject=subject,
-        username=first(provider.username_attribute) or subject,
+        username=username,
         email=first(provider.email_attribute),
         first_name=first("urn:oid:2.5.4.42", "firstName", "givenName"),
         last_name=first("urn:oid:2.5.4.4", "lastName", "sn"),

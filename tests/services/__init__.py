@@ -16,6 +16,7 @@
 | S3 (SeaweedFS) | `seaweed_s3` | the Python package index |
 | OpenLDAP | `openldap` | apt |
 | OpenID Connect (oidc-provider) | `openid_provider` | npm |
+| SAML (pysaml2) | `saml_provider` | the Python package index, apt |
 
 One that is not installed raises ComponentMissing, which says what to install. All listen on the
 loopback interface or a unix socket only, and leave nothing behind: a watcher ends the servers of a
@@ -27,6 +28,7 @@ from .databases import postgres
 from .ldap import LdapService, openldap
 from .oidc import OpenIdService, openid_provider
 from .processes import ComponentMissing, Service, free_ports, running, wait_for
+from .saml import SamlService, saml_provider
 from .storage import S3Service, seaweed_s3
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "LdapService",
     "OpenIdService",
     "S3Service",
+    "SamlService",
     "Service",
     "free_ports",
     "openid_provider",
@@ -42,6 +45,7 @@ __all__ = [
     "rabbitmq",
     "redis",
     "running",
+    "saml_provider",
     "seaweed_s3",
     "valkey",
     "wait_for",

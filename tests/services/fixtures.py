@@ -13,12 +13,14 @@ from . import (
     LdapService,
     OpenIdService,
     S3Service,
+    SamlService,
     Service,
     openid_provider,
     openldap,
     postgres,
     rabbitmq,
     redis,
+    saml_provider,
     seaweed_s3,
     valkey,
 )
@@ -70,4 +72,10 @@ def ldap_service() -> Iterator[LdapService]:
 def openid_service() -> Iterator[OpenIdService]:
     callbacks = [f"http://testserver/accounts/oidc/{name}/login/callback/" for name in ("a", "b")]
     with openid_provider(redirects=callbacks) as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def saml_service() -> Iterator[SamlService]:
+    with saml_provider() as service:
         yield service
