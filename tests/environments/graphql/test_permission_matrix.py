@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import Group
 from django.db import transaction
 from django.test import Client
 from django.utils import timezone
@@ -65,6 +66,8 @@ PERSONAS = [
     Persona(name="anna, an approver", user="anna", perms=ROLES[Role.APPROVER]),
     Persona(name="dora, the admin", user="dora", perms=EVERYTHING, lab=ROLES[Role.DEVELOPER]),
     Persona(name="olga, admin of another namespace", user="olga"),
+    Persona(name="gina, developer by a group", user="gina", perms=ROLES[Role.DEVELOPER]),
+    Persona(name="gus, who was removed from that group", user="gus"),
     Persona(name="root", user="root", perms=EVERYTHING, superuser=True, lab=EVERYTHING),
     Persona(
         name="token of root with a ceiling: root holds no role",
@@ -115,6 +118,11 @@ def make_world() -> World:
     research = factories.make_namespace(
         "research", bob=Role.VIEWER, alice=Role.DEVELOPER, anna=Role.APPROVER, dora=Role.ADMIN
     )
+    group = Group.objects.create(name="team")
+    research.grant(Role.DEVELOPER, group)
+    for name in ("gina", "gus"):
+        factories.make_user(name).groups.add(group)
+    User.objects.get(username="gus").groups.remove(group)
     factories.make_namespace("other", olga=Role.ADMIN)
     factories.make_namespace("lab", dora=Role.DEVELOPER)
     environment = factories.make_environment(research, "ml")

@@ -1,0 +1,271 @@
+"""Who gets what at each address: every route of the URL configuration, as everybody.
+
+A route that is added must be added here: the first test says so. What GraphQL shows and changes is
+tried field by field in graphql/test_permission_matrix.py, by the same people.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.urls import NoReverseMatch, URLPattern, URLResolver, get_resolver, reverse
+
+from accounts.models import User
+from accounts.roles import Perm
+from environments.models import AuditEvent
+from tests import factories
+from tests.environments.graphql.asking import post
+from tests.environments.graphql.test_permission_matrix import (
+    CHANGES,
+    SEEN,
+    Persona,
+    World,
+    change,
+    client_of,
+    everybody,
+    make_world,
+    used,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Door:
+    """A route that leads to a row of `research`: what it takes, and the right that opens it."""
+
+    to: dict[str, str]
+    perm: Perm
+
+
+ML = {"namespace": "research", "environment": "ml", "reference": "current"}
+#: Route -> the row it leads to. `absent` replaces the names, one at a time.
+DOORS = {
+    "log": Door(to=ML, perm=Perm.DOWNLOAD),
+    "download": Door(to={**ML, "name": "explicit.txt"}, perm=Perm.DOWNLOAD),
+    "environment": Door(to={"namespace": "research", "name": "ml"}, perm=Perm.VIEW),
+    "build": Door(
+        to={"namespace": "research", "name": "ml", "reference": "current"}, perm=Perm.VIEW
+    ),
+}
+#: Routes that tell everybody the same.
+OPEN = {"alive", "ready", "login"}
+#: Routes that tell of the one who asks, or what that one may see; each has a test below.
+OF_ONESELF = {"whoami", "start", "audit-log", "metrics", "api-token", "logout", "graphql"}
+#: Routes of django-allauth, by the beginning of their names: sign-in and one's own account.
+ALLAUTH = ("account_", "mfa_", "socialaccount_", "saml_", "openid_connect_", "usersessions_")
+
+
+def routes(patterns: Any = None, space: str = "") -> Iterator[str]:
+    """The names of all routes; for one without a name, its pattern."""
+    for one in get_resolver().url_patterns if patterns is None else patterns:
+        if isinstance(one, URLResolver):
+            yield from routes(one.url_patterns, f"{space}{one.namespace or ''}")
+        elif isinstance(one, URLPattern):
+            yield f"{space}:{one.name}" if space else one.name or str(one.pattern)
+
+
+def normal(content: bytes) -> str:
+    """An answer without what differs each time."""
+    text = content.decode()
+    text = re.sub(r'name="csrfmiddlewaretoken" value="\w+"', "", text)
+    return re.sub(r"[0-9a-f]{32}", "", text)
+
+
+@pytest.fixture(autouse=True)
+def _unbounded(settings: Any) -> None:
+    """Each refusal is recorded, however many there were before."""
+    settings.AUDIT_REFUSALS = 10**6
+
+
+async def read(response: Any) -> str:
+    return b"".join([part async for part in response.streaming_content]).decode()
+
+
+# --- the tests ----------------------------------------------------------------------------------
+
+
+def test_every_route_is_tried_here() -> None:
+    found = {
+        name
+        for name in routes()
+        if not name.startswith(("admin:", *ALLAUTH)) and name != "graphql/"
+    }
+    assert found == set(DOORS) | OPEN | OF_ONESELF
+
+
+@everybody
+def test_each_door_opens_to_those_who_may_and_is_not_there_for_the_rest(
+    persona: Persona, db: None
+) -> None:
+    make_world()
+    client = client_of(persona)
+    for name, door in DOORS.items():
+        answer = client.get(reverse(name, kwargs=door.to))
+        if persona.refused:
+            assert answer.status_code == 401, name
+        elif door.perm in persona.perms:
+            assert answer.status_code == 200, name
+        else:
+            assert answer.status_code == 404, name
+            assert "research" not in normal(answer.content).replace(
+                "There is no environment research/ml.", ""
+            )
+
+
+@everybody
+def test_what_one_may_not_see_answers_like_what_is_not_there(persona: Persona, db: None) -> None:
+    """The same status and text, and as many looks at the database: time tells nothing either."""
+    if Perm.VIEW in persona.perms:
+        return
+    make_world()
+    client = client_of(persona)
+    for name, door in DOORS.items():
+        absent = door.to | {"namespace": "absentees"}  # as many letters
+        answers, looks = [], []
+        for to in (door.to, absent):
+            client.get(reverse(name, kwargs=to))  # sessions and caches are warm
+            with CaptureQueriesContext(connection) as queries:
+                answers.append(client.get(reverse(name, kwargs=to)))
+            looks.append([re.sub(r"\d+|'[^']*'", "?", one["sql"]) for one in queries])
+        hidden, missing = (normal(answer.content) for answer in answers)
+        assert [answer.status_code for answer in answers] == [answers[0].status_code] * 2
+        assert hidden.replace("research", "absentees") == missing, name
+        assert looks[0] == looks[1], name
+
+
+@everybody
+def test_graphql_hides_as_if_nothing_was_there(persona: Persona, db: None) -> None:
+    if Perm.VIEW in persona.perms or persona.refused:
+        return
+    world = make_world()
+    client = client_of(persona)
+    absent = {
+        name: str(int(value) + 10**6) if str(value).isdecimal() else value
+        for name, value in world.ids.items()
+    }
+    absent["preview"] = "00000000-0000-4000-8000-000000000000"
+    absent["lock"] = absent["specification"] = "0" * 64
+    asked = [document for document, _ in SEEN.values()]
+    asked += [f"{name}:{arguments}" for name, (arguments, _) in CHANGES.items()]
+    for document in asked:
+        bodies = []
+        for ids, name in ((world.ids, "research"), (absent, "absentees")):
+            if document.startswith(("{", "query")):
+                text, values = document, used(document, ids)
+            else:
+                field, _, arguments = document.partition(":")
+                text, values = change(field, arguments, ids)
+            text = text.replace('"research"', f'"{name}"')
+            body = post(client, text, values).content.decode()
+            for key, value in ids.items():
+                if key != "text":
+                    body = body.replace(f'"{value}"', f"<{key}>").replace(f" {value}", f" <{key}>")
+            bodies.append(body.replace(name, "<namespace>"))
+        assert bodies[0] == bodies[1], document
+
+
+@everybody
+def test_routes_that_tell_of_oneself_tell_nothing_else(persona: Persona, db: None) -> None:
+    make_world()
+    client = client_of(persona)
+    if persona.refused:
+        for name in OF_ONESELF - {"graphql", "api-token", "logout"}:
+            assert client.get(reverse(name)).status_code == 401, name
+        return
+    me = client.get(reverse("whoami")).json()
+    assert me["signed_in"] == bool(persona.user)
+    assert me["username"] == (persona.user or None)
+    assert me["is_superuser"] == persona.superuser
+    start = client.get(reverse("start"), headers={"Accept": "text/html"}).content.decode()
+    assert ("research" in start) == (Perm.VIEW in persona.perms)
+    log = client.get(reverse("audit-log"))
+    assert log.status_code == (200 if persona.user else 401)
+    if persona.user:
+        lines = async_to_sync(read)(log)
+        assert ('"target": "research"' in lines) == (Perm.GRANT in persona.perms)
+    metrics = client.get(reverse("metrics")).status_code
+    assert metrics == (200 if persona.superuser or persona.token else 401)
+
+
+def admin_pages(world: World) -> Iterator[str]:
+    """Each address of the admin; of a row that is there, and of one that is not."""
+    rows = {
+        "environments_namespace": world.research.pk,
+        "environments_environment": world.environment.pk,
+        "environments_build": world.current.pk,
+    }
+    for name in sorted(set(routes())):
+        if not name.startswith("admin:") or name == "admin:None":
+            continue
+        yield from _addresses(name, rows)
+
+
+def _addresses(name: str, rows: dict[str, Any]) -> Iterator[str]:
+    model = name.removeprefix("admin:").rpartition("_")[0]
+    for arguments in ([], [rows.get(model, 1)], [10**6]):
+        try:
+            yield reverse(name, args=arguments)
+        except NoReverseMatch:
+            continue  # it takes other arguments
+
+
+EVERYBODYS = ("admin:login", "admin:logout", "admin:jsi18n")
+
+
+@everybody
+def test_the_admin_is_for_those_who_run_the_installation(persona: Persona, db: None) -> None:
+    world = make_world()
+    client = client_of(persona)
+    open_ones = {reverse(name) for name in EVERYBODYS}
+    seen = 0
+    for address in admin_pages(world):
+        answer = client.get(address)
+        if persona.refused:
+            assert answer.status_code == 401, address
+        elif address in open_ones:
+            assert b"research" not in answer.content, address
+        elif persona.superuser:
+            seen += answer.status_code == 200
+        else:
+            assert answer.status_code in {302, 401, 403, 404}, (address, answer.status_code)
+            assert b"research" not in answer.content, address
+    assert seen > 10 or not persona.superuser
+
+
+def test_one_who_may_enter_the_admin_and_no_more_sees_no_rows(db: None) -> None:
+    world = make_world()
+    factories.make_user("stan")
+    User.objects.filter(username="stan").update(is_staff=True)
+    client = Client()
+    client.force_login(User.objects.get(username="stan"))
+    for address in admin_pages(world):
+        answer = client.get(address)
+        assert b"research" not in answer.content, address
+
+
+def test_what_is_refused_in_the_admin_is_recorded(db: None) -> None:
+    make_world()
+    factories.make_user("stan")
+    User.objects.filter(username="stan").update(is_staff=True)
+    client = Client()
+    client.force_login(User.objects.get(username="stan"))
+    assert client.get(reverse("admin:environments_build_changelist")).status_code == 403
+    event = AuditEvent.objects.filter(refused=True).get()
+    assert (event.username, event.action) == ("stan", "http.admin:environments_build_changelist")
+
+
+@pytest.mark.parametrize("method", ["post", "put", "patch", "delete"])
+def test_no_door_that_only_shows_takes_anything_else(db: None, method: str) -> None:
+    make_world()
+    client = Client()
+    client.force_login(User.objects.get(username="dora"))
+    for name, door in DOORS.items():
+        answer = getattr(client, method)(reverse(name, kwargs=door.to))
+        assert answer.status_code == 405, name
