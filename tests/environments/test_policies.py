@@ -205,7 +205,11 @@ def test_a_recalled_package_is_refused_everywhere(research):
 
 # --- in a build -----------------------------------------------------------------------------------
 
+#: A worker looks at its lease from a thread of its own.
+workers = pytest.mark.django_db(transaction=True)
 
+
+@workers
 def test_a_build_takes_what_is_allowed_and_refuses_what_is_not(submit, research, dora):
     rule = add(dora, research, settings={"packages": ["libalpha >=2"]})
     build = submit("dependencies: [libalpha]")
@@ -221,6 +225,7 @@ def test_a_build_takes_what_is_allowed_and_refuses_what_is_not(submit, research,
     assert again.state == BuildState.READY
 
 
+@workers
 def test_a_build_that_only_a_decision_allows_is_held_with_the_chain(submit, research, dora):
     add(dora, research, effect="ask", settings={"packages": ["libalpha"]})
     build = submit("dependencies: [apptool]")
@@ -234,6 +239,7 @@ def test_a_build_that_only_a_decision_allows_is_held_with_the_chain(submit, rese
     assert verdict["policy"] == policy_of(research).version
 
 
+@workers
 def test_constraints_and_required_packages_join_every_solve(submit, research, dora):
     add(
         dora,
@@ -251,6 +257,7 @@ def test_constraints_and_required_packages_join_every_solve(submit, research, do
     assert "licence-mit" in versions
 
 
+@workers
 def test_a_removed_rule_lets_the_builds_go_on_that_waited_for_it(submit, research, dora):
     rule = add(dora, research, effect="ask", settings={"packages": ["libalpha"]})
     build = submit("dependencies: [libalpha]")
@@ -329,7 +336,7 @@ def test_what_was_decided_counts_when_a_rule_is_tried(stored, root, research):
         (draft(kind="channels", deny=[factories.CHANNEL]), 3),
         (draft(kind="packages-allowed", packages=["python"]), ["other/lib", "research/app"]),
         (draft(kind="age", minimum="1 day"), 3),
-        (draft(kind="install-scripts"), []),
+        (draft(kind="install-scripts", reason="none of them"), []),
     ],
 )
 def test_each_kind_of_rule_can_be_tried(stored, root, rule, hit):
