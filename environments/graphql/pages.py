@@ -38,6 +38,7 @@ from strawberry_django.fields.field import (
     StrawberryDjangoField,
 )
 from strawberry_django.optimizer import (
+    OptimizerConfig,
     OptimizerStore,
     _generate_selection_resolve_info,
     _get_model_hints,
@@ -183,6 +184,7 @@ class Join:
             schema.get_type_by_name(kind.name),
             parent_type=kind,
             info=raw,
+            config=OptimizerConfig(prefetch_custom_queryset=True),
             level=1,
         )
         if below is None or below.annotate or below.prefetch_related:
