@@ -38,7 +38,8 @@ class OnceAMinute(logging.Filter):
         self._unsaid: Counter[str] = Counter()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        event = record.msg.get("event") if isinstance(record.msg, dict) else None
+        said: Any = record.msg  # of structlog a dictionary
+        event = said.get("event") if isinstance(said, dict) else None
         if event not in self.EVENTS:
             return True
         now = time.monotonic()
@@ -47,7 +48,7 @@ class OnceAMinute(logging.Filter):
             return False
         self._last[event] = now
         if unsaid := self._unsaid.pop(event, 0):
-            record.msg = {**record.msg, "unsaid": unsaid}
+            record.msg = said | {"unsaid": unsaid}
         return True
 
 
