@@ -254,7 +254,7 @@ INSTALLED_APPS = [
     *SIGN_IN_PROVIDERS.apps,
     "accounts",
     "environments",
-    "django.contrib.admin.apps.SimpleAdminConfig",  # condastore.urls finds the admins: web only
+    "condastore.admin_site.AdminConfig",  # condastore.urls finds the rooms: web only
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",

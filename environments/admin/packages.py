@@ -1,0 +1,226 @@
+"""Packages in use: which environments hold which versions; channels, and their credentials."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlencode
+
+from django.contrib import admin
+from django.db.models import Count, OuterRef, QuerySet, Subquery
+from django.db.models.functions import Coalesce
+from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.html import format_html
+
+from accounts.access import Actor
+from environments.admin.rooms import BESIDE, Panel, Room, badge, link, moment, size, text_filter
+from environments.models import (
+    Build,
+    Channel,
+    ChannelCredential,
+    CondaRecord,
+    Environment,
+    LockedConda,
+    LockedPypi,
+    PypiRecord,
+)
+
+_OTHER_VERSIONS = 30
+
+
+class PackageRoom(Room):
+    """A package's file, and who uses it."""
+
+    locked: Any
+    manager = ""
+    search_fields = ("name__startswith",)
+    search_help_text = "How the package's name starts."
+    ordering = ("name", "version", "pk")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        held = self.locked.objects.filter(package=OuterRef("pk")).order_by()
+        builds = (
+            Build.objects.filter(deleted_at=None, lock__in=held.values("lock"))
+            .order_by()
+            .values("deleted_at")  # one group: those that are there
+            .annotate(n=Count("pk"))
+            .values("n")
+        )
+        current = (
+            Environment.objects.present()
+            .filter(current__lock__in=held.values("lock"))
+            .order_by()
+            .values("deleted_at")
+            .annotate(n=Count("pk"))
+            .values("n")
+        )
+        return (
+            super()
+            .get_queryset(request)
+            .annotate(
+                build_count=Coalesce(Subquery(builds), 0),
+                environment_count=Coalesce(Subquery(current), 0),
+            )
+        )
+
+    @admin.display(description="environments")
+    def environments_with(self, package: Any) -> int:
+        return int(package.environment_count)
+
+    @admin.display(description="builds")
+    def builds_with(self, package: Any) -> int:
+        return int(package.build_count)
+
+    @admin.display(description="size")
+    def file_size(self, package: Any) -> str:
+        return size(package.size)
+
+    @admin.display(description="saved by sharing it")
+    def saved(self, package: Any) -> str:
+        """Its file alone, for each build but the first: what is unpacked is larger."""
+        return size(package.size * max(0, package.build_count - 1))
+
+    @admin.display(description="known here for")
+    def known(self, package: Any) -> object:
+        return moment(package.first_seen_at)
+
+    def render_change_form(
+        self, request: HttpRequest, context: Any, *args: Any, obj: Any = None, **options: Any
+    ) -> Any:
+        answer = super().render_change_form(request, context, *args, obj=obj, **options)
+        if obj is not None:
+            context["tools"] += self._tools(obj)
+        return answer
+
+    def _tools(self, package: Any) -> list[tuple[str, str]]:
+        spec = f"{package.name} =={package.version}"
+        recall = urlencode({"spec": spec, "manager": self.manager})
+        denied = urlencode(
+            {
+                "kind": "packages-denied",
+                "effect": "enforce",
+                "name": f"no {package.name} {package.version}"[:100],
+                "packages": f"{self.manager}:{spec}",
+            }
+        )
+        return [
+            ("Recall", f"{reverse('admin:environments_recall_new')}?{recall}"),
+            ("Deny", f"{reverse('admin:environments_policy_add-rule')}?{denied}"),
+        ]
+
+    def panels(self, actor: Actor, row: Any) -> Sequence[Panel]:
+        locks = self.locked.objects.filter(package=row).order_by().values("lock")
+        using = Environment.objects.present().filter(current__lock__in=locks)
+        using = using.select_related("namespace", "current").order_by("namespace__name", "name")
+        using = using.defer("current__source", "current__log_archive", "current__verdicts")
+        others = self.get_queryset(_NO_REQUEST).filter(name=row.name).exclude(pk=row.pk)
+        return (
+            Panel(
+                title=f"Environments that hold it now ({row.environment_count:,})",
+                headers=("Environment", "Current build", "State"),
+                rows=[
+                    (link(one), one.current.number, badge(one.current.state))
+                    for one in using[: 4 * BESIDE]
+                    if one.current
+                ],
+            ),
+            Panel(
+                title="Other versions and builds of it",
+                headers=("Package", "Environments", "Builds"),
+                rows=[
+                    (link(one), one.environment_count, one.build_count)
+                    for one in others.order_by("-pk")[:_OTHER_VERSIONS]
+                ],
+            ),
+        )
+
+
+_NO_REQUEST = HttpRequest()
+
+
+@admin.register(CondaRecord)
+class CondaRoom(PackageRoom):
+    locked = LockedConda
+    manager = "conda"
+    list_display = (
+        "name",
+        "version",
+        "build",
+        "channel",
+        "license",
+        "environments_with",
+        "builds_with",
+        "file_size",
+        "saved",
+    )
+    list_filter = (
+        text_filter("channel", "channel", "channel__contains"),
+        text_filter("licence", "licence", "license__icontains"),
+    )
+    deferred = ("record",)
+    facts = (
+        "name",
+        "version",
+        "build",
+        "channel",
+        "subdir",
+        "license",
+        "file_size",
+        "saved",
+        "known",
+        "link_scripts",
+        "sha256",
+        "address",
+    )
+
+    @admin.display(description="URL")
+    def address(self, package: CondaRecord) -> object:
+        return format_html("<code>{}</code>", package.url)
+
+
+@admin.register(PypiRecord)
+class PypiRoom(PackageRoom):
+    locked = LockedPypi
+    manager = "pypi"
+    list_display = (
+        "name",
+        "version",
+        "file_name",
+        "license",
+        "environments_with",
+        "builds_with",
+        "file_size",
+        "saved",
+    )
+    list_filter = (text_filter("licence", "licence", "license__icontains"),)
+    facts = (
+        "name",
+        "version",
+        "file_name",
+        "license",
+        "file_size",
+        "saved",
+        "known",
+        "requires_python",
+        "sha256",
+        "url",
+    )
+
+
+@admin.register(Channel)
+class ChannelRoom(Room):
+    list_display = ("url", "first_seen_at", "indexed_at")
+    search_fields = ("url",)
+    facts = ("url", "first_seen_at", "indexed_at")
+
+
+@admin.register(ChannelCredential)
+class CredentialRoom(Room):
+    """The secrets themselves are never shown."""
+
+    list_display = ("url_prefix", "kind", "namespace", "created_at")
+    list_select_related = ("namespace",)
+    search_fields = ("url_prefix",)
+    ordering = ("-pk",)
+    facts = ("url_prefix", "kind", "namespace", "base", "created_at")

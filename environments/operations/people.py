@@ -1,0 +1,23 @@
+"""What administrators ask of accounts: close one."""
+
+from __future__ import annotations
+
+from django.utils import timezone
+
+from accounts.access import Actor, require_superuser
+from accounts.models import ApiToken, User
+from environments.domain.errors import ConflictError
+from environments.models import AuditEvent, audited
+
+
+@audited()
+def close_account(*, actor: Actor, user: User) -> User:
+    """Nobody signs in with it any more; its tokens end. What it did stays its own."""
+    require_superuser(actor)
+    if user.pk == actor.account.pk:
+        raise ConflictError("This is your own account.", hint="Let another administrator do it.")
+    User.objects.filter(pk=user.pk).update(is_active=False)
+    ended = ApiToken.objects.filter(user=user, revoked_at=None).update(revoked_at=timezone.now())
+    user.refresh_from_db()
+    AuditEvent.record(actor, "account.close", user, {"tokens": ended})
+    return user
