@@ -9,6 +9,7 @@ from typing import Any
 from graphql import parse, validate
 
 import accounts.authentication  # noqa: F401 - has a kind of error of its own
+import environments.delivery  # noqa: F401 - as well
 from accounts.access import Actor
 from condastore.schema import schema
 from environments.domain.errors import StoreError

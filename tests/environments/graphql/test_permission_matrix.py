@@ -25,17 +25,25 @@ from accounts.roles import ROLES, Perm, Role
 from condastore.schema import schema
 from environments.domain.lifecycle import BuildState
 from environments.models import (
+    ApprovalRequest,
     AuditEvent,
     Build,
     BuildEvent,
     BuildTag,
     Channel,
+    CondaRecord,
+    Decision,
     Environment,
     IndexedPackage,
     Namespace,
     Preview,
+    Recall,
+    RecalledLock,
     RoleMapping,
+    WaitingBuild,
+    Webhook,
 )
+from environments.operations.policies import add_rule
 from environments.operations.tokens import create_token
 from tests import factories
 from tests.environments.graphql.asking import ERROR, ask, context_of, post
@@ -141,6 +149,14 @@ def make_world() -> World:
     )
     dora = factories.actor(User.objects.get(username="dora"))
     made = create_token(actor=dora, name="kept")
+    rule = add_rule(
+        actor=dora,
+        namespace=research,
+        kind="packages-denied",
+        effect="warn",
+        name="no left-pad",
+        settings={"packages": ["left-pad"]},
+    )
     mapping = RoleMapping.objects.create(group="ldap:it", namespace="it-*", role=Role.VIEWER.value)
     world = World(
         research=research,
@@ -153,7 +169,7 @@ def make_world() -> World:
         token=made.token,
     )
     AuditEvent.record(dora, "test.event", research)
-    world.ids = {
+    world.ids = govern(research, queued) | {
         "environment": str(environment.pk),
         "old": str(old.pk),
         "current": str(current.pk),
@@ -162,11 +178,39 @@ def make_world() -> World:
         "preview": str(preview.pk),
         "token": str(made.token.pk),
         "mapping": str(mapping.pk),
+        "rule": str(rule.pk),
         "lock": current.lock.digest,  # type: ignore[union-attr]
         "specification": current.specification.digest,
         "text": TEXT,
     }
     return world
+
+
+def govern(research: Namespace, waiting: Build) -> dict[str, str]:
+    """A request that waits, half a decision, a recall, and a webhook."""
+    package = factories.make_package("z")
+    place = factories.make_environment(research, "gone")
+    Environment.objects.filter(pk=place.pk).update(last_number=100)
+    gone = factories.make_build(place, lock=factories.make_lock(package))
+    record = CondaRecord.objects.get(name="z")
+    request = ApprovalRequest.objects.create(
+        namespace=research, subject=f"conda:{record.sha256}", conda=record, name="z", version="1.0"
+    )
+    alice, olga = User.objects.get(username="alice"), User.objects.get(username="olga")
+    WaitingBuild.objects.create(request=request, build=waiting, asked_by=alice)
+    decision = Decision.objects.create(
+        approved=True, scope="version", spec="y", name="y", namespace=research, decided_by=olga,
+        complete=False,
+    )  # fmt: skip
+    recall = Recall.objects.create(spec="z", reason="it leaks")
+    RecalledLock.objects.create(recall=recall, lock=gone.lock)
+    webhook = Webhook.objects.create(namespace=research, url="https://hook.example.org/")
+    return {
+        "request": str(request.pk),
+        "decision": str(decision.pk),
+        "recall": str(recall.pk),
+        "webhook": str(webhook.pk),
+    }
 
 
 def secret_of(persona: Persona) -> str:
@@ -218,7 +262,7 @@ SEEN: dict[str, tuple[str, Callable[[Data], bool]]] = {
     "namespace": ('{ namespace(name: "research") { name } }', bool),
     "environments": (f"{{ environments {EDGES % 'name'} }}", lambda it: "ml" in names(it)),
     "environment": ('{ environment(namespace: "research", name: "ml") { name } }', bool),
-    "builds": (f"{{ builds {EDGES % 'ref'} }}", lambda it: len(it["edges"]) == 4),
+    "builds": (f"{{ builds {EDGES % 'ref'} }}", lambda it: len(it["edges"]) == 5),
     "build": ("query($current: ID!) { build(id: $current) { ref source } }", bool),
     "specification": (
         "query($specification: String!) { specification(digest: $specification) { digest } }",
@@ -232,6 +276,29 @@ SEEN: dict[str, tuple[str, Callable[[Data], bool]]] = {
         lambda it: bool(it["edges"]),
     ),
     "preview": ("query($preview: ID!) { preview(id: $preview) { state } }", bool),
+    "approvalRequests": (
+        f"{{ approvalRequests {EDGES % 'name waiting { askedBy } deciders mayDecide'} }}",
+        lambda it: names(it) == ["z"],
+    ),
+    "approvalRequest": (
+        "query($request: ID!) { approvalRequest(id: $request) { name waiting { build } } }",
+        bool,
+    ),
+    "decisions": (f"{{ decisions {EDGES % 'name'} }}", lambda it: names(it) == ["y"]),
+    "recalls": (f"{{ recalls {EDGES % 'spec'} }}", lambda it: bool(it["edges"])),
+    "recallHits": (
+        f"query($recall: ID!) {{ recallHits(id: $recall) {EDGES % 'build'} }}",
+        lambda it: bool(it["edges"]),
+    ),
+    "policy": ('{ policy(namespace: "research") { digest rules { summary } } }', bool),
+    "policies": (
+        f"{{ policies {EDGES % 'namespace rules { name }'} }}",
+        lambda it: "research" in [edge["node"]["namespace"] for edge in it["edges"]],
+    ),
+    "policyVersions": (
+        f'{{ policyVersions(namespace: "research") {EDGES % "number rules changedBy"} }}',
+        lambda it: bool(it["edges"]),
+    ),
     "compareBuilds": (
         "query($old: ID!, $current: ID!) { compareBuilds(a: $old, b: $current) { platform } }",
         bool,
@@ -244,6 +311,7 @@ SEEN_WITH: dict[str, tuple[str, Callable[[Data], bool], Perm]] = {
         lambda it: bool(it["edges"]),
         Perm.GRANT,
     ),
+    "webhooks": (f"{{ webhooks {EDGES % 'url'} }}", lambda it: bool(it["edges"]), Perm.MANAGE),
 }
 #: Field -> document: refused to all but those who run the installation.
 ADMINISTRATORS = {"verifyAudit": "{ verifyAudit { intact } }"}
@@ -284,6 +352,20 @@ CHANGES: dict[str, tuple[str, Perm]] = {
     "archiveBuild": ("id: $old", Perm.BUILD),
     "restoreBuild": ("id: $archived", Perm.BUILD),
     "deleteBuild": ("id: $old", Perm.MANAGE),
+    "addPolicyRule": (
+        'namespace: "research", kind: "size", effect: "warn", name: "small", '
+        "settings: {packages: 500}",
+        Perm.MANAGE,
+    ),
+    "changePolicyRule": ("id: $rule, enabled: false", Perm.MANAGE),
+    "movePolicyRule": ("id: $rule, position: 0", Perm.MANAGE),
+    "removePolicyRule": ("id: $rule", Perm.MANAGE),
+    "simulatePolicy": ('namespace: "research"', Perm.MANAGE),
+    "decide": ('requests: [$request], approve: true, reason: "fine"', Perm.APPROVE),
+    "secondDecision": ("id: $decision", Perm.APPROVE),
+    "revokeDecision": ('id: $decision, reason: "old"', Perm.APPROVE),
+    "setTwoPersonApproval": ('namespace: "research", on: true', Perm.MANAGE),
+    "createWebhook": ('namespace: "research", url: "https://a.example.org/"', Perm.MANAGE),
 }
 
 
@@ -313,6 +395,12 @@ def _of_a_move(persona: Persona) -> str:
     return "" if Perm.MANAGE in persona.perms and Perm.BUILD in persona.lab else "access-denied"
 
 
+def _of_who_asked(persona: Persona) -> str:
+    if Perm.VIEW not in persona.perms:
+        return "not-found"
+    return "" if persona.user == "alice" else "access-denied"
+
+
 def _of_an_administrator(persona: Persona) -> str:
     if Perm.VIEW not in persona.perms:
         return "not-found"
@@ -337,6 +425,13 @@ OTHER_CHANGES: dict[str, tuple[str, Callable[[Persona], str]]] = {
         lambda persona: "" if persona.superuser else "not-found",
     ),
     "moveEnvironment": ('environmentId: $environment, namespace: "lab"', _of_a_move),
+    "explainRequest": ('id: $request, note: "for the course"', _of_who_asked),
+    "recall": ('spec: "y", reason: "it leaks"', _of_a_namespace),
+    "undoRecall": ('id: $recall, reason: "fixed"', _of_an_administrator),
+    "deleteWebhook": (
+        "id: $webhook",
+        lambda persona: "" if Perm.MANAGE in persona.perms else "not-found",
+    ),
     "setQuota": ('namespace: "research", environments: 9', _of_an_administrator),
     "pruneAudit": (
         'before: "2020-01-01T00:00:00Z"',
