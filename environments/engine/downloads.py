@@ -36,6 +36,7 @@ from environments.engine.credentials import (
 
 POLL = 0.1  # seconds between two looks at a cancel
 CHUNK = 256 * 1024  # bytes
+STREAMED = 512 * 1024  # bytes: smaller files are there before a pipe would be
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +112,8 @@ class WrongBytes(Exception):  # noqa: N818  # caught here, whoever noticed it
 
 
 Use = Callable[[Download, Path], Awaitable[None]]
+#: Uses a file while it comes through a pipe; False where that was not the file, or not all of it.
+Stream = Callable[[Download, Path], Awaitable[bool]]
 
 
 def download_all(
@@ -119,6 +122,7 @@ def download_all(
     folder: Path,
     present: Callable[[Download], bool],
     use: Use,
+    stream: Stream | None = None,
     credentials: CredentialSource = no_credentials,
     cancelled: Cancelled = never,
     progress: Report = ignore,
@@ -134,6 +138,7 @@ def download_all(
     others wait, and then find it `present`. What a cut or a killed worker left is continued.
 
     Args:
+        stream: to use large files while they arrive; `use` gets what it did not manage.
         verify: False where `use` finds the digest anyway: it then raises WrongBytes itself.
 
     Raises:
@@ -151,6 +156,7 @@ def download_all(
         folder=folder,
         present=present,
         use=use,
+        stream=stream,
         targets={
             url: (request_url(credential, url), request_headers(credential))
             for url, credential in known.items()
@@ -180,7 +186,7 @@ def discard(folder: Path, download: Download) -> None:
 def remove_leftovers(folder: Path, *, older_than: timedelta) -> None:
     """Remove what killed workers left and nobody continued."""
     limit = time.time() - older_than.total_seconds()
-    for path in folder.glob("*.part"):
+    for path in (*folder.glob("*.part"), *folder.glob("*.pipe"), *folder.glob(".extracting-*")):
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_mtime < limit:
                 path.unlink()
@@ -266,15 +272,20 @@ class _Tally:
         )
 
 
+_CORES = os.cpu_count() or 1
+
+
 @dataclass(slots=True, kw_only=True)
 class _Fetcher:
     folder: Path
     present: Callable[[Download], bool]
     use: Use
+    stream: Stream | None
     targets: Mapping[str, tuple[str, Mapping[str, str]]]  # URL: the URL and headers to ask with
     patience: Patience
     verify: bool
     tally: _Tally
+    streams: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_CORES))
 
     async def run(
         self, downloads: Sequence[Download], *, parallel: int, cancelled: Cancelled
@@ -288,7 +299,7 @@ class _Fetcher:
         async with httpx.AsyncClient(
             limits=limits, timeout=timeout, follow_redirects=True, verify=_certificates()
         ) as client:
-            using = asyncio.Semaphore(os.cpu_count() or 1)
+            using = asyncio.Semaphore(_CORES)
 
             async def work() -> None:
                 while queue:
@@ -343,6 +354,8 @@ class _Fetcher:
         wrong: list[str] = []
         while True:
             try:
+                if not wrong and await self._streamed(download, part, client):
+                    return
                 async for attempt in tenacity.AsyncRetrying(
                     stop=tenacity.stop_after_attempt(self.patience.attempts),
                     wait=self._pause,
@@ -374,6 +387,30 @@ class _Fetcher:
             else:
                 return
 
+    async def _streamed(self, download: Download, part: Path, client: httpx.AsyncClient) -> bool:
+        """Fetch and use at once, through a pipe; False where that is left to be done in turn.
+
+        What has arrived stays in `part` as well: after a cut it is continued there.
+        """
+        begun = part.exists() and part.stat().st_size > 0
+        if self.stream is None or begun or download.size < STREAMED or self.streams.locked():
+            return False
+        async with self.streams:
+            path = part.with_suffix(f".{secrets.token_hex(4)}.pipe")
+            os.mkfifo(path)
+            reader = asyncio.ensure_future(self.stream(download, path))
+            try:
+                async with contextlib.aclosing(_Pipe(path)) as pipe:
+                    await pipe.open(reader)
+                    await self._attempt(download, part, client, pipe)
+                return await reader
+            except _Interrupted:
+                return False
+            finally:
+                reader.cancel()
+                await asyncio.gather(reader, return_exceptions=True)
+                path.unlink()
+
     def _pause(self, state: tenacity.RetryCallState) -> float:
         """Twice as long after each failure, a random part of it, at least what the server asked."""
         error = state.outcome.exception() if state.outcome else None
@@ -382,8 +419,14 @@ class _Fetcher:
         backoff = tenacity.wait_random_exponential(multiplier=0.5, max=longest)
         return min(max(asked, backoff(state)), max(longest, 1.0))
 
-    async def _attempt(self, download: Download, part: Path, client: httpx.AsyncClient) -> None:
-        """Continue `part` where it ends, and verify the whole."""
+    async def _attempt(
+        self,
+        download: Download,
+        part: Path,
+        client: httpx.AsyncClient,
+        pipe: _Pipe | None = None,
+    ) -> None:
+        """Continue `part` where it ends, and verify the whole; `pipe` gets what arrives, too."""
         hasher = download.hasher() if self.verify else None
         with part.open("a+b") as file:
             held = await asyncio.to_thread(_read_all, file, hasher)
@@ -409,6 +452,8 @@ class _Fetcher:
                                 f"more than the {download.size or self.patience.largest} bytes"
                             )
                         file.write(chunk)
+                        if pipe is not None:
+                            await pipe.write(chunk)
                         if hasher is not None:
                             hasher.update(chunk)
                         self.tally.add(download, len(chunk))
@@ -447,6 +492,50 @@ class _Fetcher:
                 f"{download.name} could not be fetched: {redact(str(error))}.",
                 where=download.url,
             ) from error
+
+
+class _Pipe:
+    """The writing end of a named pipe: takes bytes as fast as they are read at the other end."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor: int | None = None
+
+    async def open(self, reader: asyncio.Future[bool]) -> None:
+        """Wait until somebody reads; what is written before that would be lost."""
+        while self._descriptor is None and not reader.done():
+            try:
+                self._descriptor = os.open(self.path, os.O_WRONLY | os.O_NONBLOCK)
+            except OSError as error:
+                if error.errno != errno.ENXIO:  # nobody reads yet
+                    raise
+                await asyncio.sleep(0.001)
+
+    async def write(self, chunk: bytes) -> None:
+        """All of `chunk`, as long as somebody reads."""
+        rest = memoryview(chunk)
+        while rest and self._descriptor is not None:
+            try:
+                rest = rest[os.write(self._descriptor, rest) :]
+            except BlockingIOError:
+                await self._writable(self._descriptor)
+            except BrokenPipeError:
+                await self.aclose()
+
+    async def _writable(self, descriptor: int) -> None:
+        loop, ready = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_writer(descriptor, ready.set)
+        try:
+            await ready.wait()
+        finally:
+            loop.remove_writer(descriptor)
+
+    async def aclose(self) -> None:
+        """The reader finds the end; one that was about to open the pipe is not left waiting."""
+        if self._descriptor is None:
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_NONBLOCK)
+        os.close(self._descriptor)
+        self._descriptor = None
 
 
 @functools.cache

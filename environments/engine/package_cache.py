@@ -93,11 +93,19 @@ class PackageCache:
             package = by_key[download.key]
             found[download.key] = await self._extract(package, download, archive)
 
+        async def extract_pipe(download: Download, pipe: Path) -> bool:
+            try:
+                await extract(download, pipe)
+            except (LinkError, downloads.WrongBytes):
+                return False  # the file says more of what is wrong than a pipe that ended
+            return True
+
         downloads.download_all(
             [Download.of(package) for package in packages],
             folder=self.downloads,
             present=present,
             use=extract,
+            stream=extract_pipe,
             credentials=credentials,
             cancelled=cancelled,
             progress=progress,
@@ -220,6 +228,8 @@ async def _extract(download: Download, archive: Path, folder: Path) -> None:
             raise DiskSpaceError(
                 f"The disk is full: {download.name} could not be extracted."
             ) from error
+        if archive.is_fifo():  # what came through it is gone
+            raise downloads.WrongBytes(f"what cannot be extracted: {error}") from error
         with archive.open("rb") as file:
             hashed = await asyncio.to_thread(hashlib.file_digest, file, download.hasher)
         download.compare(sha256=hashed.hexdigest(), md5=hashed.hexdigest())

@@ -17,6 +17,7 @@ import pytest
 
 from environments.domain.errors import DownloadError, LeaseLostError, LinkError
 from environments.domain.records import CondaPackage
+from environments.engine import downloads
 from environments.engine.package_cache import PackageCache
 from tests.channels.conda_package import PackageFile, PackageSpec, write_package
 from tests.channels.server import ChannelServer, Fault
@@ -268,3 +269,30 @@ def test_a_cancel_leaves_no_half_entry(
         )
     for entry, _ in cache.entries():
         assert entry == packages["libalpha"].sha256
+
+
+def test_a_large_package_that_is_cut_goes_on_where_it_was_cut(
+    cache: PackageCache, channel_server: ChannelServer, small_channel: Path
+) -> None:
+    """It is extracted while it arrives; the cut ends that, and loses no byte."""
+    package = packages_of(small_channel, url=channel_server.url)["large-data"]
+    assert package.size > 2 * downloads.STREAMED
+    channel_server.faults.add(Fault("*/large-data-*", cut_after=package.size // 2, times=1))
+    channel_server.requests.clear()
+    [cached] = cache.ensure([package])
+    assert cached.contents.files
+    asked = [request for request in channel_server.requests if "large-data" in request.path]
+    assert len(asked) == 2
+    assert sorted(path.name for path in cache.folder.iterdir()) == [package.sha256, "downloads"]
+    assert not list(cache.downloads.iterdir())
+
+
+def test_a_large_package_with_wrong_bytes_never_enters(
+    cache: PackageCache, channel_server: ChannelServer, small_channel: Path
+) -> None:
+    package = packages_of(small_channel, url=channel_server.url)["large-data"]
+    channel_server.faults.add(Fault("*/large-data-*", wrong_bytes=True))
+    with pytest.raises(DownloadError, match="not what the lock says"):
+        cache.ensure([package])
+    assert not list(cache.entries())
+    assert not list(cache.downloads.iterdir())
