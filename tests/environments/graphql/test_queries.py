@@ -324,3 +324,29 @@ def test_a_preview_that_is_asked_for_again_still_says_its_warnings(alice: Actor)
     assert told["warnings"]
     again = ask(alice, "query($id: ID!) { preview(id: $id) { warnings } }", id=told["id"])
     assert again["preview"]["warnings"] == told["warnings"]
+
+
+def test_environments_with_their_namespaces_and_current_builds_are_one_statement(
+    alice: Actor,
+) -> None:
+    make_many(3)
+    document = """{ environments(first: 3) { edges { node {
+      name namespace { name } current { number state } } } } }"""
+    with CaptureQueriesContext(connection) as sent:
+        found = ask(alice, document)["environments"]["edges"]
+    assert len(sent) == 1, [one["sql"][:300] for one in sent]
+    assert [edge["node"]["namespace"]["name"] for edge in found] == [
+        f"space-3-{index}" for index in range(3)
+    ]
+    assert {edge["node"]["current"]["number"] for edge in found} == {2}
+
+
+def test_a_deleted_build_is_not_shown_as_the_current_one(
+    alice: Actor, environment: Environment
+) -> None:
+    build = factories.make_build(environment)
+    Build.objects.filter(pk=build.pk).update(deleted_at=build.created_at)
+    for fields in ("number", "ref"):
+        document = f"{{ environments {{ edges {{ node {{ current {{ {fields} }} }} }} }} }}"
+        (edge,) = ask(alice, document)["environments"]["edges"]
+        assert edge["node"]["current"] is None
