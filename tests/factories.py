@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from itertools import count
 
 from django.utils import timezone
 
 from accounts.access import Actor
-from accounts.models import User
+from accounts.models import ApiToken, User, new_token_secret, token_digest
 from accounts.roles import Role
 from environments.domain.lifecycle import FINISHED, RUNNING, BuildState
 from environments.domain.lock import Lock, PlatformLock
@@ -43,6 +44,16 @@ def make_user(name: str, *, superuser: bool = False, password: str | None = None
 
 def actor(user: User) -> Actor:
     return Actor(user, address="127.0.0.1")
+
+
+def make_token(user: User, name: str = "made") -> str:
+    """The secret of a new token of all that its user may do."""
+    secret = new_token_secret()
+    expires_at = timezone.now() + timedelta(days=1)
+    ApiToken.objects.create(
+        user=user, name=name, digest=token_digest(secret), hint=secret[:8], expires_at=expires_at
+    )
+    return secret
 
 
 def make_namespace(name: str = "research", *, public: bool = False, **people: Role) -> Namespace:

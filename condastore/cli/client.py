@@ -205,6 +205,61 @@ class Api:
         self._require_ours("token" in answer, response)
         return str(answer["token"])
 
+    def prefers_browser(self) -> bool:
+        """Does the server want people to sign in with the browser? Not if it says nothing."""
+        with self._translated():
+            response = self._repeat(lambda: self._http.get("/api/sign-in"))
+        try:
+            return bool(response.is_success and response.json()["preferred"] == "browser")
+        except (ValueError, KeyError, TypeError):
+            return False
+
+    def start_device(self, name: str) -> Json:
+        """A sign-in that a person approves in the browser: its codes, and where to go."""
+        with self._translated():
+            response = self._http.post("/api/device", json={"name": name})
+        answer = self._json(response)
+        self._require_ours("device_code" in answer, response)
+        return answer
+
+    def collect_device(self, started: Json) -> str:
+        """Wait for the approval; the new token.
+
+        Raises:
+            CommandError: it was denied, or nobody approved in time.
+        """
+        pause = float(started.get("interval", 5))
+        until = time.monotonic() + float(started.get("expires_in", 600))
+        while time.monotonic() < until:
+            time.sleep(pause)
+            with self._translated():
+                response = self._repeat(
+                    lambda: self._http.post(
+                        "/api/device/token", json={"device_code": started["device_code"]}
+                    )
+                )
+            if response.status_code != 400:
+                answer = self._json(response)
+                self._require_ours("token" in answer, response)
+                return str(answer["token"])
+            why = response.json().get("error")
+            if why == "slow_down":
+                pause += 5
+            elif why == "access_denied":
+                raise CommandError(
+                    "The sign-in was denied in the browser.",
+                    status=Status.REFUSED,
+                    code="access-denied",
+                )
+            elif why != "authorization_pending":
+                break
+        raise CommandError(
+            "Nobody approved the sign-in in time.",
+            status=Status.REFUSED,
+            code="not-signed-in",
+            hint="Try again: `condastore login`.",
+        )
+
     def _json(self, response: httpx.Response) -> Json:
         """The body of an answer; CommandError for a problem+json."""
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import socket
@@ -38,13 +39,23 @@ def login(
     password_stdin: Annotated[
         bool, typer.Option("--password-stdin", help="Read the password from stdin; do not ask.")
     ] = False,
+    browser: Annotated[
+        bool,
+        typer.Option("--browser", help="Approve it in a browser, here or on another device."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Sign in to a server; later commands go to it."""
+    """Sign in to a server; later commands go to it.
+
+    With the browser where the server has single sign-on, else with a password.
+    """
     target = config.normal_url(url) if url else config.current().url
     made = ""
     if token:
         secret = token if token != "-" else sys.stdin.readline().strip()  # noqa: S105
+    elif browser or (not username and Api(Server(url=target)).prefers_browser()):
+        made = _token_name()
+        secret = _approved(Api(Server(url=target)), made)
     else:
         username = username or _asked("Username", as_json)
         if password_stdin:
@@ -217,6 +228,19 @@ def _revoke_own(api: Api) -> bool:
     for token_id in own:
         api.change(queries.REVOKE_TOKEN, id=token_id)
     return bool(own)
+
+
+def _approved(api: Api, name: str) -> str:
+    """The token that a person lets this command line have, in a browser."""
+    started = api.start_device(name)
+    page, code = started["verification_uri"], started["user_code"]
+    render.warn(f"Open {page} and enter the code {code}")
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        import webbrowser
+
+        with contextlib.suppress(webbrowser.Error):
+            webbrowser.open(started.get("verification_uri_complete") or page)
+    return api.collect_device(started)
 
 
 def _asked(what: str, as_json: bool, *, hidden: bool = False) -> str:

@@ -8,6 +8,7 @@ from environments.console import views
 
 urlpatterns = [
     path("", views.start, name="start"),
+    path("device/", views.device, name="device"),
     path("environments/<str:namespace>/<str:name>/", views.environment, name="environment"),
     path(
         "environments/<str:namespace>/<str:name>/builds/<str:reference>/",

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from allauth.core.internal import ratelimit
+from django.contrib.auth.decorators import login_required
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.urls import reverse
-from django.views.decorators.http import require_safe
+from django.views.decorators.http import require_http_methods, require_safe
 
 from accounts.access import Actor
+from accounts.sign_in import TooManyAttemptsError
 from environments import folders
+from environments.domain.errors import NotFoundError
 from environments.domain.lifecycle import BuildState
 from environments.models import Build, Environment
+from environments.operations import device_sign_in
 from environments.operations.downloads import FILES
 from environments.operations.environments import find_build, find_environment
 
 #: What a page lists at most; GraphQL gives the rest.
 SHOWN = 200
 LOG_LINES = 2_000
+#: Codes of command lines that one person may try.
+CODES = {"code": "20/m/user"}
 
 
 def _actor(request: HttpRequest) -> Actor:
@@ -88,3 +97,34 @@ def _files(namespace: str, name: str, reference: str) -> list[tuple[str, str]]:
         for file in FILES
         if file != "log"
     ]
+
+
+@login_required
+@require_http_methods(["GET", "HEAD", "POST"])
+def device(request: HttpRequest) -> HttpResponse:
+    """Let a command line act for the person, or not: what it is, before anything is done."""
+    actor = _actor(request)
+    given = request.POST if request.method == "POST" else request.GET
+    code = given.get("code", "").strip()
+    context: dict[str, Any] = {"code": code, "own_address": actor.address}
+    if code:
+        usage = ratelimit.consume(
+            request,
+            app="condastore",
+            action="code",
+            config=CODES,
+            user=request.user,
+            limit_get=True,
+        )
+        if usage is None:
+            raise TooManyAttemptsError("Too many codes were tried.")
+        try:
+            found = device_sign_in.find(actor=actor, user_code=code)
+        except NotFoundError as error:
+            context["wrong"] = error
+        else:
+            context["waiting"] = found
+            if (decision := request.POST.get("decision")) in {"approve", "deny"}:
+                device_sign_in.decide(actor=actor, request=found, approve=decision == "approve")
+                context["decided"] = decision
+    return render(request, "environments/device.html", context)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from django.urls import path
 
-from environments.rest import views
+from environments.rest import sign_in, views
 
 urlpatterns = [
-    path("token", views.sign_in, name="api-token"),
+    path("sign-in", sign_in.ways, name="sign-in-ways"),
+    path("token", sign_in.sign_in, name="api-token"),
+    path("device", sign_in.start_device, name="device-start"),
+    path("device/token", sign_in.collect_device, name="device-collect"),
     path("whoami", views.whoami, name="whoami"),
     path("audit", views.audit_log, name="audit-log"),
     path("envs/<str:namespace>/<str:environment>/<str:reference>/log", views.log, name="log"),

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import secrets
 from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
 from itertools import islice
-from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.http import (
@@ -21,16 +18,12 @@ from django.http import (
 )
 from django.utils.cache import patch_vary_headers
 from django.utils.http import content_disposition_header, parse_etags
-from django.views.decorators.csrf import csrf_exempt
-from django.views.decorators.debug import sensitive_variables
-from django.views.decorators.http import require_POST, require_safe
+from django.views.decorators.http import require_safe
 
 from accounts.access import Actor
-from accounts.authentication import client_address
-from accounts.sign_in import with_password
 from environments.domain.errors import InvalidInputError
 from environments.models import Build
-from environments.operations import audit, downloads, tokens
+from environments.operations import audit, downloads
 from environments.operations.environments import find_build, find_environment
 
 #: Lines of a log that are read at once.
@@ -160,48 +153,6 @@ async def _parts(lines: Iterator[str]) -> AsyncIterator[bytes]:
 
     while some := await sync_to_async(part)():
         yield some
-
-
-@csrf_exempt  # takes a password, never a cookie: there is nothing to forge
-@require_POST
-@sensitive_variables("body", "password")
-def sign_in(request: HttpRequest) -> JsonResponse:
-    """A token for a password: {username, password, name?} -> {token, expires_at, name}."""
-    body = _body(request)
-    username, password = (_text(body, key) for key in ("username", "password"))
-    user = with_password(request, username=username, password=password)
-    made = tokens.create_token(
-        actor=Actor(user, address=client_address(request.META)),
-        name=_text(body, "name", f"sign-in-{secrets.token_hex(4)}"),
-    )
-    return JsonResponse(
-        {
-            "token": made.secret,
-            "name": made.token.name,
-            "expires_at": made.token.expires_at.isoformat(),
-        },
-        status=201,
-    )
-
-
-def _body(request: HttpRequest) -> dict[str, Any]:
-    try:
-        body = json.loads(request.body)
-    except (ValueError, RecursionError):
-        body = None
-    if not isinstance(body, dict):
-        raise InvalidInputError(
-            "The request's body must be a JSON object.",
-            hint='Send {"username": "...", "password": "..."}.',
-        )
-    return body
-
-
-def _text(body: dict[str, Any], key: str, default: str | None = None) -> str:
-    value = body.get(key) or default
-    if not isinstance(value, str) or "\0" in value or len(value) > 4096:
-        raise InvalidInputError(f"{key} must be given, as text.", where=key)
-    return value
 
 
 @require_safe

@@ -1,0 +1,129 @@
+"""Sign-in of a command line, approved in the browser: the device flow of OAuth (RFC 8628), by us.
+
+Ours, and not each provider's: it is the same whether people come by a password, LDAP, OpenID
+Connect or SAML, with whatever second factor; and what the command line gets is a token of ours,
+which is named, expires and can be revoked. A provider's flow would serve OpenID Connect alone.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import ClassVar
+
+from django.db import IntegrityError, transaction
+from django.utils import timezone
+
+from accounts.access import Actor
+from accounts.models import DeviceSignIn, token_digest
+from environments.domain.errors import AccessDeniedError, NotFoundError
+from environments.domain.names import parse_name
+from environments.models import AuditEvent
+from environments.operations import tokens
+from environments.operations.tokens import NewToken
+
+LIFE = timedelta(minutes=10)
+INTERVAL = timedelta(seconds=3)  # between two questions of one command line
+#: Letters of which no two look alike, and that make no words.
+ALPHABET = "BCDFGHJKLMNPQRSTVWXZ"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """`device_code` is the command line's secret; `user_code` is for the person."""
+
+    device_code: str
+    user_code: str
+
+
+class NotYetError(Exception):
+    """There is no token; `code` is the word of RFC 8628 for why."""
+
+    PENDING: ClassVar[str] = "authorization_pending"
+    SLOW: ClassVar[str] = "slow_down"
+    DENIED: ClassVar[str] = "access_denied"
+    EXPIRED: ClassVar[str] = "expired_token"
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def start(*, actor: Actor, name: str) -> Started:
+    """Anybody may ask; nothing comes of it before somebody signed in approves."""
+    name = parse_name(name, what="token")
+    now = timezone.now()
+    DeviceSignIn.objects.filter(expires_at__lt=now - timedelta(hours=1)).delete()
+    secret = secrets.token_urlsafe(32)
+    while True:
+        letters = "".join(secrets.choice(ALPHABET) for _ in range(8))
+        try:
+            with transaction.atomic():
+                made = DeviceSignIn.objects.create(
+                    digest=token_digest(secret),
+                    user_code=f"{letters[:4]}-{letters[4:]}",
+                    name=name,
+                    address=actor.address,
+                    expires_at=now + LIFE,
+                )
+        except IntegrityError:  # the same letters, of twenty to the power of eight
+            continue
+        return Started(device_code=secret, user_code=made.user_code)
+
+
+def find(*, actor: Actor, user_code: str) -> DeviceSignIn:
+    """Raises NotFoundError, also for what has expired or was decided."""
+    _require_person(actor)
+    letters = "".join(letter for letter in user_code.upper() if letter in ALPHABET)
+    code = f"{letters[:4]}-{letters[4:]}"
+    found = DeviceSignIn.objects.open().filter(user_code=code).first()
+    if found is None:
+        raise NotFoundError(
+            "No command line waits with this code.",
+            hint="Codes live ten minutes: start `condastore login` again.",
+        )
+    return found
+
+
+@transaction.atomic
+def decide(*, actor: Actor, request: DeviceSignIn, approve: bool) -> None:
+    """The command line gets a token of the actor's, or is told that it will not."""
+    _require_person(actor)
+    change = {"approved_by": actor.account} if approve else {"denied_at": timezone.now()}
+    if not DeviceSignIn.objects.open().filter(pk=request.pk).update(**change):
+        raise NotFoundError("This code was used already, or has expired.")
+    told = {"name": request.name, "address": request.address}
+    action = "device.approve" if approve else "device.deny"
+    AuditEvent.record(actor, action, actor.account.username, told)
+
+
+@transaction.atomic
+def collect(*, device_code: str, address: str) -> NewToken:
+    """The token, once.
+
+    Raises:
+        NotYetError: it waits; or it was denied, has expired, was collected.
+    """
+    waiting = DeviceSignIn.objects.select_related("approved_by")
+    found = waiting.filter(digest=token_digest(device_code), collected_at=None).first()
+    now = timezone.now()
+    if found is None or found.expires_at <= now:
+        raise NotYetError(NotYetError.EXPIRED)
+    if found.denied_at is not None:
+        raise NotYetError(NotYetError.DENIED)
+    if found.approved_by is None:
+        soon = found.asked_at is not None and now - found.asked_at < INTERVAL / 2
+        DeviceSignIn.objects.filter(pk=found.pk).update(asked_at=now)
+        raise NotYetError(NotYetError.SLOW if soon else NotYetError.PENDING)
+    mine = DeviceSignIn.objects.filter(pk=found.pk, collected_at=None)
+    if not found.approved_by.may_act or not mine.update(collected_at=now):
+        raise NotYetError(NotYetError.EXPIRED)
+    return tokens.create_token(actor=Actor(found.approved_by, address=address), name=found.name)
+
+
+def _require_person(actor: Actor) -> None:
+    """A token makes no tokens that may do more than itself: only a session approves."""
+    _ = actor.account
+    if actor.token is not None:
+        raise AccessDeniedError("Command lines are approved in the browser, by its session.")

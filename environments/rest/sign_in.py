@@ -1,0 +1,131 @@
+"""Sign-in of programs: which ways there are, by password, and by approval in the browser."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import urlencode
+
+from allauth.core.internal import ratelimit
+from django.conf import settings
+from django.http import HttpRequest, JsonResponse
+from django.urls import reverse
+from django.utils import timezone
+from django.views.decorators.csrf import csrf_exempt
+from django.views.decorators.debug import sensitive_variables
+from django.views.decorators.http import require_POST, require_safe
+
+from accounts.access import Actor
+from accounts.authentication import client_address
+from accounts.sign_in import TooManyAttemptsError, with_password
+from environments.domain.errors import InvalidInputError
+from environments.operations import device_sign_in, tokens
+from environments.operations.device_sign_in import INTERVAL, LIFE, NotYetError
+from environments.operations.tokens import NewToken
+
+#: Command lines that may begin to wait, from one address.
+STARTS = {"device": "30/m/ip"}
+
+
+@require_safe
+def ways(request: HttpRequest) -> JsonResponse:
+    """What the command line does when nobody says how."""
+    single_sign_on = bool(settings.SIGN_IN_PROVIDERS)
+    password = settings.LOCAL_ACCOUNTS or bool(settings.LDAP["url"])
+    preferred = "browser" if single_sign_on or not password else "password"
+    return JsonResponse({"password": password, "browser": True, "preferred": preferred})
+
+
+@csrf_exempt  # takes a password, never a cookie: there is nothing to forge
+@require_POST
+@sensitive_variables("body", "password")
+def sign_in(request: HttpRequest) -> JsonResponse:
+    """A token for a password: {username, password, name?} -> {token, expires_at, name}."""
+    body = _body(request)
+    username, password = (_text(body, key) for key in ("username", "password"))
+    user = with_password(request, username=username, password=password)
+    made = tokens.create_token(
+        actor=Actor(user, address=client_address(request.META)),
+        name=_text(body, "name", f"sign-in-{secrets.token_hex(4)}"),
+    )
+    return _made(made)
+
+
+@csrf_exempt  # nobody is signed in, and nothing comes of it but a code
+@require_POST
+def start_device(request: HttpRequest) -> JsonResponse:
+    """{name?} -> what RFC 8628 answers: codes, and where the person goes with them."""
+    body = _body(request)
+    usage = ratelimit.consume(request, app="condastore", action="device", config=STARTS)
+    if usage is None:
+        raise TooManyAttemptsError("Too many command lines wait to be approved.")
+    started = device_sign_in.start(
+        actor=Actor(request.user, address=client_address(request.META)),  # type: ignore[arg-type]
+        name=_text(body, "name", f"sign-in-{secrets.token_hex(4)}"),
+    )
+    page = settings.PUBLIC_URL.rstrip("/") + reverse("device")
+    page = page if settings.PUBLIC_URL else request.build_absolute_uri(reverse("device"))
+    return JsonResponse(
+        {
+            "device_code": started.device_code,
+            "user_code": started.user_code,
+            "verification_uri": page,
+            "verification_uri_complete": f"{page}?{urlencode({'code': started.user_code})}",
+            "expires_in": int(LIFE.total_seconds()),
+            "interval": int(INTERVAL.total_seconds()),
+        }
+    )
+
+
+@csrf_exempt  # takes a secret of its own, never a cookie
+@require_POST
+@sensitive_variables("body")
+def collect_device(request: HttpRequest) -> JsonResponse:
+    """{device_code} -> {token, expires_at, name}; or 400 with RFC 8628's `error`."""
+    body = _body(request)
+    try:
+        made = device_sign_in.collect(
+            device_code=_text(body, "device_code"), address=client_address(request.META)
+        )
+    except NotYetError as why:
+        return JsonResponse({"error": why.code}, status=HTTPStatus.BAD_REQUEST)
+    return _made(made)
+
+
+def _made(made: NewToken) -> JsonResponse:
+    left = made.token.expires_at - timezone.now()
+    answer = JsonResponse(
+        {
+            "token": made.secret,
+            "access_token": made.secret,
+            "token_type": "Bearer",
+            "expires_in": int(left.total_seconds()),
+            "name": made.token.name,
+            "expires_at": made.token.expires_at.isoformat(),
+        },
+        status=HTTPStatus.CREATED,
+    )
+    answer["Cache-Control"] = "no-store"
+    return answer
+
+
+def _body(request: HttpRequest) -> dict[str, Any]:
+    try:
+        body = json.loads(request.body)
+    except (ValueError, RecursionError):
+        body = None
+    if not isinstance(body, dict):
+        raise InvalidInputError(
+            "The request's body must be a JSON object.",
+            hint='Send {"username": "...", "password": "..."}.',
+        )
+    return body
+
+
+def _text(body: dict[str, Any], key: str, default: str | None = None) -> str:
+    value = body.get(key) or default
+    if not isinstance(value, str) or "\0" in value or len(value) > 4096:
+        raise InvalidInputError(f"{key} must be given, as text.", where=key)
+    return value
