@@ -21,6 +21,7 @@ from environments.graphql.errors import OperationError
 from environments.graphql.governance import GovernanceMutation
 from environments.graphql.packages import BigInt
 from environments.graphql.pages import Key, actor_of, field
+from environments.graphql.policies import PolicyMutations
 from environments.graphql.role_mappings import RoleMappingMutations
 from environments.graphql.types import (
     ApiTokenNode,
@@ -89,7 +90,7 @@ def _environment(actor: Actor, key: ID) -> Environment:
 
 
 @strawberry.type
-class Mutation(AuditMutation, GovernanceMutation, RoleMappingMutations):
+class Mutation(AuditMutation, GovernanceMutation, PolicyMutations, RoleMappingMutations):
     # --- namespaces ----------------------------------------------------------------------------
 
     @field()

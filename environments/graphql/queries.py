@@ -34,6 +34,7 @@ from environments.graphql.pages import (
     field,
     optimized,
 )
+from environments.graphql.policies import PolicyQueries
 from environments.graphql.role_mappings import RoleMappingQueries
 from environments.graphql.types import (
     BuildNode,
@@ -220,7 +221,7 @@ def _locked_packages(
 
 
 @strawberry.type
-class Query(AuditQuery, GovernanceQuery, RoleMappingQueries):
+class Query(AuditQuery, GovernanceQuery, PolicyQueries, RoleMappingQueries):
     namespaces: Connection[NamespaceNode] = connection(
         _namespaces, graphql_type=Connection[NamespaceNode]
     )
