@@ -189,7 +189,11 @@ class Join:
         )
         if below is None or below.annotate or below.prefetch_related:
             prefetch = Prefetch(self.relation, queryset=optimized(self.rows(info), info))
-            return OptimizerStore.with_hints(only=[self.relation], prefetch_related=[prefetch])
+            return OptimizerStore.with_hints(
+                only=[self.relation],
+                prefetch_related=[prefetch],
+                annotate=dict(self.annotated(info)),
+            )
         return below.with_prefix(self.relation, info=info) | OptimizerStore.with_hints(
             only=[self.relation, *self.only],
             select_related=[self.relation],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from django.db import models, transaction
 from django.db.models import Case, F, Q, Value, When
@@ -28,7 +28,7 @@ class EnvironmentQuerySet(models.QuerySet["Environment"]):
         # The names say nothing that `allowed` does not; with them a list in the order of names is
         # read from its beginning, and not sorted whole.
         names = Namespace.objects.filter(
-            held(actor, perm) | Q(pk__in=_shared(actor, perm).order_by().values("namespace"))
+            held(actor, perm) | _shared(actor, perm, "pk", column="content_object__namespace")
         )
         return (
             self.present()
@@ -52,24 +52,22 @@ def allowed(actor: Actor, perm: Perm, *, through: str = "") -> Case | Value:
     if actor.sees_everything:
         return Value(True, output_field=models.BooleanField())
     own = held(actor, perm, through=f"{through}namespace__")
-    shared = Q(**{f"{through}pk__in": _shared(actor, perm).order_by().values("pk")})
+    shared = _shared(actor, perm, f"{through}pk")
     return Case(When(own | shared, then=True), default=False, output_field=models.BooleanField())
 
 
-def _shared(actor: Actor, perm: Perm) -> EnvironmentQuerySet:
-    """The environments that are shared by themselves with `actor`."""
+def _shared(actor: Actor, perm: Perm, field: str, *, column: str = "content_object") -> Q:
+    """Is `field` the key of an environment that is shared by itself, or its `column`?"""
     if not (perm in PUBLIC and actor.signed_in and actor.allows(perm)):
-        return Environment.objects.none()
-    users = EnvironmentUserObjectPermission.objects.filter(user=actor.account)
-    groups = EnvironmentGroupObjectPermission.objects.filter(group__user=actor.account)
-    shares = {"permission__codename": SHARED}
-    shared = Environment.objects.filter(
-        Q(pk__in=users.filter(**shares).values("content_object"))
-        | Q(pk__in=groups.filter(**shares).values("content_object"))
-    )
+        return Q(**{f"{field}__in": ()})
+    wanted: dict[str, Any] = {"permission__codename": SHARED}
     if actor.only_namespaces is not None:
-        shared = shared.filter(namespace__name__in=actor.only_namespaces)
-    return shared
+        wanted["content_object__namespace__name__in"] = actor.only_namespaces
+    users = EnvironmentUserObjectPermission.objects.filter(user=actor.account, **wanted)
+    groups = EnvironmentGroupObjectPermission.objects.filter(group__user=actor.account, **wanted)
+    return Q(**{f"{field}__in": users.values(column)}) | Q(
+        **{f"{field}__in": groups.values(column)}
+    )
 
 
 class Environment(models.Model):
