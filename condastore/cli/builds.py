@@ -50,6 +50,7 @@ def build(
     idempotency_key: Annotated[
         str, typer.Option(help="Two requests with the same key make one build.", show_default="new")
     ] = "",
+    reason: Annotated[str, typer.Option(help="What it is for, to those who approve.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Build an environment from a file, and follow it live."""
@@ -65,6 +66,7 @@ def build(
         repeat=True,
         forceSolve=force_solve,
         platforms=platform or None,
+        reason=reason,
     )
     for warning in submitted["warnings"]:
         render.warn(f"warning: {warning}")

@@ -11,11 +11,13 @@ import typer
 
 from condastore import __version__
 from condastore.cli import (
+    approvals,
     audit,
     config,
     environments,
     namespaces,
     packages,
+    recalls,
     render,
     run,
     server,
@@ -61,7 +63,10 @@ def version(as_json: AsJson = False) -> None:
 tokens.add_to(app)
 app.add_typer(namespaces.app, name="namespace")
 app.add_typer(environments.app, name="env")
+app.add_typer(approvals.app, name="approval")
+app.add_typer(recalls.app, name="recall")
 app.add_typer(audit.app, name="audit")
+app.add_typer(policies.app, name="policy")
 app.command(
     # What follows the environment is the command's own, options too.
     context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True},

@@ -197,6 +197,100 @@ mutation SetQuota(
     + _ERROR
 )
 
+# --- policies -------------------------------------------------------------------------------------
+_RULE = """
+fragment Shown on PolicyRule { id name kind effect enabled position settings summary }
+"""
+POLICIES = (
+    f"""
+query Policies($first: Int, $after: String) {{
+  policies(first: $first, after: $after) {{
+    {_PAGE}
+    edges {{ node {{ namespace version rules {{ ...Shown }} }} }}
+  }}
+}}
+"""
+    + _RULE
+)
+POLICY = (
+    """
+query Policy($namespace: String) {
+  policy(namespace: $namespace) {
+    namespace version digest mayChange rules { ...Shown } inherited { ...Shown }
+  }
+}
+"""
+    + _RULE
+)
+POLICY_VERSIONS = f"""
+query PolicyVersions($first: Int, $after: String, $namespace: String) {{
+  policyVersions(first: $first, after: $after, namespace: $namespace) {{
+    {_PAGE}
+    edges {{ node {{ number change comment changedBy changedAt rules }} }}
+  }}
+}}
+"""
+ADD_RULE = (
+    """
+mutation AddRule($namespace: String, $kind: String!, $effect: String!, $name: String!,
+                 $settings: JSON!, $comment: String!) {
+  addPolicyRule(namespace: $namespace, kind: $kind, effect: $effect, name: $name,
+                settings: $settings, comment: $comment) {
+    __typename
+    ... on PolicyRule { ...Shown }
+    ... on OperationError { ...Refusal }
+  }
+}
+"""
+    + _RULE
+    + _ERROR
+)
+CHANGE_RULE = (
+    """
+mutation ChangeRule($id: ID!, $effect: String, $name: String, $settings: JSON, $enabled: Boolean,
+                    $comment: String!) {
+  changePolicyRule(id: $id, effect: $effect, name: $name, settings: $settings, enabled: $enabled,
+                   comment: $comment) {
+    __typename
+    ... on PolicyRule { ...Shown }
+    ... on OperationError { ...Refusal }
+  }
+}
+"""
+    + _RULE
+    + _ERROR
+)
+REMOVE_RULE = (
+    """
+mutation RemoveRule($id: ID!, $comment: String!) {
+  removePolicyRule(id: $id, comment: $comment) {
+    __typename
+    ... on RemovedPolicyRule { name }
+    ... on OperationError { ...Refusal }
+  }
+}
+"""
+    + _ERROR
+)
+SIMULATE = (
+    """
+mutation Simulate($namespace: String, $rules: [PolicyRuleInput!]) {
+  simulatePolicy(namespace: $namespace, rules: $rules) {
+    __typename
+    ... on PolicySimulation {
+      environments packages blocked asked warned seconds
+      touched {
+        namespace environment build effect packages
+        hits { rule effect package reason chain }
+      }
+    }
+    ... on OperationError { ...Refusal }
+  }
+}
+"""
+    + _ERROR
+)
+
 # --- audit ----------------------------------------------------------------------------------------
 AUDIT_EVENTS = f"""
 query AuditEvents($first: Int, $after: String, $filters: AuditFilter) {{
@@ -277,7 +371,7 @@ BUILD_BY_ID = "query BuildById($id: ID!) { build(id: $id) { ...Full } }" + _BUIL
 PREFIX = """
 query Prefix($namespace: String!, $environment: String!, $number: String!) {
   build(namespace: $namespace, environment: $environment, number: $number) {
-    ref number state platform prefixPath environment { name namespace { name } }
+    ref number state platform prefixPath recalled environment { name namespace { name } }
   }
 }
 """
@@ -380,11 +474,12 @@ SUBMIT = (
     """
 mutation Submit(
   $namespace: String!, $environment: String!, $specification: String!, $idempotencyKey: String
-  $forceSolve: Boolean!, $platforms: [String!]
+  $forceSolve: Boolean!, $platforms: [String!], $reason: String!
 ) {
   submitBuild(
     namespace: $namespace, environment: $environment, specification: $specification
     idempotencyKey: $idempotencyKey, forceSolve: $forceSolve, platforms: $platforms
+    reason: $reason
   ) {
     __typename
     ... on SubmittedBuild { created warnings build { ...Live } }
@@ -524,4 +619,110 @@ query Contains(
 }}
 """
     + _PACKAGE
+)
+
+# --- approvals and recalls ------------------------------------------------------------------------
+_REQUEST = """
+fragment Asked on ApprovalRequest {
+  id namespace manager name version build channel license size sha256 publishedAt firstSeenAt
+  installScripts rule reason chain state openedAt decidedAt approvedVersions environments deciders
+  mayDecide
+  waiting { build state askedBy note at }
+  decision {
+    id approved scope spec namespace reason expiresAt decidedBy secondedBy complete inForce
+  }
+}
+"""
+APPROVALS = (
+    f"""
+query Approvals($first: Int, $after: String, $filters: ApprovalRequestFilter) {{
+  approvalRequests(first: $first, after: $after, filters: $filters) {{
+    {_PAGE}
+    edges {{ node {{ ...Asked }} }}
+  }}
+}}
+"""
+    + _REQUEST
+)
+APPROVAL = "query Approval($id: ID!) { approvalRequest(id: $id) { ...Asked } }" + _REQUEST
+DECIDE = (
+    """
+mutation Decide(
+  $requests: [ID!]!, $approve: Boolean!, $reason: String!, $scope: DecisionScope!, $spec: String!
+  $everywhere: Boolean!, $expiresAt: DateTime
+) {
+  decide(
+    requests: $requests, approve: $approve, reason: $reason, scope: $scope, spec: $spec
+    everywhere: $everywhere, expiresAt: $expiresAt
+  ) {
+    __typename
+    ... on Decided { decisions { id complete expiresAt } requests { ...Asked } }
+    ... on OperationError { ...Refusal }
+  }
+}
+"""
+    + _REQUEST
+    + _ERROR
+)
+SECOND = (
+    """
+mutation Second($id: ID!) {
+  secondDecision(id: $id) {
+    __typename
+    ... on PackageDecision { id complete }
+    ... on OperationError { ...Refusal }
+  }
+}
+"""
+    + _ERROR
+)
+_RECALL = """
+fragment Recalled on Recall {
+  id manager spec sha256 reason recalledBy recalledAt undoneBy undoneAt locks
+}
+"""
+RECALLS = (
+    f"""
+query Recalls($first: Int, $after: String, $active: Boolean) {{
+  recalls(first: $first, after: $after, active: $active) {{
+    {_PAGE}
+    edges {{ node {{ ...Recalled }} }}
+  }}
+}}
+"""
+    + _RECALL
+)
+RECALL_HITS = f"""
+query RecallHits($id: ID!, $first: Int, $after: String) {{
+  recallHits(id: $id, first: $first, after: $after) {{
+    {_PAGE}
+    edges {{ node {{ build state isCurrent requestedBy packages }} }}
+  }}
+}}
+"""
+RECALL = (
+    """
+mutation Recall($spec: String!, $sha256: String!, $manager: String!, $reason: String!) {
+  recall(spec: $spec, sha256: $sha256, manager: $manager, reason: $reason) {
+    __typename
+    ... on Recall { ...Recalled }
+    ... on OperationError { ...Refusal }
+  }
+}
+"""
+    + _RECALL
+    + _ERROR
+)
+UNDO_RECALL = (
+    """
+mutation UndoRecall($id: ID!, $reason: String!) {
+  undoRecall(id: $id, reason: $reason) {
+    __typename
+    ... on Recall { ...Recalled }
+    ... on OperationError { ...Refusal }
+  }
+}
+"""
+    + _RECALL
+    + _ERROR
 )

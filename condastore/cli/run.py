@@ -68,6 +68,13 @@ def from_server(api: Api, ref: Reference) -> Prefix:
     """The build that the server says; CommandError where it is not on this machine."""
     build = ask_build(api, queries.PREFIX, ref)
     path = build["prefixPath"]
+    if build.get("recalled"):
+        raise CommandError(
+            f"{build['ref']} was recalled: {build['recalled']}",
+            status=Status.REFUSED,
+            code="recalled",
+            hint="Build the environment again: another version of the package is chosen.",
+        )
     if not path:
         hint = f"Link it again: `condastore env restore {build['ref']}`."
         if build["state"] != "ARCHIVED":

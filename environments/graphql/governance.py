@@ -77,7 +77,10 @@ class DecisionFilter:
         return rows
 
 
-@strawberry.type(description="Packages that were called back: nothing that holds one is served.")
+@strawberry.type(
+    name="Recall",
+    description="Packages that were called back: nothing that holds one is built or served.",
+)
 class RecallNode:
     id: ID
     manager: str
@@ -173,7 +176,9 @@ class Shown:
         return [self.of(row) for row in self.rows[part]]
 
 
-@strawberry.type(description="An address that is told of events; each message is signed.")
+@strawberry.type(
+    name="Webhook", description="An address that is told of events; each message is signed."
+)
 class WebhookNode:
     id: ID
     namespace: str | None = strawberry.field(description="Null: of the whole installation.")

@@ -29,7 +29,21 @@ from strawberry.extensions import SchemaExtension
 
 #: Fields that give a list without pages; what they are taken to hold on average.
 SHORT_LISTS = frozenset(
-    {"tags", "events", "timings", "verdicts", "downloads", "grants", "tokens", "roles", "quotas"}
+    {
+        "tags",
+        "events",
+        "timings",
+        "verdicts",
+        "downloads",
+        "grants",
+        "tokens",
+        "roles",
+        "waiting",
+        "approvals",
+        "waiting",
+        "approvals",
+        "quotas",
+    }
 )
 SHORT_LIST = 10
 #: The size of an answer, in pages of the largest size.
