@@ -40,8 +40,6 @@ SHORT_LISTS = frozenset(
         "roles",
         "waiting",
         "approvals",
-        "waiting",
-        "approvals",
         "quotas",
     }
 )
