@@ -17,6 +17,7 @@ from condastore.cli import (
     environments,
     namespaces,
     packages,
+    policies,
     recalls,
     render,
     run,
