@@ -13,10 +13,11 @@ from django.views.decorators.http import require_http_methods, require_safe
 
 from accounts.access import Actor
 from accounts.sign_in import TooManyAttemptsError
-from environments import folders
-from environments.domain.errors import NotFoundError
+from environments import approvals, folders
+from environments.domain.errors import NotFoundError, RecalledError
 from environments.domain.lifecycle import BuildState
-from environments.models import Build, Environment
+from environments.models import ApprovalRequest, Build, Environment
+from environments.models.recalls import refuse_recalled
 from environments.operations import device_sign_in
 from environments.operations.downloads import FILES
 from environments.operations.environments import find_build, find_environment
@@ -87,8 +88,28 @@ def build(request: HttpRequest, namespace: str, name: str, reference: str) -> Ht
         "events": found.events.all(),
         "files": _files(namespace, name, str(found.number)) if found.lock_id else (),
         "prefix": folders.prefix_path(found),
+        "recalled": _recalled(found),
+        "requests": _requests(found),
     }
     return render(request, "environments/build.html", context)
+
+
+def _recalled(build: Build) -> str:
+    try:
+        refuse_recalled(build)
+    except RecalledError as error:
+        return error.message
+    return ""
+
+
+def _requests(build: Build) -> list[tuple[ApprovalRequest, list[str]]]:
+    """The packages that the build waits for, and who may decide on each."""
+    if build.state != BuildState.HELD:
+        return []
+    namespace = build.environment.namespace_id
+    people = [user.get_username() for user in approvals.deciders([namespace])[namespace]]
+    waits = build.requests.undecided().order_by("name", "pk")
+    return [(request, people) for request in waits]
 
 
 def _files(namespace: str, name: str, reference: str) -> list[tuple[str, str]]:
