@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import Group, Permission
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from accounts.access import Actor
@@ -35,6 +38,7 @@ from environments.models import (
 from environments.operations import approvals, builds, upkeep
 from environments.operations.environments import delete_environment
 from tests import factories
+from tests.environments.graphql.asking import ask
 
 pytestmark = pytest.mark.django_db(transaction=True)
 S = BuildState
@@ -452,3 +456,109 @@ def test_a_restored_build_is_held_where_a_waiver_has_ended(held, anna, alice, su
     assert run(old).state == S.HELD
     builds.cancel_build(actor=alice, build=again(old))
     assert again(old).state == S.ARCHIVED
+
+
+# --- through the doors ---------------------------------------------------------------------------
+
+SHOWN = """
+id name version build channel license size installScripts chain reason state approvedVersions
+environments deciders mayDecide waiting { build askedBy note } decision { reason decidedBy }
+"""
+
+
+def test_a_request_shows_what_who_decides_has_to_know(held, submit, anna, alice):
+    approve(anna, request_of(run(submit("dependencies: [libalpha ==1.0]"))))
+    first = run(submit("dependencies: [libalpha ==1.0]"))
+    assert first.state == S.READY
+    document = f"query($id: ID!) {{ approvalRequest(id: $id) {{ {SHOWN} }} }}"
+    found = ask(anna, document, id=str(request_of(held).pk))["approvalRequest"]
+    assert found["chain"][0] == "apptool"
+    assert found["license"] == "MIT"
+    assert int(found["size"]) > 0
+    assert found["approvedVersions"] == ["libalpha ==1.0"]
+    assert found["environments"] == 1
+    assert found["deciders"] == ["anna", "dora"]
+    assert found["mayDecide"] is True
+    [waiting] = found["waiting"]
+    assert waiting == {"build": str(held).replace(" build ", ":"), "askedBy": "alice",
+                       "note": "for the course"}  # fmt: skip
+    assert (
+        ask(alice, document, id=str(request_of(held).pk))["approvalRequest"]["mayDecide"] is False
+    )
+
+
+def test_the_build_says_for_what_it_waits_and_who_decides(held, bob):
+    document = (
+        "query($id: ID!) { build(id: $id) { state reason approvals { name chain deciders } } }"
+    )
+    found = ask(bob, document, id=str(held.pk))["build"]
+    assert (found["state"], found["reason"]) == ("HELD", "for the course")
+    [request] = found["approvals"]
+    assert (request["name"], request["deciders"]) == ("libalpha", ["anna", "dora"])
+    client = Client()
+    client.force_login(bob.account)
+    page = client.get(f"/environments/research/ml/builds/{held.number}/").content.decode()
+    assert "libalpha" in page
+    assert "apptool →" in page
+    assert "anna, dora may decide" in page
+
+
+def test_a_decision_through_graphql_lets_the_build_go_on(held, anna, bob):
+    document = """
+    mutation($id: ID!) {
+      decide(requests: [$id], approve: true, reason: "fine", expiresAt: "2999-01-01") {
+        ... on Decided { decisions { spec inForce expiresAt } requests { state } }
+        ... on OperationError { code }
+      }
+    }
+    """
+    key = str(request_of(held).pk)
+    assert ask(bob, document, id=key)["decide"] == {"code": "access-denied"}
+    made = ask(anna, document, id=key)["decide"]
+    assert made["requests"] == [{"state": "APPROVED"}]
+    assert made["decisions"][0]["inForce"] is True
+    assert again(held).state == S.QUEUED
+
+
+def test_a_list_of_requests_costs_as_many_queries_for_many_as_for_few(research, anna):
+    document = f"{{ approvalRequests(first: 50) {{ totalCount edges {{ node {{ {SHOWN} }} }} }} }}"
+
+    def queries(count: int) -> int:
+        place = factories.make_environment(research, f"e{count}")
+        for number in range(count):
+            package = factories.make_package(f"p{count}-{number}")
+            build = factories.make_build(place, S.HELD, lock=factories.make_lock(package))
+            record = CondaRecord.objects.get(name=package.name)
+            request = ApprovalRequest.objects.create(
+                namespace=research, subject=f"conda:{record.sha256}", conda=record,
+                name=package.name, version="1.0",
+            )  # fmt: skip
+            request.waiting.create(build=build, asked_by=anna.account)
+        with CaptureQueriesContext(connection) as found:
+            answer = ask(anna, document)["approvalRequests"]
+        assert len(answer["edges"]) == min(answer["totalCount"], 50)
+        return len(found)
+
+    few = queries(3)
+    assert queries(30) == few
+
+
+@pytest.mark.parametrize(
+    ("filters", "count"),
+    [
+        ("{}", 1),
+        ("{state: [OPEN]}", 1),
+        ("{state: [APPROVED]}", 0),
+        ('{namespace: "research"}', 1),
+        ('{namespace: "lab"}', 0),
+        ('{name: "libalpha"}', 1),
+        ('{name: "lib"}', 0),
+        ('{search: "alpha"}', 1),
+    ],
+)
+def test_requests_are_found_by_state_namespace_and_name(research, anna, filters, count):
+    ApprovalRequest.objects.create(
+        namespace=research, subject="conda:0", name="libalpha", version="1.0"
+    )
+    found = ask(anna, f"{{ approvalRequests(filters: {filters}) {{ totalCount }} }}")
+    assert found["approvalRequests"]["totalCount"] == count

@@ -25,6 +25,7 @@ from environments.models import AuditEvent, Build, Environment, LockRow, Recall,
 from environments.operations import builds, recalls
 from environments.operations.environments import copy_environment
 from tests import factories
+from tests.environments.graphql.asking import ask
 
 S = BuildState
 APPTOOL = "dependencies: [apptool]"
@@ -259,3 +260,39 @@ def test_finding_the_locks_takes_no_more_queries_for_more_of_them(environment, r
         lock = factories.make_lock(evil, factories.make_package(f"p{number}"))
         factories.make_build(environment, S.ARCHIVED, lock=lock)
     assert queries() <= few
+
+
+def test_the_programs_that_ask_for_the_folder_get_none(built, environment, bob, root):
+    document = """
+    query($id: ID!) { build(id: $id) { prefixPath recalled environment { folder } } }
+    """
+    seen = ask(bob, document, id=str(built.pk))["build"]
+    assert seen["recalled"] is None
+    assert seen["prefixPath"]
+    call_back(root)
+    seen = ask(bob, document, id=str(built.pk))["build"]
+    assert seen == {"prefixPath": "", "recalled": "it leaks", "environment": {"folder": ""}}
+    page = as_bob(bob).get(f"/environments/research/ml/builds/{built.number}/").content.decode()
+    assert "it leaks" in page
+
+
+def test_a_recall_through_graphql_lists_whom_it_hits(built, root, bob):
+    made = ask(
+        root,
+        """mutation { recall(spec: "libalpha", reason: "it leaks") {
+            ... on Recall { id locks } ... on OperationError { code } } }""",
+    )["recall"]
+    assert made["locks"] == 1
+    document = """
+    query($id: ID!) {
+      recallHits(id: $id) { edges { node { build isCurrent requestedBy packages } } }
+    }
+    """
+    [edge] = ask(bob, document, id=made["id"])["recallHits"]["edges"]
+    [alpha] = [p for p in built.lock.value().platforms[0].conda if p.name == "libalpha"]
+    assert edge["node"] == {
+        "build": "research/ml:1",
+        "isCurrent": True,
+        "requestedBy": "alice",
+        "packages": [f"libalpha {alpha.version}"],
+    }
