@@ -28,22 +28,6 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     ("System", ("AuditEvent", "Worker", "Leader", "Webhook", "Notification")),
 )
-#: What a room is called where the model's own name is of no help.
-NAMES = {
-    "ApprovalRequest": "Approval requests",
-    "PolicyRule": "Rules",
-    "PolicyVersion": "Versions of policies",
-    "LockRow": "Locks",
-    "CondaRecord": "Conda packages in use",
-    "PypiRecord": "PyPI packages in use",
-    "ChannelCredential": "Credentials of channels",
-    "NamespaceUserObjectPermission": "Roles of people",
-    "NamespaceGroupObjectPermission": "Roles of groups",
-    "ApiToken": "API tokens",
-    "AuditEvent": "Audit log",
-    "Leader": "Duties",
-    "Notification": "Messages",
-}
 
 
 class AdminConfig(SimpleAdminConfig):
@@ -61,8 +45,9 @@ class Console(AdminSite):
         if app_label is not None:
             return apps
         rooms = {room["object_name"]: room for app in apps for room in app["models"]}
-        for name, room in rooms.items():
-            room["name"] = NAMES.get(name, room["name"])
+        for room in rooms.values():
+            own = self._registry[room["model"]]
+            room["name"] = getattr(own, "name", "") or room["name"]
         grouped = [
             _group(title, [rooms.pop(name) for name in names if name in rooms])
             for title, names in GROUPS

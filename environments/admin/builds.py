@@ -16,6 +16,7 @@ from environments.admin.rooms import (
     Question,
     Room,
     badge,
+    day_filter,
     link,
     list_url,
     moment,
@@ -211,7 +212,7 @@ class BuildRoom(Room):
         "state",
         text_filter("namespace", "namespace", "environment__namespace__name", lower=True),
         text_filter("environment", "environment", "environment__name", lower=True),
-        text_filter("since", "made since", "created_at__date__gte", kind="date"),
+        day_filter("since", "made since the day", "created_at__gte"),
     )
     search_fields = ("=environment__name", "=environment__namespace__name")
     ordering = ("-pk",)
@@ -345,6 +346,7 @@ class BuildRoom(Room):
 
 @admin.register(LockRow)
 class LockRoom(Room):
+    title = "Locks"
     list_display = ("digest", "package_count", "bytes", "created_at")
     search_fields = ("digest__startswith",)
     ordering = ("-pk",)

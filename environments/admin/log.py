@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlencode
@@ -11,44 +10,13 @@ from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
-from django.utils import timezone
 
 from accounts.access import Actor
-from environments.admin.rooms import Panel, Room, TextFilter, badge, text_filter
+from environments.admin.rooms import Panel, Room, badge, day_filter, text_filter
 from environments.models import AuditEvent
 
 #: Filters that the export knows too.
 EXPORTED = ("actor", "action", "target", "namespace", "since", "until", "refused")
-
-
-class Day(TextFilter):
-    input_type = "date"
-
-    def matching(self, rows: QuerySet[Any], value: str) -> QuerySet[Any]:
-        try:
-            day = datetime.date.fromisoformat(value)
-        except ValueError:
-            return rows.none()
-        return self.from_day(
-            rows, timezone.make_aware(datetime.datetime.combine(day, datetime.time()))
-        )
-
-    def from_day(self, rows: QuerySet[Any], at: datetime.datetime) -> QuerySet[Any]:
-        raise NotImplementedError
-
-
-class Since(Day):
-    title, parameter_name = "since the day", "since"
-
-    def from_day(self, rows: QuerySet[Any], at: datetime.datetime) -> QuerySet[Any]:
-        return rows.filter(at__gte=at)
-
-
-class Until(Day):
-    title, parameter_name = "before the day", "until"
-
-    def from_day(self, rows: QuerySet[Any], at: datetime.datetime) -> QuerySet[Any]:
-        return rows.filter(at__lt=at)
 
 
 class Refused(admin.SimpleListFilter):
@@ -65,6 +33,7 @@ class Refused(admin.SimpleListFilter):
 
 @admin.register(AuditEvent)
 class AuditRoom(Room):
+    title = "Audit log"
     list_display = ("when", "username", "action", "target", "outcome", "address")
     list_filter = (
         Refused,
@@ -73,8 +42,8 @@ class AuditRoom(Room):
         text_filter("target", "target, how it starts", "target__startswith"),
         text_filter("namespace", "namespace", "namespace__name", lower=True),
         text_filter("address", "address", "address"),
-        Since,
-        Until,
+        day_filter("since", "since the day", "at__gte"),
+        day_filter("until", "before the day", "at__lt"),
     )
     ordering = ("-pk",)
     facts = (

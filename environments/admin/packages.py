@@ -141,6 +141,7 @@ _NO_REQUEST = HttpRequest()
 
 @admin.register(CondaRecord)
 class CondaRoom(PackageRoom):
+    title = "Conda packages in use"
     locked = LockedConda
     manager = "conda"
     list_display = (
@@ -181,6 +182,7 @@ class CondaRoom(PackageRoom):
 
 @admin.register(PypiRecord)
 class PypiRoom(PackageRoom):
+    title = "PyPI packages in use"
     locked = LockedPypi
     manager = "pypi"
     list_display = (
@@ -219,6 +221,7 @@ class ChannelRoom(Room):
 class CredentialRoom(Room):
     """The secrets themselves are never shown."""
 
+    title = "Credentials of channels"
     list_display = ("url_prefix", "kind", "namespace", "created_at")
     list_select_related = ("namespace",)
     search_fields = ("url_prefix",)

@@ -244,6 +244,7 @@ def _revoke(actor: Actor, row: ApiToken, answers: Mapping[str, Any]) -> None:
 class TokenRoom(Room):
     """The secret is stored as its digest: nobody can show it again."""
 
+    title = "API tokens"
     list_display = ("name", "user", "role", "namespaces", "shown_state", "used")
     list_filter = (
         ("revoked_at", admin.EmptyFieldListFilter),
@@ -328,8 +329,8 @@ _TAKE = "The role is taken away at once; roles by groups and mappings stay."
 
 @admin.register(NamespaceUserObjectPermission)
 class UserGrantRoom(GrantRoom):
+    title = "Roles of people"
     holder = "user"
-    plural = "roles of people"
     list_filter = (_IN, text_filter("user", "user", "user__username"))
     questions = (
         Question(name="take", title="Take away", text=_TAKE, do=_take_from_user, removes=True),
@@ -338,8 +339,8 @@ class UserGrantRoom(GrantRoom):
 
 @admin.register(NamespaceGroupObjectPermission)
 class GroupGrantRoom(GrantRoom):
+    title = "Roles of groups"
     holder = "group"
-    plural = "roles of groups"
     list_filter = (_IN, text_filter("group", "group", "group__name"))
     questions = (
         Question(name="take", title="Take away", text=_TAKE, do=_take_from_group, removes=True),

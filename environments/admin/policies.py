@@ -43,7 +43,7 @@ EFFECTS = [
 #: How a setting is typed: a line for each item, or for each pair of key and value.
 LINES = frozenset({"allow", "deny", "except", "packages"})
 PAIRS = frozenset({("channels", "packages"), ("pins", "packages"), ("licences", "map"),
-                   ("minimum-age", "channels")})  # fmt: skip
+                   ("age", "channels")})  # fmt: skip
 FLAGS = frozenset({("required", "add")})
 WORDS = frozenset({("size", "packages"), ("pypi", "packages")})
 
@@ -273,6 +273,7 @@ def _tried(
 
 @admin.register(Policy)
 class PolicyRoom(Room):
+    title = "Policies"
     list_display = ("__str__", "version", "rules_on", "in_words")
     list_filter = (text_filter("namespace", "namespace", "namespace__name", lower=True),)
     ordering = ("namespace__name", "pk")
@@ -327,6 +328,7 @@ class PolicyRoom(Room):
             **self.admin_site.each_context(request),
             "opts": self.opts,
             "title": question.title,
+            "name": self.name,
             "panels": [panel],
             "media": self.media,
         }
@@ -419,6 +421,7 @@ def differences(before: Sequence[Any], after: Sequence[Any]) -> Iterator[str]:
 
 @admin.register(PolicyRule)
 class RuleRoom(Room):
+    title = "Rules"
     list_display = ("name", "policy", "kind", "shown_effect", "in_words", "enabled")
     list_filter = (
         "effect",
@@ -495,6 +498,7 @@ def _kinds() -> str:
 
 @admin.register(PolicyVersion)
 class VersionRoom(Room):
+    title = "Versions of policies"
     list_display = ("__str__", "change", "comment", "changed_by", "age")
     list_filter = (text_filter("policy__id__exact", "policy's number", "policy"),)
     list_select_related = ("policy__namespace", "changed_by")

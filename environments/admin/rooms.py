@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 
 from django import forms
 from django.contrib import admin, messages
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import PermissionDenied, ValidationError
 from django.core.paginator import Paginator
 from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
@@ -145,25 +145,43 @@ class TextFilter(admin.SimpleListFilter):
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         value = (self.value() or "").strip()
-        return self.matching(queryset, value) if value else queryset
+        if not value:
+            return queryset
+        try:
+            return self.matching(queryset, value)
+        except (ValueError, ValidationError):  # no number, no day: nothing is like it
+            return queryset.none()
 
     def matching(self, rows: QuerySet[Any], value: str) -> QuerySet[Any]:
         raise NotImplementedError
 
 
-def text_filter(
-    name: str, title: str, lookup: str, *, kind: str = "text", lower: bool = False
-) -> type[TextFilter]:
+def text_filter(name: str, title: str, lookup: str, *, lower: bool = False) -> type[TextFilter]:
     """A filter by `lookup`, such as "namespace__name"."""
 
     class Filter(TextFilter):
         parameter_name = name
-        input_type = kind
 
         def matching(self, rows: QuerySet[Any], value: str) -> QuerySet[Any]:
             return rows.filter(**{lookup: value.lower() if lower else value})
 
     Filter.title = title  # a name of the enclosing function cannot be one of the class's
+    return Filter
+
+
+def day_filter(name: str, title: str, lookup: str) -> type[TextFilter]:
+    """By the beginning of a day, UTC: `lookup` such as "at__gte"."""
+
+    class Filter(TextFilter):
+        parameter_name = name
+        input_type = "date"
+
+        def matching(self, rows: QuerySet[Any], value: str) -> QuerySet[Any]:
+            day = datetime.date.fromisoformat(value)
+            midnight = datetime.datetime.combine(day, datetime.time(), tzinfo=datetime.UTC)
+            return rows.filter(**{lookup: midnight})
+
+    Filter.title = title
     return Filter
 
 
@@ -218,6 +236,8 @@ class Room(_ModelAdmin):
     change_list_template = "admin/room_list.html"
     #: Columns that may be large, and that a list does not show.
     deferred: tuple[str, ...] = ()
+    #: What the room is called, where the model's own name is of no help.
+    title: str = ""
     #: What the page of a row shows: names of columns and methods.
     facts: tuple[str, ...] = ()
     questions: tuple[Question, ...] = ()
@@ -258,20 +278,17 @@ class Room(_ModelAdmin):
             for question in self._open(request)
             if not question.rows
         ]
-        return super().changelist_view(request, {"tools": tools, **(extra_context or {})})
+        context = {"tools": tools, "title": self.name, "name": self.name}
+        return super().changelist_view(request, {**context, **(extra_context or {})})
 
-    def change_view(
-        self,
-        request: HttpRequest,
-        object_id: str,
-        form_url: str = "",
-        extra_context: Any = None,
-    ) -> Any:
-        return super().change_view(request, object_id, form_url, extra_context)
+    @property
+    def name(self) -> str:
+        return self.title or str(self.opts.verbose_name_plural).capitalize()
 
     def render_change_form(
         self, request: HttpRequest, context: Any, *args: Any, obj: Any = None, **options: Any
     ) -> Any:
+        context["name"] = self.name
         if obj is not None:
             context["panels"] = self.panels(actor_of(request), obj)
             context["tools"] = [
@@ -307,26 +324,32 @@ class Room(_ModelAdmin):
         data = request.POST if request.method == "POST" else None
         options = self.form_options(request, question, about)
         form = question.form(data, initial=request.GET.dict(), **options)
-        shown: Sequence[Panel] = question.panels(actor, rows) if question.panels else ()
+        tried: Sequence[Panel] = ()
         if form.is_bound and form.is_valid():
             try:
                 if "_try" in request.POST and question.tried:
-                    shown = [*shown, *question.tried(actor, about, form.cleaned_data)]
+                    tried = question.tried(actor, about, form.cleaned_data)
                 elif question.do:
                     self._do(request, question, rows, form.cleaned_data)
                     return HttpResponseRedirect(self._after(request, question, rows))
             except StoreError as error:
                 audit.refused_request(request, error)
                 show_faults(form, error)
+        about_panels = question.panels(actor, rows) if question.panels else ()
         context = {
             **self.admin_site.each_context(request),
             "opts": self.opts,
             "title": question.title,
             "subtitle": None,
-            "question": question,
-            "rows": rows,
+            "name": self.name,
+            "text": question.text,
+            # A template calls what can be called: it is told of functions by flags.
+            "asks": question.do is not None,
+            "tries": question.tries,
+            "rows": () if question.panels else rows,
             "form": form,
-            "panels": shown,
+            "about": about_panels,
+            "panels": tried,
             "media": self.media + form.media,
             "back": self._after(request, question, rows),
         }

@@ -35,6 +35,7 @@ class WorkerRoom(Room):
 
 @admin.register(Leader)
 class LeaderRoom(Room):
+    title = "Duties"
     list_display = ("duty", "owner", "expires_at")
     facts = ("duty", "owner", "expires_at")
 
@@ -111,6 +112,7 @@ def _state(message: Notification) -> object:
 
 @admin.register(Notification)
 class NotificationRoom(Room):
+    title = "Messages"
     list_display = ("subject", "event", "recipient", "shown_state", "attempts", "age")
     list_filter = (
         "event",

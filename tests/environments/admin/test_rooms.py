@@ -65,17 +65,19 @@ def test_each_list_and_each_page_costs_the_same_with_three_rows_and_with_thirty(
     assert max(few.values()) <= 30
 
 
-@pytest.mark.parametrize("model", rooms(), ids=lambda model: model.__name__)
-def test_each_room_opens_empty_searched_and_filtered(site: Client, model):
-    room = admin.site._registry[model]
-    assert site.get(url_of(model)).status_code == 200
-    if room.search_fields:
-        assert site.get(url_of(model), {"q": "x"}).status_code == 200
+def test_each_room_opens_empty_searched_and_filtered(site: Client):
+    for model in rooms():
+        assert site.get(url_of(model)).status_code == 200, model
     furnish(1)
-    for given in room.list_filter:
-        name = getattr(given, "parameter_name", None)
-        if name:
-            assert site.get(url_of(model), {name: "1"}).status_code == 200, name
+    for model in rooms():
+        room: Any = admin.site._registry[model]
+        if room.search_fields:
+            assert site.get(url_of(model), {"q": "x"}).status_code == 200, model
+        for given in room.list_filter:
+            if name := getattr(given, "parameter_name", None):
+                for value in ("1", "2026-02-30"):
+                    answer = site.get(url_of(model), {name: value})
+                    assert answer.status_code == 200, (model, name)
 
 
 def test_each_question_opens(site: Client):
