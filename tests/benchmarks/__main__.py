@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.benchmarks import builds, lists, logs, previews
+from tests.benchmarks import audit, builds, lists, logs, previews
 from tests.benchmarks.measure import Benchmark, Clock, Measure, show, write
 
 BENCHMARKS: Mapping[str, Benchmark] = {
@@ -22,6 +22,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "lists": lists.lists,
     "log": logs.log,
     "preview": previews.preview,
+    "audit": audit.audit,
 }
 
 

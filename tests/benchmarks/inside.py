@@ -154,7 +154,87 @@ def log(batch: str, many: str, few: str, builds: str) -> Mapping[str, float]:
     }
 
 
-JOBS: Mapping[str, Callable[..., Any]] = {"rows": rows, "queries": queries, "log": log}
+def _fill_audit(events: int, target: str, changes: Mapping[str, str]) -> None:
+    """As AuditEvent.record does it, by SQL: a million of them would take minutes."""
+    from django.db import connection, transaction
+    from django.utils import timezone
+
+    from environments.domain.audit_chain import COVERED, seal, written
+    from environments.models import AuditHead
+    from environments.models.audit import key
+
+    secret, digest, at, text = key(), "", timezone.now(), json.dumps(changes)
+    columns = [*COVERED[1:], "position", "digest"]
+    insert = (
+        f"INSERT INTO environments_auditevent ({', '.join(columns)}) "  # noqa: S608
+        f"VALUES ({', '.join(['%s'] * len(columns))})"
+    )
+    rows: list[tuple[Any, ...]] = []
+    with transaction.atomic(), connection.cursor() as cursor:
+        for position in range(1, events + 1):
+            before = (None, "system", None, "", None, "build.submit", target)
+            digest = seal(secret, digest, (position, written(at), *before, changes, False))
+            rows.append((at, *before, text, False, position, digest))
+            if len(rows) == 10_000 or position == events:
+                cursor.executemany(insert, rows)
+                rows.clear()
+        AuditHead.objects.update_or_create(pk=1, defaults={"position": events, "digest": digest})
+
+
+def audit(events: str, appends: str, edited: str) -> Mapping[str, float]:
+    """Fill the audit log, edit one event behind its back, verify; seconds and bytes."""
+    import resource
+
+    from django.core.management import call_command
+    from django.db import connection, models, transaction
+
+    from environments.models import AuditEvent, BuildEvent
+    from environments.models.audit import verify_chain
+    from tests.factories import make_build, make_environment, make_namespace
+
+    call_command("migrate", verbosity=0)
+    build = make_build(make_environment(make_namespace("research")))
+    changes = {"specification": "f" * 64}
+    _fill_audit(int(events), str(build), changes)
+    times = int(appends)
+    clock = Clock()
+    for _ in range(times):
+        AuditEvent.record(None, "build.submit", build, changes)
+    append = clock.seconds / times
+    clock = Clock()
+    for _ in range(times):
+        with transaction.atomic():
+            BuildEvent.objects.create(build=build, state="READY")
+    plain = clock.seconds / times
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE environments_auditevent SET username = 'eve' WHERE position = %s", [edited]
+        )
+    # Once without a fault, to its end; once with it.
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    fault = verify_chain().fault
+    models.QuerySet(AuditEvent).filter(position=edited).update(username="system")
+    clock = Clock()
+    intact = verify_chain()
+    verify = clock.seconds
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert intact.fault is None, intact
+    assert intact.checked == int(events) + times
+    return {
+        "append": append,
+        "plain": plain,
+        "verify": verify,
+        "found": fault.position if fault else 0,
+        "memory": (after - before) * 1024,
+    }
+
+
+JOBS: Mapping[str, Callable[..., Any]] = {
+    "rows": rows,
+    "queries": queries,
+    "log": log,
+    "audit": audit,
+}
 
 
 def main() -> None:
