@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,6 +44,7 @@ from environments.operations import approvals, builds, upkeep
 from environments.operations.environments import delete_environment
 from tests import factories
 from tests.environments.graphql.asking import ask
+from tests.services import Service
 
 pytestmark = pytest.mark.django_db(transaction=True)
 S = BuildState
@@ -562,3 +568,24 @@ def test_requests_are_found_by_state_namespace_and_name(research, anna, filters,
     )
     found = ask(anna, f"{{ approvalRequests(filters: {filters}) {{ totalCount }} }}")
     assert found["approvalRequests"]["totalCount"] == count
+
+
+def test_people_who_act_at_the_same_moment_leave_nothing_half_done(
+    postgres_service: Service, tmp_path: Path
+) -> None:
+    """On PostgreSQL, where two transactions do run at once."""
+    environ = {
+        **os.environ,
+        "CONDASTORE_DATABASE_URL": postgres_service.url,
+        "CONDASTORE_DATA": str(tmp_path),
+        "DJANGO_SETTINGS_MODULE": "tests.settings",
+    }
+    answer = subprocess.run(
+        [sys.executable, "-m", "tests.environments.racing"],
+        env=environ, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    outcomes = json.loads(answer.stdout.splitlines()[-1])
+    assert set(outcomes["two approvers"]) == {"['TransitionError', 'done'] 1"}
+    assert set(outcomes["approve and cancel"]) == {"done CANCELLED"}
+    assert set(outcomes["hold and approve"]) == {"['done', 'done'] QUEUED"}
