@@ -105,9 +105,9 @@ class AuditVerification:
 
     @classmethod
     def of(cls, found: Verified) -> AuditVerification:
-        fault = found.fault and AuditFault(
-            position=BigInt(found.fault.position), message=found.fault.message
-        )
+        fault = None
+        if found.fault is not None:
+            fault = AuditFault(position=BigInt(found.fault.position), message=found.fault.message)
         return cls(
             intact=found.fault is None,
             checked=BigInt(found.checked),

@@ -81,7 +81,7 @@ def unexpected(error: BaseException, *, doing: str) -> UnexpectedError:
 class StoreErrors(strawberry.ExceptionHandler[Exception, OperationError]):
     """Every field whose union has OperationError answers errors with it: so do all mutations."""
 
-    def handle(  # type: ignore[override]
+    def handle(
         self, exception: Exception, *, field: StrawberryField, info: Info
     ) -> OperationError | Awaitable[OperationError] | None:
         if isinstance(exception, GraphQLError):
@@ -95,7 +95,7 @@ class StoreErrors(strawberry.ExceptionHandler[Exception, OperationError]):
             audit.refused_field,
             info.context.request.actor,
             info.field_name,
-            info.selected_fields[0].arguments,
+            getattr(info.selected_fields[0], "arguments", {}),
             exception,
             changing=True,
         )

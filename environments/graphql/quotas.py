@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Any
 
 import strawberry
-from django.db.models import Expression
+from django.db.models import Expression, Subquery
 from strawberry import Info
 
 from environments.graphql.packages import BigInt
@@ -39,7 +39,7 @@ class Quota:
         )
 
 
-def _used(kind: str) -> Callable[[Info], Expression]:
+def _used(kind: str) -> Callable[[Info], Expression | Subquery]:
     return lambda info: quotas.used(kind)
 
 

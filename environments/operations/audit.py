@@ -35,7 +35,7 @@ from environments.domain.errors import (
     StoreError,
 )
 from environments.models import AuditEvent, AuditHead, Build, Environment, Namespace
-from environments.models.audit import BATCH, PRUNE, verify_chain
+from environments.models.audit import BATCH, PRUNE, unguarded, verify_chain
 
 logger = structlog.get_logger(__name__)
 MINUTE = 60
@@ -313,6 +313,6 @@ def prune(*, actor: Actor, before: datetime) -> Pruned:
 def _drop_cut() -> None:
     """Delete what lies before the cut, a part at a time."""
     cut = AuditHead.objects.values_list("cut_position", flat=True).filter(pk=1).first() or 0
-    rows = models.QuerySet(AuditEvent).filter(position__lte=cut).order_by("position")
+    rows = unguarded().filter(position__lte=cut).order_by("position")
     while keys := list(rows.values_list("pk", flat=True)[:BATCH]):
-        models.QuerySet(AuditEvent).filter(pk__gte=keys[0], pk__in=keys).delete()
+        unguarded().filter(pk__in=keys).delete()

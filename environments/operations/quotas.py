@@ -125,7 +125,7 @@ def _counted(rows: QuerySet[Any], through: str) -> Expression:
     return Coalesce(Subquery(total), 0)
 
 
-def used(kind: str) -> Expression:
+def used(kind: str) -> Expression | Subquery:
     """An annotation of namespaces: how much of a quota is used."""
     builds, place = Build.objects.all(), "environment__namespace"
     if kind == "environments":

@@ -130,9 +130,8 @@ def queue_of_builds(
 ) -> Iterator[Any]:
     """The actor on a real broker, and the namespaces whose builds it ran, in their order."""
     real = broker.make_broker(valkey_service.url)
-    actor = dramatiq.actor(
-        tasks.build_environment.fn, broker=real, queue_name="builds", max_retries=0
-    )
+    made_of = dramatiq.actor(broker=real, queue_name="builds", max_retries=0)
+    actor = made_of(tasks.build_environment.fn)
     served: list[str] = []
     guard = threading.Lock()
 

@@ -173,7 +173,9 @@ def test_near_the_limit_it_is_said_and_told_once_a_day(
     environment: Environment, alice: Actor, settings: Any
 ):
     settings.EMAIL_URL = "smtp://localhost"
-    Webhook.objects.create(url="https://hook.example.org", sealed_secret=b"x")
+    hook = Webhook(url="https://hook.example.org")
+    hook.seal("secret")
+    hook.save()
     allow(environment.namespace, max_builds_at_once=5)
     said = [submit(alice, environment).warnings for _ in range(5)]
     assert said[:3] == [(), (), ()]
