@@ -23,6 +23,8 @@ demo: $(VENV)/ready-server
 	@$(BIN)/python -m deploy.demo $(if $(ONCE),--once)
 
 test: $(VENV)/ready-dev
+	@$(MAKE) --no-print-directory $(VENV)/ready-ldap \
+	  || echo "Tests of LDAP will fail: apt-get install gcc python3-dev libldap-dev libsasl2-dev"
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=20 $(ARGS)
 
 accept: $(VENV)/ready-dev
@@ -45,7 +47,11 @@ lock: $(VENV)/ready-dev
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header \
 	  --no-annotate pyproject.toml --extra server --group demo -o requirements/server.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header \
-	  --no-annotate pyproject.toml --extra server --group dev -o requirements/dev.txt
+	  --no-annotate pyproject.toml --extra server --extra saml --group dev -o requirements/dev.txt
+	# Apart: python-ldap is compiled, and not every machine has what that needs.
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header \
+	  --no-annotate pyproject.toml --extra ldap -c requirements/dev.txt \
+	  -o requirements/ldap.txt
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache demo-data
