@@ -143,7 +143,7 @@ class Hits:
         locks = {build.lock_id for build in page}
         held = RecalledLock.objects.filter(recall=self.recall, lock__in=locks)
         packages = dict(held.values_list("lock", "packages"))
-        return [self._hit(build, packages.get(build.lock_id, [])) for build in page]
+        return [self._hit(build, packages.get(build.lock_id or 0, [])) for build in page]
 
     def _hit(self, build: Build, packages: Sequence[str]) -> RecallHit:
         environment = build.environment
