@@ -133,7 +133,13 @@ class AccountRoom(Audited, UserAdmin):
         ("Service account", {"fields": ("is_service", "owner")}),
         ("Times", {"fields": ("last_login", "date_joined")}),
     )
+    readonly_fields = ("last_login", "date_joined")
     actions = ("remove_second_factors", "close")
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Sequence[Any]:
+        """What an account is, is said once: a person's does not become a service's."""
+        given = super().get_readonly_fields(request, obj)
+        return given if obj is None else (*given, "is_service")
 
     def user_change_password(self, request: HttpRequest, *args: Any, **options: Any) -> Any:
         with audited():

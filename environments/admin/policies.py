@@ -86,7 +86,7 @@ class RuleForm(forms.Form):
         self.fields["effect"] = forms.ChoiceField(
             choices=EFFECTS, widget=forms.RadioSelect, initial=Effect.WARN.value
         )
-        for key, text in KINDS[self.kind].settings_help.items():
+        for key, text in self._help.items():
             self.fields[key] = _field(self.kind, key, text)
         self.fields["enabled"] = forms.BooleanField(required=False, initial=True, label="On")
         self.fields["comment"] = forms.CharField(
@@ -94,11 +94,13 @@ class RuleForm(forms.Form):
         )
 
     @property
+    def _help(self) -> Mapping[str, str]:
+        known = KINDS.get(self.kind)  # none: a rule that an older release kept
+        return known.settings_help if known else {}
+
+    @property
     def settings(self) -> dict[str, Any]:
-        found = {
-            key: _read(self.kind, key, self.cleaned_data[key])
-            for key in KINDS[self.kind].settings_help
-        }
+        found = {key: _read(self.kind, key, self.cleaned_data[key]) for key in self._help}
         return {key: value for key, value in found.items() if value not in ("", None, [], {})}
 
     def clean(self) -> dict[str, Any]:
@@ -435,8 +437,9 @@ class RuleRoom(Room):
              "shown_settings", "created_at")  # fmt: skip
     questions = (
         Question(
-            name="change",
+            name="edit",
             title="Change",
+            alone=True,
             do=_change,
             form=RuleForm,
             tries="Try it on all current environments",
@@ -456,23 +459,18 @@ class RuleRoom(Room):
             form=CommentForm,
             fits=lambda row: row.enabled,
         ),
-        Question(name="move", title="Move", do=_move, form=MoveForm),
+        Question(name="move", title="Move", do=_move, form=MoveForm, alone=True),
         Question(name="remove", title="Remove", do=_remove, form=CommentForm, removes=True),
     )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         return super().get_queryset(request).select_related("policy__namespace")
 
-    def get_actions(self, request: HttpRequest) -> dict[str, Any]:
-        alone = {"change", "move"}  # each rule has its own answer
-        found = super().get_actions(request)
-        return {name: action for name, action in found.items() if name not in alone}
-
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> Any:
         return super().changelist_view(request, {"tools": [("Add a rule", _kinds())]})
 
     def form_options(self, request: HttpRequest, question: Question, about: Any) -> dict[str, Any]:
-        return {"rule": about} if question.name == "change" else {}
+        return {"rule": about} if question.name == "edit" else {}
 
     @admin.display(description="policy")
     def policy_link(self, rule: PolicyRule) -> object:

@@ -212,6 +212,7 @@ class Question:
     form: Callable[..., forms.Form] = forms.Form
     rows: bool = True
     together: bool = False
+    alone: bool = False  # of one row at a time
     removes: bool = False  # the row is gone afterwards
     #: Whether the question makes sense for a row, where its page is open.
     fits: Callable[[Any], bool] = field(default=lambda row: True)
@@ -302,7 +303,7 @@ class Room(_ModelAdmin):
         return {
             question.name: (partial(_chosen, question), question.name, question.title)
             for question in self._open(request)
-            if question.rows
+            if question.rows and not question.alone
         }
 
     def get_urls(self) -> list[URLPattern]:
@@ -394,7 +395,7 @@ class Room(_ModelAdmin):
         keys = [key for key in request.GET.get("ids", "").split(",") if key.isdecimal()]
         keys = [key for key in keys if len(key) < 18][:MOST_AT_ONCE]
         rows = list(self.get_queryset(request).filter(pk__in=keys))
-        if not rows:
+        if not rows or (question.alone and len(rows) > 1):
             raise Http404
         return rows
 
