@@ -7,11 +7,13 @@ import json
 import threading
 from collections.abc import Callable
 from datetime import timedelta
+from io import StringIO
 from typing import Any
 
 import pytest
 from django.contrib.auth.signals import user_login_failed
-from django.db import connection
+from django.core.management import CommandError, call_command
+from django.db import DatabaseError, connection, transaction
 from django.test import Client
 from django.utils import timezone
 
@@ -561,3 +563,69 @@ def test_a_prune_that_was_killed_is_ended_by_the_next(root: Actor, monkeypatch: 
     audit.prune(actor=root, before=age(4))
     assert verify_chain().fault is None
     assert AuditHead.objects.get().cut_position == 3
+
+
+@pytest.mark.django_db
+def test_postgresql_itself_refuses_what_is_no_append():
+    record(1)
+    if connection.vendor != "postgresql":
+        return  # SQLite: whoever opens the file may change it; verify finds it
+    for statement in (
+        "UPDATE environments_auditevent SET target = 'x'",
+        "DELETE FROM environments_auditevent",
+    ):
+        with pytest.raises(DatabaseError, match="only ever appended"), transaction.atomic():
+            connection.cursor().execute(statement)
+
+
+# --- at the doors -------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db
+def test_graphql_searches_verifies_and_prunes(root: Actor, research: Namespace, dora: Actor):
+    record(3)
+    AuditEvent.record(dora, "test.other", research, {"a": 1})
+    asked = """query($filters: AuditFilter) { auditEvents(filters: $filters) {
+        totalCount edges { node { position username namespace changes refused } } } }"""
+    found = ask(root, asked, filters={"action": "test.o"})["auditEvents"]
+    assert [edge["node"] for edge in found["edges"]] == [
+        {
+            "position": 4,
+            "username": "dora",
+            "namespace": "research",
+            "changes": {"a": 1},
+            "refused": False,
+        }
+    ]
+    verified = "{ verifyAudit { intact checked start end fault { position message } } }"
+    assert ask(root, verified)["verifyAudit"] == {
+        "intact": True,
+        "checked": 4,
+        "start": 0,
+        "end": 4,
+        "fault": None,
+    }
+    sql("UPDATE environments_auditevent SET target = 'x' WHERE position = 2")
+    assert ask(root, verified)["verifyAudit"]["fault"]["position"] == 2
+    prune = "mutation { pruneAudit(before: %s) { ... on PrunedAudit { events } " + ERROR + " } }"
+    pruned = ask(root, prune % json.dumps(age(2).isoformat()))["pruneAudit"]
+    assert pruned["code"] == "conflict"
+
+
+@pytest.mark.django_db
+def test_the_server_verifies_exports_and_prunes_by_a_command(root: Actor):
+    record(3)
+
+    def run(*arguments: str) -> str:
+        out = StringIO()
+        call_command("audit", *arguments, stdout=out)
+        return out.getvalue()
+
+    assert run("verify").startswith("3 events are as they were written, from 1 to 3")
+    assert len(run("export", "--as", "root").splitlines()) == 4
+    assert run("prune", "--before", age(3).isoformat(), "--as", "root").startswith("2 events")
+    sql("UPDATE environments_auditevent SET target = 'x' WHERE position = 4")
+    with pytest.raises(CommandError, match="event 4"):
+        run("verify")
+    with pytest.raises(CommandError, match="no user"):
+        run("export", "--as", "nobody")

@@ -28,6 +28,7 @@ from environments.operations.environments import (
     move_environment,
 )
 from tests import factories
+from tests.environments.graphql.asking import ERROR, ask
 
 TEXT = "channels: [https://channel.example.org/main]\ndependencies: [python]\n"
 
@@ -245,3 +246,20 @@ def test_of_many_who_ask_at_once_the_limit_lets_so_many_through(
     for thread in threads:
         thread.join()
     assert (Build.objects.count(), len(refused)) == (3, 3)
+
+
+@pytest.mark.django_db
+def test_graphql_shows_quotas_of_a_list_and_sets_them(
+    environment: Environment, root: Actor, django_assert_max_num_queries: Any
+):
+    for name in ("lab", "shop", "store"):
+        factories.make_namespace(name)
+    change = "mutation { setQuota(namespace: %s, environments: 1, bytes: null) { __typename %s } }"
+    answer = ask(root, change % ('"research"', ERROR))["setQuota"]
+    assert answer == {"__typename": "Namespace"}
+    listed = "{ namespaces { edges { node { name quotas { kind used limit near } } } } }"
+    with django_assert_max_num_queries(2):
+        edges = ask(root, listed)["namespaces"]["edges"]
+    shown = {edge["node"]["name"]: edge["node"]["quotas"] for edge in edges}
+    assert shown["research"][1] == {"kind": "ENVIRONMENTS", "used": 1, "limit": 1, "near": True}
+    assert [one["limit"] for one in shown["lab"]] == [None] * 4
