@@ -189,19 +189,22 @@ class Join:
         )
         if below is None or below.annotate or below.prefetch_related:
             prefetch = Prefetch(self.relation, queryset=optimized(self.rows(info), info))
-            return OptimizerStore.with_hints(
+            return OptimizerStore(
                 only=[self.relation],
                 prefetch_related=[prefetch],
                 annotate=dict(self.annotated(info)),
             )
-        return below.with_prefix(self.relation, info=info) | OptimizerStore.with_hints(
+        hints: OptimizerStore = below.with_prefix(self.relation, info=info)
+        hints |= OptimizerStore(
             only=[self.relation, *self.only],
             select_related=[self.relation],
             annotate=dict(self.annotated(info)),
         )
+        return hints
 
     def with_prefix(self, prefix: str, *, info: Info) -> OptimizerStore:
-        return self.with_resolved_callables(info).with_prefix(prefix, info=info)
+        hints: OptimizerStore = self.with_resolved_callables(info).with_prefix(prefix, info=info)
+        return hints
 
 
 def joined(join: Join, read: Callable[[Row], Any], *, description: str | None = None) -> Any:
