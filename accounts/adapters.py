@@ -25,7 +25,7 @@ _SECRETS = "second-factors"
 PROVIDER_TIMEOUT = 10  # seconds
 
 
-class AccountAdapter(DefaultAccountAdapter):
+class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
     error_messages = {
         **DefaultAccountAdapter.error_messages,
         "username_password_mismatch": "The user name or the password is wrong.",
@@ -53,7 +53,7 @@ class _Answering(requests.Session):
             ) from error
 
 
-class ProviderAdapter(DefaultSocialAccountAdapter):
+class ProviderAdapter(DefaultSocialAccountAdapter):  # type: ignore[misc]
     def get_requests_session(self) -> requests.Session:
         return _Answering()
 
@@ -78,7 +78,7 @@ def person_of(sociallogin: SocialLogin) -> Person:
     return of_saml(provider, data, subject=account.uid)
 
 
-class SecondFactorAdapter(DefaultMFAAdapter):
+class SecondFactorAdapter(DefaultMFAAdapter):  # type: ignore[misc]
     """The secrets of one-time passwords are kept as other secrets are."""
 
     def get_totp_issuer(self) -> str:

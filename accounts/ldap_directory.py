@@ -264,7 +264,10 @@ class Directory:
             self.options.user_base, ldap.SCOPE_SUBTREE, f"({attribute}={value})", ["*", "+"]
         )
         results = search.execute(self._bound(), (), escape=False)
-        return _Entry(*results[0], self._bound()) if results else None
+        if not results:
+            return None
+        dn, attributes = results[0]
+        return _Entry(dn, attributes, self._bound())
 
     def _bound(self) -> Any:
         if self._connection is None:

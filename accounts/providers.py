@@ -133,7 +133,9 @@ class _Reader:
             if not isinstance(value, wanted):
                 raise self.wrong(f"{name}: {key} must be a {wanted.__name__}")
         try:
-            given = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
+            given: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()
+            }
             return self.kind(**given)
         except (TypeError, ValueError) as error:
             raise self.wrong(f"{name}: {str(error).removeprefix('Provider.__init__() ')}") from None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,12 +21,17 @@ CONDA_PREFIX_LENGTH = 255
 #: What `prefixes/<namespace>/<number>-<digest>-<environment>` adds with short names.
 SHORT_PREFIX = len("prefixes/a-namespace-name/100-123456789012-an-environment-name")
 BROKERS = frozenset({"redis", "rediss", "unix", "amqp", "amqps", "stub"})
+#: As accounts.ldap_directory reads them, which needs python-ldap.
+GROUP_TYPES = (
+    *("groupOfNames", "groupOfNames-flat", "groupOfUniqueNames", "posixGroup"),
+    "activeDirectory",
+)
 OLDEST_SQLITE = (3, 35, 0)
 
 
 @register
 def check(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    return [*_data_folder(Path(settings.DATA)), *_services(), *_accounts()]
+    return [*_data_folder(Path(settings.DATA)), *_services(), *_accounts(), *_sign_in()]
 
 
 def _data_folder(data: Path) -> Iterator[CheckMessage]:
@@ -91,4 +98,51 @@ def _accounts() -> Iterator[CheckMessage]:
             "CONDASTORE_DEBUG is on at a public address: errors show settings and code.",
             hint="Switch it off.",
             id="condastore.W001",
+        )
+
+
+def _sign_in() -> Iterator[CheckMessage]:
+    ldap = settings.LDAP
+    if ldap["url"]:
+        if find_spec("django_auth_ldap") is None:
+            yield Error(
+                "CONDASTORE_LDAP_URL is set, and what it needs is not installed.",
+                hint="pip install 'condastore[server,ldap]'",
+                id="condastore.E020",
+            )
+        if not ldap["user_base"]:
+            yield Error(
+                "CONDASTORE_LDAP_URL is set, and CONDASTORE_LDAP_USER_BASE is not.",
+                hint="Say below which entry people are: ou=people,dc=example,dc=org.",
+                id="condastore.E021",
+            )
+        if ldap["group_type"] not in GROUP_TYPES:
+            yield Error(
+                f"CONDASTORE_LDAP_GROUP_TYPE is {ldap['group_type']!r}.",
+                hint=f"Write one of: {', '.join(GROUP_TYPES)}.",
+                id="condastore.E022",
+            )
+        if ldap["ca_file"] and not Path(ldap["ca_file"]).is_file():
+            yield Error(
+                f"CONDASTORE_LDAP_CA_FILE names no file: {ldap['ca_file']}.",
+                id="condastore.E023",
+            )
+        plain = [url for url in re.split(r"[\s,]+", ldap["url"]) if url.startswith("ldap://")]
+        if plain and not ldap["start_tls"]:
+            yield Warned(
+                f"Passwords go to {plain[0]} as they are typed.",
+                hint="Write ldaps://, or set CONDASTORE_LDAP_START_TLS.",
+                id="condastore.W020",
+            )
+    if settings.SIGN_IN_PROVIDERS.saml and find_spec("onelogin") is None:
+        yield Error(
+            "CONDASTORE_SAML_PROVIDERS is set, and what it needs is not installed.",
+            hint="pip install 'condastore[server,saml]'",
+            id="condastore.E024",
+        )
+    if not (settings.LOCAL_ACCOUNTS or ldap["url"] or settings.SIGN_IN_PROVIDERS):
+        yield Error(
+            "CONDASTORE_LOCAL_ACCOUNTS is off, and there is no other way to sign in.",
+            hint="Name a directory or an identity provider (docs/sign-in.md).",
+            id="condastore.E025",
         )

@@ -62,7 +62,7 @@ def start_device(request: HttpRequest) -> JsonResponse:
     if usage is None:
         raise TooManyAttemptsError("Too many command lines wait to be approved.")
     started = device_sign_in.start(
-        actor=Actor(request.user, address=client_address(request.META)),  # type: ignore[arg-type]
+        actor=Actor(request.user, address=client_address(request.META)),
         name=_text(body, "name", f"sign-in-{secrets.token_hex(4)}"),
     )
     page = settings.PUBLIC_URL.rstrip("/") + reverse("device")

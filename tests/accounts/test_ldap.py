@@ -200,3 +200,23 @@ def test_a_directory_that_cannot_be_read_closes_nobody(
         settings.LDAP = settings.LDAP | change
         check_people()
         assert User.objects.get().is_active, change
+
+
+def test_the_checks_say_what_is_wrong_with_the_settings(settings: Any) -> None:
+    from accounts.ldap_directory import GROUP_TYPES
+    from condastore import checks
+
+    def ids() -> set[str]:
+        return {str(message.id) for message in checks.check(None)}
+
+    assert not ids() & {"condastore.E021", "condastore.W020"}
+    settings.LDAP = settings.LDAP | {
+        "url": "ldap://ldap.example.org",
+        "group_type": "groups",
+        "ca_file": "/nowhere.pem",
+    }
+    assert {f"condastore.{one}" for one in ("E021", "E022", "E023", "W020")} <= ids()
+    assert set(checks.GROUP_TYPES) == set(GROUP_TYPES)
+    settings.LDAP = settings.LDAP | {"url": ""}
+    settings.LOCAL_ACCOUNTS = False
+    assert "condastore.E025" in ids()

@@ -43,7 +43,7 @@ class World(RuleBasedStateMachine):
         for name in PEOPLE:
             factories.make_user(name)
         for place in PLACES:
-            made = {name: role for (name, where), role in self.held.items() if where == place}
+            made: Any = {name: role for (name, where), role in self.held.items() if where == place}
             factories.make_environment(factories.make_namespace(place, **made), "ml")
 
     def actor(self, name: str) -> Actor:
