@@ -60,6 +60,8 @@ OPEN = {"alive", "ready", "login", "sign-in-ways"}
 SIGN_IN = {"device", "device-start", "device-collect"}
 #: Routes that tell of the one who asks, or what that one may see; each has a test below.
 OF_ONESELF = {"whoami", "start", "audit-log", "metrics", "api-token", "logout", "graphql"}
+#: The sign-in of command lines: tried in tests/accounts/test_device_sign_in.py.
+DEVICES = {"device", "device-start", "device-collect"}
 #: Routes of django-allauth, by the beginning of their names: sign-in and one's own account.
 ALLAUTH = ("account_", "mfa_", "socialaccount_", "saml_", "openid_connect_", "usersessions_")
 
