@@ -13,6 +13,8 @@ from strawberry import ID, Info
 from accounts.access import Actor
 from environments.domain.errors import InvalidInputError, NotFoundError
 from environments.domain.names import canonical_channel
+from environments.domain.policy.package_specs import match_spec, package_spec
+from environments.domain.policy.subjects import comparable
 from environments.graphql.audit import AuditQuery
 from environments.graphql.governance import GovernanceQuery
 from environments.graphql.inputs import (
@@ -52,6 +54,7 @@ from environments.graphql.types import (
 from environments.models import (
     Build,
     Channel,
+    CondaRecord,
     Environment,
     IndexedPackage,
     LockedConda,
@@ -59,6 +62,7 @@ from environments.models import (
     LockRow,
     Namespace,
     Preview,
+    PypiRecord,
     SpecificationRow,
 )
 from environments.operations.environments import find_build, find_environment
@@ -183,6 +187,24 @@ class Uses:
         return {row.pk: row for row in wanted}
 
 
+def versions_that_fit(kind: str, name: str, wanted: str) -> list[str]:
+    """The versions of a package in locks that a range (`>=3,<3.0.13`, `1.26.*`) takes.
+
+    They are few: so the database looks for their records, and not through all packages.
+    """
+    if not set(wanted) & set("<>=!~*|,"):
+        return [wanted]
+    spec = package_spec(f"{kind}:{name} {wanted}", wide=False)
+    rows: Any = CondaRecord if kind == "conda" else PypiRecord
+    held = rows.objects.filter(name=name).order_by().values_list("version", flat=True).distinct()
+    matcher = match_spec(spec.matcher)
+    return [
+        version
+        for version in held
+        if (record := comparable(name, version)) is not None and matcher.matches(record)
+    ]
+
+
 def _locked_packages(
     info: Info,
     name: str,
@@ -197,9 +219,9 @@ def _locked_packages(
         builds = builds.filter(environment__current=F("pk"))
 
     def of(kind: str, name: str) -> QuerySet[Any, Any]:
-        wanted = {f"lock__{kind}__package__name": name}
+        wanted: dict[str, Any] = {f"lock__{kind}__package__name": name}
         if version:
-            wanted[f"lock__{kind}__package__version"] = version
+            wanted[f"lock__{kind}__package__version__in"] = versions_that_fit(kind, name, version)
         if sha256:
             wanted[f"lock__{kind}__package__sha256"] = sha256
         return builds.filter(**wanted).values(
@@ -240,7 +262,8 @@ class Query(AuditQuery, GovernanceQuery, PolicyQueries, RoleMappingQueries):
     locked_packages: Connection[LockedPackageUse] = connection(
         _locked_packages,
         graphql_type=Connection[LockedPackageUse],
-        description="Which environments contain this package?",
+        description="Which environments contain this package? `version`: exactly, or a range such "
+        "as <3.0.13.",
     )
 
     @field(description="You; null signed out.")
