@@ -149,10 +149,11 @@ class Facts:
     @cached_property
     def waiting(self) -> dict[int, list[WaitingBuild]]:
         """Only for requests that the actor sees: a shared build tells nothing of other ones."""
-        seen = ApprovalRequest.objects.visible_to(self.actor).order_by().values("pk")
-        rows = WaitingBuild.objects.filter(
-            request__in=[row.pk for row in self.rows], request__pk__in=seen
-        ).select_related("asked_by", "build__environment__namespace")
+        seen = ApprovalRequest.objects.visible_to(self.actor).order_by()
+        here = seen.filter(pk__in=[row.pk for row in self.rows]).values_list("pk", flat=True)
+        rows = WaitingBuild.objects.filter(request__in=list(here)).select_related(
+            "asked_by", "build__environment__namespace"
+        )
         found: dict[int, list[WaitingBuild]] = {}
         for one in rows.defer(
             "build__source", "build__log_archive", "build__verdicts", "build__progress"
