@@ -57,13 +57,27 @@ def decides_somewhere(actor: Actor) -> bool:
     return actor.is_superuser or (actor.signed_in and places.exists())
 
 
+def may_enter(request: HttpRequest) -> bool:
+    """Who finds something of theirs in the console: staff, and approvers of some namespace."""
+    if not request.user.is_active:
+        return False
+    if request.user.is_staff:
+        return True
+    return _decides(request)
+
+
+def _decides(request: HttpRequest) -> bool:
+    """Asked once for each page."""
+    if not hasattr(request, "_decides_somewhere"):
+        request._decides_somewhere = decides_somewhere(actor_of(request))  # type: ignore[attr-defined]
+    return bool(request._decides_somewhere)  # type: ignore[attr-defined]
+
+
 class ApproversRoom(Room):
     """For approvers of some namespace, and what is of theirs."""
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        if not hasattr(request, "_decides_somewhere"):
-            request._decides_somewhere = decides_somewhere(actor_of(request))  # type: ignore[attr-defined]
-        return bool(request._decides_somewhere)  # type: ignore[attr-defined]
+        return _decides(request)
 
 
 # --- requests -----------------------------------------------------------------------------------
@@ -133,19 +147,12 @@ class DecisionForm(Reason):
         initial="",
         label="It holds in",
     )
-    expires_at = forms.DateField(
+    expires_at = forms.DateTimeField(
         required=False,
         label="Until",
-        widget=forms.DateInput(attrs={"type": "date"}),
-        help_text="The end of that day, UTC. Builds after it need another decision. "
-        "Empty: for good.",
+        widget=forms.DateTimeInput(attrs={"type": "datetime-local", "step": "1"}),
+        help_text="UTC. Builds that start later need another decision. Empty: for good.",
     )
-
-
-def end_of(day: datetime.date | None) -> datetime.datetime | None:
-    if day is None:
-        return None
-    return datetime.datetime.combine(day, datetime.time.max, tzinfo=datetime.UTC)
 
 
 def _decide(
@@ -159,7 +166,7 @@ def _decide(
         scope=DecisionScope(answers["scope"]),
         spec=answers["spec"],
         everywhere=bool(answers["everywhere"]),
-        expires_at=end_of(answers["expires_at"]),
+        expires_at=answers["expires_at"],
     )
     halves = sum(not decision.complete for decision in made)
     if halves:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -64,16 +64,17 @@ def answers(**changed: object) -> dict[str, Any]:
     return {"reason": "looked at it", "scope": "version", "spec": "", "everywhere": "", **changed}
 
 
-def test_an_approval_lets_the_builds_go_on_and_ends_with_the_day(site: Client):
+def test_an_approval_lets_the_builds_go_on_and_ends_when_it_is_told_to(site: Client):
     request = ApprovalRequest.objects.get(namespace__name="team-1")
-    day = (timezone.now() + timedelta(days=3)).date()
+    end = (timezone.now() + timedelta(days=30)).replace(microsecond=0)
     answer = site.post(
-        url_of("approvalrequest_approve", ids=request.pk), answers(expires_at=day.isoformat())
+        url_of("approvalrequest_approve", ids=request.pk),
+        answers(expires_at=end.strftime("%Y-%m-%dT%H:%M:%S")),
     )
     assert answer.status_code == 302
     decision = Decision.objects.latest("pk")
     assert (decision.approved, decision.reason) == (True, "looked at it")
-    assert decision.expires_at == datetime(day.year, day.month, day.day, 23, 59, 59, 999999, UTC)
+    assert decision.expires_at == end
     request.refresh_from_db()
     assert request.state == "APPROVED"
     assert Build.objects.get(requests=request).state == "QUEUED"
