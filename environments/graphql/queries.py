@@ -219,12 +219,15 @@ def _locked_packages(
         builds = builds.filter(environment__current=F("pk"))
 
     def of(kind: str, name: str) -> QuerySet[Any, Any]:
-        wanted: dict[str, Any] = {f"lock__{kind}__package__name": name}
+        # The records are few, and looked up first: so no database comes upon the thought of going
+        # through all packages of all builds.
+        records: Any = (CondaRecord if kind == "conda" else PypiRecord).objects.filter(name=name)
         if version:
-            wanted[f"lock__{kind}__package__version__in"] = versions_that_fit(kind, name, version)
+            records = records.filter(version__in=versions_that_fit(kind, name, version))
         if sha256:
-            wanted[f"lock__{kind}__package__sha256"] = sha256
-        return builds.filter(**wanted).values(
+            records = records.filter(sha256=sha256)
+        keys = list(records.order_by().values_list("pk", flat=True))
+        return builds.filter(**{f"lock__{kind}__package__in": keys}).values(
             kind=Value(kind, output_field=CharField()),
             entry=F(f"lock__{kind}__pk"),
             build=F("pk"),

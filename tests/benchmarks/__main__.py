@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.benchmarks import audit, builds, lists, logs, previews
+from tests.benchmarks import admin, audit, builds, lists, logs, policies, previews
 from tests.benchmarks.measure import Benchmark, Clock, Measure, show, write
 
 BENCHMARKS: Mapping[str, Benchmark] = {
@@ -21,7 +21,9 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "workers": builds.workers,
     "lists": lists.lists,
     "log": logs.log,
+    "admin": admin.admin,
     "preview": previews.preview,
+    "policies": policies.policies,
     "audit": audit.audit,
 }
 

@@ -229,11 +229,156 @@ def audit(events: str, appends: str, edited: str) -> Mapping[str, float]:
     }
 
 
+#: Of each package, so many versions; a lock holds one of each package.
+VERSIONS = 20
+CONTAINS = """{ lockedPackages(name: "openssl", version: "<3.0.13", first: 50) {
+  totalCount edges { node { package { version } build { number } environment { name } } }
+} }"""
+
+
+def tried(locks: str, packages: str) -> Mapping[str, float]:
+    """Fill the database with locks, try rules on all of them, ask where a package is."""
+    import resource
+
+    from django.core.management import call_command
+    from django.db import connection
+    from django.test import Client
+
+    from accounts.access import Actor
+    from environments.models import Namespace
+    from environments.operations import policies
+    from environments.operations.tokens import create_token
+    from tests.factories import make_user
+
+    call_command("migrate", verbosity=0)
+    root = Actor(make_user(ADMINISTRATOR, superuser=True))
+    _fill_locks(int(locks), int(packages))
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE")
+
+    def simulate(place: Namespace | None, kind: str, settings: Any) -> tuple[float, int]:
+        draft = policies.Draft(kind=kind, effect="enforce", name="tried", settings=settings)
+        clock = Clock()
+        found = policies.simulate(actor=root, namespace=place, drafts=[draft])
+        return clock.seconds, found.blocked
+
+    def peak() -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    most = ("packages-allowed", {"packages": ["openssl"]})
+    simulate(Namespace.objects.get(name="first"), *most)  # a tenth of all
+    before = peak()
+    few, few_hits = simulate(None, "packages-denied", {"packages": ["openssl <3.0.13"]})
+    many, many_hits = simulate(None, *most)
+    after = peak()
+    client = Client(
+        HTTP_HOST="localhost",
+        headers={"Authorization": f"Bearer {create_token(actor=root, name='b').secret}"},
+    )
+    seconds = []
+    for _ in range(6):
+        clock = Clock()
+        answer = client.post("/graphql", {"query": CONTAINS}, content_type="application/json")
+        seconds.append(clock.seconds)
+    contained = answer.json()["data"]["lockedPackages"]
+    assert len(contained["edges"]) == 50, contained
+    return {
+        "few": few,
+        "few_hits": few_hits,
+        "many": many,
+        "many_hits": many_hits,
+        "grown": after - before,
+        "peak": after,
+        "contains": sorted(seconds[1:])[2],
+        "contained": contained["totalCount"],
+    }
+
+
+def _fill_locks(locks: int, packages: int) -> None:
+    from django.db import connection
+    from django.utils import timezone
+
+    from environments.models import (
+        Build,
+        CondaRecord,
+        Environment,
+        LockRow,
+        Namespace,
+        Prefix,
+    )
+    from tests.factories import make_package, make_specification
+
+    names = ["openssl", *(f"package-{number:03d}" for number in range(1, packages))]
+    records = CondaRecord.objects.bulk_create(
+        [
+            CondaRecord.from_value(make_package(name, f"3.0.{version}"))
+            for name in names
+            for version in range(VERSIONS)
+        ],
+        batch_size=500,
+    )
+    places = [Namespace.objects.create(name=name) for name in ("first", "second")]
+    rows = LockRow.objects.bulk_create(
+        [
+            LockRow(
+                digest=f"{number:064x}",
+                channels=[],
+                platforms=["linux-64"],
+                package_count=packages,
+                size=0,
+            )
+            for number in range(locks)
+        ],
+        batch_size=500,
+    )
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO environments_lockedconda (lock_id, package_id, platform, position) "
+            f"SELECT l.id, {records[0].pk} + p * {VERSIONS} + l.id * 7 % {VERSIONS}, "  # noqa: S608
+            f"'linux-64', p FROM environments_lockrow l, generate_series(0, {packages - 1}) p"
+        )
+    specification, now = make_specification("dependencies: [openssl]"), timezone.now()
+    environments = Environment.objects.bulk_create(
+        [
+            Environment(namespace=places[number >= locks // 10], name=f"environment-{number:05d}")
+            for number in range(locks)
+        ],
+        batch_size=500,
+    )
+    prefixes = Prefix.objects.bulk_create(
+        [
+            Prefix(path=f"prefixes/{row.pk}", lock=row, platform="linux-64", unique_size=1,
+                   apparent_size=1)
+            for row in rows
+        ],
+        batch_size=500,
+    )  # fmt: skip
+    builds = Build.objects.bulk_create(
+        [
+            Build(environment=environment, number=1, state="READY", specification=specification,
+                  source="", lock=row, prefix=prefix, platform="linux-64", finished_at=now)
+            for environment, row, prefix in zip(environments, rows, prefixes, strict=True)
+        ],
+        batch_size=500,
+    )  # fmt: skip
+    for environment, build in zip(environments, builds, strict=True):
+        environment.current = build
+    Environment.objects.bulk_update(environments, ["current"], batch_size=500)
+
+
+def console(count: str) -> Mapping[str, Any]:
+    from tests.benchmarks import admin
+
+    return admin.console(count)
+
+
 JOBS: Mapping[str, Callable[..., Any]] = {
     "rows": rows,
+    "console": console,
     "queries": queries,
     "log": log,
     "audit": audit,
+    "tried": tried,
 }
 
 

@@ -1,0 +1,126 @@
+"""What do rules cost: at a solve, when one is tried, and when one asks where a package is?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+from environments.domain.policy import Known, Policy, judge_lock, parse_rule
+from environments.domain.specification import Specification
+from environments.engine.channels import Channels
+from environments.engine.policy_view import Rules
+from environments.engine.solver import RattlerSolver, SolveRequest
+from tests.benchmarks.channels import served
+from tests.benchmarks.inside import inside
+from tests.benchmarks.measure import MEGABYTE, Clock, Measure, median, scratch
+from tests.channels.synthetic_repodata import _KNOWN_NAMES
+from tests.services.databases import postgres
+
+ROUNDS = 5
+RULES = 50
+LOCKS, PACKAGES = 10_000, 150
+#: All known names of the large channel: with what they need, a large environment.
+SPECS = tuple(name for names in _KNOWN_NAMES.values() for name in names)
+
+
+def rules() -> Policy:
+    """Fifty rules of all kinds, as an organisation may come to have them."""
+    written: list[tuple[str, str, dict[str, Any]]] = [
+        ("licences", "enforce", {"deny": ["AGPL-*"], "unknown": "accept", "missing": "accept"}),
+        ("licences", "warn", {"deny": ["GPL-2.0*"]}),
+        ("age", "enforce", {"minimum": "7 days", "publisher_timestamp": "always"}),
+        ("install-scripts", "enforce", {}),
+        ("constraints", "enforce", {"packages": ["openssl >=1"]}),
+        ("channels", "enforce", {"packages": {"pytorch*": ["synthetic"]}}),
+        ("size", "enforce", {"bytes": "500 GB"}),
+        ("packages-denied", "ask", {"packages": ["*-nightly", "acme-*"]}),
+    ]
+    for number in range(RULES - len(written)):
+        written.append(
+            ("packages-denied", "enforce", {"packages": [f"left-pad-{number}", "numpy <1"]})
+        )
+    parsed = [
+        parse_rule(kind=kind, effect=effect, name=f"rule {number}", settings=settings)
+        for number, (kind, effect, settings) in enumerate(written)
+    ]
+    return Policy(rules=tuple(parsed), version="1")
+
+
+def policies() -> Iterator[Measure]:
+    yield from _at_a_solve()
+    yield from _over_locks()
+
+
+def _at_a_solve() -> Iterator[Measure]:
+    policy = rules()
+    seconds: dict[str, list[float]] = {"plain": [], "ruled": []}
+    with served("synthetic") as url, scratch() as folder:
+        channel = f"{url}synthetic"
+        cache = folder / "repodata"
+        solver = RattlerSolver(cache=cache, channels=Channels(cache=cache), isolated=False)
+        for turn in range(ROUNDS + 1):
+            for kind in seconds:
+                clock = Clock()
+                now = 4e9
+                request = SolveRequest(
+                    channels=(channel,),
+                    dependencies={"linux-64": SPECS},
+                    platforms=("linux-64",),
+                    timeout=timedelta(minutes=2),
+                    rules=Rules(policy=policy, now=now) if kind == "ruled" else None,
+                )
+                lock = solver.solve(request, cancelled=lambda: False, log=lambda line: None)
+                if kind == "ruled":
+                    asked = Specification(
+                        kind="environment",
+                        channels=(channel,),
+                        platforms=("linux-64",),
+                        dependencies={"linux-64": SPECS},
+                    )
+                    judge_lock(policy, lock, asked, evidence=Known(now=now))
+                if turn:  # the first one of each reads the channel
+                    seconds[kind].append(clock.seconds)
+        packages = len(lock.platforms[0].conda)
+        solver.close()
+    plain, ruled = median(seconds["plain"]), median(seconds["ruled"])
+    yield Measure(
+        name=f"solve and judge {packages} packages by {RULES} rules / solve without rules",
+        value=ruled / plain,
+        unit="x",
+        ceiling=1.3,
+        note=f"{ruled:.2f} s / {plain:.2f} s, medians of {ROUNDS}; warm, 790,000 records",
+    )
+
+
+def _over_locks() -> Iterator[Measure]:
+    with postgres() as service, scratch() as folder:
+        found = inside(folder, "tried", LOCKS, PACKAGES, CONDASTORE_DATABASE_URL=service.url)
+    yield Measure(
+        name=f"try a rule on {LOCKS:,} locks of {PACKAGES} packages",
+        value=found["few"],
+        unit="s",
+        ceiling=20,
+        note=f"one package denied; {found['few_hits']:,} environments hit; PostgreSQL",
+    )
+    yield Measure(
+        name="the same, a rule that objects to most packages",
+        value=found["many"],
+        unit="s",
+        ceiling=20,
+        note=f"{found['many_hits']:,} environments hit",
+    )
+    yield Measure(
+        name=f"memory that trying on {LOCKS:,} takes beyond a tenth of them",
+        value=max(0.0, found["grown"]) / MEGABYTE,
+        unit="MB",
+        ceiling=40,
+        note=f"highest RSS {found['peak'] / MEGABYTE:.0f} MB",
+    )
+    yield Measure(
+        name=f"which environments contain openssl <3.0.13, among {LOCKS:,} builds",
+        value=1000 * found["contains"],
+        unit="ms",
+        ceiling=200,
+        note=f"{found['contained']:,} of them; a page of 50 and the total, PostgreSQL",
+    )
