@@ -127,7 +127,7 @@ class ActorMiddleware:
 
 def _to_second_factor(request: HttpRequest) -> HttpResponseBase | None:
     """Only its pages answer an administrator who must set one up; there nobody is the actor."""
-    if request.path.startswith(("/accounts/", "/logout/", settings.STATIC_URL)):
+    if request.path_info.startswith(("/accounts/", "/logout/", settings.STATIC_URL)):
         return None
     if request.method == "GET" and request.accepts("text/html"):
         return HttpResponseRedirect(reverse("mfa_index"))

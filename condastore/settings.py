@@ -373,6 +373,9 @@ CACHES = {
     "default": {
         "BACKEND": "django.core.cache.backends.db.DatabaseCache",
         "LOCATION": "accounts_cache",
+        # Above what many addresses can fill in the minutes that a count lives: an early one that
+        # was thrown away would allow more attempts.
+        "OPTIONS": {"MAX_ENTRIES": 100_000},
     }
 }
 

@@ -33,6 +33,7 @@ from strawberry.types.unset import UNSET, UnsetType
 
 from accounts.access import ANONYMOUS, Actor
 from accounts.authentication import TokenInvalidError, actor_with_token, secret_in
+from accounts.sign_in import lacks_second_factor
 from environments.domain.errors import AccessDeniedError, InvalidInputError, LimitError, StoreError
 
 
@@ -200,7 +201,10 @@ def _of_session(cookies: str, address: str) -> Actor:
     store: type[SessionBase] = import_string(f"{settings.SESSION_ENGINE}.SessionStore")
     request = HttpRequest()
     request.session = store(key)
-    return Actor(get_user(request), address=address)
+    request.user = get_user(request)
+    if lacks_second_factor(request):
+        return Actor(ANONYMOUS.user, address=address)
+    return Actor(request.user, address=address)
 
 
 def make_socket(schema: Any) -> GraphQLSocket:
