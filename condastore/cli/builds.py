@@ -350,6 +350,8 @@ def show_build(api: Api, ref: Reference, *, as_json: bool) -> None:
                 ("build", found["ref"]),
                 ("state", found["state"] + (" (current)" if found["isCurrent"] else "")),
                 ("tags", render.tags(found)),
+                ("recalled", found.get("recalled")),
+                ("what for", found.get("reason")),
                 ("asked for", f"{render.moment(found['createdAt'])} by {found['requestedBy']}"),
                 ("finished", render.moment(found["finishedAt"])),
                 ("took", render.between(found["createdAt"], found["finishedAt"])),
@@ -362,11 +364,21 @@ def show_build(api: Api, ref: Reference, *, as_json: bool) -> None:
                 ("folder", found["prefixPath"]),
             ]
         )
+        for request in found.get("approvals") or ():
+            if request["state"] in ("OPEN", "SECOND"):
+                render.say(render.harmless(_waits_for(request)))
         if found["failure"]:
             for line in render.failure_lines(found["failure"]):
                 render.say(line)
 
     render.answer(found, as_json, human)
+
+
+def _waits_for(request: Json) -> str:
+    way = f", needed through {' -> '.join(request['chain'])}" if len(request["chain"]) > 1 else ""
+    who = ", ".join(request["deciders"]) or "an administrator"
+    name = f"{request['name']} {request['version']}".strip()
+    return f"waits for {name} (request {request['id']}){way}; may decide: {who}"
 
 
 def of(ref: Reference, build: str) -> Reference:

@@ -32,6 +32,8 @@ fragment Full on Build {
   progress { stage done total bytesDone bytesTotal current }
   failure { ...Explained }
   downloads { name url }
+  recalled reason
+  approvals { id name version state chain deciders }
 }
 """
 _LIVE = """

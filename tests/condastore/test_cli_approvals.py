@@ -64,6 +64,9 @@ def test_a_build_waits_goes_on_when_it_is_approved_and_is_called_back(
     shown = administrator.does("approval", "show", request["id"]).succeeded().out
     assert "for the course" in shown
     assert "apptool -> " in shown
+    waits_for = sam.does("env", "show", f"{place}:1").succeeded().out
+    assert f"request {request['id']}" in waits_for
+    assert "may decide: admin" in waits_for
     refused = sam.does("approval", "approve", request["id"], "--reason", "please")
     assert refused.status == 3
     said = administrator.does(
