@@ -10,7 +10,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Exists, OuterRef, Q
+from django.db.models import Exists, F, OuterRef, Q
 from django.utils import timezone
 
 from accounts.models import User
@@ -23,6 +23,7 @@ from environments.models import (
     Build,
     CondaRecord,
     Decision,
+    MappedRole,
     Namespace,
     NamespaceGroupObjectPermission,
     NamespaceUserObjectPermission,
@@ -230,7 +231,7 @@ def _refuse(held: Any, decision: Decision, rejected: Sequence[ApprovalRequest]) 
 
 
 def deciders(namespaces: Iterable[int]) -> dict[int, list[User]]:
-    """Who may decide in each of the namespaces by a role, in the order of names. Three queries."""
+    """Who may decide in each of the namespaces by a role, in the order of names. Five queries."""
     wanted = set(namespaces)
     held = {
         "content_object__in": wanted,
@@ -238,9 +239,15 @@ def deciders(namespaces: Iterable[int]) -> dict[int, list[User]]:
     }
     own = NamespaceUserObjectPermission.objects.filter(**held)
     grouped = NamespaceGroupObjectPermission.objects.filter(**held).exclude(group__user=None)
+    roles = [role.value for role in roles_with(Perm.APPROVE)]
+    mapped = MappedRole.objects.filter(namespace__in=wanted, role__in=roles)
+    members = mapped.filter(user=None, group__user__isnull=False)
+    personal = mapped.filter(group__user=F("user"))
     pairs = {
         *own.values_list("content_object", "user"),
         *grouped.values_list("content_object", "group__user"),
+        *members.values_list("namespace", "group__user"),
+        *personal.values_list("namespace", "user"),
     }
     users = User.objects.filter(is_active=True).in_bulk({user for _, user in pairs})
     found: dict[int, list[User]] = {namespace: [] for namespace in wanted}

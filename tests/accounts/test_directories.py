@@ -17,6 +17,7 @@ from accounts.authentication import TokenInvalidError, actor_with_token
 from accounts.directories import Person, check_directory, lost, welcome
 from accounts.models import DirectoryGroup, Identity, User
 from accounts.roles import Perm, Role
+from environments.approvals import deciders
 from environments.domain.errors import AccessDeniedError, ConflictError, InvalidInputError
 from environments.models import AuditEvent, MappedRole, Namespace, RoleMapping
 from environments.operations.namespaces import create_namespace
@@ -334,3 +335,12 @@ def test_local_people_act_only_where_local_accounts_are_on(
 
 def test_no_directory_is_asked_where_none_is_configured() -> None:
     assert directories.directories() == []
+
+
+def test_who_may_decide_by_a_mapping_is_told_so(root: Actor, research: Namespace) -> None:
+    add_role_mapping(actor=root, group="ldap:a", namespace="research", role=Role.APPROVER)
+    add_role_mapping(actor=root, group="ldap:*", namespace="research", role=Role.VIEWER)
+    welcome(person("erin", "a"))
+    welcome(person("frank", "b"))
+    names = [user.username for user in deciders([research.pk])[research.pk]]
+    assert names == ["anna", "dora", "erin"]
