@@ -334,8 +334,9 @@ def _fill_locks(locks: int, packages: int) -> None:
     with connection.cursor() as cursor:
         cursor.execute(
             "INSERT INTO environments_lockedconda (lock_id, package_id, platform, position) "
-            f"SELECT l.id, {records[0].pk} + p * {VERSIONS} + l.id * 7 % {VERSIONS}, "  # noqa: S608
-            f"'linux-64', p FROM environments_lockrow l, generate_series(0, {packages - 1}) p"
+            "SELECT l.id, %s + p * %s + l.id * 7 %% %s, 'linux-64', p "
+            "FROM environments_lockrow l, generate_series(0, %s) p",
+            [records[0].pk, VERSIONS, VERSIONS, packages - 1],
         )
     specification, now = make_specification("dependencies: [openssl]"), timezone.now()
     environments = Environment.objects.bulk_create(

@@ -14,14 +14,14 @@ from environments.engine.solver import RattlerSolver, SolveRequest
 from tests.benchmarks.channels import served
 from tests.benchmarks.inside import inside
 from tests.benchmarks.measure import MEGABYTE, Clock, Measure, median, scratch
-from tests.channels.synthetic_repodata import _KNOWN_NAMES
+from tests.benchmarks.running import STACK
 from tests.services.databases import postgres
 
 ROUNDS = 5
 RULES = 50
 LOCKS, PACKAGES = 10_000, 150
-#: All known names of the large channel: with what they need, a large environment.
-SPECS = tuple(name for names in _KNOWN_NAMES.values() for name in names)
+#: With what they need, the largest environment that the large channel answers at once.
+SPECS = (*STACK, "jupyterlab", "requests", "pytest", "rich")
 
 
 def rules() -> Policy:
@@ -36,10 +36,10 @@ def rules() -> Policy:
         ("size", "enforce", {"bytes": "500 GB"}),
         ("packages-denied", "ask", {"packages": ["*-nightly", "acme-*"]}),
     ]
-    for number in range(RULES - len(written)):
-        written.append(
-            ("packages-denied", "enforce", {"packages": [f"left-pad-{number}", "numpy <1"]})
-        )
+    written += [
+        ("packages-denied", "enforce", {"packages": [f"left-pad-{number}", "numpy <1"]})
+        for number in range(RULES - len(written))
+    ]
     parsed = [
         parse_rule(kind=kind, effect=effect, name=f"rule {number}", settings=settings)
         for number, (kind, effect, settings) in enumerate(written)
