@@ -7,8 +7,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from django.contrib import admin
-from django.db.models import Count, OuterRef, QuerySet, Subquery
-from django.db.models.functions import Coalesce
+from django.db.models import IntegerField, OuterRef, QuerySet, Subquery
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.html import format_html
@@ -16,7 +15,6 @@ from django.utils.html import format_html
 from accounts.access import Actor
 from environments.admin.rooms import BESIDE, Panel, Room, badge, link, moment, size, text_filter
 from environments.models import (
-    Build,
     Channel,
     ChannelCredential,
     CondaRecord,
@@ -27,6 +25,19 @@ from environments.models import (
 )
 
 _OTHER_VERSIONS = 30
+#: Users of a package that are counted: python is in all of them.
+MOST = 1_000
+
+
+class _Counted(Subquery):
+    """How many rows a query has: cut it off where nobody counts any more."""
+
+    template = "(SELECT COUNT(*) FROM (%(subquery)s) counted)"
+    output_field = IntegerField()
+
+
+def bounded(count: int) -> str:
+    return f"{MOST:,}+" if count > MOST else f"{count:,}"
 
 
 class PackageRoom(Room):
@@ -40,37 +51,27 @@ class PackageRoom(Room):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         held = self.locked.objects.filter(package=OuterRef("pk")).order_by()
-        builds = (
-            Build.objects.filter(deleted_at=None, lock__in=held.values("lock"))
-            .order_by()
-            .values("deleted_at")  # one group: those that are there
-            .annotate(n=Count("pk"))
-            .values("n")
-        )
+        there = {"lock__builds__deleted_at": None, "lock__builds__pk__gt": 0}
+        builds = held.filter(**there).values("lock__builds")
         current = (
             Environment.objects.present()
-            .filter(current__lock__in=held.values("lock"))
+            .filter(**{f"current__lock__{self.manager}__package": OuterRef("pk")})
             .order_by()
-            .values("deleted_at")
-            .annotate(n=Count("pk"))
-            .values("n")
+            .values("pk")
         )
-        return (
-            super()
-            .get_queryset(request)
-            .annotate(
-                build_count=Coalesce(Subquery(builds), 0),
-                environment_count=Coalesce(Subquery(current), 0),
-            )
+        rows: QuerySet[Any] = super().get_queryset(request)
+        return rows.annotate(
+            build_count=_Counted(builds.distinct()[: MOST + 1]),
+            environment_count=_Counted(current.distinct()[: MOST + 1]),
         )
 
     @admin.display(description="environments")
-    def environments_with(self, package: Any) -> int:
-        return int(package.environment_count)
+    def environments_with(self, package: Any) -> str:
+        return bounded(package.environment_count)
 
     @admin.display(description="builds")
-    def builds_with(self, package: Any) -> int:
-        return int(package.build_count)
+    def builds_with(self, package: Any) -> str:
+        return bounded(package.build_count)
 
     @admin.display(description="size")
     def file_size(self, package: Any) -> str:
@@ -79,7 +80,8 @@ class PackageRoom(Room):
     @admin.display(description="saved by sharing it")
     def saved(self, package: Any) -> str:
         """Its file alone, for each build but the first: what is unpacked is larger."""
-        return size(package.size * max(0, package.build_count - 1))
+        least = "at least " if package.build_count > MOST else ""
+        return least + size(package.size * max(0, min(package.build_count, MOST) - 1))
 
     @admin.display(description="known here for")
     def known(self, package: Any) -> object:
@@ -117,7 +119,7 @@ class PackageRoom(Room):
         others = self.get_queryset(_NO_REQUEST).filter(name=row.name).exclude(pk=row.pk)
         return (
             Panel(
-                title=f"Environments that hold it now ({row.environment_count:,})",
+                title=f"Environments that hold it now ({bounded(row.environment_count)})",
                 headers=("Environment", "Current build", "State"),
                 rows=[
                     (link(one), one.current.number, badge(one.current.state))
@@ -129,7 +131,7 @@ class PackageRoom(Room):
                 title="Other versions and builds of it",
                 headers=("Package", "Environments", "Builds"),
                 rows=[
-                    (link(one), one.environment_count, one.build_count)
+                    (link(one), bounded(one.environment_count), bounded(one.build_count))
                     for one in others.order_by("-pk")[:_OTHER_VERSIONS]
                 ],
             ),
