@@ -88,7 +88,9 @@ def hold(
         ],
         ignore_conflicts=True,
     )
-    for decision in Decision.objects.in_force(timezone.now()).for_namespace(namespace):
+    decisions = Decision.objects.in_force(timezone.now()).for_namespace(namespace)
+    globs = Q(name__contains="*") | Q(name__contains="?") | Q(name__contains="[")
+    for decision in decisions.filter(globs | Q(name__in={one.name for one in requests})):
         apply(decision, [one for one in requests if one.state in UNDECIDED])
     left = [request for request in new if request.state in UNDECIDED]
     if left:
@@ -155,7 +157,9 @@ def covered(decision: Decision, request: ApprovalRequest) -> bool:
     if decision.sha256:
         return decision.sha256 == package.sha256
     spec = package_spec(f"{decision.manager}:{decision.spec}", wide=not decision.approved)
-    return spec.matches(LockedPackage(package.value()))
+    return spec.concerns(decision.manager, request.name) and spec.takes(
+        LockedPackage(package.value())
+    )
 
 
 def manager_of(request: ApprovalRequest) -> str:
@@ -171,6 +175,10 @@ def in_reach(decision: Decision) -> list[ApprovalRequest]:
         rows = rows.filter(subject=f"{decision.manager}:{decision.sha256}")
     elif decision.name and not _GLOB & set(decision.name):
         rows = rows.filter(name=decision.name)
+    elif decision.spec:
+        spec = package_spec(f"{decision.manager}:{decision.spec}", wide=not decision.approved)
+        names = set(rows.order_by().values_list("name", flat=True).distinct())
+        rows = rows.filter(name__in=[n for n in names if spec.concerns(decision.manager, n)])
     return [request for request in rows.order_by("pk") if covered(decision, request)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
@@ -317,7 +318,9 @@ def _parsed(spec: str, manager: str) -> tuple[str, str]:
     read = package_spec(f"{prefix}{own}", wide=False)
     if len(own) > 500:
         raise InvalidInputError("The MatchSpec is too long.", where="spec")
-    return own, read.name
+    # The index takes `my_package` and `my.package` for one name, which it writes with dashes.
+    name = re.sub(r"[-_.]+", "-", read.name) if manager == "pypi" else read.name
+    return own, name
 
 
 def _same(decision: Decision) -> tuple[object, ...]:

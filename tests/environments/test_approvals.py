@@ -589,3 +589,11 @@ def test_people_who_act_at_the_same_moment_leave_nothing_half_done(
     assert set(outcomes["two approvers"]) == {"['TransitionError', 'done'] 1"}
     assert set(outcomes["approve and cancel"]) == {"done CANCELLED"}
     assert set(outcomes["hold and approve"]) == {"['done', 'done'] QUEUED"}
+
+
+def test_a_spec_with_stars_covers_every_name_that_it_fits(submit, anna):
+    ask_about("libalpha", "libbeta", "mathkernel")
+    build, other = run(submit(APPTOOL)), run(submit("dependencies: [mathkernel]"))
+    approve(anna, request_of(build), scope=DecisionScope.SPEC, spec="lib*")
+    assert (again(build).state, again(other).state) == (S.QUEUED, S.HELD)
+    assert run(submit("dependencies: [libbeta]")).state == S.READY
