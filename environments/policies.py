@@ -118,7 +118,7 @@ def recalls_in_force() -> Rule | None:
 def _scripted() -> dict[str, tuple[str, ...]]:
     """Packages that were seen to have install scripts, by sha256: few of all there are."""
     rows = CondaRecord.objects.filter(link_scripts__isnull=False).exclude(link_scripts=[])
-    return {sha: tuple(found) for sha, found in rows.values_list("sha256", "link_scripts")}
+    return {sha: tuple(found or ()) for sha, found in rows.values_list("sha256", "link_scripts")}
 
 
 def judge(policy: Policy, lock: Lock, specification: Specification) -> tuple[Verdict, ...]:

@@ -103,7 +103,7 @@ class PolicyView:
         found = await self._channels.guarded(
             self._channels.gateway.query(
                 [self._raw[index]],
-                [subdir],
+                [rattler.Subdir(subdir)],
                 [rattler.MatchSpec(name)],
                 recursive=False,
                 channel_relations="disabled",

@@ -535,7 +535,7 @@ class _Trial:
             bad = self._bad[manager]
             if not bad:
                 continue
-            rows: Any = model.objects.order_by().filter(lock__in=locks)  # type: ignore[attr-defined]
+            rows: Any = model.objects.order_by().filter(lock__in=locks)
             if len(bad) <= _FEW:
                 rows = rows.filter(package__in=list(bad))
             for lock, package in rows.values_list("lock", "package").iterator(chunk_size=10_000):

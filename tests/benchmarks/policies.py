@@ -20,8 +20,7 @@ from tests.services.databases import postgres
 ROUNDS = 5
 RULES = 50
 LOCKS, PACKAGES = 10_000, 150
-#: With what they need, the largest environment that the large channel answers at once.
-SPECS = (*STACK, "jupyterlab", "requests", "pytest", "rich")
+SPECS = STACK
 
 
 def rules() -> Policy:

@@ -14,6 +14,7 @@ from environments.domain.policy.package_specs import PackageSpec, package_spec
 from environments.domain.policy.rules import Channels, Check, MinimumAge, Rule
 from environments.domain.policy.subjects import Evidence, LockedPackage, Subject
 from environments.domain.policy.verdicts import WHOLE, Effect, PackageKey, Ruling, Verdict
+from environments.domain.records import Package
 from environments.domain.specification import Specification
 
 #: Verdicts that an error's message spells out; all of them are in its details.
@@ -212,7 +213,8 @@ def judge_lock(
     said: set[tuple[str, PackageKey]] = set()
     for part in lock:
         chains: Mapping[str, tuple[str, ...]] | None = None
-        for package in (*part.conda, *part.pypi):
+        packages: tuple[Package, ...] = (*part.conda, *part.pypi)
+        for package in packages:
             subject = LockedPackage(package)
             for objection in screen.objections(subject):
                 key = key_of(subject)

@@ -24,6 +24,7 @@ from environments.domain.policy.package_specs import PackageSpec, in_channel, pa
 from environments.domain.policy.reading import Settings, channel_pattern, plain
 from environments.domain.policy.subjects import Evidence, LockedPackage, Subject
 from environments.domain.policy.verdicts import Effect
+from environments.domain.records import Package
 
 #: What a rule has against one package, in words that follow its name; "" is nothing.
 Check = Callable[[Subject], str]
@@ -568,7 +569,8 @@ class Required(Rule):
         return tuple(spec.matcher for spec in self.packages) if self.add else ()
 
     def of_whole(self, part: PlatformLock) -> Iterator[str]:
-        held = [LockedPackage(package) for package in (*part.conda, *part.pypi)]
+        packages: tuple[Package, ...] = (*part.conda, *part.pypi)
+        held = [LockedPackage(package) for package in packages]
         for spec in self.packages:
             if not any(spec.matches(subject) for subject in held):
                 yield f"{spec} is required in every environment; it is missing on {part.platform}"

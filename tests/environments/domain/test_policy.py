@@ -172,7 +172,7 @@ def test_age_rests_on_the_earliest_evidence_that_can_be_trusted(record, seen, pu
 def test_an_age_can_differ_by_channel_and_exempt_packages():
     new = lock(make_package("a"), make_package("ours-a"))
     assert not judged(rule("age", minimum="7 days", channels={CHANNEL: "0 days"}), of=new)
-    exempt = judged(rule("age", minimum="7 days", **{"except": ["ours-*"]}), of=new)
+    exempt = judged(rule("age", "enforce", minimum="7 days", **{"except": ["ours-*"]}), of=new)
     assert [verdict.package.name for verdict in exempt] == ["a"]
 
 
