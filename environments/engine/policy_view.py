@@ -82,7 +82,9 @@ class PolicyView:
         self._channels = channels
         self._raw = channels.sources(urls)
         policy = rules.policy
-        hiding = [rule for rule in policy.rules if rule.hides()]
+        # Most packages have no scripts: where none is known, no record need be looked at for them.
+        idle = () if policy.scripts else ("install-scripts",)
+        hiding = [rule for rule in policy.rules if rule.hides() and rule.kind not in idle]
         self._screen = Screen(policy, _Evidence(rules), rules=hiding)
         self._judged: dict[tuple[int, str, str], asyncio.Future[_Judged]] = {}
 
