@@ -277,7 +277,7 @@ def run_preview(preview_id: str) -> None:
     deadline = time.monotonic() + 2 * limit.total_seconds()
     try:
         policy = policy_of(preview.namespace)
-        judge_names(policy, preview.specification.value())
+        verdicts = list(judge_names(policy, preview.specification.value()))
         answer = solve_or_reuse(
             preview.specification,
             policy=policy,
@@ -286,11 +286,11 @@ def run_preview(preview_id: str) -> None:
             cancelled=lambda: time.monotonic() > deadline,
             log=lambda line: logger.debug(line, preview=preview_id),
         )
-        judge(policy, answer.lock, preview.specification.value())
+        verdicts += judge(policy, answer.lock, preview.specification.value())
     except StoreError as error:
         preview.finish(error=error)
     except Exception:
         logger.exception("preview failed", preview=preview_id)
         preview.finish(error=UnexpectedError(f"Preview {preview_id} stopped unexpectedly."))
     else:
-        preview.finish(lock=answer.row)
+        preview.finish(lock=answer.row, verdicts=verdicts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from accounts.access import ANONYMOUS, Actor
 from accounts.roles import Role
 from environments.models import Environment, Namespace
 from tests import factories
+from tests.services import ComponentMissing
 
 pytest_plugins = ["tests.channels.fixtures", "tests.services.fixtures"]
 
@@ -75,6 +77,29 @@ def nobody() -> Actor:
 @pytest.fixture
 def environment(research: Namespace) -> Environment:
     return factories.make_environment(research, "ml")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    with _what_is_there():
+        yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    with _what_is_there():
+        yield
+
+
+@contextlib.contextmanager
+def _what_is_there() -> Iterator[None]:
+    """Leave a test out that needs what is not installed, unless everything is promised."""
+    try:
+        yield
+    except ComponentMissing as missing:
+        if os.environ.get("CONDASTORE_TEST_REQUIRE_ALL"):
+            raise
+        pytest.skip(str(missing))
 
 
 def pytest_terminal_summary(terminalreporter: Any, exitstatus: int) -> None:

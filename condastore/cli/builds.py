@@ -115,6 +115,9 @@ def preview(
         render.say(f"{lock['packageCount']} packages for {', '.join(lock['platforms'])}")
         if found["diff"]:
             render.changes(found["diff"])
+        for verdict in found["verdicts"]:
+            through = f", through {' → '.join(verdict['chain'])}" if verdict["chain"] else ""
+            render.say(f"{verdict['effect']}: {verdict['reason'].rstrip('.')}{through}.")
 
     render.answer(found, as_json, human)
     end(Status.FAILED if found["failure"] else Status.OK)

@@ -496,6 +496,7 @@ _PREVIEW = (
     """
 fragment Seen on Preview {
   id state warnings createdAt finishedAt
+  verdicts { rule effect subject reason chain }
   failure { ...Explained }
   lock { digest packageCount platforms size }
   diff(platform: $platform) { ...Changes }

@@ -497,7 +497,7 @@ def _log_lines(build: Any) -> int:
     return int(build.origin.log_lines if build.origin else 0)
 
 
-def _verdicts(build: Any) -> list[Verdict]:
+def _verdicts(row: Any) -> list[Verdict]:
     return [
         Verdict(
             rule=one.get("rule", ""),
@@ -506,7 +506,7 @@ def _verdicts(build: Any) -> list[Verdict]:
             reason=one.get("reason", ""),
             chain=list(one.get("chain", ())),
         )
-        for one in build.verdicts
+        for one in row.verdicts
     ]
 
 
@@ -788,6 +788,11 @@ class PreviewNode(Node):
     failure: Failure | None = computed(lambda preview: Failure.of(preview.failure))
     warnings: list[str] = strawberry_django.field(
         field_cls=Column, description="What was accepted but may not be what you meant."
+    )
+    verdicts: list[Verdict] = computed(
+        _verdicts,
+        only=["verdicts"],
+        description="What the rules say of it: a build would be held where one asks.",
     )
 
     @classmethod

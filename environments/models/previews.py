@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Self
 
@@ -13,6 +14,7 @@ from django.utils import timezone
 from accounts.access import Actor
 from accounts.models import User
 from environments.domain.errors import StoreError
+from environments.domain.policy import Verdict
 from environments.models.environments import Environment
 from environments.models.locks import LockRow, SpecificationRow
 from environments.models.namespaces import Namespace
@@ -48,6 +50,7 @@ class Preview(models.Model):
         default=list, help_text="What was accepted but may not be what was meant."
     )
     failure = models.JSONField(null=True)
+    verdicts = models.JSONField(default=list, help_text="What the rules said of the lock.")
     requested_by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     started_at = models.DateTimeField(null=True)
@@ -71,8 +74,15 @@ class Preview(models.Model):
             )
         )
 
-    def finish(self, *, lock: LockRow | None = None, error: StoreError | None = None) -> None:
+    def finish(
+        self,
+        *,
+        lock: LockRow | None = None,
+        verdicts: Sequence[Verdict] = (),
+        error: StoreError | None = None,
+    ) -> None:
         changes: dict[str, Any] = {"finished_at": timezone.now(), "lock": lock}
+        changes["verdicts"] = [verdict.to_json() for verdict in verdicts]
         if error is None:
             changes["state"] = PreviewState.READY
         else:
