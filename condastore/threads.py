@@ -7,7 +7,7 @@ opened, and told its settings, once for each.
 from __future__ import annotations
 
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, ClassVar, Self
 
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext
@@ -22,12 +22,12 @@ POOL = {"min_size": 0, "max_size": 32, "timeout": 15, "max_idle": 60}
 class KeptThread(ThreadSensitiveContext):
     """Run what is synchronous in one request in one thread, which the next request may have."""
 
-    _free: ClassVar[deque[ThreadPoolExecutor]] = deque()
+    _free: ClassVar[deque[Executor]] = deque()
 
     async def __aenter__(self) -> Self:
-        await super().__aenter__()
+        await super().__aenter__()  # type: ignore[no-untyped-call]
         if self.token is not None:
-            executor = self._free.pop() if self._free else ThreadPoolExecutor(max_workers=1)
+            executor: Any = self._free.pop() if self._free else ThreadPoolExecutor(max_workers=1)
             SyncToAsync.context_to_thread_executor[self] = executor
         return self
 
@@ -37,7 +37,7 @@ class KeptThread(ThreadSensitiveContext):
         if executor is not None and len(self._free) < KEPT:
             del SyncToAsync.context_to_thread_executor[self]
             self._free.append(executor)
-        await super().__aexit__(*exception)
+        await super().__aexit__(*exception)  # type: ignore[no-untyped-call]
 
 
 def keep_connections() -> None:

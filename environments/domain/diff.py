@@ -200,7 +200,7 @@ def shortest_chains(
     """As the first chain of `why`, for every package that something asked for needs."""
     graph = _dependency_graph(platform_lock)
     roots = {node for text in requested if (node := _node_of(required_name(text), graph))}
-    chains = {root: (root,) for root in sorted(roots)}
+    chains: dict[str, tuple[str, ...]] = {root: (root,) for root in sorted(roots)}
     queue = deque(chains)
     while queue:
         node = queue.popleft()

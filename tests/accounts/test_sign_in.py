@@ -91,7 +91,7 @@ def code_of(secret: str) -> str:
 @pytest.fixture
 def secret(erin: User) -> str:
     """The key of erin's authenticator app."""
-    made = generate_totp_secret()
+    made: str = generate_totp_secret()
     TOTP.activate(erin, made)
     return made
 

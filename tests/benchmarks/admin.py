@@ -168,7 +168,8 @@ def _fill(count: int) -> None:
         ],
         batch_size=500,
     )
-    models.QuerySet(AuditEvent).bulk_create(
+    rows: Any = models.QuerySet(AuditEvent)
+    rows.bulk_create(
         [
             AuditEvent(
                 username=f"person-{number % 100}",

@@ -131,7 +131,7 @@ def queue_of_builds(
     """The actor on a real broker, and the namespaces whose builds it ran, in their order."""
     real = broker.make_broker(valkey_service.url)
     made_of = dramatiq.actor(broker=real, queue_name="builds", max_retries=0)
-    actor = made_of(tasks.build_environment.fn)
+    actor: Any = made_of(tasks.build_environment.fn)
     served: list[str] = []
     guard = threading.Lock()
 

@@ -353,8 +353,10 @@ CHANGES: dict[str, tuple[str, Perm]] = {
     "restoreBuild": ("id: $archived", Perm.BUILD),
     "deleteBuild": ("id: $old", Perm.MANAGE),
     "addPolicyRule": (
-        'namespace: "research", kind: "size", effect: "warn", name: "small", '
-        "settings: {packages: 500}",
+        (
+            'namespace: "research", kind: "size", effect: "warn", name: "small", '
+            "settings: {packages: 500}"
+        ),
         Perm.MANAGE,
     ),
     "changePolicyRule": ("id: $rule, enabled: false", Perm.MANAGE),
