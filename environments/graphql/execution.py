@@ -71,7 +71,9 @@ class Straight(StrawberryGraphQLCoreExecutionContext):
         if len(results) == len(grouped_field_set):
             return results
         left = {name: it for name, it in grouped_field_set.items() if name not in results}
-        others: Any = super().execute_fields(parent_type, source_value, path, left, position_context)
+        others: Any = super().execute_fields(
+            parent_type, source_value, path, left, position_context
+        )
         if self.is_awaitable(others):
 
             async def later() -> dict[str, Any]:
