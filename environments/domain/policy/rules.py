@@ -177,6 +177,14 @@ class Channels(Rule):
                 yield url, f"The channel {url} is not allowed here."
 
 
+#: What such a rule says of a package, in the words of who reads it.
+_DENIED = {
+    Effect.ENFORCE: "is denied",
+    Effect.ASK: "needs an approval",
+    Effect.WARN: "is advised against",
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackagesDenied(Rule):
     """Packages that may not be used."""
@@ -209,11 +217,12 @@ class PackagesDenied(Rule):
         if not specs:
             return None
         exempt = tuple(spec for spec in self.exempt if spec.concerns(manager, name))
+        verdict = _DENIED[self.effect]
 
         def look(subject: Subject) -> str:
             for spec in specs:
                 if spec.takes(subject) and not any(free.takes(subject) for free in exempt):
-                    return f"is denied ({spec})"
+                    return f"{verdict} ({spec})"
             return ""
 
         return look
@@ -223,7 +232,7 @@ class PackagesDenied(Rule):
             return ""
         for spec in self.packages:
             if spec.by_name and not spec.channel and spec.concerns(manager, name):
-                return f"is denied ({spec})"
+                return f"{_DENIED[self.effect]} ({spec})"
         return ""
 
 
