@@ -51,7 +51,7 @@ class PackageRoom(Room):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         held = self.locked.objects.filter(package=OuterRef("pk")).order_by()
-        there = {"lock__builds__deleted_at": None, "lock__builds__pk__gt": 0}
+        there = {"lock__builds__deleted_at": None, "lock__builds__attempt__gte": 0}
         builds = held.filter(**there).values("lock__builds")
         current = (
             Environment.objects.present()
