@@ -383,7 +383,7 @@ class RequestRoom(ApproversRoom):
         return link(request.decision)
 
     def panels(self, actor: Actor, row: ApprovalRequest) -> Sequence[Panel]:
-        waiting = row.waiting.select_related("build__environment__namespace", "asked_by")  # type: ignore[attr-defined]
+        waiting = row.waiting.select_related("build__environment__namespace", "asked_by")
         waiting = waiting.defer("build__source", "build__log_archive", "build__verdicts")
         decided = (
             Decision.objects.visible_to(actor)

@@ -402,7 +402,7 @@ class RoleMappingRoom(Room):
     )
 
     def panels(self, actor: Actor, row: RoleMapping) -> Sequence[Panel]:
-        held = row.mapped.select_related("group", "namespace", "user").order_by("pk")  # type: ignore[attr-defined]
+        held = row.mapped.select_related("group", "namespace", "user").order_by("pk")
         return (
             Panel(
                 title="What it comes to",

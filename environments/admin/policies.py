@@ -362,7 +362,7 @@ class PolicyRoom(Room):
         rules = list(row.rules.all())
         for rule in rules:
             rule.policy = row
-        made = row.versions.select_related("changed_by").order_by("-number")  # type: ignore[attr-defined]
+        made = row.versions.select_related("changed_by").order_by("-number")
         versions = list(made[: VERSIONS + 1])
         earlier = [*versions[1:], None]
         return (

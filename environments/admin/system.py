@@ -91,7 +91,7 @@ class WebhookRoom(Room):
         return str(hook.namespace or "all namespaces")
 
     def panels(self, actor: Actor, row: Webhook) -> Sequence[Panel]:
-        sent = row.notifications.order_by("-pk")[:BESIDE]  # type: ignore[attr-defined]
+        sent = row.notifications.order_by("-pk")[:BESIDE]
         return (
             Panel(
                 title="Messages, the newest first",
