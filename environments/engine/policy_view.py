@@ -13,6 +13,7 @@ a record that nothing can install.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -316,7 +317,7 @@ class ChannelRecord:
 
     @property
     def channel(self) -> str:
-        return without_credentials(self.record.channel or "").rstrip("/")
+        return _base(self.record.channel or "")
 
     @property
     def subdir(self) -> str:
@@ -342,6 +343,12 @@ class ChannelRecord:
     @property
     def indexed(self) -> float | None:
         return _seconds(self.record.indexed_timestamp)
+
+
+@functools.lru_cache(maxsize=64)
+def _base(channel: str) -> str:
+    """Worked out once, not for each of a channel's records."""
+    return without_credentials(channel).rstrip("/")
 
 
 def _seconds(moment: datetime | None) -> float | None:
