@@ -171,13 +171,13 @@ class NamespaceRoom(Room):
     def _people(self, namespace: Namespace) -> Panel:
         own: Any = namespace.user_grants.select_related("user", "permission").order_by(
             "user__username"
-        )  # type: ignore[attr-defined]
+        )
         shared: Any = namespace.group_grants.select_related("group", "permission").order_by(
             "group__name"
-        )  # type: ignore[attr-defined]
+        )
         mapped: Any = namespace.mapped_roles.select_related("group", "user", "mapping").order_by(
             "group__name"
-        )  # type: ignore[attr-defined]
+        )
         return Panel(
             title="People",
             headers=("Who", "Role", "By"),

@@ -60,35 +60,35 @@ class Audited:
 
     def changeform_view(self, request: HttpRequest, *args: Any, **options: Any) -> Any:
         with audited():
-            return super().changeform_view(request, *args, **options)  # type: ignore[misc]
+            return super().changeform_view(request, *args, **options)
 
     def changelist_view(self, request: HttpRequest, *args: Any, **options: Any) -> Any:
         with audited():
-            return super().changelist_view(request, *args, **options)  # type: ignore[misc]
+            return super().changelist_view(request, *args, **options)
 
     def delete_view(self, request: HttpRequest, *args: Any, **options: Any) -> Any:
         with audited():
-            return super().delete_view(request, *args, **options)  # type: ignore[misc]
+            return super().delete_view(request, *args, **options)
 
     def log_addition(self, request: HttpRequest, obj: Any, message: Any) -> Any:
         AuditEvent.record(actor_of(request), f"{self.kind}.create", obj, {"said": message})
-        return super().log_addition(request, obj, message)  # type: ignore[misc]
+        return super().log_addition(request, obj, message)
 
     def log_change(self, request: HttpRequest, obj: Any, message: Any) -> Any:
         AuditEvent.record(actor_of(request), f"{self.kind}.change", obj, {"said": message})
-        return super().log_change(request, obj, message)  # type: ignore[misc]
+        return super().log_change(request, obj, message)
 
     def log_deletions(self, request: HttpRequest, queryset: Any) -> Any:
         for row in queryset:
             AuditEvent.record(actor_of(request), f"{self.kind}.delete", row)
-        return super().log_deletions(request, queryset)  # type: ignore[misc]
+        return super().log_deletions(request, queryset)
 
     def formfield_for_manytomany(self, db_field: Any, request: HttpRequest, **options: Any) -> Any:
         if db_field.name in {"user_permissions", "permissions"}:
             options["queryset"] = permissions()
         if db_field.name == "groups":  # who is in the others, their directory says
             options["queryset"] = Group.objects.filter(mirror=None)
-        return super().formfield_for_manytomany(db_field, request, **options)  # type: ignore[misc]
+        return super().formfield_for_manytomany(db_field, request, **options)
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return actor_of(request).is_superuser
@@ -120,10 +120,10 @@ class AccountRoom(Audited, UserAdmin):
     show_full_result_count = False
     paginator = Room.paginator
     show_facets = admin.ShowFacets.NEVER
-    list_filter = ("is_active", "is_superuser", "is_service")
+    list_filter: Any = ("is_active", "is_superuser", "is_service")
     change_form_template = "admin/account_form.html"
-    filter_horizontal = ("groups", "user_permissions")
-    fieldsets = (
+    filter_horizontal: Any = ("groups", "user_permissions")
+    fieldsets: Any = (
         (None, {"fields": ("username", "password")}),
         ("Person", {"fields": ("first_name", "last_name", "email")}),
         (
@@ -133,7 +133,7 @@ class AccountRoom(Audited, UserAdmin):
         ("Service account", {"fields": ("is_service", "owner")}),
         ("Times", {"fields": ("last_login", "date_joined")}),
     )
-    readonly_fields = ("last_login", "date_joined")
+    readonly_fields: Any = ("last_login", "date_joined")
     actions = ("remove_second_factors", "close")
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Sequence[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 from django.contrib.auth.models import Group
 from django.utils import timezone
@@ -48,7 +49,8 @@ from tests.factories import (
 def furnish(number: int) -> None:
     """One of each, in a namespace of its own."""
     user = make_user(f"person-{number}")
-    namespace = make_namespace(f"team-{number}", **{user.username: Role.APPROVER})
+    roles: Any = {user.username: Role.APPROVER}
+    namespace = make_namespace(f"team-{number}", **roles)
     group = Group.objects.create(name=f"ldap:group-{number}")
     group.user_set.add(user)
     namespace.grant(Role.VIEWER, group)

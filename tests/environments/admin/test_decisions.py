@@ -117,9 +117,9 @@ def test_an_approver_sees_and_decides_what_is_theirs_alone(approver: Client):
     start = approver.get(reverse("admin:index")).content.decode()
     assert ">1</strong>" in start
     assert "Workers" not in start
-    page = approver.get(reverse("admin:environments_approvalrequest_change", args=[mine.pk]))
-    assert page.status_code == 200
-    assert b"team-2" not in page.content
+    own = approver.get(reverse("admin:environments_approvalrequest_change", args=[mine.pk]))
+    assert own.status_code == 200
+    assert b"team-2" not in own.content
     theirs = reverse("admin:environments_approvalrequest_change", args=[other.pk])
     assert b"team-2" not in approver.get(theirs, follow=True).content
     assert approver.post(url_of("approvalrequest_approve", ids=other.pk)).status_code == 404
