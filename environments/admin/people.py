@@ -134,7 +134,7 @@ class AccountRoom(Audited, UserAdmin):
         ("Times", {"fields": ("last_login", "date_joined")}),
     )
     readonly_fields: Any = ("last_login", "date_joined")
-    actions = ("remove_second_factors", "close")
+    actions: Any = ("remove_second_factors", "close")
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Sequence[Any]:
         """What an account is, is said once: a person's does not become a service's."""
