@@ -408,7 +408,7 @@ def find_request(actor: Actor, key: object) -> ApprovalRequest:
     text = str(key)
     found = rows.filter(pk=int(text)).first() if text.isdecimal() and len(text) < 18 else None
     if found is None:
-        raise NotFoundError(f"There is no request {text[:20]!r}.", where="id")
+        raise NotFoundError("There is no such request.", where="id")
     return found
 
 
@@ -418,7 +418,7 @@ def find_decision(actor: Actor, key: object) -> Decision:
     text = str(key)
     found = rows.filter(pk=int(text)).first() if text.isdecimal() and len(text) < 18 else None
     if found is None:
-        raise NotFoundError(f"There is no decision {text[:20]!r}.", where="id")
+        raise NotFoundError("There is no such decision.", where="id")
     return found
 
 

@@ -82,7 +82,7 @@ def find_rule(actor: Actor, key: object) -> PolicyRule:
     rows = PolicyRule.objects.visible_to(actor).select_related("policy__namespace")
     found = rows.filter(pk=int(str(key))).first() if known else None
     if found is None:
-        raise NotFoundError(f"There is no rule {key}.")
+        raise NotFoundError("There is no such rule.")
     rule: PolicyRule = found
     return rule
 

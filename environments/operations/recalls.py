@@ -103,7 +103,7 @@ def find_recall(actor: Actor, key: object) -> Recall:
     rows = Recall.objects.visible_to(actor)
     found = rows.filter(pk=int(text)).first() if text.isdecimal() and len(text) < 18 else None
     if found is None:
-        raise NotFoundError(f"There is no recall {text[:20]!r}.", where="id")
+        raise NotFoundError("There is no such recall.", where="id")
     return found
 
 
