@@ -223,11 +223,19 @@ def _addresses(name: str, rows: dict[str, Any]) -> Iterator[str]:
 EVERYBODYS = ("admin:login", "admin:logout", "admin:jsi18n")
 
 
+#: What approvers find in the console, each of them what is of their namespaces.
+APPROVERS_ROOMS = ("/admin/environments/approvalrequest/", "/admin/environments/decision/")
+
+
 @everybody
-def test_the_admin_is_for_those_who_run_the_installation(persona: Persona, db: None) -> None:
+def test_the_admin_is_for_those_who_run_the_installation_or_decide(
+    persona: Persona, db: None
+) -> None:
     world = make_world()
     client = client_of(persona)
     open_ones = {reverse(name) for name in EVERYBODYS}
+    start = {reverse("admin:index"), reverse("admin:app_list", args=["environments"])}
+    start |= {reverse("admin:password_change"), reverse("admin:password_change_done")}
     seen = 0
     for address in admin_pages(world):
         answer = client.get(address)
@@ -237,6 +245,11 @@ def test_the_admin_is_for_those_who_run_the_installation(persona: Persona, db: N
             assert b"research" not in answer.content, address
         elif persona.superuser:
             seen += answer.status_code == 200
+        elif answer.status_code == 200:
+            assert persona.user in {"anna", "dora", "olga"}, address
+            assert address in start or address.startswith(APPROVERS_ROOMS), address
+            decides_here = Perm.APPROVE in persona.perms
+            assert decides_here or b"research" not in answer.content, address
         else:
             assert answer.status_code in {302, 401, 403, 404}, (address, answer.status_code)
             assert b"research" not in answer.content, address
