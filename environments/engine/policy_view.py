@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -302,16 +303,15 @@ class _Evidence:
 
 
 class ChannelRecord:
-    """A record of a channel as a subject: it is read from rattler only as far as a rule looks."""
+    """A record of a channel as a subject: read from rattler as far as a rule looks, and once."""
 
-    __slots__ = ("name", "record")
     manager = "conda"
 
     def __init__(self, record: rattler.RepoDataRecord, name: str) -> None:
         self.record = record
         self.name = name
 
-    @property
+    @cached_property
     def version(self) -> str:
         return str(self.record.version)
 
@@ -327,20 +327,20 @@ class ChannelRecord:
     def file_name(self) -> str:
         return self.record.file_name
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         digest = self.record.sha256
         return digest.hex() if digest else ""
 
-    @property
+    @cached_property
     def license(self) -> str:
         return self.record.license or ""
 
-    @property
+    @cached_property
     def published(self) -> float | None:
         return _seconds(self.record.timestamp)
 
-    @property
+    @cached_property
     def indexed(self) -> float | None:
         return _seconds(self.record.indexed_timestamp)
 
