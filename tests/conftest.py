@@ -79,15 +79,6 @@ def environment(research: Namespace) -> Environment:
     return factories.make_environment(research, "ml")
 
 
-#: Folders whose tests start whole systems, again and again.
-LONG = ("tests/faults", "tests/matrix", "tests/acceptance", "tests/condastore")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long ones first: at the end no worker is left alone with one of them."""
-    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
     with _what_is_there():
