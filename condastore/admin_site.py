@@ -6,7 +6,7 @@ from typing import Any
 
 from django.contrib.admin import AdminSite
 from django.contrib.admin.apps import SimpleAdminConfig
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 
 #: Which rooms stand together, in the order of how often they are needed.
@@ -39,6 +39,20 @@ class AdminConfig(SimpleAdminConfig):
 class Console(AdminSite):
     site_header = site_title = "condastore"
     index_title = "How the installation is"
+
+    def has_permission(self, request: HttpRequest) -> bool:
+        from environments.admin.approvals import may_enter
+
+        return may_enter(request)
+
+    def login(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """One way in for everybody: with its limits, and its second factor."""
+        from allauth.account.decorators import secure_admin_login
+
+        answer: HttpResponse = secure_admin_login(super().login)(request, extra_context)
+        return answer
 
     def get_app_list(self, request: HttpRequest, app_label: str | None = None) -> list[Any]:
         apps = super().get_app_list(request, app_label)

@@ -19,9 +19,10 @@ MOST = 3
 def point_elsewhere(error: UnsatisfiableError, *, listed: Sequence[str]) -> None:
     """Add to `error` where the missing names are, as far as we have read what channels offer."""
     found: dict[str, list[str]] = {}
+    private = tuple(ChannelCredential.objects.values_list("url_prefix", flat=True))
     for item in error.details.get("missing", ()):
         name = spec_name(item["requirement"])
-        having = _open(Channel.objects.filter(packages__name=name).exclude(url__in=listed))
+        having = _open(Channel.objects.filter(packages__name=name).exclude(url__in=listed), private)
         if having:
             found[name] = having
             said = f"it is in {' and '.join(having)}, which is not among your channels"
@@ -32,9 +33,8 @@ def point_elsewhere(error: UnsatisfiableError, *, listed: Sequence[str]) -> None
         error.hint = "Add the channel to `channels:`, or choose another package."
 
 
-def _open(channels: QuerySet[Channel]) -> list[str]:
+def _open(channels: QuerySet[Channel], private: Sequence[str]) -> list[str]:
     """Those that anybody may read and list here: of a private one not even a name is told."""
-    private = tuple(ChannelCredential.objects.values_list("url_prefix", flat=True))
     urls = (channel.url for channel in channels.order_by("url"))
     return [
         url

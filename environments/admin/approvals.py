@@ -59,11 +59,7 @@ def decides_somewhere(actor: Actor) -> bool:
 
 def may_enter(request: HttpRequest) -> bool:
     """Who finds something of theirs in the console: staff, and approvers of some namespace."""
-    if not request.user.is_active:
-        return False
-    if request.user.is_staff:
-        return True
-    return _decides(request)
+    return request.user.is_active and (request.user.is_staff or _decides(request))
 
 
 def _decides(request: HttpRequest) -> bool:
