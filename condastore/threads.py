@@ -15,8 +15,8 @@ from asgiref.sync import SyncToAsync, ThreadSensitiveContext
 #: Threads that wait for a request; what comes beyond them gets one of its own.
 KEPT = 8
 #: PostgreSQL connections of one web process: a request has one while it runs, a subscription only
-#: while it looks.
-POOL = {"min_size": 0, "max_size": 32, "timeout": 15, "max_idle": 60}
+#: while it looks. Who has waited `timeout` seconds for one is told that the database is away.
+POOL = {"min_size": 0, "max_size": 32, "timeout": 5, "max_idle": 60}
 
 
 class KeptThread(ThreadSensitiveContext):

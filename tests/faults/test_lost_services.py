@@ -61,7 +61,11 @@ def test_a_database_that_is_killed_and_restarted_loses_no_build(start: Start) ->
             builds = [system.submit("lost/database", TESTED) for _ in range(3)]
             system.wait(builds[0], ["CHECKING"])
             database.kill()
-            assert system.http.get("/readyz").status_code == 503
+            answer = system.http.get("/readyz")
+            assert answer.status_code == 503
+            wrong = {name: check["wrong"] for name, check in answer.json()["checks"].items()}
+            assert wrong["database"] == "The database does not answer."
+            assert wrong["workers"] == "Not known: the database does not answer."
             database.start()
             for build in builds:
                 done = system.wait(build, through_outage=True)
