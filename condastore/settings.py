@@ -13,6 +13,7 @@ from platformdirs import user_data_path
 
 from accounts.providers import Providers
 from condastore import __version__, env
+from condastore.blob_storage import blob_storage
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -89,6 +90,21 @@ DEFAULT_PLATFORMS = env.words(
 )
 LINK_BYTECODE = env.flag(
     "LINK_BYTECODE", True, "Compile Python files once and share the result between environments."
+)
+
+# --- artifacts (docs/serving.md) ----------------------------------------------------------------
+BLOBS = env.text("BLOBS", "files", "Where artifacts are kept: files, s3, gcs or azure.")
+BLOBS_OPTIONS = env.secret(
+    "BLOBS_OPTIONS", "Options of the object store, as JSON: those of django-storages' backend."
+)
+BLOBS_SIGNED_URLS = env.flag(
+    "BLOBS_SIGNED_URLS", True, "Send clients to the object store, instead of passing bytes on."
+)
+ACCEL_REDIRECT = env.text(
+    "ACCEL_REDIRECT", "", "Internal location of nginx that is the blobs folder (/_blobs/), if any."
+)
+ARTIFACT_TIME_LIMIT = env.seconds(
+    "ARTIFACT_TIME_LIMIT", 3600, "How long making one artifact may take."
 )
 
 # --- audit --------------------------------------------------------------------------------------
@@ -409,10 +425,7 @@ _static = PROJECT / "static"
 STATICFILES_DIRS = [_static if _static.is_dir() else PROJECT / "condastore" / "static"]
 WHITENOISE_USE_FINDERS = True
 STORAGES = {
-    "default": {
-        "BACKEND": "django.core.files.storage.FileSystemStorage",
-        "OPTIONS": {"location": DATA / "blobs"},
-    },
+    "default": blob_storage(BLOBS, BLOBS_OPTIONS, folder=DATA / "blobs"),
     "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
 }
 

@@ -209,6 +209,13 @@ class DiskSpaceError(UnavailableError):
     hint = "Ask an administrator to free disk space; the build is tried again."
 
 
+class DamagedError(UnavailableError):
+    """Bytes that were kept are gone, or are others."""
+
+    code = "damaged"
+    hint = "It was reported, and is made again: ask once more in a while."
+
+
 class WorkerLostError(UnavailableError):
     code = "worker-lost"
 

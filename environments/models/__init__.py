@@ -7,6 +7,7 @@ from environments.models.approvals import (
     RequestState,
     WaitingBuild,
 )
+from environments.models.artifacts import Artifact, Blob
 from environments.models.audit import AuditEvent, AuditHead, audited
 from environments.models.builds import Build, BuildEvent, BuildTag, LogChunk, Prefix
 from environments.models.channels import Channel, ChannelCredential, IndexedPackage
@@ -38,8 +39,10 @@ from environments.models.workers import Leader, Worker
 
 __all__ = [
     "ApprovalRequest",
+    "Artifact",
     "AuditEvent",
     "AuditHead",
+    "Blob",
     "Build",
     "BuildEvent",
     "BuildTag",

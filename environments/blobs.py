@@ -1,0 +1,193 @@
+"""Bytes that are kept by digest: in a folder, or in an object store through django-storages.
+
+The row comes after the bytes and goes before them: what a row names can be served.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import structlog
+from django.conf import settings
+from django.core.files import File
+from django.core.files.storage import FileSystemStorage, Storage, default_storage
+from django.utils import timezone
+
+from environments.domain.errors import DamagedError, DiskSpaceError, UnavailableError
+from environments.models import Blob
+
+logger = structlog.get_logger(__name__)
+CHUNK = 1 << 20  # bytes
+
+
+class BlobFolder(FileSystemStorage):
+    """Files that appear whole, by a rename, and are never written again."""
+
+    def _save(self, name: str, content: Any) -> str:
+        final = Path(self.path(name))
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = final.with_name(f".{final.name}-{secrets.token_hex(4)}")
+        try:
+            with temporary.open("xb") as file:
+                shutil.copyfileobj(content, file, CHUNK)
+                file.flush()
+                os.fsync(file.fileno())
+                os.fchmod(file.fileno(), 0o444)
+            temporary.rename(final)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return name
+
+    def adopt(self, path: Path, name: str) -> None:
+        """Take a finished file of the same file system: no byte is copied."""
+        final = Path(self.path(name))
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.fchmod(file.fileno(), 0o444)
+        path.rename(final)
+
+    def get_available_name(self, name: str, max_length: int | None = None) -> str:
+        return name  # a digest's bytes are the same ones
+
+
+def storage() -> Storage:
+    return default_storage
+
+
+def name_of(sha256: str) -> str:
+    return f"sha256/{sha256[:2]}/{sha256}"
+
+
+def keep(path: Path) -> Blob:
+    """Keep the bytes of the file at `path`, which is gone afterwards.
+
+    Raises:
+        DiskSpaceError, UnavailableError: the store does not take them; the file stays.
+    """
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    size = path.stat().st_size
+    if found := _again(sha256):
+        path.unlink()
+        return found
+    store, name = storage(), name_of(sha256)
+    try:
+        if isinstance(store, BlobFolder) and _same_file_system(path, Path(store.location)):
+            store.adopt(path, name)
+        else:
+            with path.open("rb") as file:
+                store.save(name, File(file, name=path.name))
+            path.unlink()
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskSpaceError("The disk is full: the file could not be kept.") from error
+        raise UnavailableError(f"The blob store does not take the file: {error}") from error
+    except Exception as error:  # each object store has errors of its own
+        logger.warning("blob store failed", error=repr(error))
+        raise UnavailableError("The blob store does not take the file.") from error
+    kept = {"size": size, "used_at": timezone.now(), "damaged_at": None}
+    return Blob.objects.update_or_create(sha256=sha256, defaults=kept)[0]
+
+
+def keep_bytes(content: bytes, *, folder: Path) -> Blob:
+    """Keep a small document; `folder` is where it is written first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f".blob-{secrets.token_hex(8)}"
+    try:
+        path.write_bytes(content)
+        return keep(path)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _again(sha256: str) -> Blob | None:
+    """The row, told that it is wanted again, if these bytes are kept already."""
+    if not Blob.objects.filter(sha256=sha256, damaged_at=None).update(used_at=timezone.now()):
+        return None
+    return Blob.objects.filter(sha256=sha256).first()
+
+
+def _same_file_system(path: Path, folder: Path) -> bool:
+    folder.mkdir(parents=True, exist_ok=True)
+    return path.stat().st_dev == folder.stat().st_dev
+
+
+def local_path(blob: Blob) -> Path | None:
+    """Where the bytes are, if they are files of this machine."""
+    store = storage()
+    return Path(store.path(name_of(blob.sha256))) if isinstance(store, BlobFolder) else None
+
+
+def signed_url(blob: Blob, *, file_name: str = "", content_type: str = "") -> str:
+    """Where the object store itself gives the bytes to whoever has this URL, for an hour."""
+    store: Any = storage()
+    parameters = _as_told(type(store).__name__, file_name, content_type)
+    url: str = store.url(name_of(blob.sha256), parameters=parameters)
+    return url
+
+
+def _as_told(backend: str, file_name: str, content_type: str) -> Mapping[str, str]:
+    """What makes the store name the file and its type, in each store's words."""
+    disposition = f'attachment; filename="{file_name}"' if file_name else ""
+    names = {
+        "S3Storage": ("ResponseContentDisposition", "ResponseContentType"),
+        "GoogleCloudStorage": ("response_disposition", "response_type"),
+        "AzureStorage": ("content_disposition", "content_type"),
+    }[backend]
+    return {
+        name: value for name, value in zip(names, (disposition, content_type), strict=True) if value
+    }
+
+
+def fetch(blob: Blob, to: Path) -> None:
+    """Write the bytes to `to`, checked by their digest.
+
+    Raises:
+        DamagedError: the store has other bytes, or none; the row says so from now on.
+        UnavailableError: the store does not answer.
+    """
+    digest = hashlib.sha256()
+    try:
+        with to.open("wb") as out:
+            if (path := local_path(blob)) is not None:
+                with path.open("rb") as file:
+                    while part := file.read(CHUNK):
+                        digest.update(part)
+                        out.write(part)
+            else:
+                with httpx.stream("GET", signed_url(blob), timeout=60) as answer:
+                    if answer.status_code == httpx.codes.NOT_FOUND:
+                        raise FileNotFoundError(blob.sha256)
+                    answer.raise_for_status()
+                    for part in answer.iter_raw(CHUNK):
+                        digest.update(part)
+                        out.write(part)
+    except FileNotFoundError as error:
+        raise damaged(blob, "its bytes are gone") from error
+    except httpx.HTTPError as error:
+        raise UnavailableError(f"The blob store does not answer: {error}") from error
+    if digest.hexdigest() != blob.sha256:
+        to.unlink()
+        raise damaged(blob, "its bytes are others")
+    Blob.objects.filter(pk=blob.pk).update(checked_at=timezone.now())
+
+
+def damaged(blob: Blob, why: str) -> DamagedError:
+    """Note and report it: who asks next finds that it is to be made again."""
+    logger.error("damaged blob", sha256=blob.sha256, reason=why)
+    Blob.objects.filter(pk=blob.pk).update(damaged_at=timezone.now())
+    return DamagedError(f"A kept file is damaged ({blob}): {why}.")
+
+
+def blobs_folder() -> Path:
+    """Where files are prepared before they are kept: on the file system of the data folder."""
+    return Path(settings.DATA) / "cache" / "artifacts"

@@ -1,0 +1,86 @@
+"""The files that are made from a lock: their kinds, and the states of one that is made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+#: Where an artifact that is not unpacked to a place of its user's choice has its prefix.
+STANDARD_PREFIX = "/opt/env"
+
+
+class ArtifactKind(StrEnum):
+    TAR_GZ = "TAR_GZ"  # conda-pack's format
+    TAR_ZST = "TAR_ZST"
+    SQUASHFS = "SQUASHFS"
+    SIF = "SIF"  # an Apptainer image around the squashfs
+    INSTALLER = "INSTALLER"
+    BUNDLE = "BUNDLE"  # a channel of all packages, the lock and the installer
+    IMAGE = "IMAGE"  # the manifest of a container image; the registry serves it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """How an artifact of one kind is called and served."""
+
+    file_name: str  # below `/api/envs/<namespace>/<environment>/<build>/`
+    content_type: str
+    #: Part of what the artifact is found by: grows when the same lock gives other bytes.
+    recipe: int
+
+
+FORMS: Mapping[ArtifactKind, Form] = {
+    ArtifactKind.TAR_GZ: Form(file_name="env.tar.gz", content_type="application/gzip", recipe=1),
+    ArtifactKind.TAR_ZST: Form(file_name="env.tar.zst", content_type="application/zstd", recipe=1),
+    ArtifactKind.SQUASHFS: Form(
+        file_name="env.squashfs", content_type="application/vnd.squashfs", recipe=1
+    ),
+    ArtifactKind.SIF: Form(
+        file_name="env.sif", content_type="application/vnd.sylabs.sif", recipe=1
+    ),
+    ArtifactKind.INSTALLER: Form(
+        file_name="install.sh", content_type="application/x-shellscript", recipe=1
+    ),
+    ArtifactKind.BUNDLE: Form(file_name="bundle.tar", content_type="application/x-tar", recipe=1),
+    ArtifactKind.IMAGE: Form(
+        file_name="image.json",
+        content_type="application/vnd.oci.image.manifest.v1+json",
+        recipe=1,
+    ),
+}
+
+
+class ArtifactState(StrEnum):
+    QUEUED = "QUEUED"
+    MAKING = "MAKING"
+    READY = "READY"
+    FAILED = "FAILED"
+
+
+#: A file that was collected is made again; one that could not be made is tried again on demand.
+MOVES: Mapping[ArtifactState, frozenset[ArtifactState]] = {
+    ArtifactState.QUEUED: frozenset({ArtifactState.MAKING}),
+    ArtifactState.MAKING: frozenset(
+        {ArtifactState.READY, ArtifactState.FAILED, ArtifactState.QUEUED}
+    ),
+    ArtifactState.READY: frozenset({ArtifactState.QUEUED}),
+    ArtifactState.FAILED: frozenset({ArtifactState.QUEUED}),
+}
+
+
+def sources(target: ArtifactState) -> frozenset[ArtifactState]:
+    return frozenset(state for state, moves in MOVES.items() if target in moves)
+
+
+def variant_of(variables: Mapping[str, str]) -> str:
+    """Two specifications with one lock may set other variables: then their files differ.
+
+    Empty where none are set; else a digest.
+    """
+    if not variables:
+        return ""
+    text = json.dumps(dict(sorted(variables.items())), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
