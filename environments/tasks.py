@@ -62,6 +62,19 @@ def solve_preview(preview_id: str) -> None:
     building.run_preview(preview_id)
 
 
+@dramatiq.actor(
+    queue_name="artifacts",
+    max_retries=0,
+    throws=Shutdown,
+    time_limit=_limit(settings.ARTIFACT_TIME_LIMIT.total_seconds()),
+)
+def make_artifact(artifact_id: int) -> None:
+    """Make a file of a lock. A message delivered twice does nothing the second time."""
+    from environments import artifacts
+
+    artifacts.make(artifact_id)
+
+
 @dramatiq.actor(queue_name="upkeep", max_retries=0, throws=Shutdown, time_limit=_limit(3600))
 def compile_bytecode(build_id: int) -> None:
     """Compile what a published build could not wait for."""

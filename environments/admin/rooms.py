@@ -6,15 +6,15 @@ Nothing is edited in place: what may be done is a question, whose answer calls a
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from django import forms
 from django.contrib import admin, messages
-from django.core.exceptions import PermissionDenied, ValidationError
+from django.core.exceptions import PermissionDenied
 from django.core.paginator import Paginator
 from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
@@ -37,8 +37,6 @@ else:  # generic for the type checker only
 
 #: Rows that one answer may be about.
 MOST_AT_ONCE = 200
-#: Rows that are counted; beyond it a list says "more than".
-COUNTED = 5_000
 #: Rows of a table beside what a page is about; the rest is a list of its own.
 BESIDE = 50
 
@@ -102,87 +100,6 @@ class Panel:
     more: str = ""
     empty: str = "None."
     text: str = ""  # shown as it is, below
-
-
-# --- lists --------------------------------------------------------------------------------------
-
-
-class CappedPaginator(_Paginator):
-    """Counts to a bound: beyond it nobody leafs, and counting would take longer than the page."""
-
-    @cached_property
-    def _counted(self) -> int:
-        rows: Any = self.object_list
-        return int(rows.order_by()[: COUNTED + 1].count())
-
-    @property
-    def capped(self) -> bool:
-        return self._counted > COUNTED
-
-    @cached_property
-    def count(self) -> int:
-        return min(self._counted, COUNTED)
-
-
-class TextFilter(admin.SimpleListFilter):
-    """A filter that is typed: for columns with too many values to list."""
-
-    template = "admin/text_filter.html"
-    input_type = "text"
-    others: Sequence[tuple[str, str]] = ()
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [("", "")]  # else Django leaves the filter out
-
-    def choices(self, changelist: Any) -> Iterable[Any]:
-        self.others = [
-            (key, value)
-            for key, values in changelist.filter_params.items()
-            if key != self.parameter_name
-            for value in (values if isinstance(values, list) else [values])
-        ]
-        yield {}
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        value = (self.value() or "").strip()
-        if not value:
-            return queryset
-        try:
-            return self.matching(queryset, value)
-        except (ValueError, ValidationError):  # no number, no day: nothing is like it
-            return queryset.none()
-
-    def matching(self, rows: QuerySet[Any], value: str) -> QuerySet[Any]:
-        raise NotImplementedError
-
-
-def text_filter(name: str, title: str, lookup: str, *, lower: bool = False) -> type[TextFilter]:
-    """A filter by `lookup`, such as "namespace__name"."""
-
-    class Filter(TextFilter):
-        parameter_name = name
-
-        def matching(self, rows: QuerySet[Any], value: str) -> QuerySet[Any]:
-            return rows.filter(**{lookup: value.lower() if lower else value})
-
-    Filter.title = title  # a name of the enclosing function cannot be one of the class's
-    return Filter
-
-
-def day_filter(name: str, title: str, lookup: str) -> type[TextFilter]:
-    """By the beginning of a day, UTC: `lookup` such as "at__gte"."""
-
-    class Filter(TextFilter):
-        parameter_name = name
-        input_type = "date"
-
-        def matching(self, rows: QuerySet[Any], value: str) -> QuerySet[Any]:
-            day = datetime.date.fromisoformat(value)
-            midnight = datetime.datetime.combine(day, datetime.time(), tzinfo=datetime.UTC)
-            return rows.filter(**{lookup: midnight})
-
-    Filter.title = title
-    return Filter
 
 
 # --- questions ----------------------------------------------------------------------------------

@@ -127,6 +127,13 @@ class LinkError(RequestError):
     hint = "Report it to the packager, or choose another build of the package."
 
 
+class ArtifactFailedError(RequestError):
+    """A file of a build that could not be made; its message says why."""
+
+    code = "artifact-failed"
+    hint = "Ask for it once more, or report it to the administrators of this installation."
+
+
 class SmokeTestError(RequestError):
     code = "smoke-test-failed"
     hint = "See the end of the log for what the test printed."

@@ -10,7 +10,7 @@ from django.conf import settings
 
 from accounts.access import Actor, require
 from accounts.roles import Perm
-from environments.domain import rendering
+from environments.domain import artifacts, rendering
 from environments.domain.errors import NotFoundError
 from environments.domain.lock import Lock
 from environments.domain.specification import Specification
@@ -62,7 +62,7 @@ FORMS: Mapping[str, Form] = {
         one_platform=False,
     ),
 }
-FILES = (*FORMS, LOG)
+FILES = (*FORMS, LOG, *(form.file_name for form in artifacts.FORMS.values()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,12 +113,22 @@ def lock_file(*, actor: Actor, build: Build, name: str, platform: str = "") -> L
         raise NotFoundError(
             f"There is no file {name!r} of a build.", hint=f"There are: {', '.join(FILES)}."
         )
+    chosen = platform_of(build, platform)
+    refuse_recalled(build)
+    return LockFile(build=build, name=name, platform=chosen)
+
+
+def platform_of(build: Build, platform: str = "") -> str:
+    """The platform that is meant: without one, that of the build's folder.
+
+    Raises:
+        NotFoundError: the build has no lock, or none for this platform.
+    """
     if build.lock is None:
         raise NotFoundError(
             f"{build} has no lock: it is {build.state}.",
             hint="" if build.finished else "Wait until it is solved.",
         )
-    refuse_recalled(build)
     known = list(build.lock.platforms)
     chosen = platform or next(
         (one for one in (build.platform, own_platform(), *known) if one in known), ""
@@ -129,7 +139,7 @@ def lock_file(*, actor: Actor, build: Build, name: str, platform: str = "") -> L
             where="platform",
             hint=f"It has: {', '.join(known)}.",
         )
-    return LockFile(build=build, name=name, platform=chosen)
+    return chosen
 
 
 def readable_log(*, actor: Actor, build: Build) -> Build:

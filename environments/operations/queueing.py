@@ -12,7 +12,7 @@ from dramatiq.errors import BrokerError
 from redis.exceptions import RedisError
 
 from environments import tasks
-from environments.models import Build, Notification, Preview
+from environments.models import Artifact, Build, Notification, Preview
 
 logger = structlog.get_logger(__name__)
 #: What a broker that cannot be reached raises, by its kind.
@@ -33,6 +33,20 @@ def send_build(build: Build) -> None:
 
 def queue_build(build: Build) -> None:
     transaction.on_commit(lambda: send_build(build))
+
+
+def send_artifact(artifact: Artifact) -> None:
+    """Say that `artifact` is due. Where the queue is down, the sweep says it again later."""
+    Artifact.objects.filter(pk=artifact.pk).update(message_sent_at=timezone.now())
+    try:
+        tasks.make_artifact.send(artifact.pk)
+    except DOWN as error:
+        logger.warning("queue unreachable", artifact=artifact.pk, error=str(error))
+        Artifact.objects.filter(pk=artifact.pk).update(message_sent_at=None)
+
+
+def queue_artifact(artifact: Artifact) -> None:
+    transaction.on_commit(lambda: send_artifact(artifact))
 
 
 def send_preview(preview: Preview) -> None:

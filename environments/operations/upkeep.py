@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from datetime import timedelta
 
@@ -13,7 +14,7 @@ from django.utils import timezone
 from environments import tasks
 from environments.domain.errors import LeaseLostError, TransitionError
 from environments.domain.lifecycle import FINISHED
-from environments.models import Build, Channel, Notification, Preview, Worker
+from environments.models import Artifact, Build, Channel, Notification, Preview, Worker
 from environments.models.previews import PreviewState
 from environments.operations import queueing
 
@@ -28,6 +29,7 @@ _last: dict[str, float] = {}
 def sweep() -> None:
     """One round. Each step is a guarded UPDATE: two schedulers at once do no harm."""
     give_up_lost_builds()
+    give_up_lost_artifacts()
     send_forgotten_messages()
     queueing.send_notifications()
     if _every("tidy", settings.TRASH_INTERVAL):
@@ -52,6 +54,13 @@ def give_up_lost_builds() -> None:
         logger.warning("worker lost", build=build.pk, attempt=build.attempt, state=build.state)
 
 
+def give_up_lost_artifacts() -> None:
+    for artifact in Artifact.objects.lost(timezone.now()).select_related("lock"):
+        with contextlib.suppress(TransitionError, LeaseLostError):
+            artifact.give_up_lost(attempts=settings.BUILD_ATTEMPTS, backoff=settings.BACKOFF)
+        logger.warning("worker lost", artifact=artifact.pk, attempt=artifact.attempt)
+
+
 def send_forgotten_messages() -> None:
     """Rows that are due and that no message covers: the queue lost it, or was down."""
     now = timezone.now()
@@ -59,6 +68,8 @@ def send_forgotten_messages() -> None:
     uncovered = Q(message_sent_at=None) | Q(message_sent_at__lt=lost_since)
     for build in Build.objects.due(now).filter(uncovered).order_by("pk")[:500]:
         queueing.send_build(build)
+    for artifact in Artifact.objects.due(now).filter(uncovered).order_by("pk")[:500]:
+        queueing.send_artifact(artifact)
     waiting = Q(state=PreviewState.QUEUED, created_at__lt=now - timedelta(seconds=5))
     lost = Q(state=PreviewState.SOLVING, started_at__lt=now - settings.SOLVE_TIME_LIMIT)
     for preview in Preview.objects.filter(waiting | lost)[:100]:

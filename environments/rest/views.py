@@ -20,11 +20,12 @@ from django.utils.cache import patch_vary_headers
 from django.utils.http import content_disposition_header, parse_etags
 from django.views.decorators.http import require_safe
 
-from accounts.access import Actor
 from environments.domain.errors import InvalidInputError
 from environments.models import Build
 from environments.operations import audit, downloads
-from environments.operations.environments import find_build, find_environment
+from environments.operations.artifacts import KIND_OF
+from environments.rest import artifacts
+from environments.rest.finding import actor_of, build_of
 
 #: Lines of a log that are read at once.
 LINES = 20_000
@@ -32,22 +33,22 @@ LINES = 20_000
 EVENTS = 1_000
 
 
-def actor_of(request: HttpRequest) -> Actor:
-    actor: Actor = request.actor  # type: ignore[attr-defined]
-    return actor
-
-
-def _build(request: HttpRequest, namespace: str, environment: str, reference: str) -> Build:
-    actor = actor_of(request)
-    return find_build(actor, find_environment(actor, namespace, environment), reference)
-
-
 @require_safe
-def download(
+async def download(
     request: HttpRequest, namespace: str, environment: str, reference: str, name: str
 ) -> HttpResponseBase:
+    """A file of a build: its lock, rendered at once, or what a worker makes of it."""
+    place = (namespace, environment, reference, name)
+    if name in downloads.FORMS or name not in KIND_OF:
+        return await sync_to_async(_lock_file)(request, *place)
+    return await artifacts.download(request, *place)
+
+
+def _lock_file(
+    request: HttpRequest, namespace: str, environment: str, reference: str, name: str
+) -> HttpResponse:
     """A lock as a file. It is rendered only for those who do not have it yet."""
-    build = _build(request, namespace, environment, reference)
+    build = build_of(request, namespace, environment, reference)
     file = downloads.lock_file(
         actor=actor_of(request), build=build, name=name, platform=request.GET.get("platform", "")
     )
@@ -77,7 +78,7 @@ async def log(
     """The log so far, as text."""
 
     def find() -> Build:
-        build = _build(request, namespace, environment, reference)
+        build = build_of(request, namespace, environment, reference)
         return downloads.readable_log(actor=actor_of(request), build=build)
 
     build = await sync_to_async(find)()

@@ -1,0 +1,214 @@
+"""Make one artifact: its lock's packages -> a file -> the blob store. Runs in a worker.
+
+The row is the truth, as for builds: a lease with a token says who makes it, and every write
+carries the token. What was asked for by many is made once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import structlog
+from django.conf import settings
+from django.db import DatabaseError, connection
+from django.utils import timezone
+
+from environments import blobs, folders
+from environments.domain.artifacts import ArtifactKind, ArtifactState
+from environments.domain.errors import (
+    LeaseLostError,
+    StoreError,
+    TimeLimitError,
+    TransitionError,
+    UnavailableError,
+    UnexpectedError,
+)
+from environments.domain.progress import Progress
+from environments.engine import disk, linking
+from environments.engine.artifacts.staging import Material
+from environments.engine.downloads import Patience
+from environments.leases import DATABASE_DOWN, persist
+from environments.models import Artifact, Blob, Build
+from environments.models.artifacts import MakingLease
+from environments.solving import credentials_for
+from environments.tools import source_of, tools
+
+logger = structlog.get_logger(__name__)
+#: A lost lease is seen, and progress is written, at least so often.
+BEAT = 0.5
+
+#: What makes each kind: writes the file and leaves its path below the material's folder.
+Maker = Callable[[Material], Path]
+MAKERS: Mapping[ArtifactKind, Maker] = {}
+
+
+def make(artifact_id: int) -> None:
+    """Take an artifact from queued to its outcome, or to its next attempt.
+
+    Nothing is done for one that is not due, that another worker has, or that is there.
+    """
+    artifact = Artifact.objects.select_related("lock").get(pk=artifact_id)
+    lease = artifact.claim(tools().owner, life=settings.LEASE)
+    if lease is None:
+        return
+    with (
+        structlog.contextvars.bound_contextvars(artifact=artifact.pk, attempt=artifact.attempt),
+        Making(artifact, lease) as making,
+    ):
+        _attempt(making)
+
+
+def _attempt(making: Making) -> None:
+    artifact, lease = making.artifact, making.lease
+    started = time.monotonic()
+    try:
+        blob = _made(making)
+        making.check()
+        done = {
+            "blob": blob,
+            "finished_at": timezone.now(),
+            "seconds": time.monotonic() - started,
+            "failure": None,
+        }
+        persist(lambda: artifact.move(ArtifactState.READY, lease=lease, **done))
+    except (LeaseLostError, TransitionError):
+        if making.timed_out and not making.lost:
+            limit = settings.ARTIFACT_TIME_LIMIT.total_seconds()
+            making.give_up(TimeLimitError(f"Making the file took longer than {limit:.0f} s."))
+        logger.warning("lease lost", artifact=artifact.pk)
+    except DATABASE_DOWN as error:
+        making.give_up(UnavailableError(f"The database could not be reached: {error}"))
+    except StoreError as error:
+        making.give_up(error)
+    except Exception:
+        logger.exception("artifact stopped unexpectedly", artifact=artifact.pk)
+        making.give_up(UnexpectedError(f"Artifact {artifact.pk} stopped unexpectedly."))
+    except BaseException:  # Dramatiq stops the thread: shutdown, or its own time limit
+        making.give_up(UnavailableError("Its worker was stopped."))
+        raise
+
+
+def _made(making: Making) -> Blob:
+    """The packages of the lock -> the file, kept."""
+    material = making.material()
+    disk.require_space(folders.data(), needed=0, reserve=settings.DISK_RESERVE)
+    path = MAKERS[ArtifactKind(making.artifact.kind)](material)
+    return blobs.keep(path)
+
+
+class Making:
+    """One attempt: its lease, its folder, what it tells of its progress. A context manager."""
+
+    def __init__(self, artifact: Artifact, lease: MakingLease) -> None:
+        self.artifact, self.lease = artifact, lease
+        self.lost = False
+        self.folder = blobs.blobs_folder() / f"{artifact.pk}-{lease.token}-{secrets.token_hex(4)}"
+        self._deadline = time.monotonic() + settings.ARTIFACT_TIME_LIMIT.total_seconds()
+        self._renewed = time.monotonic()
+        self._progress: Progress | None = None
+        self._end = threading.Event()
+        self._thread = threading.Thread(
+            target=self._watch, name=f"artifact-{artifact.pk}", daemon=True
+        )
+
+    @property
+    def timed_out(self) -> bool:
+        return time.monotonic() > self._deadline
+
+    def cancelled(self) -> bool:
+        return self.lost or self.timed_out
+
+    def check(self) -> None:
+        if self.cancelled():
+            raise LeaseLostError(f"{self.artifact} is not to go on.")
+
+    def material(self) -> Material:
+        """Everything of the lock for the artifact's platform, each byte checked on its way in."""
+        artifact = self.artifact
+        lock = artifact.lock.value()
+        part = lock.on(artifact.platform)
+        assert part is not None, "asked for platforms of the lock only"
+        self.folder.mkdir(parents=True)
+        fetching: dict[str, Any] = {
+            "credentials": source_of(self._credentials(lock.channels)),
+            "parallel": settings.DOWNLOADS_PARALLEL,
+            "patience": Patience(read=settings.DOWNLOAD_TIMEOUT),
+            "progress": self.progress,
+            "cancelled": self.cancelled,
+        }
+        return Material(
+            lock=lock,
+            platform=artifact.platform,
+            packages=tools().packages.ensure(part.conda, **fetching),
+            wheels=tools().wheels.ensure(part.pypi, **fetching),
+            variables=artifact.options.get("variables", {}),
+            cache=tools().packages,
+            work=self.folder,
+            progress=self.progress,
+            cancelled=self.cancelled,
+        )
+
+    def _credentials(self, channels: tuple[str, ...]) -> tuple[Any, ...]:
+        """Those of a namespace that has the lock: what it may fetch is in the file already."""
+        urls = (*channels, *settings.PYPI_INDEX_URLS)
+        builds = Build.objects.filter(lock=self.artifact.lock_id, deleted_at=None)
+        for build in builds.select_related("environment__namespace").order_by("-pk")[:20]:
+            if found := credentials_for(build.environment.namespace, urls):
+                return found
+        return ()
+
+    def progress(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def give_up(self, error: StoreError) -> None:
+        with contextlib.suppress(LeaseLostError, TransitionError, DatabaseError):
+            persist(
+                lambda: self.artifact.give_up(
+                    error,
+                    lease=self.lease,
+                    attempts=settings.BUILD_ATTEMPTS,
+                    backoff=settings.BACKOFF,
+                )
+            )
+
+    def __enter__(self) -> Making:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._end.set()
+        self._thread.join()
+        linking.to_trash(self.folder, folders.data() / folders.TRASH)
+
+    # --- the watching thread -------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        try:
+            while not self._end.wait(BEAT):
+                self._beat()
+        finally:
+            connection.close()
+
+    def _beat(self) -> None:
+        life = settings.LEASE.total_seconds()
+        progress, self._progress = self._progress, None
+        try:
+            if progress is not None or time.monotonic() - self._renewed > life / 3:
+                started = time.monotonic()
+                told = asdict(progress) if progress else self.artifact.progress
+                self.artifact.renew(self.lease, life=settings.LEASE, progress=told)
+                self._renewed = started
+        except LeaseLostError:
+            self.lost = True
+        except DATABASE_DOWN as error:
+            connection.close()
+            logger.warning("database unreachable", artifact=self.artifact.pk, error=str(error))
+        if time.monotonic() - self._renewed > life:
+            self.lost = True

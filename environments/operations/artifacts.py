@@ -1,0 +1,93 @@
+"""What a build gives as large files: who may have them, which there are, and are they made?"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from django.db import transaction
+from django.utils import timezone
+
+from accounts.access import Actor, require
+from accounts.roles import Perm
+from environments import blobs
+from environments.domain.artifacts import FORMS, ArtifactKind, ArtifactState
+from environments.domain.errors import NotFoundError
+from environments.models import Artifact, Blob, Build
+from environments.models.recalls import refuse_recalled
+from environments.operations import queueing
+from environments.operations.downloads import platform_of
+
+#: A blob's last use is written no more often.
+USED_AGAIN = timedelta(minutes=10)
+KIND_OF = {form.file_name: kind for kind, form in FORMS.items()}
+
+
+@transaction.atomic
+def create_artifact(
+    *, actor: Actor, build: Build, kind: ArtifactKind, platform: str = ""
+) -> Artifact:
+    """The build's file of this kind, made by a worker unless it is there or under way.
+
+    One file serves all builds and namespaces that have the same lock. Without a platform: that
+    of the build's folder.
+
+    Raises:
+        NotFoundError: the build has no lock, or none for the platform.
+        RecalledError: it holds a package that was called back.
+    """
+    require(actor, Perm.DOWNLOAD, build)
+    chosen = platform_of(build, platform)
+    refuse_recalled(build)
+    artifact = Artifact.wanted(build, kind, chosen)
+    if artifact.state == ArtifactState.READY and not _whole(artifact):
+        artifact.again()
+    if artifact.state == ArtifactState.QUEUED and artifact.message_sent_at is None:
+        queueing.queue_artifact(artifact)
+    return artifact
+
+
+def _whole(artifact: Artifact) -> bool:
+    """Whether its bytes are there, as far as a look at the row and at a file's size tells."""
+    blob = artifact.blob
+    if blob is None or blob.damaged_at is not None:
+        return False
+    path = blobs.local_path(blob)
+    if path is not None and not (path.is_file() and path.stat().st_size == blob.size):
+        blobs.damaged(blob, "its bytes are gone")
+        return False
+    return True
+
+
+def artifacts_of(*, actor: Actor, build: Build) -> list[Artifact]:
+    """What was asked for already of the build's lock."""
+    require(actor, Perm.DOWNLOAD, build)
+    if build.lock_id is None:
+        return []
+    rows = Artifact.objects.filter(lock=build.lock_id).select_related("blob", "lock")
+    return list(rows.order_by("kind", "platform", "-recipe"))
+
+
+def find_kind(name: str) -> ArtifactKind:
+    """Raises NotFoundError, with what there is."""
+    if name not in KIND_OF:
+        raise NotFoundError(
+            f"There is no file {name!r} of a build.", hint=f"There are: {', '.join(KIND_OF)}."
+        )
+    return KIND_OF[name]
+
+
+def file_name(build: Build, artifact: Artifact) -> str:
+    """`research-ml-12-linux-64-env.tar.gz`: what a saved file is called."""
+    environment = build.environment
+    form = FORMS[ArtifactKind(artifact.kind)]
+    return (
+        f"{environment.namespace.name}-{environment.name}-{build.number}"
+        f"-{artifact.platform}-{form.file_name}"
+    )
+
+
+def used(blob: Blob) -> None:
+    """Note that somebody wanted these bytes."""
+    now = timezone.now()
+    if blob.used_at < now - USED_AGAIN:
+        Blob.objects.filter(pk=blob.pk).update(used_at=now)

@@ -1,0 +1,100 @@
+"""Large files of a build: made at the first wish, waited for as the client likes, then served."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+
+from asgiref.sync import sync_to_async
+from django.conf import settings
+from django.http import HttpRequest, HttpResponseBase, JsonResponse
+
+from environments.domain.artifacts import FORMS, ArtifactState
+from environments.domain.errors import ArtifactFailedError
+from environments.models import Artifact, Build
+from environments.operations import artifacts, audit
+from environments.rest.blobs import Served, answer
+from environments.rest.finding import actor_of, build_of
+
+LOOK = 0.2  # seconds between two looks at an artifact that is made
+_WAIT = re.compile(r"(?:^|[,;\s])wait=(\d{1,5})\b")
+_ASYNC = re.compile(r"(?:^|[,;\s])respond-async\b")
+
+
+async def download(
+    request: HttpRequest, namespace: str, environment: str, reference: str, name: str
+) -> HttpResponseBase:
+    """The file, once it is made.
+
+    `Prefer: wait=20` waits so many seconds, `Prefer: respond-async` not at all (RFC 7240): then
+    202 tells how far it is. Without either the answer comes when the file is there.
+    """
+    platform = request.GET.get("platform", "")
+    kind = artifacts.find_kind(name)
+
+    def find() -> tuple[Build, Artifact]:
+        build = build_of(request, namespace, environment, reference)
+        return build, artifacts.create_artifact(
+            actor=actor_of(request), build=build, kind=kind, platform=platform
+        )
+
+    build, artifact = await sync_to_async(find)()
+    artifact = await _awaited(artifact, patience(request))
+    if artifact.state == ArtifactState.FAILED:
+        failure = artifact.failure or {}
+        raise ArtifactFailedError(
+            f"{name} of {build} could not be made: {failure.get('message', 'see the log')}",
+            hint=failure.get("hint") or None,
+            details={"failure": failure},
+        )
+    if artifact.state != ArtifactState.READY or artifact.blob is None:
+        return _under_way(artifact)
+    if request.method == "GET" and "Range" not in request.headers:
+        await sync_to_async(audit.downloaded)(actor_of(request), build, name)
+    served = Served(
+        blob=artifact.blob,
+        content_type=FORMS[kind].content_type,
+        file_name=artifacts.file_name(build, artifact),
+    )
+    return await answer(request, served)
+
+
+def patience(request: HttpRequest) -> float:
+    """Seconds that the client waits, as it says itself."""
+    preferred = request.headers.get("Prefer", "")
+    if found := _WAIT.search(preferred):
+        return float(found[1])
+    if _ASYNC.search(preferred) or request.method == "HEAD":
+        return 0.0
+    limit: float = settings.ARTIFACT_TIME_LIMIT.total_seconds()
+    return limit
+
+
+async def _awaited(artifact: Artifact, seconds: float) -> Artifact:
+    deadline = time.monotonic() + seconds
+    unfinished = (ArtifactState.QUEUED, ArtifactState.MAKING)
+    while artifact.state in unfinished and time.monotonic() < deadline:
+        await asyncio.sleep(LOOK)
+        artifact = await sync_to_async(_look)(artifact)
+    return artifact
+
+
+def _look(artifact: Artifact) -> Artifact:
+    return Artifact.objects.select_related("lock", "blob").get(pk=artifact.pk)
+
+
+def _under_way(artifact: Artifact) -> JsonResponse:
+    body = {
+        "state": artifact.state,
+        "kind": artifact.kind,
+        "platform": artifact.platform,
+        "attempt": artifact.attempt,
+        "progress": artifact.progress,
+        "failure": artifact.failure,
+    }
+    response = JsonResponse(body, status=202)
+    response["Retry-After"] = "2"
+    response["Preference-Applied"] = "respond-async"
+    response["Cache-Control"] = "private, no-store"
+    return response

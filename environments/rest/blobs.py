@@ -1,0 +1,155 @@
+"""How are kept bytes given away: by nginx, by the object store itself, or streamed from here?"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from asgiref.sync import sync_to_async
+from django.conf import settings
+from django.http import (
+    HttpRequest,
+    HttpResponse,
+    HttpResponseBase,
+    HttpResponseNotModified,
+    HttpResponseRedirect,
+    StreamingHttpResponse,
+)
+from django.utils.cache import patch_vary_headers
+from django.utils.http import content_disposition_header, parse_etags
+
+from environments import blobs
+from environments.models import Blob
+from environments.operations import artifacts
+
+PART = 1 << 20  # bytes that one request holds in memory
+_RANGE = re.compile(r"bytes=(\d*)-(\d*)\s*\Z")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """Bytes with the name and type under which they are served."""
+
+    blob: Blob
+    content_type: str
+    file_name: str = ""  # none: it is shown, not saved
+    headers: tuple[tuple[str, str], ...] = ()
+    #: Bytes of a digest never change; what leads to them may ask for rights each time.
+    cache_control: str = "private, no-cache"
+
+    @property
+    def etag(self) -> str:
+        return f'"sha256:{self.blob.sha256}"'
+
+
+async def answer(request: HttpRequest, served: Served) -> HttpResponseBase:
+    """The whole, a range of it (206), nothing new (304), or where else it is (307)."""
+    known = parse_etags(request.headers.get("If-None-Match", ""))
+    if "*" in known or served.etag in {tag.removeprefix("W/") for tag in known}:
+        return _told(HttpResponseNotModified(), served)
+    await sync_to_async(artifacts.used)(served.blob)
+    path = blobs.local_path(served.blob)
+    if path is None and settings.BLOBS_SIGNED_URLS and request.method == "GET":
+        # A HEAD is answered here: a signature is for one method.
+        url = await sync_to_async(blobs.signed_url)(
+            served.blob, file_name=served.file_name, content_type=served.content_type
+        )
+        return _told(HttpResponseRedirect(url, status=307, preserve_request=True), served)
+    if path is not None and settings.ACCEL_REDIRECT and request.method == "GET":
+        response: HttpResponseBase = HttpResponse(content_type=served.content_type)
+        response["X-Accel-Redirect"] = (
+            settings.ACCEL_REDIRECT.rstrip("/") + "/" + blobs.name_of(served.blob.sha256)
+        )
+        return _told(response, served)
+    return await _streamed(request, served, path)
+
+
+async def _streamed(request: HttpRequest, served: Served, path: Path | None) -> HttpResponseBase:
+    size = served.blob.size
+    try:
+        wanted = _range(request, served)
+    except ValueError:
+        response: HttpResponseBase = HttpResponse(status=416)
+        response["Content-Range"] = f"bytes */{size}"
+        return _told(response, served)
+    first, last = wanted or (0, size - 1)
+    status = 206 if wanted else 200
+    if request.method == "HEAD":
+        response = HttpResponse(content_type=served.content_type, status=status)
+    else:
+        parts = _file_parts(path, first, last) if path else _store_parts(served.blob, first, last)
+        response = StreamingHttpResponse(parts, content_type=served.content_type, status=status)
+    response["Content-Length"] = str(last - first + 1)
+    if wanted:
+        response["Content-Range"] = f"bytes {first}-{last}/{size}"
+    return _told(response, served)
+
+
+def _told(response: HttpResponseBase, served: Served) -> HttpResponseBase:
+    response["ETag"] = served.etag
+    response["Accept-Ranges"] = "bytes"
+    response["Cache-Control"] = served.cache_control
+    patch_vary_headers(response, ("Authorization", "Cookie"))
+    if served.file_name:
+        response["Content-Disposition"] = (
+            content_disposition_header(True, served.file_name) or "attachment"
+        )
+    for name, value in served.headers:
+        response[name] = value
+    return response
+
+
+def _range(request: HttpRequest, served: Served) -> tuple[int, int] | None:
+    """First and last byte that are asked for; None for the whole.
+
+    Of several ranges none is obeyed: the whole is a right answer (RFC 9110, 14.2).
+
+    Raises:
+        ValueError: there are no such bytes.
+    """
+    size = served.blob.size
+    if (validator := request.headers.get("If-Range")) and validator != served.etag:
+        return None
+    found = _RANGE.match(request.headers.get("Range", ""))
+    if found is None or found[1] == found[2] == "":
+        return None
+    if len(found[1]) > 18 or len(found[2]) > 18:
+        raise ValueError("beyond every file")
+    if not found[1]:  # the last n bytes
+        length = min(int(found[2]), size)
+        first, last = size - length, size - 1
+    else:
+        first, last = int(found[1]), min(int(found[2] or size - 1), size - 1)
+        if found[2] and int(found[2]) < first:
+            return None  # it makes no sense: as if it was not there
+    if first > last:
+        raise ValueError("beyond the end")
+    return first, last
+
+
+async def _file_parts(path: Path, first: int, last: int) -> AsyncIterator[bytes]:
+    file = await asyncio.to_thread(path.open, "rb")
+    try:
+        file.seek(first)
+        left = last - first + 1
+        while left > 0 and (part := await asyncio.to_thread(file.read, min(PART, left))):
+            left -= len(part)
+            yield part
+    finally:
+        file.close()
+
+
+async def _store_parts(blob: Blob, first: int, last: int) -> AsyncIterator[bytes]:
+    url = await sync_to_async(blobs.signed_url)(blob)
+    headers = {"Range": f"bytes={first}-{last}"}
+    async with (
+        httpx.AsyncClient(timeout=60) as client,
+        client.stream("GET", url, headers=headers) as found,
+    ):
+        found.raise_for_status()
+        async for part in found.aiter_raw(PART):
+            yield part
