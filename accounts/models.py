@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import secrets
 from datetime import datetime
-from typing import Self
+from typing import Any, Self
 
 from django.conf import settings
 from django.contrib.auth.models import AbstractUser, Group
 from django.db import models
 from django.db.models import Q
+from django.db.models.functions import Lower
 from django.utils import timezone
 
 from accounts.roles import Role
@@ -95,12 +96,41 @@ class Identity(models.Model):
 _REFRESH = "refresh-tokens"
 
 
+class ProvisionedPerson(models.Model):
+    """One of the people whom a directory makes and ends here by itself (SCIM).
+
+    Where it deletes one, this row goes; the identity stays, as that of somebody who is gone.
+    """
+
+    identity = models.OneToOneField(Identity, models.CASCADE, related_name="provisioned")
+    username = models.CharField(max_length=255, help_text="As the directory calls it now.")
+    external_id = models.CharField(max_length=255, blank=True)
+    said: Any = models.JSONField(default=dict, help_text="What else it says of the person.")
+
+    class Meta:
+        ordering = ["pk"]
+        default_permissions = ()
+        constraints = [models.UniqueConstraint(Lower("username"), name="provisioned_username_once")]
+        indexes = [models.Index(fields=["external_id"])]
+
+    def __str__(self) -> str:
+        return self.username
+
+    @property
+    def active(self) -> bool:
+        return self.identity.gone_at is None and self.identity.user.is_active
+
+
 class DirectoryGroup(models.Model):
     """That a group mirrors one of a directory's: its members come from there alone."""
 
     group = models.OneToOneField(Group, models.CASCADE, related_name="mirror")
     directory = models.CharField(max_length=32)
     name = models.CharField(max_length=255, help_text="As the directory calls it.")
+    provisioned = models.BooleanField(
+        default=False, help_text="Its members are told by SCIM, and by no sign-in."
+    )
+    external_id = models.CharField(max_length=255, blank=True)
 
     class Meta:
         constraints = [
