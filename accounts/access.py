@@ -18,11 +18,15 @@ from environments.domain.errors import AccessDeniedError, NotSignedInError
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who asks: a user or nobody, by which token (if any), from which address."""
+    """Who asks: a user or nobody, by which token (if any), from which address.
+
+    Or a directory, that tells of its people and is nobody's account.
+    """
 
     user: User | AnonymousUser
     token: ApiToken | None = None
     address: str = ""
+    directory: str = ""
 
     @property
     def signed_in(self) -> bool:
@@ -56,6 +60,8 @@ class Actor:
 
     @property
     def name(self) -> str:
+        if self.directory:
+            return f"directory:{self.directory}"  # no account's name has a colon
         return self.user.get_username() if self.signed_in else "anonymous"
 
     def allows(self, perm: Perm) -> bool:
@@ -101,6 +107,11 @@ def require(actor: Actor, perm: Perm, guarded: Guarded) -> None:
 def require_superuser(actor: Actor) -> None:
     if not actor.is_superuser:
         raise AccessDeniedError("Only an administrator of the installation may do this.")
+
+
+def require_directory(actor: Actor) -> None:
+    if not actor.directory:
+        raise AccessDeniedError("Only a directory may tell of its people.")
 
 
 def highest(roles: Sequence[Role]) -> Role | None:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 from django.conf import settings
@@ -69,7 +69,8 @@ def welcome(person: Person, *, refresh_token: str = "") -> User:
 
     Raises:
         ConflictError: the user name belongs to an account that this person is not known to own.
-        AccessDeniedError: an administrator has closed the account.
+        AccessDeniedError: an administrator has closed the account; or the directory has, where it
+            says so by itself (SCIM).
     """
     try:
         return _welcome(person, refresh_token)
@@ -79,28 +80,57 @@ def welcome(person: Person, *, refresh_token: str = "") -> User:
 
 @transaction.atomic
 def _welcome(person: Person, refresh_token: str) -> User:
-    known = Identity.objects.select_for_update().select_related("user")
-    identity = known.filter(issuer=person.issuer, subject=person.subject).first()
-    if identity is None:
-        identity = _first_time(person)
-    user = identity.user
-    if not user.is_active and identity.gone_at is None:
+    identity = _known(person) or _first_time(person)
+    if identity.gone_at is None and not identity.user.is_active:
         raise AccessDeniedError(
-            f"The account {user.username} is closed.", hint="Ask an administrator to open it."
+            f"The account {identity.user.username} is closed.",
+            hint="Ask an administrator to open it.",
         )
-    if identity.gone_at is not None:  # it was closed because the directory had lost them
-        identity.gone_at, user.is_active = None, True
+    if identity.gone_at is not None and provisions(identity):
+        raise AccessDeniedError(
+            f"The directory has ended the account {identity.user.username}.",
+            hint="Ask those who run the directory to assign you to condastore.",
+        )
     identity.seen_at = timezone.now()
-    identity.directory = person.directory
     if refresh_token:
         identity.refresh_token = refresh_token
+    _follow(identity, person)
+    restore(identity)  # it was closed because the directory had lost them
+    if person.groups is not None:
+        mirror_groups(identity.user, person.directory, person.groups)
+    return identity.user
+
+
+def provisions(identity: Identity) -> bool:
+    """Is it for the directory itself to say who of its people may be here?"""
+    return settings.SCIM is not None and identity.issuer == settings.SCIM.issuer
+
+
+@transaction.atomic
+def enrol(person: Person) -> Identity:
+    """The identity of a person whom the directory names without a sign-in, made at the first time.
+
+    Raises:
+        ConflictError: the user name belongs to an account that this person is not known to own.
+    """
+    identity = _known(person) or _first_time(person)
+    _follow(identity, person)
+    return identity
+
+
+def _known(person: Person) -> Identity | None:
+    known = Identity.objects.select_for_update().select_related("user")
+    return known.filter(issuer=person.issuer, subject=person.subject).first()
+
+
+def _follow(identity: Identity, person: Person) -> None:
+    """Write what the directory says of the person; the user name stays what it was at first."""
+    identity.directory = person.directory
     identity.save()
+    user = identity.user
     user.email = person.email[:254]
     user.first_name, user.last_name = person.first_name[:150], person.last_name[:150]
-    user.save()
-    if person.groups is not None:
-        mirror_groups(user, person.directory, person.groups)
-    return user
+    user.save(update_fields=["email", "first_name", "last_name"])
 
 
 def _first_time(person: Person) -> Identity:
@@ -138,21 +168,41 @@ def _first_time(person: Person) -> Identity:
 def mirror_groups(user: User, directory: str, names: Iterable[str]) -> None:
     """Of the directory's groups, `user` is in those of `names` afterwards; others stay as they are.
 
+    So do groups that the directory provisions: their members are told by it, not by a sign-in.
     Groups of different directories, and our own, never share a row: none can forge another's.
     """
-    wanted = {name[:255] for name in names if name.strip()}
     mirrors = DirectoryGroup.objects.filter(directory=directory).select_related("group")
+    elsewhere = set(mirrors.filter(provisioned=True).values_list("name", flat=True))
+    wanted = {name[:255] for name in names if name.strip()} - elsewhere
+    mirrors = mirrors.filter(provisioned=False)
     held = {mirror.name: mirror.group for mirror in mirrors.filter(group__user=user)}
     known = {mirror.name: mirror.group for mirror in mirrors.filter(name__in=wanted)}
-    made = [_mirror(directory, name) for name in sorted(wanted - set(known))]
+    made = [make_mirror(directory, name).group for name in sorted(wanted - set(known))]
     added = [known[name] for name in sorted(wanted & set(known) - set(held))] + made
     removed = [held[name] for name in sorted(set(held) - wanted)]
+    _change_groups(user, directory, added=added, removed=removed, made=made)
+
+
+@transaction.atomic
+def leave_groups(user: User, directory: str) -> None:
+    """All of the directory's, however they came."""
+    held = list(Group.objects.filter(user=user, mirror__directory=directory).order_by("name"))
+    _change_groups(user, directory, added=(), removed=held, made=())
+
+
+def _change_groups(
+    user: User,
+    directory: str,
+    *,
+    added: Sequence[Group],
+    removed: Sequence[Group],
+    made: Sequence[Group],
+) -> None:
     if added:
         user.groups.add(*added)
     if removed:
         user.groups.remove(*removed)
-    if settings.ADMIN_GROUPS:
-        _mirror_administration(user)
+    mirror_administration([user])
     groups_mirrored.send(
         sender=User,
         user=user,
@@ -163,23 +213,31 @@ def mirror_groups(user: User, directory: str, names: Iterable[str]) -> None:
     )
 
 
-def _mirror(directory: str, name: str) -> Group:
+def make_mirror(directory: str, name: str, **values: Any) -> DirectoryGroup:
+    group = Group.objects.create(name=mirrored_name(directory, name))
+    return DirectoryGroup.objects.create(group=group, directory=directory, name=name, **values)
+
+
+def mirrored_name(directory: str, name: str) -> str:
+    """What the group is called here: unlike any other that there is now."""
     full = f"{directory}:{name}"
     if len(full) > _LONGEST_NAME or Group.objects.filter(name=full).exists():
         # Too long, or the name of a group that somebody made here: whose members are not these.
         digest = hashlib.sha256(full.encode()).hexdigest()[:12]
         full = f"{full[: _LONGEST_NAME - 13]}~{digest}"
-    group = Group.objects.create(name=full)
-    DirectoryGroup.objects.create(group=group, directory=directory, name=name)
-    return group
+    return full
 
 
-def _mirror_administration(user: User) -> None:
-    mirrored = user.groups.exclude(mirror=None)
-    runs = mirrored.filter(name__in=settings.ADMIN_GROUPS).exists()
-    if (user.is_superuser, user.is_staff) != (runs, runs):
-        user.is_superuser = user.is_staff = runs
-        user.save(update_fields=["is_superuser", "is_staff"])
+def mirror_administration(users: Iterable[User]) -> None:
+    """Who is in one of CONDASTORE_ADMIN_GROUPS runs the installation, and nobody else of these."""
+    if not settings.ADMIN_GROUPS:
+        return
+    for user in users:
+        mirrored = user.groups.exclude(mirror=None)
+        runs = mirrored.filter(name__in=settings.ADMIN_GROUPS).exists()
+        if (user.is_superuser, user.is_staff) != (runs, runs):
+            user.is_superuser = user.is_staff = runs
+            user.save(update_fields=["is_superuser", "is_staff"])
 
 
 # --- who is gone ----------------------------------------------------------------------------------
@@ -188,12 +246,40 @@ def _mirror_administration(user: User) -> None:
 @transaction.atomic
 def lost(identity: Identity) -> None:
     """The directory no longer knows the person: no group of it, and no account without another."""
+    leave_groups(identity.user, identity.directory)
+    suspend(identity)
+
+
+@transaction.atomic
+def suspend(identity: Identity) -> None:
+    """The directory says that the person may not act now: no account without another identity.
+
+    With the account, the groups wait for the person's return: nobody has rights by them meanwhile.
+    """
+    user = identity.user
+    if not user.is_active:
+        return  # it is closed; if by an administrator, no directory is to open it again
     identity.gone_at = timezone.now()
     identity.refresh_token = ""
     identity.save(update_fields=["gone_at", "sealed_refresh_token"])
-    mirror_groups(identity.user, identity.directory, ())
-    if not identity.user.identities.present().exists():
-        close(identity.user, directory=identity.directory)
+    if user.identities.present().exists():
+        leave_groups(user, identity.directory)
+    else:
+        close(user, directory=identity.directory)
+
+
+@transaction.atomic
+def restore(identity: Identity) -> None:
+    """The directory knows the person again; what an administrator closed stays so."""
+    if identity.gone_at is None:
+        return
+    identity.gone_at = None
+    identity.save(update_fields=["gone_at"])
+    user = identity.user
+    if not user.is_active:
+        user.is_active = True
+        user.save(update_fields=["is_active"])
+        account_opened.send(sender=User, user=user, directory=identity.directory)
 
 
 @transaction.atomic

@@ -140,6 +140,12 @@ def _sign_in() -> Iterator[CheckMessage]:
             hint="pip install 'condastore[server,saml]'",
             id="condastore.E024",
         )
+    if settings.SCIM and find_spec("scim2_models") is None:
+        yield Error(
+            "CONDASTORE_SCIM_TOKEN is set, and what it needs is not installed.",
+            hint="pip install 'condastore[server,scim]'",
+            id="condastore.E026",
+        )
     if not (settings.LOCAL_ACCOUNTS or ldap["url"] or settings.SIGN_IN_PROVIDERS):
         yield Error(
             "CONDASTORE_LOCAL_ACCOUNTS is off, and there is no other way to sign in.",

@@ -12,6 +12,7 @@ import dj_email_url
 from platformdirs import user_data_path
 
 from accounts.providers import Providers
+from accounts.provisioning import Provisioning
 from condastore import __version__, env
 from condastore.blob_storage import blob_storage
 
@@ -170,6 +171,18 @@ LDAP: dict[str, Any] = {
     "email_attribute": env.text("LDAP_EMAIL_ATTRIBUTE", "mail", "The mail address."),
     "timeout": env.seconds("LDAP_TIMEOUT", 10, "How long the directory may take.").total_seconds(),
 }
+SCIM_TOKEN = env.secret(
+    "SCIM_TOKEN", "What a directory that provisions its people (SCIM) proves itself with."
+)
+SCIM_DIRECTORY = env.text(
+    "SCIM_DIRECTORY", "", "Where those people sign in: the id of a provider, or LDAP_NAME."
+)
+SCIM_ISSUER = env.text(
+    "SCIM_ISSUER", "", "The `issuer` of an OpenID Connect provider; others are known."
+)
+SCIM_SUBJECT = env.text(
+    "SCIM_SUBJECT", "externalId", "Which attribute is the subject of sign-ins; or userName."
+)
 
 # --- limits -----------------------------------------------------------------------------------
 MAX_SPECIFICATION_BYTES = env.number(
@@ -255,6 +268,14 @@ NOTIFICATION_BACKOFF = env.seconds(
 VERSION = __version__
 SIGN_IN_PROVIDERS = Providers.read(
     openid=OIDC_PROVIDERS, saml=SAML_PROVIDERS, taken=[LDAP["name"]] if LDAP["url"] else []
+)
+SCIM = Provisioning.read(
+    token=SCIM_TOKEN,
+    directory=SCIM_DIRECTORY,
+    issuer=SCIM_ISSUER,
+    subject=SCIM_SUBJECT,
+    providers=SIGN_IN_PROVIDERS,
+    ldap=LDAP,
 )
 #: Directories that are asked again between sign-ins: what makes each.
 DIRECTORIES: list[tuple[str, dict[str, Any]]] = [
@@ -375,6 +396,7 @@ ACCOUNT_EMAIL_VERIFICATION = "none"
 ACCOUNT_SESSION_REMEMBER = True
 ACCOUNT_DEFAULT_HTTP_PROTOCOL = "https" if SECURE_COOKIES else "http"
 ACCOUNT_RATE_LIMITS = {"login": "120/m/ip", "login_failed": "20/m/ip,5/5m/key"}
+SCIM_FAILURES = "20/m/ip"
 SOCIALACCOUNT_ADAPTER = "accounts.adapters.ProviderAdapter"
 SOCIALACCOUNT_PROVIDERS = SIGN_IN_PROVIDERS.django_settings
 # A link, not a form: a browser that follows `form-action` would stop at the provider's address.
@@ -425,7 +447,7 @@ _static = PROJECT / "static"
 STATICFILES_DIRS = [_static if _static.is_dir() else PROJECT / "condastore" / "static"]
 WHITENOISE_USE_FINDERS = True
 STORAGES = {
-    "default": blob_storage(BLOBS, BLOBS_OPTIONS, folder=DATA / "blobs"),
+    "default": blob_storage(BLOBS, BLOBS_OPTIONS),
     "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
 }
 

@@ -15,6 +15,10 @@ from environments.models import AuditEvent
 from environments.models.role_mappings import materialise
 
 
+def _by(directory: str) -> Actor:
+    return Actor(AnonymousUser(), directory=directory)
+
+
 @receiver(groups_mirrored, dispatch_uid="directories")
 def follow_groups(
     user: User,
@@ -29,16 +33,16 @@ def follow_groups(
     if added or removed:
         materialise(user=user)
         changes = {"directory": directory, "added": list(added), "removed": list(removed)}
-        AuditEvent.record(Actor(AnonymousUser()), "account.groups", user.username, changes)
+        AuditEvent.record(_by(directory), "account.groups", user.username, changes)
 
 
 @receiver(account_opened, dispatch_uid="directories")
 def record_opened(user: User, directory: str, **kwargs: Any) -> None:
     changes = {"directory": directory}
-    AuditEvent.record(Actor(AnonymousUser()), "account.open", user.username, changes)
+    AuditEvent.record(_by(directory), "account.open", user.username, changes)
 
 
 @receiver(account_closed, dispatch_uid="directories")
 def record_closed(user: User, directory: str, **kwargs: Any) -> None:
     changes = {"directory": directory}
-    AuditEvent.record(Actor(AnonymousUser()), "account.close", user.username, changes)
+    AuditEvent.record(_by(directory), "account.close", user.username, changes)
