@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
@@ -33,7 +32,7 @@ STORES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
 }
 
 
-def blob_storage(kind: str, options: str, *, folder: Path) -> dict[str, Any]:
+def blob_storage(kind: str, options: str) -> dict[str, Any]:
     """An entry of Django's STORAGES.
 
     Raises:
@@ -46,10 +45,7 @@ def blob_storage(kind: str, options: str, *, folder: Path) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise ImproperlyConfigured("CONDASTORE_BLOBS_OPTIONS must be a JSON object.")
     if kind == "files":
-        return {
-            "BACKEND": "environments.blobs.BlobFolder",
-            "OPTIONS": {"location": folder} | given,
-        }
+        return {"BACKEND": "environments.blobs.BlobFolder", "OPTIONS": given}
     if kind not in STORES:
         raise ImproperlyConfigured(
             f"CONDASTORE_BLOBS is {kind!r}; there are: files, {', '.join(STORES)}."

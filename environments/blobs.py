@@ -18,7 +18,7 @@ import httpx
 import structlog
 from django.conf import settings
 from django.core.files import File
-from django.core.files.storage import FileSystemStorage, Storage, default_storage
+from django.core.files.storage import FileSystemStorage, Storage, storages
 from django.utils import timezone
 
 from environments.domain.errors import DamagedError, DiskSpaceError, UnavailableError
@@ -29,7 +29,18 @@ CHUNK = 1 << 20  # bytes
 
 
 class BlobFolder(FileSystemStorage):
-    """Files that appear whole, by a rename, and are never written again."""
+    """Files that appear whole, by a rename, and are never written again.
+
+    Below the data folder, unless `location` says where.
+    """
+
+    @property
+    def base_location(self) -> str:  # type: ignore[override]
+        return str(self._location or Path(settings.DATA) / "blobs")  # type: ignore[attr-defined]
+
+    @property
+    def location(self) -> str:  # type: ignore[override]
+        return str(Path(self.base_location).absolute())
 
     def _save(self, name: str, content: Any) -> str:
         final = Path(self.path(name))
@@ -60,7 +71,7 @@ class BlobFolder(FileSystemStorage):
 
 
 def storage() -> Storage:
-    return default_storage
+    return storages["default"]
 
 
 def name_of(sha256: str) -> str:
