@@ -35,7 +35,7 @@ from environments.engine.processes import can_sandbox
 from environments.engine.pypi_install import install_wheels
 from environments.engine.smoke import run_smoke_tests
 from environments.leases import DATABASE_DOWN, Run
-from environments.models import Build, CondaRecord, Preview, RecalledLock
+from environments.models import Artifact, Build, CondaRecord, Preview, RecalledLock
 from environments.models.recalls import refuse_recalled
 from environments.policies import judge, policy_of
 from environments.solving import solve_or_reuse
@@ -192,6 +192,7 @@ def publish(run: Run) -> None:
     run.name_prefix()
     with transaction.atomic():
         build.move(BuildState.READY, lease=run.lease, progress={}, timings=run.timings)
+        Artifact.wanted_of(build)
         moved = build.environment.advance(build)
         if moved:
             folders.follow_environment(build.environment)

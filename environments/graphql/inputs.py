@@ -8,6 +8,7 @@ import strawberry
 from django.db.models import OuterRef, Q, QuerySet, Subquery
 
 from accounts.roles import Perm, Role
+from environments.domain.artifacts import ArtifactKind, ArtifactState
 from environments.domain.lifecycle import BuildState
 from environments.models import Build, Environment, LockedConda, LockedPypi, Namespace
 from environments.models.previews import PreviewState
@@ -15,6 +16,8 @@ from environments.models.previews import PreviewState
 strawberry.enum(Role, description="What one may do in a namespace.")
 strawberry.enum(Perm, name="Perm")
 strawberry.enum(BuildState)
+strawberry.enum(ArtifactKind, description="TAR_GZ and TAR_ZST: as conda-pack makes them.")
+strawberry.enum(ArtifactState)
 strawberry.enum(PreviewState, name="PreviewState")
 
 

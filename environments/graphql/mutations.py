@@ -15,7 +15,9 @@ from strawberry import ID, Info
 
 from accounts.access import Actor
 from accounts.roles import Role
+from environments.domain.artifacts import ArtifactKind
 from environments.domain.errors import NotFoundError
+from environments.graphql.artifacts import ArtifactNode, artifact_of
 from environments.graphql.audit import AuditMutation
 from environments.graphql.errors import OperationError
 from environments.graphql.governance import GovernanceMutation
@@ -33,7 +35,15 @@ from environments.graphql.types import (
 )
 from environments.models import Build, Environment, Preview, audited
 from environments.models.previews import PreviewState
-from environments.operations import builds, environments, namespaces, previews, quotas, tokens
+from environments.operations import (
+    artifacts,
+    builds,
+    environments,
+    namespaces,
+    previews,
+    quotas,
+    tokens,
+)
 from environments.operations.namespaces import find_namespace, namespace_to_build_in
 
 #: Between two looks at a preview that is being solved.
@@ -66,6 +76,7 @@ EnvironmentPayload = Annotated[
     EnvironmentNode | OperationError, strawberry.union("EnvironmentPayload")
 ]
 BuildPayload = Annotated[BuildNode | OperationError, strawberry.union("BuildPayload")]
+ArtifactPayload = Annotated[ArtifactNode | OperationError, strawberry.union("ArtifactPayload")]
 SubmitPayload = Annotated[SubmittedBuild | OperationError, strawberry.union("SubmitPayload")]
 PreviewPayload = Annotated[PreviewNode | OperationError, strawberry.union("PreviewPayload")]
 CreatedTokenPayload = Annotated[
@@ -151,6 +162,16 @@ class Mutation(AuditMutation, GovernanceMutation, PolicyMutations, RoleMappingMu
             actor=actor,
             namespace=find_namespace(actor, namespace),
             limits={name: limit for name, limit in asked.items() if limit is not strawberry.UNSET},
+        )
+        return found  # type: ignore[no-any-return]
+
+    @field(description="The files that each new build of the namespace is made into.")
+    def set_eager_artifacts(
+        self, info: Info, namespace: str, kinds: list[ArtifactKind]
+    ) -> NamespacePayload:
+        actor = actor_of(info)
+        found: Any = artifacts.set_eager_artifacts(
+            actor=actor, namespace=find_namespace(actor, namespace), kinds=kinds
         )
         return found  # type: ignore[no-any-return]
 
@@ -371,6 +392,20 @@ class Mutation(AuditMutation, GovernanceMutation, PolicyMutations, RoleMappingMu
         actor = actor_of(info)
         found: Any = builds.delete_build(actor=actor, build=_build(actor, key))
         return found  # type: ignore[no-any-return]
+
+    @field(
+        description="Have a file made of the build's lock, or tell how far that is. Without a "
+        "platform: for that of the build's folder. Ask `build { artifacts }` for its progress."
+    )
+    def create_artifact(
+        self, info: Info, build_id: ID, kind: ArtifactKind, platform: str | None = None
+    ) -> ArtifactPayload:
+        actor = actor_of(info)
+        build = _build(actor, build_id)
+        made = artifacts.create_artifact(
+            actor=actor, build=build, kind=kind, platform=platform or ""
+        )
+        return artifact_of(info, build, made)
 
     # --- tokens --------------------------------------------------------------------------------
 

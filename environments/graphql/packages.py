@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, NewType
+from typing import Any, NewType, Self
 
 import strawberry
 from strawberry.scalars import JSON
@@ -192,4 +192,27 @@ class Failure:
                 for one in details.get("missing", ())
             ],
             faults=faults_in(details),
+        )
+
+
+@strawberry.type(description="How far the running stage is.")
+class Progress:
+    stage: str
+    done: int
+    total: int
+    bytes_done: BigInt
+    bytes_total: BigInt
+    current: str
+
+    @classmethod
+    def of(cls, stored: dict[str, Any]) -> Self | None:
+        if not stored:
+            return None
+        return cls(
+            stage=stored.get("stage", ""),
+            done=stored.get("done", 0),
+            total=stored.get("total", 0),
+            bytes_done=BigInt(stored.get("bytes_done", 0)),
+            bytes_total=BigInt(stored.get("bytes_total", 0)),
+            current=stored.get("current", ""),
         )

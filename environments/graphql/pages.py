@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Self, TypeVar
 import strawberry
 import strawberry_django
 from asgiref.sync import sync_to_async
+from django.conf import settings
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db.models import (
     Count,
@@ -24,6 +25,7 @@ from django.db.models import (
 )
 from django.db.models.functions import Coalesce
 from django.db.models.manager import BaseManager
+from django.http import HttpRequest
 from graphql import GraphQLResolveInfo, get_named_type
 from strawberry import ID, Info, relay
 from strawberry.extensions.field_extension import SyncExtensionResolver
@@ -94,6 +96,14 @@ def actor_of(info: Info) -> Actor:
     """Who asks."""
     actor: Actor = info.context.request.actor
     return actor
+
+
+def absolute(info: Info, path: str) -> str:
+    """The address of a path of this server, as whoever asks reaches it."""
+    if settings.PUBLIC_URL:
+        return str(settings.PUBLIC_URL).rstrip("/") + path
+    request = info.context.request
+    return request.build_absolute_uri(path) if isinstance(request, HttpRequest) else path
 
 
 Row = Any  # of a model, or what a resolver made

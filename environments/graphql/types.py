@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import datetime
-from typing import Any, Self
+from typing import Any
 
 import strawberry
 import strawberry_django
-from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db.models import (
     BooleanField,
@@ -22,7 +21,6 @@ from django.db.models import (
     When,
     prefetch_related_objects,
 )
-from django.http import HttpRequest
 from django.urls import reverse
 from strawberry import ID, Info
 
@@ -31,6 +29,7 @@ from accounts.models import ApiToken, User
 from accounts.roles import Perm, Role
 from environments import folders
 from environments.domain import diff as differences
+from environments.domain.artifacts import ArtifactKind
 from environments.domain.errors import NotFoundError
 from environments.domain.lifecycle import FINISHED, BuildState
 from environments.domain.policy import Effect
@@ -40,11 +39,13 @@ from environments.graphql.approvals import (
     request_rows,
     shown,
 )
+from environments.graphql.artifacts import ArtifactNode, artifacts_of, of_locks
 from environments.graphql.packages import (
     BigInt,
     Failure,
     LockDiff,
     LockedPackage,
+    Progress,
     compared,
     preferred,
 )
@@ -52,6 +53,7 @@ from environments.graphql.pages import (
     Column,
     Connection,
     Join,
+    absolute,
     actor_of,
     below,
     computed,
@@ -153,6 +155,7 @@ class NamespaceNode(Node):
     personal: bool
     public: bool
     two_person_approval: bool
+    eager_artifacts: list[ArtifactKind]
     created_at: datetime
     environments: Connection[EnvironmentNode] = connection(
         count="environment_total",
@@ -381,29 +384,6 @@ class EnvironmentNode(Node):
 # --- builds ------------------------------------------------------------------------------------
 
 
-@strawberry.type(description="How far the running stage is.")
-class Progress:
-    stage: str
-    done: int
-    total: int
-    bytes_done: BigInt
-    bytes_total: BigInt
-    current: str
-
-    @classmethod
-    def of(cls, stored: dict[str, Any]) -> Self | None:
-        if not stored:
-            return None
-        return cls(
-            stage=stored.get("stage", ""),
-            done=stored.get("done", 0),
-            total=stored.get("total", 0),
-            bytes_done=BigInt(stored.get("bytes_done", 0)),
-            bytes_total=BigInt(stored.get("bytes_total", 0)),
-            current=stored.get("current", ""),
-        )
-
-
 @strawberry.type
 class Timing:
     stage: str
@@ -508,13 +488,6 @@ def _verdicts(row: Any) -> list[Verdict]:
         )
         for one in row.verdicts
     ]
-
-
-def absolute(info: Info, path: str) -> str:
-    if settings.PUBLIC_URL:
-        return str(settings.PUBLIC_URL).rstrip("/") + path
-    request = info.context.request
-    return request.build_absolute_uri(path) if isinstance(request, HttpRequest) else path
 
 
 @strawberry_django.type(Build, name="Build", field_cls=Column)
@@ -643,6 +616,15 @@ class BuildNode(Node):
         if "shown_requests" in self.__dict__:
             return shown(actor_of(info), self.shown_requests)
         return shown(actor_of(info), list(request_rows().filter(builds=self.pk).order_by("name")))
+
+    @field(
+        only=["number", "lock", "specification"],
+        annotate=_REF | {"variables_set": F("specification__content__variables")},
+        prefetch_related=[lambda info: of_locks()],
+        description="Its files that were asked for: made, under way, or failed.",
+    )
+    def artifacts(self: Any, info: Info) -> list[ArtifactNode]:
+        return artifacts_of(info, self, *names_of(self))
 
     @field(only=["number", "lock"], annotate=_REF)
     def downloads(self: Any, info: Info) -> list[Download]:

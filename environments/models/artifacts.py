@@ -62,6 +62,9 @@ class ArtifactQuerySet(models.QuerySet["Artifact"]):
 class Artifact(models.Model):
     """One file of a lock, for all builds and namespaces that have the lock."""
 
+    #: What could not be made is not tried again at once, however often it is asked for.
+    REST = timedelta(minutes=1)
+
     lock = models.ForeignKey(LockRow, models.CASCADE, related_name="artifacts")
     kind = models.CharField(
         max_length=12, choices=[(kind.value, kind.value) for kind in ArtifactKind]
@@ -117,10 +120,10 @@ class Artifact(models.Model):
 
     @classmethod
     def wanted(cls, build: Build, kind: ArtifactKind, platform: str) -> Artifact:
-        """The row of this file, made at the first wish; one that failed is to be made again."""
+        """The row of this file, made at the first wish; one that failed a while ago is tried again."""
         assert build.lock is not None, "asked of builds that have a lock"
         variables = dict(build.specification.value().variables)
-        row, created = cls.objects.select_related("lock", "blob").get_or_create(
+        row, _ = cls.objects.select_related("lock", "blob").get_or_create(
             lock=build.lock,
             kind=kind,
             platform=platform,
@@ -128,9 +131,16 @@ class Artifact(models.Model):
             recipe=FORMS[kind].recipe,
             defaults={"options": {"variables": variables} if variables else {}},
         )
-        if not created and row.state == ArtifactState.FAILED:
+        failed = row.finished_at if row.state == ArtifactState.FAILED else None
+        if failed is not None and failed < timezone.now() - cls.REST:
             row.again()
         return row
+
+    @classmethod
+    def wanted_of(cls, build: Build) -> None:
+        """The rows of what its namespace has made of each new build; the sweep sends for them."""
+        for kind in build.environment.namespace.eager_artifacts:
+            cls.wanted(build, ArtifactKind(kind), build.platform)
 
     def again(self) -> bool:
         """Let it be made anew: it failed, or its bytes are gone. False where another was first."""

@@ -102,6 +102,9 @@ class Namespace(models.Model):
     two_person_approval = models.BooleanField(
         default=False, help_text="Two people must agree before a package is approved."
     )
+    eager_artifacts = models.JSONField(
+        default=list, blank=True, help_text="Kinds of files that each new build is made into."
+    )
 
     objects = NamespaceQuerySet.as_manager()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 from django.db import transaction
@@ -12,7 +13,7 @@ from accounts.roles import Perm
 from environments import blobs
 from environments.domain.artifacts import FORMS, ArtifactKind, ArtifactState
 from environments.domain.errors import NotFoundError
-from environments.models import Artifact, Blob, Build
+from environments.models import Artifact, AuditEvent, Blob, Build, Namespace, audited
 from environments.models.recalls import refuse_recalled
 from environments.operations import queueing
 from environments.operations.downloads import platform_of
@@ -58,13 +59,18 @@ def _whole(artifact: Artifact) -> bool:
     return True
 
 
-def artifacts_of(*, actor: Actor, build: Build) -> list[Artifact]:
-    """What was asked for already of the build's lock."""
-    require(actor, Perm.DOWNLOAD, build)
-    if build.lock_id is None:
-        return []
-    rows = Artifact.objects.filter(lock=build.lock_id).select_related("blob", "lock")
-    return list(rows.order_by("kind", "platform", "-recipe"))
+@audited()
+def set_eager_artifacts(
+    *, actor: Actor, namespace: Namespace, kinds: Sequence[ArtifactKind]
+) -> Namespace:
+    """Which files of each new build are made without being asked for."""
+    require(actor, Perm.MANAGE, namespace)
+    before = list(namespace.eager_artifacts)
+    namespace.eager_artifacts = sorted({kind.value for kind in kinds})
+    Namespace.objects.filter(pk=namespace.pk).update(eager_artifacts=namespace.eager_artifacts)
+    change = {"before": before, "after": namespace.eager_artifacts}
+    AuditEvent.record(actor, "namespace.eager-artifacts", namespace, change)
+    return namespace
 
 
 def find_kind(name: str) -> ArtifactKind:

@@ -352,6 +352,8 @@ CHANGES: dict[str, tuple[str, Perm]] = {
     "archiveBuild": ("id: $old", Perm.BUILD),
     "restoreBuild": ("id: $archived", Perm.BUILD),
     "deleteBuild": ("id: $old", Perm.MANAGE),
+    "createArtifact": ("buildId: $current, kind: TAR_ZST", Perm.DOWNLOAD),
+    "setEagerArtifacts": ('namespace: "research", kinds: [TAR_ZST]', Perm.MANAGE),
     "addPolicyRule": (
         (
             'namespace: "research", kind: "size", effect: "warn", name: "small", '

@@ -1,0 +1,97 @@
+"""Which files were made of a build's lock, how far are those that are being made, and where?"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import strawberry
+from django.db.models import Prefetch
+from django.urls import reverse
+from strawberry import ID, Info
+
+from environments.domain.artifacts import FORMS, ArtifactKind, ArtifactState, variant_of
+from environments.graphql.packages import BigInt, Failure, Progress
+from environments.graphql.pages import absolute
+from environments.models import Artifact, Build, LockRow
+
+
+@strawberry.type(
+    name="Artifact",
+    description="A file of a lock: one for all builds that have the lock, made once.",
+)
+class ArtifactNode:
+    id: ID
+    kind: ArtifactKind
+    platform: str
+    state: ArtifactState
+    file_name: str
+    url: str = strawberry.field(description="Where it is downloaded; that waits until it is made.")
+    size: BigInt | None = strawberry.field(description="Null until it is made.")
+    sha256: str | None
+    attempt: int
+    progress: Progress | None
+    failure: Failure | None
+    seconds: float = strawberry.field(description="What making it took.")
+    created_at: datetime
+    finished_at: datetime | None
+
+
+def of_locks() -> Prefetch[str, Any, str]:
+    """What was made of the lock of each build of a list."""
+    made = Artifact.objects.select_related("blob").order_by("kind", "platform", "-recipe")
+    rows = LockRow.objects.only("pk").prefetch_related(
+        Prefetch("artifacts", made, to_attr="made_artifacts")
+    )
+    # Beside the lock that is shown: a second look at one relation takes the rows of the first.
+    return Prefetch("lock", rows, to_attr="lock_made")
+
+
+def artifacts_of(info: Info, build: Any, namespace: str, environment: str) -> list[ArtifactNode]:
+    """Those of this build's variables: another specification may have given the same lock."""
+    if build.lock_id is None:
+        return []
+    held = build.__dict__
+    if "lock_made" in held:
+        rows = build.lock_made.made_artifacts
+    else:
+        rows = Artifact.objects.filter(lock=build.lock_id).select_related("blob")
+        rows = rows.order_by("kind", "platform", "-recipe")
+    variables = (
+        held["variables_set"]
+        if "variables_set" in held
+        else dict(build.specification.value().variables)
+    )
+    variant = variant_of(variables or {})
+    path = (namespace, environment, build.number)
+    return [
+        _node(info, row, path)
+        for row in rows
+        if row.variant == variant and row.recipe == FORMS[ArtifactKind(row.kind)].recipe
+    ]
+
+
+def artifact_of(info: Info, build: Build, row: Artifact) -> ArtifactNode:
+    environment = build.environment
+    return _node(info, row, (environment.namespace.name, environment.name, build.number))
+
+
+def _node(info: Info, row: Artifact, path: tuple[str, str, int]) -> ArtifactNode:
+    name = FORMS[ArtifactKind(row.kind)].file_name
+    blob = row.blob
+    return ArtifactNode(
+        id=ID(str(row.pk)),
+        kind=ArtifactKind(row.kind),
+        platform=row.platform,
+        state=ArtifactState(row.state),
+        file_name=name,
+        url=f"{absolute(info, reverse('download', args=[*path, name]))}?platform={row.platform}",
+        size=BigInt(blob.size) if blob else None,
+        sha256=blob.sha256 if blob else None,
+        attempt=row.attempt,
+        progress=Progress.of(row.progress),
+        failure=Failure.of(row.failure),
+        seconds=row.seconds,
+        created_at=row.created_at,
+        finished_at=row.finished_at,
+    )
