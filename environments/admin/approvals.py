@@ -18,6 +18,7 @@ from django.utils import timezone
 
 from accounts.access import Actor
 from accounts.roles import Perm
+from environments.admin.lists import text_filter
 from environments.admin.rooms import (
     BESIDE,
     MOST_AT_ONCE,
@@ -31,7 +32,6 @@ from environments.admin.rooms import (
     list_url,
     moment,
     size,
-    text_filter,
 )
 from environments.domain.errors import InvalidInputError
 from environments.domain.policy.subjects import in_seconds
@@ -233,7 +233,7 @@ class RequestRoom(ApproversRoom):
         text_filter("namespace", "namespace", "namespace__name", lower=True),
         text_filter("rule", "rule", "rule"),
     )
-    search_fields = ("name__startswith",)
+    search_fields = ("name__begins",)
     search_help_text = "How the package's name starts."
     ordering = ("-pk",)
     facts = (
@@ -464,7 +464,7 @@ class DecisionRoom(ApproversRoom):
         "approved",
         text_filter("namespace", "namespace", "namespace__name", lower=True),
     )
-    search_fields = ("name__startswith",)
+    search_fields = ("name__begins",)
     search_help_text = "How the package's name starts."
     ordering = ("-pk",)
     facts = (
@@ -504,9 +504,10 @@ class DecisionRoom(ApproversRoom):
     )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        actor = actor_of(request)
-        theirs = Namespace.objects.with_perm(actor, Perm.APPROVE).order_by().values("pk")
-        rows = super().get_queryset(request).filter(Q(namespace=None) | Q(namespace__in=theirs))
+        actor, rows = actor_of(request), super().get_queryset(request)
+        if not actor.sees_everything:
+            theirs = Namespace.objects.with_perm(actor, Perm.APPROVE).order_by().values("pk")
+            rows = rows.filter(Q(namespace=None) | Q(namespace__in=theirs))
         return rows.select_related("namespace", "decided_by", "seconded_by", "revoked_by")
 
     @admin.display(description="decision")

@@ -10,18 +10,17 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 
 from accounts.access import Actor
+from environments.admin.lists import day_filter, text_filter
 from environments.admin.rooms import (
     BESIDE,
     Panel,
     Question,
     Room,
     badge,
-    day_filter,
     link,
     list_url,
     moment,
     size,
-    text_filter,
 )
 from environments.domain.lifecycle import CANCELLABLE, FINISHED, BuildState
 from environments.domain.policy import Verdict

@@ -12,7 +12,8 @@ from django.http import HttpRequest
 from django.urls import reverse
 
 from accounts.access import Actor
-from environments.admin.rooms import Panel, Room, badge, day_filter, text_filter
+from environments.admin.lists import day_filter, text_filter
+from environments.admin.rooms import Panel, Room, badge
 from environments.models import AuditEvent
 
 #: Filters that the export knows too.
@@ -38,8 +39,8 @@ class AuditRoom(Room):
     list_filter = (
         Refused,
         text_filter("actor", "person", "username"),
-        text_filter("action", "action, how it starts", "action__startswith"),
-        text_filter("target", "target, how it starts", "target__startswith"),
+        text_filter("action", "action, how it starts", "action__begins"),
+        text_filter("target", "target, how it starts", "target__begins"),
         text_filter("namespace", "namespace", "namespace__name", lower=True),
         text_filter("address", "address", "address"),
         day_filter("since", "since the day", "at__gte"),

@@ -13,7 +13,8 @@ from django.urls import reverse
 from django.utils.html import format_html
 
 from accounts.access import Actor
-from environments.admin.rooms import BESIDE, Panel, Room, badge, link, moment, size, text_filter
+from environments.admin.lists import text_filter
+from environments.admin.rooms import BESIDE, Panel, Room, badge, link, moment, size
 from environments.models import (
     Channel,
     ChannelCredential,
@@ -45,7 +46,7 @@ class PackageRoom(Room):
 
     locked: Any
     manager = ""
-    search_fields = ("name__startswith",)
+    search_fields = ("name__begins",)
     search_help_text = "How the package's name starts."
     ordering = ("name", "version", "pk")
 

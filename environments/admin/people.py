@@ -16,6 +16,7 @@ from accounts.access import Actor
 from accounts.admin import UserAdmin
 from accounts.models import ApiToken, User
 from accounts.roles import Role
+from environments.admin.lists import text_filter
 from environments.admin.rooms import (
     BESIDE,
     Panel,
@@ -26,7 +27,6 @@ from environments.admin.rooms import (
     link,
     list_url,
     moment,
-    text_filter,
 )
 from environments.domain.errors import StoreError
 from environments.models import (

@@ -17,6 +17,7 @@ from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
 
 from accounts.access import Actor
+from environments.admin.lists import text_filter
 from environments.admin.rooms import (
     Panel,
     Question,
@@ -25,7 +26,6 @@ from environments.admin.rooms import (
     link,
     list_url,
     moment,
-    text_filter,
 )
 from environments.domain.errors import NotFoundError, StoreError
 from environments.domain.policy import Effect

@@ -1,4 +1,4 @@
-"""What do all rooms of the console share? Lists that stay quick, pages to look, questions that act.
+"""What do all rooms of the console share? Pages to look at, and questions that act.
 
 Nothing is edited in place: what may be done is a question, whose answer calls an operation.
 """
@@ -15,7 +15,6 @@ from urllib.parse import urlencode
 from django import forms
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
-from django.core.paginator import Paginator
 from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.defaultfilters import filesizeformat
@@ -26,14 +25,14 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from accounts.access import Actor
+from environments.admin.lists import CappedPaginator, QuickList
 from environments.domain.errors import SpecificationError, StoreError
 from environments.operations import audit
 
 if TYPE_CHECKING:
     _ModelAdmin = admin.ModelAdmin[Any]
-    _Paginator = Paginator[Any]
 else:  # generic for the type checker only
-    _ModelAdmin, _Paginator = admin.ModelAdmin, Paginator
+    _ModelAdmin = admin.ModelAdmin
 
 #: Rows that one answer may be about.
 MOST_AT_ONCE = 200
@@ -163,6 +162,9 @@ class Room(_ModelAdmin):
     # Administrators of the installation; rooms that are open to others say so themselves.
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return actor_of(request).is_superuser
+
+    def get_changelist(self, request: HttpRequest, **options: Any) -> type[QuickList]:
+        return QuickList
 
     def has_module_permission(self, request: HttpRequest) -> bool:
         return self.has_view_permission(request)

@@ -69,9 +69,9 @@ class AuditQuerySet(models.QuerySet["AuditEvent"]):
         if actor:
             found = found.filter(username=actor)
         if action:
-            found = found.filter(action__startswith=action)
+            found = found.filter(action__begins=action)
         if target:
-            found = found.filter(target__startswith=target)
+            found = found.filter(target__begins=target)
         if namespace:
             found = found.filter(namespace__name=namespace)
         if since is not None:
@@ -160,8 +160,8 @@ class AuditEvent(models.Model):
         ordering = ["-pk"]
         default_permissions = ("view",)
         indexes = [
-            models.Index(fields=["target"]),
-            models.Index(fields=["action", "at"]),
+            models.Index(fields=["target"], name="event_on", opclasses=["varchar_pattern_ops"]),
+            models.Index(fields=["action"], name="event_of", opclasses=["varchar_pattern_ops"]),
             models.Index(fields=["username", "-id"]),
             models.Index(fields=["namespace", "-id"]),
             models.Index(fields=["at"]),

@@ -149,7 +149,7 @@ class Build(models.Model):
         ]
         indexes = [
             models.Index(fields=["state", "not_before"]),
-            models.Index(fields=["state", "-id"]),
+            models.Index(fields=["state", "deleted_at", "-id"]),
             models.Index(fields=["lock"]),
             models.Index(fields=["-created_at"]),
         ]

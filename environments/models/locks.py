@@ -68,7 +68,10 @@ class CondaRecord(models.Model):
         default_permissions = ()
         ordering = ["name", "version", "pk"]
         constraints = [models.UniqueConstraint(fields=["sha256", "url"], name="record_once")]
-        indexes = [models.Index(fields=["name", "version"])]
+        indexes = [
+            models.Index(fields=["name", "version"]),
+            models.Index(fields=["name"], name="record_named", opclasses=["varchar_pattern_ops"]),
+        ]
 
     def __str__(self) -> str:
         return f"{self.name}-{self.version}-{self.build}"
@@ -128,7 +131,10 @@ class PypiRecord(models.Model):
         default_permissions = ()
         ordering = ["name", "version", "pk"]
         constraints = [models.UniqueConstraint(fields=["sha256", "url"], name="wheel_once")]
-        indexes = [models.Index(fields=["name", "version"])]
+        indexes = [
+            models.Index(fields=["name", "version"]),
+            models.Index(fields=["name"], name="wheel_named", opclasses=["varchar_pattern_ops"]),
+        ]
 
     def __str__(self) -> str:
         return self.file_name
