@@ -13,12 +13,9 @@ a record that nothing can install.
 from __future__ import annotations
 
 import asyncio
-import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from enum import IntEnum
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +30,13 @@ from environments.engine.first_seen import FirstSeen
 _BARRIER = "__condastore_refused"
 _MOST_LINES = 10  # of the log, about what was passed over
 _MOST_COMPARED = 5_000
+
+#: Names of which every record was allowed, and how many there were: by the policy's version, the
+#: channel, the subdir and its state. A solver's process looks at most names in every solve. What
+#: was allowed stays so: the version changes with the rules and decisions, the state with the
+#: records, and time makes them older only.
+_ALLOWED: dict[tuple[tuple[str, str, str, str], str], int] = {}
+_MOST_KEPT = 20_000  # some 3 MB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,9 +84,18 @@ class Refused:
 class PolicyView:
     """The channels of one request, for all its platforms: each record is judged once."""
 
-    def __init__(self, channels: Channels, urls: Sequence[str], rules: Rules) -> None:
+    def __init__(
+        self,
+        channels: Channels,
+        urls: Sequence[str],
+        rules: Rules,
+        states: Mapping[tuple[str, str], str],
+    ) -> None:
+        """`states`: what each (channel, subdir) holds now, as `Channels.observe` says it."""
         self._channels = channels
+        self._urls = urls
         self._raw = channels.sources(urls)
+        self._states = states
         policy = rules.policy
         # Most packages have no scripts: where none is known, no record need be looked at for them.
         idle = () if policy.scripts else ("install-scripts",)
@@ -115,22 +128,31 @@ class PolicyView:
         )
         records = [record for part in found for record in part]
         judged = _Judged()
-        if not self._screen.checks("conda", name):
+        url = self._urls[index]
+        place = (self._screen.policy.version, url, subdir, self._states.get((url, subdir), ""))
+        if not self._screen.checks("conda", name) or _ALLOWED.get((place, name)) == len(records):
             judged.allowed = records
             return judged
+        channel = without_credentials(url).rstrip("/")
         for record in records:
-            objection = self._objection(ChannelRecord(record, name))
+            objection = self._objection(ChannelRecord(record, name, channel))
             if objection is None:
                 judged.allowed.append(record)
             elif objection.effect is Effect.ASK:
                 judged.asked.append((record, objection))
             else:
                 judged.refused.append((record, objection))
+        if not judged.asked and not judged.refused:
+            if len(_ALLOWED) >= _MOST_KEPT:
+                _ALLOWED.clear()
+            _ALLOWED[place, name] = len(records)
         return judged
 
     def _objection(self, subject: Subject) -> Objection | None:
         """The gravest, the first of its kind."""
         found = self._screen.objections(subject)
+        if not found:
+            return None
         refusals = (each for each in found if each.effect is Effect.ENFORCE)
         return next(refusals, found[0] if found else None)
 
@@ -303,21 +325,20 @@ class _Evidence:
 
 
 class ChannelRecord:
-    """A record of a channel as a subject: read from rattler as far as a rule looks, and once."""
+    """A record of a channel as a subject: read from rattler as far as a rule looks."""
 
+    __slots__ = ("channel", "name", "record")
     manager = "conda"
 
-    def __init__(self, record: rattler.RepoDataRecord, name: str) -> None:
+    def __init__(self, record: rattler.RepoDataRecord, name: str, channel: str) -> None:
+        """`channel`: its base URL, which all records of a channel share."""
         self.record = record
         self.name = name
-
-    @cached_property
-    def version(self) -> str:
-        return str(self.record.version)
+        self.channel = channel
 
     @property
-    def channel(self) -> str:
-        return _base(self.record.channel or "")
+    def version(self) -> str:
+        return str(self.record.version)
 
     @property
     def subdir(self) -> str:
@@ -327,29 +348,24 @@ class ChannelRecord:
     def file_name(self) -> str:
         return self.record.file_name
 
-    @cached_property
+    @property
     def sha256(self) -> str:
         digest = self.record.sha256
         return digest.hex() if digest else ""
 
-    @cached_property
+    @property
     def license(self) -> str:
         return self.record.license or ""
 
-    @cached_property
+    # rattler makes a datetime of each moment, which takes longer than all else that a rule does
+    # with a record; its own record has the milliseconds.
+
+    @property
     def published(self) -> float | None:
-        return _seconds(self.record.timestamp)
+        moment = self.record._record.timestamp
+        return None if moment is None else moment / 1000
 
-    @cached_property
+    @property
     def indexed(self) -> float | None:
-        return _seconds(self.record.indexed_timestamp)
-
-
-@functools.lru_cache(maxsize=64)
-def _base(channel: str) -> str:
-    """Worked out once, not for each of a channel's records."""
-    return without_credentials(channel).rstrip("/")
-
-
-def _seconds(moment: datetime | None) -> float | None:
-    return None if moment is None else moment.timestamp()
+        moment = self.record._record.indexed_timestamp
+        return None if moment is None else moment / 1000

@@ -114,7 +114,9 @@ async def _solve_platforms(channels: Channels, work: Work, log: Log) -> list[Pla
     request = work.request
     rules = request.rules
     hides = rules is not None and rules.policy.hides and not work.explain_only
-    view = PolicyView(channels, request.channels, rules) if rules and hides else None
+    view = None
+    if rules and hides:
+        view = PolicyView(channels, request.channels, rules, work.states)
     answers = await asyncio.gather(
         *(_solve_platform(channels, work, platform, view, log) for platform in request.platforms),
         return_exceptions=True,

@@ -14,6 +14,8 @@ from environments.domain.names import SUBDIRS, channel_allowed, printable
 from environments.domain.policy.subjects import Subject
 
 MANAGERS = ("conda", "pypi")
+#: What makes a glob of a name.
+_WILD = frozenset("*?[")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,11 +38,14 @@ class PackageSpec:
         """Whether a package of this name can match at all."""
         if self.manager and manager != self.manager:
             return False
-        if manager == "pypi" and self.channel:
-            return False
+        glob = self.name
         if manager == "pypi":
-            return fnmatchcase(canonicalize_name(name), _pypi_name(self.name))
-        return fnmatchcase(name, self.name)
+            if self.channel:
+                return False
+            name, glob = canonicalize_name(name), _pypi_name(glob)
+        if name == glob:
+            return True
+        return not _WILD.isdisjoint(glob) and fnmatchcase(name, glob)
 
     def matches(self, subject: Subject) -> bool:
         return self.concerns(subject.manager, subject.name) and self.takes(subject)

@@ -21,7 +21,8 @@ DAY = 86_400
 
 
 def rules(*parsed: Any, rulings: tuple[Ruling, ...] = (), **options: Any) -> Rules:
-    policy = Policy(rules=tuple(parsed), version="1", rulings=rulings, **options.pop("known", {}))
+    version = repr((parsed, rulings))
+    policy = Policy(rules=parsed, version=version, rulings=rulings, **options.pop("known", {}))
     return Rules(policy=policy, now=options.pop("now", time.time()), **options)
 
 
