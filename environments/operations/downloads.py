@@ -10,7 +10,7 @@ from django.conf import settings
 
 from accounts.access import Actor, require
 from accounts.roles import Perm
-from environments.domain import artifacts, rendering
+from environments.domain import artifacts, rendering, sbom
 from environments.domain.errors import NotFoundError
 from environments.domain.lock import Lock
 from environments.domain.specification import Specification
@@ -60,6 +60,12 @@ FORMS: Mapping[str, Form] = {
         content_type="application/yaml",
         suffix="pixi.lock",
         one_platform=False,
+    ),
+    "sbom.cdx.json": Form(
+        render=lambda lock, asked, platform: sbom.cyclonedx(lock, platform),
+        content_type="application/vnd.cyclonedx+json",
+        suffix="sbom.cdx.json",
+        one_platform=True,
     ),
 }
 FILES = (*FORMS, LOG, *(form.file_name for form in artifacts.FORMS.values()))

@@ -1,0 +1,142 @@
+"""What is in a lock, for scanners: CycloneDX 1.6. The same lock gives the same bytes.
+
+Source: https://cyclonedx.org/docs/1.6/json/ and https://github.com/package-url/purl-spec.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+
+from environments.domain.errors import NotFoundError
+from environments.domain.lock import Lock, PlatformLock, required_name
+from environments.domain.policy.licences import expression
+from environments.domain.policy.subjects import in_seconds
+from environments.domain.records import CondaPackage, Package, PypiPackage
+
+#: Channels whose bare name everybody knows; others are named by their whole URL.
+_WELL_KNOWN = "https://conda.anaconda.org/"
+#: Where no package says when it was made.
+_EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+def cyclonedx(lock: Lock, platform: str) -> str:
+    """One platform of the lock, as JSON.
+
+    Raises:
+        NotFoundError: the lock is not for `platform`.
+    """
+    part = lock.on(platform)
+    if part is None:
+        known = ", ".join(sorted(each.platform for each in lock)) or "none"
+        raise NotFoundError(
+            f"The lock holds no packages for {platform}.", hint=f"It is for: {known}."
+        )
+    packages: list[Package] = [p for p in part.conda if not p.name.startswith("__")]
+    packages += part.pypi
+    packages.sort(key=lambda package: package_url(package))
+    digest = lock.digest
+    root = f"condastore:lock:{digest}:{platform}"
+    document = {
+        "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "serialNumber": uuid.uuid5(uuid.NAMESPACE_URL, root).urn,
+        "version": 1,
+        "metadata": {
+            "timestamp": f"{_moment(part):%Y-%m-%dT%H:%M:%SZ}",
+            "tools": {"components": [{"type": "application", "name": "condastore"}]},
+            "component": {
+                "type": "application",
+                "bom-ref": root,
+                "name": "environment",
+                "version": digest[:12],
+                "properties": [
+                    {"name": "condastore:lock", "value": digest},
+                    {"name": "condastore:platform", "value": platform},
+                    *({"name": "condastore:channel", "value": url} for url in lock.channels),
+                ],
+            },
+        },
+        "components": [_component(package) for package in packages],
+        "dependencies": _dependencies(root, packages),
+    }
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def package_url(package: Package) -> str:
+    """`pkg:conda/numpy@2.1?build=...&channel=...&subdir=...&type=conda`, `pkg:pypi/six@1.16`."""
+    name, version = quote(package.name.lower(), safe=""), quote(package.version, safe=":")
+    if isinstance(package, PypiPackage):
+        return f"pkg:pypi/{name}@{version}"
+    kind = "conda" if package.file_name.endswith(".conda") else "tar.bz2"
+    qualifiers = {
+        "build": package.build,
+        "channel": package.channel.removeprefix(_WELL_KNOWN),
+        "subdir": package.subdir,
+        "type": kind,
+    }
+    told = "&".join(
+        f"{key}={quote(value, safe=':/')}" for key, value in qualifiers.items() if value
+    )
+    return f"pkg:conda/{name}@{version}?{told}"
+
+
+def _moment(part: PlatformLock) -> datetime:
+    """When the newest package was made: the same whenever it is asked."""
+    moments = [in_seconds(p.timestamp) for p in part.conda if p.timestamp is not None]
+    return datetime.fromtimestamp(max(moments), UTC) if moments else _EARLIEST
+
+
+def _component(package: Package) -> dict[str, Any]:
+    url = package_url(package)
+    hashes = [{"alg": "SHA-256", "content": package.sha256}] if package.sha256 else []
+    if isinstance(package, CondaPackage) and package.md5:
+        hashes.insert(0, {"alg": "MD5", "content": package.md5})
+    component: dict[str, Any] = {
+        "type": "library",
+        "bom-ref": url,
+        "name": package.name,
+        "version": package.version,
+        "hashes": hashes,
+        "licenses": _licences(package.license),
+        "purl": url,
+        "externalReferences": [{"type": "distribution", "url": quote(package.url, safe=_URL)}],
+    }
+    return {key: value for key, value in component.items() if value}
+
+
+#: What a URL may hold as it is (RFC 3986).
+_URL = ":/?#[]@!$&'()*+,;=%~-._"
+
+
+def _licences(text: str) -> list[dict[str, Any]]:
+    if not text:
+        return []
+    tree = expression(text)
+    if tree is None:  # not in SPDX's words: as the channel wrote it
+        return [{"license": {"name": text}}]
+    return [{"expression": str(tree.render())}]
+
+
+def _dependencies(root: str, packages: list[Package]) -> list[dict[str, Any]]:
+    """Each package and what it needs of the others; first the whole, and what nothing needs."""
+    conda = {p.name.lower(): package_url(p) for p in packages if isinstance(p, CondaPackage)}
+    pypi = {p.name: package_url(p) for p in packages if isinstance(p, PypiPackage)}
+    needs: dict[str, set[str]] = {}
+    for package in packages:
+        if isinstance(package, CondaPackage):
+            names = {required_name(text) for text in package.depends}
+            found = {conda[name] for name in names if name in conda}
+        else:
+            wanted = {required_name(text) for text in package.requires}
+            found = {pypi.get(name) or conda.get(name, "") for name in wanted}
+        own = package_url(package)
+        needs[own] = found - {own, ""}
+    needed = set().union(*needs.values())
+    tops = sorted(needs.keys() - needed) or sorted(needs)  # all of a circle
+    graph = [{"ref": root, "dependsOn": tops}]
+    return graph + [{"ref": url, "dependsOn": sorted(others)} for url, others in needs.items()]
