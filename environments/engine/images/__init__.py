@@ -1,0 +1,1 @@
+"""Makes the layers of container images, and speaks to other registries."""
