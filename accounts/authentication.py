@@ -17,12 +17,14 @@ from django.utils import timezone
 
 from accounts.access import ANONYMOUS, Actor
 from accounts.models import ApiToken
-from accounts.sign_in import SecondFactorError, lacks_second_factor
+from accounts.sign_in import SecondFactorError, TooManyAttemptsError, lacks_second_factor
 from accounts.signals import token_moved, token_refused
 from environments.domain.errors import NotSignedInError
 
 #: How old the recorded last use of a token may be before it is written again.
 LAST_USE_RESOLUTION = timedelta(minutes=1)
+#: Below it, a directory speaks.
+PROVISIONING = "/scim/"
 
 
 class TokenInvalidError(NotSignedInError):
@@ -80,6 +82,36 @@ def actor_of(request: HttpRequest) -> Actor:
     return Actor(user, address=address)
 
 
+def directory_of(request: HttpRequest) -> Actor:
+    """Who sends `request` to the routes of provisioning: a directory, by the token of the settings.
+
+    Nobody's session and no API token is heard there.
+
+    Raises:
+        TokenInvalidError: it does not prove itself.
+        TooManyAttemptsError: from its address, that was tried too often.
+    """
+    from allauth.core.internal.ratelimit import consume
+
+    address = client_address(request.META)
+    limit: dict[str, Any] = {
+        "app": "provisioning",
+        "action": "failed",
+        "config": {"failed": settings.SCIM_FAILURES},
+        "limit_get": True,
+    }
+    if consume(request, **limit, dry_run=True) is None:
+        raise TooManyAttemptsError("Too many attempts with wrong tokens.")
+    secret = secret_in(request.headers.get("Authorization", "")) or ""
+    if settings.SCIM is None or not settings.SCIM.admits(secret):
+        consume(request, **limit)
+        token_refused.send(ApiToken, address=address, token=None)
+        raise TokenInvalidError(
+            "This is not the token of provisioning.", hint="It is CONDASTORE_SCIM_TOKEN."
+        )
+    return Actor(AnonymousUser(), address=address, directory=settings.SCIM.directory)
+
+
 class ActorMiddleware:
     """Put the actor on the request; 401 for a token that is not valid, never silently nobody."""
 
@@ -106,6 +138,8 @@ class ActorMiddleware:
 
     def _identify(self, request: HttpRequest) -> HttpResponseBase | None:
         request.actor = ANONYMOUS  # type: ignore[attr-defined]
+        if request.path_info.startswith(PROVISIONING):
+            return None  # see `directory_of`
         try:
             actor = actor_of(request)
             if actor.token is None and lacks_second_factor(request):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from django.conf import settings
 from django.contrib import admin
 from django.contrib.auth.views import LogoutView
 from django.urls import include, path
@@ -28,6 +29,8 @@ urlpatterns = [
     path("admin/", admin.site.urls),
     path("", include("environments.console.urls")),
 ]
+if settings.SCIM:  # what it needs is in the extra `scim`
+    urlpatterns.insert(0, path("scim/v2/", include("environments.rest.scim.urls")))
 handler400 = "condastore.middleware.page_bad"
 handler403 = "condastore.middleware.page_refused"
 handler404 = "condastore.middleware.page_not_found"

@@ -9,6 +9,7 @@ os.environ.setdefault("CONDASTORE_DATA", tempfile.mkdtemp(prefix="condastore-tes
 os.environ.setdefault("CONDASTORE_SECRET_KEY", "only-for-tests-" + "x" * 40)
 os.environ.setdefault("CONDASTORE_LOG_LEVEL", "ERROR")
 
+from accounts.provisioning import Provisioning, digest
 from condastore.settings import *  # noqa: F403
 from condastore.settings import DATA, DATABASES, INSTALLED_APPS
 
@@ -18,3 +19,8 @@ PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
     # A file, not memory: threads and processes of the tests share it, as in real life.
     DATABASES["default"]["TEST"] = {"NAME": str(DATA / "test.sqlite3")}
+#: The directory that provisions; its routes too are made once.
+SCIM_TOKEN = "only-for-tests-" + "s" * 40
+SCIM = Provisioning(
+    directory="campus", issuer="https://idp.example.org", tokens=[digest(SCIM_TOKEN)]
+)

@@ -1,0 +1,286 @@
+"""The SCIM 2.0 door: a directory makes, changes and ends its people and groups here (RFC 7644)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from django.db import transaction
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
+from django.utils.decorators import method_decorator
+from django.views import View
+from django.views.decorators.csrf import csrf_exempt
+from pydantic import ValidationError
+from scim2_models import (
+    Context,
+    Error,
+    ListResponse,
+    Meta,
+    NotFoundException,
+    NotImplementedException,
+    PatchOp,
+    Resource,
+    ResponseParameters,
+    SCIMException,
+    SearchRequest,
+)
+
+from accounts.access import Actor
+from accounts.authentication import directory_of
+from accounts.sign_in import TooManyAttemptsError
+from environments.domain.errors import (
+    AccessDeniedError,
+    ConflictError,
+    InvalidInputError,
+    NotSignedInError,
+    StoreError,
+    UnavailableError,
+)
+from environments.rest.scim.filters import RowFilter, is_key
+from environments.rest.scim.kinds import root_of
+from environments.rest.scim.service import LONGEST_PAGE, PAGE, SERVICE
+
+#: The first kind that fits says status and keyword.
+_STATUSES: Sequence[tuple[type[StoreError], HTTPStatus, str | None]] = (
+    (TooManyAttemptsError, HTTPStatus.TOO_MANY_REQUESTS, None),
+    (NotSignedInError, HTTPStatus.UNAUTHORIZED, None),
+    (AccessDeniedError, HTTPStatus.FORBIDDEN, None),
+    (ConflictError, HTTPStatus.CONFLICT, "uniqueness"),
+    (InvalidInputError, HTTPStatus.BAD_REQUEST, "invalidValue"),
+    (UnavailableError, HTTPStatus.SERVICE_UNAVAILABLE, None),
+)
+
+
+def _answer(body: Any, status: int = HTTPStatus.OK, **headers: str) -> HttpResponse:
+    text = json.dumps(body, ensure_ascii=False)
+    return HttpResponse(
+        text, status=status, content_type="application/scim+json", headers=headers or None
+    )
+
+
+def _refusal(error: Error) -> HttpResponse:
+    status = error.status or HTTPStatus.BAD_REQUEST
+    answer = _answer(error.model_dump(), status)
+    if status == HTTPStatus.UNAUTHORIZED:
+        answer["WWW-Authenticate"] = 'Bearer realm="condastore"'
+    return answer
+
+
+def _of_store(error: StoreError) -> Error:
+    for kind, status, keyword in _STATUSES:
+        if isinstance(error, kind):
+            detail = " ".join(part for part in (error.message, error.hint) if part)
+            return Error(status=status, scim_type=keyword, detail=detail)
+    raise error  # condastore.middleware says what it is
+
+
+def _of_validation(error: ValidationError) -> Error:
+    """Every fault at once."""
+    faults = Error.from_validation_errors(error)
+    faults[0].detail = "; ".join(fault.detail or "" for fault in faults)
+    return faults[0]
+
+
+@method_decorator(csrf_exempt, name="dispatch")  # no browser sends the token on its own
+class Door(View):
+    """Speaks to the directory of the settings, and in the standard's way of errors."""
+
+    actor: Actor
+
+    def dispatch(self, request: HttpRequest, *args: Any, **options: Any) -> HttpResponseBase:
+        try:
+            with SERVICE:
+                self.actor = directory_of(request)
+                self.root = root_of(request)
+                return super().dispatch(request, *args, **options)
+        except ValidationError as error:
+            return _refusal(_of_validation(error))
+        except SCIMException as error:
+            return _refusal(error.to_error())
+        except StoreError as error:
+            return _refusal(_of_store(error))
+
+    def http_method_not_allowed(
+        self, request: HttpRequest, *args: Any, **options: Any
+    ) -> HttpResponse:
+        answer = _refusal(
+            Error(
+                status=HTTPStatus.METHOD_NOT_ALLOWED,
+                detail=f"{request.method} means nothing here.",
+            )
+        )
+        answer["Allow"] = ", ".join(self._allowed_methods())
+        return answer
+
+
+class Nothing(Door):
+    def get(self, request: HttpRequest) -> HttpResponse:
+        raise NotFoundException(detail="There is nothing at this address.")
+
+    def post(self, request: HttpRequest) -> HttpResponse:
+        if request.path.endswith(("/.search", "/Bulk")):
+            raise NotImplementedException(detail="Ask with GET, for one kind at a time.")
+        return self.get(request)
+
+    put = patch = delete = get
+
+
+# --- what is offered ------------------------------------------------------------------------------
+
+
+class Config(Door):
+    def get(self, request: HttpRequest) -> HttpResponse:
+        return _answer(_described([SERVICE.config], self.root)[0])
+
+
+class Described(Door):
+    """A list of what describes the service; or one of it, by its id."""
+
+    def described(self) -> Iterable[Any]:
+        raise NotImplementedError
+
+    def get(self, request: HttpRequest, key: str = "") -> HttpResponse:
+        if "filter" in request.GET:
+            return _refusal(
+                Error(status=HTTPStatus.FORBIDDEN, detail="These are not filtered (RFC 7644, 4).")
+            )
+        found = _described(self.described(), self.root)
+        if not key:
+            return _answer(_listed(found, total=len(found), start=1))
+        for one in found:
+            if one["id"] == key:
+                return _answer(one)
+        raise NotFoundException(detail=f"There is no {key} here.")
+
+
+class ResourceTypes(Described):
+    def described(self) -> Iterable[Any]:
+        return SERVICE.resource_types
+
+
+class Schemas(Described):
+    def described(self) -> Iterable[Any]:
+        return SERVICE.schemas
+
+
+def _described(resources: Iterable[Any], root: str) -> list[Any]:
+    bodies = []
+    for one in resources:
+        name = type(one).__name__
+        place = name if name == "ServiceProviderConfig" else f"{name}s/{one.id}"
+        copy = one.model_copy(update={"meta": Meta(resource_type=name, location=f"{root}/{place}")})
+        bodies.append(copy.model_dump(scim_ctx=Context.RESOURCE_QUERY_RESPONSE))
+    return bodies
+
+
+def _listed(resources: Sequence[Any], *, total: int, start: int) -> dict[str, Any]:
+    return {
+        "schemas": [str(ListResponse.__schema__)],
+        "totalResults": total,
+        "startIndex": start,
+        "itemsPerPage": len(resources),
+        "Resources": list(resources),
+    }
+
+
+# --- users and groups -----------------------------------------------------------------------------
+
+
+class OfKind(Door):
+    kind: Any = None
+
+    def shown(
+        self, rows: Sequence[Any], wanted: ResponseParameters[Any], context: Context
+    ) -> list[Any]:
+        resources = self.kind.show(rows, self.root, asked=lambda name: _asked(wanted, name))
+        return [one.model_dump(scim_ctx=context, response_parameters=wanted) for one in resources]
+
+    def parameters(self, request: HttpRequest) -> ResponseParameters[Any]:
+        given = {
+            name: request.GET[name]
+            for name in ("attributes", "excludedAttributes")
+            if name in request.GET
+        }
+        return ResponseParameters[self.kind.model].model_validate(given)  # type: ignore[name-defined]
+
+
+def _asked(wanted: ResponseParameters[Any], name: str) -> bool:
+    """Whether an attribute that is costly to find is to be in the answer."""
+
+    def is_among(paths: Iterable[object]) -> bool:
+        return any(str(path).rpartition(":")[2].partition(".")[0].lower() == name for path in paths)
+
+    if wanted.attributes:
+        return is_among(wanted.attributes)
+    return not is_among(wanted.excluded_attributes or ())
+
+
+class All(OfKind):
+    def get(self, request: HttpRequest) -> HttpResponse:
+        asked = SearchRequest[self.kind.model].model_validate(request.GET.dict())  # type: ignore[name-defined]
+        rows = self.kind.rows(self.actor)
+        if asked.filter is not None:
+            rows = rows.filter(RowFilter(self.kind.columns).visit(asked.filter.ast))
+        start = asked.start_index or 1
+        count = min(PAGE if asked.count is None else asked.count, LONGEST_PAGE)
+        page = list(rows[start - 1 : start - 1 + count])
+        shown = self.shown(page, asked, Context.RESOURCE_QUERY_RESPONSE)
+        return _answer(_listed(shown, total=rows.count(), start=start))
+
+    def post(self, request: HttpRequest) -> HttpResponse:
+        wanted = self.parameters(request)
+        resource = self.kind.model.model_validate_json(
+            request.body, scim_ctx=Context.RESOURCE_CREATION_REQUEST
+        )
+        row = self.kind.add(self.actor, resource)
+        (body,) = self.shown([row], wanted, Context.RESOURCE_CREATION_RESPONSE)
+        place = f"{self.root}/{self.kind.name}s/{row.pk}"
+        return _answer(body, HTTPStatus.CREATED, Location=place)
+
+
+class One(OfKind):
+    def get(self, request: HttpRequest, key: str) -> HttpResponse:
+        return self._answer(request, self._row(key), Context.RESOURCE_QUERY_RESPONSE)
+
+    @method_decorator(transaction.atomic)  # nobody changes it between the look and the change
+    def put(self, request: HttpRequest, key: str) -> HttpResponse:
+        row = self._row(key, lock=True)
+        resource: Resource[Any] = self.kind.model.model_validate_json(
+            request.body, scim_ctx=Context.RESOURCE_REPLACEMENT_REQUEST
+        )
+        resource.replace(self._now(row))
+        changed = self.kind.change(self.actor, row, resource)
+        return self._answer(request, changed, Context.RESOURCE_REPLACEMENT_RESPONSE)
+
+    @method_decorator(transaction.atomic)
+    def patch(self, request: HttpRequest, key: str) -> HttpResponse:
+        row = self._row(key, lock=True)
+        resource = self._now(row)
+        PatchOp[self.kind.model].model_validate_json(  # type: ignore[name-defined]
+            request.body, scim_ctx=Context.RESOURCE_PATCH_REQUEST
+        ).patch(resource)
+        changed = self.kind.change(self.actor, row, resource)
+        return self._answer(request, changed, Context.RESOURCE_PATCH_RESPONSE)
+
+    def delete(self, request: HttpRequest, key: str) -> HttpResponse:
+        self.kind.remove(self.actor, self._row(key))
+        return HttpResponse(status=HTTPStatus.NO_CONTENT)
+
+    def _row(self, key: str, *, lock: bool = False) -> Any:
+        rows = self.kind.rows(self.actor)
+        if lock:
+            rows = rows.select_for_update(of=("self",))
+        row = rows.filter(pk=key).first() if is_key(key) else None
+        if row is None:
+            raise NotFoundException(detail=f"There is no {self.kind.name.lower()} {key}.")
+        return row
+
+    def _now(self, row: Any) -> Any:
+        (resource,) = self.kind.show([row], self.root, asked=lambda name: True)
+        return resource
+
+    def _answer(self, request: HttpRequest, row: Any, context: Context) -> HttpResponse:
+        (body,) = self.shown([row], self.parameters(request), context)
+        return _answer(body)
