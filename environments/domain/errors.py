@@ -131,7 +131,7 @@ class ArtifactFailedError(RequestError):
     """A file of a build that could not be made; its message says why."""
 
     code = "artifact-failed"
-    hint = "Ask for it once more, or report it to the administrators of this installation."
+    hint = "Ask for it again in a minute, or report it to the administrators."
 
 
 class SmokeTestError(RequestError):

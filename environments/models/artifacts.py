@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Any, Self
 
 from django.db import models
@@ -119,17 +121,29 @@ class Artifact(models.Model):
         return f"{self.kind} of lock {self.lock.digest[:12]} for {self.platform}"
 
     @classmethod
-    def wanted(cls, build: Build, kind: ArtifactKind, platform: str) -> Artifact:
-        """The row of this file, made at the first wish; one that failed a while ago is tried again."""
+    def wanted(
+        cls,
+        build: Build,
+        kind: ArtifactKind,
+        platform: str,
+        *,
+        more: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Artifact:
+        """The row of this file, made at the first wish; what failed a while ago is tried again."""
         assert build.lock is not None, "asked of builds that have a lock"
         variables = dict(build.specification.value().variables)
+        options: dict[str, Any] = {"variables": variables} if variables else {}
+        if kind is ArtifactKind.IMAGE:
+            from environments.models.images import image_options
+
+            options |= image_options(build, platform) | more
         row, _ = cls.objects.select_related("lock", "blob").get_or_create(
             lock=build.lock,
             kind=kind,
             platform=platform,
-            variant=variant_of(variables),
+            variant=variant_of(options if kind is ArtifactKind.IMAGE else variables),
             recipe=FORMS[kind].recipe,
-            defaults={"options": {"variables": variables} if variables else {}},
+            defaults={"options": options},
         )
         failed = row.finished_at if row.state == ArtifactState.FAILED else None
         if failed is not None and failed < timezone.now() - cls.REST:

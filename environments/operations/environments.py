@@ -41,6 +41,7 @@ def find_environment(actor: Actor, namespace: str, name: str) -> Environment:
 def find_build(actor: Actor, environment: Environment, reference: str) -> Build:
     """`reference`: a number, a tag, `current` or `latest` (the newest, whatever its state)."""
     builds = Build.objects.visible_to(actor).filter(environment=environment)
+    builds = builds.select_related("environment__namespace", "lock", "specification")
     found: Build | None
     if reference in ("", "current"):
         found = builds.filter(pk=environment.current_id or 0).first()

@@ -14,7 +14,7 @@ from environments.domain.artifacts import FORMS, ArtifactState
 from environments.domain.errors import ArtifactFailedError
 from environments.models import Artifact, Build
 from environments.operations import artifacts, audit
-from environments.rest.blobs import Served, answer
+from environments.rest.blobs import Served, answer, begins
 from environments.rest.finding import actor_of, build_of
 
 LOOK = 0.2  # seconds between two looks at an artifact that is made
@@ -50,14 +50,15 @@ async def download(
         )
     if artifact.state != ArtifactState.READY or artifact.blob is None:
         return _under_way(artifact)
-    if request.method == "GET" and "Range" not in request.headers:
-        await sync_to_async(audit.downloaded)(actor_of(request), build, name)
     served = Served(
         blob=artifact.blob,
         content_type=FORMS[kind].content_type,
         file_name=artifacts.file_name(build, artifact),
     )
-    return await answer(request, served)
+    response = await answer(request, served)
+    if request.method == "GET" and begins(response):
+        await sync_to_async(audit.downloaded)(actor_of(request), build, name)
+    return response
 
 
 def patience(request: HttpRequest) -> float:

@@ -68,6 +68,13 @@ async def answer(request: HttpRequest, served: Served) -> HttpResponseBase:
     return await _streamed(request, served, path)
 
 
+def begins(response: HttpResponseBase) -> bool:
+    """Whether a download starts with it: not what goes on, and not what was there already."""
+    if response.status_code == 206:
+        return response["Content-Range"].startswith("bytes 0-")
+    return response.status_code in (200, 307)
+
+
 async def _streamed(request: HttpRequest, served: Served, path: Path | None) -> HttpResponseBase:
     size = served.blob.size
     try:

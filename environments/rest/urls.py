@@ -11,6 +11,7 @@ urlpatterns = [
     path("token", sign_in.sign_in, name="api-token"),
     path("device", sign_in.start_device, name="device-start"),
     path("device/token", sign_in.collect_device, name="device-collect"),
+    path("signing-key", views.signing_key, name="signing-key"),
     path("whoami", views.whoami, name="whoami"),
     path("audit", views.audit_log, name="audit-log"),
     path("envs/<str:namespace>/<str:environment>/<str:reference>/log", views.log, name="log"),

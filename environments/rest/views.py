@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
 from itertools import islice
@@ -20,9 +21,10 @@ from django.utils.cache import patch_vary_headers
 from django.utils.http import content_disposition_header, parse_etags
 from django.views.decorators.http import require_safe
 
+from environments import signing
 from environments.domain.errors import InvalidInputError
 from environments.models import Build
-from environments.operations import audit, downloads
+from environments.operations import audit, downloads, provenance
 from environments.operations.artifacts import KIND_OF
 from environments.rest import artifacts
 from environments.rest.finding import actor_of, build_of
@@ -39,6 +41,8 @@ async def download(
 ) -> HttpResponseBase:
     """A file of a build: its lock, rendered at once, or what a worker makes of it."""
     place = (namespace, environment, reference, name)
+    if name == downloads.PROVENANCE:
+        return await sync_to_async(_provenance)(request, *place)
     if name in downloads.FORMS or name not in KIND_OF:
         return await sync_to_async(_lock_file)(request, *place)
     return await artifacts.download(request, *place)
@@ -61,6 +65,30 @@ def _lock_file(
         audit.downloaded(actor_of(request), build, name)
     response["Content-Disposition"] = content_disposition_header(True, file.file_name) or ""
     return _kept(response, file.etag)
+
+
+def _provenance(
+    request: HttpRequest, namespace: str, environment: str, reference: str, name: str
+) -> HttpResponse:
+    """Another one as soon as another artifact is made: its tag is that of its bytes."""
+    build = build_of(request, namespace, environment, reference)
+    text = provenance.provenance(actor=actor_of(request), build=build)
+    etag = f'"{hashlib.sha256(text.encode()).hexdigest()[:32]}"'
+    known = parse_etags(request.headers.get("If-None-Match", ""))
+    if "*" in known or etag in {tag.removeprefix("W/") for tag in known}:
+        return _kept(HttpResponseNotModified(), etag)
+    if request.method == "GET":
+        audit.downloaded(actor_of(request), build, name)
+    response = HttpResponse(text, content_type="application/vnd.dsse.envelope.v1+json")
+    saved = f"{namespace}-{environment}-{build.number}-{name}"
+    response["Content-Disposition"] = content_disposition_header(True, saved) or ""
+    return _kept(response, etag)
+
+
+@require_safe
+def signing_key(request: HttpRequest) -> HttpResponse:
+    """The public key of this installation: what checks the statements that it signs."""
+    return HttpResponse(signing.public_key(), content_type="application/x-pem-file")
 
 
 def _kept(response: HttpResponse, etag: str) -> HttpResponse:

@@ -55,7 +55,7 @@ DOORS = {
     ),
 }
 #: Routes that tell everybody the same.
-OPEN = {"alive", "ready", "login", "sign-in-ways"}
+OPEN = {"alive", "ready", "login", "sign-in-ways", "signing-key"}
 #: Routes of signing in, which lead to no row of anybody's namespace; tried with the accounts.
 SIGN_IN = {"device", "device-start", "device-collect"}
 #: Routes that tell of the one who asks, or what that one may see; each has a test below.

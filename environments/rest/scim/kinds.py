@@ -151,8 +151,8 @@ class Groups:
                 external_id=row.external_id or None,
                 display_name=row.name,
                 members=[
-                    Member(value=str(key), ref=f"{root}/Users/{key}", display=name, type="User")
-                    for key, name in inside.get(row.group_id, ())
+                    Member(value=str(key), ref=f"{root}/Users/{key}", type="User")
+                    for key in inside.get(row.group_id, ())
                 ]
                 or None,
                 meta=_meta(self.name, row.pk, root),
@@ -186,16 +186,15 @@ class Groups:
         )
 
 
-def _members_of(rows: Iterable[DirectoryGroup]) -> Mapping[int, list[tuple[int, str]]]:
-    found: dict[int, list[tuple[int, str]]] = defaultdict(list)
+def _members_of(rows: Iterable[DirectoryGroup]) -> Mapping[int, list[int]]:
+    found: dict[int, list[int]] = defaultdict(list)
     people = ProvisionedPerson.objects.filter(
         identity__user__groups__in=[row.group_id for row in rows],
         identity__directory=settings.SCIM.directory,
     )
-    columns = ("identity__user__groups", "pk", "username")
-    for group, key, name in people.order_by("pk").values_list(*columns):
+    for group, key in people.order_by("pk").values_list("identity__user__groups", "pk"):
         if group is not None:
-            found[group].append((key, name))
+            found[group].append(key)
     return found
 
 

@@ -1,0 +1,244 @@
+"""How kept bytes are given away: whole, in ranges, by redirect, by nginx, to those who may."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from asgiref.sync import async_to_sync
+from django.test import AsyncClient
+from django.utils import timezone
+
+from accounts.access import Actor
+from environments import blobs, tasks
+from environments.domain.artifacts import ArtifactKind, ArtifactState
+from environments.domain.errors import LinkError
+from environments.models import Artifact, AuditEvent, Build, Environment, Recall
+from tests import factories
+from tests.environments.test_blobs import options_of, use
+from tests.services import S3Service
+
+pytestmark = pytest.mark.django_db
+CONTENT = bytes(range(256)) * 10_000
+ADDRESS = "/api/envs/research/ml/current/env.tar.zst"
+
+
+@pytest.fixture
+def build(environment: Environment) -> Build:
+    return factories.make_build(environment)
+
+
+@pytest.fixture
+def artifact(build: Build, tmp_path: Path) -> Artifact:
+    """The archive of the build as if it was made; what is in it does not matter here."""
+    (tmp_path / "made").write_bytes(CONTENT)
+    row = Artifact.wanted(build, ArtifactKind.TAR_ZST, factories.PLATFORM)
+    Artifact.objects.filter(pk=row.pk).update(
+        state=ArtifactState.READY, blob=blobs.keep(tmp_path / "made")
+    )
+    row.refresh_from_db()
+    return row
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """There is no queue here: the artifacts that workers would have been told of."""
+    told: list[int] = []
+    monkeypatch.setattr(tasks.make_artifact, "send", told.append)
+    return told
+
+
+class Got:
+    """An answer, read to its end."""
+
+    def __init__(self, answer: Any, content: bytes) -> None:
+        self.status, self.headers, self.content = answer.status_code, answer.headers, content
+
+
+def get(actor: Actor, path: str = ADDRESS, *, method: str = "get", **headers: str) -> Got:
+    async def ask() -> Got:
+        client = AsyncClient()
+        if actor.signed_in:
+            await client.aforce_login(actor.account)
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        answer: Any = await getattr(client, method)(path, headers=sent)
+        if answer.streaming:
+            return Got(answer, b"".join([part async for part in answer.streaming_content]))
+        return Got(answer, answer.content)
+
+    got: Got = async_to_sync(ask)()
+    return got
+
+
+def test_the_whole_is_streamed_with_its_name_and_digest(artifact: Artifact, bob: Actor) -> None:
+    got = get(bob)
+    assert (got.status, got.content) == (200, CONTENT)
+    assert got.headers["ETag"] == f'"sha256:{hashlib.sha256(CONTENT).hexdigest()}"'
+    assert got.headers["Content-Length"] == str(len(CONTENT))
+    assert got.headers["Accept-Ranges"] == "bytes"
+    assert got.headers["Content-Type"] == "application/zstd"
+    assert 'filename="research-ml-1-linux-64-env.tar.zst"' in got.headers["Content-Disposition"]
+    head = get(bob, method="head")
+    assert (head.status, head.content) == (200, b"")
+    assert head.headers["Content-Length"] == str(len(CONTENT))
+    assert get(bob, If_None_Match=got.headers["ETag"]).status == 304
+    assert AuditEvent.objects.filter(action="build.download").count() == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "first", "last"),
+    [
+        ("bytes=0-9", 0, 9),
+        ("bytes=100-", 100, len(CONTENT) - 1),
+        ("bytes=-5", len(CONTENT) - 5, len(CONTENT) - 1),
+        ("bytes=5-99999999999", 5, len(CONTENT) - 1),
+        ("bytes=-99999999999", 0, len(CONTENT) - 1),
+    ],
+)
+def test_a_range_is_that_part(
+    artifact: Artifact, bob: Actor, asked: str, first: int, last: int
+) -> None:
+    got = get(bob, Range=asked)
+    assert (got.status, got.content) == (206, CONTENT[first : last + 1])
+    assert got.headers["Content-Range"] == f"bytes {first}-{last}/{len(CONTENT)}"
+    # What goes on with a download is none.
+    assert AuditEvent.objects.filter(action="build.download").count() == (first == 0)
+
+
+@pytest.mark.parametrize(
+    "asked", ["bytes=0-1,3-4", "bytes=a-b", "bytes=-", "bytes=9-3", "lines=1-2", "bytes = 0-1"]
+)
+def test_ranges_that_are_none_are_answered_with_the_whole(
+    artifact: Artifact, bob: Actor, asked: str
+) -> None:
+    got = get(bob, Range=asked)
+    assert (got.status, got.content) == (200, CONTENT)
+
+
+@pytest.mark.parametrize(
+    "asked", [f"bytes={len(CONTENT)}-", "bytes=-0", f"bytes={'9' * 5000}-", "bytes=99999999999-"]
+)
+def test_a_range_beyond_the_end_is_refused_with_the_size(
+    artifact: Artifact, bob: Actor, asked: str
+) -> None:
+    got = get(bob, Range=asked)
+    assert (got.status, got.headers["Content-Range"]) == (416, f"bytes */{len(CONTENT)}")
+
+
+def test_a_download_goes_on_only_with_the_same_bytes(artifact: Artifact, bob: Actor) -> None:
+    etag = get(bob, method="head").headers["ETag"]
+    assert get(bob, Range="bytes=5-", If_Range=etag).status == 206
+    assert get(bob, Range="bytes=5-", If_Range='"other"').content == CONTENT
+
+
+def test_nginx_gives_the_file_where_it_is_set_up(
+    artifact: Artifact, bob: Actor, settings: Any
+) -> None:
+    settings.ACCEL_REDIRECT = "/_blobs/"
+    got = get(bob)
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    assert got.headers["X-Accel-Redirect"] == f"/_blobs/sha256/{digest[:2]}/{digest}"
+    assert got.content == b""
+
+
+def test_bytes_of_an_object_store_are_passed_on_or_fetched_there(
+    build: Build, bob: Actor, settings: Any, s3_service: S3Service, request: pytest.FixtureRequest
+) -> None:
+    keys = {"access": s3_service.access_key, "secret": s3_service.secret_key}
+    client = boto3.client(
+        "s3",
+        endpoint_url=s3_service.url,
+        aws_access_key_id=keys["access"],
+        aws_secret_access_key=keys["secret"],
+        region_name="us-east-1",
+    )
+    client.create_bucket(Bucket="served-blobs")
+    use(settings, options_of(s3_service.url, "served-blobs", **keys))
+    request.getfixturevalue("artifact")
+    settings.BLOBS_SIGNED_URLS = False
+    part = get(bob, Range="bytes=10-19")
+    assert (part.status, part.content) == (206, CONTENT[10:20])
+    assert get(bob).content == CONTENT
+    settings.BLOBS_SIGNED_URLS = True
+    sent = get(bob)
+    assert sent.status == 307
+    assert sent.headers["Location"].startswith(f"{s3_service.url}/served-blobs/sha256/")
+    assert get(bob, method="head").headers["Content-Length"] == str(len(CONTENT))
+
+
+def test_a_file_is_not_there_for_those_who_may_not_see_its_build(
+    artifact: Artifact, charlie: Actor, nobody: Actor
+) -> None:
+    absent = "/api/envs/research/none/current/env.tar.zst"
+    for actor in (charlie, nobody):
+        got = get(actor)
+        assert (got.status, got.headers["Content-Type"]) == (404, "application/problem+json")
+        assert got.content.replace(b"ml", b"none") == get(actor, absent).content
+
+
+def test_a_recall_stops_a_file_that_is_made_already(artifact: Artifact, bob: Actor) -> None:
+    recall = Recall.objects.create(spec="python", reason="A hole.")
+    recall.locks.create(lock=artifact.lock, packages=["python 1.0"])
+    got = get(bob)
+    assert got.status == 403
+    assert b"A hole." in got.content
+
+
+@pytest.mark.django_db(transaction=True)  # messages are sent after the commit
+def test_bytes_that_are_lost_are_made_again(
+    artifact: Artifact, bob: Actor, sent: list[int]
+) -> None:
+    assert artifact.blob is not None
+    path = blobs.local_path(artifact.blob)
+    assert path is not None
+    path.unlink()
+    got = get(bob, Prefer="respond-async")
+    assert (got.status, sent) == (202, [artifact.pk])
+    artifact.refresh_from_db()
+    assert (artifact.state, artifact.blob) == (ArtifactState.QUEUED, None)
+
+
+@pytest.mark.django_db(transaction=True)  # messages are sent after the commit
+def test_who_does_not_want_to_wait_is_told_how_far_it_is(
+    build: Build, bob: Actor, sent: list[int]
+) -> None:
+    got = get(bob, Prefer="respond-async")
+    assert (got.status, got.headers["Retry-After"]) == (202, "2")
+    assert b'"state": "QUEUED"' in got.content
+    assert get(bob, Prefer="wait=1").status == 202
+    assert len(sent) == 1  # one making for all who ask
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("current/env.zip", b"There are: "),
+        ("current/env.tar.zst?platform=osx-64", b"no lock for osx-64"),
+        ("9/env.tar.zst", b"no build"),
+    ],
+)
+def test_a_file_that_cannot_be_is_told(build: Build, bob: Actor, path: str, says: bytes) -> None:
+    got = get(bob, f"/api/envs/research/ml/{path}")
+    assert got.status == 404
+    assert says in got.content
+
+
+@pytest.mark.django_db(transaction=True)  # messages are sent after the commit
+def test_a_file_that_could_not_be_made_says_why_and_is_tried_again_later(
+    build: Build, bob: Actor, sent: list[int]
+) -> None:
+    row = Artifact.wanted(build, ArtifactKind.TAR_ZST, factories.PLATFORM)
+    lease = row.claim("worker", life=timedelta(seconds=30))
+    assert lease is not None
+    row.give_up(LinkError("a and b clash."), lease=lease, attempts=3, backoff=timedelta(0))
+    got = get(bob)
+    assert (got.status, sent) == (422, [])
+    assert b"a and b clash." in got.content
+    long_ago = timezone.now() - timedelta(minutes=2)
+    Artifact.objects.filter(pk=row.pk).update(finished_at=long_ago)
+    assert get(bob, Prefer="respond-async").status == 202
+    assert sent == [row.pk]
