@@ -107,6 +107,24 @@ ACCEL_REDIRECT = env.text(
 ARTIFACT_TIME_LIMIT = env.seconds(
     "ARTIFACT_TIME_LIMIT", 3600, "How long making one artifact may take."
 )
+SIGNING_KEY = env.secret(
+    "SIGNING_KEY",
+    "Ed25519 key (PEM) that signs provenance; made in the data folder if not given. Give it where "
+    "web servers share no data folder.",
+)
+
+# --- container images (docs/registry.md) --------------------------------------------------------
+BASE_IMAGE = env.text(
+    "BASE_IMAGE",
+    "",
+    "What images are made on: registry/name:tag, or a name that was loaded; our own if empty.",
+)
+BASE_IMAGE_LOGIN = env.secret(
+    "BASE_IMAGE_LOGIN", "user:password of the registry of that reference."
+)
+REGISTRY_WAIT = env.seconds(
+    "REGISTRY_WAIT", 50, "How long a pull waits for its image before it is told to come again."
+)
 
 # --- audit --------------------------------------------------------------------------------------
 AUDIT_KEY = env.secret(

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 #: Where an artifact that is not unpacked to a place of its user's choice has its prefix.
 STANDARD_PREFIX = "/opt/env"
@@ -75,12 +76,12 @@ def sources(target: ArtifactState) -> frozenset[ArtifactState]:
     return frozenset(state for state, moves in MOVES.items() if target in moves)
 
 
-def variant_of(variables: Mapping[str, str]) -> str:
+def variant_of(variables: Mapping[str, Any]) -> str:
     """Two specifications with one lock may set other variables: then their files differ.
 
     Empty where none are set; else a digest.
     """
     if not variables:
         return ""
-    text = json.dumps(dict(sorted(variables.items())), ensure_ascii=False)
+    text = json.dumps(dict(variables), sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -17,6 +17,7 @@ from environments.models.environments import (
     EnvironmentGroupObjectPermission,
     EnvironmentUserObjectPermission,
 )
+from environments.models.images import BaseImage, BaseLayer, ImageBlob, ImageIndex, Layer
 from environments.models.locks import (
     CondaRecord,
     LockedConda,
@@ -43,6 +44,8 @@ __all__ = [
     "Artifact",
     "AuditEvent",
     "AuditHead",
+    "BaseImage",
+    "BaseLayer",
     "Blob",
     "Build",
     "BuildEvent",
@@ -55,7 +58,10 @@ __all__ = [
     "Environment",
     "EnvironmentGroupObjectPermission",
     "EnvironmentUserObjectPermission",
+    "ImageBlob",
+    "ImageIndex",
     "IndexedPackage",
+    "Layer",
     "Leader",
     "LockRow",
     "LockedConda",
