@@ -11,7 +11,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import IO
+from typing import IO, Protocol
+
+from condastore import forks
 
 #: Seconds before a child that died is started again: doubles, and begins anew after a good run.
 FIRST_PAUSE, LONGEST_PAUSE, GOOD_RUN = 0.5, 30.0, 60.0
@@ -22,12 +24,14 @@ _PR_SET_PDEATHSIG = 1
 class Program:
     """What a child runs.
 
-    `grace`: seconds that it has to stop when told to; `unsaid`: lines with one of these are not
-    passed on.
+    `module`: one of ours, of which `main()` runs, and `command` are its arguments; else `command`
+    is another program. `grace`: seconds that it has to stop when told to; `unsaid`: lines with one
+    of these are not passed on.
     """
 
     name: str
     command: Sequence[str]
+    module: str = ""
     environ: Mapping[str, str] = field(default_factory=dict)
     descriptors: Sequence[int] = ()
     unsaid: Sequence[str] = ()
@@ -51,12 +55,54 @@ def die_with(parent: int) -> Callable[[], None]:
     return tie
 
 
+class Process(Protocol):
+    """What `subprocess.Popen` and `forks.Fork` have in common."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def returncode(self) -> int: ...
+    @property
+    def stdout(self) -> IO[bytes] | None: ...
+    def poll(self) -> int | None: ...
+    def wait(self) -> int: ...
+    def terminate(self) -> None: ...
+
+
+def _start(program: Program) -> Process:
+    """The program in a process with a session of its own, its output in a pipe.
+
+    A module of ours goes on in a fork: what it would import for a second or more is here already.
+    """
+    tie = die_with(os.getpid())
+    if program.module and forks.safe():
+        return forks.Fork(
+            program.module,
+            program.command,
+            title=f"condastore {program.name}",
+            environ=program.environ,
+            descriptors=program.descriptors,
+            first=tie,
+        )
+    ours = [sys.executable, "-m", program.module] if program.module else []
+    return subprocess.Popen(
+        [*ours, *program.command],
+        env=os.environ | dict(program.environ),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        pass_fds=program.descriptors,
+        start_new_session=True,
+        preexec_fn=tie,  # safe: the supervisor has one thread
+    )
+
+
 class Child:
     """One program and the process that runs it now, in a session and process group of its own."""
 
     def __init__(self, program: Program, *, said: Callable[[str], None]) -> None:
         self.program = program
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Process | None = None
         self.due = 0.0  # when it may be started (again)
         self._said = said
         self._pause, self._started = FIRST_PAUSE, 0.0
@@ -71,16 +117,7 @@ class Child:
 
     def start(self) -> None:
         self._started = time.monotonic()
-        self.process = subprocess.Popen(
-            list(self.program.command),
-            env=os.environ | dict(self.program.environ),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            pass_fds=self.program.descriptors,
-            start_new_session=True,
-            preexec_fn=die_with(os.getpid()),  # safe: the supervisor has one thread
-        )
+        self.process = _start(self.program)
         assert self.process.stdout is not None
         os.set_blocking(self.process.stdout.fileno(), False)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 from pathlib import Path
 
 from condastore.children import Program
@@ -18,7 +17,7 @@ def plan(
     *, data: Path, listener: socket.socket, valkey: Path | None, workers: int
 ) -> list[Program]:
     """The programs in the order in which they start; they stop in the opposite one."""
-    ours = [sys.executable, "-m", "condastore.cli.main"]
+    ours = "condastore.cli.main"
     environ = {"CONDASTORE_DATA": str(data), "PYTHONUNBUFFERED": "1"}
     programs = []
     if valkey is not None:
@@ -27,17 +26,18 @@ def plan(
             Program(name="valkey", command=valkey_command(data, valkey), unsaid=OF_NO_CONCERN)
         )
     programs.append(
-        Program(name="scheduler", command=[*ours, "scheduler"], environ=environ, grace=5)
+        Program(name="scheduler", module=ours, command=["scheduler"], environ=environ, grace=5)
     )
     programs += [
-        Program(name=f"worker-{number}", command=[*ours, "worker"], environ=environ, grace=15)
+        Program(name=f"worker-{number}", module=ours, command=["worker"], environ=environ, grace=15)
         for number in range(1, workers + 1)
     ]
     descriptor = listener.fileno()
     programs.append(
         Program(
             name="web",
-            command=[sys.executable, "-m", "condastore.web", str(descriptor)],
+            module="condastore.web",
+            command=[str(descriptor)],
             environ=environ,
             descriptors=[descriptor],
             grace=8,

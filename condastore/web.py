@@ -7,6 +7,7 @@ started again. Elsewhere run `uvicorn condastore.asgi:application`.
 from __future__ import annotations
 
 import gc
+import os
 import socket
 import sys
 
@@ -33,8 +34,10 @@ def serve(descriptor: int) -> None:
         uvicorn.Server(config).run(sockets=[listener])
 
 
-if __name__ == "__main__":
-    import os
-
+def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "condastore.settings")
     serve(int(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    main()

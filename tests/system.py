@@ -214,11 +214,11 @@ class System:
         return psutil.Process(self._up.pid)
 
     def processes(self, word: str) -> list[psutil.Process]:
-        """The children of `up` whose command line holds `word`: worker, scheduler, uvicorn."""
+        """The children of `up` whose name starts with `word`: worker, scheduler, web."""
         found = []
         for process in self.supervisor.children(recursive=False):
             try:
-                if word in " ".join(process.cmdline()):
+                if f"condastore {word}" in " ".join(process.cmdline()):
                     found.append(process)
             except psutil.NoSuchProcess:
                 continue

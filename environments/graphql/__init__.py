@@ -1,0 +1,14 @@
+"""The GraphQL half of what is served: types, queries, changes, subscriptions."""
+
+from __future__ import annotations
+
+import ctypes.util
+
+# For its geographic types, which we have none of, strawberry_django looks for GDAL under two dozen
+# names, with a compiler and a linker for each: half a second before the server starts.
+_find_library = ctypes.util.find_library
+ctypes.util.find_library = lambda name: None
+try:
+    import strawberry_django as strawberry_django
+finally:
+    ctypes.util.find_library = _find_library

@@ -128,7 +128,7 @@ def _memory(system: Running, channel: str, *, done: int) -> Iterator[Measure]:
         system.timed_build(f"small-{number % len(SMALL)}", text)
     for word, ceiling, name in (
         ("worker", 400, "memory of a worker after 50 builds"),
-        ("condastore.web", 250, "memory of the web process after them"),
+        ("web", 250, "memory of the web process after them"),
     ):
         memory = memory_of(system.processes(word)[0])
         yield Measure(
