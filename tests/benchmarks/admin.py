@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tests.benchmarks.inside import ADMINISTRATOR, inside
-from tests.benchmarks.measure import Clock, Measure, median, scratch
+from tests.benchmarks.measure import Measure, median, scratch
 
 FEW, MANY = 100, 100_000
-ROUNDS = 9
+ROUNDS = 15
 #: What is looked at: a room, and how it is searched and filtered.
 LISTS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "environments": ("environment", {}),
@@ -25,7 +26,7 @@ LISTS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "a package of all builds": ("condarecord", {"q": "python"}),
     "packages by licence": ("condarecord", {"licence": "GPL"}),
     "audit log": ("auditevent", {}),
-    "audit log of a person": ("auditevent", {"actor": "person-7"}),
+    "audit log of a person": ("auditevent", {"actor": "person-1"}),
     "audit log of an action": ("auditevent", {"action": "build."}),
 }
 
@@ -86,9 +87,10 @@ def console(count: str) -> Mapping[str, Any]:
     for name, (url, query) in pages.items():
         taken = []
         for _ in range(ROUNDS):
-            clock = Clock()
+            # Of the processor: SQLite works in this process, and others work on this machine.
+            started = time.process_time()
             answer = client.get(url, query)
-            taken.append(clock.seconds)
+            taken.append(time.process_time() - started)
             assert answer.status_code == 200, (url, answer.status_code)
         with CaptureQueriesContext(connection) as captured:
             client.get(url, query)
@@ -172,7 +174,7 @@ def _fill(count: int) -> None:
     rows.bulk_create(
         [
             AuditEvent(
-                username=f"person-{number % 100}",
+                username=f"person-{number % 2}",
                 action="build.submit" if number % 3 else "account.sign-in",
                 target=f"target {number}",
                 position=number + 1,
