@@ -23,6 +23,7 @@ from condastore.cli import (
     run,
     server,
     tokens,
+    verifying,
 )
 from condastore.cli.errors import CommandError, Status
 from condastore.cli.options import AsJson
@@ -73,6 +74,7 @@ app.command(
     context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True},
 )(run.run)
 packages.add_to(app)
+verifying.add_to(app)
 server.add_to(app)
 app.command()(version)
 

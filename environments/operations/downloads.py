@@ -68,7 +68,9 @@ FORMS: Mapping[str, Form] = {
         one_platform=True,
     ),
 }
-FILES = (*FORMS, LOG, *(form.file_name for form in artifacts.FORMS.values()))
+#: Of one build, and not of its lock: operations/provenance.py.
+PROVENANCE = "provenance.intoto.json"
+FILES = (*FORMS, PROVENANCE, LOG, *(form.file_name for form in artifacts.FORMS.values()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
