@@ -10,7 +10,7 @@ import contextlib
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from django.conf import settings
 from django.db import DatabaseError, connection
 from django.utils import timezone
 
-from environments import blobs, folders
+from environments import blobs, folders, images
 from environments.domain.artifacts import ArtifactKind, ArtifactState
 from environments.domain.errors import (
     LeaseLostError,
@@ -31,9 +31,12 @@ from environments.domain.errors import (
     UnexpectedError,
 )
 from environments.domain.progress import Progress
+from environments.domain.records import CondaPackage, PypiPackage
 from environments.engine import disk, linking
 from environments.engine.artifacts.staging import Material
 from environments.engine.downloads import Patience
+from environments.engine.package_cache import CachedPackage
+from environments.engine.pypi_install import CachedWheel
 from environments.leases import DATABASE_DOWN, persist
 from environments.models import Artifact, Blob, Build
 from environments.models.artifacts import MakingLease
@@ -97,8 +100,10 @@ def _attempt(making: Making) -> None:
 
 def _made(making: Making) -> Blob:
     """The packages of the lock -> the file, kept."""
-    material = making.material()
     disk.require_space(folders.data(), needed=0, reserve=settings.DISK_RESERVE)
+    if making.artifact.kind == ArtifactKind.IMAGE:
+        return images.make(making)  # of many blobs, most of which are there
+    material = making.material()
     path = MAKERS[ArtifactKind(making.artifact.kind)](material)
     return blobs.keep(path)
 
@@ -136,24 +141,32 @@ class Making:
         part = lock.on(artifact.platform)
         assert part is not None, "asked for platforms of the lock only"
         self.folder.mkdir(parents=True)
-        fetching: dict[str, Any] = {
-            "credentials": source_of(self._credentials(lock.channels)),
-            "parallel": settings.DOWNLOADS_PARALLEL,
-            "patience": Patience(read=settings.DOWNLOAD_TIMEOUT),
-            "progress": self.progress,
-            "cancelled": self.cancelled,
-        }
+        packages, wheels = self.fetch(part.conda, part.pypi)
         return Material(
             lock=lock,
             platform=artifact.platform,
-            packages=tools().packages.ensure(part.conda, **fetching),
-            wheels=tools().wheels.ensure(part.pypi, **fetching),
+            packages=packages,
+            wheels=wheels,
             variables=artifact.options.get("variables", {}),
             cache=tools().packages,
             work=self.folder,
             progress=self.progress,
             cancelled=self.cancelled,
         )
+
+    def fetch(
+        self, conda: Sequence[CondaPackage], pypi: Sequence[PypiPackage]
+    ) -> tuple[list[CachedPackage], list[CachedWheel]]:
+        """Packages of the lock, each byte checked on its way in."""
+        fetching: dict[str, Any] = {
+            "credentials": source_of(self._credentials(tuple(self.artifact.lock.channels))),
+            "parallel": settings.DOWNLOADS_PARALLEL,
+            "patience": Patience(read=settings.DOWNLOAD_TIMEOUT),
+            "progress": self.progress,
+            "cancelled": self.cancelled,
+        }
+        packages = tools().packages.ensure(conda, **fetching)
+        return packages, tools().wheels.ensure(pypi, **fetching)
 
     def _credentials(self, channels: tuple[str, ...]) -> tuple[Any, ...]:
         """Those of a namespace that has the lock: what it may fetch is in the file already."""

@@ -49,10 +49,7 @@ class Material:
     @property
     def moment(self) -> datetime:
         """When the newest package was made: the same wherever and whenever it is asked."""
-        moments = [
-            package.timestamp for package in self.part.conda if package.timestamp is not None
-        ]
-        return datetime.fromtimestamp(in_seconds(max(moments)), UTC) if moments else EARLIEST
+        return moment_of(self.part)
 
     def stage(self, prefix: str) -> Path:
         """Link everything into a new folder below `work`, as if it were the folder `prefix`.
@@ -95,6 +92,11 @@ class Material:
 
     def clear(self) -> None:
         shutil.rmtree(self.work / "prefix", ignore_errors=True)
+
+
+def moment_of(part: PlatformLock) -> datetime:
+    moments = [package.timestamp for package in part.conda if package.timestamp is not None]
+    return datetime.fromtimestamp(in_seconds(max(moments)), UTC) if moments else EARLIEST
 
 
 def _forget_this_machine(prefix: Path) -> None:

@@ -1,0 +1,116 @@
+"""What is a base image made of where there is no registry: this machine's libc, shell and tools.
+
+Enough for what conda packages expect of a system: the C and C++ libraries that they leave to it, a
+shell for their scripts, certificates, and a user who is not root. Of the same machine it has the
+same bytes each time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+from environments.domain.errors import InvalidInputError
+from environments.domain.images import HOME, LAYER, USER, canonical, oci_platform
+from environments.engine.images.archives import Entry, write_layer
+from environments.engine.images.loading import LoadedImage, LoadedLayer
+
+#: Those that the machine has; `sh` and `env` must be there.
+PROGRAMS = (
+    "sh bash env basename cat chmod cp cut date dirname echo expr false grep head hostname id ln ls"
+    " mkdir mktemp mv printf pwd readlink rm rmdir sed sleep sort tail tar tee test touch tr true"
+    " uname wc which whoami xargs"
+)
+#: Parts of glibc that are opened by name only, and what compiled packages leave to the system.
+LIBRARIES = (
+    "libc.so.6 libm.so.6 libmvec.so.1 libdl.so.2 libpthread.so.0 librt.so.1 libutil.so.1"
+    " libresolv.so.2 libanl.so.1 libnss_dns.so.2 libnss_files.so.2 libgcc_s.so.1 libstdc++.so.6"
+)
+CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"
+_LIBRARY = re.compile(r"(?:=>\s*)?(/\S+)\s+\(0x")
+
+
+def make_base(folder: Path, *, platform: str) -> LoadedImage:
+    """Write the layer into the new `folder`.
+
+    Raises:
+        InvalidInputError: the machine has no shell or no `ldd`.
+    """
+    folder.mkdir(parents=True)
+    made = write_layer(_entries(), folder / "layer", compression="gzip")
+    config = {
+        **oci_platform(platform),
+        "config": {"Env": ["PATH=/usr/local/bin:/usr/bin:/bin", "LANG=C.UTF-8"]},
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{made.diff_id}"]},
+    }
+    layer = LoadedLayer(path=made.path, diff_id=made.diff_id, media_type=LAYER["gzip"])
+    digest = hashlib.sha256(canonical(config)).hexdigest()
+    return LoadedImage(platform=platform, digest=digest, config=config, layers=(layer,))
+
+
+def _entries() -> dict[str, Entry]:
+    programs = {name: found for name in PROGRAMS.split() if (found := shutil.which(name))}
+    missing = {"sh", "env", "ldd"} - {name for name in ("sh", "env", "ldd") if shutil.which(name)}
+    if missing:
+        raise InvalidInputError(
+            f"This machine has no {', '.join(sorted(missing))}: no base image can be made of it.",
+            hint="Name one of a registry (CONDASTORE_BASE_IMAGE), or load one.",
+        )
+    entries = {
+        f"bin/{name}": Entry(content=Path(found).resolve(), mode=0o755)
+        for name, found in programs.items()
+    }
+    for place in _libraries([str(Path(found).resolve()) for found in programs.values()]):
+        entries[place.lstrip("/")] = Entry(content=Path(place).resolve(), mode=0o755)
+    entries |= {
+        "etc/passwd": _text(
+            f"root:x:0:0:root:/root:/bin/sh\nuser:x:{USER}:{USER}:user:{HOME}:/bin/sh\n"
+        ),
+        "etc/group": _text(f"root:x:0:\nuser:x:{USER}:\n"),
+        "etc/nsswitch.conf": _text("passwd: files\ngroup: files\nhosts: files dns\n"),
+        "etc/profile": _text(
+            "for script in /etc/profile.d/*.sh; do\n"
+            '    if [ -r "$script" ]; then . "$script"; fi\n'
+            "done\nunset script\n"
+        ),
+        "usr/bin": Entry(link="../bin"),
+        "usr/lib": Entry(link="../lib"),
+        HOME.lstrip("/"): Entry(mode=0o755, owner=USER),
+        **{name: Entry(mode=0o755) for name in ("dev", "proc", "run", "sys", "root", "opt")},
+        **{name: Entry(mode=0o1777) for name in ("tmp", "var/tmp")},
+    }
+    certificates = Path("/", CERTIFICATES)
+    if certificates.is_file():
+        entries[CERTIFICATES] = Entry(content=certificates)
+    return entries
+
+
+def _text(text: str) -> Entry:
+    return Entry(content=text.encode())
+
+
+def _libraries(programs: Iterable[str]) -> set[str]:
+    """Where the machine has the libraries that `programs` need, and those of LIBRARIES."""
+    found = _needed(programs)
+    folder = next(Path(path).parent for path in sorted(found) if path.endswith("/libc.so.6"))
+    places = {folder, *(Path(path).parent for path in found)}
+    others = {str(place / name) for place in places for name in LIBRARIES.split()}
+    others |= {f"/usr{path}" for path in others if not path.startswith("/usr/")}
+    there = sorted(path for path in others if Path(path).is_file())
+    by_name = {Path(path).name: path for path in there}
+    found |= set(by_name.values())
+    return {_short(path) for path in found | _needed(by_name.values())}
+
+
+def _needed(files: Iterable[str]) -> set[str]:
+    answer = subprocess.run(["ldd", *sorted(files)], capture_output=True, text=True, check=False)
+    return set(_LIBRARY.findall(answer.stdout))
+
+
+def _short(path: str) -> str:
+    """/usr/lib/... is /lib/... in the image, as it is on machines that joined the two."""
+    return path.removeprefix("/usr") if path.startswith("/usr/lib") else path

@@ -1,0 +1,248 @@
+"""Which image is in a folder or archive that other tools wrote (OCI layout, docker archive)?"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from environments.domain.errors import InvalidInputError
+from environments.domain.images import LAYER, Compression, conda_platform
+from environments.engine.images.archives import LayerWriter, unpacked
+
+LARGEST_DOCUMENT = 4 * 1024**2  # bytes, as registries have it
+_DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
+_COMPRESSION: Mapping[str, Compression | None] = {
+    "application/vnd.oci.image.layer.v1.tar": None,
+    "application/vnd.oci.image.layer.v1.tar+gzip": "gzip",
+    "application/vnd.oci.image.layer.v1.tar+zstd": "zstd",
+    "application/vnd.docker.image.rootfs.diff.tar": None,
+    "application/vnd.docker.image.rootfs.diff.tar.gzip": "gzip",
+    "application/vnd.docker.image.rootfs.diff.tar.zstd": "zstd",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedLayer:
+    """A compressed layer; `diff_id` is of the archive in it, sha256, hex."""
+
+    path: Path
+    diff_id: str
+    media_type: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedImage:
+    platform: str  # conda's name
+    digest: str  # sha256 of its config, hex
+    config: Mapping[str, Any]
+    layers: tuple[LoadedLayer, ...]
+
+
+def digest_of(descriptor: Mapping[str, Any]) -> str:
+    """The sha256 of a descriptor; what is no digest is no path either."""
+    found = _DIGEST.fullmatch(str(descriptor.get("digest", "")))
+    if found is None:
+        raise InvalidInputError("The image names something by what is no sha256 digest.")
+    return found[1]
+
+
+def image_of(config: bytes, layers: Sequence[tuple[Path, str]], *, folder: Path) -> LoadedImage:
+    """Of a config and its layers (file, media type), each held against its `diff_id`.
+
+    Layers that are not compressed are compressed into `folder`.
+
+    Raises:
+        InvalidInputError: it is not an image for Linux, or its bytes are others.
+    """
+    document = read_json(config, "the config")
+    try:
+        named = [text.removeprefix("sha256:") for text in document["rootfs"]["diff_ids"]]
+        platform = conda_platform(document["architecture"], document.get("variant", ""))
+        system = document["os"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InvalidInputError("The config of the image is not complete.") from error
+    if system != "linux" or not platform:
+        raise InvalidInputError(f"This image is for {system} on {document['architecture']}.")
+    if len(named) != len(layers):
+        raise InvalidInputError(f"The image has {len(layers)} layers and names {len(named)}.")
+    return LoadedImage(
+        platform=platform,
+        digest=hashlib.sha256(config).hexdigest(),
+        config=document,
+        layers=tuple(
+            _checked(path, media_type, diff_id, folder / f"layer-{position}")
+            for position, ((path, media_type), diff_id) in enumerate(
+                zip(layers, named, strict=True)
+            )
+        ),
+    )
+
+
+def _checked(path: Path, media_type: str, diff_id: str, to: Path) -> LoadedLayer:
+    if media_type not in _COMPRESSION:
+        raise InvalidInputError(f"A layer is of the kind {media_type!r}, which is not known here.")
+    compression = _COMPRESSION[media_type]
+    digest = hashlib.sha256()
+    try:
+        if compression is None:
+            with LayerWriter(to, "gzip") as out:
+                for part in unpacked(path, None):
+                    digest.update(part)
+                    out.write(part)
+                out.finish()
+            path, compression = to, "gzip"
+        else:
+            for part in unpacked(path, compression):
+                digest.update(part)
+    except (ValueError, zstandard.ZstdError) as error:
+        raise InvalidInputError(f"A layer cannot be read: {error}.") from error
+    if digest.hexdigest() != diff_id:
+        raise InvalidInputError("A layer's bytes are not those that the image names.")
+    return LoadedLayer(path=path, diff_id=diff_id, media_type=LAYER[compression])
+
+
+def read_json(content: bytes, what: str) -> dict[str, Any]:
+    try:
+        document = json.loads(content)
+    except ValueError as error:
+        raise InvalidInputError(f"This is no image: {what} is no JSON.") from error
+    if not isinstance(document, dict):
+        raise InvalidInputError(f"This is no image: {what} is no JSON object.")
+    return document
+
+
+def load(source: Path, *, folder: Path) -> list[LoadedImage]:
+    """The images for Linux in an OCI layout (folder or archive) or a docker archive.
+
+    Args:
+        folder: an empty one, where layers are put.
+    Raises:
+        InvalidInputError: what is wrong with it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        root = source
+    else:
+        root = folder / "unpacked"
+        _unpack(source, root)
+    if (root / "index.json").is_file():
+        return _oci(root, folder)
+    if (root / "manifest.json").is_file():
+        return _docker(root, folder)
+    raise InvalidInputError(
+        f"{source.name} is neither an OCI layout nor a docker archive.",
+        hint="Make one: skopeo copy docker://... oci-archive:FILE, or docker save -o FILE IMAGE.",
+    )
+
+
+def _unpack(source: Path, root: Path) -> None:
+    """Plain files only; links are how docker names a layer that two images share."""
+    root.mkdir()
+    try:
+        with tarfile.open(source) as archive:
+            archive.extractall(root, filter="data")
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise InvalidInputError(f"{source.name} cannot be unpacked: {error}.") from error
+
+
+def _oci(root: Path, folder: Path) -> list[LoadedImage]:
+    found: list[LoadedImage] = []
+    waiting = list(_manifests(read_json(_document(root / "index.json"), "index.json")))
+    while waiting:
+        document = read_json(_blob(root, waiting.pop(0)).read_bytes(), "a manifest")
+        if "manifests" in document:
+            waiting += _manifests(document)
+            continue
+        config = _blob(root, document.get("config") or {})
+        layers = [
+            (_copy(_blob(root, one), folder), str(one.get("mediaType")))
+            for one in document.get("layers") or ()
+        ]
+        place = folder / f"image-{len(found)}"
+        place.mkdir()
+        try:
+            found.append(image_of(_document(config), layers, folder=place))
+        except InvalidInputError:
+            if len(waiting) + len(found) == 0:
+                raise
+            # An index names attestations and other systems beside images for Linux.
+    if not found:
+        raise InvalidInputError("There is no image for Linux in it.")
+    return found
+
+
+def _manifests(index: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    listed = index.get("manifests")
+    if not isinstance(listed, list) or len(listed) > 200:
+        raise InvalidInputError("This is no image: its index lists no manifests.")
+    return [one for one in listed if isinstance(one, dict)]
+
+
+def _blob(root: Path, descriptor: Mapping[str, Any]) -> Path:
+    digest = digest_of(descriptor)
+    path = root / "blobs" / "sha256" / digest
+    if not path.is_file() or path.is_symlink():
+        raise InvalidInputError(f"The layout lacks sha256:{digest[:12]}.")
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+            raise InvalidInputError(f"The layout's sha256:{digest[:12]} has other bytes.")
+    return path
+
+
+def _document(path: Path) -> bytes:
+    if path.stat().st_size > LARGEST_DOCUMENT:
+        raise InvalidInputError(f"{path.name} is too large for a document of an image.")
+    return path.read_bytes()
+
+
+def _docker(root: Path, folder: Path) -> list[LoadedImage]:
+    try:
+        listed = json.loads(_document(root / "manifest.json"))
+        images = [(one["Config"], list(one["Layers"])) for one in listed]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InvalidInputError("The docker archive's manifest.json cannot be read.") from error
+    found = []
+    for number, (config, layers) in enumerate(images):
+        place = folder / f"image-{number}"
+        place.mkdir()
+        files = [(_copy(_inside(root, name), folder), "") for name in layers]
+        typed = [(path, _sniffed(path)) for path, _ in files]
+        found.append(image_of(_document(_inside(root, config)), typed, folder=place))
+    return found
+
+
+def _inside(root: Path, name: str) -> Path:
+    path = (root / name).resolve()
+    if not path.is_relative_to(root.resolve()) or not path.is_file():
+        raise InvalidInputError(f"The docker archive lacks {name!r}.")
+    return path
+
+
+def _sniffed(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start.startswith(b"\x1f\x8b"):
+        return LAYER["gzip"]
+    if start == b"\x28\xb5\x2f\xfd":
+        return LAYER["zstd"]
+    return "application/vnd.oci.image.layer.v1.tar"
+
+
+def _copy(path: Path, folder: Path) -> Path:
+    """The user's own files stay where they are: what is kept is moved."""
+    copy = folder / f"copy-{path.parent.name}-{path.name}"
+    number = 0
+    while copy.exists():
+        number += 1
+        copy = folder / f"copy-{number}-{path.name}"
+    shutil.copyfile(path, copy)
+    return copy

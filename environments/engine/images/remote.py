@@ -1,0 +1,270 @@
+"""How is an image fetched from another registry, and pushed to one? (OCI distribution 1.1)"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urljoin
+
+import httpx
+
+from environments.domain.errors import (
+    AccessDeniedError,
+    DownloadError,
+    InvalidInputError,
+    NotFoundError,
+    UnavailableError,
+)
+from environments.domain.images import INDEX, MANIFEST, conda_platform
+from environments.engine.images.archives import CHUNK
+from environments.engine.images.loading import (
+    LARGEST_DOCUMENT,
+    LoadedImage,
+    digest_of,
+    image_of,
+    read_json,
+)
+
+_MANIFESTS = (
+    MANIFEST,
+    INDEX,
+    "application/vnd.docker.distribution.manifest.v2+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+)
+_REFERENCE = re.compile(
+    r"(?P<insecure>http://)?(?P<host>[A-Za-z0-9.-]+(?::\d{1,5})?|\[[0-9a-fA-F:]+\](?::\d{1,5})?)"
+    r"/(?P<name>[a-z0-9]+(?:[._/-]+[a-z0-9]+)*)"
+    r"(?::(?P<tag>\w[\w.-]{0,127}))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
+)
+_CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
+_TIMEOUT = httpx.Timeout(30, read=60)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Login:
+    user: str
+    password: str = field(repr=False)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        user, colon, password = text.partition(":")
+        if not colon:
+            raise InvalidInputError("The login of a registry is written user:password.")
+        return cls(user=user, password=password)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """`registry.example.org/team/debian:12`; with `http://` in front where there is no TLS."""
+
+    host: str
+    name: str
+    tag: str
+    digest: str = ""  # sha256:...
+    insecure: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        found = _REFERENCE.fullmatch(text.strip())
+        if found is None or ("." not in found["host"] and ":" not in found["host"]):
+            raise InvalidInputError(
+                f"{text!r:.200} names no image of a registry.",
+                hint="Write registry.example.org/name:tag; for one without TLS http://host:port/...",
+            )
+        return cls(
+            host=found["host"],
+            name=found["name"],
+            tag=found["tag"] or "latest",
+            digest=found["digest"] or "",
+            insecure=bool(found["insecure"]),
+        )
+
+    @property
+    def address(self) -> str:
+        host = "registry-1.docker.io" if self.host == "docker.io" else self.host
+        return f"{'http' if self.insecure else 'https'}://{host}/v2/{self.name}"
+
+    def __str__(self) -> str:
+        return f"{self.host}/{self.name}:{self.tag}"
+
+
+class Repository:
+    """A repository of another registry; signs in as it asks. A context manager."""
+
+    def __init__(
+        self, reference: Reference, *, actions: str = "pull", login: Login | None = None
+    ) -> None:
+        self.reference, self._login, self._actions = reference, login, actions
+        self._authorization = ""
+        self._client = httpx.Client(timeout=_TIMEOUT, follow_redirects=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._client.close()
+
+    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Answered whole; `path` below the repository, or a URL that the registry gave.
+
+        Raises:
+            UnavailableError, AccessDeniedError, NotFoundError
+        """
+        url = urljoin(f"{self.reference.address}/", path)
+        make: Callable[[], Any] | None = options.pop("body", None)
+        headers = dict(options.pop("headers", {}))
+        for attempt in (1, 2):
+            if self._authorization:
+                headers["Authorization"] = self._authorization
+            content = {"content": make()} if make else {}
+            try:
+                answer = self._client.request(method, url, headers=headers, **content, **options)
+            except httpx.HTTPError as error:
+                raise UnavailableError(f"{self.reference.host} does not answer: {error}") from error
+            if answer.status_code != httpx.codes.UNAUTHORIZED or attempt == 2:
+                return self._good(answer)
+            self._sign_in(answer.headers.get("WWW-Authenticate", ""))
+        raise AssertionError("the second attempt is answered")
+
+    def _good(self, answer: httpx.Response) -> httpx.Response:
+        status, host = answer.status_code, self.reference.host
+        if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+            raise AccessDeniedError(f"{host} refuses {self.reference.name}: {_said(answer)}")
+        if status == httpx.codes.NOT_FOUND:
+            raise NotFoundError(f"{self.reference} is not there: {_said(answer)}")
+        if status >= httpx.codes.BAD_REQUEST:
+            raise UnavailableError(f"{host} answers {status}: {_said(answer)}")
+        return answer
+
+    def _sign_in(self, challenge: str) -> None:
+        kind, _, rest = challenge.partition(" ")
+        login = (self._login.user, self._login.password) if self._login else None
+        if kind.lower() == "basic" and login:
+            pair = base64.b64encode(":".join(login).encode()).decode()
+            self._authorization = f"Basic {pair}"
+            return
+        asked = dict(_CHALLENGE.findall(rest))
+        if kind.lower() != "bearer" or not asked.get("realm", "").startswith(
+            ("http://", "https://")
+        ):
+            raise AccessDeniedError(f"{self.reference.host} wants a sign-in of another kind.")
+        scope = f"repository:{self.reference.name}:{self._actions}"
+        query = {"scope": scope, "service": asked.get("service", "")}
+        try:
+            answer = self._client.get(asked["realm"], params=query, auth=login)
+        except httpx.HTTPError as error:
+            raise UnavailableError(f"{self.reference.host} lets nobody sign in: {error}") from error
+        document = read_json(self._good(answer).content, "the answer of the sign-in")
+        token = document.get("token") or document.get("access_token") or ""
+        self._authorization = f"Bearer {token}"
+
+    def has(self, path: str) -> bool:
+        try:
+            self.request("HEAD", path)
+        except NotFoundError:
+            return False
+        return True
+
+    def manifest(self, which: str) -> dict[str, Any]:
+        answer = self.request(
+            "GET", f"manifests/{which}", headers={"Accept": ", ".join(_MANIFESTS)}
+        )
+        content = answer.content
+        if len(content) > LARGEST_DOCUMENT:
+            raise InvalidInputError("The manifest is too large.")
+        if which.startswith("sha256:"):
+            _compare(hashlib.sha256(content).hexdigest(), which)
+        return read_json(content, "the manifest")
+
+    def fetch(self, descriptor: Mapping[str, Any], to: Path) -> None:
+        """Write a blob to `to`, held against its digest."""
+        wanted = digest_of(descriptor)
+        digest = hashlib.sha256()
+        self.request("HEAD", f"blobs/sha256:{wanted}")  # signs in, before what is streamed
+        headers = {"Authorization": self._authorization} if self._authorization else {}
+        url = f"{self.reference.address}/blobs/sha256:{wanted}"
+        try:
+            with (
+                to.open("xb") as file,
+                self._client.stream("GET", url, headers=headers) as answer,
+            ):
+                if answer.is_error:
+                    raise UnavailableError(f"{self.reference.host} answers {answer.status_code}.")
+                for part in answer.iter_bytes(CHUNK):
+                    digest.update(part)
+                    file.write(part)
+        except httpx.HTTPError as error:
+            raise DownloadError(f"{self.reference.host} stopped sending: {error}") from error
+        _compare(digest.hexdigest(), wanted)
+
+    def push_blob(self, sha256: str, size: int, parts: Callable[[], Iterator[bytes]]) -> bool:
+        """Send a blob that is missing there; False where it is there already."""
+        if self.has(f"blobs/sha256:{sha256}"):
+            return False
+        place = self.request("POST", "blobs/uploads/").headers["Location"]
+        url = httpx.URL(urljoin(self.reference.address, place)).copy_merge_params(
+            {"digest": f"sha256:{sha256}"}
+        )
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
+        self.request("PUT", str(url), body=parts, headers=headers)
+        return True
+
+    def push_manifest(self, which: str, content: bytes, media_type: str) -> None:
+        headers = {"Content-Type": media_type}
+        self.request("PUT", f"manifests/{which}", content=content, headers=headers)
+
+
+def _compare(found: str, wanted: str) -> None:
+    if found != wanted.removeprefix("sha256:"):
+        raise DownloadError("The registry sent other bytes than it named.")
+
+
+def _said(answer: httpx.Response) -> str:
+    try:
+        errors = answer.json().get("errors") or []
+        return "; ".join(str(one.get("message") or one.get("code")) for one in errors)[:500]
+    except (ValueError, AttributeError):
+        return answer.reason_phrase
+
+
+def pull(
+    reference: Reference, *, platform: str, folder: Path, login: Login | None = None
+) -> LoadedImage:
+    """The image of one platform, its layers in the new `folder`.
+
+    Raises:
+        NotFoundError: it is not there, or not for this platform.
+        InvalidInputError, AccessDeniedError, UnavailableError
+    """
+    folder.mkdir(parents=True)
+    with Repository(reference, login=login) as repository:
+        document = repository.manifest(reference.digest or reference.tag)
+        if "manifests" in document:
+            document = repository.manifest(_choose(document, platform, reference))
+        config = folder / "config"
+        repository.fetch(document.get("config") or {}, config)
+        if config.stat().st_size > LARGEST_DOCUMENT:
+            raise InvalidInputError("The config of the image is too large.")
+        layers: list[tuple[Path, str]] = []
+        for position, layer in enumerate(document.get("layers") or ()):
+            path = folder / f"blob-{position}"
+            repository.fetch(layer, path)
+            layers.append((path, str(layer.get("mediaType"))))
+        image = image_of(config.read_bytes(), layers, folder=folder)
+    if image.platform != platform:
+        raise NotFoundError(f"{reference} is for {image.platform}, not for {platform}.")
+    return image
+
+
+def _choose(index: Mapping[str, Any], platform: str, reference: Reference) -> str:
+    for one in index.get("manifests") or ():
+        where = one.get("platform") or {}
+        found = conda_platform(where.get("architecture", ""), where.get("variant", ""))
+        if where.get("os") == "linux" and found == platform:
+            return f"sha256:{digest_of(one)}"
+    raise NotFoundError(f"{reference} has no image for {platform}.")

@@ -1,0 +1,375 @@
+"""Make the container image of a lock: its packages' layers, where they are missing, and documents.
+
+A layer is made once for all images that have its packages; with all of them there, an image is a
+few kilobytes of JSON. Runs in a worker; what needs no layer to be made, anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from django.conf import settings
+from django.db import transaction
+
+from environments import blobs, platforms
+from environments.domain.errors import DamagedError, InvalidInputError
+from environments.domain.images import (
+    ARCHITECTURES,
+    CONFIG,
+    LAYER,
+    MANIFEST,
+    Compression,
+    Descriptor,
+    ImageLayer,
+    PackageLayer,
+    config_json,
+    manifest_json,
+    own_files,
+    plan_layers,
+)
+from environments.domain.lock import Lock, PlatformLock
+from environments.domain.progress import Progress
+from environments.domain.records import CondaPackage, PypiPackage
+from environments.engine import linking
+from environments.engine.artifacts.staging import moment_of
+from environments.engine.images.archives import Entry, recompress, write_layer
+from environments.engine.images.base import make_base
+from environments.engine.images.layers import make_layer
+from environments.engine.images.loading import LoadedImage
+from environments.engine.images.remote import Login, Reference, pull
+from environments.engine.package_cache import CachedPackage
+from environments.engine.pypi_install import CachedWheel
+from environments.models import (
+    Artifact,
+    BaseImage,
+    BaseLayer,
+    Blob,
+    ImageBlob,
+    Layer,
+)
+from environments.models.images import base_name
+
+#: Layers that are compressed at once.
+PARALLEL = 2
+
+
+class Attempt(Protocol):
+    """What one attempt at an artifact gives: `environments.artifacts.Making`."""
+
+    artifact: Artifact
+    folder: Path
+
+    def fetch(
+        self, conda: Sequence[CondaPackage], pypi: Sequence[PypiPackage]
+    ) -> tuple[list[CachedPackage], list[CachedWheel]]: ...
+    def progress(self, progress: Progress) -> None: ...
+    def cancelled(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """An image that is to be: what it is made from, read once."""
+
+    artifact: Artifact
+    lock: Lock
+    part: PlatformLock
+    layers: tuple[PackageLayer, ...]
+    base: BaseImage | None
+
+    @classmethod
+    def of(cls, artifact: Artifact) -> Wanted:
+        lock = artifact.lock.value()
+        part = lock.on(artifact.platform)
+        assert part is not None, "asked for platforms of the lock only"
+        python = linking.python_of(part.conda, part.platform)
+        base = BaseImage.objects.filter(
+            digest=artifact.options.get("base", ""), platform=artifact.platform
+        ).first()
+        return cls(
+            artifact=artifact,
+            lock=lock,
+            part=part,
+            layers=plan_layers(part, python),
+            base=base or BaseImage.objects.current(base_name(), artifact.platform),
+        )
+
+    @property
+    def compression(self) -> Compression:
+        return "zstd" if self.artifact.options.get("compression") == "zstd" else "gzip"
+
+    @property
+    def variables(self) -> Mapping[str, str]:
+        found: Mapping[str, str] = self.artifact.options.get("variables", {})
+        return found
+
+    def kept(self) -> dict[str, Layer]:
+        """By key: the layers that are there, in this compression."""
+        column = self.compression
+        rows = Layer.objects.filter(key__in=[layer.key for layer in self.layers])
+        whole = rows.filter(**{f"{column}__isnull": False, f"{column}__damaged_at": None})
+        return {row.key: row for row in whole.select_related(column)}
+
+
+def make(attempt: Attempt) -> Blob:
+    """The manifest of the image that `attempt.artifact` stands for, all of its parts kept.
+
+    Raises:
+        InvalidInputError: images cannot be of this platform, or there is no base for it.
+        LinkError: a package cannot be linked.
+    """
+    artifact = attempt.artifact
+    if artifact.platform not in ARCHITECTURES:
+        raise InvalidInputError(
+            f"There are no container images of {artifact.platform}.",
+            hint=f"There are some of: {', '.join(ARCHITECTURES)}.",
+        )
+    attempt.folder.mkdir(parents=True, exist_ok=True)
+    wanted = Wanted.of(artifact)
+    if wanted.base is None:
+        base = find_base(base_name(), artifact.platform, work=attempt.folder)
+        wanted = Wanted(
+            artifact=artifact, lock=wanted.lock, part=wanted.part, layers=wanted.layers, base=base
+        )
+    _make_missing(attempt, wanted)
+    return compose(wanted, work=attempt.folder)
+
+
+def at_once(artifact: Artifact) -> Wanted | None:
+    """What `compose` takes, where nothing is missing but documents."""
+    if artifact.platform not in ARCHITECTURES:
+        return None
+    wanted = Wanted.of(artifact)
+    complete = wanted.base is not None and len(wanted.kept()) == len(
+        {layer.key for layer in wanted.layers}
+    )
+    return wanted if complete else None
+
+
+def compose(wanted: Wanted, *, work: Path) -> Blob:
+    """Keep the documents of an image whose layers are all there; its manifest's blob."""
+    assert wanted.base is not None, "looked for before"
+    kept, compression = wanted.kept(), wanted.compression
+    parts: list[tuple[Blob, ImageLayer]] = [
+        (
+            row.blob,
+            ImageLayer(
+                descriptor=_descriptor(row.media_type, row.blob),
+                diff_id=row.diff_id,
+                label=f"base {wanted.base.name}",
+            ),
+        )
+        for row in wanted.base.layers.select_related("blob")
+    ]
+    for layer in wanted.layers:
+        row = kept.get(layer.key)
+        blob = row.blob_in(compression) if row else None
+        if row is None or blob is None:
+            raise DamagedError(f"The layer of {layer.label} is gone.")
+        descriptor = _descriptor(LAYER[compression], blob)
+        found = ImageLayer(descriptor=descriptor, diff_id=row.diff_id, label=layer.label)
+        parts.append((blob, found))
+    parts.append(_last_layer(wanted, work))
+    digest = wanted.lock.digest
+    specification = str(wanted.artifact.options.get("specification", ""))
+    labels = {
+        "org.opencontainers.image.title": "conda environment",
+        "org.opencontainers.image.base.digest": f"sha256:{wanted.base.digest}",
+        "io.condastore.lock": f"sha256:{digest}",
+        "io.condastore.platform": wanted.part.platform,
+        **({"io.condastore.specification": f"sha256:{specification}"} if specification else {}),
+    }
+    moment = moment_of(wanted.part)
+    layers = [layer for _, layer in parts]
+    config = blobs.keep_bytes(
+        config_json(
+            platform=wanted.part.platform,
+            base=wanted.base.config,
+            layers=layers,
+            variables=wanted.variables,
+            labels=labels,
+            moment=moment,
+        ),
+        folder=work,
+    )
+    annotations = {
+        "org.opencontainers.image.created": f"{moment:%Y-%m-%dT%H:%M:%SZ}",
+        "io.condastore.lock": f"sha256:{digest}",
+    }
+    document = manifest_json(_descriptor(CONFIG, config), layers, annotations)
+    manifest = blobs.keep_bytes(document, folder=work)
+    refers = {manifest: MANIFEST, config: CONFIG}
+    refers |= {blob: layer.descriptor.media_type for blob, layer in parts}
+    with transaction.atomic():
+        ImageBlob.objects.filter(artifact=wanted.artifact).delete()
+        ImageBlob.objects.bulk_create(
+            ImageBlob(artifact=wanted.artifact, blob=blob, media_type=media_type)
+            for blob, media_type in refers.items()
+        )
+    return manifest
+
+
+def _descriptor(media_type: str, blob: Blob) -> Descriptor:
+    return Descriptor(media_type=media_type, sha256=blob.sha256, size=blob.size)
+
+
+def _last_layer(wanted: Wanted, work: Path) -> tuple[Blob, ImageLayer]:
+    """What is of this lock alone: conda's notes, and what activates the environment."""
+    work.mkdir(parents=True, exist_ok=True)
+    files = own_files(
+        wanted.part,
+        wanted.variables,
+        moment=moment_of(wanted.part),
+        note=f"condastore lock {wanted.lock.digest}",
+    )
+    entries = {
+        path: Entry(content=content, mode=0o755 if program else 0o644)
+        for path, (content, program) in files.items()
+    }
+    compression = wanted.compression
+    path = work / f"last-{wanted.artifact.pk}"
+    path.unlink(missing_ok=True)
+    made = write_layer(entries, path, compression=compression)
+    blob = blobs.keep(path)
+    descriptor = _descriptor(LAYER[compression], blob)
+    return blob, ImageLayer(descriptor=descriptor, diff_id=made.diff_id, label="activation")
+
+
+# --- layers of packages ---------------------------------------------------------------------------
+
+
+def _make_missing(attempt: Attempt, wanted: Wanted) -> None:
+    kept = wanted.kept()
+    missing = {layer.key: layer for layer in wanted.layers if layer.key not in kept}
+    done = len(wanted.layers) - len(missing)
+
+    def told(label: str) -> None:
+        nonlocal done
+        done += 1
+        attempt.progress(
+            Progress(stage="packing", done=done, total=len(wanted.layers), current=label[:100])
+        )
+
+    for key, row in _in_another_compression(missing, wanted.compression).items():
+        _recompress(attempt, row, wanted.compression)
+        told(missing.pop(key).label)
+    if not missing:
+        return
+    packages, wheels = attempt.fetch(
+        [package for layer in missing.values() for package in layer.conda],
+        [wheel for layer in missing.values() for wheel in layer.pypi],
+    )
+    by_url = {one.package.url: one for one in packages}
+    wheel_by_url = {one.package.url: one for one in wheels}
+
+    def pack(layer: PackageLayer) -> Any:
+        work = attempt.folder / layer.key
+        work.mkdir()
+        return make_layer(
+            layer,
+            work / "layer",
+            packages=[by_url[one.url] for one in layer.conda],
+            wheels=[wheel_by_url[one.url] for one in layer.pypi],
+            platform=wanted.part.platform,
+            compression=wanted.compression,
+            work=work,
+            cancelled=attempt.cancelled,
+        )
+
+    # The largest first, so that all end together; the rows are written by this thread alone.
+    ordered = sorted(missing.values(), key=lambda one: -sum(each.size for each in one.conda))
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        for layer, made in zip(ordered, pool.map(pack, ordered), strict=True):
+            values = {
+                "label": layer.label,
+                "diff_id": made.diff_id,
+                "size": made.unpacked_size,
+                wanted.compression: blobs.keep(made.path),
+            }
+            Layer.objects.update_or_create(key=layer.key, defaults=values)
+            told(layer.label)
+
+
+def _in_another_compression(
+    missing: Mapping[str, PackageLayer], compression: Compression
+) -> dict[str, Layer]:
+    other = "gzip" if compression == "zstd" else "zstd"
+    rows = Layer.objects.filter(key__in=list(missing), **{f"{other}__damaged_at": None})
+    return {row.key: row for row in rows.select_related("gzip", "zstd") if row.blob_in(other)}
+
+
+def _recompress(attempt: Attempt, row: Layer, compression: Compression) -> None:
+    other: Compression = "gzip" if compression == "zstd" else "zstd"
+    source = row.blob_in(other)
+    assert source is not None, "chosen for it"
+    work = attempt.folder / f"re-{row.key}"
+    work.mkdir()
+    blobs.fetch(source, work / "source")
+    made = recompress(
+        work / "source", other, work / "layer", compression, cancelled=attempt.cancelled
+    )
+    if made.diff_id != row.diff_id:
+        raise blobs.damaged(source, "its archive is another")
+    (work / "source").unlink()
+    Layer.objects.filter(pk=row.pk).update(**{compression: blobs.keep(made.path)})
+
+
+# --- bases ----------------------------------------------------------------------------------------
+
+
+def find_base(name: str, platform: str, *, work: Path) -> BaseImage:
+    """The base of this name; made or pulled where it is not here yet.
+
+    Raises:
+        InvalidInputError: there is none, and it cannot be had from here.
+        UnavailableError: its registry does not answer.
+    """
+    if found := BaseImage.objects.current(name, platform):
+        return found
+    if name == BaseImage.OWN:
+        if platform != platforms.own_platform():
+            raise InvalidInputError(
+                f"There is no base image for {platform}: this machine makes its own for "
+                f"{platforms.own_platform()} alone.",
+                hint="Load one (manage.py base_image load), or name one of a registry "
+                "(CONDASTORE_BASE_IMAGE).",
+            )
+        return keep_base(name, make_base(work / "base", platform=platform))
+    if "/" not in name:
+        raise InvalidInputError(
+            f"There is no base image {name!r} for {platform}.",
+            hint="Load it: manage.py base_image load FILE --name " + name,
+        )
+    return keep_base(name, pull_base(name, platform, work=work))
+
+
+def pull_base(name: str, platform: str, *, work: Path) -> LoadedImage:
+    reference = Reference.parse(name)
+    login = Login.parse(settings.BASE_IMAGE_LOGIN) if settings.BASE_IMAGE_LOGIN else None
+    return pull(reference, platform=platform, folder=work / "base", login=login)
+
+
+def keep_base(name: str, image: LoadedImage) -> BaseImage:
+    """Keep an image's layers, and use it as the base of this name from now on."""
+    kept = [(layer, blobs.keep(layer.path)) for layer in image.layers]
+    with transaction.atomic():
+        found = BaseImage.objects.current(name, image.platform)
+        if found is not None and found.digest == image.digest:
+            return found
+        base = BaseImage.objects.create(
+            name=name, platform=image.platform, digest=image.digest, config=image.config
+        )
+        BaseLayer.objects.bulk_create(
+            BaseLayer(
+                base=base,
+                position=position,
+                diff_id=layer.diff_id,
+                media_type=layer.media_type,
+                blob=blob,
+            )
+            for position, (layer, blob) in enumerate(kept)
+        )
+    return base
