@@ -196,6 +196,57 @@ class Api:
             self._require_ours(response.status_code == 200, response)
             yield from response.iter_bytes()
 
+    def awaited(self, path: str, **parameters: str) -> Json | None:
+        """How far the making of a file is; None where it is there."""
+        headers = {"Prefer": "respond-async", "Range": "bytes=0-0"}
+        with (
+            self._translated(),
+            self._http.stream("GET", path, params=parameters, headers=headers) as response,
+        ):
+            if response.is_error or response.status_code == 202:
+                response.read()
+                return self._json(response)
+            return None
+
+    def etag(self, path: str, **parameters: str) -> str:
+        """What names the bytes of a file of `/api`, as the server itself says it."""
+        with self._translated():
+            response = self._repeat(lambda: self._http.head(path, params=parameters))
+        return str(response.headers.get("ETag", "")) if response.is_success else ""
+
+    @contextmanager
+    def reading(
+        self, path: str, *, headers: Mapping[str, str], **parameters: str
+    ) -> Iterator[tuple[str, httpx.Response]]:
+        """The ETag of a file of `/api`, and an answer whose body is still to be read.
+
+        Where the server sends on to the store that has the file, that one's answer.
+        """
+        httpx = _httpx()
+        with (
+            self._translated(),
+            self._http.stream("GET", path, params=parameters, headers=headers) as response,
+        ):
+            etag = response.headers.get("ETag", "")
+            if response.status_code == 307:
+                location = str(response.url.join(response.headers["Location"]))
+                response.read()
+                # No token goes there: the address itself is the permission.
+                with httpx.stream(
+                    "GET",
+                    location,
+                    headers={name: v for name, v in headers.items() if name != "If-Range"},
+                    timeout=httpx.Timeout(READ_TIMEOUT, connect=CONNECT_TIMEOUT),
+                ) as stored:
+                    self._require_ours(stored.status_code in {200, 206, 416}, stored)
+                    yield etag, stored
+                return
+            if response.is_error and response.status_code != 416:
+                response.read()
+                self._json(response)
+            self._require_ours(response.status_code in {200, 206, 416}, response)
+            yield etag, response
+
     def sign_in(self, username: str, password: str, name: str) -> str:
         """A new token, for a password."""
         body = {"username": username, "password": password, "name": name}

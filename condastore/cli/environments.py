@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from condastore.cli import builds, queries, render
+from condastore.cli import builds, exports, queries, render
 from condastore.cli.client import Api, connect
 from condastore.cli.errors import CommandError, Status
 from condastore.cli.lookup import environment_only, find_build, find_environment, reference
@@ -17,6 +15,7 @@ from condastore.cli.options import AsJson, BuildOf, Environment, File, Limit, Ye
 
 app = typer.Typer(help="Environments and their builds.", no_args_is_help=True)
 app.add_typer(builds.app)
+exports.add_to(app)
 
 
 @app.command()
@@ -278,58 +277,3 @@ def unshare(
 
 def _id(api: Api, text: str) -> str:
     return str(find_environment(api, environment_only(api, text))["id"])
-
-
-#: What `export` can write: format of the API -> end of the file's name. micromamba takes a file
-#: for a lock by its name, and makes an empty environment of any other.
-FORMATS = {
-    "conda-lock.yml": "-lock.yml",
-    "environment.yml": "-environment.yml",
-    "explicit.txt": "-explicit.txt",
-    "pixi.lock": "-pixi.lock",
-}
-
-
-@app.command()
-def export(
-    environment: BuildOf,
-    format_: Annotated[
-        str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")
-    ] = "conda-lock.yml",
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="File to write; - for stdout.", show_default=False),
-    ] = None,
-    platform: Annotated[str, typer.Option(help="For example linux-64.")] = "",
-    as_json: AsJson = False,
-) -> None:
-    """Write a build's lock in a form that other tools read."""
-    if format_ not in FORMATS:
-        raise CommandError(
-            f"{format_!r} is not a format.",
-            status=Status.USAGE,
-            code="invalid-input",
-            hint=f"Use one of {', '.join(FORMATS)}.",
-        )
-    api = connect()
-    ref = reference(api, environment)
-    parameters = {"platform": platform} if platform else {}
-    path = f"/api/envs/{ref.namespace}/{ref.environment}/{ref.build or 'current'}/{format_}"
-    content = api.download(path, **parameters)
-    if output is not None and str(output) == "-":
-        sys.stdout.buffer.write(content)
-        return
-    target = output or Path(f"{ref.environment}{FORMATS[format_]}")
-    if format_ == "conda-lock.yml" and not target.name.endswith(("-lock.yml", "-lock.yaml")):
-        render.warn("note: micromamba reads a file as a lock only if its name ends in -lock.yml")
-    try:
-        target.write_bytes(content)
-    except OSError as error:
-        raise CommandError(
-            f"The file cannot be written: {error.strerror}.",
-            status=Status.INVALID,
-            code="invalid-input",
-            where=str(target),
-        ) from error
-    document = {"file": str(target), "bytes": len(content), "format": format_}
-    render.answer(document, as_json, lambda: render.say(f"Wrote {target}."))

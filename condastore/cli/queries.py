@@ -370,6 +370,16 @@ query Build($namespace: String!, $environment: String!, $number: String!) {
     + _FAILURE
 )
 BUILD_BY_ID = "query BuildById($id: ID!) { build(id: $id) { ...Full } }" + _BUILD + _FAILURE
+ARTIFACTS = """
+query Artifacts($namespace: String!, $environment: String!, $number: String!) {
+  build(namespace: $namespace, environment: $environment, number: $number) {
+    artifacts {
+      id kind platform state fileName url size sha256 seconds
+      progress { stage done total } failure { message }
+    }
+  }
+}
+"""
 PREFIX = """
 query Prefix($namespace: String!, $environment: String!, $number: String!) {
   build(namespace: $namespace, environment: $environment, number: $number) {
