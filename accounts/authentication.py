@@ -25,6 +25,8 @@ from environments.domain.errors import NotSignedInError
 LAST_USE_RESOLUTION = timedelta(minutes=1)
 #: Below it, a directory speaks.
 PROVISIONING = "/scim/"
+#: Below it, container tools speak, whose tokens are signed for one repository.
+REGISTRY = "/v2/"
 
 
 class TokenInvalidError(NotSignedInError):
@@ -138,8 +140,8 @@ class ActorMiddleware:
 
     def _identify(self, request: HttpRequest) -> HttpResponseBase | None:
         request.actor = ANONYMOUS  # type: ignore[attr-defined]
-        if request.path_info.startswith(PROVISIONING):
-            return None  # see `directory_of`
+        if request.path_info.startswith((PROVISIONING, REGISTRY)):
+            return None  # see `directory_of`, and the registry's own sign-in
         try:
             actor = actor_of(request)
             if actor.token is None and lacks_second_factor(request):

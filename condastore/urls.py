@@ -21,6 +21,7 @@ urlpatterns = [
     path("graphql", graphql, name="graphql"),
     path("graphql/", graphql),
     path("api/", include("environments.rest.urls")),
+    path("v2/", include("environments.registry.urls")),
     path("healthz", health.alive, name="alive"),
     path("readyz", health.ready, name="ready"),
     path("metrics", health.measured, name="metrics"),

@@ -10,7 +10,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +57,13 @@ class BlobFolder(FileSystemStorage):
             temporary.unlink(missing_ok=True)
         return name
 
-    def adopt(self, path: Path, name: str) -> None:
+    def adopt(self, path: Path, name: str, *, durable: bool = True) -> None:
         """Take a finished file of the same file system: no byte is copied."""
         final = Path(self.path(name))
         final.parent.mkdir(parents=True, exist_ok=True)
         with path.open("rb") as file:
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
             os.fchmod(file.fileno(), 0o444)
         path.rename(final)
 
@@ -90,10 +91,21 @@ def keep(path: Path) -> Blob:
     if found := _again(sha256):
         path.unlink()
         return found
+    put(path, sha256)
+    kept = {"size": size, "used_at": timezone.now(), "damaged_at": None}
+    return Blob.objects.update_or_create(sha256=sha256, defaults=kept)[0]
+
+
+def put(path: Path, sha256: str, *, durable: bool = True) -> None:
+    """Bring a file into the store, where no row tells of it yet; it is gone afterwards.
+
+    Raises:
+        DiskSpaceError, UnavailableError: the store does not take it; the file stays.
+    """
     store, name = storage(), name_of(sha256)
     try:
         if isinstance(store, BlobFolder) and _same_file_system(path, Path(store.location)):
-            store.adopt(path, name)
+            store.adopt(path, name, durable=durable)
         else:
             with path.open("rb") as file:
                 store.save(name, File(file, name=path.name))
@@ -105,8 +117,6 @@ def keep(path: Path) -> Blob:
     except Exception as error:  # each object store has errors of its own
         logger.warning("blob store failed", error=repr(error))
         raise UnavailableError("The blob store does not take the file.") from error
-    kept = {"size": size, "used_at": timezone.now(), "damaged_at": None}
-    return Blob.objects.update_or_create(sha256=sha256, defaults=kept)[0]
 
 
 def keep_bytes(content: bytes, *, folder: Path) -> Blob:
@@ -166,30 +176,46 @@ def fetch(blob: Blob, to: Path) -> None:
         DamagedError: the store has other bytes, or none; the row says so from now on.
         UnavailableError: the store does not answer.
     """
+    if why := copy(blob.sha256, to):
+        raise damaged(blob, why)
+    Blob.objects.filter(pk=blob.pk).update(checked_at=timezone.now())
+
+
+def copy(sha256: str, to: Path) -> str:
+    """Write the bytes of this digest to `to`. What is wrong with them; "" where nothing is.
+
+    Raises:
+        UnavailableError: the store does not answer.
+    """
     digest = hashlib.sha256()
     try:
         with to.open("wb") as out:
-            if (path := local_path(blob)) is not None:
-                with path.open("rb") as file:
-                    while part := file.read(CHUNK):
-                        digest.update(part)
-                        out.write(part)
-            else:
-                with httpx.stream("GET", signed_url(blob), timeout=60) as answer:
-                    if answer.status_code == httpx.codes.NOT_FOUND:
-                        raise FileNotFoundError(blob.sha256)
-                    answer.raise_for_status()
-                    for part in answer.iter_raw(CHUNK):
-                        digest.update(part)
-                        out.write(part)
-    except FileNotFoundError as error:
-        raise damaged(blob, "its bytes are gone") from error
+            for part in _parts(sha256):
+                digest.update(part)
+                out.write(part)
+    except FileNotFoundError:
+        to.unlink(missing_ok=True)
+        return "its bytes are gone"
     except httpx.HTTPError as error:
         raise UnavailableError(f"The blob store does not answer: {error}") from error
-    if digest.hexdigest() != blob.sha256:
+    if digest.hexdigest() != sha256:
         to.unlink()
-        raise damaged(blob, "its bytes are others")
-    Blob.objects.filter(pk=blob.pk).update(checked_at=timezone.now())
+        return "its bytes are others"
+    return ""
+
+
+def _parts(sha256: str) -> Iterator[bytes]:
+    store: Any = storage()
+    if isinstance(store, BlobFolder):
+        with Path(store.path(name_of(sha256))).open("rb") as file:
+            while part := file.read(CHUNK):
+                yield part
+        return
+    with httpx.stream("GET", store.url(name_of(sha256)), timeout=60) as answer:
+        if answer.status_code == httpx.codes.NOT_FOUND:
+            raise FileNotFoundError(sha256)
+        answer.raise_for_status()
+        yield from answer.iter_raw(CHUNK)
 
 
 def damaged(blob: Blob, why: str) -> DamagedError:

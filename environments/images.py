@@ -6,6 +6,8 @@ few kilobytes of JSON. Runs in a worker; what needs no layer to be made, anywher
 
 from __future__ import annotations
 
+import shutil
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,9 +16,11 @@ from typing import Any, Protocol
 
 from django.conf import settings
 from django.db import transaction
+from django.utils import timezone
 
 from environments import blobs, platforms
-from environments.domain.errors import DamagedError, InvalidInputError
+from environments.domain.artifacts import ArtifactState
+from environments.domain.errors import DamagedError, InvalidInputError, StoreError
 from environments.domain.images import (
     ARCHITECTURES,
     CONFIG,
@@ -147,6 +151,26 @@ def at_once(artifact: Artifact) -> Wanted | None:
         {layer.key for layer in wanted.layers}
     )
     return wanted if complete else None
+
+
+def finish_at_once(artifact: Artifact) -> None:
+    """Make an image of layers that are all there, where one asks: no worker is waited for."""
+    wanted = at_once(artifact)
+    lease = artifact.claim("documents", life=settings.LEASE) if wanted else None
+    if wanted is None or lease is None:
+        return
+    started = time.monotonic()
+    work = blobs.blobs_folder() / f"documents-{artifact.pk}-{lease.token}"
+    try:
+        done: dict[str, Any] = {"blob": compose(wanted, work=work), "failure": None}
+    except StoreError as error:
+        attempts, backoff = settings.BUILD_ATTEMPTS, settings.BACKOFF
+        artifact.give_up(error, lease=lease, attempts=attempts, backoff=backoff)
+        return
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    done |= {"finished_at": timezone.now(), "seconds": time.monotonic() - started}
+    artifact.move(ArtifactState.READY, lease=lease, **done)
 
 
 def compose(wanted: Wanted, *, work: Path) -> Blob:

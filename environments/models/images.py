@@ -93,6 +93,8 @@ class ImageBlob(models.Model):
     artifact = models.ForeignKey(Artifact, models.CASCADE, related_name="image_blobs")
     blob = models.ForeignKey(Blob, models.PROTECT, related_name="+")
     media_type = models.CharField(max_length=100)
+    #: Of a manifest that says something about the image, what it is: an SBOM, ...
+    artifact_type = models.CharField(max_length=100, blank=True)
 
     objects = ImageBlobQuerySet.as_manager()
 

@@ -40,23 +40,13 @@ def create_artifact(
     chosen = platform_of(build, platform)
     refuse_recalled(build)
     artifact = Artifact.wanted(build, kind, chosen)
-    if artifact.state == ArtifactState.READY and not _whole(artifact):
+    if artifact.state == ArtifactState.READY and not (
+        artifact.blob and blobs.is_whole(artifact.blob)
+    ):
         artifact.again()
     if artifact.state == ArtifactState.QUEUED and artifact.message_sent_at is None:
         queueing.queue_artifact(artifact)
     return artifact
-
-
-def _whole(artifact: Artifact) -> bool:
-    """Whether its bytes are there, as far as a look at the row and at a file's size tells."""
-    blob = artifact.blob
-    if blob is None or blob.damaged_at is not None:
-        return False
-    path = blobs.local_path(blob)
-    if path is not None and not (path.is_file() and path.stat().st_size == blob.size):
-        blobs.damaged(blob, "its bytes are gone")
-        return False
-    return True
 
 
 @audited()

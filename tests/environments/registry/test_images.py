@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -71,7 +70,7 @@ def tree(root: Path) -> dict[str, Any]:
     for path in root.rglob("*"):
         name = str(path.relative_to(root))
         if path.is_symlink():
-            found[name] = os.readlink(path)
+            found[name] = str(path.readlink())
         elif path.is_file():
             found[name] = (path.read_bytes(), path.stat().st_mode & 0o111)
     return found

@@ -1,0 +1,120 @@
+"""What do container tools get told where something is refused? (OCI distribution 1.1, errors)"""
+
+from __future__ import annotations
+
+from functools import wraps
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from asgiref.sync import sync_to_async
+from django.http import HttpRequest, HttpResponseBase, JsonResponse
+from django.views.decorators.csrf import csrf_exempt
+
+from accounts.sign_in import TooManyAttemptsError
+from environments.domain.errors import (
+    AccessDeniedError,
+    ArtifactFailedError,
+    InvalidInputError,
+    NotFoundError,
+    NotSignedInError,
+    RecalledError,
+    StoreError,
+    UnavailableError,
+)
+from environments.operations import audit
+
+logger = structlog.get_logger(__name__)
+API_VERSION = ("Docker-Distribution-API-Version", "registry/2.0")
+SECONDS_LATER = "10"
+
+
+class UnknownError(NotFoundError):
+    """`kind` says what is not known: NAME_UNKNOWN, MANIFEST_UNKNOWN, BLOB_UNKNOWN."""
+
+    def __init__(self, message: str, *, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class UnderWayError(UnavailableError):
+    """The image is still being made."""
+
+    code = "under-way"
+
+
+class ScopeError(NotSignedInError):
+    """The token is for other repositories."""
+
+    code = "insufficient-scope"
+
+
+class ChallengeError(NotSignedInError):
+    """Nobody is signed in; the answer says where one gets a token for `scope`."""
+
+    def __init__(self, error: StoreError, *, scope: str) -> None:
+        super().__init__(error.message, hint=error.hint)
+        self.scope = scope
+        self.insufficient = isinstance(error, ScopeError)
+
+
+_KINDS: tuple[tuple[type[StoreError], HTTPStatus, str], ...] = (
+    (NotSignedInError, HTTPStatus.UNAUTHORIZED, "UNAUTHORIZED"),
+    (TooManyAttemptsError, HTTPStatus.TOO_MANY_REQUESTS, "TOOMANYREQUESTS"),
+    (RecalledError, HTTPStatus.FORBIDDEN, "DENIED"),
+    (AccessDeniedError, HTTPStatus.FORBIDDEN, "DENIED"),
+    (NotFoundError, HTTPStatus.NOT_FOUND, "NAME_UNKNOWN"),
+    (ArtifactFailedError, HTTPStatus.NOT_FOUND, "MANIFEST_UNKNOWN"),
+    (InvalidInputError, HTTPStatus.BAD_REQUEST, "UNSUPPORTED"),
+    # Clients come again after this status by themselves, after no other.
+    (UnavailableError, HTTPStatus.TOO_MANY_REQUESTS, "TOOMANYREQUESTS"),
+)
+
+
+def refusal(
+    status: HTTPStatus, code: str, message: str, detail: dict[str, Any] | None = None
+) -> JsonResponse:
+    error = {"code": code, "message": message, "detail": detail or {}}
+    answer = JsonResponse({"errors": [error]}, status=status)
+    answer[API_VERSION[0]] = API_VERSION[1]
+    answer["Cache-Control"] = "no-store"
+    return answer
+
+
+def answer_to(request: HttpRequest, error: StoreError) -> JsonResponse:
+    found = ((status, code) for kind, status, code in _KINDS if isinstance(error, kind))
+    status, code = next(found, (HTTPStatus.UNPROCESSABLE_ENTITY, "UNSUPPORTED"))
+    if isinstance(error, UnknownError):
+        code = error.kind
+    message = f"{error.message} {error.hint}".strip()
+    answer = refusal(status, code, message, dict(error.details))
+    if isinstance(error, ChallengeError):
+        from environments.registry.sign_in import challenge
+
+        answer["WWW-Authenticate"] = challenge(
+            request, error.scope, insufficient=error.insufficient
+        )
+    if isinstance(error, UnavailableError):
+        answer["Retry-After"] = SECONDS_LATER
+    return answer
+
+
+def in_its_words(view: Any) -> Any:
+    """A view of the registry: no cookie counts, and each refusal has the specification's form."""
+
+    @csrf_exempt  # no cookie is heard here: there is nothing to forge
+    @wraps(view)
+    async def answered(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        try:
+            answer: HttpResponseBase = await view(request, *args, **kwargs)
+        except StoreError as error:
+            await sync_to_async(audit.refused_request)(request, error)
+            return answer_to(request, error)
+        except Exception:
+            logger.exception("registry failed", path=request.path)
+            status = HTTPStatus.INTERNAL_SERVER_ERROR
+            return refusal(status, "UNKNOWN", "Something went wrong on our side.")
+        answer[API_VERSION[0]] = API_VERSION[1]
+        return answer
+
+    return answered

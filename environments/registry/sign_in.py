@@ -1,0 +1,120 @@
+"""Who pulls? Container tools ask for a short token for one repository, and send that.
+
+Docker's token flow: a request without one is answered with where to get it; there an API token (as
+the password of any user name) or nobody at all gets a signed word of who asks and for what, which
+holds for minutes. It names the API token, so that a revoked one ends with it, and gives no rights:
+what its holder may see is asked each time.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth.models import AnonymousUser
+from django.core import signing
+from django.http import HttpRequest, JsonResponse
+from django.urls import reverse
+from django.utils import timezone
+
+from accounts.access import Actor
+from accounts.authentication import (
+    TokenInvalidError,
+    actor_with_token,
+    client_address,
+    secret_in,
+)
+from accounts.models import ApiToken
+from environments.domain.errors import NotSignedInError
+from environments.registry.errors import ChallengeError, ScopeError
+
+LIFE = 300  # seconds; at most: clients take 60 for granted
+SALT = "condastore.registry"
+CATALOG = "registry:catalog:*"
+_SCOPES = re.compile(r"(?:repository:[a-z0-9._/-]{1,200}|registry:catalog):[a-z,*]{1,60}")
+MOST_SCOPES = 20
+
+
+def token_for(request: HttpRequest) -> JsonResponse:
+    """What the token service answers.
+
+    Raises:
+        TokenInvalidError: with an API token that is not valid; nobody becomes anonymous by it.
+    """
+    given = request.POST if request.method == "POST" else request.GET
+    address = client_address(request.META)
+    secret = secret_in(request.headers.get("Authorization", ""))
+    if secret is None and request.method == "POST":  # OAuth2, as docker does it after a login
+        secret = given.get("password") or given.get("refresh_token")
+    actor = actor_with_token(secret, address=address) if secret is not None else None
+    asked = [scope for text in given.getlist("scope") for scope in text.split()]
+    scopes = [scope for scope in asked if _SCOPES.fullmatch(scope)][:MOST_SCOPES]
+    names = [scope.rpartition(":")[0] for scope in scopes]
+    held = actor.token.pk if actor is not None and actor.token is not None else 0
+    signed = signing.dumps({"token": held, "for": names}, salt=SALT)
+    body: dict[str, Any] = {
+        "token": signed,
+        "access_token": signed,
+        "expires_in": LIFE,
+        "issued_at": f"{timezone.now():%Y-%m-%dT%H:%M:%SZ}",
+    }
+    answer = JsonResponse(body)
+    answer["Cache-Control"] = "no-store"
+    return answer
+
+
+def actor_of(request: HttpRequest, scope: str = "") -> Actor:
+    """Who sends `request`, with a token for `scope` (`repository:NAME:pull`).
+
+    Raises:
+        ChallengeError: a token is needed, or another one.
+    """
+    try:
+        actor = _actor(request, scope)
+    except NotSignedInError as error:
+        raise ChallengeError(error, scope=scope) from error
+    request.actor = actor  # type: ignore[attr-defined]
+    return actor
+
+
+def _actor(request: HttpRequest, scope: str) -> Actor:
+    header = request.headers.get("Authorization", "")
+    secret = secret_in(header)
+    if secret is None:
+        raise NotSignedInError("This needs a token.")
+    address = client_address(request.META)
+    if header.lower().startswith("bearer "):
+        try:
+            said = signing.loads(secret, salt=SALT, max_age=LIFE)
+        except signing.SignatureExpired:
+            raise TokenInvalidError("The token has expired.") from None
+        except signing.BadSignature:
+            said = None
+        if said is not None:
+            return _known(said, scope, address)
+    return actor_with_token(secret, address=address)
+
+
+def _known(said: dict[str, Any], scope: str, address: str) -> Actor:
+    if scope and scope.rpartition(":")[0] not in said["for"]:
+        raise ScopeError("The token is for something else.")
+    if not said["token"]:
+        return Actor(AnonymousUser(), address=address)
+    token = ApiToken.objects.usable().filter(pk=said["token"]).select_related("user").first()
+    if token is None:
+        raise TokenInvalidError("The API token behind this one is not valid any more.")
+    return Actor(token.user, token=token, address=address)
+
+
+def challenge(request: HttpRequest, scope: str, *, insufficient: bool = False) -> str:
+    """Where one gets a token: what `WWW-Authenticate` says."""
+    place = reverse("registry-token")
+    address = settings.PUBLIC_URL.rstrip("/") + place if settings.PUBLIC_URL else ""
+    parts = {
+        "realm": address or request.build_absolute_uri(place),
+        "service": request.get_host(),
+        **({"scope": scope} if scope else {}),
+        **({"error": "insufficient_scope"} if insufficient else {}),
+    }
+    return "Bearer " + ",".join(f'{name}="{value}"' for name, value in parts.items())

@@ -1,0 +1,257 @@
+"""Pulls: manifests by tag or digest, blobs, lists of tags and repositories, what refers to what."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import TypeVar
+from urllib.parse import urlencode
+
+from asgiref.sync import sync_to_async
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
+
+from accounts.access import Actor
+from environments.domain.artifacts import ArtifactState
+from environments.domain.errors import InvalidInputError, NotFoundError, StoreError
+from environments.domain.images import INDEX, MANIFEST
+from environments.models import Artifact, Build, Environment
+from environments.operations import audit, images
+from environments.operations.images import Content
+from environments.registry import sign_in
+from environments.registry.errors import (
+    ChallengeError,
+    UnderWayError,
+    UnknownError,
+    in_its_words,
+    refusal,
+)
+from environments.rest.blobs import Served, answer
+
+LOOK = 0.2  # seconds between two looks at an image that is made
+PAGE, LARGEST_PAGE = 100, 1000
+_DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
+Found = TypeVar("Found")
+_UNFINISHED = (ArtifactState.QUEUED, ArtifactState.MAKING)
+
+
+def _reading(request: HttpRequest) -> bool:
+    return request.method in ("GET", "HEAD")
+
+
+def _only_pulls() -> JsonResponse:
+    return refusal(
+        HTTPStatus.METHOD_NOT_ALLOWED,
+        "UNSUPPORTED",
+        "Images are made of environments here; none is pushed.",
+    )
+
+
+@in_its_words
+async def base(request: HttpRequest) -> HttpResponseBase:
+    """Does this speak the protocol, and does the token hold?"""
+    await sync_to_async(sign_in.actor_of)(request)
+    return JsonResponse({})
+
+
+@in_its_words
+async def token(request: HttpRequest) -> HttpResponseBase:
+    if request.method not in ("GET", "POST"):
+        return _only_pulls()
+    try:
+        return await sync_to_async(sign_in.token_for)(request)
+    except StoreError as error:
+        error.hint = "Use an API token as the password."
+        raise
+
+
+@in_its_words
+async def catalog(request: HttpRequest) -> HttpResponseBase:
+    if not _reading(request):
+        return _only_pulls()
+
+    def find() -> list[str]:
+        actor = sign_in.actor_of(request, sign_in.CATALOG)
+        return images.repositories(actor, after=request.GET.get("last", ""), limit=size + 1)
+
+    size = _page_size(request)
+    found = await sync_to_async(find)()
+    return _page(request, {"repositories": found[:size]}, found, size)
+
+
+@in_its_words
+async def list_tags(request: HttpRequest, namespace: str, environment: str) -> HttpResponseBase:
+    if not _reading(request):
+        return _only_pulls()
+
+    def find() -> list[str]:
+        actor, repository = _repository(request, namespace, environment)
+        return images.tags(actor, repository)
+
+    size, last = _page_size(request), request.GET.get("last", "")
+    later = [tag for tag in await sync_to_async(find)() if tag > last]
+    body = {"name": f"{namespace}/{environment}", "tags": later[:size]}
+    return _page(request, body, later, size)
+
+
+def _page_size(request: HttpRequest) -> int:
+    given = request.GET.get("n", str(PAGE))
+    if not given.isdecimal() or len(given) > 9:
+        raise InvalidInputError(f"n={given!r:.50} is no number.", where="n")
+    return min(int(given), LARGEST_PAGE)
+
+
+def _page(
+    request: HttpRequest, body: dict[str, object], found: list[str], size: int
+) -> JsonResponse:
+    response = JsonResponse(body)
+    if 0 < size < len(found):
+        query = urlencode({"n": size, "last": found[size - 1]})
+        response["Link"] = f'<{request.path}?{query}>; rel="next"'
+    response["Cache-Control"] = "private, no-store"
+    return response
+
+
+def _repository(
+    request: HttpRequest, namespace: str, environment: str
+) -> tuple[Actor, Environment]:
+    """Who asks, and the environment; to those who see none of this name it is not there.
+
+    Raises:
+        ChallengeError: nobody is signed in, and it is not public: if it is there at all.
+    """
+    scope = f"repository:{namespace}/{environment}:pull"
+    actor = sign_in.actor_of(request, scope)
+    try:
+        return actor, images.find_repository(actor, namespace, environment)
+    except NotFoundError as error:
+        if not actor.signed_in:
+            raise ChallengeError(error, scope=scope) from error
+        raise
+
+
+@in_its_words
+async def manifest(
+    request: HttpRequest, namespace: str, environment: str, reference: str
+) -> HttpResponseBase:
+    """By tag: made first where it is not there yet; the pull waits for it, to a limit."""
+    if not _reading(request):
+        return _only_pulls()
+    place = (request, namespace, environment)
+    if ":" in reference:
+        content = await sync_to_async(_by_digest)(*place, reference, MANIFEST, INDEX)
+    else:
+        build, wanted = await sync_to_async(_wanted)(*place, reference)
+        made = await _awaited(wanted)
+        content = await sync_to_async(images.manifest_of)(build, made)
+    if request.method == "GET" and content.media_type != INDEX:
+        actor: Actor = request.actor  # type: ignore[attr-defined]
+        await sync_to_async(audit.downloaded)(actor, content.build, "image")
+    return await _given(request, content)
+
+
+def _wanted(
+    request: HttpRequest, namespace: str, environment: str, tag: str
+) -> tuple[Build, list[Artifact]]:
+    actor, repository = _repository(request, namespace, environment)
+    build, compression = _known(
+        lambda: images.find_tagged(actor, repository, tag), "MANIFEST_UNKNOWN"
+    )
+    found = _known(
+        lambda: images.request_images(actor=actor, build=build, compression=compression),
+        "MANIFEST_UNKNOWN",
+    )
+    return build, found
+
+
+def _by_digest(
+    request: HttpRequest, namespace: str, environment: str, digest: str, *kinds: str
+) -> Content:
+    actor, repository = _repository(request, namespace, environment)
+    unknown = "MANIFEST_UNKNOWN" if kinds else "BLOB_UNKNOWN"
+    found = _DIGEST.fullmatch(digest)
+    if found is None:
+        raise UnknownError(f"{digest!r:.100} is no sha256 digest.", kind=unknown)
+    return _known(lambda: images.find_content(actor, repository, found[1], kinds=kinds), unknown)
+
+
+def _known(find: Callable[[], Found], kind: str) -> Found:
+    try:
+        return find()
+    except NotFoundError as error:
+        raise UnknownError(error.message, kind=kind) from error
+
+
+async def _awaited(wanted: list[Artifact]) -> list[Artifact]:
+    """The images once they are made, or could not be.
+
+    Raises:
+        UnderWayError: they are not by the time that a pull waits.
+    """
+    deadline = time.monotonic() + settings.REGISTRY_WAIT.total_seconds()
+    while any(one.state in _UNFINISHED for one in wanted):
+        if time.monotonic() >= deadline:
+            raise UnderWayError("The image is being made.", hint="Pull it again in a while.")
+        await asyncio.sleep(LOOK)
+        wanted = await sync_to_async(_look)(wanted)
+    return wanted
+
+
+def _look(wanted: list[Artifact]) -> list[Artifact]:
+    found = Artifact.objects.select_related("lock", "blob").in_bulk([one.pk for one in wanted])
+    return [found[one.pk] for one in wanted]
+
+
+@in_its_words
+async def blob(
+    request: HttpRequest, namespace: str, environment: str, digest: str
+) -> HttpResponseBase:
+    if not _reading(request):
+        return _only_pulls()
+    content = await sync_to_async(_by_digest)(request, namespace, environment, digest)
+    return await _given(request, content)
+
+
+async def _given(request: HttpRequest, content: Content) -> HttpResponseBase:
+    digest = f"sha256:{content.blob.sha256}"
+    served = Served(
+        blob=content.blob,
+        content_type=content.media_type,
+        headers=(("Docker-Content-Digest", digest),),
+    )
+    return await answer(request, served)
+
+
+@in_its_words
+async def referrers(
+    request: HttpRequest, namespace: str, environment: str, digest: str
+) -> HttpResponseBase:
+    if not _reading(request):
+        return _only_pulls()
+    wanted = request.GET.get("artifactType", "")
+
+    def find() -> list[dict[str, object]]:
+        actor, repository = _repository(request, namespace, environment)
+        found = _DIGEST.fullmatch(digest)
+        if found is None:
+            raise InvalidInputError(f"{digest!r:.100} is no sha256 digest.")
+        return images.referrers(actor, repository, found[1])
+
+    found = await sync_to_async(find)()
+    listed = [one for one in found if not wanted or one["artifactType"] == wanted]
+    body = {"schemaVersion": 2, "mediaType": INDEX, "manifests": listed}
+    response: HttpResponse = JsonResponse(body, content_type=INDEX)
+    if wanted:
+        response["OCI-Filters-Applied"] = "artifactType"
+    return response
+
+
+@in_its_words
+async def unknown(request: HttpRequest, rest: str) -> HttpResponseBase:
+    await sync_to_async(sign_in.actor_of)(request)
+    if not _reading(request):
+        return _only_pulls()
+    raise NotFoundError("A repository is called NAMESPACE/ENVIRONMENT.")
