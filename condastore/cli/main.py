@@ -14,6 +14,7 @@ from condastore.cli import (
     approvals,
     audit,
     config,
+    credentials,
     environments,
     namespaces,
     packages,
@@ -67,6 +68,7 @@ app.add_typer(namespaces.app, name="namespace")
 app.add_typer(environments.app, name="env")
 app.add_typer(approvals.app, name="approval")
 app.add_typer(recalls.app, name="recall")
+app.add_typer(credentials.app, name="credential")
 app.add_typer(audit.app, name="audit")
 app.add_typer(policies.app, name="policy")
 app.command(

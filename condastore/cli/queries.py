@@ -181,6 +181,27 @@ mutation Revoke($namespace: String!, $user: String, $group: String) {
     + _ERROR
 )
 
+CREDENTIALS = f"""
+query Credentials($first: Int, $after: String, $namespace: String) {{
+  channelCredentials(first: $first, after: $after, namespace: $namespace) {{
+    {_PAGE}
+    edges {{ node {{ id urlPrefix kind namespace createdAt }} }}
+  }}
+}}
+"""
+DELETE_CREDENTIAL = (
+    """
+mutation DeleteCredential($id: ID!) {
+  deleteChannelCredential(id: $id) {
+    __typename
+    ... on ChannelCredential { id urlPrefix kind namespace createdAt }
+    ... on OperationError { ...Refusal }
+  }
+}
+"""
+    + _ERROR
+)
+
 SET_QUOTA = (
     """
 mutation SetQuota(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
@@ -14,7 +14,7 @@ from django.utils.html import format_html
 
 from accounts.access import Actor
 from environments.admin.lists import text_filter
-from environments.admin.rooms import BESIDE, Panel, Room, badge, link, moment, size
+from environments.admin.rooms import BESIDE, Panel, Question, Room, badge, link, moment, size
 from environments.models import (
     Channel,
     ChannelCredential,
@@ -24,6 +24,7 @@ from environments.models import (
     LockedPypi,
     PypiRecord,
 )
+from environments.operations import credentials
 
 _OTHER_VERSIONS = 30
 #: Users of a package that are counted: python is in all of them.
@@ -220,10 +221,23 @@ class ChannelRoom(Room):
     facts = ("url", "first_seen_at", "indexed_at")
 
 
+def _delete_credential(actor: Actor, row: ChannelCredential, answers: Mapping[str, Any]) -> None:
+    credentials.delete_credential(actor=actor, credential=row)
+
+
 @admin.register(ChannelCredential)
 class CredentialRoom(Room):
     """The secrets themselves are never shown."""
 
+    questions = (
+        Question(
+            name="remove",
+            title="Delete",
+            text="Builds that start later are refused by the channel, until another is entered.",
+            do=_delete_credential,
+            removes=True,
+        ),
+    )
     title = "Credentials of channels"
     list_display = ("url_prefix", "kind", "namespace", "created_at")
     list_select_related = ("namespace",)

@@ -19,6 +19,7 @@ from environments.domain.artifacts import ArtifactKind
 from environments.domain.errors import NotFoundError
 from environments.graphql.artifacts import ArtifactNode, artifact_of
 from environments.graphql.audit import AuditMutation
+from environments.graphql.credentials import CredentialMutation
 from environments.graphql.errors import OperationError
 from environments.graphql.governance import GovernanceMutation
 from environments.graphql.packages import BigInt
@@ -101,7 +102,9 @@ def _environment(actor: Actor, key: ID) -> Environment:
 
 
 @strawberry.type
-class Mutation(AuditMutation, GovernanceMutation, PolicyMutations, RoleMappingMutations):
+class Mutation(
+    AuditMutation, CredentialMutation, GovernanceMutation, PolicyMutations, RoleMappingMutations
+):
     # --- namespaces ----------------------------------------------------------------------------
 
     @field()

@@ -16,6 +16,7 @@ from environments.domain.names import canonical_channel
 from environments.domain.policy.package_specs import match_spec, package_spec
 from environments.domain.policy.subjects import comparable
 from environments.graphql.audit import AuditQuery
+from environments.graphql.credentials import CredentialQuery
 from environments.graphql.governance import GovernanceQuery
 from environments.graphql.inputs import (
     BuildFilter,
@@ -227,26 +228,31 @@ def _locked_packages(
         if sha256:
             records = records.filter(sha256=sha256)
         keys = list(records.order_by().values_list("pk", flat=True))
-        return builds.filter(**{f"lock__{kind}__package__in": keys}).values(
-            kind=Value(kind, output_field=CharField()),
-            entry=F(f"lock__{kind}__pk"),
-            build=F("pk"),
-            place=F("environment"),
-            namespace_name=F("environment__namespace__name"),
-            place_name=F("environment__name"),
-            build_number=F("number"),
+        found: QuerySet[Any, Any] = (
+            rows.order_by()
+            .filter(**{f"{build}lock__{kind}__package__in": keys})
+            .values(
+                kind=Value(kind, output_field=CharField()),
+                entry=F(f"{build}lock__{kind}__pk"),
+                build=F(f"{build}pk"),
+                place=F(f"{place}pk"),
+                namespace_name=F(f"{place}namespace__name"),
+                place_name=F(f"{place}name"),
+                build_number=F(f"{build}number"),
+            )
         )
+        return found
 
     conda, pypi = name.strip().lower(), name.strip().lower().replace("_", "-").replace(".", "-")
-    rows = of("conda", conda).union(of("pypi", pypi), all=True)
+    both = of("conda", conda).union(of("pypi", pypi), all=True)
     found: Any = Uses(
-        info, rows.order_by("namespace_name", "place_name", "-build_number", "kind", "entry")
+        info, both.order_by("namespace_name", "place_name", "-build_number", "kind", "entry")
     )
     return found  # type: ignore[no-any-return]
 
 
 @strawberry.type
-class Query(AuditQuery, GovernanceQuery, PolicyQueries, RoleMappingQueries):
+class Query(AuditQuery, CredentialQuery, GovernanceQuery, PolicyQueries, RoleMappingQueries):
     namespaces: Connection[NamespaceNode] = connection(
         _namespaces, graphql_type=Connection[NamespaceNode]
     )

@@ -8,6 +8,8 @@ from django.db import models
 from django.db.models import Q
 from django.utils import timezone
 
+from accounts.access import Actor
+from accounts.roles import Perm
 from accounts.sealing import seal, unseal
 from environments.domain.names import Credential
 from environments.models.namespaces import Namespace
@@ -61,6 +63,12 @@ class ChannelCredentialQuerySet(models.QuerySet["ChannelCredential"]):
             Q(namespace=None) if namespace is None else Q(namespace=None) | Q(namespace=namespace)
         )
         return self.filter(mine).order_by(models.functions.Length("url_prefix").desc(), "pk")
+
+    def visible_to(self, actor: Actor) -> Self:
+        """For those who run the namespace; those of the installation for who runs that."""
+        run = Namespace.objects.with_perm(actor, Perm.MANAGE).order_by().values("pk")
+        shown = Q(namespace__in=run)
+        return self.filter(shown | Q(namespace=None) if actor.is_superuser else shown)
 
 
 class ChannelCredential(models.Model):

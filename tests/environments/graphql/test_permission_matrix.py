@@ -31,6 +31,7 @@ from environments.models import (
     BuildEvent,
     BuildTag,
     Channel,
+    ChannelCredential,
     CondaRecord,
     Decision,
     Environment,
@@ -187,7 +188,7 @@ def make_world() -> World:
 
 
 def govern(research: Namespace, waiting: Build) -> dict[str, str]:
-    """A request that waits, half a decision, a recall, and a webhook."""
+    """A request that waits, half a decision, a recall, a webhook, and a credential."""
     package = factories.make_package("z")
     place = factories.make_environment(research, "gone")
     Environment.objects.filter(pk=place.pk).update(last_number=100)
@@ -205,7 +206,13 @@ def govern(research: Namespace, waiting: Build) -> dict[str, str]:
     recall = Recall.objects.create(spec="z", reason="it leaks")
     RecalledLock.objects.create(recall=recall, lock=gone.lock)
     webhook = Webhook.objects.create(namespace=research, url="https://hook.example.org/")
+    credential = ChannelCredential(
+        namespace=research, url_prefix="https://private.example.org/", kind="token"
+    )
+    credential.seal("secret")
+    credential.save()
     return {
+        "credential": str(credential.pk),
         "request": str(request.pk),
         "decision": str(decision.pk),
         "recall": str(recall.pk),
@@ -312,6 +319,11 @@ SEEN_WITH: dict[str, tuple[str, Callable[[Data], bool], Perm]] = {
         Perm.GRANT,
     ),
     "webhooks": (f"{{ webhooks {EDGES % 'url'} }}", lambda it: bool(it["edges"]), Perm.MANAGE),
+    "channelCredentials": (
+        f"{{ channelCredentials {EDGES % 'urlPrefix'} }}",
+        lambda it: bool(it["edges"]),
+        Perm.MANAGE,
+    ),
 }
 #: Field -> document: refused to all but those who run the installation.
 ADMINISTRATORS = {"verifyAudit": "{ verifyAudit { intact } }"}
@@ -432,6 +444,10 @@ OTHER_CHANGES: dict[str, tuple[str, Callable[[Persona], str]]] = {
     "explainRequest": ('id: $request, note: "for the course"', _of_who_asked),
     "recall": ('spec: "y", reason: "it leaks"', _of_a_namespace),
     "undoRecall": ('id: $recall, reason: "fixed"', _of_an_administrator),
+    "deleteChannelCredential": (
+        "id: $credential",
+        lambda persona: "" if Perm.MANAGE in persona.perms else "not-found",
+    ),
     "deleteWebhook": (
         "id: $webhook",
         lambda persona: "" if Perm.MANAGE in persona.perms else "not-found",
