@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
@@ -23,6 +24,8 @@ from environments.domain.errors import NotSignedInError
 
 #: How old the recorded last use of a token may be before it is written again.
 LAST_USE_RESOLUTION = timedelta(minutes=1)
+#: Where a token may stand in the path, as conda's clients put it: `/t/<token>/channel/...`.
+_TOKEN_IN_PATH = re.compile(r"/t/([^/]+)(/channel/.*)")
 #: Below it, a directory speaks.
 PROVISIONING = "/scim/"
 #: Below it, container tools speak, whose tokens are signed for one repository.
@@ -140,6 +143,7 @@ class ActorMiddleware:
 
     def _identify(self, request: HttpRequest) -> HttpResponseBase | None:
         request.actor = ANONYMOUS  # type: ignore[attr-defined]
+        _take_token_out_of_path(request)
         if request.path_info.startswith((PROVISIONING, REGISTRY)):
             return None  # see `directory_of`, and the registry's own sign-in
         try:
@@ -159,6 +163,15 @@ class ActorMiddleware:
             # A browser never sends a token on its own: there is no forgery to guard against.
             request._dont_enforce_csrf_checks = True  # type: ignore[attr-defined]
         return None
+
+
+def _take_token_out_of_path(request: HttpRequest) -> None:
+    """Let it stand where tokens stand, before anything logs or resolves the path."""
+    if found := _TOKEN_IN_PATH.fullmatch(request.path_info):
+        request.META["HTTP_AUTHORIZATION"] = f"Bearer {found[1]}"
+        request.__dict__.pop("headers", None)  # they were read of META, and kept
+        request.path_info = found[2]
+        request.path = request.META.get("SCRIPT_NAME", "").rstrip("/") + found[2]
 
 
 def _to_second_factor(request: HttpRequest) -> HttpResponseBase | None:

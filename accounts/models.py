@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import string
 from datetime import datetime
 from typing import Any, Self
 
@@ -17,7 +18,8 @@ from django.utils import timezone
 from accounts.roles import Role
 from accounts.sealing import seal, unseal
 
-TOKEN_PREFIX = "cs_"  # noqa: S105 - what scanners for leaked secrets look for
+_LETTERS = string.ascii_letters + string.digits
+TOKEN_PREFIX = "cs-"  # noqa: S105 - what scanners for leaked secrets look for
 
 
 class User(AbstractUser):
@@ -186,7 +188,8 @@ def token_digest(secret: str) -> str:
 
 
 def new_token_secret() -> str:
-    return TOKEN_PREFIX + secrets.token_urlsafe(32)
+    """Of letters, digits and hyphens: conda takes no other ones in `/t/<token>/`."""
+    return TOKEN_PREFIX + "".join(secrets.choice(_LETTERS) for _ in range(43))
 
 
 class ApiToken(models.Model):

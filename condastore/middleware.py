@@ -57,7 +57,7 @@ STATUSES: tuple[tuple[type[StoreError], HTTPStatus], ...] = (
     (UnavailableError, HTTPStatus.SERVICE_UNAVAILABLE),
 )
 #: Paths that answer programs, whatever kind of answer they say they take.
-FOR_PROGRAMS = ("/api/", "/v2/", "/scim/", "/graphql", "/healthz", "/readyz", "/metrics")
+FOR_PROGRAMS = ("/api/", "/v2/", "/channel/", "/scim/", "/graphql", "/healthz", "/readyz", "/metrics")
 
 
 def status_of(error: StoreError) -> HTTPStatus:

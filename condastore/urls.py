@@ -22,6 +22,7 @@ urlpatterns = [
     path("graphql/", graphql),
     path("api/", include("environments.rest.urls")),
     path("v2/", include("environments.registry.urls")),
+    path("channel/", include("environments.rest.channel_urls")),
     path("healthz", health.alive, name="alive"),
     path("readyz", health.ready, name="ready"),
     path("metrics", health.measured, name="metrics"),

@@ -15,9 +15,42 @@ from accounts.access import ANONYMOUS, Actor
 from accounts.roles import Role
 from environments.models import Environment, Namespace
 from tests import factories
+from tests.migrated import copy_database
 from tests.services import ComponentMissing
 
-pytest_plugins = ["tests.channels.fixtures", "tests.services.fixtures"]
+pytest_plugins = [
+    "tests.channels.fixtures",
+    "tests.environments.web_server",
+    "tests.services.fixtures",
+]
+
+
+def _test_database() -> Path | None:
+    """Its file, on SQLite."""
+    from django.conf import settings
+
+    database = settings.DATABASES["default"]
+    return Path(database["TEST"]["NAME"]) if database["ENGINE"].endswith("sqlite3") else None
+
+
+@pytest.fixture(scope="session")
+def django_db_keepdb() -> bool:
+    """Is a database there already, to which only newer migrations are applied?"""
+    return _test_database() is not None
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings(
+    django_db_modify_db_settings_parallel_suffix: None,
+) -> Iterator[None]:
+    file = _test_database()
+    if file is None:
+        yield
+        return
+    copy_database(file)
+    yield
+    for path in file.parent.glob(f"{file.name}*"):
+        path.unlink()
 
 
 @pytest.fixture(autouse=True)

@@ -49,6 +49,13 @@ ML = {"namespace": "research", "environment": "ml", "reference": "current"}
 DOORS = {
     "log": Door(to=ML, perm=Perm.DOWNLOAD),
     "download": Door(to={**ML, "name": "explicit.txt"}, perm=Perm.DOWNLOAD),
+    "build-channel": Door(
+        to={**ML, "subdir": "linux-64", "name": "repodata.json"}, perm=Perm.DOWNLOAD
+    ),
+    "namespace-channel": Door(
+        to={"namespace": "research", "subdir": "linux-64", "name": "repodata.json"},
+        perm=Perm.DOWNLOAD,
+    ),
     "environment": Door(to={"namespace": "research", "name": "ml"}, perm=Perm.VIEW),
     "build": Door(
         to={"namespace": "research", "name": "ml", "reference": "current"}, perm=Perm.VIEW

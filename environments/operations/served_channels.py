@@ -1,0 +1,146 @@
+"""Channels of ours: the packages of a build, or of all that a namespace has, for conda clients."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Lock as ThreadLock
+from typing import Any
+
+from django.db.models import QuerySet
+
+from accounts.access import Actor, require
+from accounts.roles import Perm
+from environments.domain import repodata
+from environments.domain.errors import NotFoundError
+from environments.domain.lifecycle import BuildState
+from environments.domain.names import SUBDIRS
+from environments.models import Blob, Build, CondaRecord, Namespace, RecalledLock
+from environments.models.recalls import refuse_recalled
+
+#: Part of each ETag: grows when the same packages are told in another way.
+RENDERER = 1
+#: Documents that a process keeps, so that a client's next question costs nothing.
+KEPT = 16
+#: What a channel gives beside packages: name, and how it is told.
+REPODATA, ZSTD, SHARDS = "repodata.json", "repodata.json.zst", "repodata_shards.msgpack.zst"
+CONTENT_TYPES = {
+    REPODATA: "application/json",
+    ZSTD: "application/zstd",
+    SHARDS: "application/octet-stream",
+}
+_SERVED_STATES = (BuildState.READY, BuildState.ARCHIVED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedChannel:
+    """A channel as one actor sees it: its records, and what changes when they do."""
+
+    name: str
+    records: QuerySet[CondaRecord]
+    state: str
+
+    def document(self, subdir: str, name: str) -> Document:
+        """`repodata.json` in one of its forms, or one shard (`shards/<digest>.msgpack.zst`).
+
+        Raises:
+            NotFoundError: no such subdir, or no such file.
+        """
+        if subdir not in SUBDIRS:
+            raise NotFoundError(f"{self.name} has no {subdir!r}.")
+        content = _rendered((self.state, subdir), lambda: self._render(subdir)).get(name)
+        if content is None:
+            raise NotFoundError(f"{self.name} has no file {subdir}/{name}.")
+        return Document(
+            content=content, content_type=CONTENT_TYPES.get(name, CONTENT_TYPES[SHARDS])
+        )
+
+    def package(self, subdir: str, file_name: str) -> CondaRecord:
+        """Raises NotFoundError."""
+        rows = self.records.filter(subdir=subdir, file_name=file_name)
+        found = rows.order_by("pk").first()
+        if found is None:
+            raise NotFoundError(f"{self.name} has no package {subdir}/{file_name}.")
+        return found
+
+    def _render(self, subdir: str) -> dict[str, bytes]:
+        rows = self.records.filter(subdir=subdir).order_by("pk")
+        records = repodata.records_of((row.value() for row in rows.iterator()), subdir)
+        plain = repodata.repodata_json(records, subdir)
+        index = repodata.sharded(records, subdir)
+        shards = {f"shards/{digest}.msgpack.zst": data for digest, data in index.shards.items()}
+        return {
+            REPODATA: plain,
+            ZSTD: repodata.compressed(plain),
+            SHARDS: index.index,
+            **shards,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    content: bytes
+    content_type: str
+
+    @property
+    def etag(self) -> str:
+        return f'"{hashlib.sha256(self.content).hexdigest()[:32]}"'
+
+
+_documents: OrderedDict[tuple[str, str], dict[str, bytes]] = OrderedDict()
+_guard = ThreadLock()
+
+
+def _rendered(key: tuple[str, str], render: Callable[[], dict[str, bytes]]) -> dict[str, bytes]:
+    with _guard:
+        if (known := _documents.get(key)) is not None:
+            _documents.move_to_end(key)
+            return known
+    made = render()
+    with _guard:
+        _documents[key] = made
+        while len(_documents) > KEPT:
+            _documents.popitem(last=False)
+    return made
+
+
+def channel_of_build(*, actor: Actor, build: Build) -> ServedChannel:
+    """Every conda package of the build's lock, of all its platforms.
+
+    Raises:
+        NotFoundError: it has no lock.
+        RecalledError: it holds a package that was called back.
+    """
+    require(actor, Perm.DOWNLOAD, build)
+    if build.lock is None:
+        raise NotFoundError(f"{build} has no lock: it is {build.state}.")
+    refuse_recalled(build)
+    return ServedChannel(
+        name=str(build),
+        records=CondaRecord.objects.filter(locked__lock=build.lock).distinct(),
+        state=f"{RENDERER} lock {build.lock.digest}",
+    )
+
+
+def channel_of_namespace(*, actor: Actor, namespace: Namespace) -> ServedChannel:
+    """The conda packages of all builds of the namespace that were finished and not recalled."""
+    require(actor, Perm.DOWNLOAD, namespace)
+    recalled = RecalledLock.objects.active().values("lock")
+    builds = Build.objects.with_perm(actor, Perm.DOWNLOAD).filter(
+        environment__namespace=namespace, state__in=_SERVED_STATES
+    )
+    locks: Any = builds.exclude(lock__in=recalled).order_by().values("lock").distinct()
+    digests = sorted(builds.exclude(lock__in=recalled).order_by().values_list("lock__digest"))
+    told = "\n".join(digest for (digest,) in digests)
+    return ServedChannel(
+        name=f"the channel of {namespace.name}",
+        records=CondaRecord.objects.filter(locked__lock__in=locks).distinct(),
+        state=f"{RENDERER} locks {hashlib.sha256(told.encode()).hexdigest()}",
+    )
+
+
+def kept_bytes(record: CondaRecord) -> Blob | None:
+    """The package itself, if it is kept here and whole as far as is known."""
+    return Blob.objects.filter(sha256=record.sha256, damaged_at=None).first()

@@ -1,0 +1,89 @@
+"""Channels for conda, mamba, pixi, rattler: `/channel/<namespace>[/<environment>/<build>]`.
+
+A client brings its token as a header, as a password, or in the path: `/t/<token>/channel/...`.
+"""
+
+from __future__ import annotations
+
+from asgiref.sync import sync_to_async
+from django.http import (
+    HttpRequest,
+    HttpResponse,
+    HttpResponseBase,
+    HttpResponseNotModified,
+    HttpResponseRedirect,
+)
+from django.utils.cache import patch_vary_headers
+from django.utils.http import parse_etags
+from django.views.decorators.http import require_safe
+
+from environments.models import Blob, CondaRecord
+from environments.operations import served_channels
+from environments.operations.namespaces import find_namespace
+from environments.operations.served_channels import ServedChannel
+from environments.rest.blobs import Served, answer
+from environments.rest.finding import actor_of, build_of
+
+_PACKAGES = (".conda", ".tar.bz2")
+
+
+@require_safe
+async def of_build(
+    request: HttpRequest,
+    namespace: str,
+    environment: str,
+    reference: str,
+    subdir: str,
+    name: str,
+) -> HttpResponseBase:
+    def find() -> ServedChannel:
+        build = build_of(request, namespace, environment, reference)
+        return served_channels.channel_of_build(actor=actor_of(request), build=build)
+
+    return await _file(request, await sync_to_async(find)(), subdir, name)
+
+
+@require_safe
+async def of_namespace(
+    request: HttpRequest, namespace: str, subdir: str, name: str
+) -> HttpResponseBase:
+    def find() -> ServedChannel:
+        actor = actor_of(request)
+        return served_channels.channel_of_namespace(
+            actor=actor, namespace=find_namespace(actor, namespace)
+        )
+
+    return await _file(request, await sync_to_async(find)(), subdir, name)
+
+
+async def _file(
+    request: HttpRequest, channel: ServedChannel, subdir: str, name: str
+) -> HttpResponseBase:
+    if name.endswith(_PACKAGES):
+        return await _package(request, channel, subdir, name)
+    document = await sync_to_async(channel.document)(subdir, name)
+    known = parse_etags(request.headers.get("If-None-Match", ""))
+    response: HttpResponse
+    if document.etag in {tag.removeprefix("W/") for tag in known}:
+        response = HttpResponseNotModified()
+    else:
+        response = HttpResponse(document.content, content_type=document.content_type)
+    response["ETag"] = document.etag
+    # What it lists and who may see it change; a client asks again each time, at the cost of a 304.
+    response["Cache-Control"] = "private, no-cache"
+    patch_vary_headers(response, ("Authorization", "Cookie"))
+    return response
+
+
+async def _package(
+    request: HttpRequest, channel: ServedChannel, subdir: str, name: str
+) -> HttpResponseBase:
+    def find() -> tuple[CondaRecord, Blob | None]:
+        record = channel.package(subdir, name)
+        return record, served_channels.kept_bytes(record)
+
+    record, blob = await sync_to_async(find)()
+    if blob is None:
+        # Not kept here (the setting was off): whoever locked it had it from there.
+        return HttpResponseRedirect(record.url, status=307, preserve_request=True)
+    return await answer(request, Served(blob=blob, content_type="application/octet-stream"))
