@@ -5,7 +5,7 @@ from __future__ import annotations
 from django.utils import timezone
 
 from accounts.access import Actor, require_superuser
-from accounts.models import ApiToken, User
+from accounts.models import ApiToken, Identity, User
 from environments.domain.errors import ConflictError
 from environments.models import AuditEvent, audited
 
@@ -17,6 +17,8 @@ def close_account(*, actor: Actor, user: User) -> User:
     if user.pk == actor.account.pk:
         raise ConflictError("This is your own account.", hint="Let another administrator do it.")
     User.objects.filter(pk=user.pk).update(is_active=False)
+    # Closed by a person from now on, and not by a directory, which could open it again.
+    Identity.objects.filter(user=user).update(gone_at=None)
     ended = ApiToken.objects.filter(user=user, revoked_at=None).update(revoked_at=timezone.now())
     user.refresh_from_db()
     AuditEvent.record(actor, "account.close", user, {"tokens": ended})

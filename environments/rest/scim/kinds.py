@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from django.conf import settings
 from django.db.models import QuerySet
 from django.http import HttpRequest
-from scim2_models import GroupMembership, InvalidValueException, Meta, Resource
+from scim2_models import (
+    GroupMembership,
+    InvalidValueException,
+    Meta,
+    PatchOp,
+    Resource,
+    ResponseParameters,
+    SearchRequest,
+)
 
 from accounts.access import Actor
 from accounts.models import DirectoryGroup, ProvisionedPerson
@@ -22,11 +31,22 @@ from environments.rest.scim.service import Group, Member, User
 _SAID = {"name", "display_name", "emails"}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Messages:
+    """What is asked of one kind. Made once: each is a class of its own, and takes milliseconds."""
+
+    search: type[SearchRequest[Any]]
+    patch: type[PatchOp[Any]]
+    parameters: type[ResponseParameters[Any]]
+
+
 class Kind(Protocol):
     """Users, or groups: how they are found, shown, and changed."""
 
     @property
     def model(self) -> type[Resource[Any]]: ...
+    @property
+    def messages(self) -> Messages: ...
     @property
     def name(self) -> str: ...
     @property
@@ -52,6 +72,9 @@ def _meta(name: str, key: int, root: str) -> Meta:
 
 class People:
     model = User
+    messages = Messages(
+        search=SearchRequest[User], patch=PatchOp[User], parameters=ResponseParameters[User]
+    )
     name = "User"
     columns: ClassVar[Mapping[str, Column]] = {
         "id": Column(lookup="pk", key=True),
@@ -130,6 +153,9 @@ def _groups_of(rows: Iterable[ProvisionedPerson]) -> Mapping[int, list[tuple[int
 
 class Groups:
     model = Group
+    messages = Messages(
+        search=SearchRequest[Group], patch=PatchOp[Group], parameters=ResponseParameters[Group]
+    )
     name = "Group"
     columns: ClassVar[Mapping[str, Column]] = {
         "id": Column(lookup="pk", key=True),

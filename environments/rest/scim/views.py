@@ -20,11 +20,9 @@ from scim2_models import (
     Meta,
     NotFoundException,
     NotImplementedException,
-    PatchOp,
     Resource,
     ResponseParameters,
     SCIMException,
-    SearchRequest,
 )
 
 from accounts.access import Actor
@@ -39,7 +37,7 @@ from environments.domain.errors import (
     UnavailableError,
 )
 from environments.rest.scim.filters import RowFilter, is_key
-from environments.rest.scim.kinds import root_of
+from environments.rest.scim.kinds import PEOPLE, Kind, root_of
 from environments.rest.scim.service import LONGEST_PAGE, PAGE, SERVICE
 
 #: The first kind that fits says status and keyword.
@@ -189,7 +187,7 @@ def _listed(resources: Sequence[Any], *, total: int, start: int) -> dict[str, An
 
 
 class OfKind(Door):
-    kind: Any = None
+    kind: Kind = PEOPLE
 
     def shown(
         self, rows: Sequence[Any], wanted: ResponseParameters[Any], context: Context
@@ -203,7 +201,8 @@ class OfKind(Door):
             for name in ("attributes", "excludedAttributes")
             if name in request.GET
         }
-        return ResponseParameters[self.kind.model].model_validate(given)  # type: ignore[name-defined]
+        found: ResponseParameters[Any] = self.kind.messages.parameters.model_validate(given)
+        return found
 
 
 def _asked(wanted: ResponseParameters[Any], name: str) -> bool:
@@ -219,7 +218,7 @@ def _asked(wanted: ResponseParameters[Any], name: str) -> bool:
 
 class All(OfKind):
     def get(self, request: HttpRequest) -> HttpResponse:
-        asked = SearchRequest[self.kind.model].model_validate(request.GET.dict())  # type: ignore[name-defined]
+        asked = self.kind.messages.search.model_validate(request.GET.dict())
         rows = self.kind.rows(self.actor)
         if asked.filter is not None:
             rows = rows.filter(RowFilter(self.kind.columns).visit(asked.filter.ast))
@@ -258,7 +257,7 @@ class One(OfKind):
     def patch(self, request: HttpRequest, key: str) -> HttpResponse:
         row = self._row(key, lock=True)
         resource = self._now(row)
-        PatchOp[self.kind.model].model_validate_json(  # type: ignore[name-defined]
+        self.kind.messages.patch.model_validate_json(
             request.body, scim_ctx=Context.RESOURCE_PATCH_REQUEST
         ).patch(resource)
         changed = self.kind.change(self.actor, row, resource)
