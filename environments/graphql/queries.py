@@ -215,9 +215,16 @@ def _locked_packages(
 ) -> Iterable[LockedPackageUse]:
     if not name.strip():
         raise InvalidInputError("The name of a package is missing.", where="name")
-    builds = Build.objects.visible_to(actor_of(info)).order_by()
+    actor = actor_of(info)
+    rows: Any
     if current_only:
-        builds = builds.filter(environment__current=F("pk"))
+        # From the environments on: databases expect next to no build to be the current one of its
+        # own environment, and make plans for that which go through all packages of all of them.
+        rows = Environment.objects.visible_to(actor).filter(current__deleted_at=None)
+        build, place = "current__", ""
+    else:
+        rows = Build.objects.visible_to(actor)
+        build, place = "", "environment__"
 
     def of(kind: str, name: str) -> QuerySet[Any, Any]:
         # The records are few, and looked up first: so no database comes upon the thought of going
