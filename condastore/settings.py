@@ -107,6 +107,12 @@ ACCEL_REDIRECT = env.text(
 ARTIFACT_TIME_LIMIT = env.seconds(
     "ARTIFACT_TIME_LIMIT", 3600, "How long making one artifact may take."
 )
+KEEP_PACKAGES = env.flag(
+    "KEEP_PACKAGES",
+    True,
+    "Keep each package and wheel that a build uses as it came, so that it can be built again when "
+    "its channel is gone; costs the compressed size of each, once.",
+)
 SIGNING_KEY = env.secret(
     "SIGNING_KEY",
     "Ed25519 key (PEM) that signs provenance; made in the data folder if not given. Give it where "
@@ -153,6 +159,11 @@ LOCAL_ACCOUNTS = env.flag(
 )
 REQUIRE_SECOND_FACTOR = env.flag(
     "REQUIRE_SECOND_FACTOR", False, "Administrators do nothing before they set one up."
+)
+SUSPEND_ORPHANED_SERVICE_ACCOUNTS = env.flag(
+    "SUSPEND_ORPHANED_SERVICE_ACCOUNTS",
+    False,
+    "Tokens of a service account whose owner has left rest until it has another.",
 )
 ADMIN_GROUPS = env.words(
     "ADMIN_GROUPS", "", "Groups of directories (ldap:it) whose members run the installation."

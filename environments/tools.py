@@ -21,6 +21,7 @@ from environments.engine.package_cache import PackageCache
 from environments.engine.pypi import PypiResolver
 from environments.engine.pypi_install import WheelCache
 from environments.engine.solver import RattlerSolver
+from environments.package_archive import package_archive
 
 #: Solvers with credentials that are kept; each has repodata of its own.
 SOLVERS = 4
@@ -47,11 +48,11 @@ class Tools:
 
     @cached_property
     def packages(self) -> PackageCache:
-        return PackageCache(self.cache / "packages")
+        return PackageCache(self.cache / "packages", archive=package_archive())
 
     @cached_property
     def wheels(self) -> WheelCache:
-        return WheelCache(self.cache / "wheels")
+        return WheelCache(self.cache / "wheels", archive=package_archive())
 
     @cached_property
     def bytecode(self) -> BytecodeCache:

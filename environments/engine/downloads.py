@@ -13,11 +13,19 @@ import re
 import secrets
 import ssl
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Collection,
+    Mapping,
+    Sequence,
+)
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 from urllib.parse import unquote, urlsplit
 
 import httpx
@@ -111,6 +119,26 @@ class WrongBytes(Exception):  # noqa: N818  # caught here, whoever noticed it
     """The server gave something else than the lock says."""
 
 
+class Kept(Protocol):
+    """What an archive had when it was asked, and what is added to it meanwhile; by many threads."""
+
+    def has(self, sha256: str) -> bool: ...
+
+    def take(self, sha256: str, to: Path) -> bool:
+        """Write the file; False where it cannot be had, or is damaged."""
+        ...
+
+    def keep(self, sha256: str, path: Path) -> None:
+        """Add a file whose bytes are verified. It may be moved away; what fails is not raised."""
+        ...
+
+
+class Archive(Protocol):
+    """Packages as they came, by their sha256: to be had when their channel is gone."""
+
+    def opened(self, digests: Collection[str]) -> AbstractContextManager[Kept]: ...
+
+
 Use = Callable[[Download, Path], Awaitable[None]]
 #: Uses a file while it comes through a pipe; False where that was not the file, or not all of it.
 Stream = Callable[[Download, Path], Awaitable[bool]]
@@ -130,6 +158,7 @@ def download_all(
     patience: Patience = PATIENCE,
     stage: str = "fetching",
     verify: bool = True,
+    archive: Archive | None = None,
 ) -> None:
     """Fetch what is not `present` into `folder`, check it and hand it to `use`.
 
@@ -140,6 +169,7 @@ def download_all(
     Args:
         stream: to use large files while they arrive; `use` gets what it did not manage.
         verify: False where `use` finds the digest anyway: it then raises WrongBytes itself.
+        archive: is asked before the server, and keeps what was fetched.
 
     Raises:
         DownloadError: a file cannot be had, or its bytes are not those of the lock.
@@ -165,8 +195,10 @@ def download_all(
         verify=verify,
         tally=_Tally(stage=stage, downloads=list(wanted.values()), report=progress),
     )
+    digests = [download.sha256 for download in wanted.values() if download.sha256]
     try:
-        asyncio.run(fetcher.run(list(wanted.values()), parallel=parallel, cancelled=cancelled))
+        with archive.opened(digests) if archive else contextlib.nullcontext() as fetcher.kept:
+            asyncio.run(fetcher.run(list(wanted.values()), parallel=parallel, cancelled=cancelled))
     except BaseExceptionGroup as group:
         error = _first(group)
         if isinstance(error, DiskSpaceError):
@@ -285,6 +317,7 @@ class _Fetcher:
     patience: Patience
     verify: bool
     tally: _Tally
+    kept: Kept | None = None
     streams: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_CORES))
 
     async def run(
@@ -317,8 +350,10 @@ class _Fetcher:
         if not await self._locked(lock, part):
             part = self.folder / f"{download.key}.{secrets.token_hex(4)}.part"
         try:
-            if not self.present(download):
+            if not self.present(download) and not await self._taken(download, part, using):
                 await self._fetched_and_used(download, part, client, using)
+                if self.kept is not None and download.sha256:
+                    await asyncio.to_thread(self.kept.keep, download.sha256, part)
         except OSError as error:
             part.unlink(missing_ok=True)
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -341,6 +376,21 @@ class _Fetcher:
             if time.monotonic() - since > self.patience.stalled.total_seconds():
                 return False
             await asyncio.sleep(POLL)
+        return True
+
+    async def _taken(self, download: Download, part: Path, using: asyncio.Semaphore) -> bool:
+        """Use what the archive has; False where it is to be fetched after all."""
+        if self.kept is None or not self.kept.has(download.sha256):
+            return False
+        part.unlink(missing_ok=True)  # what came of it from the server
+        if not await asyncio.to_thread(self.kept.take, download.sha256, part):
+            return False
+        try:
+            async with using:
+                await self.use(download, part)
+        except WrongBytes:
+            part.unlink(missing_ok=True)
+            return False
         return True
 
     async def _fetched_and_used(

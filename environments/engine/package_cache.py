@@ -39,7 +39,7 @@ from environments.domain.progress import Cancelled, Report, ignore, never
 from environments.domain.records import CondaPackage
 from environments.engine import downloads
 from environments.engine.credentials import CredentialSource, no_credentials
-from environments.engine.downloads import PATIENCE, Download, Patience
+from environments.engine.downloads import PATIENCE, Archive, Download, Patience
 
 CONTENTS = "contents.json"
 _CONTENTS_VERSION = 1
@@ -58,8 +58,9 @@ class CachedPackage:
 class PackageCache:
     """The extracted packages below one folder; any number of processes may use it at once."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, archive: Archive | None = None) -> None:
         self.folder = folder
+        self.archive = archive
         self.downloads = folder / "downloads"
         self.views = folder / "views"
 
@@ -112,6 +113,7 @@ class PackageCache:
             parallel=parallel,
             patience=patience,
             verify=False,  # extraction computes the digests as it reads
+            archive=self.archive,
         )
         return [found[Download.of(package).key] for package in packages]
 

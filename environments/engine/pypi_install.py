@@ -38,7 +38,7 @@ from environments.domain.records import PypiPackage
 from environments.engine import downloads
 from environments.engine.bytecode import PythonSources
 from environments.engine.credentials import CredentialSource, no_credentials
-from environments.engine.downloads import PATIENCE, Download, Patience
+from environments.engine.downloads import PATIENCE, Archive, Download, Patience
 
 if TYPE_CHECKING:
     from installer.scripts import ScriptSection
@@ -85,8 +85,9 @@ class WheelReport:
 class WheelCache:
     """The unpacked wheels below one folder; any number of processes may use it at once."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, archive: Archive | None = None) -> None:
         self.folder = folder
+        self.archive = archive
         self.downloads = folder / "downloads"
 
     def ensure(
@@ -130,6 +131,7 @@ class WheelCache:
             progress=progress,
             parallel=parallel,
             patience=patience,
+            archive=self.archive,
         )
         return [found[Download.of(wheel).key] for wheel in wheels]
 

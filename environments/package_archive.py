@@ -1,0 +1,123 @@
+"""Where are the packages that builds use kept as they came, so that nobody else need have them?
+
+In the blob store, once: a package's sha256 names its blob. A worker takes from there what it misses
+before it asks the channel, and adds what it fetched. A damaged one is fetched again from upstream.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import structlog
+from django.conf import settings
+from django.db import DatabaseError
+from django.utils import timezone
+
+from environments import blobs
+from environments.domain.errors import StoreError
+from environments.domain.records import Package
+from environments.models import Blob
+
+logger = structlog.get_logger(__name__)
+#: SQLite takes a limited number of variables in one statement.
+BATCH = 500
+
+
+class Kept:
+    """What was there when it was asked; the database is written at the end, by who asked."""
+
+    def __init__(self, known: Collection[str]) -> None:
+        self._known = known
+        self._guard = threading.Lock()
+        self.added: dict[str, int] = {}  # sha256: bytes
+        self.damaged: dict[str, str] = {}  # sha256: why
+        self.taken: list[str] = []
+
+    def has(self, sha256: str) -> bool:
+        return sha256 in self._known
+
+    def take(self, sha256: str, to: Path) -> bool:
+        try:
+            why = blobs.copy(sha256, to)
+        except StoreError as error:
+            logger.warning("package archive failed", sha256=sha256, error=str(error))
+            return False
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            why = f"they cannot be read: {error}"
+        with self._guard:
+            if why:
+                self.damaged[sha256] = why
+            else:
+                self.taken.append(sha256)
+        return not why
+
+    def keep(self, sha256: str, path: Path) -> None:
+        try:
+            size = path.stat().st_size
+            # Not waited for until it is on the disk: what is damaged is fetched again.
+            blobs.put(path, sha256, durable=False)
+        except (StoreError, OSError) as error:
+            logger.warning("package not kept", sha256=sha256, error=str(error))
+            return
+        with self._guard:
+            self.added[sha256] = size
+
+
+class PackageArchive:
+    @contextmanager
+    def opened(self, digests: Collection[str]) -> Iterator[Kept]:
+        kept = Kept(self.kept(digests))
+        try:
+            yield kept
+        finally:
+            try:
+                _note(kept)
+            except DatabaseError as error:
+                # Files without a row; `complete` finds them.
+                logger.warning("kept packages not noted", error=str(error))
+
+    def kept(self, digests: Collection[str]) -> set[str]:
+        found: set[str] = set()
+        ordered = sorted(set(digests))
+        for start in range(0, len(ordered), BATCH):
+            rows = Blob.objects.filter(sha256__in=ordered[start : start + BATCH], damaged_at=None)
+            found.update(rows.values_list("sha256", flat=True))
+        return found
+
+    def missing(self, packages: Sequence[Package]) -> list[Package]:
+        """Those that are not kept; a package without a sha256 never is."""
+        known = self.kept([package.sha256 for package in packages if package.sha256])
+        return [package for package in packages if package.sha256 not in known]
+
+
+def package_archive() -> PackageArchive | None:
+    """None where the installation keeps no packages."""
+    return PackageArchive() if settings.KEEP_PACKAGES else None
+
+
+def _note(kept: Kept) -> None:
+    now = timezone.now()
+    if kept.added:
+        rows = [
+            Blob(sha256=sha256, size=size, stored_at=now, used_at=now)
+            for sha256, size in kept.added.items()
+        ]
+        Blob.objects.bulk_create(
+            rows,
+            update_conflicts=True,
+            unique_fields=["sha256"],
+            update_fields=["size", "used_at", "damaged_at"],
+            batch_size=BATCH // 5,
+        )
+    for sha256, why in kept.damaged.items():
+        logger.error("damaged package", sha256=sha256, reason=why, again=sha256 in kept.added)
+        if sha256 not in kept.added:
+            Blob.objects.filter(sha256=sha256).update(damaged_at=now)
+    if kept.taken:
+        Blob.objects.filter(sha256__in=kept.taken).update(used_at=now, checked_at=now)
