@@ -218,6 +218,17 @@ def _parts(sha256: str) -> Iterator[bytes]:
         yield from answer.iter_raw(CHUNK)
 
 
+def is_whole(blob: Blob) -> bool:
+    """Whether the bytes are there, as far as a look at the row and at a file's size tells."""
+    if blob.damaged_at is not None:
+        return False
+    path = local_path(blob)
+    if path is not None and not (path.is_file() and path.stat().st_size == blob.size):
+        damaged(blob, "its bytes are gone")
+        return False
+    return True
+
+
 def damaged(blob: Blob, why: str) -> DamagedError:
     """Note and report it: who asks next finds that it is to be made again."""
     logger.error("damaged blob", sha256=blob.sha256, reason=why)

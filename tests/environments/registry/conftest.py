@@ -1,0 +1,125 @@
+"""What the tests of the registry share: a build with its image, and who pulls."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from accounts.models import User
+from environments import artifacts, building, images, tasks
+from environments.domain.images import LAYER, canonical, oci_platform
+from environments.engine.images.archives import Entry, write_layer
+from environments.engine.images.loading import LoadedImage, LoadedLayer
+from environments.models import BaseImage, Build
+from tests import factories
+from tests.services.processes import find_program
+
+SMALL = "dependencies: [activating, libbeta ==1.2]"
+_TOLD = re.compile(r'(\w+)="([^"]*)"')
+
+
+def build_it(build: Build) -> Build:
+    building.run(build.pk)
+    build.refresh_from_db()
+    assert build.failure is None, build.failure
+    return build
+
+
+def small_base(folder: Path, *, platform: str = "linux-64", says: str = "a base") -> LoadedImage:
+    """A base with one file, where nothing has to run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = {"etc/issue": Entry(content=says.encode())}
+    made = write_layer(entries, folder / f"{platform}-{says}", compression="gzip")
+    config = {
+        **oci_platform(platform),
+        "config": {"Env": ["PATH=/bin", "LANG=C.UTF-8"], "Labels": {"made.by": "a test"}},
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{made.diff_id}"]},
+    }
+    layer = LoadedLayer(path=made.path, diff_id=made.diff_id, media_type=LAYER["gzip"])
+    digest = hashlib.sha256(canonical(config)).hexdigest()
+    return LoadedImage(platform=platform, digest=digest, config=config, layers=(layer,))
+
+
+@pytest.fixture
+def base(transactional_db: None, data_folder: Path) -> BaseImage:
+    """So that the machine's own libraries are not packed in every test."""
+    return images.keep_base(BaseImage.OWN, small_base(data_folder / "base"))
+
+
+@pytest.fixture
+def at_once(unsent: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker without a queue: what is sent is made before `send` is back."""
+    monkeypatch.setattr(tasks.make_artifact, "send", artifacts.make)
+
+
+@pytest.fixture
+def small(submit: Callable[..., Build], at_once: None, base: BaseImage) -> Build:
+    """research/ml, build 1, of two packages without files to speak of."""
+    return build_it(submit(SMALL))
+
+
+class Puller:
+    """A container tool: does what challenges tell it. Signs in with `secret`, or as nobody."""
+
+    def __init__(self, address: str, secret: str = "") -> None:
+        self.http = httpx.Client(base_url=address, timeout=60)
+        self.secret = secret
+        self._tokens: dict[str, str] = {}
+
+    def get(self, path: str, **headers: str) -> httpx.Response:
+        return self.request("GET", path, **headers)
+
+    def request(self, method: str, path: str, **headers: str) -> httpx.Response:
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        answer = self.http.request(method, path, headers=sent)
+        if answer.status_code != 401:
+            return answer
+        sent["Authorization"] = f"Bearer {self.token(answer)}"
+        return self.http.request(method, path, headers=sent)
+
+    def token(self, refused: httpx.Response) -> str:
+        told = dict(_TOLD.findall(refused.headers["WWW-Authenticate"]))
+        scope = told.get("scope", "")
+        if scope not in self._tokens:
+            headers = {}
+            if self.secret:
+                pair = base64.b64encode(f"anybody:{self.secret}".encode()).decode()
+                headers["Authorization"] = f"Basic {pair}"
+            query = {"service": told["service"], "scope": scope}
+            answer = self.http.get(told["realm"], params=query, headers=headers)
+            self._tokens[scope] = answer.json().get("token", "refused")
+        return self._tokens[scope]
+
+
+@pytest.fixture
+def pull_as(server: str) -> Iterator[Callable[[str], Puller]]:
+    made: list[Puller] = []
+
+    def make(name: str) -> Puller:
+        secret = ""
+        if name:
+            user = User.objects.get(username=name)
+            secret = factories.make_token(user, f"pulls-{len(made)}")
+        made.append(Puller(server, secret))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.http.close()
+
+
+def tool(name: str, *arguments: str | Path) -> str:
+    """Run an independent tool; its output."""
+    program = find_program(name, component=name, install=f"apt-get install {name}")
+    answer = subprocess.run(
+        [program, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout
