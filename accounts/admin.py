@@ -13,7 +13,7 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
 
-from accounts.models import ApiToken, Identity, User
+from accounts.models import OWNER_LEFT, ApiToken, Identity, User
 
 if TYPE_CHECKING:
 
@@ -45,10 +45,22 @@ class Identities(_TabularInline):
     readonly_fields = ("seen_at", "gone_at")
 
 
+class OwnerLeft(admin.SimpleListFilter):
+    title = "owner"
+    parameter_name = "owner"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("left", "left: nobody answers for it")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset.filter(OWNER_LEFT) if self.value() == "left" else queryset
+
+
 @admin.register(User)
 class UserAdmin(_UserAdmin):
-    list_display = ("username", "email", "is_active", "is_superuser", "is_service", "last_login")
-    list_filter = ("is_active", "is_superuser", "is_service", "groups")
+    list_display = ("username", "email", "is_active", "is_superuser", "service", "last_login")
+    list_select_related = ("owner",)
+    list_filter = ("is_active", "is_superuser", "is_service", OwnerLeft, "groups")
     fieldsets = (
         (None, {"fields": ("username", "password")}),
         ("Person", {"fields": ("first_name", "last_name", "email")}),
@@ -60,6 +72,13 @@ class UserAdmin(_UserAdmin):
     autocomplete_fields = ("owner",)
     inlines = (Identities,)
     actions = ("remove_second_factors",)
+
+    @admin.display(description="service account", ordering="is_service")
+    def service(self, user: User) -> str:
+        if not user.is_service:
+            return ""
+        owner = user.owner.username if user.owner else "nobody"
+        return f"of {owner}: owner left" if user.owner_left else f"of {owner}"
 
     @admin.action(description="Remove second factors (lost devices)", permissions=["change"])
     def remove_second_factors(self, request: HttpRequest, queryset: QuerySet[User]) -> None:

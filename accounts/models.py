@@ -39,9 +39,18 @@ class User(AbstractUser):
         return not self.is_service and not self.identities.present().exists()
 
     @property
+    def owner_left(self) -> bool:
+        """Nobody answers for this service account any more."""
+        return self.is_service and (self.owner is None or not self.owner.is_active)
+
+    @property
     def may_act(self) -> bool:
         """False for who was closed, and for local people where local accounts are off."""
         return self.is_active and (settings.LOCAL_ACCOUNTS or not self.is_local)
+
+
+#: Service accounts for which nobody answers any more.
+OWNER_LEFT = Q(is_service=True) & (Q(owner=None) | Q(owner__is_active=False))
 
 
 class IdentityQuerySet(models.QuerySet["Identity"]):
@@ -173,6 +182,8 @@ class DeviceSignIn(models.Model):
 class ApiTokenQuerySet(models.QuerySet["ApiToken"]):
     def usable(self) -> Self:
         rows = self.filter(Q(expires_at__gt=timezone.now()), revoked_at=None, user__is_active=True)
+        if settings.SUSPEND_ORPHANED_SERVICE_ACCOUNTS:
+            rows = rows.filter(Q(user__is_service=False) | Q(user__owner__is_active=True))
         if settings.LOCAL_ACCOUNTS:
             return rows
         vouched = Identity.objects.present().values("user")

@@ -11,6 +11,7 @@ from django.dispatch import receiver
 from accounts.access import Actor
 from accounts.models import User
 from accounts.signals import account_closed, account_opened, groups_mirrored
+from environments.departures import orphan
 from environments.models import AuditEvent
 from environments.models.role_mappings import materialise
 
@@ -44,5 +45,7 @@ def record_opened(user: User, directory: str, **kwargs: Any) -> None:
 
 @receiver(account_closed, dispatch_uid="directories")
 def record_closed(user: User, directory: str, **kwargs: Any) -> None:
-    changes = {"directory": directory}
+    changes: dict[str, Any] = {"directory": directory}
+    if left := orphan(user, by=_by(directory)):
+        changes["service_accounts"] = list(left)
     AuditEvent.record(_by(directory), "account.close", user.username, changes)

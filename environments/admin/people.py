@@ -13,7 +13,7 @@ from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 
 from accounts.access import Actor
-from accounts.admin import UserAdmin
+from accounts.admin import OwnerLeft, UserAdmin
 from accounts.models import ApiToken, User
 from accounts.roles import Role
 from environments.admin.lists import text_filter
@@ -28,6 +28,7 @@ from environments.admin.rooms import (
     list_url,
     moment,
 )
+from environments.departures import orphan
 from environments.domain.errors import StoreError
 from environments.models import (
     AuditEvent,
@@ -120,7 +121,7 @@ class AccountRoom(Audited, UserAdmin):
     show_full_result_count = False
     paginator = Room.paginator
     show_facets = admin.ShowFacets.NEVER
-    list_filter: Any = ("is_active", "is_superuser", "is_service")
+    list_filter: Any = ("is_active", "is_superuser", "is_service", OwnerLeft)
     change_form_template = "admin/account_form.html"
     filter_horizontal: Any = ("groups", "user_permissions")
     fieldsets: Any = (
@@ -144,6 +145,11 @@ class AccountRoom(Audited, UserAdmin):
     def user_change_password(self, request: HttpRequest, *args: Any, **options: Any) -> Any:
         with audited():
             return super().user_change_password(request, *args, **options)
+
+    def save_model(self, request: HttpRequest, obj: User, form: Any, change: bool) -> None:
+        super().save_model(request, obj, form, change)
+        if change and "is_active" in form.changed_data and not obj.is_active:
+            orphan(obj, by=actor_of(request))
 
     def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
         mirrored = list(Group.objects.filter(user=form.instance).exclude(mirror=None))

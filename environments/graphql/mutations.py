@@ -26,6 +26,7 @@ from environments.graphql.packages import BigInt
 from environments.graphql.pages import Key, actor_of, field
 from environments.graphql.policies import PolicyMutations
 from environments.graphql.role_mappings import RoleMappingMutations
+from environments.graphql.service_accounts import ServiceAccountMutations
 from environments.graphql.types import (
     ApiTokenNode,
     BuildNode,
@@ -67,11 +68,6 @@ class CreatedToken:
     token: ApiTokenNode
 
 
-@strawberry.type(description="An account that acts by tokens only.")
-class ServiceAccount:
-    username: str
-
-
 NamespacePayload = Annotated[NamespaceNode | OperationError, strawberry.union("NamespacePayload")]
 EnvironmentPayload = Annotated[
     EnvironmentNode | OperationError, strawberry.union("EnvironmentPayload")
@@ -84,9 +80,6 @@ CreatedTokenPayload = Annotated[
     CreatedToken | OperationError, strawberry.union("CreatedTokenPayload")
 ]
 TokenPayload = Annotated[ApiTokenNode | OperationError, strawberry.union("TokenPayload")]
-ServiceAccountPayload = Annotated[
-    ServiceAccount | OperationError, strawberry.union("ServiceAccountPayload")
-]
 
 
 def _build(actor: Actor, key: ID) -> Build:
@@ -103,7 +96,12 @@ def _environment(actor: Actor, key: ID) -> Environment:
 
 @strawberry.type
 class Mutation(
-    AuditMutation, CredentialMutation, GovernanceMutation, PolicyMutations, RoleMappingMutations
+    AuditMutation,
+    CredentialMutation,
+    GovernanceMutation,
+    PolicyMutations,
+    RoleMappingMutations,
+    ServiceAccountMutations,
 ):
     # --- namespaces ----------------------------------------------------------------------------
 
@@ -439,11 +437,6 @@ class Mutation(
             raise NotFoundError("There is no such token.", where="id")
         found: Any = tokens.revoke_token(actor=actor_of(info), token_id=key)
         return found  # type: ignore[no-any-return]
-
-    @field(description="By administrators of the installation.")
-    def create_service_account(self, info: Info, name: str) -> ServiceAccountPayload:
-        account = tokens.create_service_account(actor=actor_of(info), name=name)
-        return ServiceAccount(username=account.username)
 
 
 def _namespace_for(actor: Actor, namespace: str, environment: str) -> Any:

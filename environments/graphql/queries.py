@@ -39,6 +39,7 @@ from environments.graphql.pages import (
 )
 from environments.graphql.policies import PolicyQueries
 from environments.graphql.role_mappings import RoleMappingQueries
+from environments.graphql.service_accounts import ServiceAccountQueries
 from environments.graphql.types import (
     BuildNode,
     ChannelNode,
@@ -259,7 +260,14 @@ def _locked_packages(
 
 
 @strawberry.type
-class Query(AuditQuery, CredentialQuery, GovernanceQuery, PolicyQueries, RoleMappingQueries):
+class Query(
+    AuditQuery,
+    CredentialQuery,
+    GovernanceQuery,
+    PolicyQueries,
+    RoleMappingQueries,
+    ServiceAccountQueries,
+):
     namespaces: Connection[NamespaceNode] = connection(
         _namespaces, graphql_type=Connection[NamespaceNode]
     )

@@ -27,6 +27,7 @@ class Event(models.TextChoices):
     BUILD_FINISHED = "build.finished"
     RECALL = "recall"
     QUOTA_WARNING = "quota.warning"
+    OWNER_LEFT = "service-account.owner-left"
 
 
 class WebhookQuerySet(models.QuerySet["Webhook"]):

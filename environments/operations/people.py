@@ -6,6 +6,7 @@ from django.utils import timezone
 
 from accounts.access import Actor, require_superuser
 from accounts.models import ApiToken, Identity, User
+from environments.departures import orphan
 from environments.domain.errors import ConflictError
 from environments.models import AuditEvent, audited
 
@@ -21,5 +22,6 @@ def close_account(*, actor: Actor, user: User) -> User:
     Identity.objects.filter(user=user).update(gone_at=None)
     ended = ApiToken.objects.filter(user=user, revoked_at=None).update(revoked_at=timezone.now())
     user.refresh_from_db()
-    AuditEvent.record(actor, "account.close", user, {"tokens": ended})
+    changes = {"tokens": ended, "service_accounts": list(orphan(user, by=actor))}
+    AuditEvent.record(actor, "account.close", user, changes)
     return user

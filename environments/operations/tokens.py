@@ -8,11 +8,12 @@ from datetime import timedelta
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
+from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from accounts.access import Actor, require_superuser
-from accounts.models import ApiToken, User, new_token_secret, token_digest
-from accounts.roles import ROLES, Role
+from accounts.models import OWNER_LEFT, ApiToken, User, new_token_secret, token_digest
+from accounts.roles import ROLES, Perm, Role
 from environments.domain.errors import (
     AccessDeniedError,
     ConflictError,
@@ -20,7 +21,12 @@ from environments.domain.errors import (
     NotFoundError,
 )
 from environments.domain.names import parse_name
-from environments.models import AuditEvent, Namespace, audited
+from environments.models import (
+    AuditEvent,
+    Namespace,
+    NamespaceUserObjectPermission,
+    audited,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +115,39 @@ def create_service_account(*, actor: Actor, name: str) -> User:
     account.set_unusable_password()
     account.save()
     AuditEvent.record(actor, "account.create", account.username, {"service": True})
+    return account
+
+
+def service_accounts(actor: Actor, *, owner_left: bool | None = None) -> QuerySet[User]:
+    """All for those who run the installation; else one's own, and those with a role where one
+    gives roles.
+    """
+    found = User.objects.filter(is_service=True).select_related("owner").order_by("username")
+    if owner_left is not None:
+        found = found.filter(OWNER_LEFT) if owner_left else found.exclude(OWNER_LEFT)
+    if actor.is_superuser:
+        return found
+    if not actor.signed_in:
+        return found.none()
+    run = Namespace.objects.with_perm(actor, Perm.GRANT).order_by().values("pk")
+    grants = NamespaceUserObjectPermission.objects.filter(content_object__in=run)
+    return found.filter(Q(owner=actor.account) | Q(pk__in=grants.values("user")))
+
+
+@audited()
+def assign_service_account(*, actor: Actor, name: str, owner: str) -> User:
+    """Somebody else answers for it from now on, and makes its tokens."""
+    require_superuser(actor)
+    account = User.objects.filter(is_service=True, username=name).select_related("owner").first()
+    if account is None:
+        raise NotFoundError(f"There is no service account {name!r}.", where="name")
+    person = User.objects.filter(is_service=False, is_active=True, username=owner).first()
+    if person is None:
+        raise NotFoundError(f"There is no person {owner!r} to own it.", where="owner")
+    before = account.owner.username if account.owner else None
+    account.owner = person
+    account.save(update_fields=["owner"])
+    AuditEvent.record(actor, "account.assign", account, {"owner": [before, person.username]})
     return account
 
 

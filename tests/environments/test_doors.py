@@ -69,6 +69,20 @@ SIGN_IN = {"device", "device-start", "device-collect"}
 OF_ONESELF = {"whoami", "start", "audit-log", "metrics", "api-token", "logout", "graphql"}
 #: The sign-in of command lines: tried in tests/accounts/test_device_sign_in.py.
 DEVICES = {"device", "device-start", "device-collect"}
+#: Routes of provisioning: for the directory, whose token is nobody's account. What it may there is
+#: tried in tests/accounts/test_scim.py.
+PROVISIONING: dict[str, dict[str, str]] = {
+    "scim-config": {},
+    "scim-resource-types": {},
+    "scim-resource-type": {"key": "User"},
+    "scim-schemas": {},
+    "scim-schema": {"key": "urn:ietf:params:scim:schemas:core:2.0:User"},
+    "scim-users": {},
+    "scim-user": {"key": "1"},
+    "scim-groups": {},
+    "scim-group": {"key": "1"},
+    "scim-nothing": {},
+}
 #: Routes of django-allauth, by the beginning of their names: sign-in and one's own account.
 ALLAUTH = ("account_", "mfa_", "socialaccount_", "saml_", "openid_connect_", "usersessions_")
 
@@ -108,7 +122,7 @@ def test_every_route_is_tried_here() -> None:
         for name in routes()
         if not name.startswith(("admin:", *ALLAUTH)) and name != "graphql/"
     }
-    assert found == set(DOORS) | OPEN | SIGN_IN | OF_ONESELF
+    assert found == set(DOORS) | OPEN | SIGN_IN | OF_ONESELF | set(PROVISIONING)
 
 
 @everybody
@@ -203,6 +217,47 @@ def test_routes_that_tell_of_oneself_tell_nothing_else(persona: Persona, db: Non
         assert ('"target": "research"' in lines) == (Perm.GRANT in persona.perms)
     metrics = client.get(reverse("metrics")).status_code
     assert metrics == (200 if persona.superuser or persona.token else 401)
+
+
+@everybody
+@pytest.mark.parametrize("method", ["get", "post", "put", "patch", "delete"])
+def test_nobody_provisions_who_is_not_the_directory(
+    persona: Persona, method: str, db: None
+) -> None:
+    make_world()
+    client = client_of(persona)
+    for name, to in PROVISIONING.items():
+        answer = getattr(client, method)(reverse(name, kwargs=to))
+        assert answer.status_code == 401, name
+        assert b"research" not in answer.content
+
+
+#: What of django-allauth answers without a sign-in; the rest leads to it.
+BEFORE_SIGN_IN = {
+    *("account_login", "account_inactive", "socialaccount_login_cancelled"),
+    *("socialaccount_login_error", "mfa_authenticate", "mfa_login_webauthn"),
+}
+
+
+@everybody
+def test_routes_of_sign_in_tell_nothing_of_namespaces(persona: Persona, db: None) -> None:
+    """One's own account, for those with a session: a token has none."""
+    make_world()
+    client = client_of(persona)
+    for name in sorted({name for name in routes() if name.startswith(ALLAUTH)}):
+        try:
+            address = reverse(name)
+        except NoReverseMatch:
+            continue  # of one provider: tests/accounts/test_openid.py, test_saml.py
+        answer = client.get(address)
+        if persona.refused:
+            assert answer.status_code == 401, name
+            continue
+        assert answer.status_code < 500, name
+        assert b"research" not in answer.content, name
+        if name not in BEFORE_SIGN_IN and (not persona.user or persona.token):
+            # To the page of sign-in, or nothing at all.
+            assert answer.status_code in {302, 401, 403, 404, 405}, (name, answer.status_code)
 
 
 def admin_pages(world: World) -> Iterator[str]:

@@ -133,6 +133,8 @@ def make_world() -> World:
         factories.make_user(name).groups.add(group)
     User.objects.get(username="gus").groups.remove(group)
     factories.make_namespace("other", olga=Role.ADMIN)
+    keeper = User.objects.create(username="keeper", is_service=True)
+    research.grant(Role.VIEWER, keeper)
     factories.make_namespace("lab", dora=Role.DEVELOPER)
     environment = factories.make_environment(research, "ml")
     old = factories.make_build(environment, lock=factories.make_lock(factories.make_package("a")))
@@ -324,6 +326,11 @@ SEEN_WITH: dict[str, tuple[str, Callable[[Data], bool], Perm]] = {
         lambda it: bool(it["edges"]),
         Perm.MANAGE,
     ),
+    "serviceAccounts": (
+        f"{{ serviceAccounts {EDGES % 'username owner ownerLeft'} }}",
+        lambda it: [edge["node"]["username"] for edge in it["edges"]] == ["keeper"],
+        Perm.GRANT,
+    ),
 }
 #: Field -> document: refused to all but those who run the installation.
 ADMINISTRATORS = {"verifyAudit": "{ verifyAudit { intact } }"}
@@ -428,6 +435,10 @@ OTHER_CHANGES: dict[str, tuple[str, Callable[[Persona], str]]] = {
     "createNamespace": ('name: "fresh"', _of_a_namespace),
     "createServiceAccount": (
         'name: "robot"',
+        lambda persona: "" if persona.superuser else "access-denied",
+    ),
+    "assignServiceAccount": (
+        'name: "keeper", owner: "alice"',
         lambda persona: "" if persona.superuser else "access-denied",
     ),
     "createToken": ('name: "another"', _of_a_token),
