@@ -1,4 +1,4 @@
-"""A SQLite database with all tables and no rows: made once for the code as it is, then copied.
+"""A SQLite database with all tables, made once for the code as it is, then copied.
 
 Migrating an empty database takes ten seconds of a processor, for each run of the tests and each
 system that one starts; `tests/condastore/test_up.py` starts from nothing.
@@ -18,42 +18,68 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
 KEPT = PROJECT / ".cache" / "databases"
+#: The administrator of a database that has one, and a token that says so.
+ADMINISTRATOR, PASSWORD, TOKEN = "admin", "correct horse battery staple", "cst-of-the-administrator"
+MIGRATE = """
+import django
+django.setup()
+from django.core.management import call_command
+call_command("migrate", verbosity=0)
+"""
+ADMIT = f"""
+import django
+django.setup()
+from datetime import timedelta
+from django.utils import timezone
+from accounts.models import ApiToken, User, token_digest
+user = User.objects.create_superuser("{ADMINISTRATOR}", password="{PASSWORD}")
+ApiToken.objects.create(user=user, name="tests", digest=token_digest("{TOKEN}"), hint="cst-",
+                        expires_at=timezone.now() + timedelta(days=3650))
+"""
 
 
-def put_database(data: Path) -> None:
-    """Give the new data folder `data` a migrated database."""
+def put_database(data: Path, *, administrator: bool = False) -> None:
+    """Give the new data folder `data` a migrated database; with an `administrator`, if wanted."""
     data.mkdir(parents=True, exist_ok=True)
-    copy_database(data / "db.sqlite3")
+    copy_database(data / "db.sqlite3", administrator=administrator)
 
 
-def copy_database(path: Path) -> None:
-    shutil.copyfile(_migrated(), path)
-
-
-def _migrated() -> Path:
-    path = KEPT / f"{_digest()}.sqlite3"
+def copy_database(path: Path, *, administrator: bool = False) -> None:
     KEPT.mkdir(parents=True, exist_ok=True)
     with (KEPT / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of two that want it at once, one makes it
-        if path.exists():
-            return path
-        with tempfile.TemporaryDirectory() as folder:
-            environ = {k: v for k, v in os.environ.items() if not k.startswith("CONDASTORE_")}
-            subprocess.run(
-                [sys.executable, "manage.py", "migrate", "--verbosity", "0"],
-                env=environ | {"CONDASTORE_DATA": folder},
-                cwd=PROJECT,
-                check=True,
-            )
-            partial = Path(shutil.copy(Path(folder) / "db.sqlite3", KEPT / f".{os.getpid()}"))
-        partial.replace(path)
+        made = _made(MIGRATE)
+        if administrator:
+            made = _made(ADMIT, start=made)
+    shutil.copyfile(made, path)
+
+
+def _made(code: str, *, start: Path | None = None) -> Path:
+    """What `code` makes of `start`, or of nothing."""
+    path = KEPT / f"{_digest(code)}.sqlite3"
+    if path.exists():
+        return path
+    with tempfile.TemporaryDirectory() as folder:
+        database = Path(folder) / "db.sqlite3"
+        if start is not None:
+            shutil.copyfile(start, database)
+        environ = {k: v for k, v in os.environ.items() if not k.startswith("CONDASTORE_")}
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=environ
+            | {"CONDASTORE_DATA": folder, "DJANGO_SETTINGS_MODULE": "condastore.settings"},
+            cwd=PROJECT,
+            check=True,
+        )
+        partial = Path(shutil.copy(database, KEPT / f".{os.getpid()}"))
+    partial.replace(path)
     return path
 
 
-def _digest() -> str:
-    """Of what makes the tables."""
+def _digest(code: str) -> str:
+    """Of what makes the tables and the rows."""
     files = sorted(PROJECT.glob("*/migrations/*.py"))
-    known = [path.read_bytes() for path in files]
+    known = [code.encode(), *(path.read_bytes() for path in files)]
     known += [version(name).encode() for name in ("django", "django-allauth", "django-guardian")]
     # The list of applications says which other migrations there are.
     settings = (PROJECT / "condastore" / "settings.py").read_text()

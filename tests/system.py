@@ -30,12 +30,11 @@ from typing import Any, Self
 import httpx
 import psutil
 
-from tests.migrated import put_database
+from tests.migrated import ADMINISTRATOR, PASSWORD, TOKEN, put_database
 from tests.services.processes import free_ports
 
 PROJECT = Path(__file__).resolve().parent.parent
 CONDASTORE = (sys.executable, "-m", "condastore.cli.main")
-PASSWORD = "correct horse battery staple"
 START_WAIT = 180  # seconds
 FINISHED = {"READY", "FAILED", "CANCELLED", "ARCHIVED"}
 
@@ -78,6 +77,34 @@ class GraphQLFailedError(AssertionError):
     """The server answered with errors."""
 
 
+class Worker:
+    """A worker beside those of `up`, as `Popen` would show it."""
+
+    def __init__(self, process: psutil.Process) -> None:
+        self._process = process
+        self.pid = process.pid
+
+    def poll(self) -> int | None:
+        """None while it runs."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if self._process.status() != psutil.STATUS_ZOMBIE:
+                return None
+        return 0
+
+    def wait(self, seconds: float | None = None) -> None:
+        self._process.wait(seconds)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._process.send_signal(number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
 class System:
     """`condastore up` in a process group of its own; as the administrator by default."""
 
@@ -116,8 +143,9 @@ class System:
         self.token = ""
         self._up: subprocess.Popen[str] | None = None
         self._client: httpx.Client | None = None
-        #: What `add_worker` and `add_web` started.
-        self.added: list[subprocess.Popen[bytes]] = []
+        self.added: list[Worker] = []
+        self._webs: list[subprocess.Popen[bytes]] = []
+        self._nursery: subprocess.Popen[str] | None = None
 
     # --- life ----------------------------------------------------------------------------------
 
@@ -125,7 +153,8 @@ class System:
         command = [*CONDASTORE, "up", "--json", "--port", "0", "--workers", str(self.workers)]
         own = "CONDASTORE_DATABASE_URL" not in self.environ
         if own and not (self.data / "db.sqlite3").exists():
-            put_database(self.data)
+            put_database(self.data, administrator=True)
+            self.token = TOKEN
         with self._log("up").open("ab") as log:
             self._up = subprocess.Popen(
                 [*self.within, *command],
@@ -144,12 +173,10 @@ class System:
             impatient.cancel()
         self._client = httpx.Client(base_url=self.url, timeout=60)
         if not self.token:
-            self.token = self.sign_in("admin", PASSWORD)
+            self.token = self.sign_in(ADMINISTRATOR, PASSWORD)
         return self
 
     def _wait_for_announcement(self, process: subprocess.Popen[str]) -> None:
-        # A system is ready when it has a worker. One that shall have none gets one for as long.
-        starter = None if self.workers else self._add_first_worker()
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("{"):
@@ -157,36 +184,26 @@ class System:
                 break
         else:
             raise AssertionError(f"condastore did not start:\n{self.log()}")
-        if starter is not None:
-            starter.kill()
-            starter.wait()
-
-    def _add_first_worker(self) -> subprocess.Popen[bytes]:
-        def answers() -> bool:
-            assert self._up is not None
-            assert self._up.poll() is None, self.log()
-            with contextlib.suppress(OSError, ValueError, httpx.TransportError):
-                url = json.loads((self.data / "run" / "up.lock").read_text())["url"]
-                return httpx.get(f"{url}/healthz").status_code == httpx.codes.OK
-            return False
-
-        until(answers, START_WAIT, self.log)
-        return self.add_worker()
 
     def stop(self) -> None:
         if self._client is not None:
             self._client.close()
-        for process in self.added:
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGCONT)
-                process.terminate()
-        for process in self.added:
+        added: list[Worker | subprocess.Popen[bytes]] = [*self.added, *self._webs]
+        for process in added:
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+        for process in added:
             try:
                 process.wait(20)
-            except subprocess.TimeoutExpired:
+            except (subprocess.TimeoutExpired, psutil.TimeoutExpired):
                 process.kill()
                 process.wait()
         self.added.clear()
+        self._webs.clear()
+        if self._nursery is not None:
+            with self._nursery:
+                self._nursery.terminate()
+            self._nursery = None
         if self._up is not None and self._up.poll() is None:
             self._up.terminate()
             try:
@@ -224,15 +241,45 @@ class System:
                 continue
         return found
 
-    def add_worker(self, *options: str) -> subprocess.Popen[bytes]:
+    def add_worker(self, *options: str) -> Worker:
         """One more worker, that nobody starts again when it dies."""
-        return self._add("worker", [*CONDASTORE, "worker", *options])
+        if self._nursery is None:
+            with self._log("worker").open("ab") as log:
+                self._nursery = subprocess.Popen(
+                    [sys.executable, "-m", "tests.nursery"],
+                    env=self._environ_of_django,
+                    cwd=PROJECT,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
+                )
+        assert self._nursery.stdin is not None
+        assert self._nursery.stdout is not None
+        self._nursery.stdin.write(f"{' '.join(('worker', *options))}\n")
+        self._nursery.stdin.flush()
+        answer = self._nursery.stdout.readline()
+        assert answer, self.log()
+        worker = Worker(psutil.Process(int(answer)))
+        self.added.append(worker)
+        return worker
 
     def add_web(self) -> str:
         """One more web server, as it runs in production; its URL."""
         (port,) = free_ports()
         command = [sys.executable, "-m", "uvicorn", "condastore.asgi:application"]
-        self._add("web", [*command, "--port", str(port), "--log-level", "warning"])
+        with self._log("web").open("ab") as log:
+            self._webs.append(
+                subprocess.Popen(
+                    [*command, "--port", str(port), "--log-level", "warning"],
+                    env=self._environ_of_django,
+                    cwd=PROJECT,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            )
         url = f"http://127.0.0.1:{port}"
 
         def ready() -> bool:
@@ -243,26 +290,15 @@ class System:
         until(ready, say=self.log)
         return url
 
-    def _add(self, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
-        environ = self.environ | {"DJANGO_SETTINGS_MODULE": "condastore.settings"}
-        with self._log(name).open("ab") as log:
-            process = subprocess.Popen(
-                command,
-                env=environ,
-                cwd=PROJECT,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        self.added.append(process)
-        return process
+    @property
+    def _environ_of_django(self) -> dict[str, str]:
+        return self.environ | {"DJANGO_SETTINGS_MODULE": "condastore.settings"}
 
     def manage(self, code: str) -> str:
         """Run Python in a process that has this system's settings; what it printed."""
         answer = subprocess.run(
             [sys.executable, "-c", f"import django; django.setup()\n{code}"],
-            env=self.environ | {"DJANGO_SETTINGS_MODULE": "condastore.settings"},
+            env=self._environ_of_django,
             cwd=PROJECT,
             capture_output=True,
             text=True,

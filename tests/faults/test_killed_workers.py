@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import sqlite3
-import subprocess
 import time
 from collections.abc import Iterator
 
@@ -15,7 +14,7 @@ import pytest
 from tests.channels.server import ChannelServer, Fault
 from tests.faults.conftest import Start
 from tests.faults.watching import Watch, kill_in, owner_of, settle, state_of
-from tests.system import FINISHED, System
+from tests.system import FINISHED, System, Worker
 
 KILLS = 30
 SEED = 20260101
@@ -115,7 +114,7 @@ def test_thirty_kills_at_random_moments_lose_no_build(system: System) -> None:
     assert {process.pid for process in orphans} <= known, [p.cmdline() for p in orphans]
 
 
-def _only_worker(system: System) -> subprocess.Popen[bytes]:
+def _only_worker(system: System) -> Worker:
     """The worker that an earlier test left, or a new one."""
     alive = [worker for worker in system.added if worker.poll() is None]
     for worker in alive[1:]:
@@ -126,12 +125,13 @@ def _only_worker(system: System) -> subprocess.Popen[bytes]:
 
 def _kill_one_that_builds(
     rows: sqlite3.Connection,
-    workers: list[subprocess.Popen[bytes]],
+    workers: list[Worker],
     builds: list[str],
     chance: random.Random,
 ) -> list[str]:
-    """Wait a random moment, then kill a worker that runs a build; in which state of it, if any."""
-    time.sleep(chance.random() * 0.8)
+    """At a random moment kill a worker that runs a build; in which state of it, if any."""
+    _let_happen(rows, builds, chance.randrange(8))
+    time.sleep(chance.random() * 0.4)
     pids = {worker.pid: worker for worker in workers if worker.poll() is None}
     running = [(owner_of(rows, build), state_of(rows, build)) for build in builds]
     busy = [(pids[owner], state) for owner, state in running if owner in pids]
@@ -145,6 +145,18 @@ def _kill_one_that_builds(
     victim.kill()
     victim.wait()
     return [state]
+
+
+def _let_happen(rows: sqlite3.Connection, builds: list[str], number: int) -> None:
+    """Wait for so many moves of builds: a slow machine takes longer, and gets as far."""
+    count = "SELECT count(*) FROM environments_buildevent"
+    [(before,)] = rows.execute(count).fetchall()
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        [(now,)] = rows.execute(count).fetchall()
+        if now - before >= number or all(state_of(rows, build) in FINISHED for build in builds):
+            return
+        time.sleep(0.01)
 
 
 def _tree(pid: int) -> list[int]:

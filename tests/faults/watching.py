@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import sqlite3
-import subprocess
 import threading
 import time
 from collections.abc import Iterable
@@ -17,7 +16,7 @@ from typing import Self
 
 import psutil
 
-from tests.system import FINISHED, System, until
+from tests.system import FINISHED, System, Worker, until
 
 
 class Watch:
@@ -95,9 +94,7 @@ def state_of(rows: sqlite3.Connection, build: str) -> str:
     return str(state)
 
 
-def kill_in(
-    rows: sqlite3.Connection, worker: subprocess.Popen[bytes], build: str, state: str
-) -> bool:
+def kill_in(rows: sqlite3.Connection, worker: Worker, build: str, state: str) -> bool:
     """Let the worker run a step at a time, and kill it when its build is in `state`.
 
     False where the build was faster.
