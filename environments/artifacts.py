@@ -33,6 +33,7 @@ from environments.domain.errors import (
 from environments.domain.progress import Progress
 from environments.domain.records import CondaPackage, PypiPackage
 from environments.engine import disk, linking
+from environments.engine.artifacts import archives
 from environments.engine.artifacts.staging import Material
 from environments.engine.downloads import Patience
 from environments.engine.package_cache import CachedPackage
@@ -49,7 +50,10 @@ BEAT = 0.5
 
 #: What makes each kind: writes the file and leaves its path below the material's folder.
 Maker = Callable[[Material], Path]
-MAKERS: Mapping[ArtifactKind, Maker] = {}
+MAKERS: Mapping[ArtifactKind, Maker] = {
+    ArtifactKind.TAR_GZ: archives.make_tar_gz,
+    ArtifactKind.TAR_ZST: archives.make_tar_zst,
+}
 
 
 def make(artifact_id: int) -> None:

@@ -100,6 +100,7 @@ def drop_leftovers(*, grace: timedelta = GRACE) -> None:
     """Remove what killed workers left half done in the caches and among the links."""
     tools().packages.remove_leftovers(older_than=LEFTOVER)
     tools().wheels.remove_leftovers(older_than=LEFTOVER)
+    tools().parts.remove_leftovers(older_than=LEFTOVER)
     oldest = time.time() - grace.total_seconds()
     for link in (folders.data() / folders.ENVS).glob("*/.*"):
         with contextlib.suppress(FileNotFoundError):

@@ -14,6 +14,7 @@ from pathlib import Path
 from django.conf import settings
 
 from environments.domain.names import Credential
+from environments.engine.artifacts.parts import PartFolder
 from environments.engine.bytecode import BytecodeCache
 from environments.engine.channels import Channels
 from environments.engine.credentials import CredentialSource
@@ -53,6 +54,10 @@ class Tools:
     @cached_property
     def wheels(self) -> WheelCache:
         return WheelCache(self.cache / "wheels", archive=package_archive())
+
+    @cached_property
+    def parts(self) -> PartFolder:
+        return PartFolder(self.cache / "parts")
 
     @cached_property
     def bytecode(self) -> BytecodeCache:

@@ -1,0 +1,129 @@
+"""How does a lock become an archive that unpacks anywhere, as conda-pack's do?
+
+Its format is conda-pack's: files as their packages have them, `bin/activate`, and
+`bin/conda-unpack`, which knows in which files the prefix is to be replaced. What it adds is
+conda-pack's own. The order is fixed, and times and owners are not those of this machine: the bytes
+are the same wherever the archive is made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from importlib.metadata import version
+from pathlib import Path
+
+from conda_pack import core as conda_pack
+
+from environments.domain.errors import DiskSpaceError, InvalidInputError
+from environments.engine.artifacts.parts import GZIP, ZSTD, Compression, PartFolder, write_parts
+from environments.engine.artifacts.staging import Material
+from environments.engine.artifacts.tree import END, Entry, Part, PrefixRecord, parts_of
+
+#: Set by the activation script, as the specification says.
+_VARIABLES = "etc/conda/{moment}.d/condastore-variables.sh"
+
+
+def make_tar_gz(material: Material) -> Path:
+    return _make(material, "env.tar.gz", GZIP)
+
+
+def make_tar_zst(material: Material) -> Path:
+    return _make(material, "env.tar.zst", ZSTD)
+
+
+def parts_folder(material: Material) -> PartFolder:
+    """Beside the packages that the parts are made of."""
+    return PartFolder(material.cache.folder.with_name("parts"))
+
+
+def _make(material: Material, name: str, compression: Compression) -> Path:
+    if material.platform.startswith("win-"):
+        raise InvalidInputError(
+            f"There are no archives for {material.platform}: what finishes them there is a program "
+            "that is not made here.",
+            hint="Ask for the bundle or the lock file.",
+        )
+    path = material.work / name
+    with told_of_full_disk(), path.open("xb") as out:
+        write_parts(
+            archive_parts(material),
+            out,
+            compression=compression,
+            kept=parts_folder(material),
+            progress=material.progress,
+            cancelled=material.cancelled,
+        )
+    return path
+
+
+def archive_parts(material: Material) -> list[Part]:
+    """The packages, and last what conda-pack adds, with the end of the archive."""
+    parts = parts_of(material, prefix=None)
+    notes = parts.pop()
+    prefixes = [record for part in parts for record in part.prefixes]
+    moment = int(material.moment.timestamp())
+    own = sorted(
+        [*notes.entries, *_added(prefixes, material.variables, moment)],
+        key=lambda entry: entry.path,
+    )
+    names = {entry.path for entry in own}
+    # conda-pack's scripts come in the place of those of the package conda.
+    kept = [
+        part
+        if names.isdisjoint(entry.path for entry in part.entries)
+        else Part(
+            key="",
+            name=part.name,
+            entries=[entry for entry in part.entries if entry.path not in names],
+        )
+        for part in parts
+    ]
+    return [*kept, Part(key="", name="notes", entries=own, tail=END)]
+
+
+def _added(
+    prefixes: Sequence[PrefixRecord], variables: Mapping[str, str], moment: int
+) -> Iterator[Entry]:
+    def entry(path: str, text: str, *, executable: bool = False) -> Entry:
+        content = text.encode()
+        return Entry(path, content, len(content), moment, executable)
+
+    package = resources.files("conda_pack")
+    scripts = package / "scripts" / "posix"
+    for name in ("activate", "activate.fish", "deactivate"):
+        yield entry(f"bin/{name}", (scripts / name).read_text())
+    yield entry("bin/conda_unpack_progress.py", (package / "_progress.py").read_text())
+    yield entry("bin/conda-unpack", _unpacker(prefixes), executable=True)
+    if variables:
+        quoted = sorted((name, shlex.quote(value)) for name, value in variables.items())
+        exports = "".join(f"export {name}={value}\n" for name, value in quoted)
+        yield entry(_VARIABLES.format(moment="activate"), exports)
+        unset = "".join(f"unset {name}\n" for name, _ in quoted)
+        yield entry(_VARIABLES.format(moment="deactivate"), unset)
+
+
+def _unpacker(prefixes: Sequence[PrefixRecord]) -> str:
+    """`bin/conda-unpack`: conda-pack's program, with the places where the prefix is."""
+    # A program that runs is not rewritten, so not Python itself.
+    records = [tuple(one) for one in prefixes if not one.path.startswith("bin/python")]
+    text: str = conda_pack._conda_unpack_template.format(
+        shebang="#!/usr/bin/env python",
+        prefixes_py=(resources.files("conda_pack") / "prefixes.py").read_text(),
+        prefix_records=",\n".join(map(repr, sorted(records))),
+        version=version("conda-pack"),
+    )
+    return text
+
+
+@contextlib.contextmanager
+def told_of_full_disk() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskSpaceError("The disk is full: the file could not be made.") from error
+        raise
