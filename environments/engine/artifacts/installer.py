@@ -1,0 +1,116 @@
+"""How does a lock become one file that installs it offline? A shell script and an archive after it.
+
+The archive is the `tar.gz` of the same lock. The script checks it, unpacks it into an empty folder
+and has the environment's own Python, or sed where it has none, write the prefix into its files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from environments.domain.artifacts import FORMS, ArtifactKind
+from environments.domain.errors import InvalidInputError
+from environments.engine.artifacts.archives import archive_parts, parts_folder, told_of_full_disk
+from environments.engine.artifacts.parts import GZIP, write_parts
+from environments.engine.artifacts.staging import Material
+from environments.engine.artifacts.tree import Part, PrefixRecord
+
+#: Where no package says how much room it has.
+LONGEST_PREFIX = 1000
+#: What `uname -s` and `uname -m` say where an environment of the platform runs.
+SYSTEMS = {
+    "linux-64": "Linux x86_64",
+    "linux-aarch64": "Linux aarch64|Linux arm64",
+    "linux-armv7l": "Linux armv7l",
+    "linux-ppc64le": "Linux ppc64le",
+    "linux-s390x": "Linux s390x",
+    "linux-riscv64": "Linux riscv64",
+    "osx-64": "Darwin x86_64",
+    "osx-arm64": "Darwin arm64",
+}
+
+
+def make_installer(material: Material) -> Path:
+    """Raises InvalidInputError: for a platform whose machines run no `sh`."""
+    if material.platform not in SYSTEMS:
+        raise InvalidInputError(
+            f"There is no installer for {material.platform}.",
+            where="platform",
+            hint=f"There is one for: {', '.join(SYSTEMS)}. Ask for the bundle or the lock file.",
+        )
+    parts = archive_parts(material)
+    archive = material.work / "payload.tar.gz"
+    path = material.work / FORMS[ArtifactKind.INSTALLER].file_name
+    with told_of_full_disk():
+        with archive.open("xb") as file:
+            write_parts(
+                parts,
+                file,
+                compression=GZIP,
+                kept=parts_folder(material),
+                progress=material.progress,
+                cancelled=material.cancelled,
+            )
+        with archive.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        with path.open("xb") as out, archive.open("rb") as file:
+            out.write(_script(material, parts, sha256))
+            shutil.copyfileobj(file, out, 1 << 20)
+    archive.unlink()
+    return path
+
+
+def _script(material: Material, parts: Sequence[Part], sha256: str) -> bytes:
+    """The script up to its last newline; the archive follows."""
+    prefixes = [record for part in parts for record in part.prefixes]
+    rooms = [len(record.placeholder) for record in prefixes if record.mode == "binary"]
+    records = _records(prefixes) if material.python is None else []
+    text = resources.files(__package__).joinpath("installer.sh").read_text()
+    values = {
+        "FILE": FORMS[ArtifactKind.INSTALLER].file_name,
+        "LOCK": material.lock.digest,
+        "PLATFORM": material.platform,
+        "SYSTEM": SYSTEMS[material.platform],
+        "SHA256": sha256,
+        "ROOM": str(min(rooms, default=LONGEST_PREFIX)),
+        "COUNT": str(len(records)),
+        "LICENCES": "\n".join(_licences(material)),
+        "RECORDS": "\n".join(records),
+        "OFFSET": "0" * 10,  # found below: the script says how long it is itself
+    }
+    script = re.sub(r"@([A-Z0-9]+)@", lambda found: values[found[1]], text).encode()
+    first = f"{f'+{len(script) + 1}':>10}".encode()  # as `tail -c` takes it
+    return script.replace(b'offset="' + b"0" * 10, b'offset="' + first, 1)
+
+
+def _records(prefixes: Sequence[PrefixRecord]) -> list[str]:
+    """For sed: what is special to it in a basic regular expression is escaped."""
+    return [
+        "\t".join(
+            (
+                record.mode,
+                re.sub(r"([.*\[\]^$\\|])", r"\\\1", record.placeholder),
+                str(len(record.placeholder)),
+                record.path,
+            )
+        )
+        for record in sorted(prefixes)
+    ]
+
+
+def _licences(material: Material) -> list[str]:
+    lines = [
+        "This environment holds these packages, each under its own licence. Their texts are in the",
+        "packages' own archives, and at the addresses that the packages name.",
+        "",
+    ]
+    packages = [*material.part.conda, *material.part.pypi]
+    for package in sorted(packages, key=lambda each: (each.name, each.version)):
+        told = f"  {package.name} {package.version}: {package.license or 'not said'}"
+        lines.append("".join(letter if letter.isprintable() else " " for letter in told))
+    return lines
