@@ -1,25 +1,29 @@
 """IT's console: rooms to look into, questions that call the operations of everybody."""
 
 from environments.admin import (
-    approvals,
     builds,
+    decisions,
     log,
     namespaces,
     packages,
     people,
     policies,
     recalls,
+    requests,
+    rules,
     system,
 )
 
 __all__ = [
-    "approvals",
     "builds",
+    "decisions",
     "log",
     "namespaces",
     "packages",
     "people",
     "policies",
     "recalls",
+    "requests",
+    "rules",
     "system",
 ]

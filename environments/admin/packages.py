@@ -13,8 +13,18 @@ from django.urls import reverse
 from django.utils.html import format_html
 
 from accounts.access import Actor
+from environments.admin.entry import ManagersRoom
 from environments.admin.lists import text_filter
-from environments.admin.rooms import BESIDE, Panel, Question, Room, badge, link, moment, size
+from environments.admin.rooms import (
+    BESIDE,
+    Panel,
+    Question,
+    Room,
+    badge,
+    link,
+    moment,
+    size,
+)
 from environments.models import (
     Channel,
     ChannelCredential,
@@ -226,7 +236,7 @@ def _delete_credential(actor: Actor, row: ChannelCredential, answers: Mapping[st
 
 
 @admin.register(ChannelCredential)
-class CredentialRoom(Room):
+class CredentialRoom(ManagersRoom):
     """The secrets themselves are never shown."""
 
     questions = (
@@ -235,6 +245,7 @@ class CredentialRoom(Room):
             title="Delete",
             text="Builds that start later are refused by the channel, until another is entered.",
             do=_delete_credential,
+            superuser=False,
             removes=True,
         ),
     )
