@@ -76,4 +76,4 @@ def test_an_administrator_far_away_is_told_of_the_edited_event(system: System):
     finally:
         change(system.data, edit)
     assert edited.returncode == 1
-    assert "event 1: Event 1 is not as it was written." in edited.stderr
+    assert "Event 1 is not as it was written." in edited.stderr

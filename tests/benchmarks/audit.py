@@ -24,7 +24,7 @@ def audit() -> Iterator[Measure]:
     yield Measure(
         name=f"verify {EVENTS:,} events",
         value=cost["verify"],
-        unit="s",
+        unit="s of a processor",
         ceiling=60,
         note=f"the edited event {EDITED:,} was found; {cost['memory'] / 1e6:.0f} MB more memory",
     )
