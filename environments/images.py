@@ -42,7 +42,7 @@ from environments.engine import linking
 from environments.engine.artifacts.staging import moment_of
 from environments.engine.images.archives import Entry, recompress, write_layer
 from environments.engine.images.base import make_base
-from environments.engine.images.layers import make_layer
+from environments.engine.images.layers import make_layer, variables_of
 from environments.engine.images.loading import LoadedImage
 from environments.engine.images.remote import Login, Reference, pull
 from environments.engine.package_cache import CachedPackage
@@ -188,6 +188,7 @@ def compose(wanted: Wanted, *, work: Path) -> Blob:
         )
         for row in wanted.base.layers.select_related("blob")
     ]
+    told: dict[str, str] = {}
     for layer in wanted.layers:
         row = kept.get(layer.key)
         blob = row.blob_in(compression) if row else None
@@ -196,6 +197,7 @@ def compose(wanted: Wanted, *, work: Path) -> Blob:
         descriptor = _descriptor(LAYER[compression], blob)
         found = ImageLayer(descriptor=descriptor, diff_id=row.diff_id, label=layer.label)
         parts.append((blob, found))
+        told |= row.variables
     parts.append(_last_layer(wanted, work))
     digest = wanted.lock.digest
     specification = str(wanted.artifact.options.get("specification", ""))
@@ -213,7 +215,7 @@ def compose(wanted: Wanted, *, work: Path) -> Blob:
             platform=wanted.part.platform,
             base=wanted.base.config,
             layers=layers,
-            variables=wanted.variables,
+            variables=told | dict(wanted.variables),
             labels=labels,
             moment=moment,
         ),
@@ -311,6 +313,7 @@ def _make_missing(attempt: Attempt, wanted: Wanted) -> None:
                 "label": layer.label,
                 "diff_id": made.diff_id,
                 "size": made.unpacked_size,
+                "variables": variables_of([by_url[one.url] for one in layer.conda]),
                 wanted.compression: blobs.keep(made.path),
             }
             Layer.objects.update_or_create(key=layer.key, defaults=values)

@@ -22,6 +22,7 @@ class Layer(models.Model):
     label = models.TextField(help_text="The packages in it.")
     diff_id = models.CharField(max_length=64, help_text="sha256 of the archive itself.")
     size = models.BigIntegerField(help_text="Bytes, unpacked.")
+    variables: Any = models.JSONField(default=dict, help_text="What its packages set.")
     gzip = models.ForeignKey(Blob, models.PROTECT, null=True, related_name="+")
     zstd = models.ForeignKey(Blob, models.PROTECT, null=True, related_name="+")
     created_at = models.DateTimeField(default=timezone.now, editable=False)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ from environments.engine.package_cache import CachedPackage
 from environments.engine.pypi_install import CachedWheel, install_wheels
 
 _ROOT = STANDARD_PREFIX.lstrip("/")
+_VARIABLES = re.compile(r"etc/conda/env_vars\.d/[^/]+\.json")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_MOST = 1 << 20  # bytes of such a file
 _PREFIX = STANDARD_PREFIX.encode()
 
 
@@ -66,6 +70,25 @@ def make_layer(
         assert layer.python is not None, "wheels are locked beside a python only"
         entries |= _wheel_entries(wheel, layer.python, work / f"wheel-{number}")
     return write_layer(entries, to, compression=compression, cancelled=cancelled)
+
+
+def variables_of(packages: Sequence[CachedPackage]) -> dict[str, str]:
+    """What `packages` want to be set while their environment is active (env_vars.d)."""
+    found: dict[str, str] = {}
+    for package in packages:
+        for file in package.contents.files:
+            if file.kind == "file" and _VARIABLES.fullmatch(file.path) and file.size < _MOST:
+                try:
+                    told = json.loads((package.folder / file.path).read_bytes())
+                except ValueError:
+                    continue  # conda too goes on without it
+                if isinstance(told, dict):
+                    found |= {
+                        str(name): str(value)
+                        for name, value in told.items()
+                        if _NAME.fullmatch(str(name)) and "\0" not in str(value)
+                    }
+    return found
 
 
 # --- conda packages -------------------------------------------------------------------------------

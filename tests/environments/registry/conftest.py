@@ -8,13 +8,14 @@ import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from accounts.models import User
 from environments import artifacts, building, images, tasks
-from environments.domain.images import LAYER, canonical, oci_platform
+from environments.domain.images import CONFIG, LAYER, MANIFEST, canonical, oci_platform
 from environments.engine.images.archives import Entry, write_layer
 from environments.engine.images.loading import LoadedImage, LoadedLayer
 from environments.models import BaseImage, Build
@@ -45,6 +46,27 @@ def small_base(folder: Path, *, platform: str = "linux-64", says: str = "a base"
     layer = LoadedLayer(path=made.path, diff_id=made.diff_id, media_type=LAYER["gzip"])
     digest = hashlib.sha256(canonical(config)).hexdigest()
     return LoadedImage(platform=platform, digest=digest, config=config, layers=(layer,))
+
+
+def write_layout(image: LoadedImage, to: Path) -> str:
+    """An OCI layout with the image as `base`; the digest of its config."""
+    blobs = to / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+
+    def put(content: bytes, media_type: str) -> dict[str, Any]:
+        digest = hashlib.sha256(content).hexdigest()
+        (blobs / digest).write_bytes(content)
+        return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": len(content)}
+
+    config = put(canonical(image.config), CONFIG)
+    layers = [put(layer.path.read_bytes(), layer.media_type) for layer in image.layers]
+    document = {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers}
+    manifest = put(canonical(document), MANIFEST)
+    manifest["annotations"] = {"org.opencontainers.image.ref.name": "base"}
+    (to / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+    index = {"schemaVersion": 2, "manifests": [manifest]}
+    (to / "index.json").write_bytes(canonical(index))
+    return str(config["digest"]).removeprefix("sha256:")
 
 
 @pytest.fixture

@@ -1,0 +1,122 @@
+"""Independent container tools pull, unpack and run an image; others give us the base beneath it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from accounts.models import User
+from environments import images
+from environments.domain.errors import NotFoundError
+from environments.engine.images import loading
+from environments.engine.images.remote import Reference, pull
+from environments.models import BaseImage, Build
+from tests import factories
+from tests.environments.registry.conftest import build_it, small_base, tool, write_layout
+from tests.services.processes import Service, accepts, find_program, free_ports, running
+
+pytestmark = pytest.mark.django_db(transaction=True)
+RUNS = """\
+name: runs
+dependencies: [python, hello-noarch, activating]
+variables: {GREETING: hello}
+"""
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[str]:
+    """Docker's own registry, empty: its address."""
+    program = find_program(
+        "docker-registry", component="docker-registry", install="apt-get install docker-registry"
+    )
+    [port] = free_ports()
+    config = tmp_path / "registry.yml"
+    config.write_text(
+        f"version: 0.1\nhttp: {{addr: '127.0.0.1:{port}'}}\nlog: {{level: error}}\n"
+        f"storage: {{filesystem: {{rootdirectory: '{tmp_path}/registry'}}}}\n"
+    )
+    service = Service(
+        name="docker-registry",
+        url=f"127.0.0.1:{port}",
+        command=[str(program), "serve", str(config)],
+        ready=accepts(port),
+        folder=tmp_path,
+    )
+    with running(service):
+        yield service.url
+
+
+def run_in(bundle: Path, *command: str) -> str:
+    """What the image's entry point gives when it is run by an image's own settings."""
+    config = json.loads((bundle / "config.json").read_text())["process"]
+    program = find_program("bwrap", component="bubblewrap", install="apt-get install bubblewrap")
+    options = ["--bind", bundle / "rootfs", "/", "--proc", "/proc", "--dev", "/dev"]
+    options += ["--unshare-pid", "--die-with-parent", "--clearenv", "--chdir", config["cwd"]]
+    for text in config["env"]:
+        name, _, value = text.partition("=")
+        options += ["--setenv", name, value]
+    entry = config["args"][0]
+    answer = subprocess.run(
+        [program, *map(str, options), entry, *command], capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout
+
+
+def test_what_skopeo_pulls_runs_in_a_sandbox(
+    submit: Callable[..., Build], at_once: None, server: str, tmp_path: Path
+) -> None:
+    build = build_it(submit(RUNS))
+    secret = factories.make_token(User.objects.get(username="bob"))
+    source = f"docker://{server.removeprefix('http://')}/research/ml:1"
+    login = f"bob:{secret}"
+    told = json.loads(tool("skopeo", "inspect", "--tls-verify=false", "--creds", login, source))
+    assert told["Labels"]["io.condastore.lock"] == f"sha256:{build.lock.digest}"
+    assert set(told["RepoTags"]) >= {"1", "latest"}
+    for tag in ("1", "1-zstd"):
+        tool(
+            "skopeo", "copy", "--src-tls-verify=false", "--src-creds", login,
+            f"{source.removesuffix(':1')}:{tag}", f"oci:{tmp_path}/layout:{tag}",
+        )  # fmt: skip
+    tool("umoci", "unpack", *([] if os.geteuid() == 0 else ["--rootless"]), "--image",
+         f"{tmp_path}/layout:1", tmp_path / "bundle")  # fmt: skip
+    code = "import hello_noarch, os, sys; print(sys.prefix, os.environ['GREETING'])"
+    assert run_in(tmp_path / "bundle", "python", "-c", code).split() == ["/opt/env", "hello"]
+    said = run_in(tmp_path / "bundle", "sh", "-c", "echo $ACTIVATING_SCRIPT $ACTIVATING_VARIABLE")
+    assert said.split() == ["active", "set"]
+    assert run_in(tmp_path / "bundle", "hello-noarch").strip()
+
+
+def test_a_base_is_pulled_once_from_another_registry(
+    registry: str, tmp_path: Path, db: None
+) -> None:
+    wanted = write_layout(small_base(tmp_path / "made", says="from elsewhere"), tmp_path / "layout")
+    target = f"{registry}/team/base:1"
+    tool("skopeo", "copy", "--dest-tls-verify=false", f"oci:{tmp_path}/layout:base",
+         f"docker://{target}")  # fmt: skip
+    name = f"http://{target}"
+    found = images.find_base(name, "linux-64", work=tmp_path / "work")
+    assert found.digest == wanted
+    assert found.layers.count() == 1
+    again = images.find_base(name, "linux-64", work=tmp_path / "nowhere")  # is not asked again
+    assert again == found
+    with pytest.raises(NotFoundError, match="linux-aarch64"):
+        pull(Reference.parse(name), platform="linux-aarch64", folder=tmp_path / "other")
+
+
+@pytest.mark.parametrize("form", ["oci", "oci-archive", "docker-archive"])
+def test_a_base_is_loaded_from_what_other_tools_write(form: str, tmp_path: Path, db: None) -> None:
+    write_layout(small_base(tmp_path / "made"), tmp_path / "layout")
+    place = tmp_path / form
+    named = {"oci": ":base", "oci-archive": "", "docker-archive": ":a/base:1"}[form]
+    tool("skopeo", "copy", f"oci:{tmp_path}/layout:base", f"{form}:{place}{named}")
+    [image] = loading.load(place, folder=tmp_path / "work")
+    base = images.keep_base("loaded", image)
+    assert BaseImage.objects.current("loaded", "linux-64") == base
+    assert base.config["config"]["Env"] == ["PATH=/bin", "LANG=C.UTF-8"]
+    assert place.exists()
