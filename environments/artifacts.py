@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +32,17 @@ from environments.domain.errors import (
     UnexpectedError,
 )
 from environments.domain.progress import Progress
-from environments.domain.records import CondaPackage, PypiPackage
+from environments.domain.records import CondaPackage, Package, PypiPackage
 from environments.engine import disk, linking
-from environments.engine.artifacts import archives
+from environments.engine.artifacts import archives, bundle, installer
 from environments.engine.artifacts.staging import Material
-from environments.engine.downloads import Patience
+from environments.engine.downloads import Patience, bring
 from environments.engine.package_cache import CachedPackage
 from environments.engine.pypi_install import CachedWheel
 from environments.leases import DATABASE_DOWN, persist
 from environments.models import Artifact, Blob, Build
 from environments.models.artifacts import MakingLease
+from environments.package_archive import package_archive
 from environments.solving import credentials_for
 from environments.tools import source_of, tools
 
@@ -53,6 +55,8 @@ Maker = Callable[[Material], Path]
 MAKERS: Mapping[ArtifactKind, Maker] = {
     ArtifactKind.TAR_GZ: archives.make_tar_gz,
     ArtifactKind.TAR_ZST: archives.make_tar_zst,
+    ArtifactKind.INSTALLER: installer.make_installer,
+    ArtifactKind.BUNDLE: bundle.make_bundle,
 }
 
 
@@ -156,21 +160,29 @@ class Making:
             work=self.folder,
             progress=self.progress,
             cancelled=self.cancelled,
+            originals=self.originals,
         )
 
     def fetch(
         self, conda: Sequence[CondaPackage], pypi: Sequence[PypiPackage]
     ) -> tuple[list[CachedPackage], list[CachedWheel]]:
         """Packages of the lock, each byte checked on its way in."""
-        fetching: dict[str, Any] = {
+        packages = tools().packages.ensure(conda, **self._fetching)
+        return packages, tools().wheels.ensure(pypi, **self._fetching)
+
+    def originals(self, packages: Sequence[Package], folder: Path) -> dict[str, Path]:
+        """Packages as they came: those that are kept, and else from the channels."""
+        return bring(packages, folder, archive=package_archive(), **self._fetching)
+
+    @cached_property
+    def _fetching(self) -> dict[str, Any]:
+        return {
             "credentials": source_of(self._credentials(tuple(self.artifact.lock.channels))),
             "parallel": settings.DOWNLOADS_PARALLEL,
             "patience": Patience(read=settings.DOWNLOAD_TIMEOUT),
             "progress": self.progress,
             "cancelled": self.cancelled,
         }
-        packages = tools().packages.ensure(conda, **fetching)
-        return packages, tools().wheels.ensure(pypi, **fetching)
 
     def _credentials(self, channels: tuple[str, ...]) -> tuple[Any, ...]:
         """Those of a namespace that has the lock: what it may fetch is in the file already."""

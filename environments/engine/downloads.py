@@ -207,6 +207,43 @@ def download_all(
         raise error from group
 
 
+def bring(
+    packages: Sequence[Package],
+    folder: Path,
+    *,
+    archive: Archive | None = None,
+    credentials: CredentialSource = no_credentials,
+    cancelled: Cancelled = never,
+    progress: Report = ignore,
+    parallel: int = 8,
+    patience: Patience = PATIENCE,
+) -> dict[str, Path]:
+    """The packages as they came, verified, as files of an empty folder; by their URLs.
+
+    Raises:
+        As `download_all`.
+    """
+    wanted = {package.url: Download.of(package) for package in packages}
+    files = {url: folder / download.key for url, download in wanted.items()}
+
+    async def use(download: Download, part: Path) -> None:
+        os.link(part, folder / download.key)
+
+    download_all(
+        list(wanted.values()),
+        folder=folder / "downloads",
+        present=lambda download: (folder / download.key).exists(),
+        use=use,
+        archive=archive,
+        credentials=credentials,
+        cancelled=cancelled,
+        progress=progress,
+        parallel=parallel,
+        patience=patience,
+    )
+    return files
+
+
 def discard(folder: Path, download: Download) -> None:
     """Remove what was received of `download`, unless another process is receiving it now."""
     lock = FileLock(folder / f"{download.key}.lock")

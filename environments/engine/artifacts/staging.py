@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,12 +18,18 @@ from environments.domain.linking import PythonInfo
 from environments.domain.lock import Lock, PlatformLock
 from environments.domain.policy.subjects import in_seconds
 from environments.domain.progress import Cancelled, Report, ignore, never
+from environments.domain.records import Package
 from environments.engine import linking
+from environments.engine.downloads import bring
 from environments.engine.package_cache import CachedPackage, PackageCache
 from environments.engine.pypi_install import CachedWheel, install_wheels
 
 #: Where no package says when it was made.
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+#: Brings packages as they came into a folder; the file of each URL.
+Originals = Callable[[Sequence[Package], Path], dict[str, Path]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +45,7 @@ class Material:
     work: Path  # an empty folder of this attempt, on the cache's file system
     progress: Report = ignore
     cancelled: Cancelled = never
+    originals: Originals = bring
 
     @property
     def part(self) -> PlatformLock:

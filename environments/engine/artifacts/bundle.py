@@ -1,0 +1,127 @@
+"""What does a machine without a network need of a lock? A channel of its packages, and the rest.
+
+bundle-<lock>-<platform>/
+    README.txt        how to use it
+    channel/          a conda channel: every package as it came, and its index
+    wheels/           the packages of PyPI
+    packages.txt      what to ask the channel for: exactly the lock's packages
+    conda-lock.yml explicit.txt sbom.cdx.json install.sh
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from environments.domain import rendering
+from environments.domain.artifacts import FORMS, ArtifactKind
+from environments.domain.errors import ConflictError
+from environments.domain.records import CondaPackage, Package
+from environments.domain.sbom import cyclonedx
+from environments.engine.artifacts.archives import told_of_full_disk
+from environments.engine.artifacts.installer import SYSTEMS, make_installer
+from environments.engine.artifacts.staging import Material
+from environments.engine.artifacts.tree import END, Entry, tar_stream, with_folders
+
+_README = """\
+The packages of the lock {digest}
+for {platform}, for machines without a network.
+
+With the installer, which needs nothing else:
+
+    sh install.sh -p PREFIX
+
+With micromamba, mamba or conda, from the channel in this folder:
+
+    micromamba create -p PREFIX --offline --override-channels \\
+        -c "file://$PWD/channel" --file packages.txt
+"""
+_README_WHEELS = """\
+    PREFIX/bin/python -m pip install --no-index --no-deps wheels/*.whl
+"""
+#: Not of the index: where the package was, which is nothing to whoever has the bundle.
+_ELSEWHERE = frozenset({"url", "channel", "fn"})
+
+
+def make_bundle(material: Material) -> Path:
+    folder = material.work / "originals"
+    folder.mkdir()
+    with told_of_full_disk():
+        originals = material.originals([*material.part.conda, *material.part.pypi], folder)
+        top = f"bundle-{material.lock.digest[:12]}-{material.platform}"
+        moment = int(material.moment.timestamp())
+        entries = [
+            *_texts(material, top, moment),
+            *_packages(material, originals, top, moment),
+            *_installer(material, top, moment),
+        ]
+        path = material.work / FORMS[ArtifactKind.BUNDLE].file_name
+        with path.open("xb") as out:
+            for piece in tar_stream(with_folders(entries, moment)):
+                out.write(piece)
+            out.write(END)
+    return path
+
+
+def _texts(material: Material, top: str, moment: int) -> Iterator[Entry]:
+    lock, platform = material.lock, material.platform
+    readme = _README.format(digest=lock.digest, platform=platform)
+    texts = {
+        "README.txt": readme + (_README_WHEELS if material.part.pypi else ""),
+        "explicit.txt": rendering.explicit_txt(lock, platform),
+        "sbom.cdx.json": cyclonedx(lock, platform),
+        "packages.txt": "".join(
+            f"{package.name}={package.version}={package.build}\n"
+            for package in sorted(_real(material), key=lambda each: each.name)
+        ),
+        **{f"channel/{subdir}/repodata.json": text for subdir, text in _indexes(material)},
+    }
+    with contextlib.suppress(ConflictError):  # a channel that gives no md5
+        texts["conda-lock.yml"] = rendering.conda_lock_yml(lock)
+    for name, text in texts.items():
+        content = text.encode()
+        yield Entry(f"{top}/{name}", content, len(content), moment)
+
+
+def _real(material: Material) -> list[CondaPackage]:
+    return [package for package in material.part.conda if not package.name.startswith("__")]
+
+
+def _indexes(material: Material) -> Iterator[tuple[str, str]]:
+    """Clients ask for the platform and for noarch, and take an empty one for granted in none."""
+    for subdir in sorted({material.platform, "noarch"}):
+        index: dict[str, Any] = {
+            "info": {"subdir": subdir},
+            "packages": {},
+            "packages.conda": {},
+            "removed": [],
+            "repodata_version": 1,
+        }
+        for package in _real(material):
+            if package.subdir == subdir:
+                kind = "packages.conda" if package.file_name.endswith(".conda") else "packages"
+                record = {
+                    key: value for key, value in package.record.items() if key not in _ELSEWHERE
+                }
+                index[kind][package.file_name] = record
+        yield subdir, json.dumps(index, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _packages(
+    material: Material, originals: dict[str, Path], top: str, moment: int
+) -> Iterator[Entry]:
+    packages: list[Package] = [*_real(material), *material.part.pypi]
+    for package in packages:
+        folder = f"channel/{package.subdir}" if isinstance(package, CondaPackage) else "wheels"
+        source = originals[package.url]
+        size = source.stat().st_size
+        yield Entry(f"{top}/{folder}/{package.file_name}", str(source), size, moment)
+
+
+def _installer(material: Material, top: str, moment: int) -> Iterator[Entry]:
+    if material.platform in SYSTEMS:
+        made = make_installer(material)
+        yield Entry(f"{top}/{made.name}", str(made), made.stat().st_size, moment, executable=True)
