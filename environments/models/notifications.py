@@ -28,6 +28,7 @@ class Event(models.TextChoices):
     RECALL = "recall"
     QUOTA_WARNING = "quota.warning"
     OWNER_LEFT = "service-account.owner-left"
+    TEST = "webhook.test"
 
 
 class WebhookQuerySet(models.QuerySet["Webhook"]):
@@ -144,6 +145,16 @@ class Notification(models.Model):
                 *(cls(webhook=hook, **message) for hook in hooks),
                 *(cls(email=address, **message) for address in addresses),
             ]
+        )
+
+    @classmethod
+    def try_out(cls, webhook: Webhook) -> Self:
+        """Write a message that tells of nothing, to see whether one webhook gets it."""
+        return cls.objects.create(
+            webhook=webhook,
+            event=Event.TEST,
+            subject="A test of this webhook.",
+            content={"text": "", "data": {"webhook": webhook.pk}},
         )
 
     def claim(self, *, patience: timedelta) -> bool:
