@@ -17,6 +17,7 @@ from environments.models.environments import (
     EnvironmentGroupObjectPermission,
     EnvironmentUserObjectPermission,
 )
+from environments.models.holds import LegalHold
 from environments.models.images import BaseImage, BaseLayer, ImageBlob, ImageIndex, Layer
 from environments.models.locks import (
     CondaRecord,
@@ -63,6 +64,7 @@ __all__ = [
     "IndexedPackage",
     "Layer",
     "Leader",
+    "LegalHold",
     "LockRow",
     "LockedConda",
     "LockedPypi",

@@ -36,6 +36,9 @@ class Blob(models.Model):
     used_at = models.DateTimeField(default=timezone.now, db_index=True)
     checked_at = models.DateTimeField(null=True, help_text="Last read and found whole.")
     damaged_at = models.DateTimeField(null=True, help_text="Found with other bytes, or none.")
+    removing_at = models.DateTimeField(
+        null=True, db_index=True, help_text="When it was found that nothing needs it."
+    )
 
     class Meta:
         default_permissions = ()

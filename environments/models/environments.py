@@ -84,6 +84,9 @@ class Environment(models.Model):
     created_by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")
     updated_at = models.DateTimeField(default=timezone.now, editable=False)
     deleted_at = models.DateTimeField(null=True, blank=True)
+    used_at = models.DateTimeField(
+        null=True, editable=False, help_text="Last download, pull, run, or look into its folder."
+    )
 
     objects = EnvironmentQuerySet.as_manager()
 
@@ -102,7 +105,11 @@ class Environment(models.Model):
                 name="environment_pinned_has_current",
             ),
         ]
-        indexes = [models.Index(fields=["name"]), models.Index(fields=["-updated_at"])]
+        indexes = [
+            models.Index(fields=["name"]),
+            models.Index(fields=["-updated_at"]),
+            models.Index(fields=["used_at"]),
+        ]
 
     def __str__(self) -> str:
         return f"{self.namespace.name}/{self.name}"

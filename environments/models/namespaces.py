@@ -105,6 +105,17 @@ class Namespace(models.Model):
     eager_artifacts = models.JSONField(
         default=list, blank=True, help_text="Kinds of files that each new build is made into."
     )
+    #: Retention; none: the installation's default (settings.RETENTION_...), within its bounds.
+    keep_last = models.PositiveIntegerField(
+        null=True, blank=True, help_text="Newest builds of each environment that stay."
+    )
+    keep_days = models.PositiveIntegerField(
+        null=True, blank=True, help_text="Days that each build stays."
+    )
+    keep_tagged = models.BooleanField(default=True, help_text="Builds with a tag stay.")
+    delete_days = models.PositiveIntegerField(
+        null=True, blank=True, help_text="Days after which an archived build is deleted."
+    )
 
     objects = NamespaceQuerySet.as_manager()
 
