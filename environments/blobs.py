@@ -5,12 +5,14 @@ The row comes after the bytes and goes before them: what a row names can be serv
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,18 @@ import structlog
 from django.conf import settings
 from django.core.files import File
 from django.core.files.storage import FileSystemStorage, Storage, storages
+from django.db import transaction
+from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from environments.domain.errors import DamagedError, DiskSpaceError, UnavailableError
+from environments.engine import linking
 from environments.models import Blob
 
 logger = structlog.get_logger(__name__)
 CHUNK = 1 << 20  # bytes
+#: SQLite takes a limited number of variables in one statement.
+BATCH = 500
 
 
 class BlobFolder(FileSystemStorage):
@@ -92,7 +99,7 @@ def keep(path: Path) -> Blob:
         path.unlink()
         return found
     put(path, sha256)
-    kept = {"size": size, "used_at": timezone.now(), "damaged_at": None}
+    kept = {"size": size, "used_at": timezone.now(), "damaged_at": None, "removing_at": None}
     return Blob.objects.update_or_create(sha256=sha256, defaults=kept)[0]
 
 
@@ -131,10 +138,63 @@ def keep_bytes(content: bytes, *, folder: Path) -> Blob:
 
 
 def _again(sha256: str) -> Blob | None:
-    """The row, told that it is wanted again, if these bytes are kept already."""
-    if not Blob.objects.filter(sha256=sha256, damaged_at=None).update(used_at=timezone.now()):
-        return None
-    return Blob.objects.filter(sha256=sha256).first()
+    """The row, told that it is wanted again, if these bytes are kept already.
+
+    Also of damaged ones: who keeps the bytes anew must not lose them to the collection meanwhile.
+    """
+    rows = Blob.objects.filter(sha256=sha256)
+    marked = rows.exclude(removing_at=None).exists()
+    rows.update(used_at=timezone.now(), removing_at=None)
+    found = rows.filter(damaged_at=None).first()
+    if found is not None and marked and not storage().exists(name_of(sha256)):
+        return None  # who removes it was stopped half-way
+    return found
+
+
+def fresh() -> timedelta:
+    """The last use is written no more often; well below the time that it protects the bytes."""
+    grace: timedelta = settings.COLLECTION_GRACE
+    return min(timedelta(minutes=10), grace / 4)
+
+
+def want(rows: QuerySet[Blob]) -> None:
+    """Say that these are needed: none of those that are there now is collected soon.
+
+    Who then finds a row may count on its bytes: whoever removes one holds the row until the end.
+    """
+    now = timezone.now()
+    stale = Q(used_at__lt=now - fresh()) | Q(removing_at__isnull=False)
+    # In one order, so that two who want the same do not wait for each other.
+    keys = rows.filter(stale).order_by("pk").select_for_update().values_list("pk", flat=True)
+    with transaction.atomic():
+        found = list(keys)
+        for start in range(0, len(found), BATCH):
+            batch = Blob.objects.filter(pk__in=found[start : start + BATCH])
+            batch.update(used_at=now, removing_at=None)
+
+
+def stored_at(name: str) -> datetime:
+    """When the bytes of this name came into the store. FileNotFoundError: they are not there."""
+    store = storage()
+    # A file that was moved here keeps the time of its last write.
+    moment: datetime = (
+        store.get_created_time(name)
+        if isinstance(store, BlobFolder)
+        else store.get_modified_time(name)
+    )
+    return moment
+
+
+def remove(blob: Blob) -> None:
+    """Take the bytes away: at once out of reach; call it while the row is locked."""
+    store, name = storage(), name_of(blob.sha256)
+    if isinstance(store, BlobFolder):
+        path = Path(store.path(name))
+        with contextlib.suppress(OSError):  # another file system
+            linking.to_trash(path, Path(settings.DATA) / "trash")
+        path.unlink(missing_ok=True)
+    else:
+        store.delete(name)
 
 
 def _same_file_system(path: Path, folder: Path) -> bool:
@@ -190,7 +250,7 @@ def copy(sha256: str, to: Path) -> str:
     digest = hashlib.sha256()
     try:
         with to.open("wb") as out:
-            for part in _parts(sha256):
+            for part in parts(sha256):
                 digest.update(part)
                 out.write(part)
     except FileNotFoundError:
@@ -204,7 +264,7 @@ def copy(sha256: str, to: Path) -> str:
     return ""
 
 
-def _parts(sha256: str) -> Iterator[bytes]:
+def parts(sha256: str) -> Iterator[bytes]:
     store: Any = storage()
     if isinstance(store, BlobFolder):
         with Path(store.path(name_of(sha256))).open("rb") as file:

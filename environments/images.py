@@ -24,8 +24,11 @@ from environments.domain.errors import DamagedError, InvalidInputError, StoreErr
 from environments.domain.images import (
     ARCHITECTURES,
     CONFIG,
+    EMPTY,
+    EMPTY_CONTENT,
     LAYER,
     MANIFEST,
+    SBOM,
     Compression,
     Descriptor,
     ImageLayer,
@@ -34,10 +37,12 @@ from environments.domain.images import (
     manifest_json,
     own_files,
     plan_layers,
+    referrer_json,
 )
 from environments.domain.lock import Lock, PlatformLock
 from environments.domain.progress import Progress
 from environments.domain.records import CondaPackage, PypiPackage
+from environments.domain.sbom import cyclonedx
 from environments.engine import linking
 from environments.engine.artifacts.staging import moment_of
 from environments.engine.images.archives import Entry, recompress, write_layer
@@ -114,6 +119,7 @@ class Wanted:
         """By key: the layers that are there, in this compression."""
         column = self.compression
         rows = Layer.objects.filter(key__in=[layer.key for layer in self.layers])
+        blobs.want(Blob.objects.filter(pk__in=rows.values(column)))
         whole = rows.filter(**{f"{column}__isnull": False, f"{column}__damaged_at": None})
         return {row.key: row for row in whole.select_related(column)}
 
@@ -227,15 +233,34 @@ def compose(wanted: Wanted, *, work: Path) -> Blob:
     }
     document = manifest_json(_descriptor(CONFIG, config), layers, annotations)
     manifest = blobs.keep_bytes(document, folder=work)
-    refers = {manifest: MANIFEST, config: CONFIG}
-    refers |= {blob: layer.descriptor.media_type for blob, layer in parts}
+    refers = {manifest: (MANIFEST, ""), config: (CONFIG, "")}
+    refers |= {blob: (layer.descriptor.media_type, "") for blob, layer in parts}
+    refers |= _told(wanted, manifest, annotations, work)
     with transaction.atomic():
         ImageBlob.objects.filter(artifact=wanted.artifact).delete()
         ImageBlob.objects.bulk_create(
-            ImageBlob(artifact=wanted.artifact, blob=blob, media_type=media_type)
-            for blob, media_type in refers.items()
+            ImageBlob(
+                artifact=wanted.artifact, blob=blob, media_type=media_type, artifact_type=kind
+            )
+            for blob, (media_type, kind) in refers.items()
         )
     return manifest
+
+
+def _told(
+    wanted: Wanted, manifest: Blob, annotations: Mapping[str, str], work: Path
+) -> dict[Blob, tuple[str, str]]:
+    """What is said of the image: its SBOM, found by the image's digest."""
+    empty = blobs.keep_bytes(EMPTY_CONTENT, folder=work)
+    sbom = blobs.keep_bytes(cyclonedx(wanted.lock, wanted.part.platform).encode(), folder=work)
+    document = referrer_json(
+        _descriptor(MANIFEST, manifest),
+        _descriptor(EMPTY, empty),
+        _descriptor(SBOM, sbom),
+        annotations,
+    )
+    told = blobs.keep_bytes(document, folder=work)
+    return {empty: (EMPTY, EMPTY), sbom: (SBOM, SBOM), told: (MANIFEST, SBOM)}
 
 
 def _descriptor(media_type: str, blob: Blob) -> Descriptor:

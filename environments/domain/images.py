@@ -39,6 +39,9 @@ Compression = Literal["gzip", "zstd"]
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
+SBOM = "application/vnd.cyclonedx+json"
+#: The config of what is no image.
+EMPTY, EMPTY_CONTENT = "application/vnd.oci.empty.v1+json", b"{}"
 LAYER: Mapping[Compression, str] = {
     "gzip": "application/vnd.oci.image.layer.v1.tar+gzip",
     "zstd": "application/vnd.oci.image.layer.v1.tar+zstd",
@@ -260,6 +263,23 @@ def manifest_json(
             "mediaType": MANIFEST,
             "config": config.to_json(),
             "layers": [layer.descriptor.to_json() for layer in layers],
+            "annotations": dict(annotations),
+        }
+    )
+
+
+def referrer_json(
+    subject: Descriptor, empty: Descriptor, told: Descriptor, annotations: Mapping[str, str]
+) -> bytes:
+    """A manifest that says something about the image `subject`: the document `told`."""
+    return canonical(
+        {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "artifactType": told.media_type,
+            "config": empty.to_json(),
+            "layers": [told.to_json()],
+            "subject": subject.to_json(),
             "annotations": dict(annotations),
         }
     )

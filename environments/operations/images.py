@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from django.conf import settings
+from django.db import transaction
 from django.db.models import QuerySet
 
 from accounts.access import Actor, require
 from accounts.roles import Perm
 from environments import blobs, images, platforms
 from environments.domain.artifacts import ArtifactKind, ArtifactState
-from environments.domain.errors import ArtifactFailedError, DamagedError, NotFoundError
+from environments.domain.errors import (
+    ArtifactFailedError,
+    DamagedError,
+    NotFoundError,
+    UnavailableError,
+)
 from environments.domain.images import (
     ARCHITECTURES,
     INDEX,
@@ -23,8 +32,10 @@ from environments.domain.images import (
     index_json,
 )
 from environments.domain.lifecycle import BuildState
+from environments.engine.images.remote import Login, Reference, Repository
 from environments.models import (
     Artifact,
+    AuditEvent,
     BaseImage,
     Blob,
     Build,
@@ -39,6 +50,8 @@ from environments.operations import queueing
 from environments.operations.environments import find_environment
 
 #: Builds that came to a good end; what is archived is made anew from its lock.
+#: Seconds between two looks at an image that is made.
+LOOK = 0.2
 SERVED = (BuildState.READY, BuildState.ARCHIVED)
 LATEST, LOCK, ZSTD = "latest", "lock-", "-zstd"
 _LOCK = re.compile(r"lock-([0-9a-f]{64})")
@@ -247,7 +260,8 @@ def referrers(actor: Actor, environment: Environment, sha256: str) -> list[dict[
     recalled = RecalledLock.objects.active().values("lock")
     of_image = ImageBlob.objects.filter(blob__sha256=sha256, artifact__lock__in=locks)
     rows = ImageBlob.objects.filter(artifact__in=of_image.values("artifact"))
-    told = rows.exclude(artifact_type="").exclude(artifact__lock__in=recalled)
+    told = rows.filter(media_type=MANIFEST).exclude(artifact_type="")
+    told = told.exclude(artifact__lock__in=recalled)
     descriptors = {
         row.blob.sha256: {
             **Descriptor(media_type=MANIFEST, sha256=row.blob.sha256, size=row.blob.size).to_json(),
@@ -256,3 +270,66 @@ def referrers(actor: Actor, environment: Environment, sha256: str) -> list[dict[
         for row in told.select_related("blob").order_by("artifact_type", "pk")
     }
     return list(descriptors.values())
+
+
+# --- pushing --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pushed:
+    """Blobs, and bytes of them, that were sent; and blobs that were there already."""
+
+    sent: int
+    sent_bytes: int
+    there: int
+
+
+def _await(made: Sequence[Artifact]) -> None:
+    deadline = time.monotonic() + settings.ARTIFACT_TIME_LIMIT.total_seconds()
+    for artifact in made:
+        artifact.refresh_from_db()
+        while artifact.state in (ArtifactState.QUEUED, ArtifactState.MAKING):
+            if time.monotonic() > deadline:
+                raise UnavailableError(
+                    "The image is still being made.", hint="Push it again in a while."
+                )
+            time.sleep(LOOK)
+            artifact.refresh_from_db()
+
+
+def push_image(
+    *, actor: Actor, environment: Environment, tag: str, to: str, login: str = ""
+) -> Pushed:
+    """Send an image to another registry: blobs that are missing there, then its manifests.
+
+    Raises:
+        NotFoundError: there is no such tag.
+        InvalidInputError: `to` names no image.
+        AccessDeniedError, UnavailableError: what the other registry says.
+    """
+    require(actor, Perm.DOWNLOAD, environment)
+    reference = Reference.parse(to)
+    build, compression = find_tagged(actor, environment, tag)
+    made = request_images(actor=actor, build=build, compression=compression)
+    _await(made)
+    top = manifest_of(build, made)
+    sent = sent_bytes = there = 0
+    signed_in = Login.parse(login) if login else None
+    with Repository(reference, actions="pull,push", login=signed_in) as repository:
+        for artifact in made:
+            parts = ImageBlob.objects.filter(artifact=artifact, artifact_type="")
+            for part in parts.exclude(media_type=MANIFEST).select_related("blob"):
+                blob = part.blob
+                if repository.push_blob(blob.sha256, blob.size, partial(blobs.parts, blob.sha256)):
+                    sent, sent_bytes = sent + 1, sent_bytes + blob.size
+                else:
+                    there += 1
+            if artifact.blob is not None and top.media_type == INDEX:
+                document = b"".join(blobs.parts(artifact.blob.sha256))
+                repository.push_manifest(f"sha256:{artifact.blob.sha256}", document, MANIFEST)
+        document = b"".join(blobs.parts(top.blob.sha256))
+        repository.push_manifest(reference.tag, document, top.media_type)
+    change = {"tag": tag, "to": str(reference), "sent": sent}
+    with transaction.atomic():
+        AuditEvent.record(actor, "image.push", build, change)
+    return Pushed(sent=sent, sent_bytes=sent_bytes, there=there)

@@ -65,6 +65,8 @@ DOORS = {
 OPEN = {"alive", "ready", "login", "sign-in-ways", "signing-key"}
 #: Routes of signing in, which lead to no row of anybody's namespace; tried with the accounts.
 SIGN_IN = {"device", "device-start", "device-collect"}
+#: The registry's, which speak to tools in their own words; tried in tests/environments/registry.
+REGISTRY = "registry"
 #: Routes that tell of the one who asks, or what that one may see; each has a test below.
 OF_ONESELF = {"whoami", "start", "audit-log", "metrics", "api-token", "logout", "graphql"}
 #: The sign-in of command lines: tried in tests/accounts/test_device_sign_in.py.
@@ -121,7 +123,7 @@ def test_every_route_is_tried_here() -> None:
     found = {
         name
         for name in routes()
-        if not name.startswith(("admin:", *ALLAUTH)) and name != "graphql/"
+        if not name.startswith(("admin:", REGISTRY, *ALLAUTH)) and name != "graphql/"
     }
     assert found == set(DOORS) | OPEN | SIGN_IN | OF_ONESELF | set(PROVISIONING)
 

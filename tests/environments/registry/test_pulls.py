@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import json
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -265,9 +264,17 @@ def test_one_image_is_made_for_all_builds_with_its_lock(
     assert Artifact.objects.count() == 1
 
 
-def test_referrers_of_an_image_are_a_list(small: Build, pull_as: Pulling) -> None:
+def test_the_sbom_of_an_image_is_among_its_referrers(small: Build, pull_as: Pulling) -> None:
     bob = pull_as("bob")
     digest = bob.get(f"{ML}/manifests/1").headers["Docker-Content-Digest"]
     answer = bob.get(f"{ML}/referrers/{digest}")
     assert answer.headers["Content-Type"] == "application/vnd.oci.image.index.v1+json"
-    assert isinstance(json.loads(answer.text)["manifests"], list)
+    [told] = answer.json()["manifests"]
+    assert told["artifactType"] == "application/vnd.cyclonedx+json"
+    manifest = bob.get(f"{ML}/manifests/{told['digest']}").json()
+    assert manifest["subject"]["digest"] == digest
+    sbom = bob.get(f"{ML}/blobs/{manifest['layers'][0]['digest']}").json()
+    assert {"activating", "libbeta"} <= {one["name"] for one in sbom["components"]}
+    query = "?artifactType=application/other"
+    assert bob.get(f"{ML}/referrers/{digest}{query}").json()["manifests"] == []
+    assert bob.get(f"{ML}/referrers/sha256:{'0' * 64}").json()["manifests"] == []

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from accounts.access import Actor
 from accounts.models import User
 from environments import images
-from environments.domain.errors import NotFoundError
+from environments.domain.errors import InvalidInputError, NotFoundError
 from environments.engine.images import loading
 from environments.engine.images.remote import Reference, pull
-from environments.models import BaseImage, Build
+from environments.models import BaseImage, Build, Environment
+from environments.operations.images import push_image
 from tests import factories
 from tests.environments.registry.conftest import build_it, small_base, tool, write_layout
 from tests.services.processes import Service, accepts, find_program, free_ports, running
@@ -120,3 +122,40 @@ def test_a_base_is_loaded_from_what_other_tools_write(form: str, tmp_path: Path,
     assert BaseImage.objects.current("loaded", "linux-64") == base
     assert base.config["config"]["Env"] == ["PATH=/bin", "LANG=C.UTF-8"]
     assert place.exists()
+
+
+def test_only_what_is_missing_is_pushed(
+    small: Build, submit: Callable[..., Build], environment: Environment, bob: Actor,
+    registry: str, tmp_path: Path,
+) -> None:  # fmt: skip
+    target = f"http://{registry}/team/ml"
+    first = push_image(actor=bob, environment=environment, tag="1", to=f"{target}:1")
+    assert (first.sent, first.there) == (6, 0)  # config, base, three packages, activation
+    again = push_image(actor=bob, environment=environment, tag="1", to=f"{target}:again")
+    assert (again.sent, again.there) == (0, 6)
+    build_it(submit("dependencies: [activating]"))
+    second = push_image(actor=bob, environment=environment, tag="2", to=f"{target}:2")
+    assert (second.sent, second.there) == (2, 2)  # config and activation are its own
+    found = pull(Reference.parse(f"{target}:1"), platform="linux-64", folder=tmp_path / "back")
+    assert len(found.layers) == 5
+    with pytest.raises(InvalidInputError, match="names no image"):
+        push_image(actor=bob, environment=environment, tag="1", to="ml:1")
+
+
+def test_a_lock_for_several_platforms_gives_an_index(
+    submit: Callable[..., Build], at_once: None, base: BaseImage, server: str, tmp_path: Path
+) -> None:
+    images.keep_base(BaseImage.OWN, small_base(tmp_path / "arm", platform="linux-aarch64"))
+    text = "dependencies: [libalpha ==2.0]\nplatforms: [linux-64, linux-aarch64]\n"
+    build_it(submit(text))
+    login = f"bob:{factories.make_token(User.objects.get(username='bob'))}"
+    source = f"docker://{server.removeprefix('http://')}/research/ml:1"
+    options = ["--tls-verify=false", "--creds", login]
+    index = json.loads(tool("skopeo", "inspect", "--raw", *options, source))
+    found = {one["platform"]["architecture"] for one in index["manifests"]}
+    assert found == {"amd64", "arm64"}
+    for architecture in found:
+        told = tool("skopeo", "--override-arch", architecture, "inspect", *options, source)
+        assert json.loads(told)["Architecture"] == architecture
+    tool("skopeo", "copy", "--all", "--src-tls-verify=false", "--src-creds", login, source,
+         f"oci:{tmp_path}/both:1")  # fmt: skip

@@ -1,0 +1,64 @@
+"""Load, pull, make or list the bases that container images lie on."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from environments import blobs, images, platforms
+from environments.domain.errors import StoreError
+from environments.domain.names import parse_platform
+from environments.engine.images.base import make_base
+from environments.engine.images.loading import LoadedImage, load
+from environments.models import BaseImage
+
+
+class Command(BaseCommand):
+    help = "Load, pull, make or list the bases that container images lie on (docs/registry.md)."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        commands = parser.add_subparsers(dest="what", required=True)
+        loading = commands.add_parser("load", help="from an OCI layout or a docker archive")
+        loading.add_argument("file", type=Path)
+        loading.add_argument("--name", required=True, help="what CONDASTORE_BASE_IMAGE says")
+        pulling = commands.add_parser("pull", help="from a registry, also where it is here")
+        pulling.add_argument("reference")
+        pulling.add_argument("--platform", default=platforms.own_platform())
+        commands.add_parser("make", help="of this machine's libc and shell, anew")
+        commands.add_parser("list", help="what there is")
+
+    def handle(self, *, what: str, **options: Any) -> None:
+        if what == "list":
+            for base in BaseImage.objects.all():
+                self.stdout.write(f"{base.name} {base.platform} sha256:{base.digest}")
+            return
+        work = blobs.blobs_folder() / f"base-{secrets.token_hex(4)}"
+        work.mkdir(parents=True)
+        try:
+            name, found = self._found(what, options, work)
+            for image in found:
+                base = images.keep_base(name, image)
+                self.stdout.write(f"{base.name} {base.platform} sha256:{base.digest}")
+        except StoreError as error:
+            raise CommandError(f"{error} {error.hint}".strip()) from error
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+    def _found(
+        self, what: str, options: dict[str, Any], work: Path
+    ) -> tuple[str, list[LoadedImage]]:
+        match what:
+            case "load":
+                return options["name"], load(options["file"], folder=work / "loaded")
+            case "pull":
+                reference = options["reference"]
+                platform = parse_platform(options["platform"])
+                return reference, [images.pull_base(reference, platform, work=work)]
+            case _:
+                made = make_base(work / "base", platform=platforms.own_platform())
+                return BaseImage.OWN, [made]

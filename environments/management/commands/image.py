@@ -1,0 +1,44 @@
+"""Push a build's container image to another registry."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from accounts.access import Actor
+from accounts.models import User
+from environments.domain.errors import StoreError
+from environments.operations import images
+from environments.operations.environments import find_environment
+
+
+class Command(BaseCommand):
+    help = "Push a build's container image to another registry (docs/registry.md)."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        commands = parser.add_subparsers(dest="what", required=True)
+        push = commands.add_parser("push", help="send what is missing there")
+        push.add_argument("image", help="NAMESPACE/ENVIRONMENT[:TAG]")
+        push.add_argument("to", help="registry.example.org/name:tag")
+        push.add_argument("--login", default="", help="user:password of that registry")
+        push.add_argument("--as", dest="user", required=True, help="the person you are")
+
+    def handle(self, *, image: str, to: str, login: str, user: str, **options: Any) -> None:
+        person = User.objects.filter(username=user, is_active=True).first()
+        if person is None:
+            raise CommandError(f"There is no user {user!r}.")
+        name, _, tag = image.partition(":")
+        namespace, _, environment = name.partition("/")
+        actor = Actor(person, address="local")
+        try:
+            found = find_environment(actor, namespace, environment)
+            pushed = images.push_image(
+                actor=actor, environment=found, tag=tag or images.LATEST, to=to, login=login
+            )
+        except StoreError as error:
+            raise CommandError(f"{error} {error.hint}".strip()) from error
+        self.stdout.write(
+            f"{to}: {pushed.sent} blobs ({pushed.sent_bytes} bytes) sent, {pushed.there} were there"
+        )
