@@ -17,12 +17,13 @@ _ARGUMENTS = (
 
 
 @contextmanager
-def chromium(playwright: Playwright) -> Iterator[Browser]:
+def chromium(playwright: Playwright, *options: str) -> Iterator[Browser]:
     """The system's own Chromium: nothing is downloaded."""
     program = find_program("chromium", component="Chromium", install="apt-get install chromium")
     # The browser's own sandbox does not work for root.
     sandbox = [] if os.geteuid() else ["--no-sandbox"]
-    browser = playwright.chromium.launch(executable_path=str(program), args=[*_ARGUMENTS, *sandbox])
+    arguments = [*_ARGUMENTS, *sandbox, *options]
+    browser = playwright.chromium.launch(executable_path=str(program), args=arguments)
     try:
         yield browser
     finally:
