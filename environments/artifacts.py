@@ -34,7 +34,7 @@ from environments.domain.errors import (
 from environments.domain.progress import Progress
 from environments.domain.records import CondaPackage, Package, PypiPackage
 from environments.engine import disk, linking
-from environments.engine.artifacts import archives, bundle, installer
+from environments.engine.artifacts import archives, bundle, file_systems, installer
 from environments.engine.artifacts.staging import Material
 from environments.engine.downloads import Patience, bring
 from environments.engine.package_cache import CachedPackage
@@ -55,6 +55,8 @@ Maker = Callable[[Material], Path]
 MAKERS: Mapping[ArtifactKind, Maker] = {
     ArtifactKind.TAR_GZ: archives.make_tar_gz,
     ArtifactKind.TAR_ZST: archives.make_tar_zst,
+    ArtifactKind.SQUASHFS: file_systems.make_squashfs,
+    ArtifactKind.SIF: file_systems.make_sif,
     ArtifactKind.INSTALLER: installer.make_installer,
     ArtifactKind.BUNDLE: bundle.make_bundle,
 }

@@ -1,0 +1,231 @@
+"""How does a lock become a file system that is mounted, not unpacked?
+
+squashfs-tools read the same archive of the same files that others unpack, from a pipe: nothing is
+on the disk twice, and no prefix is linked. The file system holds an environment for `/opt/env`: it
+is mounted there, or it is the root of an Apptainer image that has it there.
+
+The bytes are the same for the same version of squashfs-tools and its zstd library, however many
+processors work.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shlex
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+from itertools import chain
+from pathlib import Path
+
+from environments.domain.artifacts import STANDARD_PREFIX
+from environments.domain.errors import ArtifactFailedError, InvalidInputError
+from environments.domain.progress import Progress
+from environments.engine.artifacts.archives import told_of_full_disk
+from environments.engine.artifacts.sif import ARCHITECTURES, write_sif
+from environments.engine.artifacts.staging import Material
+from environments.engine.artifacts.tree import (
+    END,
+    Entry,
+    chunks,
+    parts_of,
+    tar_stream,
+    with_folders,
+)
+from environments.engine.processes import run_tool
+
+INSTALL = "apt-get install squashfs-tools"
+_TIME_LIMIT = timedelta(hours=6)
+_POLL = 0.02  # seconds
+_OPTIONS = [
+    *("-comp", "zstd", "-Xcompression-level", "6", "-b", "256K"),
+    *("-reproducible", "-all-root", "-no-xattrs", "-exit-on-error"),
+    *("-root-mode", "755", "-quiet", "-no-progress"),
+]
+_FROM_PIPE = ["/bin/sh", "-c", 'pipe=$1; shift; exec "$@" <"$pipe"', "sh"]
+
+
+def make_squashfs(material: Material) -> Path:
+    """The environment is the root of the file system, to be mounted at `/opt/env`."""
+    _require_linux(material)
+    return _write(material, _entries(material), material.work / "env.squashfs")
+
+
+def make_sif(material: Material) -> Path:
+    """An Apptainer image: a root that has the environment, and mount points for the rest."""
+    _require_linux(material)
+    root = STANDARD_PREFIX.lstrip("/")
+    moment = int(material.moment.timestamp())
+    inside = [entry._replace(path=f"{root}/{entry.path}") for entry in _entries(material)]
+    system = _write(material, [*inside, *_root(material, moment)], material.work / "root.squashfs")
+    path = material.work / "env.sif"
+    with told_of_full_disk():
+        write_sif(path, system, platform=material.platform, moment=material.moment)
+    return path
+
+
+def _require_linux(material: Material) -> None:
+    if material.platform not in ARCHITECTURES:
+        raise InvalidInputError(
+            f"There are no file systems for {material.platform}: Linux mounts them.",
+            hint="Ask for an archive (env.tar.zst), or for another platform of the lock.",
+        )
+
+
+def _entries(material: Material) -> list[Entry]:
+    parts = parts_of(material, prefix=STANDARD_PREFIX)
+    return [entry for part in parts for entry in part.entries]
+
+
+# --- what Apptainer looks for ---------------------------------------------------------------------
+
+#: Where Apptainer mounts what is the host's, or its own.
+_MOUNT_POINTS = [
+    *("bin", "dev", "etc", "home", "lib", "lib64", "mnt", "proc", "root", "run", "sbin", "sys"),
+    *("tmp", "usr", "var", "var/tmp"),
+]
+_RUN = """\
+#!/bin/sh
+if [ "$#" -eq 0 ]; then set -- /bin/sh; fi
+exec "$@"
+"""
+_ACTIVATE = f"""\
+#!/bin/sh
+export CONDA_PREFIX="{STANDARD_PREFIX}"
+export PATH="{STANDARD_PREFIX}/bin:$PATH"
+"""
+_SCRIPTS = f"""\
+for condastore_script in {STANDARD_PREFIX}/etc/conda/activate.d/*.sh; do
+    if [ -r "$condastore_script" ]; then . "$condastore_script"; fi
+done
+unset condastore_script
+"""
+
+
+def _root(material: Material, moment: int) -> Iterable[Entry]:
+    def file(path: str, text: str, *, executable: bool = False) -> Entry:
+        content = text.encode()
+        return Entry(path, content, len(content), moment, executable)
+
+    exports = "".join(
+        f"export {name}={shlex.quote(value)}\n"
+        for name, value in sorted(material.variables.items())
+    )
+    for folder in _MOUNT_POINTS:
+        yield Entry(folder, None, 0, moment)
+    yield file(
+        ".singularity.d/env/90-environment.sh", _ACTIVATE + exports + _SCRIPTS, executable=True
+    )
+    yield file(".singularity.d/runscript", _RUN, executable=True)
+    yield file(".singularity.d/labels.json", f'{{"condastore.lock": "{material.lock.digest}"}}\n')
+    for name in ("group", "hosts", "passwd", "resolv.conf"):
+        yield file(f"etc/{name}", "")
+
+
+# --- squashfs -------------------------------------------------------------------------------------
+
+
+def _write(material: Material, entries: Iterable[Entry], path: Path) -> Path:
+    """Let squashfs-tools make the file system of `entries` in the new file at `path`."""
+    program = str(squashfs_program())
+    everything = with_folders(entries, int(material.moment.timestamp()))
+    # mksquashfs takes no file for younger than this; its option for the root's time does nothing.
+    newest = max(entry.moment for entry in everything)
+    pipe = path.with_name("files.tar")
+    os.mkfifo(pipe, 0o600)
+    feeder = _Feeder(pipe, everything, material)
+    lines: list[str] = []
+    with feeder:
+        result = run_tool(
+            [*_FROM_PIPE, str(pipe), program, "-", str(path), "-tar", *_OPTIONS],
+            cwd=material.work,
+            env={
+                "PATH": "/usr/bin:/bin",
+                "LANG": "C.UTF-8",
+                "SOURCE_DATE_EPOCH": str(newest),
+            },
+            time_limit=_TIME_LIMIT,
+            cancelled=material.cancelled,
+            on_line=lines.append,
+        )
+    pipe.unlink()
+    if feeder.error is not None and not isinstance(feeder.error, BrokenPipeError):
+        raise feeder.error
+    if not result.succeeded:
+        said = "; ".join(line for line in lines[-3:] if line)
+        with told_of_full_disk():
+            if re.search("No space left|Disk quota", said):
+                raise OSError(28, said)
+        raise ArtifactFailedError(
+            f"The file system could not be made: {said or f'status {result.status}'}.",
+            details={"status": result.status, "tail": result.tail},
+        )
+    return path
+
+
+@functools.cache
+def squashfs_program() -> Path:
+    """Raises ArtifactFailedError, with how to install it."""
+    found = shutil.which("mksquashfs")
+    # sqfstar came with the ability to read archives; it is mksquashfs that takes all options.
+    if found is None or shutil.which("sqfstar") is None:
+        older = found is not None
+        raise ArtifactFailedError(
+            "squashfs-tools of this worker are older than 4.5: they read no archives."
+            if older
+            else "This worker has no squashfs-tools, which make such file systems.",
+            hint=f"Ask an administrator to install them on the workers ({INSTALL}), or ask for "
+            "an archive (env.tar.zst).",
+        )
+    return Path(found)
+
+
+class _Feeder:
+    """Writes the archive into the pipe from a thread of its own, while the tool reads it."""
+
+    def __init__(self, pipe: Path, entries: Sequence[Entry], material: Material) -> None:
+        self._pipe, self._entries, self._material = pipe, entries, material
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="squashfs-feeder", daemon=True)
+        self.error: Exception | None = None
+
+    def __enter__(self) -> _Feeder:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            if (descriptor := self._open()) is not None:
+                with os.fdopen(descriptor, "wb", buffering=0) as out:
+                    self._write(out.write)
+        except Exception as error:  # told to whoever waits for the tool
+            self.error = error
+
+    def _open(self) -> int | None:
+        """The pipe, as soon as the tool has opened it; None where it ended before it did."""
+        while not self._end.is_set():
+            try:
+                descriptor = os.open(self._pipe, os.O_WRONLY | os.O_NONBLOCK)
+            except OSError:  # ENXIO: nobody reads yet
+                time.sleep(_POLL)
+                continue
+            os.set_blocking(descriptor, True)
+            return descriptor
+        return None
+
+    def _write(self, write: Callable[[bytes], int | None]) -> None:
+        total, done = sum(entry.size for entry in self._entries), 0
+        for piece in chunks(chain(tar_stream(self._entries), [END]), 1 << 20):
+            view = memoryview(piece)
+            while view:
+                view = view[write(view) or 0 :]
+            done = min(done + len(piece), total)
+            self._material.progress(Progress(stage="packing", bytes_done=done, bytes_total=total))

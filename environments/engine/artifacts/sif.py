@@ -1,0 +1,69 @@
+"""How is a squashfs put into an Apptainer image, so that its bytes depend on nothing else?
+
+A SIF is a header, a table of descriptors and the objects they describe; here one object, the root
+file system. Its id comes from its content and its times from the lock. (`siftool` gives both at
+random, and is seldom installed.)
+
+Source: github.com/sylabs/sif, pkg/sif (version 1 of the format): all numbers are little-endian, and
+nothing is aligned but the objects.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import struct
+import uuid
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+
+#: conda's platform -> Go's architecture, as a SIF numbers it.
+ARCHITECTURES: Mapping[str, bytes] = {
+    "linux-64": b"02\0",
+    "linux-aarch64": b"04\0",
+    "linux-armv7l": b"03\0",
+    "linux-ppc64le": b"06\0",
+    "linux-riscv64": b"12\0",
+    "linux-s390x": b"11\0",
+}
+_LAUNCH = b"#!/usr/bin/env run-singularity\n"
+#: launch script, magic, version, architecture, id, created, modified, then of the descriptors:
+#: free, total, offset, size; of the data: offset, size.
+_HEADER = struct.Struct("<32s10s3s3s16sqqqqqqqq")
+#: type, used, id, group, link, offset, size, size with padding, created, modified, user, group,
+#: name, what is particular to the type.
+_DESCRIPTOR = struct.Struct("<iBIIIqqqqqqq128s384s")
+#: Of a partition: file system, kind, architecture.
+_PARTITION = struct.Struct("<ii3s")
+_DESCRIPTORS, _DESCRIPTORS_AT, DATA_AT = 48, 4096, 32768
+_TYPE_PARTITION, _SQUASHFS, _PRIMARY_SYSTEM = 0x4004, 1, 2
+_FIRST_GROUP = 0xF0000001
+
+
+def write_sif(path: Path, system: Path, *, platform: str, moment: datetime) -> None:
+    """Write an image around the squashfs in the file `system` to the new file at `path`."""
+    size, when = system.stat().st_size, int(moment.timestamp())
+    architecture = ARCHITECTURES[platform]
+    with system.open("rb") as file, path.open("xb") as out:
+        digest = hashlib.file_digest(file, "sha256").digest()
+        out.write(
+            _HEADER.pack(
+                *(_LAUNCH, b"SIF_MAGIC", b"01", architecture),
+                uuid.UUID(bytes=digest[:16], version=5).bytes,
+                *(when, when, _DESCRIPTORS - 1, _DESCRIPTORS),
+                *(_DESCRIPTORS_AT, _DESCRIPTORS * _DESCRIPTOR.size, DATA_AT, size),
+            )
+        )
+        out.seek(_DESCRIPTORS_AT)
+        out.write(
+            _DESCRIPTOR.pack(
+                *(_TYPE_PARTITION, 1, 1, _FIRST_GROUP, 0),
+                *(DATA_AT, size, size, when, when, 0, 0),
+                b"root.squashfs",
+                _PARTITION.pack(_SQUASHFS, _PRIMARY_SYSTEM, architecture),
+            )
+        )
+        out.seek(DATA_AT)
+        file.seek(0)
+        shutil.copyfileobj(file, out, 1 << 20)
