@@ -160,6 +160,63 @@ def second(
     render.answer(agreed, as_json, lambda: render.say(f"Agreed with {len(agreed)}."))
 
 
+@app.command()
+def explain(
+    request: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
+    note: Annotated[str, typer.Option("--note", help="Those who decide read it.", prompt=True)],
+    as_json: AsJson = False,
+) -> None:
+    """Say what a package is for, to those who decide."""
+    found = connect().change(queries.EXPLAIN_REQUEST, id=request, note=note)
+    render.answer(found, as_json, lambda: _show(found))
+
+
+@app.command()
+def decisions(
+    namespace: Annotated[str, typer.Option(help="Of this namespace only.")] = "",
+    every: Annotated[bool, typer.Option("--all", help="Those not in force, too.")] = False,
+    limit: Limit = 0,
+    as_json: AsJson = False,
+) -> None:
+    """List what was decided, the newest first."""
+    filters: Json = {"namespace": namespace or None, "inForce": None if every else True}
+    found = connect().every(queries.DECISIONS, "decisions", limit=limit, filters=filters)
+    rows = [
+        (
+            one["id"],
+            one["namespace"] or "(everywhere)",
+            one["spec"] or one["name"],
+            "approved" if one["approved"] else "rejected",
+            one["decidedBy"],
+            render.moment(one["expiresAt"]),
+            f"revoked by {one['revokedBy']}" if one["revokedAt"] else "",
+            one["reason"],
+        )
+        for one in found
+    ]
+    columns = ["#id", "namespace", "package", "", "by", "until", "", "reason"]
+    render.answer(
+        found, as_json, lambda: render.table(columns, rows, empty="There is no such decision.")
+    )
+
+
+@app.command()
+def revoke(
+    decision: Annotated[
+        str,
+        typer.Argument(
+            metavar="DECISION", help="As `approval decisions` shows it.", show_default=False
+        ),
+    ],
+    reason: Reason,
+    as_json: AsJson = False,
+) -> None:
+    """Take a decision back: what starts from now on needs another; what runs, goes on."""
+    gone = connect().change(queries.REVOKE_DECISION, id=decision, reason=reason)
+    name = gone["spec"] or gone["name"]
+    render.answer(gone, as_json, lambda: render.say(f"The decision on {name} no longer holds."))
+
+
 def _decide(
     approve: bool,
     requests: list[str],

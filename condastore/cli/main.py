@@ -25,6 +25,7 @@ from condastore.cli import (
     server,
     tokens,
     verifying,
+    webhooks,
 )
 from condastore.cli.errors import CommandError, Status
 from condastore.cli.options import AsJson
@@ -71,6 +72,7 @@ app.add_typer(recalls.app, name="recall")
 app.add_typer(credentials.app, name="credential")
 app.add_typer(audit.app, name="audit")
 app.add_typer(policies.app, name="policy")
+app.add_typer(webhooks.app, name="webhook")
 app.command(
     # What follows the environment is the command's own, options too.
     context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True},

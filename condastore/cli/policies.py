@@ -130,6 +130,29 @@ def history(namespace: Place = "", limit: Limit = 0, as_json: AsJson = False) ->
 
 
 @app.command()
+def restore(
+    number: Annotated[
+        int,
+        typer.Argument(metavar="VERSION", help="As `policy history` shows it.", show_default=False),
+    ],
+    namespace: Place = "",
+    comment: Comment = "",
+    as_json: AsJson = False,
+) -> None:
+    """Make the rules of an older version those of a new one; they hold at once."""
+    made = connect().change(
+        queries.RESTORE_POLICY, namespace=namespace or None, number=number, comment=comment
+    )
+
+    def human() -> None:
+        rows = [_row(rule) for rule in made["rules"]]
+        render.table(_COLUMNS, rows, empty="There is no rule.")
+        render.say(f"version {made['version']}")
+
+    render.answer(made, as_json, human)
+
+
+@app.command()
 def add(
     namespace: Place = "",
     kind: Kind = "",

@@ -283,6 +283,19 @@ mutation ChangeRule($id: ID!, $effect: String, $name: String, $settings: JSON, $
     + _RULE
     + _ERROR
 )
+RESTORE_POLICY = (
+    """
+mutation RestorePolicy($namespace: String, $number: Int!, $comment: String!) {
+  restorePolicyVersion(namespace: $namespace, number: $number, comment: $comment) {
+    __typename
+    ... on EffectivePolicy { namespace version rules { ...Shown } }
+    ... on OperationError { ...Refusal }
+  }
+}
+"""
+    + _RULE
+    + _ERROR
+)
 REMOVE_RULE = (
     """
 mutation RemoveRule($id: ID!, $comment: String!) {
@@ -708,6 +721,100 @@ mutation Second($id: ID!) {
   }
 }
 """
+    + _ERROR
+)
+EXPLAIN_REQUEST = (
+    """
+mutation ExplainRequest($id: ID!, $note: String!) {
+  explainRequest(id: $id, note: $note) {
+    __typename
+    ... on ApprovalRequest { ...Asked }
+    ... on OperationError { ...Refusal }
+  }
+}
+"""
+    + _REQUEST
+    + _ERROR
+)
+_DECISION = """
+fragment Told on PackageDecision {
+  id approved scope manager name spec sha256 namespace reason expiresAt decidedBy decidedAt
+  secondedBy complete revokedAt revokedBy inForce
+}
+"""
+DECISIONS = (
+    f"""
+query Decisions($first: Int, $after: String, $filters: DecisionFilter) {{
+  decisions(first: $first, after: $after, filters: $filters) {{
+    {_PAGE}
+    edges {{ node {{ ...Told }} }}
+  }}
+}}
+"""
+    + _DECISION
+)
+REVOKE_DECISION = (
+    """
+mutation RevokeDecision($id: ID!, $reason: String!) {
+  revokeDecision(id: $id, reason: $reason) {
+    __typename
+    ... on PackageDecision { ...Told }
+    ... on OperationError { ...Refusal }
+  }
+}
+"""
+    + _DECISION
+    + _ERROR
+)
+_WEBHOOK = "fragment Hook on Webhook { id namespace url events enabled createdAt }"
+WEBHOOKS = (
+    f"""
+query Webhooks($first: Int, $after: String, $namespace: String) {{
+  webhooks(first: $first, after: $after, namespace: $namespace) {{
+    {_PAGE}
+    edges {{ node {{ ...Hook }} }}
+  }}
+}}
+"""
+    + _WEBHOOK
+)
+CREATE_WEBHOOK = (
+    """
+mutation CreateWebhook($namespace: String, $url: String!, $events: [String!]) {
+  createWebhook(namespace: $namespace, url: $url, events: $events) {
+    __typename
+    ... on CreatedWebhook { secret webhook { ...Hook } }
+    ... on OperationError { ...Refusal }
+  }
+}
+"""
+    + _WEBHOOK
+    + _ERROR
+)
+DELETE_WEBHOOK = (
+    """
+mutation DeleteWebhook($id: ID!) {
+  deleteWebhook(id: $id) {
+    __typename
+    ... on Webhook { ...Hook }
+    ... on OperationError { ...Refusal }
+  }
+}
+"""
+    + _WEBHOOK
+    + _ERROR
+)
+TEST_WEBHOOK = (
+    """
+mutation TestWebhook($id: ID!) {
+  testWebhook(id: $id) {
+    __typename
+    ... on Webhook { ...Hook }
+    ... on OperationError { ...Refusal }
+  }
+}
+"""
+    + _WEBHOOK
     + _ERROR
 )
 _RECALL = """

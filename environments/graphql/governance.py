@@ -384,6 +384,13 @@ class GovernanceMutation:
         )
         return CreatedWebhook(secret=made.secret, webhook=WebhookNode.of(made.webhook))
 
+    @field(description="Send it a message, to see whether it gets one.")
+    def test_webhook(self, info: Info, key: Key) -> WebhookPayload:
+        actor = actor_of(info)
+        rows = Webhook.objects.visible_to(actor).select_related("namespace")
+        found = find(rows, key, "webhook")
+        return WebhookNode.of(notifications.try_webhook(actor=actor, webhook=found))
+
     @field()
     def delete_webhook(self, info: Info, key: Key) -> WebhookPayload:
         actor = actor_of(info)

@@ -12,6 +12,7 @@ from django.db.models import QuerySet
 from strawberry import ID, Info
 from strawberry.scalars import JSON
 
+from accounts.access import Actor
 from environments.domain.errors import NotFoundError, StoreError
 from environments.graphql.errors import OperationError
 from environments.graphql.pages import (
@@ -96,6 +97,20 @@ class EffectivePolicy:
     rules: list[Rule]
     inherited: list[Rule] = strawberry.field(description="The installation's, which hold as well.")
     may_change: bool
+
+    @classmethod
+    def of(cls, actor: Actor, place: Namespace | None) -> EffectivePolicy:
+        found = operations.find_policy(actor, place)
+        own = [Rule.of(row) for row in PolicyRule.objects.filter(policy=found.pk or 0)]
+        above = PolicyRule.objects.filter(policy__namespace=None) if place else []
+        return cls(
+            namespace=place.name if place else None,
+            version=found.version,
+            digest=policy_of(place).version if place else "",
+            rules=own,
+            inherited=[Rule.of(row) for row in above],
+            may_change=operations.may_change(actor, place),
+        )
 
 
 @strawberry_django.type(
@@ -207,6 +222,7 @@ PolicyRulePayload = Annotated[Rule | OperationError, strawberry.union("PolicyRul
 RemovedPolicyRulePayload = Annotated[
     RemovedPolicyRule | OperationError, strawberry.union("RemovedPolicyRulePayload")
 ]
+PolicyPayload = Annotated[EffectivePolicy | OperationError, strawberry.union("PolicyPayload")]
 SimulationPayload = Annotated[
     PolicySimulation | OperationError, strawberry.union("PolicySimulationPayload")
 ]
@@ -242,22 +258,10 @@ class PolicyQueries:
 
     @field(description="Of a namespace; without one, the installation's.")
     def policy(self, info: Info, namespace: str | None = None) -> EffectivePolicy | None:
-        actor = actor_of(info)
         try:
-            place = _place(info, namespace)
-            found = operations.find_policy(actor, place)
+            return EffectivePolicy.of(actor_of(info), _place(info, namespace))
         except NotFoundError:
             return None
-        own = [Rule.of(row) for row in PolicyRule.objects.filter(policy=found.pk or 0)]
-        above = PolicyRule.objects.filter(policy__namespace=None) if place else []
-        return EffectivePolicy(
-            namespace=place.name if place else None,
-            version=found.version,
-            digest=policy_of(place).version if place else "",
-            rules=own,
-            inherited=[Rule.of(row) for row in above],
-            may_change=operations.may_change(actor, place),
-        )
 
 
 @strawberry.type
@@ -350,6 +354,27 @@ class PolicyMutations:
         rule = operations.find_rule(actor, key)
         operations.remove_rule(actor=actor, rule=rule, comment=comment, version=version)
         return RemovedPolicyRule(name=rule.name)
+
+    @field(
+        description="Make the rules of an older version those of a new one. `version`: of the "
+        "policy that you saw."
+    )
+    def restore_policy_version(
+        self,
+        info: Info,
+        number: int,
+        namespace: str | None = None,
+        comment: str = "",
+        version: int | None = None,
+    ) -> PolicyPayload:
+        actor, place = actor_of(info), _place(info, namespace)
+        operations.restore_version(
+            actor=actor,
+            restored=operations.find_version(actor, place, number),
+            comment=comment,
+            version=version,
+        )
+        return EffectivePolicy.of(actor, place)
 
     @field(
         description="Hold rules against all current builds of a namespace, or of the installation, "

@@ -1,4 +1,4 @@
-"""What people ask of webhooks: make one, remove one."""
+"""What people ask of webhooks: make one, try one, remove one."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from accounts.access import Actor, require, require_superuser
 from accounts.roles import Perm
-from environments.domain.errors import InvalidInputError, LimitError
+from environments.domain.errors import ConflictError, InvalidInputError, LimitError
 from environments.engine.webhooks import parse_url
 from environments.models import AuditEvent, Namespace, Webhook, audited
-from environments.models.notifications import Event
+from environments.models.notifications import Event, Notification
 
 #: Webhooks of one namespace, or of the installation.
 MOST = 20
@@ -56,6 +56,25 @@ def create_webhook(
     place = namespace or "the installation"
     AuditEvent.record(actor, "webhook.create", place, {"url": address, "events": hook.events})
     return CreatedWebhook(webhook=hook, secret=secret)
+
+
+@audited()
+def try_webhook(*, actor: Actor, webhook: Webhook) -> Webhook:
+    """Send it a message of its own kind, whichever events it is told of.
+
+    Raises:
+        ConflictError: it is switched off; nothing is sent to it.
+    """
+    _require(actor, webhook.namespace)
+    if not webhook.enabled:
+        raise ConflictError(
+            f"The webhook {webhook.url} is switched off: its receiver wanted no more messages.",
+            hint="Delete it, and create it again.",
+        )
+    Notification.try_out(webhook)
+    place = webhook.namespace or "the installation"
+    AuditEvent.record(actor, "webhook.test", place, {"url": webhook.url})
+    return webhook
 
 
 @audited()

@@ -21,9 +21,12 @@ from environments import folders
 from environments.domain.diff import shortest_chains
 from environments.domain.errors import (
     ConflictError,
+    FaultError,
     InvalidInputError,
     LimitError,
     NotFoundError,
+    RuleError,
+    StoreError,
 )
 from environments.domain.policy import (
     Effect,
@@ -207,6 +210,68 @@ def move_rule(
     changes = {"rule": rule.name, "before": before, "after": rule.position}
     _keep_version(actor, policy, "move-rule", f"moved “{rule.name}”", comment, changes, acts=False)
     return rule
+
+
+def find_version(actor: Actor, namespace: Namespace | None, number: int) -> PolicyVersion:
+    policy = find_policy(actor, namespace)
+    found = PolicyVersion.objects.filter(policy=policy.pk or 0, number=number)
+    version = found.select_related("policy__namespace").first()
+    if version is None:
+        raise NotFoundError(
+            f"The {policy} has no version {number}.",
+            where="number",
+            hint="See them with `condastore policy history`.",
+        )
+    return version
+
+
+@audited()
+def restore_version(
+    *, actor: Actor, restored: PolicyVersion, comment: str = "", version: int | None = None
+) -> Policy:
+    """Make the rules of an older version those of a new one; rules that stay keep their ids.
+
+    Raises:
+        RuleError: what the older version says is no rule any more, all of it.
+        ConflictError: the rules are the same now.
+    """
+    _require(actor, restored.policy.namespace)
+    _refuse_unreadable(restored.rules)
+    policy = _next_version(restored.policy, version)
+    rows = list(policy.rules.order_by("position", "pk"))
+    before = [_json(row) for row in rows]
+    if before == restored.rules:
+        raise ConflictError(
+            f"The rules of the {policy} are those of version {restored.number} already."
+        )
+    held = {row.name: row for row in rows}
+    wanted = {rule["name"] for rule in restored.rules}
+    policy.rules.exclude(name__in=wanted).delete()
+    for position, rule in enumerate(restored.rules):
+        row = held.get(rule["name"]) or PolicyRule(policy=policy, name=rule["name"])
+        row.position = position
+        for key in ("kind", "effect", "enabled", "settings"):
+            setattr(row, key, rule[key])
+        row.save()
+    changes = {"restored": restored.number, "before": before, "after": restored.rules}
+    _keep_version(
+        actor, policy, "restore-version", f"restored version {restored.number}", comment, changes
+    )
+    return policy
+
+
+def _refuse_unreadable(rules: Sequence[Mapping[str, Any]]) -> None:
+    faults: list[StoreError] = []
+    for rule in rules:
+        try:
+            parse_rule(**{key: rule[key] for key in ("kind", "effect", "name", "settings")})
+        except RuleError as error:
+            faults += [
+                FaultError(fault.message, where=f"{rule['name']}: {fault.where}", hint=fault.hint)
+                for fault in error.faults
+            ]
+    if faults:
+        raise RuleError(faults)
 
 
 def _next_version(policy: Policy, expected: int | None) -> Policy:

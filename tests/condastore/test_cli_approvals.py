@@ -67,6 +67,10 @@ def test_a_build_waits_goes_on_when_it_is_approved_and_is_called_back(
     waits_for = sam.does("env", "show", f"{place}:1").succeeded().out
     assert f"request {request['id']}" in waits_for
     assert "may decide: admin" in waits_for
+    explained = sam.does(
+        "approval", "explain", request["id"], "--note", "week 3 needs it"
+    ).succeeded()
+    assert "week 3 needs it" in explained.out
     refused = sam.does("approval", "approve", request["id"], "--reason", "please")
     assert refused.status == 3
     said = administrator.does(
@@ -89,6 +93,59 @@ def test_a_build_waits_goes_on_when_it_is_approved_and_is_called_back(
             "recall", "undo", hit.document["id"], "--reason", "a false alarm"
         ).succeeded()
     sam.does("run", place, "--", "true").succeeded()
+
+    listed = ("approval", "decisions", "--namespace", space)
+    [decision] = administrator.does(*listed, "--json").succeeded().document
+    assert (decision["approved"], decision["reason"]) == (True, "looked at it")
+    revoke = ("approval", "revoke", decision["id"], "--reason", "looked again")
+    assert sam.does(*revoke).status == 3
+    administrator.does(*revoke).succeeded()
+    assert "There is no such decision." in administrator.does(*listed).succeeded().out
+    assert "revoked by admin" in administrator.does(*listed, "--all").succeeded().out
+
+
+def test_rules_are_written_tried_taken_back_and_restored(administrator: Person, sam: Person):
+    space = f"lab-{uuid.uuid4().hex[:6]}"
+    administrator.does("namespace", "create", space).succeeded()
+    rule = ("--kind", "packages-denied", "--name", "no beta", "--set", "packages=libbeta")
+    tried = administrator.does("policy", "simulate", space, *rule[:2], *rule[4:]).succeeded()
+    assert "0 would be blocked" in tried.out
+    [made] = administrator.does("policy", "add", space, *rule, "--json").succeeded().document
+    administrator.does("policy", "change", made["id"], "--off").succeeded()
+    administrator.does("policy", "remove", made["id"], "--comment", "too strict").succeeded()
+    assert "too strict" in administrator.does("policy", "history", space).succeeded().out
+    assert sam.does("policy", "restore", "1", space).status != 0
+    restored = administrator.does("policy", "restore", "1", space).succeeded().out
+    assert "no beta" in restored
+    assert "version 4" in restored
+    shown = administrator.does("policy", "show", space, "--json").succeeded().document
+    assert [(one["name"], one["enabled"]) for one in shown["rules"]] == [("no beta", True)]
+    missing = administrator.does("policy", "restore", "9", space)
+    assert missing.status != 0
+    assert "no version 9" in missing.err
+
+
+def test_a_webhook_is_added_tried_and_removed(administrator: Person, sam: Person):
+    space = f"lab-{uuid.uuid4().hex[:6]}"
+    administrator.does("namespace", "create", space).succeeded()
+    made = administrator.does(
+        "webhook", "add", "https://hooks.example.org/builds", "--namespace", space,
+        "--event", "build.finished", "--json",
+    ).succeeded().document  # fmt: skip
+    assert made["secret"].startswith("whsec_")
+    key = made["webhook"]["id"]
+    listed = administrator.does("webhook", "list", "--namespace", space).succeeded().out
+    assert "build.finished" in listed
+    assert made["secret"] not in listed
+    assert "on its way" in administrator.does("webhook", "test", key).succeeded().out
+    assert sam.does("webhook", "test", key).status != 0
+    administrator.does("webhook", "remove", key).succeeded()
+    none = administrator.does("webhook", "list", "--namespace", space).succeeded().out
+    assert "There is no webhook." in none
+    wrong = administrator.does(
+        "webhook", "add", "https://hooks.example.org/", "-n", space, "--event", "build.begun"
+    )
+    assert "build.finished" in wrong.err
 
 
 def test_a_time_that_is_none_and_a_recall_of_nothing_are_told(person: Person):

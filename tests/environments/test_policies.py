@@ -134,6 +134,56 @@ def test_a_moved_rule_is_told_in_its_place(research, dora):
     assert [rule.name for rule in PolicyRule.objects.all()] == ["first", "second"]
 
 
+def test_an_older_version_is_restored_as_a_new_one(research, dora):
+    first = add(dora, research)
+    second = add(dora, research, name="second", effect="warn")
+    policies.move_rule(actor=dora, rule=second, position=0)
+    policies.change_rule(actor=dora, rule=first, settings={"packages": ["right-pad"]})
+    policies.remove_rule(actor=dora, rule=second)
+    add(dora, research, name="third")
+    old = policies.find_version(dora, research, 3)
+    policy = policies.restore_version(actor=dora, restored=old, comment="as it was")
+    rules = list(PolicyRule.objects.values_list("name", "effect", "settings"))
+    assert rules == [
+        ("second", "warn", {"packages": ["left-pad"]}),
+        (first.name, "enforce", {"packages": ["left-pad"]}),
+    ]
+    assert PolicyRule.objects.get(name=first.name) == first
+    made = PolicyVersion.objects.get(policy=policy, number=7)
+    assert (made.rules, made.comment) == (old.rules, "as it was")
+    event = AuditEvent.objects.get(action="policy.restore-version")
+    assert event.changes["restored"] == 3
+    assert [rule["name"] for rule in event.changes["before"]] == [first.name, "third"]
+    with pytest.raises(ConflictError, match="version 3 already"):
+        policies.restore_version(actor=dora, restored=old)
+    assert Policy.objects.get(pk=policy.pk).version == 7
+
+
+def test_only_who_may_change_rules_restores_them_and_a_version_that_is_none_is_not_found(
+    research, alice, bob, charlie, dora
+):
+    rule = add(dora, research)
+    policies.change_rule(actor=dora, rule=rule, effect="warn")
+    old = policies.find_version(bob, research, 1)
+    for person in (alice, bob, charlie):
+        with pytest.raises(AccessDeniedError):
+            policies.restore_version(actor=person, restored=old)
+    with pytest.raises(NotFoundError):
+        policies.find_version(charlie, research, 1)
+    with pytest.raises(NotFoundError, match="no version 9"):
+        policies.find_version(dora, research, 9)
+
+
+def test_a_version_with_a_rule_that_none_can_read_any_more_changes_nothing(research, dora):
+    rule = add(dora, research)
+    policies.change_rule(actor=dora, rule=rule, effect="warn")
+    old = policies.find_version(dora, research, 1)
+    old.rules[0]["kind"] = "horoscope"
+    with pytest.raises(RuleError, match="horoscope"):
+        policies.restore_version(actor=dora, restored=old)
+    assert PolicyRule.objects.get().effect == "warn"
+
+
 # --- what holds -----------------------------------------------------------------------------------
 
 

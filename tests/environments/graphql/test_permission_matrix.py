@@ -44,7 +44,7 @@ from environments.models import (
     WaitingBuild,
     Webhook,
 )
-from environments.operations.policies import add_rule
+from environments.operations.policies import add_rule, change_rule
 from environments.operations.tokens import create_token
 from tests import factories
 from tests.environments.graphql.asking import ERROR, ask, context_of, post
@@ -158,8 +158,9 @@ def make_world() -> World:
         kind="packages-denied",
         effect="warn",
         name="no left-pad",
-        settings={"packages": ["left-pad"]},
+        settings={"packages": ["left-pad", "right-pad"]},
     )
+    rule = change_rule(actor=dora, rule=rule, settings={"packages": ["left-pad"]})
     mapping = RoleMapping.objects.create(group="ldap:it", namespace="it-*", role=Role.VIEWER.value)
     world = World(
         research=research,
@@ -383,6 +384,7 @@ CHANGES: dict[str, tuple[str, Perm]] = {
     "changePolicyRule": ("id: $rule, enabled: false", Perm.MANAGE),
     "movePolicyRule": ("id: $rule, position: 0", Perm.MANAGE),
     "removePolicyRule": ("id: $rule", Perm.MANAGE),
+    "restorePolicyVersion": ('namespace: "research", number: 1', Perm.MANAGE),
     "simulatePolicy": ('namespace: "research"', Perm.MANAGE),
     "decide": ('requests: [$request], approve: true, reason: "fine"', Perm.APPROVE),
     "secondDecision": ("id: $decision", Perm.APPROVE),
@@ -457,6 +459,10 @@ OTHER_CHANGES: dict[str, tuple[str, Callable[[Persona], str]]] = {
     "undoRecall": ('id: $recall, reason: "fixed"', _of_an_administrator),
     "deleteChannelCredential": (
         "id: $credential",
+        lambda persona: "" if Perm.MANAGE in persona.perms else "not-found",
+    ),
+    "testWebhook": (
+        "id: $webhook",
         lambda persona: "" if Perm.MANAGE in persona.perms else "not-found",
     ),
     "deleteWebhook": (
