@@ -119,6 +119,38 @@ SIGNING_KEY = env.secret(
     "web servers share no data folder.",
 )
 
+# --- retention and collection (docs/serving.md); 0: no such rule, or no bound ---------------------
+RETENTION_KEEP_LAST = env.number(
+    "RETENTION_KEEP_LAST", 0, "Newest builds of each environment that stay; 0: all of them."
+)
+RETENTION_KEEP_DAYS = env.number(
+    "RETENTION_KEEP_DAYS", 0, "Days that each build stays, whatever its number; 0: for ever."
+)
+RETENTION_DELETE_DAYS = env.number(
+    "RETENTION_DELETE_DAYS", 0, "Days after which an archived build is deleted; 0: never."
+)
+RETENTION_LEAST_BUILDS = env.number(
+    "RETENTION_LEAST_BUILDS", 1, "No namespace may keep fewer newest builds than this."
+)
+RETENTION_MOST_BUILDS = env.number(
+    "RETENTION_MOST_BUILDS", 0, "No namespace may keep more newest builds than this; 0: no bound."
+)
+RETENTION_LEAST_DAYS = env.number(
+    "RETENTION_LEAST_DAYS", 0, "No namespace may keep builds for fewer days than this."
+)
+RETENTION_MOST_DAYS = env.number(
+    "RETENTION_MOST_DAYS", 0, "No namespace may keep builds for more days; 0: no bound."
+)
+UNDO_WINDOW = env.seconds(
+    "UNDO_WINDOW", 1_209_600, "How long what was deleted can be brought back, its bytes too."
+)
+COLLECTION_GRACE = env.seconds(
+    "COLLECTION_GRACE", 86_400, "Kept bytes that nothing needs stay so long after their last use."
+)
+COLLECTION_INTERVAL = env.seconds(
+    "COLLECTION_INTERVAL", 3_600, "How often bytes that nothing needs are looked for."
+)
+
 # --- container images (docs/registry.md) --------------------------------------------------------
 BASE_IMAGE = env.text(
     "BASE_IMAGE",

@@ -278,6 +278,14 @@ def parts(sha256: str) -> Iterator[bytes]:
         yield from answer.iter_raw(CHUNK)
 
 
+def are_whole(sha256: str) -> bool:
+    """Whether the store has just these bytes."""
+    digest = hashlib.sha256()
+    for part in parts(sha256):
+        digest.update(part)
+    return digest.hexdigest() == sha256
+
+
 def is_whole(blob: Blob) -> bool:
     """Whether the bytes are there, as far as a look at the row and at a file's size tells."""
     if blob.damaged_at is not None:

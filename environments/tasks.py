@@ -91,6 +91,14 @@ def tidy() -> None:
     housekeeping.tidy()
 
 
+@dramatiq.actor(queue_name="upkeep", max_retries=0, throws=Shutdown, time_limit=_limit(3600))
+def collect() -> None:
+    """Mark the kept bytes that nothing needs, and remove those that were marked long enough."""
+    from environments import collection
+
+    collection.collect()
+
+
 @dramatiq.actor(queue_name="upkeep", max_retries=0, throws=Shutdown, time_limit=_limit(600))
 def index_channel(channel_id: int) -> None:
     """Read the names that a channel offers, for search."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
 
 from django.db import transaction
 from django.utils import timezone
@@ -18,8 +17,6 @@ from environments.models.recalls import refuse_recalled
 from environments.operations import queueing
 from environments.operations.downloads import platform_of
 
-#: A blob's last use is written no more often.
-USED_AGAIN = timedelta(minutes=10)
 KIND_OF = {form.file_name: kind for kind, form in FORMS.items()}
 
 
@@ -85,5 +82,5 @@ def file_name(build: Build, artifact: Artifact) -> str:
 def used(blob: Blob) -> None:
     """Note that somebody wanted these bytes."""
     now = timezone.now()
-    if blob.used_at < now - USED_AGAIN:
-        Blob.objects.filter(pk=blob.pk).update(used_at=now)
+    if blob.used_at < now - blobs.fresh() or blob.removing_at is not None:
+        Blob.objects.filter(pk=blob.pk).update(used_at=now, removing_at=None)

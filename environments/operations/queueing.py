@@ -90,6 +90,13 @@ def queue_tidy() -> None:
     transaction.on_commit(send)
 
 
+def queue_collection() -> None:
+    try:
+        tasks.collect.send()
+    except DOWN as error:
+        logger.warning("queue unreachable", task="collect", error=str(error))
+
+
 def queue_check_of_people() -> None:
     try:
         tasks.check_people.send()

@@ -39,6 +39,8 @@ def sweep() -> None:
         Notification.objects.filter(created_at__lt=timezone.now() - Notification.KEPT).delete()
         fold_logs()
         queue_indexing()
+    if _every("collect", settings.COLLECTION_INTERVAL):
+        queueing.queue_collection()
     if settings.DIRECTORIES and _every("people", settings.DIRECTORY_INTERVAL):
         queueing.queue_check_of_people()
 
