@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable
@@ -13,6 +14,7 @@ import structlog
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.conf import settings
 from django.core.exceptions import RequestDataTooBig
+from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.shortcuts import render
 
@@ -56,8 +58,19 @@ STATUSES: tuple[tuple[type[StoreError], HTTPStatus], ...] = (
     (UnexpectedError, HTTPStatus.INTERNAL_SERVER_ERROR),
     (UnavailableError, HTTPStatus.SERVICE_UNAVAILABLE),
 )
+#: What Django raises where the database cannot be reached, or has gone in mid-request.
+AWAY = (OperationalError, InterfaceError)
 #: Paths that answer programs, whatever kind of answer they say they take.
-FOR_PROGRAMS = ("/api/", "/v2/", "/channel/", "/scim/", "/graphql", "/healthz", "/readyz", "/metrics")
+FOR_PROGRAMS = (
+    "/api/",
+    "/v2/",
+    "/channel/",
+    "/scim/",
+    "/graphql",
+    "/healthz",
+    "/readyz",
+    "/metrics",
+)
 
 
 def status_of(error: StoreError) -> HTTPStatus:
@@ -201,6 +214,9 @@ class StoreErrors:
             return answer_to(request, exception)
         if isinstance(exception, RequestDataTooBig):
             return answer_to(request, too_large())
+        if isinstance(exception, AWAY):
+            logger.warning("database unreachable", error=str(exception))
+            return answer_to(request, database_away())
         if not prefers_html(request) and not settings.DEBUG:
             from environments.graphql.errors import unexpected
 
@@ -236,16 +252,20 @@ def page_bad(request: HttpRequest, exception: Exception | None = None) -> HttpRe
     return answer_to(request, InvalidInputError("The request cannot be read."))
 
 
+def database_away() -> UnavailableError:
+    return UnavailableError("The database does not answer.", hint="Try again in a while.")
+
+
 def page_failed(request: HttpRequest) -> HttpResponse:
     number = structlog.contextvars.get_contextvars().get("request", "")
-    error = UnexpectedError(
+    error: StoreError = UnexpectedError(
         "Something went wrong on our side.",
         hint=f"Try again; if it stays, tell the administrators the number {number}.",
     )
-    if not prefers_html(request):
-        return problem(error)
+    if isinstance(sys.exception(), AWAY):  # in a middleware, or in what looks a session up
+        error = database_away()
     try:
-        return render(request, "error.html", {"error": error, "status": 500}, status=500)
+        return answer_to(request, error)
     except Exception:  # whatever broke the page may break this one too
         logger.exception("the error page failed")
-        return HttpResponse("Something went wrong on our side.", status=500)
+        return HttpResponse(error.message, status=status_of(error))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 from typing import Any, ClassVar, Self
 
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext
@@ -53,3 +54,18 @@ def keep_connections() -> None:
     elif database["ENGINE"].endswith("postgresql"):
         database["CONN_MAX_AGE"] = 0
         database.setdefault("OPTIONS", {}).setdefault("pool", dict(POOL))
+        pool: Any = connections["default"].pool  # type: ignore[attr-defined]  # PostgreSQL's
+        pool._check = partial(check_all, pool)  # Django says its own, and takes no other
+
+
+def check_all(pool: Any, connection: Any) -> None:
+    """Look at a connection before a request has it; if it is broken, at all that wait.
+
+    After a restart of the server each is. The pool would find out one after the other, and wait
+    longer after each: the first requests would be told that the database is away.
+    """
+    try:
+        pool.check_connection(connection)
+    except Exception:
+        pool.check()
+        raise
