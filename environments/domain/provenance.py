@@ -52,11 +52,10 @@ class Origin:
 
 def statement(origin: Origin, lock: Lock, subjects: Sequence[Subject]) -> bytes:
     """The same build with the same files gives the same bytes."""
-    packages: dict[tuple[str, str], Package] = {
-        (package.url, package.sha256): package
-        for part in lock
-        for package in (*part.conda, *part.pypi)
-    }
+    packages: dict[tuple[str, str], Package] = {}
+    for part in lock:
+        packages |= {(package.url, package.sha256): package for package in part.conda}
+        packages |= {(package.url, package.sha256): package for package in part.pypi}
     internal: dict[str, Any] = {
         "channels": list(lock.channels),
         "lock": lock.digest,

@@ -65,7 +65,8 @@ def test_bundle_and_installer_are_made_when_the_channels_are_gone_with_the_same_
     with tarfile.open(fileobj=io.BytesIO(first[ArtifactKind.BUNDLE])) as archive:
         names = {Path(name).name for name in archive.getnames()}
     locked = build.lock.value().platforms[0]
-    assert {one.file_name for one in (*locked.conda, *locked.pypi)} <= names
+    assert {one.file_name for one in locked.conda} <= names
+    assert {one.file_name for one in locked.pypi} <= names
 
 
 def test_a_new_build_is_made_into_what_its_namespace_says(

@@ -11,7 +11,7 @@ import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from environments import blobs, building
+from environments import blobs, building, keeping, tools
 from environments.domain.errors import DownloadError
 from environments.domain.records import CondaPackage
 from environments.engine.downloads import Patience
@@ -131,6 +131,25 @@ def test_a_full_blob_store_does_not_fail_a_build(
 def test_an_installation_may_keep_none(settings: Any) -> None:
     settings.KEEP_PACKAGES = False
     assert package_archive() is None
+
+
+def test_what_a_cache_had_before_is_kept_later_while_its_channel_has_it(
+    submit: Any, settings: Any, engine: tools.Tools, channel_server: ChannelServer
+) -> None:
+    settings.KEEP_PACKAGES = False
+    build = submit("dependencies: [apptool]")
+    building.run(build.pk)
+    part = Build.objects.get(pk=build.pk).lock.value().platforms[0]
+    assert len(PackageArchive().missing(part.conda)) == len(part.conda) > 1
+    assert keeping.complete() == 0
+    settings.KEEP_PACKAGES = True
+    channel_server.faults.add(Fault("*/apptool-*", status=410))
+    assert keeping.complete() == len(part.conda) - 1
+    assert [one.name for one in PackageArchive().missing(part.conda)] == ["apptool"]
+    channel_server.faults.clear()
+    assert keeping.complete() == 1
+    assert keeping.complete() == 0
+    assert not list(blobs.blobs_folder().iterdir())
 
 
 def test_a_build_keeps_all_of_its_packages_and_can_be_made_of_them(

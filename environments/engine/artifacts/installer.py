@@ -15,6 +15,7 @@ from pathlib import Path
 
 from environments.domain.artifacts import FORMS, ArtifactKind
 from environments.domain.errors import InvalidInputError
+from environments.domain.records import Package
 from environments.engine.artifacts.archives import archive_parts, parts_folder, told_of_full_disk
 from environments.engine.artifacts.parts import GZIP, write_parts
 from environments.engine.artifacts.staging import Material
@@ -109,7 +110,7 @@ def _licences(material: Material) -> list[str]:
         "packages' own archives, and at the addresses that the packages name.",
         "",
     ]
-    packages = [*material.part.conda, *material.part.pypi]
+    packages: list[Package] = [*material.part.conda, *material.part.pypi]
     for package in sorted(packages, key=lambda each: (each.name, each.version)):
         told = f"  {package.name} {package.version}: {package.license or 'not said'}"
         lines.append("".join(letter if letter.isprintable() else " " for letter in told))

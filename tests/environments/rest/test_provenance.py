@@ -17,7 +17,7 @@ from django.test import Client
 from django.utils import timezone
 from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import VerificationError
-from securesystemslib.signer import SSlibKey
+from securesystemslib.signer._key import SSlibKey
 
 from accounts.access import Actor
 from condastore.cli import verifying
