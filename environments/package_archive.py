@@ -72,14 +72,17 @@ class Kept:
 class PackageArchive:
     @contextmanager
     def opened(self, digests: Collection[str]) -> Iterator[Kept]:
-        kept = Kept(self.kept(digests))
+        wanted = sorted(set(digests))
+        for start in range(0, len(wanted), BATCH):
+            blobs.want(Blob.objects.filter(sha256__in=wanted[start : start + BATCH]))
+        kept = Kept(self.kept(wanted))
         try:
             yield kept
         finally:
             try:
                 _note(kept)
             except DatabaseError as error:
-                # Files without a row; `complete` finds them.
+                # Files without a row: `keeping` brings them again.
                 logger.warning("kept packages not noted", error=str(error))
 
     def kept(self, digests: Collection[str]) -> set[str]:
@@ -112,7 +115,7 @@ def _note(kept: Kept) -> None:
             rows,
             update_conflicts=True,
             unique_fields=["sha256"],
-            update_fields=["size", "used_at", "damaged_at"],
+            update_fields=["size", "used_at", "damaged_at", "removing_at"],
             batch_size=BATCH // 5,
         )
     for sha256, why in kept.damaged.items():
@@ -120,4 +123,5 @@ def _note(kept: Kept) -> None:
         if sha256 not in kept.added:
             Blob.objects.filter(sha256=sha256).update(damaged_at=now)
     if kept.taken:
-        Blob.objects.filter(sha256__in=kept.taken).update(used_at=now, checked_at=now)
+        taken = Blob.objects.filter(sha256__in=kept.taken)
+        taken.update(used_at=now, checked_at=now, removing_at=None)
