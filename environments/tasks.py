@@ -85,10 +85,11 @@ def compile_bytecode(build_id: int) -> None:
 
 @dramatiq.actor(queue_name="upkeep", max_retries=0, throws=Shutdown, time_limit=_limit(3600))
 def tidy() -> None:
-    """Empty the trash, move orphans there, and put the folders under `envs/` right."""
-    from environments import housekeeping
+    """Empty the trash, move orphans there, put the folders under `envs/` right; keep packages."""
+    from environments import housekeeping, keeping
 
     housekeeping.tidy()
+    keeping.complete()
 
 
 @dramatiq.actor(queue_name="upkeep", max_retries=0, throws=Shutdown, time_limit=_limit(3600))
