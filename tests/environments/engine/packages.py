@@ -12,15 +12,17 @@ from tests.channels.channel_index import index_channel
 from tests.channels.conda_package import PackageSpec, write_package
 
 
-def packages_of(channel: Path, *, url: str = "") -> Mapping[str, CondaPackage]:
-    """The packages of a channel's folder for linux, by name and by name-version.
+def packages_of(
+    channel: Path, *, url: str = "", platform: str = "linux-64"
+) -> Mapping[str, CondaPackage]:
+    """The packages of a channel's folder for `platform`, by name and by name-version.
 
     Of several versions the name means the last. `url` is where the channel is served, if not from
     its folder.
     """
     base = (url or channel.as_uri()).rstrip("/")
     found: dict[str, CondaPackage] = {}
-    for subdir in ("linux-64", "noarch"):
+    for subdir in (platform, "noarch"):
         repodata = json.loads((channel / subdir / "repodata.json").read_text())
         for section in ("packages", "packages.conda"):
             for file_name, record in repodata[section].items():
