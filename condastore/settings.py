@@ -357,6 +357,7 @@ INSTALLED_APPS = [
     "django.contrib.contenttypes",
     "django.contrib.sessions",
     "django.contrib.messages",
+    "django.contrib.humanize",  # in allauth's pages of security keys
     "django.contrib.staticfiles",
     "guardian",
 ]
