@@ -8,9 +8,10 @@ away first, or waits until the row is gone and keeps the bytes anew.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
+from itertools import groupby
 from typing import Any
 
 import structlog
@@ -72,18 +73,20 @@ class Report:
         return asdict(self)
 
 
-def collect(*, dry_run: bool = False, notice: timedelta = NOTICE) -> Report:
+def collect(*, dry_run: bool = False, notice: timedelta = NOTICE, orphans: bool = True) -> Report:
     """One round. Safe beside everything else, and beside itself; in constant memory.
 
     Args:
         dry_run: nothing is changed; what is marked only by this round counts as `marked`.
         notice: what was marked so long ago is removed.
+        orphans: compare the rows with what is in the store, which means to list all of it.
     """
     report = Report.empty()
     now = timezone.now()
     _sweep(report, now, notice=notice, dry_run=dry_run)
     _mark(report, now, dry_run=dry_run)
-    _find_orphans(report, now, dry_run=dry_run)
+    if orphans:
+        _find_orphans(report, now, dry_run=dry_run)
     logger.info("collected", dry_run=dry_run, **report.to_json())
     return report
 
@@ -211,19 +214,58 @@ def _forget(blob: Blob) -> None:
 
 def _find_orphans(report: Report, now: datetime, *, dry_run: bool) -> None:
     """Bytes without a row get one that is to be removed; rows without bytes are damaged."""
-    for number in range(256):
-        folder = f"{number:02x}"
-        names = _listed(folder)
-        bound = f"{number + 1:02x}" if number < 255 else "g"
-        known = Blob.objects.filter(sha256__gte=folder, sha256__lt=bound)
-        rows = dict(known.values_list("sha256", "stored_at").iterator())
-        lost = [sha256 for sha256, at in rows.items() if at < now - ORPHAN and sha256 not in names]
-        for blob in _in_batches(lost):
-            report.without_bytes.add(1, blob.size)
-            if not dry_run:
-                blobs.damaged(blob, "its bytes are gone")
-        for name in names - rows.keys():
-            _adopt(report, f"sha256/{folder}/{name}", name, now, dry_run=dry_run)
+    rows = _by_folder()
+    folder, known = next(rows, ("", {}))
+    for place in sorted(_folders()):
+        while folder and folder < place:
+            _lost(report, known, set(), now, dry_run=dry_run)
+            folder, known = next(rows, ("", {}))
+        # First what is there, then which rows there are: bytes come before their row.
+        names = _listed(place)
+        if folder == place:
+            _lost(report, known, names, now, dry_run=dry_run)
+            folder, known = next(rows, ("", {}))
+        for name in names - _known(names):
+            _adopt(report, f"sha256/{place}/{name}", name, now, dry_run=dry_run)
+    while folder:
+        _lost(report, known, set(), now, dry_run=dry_run)
+        folder, known = next(rows, ("", {}))
+
+
+def _by_folder() -> Iterator[tuple[str, dict[str, datetime]]]:
+    """The rows of each folder of the store, by digest: when each was stored."""
+
+    def pages() -> Iterator[tuple[str, datetime]]:
+        last = ""
+        while page := list(
+            Blob.objects.filter(sha256__gt=last)
+            .order_by("sha256")
+            .values_list("sha256", "stored_at")[: BATCH * 10]
+        ):
+            yield from page
+            last = page[-1][0]
+
+    for folder, rows in groupby(pages(), key=lambda row: row[0][:2]):
+        yield folder, dict(rows)
+
+
+def _known(names: Iterable[str]) -> set[str]:
+    found: set[str] = set()
+    ordered = sorted(names)
+    for start in range(0, len(ordered), BATCH):
+        rows = Blob.objects.filter(sha256__in=ordered[start : start + BATCH])
+        found.update(rows.values_list("sha256", flat=True))
+    return found
+
+
+def _lost(
+    report: Report, known: dict[str, datetime], names: set[str], now: datetime, *, dry_run: bool
+) -> None:
+    lost = [sha256 for sha256, at in known.items() if at < now - ORPHAN and sha256 not in names]
+    for blob in _in_batches(lost):
+        report.without_bytes.add(1, blob.size)
+        if not dry_run:
+            blobs.damaged(blob, "its bytes are gone")
 
 
 def _in_batches(digests: list[str]) -> Iterator[Blob]:
@@ -233,6 +275,14 @@ def _in_batches(digests: list[str]) -> Iterator[Blob]:
         for blob in Blob.objects.filter(sha256__in=among, damaged_at=None, removing_at=None):
             if not blobs.storage().exists(blobs.name_of(blob.sha256)):
                 yield blob
+
+
+def _folders() -> set[str]:
+    try:
+        folders, _ = blobs.storage().listdir("sha256")
+    except FileNotFoundError:
+        return set()
+    return set(folders)
 
 
 def _listed(folder: str) -> set[str]:

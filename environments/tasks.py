@@ -93,11 +93,11 @@ def tidy() -> None:
 
 
 @dramatiq.actor(queue_name="upkeep", max_retries=0, throws=Shutdown, time_limit=_limit(3600))
-def collect() -> None:
+def collect(orphans: bool = False) -> None:
     """Mark the kept bytes that nothing needs, and remove those that were marked long enough."""
     from environments import collection
 
-    collection.collect()
+    collection.collect(orphans=orphans)
 
 
 @dramatiq.actor(queue_name="upkeep", max_retries=0, throws=Shutdown, time_limit=_limit(600))

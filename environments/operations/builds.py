@@ -31,6 +31,7 @@ from environments.models import (
     Channel,
     ChannelCredential,
     Environment,
+    LegalHold,
     Namespace,
     RecalledLock,
     SpecificationRow,
@@ -224,6 +225,8 @@ def tag_build(*, actor: Actor, build: Build, tag: str) -> Build:
     """Move the tag here, from whichever build of the environment has it."""
     require(actor, Perm.BUILD, build)
     name = parse_name(tag, what="tag")
+    # The rules of retention hold it too: they see the tag, or it was too late.
+    Environment.objects.select_for_update().get(pk=build.environment_id)
     BuildTag.objects.update_or_create(
         environment=build.environment,
         name=name,
@@ -247,11 +250,16 @@ def untag(*, actor: Actor, environment: Environment, tag: str) -> Environment:
 def archive_build(*, actor: Actor, build: Build) -> Build:
     """Drop the bytes; specification, lock, log and verdicts stay, and restoring needs no solve."""
     require(actor, Perm.BUILD, build)
-    _require_idle(build, "archive")
-    build.move(BuildState.ARCHIVED, message=f"archived by {actor.name}", prefix=None)
-    AuditEvent.record(actor, "build.archive", build)
-    queueing.queue_tidy()
+    put_away(build, by=actor, message=f"archived by {actor.name}")
     return build
+
+
+def put_away(build: Build, *, by: Actor | None, message: str) -> None:
+    """Archive it for a person, or (`by` nobody) by the rules of its namespace."""
+    require_idle(build, "archive")
+    build.move(BuildState.ARCHIVED, message=message, prefix=None)
+    AuditEvent.record(by, "build.archive", build, {"why": message} if by is None else None)
+    queueing.queue_tidy()
 
 
 @audited()
@@ -280,20 +288,28 @@ def restore_build(*, actor: Actor, build: Build) -> Build:
 
 @audited()
 def delete_build(*, actor: Actor, build: Build) -> Build:
-    """The row stays for the record, its bytes go to the trash; its number is never used again."""
+    """The row stays for the record, its folder goes to the trash; its number is never used again.
+
+    Until the undo window ends it can be brought back (`retention.undelete_build`).
+    """
     require(actor, Perm.MANAGE, build)
+    throw_away(build, by=actor, message=f"deleted by {actor.name}")
+    return build
+
+
+def throw_away(build: Build, *, by: Actor | None, message: str) -> None:
+    """Delete it for a person, or (`by` nobody) by the rules of its namespace."""
     build.refresh_from_db()
     if build.state not in FINISHED:
         raise ConflictError(f"{build} is {build.state}.", hint="Cancel it first.")
-    _require_idle(build, "delete")
+    require_idle(build, "delete")
     Build.objects.filter(pk=build.pk).update(deleted_at=timezone.now())
     if build.state == BuildState.READY:
-        build.move(BuildState.ARCHIVED, message=f"deleted by {actor.name}", prefix=None)
+        build.move(BuildState.ARCHIVED, message=message, prefix=None)
     BuildTag.objects.filter(build=build).delete()
-    AuditEvent.record(actor, "build.delete", build)
+    AuditEvent.record(by, "build.delete", build, {"why": message} if by is None else None)
     queueing.queue_tidy()
     build.refresh_from_db()
-    return build
 
 
 def _usable(environment: Environment) -> QuerySet[Build]:
@@ -304,11 +320,22 @@ def _usable(environment: Environment) -> QuerySet[Build]:
     )
 
 
-def _require_idle(build: Build, what: str) -> None:
-    """Never what is current (so never what is pinned); a leased build is not READY."""
+def require_idle(build: Build, what: str) -> None:
+    """Never what is current (so never what is pinned) or held; a leased build is not READY."""
     environment = Environment.objects.select_for_update().get(pk=build.environment_id)
     if environment.current_id == build.pk and environment.deleted_at is None:
         raise ConflictError(
             f"{build} is the current build of its environment: you cannot {what} it.",
             hint="Make another build current first.",
+        )
+    refuse_held(LegalHold.objects.on(build), what)
+
+
+def refuse_held(holds: QuerySet[LegalHold], what: str) -> None:
+    """Raises ConflictError where one of these is active: it says who placed it, and why."""
+    hold = holds.active().select_related("environment__namespace", "build", "placed_by").first()
+    if hold is not None:
+        raise ConflictError(
+            f"There is a legal {hold}, placed by {hold.placed_by or 'nobody'}: {hold.reason}",
+            hint=f"You cannot {what} it before the hold is released.",
         )

@@ -22,7 +22,7 @@ from environments.models import (
 )
 from environments.models.approvals import in_turn
 from environments.operations import queueing, quotas
-from environments.operations.builds import Submitted, submit_build
+from environments.operations.builds import Submitted, refuse_held, submit_build
 
 
 def find_environment(actor: Actor, namespace: str, name: str) -> Environment:
@@ -179,6 +179,8 @@ def delete_environment(*, actor: Actor, environment: Environment) -> Environment
     """Cancel what runs, take the folder away, and send the bytes to the trash."""
     require(actor, Perm.MANAGE, environment)
     now = timezone.now()
+    Environment.objects.select_for_update().get(pk=environment.pk)
+    refuse_held(environment.holds.all(), "delete")
     if environment.builds.filter(state=BuildState.HELD).exists():
         in_turn()  # before the builds' rows, as those do who decide
     for build in environment.builds.exclude(state__in=FINISHED):

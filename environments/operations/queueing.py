@@ -90,9 +90,9 @@ def queue_tidy() -> None:
     transaction.on_commit(send)
 
 
-def queue_collection() -> None:
+def queue_collection(*, orphans: bool) -> None:
     try:
-        tasks.collect.send()
+        tasks.collect.send(orphans)
     except DOWN as error:
         logger.warning("queue unreachable", task="collect", error=str(error))
 

@@ -16,13 +16,15 @@ from environments.domain.errors import LeaseLostError, TransitionError
 from environments.domain.lifecycle import FINISHED
 from environments.models import Artifact, Build, Channel, Notification, Preview, Worker
 from environments.models.previews import PreviewState
-from environments.operations import queueing
+from environments.operations import queueing, retention
 
 logger = structlog.get_logger(__name__)
 #: A message that was sent so many sweeps ago, for a build that is still queued, is taken for lost.
 #: Behind a long queue it is only sent again: the second delivery of a build does nothing.
 RESEND = 6
 INDEX_AGE = timedelta(hours=1)
+#: How often the rows are compared with what the blob store lists.
+ORPHANS = timedelta(days=1)
 _last: dict[str, float] = {}
 
 
@@ -40,7 +42,8 @@ def sweep() -> None:
         fold_logs()
         queue_indexing()
     if _every("collect", settings.COLLECTION_INTERVAL):
-        queueing.queue_collection()
+        queueing.queue_collection(orphans=_every("orphans", ORPHANS))
+        retention.apply_rules()
     if settings.DIRECTORIES and _every("people", settings.DIRECTORY_INTERVAL):
         queueing.queue_check_of_people()
 
