@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.utils import timezone
@@ -112,9 +113,14 @@ def _request(wanted: Specification, policy: Policy) -> SolveRequest:
         exclude_newer=wanted.exclude_newer,
         constraints=policy.constraints,
         rules=Rules(policy=policy, now=time.time(), first_seen=folders.data() / folders.SEEN),
-        pypi_cutoff=timezone.now() - policy.pypi_age if policy.pypi_age else None,
+        pypi_cutoff=_since(policy.pypi_age),
+        pypi_cutoffs={name: _since(age) for name, age in policy.pypi_ages.items()},
         timeout=settings.SOLVE_TIME_LIMIT,
     )
+
+
+def _since(age: timedelta) -> datetime | None:
+    return timezone.now() - age if age else None
 
 
 def _key(

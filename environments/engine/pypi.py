@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -46,6 +47,7 @@ from environments.engine.credentials import (
 from environments.engine.processes import run_tool
 
 Log = Callable[[str], None]
+NO_NAMES: Mapping[str, Any] = MappingProxyType({})
 
 #: In site-packages itself: what lies deeper was vendored, and is not there for others.
 _DIST_INFO = re.compile(
@@ -140,11 +142,15 @@ class PypiResolver:
         cancelled: Cancelled,
         log: Log,
         time_limit: timedelta,
+        constraints: Sequence[str] = (),
+        exclude_newer_of: Mapping[str, datetime | None] = NO_NAMES,
     ) -> tuple[PypiPackage, ...]:
         """The wheels for `requirements` (PEP 508), by name, without what conda brings.
 
         Args:
             virtual_packages: `name=version=build`, of which glibc and macOS choose the wheels.
+            constraints: PEP 508; what conda brings is not held to them.
+            exclude_newer_of: other limits for some names; None is no limit.
         Raises:
             PypiError: there is no answer, or only one that contradicts a conda package.
             ChannelUnavailableError: an index or a conda package cannot be read now.
@@ -173,6 +179,12 @@ class PypiResolver:
                 ),
                 target=target,
                 exclude_newer=exclude_newer,
+                exclude_newer_of=exclude_newer_of,
+                constraints=[
+                    text
+                    for text in constraints
+                    if canonicalize_name(Requirement(text).name) not in provided
+                ],
             )
             with tempfile.TemporaryDirectory(prefix="condastore-uv-") as folder:
                 packages, missing = run.resolve(
@@ -283,6 +295,8 @@ class _Run:
     metadata: Mapping[str, bytes]
     target: _Target
     exclude_newer: datetime | None
+    exclude_newer_of: Mapping[str, datetime | None]
+    constraints: Sequence[str]
 
     def resolve(
         self, folder: Path, *, cancelled: Cancelled, time_limit: timedelta
@@ -290,7 +304,8 @@ class _Run:
         """The packages, and the provided distributions whose extras uv did not find."""
         environment, credentials = self._write_settings(folder)
         (folder / "requirements.in").write_text("\n".join(self.requirements))
-        (folder / "provided.txt").write_text("\n".join(self._write_stand_ins(folder)))
+        fixed = (*self._write_stand_ins(folder), *self.constraints)
+        (folder / "constraints.txt").write_text("\n".join(fixed))
         lines: list[str] = []
 
         def run(*arguments: str) -> None:
@@ -298,7 +313,7 @@ class _Run:
             result = run_tool(
                 [
                     *(self.resolver._uv, "pip", "compile", "requirements.in"),
-                    *("--constraint", "provided.txt", "--config-file", "uv.toml"),
+                    *("--constraint", "constraints.txt", "--config-file", "uv.toml"),
                     *("--python", sys.executable, "--python-version", self.target.python),
                     *("--python-platform", self.target.uv_platform),
                     *("--no-header", "--color", "never", "--no-progress"),
@@ -389,7 +404,11 @@ class _Run:
     def _cutoff(self) -> list[str]:
         if self.exclude_newer is None:
             return []
-        return ["--exclude-newer", self.exclude_newer.astimezone(UTC).isoformat()]
+        options = ["--exclude-newer", self.exclude_newer.astimezone(UTC).isoformat()]
+        for name, moment in self.exclude_newer_of.items():
+            limit = "false" if moment is None else moment.astimezone(UTC).isoformat()
+            options += ["--exclude-newer-package", f"{name}={limit}"]
+        return options
 
     def _needed(self, requirements: str) -> dict[str, set[str]]:
         """name -> the names of what it needs, from `plain==1.0  # via app, other`."""

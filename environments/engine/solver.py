@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,6 +16,7 @@ from environments.domain.records import PypiPackage
 from environments.domain.specification import newest_allowed, parse_exclude_newer
 from environments.engine.channels import Channels
 from environments.engine.completion import complete_lock
+from environments.engine.pypi_rules import led_by_rules
 from environments.engine.records import to_rattler
 from environments.engine.solver_process import SolverProcesses, TooHardError
 from environments.engine.solving import Log, SolveRequest, Work, check, solve_conda
@@ -43,6 +44,8 @@ class PypiPart(Protocol):
         cancelled: Cancelled,
         log: Log,
         time_limit: timedelta,
+        constraints: Sequence[str] = (),
+        exclude_newer_of: Mapping[str, datetime | None] = ...,
     ) -> tuple[PypiPackage, ...]: ...
 
 
@@ -166,16 +169,29 @@ class RattlerSolver:
                 where="dependencies.pip",
                 hint="Ask for conda packages, or ask an administrator to configure an index.",
             )
-        left = max(work.deadline - time.monotonic(), 1)
-        return self._pypi.lock(
-            wanted,
-            part,
-            virtual_packages=virtual_packages(part.platform, request.virtual_packages),
-            exclude_newer=_earlier(work.cutoff, request.pypi_cutoff),
-            cancelled=cancelled,
-            log=log,
-            time_limit=timedelta(seconds=left),
-        )
+        pypi = self._pypi
+        virtual = virtual_packages(part.platform, request.virtual_packages)
+        others = {
+            name: _earlier(work.cutoff, moment) for name, moment in request.pypi_cutoffs.items()
+        }
+
+        def resolve(constraints: Sequence[str]) -> tuple[PypiPackage, ...]:
+            left = work.deadline - time.monotonic()
+            return pypi.lock(
+                wanted,
+                part,
+                virtual_packages=virtual,
+                exclude_newer=_earlier(work.cutoff, request.pypi_cutoff),
+                exclude_newer_of=others,
+                constraints=constraints,
+                cancelled=cancelled,
+                log=log,
+                time_limit=timedelta(seconds=max(left, 1)),
+            )
+
+        if request.rules is None:
+            return resolve(())
+        return led_by_rules(resolve, request.rules, log=log)
 
 
 def _earlier(*moments: datetime | None) -> datetime | None:

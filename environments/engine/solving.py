@@ -55,6 +55,7 @@ class SolveRequest:
     constraints: tuple[str, ...] = ()  # MatchSpecs that hold in every answer: policy
     rules: Rules | None = None  # what the solver may see of the channels; None: all of it
     pypi_cutoff: datetime | None = None  # what the index got later is not taken: policy
+    pypi_cutoffs: Mapping[str, datetime | None] = field(default_factory=dict)  # of some names
     locked: Lock | None = None  # where these packages still fit, they stay
 
 

@@ -214,8 +214,8 @@ def move_rule(
 
 def find_version(actor: Actor, namespace: Namespace | None, number: int) -> PolicyVersion:
     policy = find_policy(actor, namespace)
-    found = PolicyVersion.objects.filter(policy=policy.pk or 0, number=number)
-    version = found.select_related("policy__namespace").first()
+    rows = PolicyVersion.objects.filter(policy=policy.pk or 0, number=number)
+    version: PolicyVersion | None = rows.select_related("policy__namespace").first()
     if version is None:
         raise NotFoundError(
             f"The {policy} has no version {number}.",

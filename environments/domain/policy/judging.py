@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import NamedTuple
 
+from packaging.utils import canonicalize_name
+
 from environments.domain.diff import shortest_chains
 from environments.domain.errors import ChannelNotAllowedError, PolicyError, StoreError
 from environments.domain.lock import Lock, PlatformLock, required_name
@@ -42,17 +44,41 @@ class Policy:
         return tuple(dict.fromkeys(spec for rule in self.rules for spec in rule.added))
 
     @property
+    def pypi_constraints(self) -> tuple[str, ...]:
+        """PEP 508: what joins every solve of PyPI packages."""
+        return tuple(dict.fromkeys(text for rule in self.rules for text in rule.pypi_constraints))
+
+    @property
     def pypi_age(self) -> timedelta:
         """How long ago the index must have got a wheel, so that a solve looks at nothing younger.
 
-        Rules with exemptions are left to the verdicts: a solve has one such limit for all names.
+        Rules that exempt names by a glob are left to the verdicts.
         """
-        found = (
-            rule.age_of("")
+        return max((rule.age_of("") for rule in self._pypi_ages()), default=timedelta())
+
+    @property
+    def pypi_ages(self) -> Mapping[str, timedelta]:
+        """The same for names that rules exempt; verdicts look at the versions that they do not."""
+        rules = self._pypi_ages()
+        exempt = {spec.name for rule in rules for spec in rule.exempt if spec.manager != "conda"}
+        found: dict[str, timedelta] = {}
+        for name in sorted(exempt):
+            held = [
+                rule.age_of("")
+                for rule in rules
+                if not any(spec.concerns("pypi", name) for spec in rule.exempt)
+            ]
+            found[canonicalize_name(name)] = max(held, default=timedelta())
+        return found
+
+    def _pypi_ages(self) -> list[MinimumAge]:
+        return [
+            rule
             for rule in self.rules
-            if isinstance(rule, MinimumAge) and rule.hides() and not rule.exempt
-        )
-        return max(found, default=timedelta())
+            if isinstance(rule, MinimumAge)
+            and rule.hides()
+            and not any("*" in spec.name for spec in rule.exempt if spec.manager != "conda")
+        ]
 
     @property
     def hides(self) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
 from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
 from rattler import MatchSpec
 
 from environments.domain.errors import InvalidInputError
@@ -70,6 +72,50 @@ class PackageSpec:
 
 def _pypi_name(glob: str) -> str:
     return glob.replace("_", "-").replace(".", "-")
+
+
+# --- what uv can be told --------------------------------------------------------------------------
+
+_CLAUSE = re.compile(r"(?P<mark>==|!=|<=|>=|~=|=|<|>|)\s*(?P<version>\d[\w.!+]*?)(?P<star>\.?\*)?")
+_OPPOSITE = {"<": ">=", "<=": ">", ">": "<=", ">=": "<", "==": "!=", "!=": "=="}
+
+
+def pypi_keeping(spec: PackageSpec) -> str:
+    """What the spec means, as a constraint of PyPI packages (PEP 508); "" where none says it."""
+    clauses = _clauses(spec)
+    return f"{_pypi_name(spec.name)}{','.join(map(''.join, clauses))}" if clauses else ""
+
+
+def pypi_leaving_out(spec: PackageSpec) -> str:
+    """All but what the spec means, as `pypi_keeping`."""
+    clauses = _clauses(spec)
+    if len(clauses) != 1 or clauses[0][0] not in _OPPOSITE:
+        return ""  # either below the one or above the other: no constraint says `or`
+    [(mark, version)] = clauses
+    return f"{_pypi_name(spec.name)}{_OPPOSITE[mark]}{version}"
+
+
+def _clauses(spec: PackageSpec) -> list[tuple[str, str]]:
+    """`>=1,<2` as pairs of PEP 440; none where the spec is of conda, or says what that cannot."""
+    wild = not _WILD.isdisjoint(spec.name)
+    if spec.manager == "conda" or spec.channel or spec.by_name or wild:
+        return []
+    found: list[tuple[str, str]] = []
+    for text in spec.matcher[len(spec.name) :].split(","):
+        clause = _CLAUSE.fullmatch(text.strip())
+        if clause is None:
+            return []
+        mark, version, star = clause["mark"] or "==", clause["version"], bool(clause["star"])
+        if mark == "=":
+            mark, star = "==", True
+        try:
+            Version(version)
+        except InvalidVersion:
+            return []
+        if star and mark not in ("==", "!="):
+            return []
+        found.append((mark, f"{version}.*" if star else version))
+    return found
 
 
 @lru_cache(maxsize=10_000)

@@ -20,7 +20,13 @@ from environments.domain.policy.licences import (
     expression,
     licence_pattern,
 )
-from environments.domain.policy.package_specs import PackageSpec, in_channel, package_spec
+from environments.domain.policy.package_specs import (
+    PackageSpec,
+    in_channel,
+    package_spec,
+    pypi_keeping,
+    pypi_leaving_out,
+)
 from environments.domain.policy.reading import Settings, channel_pattern, plain
 from environments.domain.policy.subjects import Evidence, LockedPackage, Subject
 from environments.domain.policy.verdicts import Effect
@@ -58,6 +64,11 @@ class Rule:
     @property
     def constraints(self) -> tuple[str, ...]:
         """MatchSpecs that join every solve."""
+        return ()
+
+    @property
+    def pypi_constraints(self) -> tuple[str, ...]:
+        """PEP 508, for what a solve takes from PyPI: as much of the rule as such can say."""
         return ()
 
     @property
@@ -211,6 +222,17 @@ class PackagesDenied(Rule):
     @property
     def summary(self) -> str:
         return f"Not {_listed(self.packages)}{_but(self.exempt)}"
+
+    @property
+    def pypi_constraints(self) -> tuple[str, ...]:
+        if self.effect is not Effect.ENFORCE:
+            return ()
+        told = (
+            pypi_leaving_out(spec)
+            for spec in self.packages
+            if not any(free.concerns("pypi", spec.name) for free in self.exempt)
+        )
+        return tuple(filter(None, told))
 
     def check(self, manager: str, name: str, evidence: Evidence) -> Check | None:
         specs = [spec for spec in self.packages if spec.concerns(manager, name)]
@@ -504,6 +526,12 @@ class Constraints(Rule):
             return ()
         return tuple(spec.matcher for spec in self.packages if spec.manager != "pypi")
 
+    @property
+    def pypi_constraints(self) -> tuple[str, ...]:
+        if self.effect is not Effect.ENFORCE:
+            return ()
+        return tuple(filter(None, map(pypi_keeping, self.packages)))
+
     def hides(self) -> bool:
         return self.effect is Effect.ASK  # ENFORCE: the solver keeps to the constraints itself
 
@@ -718,6 +746,10 @@ class Recalled(Rule):
     @property
     def summary(self) -> str:
         return f"{len(self.specs) + len(self.digests)} recalls"
+
+    @property
+    def pypi_constraints(self) -> tuple[str, ...]:
+        return tuple(filter(None, (pypi_leaving_out(spec) for spec, _ in self.specs)))
 
     def check(self, manager: str, name: str, evidence: Evidence) -> Check | None:
         specs = [(spec, why) for spec, why in self.specs if spec.concerns(manager, name)]
