@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from tests.condastore.command_line import COMMAND, Person
+from tests.migrated import put_database
 from tests.services.processes import wait_for
 
 ADMIN, PASSWORD = "admin", "correct-horse-battery"
@@ -115,11 +116,18 @@ class System:
         return replace(person, url=self.url)
 
 
-def make_system(folder: Path, variables: Mapping[str, str] | None = None) -> System:
-    """Not started yet. `folder` is short, so that the queue's socket fits into it."""
+def make_system(
+    folder: Path, variables: Mapping[str, str] | None = None, *, migrated: bool = True
+) -> System:
+    """Not started yet. `folder` is short, so that the queue's socket fits into it.
+
+    `migrated`: it finds its tables; they are made at its first start else.
+    """
     home = folder / "home"
     home.mkdir()
     data = folder / "data"
+    if migrated:
+        put_database(data)
     settings = {
         "CONDASTORE_DATA": str(data),
         "CONDASTORE_ADMIN_PASSWORD": PASSWORD,
@@ -130,9 +138,11 @@ def make_system(folder: Path, variables: Mapping[str, str] | None = None) -> Sys
 
 
 @contextmanager
-def running_system(variables: Mapping[str, str] | None = None) -> Iterator[System]:
+def running_system(
+    variables: Mapping[str, str] | None = None, *, migrated: bool = True
+) -> Iterator[System]:
     with tempfile.TemporaryDirectory(prefix="cs-", ignore_cleanup_errors=True) as folder:
-        system = make_system(Path(folder), variables)
+        system = make_system(Path(folder), variables, migrated=migrated)
         system.start()
         try:
             yield system

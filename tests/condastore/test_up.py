@@ -25,7 +25,7 @@ CHILDREN = {"valkey", "scheduler", "worker-1", "web"}
 
 @pytest.fixture(scope="module")
 def system() -> Iterator[System]:
-    with running_system() as running:
+    with running_system(migrated=False) as running:
         yield running
 
 
