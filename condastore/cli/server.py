@@ -83,7 +83,7 @@ def up(
 def worker(
     queues: Annotated[
         str, typer.Option(help="Which queues, separated by commas.")
-    ] = "builds,solves,upkeep",
+    ] = "builds,solves,artifacts,upkeep",
     threads: Annotated[
         int | None,
         typer.Option(
@@ -91,7 +91,7 @@ def worker(
         ),
     ] = None,
 ) -> None:
-    """Run a worker: solves and builds what is queued."""
+    """Run a worker: solves, builds and makes files, as they are queued."""
     names = [name.strip() for name in queues.split(",") if name.strip()]
     with _server_parts():
         importlib.import_module("condastore.worker").run(queues=names, threads=threads)
