@@ -35,8 +35,9 @@ from condastore.starting import (
     public_url,
 )
 
-#: Seconds between two looks at the children, and until a system that is not ready is reported.
-TICK, PATIENCE = 0.2, 60.0
+#: Seconds between two looks at the children, and until a system that is not ready is reported;
+#: from then on it is asked less often.
+TICK, PATIENCE, SELDOM = 0.2, 60.0, 2.0
 _STOP = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 #: Bytes of output without an end of line that are kept waiting for one.
 LONGEST_LINE = 65536
@@ -253,7 +254,7 @@ class Supervisor:
             if self._ready:
                 continue
             now = time.monotonic()
-            if not self._probe.running and now - asked > TICK:
+            if not self._probe.running and now - asked > (SELDOM if reported else TICK):
                 asked = now
                 self._probe.ask()
             if not reported and now - started > PATIENCE:
