@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Any
+from urllib.parse import urlencode
 
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
@@ -11,7 +12,7 @@ from django.db.models import Count, OuterRef, QuerySet, Subquery
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
-from django.urls import URLPattern, path
+from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
 
 from accounts.access import Actor
@@ -82,7 +83,10 @@ class PolicyRoom(ManagersRoom):
         rows = [
             (
                 format_html(
-                    '<a href="{}?kind={}">{}</a>', self._url(question), kind.kind, kind.title
+                    '<a href="{}?{}">{}</a>',
+                    self._url(question),
+                    urlencode(request.GET.dict() | {"kind": kind.kind}),
+                    kind.title,
                 ),
                 (kind.__doc__ or "").partition("\n")[0],
             )
@@ -108,6 +112,16 @@ class PolicyRoom(ManagersRoom):
         if question.name != "add-rule":
             return {}
         return {"kind": request.GET["kind"], "everywhere": actor_of(request).is_superuser}
+
+    def render_change_form(
+        self, request: HttpRequest, context: Any, *args: Any, obj: Any = None, **options: Any
+    ) -> Any:
+        answer = super().render_change_form(request, context, *args, obj=obj, **options)
+        if obj is not None:
+            place = urlencode({"namespace": obj.namespace.name if obj.namespace else ""})
+            url = f"{reverse('admin:environments_policy_kinds')}?{place}"
+            context["tools"].insert(0, (self.questions[0].title, url))
+        return answer
 
     @admin.display(description="of")
     def place(self, policy: Policy) -> object:

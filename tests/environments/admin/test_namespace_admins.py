@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from django.test import Client
 from django.urls import reverse
@@ -50,7 +52,7 @@ def url_of(page: str, *args: object, **query: object) -> str:
     return url + "?" + "&".join(f"{key}={value}" for key, value in query.items())
 
 
-def rows_of(team: str) -> dict[str, object]:
+def rows_of(team: str) -> dict[str, Any]:
     place = Namespace.objects.get(name=team)
     policy = Policy.objects.get(namespace=place)
     return {
@@ -75,7 +77,7 @@ def test_lists_hold_what_is_of_their_namespace_and_nothing_else(manager: Client)
 
 
 def test_pages_and_questions_of_other_namespaces_are_not_there(manager: Client):
-    others = [
+    others: list[dict[str, Any]] = [
         rows_of("team-2"),
         {"policy": Policy.of(None), "policyrule": Policy.of(None).rules.get()},
     ]
