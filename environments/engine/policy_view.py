@@ -31,12 +31,13 @@ _BARRIER = "__condastore_refused"
 _MOST_LINES = 10  # of the log, about what was passed over
 _MOST_COMPARED = 5_000
 
-#: Names of which every record was allowed, and how many there were: by the policy's version, the
-#: channel, the subdir and its state. A solver's process looks at most names in every solve. What
-#: was allowed stays so: the version changes with the rules and decisions, the state with the
-#: records, and time makes them older only.
-_ALLOWED: dict[tuple[tuple[str, str, str, str], str], int] = {}
-_MOST_KEPT = 20_000  # some 3 MB
+#: What was found of a name: how many records there were, and the files of those that the rules
+#: objected to. By the policy's version, the channel, the subdir and its state; a solver's process
+#: looks at most names in every solve. What was allowed stays so: the version changes with the rules
+#: and decisions, the state with the records, and time makes them older only.
+_FOUND: dict[tuple[tuple[str, str, str, str], str], tuple[int, frozenset[str]]] = {}
+_MOST_FOUND = 20_000  # names
+_MOST_FILES = 200  # of one name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,11 +131,16 @@ class PolicyView:
         judged = _Judged()
         url = self._urls[index]
         place = (self._screen.policy.version, url, subdir, self._states.get((url, subdir), ""))
-        if not self._screen.checks("conda", name) or _ALLOWED.get((place, name)) == len(records):
+        count, suspects = _FOUND.get((place, name), (-1, frozenset()))
+        known = count == len(records)
+        if not self._screen.checks("conda", name) or (known and not suspects):
             judged.allowed = records
             return judged
         channel = without_credentials(url).rstrip("/")
         for record in records:
+            if known and record.file_name not in suspects:
+                judged.allowed.append(record)
+                continue
             objection = self._objection(ChannelRecord(record, name, channel))
             if objection is None:
                 judged.allowed.append(record)
@@ -142,10 +148,11 @@ class PolicyView:
                 judged.asked.append((record, objection))
             else:
                 judged.refused.append((record, objection))
-        if not judged.asked and not judged.refused:
-            if len(_ALLOWED) >= _MOST_KEPT:
-                _ALLOWED.clear()
-            _ALLOWED[place, name] = len(records)
+        hidden = frozenset(record.file_name for record, _ in (*judged.asked, *judged.refused))
+        if len(hidden) <= _MOST_FILES:
+            if len(_FOUND) >= _MOST_FOUND:
+                _FOUND.clear()
+            _FOUND[place, name] = (len(records), hidden)
         return judged
 
     def _objection(self, subject: Subject) -> Objection | None:

@@ -192,6 +192,32 @@ def test_age_counts_from_when_we_first_saw_a_package(solver, channel, tmp_path):
     assert versions(lock) == {"libalpha": "1.1"}
 
 
+def test_what_was_found_of_a_name_does_not_outlive_its_channel_its_policy_or_its_age(
+    solver, tmp_path
+):
+    folder, seen, now = tmp_path / "channel", tmp_path / "seen", time.time()
+    channel = folder.as_uri()
+
+    def release(version: str, *, at: float) -> None:
+        write_package(PackageSpec("tool", version, noarch="generic", license="MIT"), folder)
+        index_channel(folder)
+        found = solver.channels.records(channel, "noarch", "tool")
+        note(seen, channel, "noarch", [record.sha256 for record in found], now=at)
+
+    def chosen(*parsed: Any, at: float = now) -> str:
+        asked = rules(*parsed, first_seen=seen, now=at)
+        return versions(solve(solver, "tool", channels=[channel], rules=asked))["tool"]
+
+    denied, week = rule("packages-denied", packages=["tool >=2"]), rule("age", minimum="7 days")
+    release("1.0", at=now - 30 * DAY)
+    assert (chosen(denied), chosen(week)) == ("1.0", "1.0")
+    release("2.0", at=now - DAY)
+    for _ in range(2):
+        assert (chosen(denied), chosen(week)) == ("1.0", "1.0")
+    assert chosen(week, at=now + 7 * DAY) == "2.0"
+    assert chosen(rule("packages-denied", packages=["tool <2"])) == "2.0"
+
+
 def test_the_publishers_own_date_counts_where_the_rule_says_so(solver, channel):
     trusting = rule("age", minimum="100 days", publisher_timestamp="always")
     lock = solve(solver, "fresh-release", channels=[channel], rules=rules(trusting))
