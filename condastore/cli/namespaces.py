@@ -10,6 +10,7 @@ import typer
 from condastore.cli import queries, render
 from condastore.cli.client import connect
 from condastore.cli.errors import CommandError, Status
+from condastore.cli.exports import FORMATS
 from condastore.cli.lookup import not_found
 from condastore.cli.options import AsJson, Limit
 
@@ -83,6 +84,7 @@ def show(name: Name, as_json: AsJson = False) -> None:
                 ("public", "yes" if found["public"] else "no"),
                 ("created", render.moment(found["createdAt"])),
                 ("environments", found["environments"]["totalCount"]),
+                ("made of every build", ", ".join(map(_format, found["eagerArtifacts"]))),
                 ("you may", ", ".join(perm.lower() for perm in found["myPermissions"])),
             ]
         )
@@ -97,6 +99,39 @@ def show(name: Name, as_json: AsJson = False) -> None:
             render.table(["who", "role"], rows, empty="")
 
     render.answer(found, as_json, human)
+
+
+#: What can be made of every new build, as `env export` calls it; an image, for the registry.
+_EAGER = (*(name for name, form in FORMATS.items() if form.made), "image")
+
+
+@app.command()
+def eager(
+    namespace: Name,
+    formats: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FORMAT]...", help=f"Of {', '.join(_EAGER)}.", show_default=False),
+    ] = None,
+    nothing: Annotated[bool, typer.Option("--nothing", help="Only what is asked for.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say which files are made of every new build, before anybody asks for them."""
+    unknown = [name for name in formats or () if name not in _EAGER]
+    if unknown or bool(formats) == nothing:
+        raise CommandError(
+            f"{unknown[0]!r} is not made by the server." if unknown else "Say what is to be made.",
+            status=Status.USAGE,
+            code="invalid-input",
+            hint=f"Use some of {', '.join(_EAGER)}, or --nothing.",
+        )
+    kinds = [name.replace(".", "_").upper() for name in formats or ()]
+    changed = connect().change(queries.EAGER, namespace=namespace, kinds=kinds, repeat=True)
+    made = ", ".join(map(_format, changed["eagerArtifacts"])) or "only what is asked for"
+    render.answer(changed, as_json, lambda: render.say(f"Made of every new build: {made}."))
+
+
+def _format(kind: str) -> str:
+    return kind.lower().replace("_", ".")
 
 
 @app.command()

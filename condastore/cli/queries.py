@@ -134,10 +134,22 @@ query Namespaces($first: Int, $after: String) {{
   }}
 }}
 """
+EAGER = (
+    """
+mutation Eager($namespace: String!, $kinds: [ArtifactKind!]!) {
+  setEagerArtifacts(namespace: $namespace, kinds: $kinds) {
+    __typename
+    ... on Namespace { id name eagerArtifacts }
+    ... on OperationError { ...Refusal }
+  }
+}
+"""
+    + _ERROR
+)
 NAMESPACE = """
 query Namespace($name: String!) {
   namespace(name: $name) {
-    id name description personal public createdAt myPermissions
+    id name description personal public createdAt myPermissions eagerArtifacts
     environments { totalCount }
     quotas { kind used limit near }
     grants { role user group }

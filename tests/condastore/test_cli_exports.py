@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from condastore.cli import client, exports
+from condastore.cli import client, config, exports, namespaces
 from condastore.cli.errors import CommandError
+from tests.condastore.scripted_server import answering
 
 CONTENT = random.Random(7).randbytes(3_000_000)
 ETAG = f'"sha256:{hashlib.sha256(CONTENT).hexdigest()}"'
@@ -196,3 +197,31 @@ def test_an_unknown_format_is_refused_with_those_that_there_are(server: Server) 
     with pytest.raises(CommandError, match="not a format") as refused:
         exports.export("research/ml", format_="zip")
     assert "tar.zst" in refused.value.hint
+
+
+def test_what_is_made_of_every_build_is_named_as_export_names_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = {
+        "Eager": lambda given: {
+            "data": {
+                "setEagerArtifacts": {
+                    "__typename": "Namespace",
+                    "name": given["namespace"],
+                    "eagerArtifacts": given["kinds"],
+                }
+            }
+        }
+    }
+    with answering(answers) as script:
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+        monkeypatch.setattr(namespaces, "connect", lambda: api)
+        api = client.Api(config.Server(url=script.url, username="a", token="t"))
+        namespaces.eager("research", ["tar.zst", "installer"])
+        assert "tar.zst, installer" in capsys.readouterr().out
+        namespaces.eager("research", nothing=True)
+        api._http.close()
+    assert [one.variables["kinds"] for one in script.asked] == [["TAR_ZST", "INSTALLER"], []]
+    for wrong in (["zip"], [], ["environment.yml"]):
+        with pytest.raises(CommandError):
+            namespaces.eager("research", wrong)
