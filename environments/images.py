@@ -348,7 +348,7 @@ def _make_missing(attempt: Attempt, wanted: Wanted) -> None:
 def _in_another_compression(
     missing: Mapping[str, PackageLayer], compression: Compression
 ) -> dict[str, Layer]:
-    other = "gzip" if compression == "zstd" else "zstd"
+    other: Compression = "gzip" if compression == "zstd" else "zstd"
     rows = Layer.objects.filter(key__in=list(missing), **{f"{other}__damaged_at": None})
     return {row.key: row for row in rows.select_related("gzip", "zstd") if row.blob_in(other)}
 

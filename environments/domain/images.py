@@ -28,7 +28,7 @@ from typing import Any, Literal
 from environments.domain.artifacts import STANDARD_PREFIX
 from environments.domain.linking import PythonInfo
 from environments.domain.lock import PlatformLock, required_name
-from environments.domain.records import CondaPackage, PypiPackage
+from environments.domain.records import CondaPackage, Package, PypiPackage
 
 #: Part of each layer's key: grows when the same package gives other bytes.
 LAYER_RECIPE = 1
@@ -84,19 +84,20 @@ class PackageLayer:
 
     @property
     def label(self) -> str:
-        names = [f"{one.name}-{one.version}" for one in (*self.conda, *self.pypi)]
+        packages: tuple[Package, ...] = (*self.conda, *self.pypi)
+        names = [f"{one.name}-{one.version}" for one in packages]
         return " ".join(names)
 
 
 def plan_layers(part: PlatformLock, python: PythonInfo | None) -> tuple[PackageLayer, ...]:
     """The layers of a platform's packages, what others need first."""
-    everything: tuple[CondaPackage | PypiPackage, ...] = (*part.conda, *part.pypi)
+    everything: tuple[Package, ...] = (*part.conda, *part.pypi)
     if len(everything) <= ALONE + GROUPS:
         return tuple(_layer([package], python) for package in everything)
     by_size = sorted(everything, key=lambda one: (-one.size, one.name, one.url))
     alone = {one.url for one in by_size[:ALONE]}
     on_python = _needing_python(part.conda)
-    layers: dict[object, list[CondaPackage | PypiPackage]] = {}
+    layers: dict[object, list[Package]] = {}
     for package in everything:
         needs = isinstance(package, PypiPackage) or package.name in on_python
         place = package.url if package.url in alone else (needs, _bucket(package.name))
@@ -104,9 +105,7 @@ def plan_layers(part: PlatformLock, python: PythonInfo | None) -> tuple[PackageL
     return tuple(_layer(packages, python) for packages in layers.values())
 
 
-def _layer(
-    packages: Sequence[CondaPackage | PypiPackage], python: PythonInfo | None
-) -> PackageLayer:
+def _layer(packages: Sequence[Package], python: PythonInfo | None) -> PackageLayer:
     conda = tuple(one for one in packages if isinstance(one, CondaPackage))
     pypi = tuple(one for one in packages if isinstance(one, PypiPackage))
     placed = bool(pypi) or any(one.noarch == "python" for one in conda)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import TypeVar
 from urllib.parse import urlencode
@@ -105,9 +105,9 @@ def _page_size(request: HttpRequest) -> int:
 
 
 def _page(
-    request: HttpRequest, body: dict[str, object], found: list[str], size: int
+    request: HttpRequest, body: Mapping[str, object], found: list[str], size: int
 ) -> JsonResponse:
-    response = JsonResponse(body)
+    response = JsonResponse(dict(body))
     if 0 < size < len(found):
         query = urlencode({"n": size, "last": found[size - 1]})
         response["Link"] = f'<{request.path}?{query}>; rel="next"'

@@ -1,8 +1,8 @@
 """How do files become the archive of a layer, with the same bytes wherever it is written?
 
 Sorted, owned by root, with no time of today; compressed as it is written, so that nothing is on the
-disk twice. Times are those of the packages' own archives: compiled Python that a package brings
-names the time of its source.
+disk twice, and piece by piece: members of gzip and frames of zstd may follow each other. Times are
+those of the packages' own archives: compiled Python that a package brings names its source's time.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import zstandard
 
 from environments.domain.images import Compression
 from environments.domain.progress import Cancelled, never, obey
+from environments.engine.artifacts.parts import GZIP, PIECE, ZSTD
 
 #: 2000-01-01: of what no package brings. (Zip files, which some make of such files, begin in 1980.)
 FIXED_TIME = 946_684_800
 CHUNK = 1 << 20  # bytes
-_LEVELS = {"gzip": 6, "zstd": 3}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,25 +50,13 @@ class LayerFile:
     unpacked_size: int
 
 
-class _Compressor(Protocol):
-    def compress(self, data: bytes, /) -> bytes: ...
-    def flush(self) -> bytes: ...
-
-
-def _compressor(compression: Compression) -> _Compressor:
-    if compression == "zstd":
-        made: Any = zstandard.ZstdCompressor(level=_LEVELS["zstd"], write_checksum=True)
-        return made.compressobj()  # type: ignore[no-any-return]
-    return zlib.compressobj(_LEVELS["gzip"], zlib.DEFLATED, 31)  # with gzip's header, no time in it
-
-
 class LayerWriter:
     """Takes an archive's bytes; compresses and digests them on the way to `path`."""
 
     def __init__(self, path: Path, compression: Compression) -> None:
         self._path = path
         self._file: IO[bytes] = path.open("xb")
-        self._compressor = _compressor(compression)
+        self._compress = (ZSTD if compression == "zstd" else GZIP).compress
         self._outer, self._inner = hashlib.sha256(), hashlib.sha256()
         self._size = self._unpacked = 0
         self._waiting: list[bytes] = []  # headers are small: each alone would cost a call
@@ -87,7 +75,7 @@ class LayerWriter:
         self._unpacked += len(data)
         self._waiting.append(data)
         self._waiting_size += len(data)
-        if self._waiting_size >= CHUNK:
+        if self._waiting_size >= PIECE:
             self._pass_on()
         return len(data)
 
@@ -95,16 +83,14 @@ class LayerWriter:
         data = b"".join(self._waiting)
         self._waiting, self._waiting_size = [], 0
         self._inner.update(data)
-        self._put(self._compressor.compress(data))
-
-    def _put(self, data: bytes) -> None:
-        self._outer.update(data)
-        self._size += len(data)
-        self._file.write(data)
+        packed = self._compress(data)
+        self._outer.update(packed)
+        self._size += len(packed)
+        self._file.write(packed)
 
     def finish(self) -> LayerFile:
-        self._pass_on()
-        self._put(self._compressor.flush())
+        if self._waiting or not self._size:
+            self._pass_on()
         self._file.close()
         return LayerFile(
             path=self._path,
@@ -130,11 +116,8 @@ def write_layer(
             everything[folder] = Entry(mode=0o755)
             folder = posixpath.dirname(folder)
     with LayerWriter(to, compression) as out:
-        archive = tarfile.open(  # noqa: SIM115 - closed below; on an error its end is not written
-            fileobj=out,  # type: ignore[arg-type] - it writes and tells, which is enough
-            mode="w",
-            format=tarfile.PAX_FORMAT,
-        )
+        target: Any = out  # it writes and tells: that is enough
+        archive = tarfile.TarFile(fileobj=target, mode="w", format=tarfile.PAX_FORMAT)
         for path in sorted(everything):
             obey(cancelled)
             _add(archive, path, everything[path])

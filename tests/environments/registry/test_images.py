@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,22 +11,16 @@ from typing import Any
 
 import pytest
 
-from environments import artifacts, blobs, building
+from environments import artifacts, blobs, images, tools
 from environments.domain.artifacts import STANDARD_PREFIX, ArtifactKind, ArtifactState
 from environments.engine.artifacts.staging import Material
 from environments.engine.images.archives import unpacked
-from environments.models import Artifact, Blob, Build
+from environments.engine.images.loading import LoadedImage, LoadedLayer
+from environments.models import Artifact, BaseImage, Blob, Build, Layer
 from environments.tools import Tools
+from tests.environments.registry.conftest import build_it
 
 pytestmark = pytest.mark.django_db(transaction=True)
-HELLO = "dependencies: [python, hello-noarch, activating, libbeta]"
-
-
-def built(build: Build) -> Build:
-    building.run(build.pk)
-    build.refresh_from_db()
-    assert build.failure is None, build.failure
-    return build
 
 
 def made(build: Build, **options: Any) -> Artifact:
@@ -79,7 +74,7 @@ def tree(root: Path) -> dict[str, Any]:
 def test_the_layers_hold_what_linking_all_packages_together_gives(
     submit: Callable[..., Build], engine: Tools, tmp_path: Path
 ) -> None:
-    build = built(submit("dependencies: [python, hello-noarch, activating, {pip: [tinyname]}]"))
+    build = build_it(submit("dependencies: [python, hello-noarch, activating, {pip: [tinyname]}]"))
     root = unpack(made(build), tmp_path / "root")
     lock = build.lock.value()
     [part] = lock.platforms
@@ -109,3 +104,68 @@ def test_the_layers_hold_what_linking_all_packages_together_gives(
         assert one["url"] == other["url"]
     added = {name for name in image if name not in staged}
     assert added == {"etc/condastore/activate.sh", "etc/condastore/entrypoint"}
+
+
+def test_an_image_is_the_same_wherever_it_is_made(
+    small: Build, submit: Callable[..., Build], settings: Any, tmp_path: Path
+) -> None:
+    first = made(small)
+    before = [(row.key, row.gzip.sha256) for row in Layer.objects.order_by("key")]
+    digest, base = first.blob.sha256, BaseImage.objects.get()
+    image = LoadedImage(
+        platform=base.platform,
+        digest=base.digest,
+        config=base.config,
+        layers=tuple(
+            LoadedLayer(
+                path=Path(shutil.copy(blobs.local_path(row.blob), tmp_path / "base")),
+                diff_id=row.diff_id,
+                media_type=row.media_type,
+            )
+            for row in base.layers.all()
+        ),
+    )
+    for rows in (Artifact, Layer, BaseImage, Blob):  # another installation knows of none
+        rows.objects.all().delete()
+    settings.DATA = tmp_path / "elsewhere"
+    tools.use(other := tools.Tools(settings.DATA))
+    images.keep_base("machine", image)
+    try:
+        assert made(small).blob.sha256 == digest
+    finally:
+        other.close()
+    assert [(row.key, row.gzip.sha256) for row in Layer.objects.order_by("key")] == before
+
+
+def test_one_new_package_is_one_new_layer_beside_what_is_the_locks_own(
+    small: Build, submit: Callable[..., Build]
+) -> None:
+    before = {layer["digest"] for layer in manifest(made(small))["layers"]}
+    larger = build_it(submit("dependencies: [activating, libbeta ==1.2, licence-mit]"))
+    after = [layer["digest"] for layer in manifest(made(larger))["layers"]]
+    new = [digest for digest in after if digest not in before]
+    assert len(new) == 2
+    assert new[-1] == after[-1]
+
+
+def test_an_image_of_layers_that_are_there_needs_no_worker_and_no_package(
+    small: Build, submit: Callable[..., Build], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(small)
+    less = build_it(submit("dependencies: [libbeta ==1.2]"))
+    row = Artifact.wanted(less, ArtifactKind.IMAGE, "linux-64")
+    images.finish_at_once(row)
+    assert row.state == ArtifactState.READY
+
+
+def test_no_image_is_made_where_there_is_nothing_beneath_it(
+    submit: Callable[..., Build], at_once: None, settings: Any
+) -> None:
+    settings.BASE_IMAGE = "unknown"
+    build = build_it(submit("dependencies: [libalpha ==2.0]"))
+    row = Artifact.wanted(build, ArtifactKind.IMAGE, "linux-64")
+    artifacts.make(row.pk)
+    row.refresh_from_db()
+    assert row.state == ArtifactState.FAILED
+    assert "base image 'unknown'" in row.failure["message"]
+    assert "base_image load" in row.failure["hint"]

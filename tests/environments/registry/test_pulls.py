@@ -12,6 +12,7 @@ from django.utils import timezone
 
 from accounts.access import Actor
 from accounts.models import ApiToken
+from environments.domain.lifecycle import BuildState
 from environments.models import Artifact, Build, BuildTag, Environment, Namespace
 from environments.operations.recalls import recall
 from tests import factories
@@ -78,7 +79,7 @@ def test_numbers_tags_latest_and_the_lock_lead_to_builds(
 ) -> None:
     second = build_it(submit("dependencies: [activating]"))
     BuildTag.objects.create(environment=environment, name="prod", build=small)
-    failed = factories.make_build(environment, factories.BuildState.FAILED, current=False)
+    failed = factories.make_build(environment, BuildState.FAILED, current=False)
     bob = pull_as("bob")
     tags = bob.get(f"{ML}/tags/list").json()
     locks = [f"lock-{one.lock.digest}" for one in (small, second)]
