@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import time
+from datetime import timedelta
 from typing import Any
 
 import structlog
@@ -28,7 +30,17 @@ from environments.solving import credentials_for
 from environments.tools import source_of
 
 logger = structlog.get_logger(__name__)
+#: Whether packages are missing is looked for no more often, once none was kept.
+IDLE = timedelta(minutes=30)
+_idle_until = float("-inf")
 _USED = Q(state=BuildState.READY, deleted_at=None, environment__deleted_at=None)
+
+
+def go_on() -> None:
+    """`complete` some, as long as that is of use; else only now and then: it is a long look."""
+    global _idle_until
+    if time.monotonic() >= _idle_until and not complete():
+        _idle_until = time.monotonic() + IDLE.total_seconds()
 
 
 def complete(*, most: int = 20) -> int:

@@ -89,7 +89,7 @@ def tidy() -> None:
     from environments import housekeeping, keeping
 
     housekeeping.tidy()
-    keeping.complete()
+    keeping.go_on()
 
 
 @dramatiq.actor(queue_name="upkeep", max_retries=0, throws=Shutdown, time_limit=_limit(3600))
