@@ -25,7 +25,7 @@ demo: $(VENV)/ready-server
 test: $(VENV)/ready-dev
 	@$(MAKE) --no-print-directory $(VENV)/ready-ldap \
 	  || echo "Tests of LDAP will fail: apt-get install gcc python3-dev libldap-dev libsasl2-dev"
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=20 $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=20 $(ARGS)
 
 accept: $(VENV)/ready-dev
 	$(BIN)/python -m pytest tests/acceptance $(ARGS)
