@@ -29,7 +29,9 @@ def orphan(owner: User, *, by: Actor | None) -> Sequence[str]:
     accounts = list(User.objects.filter(owner=owner, is_service=True, is_active=True))
     for account in accounts:
         places = list(namespaces_of(account))
-        for place in places or [None]:
+        if not places:
+            _tell(account, owner, None)
+        for place in places:
             _tell(account, owner, place)
         for place in places:
             changes = {"owner": owner.username}

@@ -14,6 +14,7 @@ from accounts import directories
 from accounts.access import Actor, require_directory
 from accounts.directories import Person
 from accounts.models import DirectoryGroup, Identity, ProvisionedPerson, User
+from accounts.provisioning import Provisioning
 from environments.domain.errors import ConflictError, InvalidInputError
 from environments.models import AuditEvent, audited
 from environments.models.role_mappings import materialise
@@ -61,6 +62,11 @@ def members(group: DirectoryGroup) -> QuerySet[ProvisionedPerson]:
     return inside.filter(identity__directory=group.directory).order_by("pk")
 
 
+def _scim() -> Provisioning:
+    assert settings.SCIM is not None, "no directory speaks here"
+    return settings.SCIM
+
+
 # --- people ---------------------------------------------------------------------------------------
 
 
@@ -69,10 +75,10 @@ def add_person(*, actor: Actor, words: Words) -> ProvisionedPerson:
     """The account of issuer and subject: made, or the one of who has signed in already."""
     require_directory(actor)
     person = _person(words)
-    _require_free(actor, words)
+    _require_free(words)
     identity = _enrolled(person)
     if ProvisionedPerson.objects.filter(identity=identity).exists():
-        raise _taken(settings.SCIM.subject, person.subject)
+        raise _taken(_scim().subject, person.subject)
     try:
         with transaction.atomic():
             row = ProvisionedPerson.objects.create(
@@ -94,13 +100,13 @@ def change_person(*, actor: Actor, row: ProvisionedPerson, words: Words) -> Prov
     require_directory(actor)
     row = people(actor).select_for_update(of=("self",)).get(pk=row.pk)
     person = _person(words)
-    _require_free(actor, words, but=row)
+    _require_free(words, but=row)
     identity = row.identity
     changes: dict[str, Any] = {}
     if identity.subject != person.subject:
         same = Identity.objects.filter(issuer=identity.issuer, subject=person.subject)
         if same.exists():
-            raise _taken(settings.SCIM.subject, person.subject)
+            raise _taken(_scim().subject, person.subject)
         changes["subject"] = [identity.subject, person.subject]
         identity.subject = person.subject
         identity.save(update_fields=["subject"])
@@ -135,7 +141,7 @@ def remove_person(*, actor: Actor, row: ProvisionedPerson) -> None:
 
 
 def _person(words: Words) -> Person:
-    scim = settings.SCIM
+    scim = _scim()
     subject = words.external_id if scim.subject == "externalId" else words.username
     if not subject:
         raise InvalidInputError(
@@ -165,8 +171,10 @@ def _enrolled(person: Person) -> Identity:
         return directories.enrol(person)
 
 
-def _require_free(actor: Actor, words: Words, *, but: ProvisionedPerson | None = None) -> None:
-    others = ProvisionedPerson.objects.exclude(pk=but.pk if but else None)
+def _require_free(words: Words, *, but: ProvisionedPerson | None = None) -> None:
+    others = ProvisionedPerson.objects.all()
+    if but is not None:
+        others = others.exclude(pk=but.pk)
     if others.filter(username__iexact=words.username).exists():
         raise _taken("userName", words.username)
 

@@ -15,6 +15,7 @@ from scim2_models import (
     InvalidValueException,
     Meta,
     PatchOp,
+    Reference,
     Resource,
     ResponseParameters,
     SearchRequest,
@@ -98,7 +99,10 @@ class People:
                 active=row.active,
                 groups=[
                     GroupMembership(
-                        value=str(key), ref=f"{root}/Groups/{key}", display=name, type="direct"
+                        value=str(key),
+                        ref=Reference(f"{root}/Groups/{key}"),
+                        display=name,
+                        type="direct",
                     )
                     for key, name in groups.get(row.identity.user_id, ())
                 ]
@@ -143,7 +147,9 @@ def _groups_of(rows: Iterable[ProvisionedPerson]) -> Mapping[int, list[tuple[int
     found: dict[int, list[tuple[int, str]]] = defaultdict(list)
     users = [row.identity.user_id for row in rows]
     inside = DirectoryGroup.objects.filter(
-        provisioned=True, group__user__in=users, directory=settings.SCIM.directory
+        provisioned=True,
+        group__user__in=users,
+        directory__in={row.identity.directory for row in rows},
     )
     for user, key, name in inside.order_by("pk").values_list("group__user", "pk", "name"):
         if user is not None:
@@ -177,7 +183,7 @@ class Groups:
                 external_id=row.external_id or None,
                 display_name=row.name,
                 members=[
-                    Member(value=str(key), ref=f"{root}/Users/{key}", type="User")
+                    Member(value=str(key), ref=Reference(f"{root}/Users/{key}"), type="User")
                     for key in inside.get(row.group_id, ())
                 ]
                 or None,
@@ -216,7 +222,7 @@ def _members_of(rows: Iterable[DirectoryGroup]) -> Mapping[int, list[int]]:
     found: dict[int, list[int]] = defaultdict(list)
     people = ProvisionedPerson.objects.filter(
         identity__user__groups__in=[row.group_id for row in rows],
-        identity__directory=settings.SCIM.directory,
+        identity__directory__in={row.directory for row in rows},
     )
     for group, key in people.order_by("pk").values_list("identity__user__groups", "pk"):
         if group is not None:

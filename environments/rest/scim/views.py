@@ -109,7 +109,8 @@ class Door(View):
                 detail=f"{request.method} means nothing here.",
             )
         )
-        answer["Allow"] = ", ".join(self._allowed_methods())
+        allowed = [name.upper() for name in self.http_method_names if hasattr(self, name)]
+        answer["Allow"] = ", ".join(allowed)
         return answer
 
 
