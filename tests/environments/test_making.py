@@ -1,85 +1,170 @@
-"""Files of a build as a worker makes them: from what is kept alone, once, and told to the end."""
+"""An artifact is made once, by whichever worker lives to finish it; nothing half-made is left."""
 
 from __future__ import annotations
 
-import io
-import shutil
-import tarfile
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from django.conf import settings
+from django.db import connection
+from django.utils import timezone
 
 from accounts.access import Actor
 from environments import artifacts, blobs, building, tasks, tools
 from environments.domain.artifacts import ArtifactKind, ArtifactState
-from environments.domain.lifecycle import BuildState
+from environments.engine.artifacts.staging import Material
 from environments.models import Artifact, Build
-from environments.operations.artifacts import create_artifact, set_eager_artifacts
-from tests.channels.server import ChannelServer, Fault
+from environments.operations.artifacts import create_artifact
+from tests.services.processes import find_program
 
 pytestmark = pytest.mark.django_db(transaction=True)
-TEXT = "dependencies: [python, hello-noarch, pip: [tinyname]]"
+TEXT = "dependencies: [python, hello-noarch, apptool]\nvariables: {GREETING: hello}\n"
+KINDS = (ArtifactKind.TAR_GZ, ArtifactKind.TAR_ZST, ArtifactKind.SQUASHFS, ArtifactKind.SIF)
+
+#: A worker of its own, that says when it writes and goes no further.
+WORKER = """
+import sys, time
+from pathlib import Path
+from django.conf import settings
+import django
+database, data, caches, pk = sys.argv[1:]
+settings.DATABASES["default"]["NAME"] = database
+settings.DATA = Path(data)
+django.setup()
+from environments import artifacts, tools
+from environments.engine.artifacts import parts
+tools.use(tools.Tools(Path(caches)))
+def slowly(self):
+    self._out.flush()
+    print("writing", flush=True)
+    time.sleep(600)
+parts._Line.finish = slowly
+artifacts.make(int(pk))
+"""
 
 
 @pytest.fixture(autouse=True)
-def _no_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks.make_artifact, "send", lambda key: None)
+def no_queue(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    sent: list[int] = []
+    monkeypatch.setattr(tasks.make_artifact, "send", sent.append)
+    return sent
 
 
-def made(actor: Actor, build: Build, kind: ArtifactKind) -> bytes:
-    artifact = create_artifact(actor=actor, build=build, kind=kind)
-    artifacts.make(artifact.pk)
-    artifact.refresh_from_db()
-    assert artifact.state == ArtifactState.READY, artifact.failure
-    path = blobs.local_path(artifact.blob)
-    assert path is not None
-    return path.read_bytes()
-
-
-def test_bundle_and_installer_are_made_when_the_channels_are_gone_with_the_same_bytes(
-    submit: Any,
-    alice: Actor,
-    engine: tools.Tools,
-    channel_server: ChannelServer,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
+@pytest.fixture
+def build(submit: Callable[..., Build]) -> Build:
     build = submit(TEXT)
     building.run(build.pk)
-    build = Build.objects.get(pk=build.pk)
-    assert build.state == BuildState.READY, build.failure
-    first = {
-        kind: made(alice, build, kind) for kind in (ArtifactKind.INSTALLER, ArtifactKind.BUNDLE)
-    }
-    channel_server.faults.add(Fault("*", status=410))
-    shutil.rmtree(engine.cache)
-    Artifact.objects.all().delete()
-    other = tools.Tools(tmp_path_factory.mktemp("other"))  # a worker with caches of its own
-    tools.use(other)
-    try:
-        for kind, content in first.items():
-            assert made(alice, build, kind) == content, kind
-    finally:
-        tools.use(engine)
-        other.close()
-    with tarfile.open(fileobj=io.BytesIO(first[ArtifactKind.BUNDLE])) as archive:
-        names = {Path(name).name for name in archive.getnames()}
-    locked = build.lock.value().platforms[0]
-    assert {one.file_name for one in locked.conda} <= names
-    assert {one.file_name for one in locked.pypi} <= names
+    build.refresh_from_db()
+    assert build.failure is None, build.failure
+    return build
 
 
-def test_a_new_build_is_made_into_what_its_namespace_says(
-    submit: Any, dora: Actor, environment: Any
+@pytest.fixture
+def wanted(alice: Actor, build: Build) -> Artifact:
+    return create_artifact(actor=alice, build=build, kind=ArtifactKind.TAR_ZST)
+
+
+def left(data: Path) -> list[Path]:
+    """What is half made."""
+    caches = tools.tools().cache
+    return [*blobs.blobs_folder().glob("*"), *caches.glob("parts/.*"), *data.glob("blobs/**/.*")]
+
+
+def is_whole(artifact: Artifact) -> bool:
+    assert artifact.blob is not None
+    path = blobs.local_path(artifact.blob)
+    assert path is not None
+    return hashlib.sha256(path.read_bytes()).hexdigest() == artifact.blob.sha256
+
+
+def test_each_kind_is_made_and_kept(alice: Actor, build: Build, data_folder: Path) -> None:
+    find_program("mksquashfs", component="mksquashfs", install="apt-get install squashfs-tools")
+    for kind in KINDS:
+        artifact = create_artifact(actor=alice, build=build, kind=kind)
+        artifacts.make(artifact.pk)
+        artifact.refresh_from_db()
+        assert artifact.state == ArtifactState.READY, (kind, artifact.failure)
+        assert is_whole(artifact)
+    assert left(data_folder) == []
+
+
+def test_two_workers_make_an_artifact_once(
+    wanted: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kinds = [ArtifactKind.INSTALLER]
-    set_eager_artifacts(actor=dora, namespace=environment.namespace, kinds=kinds)
-    environment.namespace.refresh_from_db()
-    build = submit("dependencies: [apptool]")
-    building.run(build.pk)
-    artifact = Artifact.objects.get()
-    assert (artifact.kind, artifact.state) == ("INSTALLER", "QUEUED")
-    assert artifact in Artifact.objects.due(artifact.not_before)
-    artifacts.make(artifact.pk)
-    artifact.refresh_from_db()
-    assert artifact.state == ArtifactState.READY, artifact.failure
+    made: list[Path] = []
+    make = artifacts.MAKERS[ArtifactKind.TAR_ZST]
+
+    def counted(material: Material) -> Path:
+        made.append(material.work)
+        return make(material)
+
+    monkeypatch.setitem(artifacts.MAKERS, ArtifactKind.TAR_ZST, counted)
+
+    def work() -> None:
+        artifacts.make(wanted.pk)
+        connection.close()
+
+    workers = [threading.Thread(target=work) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    wanted.refresh_from_db()
+    assert (wanted.state, wanted.attempt, len(made)) == (ArtifactState.READY, 1, 1)
+
+
+def test_a_worker_that_lost_its_lease_changes_nothing(
+    wanted: Artifact, monkeypatch: pytest.MonkeyPatch, data_folder: Path
+) -> None:
+    make = artifacts.MAKERS[ArtifactKind.TAR_ZST]
+
+    def overtaken(material: Material) -> Path:
+        path = make(material)
+        if len(list(blobs.blobs_folder().iterdir())) == 1:  # not again inside the other's attempt
+            Artifact.objects.get(pk=wanted.pk).give_up_lost(
+                attempts=9, backoff=settings.BACKOFF * 0
+            )
+            artifacts.make(wanted.pk)
+        return path
+
+    monkeypatch.setitem(artifacts.MAKERS, ArtifactKind.TAR_ZST, overtaken)
+    artifacts.make(wanted.pk)
+    wanted.refresh_from_db()
+    assert (wanted.state, wanted.attempt) == (ArtifactState.READY, 2)
+    assert is_whole(wanted)
+    assert left(data_folder) == []
+
+
+def test_a_killed_worker_loses_no_artifact(
+    wanted: Artifact, engine: tools.Tools, data_folder: Path
+) -> None:
+    database = str(connection.settings_dict["NAME"])
+    with subprocess.Popen(
+        [sys.executable, "-c", WORKER, database, data_folder, engine.cache.parent, str(wanted.pk)],
+        env={**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings"},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as worker:
+        assert worker.stdout is not None
+        assert "writing\n" in iter(worker.stdout.readline, "")
+        worker.send_signal(signal.SIGKILL)
+    wanted.refresh_from_db()
+    assert wanted.state == ArtifactState.MAKING
+    assert left(data_folder), "it was killed while it wrote"
+    assert wanted.blob is None
+    Artifact.objects.filter(pk=wanted.pk).update(lease_expires_at=timezone.now())
+    wanted.refresh_from_db()
+    wanted.give_up_lost(attempts=9, backoff=settings.BACKOFF * 0)
+    time.sleep(0.01)
+    artifacts.make(wanted.pk)
+    wanted.refresh_from_db()
+    assert (wanted.state, wanted.attempt) == (ArtifactState.READY, 2)
+    assert is_whole(wanted)
