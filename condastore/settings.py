@@ -160,6 +160,9 @@ BASE_IMAGE = env.text(
 BASE_IMAGE_LOGIN = env.secret(
     "BASE_IMAGE_LOGIN", "user:password of the registry of that reference."
 )
+ON_DEMAND_NAMESPACE = env.text(
+    "ON_DEMAND_NAMESPACE", "", "Whose images HOST/dynamic/python.3.12/numpy are; none if empty."
+)
 REGISTRY_WAIT = env.seconds(
     "REGISTRY_WAIT", 50, "How long a pull waits for its image before it is told to come again."
 )

@@ -31,7 +31,8 @@ from environments.domain.images import (
     Descriptor,
     index_json,
 )
-from environments.domain.lifecycle import BuildState
+from environments.domain.lifecycle import FINISHED, BuildState
+from environments.domain.on_demand import OnDemand
 from environments.engine.images.remote import Login, Reference, Repository
 from environments.models import (
     Artifact,
@@ -43,11 +44,12 @@ from environments.models import (
     Environment,
     ImageBlob,
     ImageIndex,
+    Namespace,
 )
 from environments.models.images import base_name
 from environments.models.recalls import RecalledLock, refuse_recalled
 from environments.operations import queueing
-from environments.operations.environments import find_environment
+from environments.operations.environments import find_environment, submit_to
 
 #: Builds that came to a good end; what is archived is made anew from its lock.
 #: Seconds between two looks at an image that is made.
@@ -270,6 +272,54 @@ def referrers(actor: Actor, environment: Environment, sha256: str) -> list[dict[
         for row in told.select_related("blob").order_by("artifact_type", "pk")
     }
     return list(descriptors.values())
+
+
+# --- on demand ------------------------------------------------------------------------------------
+
+
+def on_demand(actor: Actor, path: str) -> Environment:
+    """The environment of these packages, as far as the actor may see it.
+
+    Raises:
+        InvalidInputError: `path` names no packages.
+        NotFoundError: it was never asked for, or is not the actor's to see.
+    """
+    wanted = OnDemand.parse(path)
+    try:
+        return find_environment(actor, settings.ON_DEMAND_NAMESPACE, wanted.name)
+    except NotFoundError as error:
+        raise NotFoundError(f"There is no image dynamic/{path:.200} yet.") from error
+
+
+def build_on_demand(actor: Actor, path: str) -> Build:
+    """A build of these packages, submitted where there is none that came to a good end.
+
+    Raises:
+        NotFoundError: images on demand are not for the actor.
+        StoreError: what submitting a build says: policy, quota, ...
+    """
+    wanted = OnDemand.parse(path)
+    name = settings.ON_DEMAND_NAMESPACE
+    namespace = Namespace.objects.with_perm(actor, Perm.DOWNLOAD).filter(name=name).first()
+    if namespace is None:
+        raise NotFoundError(f"There is no image dynamic/{path:.200} yet.")
+    found = Environment.objects.visible_to(actor).filter(namespace=namespace, name=wanted.name)
+    builds = Build.objects.filter(environment__in=found, deleted_at=None).order_by("-number")
+    usable = builds.filter(state__in=SERVED).exclude(lock__in=_recalled()).first()
+    under_way = builds.exclude(state__in=FINISHED).first()
+    if (build := usable or under_way) is not None:
+        return build
+    return submit_to(
+        actor=actor,
+        namespace=namespace,
+        name=wanted.name,
+        specification=wanted.specification,
+        description=f"On demand: {path:.200}",
+    ).build
+
+
+def _recalled() -> QuerySet[RecalledLock, Any]:
+    return RecalledLock.objects.active().values("lock")
 
 
 # --- pushing --------------------------------------------------------------------------------------

@@ -6,21 +6,24 @@ from django.urls import path, re_path
 
 from environments.registry import views
 
+PLACE = "<str:namespace>/<str:environment>"
+#: What names packages has as many parts as there are.
+PACKAGES = "(?P<namespace>dynamic)/(?P<environment>[^:]+)"
+
 urlpatterns = [
     path("", views.base, name="registry"),
     path("token", views.token, name="registry-token"),
     path("_catalog", views.catalog, name="registry-catalog"),
-    path("<str:namespace>/<str:environment>/tags/list", views.list_tags, name="registry-tags"),
-    path(
-        "<str:namespace>/<str:environment>/manifests/<str:reference>",
-        views.manifest,
-        name="registry-manifest",
-    ),
-    path("<str:namespace>/<str:environment>/blobs/<str:digest>", views.blob, name="registry-blob"),
-    path(
-        "<str:namespace>/<str:environment>/referrers/<str:digest>",
-        views.referrers,
-        name="registry-referrers",
-    ),
-    re_path(r"(?P<rest>.+)", views.unknown, name="registry-unknown"),
 ]
+for name, view, words in (
+    ("tags", views.list_tags, "tags/list"),
+    ("manifest", views.manifest, "manifests/<str:reference>"),
+    ("blob", views.blob, "blobs/<str:digest>"),
+    ("referrers", views.referrers, "referrers/<str:digest>"),
+):
+    pattern = words.replace("<str:", "(?P<").replace(">", ">[^/]+)") if "<" in words else words
+    urlpatterns += [
+        re_path(f"^{PACKAGES}/{pattern}$", view, name=f"registry-{name}-on-demand"),
+        path(f"{PLACE}/{words}", view, name=f"registry-{name}"),
+    ]
+urlpatterns.append(re_path(r"(?P<rest>.+)", views.unknown, name="registry-unknown"))

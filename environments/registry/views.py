@@ -16,7 +16,13 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonRespons
 
 from accounts.access import Actor
 from environments.domain.artifacts import ArtifactState
-from environments.domain.errors import InvalidInputError, NotFoundError, StoreError
+from environments.domain.errors import (
+    ArtifactFailedError,
+    InvalidInputError,
+    NotFoundError,
+    NotSignedInError,
+    StoreError,
+)
 from environments.domain.images import INDEX, MANIFEST
 from environments.models import Artifact, Build, Environment
 from environments.operations import audit, images
@@ -31,6 +37,8 @@ from environments.registry.errors import (
 )
 from environments.rest.blobs import Served, answer
 
+#: Not a namespace: what follows names packages.
+ON_DEMAND = "dynamic"
 LOOK = 0.2  # seconds between two looks at an image that is made
 PAGE, LARGEST_PAGE = 100, 1000
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
@@ -126,6 +134,8 @@ def _repository(
     scope = f"repository:{namespace}/{environment}:pull"
     actor = sign_in.actor_of(request, scope)
     try:
+        if namespace == ON_DEMAND:
+            return actor, images.on_demand(actor, environment)
         return actor, images.find_repository(actor, namespace, environment)
     except NotFoundError as error:
         if not actor.signed_in:
@@ -144,8 +154,11 @@ async def manifest(
     if ":" in reference:
         content = await sync_to_async(_by_digest)(*place, reference, MANIFEST, INDEX)
     else:
+        deadline = time.monotonic() + settings.REGISTRY_WAIT.total_seconds()
+        if namespace == ON_DEMAND:
+            await _built(request, environment, deadline)
         build, wanted = await sync_to_async(_wanted)(*place, reference)
-        made = await _awaited(wanted)
+        made = await _awaited(wanted, deadline)
         content = await sync_to_async(images.manifest_of)(build, made)
     if request.method == "GET" and content.media_type != INDEX:
         actor: Actor = request.actor  # type: ignore[attr-defined]
@@ -185,13 +198,43 @@ def _known(find: Callable[[], Found], kind: str) -> Found:
         raise UnknownError(error.message, kind=kind) from error
 
 
-async def _awaited(wanted: list[Artifact]) -> list[Artifact]:
+async def _built(request: HttpRequest, path: str, deadline: float) -> None:
+    """Let the packages of `path` be built, and wait for it.
+
+    Raises:
+        UnderWayError: it is not built by `deadline`.
+        ArtifactFailedError: it cannot be built; the message says why.
+    """
+
+    def begin() -> Build:
+        actor = sign_in.actor_of(request, f"repository:{ON_DEMAND}/{path}:pull")
+        try:
+            return images.build_on_demand(actor, path)
+        except (NotFoundError, NotSignedInError) as error:
+            if actor.signed_in:
+                raise
+            raise ChallengeError(error, scope=f"repository:{ON_DEMAND}/{path}:pull") from error
+
+    build = await sync_to_async(begin)()
+    while build.state not in images.SERVED:
+        if build.finished:
+            failure = build.failure or {}
+            raise ArtifactFailedError(
+                f"It could not be built: {failure.get('message', build.state)}",
+                hint=failure.get("hint") or None,
+            )
+        if time.monotonic() >= deadline:
+            raise UnderWayError(f"It is being built ({build.state}).", hint="Pull it again.")
+        await asyncio.sleep(LOOK)
+        await sync_to_async(build.refresh_from_db)()
+
+
+async def _awaited(wanted: list[Artifact], deadline: float) -> list[Artifact]:
     """The images once they are made, or could not be.
 
     Raises:
         UnderWayError: they are not by the time that a pull waits.
     """
-    deadline = time.monotonic() + settings.REGISTRY_WAIT.total_seconds()
     while any(one.state in _UNFINISHED for one in wanted):
         if time.monotonic() >= deadline:
             raise UnderWayError("The image is being made.", hint="Pull it again in a while.")

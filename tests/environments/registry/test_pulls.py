@@ -13,8 +13,9 @@ from django.utils import timezone
 from accounts.access import Actor
 from accounts.models import ApiToken
 from environments.domain.lifecycle import BuildState
-from environments.models import Artifact, Build, BuildTag, Environment, Namespace
+from environments.models import Artifact, BaseImage, Build, BuildTag, Environment, Namespace
 from environments.operations.recalls import recall
+from environments.tools import Tools
 from tests import factories
 from tests.environments.registry.conftest import SMALL, Puller, build_it
 
@@ -279,3 +280,28 @@ def test_the_sbom_of_an_image_is_among_its_referrers(small: Build, pull_as: Pull
     query = "?artifactType=application/other"
     assert bob.get(f"{ML}/referrers/{digest}{query}").json()["manifests"] == []
     assert bob.get(f"{ML}/referrers/sha256:{'0' * 64}").json()["manifests"] == []
+
+
+def test_an_image_on_demand_is_built_by_the_pull_whatever_the_order_of_its_packages(
+    at_once: None, base: BaseImage, engine: Tools, research: Namespace, environment: Environment,
+    pull_as: Pulling, settings, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from environments import building, tasks
+
+    monkeypatch.setattr(tasks.build_environment, "send", building.run)
+    settings.ON_DEMAND_NAMESPACE = "research"
+    alice, bob, charlie, nobody = (pull_as(name) for name in ("alice", "bob", "charlie", ""))
+    place = "/v2/dynamic/libbeta.1.2/activating"
+    assert bob.get(f"{place}/manifests/latest").status_code == 403  # he may not build
+    made = alice.get(f"{place}/manifests/latest")
+    assert made.status_code == 200, made.text
+    other = bob.get("/v2/dynamic/activating/libbeta.1.2/manifests/latest")
+    assert other.content == made.content
+    config = made.json()["config"]["digest"]
+    assert bob.get(f"{place}/blobs/{config}").status_code == 200
+    assert "latest" in bob.get(f"{place}/tags/list").json()["tags"]
+    assert charlie.get(f"{place}/manifests/latest").status_code == 404
+    assert nobody.get(f"{place}/manifests/latest").status_code == 401
+    wrong = alice.get("/v2/dynamic/package-that-nobody-has/manifests/latest")
+    assert (wrong.status_code, errors(wrong)) == (404, ["MANIFEST_UNKNOWN"])
+    assert "package-that-nobody-has" in wrong.text

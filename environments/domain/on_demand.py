@@ -1,0 +1,57 @@
+"""Which environment does the name of an image on demand mean? `python.3.12/numpy.2/pandas`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+
+from environments.domain.errors import InvalidInputError
+
+MOST = 30  # packages
+#: A name, and a version after the first dot that a digit follows: `ruamel.yaml.0.18`.
+_PART = re.compile(
+    r"(?P<name>[a-z0-9_](?:[a-z0-9_.-]*?[a-z0-9_])?)(?:\.(?P<version>\d[a-z0-9._]*))?"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnDemand:
+    """Packages in the order of their names, each with the beginning of its version, or none."""
+
+    packages: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def parse(cls, path: str) -> OnDemand:
+        """Raises InvalidInputError with every fault at once."""
+        faults: list[str] = []
+        found: dict[str, str] = {}
+        parts = path.split("/")
+        for part in parts:
+            match = _PART.fullmatch(part)
+            if match is None:
+                faults.append(f"{part!r:.60} is no package")
+            elif match["name"] in found:
+                faults.append(f"{match['name']} is there twice")
+            else:
+                found[match["name"]] = match["version"] or ""
+        if len(parts) > MOST:
+            faults.append(f"{len(parts)} packages are more than {MOST}")
+        if faults:
+            raise InvalidInputError(
+                "; ".join(faults) + ".", hint="Write dynamic/python.3.12/numpy.2/pandas."
+            )
+        return cls(packages=tuple(sorted(found.items())))
+
+    @property
+    def specification(self) -> str:
+        """As environment.yml."""
+        wanted = [f"{name} ={version}" if version else name for name, version in self.packages]
+        return json.dumps({"dependencies": wanted})  # JSON is YAML
+
+    @property
+    def name(self) -> str:
+        """Of the environment: the same for the same packages in any order."""
+        text = json.dumps(self.packages)
+        return f"on-demand-{hashlib.sha256(text.encode()).hexdigest()[:24]}"

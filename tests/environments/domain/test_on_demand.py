@@ -1,0 +1,42 @@
+"""Which environment does the name of an image on demand mean?"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from environments.domain.errors import InvalidInputError
+from environments.domain.on_demand import MOST, OnDemand
+
+
+@pytest.mark.parametrize(
+    ("path", "dependencies"),
+    [
+        ("python.3.12/numpy.2/pandas", ["numpy =2", "pandas", "python =3.12"]),
+        ("pandas/python.3.12/numpy.2", ["numpy =2", "pandas", "python =3.12"]),
+        ("ruamel.yaml.0.18", ["ruamel.yaml =0.18"]),
+        ("ruamel.yaml", ["ruamel.yaml"]),
+        ("scikit-learn.1.5.2", ["scikit-learn =1.5.2"]),
+        ("7zip", ["7zip"]),
+    ],
+)
+def test_a_path_names_packages_in_any_order(path: str, dependencies: list[str]) -> None:
+    assert json.loads(OnDemand.parse(path).specification) == {"dependencies": dependencies}
+
+
+def test_the_order_makes_no_other_environment() -> None:
+    one, other = OnDemand.parse("numpy.2/python"), OnDemand.parse("python/numpy.2")
+    assert one.name == other.name != OnDemand.parse("numpy.1/python").name
+
+
+@pytest.mark.parametrize("path", ["", "a//b", "a/a", "UPPER", "a b", "..", "a/../b", "-x", "x;y"])
+def test_what_is_no_list_of_packages_is_refused(path: str) -> None:
+    with pytest.raises(InvalidInputError):
+        OnDemand.parse(path)
+
+
+def test_all_faults_are_told_at_once() -> None:
+    many = "/".join(f"p{number}" for number in range(MOST + 1))
+    with pytest.raises(InvalidInputError, match=r"'A' is no package.*more than"):
+        OnDemand.parse(f"A/{many}")
