@@ -241,8 +241,10 @@ def fetch(blob: Blob, to: Path) -> None:
     Blob.objects.filter(pk=blob.pk).update(checked_at=timezone.now())
 
 
-def copy(sha256: str, to: Path) -> str:
+def copy(sha256: str, to: Path, store: Storage | None = None) -> str:
     """Write the bytes of this digest to `to`. What is wrong with them; "" where nothing is.
+
+    From the store of this installation, unless another one is given.
 
     Raises:
         UnavailableError: the store does not answer.
@@ -250,7 +252,7 @@ def copy(sha256: str, to: Path) -> str:
     digest = hashlib.sha256()
     try:
         with to.open("wb") as out:
-            for part in parts(sha256):
+            for part in parts(sha256, store):
                 digest.update(part)
                 out.write(part)
     except FileNotFoundError:
@@ -264,8 +266,8 @@ def copy(sha256: str, to: Path) -> str:
     return ""
 
 
-def parts(sha256: str) -> Iterator[bytes]:
-    store: Any = storage()
+def parts(sha256: str, kept_in: Storage | None = None) -> Iterator[bytes]:
+    store: Any = kept_in or storage()
     if isinstance(store, BlobFolder):
         with Path(store.path(name_of(sha256))).open("rb") as file:
             while part := file.read(CHUNK):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from django.conf import settings
@@ -172,6 +175,29 @@ def measure(build: Build) -> None:
     """Count what the prefix really takes; a look at every file, so it comes after READY."""
     if build.prefix is not None:
         measure_prefix(build.prefix)
+
+
+#: What the installation itself reads of a prefix, it reads within this time after making it.
+OWN_READS = timedelta(minutes=10)
+
+
+def last_read(prefix: Prefix) -> datetime | None:
+    """When somebody last started a program of it; None where the file system does not tell.
+
+    Of the files that only it holds: those that prefixes share are read for others, too. On most
+    file systems a day may pass before a second look is noted (`relatime`); on some, none is.
+    """
+    latest = 0.0
+    try:
+        with os.scandir(data() / prefix.path / "bin") as entries:
+            for entry in entries:
+                found = entry.stat(follow_symlinks=False)
+                if found.st_nlink == 1 and stat.S_ISREG(found.st_mode):
+                    latest = max(latest, found.st_atime)
+    except OSError:
+        return None
+    moment = datetime.fromtimestamp(latest, UTC)
+    return moment if moment > prefix.created_at + OWN_READS else None
 
 
 def measure_prefix(prefix: Prefix) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import structlog
 from django.conf import settings
 from django.db import transaction
+from django.db.models import Q
 from django.utils import timezone
 from rattler import RepoDataRecord
 
@@ -39,6 +40,7 @@ def tidy() -> None:
     drop_leftovers()
     follow_pointers()
     measure_again()
+    note_use_of_folders()
     linking.empty_trash(folders.data() / folders.TRASH, cancelled=lambda: False)
 
 
@@ -50,6 +52,30 @@ def measure_again(*, older: timedelta = REMEASURE, most: int = 20) -> None:
     old = Prefix.objects.filter(measured_at__lt=timezone.now() - older).order_by("measured_at")
     for prefix in old[:most]:
         folders.measure_prefix(prefix)
+
+
+def note_use_of_folders(*, most: int = 200) -> int:
+    """Note when somebody last used the folders of some environments; returns how many were.
+
+    A part of them each time, in turns: the file system is asked, where it tells.
+    """
+    global _looked_at
+    rows = Environment.objects.present().exclude(current__prefix=None).order_by("pk")
+    found = list(rows.filter(pk__gt=_looked_at).select_related("current__prefix")[:most])
+    _looked_at = found[-1].pk if len(found) == most else 0
+    noted = 0
+    for environment in found:
+        prefix = environment.current.prefix if environment.current else None
+        read_at = folders.last_read(prefix) if prefix else None
+        if read_at is not None:
+            older = Q(used_at=None) | Q(used_at__lt=read_at)
+            row = Environment.objects.filter(older, pk=environment.pk)
+            noted += row.update(used_at=read_at)
+    return noted
+
+
+#: The last environment whose folder was looked at.
+_looked_at = 0
 
 
 def drop_prefixes() -> int:

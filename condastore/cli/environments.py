@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 import typer
@@ -54,6 +56,9 @@ def list_(
     search: Annotated[str, typer.Option(help="A part of the name or description.")] = "",
     package: Annotated[str, typer.Option(help="With this package in the current build.")] = "",
     state: Annotated[str, typer.Option(help="Whose newest build is in this state.")] = "",
+    unused: Annotated[
+        str, typer.Option(help="Not used for so long: 90d, 12w.", show_default=False)
+    ] = "",
     limit: Limit = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -63,6 +68,7 @@ def list_(
         "search": search,
         "package": package,
         "state": [state.upper()] if state else [],
+        "unusedSince": _unused_since(unused) if unused else "",
     }
     filters = {name: value for name, value in wanted.items() if value}
     found = connect().every(
@@ -78,13 +84,30 @@ def list_(
                 "pinned" if one["pinned"] else "",
                 latest["state"] if latest else "",
                 render.moment(one["updatedAt"]),
+                render.moment(one["lastUsedAt"]) if one["lastUsedAt"] else "",
                 one["description"],
             )
         )
-    columns = ["environment", "#current", "", "newest build", "changed", "description"]
+    columns = ["environment", "#current", "", "newest build", "changed", "used", "description"]
     render.answer(
         found, as_json, lambda: render.table(columns, rows, empty="There is no such environment.")
     )
+
+
+_SPAN = re.compile(r"(\d{1,5})([dw])")
+
+
+def _unused_since(text: str) -> str:
+    found = _SPAN.fullmatch(text.strip())
+    if found is None:
+        raise CommandError(
+            f"{text!r} is no time: write 90d (days) or 12w (weeks).",
+            status=Status.USAGE,
+            code="invalid-input",
+            where="--unused",
+        )
+    days = int(found[1]) * (7 if found[2] == "w" else 1)
+    return (datetime.now(UTC) - timedelta(days=days)).isoformat()
 
 
 @app.command()

@@ -21,6 +21,7 @@ from condastore.cli import (
     policies,
     recalls,
     render,
+    retention,
     run,
     server,
     tokens,
@@ -79,6 +80,7 @@ app.command(
 )(run.run)
 packages.add_to(app)
 verifying.add_to(app)
+retention.add_to(app)
 server.add_to(app)
 app.command()(version)
 

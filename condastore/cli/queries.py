@@ -232,6 +232,109 @@ mutation SetQuota(
     + _ERROR
 )
 
+# --- retention ------------------------------------------------------------------------------------
+_RETENTION = "retention { keepLast keepDays keepTagged deleteDays }"
+RETENTION = f"""
+query Retention($name: String!) {{ namespace(name: $name) {{ id name {_RETENTION} }} }}
+"""
+SET_RETENTION = (
+    f"""
+mutation SetRetention(
+  $namespace: String!, $keepLast: Int, $keepDays: Int, $deleteDays: Int, $keepTagged: Boolean
+) {{
+  setRetention(
+    namespace: $namespace, keepLast: $keepLast, keepDays: $keepDays
+    deleteDays: $deleteDays, keepTagged: $keepTagged
+  ) {{
+    __typename
+    ... on Namespace {{ id name {_RETENTION} }}
+    ... on OperationError {{ ...Refusal }}
+  }}
+}}
+"""
+    + _ERROR
+)
+RETENTION_PLAN = """
+query RetentionPlan($namespace: String!) {
+  retentionPlan(namespace: $namespace) {
+    archived deleted size planned { build fate why size }
+  }
+}
+"""
+_HOLD = "id environment build reason placedBy placedAt"
+HOLDS = f"""
+query Holds($first: Int, $after: String, $namespace: String) {{
+  legalHolds(first: $first, after: $after, namespace: $namespace) {{
+    {_PAGE}
+    edges {{ node {{ {_HOLD} }} }}
+  }}
+}}
+"""
+PLACE_HOLD = (
+    f"""
+mutation PlaceHold($environmentId: ID!, $build: String, $reason: String!) {{
+  placeHold(environmentId: $environmentId, build: $build, reason: $reason) {{
+    __typename
+    ... on LegalHold {{ {_HOLD} }}
+    ... on OperationError {{ ...Refusal }}
+  }}
+}}
+"""
+    + _ERROR
+)
+RELEASE_HOLD = (
+    f"""
+mutation ReleaseHold($id: ID!, $reason: String!) {{
+  releaseHold(id: $id, reason: $reason) {{
+    __typename
+    ... on LegalHold {{ {_HOLD} }}
+    ... on OperationError {{ ...Refusal }}
+  }}
+}}
+"""
+    + _ERROR
+)
+DELETED_BUILDS = f"""
+query DeletedBuilds($first: Int, $after: String, $namespace: String) {{
+  deletedBuilds(first: $first, after: $after, namespace: $namespace) {{
+    {_PAGE}
+    edges {{ node {{ environment number deletedAt }} }}
+  }}
+}}
+"""
+DELETED_ENVIRONMENTS = f"""
+query DeletedEnvironments($first: Int, $after: String, $namespace: String) {{
+  deletedEnvironments(first: $first, after: $after, namespace: $namespace) {{
+    {_PAGE}
+    edges {{ node {{ name deletedAt }} }}
+  }}
+}}
+"""
+UNDELETE_BUILD = (
+    """
+mutation UndeleteBuild($namespace: String!, $environment: String!, $number: Int!) {
+  undeleteBuild(namespace: $namespace, environment: $environment, number: $number) {
+    __typename
+    ... on Build { id ref state }
+    ... on OperationError { ...Refusal }
+  }
+}
+"""
+    + _ERROR
+)
+UNDELETE_ENVIRONMENT = (
+    """
+mutation UndeleteEnvironment($namespace: String!, $name: String!) {
+  undeleteEnvironment(namespace: $namespace, name: $name) {
+    __typename
+    ... on Environment { id name }
+    ... on OperationError { ...Refusal }
+  }
+}
+"""
+    + _ERROR
+)
+
 # --- policies -------------------------------------------------------------------------------------
 _RULE = """
 fragment Shown on PolicyRule { id name kind effect enabled position settings summary }
@@ -375,7 +478,7 @@ query Environments($first: Int, $after: String, $filters: EnvironmentFilter) {{
   environments(first: $first, after: $after, filters: $filters) {{
     {_PAGE}
     edges {{ node {{
-      id name description pinned updatedAt namespace {{ name }}
+      id name description pinned updatedAt lastUsedAt namespace {{ name }}
       current {{ ...Short }}
       latest {{ ...Short }}
     }} }}

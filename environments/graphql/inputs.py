@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from enum import Enum
 
 import strawberry
@@ -84,6 +85,9 @@ class EnvironmentFilter:
     package: str | None = strawberry.field(
         default=None, description="A package that the current build contains."
     )
+    unused_since: datetime | None = strawberry.field(
+        default=None, description="Neither used nor made after this moment."
+    )
 
     def apply(self, rows: QuerySet[Environment]) -> QuerySet[Environment]:
         if self.namespace is not None:
@@ -100,6 +104,9 @@ class EnvironmentFilter:
             newest = Build.objects.filter(environment=OuterRef("pk"), deleted_at=None)
             state = Subquery(newest.order_by("-number").values("state")[:1])
             rows = rows.alias(newest_state=state).filter(newest_state__in=self.state)
+        if self.unused_since is not None:
+            unused = Q(used_at=None) | Q(used_at__lt=self.unused_since)
+            rows = rows.filter(unused, created_at__lt=self.unused_since)
         if self.package:
             rows = rows.filter(current__lock__in=locks_with(self.package).values("lock"))
         return rows

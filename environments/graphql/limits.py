@@ -41,6 +41,7 @@ SHORT_LISTS = frozenset(
         "waiting",
         "approvals",
         "quotas",
+        "planned",
     }
 )
 SHORT_LIST = 10

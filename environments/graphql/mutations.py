@@ -25,6 +25,7 @@ from environments.graphql.governance import GovernanceMutation
 from environments.graphql.packages import BigInt
 from environments.graphql.pages import Key, actor_of, field
 from environments.graphql.policies import PolicyMutations
+from environments.graphql.retention import RetentionMutation
 from environments.graphql.role_mappings import RoleMappingMutations
 from environments.graphql.service_accounts import ServiceAccountMutations
 from environments.graphql.types import (
@@ -100,6 +101,7 @@ class Mutation(
     CredentialMutation,
     GovernanceMutation,
     PolicyMutations,
+    RetentionMutation,
     RoleMappingMutations,
     ServiceAccountMutations,
 ):

@@ -38,6 +38,7 @@ from environments.graphql.pages import (
     optimized,
 )
 from environments.graphql.policies import PolicyQueries
+from environments.graphql.retention import RetentionQuery
 from environments.graphql.role_mappings import RoleMappingQueries
 from environments.graphql.service_accounts import ServiceAccountQueries
 from environments.graphql.types import (
@@ -265,6 +266,7 @@ class Query(
     CredentialQuery,
     GovernanceQuery,
     PolicyQueries,
+    RetentionQuery,
     RoleMappingQueries,
     ServiceAccountQueries,
 ):

@@ -65,6 +65,7 @@ from environments.graphql.pages import (
     total_of,
 )
 from environments.graphql.quotas import USED, Quota, quotas_of
+from environments.graphql.retention_rules import Retention
 from environments.models import (
     Build,
     BuildEvent,
@@ -184,6 +185,12 @@ class NamespaceNode(Node):
         only=[kind.limit for kind in KINDS],
         annotate=USED,
         description="What it may hold and ask for, and how much of it is used.",
+    )
+
+    retention: Retention = computed(
+        Retention.of,
+        only=["keep_last", "keep_days", "keep_tagged", "delete_days"],
+        description="What stays of its builds; the plan is `retentionPlan`.",
     )
 
     @field(
@@ -327,6 +334,12 @@ class EnvironmentNode(Node):
             only=["current__deleted_at"],
         ),
         _current,
+    )
+    last_used_at: datetime | None = computed(
+        lambda row: row.used_at,
+        only=["used_at"],
+        description="Last download or pull of one of its builds, or use of its folder, as far as "
+        "the file system tells.",
     )
     tags: list[TagNode]
     builds: Connection[BuildNode] = connection(

@@ -36,6 +36,7 @@ from environments.domain.errors import (
 )
 from environments.models import AuditEvent, AuditHead, Build, Environment, Namespace
 from environments.models.audit import BATCH, PRUNE, unguarded, verify_chain
+from environments.operations.usage import used
 
 logger = structlog.get_logger(__name__)
 MINUTE = 60
@@ -200,6 +201,7 @@ def _token_moved(sender: Any, actor: Actor, **kwargs: Any) -> None:
 
 def downloaded(actor: Actor, build: Build, name: str) -> None:
     """A file of a build was sent. `AUDIT_DOWNLOADS` says how many of them are recorded."""
+    used(build.environment)
     each = settings.AUDIT_DOWNLOADS
     if each > 0 and secrets.randbelow(each) == 0:
         AuditEvent.record(actor, "build.download", build, {"file": name})

@@ -19,6 +19,7 @@ from environments.domain.lifecycle import BuildState
 from environments.domain.names import SUBDIRS
 from environments.models import Blob, Build, CondaRecord, Namespace, RecalledLock
 from environments.models.recalls import refuse_recalled
+from environments.operations.usage import used
 
 #: Part of each ETag: grows when the same packages are told in another way.
 RENDERER = 1
@@ -117,6 +118,7 @@ def channel_of_build(*, actor: Actor, build: Build) -> ServedChannel:
     if build.lock is None:
         raise NotFoundError(f"{build} has no lock: it is {build.state}.")
     refuse_recalled(build)
+    used(build.environment)
     return ServedChannel(
         name=str(build),
         records=CondaRecord.objects.filter(locked__lock=build.lock).distinct(),

@@ -48,6 +48,7 @@ def test_every_command_that_talks_to_a_server_can_print_json():
         "condastore worker",
         "condastore scheduler",
         "condastore manage",
+        "condastore storage migrate",
     }
 
 

@@ -36,6 +36,7 @@ from environments.models import (
     Decision,
     Environment,
     IndexedPackage,
+    LegalHold,
     Namespace,
     Preview,
     Recall,
@@ -208,6 +209,11 @@ def govern(research: Namespace, waiting: Build) -> dict[str, str]:
     )  # fmt: skip
     recall = Recall.objects.create(spec="z", reason="it leaks")
     RecalledLock.objects.create(recall=recall, lock=gone.lock)
+    hold = LegalHold.objects.create(environment=place, build=gone, reason="case 7")
+    dropped = factories.make_build(place, BuildState.ARCHIVED)
+    Build.objects.filter(pk=dropped.pk).update(deleted_at=timezone.now())
+    factories.make_environment(research, "dropped")
+    Environment.objects.filter(name="dropped").update(deleted_at=timezone.now())
     webhook = Webhook.objects.create(namespace=research, url="https://hook.example.org/")
     credential = ChannelCredential(
         namespace=research, url_prefix="https://private.example.org/", kind="token"
@@ -219,6 +225,7 @@ def govern(research: Namespace, waiting: Build) -> dict[str, str]:
         "request": str(request.pk),
         "decision": str(decision.pk),
         "recall": str(recall.pk),
+        "hold": str(hold.pk),
         "webhook": str(webhook.pk),
     }
 
@@ -309,6 +316,10 @@ SEEN: dict[str, tuple[str, Callable[[Data], bool]]] = {
         f'{{ policyVersions(namespace: "research") {EDGES % "number rules changedBy"} }}',
         lambda it: bool(it["edges"]),
     ),
+    "retentionPlan": (
+        '{ retentionPlan(namespace: "research") { archived planned { build } } }',
+        bool,
+    ),
     "compareBuilds": (
         "query($old: ID!, $current: ID!) { compareBuilds(a: $old, b: $current) { platform } }",
         bool,
@@ -322,6 +333,21 @@ SEEN_WITH: dict[str, tuple[str, Callable[[Data], bool], Perm]] = {
         Perm.GRANT,
     ),
     "webhooks": (f"{{ webhooks {EDGES % 'url'} }}", lambda it: bool(it["edges"]), Perm.MANAGE),
+    "legalHolds": (
+        f"{{ legalHolds {EDGES % 'reason'} }}",
+        lambda it: bool(it["edges"]),
+        Perm.MANAGE,
+    ),
+    "deletedBuilds": (
+        f"{{ deletedBuilds {EDGES % 'environment number'} }}",
+        lambda it: bool(it["edges"]),
+        Perm.MANAGE,
+    ),
+    "deletedEnvironments": (
+        f"{{ deletedEnvironments {EDGES % 'name'} }}",
+        lambda it: bool(it["edges"]),
+        Perm.MANAGE,
+    ),
     "channelCredentials": (
         f"{{ channelCredentials {EDGES % 'urlPrefix'} }}",
         lambda it: bool(it["edges"]),
@@ -373,6 +399,8 @@ CHANGES: dict[str, tuple[str, Perm]] = {
     "restoreBuild": ("id: $archived", Perm.BUILD),
     "deleteBuild": ("id: $old", Perm.MANAGE),
     "createArtifact": ("buildId: $current, kind: TAR_ZST", Perm.DOWNLOAD),
+    "setRetention": ('namespace: "research", keepLast: 5', Perm.MANAGE),
+    "placeHold": ('environmentId: $environment, build: "1", reason: "case 7"', Perm.MANAGE),
     "setEagerArtifacts": ('namespace: "research", kinds: [TAR_ZST]', Perm.MANAGE),
     "addPolicyRule": (
         (
@@ -459,6 +487,18 @@ OTHER_CHANGES: dict[str, tuple[str, Callable[[Persona], str]]] = {
     "undoRecall": ('id: $recall, reason: "fixed"', _of_an_administrator),
     "deleteChannelCredential": (
         "id: $credential",
+        lambda persona: "" if Perm.MANAGE in persona.perms else "not-found",
+    ),
+    "releaseHold": (
+        'id: $hold, reason: "settled"',
+        lambda persona: "" if Perm.MANAGE in persona.perms else "not-found",
+    ),
+    "undeleteBuild": (
+        'namespace: "research", environment: "gone", number: 102',
+        lambda persona: "" if Perm.MANAGE in persona.perms else "not-found",
+    ),
+    "undeleteEnvironment": (
+        'namespace: "research", name: "dropped"',
         lambda persona: "" if Perm.MANAGE in persona.perms else "not-found",
     ),
     "testWebhook": (

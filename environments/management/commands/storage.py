@@ -1,0 +1,79 @@
+"""Copy all kept bytes from the store of this installation to another, or from another to it."""
+
+from __future__ import annotations
+
+import time
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from django.core.files.storage import Storage, storages
+from django.core.management.base import BaseCommand, CommandError
+
+from condastore.blob_storage import blob_storage
+from environments import blobs
+from environments.domain.errors import StoreError
+from environments.moving import Moved, copy_all
+
+KINDS = ("files", "s3", "gcs", "azure")
+#: Between two lines of progress, in seconds.
+EACH = 2.0
+
+
+class Command(BaseCommand):
+    help = "Copy all kept bytes between this installation's store and another one."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        commands = parser.add_subparsers(dest="what", required=True)
+        migrate = commands.add_parser("migrate", help="copy what is missing there; run it again")
+        place = migrate.add_mutually_exclusive_group(required=True)
+        place.add_argument("--to", choices=KINDS, help="from this installation's store to another")
+        place.add_argument(
+            "--from", choices=KINDS, dest="origin", help="from another to this installation's store"
+        )
+        migrate.add_argument(
+            "--options", metavar="FILE", help="JSON, as in CONDASTORE_BLOBS_OPTIONS, of the other"
+        )
+        migrate.add_argument("--check", action="store_true", help="read what is there already")
+
+    def handle(self, **options: Any) -> None:
+        other = _store(options["to"] or options["origin"], options["options"])
+        source, target = blobs.storage(), other
+        if options["origin"]:
+            source, target = other, source
+        self._started = self._said = time.monotonic()
+        try:
+            moved = copy_all(source, target, check=options["check"], told=self._tell)
+        except StoreError as error:
+            raise CommandError(f"{error} Run it again: it goes on where it was.") from error
+        self._say(moved)
+        if moved.damaged:
+            raise CommandError(
+                f"{moved.damaged} blobs are damaged here and were not copied; the log names them."
+            )
+
+    def _tell(self, moved: Moved) -> None:
+        if time.monotonic() - self._said > EACH:
+            self._said = time.monotonic()
+            self._say(moved)
+
+    def _say(self, moved: Moved) -> None:
+        seconds = max(time.monotonic() - self._started, 0.001)
+        done = moved.copied + moved.present
+        self.stdout.write(
+            f"{done:,} of {moved.total:,} blobs ({moved.copied_size + moved.present_size:,} of "
+            f"{moved.total_size:,} bytes); {moved.copied:,} copied, {moved.present:,} were there; "
+            f"{moved.copied_size / seconds / 1e6:.1f} MB/s"
+        )
+        self.stdout.flush()
+
+
+def _store(kind: str, options: str | None) -> Storage:
+    try:
+        text = Path(options).read_text() if options else ""
+        return storages.create_storage(blob_storage(kind, text))
+    except OSError as error:
+        raise CommandError(f"{options} cannot be read: {error}") from error
+    except ImproperlyConfigured as error:
+        raise CommandError(str(error).replace("CONDASTORE_BLOBS_OPTIONS", "The file")) from error

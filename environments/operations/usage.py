@@ -1,0 +1,23 @@
+"""When was an environment last used: noted by downloads and pulls, and by looks at its folder."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from django.db.models import Q
+from django.utils import timezone
+
+from environments.models import Environment
+
+#: A last use is written no more often.
+AGAIN = timedelta(minutes=10)
+
+
+def used(environment: Environment) -> None:
+    """Somebody downloaded, or pulled, something of it."""
+    now = timezone.now()
+    if environment.used_at is not None and environment.used_at > now - AGAIN:
+        return
+    older = Q(used_at=None) | Q(used_at__lt=now)
+    Environment.objects.filter(older, pk=environment.pk).update(used_at=now)
+    environment.used_at = now
