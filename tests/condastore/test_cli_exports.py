@@ -215,8 +215,8 @@ def test_what_is_made_of_every_build_is_named_as_export_names_it(
     }
     with answering(answers) as script:
         monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-        monkeypatch.setattr(namespaces, "connect", lambda: api)
         api = client.Api(config.Server(url=script.url, username="a", token="t"))
+        monkeypatch.setattr(namespaces, "connect", lambda: api)
         namespaces.eager("research", ["tar.zst", "installer"])
         assert "tar.zst, installer" in capsys.readouterr().out
         namespaces.eager("research", nothing=True)

@@ -130,7 +130,7 @@ def test_it_holds_every_package_as_it_came_and_all_that_is_said_of_them(
     command = ["sh", str(top / "install.sh"), "-b", "-p", str(tmp_path / "env")]
     done = subprocess.run(command, capture_output=True, check=True)
     assert b"Installed" in done.stdout
-    imported = [tmp_path / "env/bin/python", "-c", "import kept, hello_noarch"]
+    imported = [str(tmp_path / "env/bin/python"), "-c", "import kept, hello_noarch"]
     subprocess.run(imported, check=True, cwd="/")
 
 
