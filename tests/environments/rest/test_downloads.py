@@ -47,6 +47,12 @@ def as_bob(bob: Actor) -> Client:
         ),
         ("explicit.txt", "text/plain", "research-ml-12-linux-64-explicit.txt", "@EXPLICIT"),
         ("pixi.lock", "application/yaml", "research-ml-12-pixi.lock", "version: 6"),
+        (
+            "sbom.cdx.json",
+            "application/vnd.cyclonedx+json",
+            "research-ml-12-linux-64-sbom.cdx.json",
+            '"specVersion": "1.6"',
+        ),
     ],
 )
 def test_a_lock_is_given_in_every_form(
