@@ -98,6 +98,12 @@ _ACTIVATE = f"""\
 export CONDA_PREFIX="{STANDARD_PREFIX}"
 export PATH="{STANDARD_PREFIX}/bin:$PATH"
 """
+#: Python cannot write beside its files: what it compiles at the first start is kept for the next.
+_COMPILED = """\
+if [ -w "$HOME" ] && [ -z "$PYTHONPYCACHEPREFIX" ]; then
+    export PYTHONPYCACHEPREFIX="${{XDG_CACHE_HOME:-$HOME/.cache}}/condastore/{lock}"
+fi
+"""
 _SCRIPTS = f"""\
 for condastore_script in {STANDARD_PREFIX}/etc/conda/activate.d/*.sh; do
     if [ -r "$condastore_script" ]; then . "$condastore_script"; fi
@@ -117,8 +123,11 @@ def _root(material: Material, moment: int) -> Iterable[Entry]:
     )
     for folder in _MOUNT_POINTS:
         yield Entry(folder, None, 0, moment)
+    compiled = _COMPILED.format(lock=material.lock.digest[:12])
     yield file(
-        ".singularity.d/env/90-environment.sh", _ACTIVATE + exports + _SCRIPTS, executable=True
+        ".singularity.d/env/90-environment.sh",
+        _ACTIVATE + compiled + exports + _SCRIPTS,
+        executable=True,
     )
     yield file(".singularity.d/runscript", _RUN, executable=True)
     yield file(".singularity.d/labels.json", f'{{"condastore.lock": "{material.lock.digest}"}}\n')
