@@ -158,3 +158,30 @@ def test_the_secret_of_a_credential_is_nowhere(site: Client):
         page = site.get(url_of(model, "change", row.pk)).content.decode()
         assert "sealed" not in page
         assert getattr(row, "sealed", getattr(row, "sealed_secret", "")) not in page
+
+
+@pytest.mark.parametrize(
+    ("typed", "found"), [("sha", 2), ("shared", 2), ("hared", 0), ("sha%", 0), ("sh_red", 0)]
+)
+def test_a_search_finds_packages_by_how_their_names_begin(site: Client, typed: str, found: int):
+    furnish(1)
+    furnish(2)
+    rows = site.get(reverse("admin:environments_condarecord_changelist"), {"q": typed})
+    assert len(rows.context["cl"].result_list) == found
+
+
+def test_a_list_keeps_the_order_and_the_pages_of_what_it_found(
+    site: Client, environment, monkeypatch
+):
+    builds = [make_build(environment, BuildState.QUEUED) for _ in range(5)]
+    monkeypatch.setattr(admin.site._registry[Build], "list_per_page", 2)
+    url = reverse("admin:environments_build_changelist")
+    shown = [
+        [build.pk for build in site.get(url, {"p": page}).context["cl"].result_list]
+        for page in (1, 2, 3)
+    ]
+    assert shown == [
+        [builds[4].pk, builds[3].pk],
+        [builds[2].pk, builds[1].pk],
+        [builds[0].pk],
+    ]

@@ -41,7 +41,7 @@ class Watched:
     def __init__(self, context: BrowserContext, hosts: set[str]) -> None:
         context.add_init_script(TOLD)
         self.page: Page = context.new_page()
-        self.page.set_default_timeout(60_000)
+        self.page.set_default_timeout(180_000)
         self.faults: list[str] = []
         self._hosts = hosts
         self.page.on("console", self._said)
