@@ -24,12 +24,12 @@ from accounts.access import Actor
 from accounts.models import User
 from accounts.roles import Role
 from environments import building, delivery, tasks
-from environments.domain.errors import AccessDeniedError, InvalidInputError
+from environments.domain.errors import AccessDeniedError, ConflictError, InvalidInputError
 from environments.engine import webhooks
 from environments.models import Build, Namespace, Notification, Policy, Webhook
 from environments.models.notifications import Event
 from environments.operations import approvals, queueing, recalls, upkeep
-from environments.operations.notifications import create_webhook, delete_webhook
+from environments.operations.notifications import create_webhook, delete_webhook, try_webhook
 from tests import factories
 from tests.services.processes import free_ports
 
@@ -258,6 +258,24 @@ def test_who_runs_the_namespace_chooses_its_webhooks(alice, anna, dora, root, re
     assert {row.webhook for row in Notification.objects.all()} == {every.webhook}
     delete_webhook(actor=dora, webhook=made.webhook)
     assert Webhook.objects.get() == every.webhook
+
+
+def test_a_webhook_is_tried_whatever_it_is_told_of(alice, dora, root, research, receiver):
+    made = create_webhook(
+        actor=dora, namespace=research, url=receiver.url, events=["build.finished"]
+    ).webhook
+    other = create_webhook(actor=root, namespace=None, url=receiver.url).webhook
+    for person in (alice, dora):
+        with pytest.raises(AccessDeniedError):
+            try_webhook(actor=person, webhook=other)
+    try_webhook(actor=dora, webhook=made)
+    assert [(row.webhook, row.event) for row in Notification.objects.all()] == [(made, Event.TEST)]
+    queueing.send_notifications()
+    assert len(receiver.got) == 1
+    assert Notification.objects.get().delivered_at is not None
+    made.enabled = False
+    with pytest.raises(ConflictError, match="switched off"):
+        try_webhook(actor=dora, webhook=made)
 
 
 def test_two_workers_deliver_a_message_once(hook, receiver, research):
