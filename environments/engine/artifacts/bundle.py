@@ -19,6 +19,7 @@ from typing import Any
 from environments.domain import rendering
 from environments.domain.artifacts import FORMS, ArtifactKind
 from environments.domain.errors import ConflictError
+from environments.domain.progress import obey
 from environments.domain.records import CondaPackage, Package
 from environments.domain.sbom import cyclonedx
 from environments.engine.artifacts.archives import told_of_full_disk
@@ -61,6 +62,7 @@ def make_bundle(material: Material) -> Path:
         path = material.work / FORMS[ArtifactKind.BUNDLE].file_name
         with path.open("xb") as out:
             for piece in tar_stream(with_folders(entries, moment)):
+                obey(material.cancelled)
                 out.write(piece)
             out.write(END)
     return path
