@@ -6,17 +6,19 @@ BIN := $(VENV)/bin
 .PHONY: demo test bench lint accept schema lock clean
 
 # The virtual environment, from the locked requirements. uv is quick; pip is the fallback for
-# machines whose package index only pip is configured for.
+# machines whose package index only pip is configured for. All of it is compiled once: where
+# PYTHONDONTWRITEBYTECODE is set, each process that starts would do it again, for seconds.
 $(VENV)/ready-%: requirements/%.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "condastore needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
 	  || { echo "Python's venv module is missing: apt-get install python3-venv"; exit 2; }
 	@test -x $(BIN)/uv || $(BIN)/pip install --quiet --disable-pip-version-check "uv>=0.9,<1"
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements/$*.txt \
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements/$*.txt \
 	  || $(BIN)/pip install --quiet --disable-pip-version-check -r requirements/$*.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable . \
 	  || $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@$(BIN)/python -m compileall -q accounts condastore environments
 	@touch $@
 
 demo: $(VENV)/ready-server
