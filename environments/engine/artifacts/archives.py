@@ -48,7 +48,7 @@ def _make(material: Material, name: str, compression: Compression) -> Path:
             hint="Ask for the bundle or the lock file.",
         )
     path = material.work / name
-    with told_of_full_disk(), path.open("xb") as out:
+    with whole_or_nothing(path), path.open("xb") as out:
         write_parts(
             archive_parts(material),
             out,
@@ -121,9 +121,25 @@ def _unpacker(prefixes: Sequence[PrefixRecord]) -> str:
 
 @contextlib.contextmanager
 def told_of_full_disk() -> Iterator[None]:
+    """Raises DiskSpaceError where the disk is full."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskSpaceError("The disk is full: the file could not be made.") from error
         raise
+
+
+@contextlib.contextmanager
+def whole_or_nothing(path: Path) -> Iterator[None]:
+    """Remove the file at once where it is not finished: others wait for the room it takes.
+
+    Raises:
+        DiskSpaceError: there is none for it.
+    """
+    with told_of_full_disk():
+        try:
+            yield
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise

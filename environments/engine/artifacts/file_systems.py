@@ -23,9 +23,9 @@ from itertools import chain
 from pathlib import Path
 
 from environments.domain.artifacts import STANDARD_PREFIX
-from environments.domain.errors import ArtifactFailedError, InvalidInputError
+from environments.domain.errors import ArtifactFailedError, DiskSpaceError, InvalidInputError
 from environments.domain.progress import Progress
-from environments.engine.artifacts.archives import told_of_full_disk
+from environments.engine.artifacts.archives import whole_or_nothing
 from environments.engine.artifacts.sif import ARCHITECTURES, write_sif
 from environments.engine.artifacts.staging import Material
 from environments.engine.artifacts.tree import (
@@ -63,7 +63,7 @@ def make_sif(material: Material) -> Path:
     inside = [entry._replace(path=f"{root}/{entry.path}") for entry in _entries(material)]
     system = _write(material, [*inside, *_root(material, moment)], material.work / "root.squashfs")
     path = material.work / "env.sif"
-    with told_of_full_disk():
+    with whole_or_nothing(path):
         write_sif(path, system, platform=material.platform, moment=material.moment)
     return path
 
@@ -148,7 +148,7 @@ def _write(material: Material, entries: Iterable[Entry], path: Path) -> Path:
     os.mkfifo(pipe, 0o600)
     feeder = _Feeder(pipe, everything, material)
     lines: list[str] = []
-    with feeder:
+    with whole_or_nothing(path), feeder:
         result = run_tool(
             [*_FROM_PIPE, str(pipe), program, "-", str(path), "-tar", *_OPTIONS],
             cwd=material.work,
@@ -166,9 +166,9 @@ def _write(material: Material, entries: Iterable[Entry], path: Path) -> Path:
         raise feeder.error
     if not result.succeeded:
         said = "; ".join(line for line in lines[-3:] if line)
-        with told_of_full_disk():
-            if re.search("No space left|Disk quota", said):
-                raise OSError(28, said)
+        path.unlink(missing_ok=True)
+        if re.search("No space left|Disk quota", said):
+            raise DiskSpaceError("The disk is full: the file system could not be made.")
         raise ArtifactFailedError(
             f"The file system could not be made: {said or f'status {result.status}'}.",
             details={"status": result.status, "tail": result.tail},
@@ -230,7 +230,7 @@ class _Feeder:
             return descriptor
         return None
 
-    def _write(self, write: Callable[[bytes], int | None]) -> None:
+    def _write(self, write: Callable[[memoryview], int | None]) -> None:
         total, done = sum(entry.size for entry in self._entries), 0
         for piece in chunks(chain(tar_stream(self._entries), [END]), 1 << 20):
             view = memoryview(piece)

@@ -51,8 +51,8 @@ def _zstd(piece: bytes) -> bytes:
 
 
 def _gzip(piece: bytes) -> bytes:
-    """libdeflate: twice as fast as zlib for fewer bytes; no name and no time in its header."""
-    return bytes(deflate.gzip_compress(piece, 4))
+    """libdeflate: more than twice as fast as zlib, for as many bytes; no name and no time in its header."""
+    return bytes(deflate.gzip_compress(piece, 3))
 
 
 ZSTD = Compression(name="zst-" + ".".join(map(str, zstandard.ZSTD_VERSION)), compress=_zstd)

@@ -13,7 +13,6 @@ artifact's platform, and other machines would give other bytes.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import posixpath
@@ -454,18 +453,19 @@ def _content(entry: Entry, source: str) -> Iterator[bytes]:
 
 def chunks(stream: Iterable[bytes], size: int) -> Iterator[bytes]:
     """`stream` in pieces of `size` bytes; the last one may be shorter."""
-    buffer = io.BytesIO()
+    waiting: list[bytes] = []
+    length = 0
     for piece in stream:
-        view = memoryview(piece)
-        while view:
-            room = size - buffer.tell()
-            buffer.write(view[:room])
-            view = view[room:]
-            if buffer.tell() == size:
-                yield buffer.getvalue()
-                buffer = io.BytesIO()
-    if buffer.tell():
-        yield buffer.getvalue()
+        waiting.append(piece)
+        length += len(piece)
+        if length >= size:
+            joined = b"".join(waiting)
+            whole = length - length % size
+            for start in range(0, whole, size):
+                yield joined[start : start + size]
+            waiting, length = [joined[whole:]], length - whole
+    if length:
+        yield b"".join(waiting)
 
 
 def _written(path: str, content: bytes, moment: int, *, executable: bool = False) -> Entry:

@@ -264,7 +264,7 @@ def test_a_wheel_and_a_package_with_the_same_path_are_refused(
 @pytest.mark.parametrize(
     ("compression", "digest"),
     [
-        (GZIP, "2c41c2cbb2789e1daf28c107fc29183b4923adf41707cc9613cb71238e811468"),
+        (GZIP, "cf0fa5d96c4dd5015e81aa24b76e61a340025151a2b567fe5c925af09dc69e89"),
         (ZSTD, "531f71c3fbf2f364bd6b38b4a67a4d39def6a9e550fa9a8328c6ee1b6b1d2b0a"),
     ],
     ids=["gzip", "zstd"],

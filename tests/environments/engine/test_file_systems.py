@@ -68,8 +68,16 @@ def run_in(binds: list[str | Path], *command: str) -> str:
         raise ComponentMissing("bubblewrap", "apt-get install bubblewrap")
     system = ["/usr", "/lib", "/lib64", "/bin"]
     shown = [part for path in system for part in ("--ro-bind-try", path, path)]
-    wrapped = ["bwrap", "--unshare-all", "--dev", "/dev", *binds, *shown, *command]
-    done = subprocess.run(wrapped, capture_output=True, text=True, check=True)
+    wrapped = [
+        "bwrap",
+        "--unshare-all",
+        "--dev",
+        "/dev",
+        *binds,
+        *shown,
+        *command,
+    ]
+    done = subprocess.run([*map(str, wrapped)], capture_output=True, text=True, check=True)
     return done.stdout.strip("\n\0 ")
 
 
