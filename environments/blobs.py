@@ -86,14 +86,17 @@ def name_of(sha256: str) -> str:
     return f"sha256/{sha256[:2]}/{sha256}"
 
 
-def keep(path: Path) -> Blob:
+def keep(path: Path, sha256: str = "") -> Blob:
     """Keep the bytes of the file at `path`, which is gone afterwards.
 
+    Args:
+        sha256: of the file, where whoever wrote it knows.
     Raises:
         DiskSpaceError, UnavailableError: the store does not take them; the file stays.
     """
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if not sha256:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     size = path.stat().st_size
     if found := _again(sha256):
         path.unlink()

@@ -284,7 +284,7 @@ def _last_layer(wanted: Wanted, work: Path) -> tuple[Blob, ImageLayer]:
     path = work / f"last-{wanted.artifact.pk}"
     path.unlink(missing_ok=True)
     made = write_layer(entries, path, compression=compression)
-    blob = blobs.keep(path)
+    blob = blobs.keep(path, made.sha256)
     descriptor = _descriptor(LAYER[compression], blob)
     return blob, ImageLayer(descriptor=descriptor, diff_id=made.diff_id, label="activation")
 
@@ -339,7 +339,7 @@ def _make_missing(attempt: Attempt, wanted: Wanted) -> None:
                 "diff_id": made.diff_id,
                 "size": made.unpacked_size,
                 "variables": variables_of([by_url[one.url] for one in layer.conda]),
-                wanted.compression: blobs.keep(made.path),
+                wanted.compression: blobs.keep(made.path, made.sha256),
             }
             Layer.objects.update_or_create(key=layer.key, defaults=values)
             told(layer.label)
@@ -366,7 +366,7 @@ def _recompress(attempt: Attempt, row: Layer, compression: Compression) -> None:
     if made.diff_id != row.diff_id:
         raise blobs.damaged(source, "its archive is another")
     (work / "source").unlink()
-    Layer.objects.filter(pk=row.pk).update(**{compression: blobs.keep(made.path)})
+    Layer.objects.filter(pk=row.pk).update(**{compression: blobs.keep(made.path, made.sha256)})
 
 
 # --- bases ----------------------------------------------------------------------------------------

@@ -8,17 +8,18 @@ those of the packages' own archives: compiled Python that a package brings names
 from __future__ import annotations
 
 import hashlib
-import io
+import os
 import posixpath
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import zstandard
 
+from environments.domain.errors import LinkError
 from environments.domain.images import Compression
 from environments.domain.progress import Cancelled, never, obey
 from environments.engine.artifacts.parts import GZIP, PIECE, ZSTD
@@ -26,6 +27,7 @@ from environments.engine.artifacts.parts import GZIP, PIECE, ZSTD
 #: 2000-01-01: of what no package brings. (Zip files, which some make of such files, begin in 1980.)
 FIXED_TIME = 946_684_800
 CHUNK = 1 << 20  # bytes
+_END = bytes(2 * tarfile.BLOCKSIZE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,16 +70,12 @@ class LayerWriter:
     def __exit__(self, *exception: object) -> None:
         self._file.close()
 
-    def tell(self) -> int:
-        return self._unpacked
-
-    def write(self, data: bytes) -> int:
+    def write(self, data: bytes) -> None:
         self._unpacked += len(data)
         self._waiting.append(data)
         self._waiting_size += len(data)
         if self._waiting_size >= PIECE:
             self._pass_on()
-        return len(data)
 
     def _pass_on(self) -> None:
         data = b"".join(self._waiting)
@@ -116,33 +114,40 @@ def write_layer(
             everything[folder] = Entry(mode=0o755)
             folder = posixpath.dirname(folder)
     with LayerWriter(to, compression) as out:
-        target: Any = out  # it writes and tells: that is enough
-        archive = tarfile.TarFile(fileobj=target, mode="w", format=tarfile.PAX_FORMAT)
         for path in sorted(everything):
             obey(cancelled)
-            _add(archive, path, everything[path])
-        archive.close()
+            _add(out, path, everything[path])
+        out.write(_END)
         return out.finish()
 
 
-def _add(archive: tarfile.TarFile, path: str, entry: Entry) -> None:
+def _add(out: LayerWriter, path: str, entry: Entry) -> None:
     info = tarfile.TarInfo(path)
     info.mode, info.mtime = entry.mode, entry.time
     info.uid = info.gid = entry.owner
-    if entry.link:
-        info.type, info.linkname, info.mode = tarfile.SYMTYPE, entry.link, 0o777
-        archive.addfile(info)
-    elif entry.content is None:
-        info.type = tarfile.DIRTYPE
-        archive.addfile(info)
-    elif isinstance(entry.content, bytes):
-        info.size = len(entry.content)
-        archive.addfile(info, io.BytesIO(entry.content))
+    if isinstance(entry.content, Path):
+        with entry.content.open("rb", buffering=0) as file:
+            info.size = left = os.fstat(file.fileno()).st_size
+            out.write(_header(info))
+            while left and (data := file.read(min(left, CHUNK))):
+                left -= len(data)
+                out.write(data)
+        if left:
+            raise LinkError(f"{path} was cut while it was read.")
     else:
-        with entry.content.open("rb") as file:
-            info.size = file.seek(0, io.SEEK_END)
-            file.seek(0)
-            archive.addfile(info, file)
+        content = entry.content or b""
+        info.size = len(content)
+        if entry.link:
+            info.type, info.linkname, info.mode = tarfile.SYMTYPE, entry.link, 0o777
+        elif entry.content is None:
+            info.type = tarfile.DIRTYPE
+        out.write(_header(info))
+        out.write(content)
+    out.write(bytes(-info.size % tarfile.BLOCKSIZE))
+
+
+def _header(info: tarfile.TarInfo) -> bytes:
+    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
 
 
 def recompress(

@@ -214,7 +214,7 @@ def _note(package: CachedPackage, paths: Sequence[Mapping[str, Any]]) -> bytes:
         "link": {"type": 1},
         "requested_specs": [],
     }
-    return (json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 # --- wheels ---------------------------------------------------------------------------------------

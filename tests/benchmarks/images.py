@@ -1,0 +1,181 @@
+"""What does a container image cost beside compressing its new bytes, and how few are new?
+
+`python -m tests.benchmarks.images CHANNEL` does the work, in a process and data folder of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import rattler
+
+from tests.benchmarks.channels import PROJECT, demo
+from tests.benchmarks.measure import MEGABYTE, Measure, median, scratch
+from tests.benchmarks.running import STACK
+
+HALF = ("python", "ipykernel")
+#: What comes on top of the stack; a tenth of the packages.
+MORE = ("requests",)
+LOOKS = 9
+
+
+def images() -> Iterator[Measure]:
+    channel = demo()
+    with scratch() as folder:
+        answer = subprocess.run(
+            [sys.executable, "-m", "tests.benchmarks.images", str(channel)],
+            cwd=PROJECT,
+            env={**os.environ, "CONDASTORE_DATA": str(folder), "CONDASTORE_LOG_LEVEL": "ERROR"},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+    told: dict[str, Any] = json.loads(answer.stdout)
+    yield Measure(
+        name="image, half of its layers new / compressing and digesting the new bytes",
+        value=told["making"] / told["compressing"],
+        unit="x",
+        ceiling=1.1,
+        note=f"{told['making']:.2f} s / {told['compressing']:.2f} s; "
+        f"of a processor; {told['packages']} packages, {told['layers']} layers, "
+        f"{told['bytes'] / MEGABYTE:.0f} MB",
+    )
+    yield Measure(
+        name="new bytes of an image after one small package changed / the image",
+        value=told["changed"],
+        unit="x",
+        ceiling=0.05,
+    )
+    yield Measure(
+        name="new bytes of an image that shares 90 % / its own packages aside, the image",
+        value=told["shared"],
+        unit="x",
+        ceiling=0.15,
+    )
+    yield Measure(
+        name="manifest of an image that is there", value=told["asked"], unit="s", ceiling=0.1
+    )
+    yield Measure(
+        name="manifest of a new image whose layers are there",
+        value=told["composed"],
+        unit="s",
+        ceiling=0.1,
+        note=f"of a processor, medians of {LOOKS}, without HTTP",
+    )
+
+
+def _work(channel: Path) -> dict[str, Any]:
+    import django
+
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "condastore.settings")
+    django.setup()
+    from django.conf import settings
+    from django.core.management import call_command
+
+    from environments import artifacts, blobs
+    from environments.domain.artifacts import ArtifactKind, ArtifactState
+    from environments.domain.lock import Lock, PlatformLock, dependency_order
+    from environments.engine.artifacts.parts import GZIP, PIECE
+    from environments.engine.images.archives import unpacked
+    from environments.models import Artifact, Blob, Build, ImageBlob
+    from environments.operations import images as operations
+    from environments.tools import tools
+    from tests import factories
+    from tests.environments.engine.packages import packages_of
+
+    settings.DISK_RESERVE = 0
+    call_command("migrate", verbosity=0)
+    root = factories.actor(factories.make_user("root", superuser=True))
+    namespace = factories.make_namespace()
+    known = {one.url.rpartition("/")[2]: one for one in packages_of(channel).values()}
+
+    def build(specs: Sequence[str], *, without: Sequence[str] = ()) -> Build:
+        records = asyncio.run(
+            rattler.solve(
+                [channel.as_uri()],
+                list(specs),
+                platforms=[rattler.Subdir("linux-64"), rattler.Subdir("noarch")],
+                virtual_packages=rattler.VirtualPackage.detect(),
+            )
+        )
+        chosen = [known[one.file_name] for one in records]
+        chosen = [one for one in chosen if one.name not in without]
+        part = PlatformLock(platform="linux-64", conda=dependency_order(chosen))
+        tools().packages.ensure(part.conda)  # fetching is another's time
+        lock = Lock(channels=(channel.as_uri(),), platforms=(part,))
+        environment = factories.make_environment(namespace, f"e{Build.objects.count()}")
+        return factories.make_build(environment, lock=lock)
+
+    def made(one: Build) -> tuple[Artifact, float]:
+        row = Artifact.wanted(one, ArtifactKind.IMAGE, "linux-64")
+        begun = time.process_time()
+        artifacts.make(row.pk)
+        taken = time.process_time() - begun
+        row.refresh_from_db()
+        assert row.state == ArtifactState.READY, row.failure
+        return row, taken
+
+    def layers(row: Artifact) -> dict[str, Blob]:
+        rows = ImageBlob.objects.filter(artifact=row, media_type__contains="layer")
+        return {one.blob.sha256: one.blob for one in rows.select_related("blob")}
+
+    made(build(["libzlib"]))  # the base, and what is read once
+    half, stack = build(HALF), build(STACK)
+    before = layers(made(half)[0])
+    whole, making = made(stack)
+    after = layers(whole)
+    new = [blob for sha256, blob in after.items() if sha256 not in before]
+    compressing = 0.0
+    for blob in new:
+        plain = b"".join(unpacked(Path(str(blobs.local_path(blob))), "gzip"))
+        begun = time.process_time()
+        for start in range(0, len(plain), PIECE):
+            GZIP.compress(plain[start : start + PIECE])
+        hashlib.sha256(plain)  # an image names both
+        hashlib.sha256(blobs.local_path(blob).read_bytes())
+        compressing += time.process_time() - begun
+    size = sum(blob.size for blob in after.values())
+
+    less = layers(made(build(STACK, without=["six"]))[0])
+    changed = sum(blob.size for sha256, blob in less.items() if sha256 not in after) / size
+    more_build = build((*STACK, *MORE))
+    more = layers(made(more_build)[0])
+    new_bytes = sum(blob.size for sha256, blob in more.items() if sha256 not in after)
+
+    asked, composed = [], []
+    for number in range(LOOKS):
+        begun = time.process_time()
+        found = operations.request_images(actor=root, build=stack)
+        operations.manifest_of(stack, found)
+        asked.append(time.process_time() - begun)
+        stack.specification = factories.make_specification(
+            f"variables: {{NUMBER: '{number}'}}\ndependencies: [python]"
+        )
+        begun = time.process_time()
+        [row] = operations.request_images(actor=root, build=stack)
+        composed.append(time.process_time() - begun)
+        assert row.state == ArtifactState.READY
+    return {
+        "making": making,
+        "compressing": compressing,
+        "packages": len(stack.lock.value().platforms[0].conda) if stack.lock else 0,
+        "layers": len(after),
+        "bytes": size,
+        "changed": changed,
+        "shared": new_bytes / sum(blob.size for blob in more.values()),
+        "asked": median(asked),
+        "composed": median(composed),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(_work(Path(sys.argv[1]))))
