@@ -8,7 +8,7 @@ away first, or waits until the row is gone and keeps the bytes anew.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from itertools import groupby
@@ -36,6 +36,8 @@ from environments.models import (
 logger = structlog.get_logger(__name__)
 #: Rows that are looked at together.
 BATCH = 500
+#: Rows that are removed in one transaction.
+TOGETHER = 50
 #: Bytes without a row, and rows without bytes, are so only for a moment while something is kept.
 ORPHAN = timedelta(days=1)
 #: A mark that was set this long ago was seen by everybody who might want the bytes.
@@ -173,38 +175,47 @@ def _sweep(report: Report, now: datetime, *, notice: timedelta, dry_run: bool) -
         if rest:
             # A store that does not answer is found out here, not while a row is held.
             blobs.storage().exists(blobs.name_of(rest[0].sha256))
-        for blob in rest:
-            if _remove(blob, now):
+        # An object store is asked while the rows are held: for one at a time.
+        step = TOGETHER if isinstance(blobs.storage(), blobs.BlobFolder) else 1
+        for start in range(0, len(rest), step):
+            for blob in _remove(rest[start : start + step], now):
                 report.removed.add(1, blob.size)
 
 
-def _remove(blob: Blob, now: datetime) -> bool:
-    """Bytes and rows, if it is still so that nothing needs them."""
+def _remove(some: Sequence[Blob], now: datetime) -> list[Blob]:
+    """Bytes and rows, of those that still nothing needs; which they were."""
+    keys = [blob.pk for blob in some]
+    marked = _unused(now).filter(pk__in=keys, removing_at__isnull=False).order_by("pk")
     try:
         with transaction.atomic():
-            marked = _unused(now).filter(pk=blob.pk, removing_at__isnull=False)
-            if marked.select_for_update().first() is None:
-                return False  # somebody wants it again, or another collection was first
-            # Asked anew: this statement sees what others committed while the row was waited for.
-            if Blob.objects.filter(pk=blob.pk).filter(_needed(now)).exists():
-                Blob.objects.filter(pk=blob.pk).update(removing_at=None)
-                return False
-            _forget(blob)
-            Blob.objects.filter(pk=blob.pk).delete()
-            blobs.remove(blob)
+            # Without those that somebody wants again, or that another collection took first.
+            held = {blob.pk: blob for blob in marked.select_for_update()}
+            # Asked anew: this statement sees what others committed while the rows were waited for.
+            again = Blob.objects.filter(pk__in=list(held)).filter(_needed(now))
+            for key in list(again.values_list("pk", flat=True)):
+                Blob.objects.filter(pk=key).update(removing_at=None)
+                del held[key]
+            if held:
+                _forget(list(held))
+                Blob.objects.filter(pk__in=list(held)).delete()
+            for blob in held.values():
+                blobs.remove(blob)
     except ProtectedError as error:
-        logger.warning("blob is referred to", sha256=blob.sha256, by=str(error)[:200])
-        return False
-    return True
+        if len(some) > 1:
+            return [blob for one in some for blob in _remove([one], now)]
+        logger.warning("blob is referred to", sha256=some[0].sha256, by=str(error)[:200])
+        return []
+    return list(held.values())
 
 
-def _forget(blob: Blob) -> None:
-    """What was made of it is not made any more."""
-    parts = ImageBlob.objects.filter(blob=blob).values("artifact")
-    Artifact.objects.filter(Q(blob=blob) | Q(pk__in=parts)).delete()
-    ImageIndex.objects.filter(blob=blob).delete()
-    emptied = Layer.objects.filter(gzip=blob).update(gzip=None)
-    emptied += Layer.objects.filter(zstd=blob).update(zstd=None)
+def _forget(keys: list[int]) -> None:
+    """What was made of these blobs is not made any more."""
+    parts = ImageBlob.objects.filter(blob__in=keys).values_list("artifact", flat=True)
+    Artifact.objects.filter(pk__in=set(parts)).delete()
+    Artifact.objects.filter(blob__in=keys).delete()
+    ImageIndex.objects.filter(blob__in=keys).delete()
+    emptied = Layer.objects.filter(gzip__in=keys).update(gzip=None)
+    emptied += Layer.objects.filter(zstd__in=keys).update(zstd=None)
     if emptied:
         Layer.objects.filter(gzip=None, zstd=None).delete()
 

@@ -11,7 +11,18 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.benchmarks import admin, archives, audit, builds, images, lists, logs, policies, previews
+from tests.benchmarks import (
+    admin,
+    archives,
+    audit,
+    builds,
+    collection,
+    images,
+    lists,
+    logs,
+    policies,
+    previews,
+)
 from tests.benchmarks.measure import Benchmark, Clock, Measure, show, write
 
 BENCHMARKS: Mapping[str, Benchmark] = {
@@ -26,6 +37,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "policies": policies.policies,
     "audit": audit.audit,
     "archives": archives.archives,
+    "collection": collection.collection,
     "images": images.images,
 }
 

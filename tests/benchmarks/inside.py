@@ -192,7 +192,7 @@ def chain(events: str) -> None:
 
 
 @contextmanager
-def _own_memory() -> Iterator[list[int]]:
+def own_memory() -> Iterator[list[int]]:
     """By how many bytes this process grows meanwhile; the database's file that it maps is apart."""
     process, ended, grown = psutil.Process(), threading.Event(), [0]
 
@@ -244,7 +244,7 @@ def audit(events: str, appends: str, edited: str) -> Mapping[str, float]:
     # Once with a fault; once without, to its end.
     fault = verify_chain().fault
     unguarded().filter(position=edited).update(username="system")
-    with _own_memory() as grown:
+    with own_memory() as grown:
         started = time.process_time()
         intact = verify_chain()
         verify = time.process_time() - started
@@ -427,9 +427,16 @@ def console(count: str) -> Mapping[str, Any]:
     return admin.console(count)
 
 
+def collection(count: str) -> Mapping[str, float]:
+    from tests.benchmarks.collection import collect
+
+    return collect(count)
+
+
 JOBS: Mapping[str, Callable[..., Any]] = {
     "rows": rows,
     "console": console,
+    "collection": collection,
     "queries": queries,
     "log": log,
     "audit": audit,
