@@ -51,7 +51,7 @@ def _zstd(piece: bytes) -> bytes:
 
 
 def _gzip(piece: bytes) -> bytes:
-    """libdeflate: more than twice as fast as zlib, for as many bytes; no name and no time in its header."""
+    """libdeflate is more than twice as fast as zlib; its header has no name and no time."""
     return bytes(deflate.gzip_compress(piece, 3))
 
 
