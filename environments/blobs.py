@@ -42,11 +42,11 @@ class BlobFolder(FileSystemStorage):
     """
 
     @property
-    def base_location(self) -> str:  # type: ignore[override]
+    def base_location(self) -> str:
         return str(self._location or Path(settings.DATA) / "blobs")  # type: ignore[attr-defined]
 
     @property
-    def location(self) -> str:  # type: ignore[override]
+    def location(self) -> str:
         return str(Path(self.base_location).absolute())
 
     def _save(self, name: str, content: Any) -> str:

@@ -178,7 +178,7 @@ def deleted(
 ) -> None:
     """List what was deleted and can be brought back, of the namespaces that you run."""
     api = connect()
-    where = {"namespace": namespace or None}
+    where: dict[str, Any] = {"namespace": namespace or None}
     found = [
         {"name": one["name"], "deletedAt": one["deletedAt"]}
         for one in api.every(queries.DELETED_ENVIRONMENTS, "deletedEnvironments", **where)

@@ -160,7 +160,8 @@ class RetentionQuery:
             for one in islice(planned, NAMED)
         ]
         archived = sum(one.fate is BuildFate.ARCHIVE for one in named)
-        deleted, size = len(named) - archived, sum(one.size for one in named)
+        deleted = len(named) - archived
+        size = sum(int(one.size) for one in named)
         for more in planned:
             archived += more.fate is Fate.ARCHIVE
             deleted += more.fate is Fate.DELETE

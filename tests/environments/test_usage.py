@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from accounts.access import Actor
 from accounts.models import User
-from environments import housekeeping
+from environments import folders, housekeeping
 from environments.models import Build, Environment, Prefix
 from tests import factories
 from tests.environments.graphql.asking import ask
@@ -98,9 +98,7 @@ def test_folders_are_looked_at_in_turns(
     environment: Environment, data_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[str] = []
-    monkeypatch.setattr(
-        housekeeping.folders, "last_read", lambda prefix: looked.append(prefix.path)
-    )
+    monkeypatch.setattr(folders, "last_read", lambda prefix: looked.append(prefix.path))
     for name in ("one", "two", "three"):
         factories.make_build(factories.make_environment(environment.namespace, name))
     for _ in range(3):

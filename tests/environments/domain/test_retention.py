@@ -50,7 +50,8 @@ def test_what_one_of_the_rules_keeps_stays(rules: dict[str, int], archived: set[
 
 @pytest.mark.parametrize("why", ["current", "tagged", "held"])
 def test_no_rule_touches_what_is_current_tagged_or_held(why: str) -> None:
-    ready, archived = build(1, **{why: True}), build(2, state="ARCHIVED", **{why: True})
+    so: Any = {why: True}
+    ready, archived = build(1, **so), build(2, state="ARCHIVED", **so)
     found = fates([ready, archived, build(3)], keep_last=1, delete_days=1)
     assert found == {1: "keep", 2: "keep", 3: "keep"}
 
