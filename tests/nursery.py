@@ -30,6 +30,7 @@ def main() -> None:
                 if isinstance(key.data, Fork):
                     if not _pass_on(key.data):
                         selector.unregister(key.fileobj)
+                        key.fileobj.close()  # type: ignore[union-attr]
                 elif isinstance(key.fileobj, socket.socket):
                     key.fileobj.recv(4096)
                     started = [one for one in started if one.poll() is None]
