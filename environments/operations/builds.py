@@ -38,6 +38,7 @@ from environments.models import (
     audited,
 )
 from environments.models.approvals import LONGEST_REASON, in_turn
+from environments.models.holds import LegalHoldQuerySet
 from environments.models.recalls import refuse_recalled
 from environments.operations import queueing, quotas
 from environments.policies import policy_of
@@ -331,9 +332,13 @@ def require_idle(build: Build, what: str) -> None:
     refuse_held(LegalHold.objects.on(build), what)
 
 
-def refuse_held(holds: QuerySet[LegalHold], what: str) -> None:
+def refuse_held(holds: LegalHoldQuerySet, what: str) -> None:
     """Raises ConflictError where one of these is active: it says who placed it, and why."""
-    hold = holds.active().select_related("environment__namespace", "build", "placed_by").first()
+    hold = (
+        holds.filter(released_at=None)
+        .select_related("environment__namespace", "build", "placed_by")
+        .first()
+    )
     if hold is not None:
         raise ConflictError(
             f"There is a legal {hold}, placed by {hold.placed_by or 'nobody'}: {hold.reason}",
