@@ -139,7 +139,7 @@ class Artifact(models.Model):
         if kind is ArtifactKind.IMAGE:
             from environments.models.images import image_options
 
-            options |= image_options(build, platform) | more
+            options |= {**image_options(build, platform), **more}
         row, _ = cls.objects.select_related("lock", "blob").get_or_create(
             lock=build.lock,
             kind=kind,

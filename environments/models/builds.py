@@ -180,14 +180,18 @@ class Build(models.Model):
         changes |= {"state": to, "finished_at": now if to in FINISHED else None}
         if to not in RUNNING:
             changes |= {"lease_expires_at": None, "lease_owner": ""}
-        rows = Build.objects.filter(pk=self.pk, state__in=sources(to))
+        origins = sources(to)
+        if lease is not None:
+            origins &= RUNNING  # one that was queued again meanwhile is nobody's
+        rows = Build.objects.filter(pk=self.pk, state__in=origins)
         if lease is not None:
             rows = rows.filter(lease_token=lease.token)
         with transaction.atomic():
             if not rows.update(**changes):
                 self.refresh_from_db(fields=["state", "lease_token"])
-                if lease is not None and self.lease_token != lease.token:
-                    raise LeaseLostError(f"{self} is run by another worker.")
+                queued = self.state == BuildState.QUEUED
+                if lease is not None and (self.lease_token != lease.token or queued):
+                    raise LeaseLostError(f"{self} is not run by this worker any more.")
                 raise TransitionError(f"{self} is {self.state}; it cannot become {to}.")
             BuildEvent.objects.create(build=self, state=to, message=message)
             if to in (BuildState.READY, BuildState.FAILED):

@@ -148,7 +148,7 @@ class Notification(models.Model):
         )
 
     @classmethod
-    def try_out(cls, webhook: Webhook) -> Self:
+    def try_out(cls, webhook: Webhook) -> Notification:
         """Write a message that tells of nothing, to see whether one webhook gets it."""
         return cls.objects.create(
             webhook=webhook,

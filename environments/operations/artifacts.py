@@ -15,7 +15,7 @@ from environments.domain.errors import NotFoundError
 from environments.models import Artifact, AuditEvent, Blob, Build, Namespace, audited
 from environments.models.recalls import refuse_recalled
 from environments.operations import queueing
-from environments.operations.downloads import platform_of
+from environments.operations.downloads import platform_of, require_served
 
 KIND_OF = {form.file_name: kind for kind, form in FORMS.items()}
 
@@ -31,10 +31,12 @@ def create_artifact(
 
     Raises:
         NotFoundError: the build has no lock, or none for the platform.
+        ConflictError: it is held, or was never READY.
         RecalledError: it holds a package that was called back.
     """
     require(actor, Perm.DOWNLOAD, build)
     chosen = platform_of(build, platform)
+    require_served(build)
     refuse_recalled(build)
     artifact = Artifact.wanted(build, kind, chosen)
     if artifact.state == ArtifactState.READY and not (

@@ -11,7 +11,8 @@ from django.conf import settings
 from accounts.access import Actor, require
 from accounts.roles import Perm
 from environments.domain import artifacts, rendering, sbom
-from environments.domain.errors import NotFoundError
+from environments.domain.errors import ConflictError, NotFoundError
+from environments.domain.lifecycle import SERVED
 from environments.domain.lock import Lock
 from environments.domain.specification import Specification
 from environments.models import Build
@@ -148,6 +149,18 @@ def platform_of(build: Build, platform: str = "") -> str:
             hint=f"It has: {', '.join(known)}.",
         )
     return chosen
+
+
+def require_served(build: Build) -> None:
+    """Raises ConflictError for a build whose packages nobody may have (yet).
+
+    The lock of one that is held, or was rejected, may be read; what it names is not given away.
+    """
+    if build.state not in SERVED:
+        raise ConflictError(
+            f"{build} is {build.state}: its packages are given away once it is READY.",
+            hint="" if build.finished else "Wait until it is READY.",
+        )
 
 
 def readable_log(*, actor: Actor, build: Build) -> Build:

@@ -31,7 +31,7 @@ from environments.domain.images import (
     Descriptor,
     index_json,
 )
-from environments.domain.lifecycle import FINISHED, BuildState
+from environments.domain.lifecycle import FINISHED, SERVED
 from environments.domain.on_demand import OnDemand
 from environments.engine.images.remote import Login, Reference, Repository
 from environments.models import (
@@ -51,10 +51,8 @@ from environments.models.recalls import RecalledLock, refuse_recalled
 from environments.operations import queueing
 from environments.operations.environments import find_environment, submit_to
 
-#: Builds that came to a good end; what is archived is made anew from its lock.
 #: Seconds between two looks at an image that is made.
 LOOK = 0.2
-SERVED = (BuildState.READY, BuildState.ARCHIVED)
 LATEST, LOCK, ZSTD = "latest", "lock-", "-zstd"
 _LOCK = re.compile(r"lock-([0-9a-f]{64})")
 

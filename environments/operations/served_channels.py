@@ -15,10 +15,11 @@ from accounts.access import Actor, require
 from accounts.roles import Perm
 from environments.domain import repodata
 from environments.domain.errors import NotFoundError
-from environments.domain.lifecycle import BuildState
+from environments.domain.lifecycle import SERVED
 from environments.domain.names import SUBDIRS
 from environments.models import Blob, Build, CondaRecord, Namespace, RecalledLock
 from environments.models.recalls import refuse_recalled
+from environments.operations.downloads import require_served
 from environments.operations.usage import used
 
 #: Part of each ETag: grows when the same packages are told in another way.
@@ -32,7 +33,6 @@ CONTENT_TYPES = {
     ZSTD: "application/zstd",
     SHARDS: "application/octet-stream",
 }
-_SERVED_STATES = (BuildState.READY, BuildState.ARCHIVED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,11 +112,13 @@ def channel_of_build(*, actor: Actor, build: Build) -> ServedChannel:
 
     Raises:
         NotFoundError: it has no lock.
+        ConflictError: it is held, or was never READY.
         RecalledError: it holds a package that was called back.
     """
     require(actor, Perm.DOWNLOAD, build)
     if build.lock is None:
         raise NotFoundError(f"{build} has no lock: it is {build.state}.")
+    require_served(build)
     refuse_recalled(build)
     used(build.environment)
     return ServedChannel(
@@ -131,7 +133,7 @@ def channel_of_namespace(*, actor: Actor, namespace: Namespace) -> ServedChannel
     require(actor, Perm.DOWNLOAD, namespace)
     recalled = RecalledLock.objects.active().values("lock")
     builds = Build.objects.with_perm(actor, Perm.DOWNLOAD).filter(
-        environment__namespace=namespace, state__in=_SERVED_STATES
+        environment__namespace=namespace, state__in=SERVED
     )
     locks: Any = builds.exclude(lock__in=recalled).order_by().values("lock").distinct()
     digests = sorted(builds.exclude(lock__in=recalled).order_by().values_list("lock__digest"))

@@ -52,10 +52,11 @@ class ScopeError(NotSignedInError):
 class ChallengeError(NotSignedInError):
     """Nobody is signed in; the answer says where one gets a token for `scope`."""
 
-    def __init__(self, error: StoreError, *, scope: str) -> None:
-        super().__init__(error.message, hint=error.hint)
-        self.scope = scope
-        self.insufficient = isinstance(error, ScopeError)
+    def __init__(
+        self, message: str, *, hint: str | None = None, scope: str = "", insufficient: bool = False
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.scope, self.insufficient = scope, insufficient
 
 
 _KINDS: tuple[tuple[type[StoreError], HTTPStatus, str], ...] = (

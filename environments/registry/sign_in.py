@@ -73,7 +73,12 @@ def actor_of(request: HttpRequest, scope: str = "") -> Actor:
     try:
         actor = _actor(request, scope)
     except NotSignedInError as error:
-        raise ChallengeError(error, scope=scope) from error
+        raise ChallengeError(
+            error.message,
+            hint=error.hint,
+            scope=scope,
+            insufficient=isinstance(error, ScopeError),
+        ) from error
     request.actor = actor  # type: ignore[attr-defined]
     return actor
 

@@ -24,6 +24,7 @@ from environments.domain.errors import (
     StoreError,
 )
 from environments.domain.images import INDEX, MANIFEST
+from environments.domain.lifecycle import SERVED
 from environments.models import Artifact, Build, Environment
 from environments.operations import audit, images
 from environments.operations.images import Content
@@ -216,7 +217,7 @@ async def _built(request: HttpRequest, path: str, deadline: float) -> None:
             raise ChallengeError(error, scope=f"repository:{ON_DEMAND}/{path}:pull") from error
 
     build = await sync_to_async(begin)()
-    while build.state not in images.SERVED:
+    while build.state not in SERVED:
         if build.finished:
             failure = build.failure or {}
             raise ArtifactFailedError(

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.conftest import Laptop
-from tests.system import PASSWORD, System
+from tests.migrated import PASSWORD
+from tests.system import System
 
 FIRST = """\
 name: ml  # the comment stays

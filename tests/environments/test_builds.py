@@ -74,6 +74,8 @@ def test_a_stale_lease_writes_nothing(environment: Environment):
     first = build.claim("one", life=LIFE)
     assert first is not None
     build.give_up_lost(attempts=3, backoff=timedelta(0))
+    with pytest.raises(LeaseLostError):  # it waits for another worker: not a state to start from
+        Build.objects.get(pk=build.pk).move(S.FETCHING, lease=first)
     second = build.claim("two", life=LIFE)
     assert second is not None
     assert second.token == first.token + 1

@@ -57,7 +57,7 @@ def mounted(image: Path, *, offset: int = 0) -> Iterator[Path]:
         return
     folder.rmdir()
     unsquashfs = tool("unsquashfs", "squashfs-tools")
-    command = [unsquashfs, "-q", "-n", "-o", str(offset), "-d", folder, image]
+    command: list[str | Path] = [unsquashfs, "-q", "-n", "-o", str(offset), "-d", folder, image]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     yield folder
 

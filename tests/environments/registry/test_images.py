@@ -6,6 +6,7 @@ import json
 import shutil
 import tarfile
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import pytest
 
 from environments import artifacts, blobs, images, tools
 from environments.domain.artifacts import STANDARD_PREFIX, ArtifactKind, ArtifactState
-from environments.engine.artifacts.staging import Material
+from environments.domain.lock import PlatformLock
+from environments.engine import linking
 from environments.engine.images.archives import unpacked
 from environments.engine.images.loading import LoadedImage, LoadedLayer
+from environments.engine.pypi_install import install_wheels
 from environments.models import Artifact, BaseImage, Blob, Build, Layer
 from environments.tools import Tools
 from tests.environments.registry.conftest import build_it
@@ -71,6 +74,27 @@ def tree(root: Path) -> dict[str, Any]:
     return found
 
 
+def linked(part: PlatformLock, engine: Tools, place: Path) -> Path:
+    """All packages, linked together as a build does it, for the prefix of images."""
+    final = Path(STANDARD_PREFIX)
+    linking.link(
+        part,
+        target=place,
+        final_prefix=final,
+        cache=engine.packages,
+        packages=engine.packages.ensure(part.conda),
+        requested=(),
+        variables={},
+        moment=datetime(2000, 1, 1, tzinfo=UTC),
+        note="",
+    )
+    python = linking.python_of(part.conda, part.platform)
+    assert python is not None
+    wheels = engine.wheels.ensure(part.pypi)
+    install_wheels(wheels, target=place, final_prefix=final, python=python)
+    return place
+
+
 def test_the_layers_hold_what_linking_all_packages_together_gives(
     submit: Callable[..., Build], engine: Tools, tmp_path: Path
 ) -> None:
@@ -78,20 +102,11 @@ def test_the_layers_hold_what_linking_all_packages_together_gives(
     root = unpack(made(build), tmp_path / "root")
     lock = build.lock.value()
     [part] = lock.platforms
-    material = Material(
-        lock=lock,
-        platform="linux-64",
-        packages=engine.packages.ensure(part.conda),
-        wheels=engine.wheels.ensure(part.pypi),
-        variables={},
-        cache=engine.packages,
-        work=engine.cache / "staged",
-    )
-    engine.cache.joinpath("staged").mkdir(exist_ok=True)
+    place = engine.cache / "staged"  # beside the cache: files are linked
     try:
-        staged = tree(material.stage(STANDARD_PREFIX))
+        staged = tree(linked(part, engine, place))
     finally:
-        material.clear()
+        shutil.rmtree(place)
     image = tree(root / STANDARD_PREFIX.lstrip("/"))
     # conda's notes are laid out in another way, and name no requirements.
     notes = {name for name in staged if name.startswith("conda-meta/") and name.endswith(".json")}

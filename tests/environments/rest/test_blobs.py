@@ -17,6 +17,7 @@ from accounts.access import Actor
 from environments import blobs, tasks
 from environments.domain.artifacts import ArtifactKind, ArtifactState
 from environments.domain.errors import LinkError
+from environments.domain.lifecycle import BuildState
 from environments.models import Artifact, AuditEvent, Build, Environment, Recall
 from tests import factories
 from tests.environments.test_blobs import options_of, use
@@ -178,6 +179,24 @@ def test_a_file_is_not_there_for_those_who_may_not_see_its_build(
         got = get(actor)
         assert (got.status, got.headers["Content-Type"]) == (404, "application/problem+json")
         assert got.content.replace(b"ml", b"none") == get(actor, absent).content
+
+
+@pytest.mark.parametrize("state", [BuildState.HELD, BuildState.FAILED])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/envs/research/ml/1/env.tar.zst",
+        "/api/envs/research/ml/1/image.json",
+        "/channel/research/ml/1/noarch/repodata.json",
+    ],
+)
+def test_nothing_of_a_build_that_was_not_approved_is_given_away(
+    environment: Environment, bob: Actor, state: BuildState, path: str
+) -> None:
+    factories.make_build(environment, state)
+    got = get(bob, path)
+    assert got.status == 409
+    assert state.encode() in got.content
 
 
 def test_a_recall_stops_a_file_that_is_made_already(artifact: Artifact, bob: Actor) -> None:
