@@ -334,11 +334,7 @@ def require_idle(build: Build, what: str) -> None:
 
 def refuse_held(holds: LegalHoldQuerySet, what: str) -> None:
     """Raises ConflictError where one of these is active: it says who placed it, and why."""
-    hold = (
-        holds.filter(released_at=None)
-        .select_related("environment__namespace", "build", "placed_by")
-        .first()
-    )
+    hold = holds.active().select_related("environment__namespace", "build", "placed_by").first()
     if hold is not None:
         raise ConflictError(
             f"There is a legal {hold}, placed by {hold.placed_by or 'nobody'}: {hold.reason}",
