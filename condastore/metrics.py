@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from django.db.models import Count
+from django.db.models import Count, Sum
 from django.utils import timezone
 from graphql import OperationDefinitionNode
 from prometheus_client import Histogram
@@ -61,7 +61,7 @@ class StoreCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         from environments.domain.lifecycle import FINISHED
-        from environments.models import Build, Leader, Preview, Worker
+        from environments.models import Blob, Build, Leader, Preview, Worker
         from environments.models.previews import PreviewState
 
         unfinished = Build.objects.exclude(state__in=FINISHED).order_by()
@@ -82,6 +82,13 @@ class StoreCollector(Collector):
         leading = Leader.objects.filter(duty=Worker.SCHEDULER, expires_at__gt=now)
         alive.add_metric(["scheduler"], leading.count())
         yield alive
+
+        unneeded = Blob.objects.filter(removing_at__isnull=False).order_by()
+        bytes_ = GaugeMetricFamily(
+            "condastore_unneeded_bytes", "Kept bytes that nothing needs, and that go soon."
+        )
+        bytes_.add_metric([], unneeded.aggregate(size=Sum("size"))["size"] or 0)
+        yield bytes_
 
         yield _stage_times(
             Build.objects.filter(state__in=FINISHED)

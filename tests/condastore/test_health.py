@@ -78,6 +78,7 @@ def test_metrics_tell_of_requests_queue_and_workers(
     assert 'condastore_queue_depth{queue="builds"} 1.0' in text
     assert 'condastore_processes_alive{kind="worker"} 1.0' in text
     assert 'condastore_processes_alive{kind="scheduler"} 0.0' in text
+    assert "condastore_unneeded_bytes 0.0" in text
     assert 'condastore_stage_seconds_sum{stage="SOLVING"} 1.5' in text
     assert 'route="environment",status="404"' in text
     assert "/environments/no/where/" not in text
@@ -91,7 +92,7 @@ def test_metrics_cost_as_many_queries_however_much_there_is(
     for _ in range(20):
         factories.make_build(environment)
     metrics(Client())
-    with django_assert_max_num_queries(6):
+    with django_assert_max_num_queries(7):
         metrics(Client())
 
 
