@@ -140,7 +140,7 @@ def _repository(
         return actor, images.find_repository(actor, namespace, environment)
     except NotFoundError as error:
         if not actor.signed_in:
-            raise ChallengeError(error, scope=scope) from error
+            raise ChallengeError(error.message, hint=error.hint, scope=scope) from error
         raise
 
 
@@ -214,7 +214,9 @@ async def _built(request: HttpRequest, path: str, deadline: float) -> None:
         except (NotFoundError, NotSignedInError) as error:
             if actor.signed_in:
                 raise
-            raise ChallengeError(error, scope=f"repository:{ON_DEMAND}/{path}:pull") from error
+            raise ChallengeError(
+                error.message, hint=error.hint, scope=f"repository:{ON_DEMAND}/{path}:pull"
+            ) from error
 
     build = await sync_to_async(begin)()
     while build.state not in SERVED:
