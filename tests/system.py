@@ -126,6 +126,8 @@ class System:
         self.environ = {
             key: value for key, value in os.environ.items() if not key.startswith("CONDASTORE_")
         } | {
+            # As an operator has it: pytest names the settings of the tests to its children.
+            "DJANGO_SETTINGS_MODULE": "condastore.settings",
             "CONDASTORE_DATA": str(data),
             "CONDASTORE_ADMIN_PASSWORD": PASSWORD,
             "CONDASTORE_DEFAULT_CHANNELS": channel.rstrip("/"),

@@ -32,7 +32,7 @@ SECONDS_LATER = "10"
 class UnknownError(NotFoundError):
     """`kind` says what is not known: NAME_UNKNOWN, MANIFEST_UNKNOWN, BLOB_UNKNOWN."""
 
-    def __init__(self, message: str, *, kind: str) -> None:
+    def __init__(self, message: str, *, kind: str = "NAME_UNKNOWN") -> None:
         super().__init__(message)
         self.kind = kind
 

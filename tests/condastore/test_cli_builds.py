@@ -234,9 +234,12 @@ def test_ctrl_c_leaves_the_build_alone_and_says_how_to_go_on(person: Person, fil
         answering(answers) as server,
         replace(person, url=server.url).start(*BUILD, file) as process,
     ):
-        assert following.wait(60)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        try:
+            assert following.wait(60)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()  # where the signal is ignored, as it is in the background of a shell
     assert process.returncode == 130
     assert "research/ml:3 goes on" in err
     assert "condastore env cancel research/ml:3" in err

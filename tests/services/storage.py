@@ -48,7 +48,7 @@ def seaweed_s3(
         command += [f"-{name}.port={http}", f"-{name}.port.grpc={grpc}"]
     command += ["-filer", "-s3", f"-s3.config={folder}/s3.json"]
     command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
-    command += ["-master.volumeSizeLimitMB=256", "-volume.max=16", "-master.electionTimeout=1s"]
+    command += ["-master.volumeSizeLimitMB=64", "-volume.max=100", "-master.electionTimeout=1s"]
     url = f"http://{LOOPBACK}:{ports[6]}"
 
     def healthy() -> bool:
