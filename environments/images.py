@@ -40,11 +40,11 @@ from environments.domain.images import (
     referrer_json,
 )
 from environments.domain.lock import Lock, PlatformLock
+from environments.domain.moments import newest
 from environments.domain.progress import Progress
 from environments.domain.records import CondaPackage, PypiPackage
 from environments.domain.sbom import cyclonedx
 from environments.engine import linking
-from environments.engine.artifacts.staging import moment_of
 from environments.engine.images.archives import Entry, recompress, write_layer
 from environments.engine.images.base import make_base
 from environments.engine.images.layers import make_layer, variables_of
@@ -214,7 +214,7 @@ def compose(wanted: Wanted, *, work: Path) -> Blob:
         "io.condastore.platform": wanted.part.platform,
         **({"io.condastore.specification": f"sha256:{specification}"} if specification else {}),
     }
-    moment = moment_of(wanted.part)
+    moment = newest(wanted.part)
     layers = [layer for _, layer in parts]
     config = blobs.keep_bytes(
         config_json(
@@ -273,7 +273,7 @@ def _last_layer(wanted: Wanted, work: Path) -> tuple[Blob, ImageLayer]:
     files = own_files(
         wanted.part,
         wanted.variables,
-        moment=moment_of(wanted.part),
+        moment=newest(wanted.part),
         note=f"condastore lock {wanted.lock.digest}",
     )
     entries = {

@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import json
 import uuid
-from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
 from environments.domain.errors import NotFoundError
-from environments.domain.lock import Lock, PlatformLock, required_name
+from environments.domain.lock import Lock, required_name
+from environments.domain.moments import newest
 from environments.domain.policy.licences import expression
-from environments.domain.policy.subjects import in_seconds
 from environments.domain.records import CondaPackage, Package, PypiPackage
 
 #: Channels whose bare name everybody knows; others are named by their whole URL.
 _WELL_KNOWN = "https://conda.anaconda.org/"
 #: Where no package says when it was made.
-_EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 def cyclonedx(lock: Lock, platform: str) -> str:
@@ -47,7 +45,7 @@ def cyclonedx(lock: Lock, platform: str) -> str:
         "serialNumber": uuid.uuid5(uuid.NAMESPACE_URL, root).urn,
         "version": 1,
         "metadata": {
-            "timestamp": f"{_moment(part):%Y-%m-%dT%H:%M:%SZ}",
+            "timestamp": f"{newest(part):%Y-%m-%dT%H:%M:%SZ}",
             "tools": {"components": [{"type": "application", "name": "condastore"}]},
             "component": {
                 "type": "application",
@@ -83,12 +81,6 @@ def package_url(package: Package) -> str:
         f"{key}={quote(value, safe=':/')}" for key, value in qualifiers.items() if value
     )
     return f"pkg:conda/{name}@{version}?{told}"
-
-
-def _moment(part: PlatformLock) -> datetime:
-    """When the newest package was made: the same whenever it is asked."""
-    moments = [in_seconds(p.timestamp) for p in part.conda if p.timestamp is not None]
-    return datetime.fromtimestamp(max(moments), UTC) if moments else _EARLIEST
 
 
 def _component(package: Package) -> dict[str, Any]:

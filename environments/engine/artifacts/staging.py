@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 from environments.domain.linking import PythonInfo
 from environments.domain.lock import Lock, PlatformLock
-from environments.domain.policy.subjects import in_seconds
+from environments.domain.moments import newest
 from environments.domain.progress import Cancelled, Report, ignore, never
 from environments.domain.records import Package
 from environments.engine import linking
@@ -21,8 +21,6 @@ from environments.engine.downloads import bring
 from environments.engine.package_cache import CachedPackage, PackageCache
 from environments.engine.pypi_install import CachedWheel
 
-#: Where no package says when it was made.
-EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 #: Brings packages as they came into a folder; the file of each URL.
 Originals = Callable[[Sequence[Package], Path], dict[str, Path]]
 
@@ -51,13 +49,8 @@ class Material:
     @property
     def moment(self) -> datetime:
         """When the newest package was made: the same wherever and whenever it is asked."""
-        return moment_of(self.part)
+        return newest(self.part)
 
     @property
     def python(self) -> PythonInfo | None:
         return linking.python_of(self.part.conda, self.platform)
-
-
-def moment_of(part: PlatformLock) -> datetime:
-    moments = [package.timestamp for package in part.conda if package.timestamp is not None]
-    return datetime.fromtimestamp(in_seconds(max(moments)), UTC) if moments else EARLIEST

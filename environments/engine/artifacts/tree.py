@@ -29,9 +29,10 @@ from rattler.package import PathsJson
 
 from environments.domain.errors import LinkError
 from environments.domain.linking import PackageFile, PythonInfo, find_faults, prefix_path
+from environments.domain.moments import EARLIEST
 from environments.domain.policy.subjects import in_seconds
 from environments.domain.progress import obey
-from environments.engine.artifacts.staging import EARLIEST, Material
+from environments.engine.artifacts.staging import Material
 from environments.engine.package_cache import CachedPackage
 from environments.engine.pypi_install import CachedWheel, install_wheels
 
