@@ -1,7 +1,9 @@
-"""Which packages make up the small, demo and full channels.
+"""Which packages make up the small, numpy, demo and full channels.
 
 small
     Generated packages and the running Python; no network, a second.
+numpy
+    The running Python and numpy: what an archive or an image must be able to run.
 demo
     The running Python and a choice of wheels in two generations; what is needed to build, compare
     and roll back environments by hand. With a Python package index in ``pypi/simple/``.
@@ -39,6 +41,7 @@ from .stamp import ensure_channel, kit_version
 STUB_PYTHONS = ("3.11.9", "3.12.7", "3.13.1")
 
 FULL_STACKS = Path(__file__).with_name("stacks.toml")
+NUMPY_STACKS = Path(__file__).with_name("numpy.toml")
 DEMO_STACKS = Path(__file__).with_name("demo.toml")
 
 #: Where in a demo channel its Python package index is.
@@ -71,6 +74,15 @@ def build_small(
         with _step("python"):
             source = inspect_interpreter(Path(sys.executable))
             _write_python(channel, source, level, slim=True)
+    _index(channel)
+
+
+def build_numpy(channel: Path, *, work: Path) -> None:
+    """Write the numpy channel into an empty folder."""
+    source = inspect_interpreter(Path(sys.executable))
+    with _step("python"):
+        _write_python(channel, source, _LEVEL, slim=True)
+    _write_wheels(channel, work / "wheels", NUMPY_STACKS, [source.short], _LEVEL)
     _index(channel)
 
 

@@ -73,10 +73,10 @@ def own_channel(small_channel: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def demo_channel() -> Path:
-    """The folder of the demo channel; half a minute and the network the first time."""
+def numpy_channel() -> Path:
+    """The folder of a channel with Python and numpy; seconds and the network the first time."""
     work = cache_folder() / "downloads"
-    return cached_channel("demo", lambda channel: building.build_demo(channel, work=work))
+    return cached_channel("numpy", lambda channel: building.build_numpy(channel, work=work))
 
 
 @pytest.fixture(scope="session")
