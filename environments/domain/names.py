@@ -13,21 +13,39 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from environments.domain.errors import InvalidInputError
 
-NameKind = Literal["namespace", "environment", "tag", "token"]
+NameKind = Literal["namespace", "environment", "tag", "token", "channel"]
 
 #: Characters. The path of a prefix holds the first two and must stay under conda's 255 bytes.
-MAX_LENGTH: dict[NameKind, int] = {"namespace": 40, "environment": 64, "tag": 64, "token": 64}
+MAX_LENGTH: dict[NameKind, int] = {
+    "namespace": 40,
+    "environment": 64,
+    "tag": 64,
+    "token": 64,
+    "channel": 64,
+}
 #: Words that a route or a reading of `NAMESPACE/ENV:BUILD` already has.
 RESERVED: dict[NameKind, frozenset[str]] = {
     "namespace": frozenset(
         {"accounts", "api", "assets", "auth", "channel", "channels", "console", "docs"}
-        | {"dynamic", "envs", "favicon.ico", "graphql", "healthz", "login", "logout", "media"}
-        | {"metrics", "new", "none", "null", "readyz", "rest", "robots.txt", "static"}
+        | {"dynamic", "envs", "favicon.ico", "graphql", "healthz", "hosted", "login", "logout"}
+        | {
+            "media",
+            "metrics",
+            "mirror",
+            "new",
+            "none",
+            "null",
+            "readyz",
+            "rest",
+            "robots.txt",
+            "static",
+        }
         | {"system", "v1", "v2"}
     ),
     "environment": frozenset({"new", "none", "null"}),
     "tag": frozenset({"current", "none", "null"}),
     "token": frozenset(),
+    "channel": frozenset({"new", "none", "null"}),
 }
 # Parts of letters and digits joined by single separators: also a path of an image's name (OCI).
 _NAME = re.compile(r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*")
@@ -185,8 +203,10 @@ def split_credentials(url: str) -> tuple[str, list[tuple[str, str, str]]]:
     return plain, found
 
 
-def canonical_channel(text: str, *, alias: str) -> ChannelRef:
+def canonical_channel(text: str, *, alias: str, hosted: str = "") -> ChannelRef:
     """The channel that `text` names: a name under `alias`, or a URL, perhaps with credentials.
+
+    `hosted/NAME` is a channel of ours, below the URL `hosted`, unless that is empty.
 
     Raises:
         InvalidInputError: it names no channel. The message repeats no credentials.
@@ -209,6 +229,9 @@ def canonical_channel(text: str, *, alias: str) -> ChannelRef:
             raise InvalidInputError(
                 f"{shown} is not the name of a channel.", where="channel", hint=hint
             )
+        first, _, rest = text.partition("/")
+        if hosted and first == "hosted" and rest:
+            return ChannelRef(url=f"{hosted}/{rest}", name=text)
         # conda reads these by a table of its own, whatever the alias is.
         base = "https://repo.anaconda.com" if text.startswith("pkgs/") else alias.rstrip("/")
         return ChannelRef(url=f"{base}/{text}", name=text)
@@ -234,6 +257,8 @@ def canonical_channel(text: str, *, alias: str) -> ChannelRef:
     )
     root = alias.rstrip("/") + "/"
     name = url[len(root) :] if url.startswith(root) else url
+    if hosted and url.startswith(f"{hosted}/"):
+        name = f"hosted/{url[len(hosted) + 1 :]}"
     return ChannelRef(url=url, name=name, credentials=credentials)
 
 

@@ -86,7 +86,9 @@ _RELATIONAL_STAR = re.compile(r"([<>]=?\s*[0-9][0-9A-Za-z_.!+-]*?)\.\*")
 _HINT = "Write it like 'numpy', 'numpy >=1.26,<3', 'numpy =1.26' or 'conda-forge::numpy'."
 
 
-def parse_conda_requirement(text: str, *, alias: str) -> tuple[CondaRequirement, ChannelRef | None]:
+def parse_conda_requirement(
+    text: str, *, alias: str, hosted: str = ""
+) -> tuple[CondaRequirement, ChannelRef | None]:
     """One requirement of conda in any form that conda documents, with the channel that it names.
 
     conda's meaning holds: `=1.24` is 1.24.*, `numpy 1.24` and `numpy=1.24=py39_0` are exact.
@@ -101,7 +103,7 @@ def parse_conda_requirement(text: str, *, alias: str) -> tuple[CondaRequirement,
     problem = _not_a_requirement(text)
     if problem:
         raise InvalidInputError(f"{shown} {problem[0]}", hint=problem[1])
-    plain, reference = _with_canonical_channel(text, alias=alias)
+    plain, reference = _with_canonical_channel(text, alias=alias, hosted=hosted)
     try:
         spec = _match_spec(_RELATIONAL_STAR.sub(r"\1", plain))
     except Exception as error:  # rattler's errors have no common base
@@ -184,7 +186,7 @@ def _hint(text: str) -> str:
     return _HINT
 
 
-def _with_canonical_channel(text: str, *, alias: str) -> tuple[str, ChannelRef | None]:
+def _with_canonical_channel(text: str, *, alias: str, hosted: str) -> tuple[str, ChannelRef | None]:
     """`text` with its channel as a URL without credentials, and that channel."""
     reference: ChannelRef | None = None
     match = _PREFIX.match(text) or _BRACKET_CHANNEL.search(text)
@@ -201,7 +203,7 @@ def _with_canonical_channel(text: str, *, alias: str) -> tuple[str, ChannelRef |
         raise InvalidInputError(
             f"{printable(text)} leaves the channel open.", hint="Name one channel."
         )
-    reference = canonical_channel(written, alias=alias)
+    reference = canonical_channel(written, alias=alias, hosted=hosted)
     channel = reference.url + (f"/{subdir}" if subdir else "")
     if match.re is _PREFIX:
         return f"{channel}::{text[match.end() :]}", reference

@@ -152,6 +152,8 @@ class Defaults:
 
     channels: tuple[str, ...] = ("conda-forge",)
     channel_alias: str = "https://conda.anaconda.org"
+    #: Below which URL the channels that are hosted here lie; "" where none are.
+    hosted_channels: str = ""
     platforms: tuple[str, ...] = ("linux-64",)
     max_bytes: int = 2**20
     max_lock_bytes: int = 16 * 2**20  # of a conda-lock.yml or an explicit list
@@ -428,8 +430,11 @@ class _Reader:
         return tuple(urls)
 
     def channel(self, text: str, where: str) -> ChannelRef | None:
-        alias = self.defaults.channel_alias
-        channel = self.attempt(lambda: canonical_channel(text, alias=alias), where)
+        places = {
+            "alias": self.defaults.channel_alias,
+            "hosted": self.defaults.hosted_channels,
+        }
+        channel = self.attempt(lambda: canonical_channel(text, **places), where)
         if channel is not None:
             self.credentials.update(dict.fromkeys(channel.credentials))
         return channel
@@ -584,8 +589,11 @@ class _Reader:
         if item.plain and re.fullmatch(r"[-+]?[\d.]+(?:e[-+]?\d+)?", item.text):
             self.fault(f"{item.text} is a number, not a package.", at.where, "Name the package.")
             return
-        alias = self.defaults.channel_alias
-        parsed = self.attempt(lambda: parse_conda_requirement(item.text, alias=alias), at.where)
+        places = {
+            "alias": self.defaults.channel_alias,
+            "hosted": self.defaults.hosted_channels,
+        }
+        parsed = self.attempt(lambda: parse_conda_requirement(item.text, **places), at.where)
         if parsed is None:
             return
         requirement, channel = parsed
