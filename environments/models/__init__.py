@@ -18,7 +18,15 @@ from environments.models.environments import (
     EnvironmentUserObjectPermission,
 )
 from environments.models.holds import LegalHold
-from environments.models.images import BaseImage, BaseLayer, ImageBlob, ImageIndex, Layer
+from environments.models.hosted import HostedChannel, HostedPackage
+from environments.models.images import (
+    BaseImage,
+    BaseLayer,
+    ImageBlob,
+    ImageIndex,
+    ImageStatement,
+    Layer,
+)
 from environments.models.locks import (
     CondaRecord,
     LockedConda,
@@ -36,6 +44,7 @@ from environments.models.namespaces import (
 from environments.models.notifications import Notification, Webhook
 from environments.models.policies import Policy, PolicyRule, PolicyVersion
 from environments.models.previews import Preview
+from environments.models.pushes import Push, PushRule
 from environments.models.recalls import Recall, RecalledLock
 from environments.models.role_mappings import MappedRole, RoleMapping
 from environments.models.workers import Leader, Worker
@@ -59,8 +68,11 @@ __all__ = [
     "Environment",
     "EnvironmentGroupObjectPermission",
     "EnvironmentUserObjectPermission",
+    "HostedChannel",
+    "HostedPackage",
     "ImageBlob",
     "ImageIndex",
+    "ImageStatement",
     "IndexedPackage",
     "Layer",
     "Leader",
@@ -79,6 +91,8 @@ __all__ = [
     "PolicyVersion",
     "Prefix",
     "Preview",
+    "Push",
+    "PushRule",
     "PypiRecord",
     "Recall",
     "RecalledLock",
