@@ -45,7 +45,8 @@ from environments.domain.progress import Progress
 from environments.domain.records import CondaPackage, PypiPackage
 from environments.domain.sbom import cyclonedx
 from environments.engine import linking
-from environments.engine.images.archives import Entry, recompress, write_layer
+from environments.engine.artifacts.tar import Entry
+from environments.engine.images.archives import FIXED_TIME, recompress, write_layer
 from environments.engine.images.base import make_base
 from environments.engine.images.layers import make_layer, variables_of
 from environments.engine.images.loading import LoadedImage
@@ -60,7 +61,6 @@ from environments.models import (
     ImageBlob,
     Layer,
 )
-from environments.models.images import base_name
 
 #: Layers that are compressed at once.
 PARALLEL = 2
@@ -95,15 +95,17 @@ class Wanted:
         part = lock.on(artifact.platform)
         assert part is not None, "asked for platforms of the lock only"
         python = linking.python_of(part.conda, part.platform)
-        base = BaseImage.objects.filter(
-            digest=artifact.options.get("base", ""), platform=artifact.platform
-        ).first()
+        digest = artifact.options.get("base", "")
+        if digest:
+            base = BaseImage.objects.of_digest(digest, artifact.platform)
+        else:
+            base = BaseImage.objects.current(_base_name(artifact), artifact.platform)
         return cls(
             artifact=artifact,
             lock=lock,
             part=part,
             layers=plan_layers(part, python),
-            base=base or BaseImage.objects.current(base_name(), artifact.platform),
+            base=base,
         )
 
     @property
@@ -139,8 +141,12 @@ def make(attempt: Attempt) -> Blob:
         )
     attempt.folder.mkdir(parents=True, exist_ok=True)
     wanted = Wanted.of(artifact)
+    if wanted.base is None and artifact.options.get("base"):
+        raise InvalidInputError(
+            "The base that this image was to lie on was replaced meanwhile.", hint="Pull it again."
+        )
     if wanted.base is None:
-        base = find_base(base_name(), artifact.platform, work=attempt.folder)
+        base = find_base(_base_name(artifact), artifact.platform, work=attempt.folder)
         wanted = Wanted(
             artifact=artifact, lock=wanted.lock, part=wanted.part, layers=wanted.layers, base=base
         )
@@ -189,7 +195,7 @@ def compose(wanted: Wanted, *, work: Path) -> Blob:
             ImageLayer(
                 descriptor=_descriptor(row.media_type, row.blob),
                 diff_id=row.diff_id,
-                label=f"base {wanted.base.name}",
+                label="base",
             ),
         )
         for row in wanted.base.layers.select_related("blob")
@@ -207,11 +213,13 @@ def compose(wanted: Wanted, *, work: Path) -> Blob:
     parts.append(_last_layer(wanted, work))
     digest = wanted.lock.digest
     specification = str(wanted.artifact.options.get("specification", ""))
+    sbom = blobs.keep_bytes(cyclonedx(wanted.lock, wanted.part.platform).encode(), folder=work)
     labels = {
         "org.opencontainers.image.title": "conda environment",
         "org.opencontainers.image.base.digest": f"sha256:{wanted.base.digest}",
         "io.condastore.lock": f"sha256:{digest}",
         "io.condastore.platform": wanted.part.platform,
+        "io.condastore.sbom": f"sha256:{sbom.sha256}",
         **({"io.condastore.specification": f"sha256:{specification}"} if specification else {}),
     }
     moment = newest(wanted.part)
@@ -230,12 +238,14 @@ def compose(wanted: Wanted, *, work: Path) -> Blob:
     annotations = {
         "org.opencontainers.image.created": f"{moment:%Y-%m-%dT%H:%M:%SZ}",
         "io.condastore.lock": f"sha256:{digest}",
+        "io.condastore.sbom": f"sha256:{sbom.sha256}",
+        **({"io.condastore.specification": f"sha256:{specification}"} if specification else {}),
     }
     document = manifest_json(_descriptor(CONFIG, config), layers, annotations)
     manifest = blobs.keep_bytes(document, folder=work)
     refers = {manifest: (MANIFEST, ""), config: (CONFIG, "")}
     refers |= {blob: (layer.descriptor.media_type, "") for blob, layer in parts}
-    refers |= _told(wanted, manifest, annotations, work)
+    refers |= _told(sbom, manifest, annotations, work)
     with transaction.atomic():
         ImageBlob.objects.filter(artifact=wanted.artifact).delete()
         ImageBlob.objects.bulk_create(
@@ -248,11 +258,10 @@ def compose(wanted: Wanted, *, work: Path) -> Blob:
 
 
 def _told(
-    wanted: Wanted, manifest: Blob, annotations: Mapping[str, str], work: Path
+    sbom: Blob, manifest: Blob, annotations: Mapping[str, str], work: Path
 ) -> dict[Blob, tuple[str, str]]:
     """What is said of the image: its SBOM, found by the image's digest."""
     empty = blobs.keep_bytes(EMPTY_CONTENT, folder=work)
-    sbom = blobs.keep_bytes(cyclonedx(wanted.lock, wanted.part.platform).encode(), folder=work)
     document = referrer_json(
         _descriptor(MANIFEST, manifest),
         _descriptor(EMPTY, empty),
@@ -276,10 +285,10 @@ def _last_layer(wanted: Wanted, work: Path) -> tuple[Blob, ImageLayer]:
         moment=newest(wanted.part),
         note=f"condastore lock {wanted.lock.digest}",
     )
-    entries = {
-        path: Entry(content=content, mode=0o755 if program else 0o644)
+    entries = [
+        Entry.file(path, content, FIXED_TIME, executable=program)
         for path, (content, program) in files.items()
-    }
+    ]
     compression = wanted.compression
     path = work / f"last-{wanted.artifact.pk}"
     path.unlink(missing_ok=True)
@@ -370,6 +379,11 @@ def _recompress(attempt: Attempt, row: Layer, compression: Compression) -> None:
 
 
 # --- bases ----------------------------------------------------------------------------------------
+
+
+def _base_name(artifact: Artifact) -> str:
+    """Of a base that was not here yet when the image was asked for."""
+    return str(artifact.options.get("base_name") or settings.BASE_IMAGE or BaseImage.OWN)
 
 
 def find_base(name: str, platform: str, *, work: Path) -> BaseImage:

@@ -49,7 +49,7 @@ FORMS: Mapping[ArtifactKind, Form] = {
     ArtifactKind.IMAGE: Form(
         file_name="image.json",
         content_type="application/vnd.oci.image.manifest.v1+json",
-        recipe=1,
+        recipe=2,
     ),
 }
 

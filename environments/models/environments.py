@@ -129,19 +129,32 @@ class Environment(models.Model):
             # Without the lock PostgreSQL would judge `older` by the pointer as it was before it
             # waited for another build's move, and let an older build replace a newer one.
             Environment.objects.select_for_update().filter(pk=self.pk).first()
-            return bool(
+            moved = bool(
                 Environment.objects.filter(pk=self.pk, pinned=False, deleted_at=None)
                 .filter(pk__in=Environment.objects.filter(older).values("pk"))
                 .update(current=build, updated_at=timezone.now())
             )
+            if moved:
+                self._send(build)
+            return moved
 
     def point(self, build: Build, *, pinned: bool, expected: Build | None) -> bool:
         """Compare-and-set of the pointer: False where it is not at `expected` any more."""
-        return bool(
-            Environment.objects.filter(pk=self.pk, current=expected, deleted_at=None).update(
-                current=build, pinned=pinned, updated_at=timezone.now()
+        with transaction.atomic():
+            moved = bool(
+                Environment.objects.filter(pk=self.pk, current=expected, deleted_at=None).update(
+                    current=build, pinned=pinned, updated_at=timezone.now()
+                )
             )
-        )
+            if moved and build != expected:
+                self._send(build)
+            return moved
+
+    def _send(self, build: Build) -> None:
+        """What other registries hold of this environment follows its pointer."""
+        from environments.models.pushes import PushRule
+
+        PushRule.follow(self, build)
 
 
 class EnvironmentUserObjectPermission(UserObjectPermissionBase):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, Self
 
 from django.conf import settings
 from django.db import models
+from django.db.models import Exists, OuterRef
+from django.db.models.fields.json import KT
 from django.utils import timezone
 
+from environments.domain.artifacts import ArtifactKind
 from environments.domain.images import Compression
 from environments.models.artifacts import Artifact, Blob
 from environments.models.builds import Build
 from environments.models.locks import LockRow
+from environments.models.namespaces import Namespace
 
 
 class Layer(models.Model):
@@ -43,6 +48,20 @@ class BaseImageQuerySet(models.QuerySet["BaseImage"]):
     def current(self, name: str, platform: str) -> BaseImage | None:
         """The newest that was loaded under this name."""
         return self.filter(name=name, platform=platform).order_by("-pk").first()
+
+    def of_digest(self, digest: str, platform: str) -> BaseImage | None:
+        """The first of them: others may have the same files, packed in another way."""
+        return self.filter(digest=digest, platform=platform).order_by("pk").first()
+
+    def replaced(self, before: datetime) -> Self:
+        """Those that were loaded before, are not the current ones, and have no image on them."""
+        newer = BaseImage.objects.filter(
+            name=OuterRef("name"), platform=OuterRef("platform"), pk__gt=OuterRef("pk")
+        )
+        images = Artifact.objects.order_by().filter(kind=ArtifactKind.IMAGE)
+        on_it = images.annotate(on=KT("options__base")).filter(on=OuterRef("digest"))
+        used = on_it.filter(platform=OuterRef("platform"))
+        return self.filter(Exists(newer), loaded_at__lt=before).exclude(Exists(used))
 
 
 class BaseImage(models.Model):
@@ -121,16 +140,39 @@ class ImageIndex(models.Model):
         return f"{self.blob} of {self.lock}"
 
 
-def base_name() -> str:
-    """What the base of images is called here: a reference, a loaded name, or our own."""
-    return settings.BASE_IMAGE or BaseImage.OWN
+class ImageStatement(models.Model):
+    """What a build says of its image, signed: a statement, and the manifest that carries it.
+
+    Of the build alone: others with the same lock have the same image and say other things of it.
+    """
+
+    build = models.ForeignKey(Build, models.CASCADE, related_name="image_statements")
+    subject = models.CharField(max_length=64, help_text="sha256 of the image's manifest or index.")
+    manifest = models.ForeignKey(Blob, models.PROTECT, related_name="+")
+    envelope = models.ForeignKey(Blob, models.PROTECT, related_name="+")
+    #: The config of what is no image, which the manifest names.
+    empty = models.ForeignKey(Blob, models.PROTECT, related_name="+")
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    class Meta:
+        default_permissions = ()
+        constraints = [
+            models.UniqueConstraint(fields=["build", "subject"], name="image_statement_once")
+        ]
+
+    def __str__(self) -> str:
+        return f"what {self.build_id} says of sha256:{self.subject[:12]}"
+
+
+def base_name(namespace: Namespace) -> str:
+    """What the base of its images is called: a reference, a loaded name, or our own."""
+    return namespace.base_image or settings.BASE_IMAGE or BaseImage.OWN
 
 
 def image_options(build: Build, platform: str) -> dict[str, Any]:
     """What an image is made from beside its lock and variables."""
-    base = BaseImage.objects.current(base_name(), platform)
-    return {
-        "specification": build.specification.digest,
-        "base": base.digest if base else "",
-        "compression": "gzip",
-    }
+    name = base_name(build.environment.namespace)
+    base = BaseImage.objects.current(name, platform)
+    # One that is not here yet is known by its name alone, until it is.
+    known = {"base": base.digest} if base else {"base": "", "base_name": name}
+    return {"specification": build.specification.digest, **known, "compression": "gzip"}

@@ -105,6 +105,12 @@ class Namespace(models.Model):
     eager_artifacts = models.JSONField(
         default=list, blank=True, help_text="Kinds of files that each new build is made into."
     )
+    base_image = models.CharField(
+        max_length=300,
+        blank=True,
+        help_text="What its container images lie on: a reference, or a loaded name; the "
+        "installation's if empty.",
+    )
     #: Retention; none: the installation's default (settings.RETENTION_...), within its bounds.
     keep_last = models.PositiveIntegerField(
         null=True, blank=True, help_text="Newest builds of each environment that stay."

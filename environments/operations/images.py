@@ -140,7 +140,7 @@ def request_images(
     refuse_recalled(build)
     assert build.lock is not None, "found among those that have one"
     known = [one for one in build.lock.platforms if one in ARCHITECTURES]
-    wanted = [one for one in known if _has_base(one)] or known[:1]
+    wanted = [one for one in known if _has_base(build, one)] or known[:1]
     if not wanted:
         raise NotFoundError(
             f"{build} has no image: its lock is for {', '.join(build.lock.platforms)}.",
@@ -149,9 +149,9 @@ def request_images(
     return [_wanted(build, platform, compression) for platform in wanted]
 
 
-def _has_base(platform: str) -> bool:
+def _has_base(build: Build, platform: str) -> bool:
     """Whether an image of this platform has something to lie on, or a registry to ask for it."""
-    name = base_name()
+    name = base_name(build.environment.namespace)
     if name == BaseImage.OWN and platform == platforms.own_platform():
         return True
     return "/" in name or BaseImage.objects.current(name, platform) is not None
