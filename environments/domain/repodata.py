@@ -42,7 +42,7 @@ def records_of(packages: Iterable[CondaPackage], subdir: str) -> dict[str, Conda
 def repodata_json(records: Mapping[str, CondaPackage], subdir: str) -> bytes:
     document: dict[str, Any] = {"info": {"subdir": subdir}, "packages": {}, "packages.conda": {}}
     for name, package in records.items():
-        document[_section(name)][name] = _record(package)
+        document[_section(name)][name] = _record(package.record)
     document |= {"removed": [], "repodata_version": 1}
     return json.dumps(document, sort_keys=True, separators=(",", ":")).encode() + b"\n"
 
@@ -53,33 +53,44 @@ def compressed(content: bytes) -> bytes:
 
 def sharded(records: Mapping[str, CondaPackage], subdir: str) -> ShardedIndex:
     """Sharded repodata: a client fetches what it has no shard of, by digest."""
-    by_name: dict[str, dict[str, Any]] = {}
+    by_name: dict[str, dict[str, Mapping[str, Any]]] = {}
     for file_name, package in records.items():
-        shard = by_name.setdefault(
-            package.name, {"packages": {}, "packages.conda": {}, "removed": []}
-        )
-        shard[_section(file_name)][file_name] = _with_bytes(_record(package))
+        by_name.setdefault(package.name, {})[file_name] = package.record
     shards: dict[str, bytes] = {}
     digests: dict[str, bytes] = {}
     for name in sorted(by_name):
-        content = compressed(msgpack.packb(by_name[name]))
+        content = compressed(msgpack.packb(shard(by_name[name])))
         digest = hashlib.sha256(content)
         digests[name] = digest.digest()
         shards[digest.hexdigest()] = content
+    return ShardedIndex(index=compressed(shard_index(digests, subdir)), shards=shards)
+
+
+def shard(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What the shard of one name holds; `records` are by file name."""
+    content: dict[str, Any] = {"packages": {}, "packages.conda": {}, "removed": []}
+    for file_name, record in records.items():
+        content[_section(file_name)][file_name] = _with_bytes(_record(record))
+    return content
+
+
+def shard_index(digests: Mapping[str, bytes], subdir: str) -> bytes:
+    """Which shard each name has; msgpack, not compressed yet."""
     index = {
         "version": 1,
         "info": {"subdir": subdir, "base_url": "./", "shards_base_url": "./shards/"},
         "shards": digests,
     }
-    return ShardedIndex(index=compressed(msgpack.packb(index)), shards=shards)
+    packed: bytes = msgpack.packb(index)
+    return packed
 
 
 def _section(file_name: str) -> str:
     return "packages.conda" if file_name.endswith(".conda") else "packages"
 
 
-def _record(package: CondaPackage) -> dict[str, Any]:
-    return {key: value for key, value in package.record.items() if key not in _NOT_OURS}
+def _record(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key not in _NOT_OURS}
 
 
 def _with_bytes(record: dict[str, Any]) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from environments.models.locks import (
     SolveRow,
     SpecificationRow,
 )
+from environments.models.mirrors import Mirror, MirrorIndex, MirrorPackage, MirrorView
 from environments.models.namespaces import (
     Namespace,
     NamespaceGroupObjectPermission,
@@ -82,6 +83,10 @@ __all__ = [
     "LockedPypi",
     "LogChunk",
     "MappedRole",
+    "Mirror",
+    "MirrorIndex",
+    "MirrorPackage",
+    "MirrorView",
     "Namespace",
     "NamespaceGroupObjectPermission",
     "NamespaceUserObjectPermission",
