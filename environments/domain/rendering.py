@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import yaml
@@ -143,6 +145,27 @@ def explicit_txt(lock: Lock, platform: str) -> str:
             lines.append(f"{package.url}#sha256:{package.sha256}")
     lines += [f"# pip {item.name} @ {item.url}#sha256={item.sha256}" for item in part.pypi]
     return "\n".join(lines) + "\n"
+
+
+def lock_json(lock: Lock, specification: Specification, platform: str) -> str:
+    """One platform with all that its records say, and what makes the prefix more than its packages.
+
+    For programs that link it: `Lock.from_json` reads `lock`.
+
+    Raises:
+        NotFoundError: the lock is not for `platform`.
+    """
+    part = replace(lock, platforms=(_part(lock, platform),))
+    document = {
+        "version": 1,
+        "digest": lock.digest,
+        "specification": specification.digest,
+        "platform": platform,
+        "requested": list(specification.dependencies.get(platform, ())),
+        "variables": dict(specification.variables),
+        "lock": part.to_json(),
+    }
+    return json.dumps(document, sort_keys=True, separators=(",", ":")) + "\n"
 
 
 def environment_yml(lock: Lock, platform: str, specification: Specification | None = None) -> str:

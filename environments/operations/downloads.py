@@ -62,6 +62,12 @@ FORMS: Mapping[str, Form] = {
         suffix="pixi.lock",
         one_platform=False,
     ),
+    "lock.json": Form(
+        render=lambda lock, asked, platform: rendering.lock_json(lock, asked, platform),
+        content_type="application/json",
+        suffix="lock.json",
+        one_platform=True,
+    ),
     "sbom.cdx.json": Form(
         render=lambda lock, asked, platform: sbom.cyclonedx(lock, platform),
         content_type="application/vnd.cyclonedx+json",

@@ -17,7 +17,7 @@ from environments.domain import repodata
 from environments.domain.errors import NotFoundError
 from environments.domain.lifecycle import SERVED
 from environments.domain.names import SUBDIRS
-from environments.models import Blob, Build, CondaRecord, Namespace, RecalledLock
+from environments.models import Blob, Build, CondaRecord, Namespace, PypiRecord, RecalledLock
 from environments.models.recalls import refuse_recalled
 from environments.operations.downloads import require_served
 from environments.operations.usage import used
@@ -42,6 +42,8 @@ class ServedChannel:
     name: str
     records: QuerySet[CondaRecord]
     state: str
+    #: Of a build's lock, beside it: conda's clients do not know of them.
+    wheels: QuerySet[PypiRecord] | None = None
 
     def document(self, subdir: str, name: str) -> Document:
         """`repodata.json` in one of its forms, or one shard (`shards/<digest>.msgpack.zst`).
@@ -64,6 +66,14 @@ class ServedChannel:
         found = rows.order_by("pk").first()
         if found is None:
             raise NotFoundError(f"{self.name} has no package {subdir}/{file_name}.")
+        return found
+
+    def wheel(self, file_name: str) -> PypiRecord:
+        """Raises NotFoundError."""
+        rows = self.wheels.filter(file_name=file_name) if self.wheels is not None else None
+        found = rows.order_by("pk").first() if rows is not None else None
+        if found is None:
+            raise NotFoundError(f"{self.name} has no wheel {file_name}.")
         return found
 
     def _render(self, subdir: str) -> dict[str, bytes]:
@@ -125,6 +135,7 @@ def channel_of_build(*, actor: Actor, build: Build) -> ServedChannel:
         name=str(build),
         records=CondaRecord.objects.filter(locked__lock=build.lock).distinct(),
         state=f"{RENDERER} lock {build.lock.digest}",
+        wheels=PypiRecord.objects.filter(locked__lock=build.lock).distinct(),
     )
 
 
@@ -145,6 +156,6 @@ def channel_of_namespace(*, actor: Actor, namespace: Namespace) -> ServedChannel
     )
 
 
-def kept_bytes(record: CondaRecord) -> Blob | None:
+def kept_bytes(record: CondaRecord | PypiRecord) -> Blob | None:
     """The package itself, if it is kept here and whole as far as is known."""
     return Blob.objects.filter(sha256=record.sha256, damaged_at=None).first()

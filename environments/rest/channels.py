@@ -17,7 +17,7 @@ from django.utils.cache import patch_vary_headers
 from django.utils.http import parse_etags
 from django.views.decorators.http import require_safe
 
-from environments.models import Blob, CondaRecord
+from environments.models import Blob, CondaRecord, PypiRecord
 from environments.operations import served_channels
 from environments.operations.namespaces import find_namespace
 from environments.operations.served_channels import ServedChannel
@@ -25,6 +25,8 @@ from environments.rest.blobs import Served, answer
 from environments.rest.finding import actor_of, build_of
 
 _PACKAGES = (".conda", ".tar.bz2")
+#: In the place of a subdir: the wheels of a build.
+_WHEELS = "wheels"
 
 
 @require_safe
@@ -59,7 +61,7 @@ async def of_namespace(
 async def _file(
     request: HttpRequest, channel: ServedChannel, subdir: str, name: str
 ) -> HttpResponseBase:
-    if name.endswith(_PACKAGES):
+    if subdir == _WHEELS or name.endswith(_PACKAGES):
         return await _package(request, channel, subdir, name)
     document = await sync_to_async(channel.document)(subdir, name)
     known = parse_etags(request.headers.get("If-None-Match", ""))
@@ -78,8 +80,8 @@ async def _file(
 async def _package(
     request: HttpRequest, channel: ServedChannel, subdir: str, name: str
 ) -> HttpResponseBase:
-    def find() -> tuple[CondaRecord, Blob | None]:
-        record = channel.package(subdir, name)
+    def find() -> tuple[CondaRecord | PypiRecord, Blob | None]:
+        record = channel.wheel(name) if subdir == _WHEELS else channel.package(subdir, name)
         return record, served_channels.kept_bytes(record)
 
     record, blob = await sync_to_async(find)()

@@ -14,6 +14,7 @@ urlpatterns = [
     path("signing-key", views.signing_key, name="signing-key"),
     path("whoami", views.whoami, name="whoami"),
     path("audit", views.audit_log, name="audit-log"),
+    path("envs/<str:namespace>", views.folders, name="folders"),
     path("envs/<str:namespace>/<str:environment>/<str:reference>/log", views.log, name="log"),
     path(
         "envs/<str:namespace>/<str:environment>/<str:reference>/<str:name>",

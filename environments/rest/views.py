@@ -24,7 +24,7 @@ from django.views.decorators.http import require_safe
 from environments import signing
 from environments.domain.errors import InvalidInputError
 from environments.models import Build
-from environments.operations import audit, downloads, provenance
+from environments.operations import audit, downloads, provenance, served_folders
 from environments.operations.artifacts import KIND_OF
 from environments.rest import artifacts
 from environments.rest.finding import actor_of, build_of
@@ -97,6 +97,17 @@ def _kept(response: HttpResponse, etag: str) -> HttpResponse:
     response["Cache-Control"] = "private, no-cache"
     patch_vary_headers(response, ("Authorization", "Cookie"))
     return response
+
+
+@require_safe
+def folders(request: HttpRequest, namespace: str) -> HttpResponse:
+    """What the folders of a namespace are to hold now: asked again and again by many machines."""
+    answer = JsonResponse(served_folders.folders(actor=actor_of(request), namespace=namespace))
+    etag = f'"{hashlib.sha256(answer.content).hexdigest()[:32]}"'
+    known = parse_etags(request.headers.get("If-None-Match", ""))
+    if etag in {tag.removeprefix("W/") for tag in known}:
+        return _kept(HttpResponseNotModified(), etag)
+    return _kept(answer, etag)
 
 
 @require_safe

@@ -49,6 +49,7 @@ ML = {"namespace": "research", "environment": "ml", "reference": "current"}
 DOORS = {
     "log": Door(to=ML, perm=Perm.DOWNLOAD),
     "download": Door(to={**ML, "name": "explicit.txt"}, perm=Perm.DOWNLOAD),
+    "folders": Door(to={"namespace": "research"}, perm=Perm.DOWNLOAD),
     "build-channel": Door(
         to={**ML, "subdir": "linux-64", "name": "repodata.json"}, perm=Perm.DOWNLOAD
     ),
