@@ -77,6 +77,13 @@ class RuleError(SpecificationError):
     hint = "Correct the rule and save it again."
 
 
+class PackageInvalidError(SpecificationError):
+    """One or more faults of a package that somebody uploads; `where` names the file in it."""
+
+    code = "package-invalid"
+    hint = "Build the package again, and upload that."
+
+
 class UnsatisfiableError(RequestError):
     """The requirements have no solution.
 

@@ -1,0 +1,440 @@
+"""Is an uploaded file a conda package that can be given away, and what does it say of itself?
+
+It is read once from start to end, and nothing of it is written anywhere: a file that unpacks
+to more than it may, or a header that claims gigabytes, is refused when the limit is reached.
+"""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import json
+import posixpath
+import re
+import struct
+import tarfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import rattler
+import zstandard
+
+from environments.domain.errors import FaultError, PackageInvalidError, StoreError
+from environments.domain.names import SUBDIRS, printable
+from environments.domain.records import CondaPackage
+from environments.engine.records import to_rattler
+
+ENDINGS = (".conda", ".tar.bz2")
+INDEX, PATHS, FILES = "info/index.json", "info/paths.json", "info/files"
+#: What is read of a package to be looked at, and how much of it at most.
+_DOCUMENTS = {INDEX: 1 << 20, PATHS: 64 << 20, FILES: 16 << 20}
+#: Of the index: what a channel says of a package. Whatever else is there stays in the package.
+_TEXTS = (
+    *("arch", "build", "features", "license", "license_family", "name", "platform"),
+    *("python_site_packages_path", "subdir", "version"),
+)
+_LISTS = ("constrains", "depends")
+_OTHERS = ("build_number", "noarch", "timestamp", "track_features")
+_MOST_FAULTS = 20
+_HEADER = 2 << 20  # bytes that the headers of one entry may take
+_WINDOW = 1 << 28  # of zstd; level 22 needs half of that
+_CHUNK = 1 << 18
+_LONGEST_PATH, _LONGEST_PART = 1024, 255  # bytes
+#: Below this, no ratio is too good: a small package may hold a large file of zeros.
+_SMALL = 64 << 20
+
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+!-]*(?:\.conda|\.tar\.bz2)")
+_NAME = re.compile(r"[a-z0-9_][a-z0-9_.-]*")
+_BUILD = re.compile(r"[A-Za-z0-9_.+]+")
+# What Python's readers raise of bytes that are no archive.
+_UNREADABLE = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zstandard.ZstdError,
+    EOFError,
+    NotImplementedError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    struct.error,
+    ValueError,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    unpacked: int = 32 << 30  # bytes
+    ratio: int = 250  # unpacked to packed
+    entries: int = 500_000
+
+
+@dataclass(slots=True, kw_only=True)
+class _Found:
+    """What a package holds, and what is wrong with it."""
+
+    files: set[str] = field(default_factory=set)
+    links: set[str] = field(default_factory=set)
+    folders: set[str] = field(default_factory=set)
+    documents: dict[str, bytes] = field(default_factory=dict)
+    faults: list[StoreError] = field(default_factory=list)
+
+    def fault(self, message: str, where: str = "") -> None:
+        shown = printable(where).strip("'\"") if where else ""
+        self.faults.append(FaultError(message, where=shown))
+        if len(self.faults) >= _MOST_FAULTS:
+            raise PackageInvalidError(self.faults)
+
+
+class _Stop(Exception):  # noqa: N818 - an end, told by its words
+    """The rest is not worth reading."""
+
+
+def check_file_name(file_name: str) -> None:
+    """Raises PackageInvalidError."""
+    if len(file_name) > 255 or _FILE_NAME.fullmatch(file_name) is None:
+        raise PackageInvalidError(
+            [FaultError(f"{printable(file_name)} is not the name of a conda package.")],
+            hint="It is NAME-VERSION-BUILD.conda or .tar.bz2.",
+        )
+
+
+def read_package(path: Path, file_name: str, *, limits: Limits) -> dict[str, Any]:
+    """The package's own record, as a channel tells it, without its digests and size.
+
+    Raises:
+        PackageInvalidError: all that is wrong with it.
+    """
+    check_file_name(file_name)
+    found = _Found()
+    read = _conda_parts if file_name.endswith(".conda") else _tar_parts
+    left = _Left(path.stat().st_size, limits)
+    try:
+        for part in read(path, file_name):
+            _read_tar(_Forward(part, left), found, left)
+    except _Stop as stop:
+        found.fault(str(stop))
+    except _UNREADABLE as error:
+        reason = printable(str(error) or type(error).__name__, limit=160).strip("'\"")
+        found.fault(f"{file_name} cannot be read as a package: {reason}.")
+    if not found.faults:
+        return _judged(found, file_name)
+    raise PackageInvalidError(found.faults)
+
+
+# --- the archive --------------------------------------------------------------------------------
+
+
+class _Left:
+    """How much an archive may still unpack to."""
+
+    def __init__(self, packed: int, limits: Limits) -> None:
+        self._bytes = min(limits.unpacked, max(_SMALL, packed * limits.ratio))
+        self._by_ratio = self._bytes < limits.unpacked
+        self._limits = limits
+        self._entries = limits.entries
+
+    def take(self, size: int) -> None:
+        self._bytes -= size
+        if self._bytes < 0:
+            limits = self._limits
+            raise _Stop(
+                f"It unpacks to more than {limits.ratio} times its size."
+                if self._by_ratio
+                else f"It unpacks to more than {limits.unpacked:,} bytes."
+            )
+
+    def enter(self) -> None:
+        self._entries -= 1
+        if self._entries < 0:
+            raise _Stop(f"It holds more than {self._limits.entries:,} entries.")
+
+
+class _Forward:
+    """What tarfile reads from: it goes forward only, and gives no more than is left.
+
+    In the headers of an entry, which tarfile keeps in memory, that is little.
+    """
+
+    def __init__(self, source: IO[bytes], left: _Left) -> None:
+        self._source = source
+        self._left = left
+        self._position = 0
+        self.header: int | None = _HEADER
+        self.last = b""
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, size: int) -> bytes:
+        if self.header is not None:
+            self.header -= size
+            if self.header < 0:
+                raise _Stop("A header of the archive is absurdly long.")
+        parts = []
+        while size > 0 and (part := self._source.read(min(size, _CHUNK))):
+            self._left.take(len(part))
+            self._position += len(part)
+            size -= len(part)
+            parts.append(part)
+        self.last = b"".join(parts)
+        return self.last
+
+    def seek(self, position: int) -> None:
+        if position < self._position:
+            raise tarfile.ReadError("it leads backwards")
+        before, self.header = self.header, None
+        while self._position < position:
+            if not self.read(min(position - self._position, _CHUNK)):
+                raise tarfile.ReadError("it is cut off")
+        self.header = before
+
+    def finish(self) -> None:
+        """What follows the end of the archive has to be nothing."""
+        self.header = None
+        while part := self.read(_CHUNK):
+            if part.strip(b"\0"):
+                raise tarfile.ReadError("something follows its end")
+
+
+class _Bounded:
+    """A file for zipfile, which reads as much at once as a directory claims to be long."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.seek, self.tell, self.close = file.seek, file.tell, file.close
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(_HEADER if size < 0 else min(size, _HEADER))
+        if size > _HEADER:
+            raise _Stop("The directory of the archive is absurdly long.")
+        return data
+
+
+def _tar_parts(path: Path, file_name: str) -> Iterator[IO[bytes]]:
+    with bz2.open(path, "rb") as file:
+        yield file
+
+
+def _conda_parts(path: Path, file_name: str) -> Iterator[IO[bytes]]:
+    stem = file_name.removesuffix(".conda")
+    wanted = (f"info-{stem}.tar.zst", f"pkg-{stem}.tar.zst")
+    with path.open("rb") as file, zipfile.ZipFile(_Bounded(file)) as archive:  # type: ignore[arg-type]
+        members = {info.filename: info for info in archive.infolist()}
+        if len(members) != len(archive.infolist()) or set(members) - {"metadata.json", *wanted}:
+            raise _Stop("A .conda file holds metadata.json, one info- and one pkg- part only.")
+        for name in wanted:
+            if name not in members:
+                raise _Stop(f"It has no {name}.")
+            if members[name].compress_type != zipfile.ZIP_STORED:
+                raise _Stop(f"{name} is compressed twice.")
+        for name in wanted:
+            with archive.open(members[name]) as member:
+                reader = zstandard.ZstdDecompressor(max_window_size=_WINDOW).stream_reader(
+                    member, read_across_frames=True, closefd=False
+                )
+                yield reader  # type: ignore[misc]
+
+
+def _read_tar(source: _Forward, found: _Found, left: _Left) -> None:
+    with tarfile.TarFile(fileobj=source, mode="r") as archive:  # type: ignore[arg-type]
+        while (entry := _next(archive, source)) is not None:
+            left.enter()
+            _look(archive, entry, found)
+            archive.members.clear()
+        # tarfile takes a broken header for the end: the end is a block of zeros.
+        if len(source.last) != tarfile.BLOCKSIZE or source.last.strip(b"\0"):
+            raise tarfile.ReadError("it is cut off, or damaged")
+        source.finish()
+
+
+def _next(archive: tarfile.TarFile, source: _Forward) -> tarfile.TarInfo | None:
+    source.header = _HEADER
+    entry = archive.next()
+    if entry is not None:
+        source.header = None
+    return entry
+
+
+def _look(archive: tarfile.TarFile, entry: tarfile.TarInfo, found: _Found) -> None:
+    name = posixpath.normpath(entry.name) if entry.name else ""
+    if problem := _problem(entry.name):
+        found.fault(f"The path {problem}.", where=entry.name)
+        return
+    if entry.isdir():
+        if name in found.files:
+            found.fault("The path is there twice.", where=name)
+        found.folders.add(name)
+        return
+    if name in found.files or name in found.folders:
+        found.fault("The path is there twice.", where=name)
+        return
+    found.files.add(name)
+    if entry.issym():
+        found.links.add(name)
+        target = posixpath.join(posixpath.dirname(name), entry.linkname)
+        if not entry.linkname or posixpath.normpath(target).split("/")[0] in ("..", ""):
+            found.fault("The link leads out of the package.", where=name)
+    elif entry.islnk():
+        if posixpath.normpath(entry.linkname) not in found.files - found.links:
+            found.fault("The link leads to no file of the package.", where=name)
+    elif not entry.isreg() or entry.issparse():
+        found.fault("It is a device, or something else that no package holds.", where=name)
+    elif name in _DOCUMENTS:
+        if entry.size > _DOCUMENTS[name]:
+            found.fault(f"It is larger than {_DOCUMENTS[name]:,} bytes.", where=name)
+            return
+        content = archive.extractfile(entry)
+        found.documents[name] = content.read() if content else b""
+
+
+def _problem(path: str) -> str:
+    """What is wrong with a path of an archive; "" where nothing is."""
+    parts = path.rstrip("/").split("/")
+    try:
+        raw = path.encode()
+    except UnicodeEncodeError:
+        return "is no text"
+    if not path or path.startswith("/") or "\\" in path or re.match(r"[A-Za-z]:", path):
+        return "is empty, or leads out of the package"
+    if ".." in parts:
+        return "leads out of the package"
+    if any(ord(letter) < 32 or ord(letter) == 127 for letter in path):
+        return "holds a character that cannot be printed"
+    if len(raw) > _LONGEST_PATH or any(len(part.encode()) > _LONGEST_PART for part in parts):
+        return "is too long"
+    return ""
+
+
+# --- what it says of itself ---------------------------------------------------------------------
+
+
+def _judged(found: _Found, file_name: str) -> dict[str, Any]:
+    for path in sorted(found.files):
+        for parent in _parents(path):
+            if parent in found.files:
+                found.fault(f"It lies below {printable(parent)}, which is no folder.", where=path)
+    _judge_paths(found)
+    index = _document(found, INDEX)
+    record = _record(index, found) if index is not None else {}
+    if record and not found.faults:
+        ending = next(ending for ending in ENDINGS if file_name.endswith(ending))
+        named = f"{record['name']}-{record['version']}-{record['build']}{ending}"
+        if named != file_name:
+            found.fault(f"By this it is {named}, and not {file_name}.", where=INDEX)
+    if not found.faults:
+        package = CondaPackage.from_record(
+            record, url=f"file:///{file_name}", channel="file:///", file_name=file_name
+        )
+        try:
+            to_rattler(package)
+        except StoreError as error:
+            found.fault(error.message, where=INDEX)
+    if found.faults:
+        raise PackageInvalidError(found.faults)
+    return record
+
+
+def _parents(path: str) -> Iterator[str]:
+    while path := posixpath.dirname(path):
+        yield path
+
+
+def _document(found: _Found, name: str) -> Mapping[str, Any] | None:
+    if name not in found.documents:
+        found.fault("The package has no such file.", where=name)
+        return None
+    with contextlib.suppress(ValueError, RecursionError):
+        content = json.loads(found.documents.pop(name))
+        if isinstance(content, dict):
+            return content
+    found.fault("It is no JSON object.", where=name)
+    return None
+
+
+def _judge_paths(found: _Found) -> None:
+    """Whoever installs the package goes by this list."""
+    if PATHS not in found.documents and FILES in found.documents:
+        listed = found.documents[FILES].decode(errors="replace").splitlines()
+        entries: Any = [{"_path": line} for line in listed if line]
+    elif (document := _document(found, PATHS)) is None:
+        return
+    else:
+        entries = document.get("paths")
+    if not isinstance(entries, list):
+        found.fault("It has no list `paths`.", where=PATHS)
+        return
+    for entry in entries:
+        path = entry.get("_path") if isinstance(entry, dict) else None
+        if not isinstance(path, str) or _problem(path):
+            found.fault("It lists a path that leads out of the package, or is none.", where=PATHS)
+        elif path not in found.files and entry.get("path_type") != "directory":
+            found.fault(f"It lists {printable(path)}, which the package lacks.", where=PATHS)
+
+
+def _record(index: Mapping[str, Any], found: _Found) -> dict[str, Any]:
+    def fault(message: str) -> None:
+        found.fault(message, where=INDEX)
+
+    record: dict[str, Any] = {
+        key: index[key] for key in (*_TEXTS, *_LISTS, *_OTHERS) if index.get(key) is not None
+    }
+    for key in ("name", "version", "build", "subdir"):
+        if key not in record:
+            fault(f"It has no {key}.")
+    for key in _TEXTS:
+        value = record.get(key, "")
+        if not isinstance(value, str) or len(value) > 1000 or "\0" in value:
+            fault(f"{key} is no text of a sensible length.")
+            record.pop(key)
+    number = record.setdefault("build_number", 0)
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 2**31:
+        fault("build_number is no number from 0 on.")
+    moment = record.get("timestamp")
+    if moment is not None and (not isinstance(moment, int) or not 0 <= moment < 2**53):
+        fault("timestamp is no number of milliseconds.")
+    if "name" in record and (not _NAME.fullmatch(record["name"]) or len(record["name"]) > 200):
+        fault(f"{printable(record['name'])} is not the name of a package.")
+    if "version" in record and not _is_version(record["version"]):
+        fault(f"{printable(record['version'])} is not a version.")
+    if "build" in record and (not _BUILD.fullmatch(record["build"]) or len(record["build"]) > 200):
+        fault(f"{printable(record['build'])} is not the name of a build.")
+    _judge_subdir(record, fault)
+    for key in _LISTS:
+        for spec in _words(record, key, fault):
+            try:
+                rattler.MatchSpec(spec, strict=False)
+            except Exception:  # rattler's errors have no common base
+                fault(f"{key}: {printable(spec)} is not a requirement.")
+    return record
+
+
+def _judge_subdir(record: Mapping[str, Any], fault: Any) -> None:
+    subdir, noarch = record.get("subdir"), record.get("noarch")
+    if subdir is not None and subdir not in SUBDIRS:
+        fault(f"{printable(subdir)} is not a platform that is known here.")
+    if noarch not in (None, False, True, "python", "generic"):
+        fault("noarch is python or generic, or left out.")
+    elif noarch and subdir in SUBDIRS and subdir != "noarch":
+        fault(f"It is noarch, and yet for {subdir}.")
+
+
+def _is_version(text: str) -> bool:
+    try:
+        rattler.Version(text)
+    except Exception:  # rattler's errors have no common base
+        return False
+    return "-" not in text and len(text) <= 100
+
+
+def _words(record: Mapping[str, Any], key: str, fault: Any) -> list[str]:
+    value = record.get(key, [])
+    if isinstance(value, list) and len(value) <= 10_000 and all(isinstance(v, str) for v in value):
+        return [*value]
+    fault(f"{key} is no list of requirements.")
+    return []
