@@ -160,6 +160,17 @@ BASE_IMAGE = env.text(
 BASE_IMAGE_LOGIN = env.secret(
     "BASE_IMAGE_LOGIN", "user:password of the registry of that reference."
 )
+BASE_IMAGES_ALLOWED = env.words(
+    "BASE_IMAGES_ALLOWED",
+    "",
+    "Bases that admins of namespaces may choose: references and loaded names; * stands for any "
+    "text.",
+)
+PUSH_PRIVATE_NETWORKS = env.words(
+    "PUSH_PRIVATE_NETWORKS",
+    "",
+    "Networks (10.1.0.0/16) of registries that rules may push to although they are not public.",
+)
 ON_DEMAND_NAMESPACE = env.text(
     "ON_DEMAND_NAMESPACE", "", "Whose images HOST/dynamic/python.3.12/numpy are; none if empty."
 )
@@ -273,6 +284,9 @@ DOWNLOAD_TIMEOUT = env.seconds("DOWNLOAD_TIMEOUT", 30, "Silence after which a do
 CHANNEL_STATE_TTL = env.seconds(
     "CHANNEL_STATE_TTL", 5, "How long a channel's state is believed before it is asked again."
 )
+MIRROR_INTERVAL = env.seconds(
+    "MIRROR_INTERVAL", 900, "How often it is seen what mirrored channels list."
+)
 GRAPHQL_MAX_DEPTH = env.number("GRAPHQL_MAX_DEPTH", 12, "Deepest GraphQL query that is answered.")
 GRAPHQL_MAX_TOKENS = env.number("GRAPHQL_MAX_TOKENS", 4000, "Longest GraphQL query, in tokens.")
 GRAPHQL_MAX_ALIASES = env.number("GRAPHQL_MAX_ALIASES", 30, "Most aliases in a GraphQL query.")
@@ -322,7 +336,7 @@ WEBHOOK_PRIVATE_NETWORKS = env.words(
     "Networks (10.1.0.0/16) that webhooks may call although they are not public.",
 )
 NOTIFICATION_ATTEMPTS = env.number(
-    "NOTIFICATION_ATTEMPTS", 12, "Attempts before a mail or webhook is given up."
+    "NOTIFICATION_ATTEMPTS", 12, "Attempts before a mail, webhook or push of an image is given up."
 )
 NOTIFICATION_BACKOFF = env.seconds(
     "NOTIFICATION_BACKOFF", 10, "Wait before the second attempt; doubles with each, up to 6 hours."

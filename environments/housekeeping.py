@@ -15,7 +15,7 @@ from django.db.models import Q
 from django.utils import timezone
 from rattler import RepoDataRecord
 
-from environments import folders, recalls
+from environments import folders, mirrors, recalls
 from environments.domain.lifecycle import RUNNING
 from environments.engine import linking
 from environments.engine.first_seen import Look
@@ -127,6 +127,7 @@ def drop_leftovers(*, grace: timedelta = GRACE) -> None:
     tools().packages.remove_leftovers(older_than=LEFTOVER)
     tools().wheels.remove_leftovers(older_than=LEFTOVER)
     tools().parts.remove_leftovers(older_than=LEFTOVER)
+    mirrors.drop_leftovers(older_than=LEFTOVER)
     oldest = time.time() - grace.total_seconds()
     for link in (folders.data() / folders.ENVS).glob("*/.*"):
         with contextlib.suppress(FileNotFoundError):

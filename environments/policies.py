@@ -41,7 +41,7 @@ CHANNELS_RULE = "channels-allowed"
 _BATCH = 500
 
 
-def policy_of(namespace: Namespace) -> Policy:
+def policy_of(namespace: Namespace | None) -> Policy:
     """The installation's rules, then those of the namespace; decisions and recalls in force."""
     now = timezone.now()
     rows = (
@@ -81,7 +81,7 @@ def rule_of(row: PolicyRule) -> Rule:
     return parse_rule(kind=row.kind, effect=row.effect, name=row.name, settings=row.settings)
 
 
-def rulings_of(namespace: Namespace, now: datetime) -> tuple[Ruling, ...]:
+def rulings_of(namespace: Namespace | None, now: datetime) -> tuple[Ruling, ...]:
     rows = Decision.objects.in_force(now).for_namespace(namespace).order_by("pk")
     return tuple(
         Ruling(

@@ -35,7 +35,7 @@ class Answer:
     reused: bool
 
 
-def credentials_for(namespace: Namespace, urls: tuple[str, ...]) -> tuple[Credential, ...]:
+def credentials_for(namespace: Namespace | None, urls: tuple[str, ...]) -> tuple[Credential, ...]:
     """The credentials that these URLs need here, the namespace's own before the installation's."""
     rows = ChannelCredential.objects.for_namespace(namespace)
     return tuple(

@@ -75,6 +75,35 @@ def make_artifact(artifact_id: int) -> None:
     artifacts.make(artifact_id)
 
 
+@dramatiq.actor(queue_name="artifacts", max_retries=0, throws=Shutdown, time_limit=_limit(3600))
+def look_at_mirror(index_id: int) -> None:
+    """See what a mirrored channel lists now. A message delivered twice does nothing."""
+    from environments import mirrors
+
+    mirrors.look(index_id)
+
+
+@dramatiq.actor(queue_name="artifacts", max_retries=0, throws=Shutdown, time_limit=_limit(3600))
+def make_mirror_view(view_id: int) -> None:
+    """Render what is shown of a mirrored channel. A message delivered twice does nothing."""
+    from environments import mirrors
+
+    mirrors.make(view_id)
+
+
+@dramatiq.actor(
+    queue_name="artifacts",
+    max_retries=0,
+    throws=Shutdown,
+    time_limit=_limit(2 * settings.ARTIFACT_TIME_LIMIT.total_seconds()),
+)
+def push_image(push_id: int) -> None:
+    """One attempt to send an image where a rule says. A message delivered twice does nothing."""
+    from environments import pushing
+
+    pushing.push(push_id)
+
+
 @dramatiq.actor(queue_name="upkeep", max_retries=0, throws=Shutdown, time_limit=_limit(3600))
 def compile_bytecode(build_id: int) -> None:
     """Compile what a published build could not wait for."""

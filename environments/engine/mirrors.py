@@ -412,8 +412,7 @@ def _render(work: Render) -> dict[str, Any]:
             refused = judge.refused(name, here, listed)
             allowed = {file: e.record for file, e in listed.items() if file not in refused}
             if refused:
-                told = {file: [why, listed[file].record] for file, why in refused.items()}
-                pack.put(refused_key(name), shard_packer.compress(_json(told)))
+                pack.put(refused_key(name), shard_packer.compress(msgpack.packb(refused)))
             if allowed:
                 content = msgpack.packb(repodata.shard(allowed))
                 digests[name] = pack.add(shard_packer.compress(content))
@@ -426,7 +425,7 @@ def _render(work: Render) -> dict[str, Any]:
 
 
 def refused_key(name: str) -> bytes:
-    """Under which a pack tells what the rules keep back of a name: {file: [why, record]}."""
+    """Under which a pack tells what the rules keep back of a name: {file: why}."""
     return hashlib.sha256(_REFUSED + name.encode()).digest()
 
 
@@ -443,10 +442,14 @@ class _Judge:
         self, name: str, entries: Sequence[Entry], listed: Mapping[str, Entry]
     ) -> dict[str, str]:
         """Why, by file. What waits for a decision is not shown before it was made."""
+        found = {
+            file_name: f"{file_name} has no sha256 in its channel: its bytes cannot be checked."
+            for file_name, entry in listed.items()
+            if not entry.record.get("sha256")
+        }
         if not self._screen.checks("conda", name):
-            return {}
+            return found
         self._clock.note(entries)
-        found: dict[str, str] = {}
         for file_name, entry in listed.items():
             package = CondaPackage.from_record(
                 entry.record,

@@ -150,7 +150,7 @@ class DecisionQuerySet(models.QuerySet["Decision"]):
             Q(expires_at=None) | Q(expires_at__gt=now), revoked_at=None, complete=True
         )
 
-    def for_namespace(self, namespace: Namespace) -> Self:
+    def for_namespace(self, namespace: Namespace | None) -> Self:
         return self.filter(Q(namespace=None) | Q(namespace=namespace))
 
     def visible_to(self, actor: Actor) -> Self:

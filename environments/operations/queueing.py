@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import structlog
 from django.db import transaction
@@ -12,7 +13,15 @@ from dramatiq.errors import BrokerError
 from redis.exceptions import RedisError
 
 from environments import tasks
-from environments.models import Artifact, Build, Notification, Preview
+from environments.models import (
+    Artifact,
+    Build,
+    MirrorIndex,
+    MirrorView,
+    Notification,
+    Preview,
+    Push,
+)
 
 logger = structlog.get_logger(__name__)
 #: What a broker that cannot be reached raises, by its kind.
@@ -49,6 +58,25 @@ def queue_artifact(artifact: Artifact) -> None:
     transaction.on_commit(lambda: send_artifact(artifact))
 
 
+def send_look(index: MirrorIndex) -> None:
+    """Have somebody look what a mirrored channel lists; the sweep asks again if need be."""
+    MirrorIndex.objects.filter(pk=index.pk).update(message_sent_at=timezone.now())
+    _send_for_mirror(tasks.look_at_mirror, index)
+
+
+def send_view(view: MirrorView) -> None:
+    MirrorView.objects.filter(pk=view.pk).update(message_sent_at=timezone.now())
+    _send_for_mirror(tasks.make_mirror_view, view)
+
+
+def _send_for_mirror(task: Any, row: MirrorIndex | MirrorView) -> None:
+    try:
+        task.send(row.pk)
+    except DOWN as error:
+        logger.warning("queue unreachable", mirror=str(row), error=str(error))
+        type(row)._default_manager.filter(pk=row.pk).update(message_sent_at=None)
+
+
 def send_preview(preview: Preview) -> None:
     try:
         tasks.solve_preview.send(str(preview.pk))
@@ -78,6 +106,21 @@ def send_notifications() -> None:
 
 def queue_notifications() -> None:
     transaction.on_commit(send_notifications)
+
+
+def send_pushes() -> None:
+    """Say which images are to be sent elsewhere; each is said again where nothing came of it."""
+    now = timezone.now()
+    unsent = Q(message_sent_at=None) | Q(message_sent_at__lt=now - NOTIFICATION_PATIENCE)
+    due = Push.objects.due(now).filter(unsent).order_by("not_before")
+    for key in list(due.values_list("pk", flat=True)[:500]):
+        Push.objects.filter(pk=key).update(message_sent_at=now)
+        try:
+            tasks.push_image.send(key)
+        except DOWN as error:
+            Push.objects.filter(pk=key).update(message_sent_at=None)
+            logger.warning("queue unreachable", push=key, error=str(error))
+            return
 
 
 def queue_tidy() -> None:

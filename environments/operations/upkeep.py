@@ -11,10 +11,18 @@ from django.conf import settings
 from django.db.models import Q
 from django.utils import timezone
 
-from environments import tasks
+from environments import mirrors, tasks
 from environments.domain.errors import LeaseLostError, TransitionError
 from environments.domain.lifecycle import FINISHED
-from environments.models import Artifact, Build, Channel, Notification, Preview, Worker
+from environments.models import (
+    Artifact,
+    Build,
+    Channel,
+    MirrorView,
+    Notification,
+    Preview,
+    Worker,
+)
 from environments.models.previews import PreviewState
 from environments.operations import queueing, retention
 
@@ -25,6 +33,8 @@ RESEND = 6
 INDEX_AGE = timedelta(hours=1)
 #: How often the rows are compared with what the blob store lists.
 ORPHANS = timedelta(days=1)
+#: A message about a mirror of which nothing came for so long is taken for lost.
+MIRROR_PATIENCE = timedelta(minutes=2)
 _last: dict[str, float] = {}
 
 
@@ -34,6 +44,7 @@ def sweep() -> None:
     give_up_lost_artifacts()
     send_forgotten_messages()
     queueing.send_notifications()
+    queueing.send_pushes()
     if _every("tidy", settings.TRASH_INTERVAL):
         queueing.queue_tidy()
         Worker.objects.filter(expires_at__lt=timezone.now() - timedelta(hours=1)).delete()
@@ -41,6 +52,8 @@ def sweep() -> None:
         Notification.objects.filter(created_at__lt=timezone.now() - Notification.KEPT).delete()
         fold_logs()
         queue_indexing()
+        mirrors.drop_views()
+    queue_mirrors()
     if _every("collect", settings.COLLECTION_INTERVAL):
         queueing.queue_collection(orphans=_every("orphans", ORPHANS))
         retention.apply_rules()
@@ -99,6 +112,17 @@ def queue_indexing() -> None:
         except queueing.DOWN as error:
             logger.warning("queue unreachable", task="index_channel", error=str(error))
             return
+
+
+def queue_mirrors() -> None:
+    """Look at the channels that are mirrored; say again what a message was lost of."""
+    now = timezone.now()
+    unsent = Q(message_sent_at=None) | Q(message_sent_at__lt=now - MIRROR_PATIENCE)
+    for index in mirrors.due(now, interval=settings.MIRROR_INTERVAL).filter(unsent)[:50]:
+        queueing.send_look(index)
+    waiting = MirrorView.objects.filter(unsent, MirrorView.free(now), made_at=None)
+    for view in waiting.exclude(message_sent_at=None)[:50]:
+        queueing.send_view(view)
 
 
 def _every(what: str, interval: timedelta) -> bool:

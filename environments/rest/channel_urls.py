@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from django.urls import re_path
 
-from environments.rest import channels
+from environments.rest import channels, mirrors
 
 _FILE = r"(?P<subdir>[^/]+)/(?P<name>(?:shards/)?[^/]+)"
 
+#: Before the others: `mirror` is no namespace's name.
+_MIRROR = r"^mirror/(?P<mirror>[^/@]+)"
+
 urlpatterns = [
+    re_path(rf"{_MIRROR}/{_FILE}$", mirrors.of_mirror, name="mirror-channel"),
+    re_path(rf"{_MIRROR}@(?P<day>[^/@]+)/{_FILE}$", mirrors.of_mirror, name="mirror-snapshot"),
     re_path(rf"^(?P<namespace>[^/]+)/{_FILE}$", channels.of_namespace, name="namespace-channel"),
     re_path(
         r"^(?P<namespace>[^/]+)/(?P<environment>[^/]+)/(?P<reference>[^/]+)/" + _FILE + "$",

@@ -1,0 +1,352 @@
+"""What people ask of mirrors: declare them, and read what they list and keep.
+
+An outdated policy serves nothing: a view counts only if it was judged by just the rules, decisions
+and recalls that are in force. One of an older state of the channel counts until a newer is made.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from threading import Lock as ThreadLock
+from typing import Any
+
+import msgpack
+import zstandard
+from django.conf import settings
+from django.db import IntegrityError, transaction
+from django.utils import timezone
+
+from accounts.access import Actor, require, require_superuser
+from accounts.roles import Perm
+from environments import blobs, mirrors
+from environments.domain.errors import (
+    ChannelNotFoundError,
+    ChannelUnavailableError,
+    ConflictError,
+    InvalidInputError,
+    NotFoundError,
+    PolicyError,
+    SpecificationError,
+    UnavailableError,
+)
+from environments.domain.mirrors import parse_day
+from environments.domain.names import SUBDIRS, canonical_channel, parse_name, printable
+from environments.domain.shard_pack import find, read_table
+from environments.engine.downloads import Download
+from environments.engine.mirrors import refused_key
+from environments.models import (
+    AuditEvent,
+    Blob,
+    Mirror,
+    MirrorIndex,
+    MirrorView,
+    Namespace,
+    audited,
+)
+from environments.operations import queueing
+from environments.operations.builds import keep_credentials
+
+#: What is mirrored where nobody says which.
+DEFAULT_SUBDIRS = ("linux-64", "noarch")
+#: Tables of packs, and indexes of shards, that a process keeps.
+KEPT = 16
+#: How often it is written that a view is in use.
+FRESH = timedelta(minutes=10)
+
+
+# --- declaring them -------------------------------------------------------------------------------
+
+
+def find_mirror(actor: Actor, name: str) -> Mirror:
+    """Raises NotFoundError, also for what the actor may not see."""
+    rows = Mirror.objects.visible_to(actor).select_related("namespace")
+    found = rows.filter(name=name).first()
+    if found is None:
+        raise NotFoundError(f"There is no mirror {name!r}.")
+    return found
+
+
+@audited()
+def create_mirror(
+    *,
+    actor: Actor,
+    name: str,
+    upstream: str,
+    namespace: Namespace | None = None,
+    public: bool = False,
+    subdirs: Sequence[str] = (),
+) -> Mirror:
+    """Mirror a remote channel from now on. Credentials in its URL go to the secret store."""
+    require_superuser(actor)
+    name = parse_name(name, what="channel")
+    channel = canonical_channel(upstream, alias=settings.CHANNEL_ALIAS)
+    own = str(settings.PUBLIC_URL or "").rstrip("/")
+    if own and f"{channel.url}/".startswith(f"{own}/channel/mirror/"):
+        raise InvalidInputError("That is a mirror of ours.", where="upstream")
+    mirror = Mirror(
+        name=name,
+        upstream=channel.url,
+        namespace=namespace,
+        public=public,
+        subdirs=_subdirs(subdirs or DEFAULT_SUBDIRS),
+        created_by=actor.account,
+    )
+    mirrors.policy_for(mirror)
+    keep_credentials(namespace, channel.credentials)
+    try:
+        with transaction.atomic():
+            mirror.save()
+    except IntegrityError:
+        raise ConflictError(
+            f"There is a mirror {name!r} already.", hint="Choose another name."
+        ) from None
+    _add_indexes(mirror)
+    AuditEvent.record(actor, "mirror.create", mirror, _told(mirror), namespace=namespace)
+    return mirror
+
+
+@audited()
+def change_mirror(
+    *,
+    actor: Actor,
+    mirror: Mirror,
+    namespace: Namespace | None,
+    public: bool | None = None,
+    subdirs: Sequence[str] | None = None,
+) -> Mirror:
+    """Which rules hold, who reads it, what is mirrored. Another channel is another mirror."""
+    require_superuser(actor)
+    before = _told(mirror)
+    mirror.namespace = namespace
+    if public is not None:
+        mirror.public = public
+    if subdirs is not None:
+        mirror.subdirs = _subdirs(subdirs)
+    mirrors.policy_for(mirror)
+    mirror.save(update_fields=["namespace", "public", "subdirs"])
+    _add_indexes(mirror)
+    change = {"before": before, "after": _told(mirror)}
+    AuditEvent.record(actor, "mirror.change", mirror, change, namespace=namespace)
+    return mirror
+
+
+@audited()
+def delete_mirror(*, actor: Actor, mirror: Mirror) -> Mirror:
+    """Its history goes with it: the same days cannot be had again."""
+    require_superuser(actor)
+    told, key = _told(mirror), mirror.pk
+    mirror.delete()
+    mirror.pk = key  # what was deleted is shown once more
+    AuditEvent.record(actor, "mirror.delete", mirror, told, namespace=mirror.namespace)
+    return mirror
+
+
+def _told(mirror: Mirror) -> dict[str, Any]:
+    return {
+        "upstream": mirror.upstream,
+        "namespace": mirror.namespace.name if mirror.namespace else None,
+        "public": mirror.public,
+        "subdirs": list(mirror.subdirs),
+    }
+
+
+def _subdirs(asked: Iterable[str]) -> list[str]:
+    """conda's clients ask every channel for `noarch`."""
+    found = dict.fromkeys([*asked, "noarch"])
+    faults = [
+        InvalidInputError(f"{printable(one)} is not a platform that is known here.")
+        for one in found
+        if one not in SUBDIRS
+    ]
+    if faults:
+        raise SpecificationError(faults, hint=f"Use some of {', '.join(SUBDIRS)}.")
+    return list(found)
+
+
+def _add_indexes(mirror: Mirror) -> None:
+    for subdir in mirror.subdirs:
+        index, new = MirrorIndex.objects.get_or_create(mirror=mirror, subdir=subdir)
+        if new:
+            transaction.on_commit(partial(queueing.send_look, index))
+
+
+# --- reading them ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """One subdir of a mirror at one moment, as it may be read now."""
+
+    mirror: Mirror
+    index: MirrorIndex
+    moment: str
+    view: MirrorView
+
+    @property
+    def stale_since(self) -> datetime | None:
+        """When the channel was last reached, where it does not answer now."""
+        return self.index.looked_at if self.index.failure is not None else None
+
+
+def open_view(*, actor: Actor, name: str, subdir: str, moment: str = "") -> Opened | None:
+    """What is shown; None while that is being made: ask again.
+
+    Raises:
+        NotFoundError: no such mirror or subdir.
+        InvalidInputError: `moment` is no day that has begun.
+        ChannelNotAllowedError: the rules do not allow the channel any more.
+        UnavailableError: nothing was ever seen of the channel, or the view cannot be made.
+    """
+    mirror = find_mirror(actor, name)
+    require(actor, Perm.DOWNLOAD, mirror)
+    if moment:
+        moment = parse_day(moment, now=timezone.now()).isoformat()
+    rows = mirror.indexes.select_related("history", "mirror__namespace").filter(subdir=subdir)
+    index = rows.first() if subdir in mirror.subdirs else None
+    if index is None:
+        raise NotFoundError(
+            f"{mirror} has no {subdir!r}.", hint=f"It has: {', '.join(mirror.subdirs)}."
+        )
+    policy = mirrors.policy_for(mirror)
+    if index.history is None:
+        _refuse_failed(index)
+        if index.message_sent_at is None:
+            queueing.send_look(index)
+        return None
+    newest = mirrors.wanted(index, moment, policy)
+    if newest.made_at is None and not newest.rests and newest.message_sent_at is None:
+        queueing.send_view(newest)
+    view = newest if newest.made_at is not None else mirrors.made(index, moment, policy)
+    if view is None:
+        _refuse_failed(newest)
+        return None
+    if view.used_at < timezone.now() - FRESH:
+        MirrorView.objects.filter(pk=view.pk).update(used_at=timezone.now())
+    return Opened(mirror=mirror, index=index, moment=moment, view=view)
+
+
+def _refuse_failed(row: MirrorIndex | MirrorView) -> None:
+    """Say why there is nothing, instead of letting somebody wait for it."""
+    if row.failure is None:
+        return
+    if row.failure["code"] == ChannelNotFoundError.code:
+        raise NotFoundError(row.failure["message"])
+    raise ChannelUnavailableError(row.failure["message"])
+
+
+def shard(opened: Opened, digest: str) -> bytes:
+    """Raises NotFoundError. One of a view that was replaced a moment ago is there, too."""
+    try:
+        key = bytes.fromhex(digest)
+    except ValueError:
+        key = b""
+    newest = opened.view
+    others = mirrors.made_views(newest.index, opened.moment, mirrors.policy_for(opened.mirror))
+    for view in (newest, *others.exclude(pk=newest.pk)[:3]):
+        if len(key) == 32 and (found := _part(view, key)) is not None:
+            return found
+    raise NotFoundError(f"{opened.mirror} has no shard {digest[:64]}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Package:
+    """A package of a mirror: kept here, or to be fetched."""
+
+    opened: Opened
+    file_name: str
+    download: Download
+    blob: Blob | None
+
+
+def open_package(
+    *, actor: Actor, name: str, subdir: str, file_name: str, moment: str = ""
+) -> Package | None:
+    """The package, if the mirror shows it; None while it is being found out what that is.
+
+    Raises:
+        As `open_view`; and
+        NotFoundError: the channel did not list it.
+        PolicyError: a rule keeps it back; it says which.
+    """
+    opened = open_view(actor=actor, name=name, subdir=subdir, moment=moment)
+    if opened is None:
+        return None
+    record = _record(opened, file_name)
+    download = Download(
+        name=file_name,
+        url=f"{opened.mirror.upstream}/{subdir}/{file_name}",
+        sha256=record["sha256"].hex(),
+        size=int(record.get("size") or 0),
+    )
+    blob = mirrors.kept_package(opened.mirror, subdir, file_name, download.sha256)
+    return Package(opened=opened, file_name=file_name, download=download, blob=blob)
+
+
+def _record(opened: Opened, file_name: str) -> dict[str, Any]:
+    """Name, version and build are joined by hyphens, which only a name may hold."""
+    package = file_name.rsplit("-", 2)[0].lower()
+    section = "packages.conda" if file_name.endswith(".conda") else "packages"
+    digest = _digests(opened.view).get(package)
+    if digest is not None and (content := _part(opened.view, digest)) is not None:
+        found = msgpack.unpackb(zstandard.decompress(content))[section].get(file_name)
+        if found is not None:
+            return dict(found)
+    refused = _part(opened.view, refused_key(package))
+    told = msgpack.unpackb(zstandard.decompress(refused)) if refused else {}
+    if file_name in told:
+        raise PolicyError(told[file_name])
+    raise NotFoundError(f"{opened.mirror} has no package {opened.index.subdir}/{file_name}.")
+
+
+#: By digest, of the views that this process was asked for last.
+_read: OrderedDict[str, Any] = OrderedDict()
+_guard = ThreadLock()
+
+
+def _kept(blob: Blob, read: Callable[[], Any]) -> Any:
+    with _guard:
+        if blob.sha256 in _read:
+            _read.move_to_end(blob.sha256)
+            return _read[blob.sha256]
+    found = read()
+    with _guard:
+        _read[blob.sha256] = found
+        while len(_read) > KEPT:
+            _read.popitem(last=False)
+    return found
+
+
+def _part(view: MirrorView, key: bytes) -> bytes | None:
+    """What the view's pack has under `key`."""
+    blob = view.shards
+    assert blob is not None, "asked of views that are made"
+    read = partial(blobs.read, blob)
+    found = find(_kept(blob, lambda: read_table(blob.size, read)), key)
+    return None if found is None else read(*found)
+
+
+def _digests(view: MirrorView) -> Mapping[str, bytes]:
+    """Each name's shard."""
+    blob = view.shard_index
+    assert blob is not None, "asked of views that are made"
+
+    def read() -> Any:
+        return msgpack.unpackb(zstandard.decompress(blobs.read(blob, 0, blob.size)))["shards"]
+
+    found: Mapping[str, bytes] = _kept(blob, read)
+    return found
+
+
+def fetched(package: Package, path: Any) -> Blob:
+    """Keep what was fetched for a package."""
+    opened = package.opened
+    blob = mirrors.keep_package(
+        opened.mirror, opened.index.subdir, package.file_name, package.download.sha256, path
+    )
+    if blob is None:
+        raise UnavailableError(f"{package.file_name} could not be kept. Ask for it again.")
+    return blob

@@ -1,0 +1,141 @@
+"""Mirrors for conda, mamba, pixi, rattler: `/channel/mirror/<name>[@<day>]`.
+
+Whoever asks first waits while a worker finds out what is shown, as clients give up at the first
+answer that is none; what takes longer is answered 503 with Retry-After, which they obey.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from typing import TypeVar
+
+import zstandard
+from asgiref.sync import sync_to_async
+from django.http import (
+    HttpRequest,
+    HttpResponse,
+    HttpResponseBase,
+    HttpResponseNotModified,
+    StreamingHttpResponse,
+)
+from django.utils.cache import patch_vary_headers
+from django.utils.http import http_date, parse_etags
+from django.views.decorators.http import require_safe
+
+from environments import blobs, mirrors
+from environments.domain.errors import NotFoundError, UnavailableError
+from environments.models import Blob
+from environments.operations import mirrors as operations
+from environments.operations.mirrors import Opened, Package
+from environments.operations.served_channels import CONTENT_TYPES, REPODATA, SHARDS, ZSTD
+from environments.rest.blobs import PART, Served, answer
+from environments.rest.finding import actor_of
+
+Found = TypeVar("Found", Opened, Package)
+
+#: Seconds that a request waits for a worker, or for a package to come: below what clients and
+#: proxies wait for a first byte.
+WAIT = 40.0
+_LOOK = 0.2
+_PACKAGES = (".conda", ".tar.bz2")
+#: When the channel was last reached, where it does not answer now (RFC 9110's form of a date).
+STALE = "X-Stale-Since"
+
+
+@require_safe
+async def of_mirror(
+    request: HttpRequest, mirror: str, subdir: str, name: str, day: str = ""
+) -> HttpResponseBase:
+    asked = {"actor": actor_of(request), "name": mirror, "subdir": subdir, "moment": day}
+    if name.endswith(_PACKAGES):
+        return await _package(request, partial(operations.open_package, **asked, file_name=name))
+    known = name in CONTENT_TYPES or name.startswith("shards/")
+    opened = await _opened(partial(operations.open_view, **asked))
+    if not known:
+        raise NotFoundError(f"{opened.mirror} has no file {subdir}/{name}.")
+    response = await _document(request, opened, name)
+    if opened.stale_since is not None:
+        response[STALE] = http_date(opened.stale_since.timestamp())
+    return response
+
+
+async def _opened(find: Callable[[], Found | None]) -> Found:
+    """What `find` finds, asked again until it is there.
+
+    Raises:
+        UnavailableError: that takes longer than a client waits.
+    """
+    until = time.monotonic() + WAIT
+    while (found := await sync_to_async(find)()) is None:
+        if time.monotonic() > until:
+            raise UnavailableError(
+                "What the channel lists is being read for the first time, or by new rules.",
+                hint="Ask again in a while.",
+            )
+        await asyncio.sleep(_LOOK)
+    return found
+
+
+# --- what is listed -------------------------------------------------------------------------------
+
+
+async def _document(request: HttpRequest, opened: Opened, name: str) -> HttpResponseBase:
+    view = opened.view
+    if name.startswith("shards/"):
+        digest = name.removeprefix("shards/").removesuffix(".msgpack.zst")
+        content = await sync_to_async(operations.shard)(opened, digest)
+        response: HttpResponseBase = HttpResponse(content, content_type=CONTENT_TYPES[SHARDS])
+        return _told(response, f'"{digest}"')
+    blob = {REPODATA: view.repodata, ZSTD: view.repodata, SHARDS: view.shard_index}[name]
+    assert blob is not None, "asked of views that are made"
+    if name != REPODATA:
+        return await answer(request, Served(blob=blob, content_type=CONTENT_TYPES[name]))
+    # Kept packed only: in large channels it would be hundreds of megabytes for each state.
+    etag = f'"plain:{blob.sha256}"'
+    known = {
+        tag.removeprefix("W/") for tag in parse_etags(request.headers.get("If-None-Match", ""))
+    }
+    if etag in known:
+        response = HttpResponseNotModified()
+    elif request.method == "HEAD":
+        response = HttpResponse(content_type=CONTENT_TYPES[REPODATA])
+    else:
+        response = StreamingHttpResponse(_unpacked(blob), content_type=CONTENT_TYPES[REPODATA])
+    return _told(response, etag)
+
+
+def _told(response: HttpResponseBase, etag: str) -> HttpResponseBase:
+    response["ETag"] = etag
+    response["Cache-Control"] = "private, no-cache"
+    patch_vary_headers(response, ("Authorization", "Cookie"))
+    return response
+
+
+async def _unpacked(blob: Blob) -> AsyncIterator[bytes]:
+    """Some at a time, as the client takes it."""
+    unpack = zstandard.ZstdDecompressor().decompressobj()
+    for start in range(0, blob.size, PART // 8):
+        packed = await sync_to_async(blobs.read)(blob, start, PART // 8)
+        yield await asyncio.to_thread(unpack.decompress, packed)
+
+
+# --- packages -------------------------------------------------------------------------------------
+
+
+async def _package(request: HttpRequest, find: Callable[[], Package | None]) -> HttpResponseBase:
+    package = await _opened(find)
+    blob = package.blob
+    if blob is None:
+        credentials = await sync_to_async(mirrors.credential_source)(package.opened.mirror)
+        coming = mirrors.fetching(package.download, credentials)
+        try:
+            path = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(coming)), WAIT)
+        except TimeoutError:
+            raise UnavailableError(
+                f"{package.file_name} is still being fetched.", hint="Ask again in a while."
+            ) from None
+        blob = await sync_to_async(operations.fetched)(package, path)
+    return await answer(request, Served(blob=blob, content_type="application/octet-stream"))
