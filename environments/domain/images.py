@@ -31,7 +31,7 @@ from environments.domain.lock import PlatformLock, required_name
 from environments.domain.records import CondaPackage, Package, PypiPackage
 
 #: Part of each layer's key: grows when the same package gives other bytes.
-LAYER_RECIPE = 1
+LAYER_RECIPE = 2
 #: 88 layers of packages; with the last one and a base of up to ten, an image has under 100.
 ALONE, GROUPS = 64, 24
 
@@ -40,6 +40,8 @@ MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
 SBOM = "application/vnd.cyclonedx+json"
+#: What a build says of its image: an in-toto statement, in a DSSE envelope.
+STATEMENT, ENVELOPE = "application/vnd.in-toto+json", "application/vnd.dsse.envelope.v1+json"
 #: The config of what is no image.
 EMPTY, EMPTY_CONTENT = "application/vnd.oci.empty.v1+json", b"{}"
 LAYER: Mapping[Compression, str] = {
@@ -268,14 +270,22 @@ def manifest_json(
 
 
 def referrer_json(
-    subject: Descriptor, empty: Descriptor, told: Descriptor, annotations: Mapping[str, str]
+    subject: Descriptor,
+    empty: Descriptor,
+    told: Descriptor,
+    annotations: Mapping[str, str],
+    *,
+    artifact_type: str = "",
 ) -> bytes:
-    """A manifest that says something about the image `subject`: the document `told`."""
+    """A manifest that says something about the image `subject`: the document `told`.
+
+    `artifact_type` where the document's own type does not say what is told.
+    """
     return canonical(
         {
             "schemaVersion": 2,
             "mediaType": MANIFEST,
-            "artifactType": told.media_type,
+            "artifactType": artifact_type or told.media_type,
             "config": empty.to_json(),
             "layers": [told.to_json()],
             "subject": subject.to_json(),

@@ -2,38 +2,51 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from fnmatch import fnmatchcase
 from typing import Any
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
+from django.utils import timezone
 
-from accounts.access import Actor, require
+from accounts.access import Actor, may, require
 from accounts.roles import Perm
-from environments import blobs, images, platforms
-from environments.domain.artifacts import ArtifactKind, ArtifactState
+from environments import blobs, pushing
+from environments.domain.artifacts import ArtifactState
 from environments.domain.errors import (
+    AccessDeniedError,
     ArtifactFailedError,
+    ChannelNotAllowedError,
     DamagedError,
+    InvalidInputError,
     NotFoundError,
+    PolicyError,
+    RecalledError,
+    RejectedError,
+    StoreError,
     UnavailableError,
 )
 from environments.domain.images import (
-    ARCHITECTURES,
+    EMPTY,
+    EMPTY_CONTENT,
+    ENVELOPE,
     INDEX,
     MANIFEST,
+    STATEMENT,
     Compression,
     Descriptor,
-    index_json,
+    referrer_json,
 )
-from environments.domain.lifecycle import FINISHED, SERVED
+from environments.domain.lifecycle import FINISHED, SERVED, BuildState
 from environments.domain.on_demand import OnDemand
+from environments.domain.provenance import PREDICATE
 from environments.engine.images.remote import Login, Reference, Repository
+from environments.manifests import Content, images_of, manifest_of
 from environments.models import (
     Artifact,
     AuditEvent,
@@ -44,26 +57,28 @@ from environments.models import (
     Environment,
     ImageBlob,
     ImageIndex,
+    ImageStatement,
     Namespace,
+    audited,
 )
-from environments.models.images import base_name
 from environments.models.recalls import RecalledLock, refuse_recalled
 from environments.operations import queueing
 from environments.operations.environments import find_environment, submit_to
+from environments.operations.provenance import image_provenance
+from environments.pushing import Pushed
 
 #: Seconds between two looks at an image that is made.
 LOOK = 0.2
 LATEST, LOCK, ZSTD = "latest", "lock-", "-zstd"
 _LOCK = re.compile(r"lock-([0-9a-f]{64})")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Content:
-    """Bytes that belong to an image, and a build through which they may be had."""
-
-    blob: Blob
-    media_type: str
-    build: Build
+#: Builds with the same image whose statements are listed with it, the newest first.
+TELLING = 20
+#: What a policy says of a build.
+_REFUSED = frozenset(
+    one.code for one in (PolicyError, RecalledError, RejectedError, ChannelNotAllowedError)
+)
+#: What could not be built is not built again at once, however often it is pulled.
+REST = Artifact.REST
 
 
 def repositories(actor: Actor, *, after: str = "", limit: int = 100) -> list[str]:
@@ -138,72 +153,11 @@ def request_images(
     """
     require(actor, Perm.DOWNLOAD, build)
     refuse_recalled(build)
-    assert build.lock is not None, "found among those that have one"
-    known = [one for one in build.lock.platforms if one in ARCHITECTURES]
-    wanted = [one for one in known if _has_base(build, one)] or known[:1]
-    if not wanted:
-        raise NotFoundError(
-            f"{build} has no image: its lock is for {', '.join(build.lock.platforms)}.",
-            hint=f"Containers run on: {', '.join(ARCHITECTURES)}.",
-        )
-    return [_wanted(build, platform, compression) for platform in wanted]
-
-
-def _has_base(build: Build, platform: str) -> bool:
-    """Whether an image of this platform has something to lie on, or a registry to ask for it."""
-    name = base_name(build.environment.namespace)
-    if name == BaseImage.OWN and platform == platforms.own_platform():
-        return True
-    return "/" in name or BaseImage.objects.current(name, platform) is not None
-
-
-def _wanted(build: Build, platform: str, compression: Compression) -> Artifact:
-    more = {"compression": compression}
-    artifact = Artifact.wanted(build, ArtifactKind.IMAGE, platform, more=more)
-    if artifact.state == ArtifactState.READY and not _whole(artifact):
-        artifact.again()
-    if artifact.state == ArtifactState.QUEUED:
-        images.finish_at_once(artifact)
-    if artifact.state == ArtifactState.QUEUED and artifact.message_sent_at is None:
-        queueing.queue_artifact(artifact)
-    return artifact
-
-
-def _whole(artifact: Artifact) -> bool:
-    damaged = ImageBlob.objects.filter(artifact=artifact, blob__damaged_at__isnull=False)
-    kept = artifact.blob is not None and blobs.is_whole(artifact.blob)
-    return kept and not damaged.exists()
-
-
-def manifest_of(build: Build, made: Sequence[Artifact]) -> Content:
-    """What a tag leads to: the image, or an index of those of several platforms.
-
-    Raises:
-        ArtifactFailedError: one of them could not be made.
-    """
+    made = images_of(build, compression=compression)
     for artifact in made:
-        if artifact.state == ArtifactState.FAILED:
-            failure = artifact.failure or {}
-            raise ArtifactFailedError(
-                f"The image of {build} could not be made: {failure.get('message', '')}",
-                hint=failure.get("hint") or None,
-            )
-    ready = {one.platform: one.blob for one in made if one.blob is not None}
-    assert len(ready) == len(made), "waited for"
-    if len(ready) == 1:
-        [blob] = ready.values()
-        return Content(blob=blob, media_type=MANIFEST, build=build)
-    assert build.lock is not None, "it has images"
-    document = index_json(
-        {
-            platform: Descriptor(media_type=MANIFEST, sha256=blob.sha256, size=blob.size)
-            for platform, blob in sorted(ready.items())
-        },
-        {"io.condastore.lock": f"sha256:{build.lock.digest}"},
-    )
-    blob = blobs.keep_bytes(document, folder=blobs.blobs_folder())
-    ImageIndex.objects.get_or_create(lock=build.lock, blob=blob)
-    return Content(blob=blob, media_type=INDEX, build=build)
+        if artifact.state == ArtifactState.QUEUED and artifact.message_sent_at is None:
+            queueing.queue_artifact(artifact)
+    return made
 
 
 def find_content(
@@ -230,6 +184,7 @@ def find_content(
         for row in parts.select_related("blob", "artifact")[:1000]
     ]
     found += [(row.blob, INDEX, row.lock_id) for row in indexes.select_related("blob")]
+    found += _stated(served, sha256)
     found = [one for one in found if not kinds or one[1] in kinds]
     if not found:
         raise NotFoundError(f"No image of {environment} has sha256:{sha256}.")
@@ -253,23 +208,91 @@ def find_content(
     return Content(blob=blob, media_type=media_type, build=build)
 
 
+def _stated(served: QuerySet[Build], sha256: str) -> list[tuple[Any, str, int]]:
+    """What builds of this environment themselves say of their images."""
+    named = Q(manifest__sha256=sha256) | Q(envelope__sha256=sha256) | Q(empty__sha256=sha256)
+    rows = ImageStatement.objects.filter(named, build__in=served.order_by().values("pk"))
+    found = []
+    for row in rows.select_related("manifest", "envelope", "empty", "build")[:100]:
+        parts = ((row.manifest, MANIFEST), (row.envelope, ENVELOPE), (row.empty, EMPTY))
+        lock = row.build.lock_id
+        found += [(blob, kind, lock) for blob, kind in parts if blob.sha256 == sha256 and lock]
+    return found
+
+
 def referrers(actor: Actor, environment: Environment, sha256: str) -> list[dict[str, Any]]:
-    """Descriptors of what is told of an image: of none where there is no such image."""
+    """Descriptors of what is told of an image: of none where there is no such image.
+
+    Its SBOM, and of each build that it is the image of, where that comes from.
+    """
     require(actor, Perm.DOWNLOAD, environment)
-    locks = _served(actor, environment).order_by().values("lock")
-    recalled = RecalledLock.objects.active().values("lock")
-    of_image = ImageBlob.objects.filter(blob__sha256=sha256, artifact__lock__in=locks)
-    rows = ImageBlob.objects.filter(artifact__in=of_image.values("artifact"))
-    told = rows.filter(media_type=MANIFEST).exclude(artifact_type="")
-    told = told.exclude(artifact__lock__in=recalled)
-    descriptors = {
-        row.blob.sha256: {
-            **Descriptor(media_type=MANIFEST, sha256=row.blob.sha256, size=row.blob.size).to_json(),
-            "artifactType": row.artifact_type,
-        }
+    served = _served(actor, environment).exclude(lock__in=_recalled())
+    locks = served.order_by().values("lock")
+    same = ImageBlob.objects.filter(blob__sha256=sha256, artifact__lock__in=locks)
+    of_image = same.filter(media_type=MANIFEST, artifact_type="")
+    rows = ImageBlob.objects.filter(artifact__in=of_image.values("artifact"), media_type=MANIFEST)
+    told = rows.exclude(artifact_type="").filter(blob__damaged_at=None)
+    found = {
+        row.blob.sha256: _told(row.blob, row.artifact_type)
         for row in told.select_related("blob").order_by("artifact_type", "pk")
     }
-    return list(descriptors.values())
+    for statement in _statements(served, sha256):
+        found[statement.manifest.sha256] = _told(statement.manifest, STATEMENT)
+    return list(found.values())
+
+
+def _told(blob: Blob, artifact_type: str) -> dict[str, Any]:
+    document = json.loads(b"".join(blobs.parts(blob.sha256)))
+    described = Descriptor(media_type=MANIFEST, sha256=blob.sha256, size=blob.size)
+    return described.to_json(
+        artifactType=artifact_type, annotations=document.get("annotations") or {}
+    )
+
+
+def _statements(served: QuerySet[Build], sha256: str) -> list[ImageStatement]:
+    """What the builds that this is the image of say of it; said now where it was not yet."""
+    locks = served.order_by().values("lock")
+    index = ImageIndex.objects.filter(blob__sha256=sha256, lock__in=locks).first()
+    digests, media_type = {sha256}, MANIFEST
+    if index is not None:
+        listed = json.loads(b"".join(blobs.parts(sha256)))["manifests"]
+        digests = {str(one["digest"]).removeprefix("sha256:") for one in listed}
+        media_type = INDEX
+    images = Artifact.objects.filter(blob__sha256__in=digests, lock__in=locks)
+    made = {(one.lock_id, one.options.get("specification", "")) for one in images.order_by()}
+    if not made:
+        return []
+    among = Q(pk__in=())
+    for lock, specification in made:
+        among |= Q(lock=lock, specification__digest=specification)
+    builds = served.filter(among).select_related("environment__namespace", "lock", "specification")
+    return [_statement(build, sha256, media_type) for build in builds.order_by("-number")[:TELLING]]
+
+
+def _statement(build: Build, sha256: str, media_type: str) -> ImageStatement:
+    parts = ("manifest", "envelope", "empty")
+    rows = ImageStatement.objects.filter(build=build, subject=sha256)
+    row = rows.select_related(*parts).first()
+    if row is not None and all(blobs.is_whole(getattr(row, name)) for name in parts):
+        return row
+    folder = blobs.blobs_folder()
+    subject = Blob.objects.get(sha256=sha256)
+    envelope = blobs.keep_bytes(image_provenance(build, sha256).encode(), folder=folder)
+    empty = blobs.keep_bytes(EMPTY_CONTENT, folder=folder)
+    document = referrer_json(
+        Descriptor(media_type=media_type, sha256=sha256, size=subject.size),
+        Descriptor(media_type=EMPTY, sha256=empty.sha256, size=empty.size),
+        Descriptor(media_type=ENVELOPE, sha256=envelope.sha256, size=envelope.size),
+        {
+            "in-toto.io/predicate-type": PREDICATE,
+            "io.condastore.build": f"{build.environment}:{build.number}",
+        },
+        artifact_type=STATEMENT,
+    )
+    manifest = blobs.keep_bytes(document, folder=folder)
+    told = {"manifest": manifest, "envelope": envelope, "empty": empty}
+    row, _ = ImageStatement.objects.update_or_create(build=build, subject=sha256, defaults=told)
+    return row
 
 
 # --- on demand ------------------------------------------------------------------------------------
@@ -305,7 +328,8 @@ def build_on_demand(actor: Actor, path: str) -> Build:
     builds = Build.objects.filter(environment__in=found, deleted_at=None).order_by("-number")
     usable = builds.filter(state__in=SERVED).exclude(lock__in=_recalled()).first()
     under_way = builds.exclude(state__in=FINISHED).first()
-    if (build := usable or under_way) is not None:
+    just_now = builds.filter(state=BuildState.FAILED, finished_at__gt=timezone.now() - REST).first()
+    if (build := usable or under_way or just_now) is not None:
         return build
     return submit_to(
         actor=actor,
@@ -316,20 +340,25 @@ def build_on_demand(actor: Actor, path: str) -> Build:
     ).build
 
 
+def refusal_of(build: Build) -> StoreError | None:
+    """Why a build that a pull waits for gives no image, as far as that is known by now."""
+    if build.state == BuildState.HELD:
+        event = build.events.filter(state=BuildState.HELD).order_by("-pk").first()
+        why = event.message if event else "waits for approval"
+        return PolicyError(f"{build} {why}.", hint="Pull it again when that is decided.")
+    if build.state in SERVED or not build.finished:
+        return None
+    failure = build.failure or {}
+    message, hint = failure.get("message", f"it is {build.state}"), failure.get("hint") or None
+    kind = PolicyError if failure.get("code") in _REFUSED else ArtifactFailedError
+    return kind(f"{build} could not be built: {message}", hint=hint)
+
+
 def _recalled() -> QuerySet[RecalledLock, Any]:
     return RecalledLock.objects.active().values("lock")
 
 
 # --- pushing --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pushed:
-    """Blobs, and bytes of them, that were sent; and blobs that were there already."""
-
-    sent: int
-    sent_bytes: int
-    there: int
 
 
 def _await(made: Sequence[Artifact]) -> None:
@@ -361,23 +390,56 @@ def push_image(
     made = request_images(actor=actor, build=build, compression=compression)
     _await(made)
     top = manifest_of(build, made)
-    sent = sent_bytes = there = 0
-    signed_in = Login.parse(login) if login else None
+    own = pushing.login_for(environment.namespace, reference) if _runs(actor, environment) else None
+    signed_in = Login.parse(login) if login else own
     with Repository(reference, actions="pull,push", login=signed_in) as repository:
-        for artifact in made:
-            parts = ImageBlob.objects.filter(artifact=artifact, artifact_type="")
-            for part in parts.exclude(media_type=MANIFEST).select_related("blob"):
-                blob = part.blob
-                if repository.push_blob(blob.sha256, blob.size, partial(blobs.parts, blob.sha256)):
-                    sent, sent_bytes = sent + 1, sent_bytes + blob.size
-                else:
-                    there += 1
-            if artifact.blob is not None and top.media_type == INDEX:
-                document = b"".join(blobs.parts(artifact.blob.sha256))
-                repository.push_manifest(f"sha256:{artifact.blob.sha256}", document, MANIFEST)
-        document = b"".join(blobs.parts(top.blob.sha256))
-        repository.push_manifest(reference.tag, document, top.media_type)
-    change = {"tag": tag, "to": str(reference), "sent": sent}
+        done = pushing.send(top, made, repository)
+    change = {"tag": tag, "to": str(reference), "sent": done.sent}
     with transaction.atomic():
         AuditEvent.record(actor, "image.push", build, change)
-    return Pushed(sent=sent, sent_bytes=sent_bytes, there=there)
+    return done
+
+
+def _runs(actor: Actor, environment: Environment) -> bool:
+    """May the actor use the logins of the namespace?"""
+    return may(actor, Perm.MANAGE, environment.namespace)
+
+
+# --- bases ----------------------------------------------------------------------------------------
+
+
+@audited()
+def set_base_image(*, actor: Actor, namespace: Namespace, name: str) -> Namespace:
+    """What images of the namespace lie on from now on; empty: what the installation's do.
+
+    Raises:
+        AccessDeniedError: administrators have not allowed it.
+        InvalidInputError: it names no image, or none that was loaded.
+    """
+    require(actor, Perm.MANAGE, namespace)
+    name = name.strip()
+    allowed = settings.BASE_IMAGES_ALLOWED
+    if name and not actor.is_superuser and not any(fnmatchcase(name, one) for one in allowed):
+        raise AccessDeniedError(
+            f"{name!r:.200} is not among the bases that namespaces may choose.",
+            hint=f"There are: {', '.join(allowed)}."
+            if allowed
+            else "Ask an administrator to allow it (CONDASTORE_BASE_IMAGES_ALLOWED).",
+        )
+    if "/" in name:
+        Reference.parse(name)
+    elif name and name != BaseImage.OWN and not BaseImage.objects.filter(name=name).exists():
+        raise InvalidInputError(
+            f"No base was loaded as {name!r:.200}.",
+            where="base",
+            hint="An administrator loads one: condastore manage base_image load FILE --name NAME.",
+        )
+    if len(name) > 300:
+        raise InvalidInputError("A reference of at most 300 characters.", where="base")
+    namespace.refresh_from_db()
+    before = namespace.base_image
+    Namespace.objects.filter(pk=namespace.pk).update(base_image=name)
+    change = {"before": before, "after": name}
+    AuditEvent.record(actor, "namespace.base-image", namespace, change)
+    namespace.refresh_from_db()
+    return namespace

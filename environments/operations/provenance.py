@@ -37,6 +37,15 @@ def provenance(*, actor: Actor, build: Build) -> str:
     return envelope(payload, key_id=signing.key_id(), sign=signing.sign)
 
 
+def image_provenance(build: Build, sha256: str) -> str:
+    """The statement of a build about its container image, for those who may have that."""
+    assert build.lock is not None, "it has an image"
+    origin = _origin(build)
+    subject = Subject(name=origin.build, sha256=sha256)
+    payload = statement(origin, build.lock.value(), [subject])
+    return envelope(payload, key_id=signing.key_id(), sign=signing.sign)
+
+
 def _origin(build: Build) -> Origin:
     environment = build.environment
     until = build.finished_at or timezone.now()

@@ -15,10 +15,12 @@ from accounts.sign_in import TooManyAttemptsError
 from environments.domain.errors import (
     AccessDeniedError,
     ArtifactFailedError,
+    ChannelNotAllowedError,
     InvalidInputError,
     NotFoundError,
     NotSignedInError,
-    RecalledError,
+    PolicyError,
+    QuotaError,
     StoreError,
     UnavailableError,
 )
@@ -62,7 +64,9 @@ class ChallengeError(NotSignedInError):
 _KINDS: tuple[tuple[type[StoreError], HTTPStatus, str], ...] = (
     (NotSignedInError, HTTPStatus.UNAUTHORIZED, "UNAUTHORIZED"),
     (TooManyAttemptsError, HTTPStatus.TOO_MANY_REQUESTS, "TOOMANYREQUESTS"),
-    (RecalledError, HTTPStatus.FORBIDDEN, "DENIED"),
+    (PolicyError, HTTPStatus.FORBIDDEN, "DENIED"),
+    (ChannelNotAllowedError, HTTPStatus.FORBIDDEN, "DENIED"),
+    (QuotaError, HTTPStatus.FORBIDDEN, "DENIED"),
     (AccessDeniedError, HTTPStatus.FORBIDDEN, "DENIED"),
     (NotFoundError, HTTPStatus.NOT_FOUND, "NAME_UNKNOWN"),
     (ArtifactFailedError, HTTPStatus.NOT_FOUND, "MANIFEST_UNKNOWN"),

@@ -17,7 +17,6 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonRespons
 from accounts.access import Actor
 from environments.domain.artifacts import ArtifactState
 from environments.domain.errors import (
-    ArtifactFailedError,
     InvalidInputError,
     NotFoundError,
     NotSignedInError,
@@ -25,9 +24,9 @@ from environments.domain.errors import (
 )
 from environments.domain.images import INDEX, MANIFEST
 from environments.domain.lifecycle import SERVED
+from environments.manifests import Content, manifest_of
 from environments.models import Artifact, Build, Environment
 from environments.operations import audit, images
-from environments.operations.images import Content
 from environments.registry import sign_in
 from environments.registry.errors import (
     ChallengeError,
@@ -160,7 +159,7 @@ async def manifest(
             await _built(request, environment, deadline)
         build, wanted = await sync_to_async(_wanted)(*place, reference)
         made = await _awaited(wanted, deadline)
-        content = await sync_to_async(images.manifest_of)(build, made)
+        content = await sync_to_async(manifest_of)(build, made)
     if request.method == "GET" and content.media_type != INDEX:
         actor: Actor = request.actor  # type: ignore[attr-defined]
         await sync_to_async(audit.downloaded)(actor, content.build, "image")
@@ -205,6 +204,7 @@ async def _built(request: HttpRequest, path: str, deadline: float) -> None:
     Raises:
         UnderWayError: it is not built by `deadline`.
         ArtifactFailedError: it cannot be built; the message says why.
+        PolicyError: it is not allowed, or not yet.
     """
 
     def begin() -> Build:
@@ -220,12 +220,8 @@ async def _built(request: HttpRequest, path: str, deadline: float) -> None:
 
     build = await sync_to_async(begin)()
     while build.state not in SERVED:
-        if build.finished:
-            failure = build.failure or {}
-            raise ArtifactFailedError(
-                f"It could not be built: {failure.get('message', build.state)}",
-                hint=failure.get("hint") or None,
-            )
+        if (refusal := await sync_to_async(images.refusal_of)(build)) is not None:
+            raise refusal
         if time.monotonic() >= deadline:
             raise UnderWayError(f"It is being built ({build.state}).", hint="Pull it again.")
         await asyncio.sleep(LOOK)

@@ -25,7 +25,7 @@ from accounts.models import User
 from accounts.roles import Role
 from environments import building, delivery, tasks
 from environments.domain.errors import AccessDeniedError, ConflictError, InvalidInputError
-from environments.engine import webhooks
+from environments.engine import addresses
 from environments.models import Build, Namespace, Notification, Policy, Webhook
 from environments.models.notifications import Event
 from environments.operations import approvals, queueing, recalls, upkeep
@@ -213,8 +213,8 @@ def test_a_receiver_that_wants_no_more_gets_no_more(hook, receiver, research):
     ],
 )
 def test_addresses_that_are_not_public_are_told_from_those_that_are(address, allowed):
-    networks = webhooks.parse_networks(["10.2.0.0/16"])
-    assert webhooks.is_allowed(ip_address(address), networks) == allowed
+    networks = addresses.parse_networks(["10.2.0.0/16"])
+    assert addresses.is_allowed(ip_address(address), networks) == allowed
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "2130706433", "0x7f.1"])

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+import ssl
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urljoin
 
+import httpcore
 import httpx
 
 from environments.domain.errors import (
@@ -18,9 +21,12 @@ from environments.domain.errors import (
     DownloadError,
     InvalidInputError,
     NotFoundError,
+    RequestError,
     UnavailableError,
 )
 from environments.domain.images import INDEX, MANIFEST, conda_platform
+from environments.engine.addresses import Guarded, Network
+from environments.engine.credentials import redact
 from environments.engine.images.archives import CHUNK
 from environments.engine.images.loading import (
     LARGEST_DOCUMENT,
@@ -93,15 +99,40 @@ class Reference:
         return f"{self.host}/{self.name}:{self.tag}"
 
 
+class AddressRefusedError(RequestError):
+    """The registry is at an address where nothing is sent to."""
+
+    code = "address-refused"
+    hint = "Name a registry on the public internet, or ask an administrator to allow its network."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a registry answered, read whole: documents only."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+
+
 class Repository:
-    """A repository of another registry; signs in as it asks. A context manager."""
+    """A repository of another registry; signs in as it asks. A context manager.
+
+    `private`: networks that may be reached beside public addresses; None: all there are.
+    """
 
     def __init__(
-        self, reference: Reference, *, actions: str = "pull", login: Login | None = None
+        self,
+        reference: Reference,
+        *,
+        actions: str = "pull",
+        login: Login | None = None,
+        private: Sequence[Network] | None = None,
     ) -> None:
         self.reference, self._login, self._actions = reference, login, actions
         self._authorization = ""
-        self._client = httpx.Client(timeout=_TIMEOUT, follow_redirects=True)
+        transport = None if private is None else _guarded(private)
+        self._client = httpx.Client(timeout=_TIMEOUT, follow_redirects=True, transport=transport)
 
     def __enter__(self) -> Self:
         return self
@@ -109,8 +140,8 @@ class Repository:
     def __exit__(self, *exception: object) -> None:
         self._client.close()
 
-    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """Answered whole; `path` below the repository, or a URL that the registry gave.
+    def request(self, method: str, path: str, **options: Any) -> Answer:
+        """`path` is below the repository, or a URL that the registry gave.
 
         Raises:
             UnavailableError, AccessDeniedError, NotFoundError
@@ -119,22 +150,43 @@ class Repository:
         make: Callable[[], Any] | None = options.pop("body", None)
         headers = dict(options.pop("headers", {}))
         for attempt in (1, 2):
-            if self._authorization:
+            if self._authorization and self._is_its_own(url):
                 headers["Authorization"] = self._authorization
             content = {"content": make()} if make else {}
-            try:
-                answer = self._client.request(method, url, headers=headers, **content, **options)
-            except httpx.HTTPError as error:
-                raise UnavailableError(f"{self.reference.host} does not answer: {error}") from error
-            if answer.status_code != httpx.codes.UNAUTHORIZED or attempt == 2:
+            answer = self._ask(method, url, headers=headers, **content, **options)
+            if answer.status != httpx.codes.UNAUTHORIZED or attempt == 2:
                 return self._good(answer)
-            self._sign_in(answer.headers.get("WWW-Authenticate", ""))
+            self._sign_in(answer.headers.get("www-authenticate", ""))
         raise AssertionError("the second attempt is answered")
 
-    def _good(self, answer: httpx.Response) -> httpx.Response:
-        status, host = answer.status_code, self.reference.host
+    def _is_its_own(self, url: str) -> bool:
+        """Is it at the registry itself? What is shown there is nobody else's to see."""
+        own = httpx.URL(self.reference.address)
+        asked = httpx.URL(url)
+        return (asked.scheme, asked.host, asked.port) == (own.scheme, own.host, own.port)
+
+    def _ask(self, method: str, url: str, **options: Any) -> Answer:
+        content = b""
+        try:
+            with self._client.stream(method, url, **options) as answer:
+                for part in answer.iter_bytes():
+                    content += part
+                    if len(content) > LARGEST_DOCUMENT:
+                        raise InvalidInputError(
+                            f"{self.reference.host} sends more than a document may have."
+                        )
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            told = redact(str(error) or type(error).__name__)
+            raise UnavailableError(f"{self.reference.host} does not answer: {told}") from error
+        return Answer(status=answer.status_code, headers=answer.headers, content=content)
+
+    def _good(self, answer: Answer) -> Answer:
+        status, host = answer.status, self.reference.host
         if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-            raise AccessDeniedError(f"{host} refuses {self.reference.name}: {_said(answer)}")
+            raise AccessDeniedError(
+                f"{host} refuses {self.reference.name}: {_said(answer)}",
+                hint="Is there a login for it, and may that do this?",
+            )
         if status == httpx.codes.NOT_FOUND:
             raise NotFoundError(f"{self.reference} is not there: {_said(answer)}")
         if status >= httpx.codes.BAD_REQUEST:
@@ -155,10 +207,7 @@ class Repository:
             raise AccessDeniedError(f"{self.reference.host} wants a sign-in of another kind.")
         scope = f"repository:{self.reference.name}:{self._actions}"
         query = {"scope": scope, "service": asked.get("service", "")}
-        try:
-            answer = self._client.get(asked["realm"], params=query, auth=login)
-        except httpx.HTTPError as error:
-            raise UnavailableError(f"{self.reference.host} lets nobody sign in: {error}") from error
+        answer = self._ask("GET", asked["realm"], params=query, auth=login)
         document = read_json(self._good(answer).content, "the answer of the sign-in")
         token = document.get("token") or document.get("access_token") or ""
         self._authorization = f"Bearer {token}"
@@ -175,8 +224,6 @@ class Repository:
             "GET", f"manifests/{which}", headers={"Accept": ", ".join(_MANIFESTS)}
         )
         content = answer.content
-        if len(content) > LARGEST_DOCUMENT:
-            raise InvalidInputError("The manifest is too large.")
         if which.startswith("sha256:"):
             _compare(hashlib.sha256(content).hexdigest(), which)
         return read_json(content, "the manifest")
@@ -184,7 +231,7 @@ class Repository:
     def fetch(self, descriptor: Mapping[str, Any], to: Path) -> None:
         """Write a blob to `to`, held against its digest."""
         wanted = digest_of(descriptor)
-        digest = hashlib.sha256()
+        digest, left = hashlib.sha256(), int(descriptor.get("size") or 0)
         self.request("HEAD", f"blobs/sha256:{wanted}")  # signs in, before what is streamed
         headers = {"Authorization": self._authorization} if self._authorization else {}
         url = f"{self.reference.address}/blobs/sha256:{wanted}"
@@ -198,15 +245,21 @@ class Repository:
                 for part in answer.iter_bytes(CHUNK):
                     digest.update(part)
                     file.write(part)
+                    left -= len(part)
+                    if left < 0:
+                        raise DownloadError("The registry sends more bytes than it named.")
         except httpx.HTTPError as error:
-            raise DownloadError(f"{self.reference.host} stopped sending: {error}") from error
+            told = redact(str(error) or type(error).__name__)
+            raise DownloadError(f"{self.reference.host} stopped sending: {told}") from error
         _compare(digest.hexdigest(), wanted)
 
     def push_blob(self, sha256: str, size: int, parts: Callable[[], Iterator[bytes]]) -> bool:
         """Send a blob that is missing there; False where it is there already."""
         if self.has(f"blobs/sha256:{sha256}"):
             return False
-        place = self.request("POST", "blobs/uploads/").headers["Location"]
+        place = self.request("POST", "blobs/uploads/").headers.get("location", "")
+        if not place:
+            raise UnavailableError(f"{self.reference.host} does not say where to send blobs.")
         url = httpx.URL(urljoin(self.reference.address, place)).copy_merge_params(
             {"digest": f"sha256:{sha256}"}
         )
@@ -224,12 +277,23 @@ def _compare(found: str, wanted: str) -> None:
         raise DownloadError("The registry sent other bytes than it named.")
 
 
-def _said(answer: httpx.Response) -> str:
+def _said(answer: Answer) -> str:
     try:
-        errors = answer.json().get("errors") or []
+        errors = json.loads(answer.content).get("errors") or []
         return "; ".join(str(one.get("message") or one.get("code")) for one in errors)[:500]
-    except (ValueError, AttributeError):
-        return answer.reason_phrase
+    except (ValueError, AttributeError, TypeError):
+        return httpx.codes.get_reason_phrase(answer.status)
+
+
+def _guarded(allowed: Sequence[Network]) -> httpx.HTTPTransport:
+    transport = httpx.HTTPTransport()
+    transport.close()
+    # httpx takes no backend from outside; its transport asks nothing of its pool but requests.
+    transport._pool = httpcore.ConnectionPool(
+        ssl_context=ssl.create_default_context(),
+        network_backend=Guarded(allowed, refused=AddressRefusedError, unavailable=UnavailableError),
+    )
+    return transport
 
 
 def pull(

@@ -1,0 +1,217 @@
+"""Images on their way to other registries: what is missing there, then what leads to it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+
+import structlog
+from django.conf import settings
+from django.db import transaction
+from django.utils import timezone
+
+from environments import blobs
+from environments.domain.artifacts import ArtifactState
+from environments.domain.errors import (
+    ConflictError,
+    LeaseLostError,
+    StoreError,
+    UnavailableError,
+    UnexpectedError,
+)
+from environments.domain.images import INDEX, MANIFEST
+from environments.domain.lifecycle import SERVED
+from environments.engine.addresses import parse_networks
+from environments.engine.images.remote import Login, Reference, Repository
+from environments.manifests import Content, images_of, manifest_of
+from environments.models import (
+    Artifact,
+    AuditEvent,
+    Build,
+    ChannelCredential,
+    ImageBlob,
+    Namespace,
+    Push,
+)
+from environments.models.builds import backoff_delay
+from environments.models.recalls import refuse_recalled
+
+logger = structlog.get_logger(__name__)
+#: An attempt that was not heard of for so long is made again: one blob may take as long.
+PATIENCE = timedelta(minutes=30)
+LONGEST_WAIT = timedelta(hours=6)
+#: Seconds between two looks at an image that another worker makes.
+LOOK = 0.5
+#: Logins of registries lie among those of channels; no channel's URL begins so.
+SCHEME = "oci://"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pushed:
+    """Blobs, and bytes of them, that were sent; and blobs that were there already."""
+
+    sent: int
+    sent_bytes: int
+    there: int
+
+
+def go_on() -> None:
+    """What `send` asks between two blobs, where nobody waits to take its turn."""
+
+
+def send(
+    top: Content,
+    made: Sequence[Artifact],
+    repository: Repository,
+    *,
+    still: Callable[[], None] = go_on,
+) -> Pushed:
+    """Send what `top` leads to: blobs that are missing there, then manifests, its tag last.
+
+    Args:
+        still: called before each blob and manifest; raises where this is not to go on.
+    Raises:
+        AccessDeniedError, UnavailableError: what the other registry says.
+    """
+    sent = sent_bytes = there = 0
+    for artifact in made:
+        parts = ImageBlob.objects.filter(artifact=artifact, artifact_type="")
+        for part in parts.exclude(media_type=MANIFEST).select_related("blob"):
+            still()
+            blob = part.blob
+            if repository.push_blob(blob.sha256, blob.size, partial(blobs.parts, blob.sha256)):
+                sent, sent_bytes = sent + 1, sent_bytes + blob.size
+            else:
+                there += 1
+        if artifact.blob is not None and top.media_type == INDEX:
+            document = b"".join(blobs.parts(artifact.blob.sha256))
+            repository.push_manifest(f"sha256:{artifact.blob.sha256}", document, MANIFEST)
+    still()
+    document = b"".join(blobs.parts(top.blob.sha256))
+    repository.push_manifest(repository.reference.tag, document, top.media_type)
+    return Pushed(sent=sent, sent_bytes=sent_bytes, there=there)
+
+
+def login_for(namespace: Namespace | None, reference: Reference) -> Login | None:
+    """What a namespace itself shows to a registry: the installation's logins are not for it."""
+    place = f"{SCHEME}{reference.host}/{reference.name}/"
+    rows = ChannelCredential.objects.filter(namespace=namespace, url_prefix__startswith=SCHEME)
+    fitting = [row for row in rows if place.startswith(f"{row.url_prefix}/")]
+    if not fitting:
+        return None
+    row = max(fitting, key=lambda one: len(one.url_prefix))
+    if not row.secret:
+        raise ConflictError(
+            f"The login for {row.url_prefix} cannot be read: the installation's key has changed.",
+            hint="Enter it again.",
+        )
+    return Login.parse(row.secret)
+
+
+def target_of(target: str, build: Build) -> Reference:
+    """Where a rule's `target` says that a build goes."""
+    return Reference.parse(filled(target, str(build.environment.name), build.number))
+
+
+def filled(target: str, environment: str, build: int) -> str:
+    """`target` with its two names put in: nothing else in braces means anything."""
+    return target.replace("{environment}", environment).replace("{build}", str(build))
+
+
+def push(push_id: int) -> None:
+    """One attempt at a push, or nothing: it is not due, or another worker is at it."""
+    rows = Push.objects.select_related(
+        "rule__namespace", "build__environment__namespace", "build__lock", "build__specification"
+    )
+    row = rows.filter(pk=push_id).first()
+    if row is None or not row.claim(patience=PATIENCE):
+        return
+    try:
+        top, done = _attempt(row)
+    except LeaseLostError:
+        logger.info("push superseded", push=row.pk)
+    except StoreError as error:
+        _give_up(row, error)
+    except Exception:
+        logger.exception("push stopped unexpectedly", push=row.pk)
+        _give_up(row, UnexpectedError("The push stopped unexpectedly."))
+    except BaseException:  # Dramatiq stops the thread: shutdown, or its own time limit
+        _give_up(row, UnavailableError("Its worker was stopped."))
+        raise
+    else:
+        _finish(row, top, done)
+
+
+def _attempt(row: Push) -> tuple[Content, Pushed]:
+    build = row.build
+    build.refresh_from_db()
+    if build.state not in SERVED or build.deleted_at is not None:
+        raise ConflictError(f"{build} is {build.state}: it is not given away.")
+    refuse_recalled(build)
+    reference = target_of(row.rule.target, build)
+    login = login_for(row.rule.namespace, reference)
+    made = _made(images_of(build))
+    top = manifest_of(build, made)
+
+    def still() -> None:
+        if not row.keep_on(patience=PATIENCE):
+            raise LeaseLostError("Another build is to be sent, or another worker sends it.")
+
+    private = parse_networks(settings.PUSH_PRIVATE_NETWORKS)
+    with Repository(reference, actions="pull,push", login=login, private=private) as repository:
+        return top, send(top, made, repository, still=still)
+
+
+def _made(wanted: Sequence[Artifact]) -> list[Artifact]:
+    """The images, made here where nobody makes them yet."""
+    from environments import artifacts  # workers have it; the web process sends images without
+
+    deadline = time.monotonic() + settings.ARTIFACT_TIME_LIMIT.total_seconds()
+    for artifact in wanted:
+        artifacts.make(artifact.pk)
+        artifact.refresh_from_db()
+        while artifact.state == ArtifactState.MAKING and time.monotonic() < deadline:
+            time.sleep(LOOK)
+            artifact.refresh_from_db()
+        if artifact.state not in (ArtifactState.READY, ArtifactState.FAILED):
+            told = (artifact.failure or {}).get("message", "")
+            raise UnavailableError(f"The image is not made yet. {told}".strip())
+    return list(wanted)
+
+
+def _finish(row: Push, top: Content, done: Pushed) -> None:
+    change = {
+        "to": str(target_of(row.rule.target, row.build)),
+        "digest": f"sha256:{top.blob.sha256}",
+        "sent": done.sent,
+        "rule": row.rule_id,
+    }
+    with transaction.atomic():
+        ended = row.end(
+            pushed_at=timezone.now(),
+            problem="",
+            digest=top.blob.sha256,
+            sent_bytes=done.sent_bytes,
+        )
+        if ended:
+            AuditEvent.record(None, "image.push", row.build, change)
+
+
+def _give_up(row: Push, error: StoreError) -> None:
+    """Another attempt for the world's failures, while any are left; else the outcome."""
+    problem = f"{error} {error.hint}".strip()[:1000]
+    logger.warning("not pushed", push=row.pk, code=error.code, error=problem)
+    now = timezone.now()
+    if error.transient and row.attempts < settings.NOTIFICATION_ATTEMPTS:
+        delay = backoff_delay(
+            row.attempts, first=settings.NOTIFICATION_BACKOFF, ceiling=LONGEST_WAIT
+        )
+        row.end(not_before=now + delay, message_sent_at=None, problem=problem)
+        return
+    with transaction.atomic():
+        if row.end(failed_at=now, problem=problem):
+            change = {"code": error.code, "problem": problem[:300], "rule": row.rule_id}
+            AuditEvent.record(None, "image.push-failed", row.build, change)
