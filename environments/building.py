@@ -17,7 +17,7 @@ import structlog
 from django.conf import settings
 from django.db import transaction
 
-from environments import approvals, bytecode, folders, recalls
+from environments import approvals, bytecode, folders, hosting, recalls
 from environments.domain.errors import (
     LeaseLostError,
     SmokeTestError,
@@ -55,6 +55,7 @@ def solve(run: Run) -> None:
         build.specification,
         policy=policy,
         namespace=build.environment.namespace,
+        actor=hosting.submitter(build.requested_by),
         force=build.force_solve,
         cancelled=run.cancelled,
         log=run.log,
@@ -283,6 +284,7 @@ def run_preview(preview_id: str) -> None:
             preview.specification,
             policy=policy,
             namespace=preview.namespace,
+            actor=hosting.submitter(preview.requested_by),
             force=preview.force_solve,
             cancelled=lambda: time.monotonic() > deadline,
             log=lambda line: logger.debug(line, preview=preview_id),

@@ -49,9 +49,9 @@ def complete(*, most: int = 20) -> int:
     Packages that were in a worker's cache before they were kept, or whose row was lost with a
     worker. Some at a time, and not always the same ones: their channel may be gone.
     """
-    archive = package_archive()
-    if archive is None:
+    if not settings.KEEP_PACKAGES:
         return 0
+    archive = package_archive()
     kept = 0
     for record, locked, part in (
         (CondaRecord, LockedConda, "conda"),

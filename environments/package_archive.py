@@ -30,8 +30,10 @@ BATCH = 500
 class Kept:
     """What was there when it was asked; the database is written at the end, by who asked."""
 
-    def __init__(self, known: Collection[str]) -> None:
+    def __init__(self, known: Collection[str], *, keeps: bool = True) -> None:
+        """`keeps`: False takes what is there, and adds nothing."""
         self._known = known
+        self._keeps = keeps
         self._guard = threading.Lock()
         self.added: dict[str, int] = {}  # sha256: bytes
         self.damaged: dict[str, str] = {}  # sha256: why
@@ -58,6 +60,8 @@ class Kept:
         return not why
 
     def keep(self, sha256: str, path: Path) -> None:
+        if not self._keeps:
+            return
         try:
             size = path.stat().st_size
             # Not waited for until it is on the disk: what is damaged is fetched again.
@@ -70,12 +74,15 @@ class Kept:
 
 
 class PackageArchive:
+    def __init__(self, *, keeps: bool = True) -> None:
+        self._keeps = keeps
+
     @contextmanager
     def opened(self, digests: Collection[str]) -> Iterator[Kept]:
         wanted = sorted(set(digests))
         for start in range(0, len(wanted), BATCH):
             blobs.want(Blob.objects.filter(sha256__in=wanted[start : start + BATCH]))
-        kept = Kept(self.kept(wanted))
+        kept = Kept(self.kept(wanted), keeps=self._keeps)
         try:
             yield kept
         finally:
@@ -99,9 +106,9 @@ class PackageArchive:
         return [package for package in packages if package.sha256 not in known]
 
 
-def package_archive() -> PackageArchive | None:
-    """None where the installation keeps no packages."""
-    return PackageArchive() if settings.KEEP_PACKAGES else None
+def package_archive() -> PackageArchive:
+    """Where the installation keeps no packages, those that were uploaded to it are there still."""
+    return PackageArchive(keeps=settings.KEEP_PACKAGES)
 
 
 def _note(kept: Kept) -> None:

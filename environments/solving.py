@@ -11,7 +11,8 @@ from datetime import datetime, timedelta
 from django.conf import settings
 from django.utils import timezone
 
-from environments import folders
+from accounts.access import Actor
+from environments import folders, hosting
 from environments.domain.errors import LeaseLostError, UnsatisfiableError
 from environments.domain.lock import Lock
 from environments.domain.names import Credential
@@ -50,15 +51,19 @@ def solve_or_reuse(
     *,
     policy: Policy,
     namespace: Namespace,
+    actor: Actor,
     force: bool,
     cancelled: Callable[[], bool],
     log: Callable[[str], None],
 ) -> Answer:
     """The same specification, channel state, platforms and policy have one lock.
 
+    `actor` is who asked for it: of channels that are hosted here, it takes what that one may read.
+
     Who asks while the same solve is under way waits for its answer.
     """
     wanted = specification.value()
+    hosting.require_readable(actor, namespace, wanted)
     credentials = credentials_for(namespace, wanted.channels)
     engine = tools()
     solver = engine.solver(credentials)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from django.conf import settings
 
+from environments import hosting
 from environments.domain.names import Credential
 from environments.engine.artifacts.parts import PartFolder
 from environments.engine.bytecode import BytecodeCache
@@ -83,7 +84,10 @@ class Tools:
             names = "\n".join(f"{each.url_prefix} {each.secret}" for each in credentials)
             folder /= f"private-{hashlib.sha256(names.encode()).hexdigest()[:16]}"
         channels = Channels(
-            cache=folder, credentials=source_of(credentials), memo=settings.CHANNEL_STATE_TTL
+            cache=folder,
+            credentials=source_of(credentials),
+            hosted=hosting.files_of,
+            memo=settings.CHANNEL_STATE_TTL,
         )
         pypi = PypiResolver(
             index_urls=tuple(settings.PYPI_INDEX_URLS),

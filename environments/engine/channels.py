@@ -42,6 +42,7 @@ from environments.engine.credentials import (
     request_headers,
     request_url,
 )
+from environments.engine.hosted import HostedFiles, HostedLookup, HostedSource, none_hosted
 from environments.engine.records import from_rattler
 
 Answer = TypeVar("Answer")
@@ -79,16 +80,19 @@ class Channels:
         *,
         cache: Path,
         credentials: CredentialSource = no_credentials,
+        hosted: HostedLookup = none_hosted,
         memo: timedelta = timedelta(seconds=5),
         timeout: timedelta = timedelta(seconds=30),
     ) -> None:
         """`memo`: how long an observed state counts; `timeout`: of one request for a state."""
         self.cache = cache
         self._credential_source = credentials
+        self._hosted_lookup = hosted
         self._memo = memo
         self._timeout = timeout
         self._lock = threading.RLock()
         self._credentials: dict[str, Credential | None] = {}
+        self._hosted: dict[str, HostedSource] = {}
         self._observed: dict[tuple[str, str], tuple[float, str]] = {}
         self._loaded: dict[tuple[str, str], str] = {}
         self._forms: dict[tuple[str, str], str] = {}
@@ -173,11 +177,17 @@ class Channels:
         cancelled: Cancelled = never,
     ) -> dict[tuple[str, str], str]:
         """The state of each (channel, subdir), "" where a channel has no such subdir."""
-        self.learn_credentials(channels)
+        self.learn_hosted(found for url in channels if (found := self._hosted_lookup(url)))
+        elsewhere = [url for url in channels if url not in self._hosted]
+        self.learn_credentials(elsewhere)
         wanted = _subdirs(channels, platforms)
         now = time.monotonic()
         with self._lock:
             fresh = {
+                (url, subdir): self._hosted_state(url, subdir)
+                for url, subdir in wanted
+                if url in self._hosted
+            } | {
                 key: state
                 for key in wanted
                 if (held := self._observed.get(key)) is not None
@@ -193,12 +203,28 @@ class Channels:
             fresh |= found
         return {key: fresh[key] for key in wanted}
 
+    def learn_hosted(self, found: Iterable[HostedFiles]) -> None:
+        """Read these channels from their files from now on."""
+        with self._lock:
+            for hosted in found:
+                known = self._hosted.get(hosted.url)
+                if known is None or known.hosted != hosted:
+                    self._hosted[hosted.url] = HostedSource(hosted)
+
+    def hosted(self, channels: Sequence[str]) -> tuple[HostedFiles, ...]:
+        """Those of `channels` that are read from files."""
+        return tuple(self._hosted[url].hosted for url in channels if url in self._hosted)
+
+    def _hosted_state(self, url: str, subdir: str) -> str:
+        # `noarch` is there, be it empty: every channel must have it.
+        return self._hosted[url].hosted.states.get(subdir, "0" if subdir == "noarch" else "")
+
     def refresh(self, states: Mapping[tuple[str, str], str]) -> None:
         """Forget the repodata that is older than `states`, in memory and on disk."""
         changed = [
             (key, state)
             for key, state in states.items()
-            if self._loaded.get(key) != state and state
+            if self._loaded.get(key) != state and state and key[0] not in self._hosted
         ]
         gateway = self.gateway
         for (channel, subdir), state in changed:
@@ -246,8 +272,8 @@ class Channels:
                 )
             return self._client
 
-    def sources(self, channels: Sequence[str]) -> list[rattler.Channel]:
-        return [rattler.Channel(channel) for channel in channels]
+    def sources(self, channels: Sequence[str]) -> list[Source]:
+        return [self._hosted.get(channel) or rattler.Channel(channel) for channel in channels]
 
     def headers(self, url: str) -> dict[str, str]:
         """The headers to send to `url`, of the credential of the channel that it is part of."""
@@ -383,8 +409,10 @@ class Channels:
         cancelled: Cancelled = never,
         deadline: float | None = None,
     ) -> list[CondaPackage]:
-        """Every build of each of `names` in one subdir, in no order."""
+        """Every build of each of `names` in one subdir, in no order; also what was yanked here."""
         self.refresh(self.observe([channel], [subdir], cancelled=cancelled))
+        if (hosted := self._hosted.get(channel)) is not None:
+            return [package for name in names for package, _ in hosted.packages(subdir, name)]
         found = self.run(
             self._records(channel, [subdir], *names), cancelled=cancelled, deadline=deadline
         )
@@ -456,6 +484,8 @@ class Channels:
 
     def _channeldata(self, channel: str) -> dict[str, dict[str, Any]]:
         """The packages of channeldata.json; a channel need not have one."""
+        if channel in self._hosted:
+            return {}
         if channel.startswith("file:"):
             with suppress(OSError, ValueError):
                 content = json.loads((_folder(channel) / "channeldata.json").read_bytes())

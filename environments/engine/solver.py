@@ -110,7 +110,13 @@ class RattlerSolver:
         cutoff = newest_allowed(parse_exclude_newer(request.exclude_newer), self._now())
         check(request)
         states = self.channels.observe(request.channels, request.platforms, cancelled=cancelled)
-        work = Work(request=request, cutoff=cutoff, states=states, deadline=deadline)
+        work = Work(
+            request=request,
+            cutoff=cutoff,
+            states=states,
+            hosted=self.channels.hosted(request.channels),
+            deadline=deadline,
+        )
         parts = self._conda(work, cancelled=cancelled, log=log)
         if any(request.pip.get(platform) for platform in request.platforms):
             parts = [

@@ -195,7 +195,8 @@ def main() -> None:
     while True:
         work, shown = requests.next()
         credentials = dict(shown)
-        channels.learn_credentials(work.request.channels)
+        here = {hosted.url for hosted in work.hosted}
+        channels.learn_credentials(url for url in work.request.channels if url not in here)
         answer: tuple[str, Any]
         try:
             answer = ("answer", solve_conda(channels, work, cancelled=never, log=requests.log))

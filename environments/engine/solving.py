@@ -20,7 +20,7 @@ from environments.domain.errors import (
     TimeLimitError,
     UnsatisfiableError,
 )
-from environments.domain.lock import Lock, PlatformLock
+from environments.domain.lock import Lock, PlatformLock, dependency_order
 from environments.domain.names import without_credentials
 from environments.domain.progress import Cancelled
 from environments.domain.records import CondaPackage
@@ -33,6 +33,7 @@ from environments.engine.explanation import (
     spec_name,
     unsatisfiable,
 )
+from environments.engine.hosted import HostedFiles
 from environments.engine.policy_view import PlatformView, PolicyView, Refused, Rules
 from environments.engine.records import from_rattler, to_rattler
 
@@ -66,6 +67,7 @@ class Work:
     request: SolveRequest
     cutoff: datetime | None
     states: Mapping[tuple[str, str], str]
+    hosted: tuple[HostedFiles, ...] = ()
     deadline: float  # of time.monotonic(), which all processes of a machine share
     explain_only: bool = False  # rattler's solver must not be asked again
 
@@ -105,6 +107,7 @@ def solve_conda(
     channels: Channels, work: Work, *, cancelled: Cancelled, log: Log
 ) -> list[PlatformLock]:
     """The conda part of every platform; faults of all platforms in one error."""
+    channels.learn_hosted(work.hosted)
     channels.refresh(work.states)
     return channels.run(
         _solve_platforms(channels, work, log), cancelled=cancelled, deadline=work.deadline + 1
@@ -153,7 +156,7 @@ async def _solve_platform(
         raise (await explainer.explain(probe=not work.explain_only)) from error
     packages = _packages(channels, records)
     log(f"{platform}: {len(packages)} packages, in {time.monotonic() - started:.2f} s.")
-    return PlatformLock(platform=platform, conda=packages)
+    return PlatformLock(platform=platform, conda=dependency_order(packages))
 
 
 async def _through(
@@ -264,7 +267,7 @@ class RattlerQuestion:
         seconds: float | None = None,
         view: PlatformView | None = None,
     ) -> list[rattler.RepoDataRecord]:
-        """The answer to `specs`, dependencies first; of what `view` shows, or of all there is.
+        """The answer to `specs`; of what `view` shows, or of all there is.
 
         Raises:
             NoAnswerError: there is none.
@@ -298,9 +301,7 @@ class RattlerQuestion:
                     f"{self.platform}: the solver found no answer within the time limit."
                 ) from error
             raise NoAnswerError from error  # its text is for those who know the solver
-        ordered = rattler.PackageRecord.sort_topologically([*records])
-        by_name = {record.name.normalized: record for record in records}
-        return [by_name[record.name.normalized] for record in ordered]
+        return [*records]
 
     def _strictly(self, specs: Sequence[str]) -> list[str]:
         """`specs` so that a channel that has a name hides it in all lower ones.

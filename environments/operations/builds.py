@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from accounts.access import Actor, require
 from accounts.roles import Perm
-from environments import approvals, folders, platforms
+from environments import approvals, folders, hosting, platforms
 from environments.domain.errors import (
     ConflictError,
     InvalidInputError,
@@ -60,6 +60,7 @@ def read_submission(
     defaults = Defaults(
         channels=tuple(settings.DEFAULT_CHANNELS),
         channel_alias=settings.CHANNEL_ALIAS,
+        hosted_channels=hosting.base_url(),
         platforms=tuple(platforms_wanted) or platforms.default_platforms(),
         max_bytes=settings.MAX_SPECIFICATION_BYTES,
         max_lock_bytes=settings.MAX_LOCK_BYTES,
@@ -72,6 +73,8 @@ def read_submission(
 def keep_credentials(namespace: Namespace, credentials: Sequence[Credential]) -> None:
     """Move secrets that stood in channel URLs to the secret store of the namespace."""
     for credential in credentials:
+        if hosting.is_hosted(credential.url_prefix):
+            continue  # who may read it is asked of rows
         row, _ = ChannelCredential.objects.get_or_create(
             namespace=namespace,
             url_prefix=credential.url_prefix,
@@ -104,11 +107,13 @@ def submit_build(
         return Submitted(build=known, warnings=(), created=False)
     namespace = environment.namespace
     submission = read_submission(namespace, specification, platforms_wanted=platforms_wanted)
+    value = submission.specification
+    hosting.require_readable(actor, namespace, value)
     near = quotas.require_room(namespace, builds=1)
     keep_credentials(namespace, submission.credentials)
-    value = submission.specification
     for url in value.channels:
-        Channel.objects.get_or_create(url=url)
+        if not hosting.is_hosted(url):  # what those offer is not for everybody's search
+            Channel.objects.get_or_create(url=url)
     try:
         with transaction.atomic():
             build = Build.objects.create(

@@ -9,6 +9,7 @@ from django.db import transaction
 
 from accounts.access import Actor, require
 from accounts.roles import Perm
+from environments import hosting
 from environments.models import Environment, Namespace, Preview, SpecificationRow
 from environments.operations import queueing
 from environments.operations.builds import keep_credentials, read_submission
@@ -35,6 +36,7 @@ def preview_solve(
     if environment is not None:
         require(actor, Perm.VIEW, environment)
     submission = read_submission(namespace, specification, platforms_wanted=platforms_wanted)
+    hosting.require_readable(actor, namespace, submission.specification)
     keep_credentials(namespace, submission.credentials)
     preview = Preview.objects.create(
         namespace=namespace,

@@ -128,9 +128,12 @@ def test_a_full_blob_store_does_not_fail_a_build(
     assert not Blob.objects.exists()
 
 
-def test_an_installation_may_keep_none(settings: Any) -> None:
+def test_an_installation_may_keep_none(
+    package: CondaPackage, tmp_path: Path, settings: Any
+) -> None:
     settings.KEEP_PACKAGES = False
-    assert package_archive() is None
+    PackageCache(tmp_path / "one", archive=package_archive()).ensure([package])
+    assert not Blob.objects.exists()
 
 
 def test_what_a_cache_had_before_is_kept_later_while_its_channel_has_it(
