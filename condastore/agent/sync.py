@@ -1,0 +1,339 @@
+"""One round of keeping a folder as the server says, and the loop around it.
+
+ask the server -> links that are to go, go -> fetch, link and switch what is new
+  -> drop what is old, or recalled, once no process needs it
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from rattler.platform import Platform
+
+from condastore.agent.folder import Folder
+from condastore.agent.in_use import in_use
+from condastore.agent.server import Server
+from condastore.agent.telling import Event, Kind, Progress, Told
+from condastore.agent.wanted import Answer, Choice, Kept, Name, Wanted, farewell, to_drop
+from environments.domain.errors import (
+    AccessDeniedError,
+    LeaseLostError,
+    NotFoundError,
+    StoreError,
+    UnavailableError,
+)
+from environments.engine import linking
+from environments.engine.bytecode import PythonSources, bytecode_tag, python_sources
+from environments.engine.downloads import Patience
+from environments.engine.pypi_install import install_wheels
+
+PARALLEL = 4  # downloads: many machines may begin at the same moment
+_PATIENCE = Patience(attempts=5)
+#: After failures the pauses double, to at most so much.
+LONGEST_PAUSE = timedelta(minutes=15)
+
+
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    """How a round went."""
+
+    present: list[Name] = field(default_factory=list)
+    errors: list[StoreError] = field(default_factory=list)
+    unreachable: bool = False  # the server said nothing of at least one namespace
+
+    @property
+    def complete(self) -> bool:
+        """Is all there that was chosen?"""
+        return not self.errors
+
+    @property
+    def worst(self) -> StoreError | None:
+        """Of several errors the one that a person can do most about."""
+        kinds = (AccessDeniedError, NotFoundError, StoreError)
+        ordered = sorted(
+            self.errors,
+            key=lambda error: next(n for n, kind in enumerate(kinds) if isinstance(error, kind)),
+        )
+        return ordered[0] if ordered else None
+
+
+@dataclass(slots=True, kw_only=True)
+class _Failed:
+    """What could not be linked is tried again later and later, until it is another one."""
+
+    place: Path
+    error: StoreError
+    times: int
+    again_at: float  # on the monotonic clock
+
+
+class Agent:
+    """Keeps `folder` as `server` says; its caller holds the folder."""
+
+    def __init__(
+        self,
+        folder: Folder,
+        server: Server,
+        choice: Choice,
+        *,
+        keep: int,
+        told: Told,
+        stopped: Callable[[], bool],
+        platform: str = "",
+    ) -> None:
+        self.folder, self.server, self.choice = folder, server, choice
+        self.keep, self.told, self.stopped = keep, told, stopped
+        self.platform = platform or str(Platform.current())
+        self._failed: dict[Name, _Failed] = {}
+        self._said: dict[str, str] = {}  # subject: what was said of it, not to be repeated
+
+    def run(self, *, interval: timedelta, wait: Callable[[float], Any]) -> None:
+        """Round after round until it is stopped; `wait` is called with the seconds between."""
+        cuts = 0
+        while not self.stopped():
+            try:
+                cut = self.once().unreachable
+            except OSError as error:  # the disk is full, or gone
+                self.told.event(_event("failed", str(self.folder.root), _as_ours(error)))
+                cut = True
+            cuts = cuts + 1 if cut else 0
+            # Not all machines at the same moment, also after an outage.
+            wait(_pause(interval, cuts) * random.SystemRandom().uniform(0.8, 1.2))
+
+    def once(self) -> Outcome:
+        """One round.
+
+        Raises:
+            LeaseLostError: it was stopped; what is there is whole.
+        """
+        outcome = Outcome()
+        self.folder.tidy()
+        answers = self._ask(outcome)
+        self._remove(answers)
+        for namespace, answer in answers.items():
+            if isinstance(answer, Mapping):
+                for environment in sorted(answer):
+                    name = Name(namespace, environment)
+                    if self.choice.has(name):
+                        self._bring(name, answer[environment], outcome)
+        self._look_for_named(answers, outcome)
+        self._drop(answers)
+        self.folder.tidy_cache()
+        self.folder.empty_trash()
+        return outcome
+
+    # --- the parts of a round ----------------------------------------------------------------
+
+    def _ask(self, outcome: Outcome) -> dict[str, Answer]:
+        """What the server says; a namespace of which it says nothing is not in it."""
+        answers: dict[str, Answer] = {}
+        for namespace in self.choice.namespaces:
+            try:
+                answers[namespace] = self.server.environments(namespace)
+                self._say(namespace, None)
+            except (AccessDeniedError, NotFoundError) as error:
+                answers[namespace] = error
+                outcome.errors.append(error)
+                self._say(namespace, _event("refused", namespace, error))
+            except StoreError as error:
+                outcome.errors.append(error)
+                outcome.unreachable = True
+                event = _event("unreachable", namespace, error)
+                more = "What is here stays as it is."
+                self._say(namespace, replace(event, message=f"{event.message} {more}"))
+        return answers
+
+    def _remove(self, answers: Mapping[str, Answer]) -> None:
+        """First of all: what was recalled is not to be used a moment longer."""
+        for name in self.folder.current():
+            if why := farewell(name, self.choice, answers):
+                self.folder.remove_link(name)
+                self._tell("removed", name, why)
+
+    def _bring(self, name: Name, wanted: Wanted, outcome: Outcome) -> None:
+        """Fetch, link and switch, where that is not done already."""
+        self._obey()
+        build = wanted.build
+        if build is None or (self.platform not in build.platforms and not self.choice.named):
+            why = wanted.why
+            if build is not None:
+                why = f"build {build.number} is for {', '.join(build.platforms)}"
+            self._say(str(name), Event(kind="left-out", subject=str(name), message=why))
+            if self.choice.named:
+                outcome.errors.append(NotFoundError(f"{name} has no folder: {why}."))
+            return
+        place = self.folder.place(name, build.folder_name(name.environment))
+        before = self._failed.get(name)
+        if before is not None and before.place == place and time.monotonic() < before.again_at:
+            outcome.errors.append(before.error)
+            return
+        try:
+            self.folder.require_free(name)
+            if not place.is_dir():
+                self._link(name, wanted, place)
+            if self.folder.current().get(name) != place:
+                self.folder.switch(name, place)
+                self._tell("current", name, f"build {build.number}", build=build.number)
+        except (StoreError, OSError) as error:
+            if isinstance(error, LeaseLostError):
+                raise
+            self._fail(name, place, _as_ours(error), outcome)
+        else:
+            self._failed.pop(name, None)
+            self._said.pop(str(name), None)
+            outcome.present.append(name)
+
+    def _link(self, name: Name, wanted: Wanted, place: Path) -> None:
+        """Caches -> a hidden folder, as if it stood in its place already; then the one rename."""
+        build, folder = wanted.build, self.folder
+        assert build is not None
+        self._tell("linking", name, f"build {build.number} is new here", build=build.number)
+        recipe = self.server.recipe(name, build, self.platform)
+        part = recipe.lock
+
+        def progress(progress: Progress) -> None:
+            self.told.progress(str(name), progress)
+
+        fetching: dict[str, Any] = {
+            "credentials": self.server.credentials,
+            "cancelled": self.stopped,
+            "progress": progress,
+            "parallel": PARALLEL,
+            "patience": _PATIENCE,
+        }
+        packages = folder.packages.ensure(self.server.packages(name, build, part.conda), **fetching)
+        wheels = folder.wheels.ensure(self.server.wheels(name, build, part.pypi), **fetching)
+        hidden = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
+        try:
+            report = linking.link(
+                part,
+                target=hidden,
+                final_prefix=place,
+                cache=folder.packages,
+                packages=packages,
+                requested=recipe.requested,
+                variables=recipe.variables,
+                moment=build.created_at,
+                note=f"condastore build {name} build {build.number} ({build.specification[:12]})",
+                progress=progress,
+                cancelled=self.stopped,
+            )
+            if report.python is not None:
+                sources = python_sources(packages, report.python)
+                if wheels:
+                    installed = install_wheels(
+                        wheels,
+                        target=hidden,
+                        final_prefix=place,
+                        python=report.python,
+                        progress=progress,
+                        cancelled=self.stopped,
+                    )
+                    sources += installed.sources
+                python = next(one for one in part.conda if one.name == "python")
+                self._compile(name, sources, bytecode_tag(python), hidden, progress)
+            linking.publish_prefix(hidden, place)
+        finally:
+            linking.to_trash(hidden, folder.trash)
+
+    def _compile(
+        self,
+        name: Name,
+        sources: list[PythonSources],
+        tag: str | None,
+        prefix: Path,
+        progress: Callable[[Progress], None],
+    ) -> None:
+        """Compiled Python files, as nobody else may write them there: linked, or made once."""
+        if tag is None:
+            return
+        cache = self.folder.bytecode
+        missing = cache.link(sources, tag=tag, prefix=prefix).missing
+        try:
+            cache.compile(
+                missing, tag=tag, prefix=prefix, cancelled=self.stopped, progress=progress
+            )
+        except UnavailableError as error:  # it works without, only slower
+            self._tell("note", name, error.message)
+        cache.link(missing, tag=tag, prefix=prefix)
+
+    def _fail(self, name: Name, place: Path, error: StoreError, outcome: Outcome) -> None:
+        before = self._failed.get(name)
+        times = before.times + 1 if before is not None and before.place == place else 1
+        pause = _pause(timedelta(seconds=30), times - 1)
+        self._failed[name] = _Failed(
+            place=place, error=error, times=times, again_at=time.monotonic() + pause
+        )
+        outcome.errors.append(error)
+        self.told.event(_event("failed", str(name), error))
+
+    def _look_for_named(self, answers: Mapping[str, Answer], outcome: Outcome) -> None:
+        for name in sorted(self.choice.named):
+            answer = answers.get(name.namespace)
+            if isinstance(answer, Mapping) and name.environment not in answer:
+                error = NotFoundError(f"There is no environment {name}.")
+                outcome.errors.append(error)
+                self._say(str(name), _event("left-out", str(name), error))
+
+    def _drop(self, answers: Mapping[str, Answer]) -> None:
+        """What is not to be used any more, and is not; what still is, is looked at next time."""
+        doomed = to_drop(
+            self.folder.kept(), self.folder.current(), self.choice, answers, keep=self.keep
+        )
+        needed = in_use([one.path for one in doomed])
+        for one in doomed:
+            if one.path in needed:
+                event = _of_build("in-use", one, "stays until no process needs it")
+                self._say(str(one.path), event)
+            else:
+                self.folder.drop(one)
+                self._said.pop(str(one.path), None)
+                self.told.event(_of_build("dropped", one, "is removed"))
+
+    # --- what it says ------------------------------------------------------------------------
+
+    def _tell(self, kind: Kind, name: Name, message: str, *, build: int | None = None) -> None:
+        self.told.event(Event(kind=kind, subject=str(name), message=message, build=build))
+
+    def _say(self, about: str, event: Event | None) -> None:
+        """Tell it, unless that was the last thing told about it."""
+        message = event.message if event is not None else ""
+        before = self._said.get(about, "")
+        self._said[about] = message
+        if event is not None and message != before:
+            self.told.event(event)
+        elif event is None and before:
+            self.told.event(Event(kind="note", subject=about, message="The server answers again."))
+
+    def _obey(self) -> None:
+        if self.stopped():
+            raise LeaseLostError("The agent was stopped.")
+
+
+def _pause(first: timedelta, times: int) -> float:
+    """Seconds; twice as long after each failure."""
+    longest = max(first, LONGEST_PAUSE)
+    return min(first.total_seconds() * 2 ** min(times, 20), longest.total_seconds())
+
+
+def _event(kind: Kind, subject: str, error: StoreError) -> Event:
+    return Event(kind=kind, subject=subject, message=str(error), hint=error.hint)
+
+
+def _of_build(kind: Kind, one: Kept, what: str) -> Event:
+    return Event(
+        kind=kind, subject=str(one.name), message=f"build {one.number} {what}", build=one.number
+    )
+
+
+def _as_ours(error: StoreError | OSError) -> StoreError:
+    if isinstance(error, StoreError):
+        return error
+    return UnavailableError(f"The folder cannot be written: {error}.")
