@@ -21,7 +21,8 @@ from conda_pack import core as conda_pack
 from environments.domain.errors import DiskSpaceError, InvalidInputError
 from environments.engine.artifacts.parts import GZIP, ZSTD, Compression, PartFolder, write_parts
 from environments.engine.artifacts.staging import Material
-from environments.engine.artifacts.tree import END, Entry, Part, PrefixRecord, parts_of
+from environments.engine.artifacts.tar import END, Entry
+from environments.engine.artifacts.tree import Part, PrefixRecord, parts_of
 
 #: Set by the activation script, as the specification says.
 _VARIABLES = "etc/conda/{moment}.d/condastore-variables.sh"
@@ -89,8 +90,7 @@ def _added(
     prefixes: Sequence[PrefixRecord], variables: Mapping[str, str], moment: int
 ) -> Iterator[Entry]:
     def entry(path: str, text: str, *, executable: bool = False) -> Entry:
-        content = text.encode()
-        return Entry(path, content, len(content), moment, executable)
+        return Entry.file(path, text.encode(), moment, executable=executable)
 
     package = resources.files("conda_pack")
     scripts = package / "scripts" / "posix"

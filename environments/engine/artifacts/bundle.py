@@ -25,7 +25,7 @@ from environments.domain.sbom import cyclonedx
 from environments.engine.artifacts.archives import told_of_full_disk
 from environments.engine.artifacts.installer import SYSTEMS, make_installer
 from environments.engine.artifacts.staging import Material
-from environments.engine.artifacts.tree import END, Entry, tar_stream, with_folders
+from environments.engine.artifacts.tar import END, Entry, tar_stream, with_folders
 
 _README = """\
 The packages of the lock {digest}
@@ -84,8 +84,7 @@ def _texts(material: Material, top: str, moment: int) -> Iterator[Entry]:
     with contextlib.suppress(ConflictError):  # a channel that gives no md5
         texts["conda-lock.yml"] = rendering.conda_lock_yml(lock)
     for name, text in texts.items():
-        content = text.encode()
-        yield Entry(f"{top}/{name}", content, len(content), moment)
+        yield Entry.file(f"{top}/{name}", text.encode(), moment)
 
 
 def _real(material: Material) -> list[CondaPackage]:
@@ -126,4 +125,4 @@ def _packages(
 def _installer(material: Material, top: str, moment: int) -> Iterator[Entry]:
     if material.platform in SYSTEMS:
         made = make_installer(material)
-        yield Entry(f"{top}/{made.name}", str(made), made.stat().st_size, moment, executable=True)
+        yield Entry(f"{top}/{made.name}", str(made), made.stat().st_size, moment, 0o755)

@@ -28,14 +28,8 @@ from environments.domain.progress import Progress
 from environments.engine.artifacts.archives import whole_or_nothing
 from environments.engine.artifacts.sif import ARCHITECTURES, write_sif
 from environments.engine.artifacts.staging import Material
-from environments.engine.artifacts.tree import (
-    END,
-    Entry,
-    chunks,
-    parts_of,
-    tar_stream,
-    with_folders,
-)
+from environments.engine.artifacts.tar import END, Entry, chunks, tar_stream, with_folders
+from environments.engine.artifacts.tree import parts_of
 from environments.engine.processes import run_tool
 
 INSTALL = "apt-get install squashfs-tools"
@@ -114,15 +108,14 @@ unset condastore_script
 
 def _root(material: Material, moment: int) -> Iterable[Entry]:
     def file(path: str, text: str, *, executable: bool = False) -> Entry:
-        content = text.encode()
-        return Entry(path, content, len(content), moment, executable)
+        return Entry.file(path, text.encode(), moment, executable=executable)
 
     exports = "".join(
         f"export {name}={shlex.quote(value)}\n"
         for name, value in sorted(material.variables.items())
     )
     for folder in _MOUNT_POINTS:
-        yield Entry(folder, None, 0, moment)
+        yield Entry.folder(folder, moment)
     compiled = _COMPILED.format(lock=material.lock.digest[:12])
     yield file(
         ".singularity.d/env/90-environment.sh",

@@ -31,7 +31,8 @@ import deflate
 import zstandard
 
 from environments.domain.progress import Cancelled, Progress, Report, ignore, never, obey
-from environments.engine.artifacts.tree import Part, chunks
+from environments.engine.artifacts.tar import chunks
+from environments.engine.artifacts.tree import Part
 
 #: Bytes that are compressed at once; memory is a few times that for each thread.
 PIECE = 8 << 20

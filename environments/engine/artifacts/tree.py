@@ -18,8 +18,7 @@ import os
 import posixpath
 import stat
 import struct
-import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,34 +30,19 @@ from environments.domain.errors import LinkError
 from environments.domain.linking import PackageFile, PythonInfo, find_faults, prefix_path
 from environments.domain.moments import EARLIEST
 from environments.domain.policy.subjects import in_seconds
-from environments.domain.progress import obey
+from environments.domain.progress import Cancelled, never, obey
 from environments.engine.artifacts.staging import Material
+from environments.engine.artifacts.tar import Entry, tar_stream
 from environments.engine.package_cache import CachedPackage
 from environments.engine.pypi_install import CachedWheel, install_wheels
 
 #: Part of what compressed parts are kept by: grows when the same package gives other entries.
-RECIPE = 1
+RECIPE = 2
 #: What stands for the prefix where no one knows it yet.
 UNKNOWN_PREFIX: str = PREFIX_PLACEHOLDER
 #: Flags, then the source's time, of a compiled Python file (PEP 552).
 _COMPILED = struct.Struct("<4xII")
 _LATEST = 2**32 - 1  # the last second that a squashfs can name
-BLOCK = 512  # bytes, of a tar archive
-END = bytes(2 * BLOCK)
-
-
-class Entry(NamedTuple):
-    """One path. (A tuple: an environment has tens of thousands of them.)
-
-    `content`: the bytes, or where they are; None for a folder, and for a link, which has a target.
-    """
-
-    path: str
-    content: bytes | str | None
-    size: int
-    moment: int
-    executable: bool = False
-    target: str = ""
 
 
 class PrefixRecord(NamedTuple):
@@ -94,28 +78,52 @@ def parts_of(material: Material, *, prefix: str | None) -> list[Part]:
     Raises:
         LinkError: packages that clash or cannot be linked; all of them are named.
     """
-    _refuse_faults(material, prefix or "")
-    python, moment = material.python, int(material.moment.timestamp())
+    parts = package_parts(
+        material.packages,
+        material.wheels,
+        python=material.python,
+        platform=material.platform,
+        prefix=prefix,
+        work=material.work,
+        cancelled=material.cancelled,
+    )
+    notes = _notes(material, int(material.moment.timestamp()))
+    return [*parts, Part(key="", name="notes", entries=notes)]
+
+
+def package_parts(
+    packages: Sequence[CachedPackage],
+    wheels: Sequence[CachedWheel],
+    *,
+    python: PythonInfo | None,
+    platform: str,
+    prefix: str | None,
+    work: Path,
+    cancelled: Cancelled = never,
+) -> list[Part]:
+    """Those of packages that stand together, by name, and of wheels, which are put in `work`."""
+    _refuse_faults(packages, python, platform, prefix or "")
     parts: list[Part] = []
     taken: dict[str, str] = {}
-    for package in sorted(material.packages, key=lambda each: each.contents.name):
-        obey(material.cancelled)
+    for package in sorted(packages, key=lambda each: each.contents.name):
+        obey(cancelled)
         parts.append(_without(_package_part(package, python, prefix), taken))
-    for number, wheel in enumerate(sorted(material.wheels, key=lambda each: each.label)):
-        obey(material.cancelled)
+    for number, wheel in enumerate(sorted(wheels, key=lambda each: each.label)):
+        obey(cancelled)
         assert python is not None, "wheels are locked beside a python only"
-        made = _wheel_part(wheel, python, prefix, material.work / f"wheel-{number}")
+        made = _wheel_part(wheel, python, prefix, work / f"wheel-{number}")
         _refuse_clashes(made, taken)
         parts.append(_without(made, taken))
-    parts.append(Part(key="", name="notes", entries=_notes(material, moment)))
     return parts
 
 
-def _refuse_faults(material: Material, prefix: str) -> None:
+def _refuse_faults(
+    packages: Sequence[CachedPackage], python: PythonInfo | None, platform: str, prefix: str
+) -> None:
     faults = find_faults(
-        [package.contents for package in material.packages],
-        python=material.python,
-        platform=material.platform,
+        [package.contents for package in packages],
+        python=python,
+        platform=platform,
         prefix=prefix,
     )
     if faults:
@@ -191,7 +199,7 @@ def _package_part(package: CachedPackage, python: PythonInfo | None, prefix: str
             entries.append(entry)
             notes.append(note)
     document = _record(package, sorted(notes, key=lambda note: str(note["_path"])))
-    entries.append(_written(f"conda-meta/{contents.label}.json", document, moment))
+    entries.append(Entry.file(f"conda-meta/{contents.label}.json", document, moment))
     key = {
         "recipe": RECIPE,
         "package": package.folder.parent.name,
@@ -209,11 +217,14 @@ def _package_part(package: CachedPackage, python: PythonInfo | None, prefix: str
 
 def _plain(file: PackageFile, source: str, place: str, moment: int) -> Entry:
     if file.kind == "folder":
-        return Entry(place, None, 0, moment)
+        return Entry.folder(place, moment)
     if file.kind == "link":
-        return Entry(place, None, 0, moment, target=file.target)
-    executable = bool(os.lstat(source).st_mode & stat.S_IXUSR)
-    return Entry(place, source, file.size, moment, executable)
+        return Entry.link(place, file.target, moment)
+    return Entry(place, source, file.size, moment, _mode(os.lstat(source)))
+
+
+def _mode(status: os.stat_result) -> int:
+    return 0o755 if status.st_mode & stat.S_IXUSR else 0o644
 
 
 def _filled_in(entry: Entry, record: PrefixRecord, prefix: str | None) -> tuple[Entry, bool]:
@@ -290,7 +301,7 @@ def _note_of(file: PackageFile, place: str) -> dict[str, Any]:
 def _entry_point(
     text: str, python: PythonInfo, prefix: str | None, moment: int
 ) -> tuple[Entry, dict[str, Any]]:
-    """The script of `command = module:function`, as conda writes it."""
+    """The script of `command = module:function`, as rattler writes it into prefixes."""
     command, _, target = (part.strip() for part in text.partition("="))
     module, _, function = (part.strip() for part in target.partition(":"))
     interpreter = f"{prefix}/bin/python{python.version}" if prefix else "/usr/bin/env python"
@@ -301,8 +312,8 @@ def _entry_point(
         "import sys\n\n"
         f"from {module} import {function.partition('.')[0]}\n\n"
         "if __name__ == '__main__':\n"
-        "    sys.argv[0] = re.sub(r'(-script\\.pyw?|\\.exe)?$', '', sys.argv[0])\n"
-        f"    sys.exit({function}())\n"
+        "\tsys.argv[0] = re.sub(r'(-script\\.pyw?|\\.exe)?$', '', sys.argv[0])\n"
+        f"\tsys.exit({function}())\n"
     ).encode()
     path = f"{python.scripts}/{command}"
     digest = hashlib.sha256(script).hexdigest()
@@ -313,7 +324,7 @@ def _entry_point(
         "sha256_in_prefix": digest,
         "size_in_bytes": len(script),
     }
-    return _written(path, script, moment, executable=True), note
+    return Entry.file(path, script, moment, executable=True), note
 
 
 def _record(package: CachedPackage, paths: Sequence[Mapping[str, Any]]) -> bytes:
@@ -331,7 +342,8 @@ def _record(package: CachedPackage, paths: Sequence[Mapping[str, Any]]) -> bytes
         "package_tarball_full_path": "",
         "requested_spec": "",
     }
-    return (json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    # Without indents, which the encoder in C does not know.
+    return (json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def _notes(material: Material, moment: int) -> list[Entry]:
@@ -347,8 +359,8 @@ def _notes(material: Material, moment: int) -> list[Entry]:
     ]
     state = {"version": 1, "env_vars": dict(sorted(material.variables.items()))}
     return [
-        _written("conda-meta/history", ("\n".join(lines) + "\n").encode(), moment),
-        _written("conda-meta/state", (json.dumps(state, indent=2) + "\n").encode(), moment),
+        Entry.file("conda-meta/history", ("\n".join(lines) + "\n").encode(), moment),
+        Entry.file("conda-meta/state", (json.dumps(state, indent=2) + "\n").encode(), moment),
     ]
 
 
@@ -368,13 +380,7 @@ def _wheel_part(wheel: CachedWheel, python: PythonInfo, prefix: str | None, work
         for name in names:
             source = f"{folder}/{name}"
             status = os.lstat(source)
-            entry = Entry(
-                source[root:],
-                source,
-                status.st_size,
-                moment,
-                bool(status.st_mode & stat.S_IXUSR),
-            )
+            entry = Entry(source[root:], source, status.st_size, moment, _mode(status))
             # What is no link to the cache was written for this prefix.
             if prefix is None and status.st_nlink == 1:
                 entry, kept = _filled_in_script(entry)
@@ -401,76 +407,6 @@ def _filled_in_script(entry: Entry) -> tuple[Entry, bool]:
         return entry, False
     content, done = rewrite_shebang(content, entry.path, UNKNOWN_PREFIX)
     return entry._replace(content=content, size=len(content)), not done
-
-
-# --- as a tar archive -----------------------------------------------------------------------------
-
-
-def with_folders(entries: Iterable[Entry], moment: int) -> list[Entry]:
-    """`entries` and every folder they are in, sorted: folders come before what is in them."""
-    everything = {entry.path: entry for entry in entries}
-    for path in list(everything):
-        folder = posixpath.dirname(path)
-        while folder and folder not in everything:
-            everything[folder] = Entry(folder, None, 0, moment)
-            folder = posixpath.dirname(folder)
-    return [everything[path] for path in sorted(everything)]
-
-
-def tar_stream(entries: Iterable[Entry]) -> Iterator[bytes]:
-    """The members of a tar archive, owned by nobody in particular; its end is `END`."""
-    for entry in entries:
-        yield _header(entry)
-        if isinstance(entry.content, bytes):
-            yield entry.content + bytes(-entry.size % BLOCK)
-        elif entry.content is not None:
-            yield from _content(entry, entry.content)
-
-
-def _header(entry: Entry) -> bytes:
-    info = tarfile.TarInfo(entry.path)
-    info.mtime = entry.moment
-    info.mode = 0o755 if entry.executable else 0o644
-    if entry.target:
-        info.type, info.linkname, info.mode = tarfile.SYMTYPE, entry.target, 0o777
-    elif entry.content is None:
-        info.type, info.mode = tarfile.DIRTYPE, 0o755
-    else:
-        info.size = entry.size
-    return info.tobuf(format=tarfile.PAX_FORMAT, encoding="utf-8", errors="surrogateescape")
-
-
-def _content(entry: Entry, source: str) -> Iterator[bytes]:
-    left = entry.size
-    with open(source, "rb", buffering=0) as file:  # noqa: PTH123  # no Path for each of 10,000
-        while left and (piece := file.read(min(left, 1 << 20))):
-            left -= len(piece)
-            yield piece
-    if left:
-        raise LinkError(f"{entry.path} is shorter in the cache than it was.")
-    if padding := -entry.size % BLOCK:
-        yield bytes(padding)
-
-
-def chunks(stream: Iterable[bytes], size: int) -> Iterator[bytes]:
-    """`stream` in pieces of `size` bytes; the last one may be shorter."""
-    waiting: list[bytes] = []
-    length = 0
-    for piece in stream:
-        waiting.append(piece)
-        length += len(piece)
-        if length >= size:
-            joined = b"".join(waiting)
-            whole = length - length % size
-            for start in range(0, whole, size):
-                yield joined[start : start + size]
-            waiting, length = [joined[whole:]], length - whole
-    if length:
-        yield b"".join(waiting)
-
-
-def _written(path: str, content: bytes, moment: int, *, executable: bool = False) -> Entry:
-    return Entry(path, content, len(content), moment, executable)
 
 
 def _moment(timestamp: float | None) -> int:

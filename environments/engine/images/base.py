@@ -16,7 +16,8 @@ from pathlib import Path
 
 from environments.domain.errors import InvalidInputError
 from environments.domain.images import HOME, LAYER, USER, canonical, oci_platform
-from environments.engine.images.archives import Entry, write_layer
+from environments.engine.artifacts.tar import Entry
+from environments.engine.images.archives import FIXED_TIME, write_layer
 from environments.engine.images.loading import LoadedImage, LoadedLayer
 
 #: Those that the machine has; `sh` and `env` must be there.
@@ -52,7 +53,7 @@ def make_base(folder: Path, *, platform: str) -> LoadedImage:
     return LoadedImage(platform=platform, digest=digest, config=config, layers=(layer,))
 
 
-def _entries() -> dict[str, Entry]:
+def _entries() -> list[Entry]:
     programs = {name: found for name in PROGRAMS.split() if (found := shutil.which(name))}
     missing = {"sh", "env", "ldd"} - {name for name in ("sh", "env", "ldd") if shutil.which(name)}
     if missing:
@@ -60,37 +61,35 @@ def _entries() -> dict[str, Entry]:
             f"This machine has no {', '.join(sorted(missing))}: no base image can be made of it.",
             hint="Name one of a registry (CONDASTORE_BASE_IMAGE), or load one.",
         )
-    entries = {
-        f"bin/{name}": Entry(content=Path(found).resolve(), mode=0o755)
-        for name, found in programs.items()
-    }
-    for place in _libraries([str(Path(found).resolve()) for found in programs.values()]):
-        entries[place.lstrip("/")] = Entry(content=Path(place).resolve(), mode=0o755)
-    entries |= {
-        "etc/passwd": _text(
-            f"root:x:0:0:root:/root:/bin/sh\nuser:x:{USER}:{USER}:user:{HOME}:/bin/sh\n"
-        ),
-        "etc/group": _text(f"root:x:0:\nuser:x:{USER}:\n"),
-        "etc/nsswitch.conf": _text("passwd: files\ngroup: files\nhosts: files dns\n"),
-        "etc/profile": _text(
+    files = {f"bin/{name}": found for name, found in programs.items()}
+    libraries = _libraries([str(Path(found).resolve()) for found in programs.values()])
+    files |= {place.lstrip("/"): place for place in libraries}
+    texts = {
+        "etc/passwd": f"root:x:0:0:root:/root:/bin/sh\nuser:x:{USER}:{USER}:user:{HOME}:/bin/sh\n",
+        "etc/group": f"root:x:0:\nuser:x:{USER}:\n",
+        "etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
+        "etc/profile": (
             "for script in /etc/profile.d/*.sh; do\n"
             '    if [ -r "$script" ]; then . "$script"; fi\n'
             "done\nunset script\n"
         ),
-        "usr/bin": Entry(link="../bin"),
-        "usr/lib": Entry(link="../lib"),
-        HOME.lstrip("/"): Entry(mode=0o755, owner=USER),
-        **{name: Entry(mode=0o755) for name in ("dev", "proc", "run", "sys", "root", "opt")},
-        **{name: Entry(mode=0o1777) for name in ("tmp", "var/tmp")},
     }
-    certificates = Path("/", CERTIFICATES)
-    if certificates.is_file():
-        entries[CERTIFICATES] = Entry(content=certificates)
-    return entries
+    folders = ("dev", "proc", "run", "sys", "root", "opt")
+    return [
+        *(_file(place, source, mode=0o755) for place, source in files.items()),
+        *(Entry.file(place, text.encode(), FIXED_TIME) for place, text in texts.items()),
+        *([_file(CERTIFICATES, f"/{CERTIFICATES}")] if Path("/", CERTIFICATES).is_file() else []),
+        Entry.link("usr/bin", "../bin", FIXED_TIME),
+        Entry.link("usr/lib", "../lib", FIXED_TIME),
+        Entry.folder(HOME.lstrip("/"), FIXED_TIME, owner=USER),
+        *(Entry.folder(name, FIXED_TIME) for name in folders),
+        *(Entry.folder(name, FIXED_TIME, mode=0o1777) for name in ("tmp", "var/tmp")),
+    ]
 
 
-def _text(text: str) -> Entry:
-    return Entry(content=text.encode())
+def _file(place: str, source: str, *, mode: int = 0o644) -> Entry:
+    path = Path(source).resolve()
+    return Entry(place, str(path), path.stat().st_size, FIXED_TIME, mode)
 
 
 def _libraries(programs: Iterable[str]) -> set[str]:

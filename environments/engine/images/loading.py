@@ -16,7 +16,7 @@ import zstandard
 
 from environments.domain.errors import InvalidInputError
 from environments.domain.images import LAYER, Compression, conda_platform
-from environments.engine.images.archives import LayerWriter, unpacked
+from environments.engine.images.archives import compress, unpacked
 
 LARGEST_DOCUMENT = 4 * 1024**2  # bytes, as registries have it
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
@@ -91,21 +91,18 @@ def _checked(path: Path, media_type: str, diff_id: str, to: Path) -> LoadedLayer
     if media_type not in _COMPRESSION:
         raise InvalidInputError(f"A layer is of the kind {media_type!r}, which is not known here.")
     compression = _COMPRESSION[media_type]
-    digest = hashlib.sha256()
     try:
         if compression is None:
-            with LayerWriter(to, "gzip") as out:
-                for part in unpacked(path, None):
-                    digest.update(part)
-                    out.write(part)
-                out.finish()
+            found = compress(unpacked(path, None), to, "gzip").diff_id
             path, compression = to, "gzip"
         else:
+            digest = hashlib.sha256()
             for part in unpacked(path, compression):
                 digest.update(part)
+            found = digest.hexdigest()
     except (ValueError, zstandard.ZstdError) as error:
         raise InvalidInputError(f"A layer cannot be read: {error}.") from error
-    if digest.hexdigest() != diff_id:
+    if found != diff_id:
         raise InvalidInputError("A layer's bytes are not those that the image names.")
     return LoadedLayer(path=path, diff_id=diff_id, media_type=LAYER[compression])
 

@@ -16,7 +16,8 @@ import pytest
 from accounts.models import User
 from environments import artifacts, building, images, tasks
 from environments.domain.images import CONFIG, LAYER, MANIFEST, canonical, oci_platform
-from environments.engine.images.archives import Entry, write_layer
+from environments.engine.artifacts.tar import Entry
+from environments.engine.images.archives import FIXED_TIME, write_layer
 from environments.engine.images.loading import LoadedImage, LoadedLayer
 from environments.models import BaseImage, Build
 from tests import factories
@@ -36,7 +37,7 @@ def build_it(build: Build) -> Build:
 def small_base(folder: Path, *, platform: str = "linux-64", says: str = "a base") -> LoadedImage:
     """A base with one file, where nothing has to run."""
     folder.mkdir(parents=True, exist_ok=True)
-    entries = {"etc/issue": Entry(content=says.encode())}
+    entries = [Entry.file("etc/issue", says.encode(), FIXED_TIME)]
     made = write_layer(entries, folder / f"{platform}-{says}", compression="gzip")
     config = {
         **oci_platform(platform),
