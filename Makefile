@@ -49,7 +49,7 @@ lock: $(VENV)/ready-dev
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header \
 	  --no-annotate pyproject.toml --extra server --group demo -o requirements/server.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header \
-	  --no-annotate pyproject.toml --extra server --extra saml --extra scim --group dev -o requirements/dev.txt
+	  --no-annotate pyproject.toml --extra server --extra saml --extra scim --extra wheels --group dev -o requirements/dev.txt
 	# Apart: python-ldap is compiled, and not every machine has what that needs.
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header \
 	  --no-annotate pyproject.toml --extra ldap -c requirements/dev.txt \

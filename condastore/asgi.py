@@ -18,6 +18,7 @@ from django.http.request import split_domain_port, validate_host  # noqa: E402
 from condastore.schema import schema  # noqa: E402
 from condastore.threads import KeptThread, keep_connections  # noqa: E402
 from environments.graphql.views import make_socket  # noqa: E402
+from environments.rest import bodies  # noqa: E402
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -28,6 +29,7 @@ keep_connections()
 async def application(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
     if scope["type"] == "http":
         async with KeptThread():
+            receive = bodies.body_for(scope, receive)
             await django_application(scope, receive, send)  # type: ignore[arg-type]
     elif scope["type"] == "websocket":
         if scope["path"].rstrip("/") == "/graphql" and _host_allowed(scope):

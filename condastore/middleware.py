@@ -7,6 +7,7 @@ import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
@@ -202,8 +203,11 @@ class StoreErrors:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        limit = _limit(request)
         return (
-            answer_to(request, too_large()) if _too_large(request) else self.get_response(request)
+            answer_to(request, too_large(limit))
+            if _too_large(request, limit)
+            else self.get_response(request)
         )
 
     def process_exception(
@@ -224,17 +228,34 @@ class StoreErrors:
         return None  # Django logs it, and shows the page of an error
 
 
-def _too_large(request: HttpRequest) -> bool:
+def _limit(request: HttpRequest) -> Limit:
+    if request.method == "PUT" and request.path_info.startswith("/channel/hosted/"):
+        return Limit(setting="MAX_UPLOAD_BYTES")
+    return Limit(setting="MAX_REQUEST_BYTES")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """The largest body, and the setting that says so."""
+
+    setting: str
+
+    @property
+    def size(self) -> int:
+        return int(getattr(settings, self.setting))
+
+
+def _too_large(request: HttpRequest, limit: Limit) -> bool:
     length = request.headers.get("Content-Length") or "0"
-    return not length.isdecimal() or int(length) > settings.MAX_REQUEST_BYTES
+    return not length.isdecimal() or int(length) > limit.size
 
 
-def too_large() -> LimitError:
-    most = settings.MAX_REQUEST_BYTES
+def too_large(limit: Limit | None = None) -> LimitError:
+    limit = limit or Limit(setting="MAX_REQUEST_BYTES")
     return LimitError(
-        f"The request is larger than {most:,} bytes.",
-        hint="Send less; an administrator may raise CONDASTORE_MAX_REQUEST_BYTES.",
-        details={"limit": most},
+        f"The request is larger than {limit.size:,} bytes.",
+        hint=f"Send less; an administrator may raise CONDASTORE_{limit.setting}.",
+        details={"limit": limit.size},
     )
 
 

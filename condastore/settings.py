@@ -292,6 +292,12 @@ GRAPHQL_MAX_TOKENS = env.number("GRAPHQL_MAX_TOKENS", 4000, "Longest GraphQL que
 GRAPHQL_MAX_ALIASES = env.number("GRAPHQL_MAX_ALIASES", 30, "Most aliases in a GraphQL query.")
 GRAPHQL_MAX_PAGE = env.number("GRAPHQL_MAX_PAGE", 100, "Most items on a page of a GraphQL list.")
 MAX_REQUEST_BYTES = env.number("MAX_REQUEST_BYTES", 26_214_400, "The largest request body.")
+MAX_UPLOAD_BYTES = env.number(
+    "MAX_UPLOAD_BYTES", 4_294_967_296, "The largest package that is uploaded to a hosted channel."
+)
+MAX_UNPACKED_BYTES = env.number(
+    "MAX_UNPACKED_BYTES", 34_359_738_368, "What an uploaded package may unpack to."
+)
 
 # --- behaviour --------------------------------------------------------------------------------
 REUSE_LOCKS = env.flag(

@@ -128,6 +128,11 @@ def drop_leftovers(*, grace: timedelta = GRACE) -> None:
     tools().wheels.remove_leftovers(older_than=LEFTOVER)
     tools().parts.remove_leftovers(older_than=LEFTOVER)
     mirrors.drop_leftovers(older_than=LEFTOVER)
+    uploaded = time.time() - LEFTOVER.total_seconds()
+    for path in (folders.data() / "cache" / "uploads").glob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime < uploaded:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
     oldest = time.time() - grace.total_seconds()
     for link in (folders.data() / folders.ENVS).glob("*/.*"):
         with contextlib.suppress(FileNotFoundError):

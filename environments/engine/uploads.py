@@ -14,7 +14,7 @@ import re
 import struct
 import tarfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -122,6 +122,29 @@ def read_package(path: Path, file_name: str, *, limits: Limits) -> dict[str, Any
     if not found.faults:
         return _judged(found, file_name)
     raise PackageInvalidError(found.faults)
+
+
+def check_paths(entries: Sequence[tuple[str, int]], *, packed: int, limits: Limits) -> None:
+    """Refuse what an archive's directory of (path, bytes) must not say.
+
+    Raises:
+        PackageInvalidError: all of it.
+    """
+    found = _Found()
+    left = _Left(packed, limits)
+    try:
+        for path, size in entries:
+            left.enter()
+            left.take(size)
+            if problem := _problem(path):
+                found.fault(f"The path {problem}.", where=path)
+            elif path in found.files:
+                found.fault("The path is there twice.", where=path)
+            found.files.add(path)
+    except _Stop as stop:
+        found.fault(str(stop))
+    if found.faults:
+        raise PackageInvalidError(found.faults)
 
 
 # --- the archive --------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from environments.models import (
     AuditEvent,
     Build,
     Environment,
+    HostedPackage,
     Namespace,
     Notification,
     Prefix,
@@ -125,7 +126,7 @@ def _counted(rows: QuerySet[Any], through: str) -> Expression:
     return Coalesce(Subquery(total), 0)
 
 
-def used(kind: str) -> Expression | Subquery:
+def used(kind: str) -> Any:
     """An annotation of namespaces: how much of a quota is used."""
     builds, place = Build.objects.all(), "environment__namespace"
     if kind == "environments":
@@ -146,7 +147,10 @@ def used(kind: str) -> Expression | Subquery:
     )
     parts = Prefix.objects.filter(pk__in=here.exclude(prefix=None).values("prefix"))
     share = F("share_size") / Coalesce(Subquery(holders), Value(1))
-    return _Sum(parts.order_by().values(part=share), output_field=BigIntegerField())
+    folders = _Sum(parts.order_by().values(part=share), output_field=BigIntegerField())
+    hosted = HostedPackage.objects.filter(channel__namespace=OuterRef(OuterRef("pk")))
+    uploaded = _Sum(hosted.order_by().values(part=F("size")), output_field=BigIntegerField())
+    return folders + uploaded
 
 
 def usage(namespace: Namespace, kinds: Sequence[Kind] = KINDS) -> list[Use]:
@@ -186,6 +190,11 @@ def require_room(namespace: Namespace, *, environments: int = 0, builds: int = 0
 def require_place(namespace: Namespace) -> list[str]:
     """For a build that was made before and is only linked again."""
     return _check(namespace, {"builds_at_once": 1, "bytes": 0})
+
+
+def require_bytes(namespace: Namespace, size: int) -> list[str]:
+    """For a file that is uploaded, whose size is known."""
+    return _check(namespace, {"bytes": size})
 
 
 def _check(namespace: Namespace, asked: Mapping[str, int]) -> list[str]:

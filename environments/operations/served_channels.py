@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from threading import Lock as ThreadLock
 from typing import Any
@@ -17,6 +17,7 @@ from environments.domain import repodata
 from environments.domain.errors import NotFoundError
 from environments.domain.lifecycle import SERVED
 from environments.domain.names import SUBDIRS
+from environments.domain.records import CondaPackage
 from environments.models import Blob, Build, CondaRecord, Namespace, PypiRecord, RecalledLock
 from environments.models.recalls import refuse_recalled
 from environments.operations.downloads import require_served
@@ -53,12 +54,7 @@ class ServedChannel:
         """
         if subdir not in SUBDIRS:
             raise NotFoundError(f"{self.name} has no {subdir!r}.")
-        content = _rendered((self.state, subdir), lambda: self._render(subdir)).get(name)
-        if content is None:
-            raise NotFoundError(f"{self.name} has no file {subdir}/{name}.")
-        return Document(
-            content=content, content_type=CONTENT_TYPES.get(name, CONTENT_TYPES[SHARDS])
-        )
+        return document(self.name, self.state, subdir, name, lambda: self._packages(subdir))
 
     def package(self, subdir: str, file_name: str) -> CondaRecord:
         """Raises NotFoundError."""
@@ -76,18 +72,9 @@ class ServedChannel:
             raise NotFoundError(f"{self.name} has no wheel {file_name}.")
         return found
 
-    def _render(self, subdir: str) -> dict[str, bytes]:
+    def _packages(self, subdir: str) -> Iterator[CondaPackage]:
         rows = self.records.filter(subdir=subdir).order_by("pk")
-        records = repodata.records_of((row.value() for row in rows.iterator()), subdir)
-        plain = repodata.repodata_json(records, subdir)
-        index = repodata.sharded(records, subdir)
-        shards = {f"shards/{digest}.msgpack.zst": data for digest, data in index.shards.items()}
-        return {
-            REPODATA: plain,
-            ZSTD: repodata.compressed(plain),
-            SHARDS: index.index,
-            **shards,
-        }
+        return (row.value() for row in rows.iterator())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +85,37 @@ class Document:
     @property
     def etag(self) -> str:
         return f'"{hashlib.sha256(self.content).hexdigest()[:32]}"'
+
+
+def document(
+    channel: str,
+    state: str,
+    subdir: str,
+    name: str,
+    packages: Callable[[], Iterable[CondaPackage]],
+) -> Document:
+    """A file of one subdir of `channel`; `packages` are asked for once for each `state`.
+
+    Raises:
+        NotFoundError: no such file.
+    """
+    content = _rendered((state, subdir), lambda: _render(packages(), subdir)).get(name)
+    if content is None:
+        raise NotFoundError(f"{channel} has no file {subdir}/{name}.")
+    return Document(content=content, content_type=CONTENT_TYPES.get(name, CONTENT_TYPES[SHARDS]))
+
+
+def _render(packages: Iterable[CondaPackage], subdir: str) -> dict[str, bytes]:
+    records = repodata.records_of(packages, subdir)
+    plain = repodata.repodata_json(records, subdir)
+    index = repodata.sharded(records, subdir)
+    shards = {f"shards/{digest}.msgpack.zst": data for digest, data in index.shards.items()}
+    return {
+        REPODATA: plain,
+        ZSTD: repodata.compressed(plain),
+        SHARDS: index.index,
+        **shards,
+    }
 
 
 _documents: OrderedDict[tuple[str, str], dict[str, bytes]] = OrderedDict()

@@ -20,11 +20,11 @@ from django.views.decorators.http import require_safe
 from environments.models import Blob, CondaRecord, PypiRecord
 from environments.operations import served_channels
 from environments.operations.namespaces import find_namespace
-from environments.operations.served_channels import ServedChannel
+from environments.operations.served_channels import Document, ServedChannel
 from environments.rest.blobs import Served, answer
 from environments.rest.finding import actor_of, build_of
 
-_PACKAGES = (".conda", ".tar.bz2")
+PACKAGES = (".conda", ".tar.bz2")
 #: In the place of a subdir: the wheels of a build.
 _WHEELS = "wheels"
 
@@ -61,9 +61,13 @@ async def of_namespace(
 async def _file(
     request: HttpRequest, channel: ServedChannel, subdir: str, name: str
 ) -> HttpResponseBase:
-    if subdir == _WHEELS or name.endswith(_PACKAGES):
+    if subdir == _WHEELS or name.endswith(PACKAGES):
         return await _package(request, channel, subdir, name)
-    document = await sync_to_async(channel.document)(subdir, name)
+    return told(request, await sync_to_async(channel.document)(subdir, name))
+
+
+def told(request: HttpRequest, document: Document) -> HttpResponse:
+    """A document of a channel, or that the client has it already."""
     known = parse_etags(request.headers.get("If-None-Match", ""))
     response: HttpResponse
     if document.etag in {tag.removeprefix("W/") for tag in known}:

@@ -1,0 +1,218 @@
+"""Hosted channels: `/channel/hosted/<name>/...` for conda's clients, and uploads by PUT."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import re
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from django.conf import settings
+from django.http import HttpRequest, HttpResponseBase, JsonResponse
+from django.views.decorators.http import require_http_methods
+
+from environments import blobs, hosting
+from environments.domain.errors import (
+    DiskSpaceError,
+    InvalidInputError,
+    LimitError,
+    NotFoundError,
+    UnavailableError,
+)
+from environments.models import HostedPackage
+from environments.operations import hosted_channels
+from environments.operations.hosted_channels import ReadableChannel, Uploaded
+from environments.rest.blobs import Served, answer
+from environments.rest.bodies import parts_of
+from environments.rest.channels import PACKAGES, told
+from environments.rest.finding import actor_of
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@require_http_methods(["GET", "HEAD", "PUT"])
+async def file(request: HttpRequest, channel: str, name: str, subdir: str = "") -> HttpResponseBase:
+    """Give a file of a channel, or take one. Without a subdir, a package says its own."""
+    if request.method == "PUT":
+        return await _upload(request, channel, subdir, name)
+
+    def find() -> ReadableChannel:
+        actor = actor_of(request)
+        found = hosted_channels.find_channel(actor, channel)
+        return hosted_channels.read_channel(actor=actor, channel=found)
+
+    readable = await sync_to_async(find)()
+    if not subdir:
+        raise NotFoundError(f"{readable.channel} has no file {name}.")
+    if not name.endswith(PACKAGES):
+        return told(request, await sync_to_async(readable.document)(subdir, name))
+    package = await sync_to_async(readable.package)(subdir, name)
+    if package.blob.damaged_at is not None:
+        raise UnavailableError(
+            f"The bytes of {package} are damaged.",
+            hint="Tell the administrators: it is in their log, and they have a backup.",
+        )
+    return await answer(request, Served(blob=package.blob, content_type="application/octet-stream"))
+
+
+# --- uploads ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Received:
+    sha256: str
+    md5: str
+
+
+async def _upload(request: HttpRequest, channel: str, subdir: str, name: str) -> HttpResponseBase:
+    actor = actor_of(request)
+    wanted, length = _announced(request)
+
+    def find() -> Any:
+        found = hosted_channels.find_channel(actor, channel)
+        hosted_channels.may_upload(actor=actor, channel=found, file_name=name, size=length)
+        return found
+
+    found = await sync_to_async(find)()
+    path = uploads_folder() / f"{secrets.token_hex(16)}.upload"
+    try:
+        received = await _received(request, path)
+        if wanted and wanted != received.sha256:
+            raise InvalidInputError(
+                f"The sha256 of what arrived is {received.sha256}, and not {wanted}.",
+                where="Content-Digest",
+                hint="Send it again: it was changed on the way, or the digest is another file's.",
+            )
+        done = await sync_to_async(hosted_channels.upload)(
+            actor=actor,
+            channel=found,
+            subdir=subdir,
+            file_name=name,
+            path=path,
+            sha256=received.sha256,
+            md5=received.md5,
+        )
+    finally:
+        path.unlink(missing_ok=True)
+    return JsonResponse(_told(done), status=201 if done.created else 200)
+
+
+def uploads_folder() -> Path:
+    """On the file system of the blobs, so that what was uploaded is kept by a rename."""
+    folder = blobs.blobs_folder().with_name("uploads")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _told(done: Uploaded) -> dict[str, Any]:
+    package: HostedPackage = done.package
+    return {
+        "channel": package.channel.name,
+        "subdir": package.subdir,
+        "file_name": package.file_name,
+        "name": package.name,
+        "version": package.version,
+        "build": package.build,
+        "sha256": package.sha256,
+        "size": package.size,
+        "url": f"{hosting.url_of(package.channel)}/{package.subdir}/{package.file_name}",
+        "created": done.created,
+        "warnings": list(done.warnings),
+    }
+
+
+async def _received(request: HttpRequest, path: Path) -> _Received:
+    """Write the body to `path`, part by part."""
+    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    most, size = settings.MAX_UPLOAD_BYTES, 0
+
+    def write(part: bytes) -> None:
+        sha256.update(part)
+        md5.update(part)
+        file.write(part)
+
+    try:
+        with path.open("xb") as file:
+            async for part in parts_of(request):
+                size += len(part)
+                if size > most:
+                    raise LimitError(
+                        f"The upload is larger than {most:,} bytes.",
+                        hint="An administrator may raise CONDASTORE_MAX_UPLOAD_BYTES.",
+                        details={"limit": most},
+                    )
+                await asyncio.to_thread(write, part)
+    except OSError as error:
+        raise DiskSpaceError(f"The upload could not be stored: {error.strerror}.") from error
+    return _Received(sha256=sha256.hexdigest(), md5=md5.hexdigest())
+
+
+def _announced(request: HttpRequest) -> tuple[str, int]:
+    """The sha256 that the client says the body has, or "", and its length, or 0.
+
+    Raises:
+        InvalidInputError: a header that cannot be obeyed.
+    """
+    headers = request.headers
+    if headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise InvalidInputError(
+            "The body is compressed for the way.",
+            where="Content-Encoding",
+            hint="Send the package as it is.",
+        )
+    if "Content-Range" in headers:
+        raise InvalidInputError(
+            "A package is uploaded whole.", where="Content-Range", hint="Leave the header out."
+        )
+    if request.content_type == "multipart/form-data":
+        raise InvalidInputError(
+            "The body is a form.",
+            where="Content-Type",
+            hint="Send the bytes of the package: `curl --upload-file`.",
+        )
+    length = headers.get("Content-Length", "")
+    found = {
+        value
+        for header, read in _DIGESTS.items()
+        if header in headers and (value := read(headers[header]))
+    }
+    if len(found) > 1:
+        raise InvalidInputError("The headers name two digests.", where="Content-Digest")
+    return "".join(found), int(length) if length.isdecimal() else 0
+
+
+def _hexadecimal(text: str) -> str:
+    value = text.strip().lower().removeprefix("sha256:")
+    if _SHA256.fullmatch(value) is None:
+        raise InvalidInputError("It is no sha256.", where="X-Checksum-Sha256")
+    return value
+
+
+def _content_digest(text: str) -> str:
+    """RFC 9530: `sha-256=:BASE64:`; other algorithms are not looked at."""
+    for item in text.split(","):
+        name, _, value = item.strip().partition("=")
+        if name.lower() != "sha-256":
+            continue
+        try:
+            digest = base64.b64decode(value.strip().strip(":"), validate=True).hex()
+        except (binascii.Error, ValueError):
+            digest = ""
+        if _SHA256.fullmatch(digest) is None:
+            raise InvalidInputError("It is no sha-256.", where="Content-Digest")
+        return digest
+    return ""
+
+
+_DIGESTS: dict[str, Callable[[str], str]] = {
+    "X-Checksum-Sha256": _hexadecimal,
+    "Content-Digest": _content_digest,
+    "Repr-Digest": _content_digest,
+}
