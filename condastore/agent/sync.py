@@ -15,7 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from rattler.platform import Platform
+from rattler.platform import Subdir
 
 from condastore.agent.folder import Folder
 from condastore.agent.in_use import in_use
@@ -90,7 +90,7 @@ class Agent:
     ) -> None:
         self.folder, self.server, self.choice = folder, server, choice
         self.keep, self.told, self.stopped = keep, told, stopped
-        self.platform = platform or str(Platform.current())
+        self.platform = platform or str(Subdir.current())
         self._failed: dict[Name, _Failed] = {}
         self._said: dict[str, str] = {}  # subject: what was said of it, not to be repeated
 
