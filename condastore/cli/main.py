@@ -16,6 +16,8 @@ from condastore.cli import (
     config,
     credentials,
     environments,
+    images,
+    mirrors,
     namespaces,
     packages,
     policies,
@@ -24,6 +26,7 @@ from condastore.cli import (
     retention,
     run,
     server,
+    sync,
     tokens,
     verifying,
     webhooks,
@@ -74,6 +77,8 @@ app.add_typer(credentials.app, name="credential")
 app.add_typer(audit.app, name="audit")
 app.add_typer(policies.app, name="policy")
 app.add_typer(webhooks.app, name="webhook")
+app.add_typer(mirrors.app, name="mirror")
+app.add_typer(images.app, name="image")
 app.command(
     # What follows the environment is the command's own, options too.
     context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True},
@@ -81,6 +86,7 @@ app.command(
 packages.add_to(app)
 verifying.add_to(app)
 retention.add_to(app)
+sync.add_to(app)
 server.add_to(app)
 app.command()(version)
 

@@ -85,6 +85,7 @@ def show(name: Name, as_json: AsJson = False) -> None:
                 ("created", render.moment(found["createdAt"])),
                 ("environments", found["environments"]["totalCount"]),
                 ("made of every build", ", ".join(map(_format, found["eagerArtifacts"]))),
+                ("images lie on", found["baseImage"] or "what the installation has"),
                 ("you may", ", ".join(perm.lower() for perm in found["myPermissions"])),
             ]
         )

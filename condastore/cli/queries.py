@@ -149,7 +149,7 @@ mutation Eager($namespace: String!, $kinds: [ArtifactKind!]!) {
 NAMESPACE = """
 query Namespace($name: String!) {
   namespace(name: $name) {
-    id name description personal public createdAt myPermissions eagerArtifacts
+    id name description personal public createdAt myPermissions eagerArtifacts baseImage
     environments { totalCount }
     quotas { kind used limit near }
     grants { role user group }
@@ -783,6 +783,76 @@ query Contains(
     + _PACKAGE
 )
 
+# --- mirrors --------------------------------------------------------------------------------------
+_MIRROR = """
+fragment Mirrored on Mirror {
+  id name url upstream namespace public packages size createdAt
+  subdirs { subdir records lookedAt changedAt failure }
+}
+"""
+MIRRORS = (
+    f"""
+query Mirrors($first: Int, $after: String) {{
+  mirrors(first: $first, after: $after) {{
+    {_PAGE}
+    edges {{ node {{ ...Mirrored }} }}
+  }}
+}}
+"""
+    + _MIRROR
+)
+MIRROR = (
+    """
+query Mirror($name: String!) {
+  mirror(name: $name) { ...Mirrored }
+}
+"""
+    + _MIRROR
+)
+CREATE_MIRROR = (
+    """
+mutation CreateMirror(
+  $name: String!, $upstream: String!, $namespace: String, $public: Boolean!, $subdirs: [String!]
+) {
+  createMirror(
+    name: $name, upstream: $upstream, namespace: $namespace, public: $public, subdirs: $subdirs
+  ) {
+    __typename
+    ... on Mirror { ...Mirrored }
+    ... on OperationError { ...Refusal }
+  }
+}
+"""
+    + _MIRROR
+    + _ERROR
+)
+CHANGE_MIRROR = (
+    """
+mutation ChangeMirror($id: ID!, $namespace: String, $public: Boolean, $subdirs: [String!]) {
+  changeMirror(id: $id, namespace: $namespace, public: $public, subdirs: $subdirs) {
+    __typename
+    ... on Mirror { ...Mirrored }
+    ... on OperationError { ...Refusal }
+  }
+}
+"""
+    + _MIRROR
+    + _ERROR
+)
+DELETE_MIRROR = (
+    """
+mutation DeleteMirror($id: ID!) {
+  deleteMirror(id: $id) {
+    __typename
+    ... on Mirror { ...Mirrored }
+    ... on OperationError { ...Refusal }
+  }
+}
+"""
+    + _MIRROR
+    + _ERROR
+)
+
 # --- approvals and recalls ------------------------------------------------------------------------
 _REQUEST = """
 fragment Asked on ApprovalRequest {
@@ -930,6 +1000,86 @@ mutation TestWebhook($id: ID!) {
 }
 """
     + _WEBHOOK
+    + _ERROR
+)
+_PUSH_RULE = """
+fragment Rule on PushRule {
+  id namespace pattern target createdAt createdBy
+  pushes { build target state wantedAt pushedAt attempts nextAttemptAt problem digest sentBytes }
+}
+"""
+PUSH_RULES = (
+    f"""
+query PushRules($first: Int, $after: String, $namespace: String) {{
+  pushRules(first: $first, after: $after, namespace: $namespace) {{
+    {_PAGE}
+    edges {{ node {{ ...Rule }} }}
+  }}
+}}
+"""
+    + _PUSH_RULE
+)
+CREATE_PUSH_RULE = (
+    """
+mutation CreatePushRule($namespace: String!, $pattern: String!, $target: String!) {
+  createPushRule(namespace: $namespace, pattern: $pattern, target: $target) {
+    __typename
+    ... on PushRule { ...Rule }
+    ... on OperationError { ...Refusal }
+  }
+}
+"""
+    + _PUSH_RULE
+    + _ERROR
+)
+PUSH_AGAIN = (
+    """
+mutation PushAgain($id: ID!) {
+  pushAgain(id: $id) {
+    __typename
+    ... on PushRule { ...Rule }
+    ... on OperationError { ...Refusal }
+  }
+}
+"""
+    + _PUSH_RULE
+    + _ERROR
+)
+DELETE_PUSH_RULE = (
+    """
+mutation DeletePushRule($id: ID!) {
+  deletePushRule(id: $id) {
+    __typename
+    ... on PushRule { ...Rule }
+    ... on OperationError { ...Refusal }
+  }
+}
+"""
+    + _PUSH_RULE
+    + _ERROR
+)
+KEEP_REGISTRY_LOGIN = (
+    """
+mutation KeepRegistryLogin($namespace: String!, $registry: String!, $login: String!) {
+  keepRegistryLogin(namespace: $namespace, registry: $registry, login: $login) {
+    __typename
+    ... on ChannelCredential { id namespace urlPrefix kind createdAt }
+    ... on OperationError { ...Refusal }
+  }
+}
+"""
+    + _ERROR
+)
+SET_BASE_IMAGE = (
+    """
+mutation SetBaseImage($namespace: String!, $base: String!) {
+  setBaseImage(namespace: $namespace, base: $base) {
+    __typename
+    ... on Namespace { id name baseImage }
+    ... on OperationError { ...Refusal }
+  }
+}
+"""
     + _ERROR
 )
 _RECALL = """

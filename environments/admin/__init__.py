@@ -3,7 +3,9 @@
 from environments.admin import (
     builds,
     decisions,
+    images,
     log,
+    mirrors,
     namespaces,
     packages,
     people,
@@ -17,7 +19,9 @@ from environments.admin import (
 __all__ = [
     "builds",
     "decisions",
+    "images",
     "log",
+    "mirrors",
     "namespaces",
     "packages",
     "people",

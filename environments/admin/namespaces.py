@@ -16,7 +16,7 @@ from accounts.access import Actor
 from accounts.roles import Role
 from environments.admin.rooms import BESIDE, Panel, Question, Room, link, list_url, size
 from environments.models import Environment, Namespace, PolicyRule
-from environments.operations import approvals, namespaces, quotas
+from environments.operations import approvals, images, namespaces, quotas
 
 BYTES = "bytes"
 
@@ -39,6 +39,20 @@ class QuotaForm(forms.Form):
         if namespace is not None:
             held = {kind.name: getattr(namespace, kind.limit) for kind in quotas.KINDS}
             options["initial"] = held | options.get("initial", {})
+        super().__init__(*args, **options)
+
+
+class BaseForm(forms.Form):
+    base = forms.CharField(
+        required=False,
+        max_length=300,
+        help_text="registry.example.org/team/debian:12, or a name that was loaded. Empty: what "
+        "the installation has.",
+    )
+
+    def __init__(self, *args: Any, namespace: Namespace | None = None, **options: Any) -> None:
+        if namespace is not None:
+            options["initial"] = {"base": namespace.base_image} | options.get("initial", {})
         super().__init__(*args, **options)
 
 
@@ -85,6 +99,12 @@ def _quota(actor: Actor, namespace: Namespace, answers: Mapping[str, Any]) -> st
     return f"The quotas of {namespace} are set."
 
 
+def _base(actor: Actor, namespace: Namespace, answers: Mapping[str, Any]) -> str:
+    images.set_base_image(actor=actor, namespace=namespace, name=answers["base"])
+    now = namespace.base_image or "what the installation has"
+    return f"Container images of {namespace} lie on {now}."
+
+
 @admin.register(Namespace)
 class NamespaceRoom(Room):
     list_display = ("name", "environments_held", "personal", "public", "created_at")
@@ -96,6 +116,7 @@ class NamespaceRoom(Room):
         "personal",
         "public",
         "two_person_approval",
+        "base_image",
         "created_at",
         "created_by",
     )
@@ -108,6 +129,7 @@ class NamespaceRoom(Room):
             do=_quota,
             form=QuotaForm,
         ),
+        Question(name="base", title="Choose the base of images", do=_base, form=BaseForm),
         Question(name="grant", title="Grant or take a role", do=_grant, form=GrantForm),
         Question(
             name="two-people",
@@ -118,7 +140,7 @@ class NamespaceRoom(Room):
     )
 
     def form_options(self, request: HttpRequest, question: Question, about: Any) -> dict[str, Any]:
-        return {"namespace": about} if question.name == "quota" else {}
+        return {"namespace": about} if question.name in ("quota", "base") else {}
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         inside = Environment.objects.present().filter(namespace=OuterRef("pk")).order_by()

@@ -22,6 +22,8 @@ from environments.graphql.audit import AuditMutation
 from environments.graphql.credentials import CredentialMutation
 from environments.graphql.errors import OperationError
 from environments.graphql.governance import GovernanceMutation
+from environments.graphql.images import ImageMutation
+from environments.graphql.mirrors import MirrorMutation
 from environments.graphql.packages import BigInt
 from environments.graphql.pages import Key, actor_of, field
 from environments.graphql.policies import PolicyMutations
@@ -100,6 +102,8 @@ class Mutation(
     AuditMutation,
     CredentialMutation,
     GovernanceMutation,
+    MirrorMutation,
+    ImageMutation,
     PolicyMutations,
     RetentionMutation,
     RoleMappingMutations,

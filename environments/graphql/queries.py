@@ -18,6 +18,7 @@ from environments.domain.policy.subjects import comparable
 from environments.graphql.audit import AuditQuery
 from environments.graphql.credentials import CredentialQuery
 from environments.graphql.governance import GovernanceQuery
+from environments.graphql.images import ImageQuery
 from environments.graphql.inputs import (
     BuildFilter,
     BuildOrder,
@@ -26,6 +27,7 @@ from environments.graphql.inputs import (
     NamespaceFilter,
     NamespaceOrder,
 )
+from environments.graphql.mirrors import MirrorQuery
 from environments.graphql.packages import LockDiff, LockedPackage, compared
 from environments.graphql.pages import (
     Connection,
@@ -265,6 +267,8 @@ class Query(
     AuditQuery,
     CredentialQuery,
     GovernanceQuery,
+    MirrorQuery,
+    ImageQuery,
     PolicyQueries,
     RetentionQuery,
     RoleMappingQueries,

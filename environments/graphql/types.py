@@ -157,6 +157,11 @@ class NamespaceNode(Node):
     public: bool
     two_person_approval: bool
     eager_artifacts: list[ArtifactKind]
+    base_image: str = computed(
+        lambda row: row.base_image,
+        only=["base_image"],
+        description="What its container images lie on; empty: what the installation's do.",
+    )
     created_at: datetime
     environments: Connection[EnvironmentNode] = connection(
         count="environment_total",

@@ -39,6 +39,8 @@ from environments.models import (
     LegalHold,
     Namespace,
     Preview,
+    Push,
+    PushRule,
     Recall,
     RecalledLock,
     RoleMapping,
@@ -220,7 +222,11 @@ def govern(research: Namespace, waiting: Build) -> dict[str, str]:
     )
     credential.seal("secret")
     credential.save()
+    target = "registry.example.org/team/{environment}:{build}"
+    rule = PushRule.objects.create(namespace=research, pattern="ml", target=target)
+    Push.want(rule, waiting.environment, waiting)
     return {
+        "pushRule": str(rule.pk),
         "credential": str(credential.pk),
         "request": str(request.pk),
         "decision": str(decision.pk),
@@ -348,6 +354,11 @@ SEEN_WITH: dict[str, tuple[str, Callable[[Data], bool], Perm]] = {
         lambda it: bool(it["edges"]),
         Perm.MANAGE,
     ),
+    "pushRules": (
+        f"{{ pushRules {EDGES % 'target pushes { build state }'} }}",
+        lambda it: [one["node"]["pushes"][0]["state"] for one in it["edges"]] == ["WAITING"],
+        Perm.MANAGE,
+    ),
     "channelCredentials": (
         f"{{ channelCredentials {EDGES % 'urlPrefix'} }}",
         lambda it: bool(it["edges"]),
@@ -418,6 +429,15 @@ CHANGES: dict[str, tuple[str, Perm]] = {
     "secondDecision": ("id: $decision", Perm.APPROVE),
     "revokeDecision": ('id: $decision, reason: "old"', Perm.APPROVE),
     "setTwoPersonApproval": ('namespace: "research", on: true', Perm.MANAGE),
+    "setBaseImage": ('namespace: "research", base: ""', Perm.MANAGE),
+    "createPushRule": (
+        'namespace: "research", pattern: "m*", target: "r.example.org/{environment}"',
+        Perm.MANAGE,
+    ),
+    "keepRegistryLogin": (
+        'namespace: "research", registry: "r.example.org", login: "a:b"',
+        Perm.MANAGE,
+    ),
     "createWebhook": ('namespace: "research", url: "https://a.example.org/"', Perm.MANAGE),
 }
 
@@ -499,6 +519,14 @@ OTHER_CHANGES: dict[str, tuple[str, Callable[[Persona], str]]] = {
     ),
     "undeleteEnvironment": (
         'namespace: "research", name: "dropped"',
+        lambda persona: "" if Perm.MANAGE in persona.perms else "not-found",
+    ),
+    "pushAgain": (
+        "id: $pushRule",
+        lambda persona: "" if Perm.MANAGE in persona.perms else "not-found",
+    ),
+    "deletePushRule": (
+        "id: $pushRule",
         lambda persona: "" if Perm.MANAGE in persona.perms else "not-found",
     ),
     "testWebhook": (
