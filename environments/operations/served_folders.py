@@ -11,7 +11,7 @@ from typing import Any
 
 from accounts.access import Actor, require
 from accounts.roles import Perm
-from environments.domain.lifecycle import SERVED
+from environments.domain.lifecycle import BuildState
 from environments.models import Build, Environment, RecalledLock
 from environments.models.recalls import recall_reason
 from environments.operations.namespaces import find_namespace
@@ -59,8 +59,8 @@ def folders(*, actor: Actor, namespace: str) -> dict[str, Any]:
 
 
 def _build(row: dict[str, Any]) -> dict[str, Any] | None:
-    """What its folder holds; None where it has none."""
-    if row["current__state"] not in SERVED or row["why"] is not None:
+    """What its folder holds; None where it has none, as on the server itself."""
+    if row["current__state"] != BuildState.READY or row["why"] is not None:
         return None
     return {
         "number": row["current__number"],
@@ -77,7 +77,7 @@ def _why(row: dict[str, Any]) -> str:
         return "it has no finished build yet"
     if row["why"] is not None:
         return f"build {row['current__number']} was recalled: {row['why']}"
-    if row["current__state"] not in SERVED:
+    if row["current__state"] != BuildState.READY:
         return f"build {row['current__number']} is {row['current__state']}"
     return ""
 
