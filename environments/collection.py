@@ -24,10 +24,12 @@ from environments import blobs
 from environments.domain.artifacts import ArtifactState
 from environments.models import (
     Artifact,
+    BaseImage,
     Blob,
     Build,
     ImageBlob,
     ImageIndex,
+    ImageStatement,
     Layer,
     LockedConda,
     LockedPypi,
@@ -85,12 +87,20 @@ def collect(*, dry_run: bool = False, notice: timedelta = NOTICE, orphans: bool 
     """
     report = Report.empty()
     now = timezone.now()
+    if not dry_run:
+        _drop_rows(now)
     _sweep(report, now, notice=notice, dry_run=dry_run)
     _mark(report, now, dry_run=dry_run)
     if orphans:
         _find_orphans(report, now, dry_run=dry_run)
     logger.info("collected", dry_run=dry_run, **report.to_json())
     return report
+
+
+def _drop_rows(now: datetime) -> None:
+    """Rows that hold bytes and that nothing leads to any more."""
+    BaseImage.objects.replaced(now - settings.COLLECTION_GRACE).delete()
+    ImageStatement.objects.exclude(build__in=kept_builds(now)).delete()
 
 
 # --- what is needed -------------------------------------------------------------------------------

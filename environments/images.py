@@ -20,7 +20,12 @@ from django.utils import timezone
 
 from environments import blobs, platforms
 from environments.domain.artifacts import ArtifactState
-from environments.domain.errors import DamagedError, InvalidInputError, StoreError
+from environments.domain.errors import (
+    ConflictError,
+    DamagedError,
+    InvalidInputError,
+    StoreError,
+)
 from environments.domain.images import (
     ARCHITECTURES,
     CONFIG,
@@ -58,8 +63,10 @@ from environments.models import (
     BaseImage,
     BaseLayer,
     Blob,
+    ChannelCredential,
     ImageBlob,
     Layer,
+    Namespace,
 )
 
 #: Layers that are compressed at once.
@@ -412,10 +419,36 @@ def find_base(name: str, platform: str, *, work: Path) -> BaseImage:
     return keep_base(name, pull_base(name, platform, work=work))
 
 
-def pull_base(name: str, platform: str, *, work: Path) -> LoadedImage:
+def pull_base(name: str, platform: str, *, work: Path, login: Login | None = None) -> LoadedImage:
+    """From its registry; without a `login`, with that which is kept for the registry."""
     reference = Reference.parse(name)
-    login = Login.parse(settings.BASE_IMAGE_LOGIN) if settings.BASE_IMAGE_LOGIN else None
-    return pull(reference, platform=platform, folder=work / "base", login=login)
+    return pull(
+        reference,
+        platform=platform,
+        folder=work / "base",
+        login=login or _login_of_base(name) or login_for(None, reference),
+    )
+
+
+def _login_of_base(name: str) -> Login | None:
+    """The setting, for the registry of that base and for no other one."""
+    if not settings.BASE_IMAGE_LOGIN or "/" not in settings.BASE_IMAGE:
+        return None
+    same = Reference.parse(settings.BASE_IMAGE).host == Reference.parse(name).host
+    return Login.parse(settings.BASE_IMAGE_LOGIN) if same else None
+
+
+def login_for(namespace: Namespace | None, reference: Reference) -> Login | None:
+    """What a namespace, or the installation itself, shows to a registry."""
+    row = ChannelCredential.objects.of_registry(namespace, f"{reference.host}/{reference.name}")
+    if row is None:
+        return None
+    if not row.secret:
+        raise ConflictError(
+            f"The login for {row.url_prefix} cannot be read: the installation's key has changed.",
+            hint="Enter it again.",
+        )
+    return Login.parse(row.secret)
 
 
 def keep_base(name: str, image: LoadedImage) -> BaseImage:

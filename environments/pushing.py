@@ -25,15 +25,14 @@ from environments.domain.errors import (
 from environments.domain.images import INDEX, MANIFEST
 from environments.domain.lifecycle import SERVED
 from environments.engine.addresses import parse_networks
-from environments.engine.images.remote import Login, Reference, Repository
+from environments.engine.images.remote import Reference, Repository
+from environments.images import login_for
 from environments.manifests import Content, images_of, manifest_of
 from environments.models import (
     Artifact,
     AuditEvent,
     Build,
-    ChannelCredential,
     ImageBlob,
-    Namespace,
     Push,
 )
 from environments.models.builds import backoff_delay
@@ -45,8 +44,6 @@ PATIENCE = timedelta(minutes=30)
 LONGEST_WAIT = timedelta(hours=6)
 #: Seconds between two looks at an image that another worker makes.
 LOOK = 0.5
-#: Logins of registries lie among those of channels; no channel's URL begins so.
-SCHEME = "oci://"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,22 +90,6 @@ def send(
     document = b"".join(blobs.parts(top.blob.sha256))
     repository.push_manifest(repository.reference.tag, document, top.media_type)
     return Pushed(sent=sent, sent_bytes=sent_bytes, there=there)
-
-
-def login_for(namespace: Namespace | None, reference: Reference) -> Login | None:
-    """What a namespace itself shows to a registry: the installation's logins are not for it."""
-    place = f"{SCHEME}{reference.host}/{reference.name}/"
-    rows = ChannelCredential.objects.filter(namespace=namespace, url_prefix__startswith=SCHEME)
-    fitting = [row for row in rows if place.startswith(f"{row.url_prefix}/")]
-    if not fitting:
-        return None
-    row = max(fitting, key=lambda one: len(one.url_prefix))
-    if not row.secret:
-        raise ConflictError(
-            f"The login for {row.url_prefix} cannot be read: the installation's key has changed.",
-            hint="Enter it again.",
-        )
-    return Login.parse(row.secret)
 
 
 def target_of(target: str, build: Build) -> Reference:

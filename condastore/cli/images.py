@@ -53,32 +53,39 @@ def base(
 
 @app.command()
 def login(
-    namespace: Namespace,
     registry: Annotated[
         str,
         typer.Argument(
             metavar="REGISTRY", help="registry.example.org, or a folder of it.", show_default=False
         ),
     ],
+    namespace: Annotated[
+        str,
+        typer.Option(
+            "--namespace", "-n", help="Without it: where the installation pulls bases from."
+        ),
+    ] = "",
+    *,
     user: Annotated[str, typer.Option("--user", "-u", help="Who signs in there.", prompt=True)],
     password_stdin: Annotated[
         bool, typer.Option("--password-stdin", help="Read the password from stdin; do not ask.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Keep what pushes of a namespace show to a registry; it is never shown again."""
+    """Keep what pushes of a namespace, or pulls of bases, show to a registry."""
     if password_stdin:
         password = sys.stdin.readline().rstrip("\r\n")
     else:
         password = typer.prompt("Password", hide_input=True, err=as_json)
     kept = connect().change(
         queries.KEEP_REGISTRY_LOGIN,
-        namespace=namespace,
+        namespace=namespace or None,
         registry=registry,
         login=f"{user}:{password}",
         repeat=True,
     )
-    text = f"Pushes of {namespace} to {registry} sign in as {user}."
+    what = f"Pushes of {namespace}" if namespace else "Pulls of bases"
+    text = f"{what} sign in to {registry} as {user}."
     render.answer(kept, as_json, lambda: render.say(text))
 
 

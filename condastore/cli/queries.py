@@ -1060,7 +1060,7 @@ mutation DeletePushRule($id: ID!) {
 )
 KEEP_REGISTRY_LOGIN = (
     """
-mutation KeepRegistryLogin($namespace: String!, $registry: String!, $login: String!) {
+mutation KeepRegistryLogin($namespace: String, $registry: String!, $login: String!) {
   keepRegistryLogin(namespace: $namespace, registry: $registry, login: $login) {
     __typename
     ... on ChannelCredential { id namespace urlPrefix kind createdAt }

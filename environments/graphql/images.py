@@ -155,16 +155,15 @@ class ImageMutation:
 
     @field(
         description="What pushes of the namespace show to a registry (registry.example.org/team); "
-        "login is user:password, and never shown again. `deleteChannelCredential` takes it away."
+        "login is user:password, and never shown again. Without a namespace: what is shown where "
+        "bases are pulled from, by administrators. `deleteChannelCredential` takes it away."
     )
     def keep_registry_login(
-        self, info: Info, namespace: str, registry: str, login: str
+        self, info: Info, registry: str, login: str, namespace: str | None = None
     ) -> CredentialPayload:
         actor = actor_of(info)
+        place = find_namespace(actor, namespace) if namespace is not None else None
         row = pushes.keep_registry_login(
-            actor=actor,
-            namespace=find_namespace(actor, namespace),
-            registry=registry,
-            login=login,
+            actor=actor, namespace=place, registry=registry, login=login
         )
         return CredentialNode.of(row)

@@ -15,6 +15,8 @@ from environments.domain.names import Credential
 from environments.models.namespaces import Namespace
 
 _PURPOSE = "channel-credentials"
+#: How the logins of registries begin, which lie among those of channels: no channel's URL does.
+REGISTRY = "oci://"
 
 
 class Channel(models.Model):
@@ -63,6 +65,13 @@ class ChannelCredentialQuerySet(models.QuerySet["ChannelCredential"]):
             Q(namespace=None) if namespace is None else Q(namespace=None) | Q(namespace=namespace)
         )
         return self.filter(mine).order_by(models.functions.Length("url_prefix").desc(), "pk")
+
+    def of_registry(self, namespace: Namespace | None, place: str) -> ChannelCredential | None:
+        """The login of a registry (`host/team/name`); the installation's is no namespace's."""
+        rows = self.filter(namespace=namespace, url_prefix__startswith=REGISTRY)
+        wanted = f"{REGISTRY}{place}/"
+        fitting = [row for row in rows if wanted.startswith(f"{row.url_prefix}/")]
+        return max(fitting, key=lambda row: len(row.url_prefix), default=None)
 
     def visible_to(self, actor: Actor) -> Self:
         """For those who run the namespace; those of the installation for who runs that."""

@@ -46,6 +46,7 @@ from environments.domain.lifecycle import FINISHED, SERVED, BuildState
 from environments.domain.on_demand import OnDemand
 from environments.domain.provenance import PREDICATE
 from environments.engine.images.remote import Login, Reference, Repository
+from environments.images import login_for
 from environments.manifests import Content, images_of, manifest_of
 from environments.models import (
     Artifact,
@@ -390,7 +391,7 @@ def push_image(
     made = request_images(actor=actor, build=build, compression=compression)
     _await(made)
     top = manifest_of(build, made)
-    own = pushing.login_for(environment.namespace, reference) if _runs(actor, environment) else None
+    own = login_for(environment.namespace, reference) if _runs(actor, environment) else None
     signed_in = Login.parse(login) if login else own
     with Repository(reference, actions="pull,push", login=signed_in) as repository:
         done = pushing.send(top, made, repository)

@@ -6,7 +6,7 @@ import re
 
 from django.db import IntegrityError, transaction
 
-from accounts.access import Actor, require
+from accounts.access import Actor, require, require_superuser
 from accounts.roles import Perm
 from environments.domain.errors import ConflictError, InvalidInputError, LimitError
 from environments.engine.images.remote import Login, Reference
@@ -19,7 +19,8 @@ from environments.models import (
     PushRule,
     audited,
 )
-from environments.pushing import SCHEME, filled
+from environments.models.channels import REGISTRY
+from environments.pushing import filled
 
 #: Rules of one namespace.
 MOST = 50
@@ -107,10 +108,16 @@ def delete_push_rule(*, actor: Actor, rule: PushRule) -> PushRule:
 
 @audited()
 def keep_registry_login(
-    *, actor: Actor, namespace: Namespace, registry: str, login: str
+    *, actor: Actor, namespace: Namespace | None, registry: str, login: str
 ) -> ChannelCredential:
-    """What the pushes of a namespace show to `registry` (a host, or a folder of one)."""
-    require(actor, Perm.MANAGE, namespace)
+    """What the pushes of a namespace show to `registry` (a host, or a folder of one).
+
+    Without a namespace: what is shown where bases are pulled from, by administrators.
+    """
+    if namespace is None:
+        require_superuser(actor)
+    else:
+        require(actor, Perm.MANAGE, namespace)
     if len(registry) > 300 or not _PLACE.fullmatch(registry):
         raise InvalidInputError(
             f"{registry!r:.100} names no registry.",
@@ -121,9 +128,10 @@ def keep_registry_login(
         raise InvalidInputError("At most 8000 characters of text.", where="login")
     Login.parse(login)
     row, _ = ChannelCredential.objects.get_or_create(
-        namespace=namespace, url_prefix=f"{SCHEME}{registry}", defaults={"kind": "basic"}
+        namespace=namespace, url_prefix=f"{REGISTRY}{registry}", defaults={"kind": "basic"}
     )
     row.seal(login)
     row.save()
-    AuditEvent.record(actor, "credential.keep", namespace, {"url_prefix": row.url_prefix})
+    place = namespace or "the installation"
+    AuditEvent.record(actor, "credential.keep", place, {"url_prefix": row.url_prefix})
     return row

@@ -15,6 +15,8 @@ from environments.domain.errors import StoreError
 from environments.domain.names import parse_platform
 from environments.engine.images.base import make_base
 from environments.engine.images.loading import LoadedImage, load
+from environments.engine.images.remote import Login
+from environments.management.commands.image import secret_of
 from environments.models import BaseImage
 
 
@@ -29,6 +31,7 @@ class Command(BaseCommand):
         pulling = commands.add_parser("pull", help="from a registry, also where it is here")
         pulling.add_argument("reference")
         pulling.add_argument("--platform", default=platforms.own_platform())
+        pulling.add_argument("--login", default="", help="user:password; - reads it from stdin")
         commands.add_parser("make", help="of this machine's libc and shell, anew")
         commands.add_parser("list", help="what there is")
 
@@ -58,7 +61,8 @@ class Command(BaseCommand):
             case "pull":
                 reference = options["reference"]
                 platform = parse_platform(options["platform"])
-                return reference, [images.pull_base(reference, platform, work=work)]
+                login = Login.parse(told) if (told := secret_of(options["login"])) else None
+                return reference, [images.pull_base(reference, platform, work=work, login=login)]
             case _:
                 made = make_base(work / "base", platform=platforms.own_platform())
                 return BaseImage.OWN, [made]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser
 from typing import Any
 
@@ -14,6 +15,11 @@ from environments.operations import images
 from environments.operations.environments import find_environment
 
 
+def secret_of(text: str) -> str:
+    """What is on a command line, others of the machine may read."""
+    return sys.stdin.readline().rstrip("\r\n") if text == "-" else text
+
+
 class Command(BaseCommand):
     help = "Push a build's container image to another registry (docs/registry.md)."
 
@@ -22,7 +28,7 @@ class Command(BaseCommand):
         push = commands.add_parser("push", help="send what is missing there")
         push.add_argument("image", help="NAMESPACE/ENVIRONMENT[:TAG]")
         push.add_argument("to", help="registry.example.org/name:tag")
-        push.add_argument("--login", default="", help="user:password of that registry")
+        push.add_argument("--login", default="", help="user:password; - reads it from stdin")
         push.add_argument("--as", dest="user", required=True, help="the person you are")
 
     def handle(self, *, image: str, to: str, login: str, user: str, **options: Any) -> None:
@@ -35,7 +41,11 @@ class Command(BaseCommand):
         try:
             found = find_environment(actor, namespace, environment)
             pushed = images.push_image(
-                actor=actor, environment=found, tag=tag or images.LATEST, to=to, login=login
+                actor=actor,
+                environment=found,
+                tag=tag or images.LATEST,
+                to=to,
+                login=secret_of(login),
             )
         except StoreError as error:
             raise CommandError(f"{error} {error.hint}".strip()) from error
