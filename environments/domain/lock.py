@@ -114,6 +114,7 @@ def required_name(depends: str) -> str:
 def dependency_order(packages: Iterable[CondaPackage]) -> tuple[CondaPackage, ...]:
     """Each package after what it depends on, by name where that leaves a choice.
 
+    The same packages have one order, whoever solved or read them: files are made in it.
     In a cycle (python needs pip, pip needs python) the package with the fewest open dependencies
     comes first, python before all others.
     """

@@ -80,8 +80,9 @@ def build_small(
 def build_numpy(channel: Path, *, work: Path) -> None:
     """Write the numpy channel into an empty folder."""
     source = inspect_interpreter(Path(sys.executable))
+    libraries = _write_native_packages(channel, work, _LEVEL)
     with _step("python"):
-        _write_python(channel, source, _LEVEL, slim=True)
+        _write_python(channel, source, _LEVEL, libraries=libraries, slim=True)
     _write_wheels(channel, work / "wheels", NUMPY_STACKS, [source.short], _LEVEL)
     _index(channel)
 
