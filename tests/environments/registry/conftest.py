@@ -7,6 +7,7 @@ import hashlib
 import re
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,12 @@ from environments.engine.images.archives import FIXED_TIME, write_layer
 from environments.engine.images.loading import LoadedImage, LoadedLayer
 from environments.models import BaseImage, Build
 from tests import factories
-from tests.services.processes import find_program
+from tests.services.processes import Service, accepts, find_program, free_ports, running
 
 SMALL = "dependencies: [activating, libbeta ==1.2]"
+#: Of the closed registry; the hash is bcrypt's, which Python lacks.
+LOGIN = "robot:sesame"
+_HASH = "$2b$04$LW196F3PxQQeWU6WYacQV.yxlOVUI1CFcOSncEdU3K6RVM.39ln8C"
 _TOLD = re.compile(r'(\w+)="([^"]*)"')
 
 
@@ -68,6 +72,40 @@ def write_layout(image: LoadedImage, to: Path) -> str:
     index = {"schemaVersion": 2, "manifests": [manifest]}
     (to / "index.json").write_bytes(canonical(index))
     return str(config["digest"]).removeprefix("sha256:")
+
+
+@contextmanager
+def registry_in(folder: Path, *, closed: bool = False) -> Iterator[str]:
+    """Docker's own registry, empty: its address; `closed` to all but LOGIN."""
+    program = find_program(
+        "docker-registry", component="docker-registry", install="apt-get install docker-registry"
+    )
+    [port] = free_ports()
+    config = folder / "registry.yml"
+    auth = ""
+    if closed:
+        (folder / "passwords").write_text(f"robot:{_HASH}\n")
+        auth = f"auth: {{htpasswd: {{realm: here, path: '{folder}/passwords'}}}}\n"
+    config.write_text(
+        f"version: 0.1\nhttp: {{addr: '127.0.0.1:{port}'}}\nlog: {{level: error}}\n"
+        f"storage: {{filesystem: {{rootdirectory: '{folder}/registry'}}}}\n"
+        f"{auth}"
+    )
+    service = Service(
+        name="docker-registry",
+        url=f"127.0.0.1:{port}",
+        command=[str(program), "serve", str(config)],
+        ready=accepts(port),
+        folder=folder,
+    )
+    with running(service):
+        yield service.url
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[str]:
+    with registry_in(tmp_path) as address:
+        yield address
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from environments.models import BaseImage, Build, Environment
 from environments.operations.images import push_image
 from tests import factories
 from tests.environments.registry.conftest import build_it, small_base, tool, write_layout
-from tests.services.processes import Service, accepts, find_program, free_ports, running
+from tests.services.processes import find_program
 
 pytestmark = pytest.mark.django_db(transaction=True)
 RUNS = """\
@@ -28,29 +28,6 @@ name: runs
 dependencies: [python, hello-noarch, activating]
 variables: {GREETING: hello}
 """
-
-
-@pytest.fixture
-def registry(tmp_path: Path) -> Iterator[str]:
-    """Docker's own registry, empty: its address."""
-    program = find_program(
-        "docker-registry", component="docker-registry", install="apt-get install docker-registry"
-    )
-    [port] = free_ports()
-    config = tmp_path / "registry.yml"
-    config.write_text(
-        f"version: 0.1\nhttp: {{addr: '127.0.0.1:{port}'}}\nlog: {{level: error}}\n"
-        f"storage: {{filesystem: {{rootdirectory: '{tmp_path}/registry'}}}}\n"
-    )
-    service = Service(
-        name="docker-registry",
-        url=f"127.0.0.1:{port}",
-        command=[str(program), "serve", str(config)],
-        ready=accepts(port),
-        folder=tmp_path,
-    )
-    with running(service):
-        yield service.url
 
 
 def run_in(bundle: Path, *command: str) -> str:

@@ -1,0 +1,232 @@
+"""Pushes by rule: an environment moves on, and what other registries hold follows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from django.utils import timezone
+
+from accounts.access import Actor
+from environments import pushing, tasks
+from environments.domain.errors import (
+    AccessDeniedError,
+    ConflictError,
+    InvalidInputError,
+    LeaseLostError,
+)
+from environments.domain.images import MANIFEST
+from environments.models import AuditEvent, Build, Environment, Namespace, Push, PushRule
+from environments.operations import pushes, queueing
+from environments.operations.builds import set_current_build
+from environments.operations.images import push_image
+from environments.operations.recalls import recall
+from tests.environments.registry.conftest import LOGIN, build_it, registry_in
+
+pytestmark = pytest.mark.django_db(transaction=True)
+ACTIVATING = "dependencies: [activating]"
+
+
+@pytest.fixture(autouse=True)
+def sends(monkeypatch: pytest.MonkeyPatch, settings: Any) -> None:
+    """A worker without a queue; the registries of these tests are on this machine."""
+    monkeypatch.setattr(tasks.push_image, "send", pushing.push)
+    settings.PUSH_PRIVATE_NETWORKS = ["127.0.0.0/8"]
+
+
+@pytest.fixture
+def closed_registry(tmp_path: Path) -> Iterator[str]:
+    with registry_in(tmp_path, closed=True) as address:
+        yield address
+
+
+def rule_to(actor: Actor, namespace: Namespace, target: str, pattern: str = "ml") -> PushRule:
+    return pushes.create_push_rule(actor=actor, namespace=namespace, pattern=pattern, target=target)
+
+
+def sweep() -> Push:
+    Push.objects.update(not_before=timezone.now(), message_sent_at=None)
+    queueing.send_pushes()
+    return Push.objects.get()
+
+
+def there(registry: str, path: str) -> httpx.Response:
+    return httpx.get(f"http://{registry}/v2/{path}", headers={"Accept": MANIFEST})
+
+
+def test_each_new_current_build_is_pushed_and_only_what_is_missing_there(
+    small: Build, submit: Callable[..., Build], research: Namespace, dora: Actor, registry: str,
+    alice: Actor, environment: Environment,
+) -> None:  # fmt: skip
+    rule_to(dora, research, f"http://{registry}/team/{{environment}}:{{build}}")
+    first = sweep()
+    assert (first.state, first.problem) == ("pushed", "")
+    assert there(registry, "team/ml/manifests/1").headers["Docker-Content-Digest"] == (
+        f"sha256:{first.digest}"
+    )
+    build_it(submit(ACTIVATING))
+    second = sweep()
+    assert (second.state, second.build.number) == ("pushed", 2)
+    assert second.sent_bytes < first.sent_bytes
+    environment.refresh_from_db()
+    set_current_build(actor=alice, build=small)
+    assert Push.objects.get().state == "waiting"
+    assert sweep().build == small
+    assert set(there(registry, "team/ml/tags/list").json()["tags"]) == {"1", "2"}
+    event = AuditEvent.objects.filter(action="image.push").order_by("pk").first()
+    assert (event.username, event.target) == ("system", "research/ml build 1")
+    assert event.changes["to"] == f"{registry}/team/ml:1"
+
+
+def test_a_push_that_fails_is_tried_again_and_says_why(
+    small: Build, research: Namespace, dora: Actor, settings: Any, registry: str
+) -> None:
+    settings.NOTIFICATION_ATTEMPTS = 2
+    settings.NOTIFICATION_BACKOFF = timedelta(hours=1)
+    rule = rule_to(dora, research, "http://127.0.0.1:9/team/ml:1")
+    first = sweep()
+    assert first.state == "waiting"
+    assert "127.0.0.1:9 does not answer" in first.problem
+    assert first.not_before > timezone.now() + timedelta(minutes=50)
+    queueing.send_pushes()
+    assert Push.objects.get().attempts == 1  # it is not due
+    assert sweep().state == "failed"
+    assert AuditEvent.objects.filter(action="image.push-failed").count() == 1
+    PushRule.objects.update(target=f"http://{registry}/team/ml:1")
+    pushes.push_again(actor=dora, rule=rule)
+    assert sweep().state == "pushed"
+
+
+def test_a_registry_is_shown_the_login_of_the_namespace_and_no_other_one(
+    small: Build, research: Namespace, dora: Actor, root: Actor, closed_registry: str
+) -> None:
+    keep = pushes.keep_registry_login
+    keep(actor=root, namespace=None, registry=closed_registry, login=LOGIN)
+    rule = rule_to(dora, research, f"http://{closed_registry}/team/ml:{{build}}")
+    refused = sweep()
+    assert refused.state == "failed"  # at once: the next attempt would be refused as well
+    assert "wants a sign-in" in refused.problem
+    keep(actor=dora, namespace=research, registry=f"{closed_registry}/team", login=LOGIN)
+    pushes.push_again(actor=dora, rule=rule)
+    assert sweep().state == "pushed"
+    assert "sesame" not in str(list(AuditEvent.objects.values_list("changes", flat=True)))
+
+
+def test_nothing_is_pushed_into_the_private_network_unless_it_is_allowed(
+    small: Build, research: Namespace, dora: Actor, registry: str, settings: Any
+) -> None:
+    settings.PUSH_PRIVATE_NETWORKS = []
+    rule_to(dora, research, f"http://{registry}/team/ml:1")
+    refused = sweep()
+    assert refused.state == "failed"
+    assert "at an address where nothing is sent to" in refused.problem
+    assert there(registry, "_catalog").json() == {"repositories": []}
+
+
+def test_what_was_recalled_is_not_pushed(
+    small: Build, research: Namespace, dora: Actor, root: Actor, registry: str
+) -> None:
+    rule_to(dora, research, f"http://{registry}/team/ml:1")
+    recall(actor=root, spec="libbeta", reason="it leaks")
+    refused = sweep()
+    assert refused.state == "failed"
+    assert "it leaks" in refused.problem
+
+
+def test_who_is_overtaken_by_a_newer_build_moves_no_tag(
+    small: Build, submit: Callable[..., Build], research: Namespace, dora: Actor, registry: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    rule_to(dora, research, f"http://{registry}/team/ml:now")
+    real = pushing.send
+
+    def overtaken(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(pushing, "send", real)
+        second = build_it(submit(ACTIVATING))
+        assert Push.objects.get().build == second
+        with pytest.raises(LeaseLostError):
+            real(*arguments, **options)
+        sweep()
+        raise LeaseLostError("as it was told")
+
+    monkeypatch.setattr(pushing, "send", overtaken)
+    sweep()
+    done = Push.objects.get()
+    assert (done.state, done.build.number) == ("pushed", 2)
+    digest = there(registry, "team/ml/manifests/now").headers["Docker-Content-Digest"]
+    assert digest == f"sha256:{done.digest}"
+
+
+def test_two_workers_do_not_send_the_same(small: Build, research: Namespace, dora: Actor) -> None:
+    rule_to(dora, research, "registry.example.org/team/ml")
+    first, second = Push.objects.get(), Push.objects.get()
+    assert first.claim(patience=timedelta(minutes=1))
+    assert not second.claim(patience=timedelta(minutes=1))
+    assert first.state == "pushing"
+    Push.objects.update(not_before=timezone.now())  # the first was not heard of
+    assert second.claim(patience=timedelta(minutes=1))
+    assert not first.keep_on(patience=timedelta(minutes=1))
+    assert not first.end(pushed_at=timezone.now())
+    assert second.end(pushed_at=timezone.now())
+
+
+@pytest.mark.parametrize(
+    ("pattern", "target", "why"),
+    [
+        ("ml", "ml:1", "names no image"),
+        ("ml", "registry.example.org/team/{namespace}", "other words than"),
+        ("*", "registry.example.org/team/all", "to one place"),
+        ("../x", "registry.example.org/team/ml", "no name of environments"),
+        ("ml", f"registry.example.org/team/ml@sha256:{'0' * 64}", "a digest"),
+    ],
+)
+def test_a_rule_that_cannot_work_is_refused(
+    research: Namespace, dora: Actor, pattern: str, target: str, why: str
+) -> None:
+    with pytest.raises(InvalidInputError, match=why):
+        rule_to(dora, research, target, pattern)
+
+
+def test_rules_are_for_those_who_run_the_namespace(
+    research: Namespace, dora: Actor, alice: Actor, bob: Actor, charlie: Actor, root: Actor
+) -> None:
+    target = "registry.example.org/{environment}"
+    rule = rule_to(dora, research, target, "*")
+    for actor in (alice, bob, charlie):
+        with pytest.raises(AccessDeniedError):
+            rule_to(actor, research, target, "m*")
+        with pytest.raises(AccessDeniedError):
+            pushes.push_again(actor=actor, rule=rule)
+        with pytest.raises(AccessDeniedError):
+            pushes.delete_push_rule(actor=actor, rule=rule)
+        with pytest.raises(AccessDeniedError):
+            pushes.keep_registry_login(
+                actor=actor, namespace=research, registry="registry.example.org", login=LOGIN
+            )
+        assert not PushRule.objects.visible_to(actor).exists()
+    with pytest.raises(AccessDeniedError):
+        pushes.keep_registry_login(
+            actor=dora, namespace=None, registry="registry.example.org", login=LOGIN
+        )
+    with pytest.raises(ConflictError):
+        rule_to(dora, research, target, "*")
+    assert list(PushRule.objects.visible_to(root)) == [rule]
+    pushes.delete_push_rule(actor=dora, rule=rule)
+    assert not PushRule.objects.exists()
+
+
+def test_a_push_by_command_uses_the_login_of_the_namespace_for_those_who_run_it(
+    small: Build, research: Namespace, environment: Environment, dora: Actor, bob: Actor,
+    closed_registry: str,
+) -> None:  # fmt: skip
+    pushes.keep_registry_login(
+        actor=dora, namespace=research, registry=closed_registry, login=LOGIN
+    )
+    target = f"http://{closed_registry}/team/ml:1"
+    with pytest.raises(AccessDeniedError, match="sign-in"):
+        push_image(actor=bob, environment=environment, tag="1", to=target)
+    assert push_image(actor=dora, environment=environment, tag="1", to=target).sent == 6
