@@ -28,8 +28,10 @@ from django.utils import timezone
 from environments import blobs, folders
 from environments.domain.errors import (
     ChannelNotAllowedError,
+    DamagedError,
     LeaseLostError,
     StoreError,
+    UnavailableError,
     UnexpectedError,
 )
 from environments.domain.mirrors import end_of
@@ -53,6 +55,8 @@ LIVE = timedelta(days=1)
 #: Clients that began to read a view have so long to read the rest of it.
 SUPERSEDED = timedelta(hours=1)
 TIME_LIMIT = timedelta(minutes=30)
+#: Days of one index that are kept as views: each takes as much as what is listed now.
+MOST_DAYS = 60
 #: Packages that one web process fetches at once.
 FETCHERS = 8
 
@@ -88,11 +92,20 @@ def wanted(index: MirrorIndex, moment: str, policy: Policy) -> MirrorView:
         f"{now:%Y%m%d%H}" if policy.ages else "",
         "" if over else index.history.sha256,
     ]
-    row, _ = MirrorView.objects.select_related("repodata", "shard_index", "shards").get_or_create(
-        index=index,
-        moment=moment,
-        key=hashlib.sha256("\n".join(parts).encode()).hexdigest(),
-        defaults={"policy_version": policy.version},
+    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    rows = MirrorView.objects.select_related("repodata", "shard_index", "shards")
+    row = rows.filter(index=index, moment=moment, key=key).first()
+    if row is not None:
+        return row
+    days = MirrorView.objects.filter(index=index).exclude(moment="").order_by()
+    if moment and days.values("moment").distinct().count() >= MOST_DAYS:
+        raise UnavailableError(
+            f"Within {LIVE.total_seconds() / 3600:.0f} hours {MOST_DAYS} days of {index} were "
+            "asked for, and no more are made.",
+            hint="Ask again tomorrow, or for a day that was asked for.",
+        )
+    row, _ = rows.get_or_create(
+        index=index, moment=moment, key=key, defaults={"policy_version": policy.version}
     )
     return row
 
@@ -175,12 +188,14 @@ def look(index_id: int, *, at: datetime | None = None) -> bool:
 
 def _looked(row: MirrorIndex, work: _Work, at: datetime) -> bool:
     mirror = row.mirror
+    # What was lost cannot be asked of the channel again: the mirror begins anew.
+    history = row.history if row.history and blobs.is_whole(row.history) else None
     fetched = work.folder / "fetched"
     state = engine.fetch_index(
         mirror.upstream,
         row.subdir,
         to=fetched,
-        known=engine.State(**row.state) if row.history else engine.State(),
+        known=engine.State(**row.state) if history else engine.State(),
         credential=credential_source(mirror)(mirror.upstream),
         cancelled=work.cancelled,
         timeout=settings.DOWNLOAD_TIMEOUT,
@@ -195,7 +210,7 @@ def _looked(row: MirrorIndex, work: _Work, at: datetime) -> bool:
             channel=mirror.upstream,
             subdir=row.subdir,
             fetched=fetched,
-            history=work.local(row.history) if row.history else None,
+            history=work.local(history) if history else None,
             out=out,
             minute=int(at.timestamp() // 60),
         )
@@ -245,6 +260,8 @@ def _made(row: MirrorView, work: _Work) -> None:
         row.finish(work.token)  # the rules or the channel have changed meanwhile
         return
     assert index.history is not None
+    if not blobs.is_whole(index.history):
+        raise DamagedError(f"What {index} has seen of its channel is lost: it is looked at again.")
     end = end_of(date.fromisoformat(row.moment)) if row.moment else None
     told = work.carry_out(
         engine.Render(

@@ -35,6 +35,7 @@ from environments.domain.errors import (
 )
 from environments.domain.mirrors import parse_day
 from environments.domain.names import SUBDIRS, canonical_channel, parse_name, printable
+from environments.domain.policy import Policy
 from environments.domain.shard_pack import find, read_table
 from environments.engine.downloads import Download
 from environments.engine.mirrors import refused_key
@@ -184,6 +185,7 @@ class Opened:
     mirror: Mirror
     index: MirrorIndex
     moment: str
+    policy: Policy
     view: MirrorView
 
     @property
@@ -221,12 +223,20 @@ def open_view(*, actor: Actor, name: str, subdir: str, moment: str = "") -> Open
     if newest.made_at is None and not newest.rests and newest.message_sent_at is None:
         queueing.send_view(newest)
     view = newest if newest.made_at is not None else mirrors.made(index, moment, policy)
+    if view is not None and not _is_whole(view):
+        MirrorView.objects.filter(pk=view.pk).delete()  # and made anew, when it is asked for again
+        return None
     if view is None:
         _refuse_failed(newest)
         return None
     if view.used_at < timezone.now() - FRESH:
         MirrorView.objects.filter(pk=view.pk).update(used_at=timezone.now())
-    return Opened(mirror=mirror, index=index, moment=moment, view=view)
+    return Opened(mirror=mirror, index=index, moment=moment, policy=policy, view=view)
+
+
+def _is_whole(view: MirrorView) -> bool:
+    files = (view.repodata, view.shard_index, view.shards)
+    return all(blob is not None and blobs.is_whole(blob) for blob in files)
 
 
 def _refuse_failed(row: MirrorIndex | MirrorView) -> None:
@@ -245,7 +255,7 @@ def shard(opened: Opened, digest: str) -> bytes:
     except ValueError:
         key = b""
     newest = opened.view
-    others = mirrors.made_views(newest.index, opened.moment, mirrors.policy_for(opened.mirror))
+    others = mirrors.made_views(newest.index, opened.moment, opened.policy)
     for view in (newest, *others.exclude(pk=newest.pk)[:3]):
         if len(key) == 32 and (found := _part(view, key)) is not None:
             return found

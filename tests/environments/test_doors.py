@@ -17,10 +17,12 @@ from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import NoReverseMatch, URLPattern, URLResolver, get_resolver, reverse
+from django.utils import timezone
 
 from accounts.models import User
 from accounts.roles import Perm
-from environments.models import AuditEvent
+from environments import mirrors
+from environments.models import AuditEvent, Blob, MirrorIndex
 from tests import factories
 from tests.environments.graphql.asking import post
 from tests.environments.graphql.test_permission_matrix import (
@@ -42,9 +44,12 @@ class Door:
 
     to: dict[str, str]
     perm: Perm
+    method: str = "get"
+    opened: int = 200
 
 
 ML = {"namespace": "research", "environment": "ml", "reference": "current"}
+MIRROR = {"mirror": "research", "subdir": "noarch", "name": "repodata.json.zst"}
 #: Route -> the row it leads to. `absent` replaces the names, one at a time.
 DOORS = {
     "log": Door(to=ML, perm=Perm.DOWNLOAD),
@@ -57,6 +62,9 @@ DOORS = {
         to={"namespace": "research", "subdir": "linux-64", "name": "repodata.json"},
         perm=Perm.DOWNLOAD,
     ),
+    "mirror-channel": Door(to=MIRROR, perm=Perm.DOWNLOAD),
+    "mirror-snapshot": Door(to={**MIRROR, "day": "2026-01-01"}, perm=Perm.DOWNLOAD),
+    "use": Door(to=ML, perm=Perm.DOWNLOAD, method="post", opened=204),
     "environment": Door(to={"namespace": "research", "name": "ml"}, perm=Perm.VIEW),
     "build": Door(
         to={"namespace": "research", "name": "ml", "reference": "current"}, perm=Perm.VIEW
@@ -99,6 +107,19 @@ def routes(patterns: Any = None, space: str = "") -> Iterator[str]:
             yield f"{space}:{one.name}" if space else one.name or str(one.pattern)
 
 
+def make_views() -> None:
+    """What the mirror shows, as rows: nobody reads the bytes here."""
+    index = MirrorIndex.objects.get()
+    index.history = Blob.objects.create(sha256="0" * 64, size=1)
+    index.save()
+    for moment in ("", "2026-01-01"):
+        view = mirrors.wanted(index, moment, mirrors.policy_for(index.mirror))
+        for name in ("repodata", "shard_index", "shards"):
+            setattr(view, name, index.history)
+        view.made_at = timezone.now()
+        view.save()
+
+
 def normal(content: bytes) -> str:
     """An answer without what differs each time."""
     text = content.decode()
@@ -134,17 +155,19 @@ def test_each_door_opens_to_those_who_may_and_is_not_there_for_the_rest(
     persona: Persona, db: None
 ) -> None:
     make_world()
+    make_views()
     client = client_of(persona)
     for name, door in DOORS.items():
-        answer = client.get(reverse(name, kwargs=door.to))
+        answer = client.generic(door.method.upper(), reverse(name, kwargs=door.to))
         if persona.refused:
             assert answer.status_code == 401, name
         elif door.perm in persona.perms:
-            assert answer.status_code == 200, name
+            assert answer.status_code == door.opened, name
         else:
             assert answer.status_code == 404, name
             told = normal(answer.content)
-            for asked in ("environment research/ml.", "namespace 'research'."):
+            known = ("environment research/ml.", "namespace 'research'.", "mirror 'research'.")
+            for asked in known:
                 told = told.replace(f"There is no {asked}", "")
             assert "research" not in told
 
@@ -157,12 +180,14 @@ def test_what_one_may_not_see_answers_like_what_is_not_there(persona: Persona, d
     make_world()
     client = client_of(persona)
     for name, door in DOORS.items():
-        absent = door.to | {"namespace": "absentees"}  # as many letters
+        place = "mirror" if "mirror" in door.to else "namespace"
+        absent = door.to | {place: "absentees"}  # as many letters
         answers, looks = [], []
         for to in (door.to, absent):
-            client.get(reverse(name, kwargs=to))  # sessions and caches are warm
+            asked = door.method.upper(), reverse(name, kwargs=to)
+            client.generic(*asked)  # sessions and caches are warm
             with CaptureQueriesContext(connection) as queries:
-                answers.append(client.get(reverse(name, kwargs=to)))
+                answers.append(client.generic(*asked))
             looks.append([re.sub(r"\d+|'[^']*'", "?", one["sql"]) for one in queries])
         hidden, missing = (normal(answer.content) for answer in answers)
         assert [answer.status_code for answer in answers] == [answers[0].status_code] * 2

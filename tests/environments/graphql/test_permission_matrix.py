@@ -37,6 +37,8 @@ from environments.models import (
     Environment,
     IndexedPackage,
     LegalHold,
+    Mirror,
+    MirrorIndex,
     Namespace,
     Preview,
     Push,
@@ -225,7 +227,12 @@ def govern(research: Namespace, waiting: Build) -> dict[str, str]:
     target = "registry.example.org/team/{environment}:{build}"
     rule = PushRule.objects.create(namespace=research, pattern="ml", target=target)
     Push.want(rule, waiting.environment, waiting)
+    mirror = Mirror.objects.create(
+        name="research", upstream=factories.CHANNEL, namespace=research, subdirs=["noarch"]
+    )
+    MirrorIndex.objects.create(mirror=mirror, subdir="noarch")
     return {
+        "mirror": str(mirror.pk),
         "pushRule": str(rule.pk),
         "credential": str(credential.pk),
         "request": str(request.pk),
@@ -313,6 +320,11 @@ SEEN: dict[str, tuple[str, Callable[[Data], bool]]] = {
         f"query($recall: ID!) {{ recallHits(id: $recall) {EDGES % 'build'} }}",
         lambda it: bool(it["edges"]),
     ),
+    "mirrors": (
+        f"{{ mirrors {EDGES % 'name subdirs { subdir failure }'} }}",
+        lambda it: names(it) == ["research"],
+    ),
+    "mirror": ('{ mirror(name: "research") { name upstream } }', bool),
     "policy": ('{ policy(namespace: "research") { digest rules { summary } } }', bool),
     "policies": (
         f"{{ policies {EDGES % 'namespace rules { name }'} }}",
@@ -505,6 +517,12 @@ OTHER_CHANGES: dict[str, tuple[str, Callable[[Persona], str]]] = {
     "explainRequest": ('id: $request, note: "for the course"', _of_who_asked),
     "recall": ('spec: "y", reason: "it leaks"', _of_a_namespace),
     "undoRecall": ('id: $recall, reason: "fixed"', _of_an_administrator),
+    "createMirror": (
+        'name: "fresh", upstream: "https://channel.example.org/other"',
+        lambda persona: "" if persona.superuser else "access-denied",
+    ),
+    "changeMirror": ("id: $mirror, public: true", _of_an_administrator),
+    "deleteMirror": ("id: $mirror", _of_an_administrator),
     "deleteChannelCredential": (
         "id: $credential",
         lambda persona: "" if Perm.MANAGE in persona.perms else "not-found",

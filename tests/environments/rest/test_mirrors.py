@@ -20,8 +20,9 @@ from django.utils import timezone
 from rattler import Gateway, MatchSpec, install, solve
 
 from accounts.access import Actor
-from environments import mirrors, tasks
+from environments import blobs, collection, mirrors, tasks
 from environments.domain.errors import AccessDeniedError, ChannelNotAllowedError
+from environments.engine import mirrors as engine
 from environments.models import AuditEvent, Blob, Mirror, MirrorIndex, MirrorView, Namespace
 from environments.operations import mirrors as operations
 from environments.operations.policies import add_rule, change_rule
@@ -268,6 +269,38 @@ def test_a_channel_that_never_answered_is_unavailable_and_not_empty(
     look(made)
     answer = get(root, "/channel/mirror/gone/linux-64/repodata.json")
     assert (answer.status_code, answer.json()["code"]) == (503, "channel-unavailable")
+
+
+def test_files_that_are_lost_are_made_again(mirror: Mirror, bob: Actor) -> None:
+    records = listed(bob)
+    for blob in Blob.objects.filter(mirror_repodata__isnull=False):
+        blobs.remove(blob)
+    assert listed(bob) == records
+
+
+def test_collection_leaves_what_a_mirror_serves(
+    mirror: Mirror, bob: Actor, upstream: ChannelServer, settings: Any
+) -> None:
+    records = listed(bob)
+    file_name, _ = package(records, "large-data")
+    path = f"/channel/mirror/small/linux-64/{file_name}"
+    whole = get(bob, path).body
+    settings.COLLECTION_GRACE = timedelta(0)
+    for _ in range(2):
+        report = collection.collect(notice=timedelta(0))
+    assert report.removed.number == 0
+    upstream.faults.add(Fault("*", status=500))
+    assert listed(bob) == records
+    assert get(bob, path).body == whole
+
+
+def test_a_large_channel_is_read_by_a_process_of_its_own(
+    mirror: Mirror, bob: Actor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = listed(bob)
+    monkeypatch.setattr(engine, "APART", 0)
+    MirrorView.objects.all().delete()
+    assert listed(bob) == records
 
 
 # --- days -----------------------------------------------------------------------------------------
