@@ -31,6 +31,7 @@ from environments.domain.records import CondaPackage, PypiPackage
 #: Of the answers that this program understands.
 VERSION = 1
 _TIMEOUT = httpx.Timeout(60.0, connect=15.0)
+_UNREACHABLE = "Is the address right, and is the server running?"
 #: What the server says by these codes is its last word on what was asked.
 _REFUSALS: Mapping[str, type[StoreError]] = {
     "not-found": NotFoundError,
@@ -129,10 +130,14 @@ class Server:
         try:
             return self._http.get(path, headers=headers)
         except httpx.TimeoutException as error:
-            raise UnavailableError(f"{self.url} does not answer in time.") from error
+            raise UnavailableError(
+                f"{self.url} does not answer in time.", hint=_UNREACHABLE
+            ) from error
         except httpx.HTTPError as error:
             reason = str(error).strip().rstrip(".") or type(error).__name__
-            raise UnavailableError(f"{self.url} cannot be reached: {reason}.") from error
+            raise UnavailableError(
+                f"{self.url} cannot be reached: {reason}.", hint=_UNREACHABLE
+            ) from error
 
     def _document(self, answer: httpx.Response) -> dict[str, Any]:
         """The JSON of an answer; an error for everything else."""

@@ -247,6 +247,11 @@ class Api:
             self._require_ours(response.status_code in {200, 206, 416}, response)
             yield etag, response
 
+    def note_use(self, build: str) -> None:
+        """Tell that somebody works with `NAMESPACE/ENV:NUMBER`."""
+        name, _, number = build.rpartition(":")
+        self._http.post(f"/api/envs/{name}/{number}/use", timeout=CONNECT_TIMEOUT)
+
     def sign_in(self, username: str, password: str, name: str) -> str:
         """A new token, for a password."""
         body = {"username": username, "password": password, "name": name}

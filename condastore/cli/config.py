@@ -14,10 +14,11 @@ from condastore.cli.errors import CommandError, Status
 
 #: Where `condastore up` listens unless told otherwise.
 DEFAULT_URL = "http://127.0.0.1:8470"
-URL_VARIABLE, TOKEN_VARIABLE, DATA_VARIABLE = (
+URL_VARIABLE, TOKEN_VARIABLE, DATA_VARIABLE, ENVS_VARIABLE = (
     "CONDASTORE_URL",
     "CONDASTORE_TOKEN",
     "CONDASTORE_DATA",
+    "CONDASTORE_ENVS",
 )
 
 
@@ -142,6 +143,12 @@ def forget(url: str) -> None:
     if content.get("current") == url:
         content.pop("current")
     _write(content)
+
+
+def kept_folder() -> Path | None:
+    """Where `condastore sync` keeps environments on this machine, if that is said."""
+    named = os.environ.get(ENVS_VARIABLE)
+    return Path(named).absolute() if named else None
 
 
 def data_folder() -> Path | None:

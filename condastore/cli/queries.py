@@ -532,7 +532,8 @@ query Artifacts($namespace: String!, $environment: String!, $number: String!) {
 PREFIX = """
 query Prefix($namespace: String!, $environment: String!, $number: String!) {
   build(namespace: $namespace, environment: $environment, number: $number) {
-    ref number state platform prefixPath recalled environment { name namespace { name } }
+    ref number state platform prefixPath recalled
+    environment { name lastUsedAt namespace { name } }
   }
 }
 """

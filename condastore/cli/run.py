@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -22,6 +24,8 @@ from condastore.cli.references import CURRENT, Reference
 
 #: What conda writes for a variable that the environment takes away.
 UNSET = "***unset***"
+#: The server is told of a use no more often.
+AGAIN = timedelta(hours=1)
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # as shells say it
 
 
@@ -31,6 +35,7 @@ class Prefix:
 
     folder: Path
     name: str  # NAMESPACE/ENV:NUMBER
+    used_at: str = ""  # when the server last heard of a use
 
 
 def run(
@@ -57,6 +62,7 @@ def run(
     api = connect()
     try:
         prefix = from_server(api, reference(api, environment))
+        report_use(api, prefix)
     except UnreachableError as unreachable:
         found = from_folder(environment, unreachable)
         render.warn(f"note: {api.server.url} cannot be reached; {found.name} is used as it is here")
@@ -80,23 +86,70 @@ def from_server(api: Api, ref: Reference) -> Prefix:
         if build["state"] != "ARCHIVED":
             hint = f"Follow it: `condastore env wait {build['ref']}`."
         raise not_found(f"{build['ref']} is {build['state']}: it has no folder.", hint=hint)
+    environment = build["environment"]
     folder = Path(path)
     if not (folder / "conda-meta").is_dir():
-        raise not_found(
-            f"{build['ref']} is not on this machine: there is no folder {folder}.",
-            hint=(
-                "Make it here from its lock: "
-                f"`condastore env export {build['ref']} --format explicit.txt`, then "
-                f"`conda create --prefix FOLDER --file ...-explicit.txt`."
-            ),
-        )
-    return Prefix(folder=folder, name=build["ref"])
+        namespace = environment["namespace"]["name"]
+        kept = _numbered(_kept_prefixes(), namespace, environment["name"], str(build["number"]))
+        if kept is None:
+            raise not_found(
+                f"{build['ref']} is not on this machine: there is no folder {folder}.",
+                hint=(
+                    f"Keep it here with `condastore sync`, and set {config.ENVS_VARIABLE}; or make "
+                    f"it from its lock: `condastore env export {build['ref']} --format "
+                    "explicit.txt`, then `conda create --prefix FOLDER --file ...-explicit.txt`."
+                ),
+            )
+        folder = kept
+    return Prefix(
+        folder=folder, name=build["ref"], used_at=str(environment.get("lastUsedAt") or "")
+    )
+
+
+def _kept_prefixes() -> Path | None:
+    """Where `condastore sync` puts the builds of this machine."""
+    kept = config.kept_folder()
+    return kept / ".condastore" / "prefixes" if kept is not None else None
+
+
+def _numbered(prefixes: Path | None, namespace: str, name: str, number: str) -> Path | None:
+    """A build's folder: `<prefixes>/<namespace>/<number>-<12 digits>-<environment>`."""
+    if prefixes is None:
+        return None
+    found = (prefixes / namespace).glob(f"{number}-*-{name}")  # a name may hold dashes
+    return next((one for one in found if one.name.split("-", 2)[2] == name), None)
+
+
+def report_use(api: Api, prefix: Prefix) -> None:
+    """Tell the server that somebody uses the environment, now and then.
+
+    In a process of its own that nobody waits for: the command starts no later, and knows nothing
+    of whether it worked.
+    """
+    if not api.server.token or _recent(prefix.used_at) or os.fork():
+        return
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):  # whoever reads the command's output does not wait either
+        os.dup2(nowhere, descriptor)
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    with contextlib.suppress(BaseException):
+        api.note_use(prefix.name)
+    os._exit(0)
+
+
+def _recent(moment: str) -> bool:
+    try:
+        return datetime.now(UTC) - datetime.fromisoformat(moment) < AGAIN
+    except ValueError:
+        return False
 
 
 def from_folder(text: str, unreachable: UnreachableError) -> Prefix:
     """Without the server: what the data folder of this machine says by itself."""
-    data = config.data_folder()
-    if data is None:
+    kept, data = config.kept_folder(), config.data_folder()
+    if kept is None and data is None:
         raise unreachable
 
     def own_namespace() -> str:
@@ -108,17 +161,17 @@ def from_folder(text: str, unreachable: UnreachableError) -> Prefix:
     from condastore.cli.references import parse_reference
 
     ref = parse_reference(text, own_namespace=own_namespace)
+    links = [folder for folder in (kept, data and data / "envs") if folder is not None]
+    prefixes = [_kept_prefixes(), data and data / "prefixes"]
     if ref.build in {"", CURRENT}:
-        link = data / "envs" / ref.namespace / ref.environment
-        folder = link.resolve()
+        found = [(one / ref.namespace / ref.environment).resolve() for one in links]
     elif ref.build.isdigit():
-        # `prefixes/<namespace>/<number>-<lock digest, 12>-<environment>`; a name may hold dashes.
-        candidates = (data / "prefixes" / ref.namespace).glob(f"{ref.build}-*-{ref.environment}")
-        matching = [one for one in candidates if one.name.split("-", 2)[2] == ref.environment]
-        folder = matching[0] if matching else data / "none"
+        numbered = (_numbered(one, ref.namespace, ref.environment, ref.build) for one in prefixes)
+        found = [one for one in numbered if one is not None]
     else:
         raise unreachable
-    if not (folder / "conda-meta").is_dir():
+    folder = next((one for one in found if (one / "conda-meta").is_dir()), None)
+    if folder is None:
         raise unreachable
     number = folder.name.partition("-")[0]
     name = f"{ref.namespace}/{ref.environment}"

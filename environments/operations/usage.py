@@ -1,4 +1,4 @@
-"""When was an environment last used: noted by downloads and pulls, and by looks at its folder."""
+"""When was an environment last used: noted by downloads, pulls, `run`, and looks at its folder."""
 
 from __future__ import annotations
 
@@ -7,10 +7,18 @@ from datetime import timedelta
 from django.db.models import Q
 from django.utils import timezone
 
-from environments.models import Environment
+from accounts.access import Actor, require
+from accounts.roles import Perm
+from environments.models import Build, Environment
 
 #: A last use is written no more often.
 AGAIN = timedelta(minutes=10)
+
+
+def note_use(*, actor: Actor, build: Build) -> None:
+    """Somebody runs something in a folder of it, perhaps on a machine whose disk we never see."""
+    require(actor, Perm.DOWNLOAD, build)
+    used(build.environment)
 
 
 def used(environment: Environment) -> None:

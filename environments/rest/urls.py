@@ -15,6 +15,7 @@ urlpatterns = [
     path("whoami", views.whoami, name="whoami"),
     path("audit", views.audit_log, name="audit-log"),
     path("envs/<str:namespace>", views.folders, name="folders"),
+    path("envs/<str:namespace>/<str:environment>/<str:reference>/use", views.use, name="use"),
     path("envs/<str:namespace>/<str:environment>/<str:reference>/log", views.log, name="log"),
     path(
         "envs/<str:namespace>/<str:environment>/<str:reference>/<str:name>",

@@ -19,12 +19,12 @@ from django.http import (
 )
 from django.utils.cache import patch_vary_headers
 from django.utils.http import content_disposition_header, parse_etags
-from django.views.decorators.http import require_safe
+from django.views.decorators.http import require_POST, require_safe
 
 from environments import signing
 from environments.domain.errors import InvalidInputError
 from environments.models import Build
-from environments.operations import audit, downloads, provenance, served_folders
+from environments.operations import audit, downloads, provenance, served_folders, usage
 from environments.operations.artifacts import KIND_OF
 from environments.rest import artifacts
 from environments.rest.finding import actor_of, build_of
@@ -108,6 +108,14 @@ def folders(request: HttpRequest, namespace: str) -> HttpResponse:
     if etag in {tag.removeprefix("W/") for tag in known}:
         return _kept(HttpResponseNotModified(), etag)
     return _kept(answer, etag)
+
+
+@require_POST
+def use(request: HttpRequest, namespace: str, environment: str, reference: str) -> HttpResponse:
+    """`condastore run` says that somebody works with the build."""
+    build = build_of(request, namespace, environment, reference)
+    usage.note_use(actor=actor_of(request), build=build)
+    return HttpResponse(status=204)
 
 
 @require_safe

@@ -318,6 +318,28 @@ def test_the_status_says_whether_all_is_there(
     assert person.does("sync", "--to", str(tmp_path)).status == 2
 
 
+def test_a_command_runs_in_a_kept_folder_and_counts_as_a_use(
+    node: Node,
+    built: Built,
+    person: Person,
+    token: str,
+    server: str,
+    environment: Environment,
+    data_folder: Path,
+) -> None:
+    built("dependencies: [apptool]")
+    assert node.once().complete
+    (data_folder / "prefixes").rename(data_folder / "not-on-this-machine")
+    Environment.objects.update(used_at=None)
+    variables = {"CONDASTORE_ENVS": str(node.folder.root)}
+    there = Person(home=person.home, url=server, token=token, variables=variables)
+    ended = there.does("run", "research/ml", "--", "apptool").succeeded()
+    assert str(node.link.resolve()) in ended.out
+    wait_for(lambda: Environment.objects.exclude(used_at=None).exists())
+    away = Person(home=person.home, url=NOBODY, token=token, variables=variables)
+    assert away.does("run", "research/ml:1", "--", "apptool").succeeded().out == ended.out
+
+
 SERVER_ONLY = (
     *("django", "strawberry", "dramatiq", "guardian", "psutil", "structlog", "conda_lock"),
     *("conda_pack", "cryptography", "deflate", "environs", "license_expression", "msgpack"),
