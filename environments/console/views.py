@@ -8,18 +8,17 @@ from allauth.core.internal import ratelimit
 from django.contrib.auth.decorators import login_required
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
-from django.urls import reverse
 from django.views.decorators.http import require_http_methods, require_safe
 
 from accounts.access import Actor
 from accounts.sign_in import TooManyAttemptsError
 from environments import approvals, folders
+from environments.console.taking import taking
 from environments.domain.errors import NotFoundError, RecalledError
 from environments.domain.lifecycle import BuildState
 from environments.models import ApprovalRequest, Build, Environment
 from environments.models.recalls import refuse_recalled
 from environments.operations import device_sign_in
-from environments.operations.downloads import FILES
 from environments.operations.environments import find_build, find_environment
 
 #: What a page lists at most; GraphQL gives the rest.
@@ -65,7 +64,7 @@ def environment(request: HttpRequest, namespace: str, name: str) -> HttpResponse
         "environment": found,
         "builds": builds[:SHOWN],
         "folder": folders.link_path(namespace, name) if found.current_id else None,
-        "files": _files(namespace, name, "current") if found.current_id else (),
+        "taking": taking(request, actor, found.current, "current") if found.current else None,
     }
     return render(request, "environments/environment.html", context)
 
@@ -86,7 +85,7 @@ def build(request: HttpRequest, namespace: str, name: str, reference: str) -> Ht
             key=lambda one: order.index(one[0]) if one[0] in order else len(order),
         ),
         "events": found.events.all(),
-        "files": _files(namespace, name, str(found.number)) if found.lock_id else (),
+        "taking": taking(request, actor, found, str(found.number)),
         "prefix": folders.prefix_path(found),
         "recalled": _recalled(found),
         "requests": _requests(found),
@@ -110,14 +109,6 @@ def _requests(build: Build) -> list[tuple[ApprovalRequest, list[str]]]:
     people = [user.get_username() for user in approvals.deciders([namespace])[namespace]]
     waits = build.requests.undecided().order_by("name", "pk")
     return [(request, people) for request in waits]
-
-
-def _files(namespace: str, name: str, reference: str) -> list[tuple[str, str]]:
-    return [
-        (file, reverse("download", args=[namespace, name, reference, file]))
-        for file in FILES
-        if file != "log"
-    ]
 
 
 @login_required

@@ -9,8 +9,10 @@ import pytest
 from django.test import Client
 
 from accounts.access import Actor
+from environments.domain.artifacts import ArtifactKind
 from environments.domain.lifecycle import BuildState
 from environments.models import Build, Environment
+from environments.operations.artifacts import create_artifact
 from tests import factories
 
 PAGES = ["/", "/environments/research/ml/", "/environments/research/ml/builds/1/"]
@@ -68,7 +70,7 @@ def test_the_list_costs_as_many_queries_for_fifty_as_for_five(
         assert client.get("/").content.decode().count("<tr>") == 52
     for _ in range(30):
         factories.make_build(environment)
-    with django_assert_max_num_queries(9):
+    with django_assert_max_num_queries(12):
         client.get("/environments/research/ml/")
 
 
@@ -146,3 +148,28 @@ def test_the_admin_is_for_administrators_of_the_installation(dora: Actor) -> Non
     client = signed_in(dora)
     for name in ("environments/build", "accounts/apitoken", "environments/auditevent"):
         assert client.get(f"/admin/{name}/").status_code == 403
+
+
+def test_a_build_is_taken_in_every_form_once_it_may_be(
+    bob: Actor, environment: Environment
+) -> None:
+    build = factories.make_build(environment)
+    rendered, made = ("environment.yml", "sbom.cdx.json"), ("env.tar.zst", "install.sh")
+    client = signed_in(bob)
+
+    def shown() -> str:
+        return client.get(PAGES[2]).content.decode()
+
+    text = shown()
+    for name in (*rendered, *made):
+        assert f"/api/envs/research/ml/1/{name}" in text
+    assert "testserver/research/ml:1" in text
+    assert "http://testserver/channel/research/ml/1" in text
+    assert text.count("made when it is asked for") == 6
+    create_artifact(actor=bob, build=build, kind=ArtifactKind.TAR_ZST)
+    assert "being made" in shown()
+    Build.objects.filter(pk=build.pk).update(state=BuildState.HELD, finished_at=None)
+    text = shown()
+    assert all(name in text for name in rendered)
+    assert not any(name in text for name in made)
+    assert "testserver/research/ml:1" not in text
