@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import platform
 import signal
 import sys
 import threading
@@ -72,6 +73,10 @@ def sync(
     environment that was removed or recalled on the server, or that you may not have any more, goes
     here too; while the server cannot be reached, all stays as it is.
     """
+    if platform.system() != "Linux":
+        raise CommandError(
+            "Folders are kept on Linux only.", status=Status.USAGE, code="not-installed"
+        )
     named, chosen = _chosen(environments or [], namespaces or [])
     known = config.current()
     with _agent_parts():

@@ -1,4 +1,4 @@
-"""When an environment was last used: downloads and pulls say so, and its folder where it can."""
+"""When an environment was last used: downloads, pulls and runs say so, and its folder where it can."""
 
 from __future__ import annotations
 
@@ -42,6 +42,17 @@ def test_a_download_is_a_use(bob: Actor, environment: Environment, path: str) ->
     assert not used(environment)  # who may not, uses nothing
     client.force_login(User.objects.get(username="bob"))
     assert client.get(path).status_code == 200
+    assert used(environment)
+
+
+def test_a_run_on_another_machine_is_a_use(bob: Actor, environment: Environment) -> None:
+    factories.make_build(environment)
+    client = Client()
+    client.force_login(User.objects.get(username="charlie"))
+    assert client.post("/api/envs/research/ml/1/use").status_code == 404
+    assert not used(environment)
+    client.force_login(User.objects.get(username="bob"))
+    assert client.post("/api/envs/research/ml/1/use").status_code == 204
     assert used(environment)
 
 
