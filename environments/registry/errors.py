@@ -39,6 +39,10 @@ class UnknownError(NotFoundError):
         self.kind = kind
 
 
+class InvalidDigestError(InvalidInputError):
+    """What stands for a digest is none."""
+
+
 class UnderWayError(UnavailableError):
     """The image is still being made."""
 
@@ -70,6 +74,7 @@ _KINDS: tuple[tuple[type[StoreError], HTTPStatus, str], ...] = (
     (AccessDeniedError, HTTPStatus.FORBIDDEN, "DENIED"),
     (NotFoundError, HTTPStatus.NOT_FOUND, "NAME_UNKNOWN"),
     (ArtifactFailedError, HTTPStatus.NOT_FOUND, "MANIFEST_UNKNOWN"),
+    (InvalidDigestError, HTTPStatus.BAD_REQUEST, "DIGEST_INVALID"),
     (InvalidInputError, HTTPStatus.BAD_REQUEST, "UNSUPPORTED"),
     # Clients come again after this status by themselves, after no other.
     (UnavailableError, HTTPStatus.TOO_MANY_REQUESTS, "TOOMANYREQUESTS"),

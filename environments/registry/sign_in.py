@@ -32,7 +32,9 @@ from environments.registry.errors import ChallengeError, ScopeError
 LIFE = 300  # seconds; at most: clients take 60 for granted
 SALT = "condastore.registry"
 CATALOG = "registry:catalog:*"
-_SCOPES = re.compile(r"(?:repository:[a-z0-9._/-]{1,200}|registry:catalog):[a-z,*]{1,60}")
+#: What names of repositories are written with; what else is wrong with one, is not found.
+NAME = re.compile(r"[a-z0-9._/-]{1,200}")
+_SCOPES = re.compile(rf"(?:repository:{NAME.pattern}|registry:catalog):[a-z,*]{{1,60}}")
 MOST_SCOPES = 20
 
 

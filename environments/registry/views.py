@@ -30,6 +30,7 @@ from environments.operations import audit, images
 from environments.registry import sign_in
 from environments.registry.errors import (
     ChallengeError,
+    InvalidDigestError,
     UnderWayError,
     UnknownError,
     in_its_words,
@@ -42,6 +43,8 @@ ON_DEMAND = "dynamic"
 LOOK = 0.2  # seconds between two looks at an image that is made
 PAGE, LARGEST_PAGE = 100, 1000
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
+#: As the image specification has it: nothing here has one of another algorithm.
+_ANY_DIGEST = re.compile(r"[a-z0-9]+(?:[+._-][a-z0-9]+)*:[a-zA-Z0-9=_-]{1,200}")
 Found = TypeVar("Found")
 _UNFINISHED = (ArtifactState.QUEUED, ArtifactState.MAKING)
 
@@ -131,6 +134,8 @@ def _repository(
     Raises:
         ChallengeError: nobody is signed in, and it is not public: if it is there at all.
     """
+    if not sign_in.NAME.fullmatch(f"{namespace}/{environment}"):
+        raise UnknownError("No repository has such a name.", kind="NAME_INVALID")
     scope = f"repository:{namespace}/{environment}:pull"
     actor = sign_in.actor_of(request, scope)
     try:
@@ -273,14 +278,14 @@ async def referrers(
 ) -> HttpResponseBase:
     if not _reading(request):
         return _only_pulls()
-    wanted = request.GET.get("artifactType", "")
+    wanted = request.GET.get("artifactType", "").replace(" ", "+")  # a plus that was sent as it is
 
     def find() -> list[dict[str, object]]:
         actor, repository = _repository(request, namespace, environment)
         found = _DIGEST.fullmatch(digest)
-        if found is None:
-            raise InvalidInputError(f"{digest!r:.100} is no sha256 digest.")
-        return images.referrers(actor, repository, found[1])
+        if found is None and (digest.startswith("sha256:") or not _ANY_DIGEST.fullmatch(digest)):
+            raise InvalidDigestError(f"{digest!r:.100} is no digest.")
+        return images.referrers(actor, repository, found[1]) if found else []
 
     found = await sync_to_async(find)()
     listed = [one for one in found if not wanted or one["artifactType"] == wanted]

@@ -26,10 +26,12 @@ PROGRAMS = (
     " mkdir mktemp mv printf pwd readlink rm rmdir sed sleep sort tail tar tee test touch tr true"
     " uname wc which whoami xargs"
 )
-#: Parts of glibc that are opened by name only, and what compiled packages leave to the system.
+#: Parts of glibc that are opened by name only, and what conda packages and wheels (PEP 600) leave
+#: to the system.
 LIBRARIES = (
     "libc.so.6 libm.so.6 libmvec.so.1 libdl.so.2 libpthread.so.0 librt.so.1 libutil.so.1"
     " libresolv.so.2 libanl.so.1 libnss_dns.so.2 libnss_files.so.2 libgcc_s.so.1 libstdc++.so.6"
+    " libz.so.1 libexpat.so.1"
 )
 CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"
 _LIBRARY = re.compile(r"(?:=>\s*)?(/\S+)\s+\(0x")

@@ -125,6 +125,8 @@ def load(source: Path, *, folder: Path) -> list[LoadedImage]:
     Raises:
         InvalidInputError: what is wrong with it.
     """
+    if not source.exists():
+        raise InvalidInputError(f"There is no file {source}.")
     folder.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
         root = source

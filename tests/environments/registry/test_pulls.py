@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import hashlib
+import json
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from django.utils import timezone
 
 from accounts.access import Actor
 from accounts.models import ApiToken
+from environments.domain.images import SBOM, STATEMENT
 from environments.domain.lifecycle import BuildState
+from environments.domain.provenance import authenticated
 from environments.models import Artifact, BaseImage, Build, BuildTag, Environment, Namespace
+from environments.operations.policies import add_rule
 from environments.operations.recalls import recall
 from environments.tools import Tools
 from tests import factories
@@ -268,18 +275,69 @@ def test_one_image_is_made_for_all_builds_with_its_lock(
 
 def test_the_sbom_of_an_image_is_among_its_referrers(small: Build, pull_as: Pulling) -> None:
     bob = pull_as("bob")
-    digest = bob.get(f"{ML}/manifests/1").headers["Docker-Content-Digest"]
-    answer = bob.get(f"{ML}/referrers/{digest}")
+    digest, image = image_of(bob)
+    answer = bob.get(f"{ML}/referrers/{digest}?artifactType={SBOM}")
     assert answer.headers["Content-Type"] == "application/vnd.oci.image.index.v1+json"
+    assert answer.headers["OCI-Filters-Applied"] == "artifactType"
     [told] = answer.json()["manifests"]
-    assert told["artifactType"] == "application/vnd.cyclonedx+json"
+    assert told["artifactType"] == SBOM
     manifest = bob.get(f"{ML}/manifests/{told['digest']}").json()
     assert manifest["subject"]["digest"] == digest
-    sbom = bob.get(f"{ML}/blobs/{manifest['layers'][0]['digest']}").json()
+    assert told["annotations"] == manifest["annotations"]
+    [layer] = manifest["layers"]
+    sbom = bob.get(f"{ML}/blobs/{layer['digest']}").json()
     assert {"activating", "libbeta"} <= {one["name"] for one in sbom["components"]}
+    assert image["annotations"]["io.condastore.sbom"] == layer["digest"]
+    config = bob.get(f"{ML}/blobs/{image['config']['digest']}").json()["config"]
+    assert config["Labels"]["io.condastore.sbom"] == layer["digest"]
     query = "?artifactType=application/other"
     assert bob.get(f"{ML}/referrers/{digest}{query}").json()["manifests"] == []
-    assert bob.get(f"{ML}/referrers/sha256:{'0' * 64}").json()["manifests"] == []
+    everything = bob.get(f"{ML}/referrers/{digest}")
+    assert "OCI-Filters-Applied" not in everything.headers
+    assert len(everything.json()["manifests"]) == 2
+    for other in (f"sha256:{'0' * 64}", image["layers"][0]["digest"], told["digest"]):
+        assert bob.get(f"{ML}/referrers/{other}").json()["manifests"] == []
+
+
+def test_each_build_signs_where_its_image_comes_from_and_others_do_not_see_it(
+    small: Build, submit: Callable[..., Build], research: Namespace, pull_as: Pulling
+) -> None:
+    other = factories.make_environment(research, "other")
+    build_it(submit(SMALL, environment=other))
+    bob = pull_as("bob")
+    digest, _ = image_of(bob)
+    place = f"referrers/{digest}?artifactType={STATEMENT}"
+    [told] = bob.get(f"{ML}/{place}").json()["manifests"]
+    assert told["annotations"]["io.condastore.build"] == "research/ml:1"
+    manifest = bob.get(f"{ML}/manifests/{told['digest']}")
+    assert manifest.json()["artifactType"] == STATEMENT
+    [layer] = manifest.json()["layers"]
+    empty = manifest.json()["config"]["digest"]
+    assert bob.get(f"{ML}/blobs/{empty}").content == b"{}"
+    envelope = bob.get(f"{ML}/blobs/{layer['digest']}").json()
+    payload = base64.b64decode(envelope["payload"])
+    key = load_pem_public_key(bob.http.get("/api/signing-key").content)
+    signature = base64.b64decode(envelope["signatures"][0]["sig"])
+    key.verify(signature, authenticated(envelope["payloadType"], payload))
+    statement = json.loads(payload)
+    said = {"name": "research/ml:1", "digest": {"sha256": digest.removeprefix("sha256:")}}
+    assert statement["subject"] == [said]
+    again = bob.get(f"{ML}/{place}").json()["manifests"]
+    assert again == [told]
+    # The same image, of which the other environment says its own.
+    [theirs] = bob.get(f"/v2/research/other/{place}").json()["manifests"]
+    assert theirs["annotations"]["io.condastore.build"] == "research/other:1"
+    assert bob.get(f"{ML}/manifests/{theirs['digest']}").status_code == 404
+    assert bob.get(f"/v2/research/other/blobs/{layer['digest']}").status_code == 404
+    recalling = factories.actor(factories.make_user("rita", superuser=True))
+    recall(actor=recalling, spec="libbeta", reason="it leaks")
+    assert bob.get(f"{ML}/{place}").json()["manifests"] == []
+    assert bob.get(f"{ML}/blobs/{layer['digest']}").status_code == 403
+
+
+def image_of(puller: Puller) -> tuple[str, dict[str, Any]]:
+    answer = puller.get(f"{ML}/manifests/1")
+    return answer.headers["Docker-Content-Digest"], answer.json()
 
 
 def test_an_image_on_demand_is_built_by_the_pull_whatever_the_order_of_its_packages(
@@ -302,6 +360,29 @@ def test_an_image_on_demand_is_built_by_the_pull_whatever_the_order_of_its_packa
     assert "latest" in bob.get(f"{place}/tags/list").json()["tags"]
     assert charlie.get(f"{place}/manifests/latest").status_code == 404
     assert nobody.get(f"{place}/manifests/latest").status_code == 401
-    wrong = alice.get("/v2/dynamic/package-that-nobody-has/manifests/latest")
-    assert (wrong.status_code, errors(wrong)) == (404, ["MANIFEST_UNKNOWN"])
-    assert "package-that-nobody-has" in wrong.text
+    for _ in range(2):  # what could not be built is not built again at once
+        wrong = alice.get("/v2/dynamic/package-that-nobody-has/manifests/latest")
+        assert (wrong.status_code, errors(wrong)) == (404, ["MANIFEST_UNKNOWN"])
+        assert "package-that-nobody-has" in wrong.text
+    assert Build.objects.filter(state=BuildState.FAILED).count() == 1
+
+
+@pytest.mark.parametrize("effect", ["enforce", "ask"])
+def test_what_may_not_be_built_on_demand_is_denied_with_the_reason(
+    at_once: None, base: BaseImage, engine: Tools, research: Namespace, dora: Actor,
+    pull_as: Pulling, settings, monkeypatch: pytest.MonkeyPatch, effect: str,
+) -> None:  # fmt: skip
+    from environments import building, tasks
+
+    monkeypatch.setattr(tasks.build_environment, "send", building.run)
+    settings.ON_DEMAND_NAMESPACE = "research"
+    add_rule(
+        actor=dora, namespace=research, kind="packages-denied", effect=effect, name="no beta",
+        settings={"packages": ["libbeta"]},
+    )  # fmt: skip
+    alice = pull_as("alice")
+    for path in ("libbeta", "activating/libbeta"):
+        denied = alice.get(f"/v2/dynamic/{path}/manifests/latest")
+        assert (denied.status_code, errors(denied)) == (403, ["DENIED"])
+        assert "libbeta" in denied.text
+        assert "approval" in denied.text or effect == "enforce"
