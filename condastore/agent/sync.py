@@ -320,7 +320,7 @@ class Agent:
 def _pause(first: timedelta, times: int) -> float:
     """Seconds; twice as long after each failure."""
     longest = max(first, LONGEST_PAUSE)
-    return min(first.total_seconds() * 2 ** min(times, 20), longest.total_seconds())
+    return min(first.total_seconds() * 2.0 ** min(times, 20), longest.total_seconds())
 
 
 def _event(kind: Kind, subject: str, error: StoreError) -> Event:

@@ -27,7 +27,7 @@ def folders(*, actor: Actor, namespace: str) -> dict[str, Any]:
         NotFoundError: there is no such namespace, or nothing in it that one may see.
     """
     found = Environment.objects.with_perm(actor, Perm.DOWNLOAD).filter(namespace__name=namespace)
-    rows = list(
+    rows: list[Any] = list(
         found.order_by("name").values(
             "pk",
             "name",

@@ -123,11 +123,18 @@ def linked(folder: Path) -> dict[str, str]:
 
 
 def test_a_folder_is_what_it_is_on_the_server_and_follows_it(
-    node: Node, built: Built, alice: Actor, environment: Environment, data_folder: Path
+    node: Node,
+    built: Built,
+    alice: Actor,
+    environment: Environment,
+    data_folder: Path,
+    channel_server: ChannelServer,
 ) -> None:
     text = "dependencies: [python, hello-noarch, {pip: [tinyname]}]\nvariables: {GREETING: hello}"
     built(text)
+    channel_server.faults.add(Fault("*", status=404))  # all of it comes from our own server
     assert node.once().complete
+    channel_server.faults.clear()
     theirs = data_folder / "envs" / "research" / "ml"
     assert linked(node.link) == linked(theirs)
     notes = "conda-meta/state", "conda-meta/history", "conda-meta/frozen"
