@@ -22,7 +22,7 @@ from typing import Any
 
 import structlog
 from django.conf import settings
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from environments import blobs, folders
@@ -83,8 +83,8 @@ def wanted(index: MirrorIndex, moment: str, policy: Policy) -> MirrorView:
     assert index.history is not None, "asked of indexes that were looked at"
     now = timezone.now()
     # The end of a day stays as it is, once a look has begun after it.
-    over = bool(moment) and index.looked_at is not None
-    over = over and index.looked_at >= end_of(date.fromisoformat(moment))
+    looked_at = index.looked_at if moment else None
+    over = looked_at is not None and looked_at >= end_of(date.fromisoformat(moment))
     parts = [
         str(RECIPE),
         policy.version,
@@ -115,7 +115,7 @@ def made(index: MirrorIndex, moment: str, policy: Policy) -> MirrorView | None:
     return made_views(index, moment, policy).first()
 
 
-def made_views(index: MirrorIndex, moment: str, policy: Policy) -> Any:
+def made_views(index: MirrorIndex, moment: str, policy: Policy) -> QuerySet[MirrorView]:
     rows = MirrorView.objects.select_related("repodata", "shard_index", "shards")
     rows = rows.filter(index=index, moment=moment, policy_version=policy.version)
     return rows.exclude(made_at=None).order_by("-made_at", "-pk")
@@ -305,8 +305,8 @@ def drop_views(*, now: datetime | None = None) -> int:
     places = rows.order_by().values_list("index", "moment").distinct()
     for index, moment in list(places):
         here = rows.filter(index=index, moment=moment).exclude(made_at=None)
-        newest = here.order_by("-made_at", "-pk").values_list("pk", flat=True).first()
-        old = here.exclude(pk=newest).filter(made_at__lt=now - SUPERSEDED)
+        newest = here.order_by("-made_at", "-pk").values_list("pk", flat=True)[:1]
+        old = here.exclude(pk__in=list(newest)).filter(made_at__lt=now - SUPERSEDED)
         dropped += old.filter(used_at__lt=now - SUPERSEDED).delete()[0]
     return dropped
 
@@ -406,7 +406,7 @@ def _fetch(download: Download, credentials: CredentialSource) -> Path:
     return final
 
 
-def due(now: datetime, *, interval: timedelta) -> Any:
+def due(now: datetime, *, interval: timedelta) -> QuerySet[MirrorIndex]:
     """Indexes that were not looked at for `interval`, and that nobody looks at."""
     old = Q(looked_at=None) | Q(looked_at__lt=now - interval)
     rests = Q(failure__isnull=False, tried_at__gt=now - min(interval, 2 * Worked.REST))

@@ -176,7 +176,7 @@ class Join:
 
     @property
     def size(self) -> int:
-        return self.fetched.stat().st_size
+        return self.fetched.stat().st_size + _unpacked(self.history)
 
     def run(self) -> dict[str, Any]:
         return _join(self)
@@ -197,10 +197,15 @@ class Render:
 
     @property
     def size(self) -> int:
-        return self.history.stat().st_size * 8  # it is packed
+        return _unpacked(self.history)
 
     def run(self) -> dict[str, Any]:
         return _render(self)
+
+
+def _unpacked(history: Path | None) -> int:
+    """About how large it is, in bytes of JSON."""
+    return history.stat().st_size * 6 if history else 0
 
 
 def carry_out(

@@ -70,8 +70,8 @@ def read_submission(
     return submission
 
 
-def keep_credentials(namespace: Namespace, credentials: Sequence[Credential]) -> None:
-    """Move secrets that stood in channel URLs to the secret store of the namespace."""
+def keep_credentials(namespace: Namespace | None, credentials: Sequence[Credential]) -> None:
+    """Move secrets that stood in channel URLs to the secret store (None: the installation's)."""
     for credential in credentials:
         if hosting.is_hosted(credential.url_prefix):
             continue  # who may read it is asked of rows

@@ -49,11 +49,23 @@ STALE = "X-Stale-Since"
 async def of_mirror(
     request: HttpRequest, mirror: str, subdir: str, name: str, day: str = ""
 ) -> HttpResponseBase:
-    asked = {"actor": actor_of(request), "name": mirror, "subdir": subdir, "moment": day}
+    actor = actor_of(request)
     if name.endswith(_PACKAGES):
-        return await _package(request, partial(operations.open_package, **asked, file_name=name))
+        return await _package(
+            request,
+            partial(
+                operations.open_package,
+                actor=actor,
+                name=mirror,
+                subdir=subdir,
+                file_name=name,
+                moment=day,
+            ),
+        )
     known = name in CONTENT_TYPES or name.startswith("shards/")
-    opened = await _opened(partial(operations.open_view, **asked))
+    opened = await _opened(
+        partial(operations.open_view, actor=actor, name=mirror, subdir=subdir, moment=day)
+    )
     if not known:
         raise NotFoundError(f"{opened.mirror} has no file {subdir}/{name}.")
     response = await _document(request, opened, name)

@@ -90,7 +90,7 @@ def get(actor: Actor, path: str, **headers: str) -> Any:
         client = AsyncClient()
         if actor.signed_in:
             await client.aforce_login(actor.account)
-        answer = await client.get(path, headers=headers)
+        answer: Any = await client.get(path, headers=headers)
         streamed = answer.streaming
         answer.body = (
             b"".join([part async for part in answer.streaming_content])
@@ -216,8 +216,8 @@ def test_a_young_package_is_shown_when_it_is_old_enough(
     look(mirror)
     assert versions(listed(bob)) == {"0.9", "1.0", "2.0"}
     later = timezone.now() + timedelta(days=8)
-    monkeypatch.setattr(mirrors.time, "time", later.timestamp)
-    monkeypatch.setattr(mirrors.timezone, "now", lambda: later)
+    monkeypatch.setattr("environments.mirrors.time.time", later.timestamp)
+    monkeypatch.setattr("environments.mirrors.timezone.now", lambda: later)
     assert "3.0" in versions(listed(bob))
 
 
@@ -410,7 +410,7 @@ def test_those_who_ask_at_once_share_one_fetch(
         client = AsyncClient()
         await client.aforce_login(bob.account)
         path = f"/channel/mirror/small/linux-64/{file_name}"
-        answers = await asyncio.gather(*(client.get(path) for _ in range(3)))
+        answers: list[Any] = await asyncio.gather(*(client.get(path) for _ in range(3)))
         for answer in answers:
             async for _ in answer.streaming_content:
                 pass
