@@ -118,7 +118,7 @@ def files_of(url: str) -> HostedFiles | None:
         raise ChannelNotFoundError(f"There is no channel at {url}.")
     # The states first: what comes in between is in the files, and they are written anew.
     states = channel.states()
-    folder = folders.data() / "cache" / "hosted" / str(channel.pk)
+    folder = folders.data() / "cache" / "hosted" / channel.identity
     folder.mkdir(parents=True, exist_ok=True)
     files = {}
     for subdir, revision in states.items():
@@ -131,7 +131,7 @@ def files_of(url: str) -> HostedFiles | None:
         files[subdir] = path
     return HostedFiles(
         url=url,
-        states={subdir: f"hosted {channel.pk} {state}" for subdir, state in states.items()},
+        states={subdir: f"hosted {channel.identity} {state}" for subdir, state in states.items()},
         files=files,
     )
 

@@ -37,7 +37,11 @@ def to_rattler(package: CondaPackage) -> RepoDataRecord:
         ) from error
     finally:
         os.close(descriptor)
-    return RepoDataRecord(record, package.file_name, package.url, package.channel)
+    found = RepoDataRecord(record, package.file_name, package.url, package.channel)
+    indexed = package.record.get("indexed_timestamp")  # which is no part of a package's own index
+    if isinstance(indexed, int) and 0 <= indexed < 2**53:
+        found._record.indexed_timestamp = indexed
+    return found
 
 
 def from_rattler(record: RepoDataRecord) -> CondaPackage:

@@ -66,6 +66,11 @@ class HostedChannel(models.Model):
     def __str__(self) -> str:
         return f"hosted/{self.name}"
 
+    @property
+    def identity(self) -> str:
+        """Of this row, also where a database was begun anew and what was cached of it was not."""
+        return f"{self.pk}-{self.created_at.timestamp():.6f}"
+
     def next_revision(self) -> int:
         """Take the next number. Whoever has it holds the channel's row until the commit.
 

@@ -347,7 +347,7 @@ class ReadableChannel:
             raise NotFoundError(f"{self.channel} has no {printable(subdir)}.")
         recalls = hosting.Recalls()
         revision = self.channel.states().get(subdir, 0)
-        state = f"{RENDERER} hosted {self.channel.pk} {revision} {recalls.state}"
+        state = f"{RENDERER} hosted {self.channel.identity} {revision} {recalls.state}"
         return document(
             f"{self.channel}", state, subdir, name, lambda: self._packages(subdir, recalls)
         )

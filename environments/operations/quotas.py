@@ -148,7 +148,7 @@ def used(kind: str) -> Any:
     parts = Prefix.objects.filter(pk__in=here.exclude(prefix=None).values("prefix"))
     share = F("share_size") / Coalesce(Subquery(holders), Value(1))
     folders = _Sum(parts.order_by().values(part=share), output_field=BigIntegerField())
-    hosted = HostedPackage.objects.filter(channel__namespace=OuterRef(OuterRef("pk")))
+    hosted = HostedPackage.objects.filter(channel__namespace=OuterRef("pk"))
     uploaded = _Sum(hosted.order_by().values(part=F("size")), output_field=BigIntegerField())
     return folders + uploaded
 
