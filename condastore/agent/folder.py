@@ -133,10 +133,11 @@ class Folder:
     def require_free(self, name: Name) -> None:
         """Raises ConflictError where something else stands in the place of the link."""
         link = self.link(name)
-        if os.path.lexists(link) and name not in self.current():
+        others = link.parent if link.parent.is_symlink() else link
+        if os.path.lexists(others) and name not in self.current():
             raise ConflictError(
                 "Something else is there, which this program did not make.",
-                where=str(link),
+                where=str(others),
                 hint="Move it away, or choose another folder.",
             )
 

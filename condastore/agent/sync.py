@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +21,16 @@ from condastore.agent.folder import Folder
 from condastore.agent.in_use import in_use
 from condastore.agent.server import Server
 from condastore.agent.telling import Event, Kind, Progress, Told
-from condastore.agent.wanted import Answer, Choice, Kept, Name, Wanted, farewell, to_drop
+from condastore.agent.wanted import (
+    Answer,
+    Choice,
+    Kept,
+    Name,
+    Wanted,
+    WantedBuild,
+    farewell,
+    to_drop,
+)
 from environments.domain.errors import (
     AccessDeniedError,
     LeaseLostError,
@@ -113,16 +122,19 @@ class Agent:
         Raises:
             LeaseLostError: it was stopped; what is there is whole.
         """
-        outcome = Outcome()
         self.folder.tidy()
-        answers = self._ask(outcome)
-        self._remove(answers)
-        for namespace, answer in answers.items():
-            if isinstance(answer, Mapping):
-                for environment in sorted(answer):
-                    name = Name(namespace, environment)
-                    if self.choice.has(name):
-                        self._bring(name, answer[environment], outcome)
+        tried: set[Path] = set()
+        while True:
+            # Asked again before each: a download may take hours, and a recall is not to wait.
+            outcome = Outcome()
+            answers = self._ask(outcome)
+            self._remove(answers)
+            due = self._due(answers, tried, outcome)
+            if not due:
+                break
+            name, build = due[0]
+            tried.add(self._place(name, build))
+            self._bring(name, build)
         self._look_for_named(answers, outcome)
         self._drop(answers)
         self.folder.tidy_cache()
@@ -157,43 +169,70 @@ class Agent:
                 self.folder.remove_link(name)
                 self._tell("removed", name, why)
 
-    def _bring(self, name: Name, wanted: Wanted, outcome: Outcome) -> None:
-        """Fetch, link and switch, where that is not done already."""
-        self._obey()
-        build = wanted.build
-        if build is None or (self.platform not in build.platforms and not self.choice.named):
-            why = wanted.why
-            if build is not None:
-                why = f"build {build.number} is for {', '.join(build.platforms)}"
-            self._say(str(name), Event(kind="left-out", subject=str(name), message=why))
-            if self.choice.named:
-                outcome.errors.append(NotFoundError(f"{name} has no folder: {why}."))
-            return
-        place = self.folder.place(name, build.folder_name(name.environment))
-        before = self._failed.get(name)
-        if before is not None and before.place == place and time.monotonic() < before.again_at:
-            outcome.errors.append(before.error)
-            return
+    def _due(
+        self, answers: Mapping[str, Answer], tried: Collection[Path], outcome: Outcome
+    ) -> list[tuple[Name, WantedBuild]]:
+        """What is not here yet, and is to be tried now; `outcome` gets how the others are."""
+        due: list[tuple[Name, WantedBuild]] = []
+        current = self.folder.current()
+        for name, wanted in self._chosen(answers):
+            build = wanted.build
+            if build is None or (self.platform not in build.platforms and not self.choice.named):
+                self._leave_out(name, wanted, outcome)
+                continue
+            place = self._place(name, build)
+            failed = self._failed.get(name)
+            waits = failed and failed.place == place and time.monotonic() < failed.again_at
+            if current.get(name) == place and place.is_dir():
+                self._said.pop(str(name), None)
+                outcome.present.append(name)
+            elif place not in tried and not waits:
+                due.append((name, build))
+            else:
+                changed = UnavailableError(f"{name} was changed by somebody else.")
+                outcome.errors.append(failed.error if failed else changed)
+        return due
+
+    def _chosen(self, answers: Mapping[str, Answer]) -> Iterator[tuple[Name, Wanted]]:
+        for namespace, answer in answers.items():
+            if isinstance(answer, Mapping):
+                for environment, wanted in sorted(answer.items()):
+                    name = Name(namespace, environment)
+                    if self.choice.has(name):
+                        yield name, wanted
+
+    def _leave_out(self, name: Name, wanted: Wanted, outcome: Outcome) -> None:
+        why = wanted.why
+        if wanted.build is not None:
+            why = f"build {wanted.build.number} is for {', '.join(wanted.build.platforms)}"
+        self._say(str(name), Event(kind="left-out", subject=str(name), message=why))
+        if self.choice.named:
+            outcome.errors.append(NotFoundError(f"{name} has no folder: {why}."))
+
+    def _place(self, name: Name, build: WantedBuild) -> Path:
+        return self.folder.place(name, build.folder_name(name.environment))
+
+    def _bring(self, name: Name, build: WantedBuild) -> None:
+        """Fetch and link what is missing of it, and switch; what fails is noted."""
+        if self.stopped():
+            raise LeaseLostError("The agent was stopped.")
+        place = self._place(name, build)
         try:
             self.folder.require_free(name)
             if not place.is_dir():
-                self._link(name, wanted, place)
-            if self.folder.current().get(name) != place:
-                self.folder.switch(name, place)
-                self._tell("current", name, f"build {build.number}", build=build.number)
+                self._link(name, build, place)
+            self.folder.switch(name, place)
+        except LeaseLostError:
+            raise
         except (StoreError, OSError) as error:
-            if isinstance(error, LeaseLostError):
-                raise
-            self._fail(name, place, _as_ours(error), outcome)
+            self._fail(name, place, _as_ours(error))
         else:
             self._failed.pop(name, None)
-            self._said.pop(str(name), None)
-            outcome.present.append(name)
+            self._tell("current", name, f"build {build.number}", build=build.number)
 
-    def _link(self, name: Name, wanted: Wanted, place: Path) -> None:
+    def _link(self, name: Name, build: WantedBuild, place: Path) -> None:
         """Caches -> a hidden folder, as if it stood in its place already; then the one rename."""
-        build, folder = wanted.build, self.folder
-        assert build is not None
+        folder = self.folder
         self._tell("linking", name, f"build {build.number} is new here", build=build.number)
         recipe = self.server.recipe(name, build, self.platform)
         part = recipe.lock
@@ -264,14 +303,13 @@ class Agent:
             self._tell("note", name, error.message)
         cache.link(missing, tag=tag, prefix=prefix)
 
-    def _fail(self, name: Name, place: Path, error: StoreError, outcome: Outcome) -> None:
+    def _fail(self, name: Name, place: Path, error: StoreError) -> None:
         before = self._failed.get(name)
         times = before.times + 1 if before is not None and before.place == place else 1
         pause = _pause(timedelta(seconds=30), times - 1)
         self._failed[name] = _Failed(
             place=place, error=error, times=times, again_at=time.monotonic() + pause
         )
-        outcome.errors.append(error)
         self.told.event(_event("failed", str(name), error))
 
     def _look_for_named(self, answers: Mapping[str, Answer], outcome: Outcome) -> None:
@@ -311,10 +349,6 @@ class Agent:
             self.told.event(event)
         elif event is None and before:
             self.told.event(Event(kind="note", subject=about, message="The server answers again."))
-
-    def _obey(self) -> None:
-        if self.stopped():
-            raise LeaseLostError("The agent was stopped.")
 
 
 def _pause(first: timedelta, times: int) -> float:
