@@ -22,6 +22,8 @@ from environments.models import (
     DecisionScope,
     LockedPypi,
     MappedRole,
+    Mirror,
+    MirrorIndex,
     Notification,
     Policy,
     PolicyRule,
@@ -36,6 +38,7 @@ from environments.models import (
     Worker,
 )
 from tests.factories import (
+    CHANNEL,
     actor,
     make_build,
     make_environment,
@@ -95,6 +98,10 @@ def furnish(number: int) -> None:
         decided_by=user,
         expires_at=timezone.now() + timedelta(days=number + 1),
     )
+    mirror = Mirror.objects.create(
+        name=f"mirror-{number}", upstream=CHANNEL, namespace=namespace, subdirs=["noarch"]
+    )
+    MirrorIndex.objects.create(mirror=mirror, subdir="noarch", records=number)
     recall = Recall.objects.create(spec=f"shared =={number}", reason="broken", recalled_by=user)
     RecalledLock.objects.create(recall=recall, lock=build.lock, packages=["shared"])
     policy = Policy.objects.create(namespace=namespace, version=1)
