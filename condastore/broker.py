@@ -86,9 +86,9 @@ def make_broker(url: str) -> Broker:
         from dramatiq.brokers.rabbitmq import RabbitmqBroker
 
         return RabbitmqBroker(url=url, middleware=middleware)
-    from dramatiq.brokers.redis import RedisBroker
+    from condastore.waking import WakingBroker
 
-    return RedisBroker(  # type: ignore[no-untyped-call]
+    return WakingBroker(
         url=url,
         middleware=middleware,
         # With the defaults the message of a killed worker waits for minutes.

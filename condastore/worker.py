@@ -55,7 +55,7 @@ def run(*, queues: Sequence[str], threads: int | None = None) -> None:
         broker,
         queues=set(queues) or known,
         worker_threads=threads or settings.WORKER_THREADS,
-        worker_timeout=200,  # ms: idle, it looks so often; each look costs processor time
+        worker_timeout=200,  # ms: idle, it looks so often, where nothing wakes it
     )
     worker.start()
     logger.info("worker started", name=process_name(), queues=sorted(queues))

@@ -1,0 +1,145 @@
+"""How does an idle worker learn of a message at once, and cost nothing meanwhile?
+
+Dramatiq's consumers ask Redis for messages, each several times a second. Here they wait for word of
+a message, which whoever enqueues one publishes. A word may be lost: they look by themselves too,
+seldom while they are listening, and as often as dramatiq's own while nobody tells them anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import dramatiq
+import redis
+import structlog
+from dramatiq import Message, MessageProxy, Worker
+from dramatiq.brokers.redis import RedisBroker, _RedisConsumer
+from dramatiq.middleware import Middleware
+
+logger = structlog.get_logger(__name__)
+#: Seconds between two looks of a consumer that would be told; and until a lost connection is made
+#: again.
+SELDOM, AGAIN = 2.0, 1.0
+
+
+class WakingBroker(RedisBroker):
+    """Redis or Valkey; says of each message that it is there."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)  # type: ignore[no-untyped-call]
+        self.word = f"{self.namespace}:wake"
+        self.listening = False
+        self.leaving = False
+        self._waiting: list[WakingConsumer] = []
+        self._guard = threading.Lock()
+        self._listener: threading.Thread | None = None
+        self.add_middleware(_Leaving())
+
+    @property
+    def consumer_class(self) -> type[WakingConsumer]:
+        return WakingConsumer
+
+    def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
+        sent = super().enqueue(message, delay=delay)
+        self.say(sent.queue_name)
+        return sent
+
+    def say(self, queue_name: str) -> None:
+        """Wake those who wait for this queue; where that fails, they find the message later."""
+        with contextlib.suppress(redis.RedisError):
+            self.client.publish(self.word, queue_name)
+
+    def wait(self, consumer: WakingConsumer, seconds: float) -> None:
+        """Until there may be something for `consumer`; `seconds` where nobody would tell."""
+        told = self.listening and not self.leaving and not consumer.has_delayed
+        consumer.woken.wait(SELDOM if told else seconds)
+
+    def joined(self, consumer: WakingConsumer) -> None:
+        with self._guard:
+            self._waiting.append(consumer)
+            if self._listener is None:
+                self._listener = threading.Thread(target=self._listen, name="waking", daemon=True)
+                self._listener.start()
+
+    def left(self, consumer: WakingConsumer) -> None:
+        with self._guard:
+            self._waiting = [one for one in self._waiting if one is not consumer]
+
+    def wake(self, queue_name: str = "") -> None:
+        """The consumers of a queue, or all."""
+        with self._guard:
+            for consumer in self._waiting:
+                if queue_name in ("", consumer.queue_name):
+                    consumer.woken.set()
+
+    def _listen(self) -> None:
+        while not self.leaving:
+            try:
+                with self.client.pubsub() as words:
+                    words.subscribe(self.word)
+                    for word in words.listen():
+                        if self.leaving:
+                            return
+                        self.listening = True
+                        # All of them at the beginning, for what came before.
+                        said = word["type"] == "message"
+                        self.wake(word["data"].decode() if said else "")
+            except (redis.RedisError, OSError) as error:
+                logger.debug("nobody tells of messages", error=str(error))
+            finally:
+                self.listening = False
+                self.wake()
+            time.sleep(AGAIN)
+
+
+class WakingConsumer(_RedisConsumer):
+    broker: WakingBroker
+
+    def __init__(self, broker: WakingBroker, queue_name: str, prefetch: int, timeout: int) -> None:
+        # Without a pause of its own: it waits here.
+        super().__init__(broker, queue_name, prefetch, 0)  # type: ignore[no-untyped-call]
+        self.woken = threading.Event()
+        self._pause = timeout / 1000
+        broker.joined(self)
+
+    @property
+    def has_delayed(self) -> bool:
+        """It holds messages whose time is still to come."""
+        return self.queue_name in self.broker.delay_queues and self.outstanding_message_count > 0
+
+    def __next__(self) -> MessageProxy | None:
+        self.woken.clear()  # first: what comes from here on ends the wait below
+        found: MessageProxy | None = super().__next__()  # type: ignore[no-untyped-call]
+        if found is None:
+            self.broker.wait(self, self._pause)
+        return found
+
+    def ack(self, message: MessageProxy) -> None:
+        super().ack(message)  # type: ignore[no-untyped-call]
+        self.woken.set()  # there is room for another
+
+    def nack(self, message: MessageProxy) -> None:
+        super().nack(message)  # type: ignore[no-untyped-call]
+        self.woken.set()
+
+    def requeue(self, messages: Iterable[MessageProxy]) -> None:
+        super().requeue(messages)  # type: ignore[no-untyped-call]
+        self.broker.say(self.queue_name)  # to the other workers
+
+    def close(self) -> None:
+        self.broker.left(self)
+        super().close()
+
+
+class _Leaving(Middleware):
+    """A worker that is to stop does not wait for what will not come."""
+
+    def before_worker_shutdown(self, broker: dramatiq.Broker, worker: Worker) -> None:
+        assert isinstance(broker, WakingBroker)
+        broker.leaving = True
+        broker.wake()
+        broker.say("")  # to ourselves: the listener ends
