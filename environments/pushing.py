@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -39,8 +39,10 @@ from environments.models.builds import backoff_delay
 from environments.models.recalls import refuse_recalled
 
 logger = structlog.get_logger(__name__)
-#: An attempt that was not heard of for so long is made again: one blob may take as long.
-PATIENCE = timedelta(minutes=30)
+#: An attempt that was not heard of for so long is made again.
+PATIENCE = timedelta(minutes=10)
+#: Seconds between two looks whether to go on, while a blob is sent.
+BEAT = 30
 LONGEST_WAIT = timedelta(hours=6)
 #: Seconds between two looks at an image that another worker makes.
 LOOK = 0.5
@@ -79,7 +81,7 @@ def send(
         for part in parts.exclude(media_type=MANIFEST).select_related("blob"):
             still()
             blob = part.blob
-            if repository.push_blob(blob.sha256, blob.size, partial(blobs.parts, blob.sha256)):
+            if repository.push_blob(blob.sha256, blob.size, partial(_parts, blob.sha256, still)):
                 sent, sent_bytes = sent + 1, sent_bytes + blob.size
             else:
                 there += 1
@@ -90,6 +92,15 @@ def send(
     document = b"".join(blobs.parts(top.blob.sha256))
     repository.push_manifest(repository.reference.tag, document, top.media_type)
     return Pushed(sent=sent, sent_bytes=sent_bytes, there=there)
+
+
+def _parts(sha256: str, still: Callable[[], None]) -> Iterator[bytes]:
+    told = time.monotonic()
+    for part in blobs.parts(sha256):
+        if time.monotonic() - told > BEAT:
+            still()
+            told = time.monotonic()
+        yield part
 
 
 def target_of(target: str, build: Build) -> Reference:
@@ -129,8 +140,10 @@ def push(push_id: int) -> None:
 def _attempt(row: Push) -> tuple[Content, Pushed]:
     build = row.build
     build.refresh_from_db()
-    if build.state not in SERVED or build.deleted_at is not None:
-        raise ConflictError(f"{build} is {build.state}: it is not given away.")
+    gone = build.deleted_at or build.environment.deleted_at
+    if build.state not in SERVED or gone is not None:
+        told = "deleted" if gone else build.state
+        raise ConflictError(f"{build} is {told}: it is not given away.")
     refuse_recalled(build)
     reference = target_of(row.rule.target, build)
     login = login_for(row.rule.namespace, reference)

@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from django.utils import timezone
 
@@ -318,6 +319,7 @@ def test_each_build_signs_where_its_image_comes_from_and_others_do_not_see_it(
     payload = base64.b64decode(envelope["payload"])
     key = load_pem_public_key(bob.http.get("/api/signing-key").content)
     signature = base64.b64decode(envelope["signatures"][0]["sig"])
+    assert isinstance(key, Ed25519PublicKey)
     key.verify(signature, authenticated(envelope["payloadType"], payload))
     statement = json.loads(payload)
     said = {"name": "research/ml:1", "digest": {"sha256": digest.removeprefix("sha256:")}}

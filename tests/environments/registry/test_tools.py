@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
 
 from accounts.access import Actor
 from accounts.models import User
 from environments import images
 from environments.domain.errors import InvalidInputError, NotFoundError
+from environments.domain.images import STATEMENT
 from environments.engine.images import loading
 from environments.engine.images.remote import Reference, pull
 from environments.models import BaseImage, Build, Environment
@@ -128,7 +131,13 @@ def test_a_lock_for_several_platforms_gives_an_index(
     login = f"bob:{factories.make_token(User.objects.get(username='bob'))}"
     source = f"docker://{server.removeprefix('http://')}/research/ml:1"
     options = ["--tls-verify=false", "--creds", login]
-    index = json.loads(tool("skopeo", "inspect", "--raw", *options, source))
+    raw = tool("skopeo", "inspect", "--raw", *options, source)
+    index = json.loads(raw)
+    digest = f"sha256:{hashlib.sha256(raw.encode()).hexdigest()}"
+    place = f"{server}/v2/research/ml/referrers/{digest}"
+    answer = httpx.get(place, headers={"Authorization": f"Bearer {login.removeprefix('bob:')}"})
+    [told] = answer.json()["manifests"]  # what the build says of the index; SBOMs are of each image
+    assert told["artifactType"] == STATEMENT
     found = {one["platform"]["architecture"] for one in index["manifests"]}
     assert found == {"amd64", "arm64"}
     for architecture in found:
