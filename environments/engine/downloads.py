@@ -640,6 +640,7 @@ def _judge(answer: httpx.Response, download: Download) -> None:
             f"{download.name} is gone: the channel no longer has it.",
             where=download.url,
             hint="Solve again, or ask the owner of the channel for the package.",
+            details={"gone": True},
         )
     if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
         raise DownloadError(
@@ -684,7 +685,9 @@ async def _read_file(download: Download, start: int) -> AsyncGenerator[bytes | N
                 yield chunk
     except FileNotFoundError as error:
         raise DownloadError(
-            f"{download.name} is gone: the channel no longer has it.", where=download.url
+            f"{download.name} is gone: the channel no longer has it.",
+            where=download.url,
+            details={"gone": True},
         ) from error
 
 

@@ -53,6 +53,8 @@ from environments.engine.processes import run_tool
 #: In the order in which they are asked for: the first that is there is taken.
 FORMS = ("repodata.json.zst", "repodata.json")
 CHUNK = 1 << 20  # bytes
+#: Bytes of one subdir's repodata, as JSON.
+LARGEST = 8 << 30
 #: Bytes of repodata from which on a process of its own is worth its start.
 APART = 16 << 20
 #: Of zstd, for what is written once and read by many.
@@ -104,6 +106,8 @@ def fetch_index(
             for form in sorted(FORMS, key=lambda form: form != known.form):
                 url = f"{channel}/{subdir}/{form}"
                 headers = request_headers(credential)
+                if form.endswith(".zst"):  # packed once is enough
+                    headers["Accept-Encoding"] = "identity"
                 if form == known.form:
                     headers |= known.headers()
                 with client.stream("GET", request_url(credential, url), headers=headers) as answer:
@@ -139,9 +143,12 @@ def _refuse(channel: str, status: int) -> None:
 def _write(answer: httpx.Response, form: str, to: Path, cancelled: Cancelled) -> None:
     unpacked = zstandard.ZstdDecompressor().decompressobj() if form.endswith(".zst") else None
     with to.open("wb") as out:
-        for part in answer.iter_bytes(CHUNK):
+        size = 0
+        for part in answer.iter_bytes() if unpacked is None else answer.iter_raw():
             obey(cancelled)
-            out.write(part if unpacked is None else unpacked.decompress(part))
+            size += out.write(part if unpacked is None else unpacked.decompress(part))
+            if size > LARGEST:
+                raise EOFError(f"it has more than {LARGEST:,} bytes")
     if unpacked is not None and not unpacked.eof:
         raise EOFError("it was cut")
 

@@ -26,7 +26,7 @@ from django.utils.http import http_date, parse_etags
 from django.views.decorators.http import require_safe
 
 from environments import blobs, mirrors
-from environments.domain.errors import NotFoundError, UnavailableError
+from environments.domain.errors import DownloadError, NotFoundError, UnavailableError
 from environments.models import Blob
 from environments.operations import mirrors as operations
 from environments.operations.mirrors import Opened, Package
@@ -145,6 +145,10 @@ async def _package(request: HttpRequest, find: Callable[[], Package | None]) -> 
         coming = mirrors.fetching(package.download, credentials)
         try:
             path = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(coming)), WAIT)
+        except DownloadError as error:
+            if error.details.get("gone"):
+                raise NotFoundError(error.message) from error  # another attempt would be in vain
+            raise
         except TimeoutError:
             raise UnavailableError(
                 f"{package.file_name} is still being fetched.", hint="Ask again in a while."

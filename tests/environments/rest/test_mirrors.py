@@ -390,6 +390,16 @@ def test_a_cut_package_is_continued(mirror: Mirror, bob: Actor, upstream: Channe
     assert asked == ["", "bytes=100000-"]
 
 
+def test_a_package_that_the_channel_dropped_is_not_found(
+    mirror: Mirror, bob: Actor, upstream: ChannelServer
+) -> None:
+    file_name, _ = package(listed(bob), "large-data")
+    upstream.faults.add(Fault("*large-data*", status=404))
+    answer = get(bob, f"/channel/mirror/small/linux-64/{file_name}")
+    assert answer.status_code == 404
+    assert "no longer has it" in answer.json()["detail"]
+
+
 def test_wrong_bytes_are_never_given_away(
     mirror: Mirror, bob: Actor, upstream: ChannelServer
 ) -> None:
