@@ -22,6 +22,7 @@ from environments.graphql.audit import AuditMutation
 from environments.graphql.credentials import CredentialMutation
 from environments.graphql.errors import OperationError
 from environments.graphql.governance import GovernanceMutation
+from environments.graphql.hosted import HostedMutation
 from environments.graphql.images import ImageMutation
 from environments.graphql.mirrors import MirrorMutation
 from environments.graphql.packages import BigInt
@@ -102,6 +103,7 @@ class Mutation(
     AuditMutation,
     CredentialMutation,
     GovernanceMutation,
+    HostedMutation,
     MirrorMutation,
     ImageMutation,
     PolicyMutations,

@@ -18,6 +18,7 @@ from environments.domain.policy.subjects import comparable
 from environments.graphql.audit import AuditQuery
 from environments.graphql.credentials import CredentialQuery
 from environments.graphql.governance import GovernanceQuery
+from environments.graphql.hosted import HostedQuery
 from environments.graphql.images import ImageQuery
 from environments.graphql.inputs import (
     BuildFilter,
@@ -267,6 +268,7 @@ class Query(
     AuditQuery,
     CredentialQuery,
     GovernanceQuery,
+    HostedQuery,
     MirrorQuery,
     ImageQuery,
     PolicyQueries,

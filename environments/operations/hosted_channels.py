@@ -7,7 +7,6 @@ who runs it makes and deletes channels, and yanks packages.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -380,11 +379,7 @@ def channels(actor: Actor) -> QuerySet[HostedChannel]:
     return HostedChannel.objects.visible_to(actor).select_related("namespace")
 
 
-def packages(actor: Actor, channel: HostedChannel) -> QuerySet[HostedPackage]:
-    """The newest first."""
-    rows = HostedPackage.objects.visible_to(actor).filter(channel=channel)
+def packages(actor: Actor, channel: str) -> QuerySet[HostedPackage]:
+    """Of one channel, the newest first; none where the actor may not see it."""
+    rows = HostedPackage.objects.visible_to(actor).filter(channel__name=channel)
     return rows.select_related("channel", "uploaded_by", "yanked_by").order_by("-pk")
-
-
-def subdirs(channel: HostedChannel) -> Sequence[str]:
-    return sorted(channel.states())

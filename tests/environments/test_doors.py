@@ -50,6 +50,7 @@ class Door:
 
 ML = {"namespace": "research", "environment": "ml", "reference": "current"}
 MIRROR = {"mirror": "research", "subdir": "noarch", "name": "repodata.json.zst"}
+HOSTED = {"channel": "research", "subdir": "noarch", "name": "repodata.json"}
 #: Route -> the row it leads to. `absent` replaces the names, one at a time.
 DOORS = {
     "log": Door(to=ML, perm=Perm.DOWNLOAD),
@@ -62,6 +63,9 @@ DOORS = {
         to={"namespace": "research", "subdir": "linux-64", "name": "repodata.json"},
         perm=Perm.DOWNLOAD,
     ),
+    "hosted-channel": Door(to=HOSTED, perm=Perm.DOWNLOAD),
+    # Where packages are sent; there is nothing to read. Uploads: rest/test_hosted.py.
+    "hosted-upload": Door(to={"channel": "research", "name": "x"}, perm=Perm.DOWNLOAD, opened=404),
     "mirror-channel": Door(to=MIRROR, perm=Perm.DOWNLOAD),
     "mirror-snapshot": Door(to={**MIRROR, "day": "2026-01-01"}, perm=Perm.DOWNLOAD),
     "use": Door(to=ML, perm=Perm.DOWNLOAD, method="post", opened=204),
@@ -166,7 +170,12 @@ def test_each_door_opens_to_those_who_may_and_is_not_there_for_the_rest(
         else:
             assert answer.status_code == 404, name
             told = normal(answer.content)
-            known = ("environment research/ml.", "namespace 'research'.", "mirror 'research'.")
+            known = (
+                "environment research/ml.",
+                "namespace 'research'.",
+                "hosted channel 'research'.",
+                "mirror 'research'.",
+            )
             for asked in known:
                 told = told.replace(f"There is no {asked}", "")
             assert "research" not in told
@@ -180,7 +189,7 @@ def test_what_one_may_not_see_answers_like_what_is_not_there(persona: Persona, d
     make_world()
     client = client_of(persona)
     for name, door in DOORS.items():
-        place = "mirror" if "mirror" in door.to else "namespace"
+        place = next(one for one in ("mirror", "channel", "namespace") if one in door.to)
         absent = door.to | {place: "absentees"}  # as many letters
         answers, looks = [], []
         for to in (door.to, absent):

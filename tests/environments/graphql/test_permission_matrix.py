@@ -27,6 +27,7 @@ from environments.domain.lifecycle import BuildState
 from environments.models import (
     ApprovalRequest,
     AuditEvent,
+    Blob,
     Build,
     BuildEvent,
     BuildTag,
@@ -35,6 +36,8 @@ from environments.models import (
     CondaRecord,
     Decision,
     Environment,
+    HostedChannel,
+    HostedPackage,
     IndexedPackage,
     LegalHold,
     Mirror,
@@ -231,6 +234,13 @@ def govern(research: Namespace, waiting: Build) -> dict[str, str]:
         name="research", upstream=factories.CHANNEL, namespace=research, subdirs=["noarch"]
     )
     MirrorIndex.objects.create(mirror=mirror, subdir="noarch")
+    channel = HostedChannel.objects.create(name="research", namespace=research)
+    for number, yanked_at in ((1, None), (2, timezone.now())):
+        HostedPackage.objects.create(
+            channel=channel, subdir="noarch", file_name=f"tool-{number}-0.conda", name="tool",
+            version=str(number), build="0", record=record.record, sha256="1" * 64, size=1, revision=number,
+            blob=Blob.objects.get_or_create(sha256="1" * 64, size=1)[0], yanked_at=yanked_at,
+        )  # fmt: skip
     return {
         "mirror": str(mirror.pk),
         "pushRule": str(rule.pk),
@@ -319,6 +329,15 @@ SEEN: dict[str, tuple[str, Callable[[Data], bool]]] = {
     "recallHits": (
         f"query($recall: ID!) {{ recallHits(id: $recall) {EDGES % 'build'} }}",
         lambda it: bool(it["edges"]),
+    ),
+    "hostedChannels": (
+        f"{{ hostedChannels {EDGES % 'name packages'} }}",
+        lambda it: names(it) == ["research"],
+    ),
+    "hostedChannel": ('{ hostedChannel(name: "research") { name url } }', bool),
+    "hostedPackages": (
+        f'{{ hostedPackages(channel: "research") {EDGES % "name yankedAt"} }}',
+        lambda it: names(it) == ["tool", "tool"],
     ),
     "mirrors": (
         f"{{ mirrors {EDGES % 'name subdirs { subdir failure }'} }}",
@@ -448,6 +467,17 @@ CHANGES: dict[str, tuple[str, Perm]] = {
     ),
     "keepRegistryLogin": (
         'namespace: "research", registry: "r.example.org", login: "a:b"',
+        Perm.MANAGE,
+    ),
+    "createHostedChannel": ('namespace: "research", name: "fresh"', Perm.MANAGE),
+    "changeHostedChannel": ('name: "research", public: true', Perm.MANAGE),
+    "deleteHostedChannel": ('name: "research"', Perm.MANAGE),
+    "yankPackage": (
+        'channel: "research", subdir: "noarch", fileName: "tool-1-0.conda", reason: "bad"',
+        Perm.MANAGE,
+    ),
+    "unyankPackage": (
+        'channel: "research", subdir: "noarch", fileName: "tool-2-0.conda"',
         Perm.MANAGE,
     ),
     "createWebhook": ('namespace: "research", url: "https://a.example.org/"', Perm.MANAGE),
