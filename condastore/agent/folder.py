@@ -30,7 +30,7 @@ from environments.engine.package_cache import PackageCache
 from environments.engine.pypi_install import WheelCache
 
 PRIVATE = ".condastore"
-#: What killed agents left in the caches is worth keeping as long as somebody may continue it.
+#: What killed agents had received is worth keeping as long as somebody may continue it.
 LEFTOVER = timedelta(days=1)
 #: Packages that no folder has any more stay in the cache for so long.
 UNUSED = timedelta(days=7)
@@ -166,7 +166,13 @@ class Folder:
                 link.unlink(missing_ok=True)
         self.packages.remove_leftovers(older_than=LEFTOVER)
         self.wheels.remove_leftovers(older_than=LEFTOVER)
-        for path in self.bytecode.folder.glob(".compiling-*"):
+        packages, wheels = self.packages, self.wheels.folder
+        for path in (
+            *packages.folder.glob(".extracting-*"),
+            *packages.views.glob("*"),
+            *wheels.glob(".unpacking-*"),
+            *self.bytecode.folder.glob(".compiling-*"),
+        ):
             shutil.rmtree(path, ignore_errors=True)
 
     def tidy_cache(self) -> None:
