@@ -247,6 +247,19 @@ class Api:
             self._require_ours(response.status_code in {200, 206, 416}, response)
             yield etag, response
 
+    def upload(self, path: str, content: Iterator[bytes], *, size: int, sha256: str) -> Json:
+        """Send a file of `size` bytes, part by part, and what the server says of it."""
+        headers = {
+            "Content-Length": str(size),
+            "Content-Type": "application/octet-stream",
+            "X-Checksum-Sha256": sha256,
+        }
+        with self._translated():
+            response = self._http.put(path, content=content, headers=headers)
+        answer = self._json(response)
+        self._require_ours("sha256" in answer, response)
+        return answer
+
     def note_use(self, build: str) -> None:
         """Tell that somebody works with `NAMESPACE/ENV:NUMBER`."""
         name, _, number = build.rpartition(":")

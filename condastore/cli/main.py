@@ -16,6 +16,7 @@ from condastore.cli import (
     config,
     credentials,
     environments,
+    hosted,
     images,
     mirrors,
     namespaces,
@@ -78,6 +79,7 @@ app.add_typer(audit.app, name="audit")
 app.add_typer(policies.app, name="policy")
 app.add_typer(webhooks.app, name="webhook")
 app.add_typer(mirrors.app, name="mirror")
+app.add_typer(hosted.app, name="channel")
 app.add_typer(images.app, name="image")
 app.command(
     # What follows the environment is the command's own, options too.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 _ERROR = """
 fragment Refusal on OperationError {
   code message where hint details faults { message where hint code }
@@ -231,6 +233,70 @@ mutation SetQuota(
 """
     + _ERROR
 )
+
+# --- hosted channels ------------------------------------------------------------------------------
+_HOSTED = "id name namespace description public url packages size createdAt"
+_HOSTED_PACKAGE = (
+    "channel subdir fileName name version build sha256 size uploadedAt uploadedBy yankedAt "
+    "yankedBy yankReason"
+)
+HOSTED_CHANNELS = f"""
+query HostedChannels($first: Int, $after: String, $namespace: String) {{
+  hostedChannels(first: $first, after: $after, namespace: $namespace) {{
+    {_PAGE}
+    edges {{ node {{ {_HOSTED} }} }}
+  }}
+}}
+"""
+HOSTED_CHANNEL = f"""
+query HostedChannel($name: String!) {{
+  hostedChannel(name: $name) {{ {_HOSTED} }}
+}}
+"""
+HOSTED_PACKAGES = f"""
+query HostedPackages($first: Int, $after: String, $channel: String!, $name: String) {{
+  hostedPackages(first: $first, after: $after, channel: $channel, name: $name) {{
+    {_PAGE}
+    edges {{ node {{ {_HOSTED_PACKAGE} }} }}
+  }}
+}}
+"""
+
+
+def _hosted(name: str, arguments: Mapping[str, str], answer: str) -> str:
+    """A mutation of a hosted channel, or of one of its packages."""
+    kind, fields = answer.split(" ", 1)
+    typed = ", ".join(f"${each}: {type_}" for each, type_ in arguments.items())
+    given = ", ".join(f"{each}: ${each}" for each in arguments)
+    return f"""
+mutation {name[0].upper()}{name[1:]}({typed}) {{
+  {name}({given}) {{
+    __typename
+    ... on {kind} {{ {fields} }}
+    ... on OperationError {{ ...Refusal }}
+  }}
+}}
+{_ERROR}"""
+
+
+_FILE = {"channel": "String!", "subdir": "String!", "fileName": "String!"}
+CREATE_HOSTED_CHANNEL = _hosted(
+    "createHostedChannel",
+    {"namespace": "String!", "name": "String!", "description": "String!", "public": "Boolean!"},
+    f"HostedChannel {_HOSTED}",
+)
+CHANGE_HOSTED_CHANNEL = _hosted(
+    "changeHostedChannel",
+    {"name": "String!", "description": "String", "public": "Boolean"},
+    f"HostedChannel {_HOSTED}",
+)
+DELETE_HOSTED_CHANNEL = _hosted(
+    "deleteHostedChannel", {"name": "String!"}, f"HostedChannel {_HOSTED}"
+)
+YANK_PACKAGE = _hosted(
+    "yankPackage", {**_FILE, "reason": "String!"}, f"HostedPackage {_HOSTED_PACKAGE}"
+)
+UNYANK_PACKAGE = _hosted("unyankPackage", _FILE, f"HostedPackage {_HOSTED_PACKAGE}")
 
 # --- retention ------------------------------------------------------------------------------------
 _RETENTION = "retention { keepLast keepDays keepTagged deleteDays }"
