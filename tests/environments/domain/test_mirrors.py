@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -65,7 +66,7 @@ def test_what_is_packed_is_found_by_its_digest() -> None:
     keys = [pack.add(part) for part in (*parts, *parts)]
     pack.finish()
     content = file.getvalue()
-    table = read_table(len(content), lambda start, length: content[start : start + length])
+    table = read_table(len(content), partial(_part, content))
     for key, part in zip(keys, parts, strict=False):
         place = find(table, key)
         assert place is not None
@@ -73,4 +74,8 @@ def test_what_is_packed_is_found_by_its_digest() -> None:
     assert find(table, b"\0" * 32) is None
     for damaged in (b"", b"short", content[:-1]):
         with pytest.raises(ValueError, match="no pack"):
-            read_table(len(damaged), lambda start, length, of=damaged: of[start : start + length])
+            read_table(len(damaged), partial(_part, damaged))
+
+
+def _part(content: bytes, start: int, length: int) -> bytes:
+    return content[start : start + length]
