@@ -6,6 +6,7 @@ and recalls that are in force. One of an older state of the channel counts until
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -257,7 +258,8 @@ def shard(opened: Opened, digest: str) -> bytes:
     newest = opened.view
     others = mirrors.made_views(newest.index, opened.moment, opened.policy)
     for view in (newest, *others.exclude(pk=newest.pk)[:3]):
-        if len(key) == 32 and (found := _part(view, key)) is not None:
+        found = _part(view, key) if len(key) == 32 else None
+        if found is not None and hashlib.sha256(found).digest() == key:
             return found
     raise NotFoundError(f"{opened.mirror} has no shard {digest[:64]}.")
 
