@@ -20,7 +20,7 @@ import zstandard
 from environments.domain.images import Compression
 from environments.domain.progress import Cancelled, never, obey
 from environments.engine.artifacts.parts import GZIP, PIECE, ZSTD
-from environments.engine.artifacts.tar import END, Entry, chunks, tar_stream, with_folders
+from environments.engine.artifacts.tar import END, Entry, Source, chunks, tar_stream, with_folders
 
 #: 2000-01-01: of what no package brings. (Zip files, which some make of such files, begin in 1980.)
 FIXED_TIME = 946_684_800
@@ -63,14 +63,18 @@ def recompress(
 
 
 def compress(
-    stream: Iterable[bytes], to: Path, compression: Compression, *, cancelled: Cancelled = never
+    stream: Iterable[bytes | Source],
+    to: Path,
+    compression: Compression,
+    *,
+    cancelled: Cancelled = never,
 ) -> LayerFile:
     """Write an archive to the new file `to`, compressed and digested on the way."""
     pack = (ZSTD if compression == "zstd" else GZIP).compress
     outer, inner = hashlib.sha256(), hashlib.sha256()
     size = unpacked_size = 0
     with to.open("xb", buffering=0) as file:
-        for piece in chunks(stream, PIECE):
+        for piece in chunks(stream, PIECE, reuse=True):
             obey(cancelled)
             inner.update(piece)
             packed = pack(piece)

@@ -150,7 +150,8 @@ def _unpack(source: Path, root: Path) -> None:
         with tarfile.open(source) as archive:
             archive.extractall(root, filter="data")
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise InvalidInputError(f"{source.name} cannot be unpacked: {error}.") from error
+        told = str(error).partition("\n")[0].rstrip(":.")
+        raise InvalidInputError(f"{source.name} cannot be unpacked: {told}.") from error
 
 
 def _oci(root: Path, folder: Path) -> list[LoadedImage]:

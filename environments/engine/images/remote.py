@@ -184,13 +184,13 @@ class Repository:
         status, host = answer.status, self.reference.host
         if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
             raise AccessDeniedError(
-                f"{host} refuses {self.reference.name}: {_said(answer)}",
-                hint="Is there a login for it, and may that do this?",
+                f"{host} refuses {self.reference.name}: {_said(answer)}.",
+                hint="Is the login for it right, and may it do this?",
             )
         if status == httpx.codes.NOT_FOUND:
-            raise NotFoundError(f"{self.reference} is not there: {_said(answer)}")
+            raise NotFoundError(f"{self.reference} is not there: {_said(answer)}.")
         if status >= httpx.codes.BAD_REQUEST:
-            raise UnavailableError(f"{host} answers {status}: {_said(answer)}")
+            raise UnavailableError(f"{host} answers {status}: {_said(answer)}.")
         return answer
 
     def _sign_in(self, challenge: str) -> None:
@@ -204,7 +204,11 @@ class Repository:
         if kind.lower() != "bearer" or not asked.get("realm", "").startswith(
             ("http://", "https://")
         ):
-            raise AccessDeniedError(f"{self.reference.host} wants a sign-in of another kind.")
+            raise AccessDeniedError(
+                f"{self.reference.host} wants a sign-in"
+                + (" of another kind." if login else ", and there is no login for it."),
+                hint="Keep one: condastore image login REGISTRY.",
+            )
         scope = f"repository:{self.reference.name}:{self._actions}"
         query = {"scope": scope, "service": asked.get("service", "")}
         answer = self._ask("GET", asked["realm"], params=query, auth=login)
@@ -280,9 +284,10 @@ def _compare(found: str, wanted: str) -> None:
 def _said(answer: Answer) -> str:
     try:
         errors = json.loads(answer.content).get("errors") or []
-        return "; ".join(str(one.get("message") or one.get("code")) for one in errors)[:500]
+        told = "; ".join(str(one.get("message") or one.get("code")) for one in errors)[:500]
     except (ValueError, AttributeError, TypeError):
-        return httpx.codes.get_reason_phrase(answer.status)
+        told = ""
+    return told.rstrip(".") or httpx.codes.get_reason_phrase(answer.status)
 
 
 def _guarded(allowed: Sequence[Network]) -> httpx.HTTPTransport:

@@ -16,7 +16,7 @@ from environments.domain.names import parse_platform
 from environments.engine.images.base import make_base
 from environments.engine.images.loading import LoadedImage, load
 from environments.engine.images.remote import Login
-from environments.management.commands.image import secret_of
+from environments.management.commands.image import secret_of, told
 from environments.models import BaseImage
 
 
@@ -48,7 +48,7 @@ class Command(BaseCommand):
                 base = images.keep_base(name, image)
                 self.stdout.write(f"{base.name} {base.platform} sha256:{base.digest}")
         except StoreError as error:
-            raise CommandError(f"{error} {error.hint}".strip()) from error
+            raise CommandError(told(error)) from error
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
@@ -61,7 +61,7 @@ class Command(BaseCommand):
             case "pull":
                 reference = options["reference"]
                 platform = parse_platform(options["platform"])
-                login = Login.parse(told) if (told := secret_of(options["login"])) else None
+                login = Login.parse(text) if (text := secret_of(options["login"])) else None
                 return reference, [images.pull_base(reference, platform, work=work, login=login)]
             case _:
                 made = make_base(work / "base", platform=platforms.own_platform())

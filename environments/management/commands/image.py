@@ -20,6 +20,12 @@ def secret_of(text: str) -> str:
     return sys.stdin.readline().rstrip("\r\n") if text == "-" else text
 
 
+def told(error: StoreError) -> str:
+    """What is wrong, for who sits before it: a worker tries again by itself, a command does not."""
+    hint = "Try it again later." if error.transient else error.hint
+    return f"{error} {hint}".strip()
+
+
 class Command(BaseCommand):
     help = "Push a build's container image to another registry (docs/registry.md)."
 
@@ -48,7 +54,7 @@ class Command(BaseCommand):
                 login=secret_of(login),
             )
         except StoreError as error:
-            raise CommandError(f"{error} {error.hint}".strip()) from error
+            raise CommandError(told(error)) from error
         self.stdout.write(
             f"{to}: {pushed.sent} blobs ({pushed.sent_bytes} bytes) sent, {pushed.there} were there"
         )
