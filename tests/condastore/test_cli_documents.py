@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
-from graphql import build_schema, parse, validate
+from graphql import GraphQLSchema, build_schema, parse, validate
 
 from condastore.cli import queries
 
@@ -17,10 +18,14 @@ DOCUMENTS = {
 }
 
 
+@cache
+def schema() -> GraphQLSchema:
+    return build_schema(SCHEMA.read_text())
+
+
 @pytest.mark.parametrize("name", sorted(DOCUMENTS))
 def test_the_document_fits_the_schema(name: str):
-    schema = build_schema(SCHEMA.read_text())
-    assert validate(schema, parse(DOCUMENTS[name])) == []
+    assert validate(schema(), parse(DOCUMENTS[name])) == []
 
 
 def test_every_document_is_looked_at():

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
-from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
 from hypothesis import HealthCheck, given, settings
 from packageurl import PackageURL
 
@@ -23,11 +23,18 @@ from tests.environments.domain.packages import (
     small_lock,
 )
 
-VALIDATOR = JsonStrictValidator(SchemaVersion.V1_6)
+
+@cache
+def validator() -> Any:
+    """Imported here: its grammars take seconds, in each process that collects the tests."""
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    return JsonStrictValidator(SchemaVersion.V1_6)
 
 
 def assert_valid(text: str) -> None:
-    assert VALIDATOR.validate_str(text) is None
+    assert validator().validate_str(text) is None
 
 
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
