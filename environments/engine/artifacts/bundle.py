@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from environments.domain.sbom import cyclonedx
 from environments.engine.artifacts.archives import told_of_full_disk
 from environments.engine.artifacts.installer import SYSTEMS, make_installer
 from environments.engine.artifacts.staging import Material
-from environments.engine.artifacts.tar import END, Entry, tar_stream, with_folders
+from environments.engine.artifacts.tar import END, Entry, chunks, tar_stream, with_folders
 
 _README = """\
 The packages of the lock {digest}
@@ -61,10 +62,10 @@ def make_bundle(material: Material) -> Path:
         ]
         path = material.work / FORMS[ArtifactKind.BUNDLE].file_name
         with path.open("xb") as out:
-            for piece in tar_stream(with_folders(entries, moment)):
+            members = tar_stream(with_folders(entries, moment))
+            for piece in chunks(chain(members, [END]), 1 << 20, reuse=True):
                 obey(material.cancelled)
                 out.write(piece)
-            out.write(END)
     return path
 
 

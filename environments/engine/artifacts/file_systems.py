@@ -225,9 +225,8 @@ class _Feeder:
 
     def _write(self, write: Callable[[memoryview], int | None]) -> None:
         total, done = sum(entry.size for entry in self._entries), 0
-        for piece in chunks(chain(tar_stream(self._entries), [END]), 1 << 20):
-            view = memoryview(piece)
-            while view:
-                view = view[write(view) or 0 :]
+        for piece in chunks(chain(tar_stream(self._entries), [END]), 1 << 20, reuse=True):
             done = min(done + len(piece), total)
+            while piece:
+                piece = piece[write(piece) or 0 :]
             self._material.progress(Progress(stage="packing", bytes_done=done, bytes_total=total))

@@ -36,6 +36,7 @@ from environments.engine.artifacts.tree import Part
 
 #: Bytes that are compressed at once; memory is a few times that for each thread.
 PIECE = 8 << 20
+Packed = bytes | bytearray
 _DIGEST = 32  # bytes of a sha256
 
 
@@ -44,16 +45,16 @@ class Compression:
     """`name` says with what, so that parts of another library's version are never mixed in."""
 
     name: str
-    compress: Callable[[bytes], bytes]
+    compress: Callable[[memoryview], Packed]
 
 
-def _zstd(piece: bytes) -> bytes:
+def _zstd(piece: memoryview) -> bytes:
     return zstandard.ZstdCompressor(level=3, write_checksum=True).compress(piece)
 
 
-def _gzip(piece: bytes) -> bytes:
+def _gzip(piece: memoryview) -> Packed:
     """libdeflate is more than twice as fast as zlib; its header has no name and no time."""
-    return bytes(deflate.gzip_compress(piece, 3))
+    return deflate.gzip_compress(piece, 3)
 
 
 ZSTD = Compression(name="zst-" + ".".join(map(str, zstandard.ZSTD_VERSION)), compress=_zstd)
@@ -141,7 +142,7 @@ class _Copy:
         self._file.close()
         self._work.unlink(missing_ok=True)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: Packed) -> None:
         self._hasher.update(data)
         self._file.write(data)
 
@@ -159,11 +160,13 @@ class _Line:
         self._out, self._pool, self._most = out, pool, most
         self._waiting: deque[Callable[[], None]] = deque()
 
-    def add(self, piece: bytes, compress: Callable[[bytes], bytes], copy: _Copy | None) -> None:
+    def add(
+        self, piece: memoryview, compress: Callable[[memoryview], Packed], copy: _Copy | None
+    ) -> None:
         done = self._pool.submit(compress, piece)
         self._later(lambda: self._write(done, copy))
 
-    def _write(self, done: Future[bytes], copy: _Copy | None) -> None:
+    def _write(self, done: Future[Packed], copy: _Copy | None) -> None:
         data = done.result()
         self._out.write(data)
         if copy is not None:

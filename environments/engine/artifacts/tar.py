@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-import posixpath
 import tarfile
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -17,9 +16,8 @@ from environments.domain.errors import LinkError
 
 BLOCK = 512  # bytes, of a tar archive
 END = bytes(2 * BLOCK)
-_READ = 1 << 20  # bytes
-#: Where a header has a name, what is between that and the size, size, time, and the checksum.
-_NAME, _SIZE, _TIME, _SUM = slice(0, 100), slice(124, 136), slice(136, 148), slice(148, 156)
+#: Where a header has these.
+_NAME, _SIZE, _SUM = slice(0, 100), slice(124, 136), slice(148, 156)
 _LARGEST = 8**11  # a number of so many digits
 
 
@@ -50,82 +48,95 @@ class Entry(NamedTuple):
         return cls(path, None, 0, moment, 0o777, target)
 
 
+class Source(NamedTuple):
+    """Bytes of a stream that are in a file."""
+
+    path: str
+    size: int
+
+
 def with_folders(entries: Iterable[Entry], moment: int) -> list[Entry]:
     """`entries` and every folder they are in, sorted: folders come before what is in them."""
     everything = {entry.path: entry for entry in entries}
     for path in list(everything):
-        folder = posixpath.dirname(path)
+        folder = path.rpartition("/")[0]
         while folder and folder not in everything:
             everything[folder] = Entry.folder(folder, moment)
-            folder = posixpath.dirname(folder)
+            folder = folder.rpartition("/")[0]
     return [everything[path] for path in sorted(everything)]
 
 
-def tar_stream(entries: Iterable[Entry]) -> Iterator[bytes]:
-    """The members of a tar archive; its end is `END`."""
+def tar_stream(entries: Iterable[Entry]) -> Iterator[bytes | Source]:
+    """The members of a tar archive, to be read by `chunks`; its end is `END`."""
     for entry in entries:
-        if entry.content is None:
-            yield _any_header(entry)
-            continue
-        yield _file_header(entry)
+        yield _header(entry)
         if isinstance(entry.content, bytes):
             yield entry.content
-        else:
-            yield from _content(entry, entry.content)
+        elif entry.content is not None:
+            yield Source(entry.content, entry.size)
         if padding := -entry.size % BLOCK:
             yield bytes(padding)
 
 
-def chunks(stream: Iterable[bytes], size: int) -> Iterator[bytes]:
-    """`stream` in pieces of `size` bytes; the last one may be shorter."""
-    waiting: list[memoryview] = []
-    length = 0
-    for piece in stream:
-        view = memoryview(piece)
-        while length + len(view) >= size:
-            yield b"".join([*waiting, view[: size - length]])
-            view = view[size - length :]
-            waiting, length = [], 0
-        if view:
-            waiting.append(view)
-            length += len(view)
-    if waiting:
-        yield b"".join(waiting)
+def chunks(
+    stream: Iterable[bytes | Source], size: int, *, reuse: bool = False
+) -> Iterator[memoryview]:
+    """`stream` in pieces of `size` bytes; the last one may be shorter.
+
+    Files are read to where they are to be: copies would cost a tenth of what compressing does.
+
+    Args:
+        reuse: the next piece takes the memory of the one before.
+    Raises:
+        LinkError: a file is shorter than it was.
+    """
+    piece, filled = memoryview(bytearray(size)), 0
+    for data in stream:
+        descriptor = os.open(data.path, os.O_RDONLY) if isinstance(data, Source) else -1
+        try:
+            done, length = 0, data.size if isinstance(data, Source) else len(data)
+            while done < length:
+                room = piece[filled : filled + length - done]
+                if isinstance(data, Source):
+                    if not (taken := os.readv(descriptor, [room])):
+                        raise LinkError(f"{data.path} is shorter in the cache than it was.")
+                else:
+                    taken = len(room)
+                    room[:] = data[done : done + taken]
+                done, filled = done + taken, filled + taken
+                if filled == size:
+                    yield piece
+                    piece, filled = piece if reuse else memoryview(bytearray(size)), 0
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+    if filled:
+        yield piece[:filled]
 
 
-def _content(entry: Entry, source: str) -> Iterator[bytes]:
-    left = entry.size
-    descriptor = os.open(source, os.O_RDONLY)  # an object for each of 10,000 would be felt
-    try:
-        while left and (piece := os.read(descriptor, min(left, _READ))):
-            left -= len(piece)
-            yield piece
-    finally:
-        os.close(descriptor)
-    if left:
-        raise LinkError(f"{entry.path} is shorter in the cache than it was.")
-
-
-def _file_header(entry: Entry) -> bytes:
+def _header(entry: Entry) -> bytes:
     """What `tarfile` writes: a copy of one of its headers where only these four places differ."""
-    name = entry.path.encode("utf-8", "surrogateescape")
-    if len(name) > _NAME.stop or not entry.path.isascii() or entry.size >= _LARGEST:
-        return _any_header(entry)
-    numbers = b"%011o\0%011o\0" % (entry.size, entry.moment)
-    between, rest, digits = _template(entry.mode, entry.owner)
+    kind = tarfile.REGTYPE if entry.content is not None else tarfile.DIRTYPE
+    path = entry.path if kind == tarfile.REGTYPE else f"{entry.path}/"
+    plain = len(path) <= _NAME.stop and path.isascii() and entry.size < _LARGEST
+    if entry.target or not plain:
+        return _tarfile_header(entry)
+    name, numbers = path.encode(), b"%011o\0%011o\0" % (entry.size, entry.moment)
+    between, rest, digits = _template(kind, entry.mode, entry.owner)
     total = digits + sum(name) + sum(numbers)
     return b"%s%s%s%06o\0 %s" % (name.ljust(_NAME.stop, b"\0"), between, numbers, total, rest)
 
 
 @functools.cache
-def _template(mode: int, owner: int) -> tuple[bytes, bytes, int]:
+def _template(kind: bytes, mode: int, owner: int) -> tuple[bytes, bytes, int]:
     """Of a header: after the name, after the checksum; and the sum of both, with its blanks."""
-    header = _any_header(Entry("", b"", 0, 0, mode, owner=owner))
+    content = b"" if kind == tarfile.REGTYPE else None
+    header = _tarfile_header(Entry("", content, 0, 0, mode, owner=owner))
     between, rest = header[_NAME.stop : _SIZE.start], header[_SUM.stop :]
     return between, rest, sum(between) + sum(rest) + sum(b" " * 8)
 
 
-def _any_header(entry: Entry) -> bytes:
+def _tarfile_header(entry: Entry) -> bytes:
     info = tarfile.TarInfo(entry.path)
     info.mtime, info.mode = entry.moment, entry.mode
     info.uid = info.gid = entry.owner

@@ -32,7 +32,7 @@ from environments.domain.moments import EARLIEST
 from environments.domain.policy.subjects import in_seconds
 from environments.domain.progress import Cancelled, never, obey
 from environments.engine.artifacts.staging import Material
-from environments.engine.artifacts.tar import Entry, tar_stream
+from environments.engine.artifacts.tar import Entry, Source, tar_stream
 from environments.engine.package_cache import CachedPackage
 from environments.engine.pypi_install import CachedWheel, install_wheels
 
@@ -63,7 +63,7 @@ class Part:
     prefixes: Sequence[PrefixRecord] = ()
     tail: bytes = b""  # after the entries
 
-    def stream(self) -> Iterator[bytes]:
+    def stream(self) -> Iterator[bytes | Source]:
         """Its members of a tar archive."""
         yield from tar_stream(self.entries)
         if self.tail:
