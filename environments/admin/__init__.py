@@ -3,6 +3,7 @@
 from environments.admin import (
     builds,
     decisions,
+    hosted,
     images,
     log,
     mirrors,
@@ -19,6 +20,7 @@ from environments.admin import (
 __all__ = [
     "builds",
     "decisions",
+    "hosted",
     "images",
     "log",
     "mirrors",

@@ -14,12 +14,15 @@ from environments.domain.lifecycle import BuildState
 from environments.models import (
     ApprovalRequest,
     AuditEvent,
+    Blob,
     BuildEvent,
     Channel,
     ChannelCredential,
     CondaRecord,
     Decision,
     DecisionScope,
+    HostedChannel,
+    HostedPackage,
     LockedPypi,
     MappedRole,
     Mirror,
@@ -102,6 +105,23 @@ def furnish(number: int) -> None:
         name=f"mirror-{number}", upstream=CHANNEL, namespace=namespace, subdirs=["noarch"]
     )
     MirrorIndex.objects.create(mirror=mirror, subdir="noarch", records=number)
+    channel = HostedChannel.objects.create(
+        name=f"hosted-{number}", namespace=namespace, created_by=user
+    )
+    HostedPackage.objects.create(
+        channel=channel,
+        subdir="noarch",
+        file_name="tool-1.0-0.conda",
+        name="tool",
+        version="1.0",
+        build="0",
+        record="{}",
+        sha256=f"{number:064x}",
+        size=number,
+        blob=Blob.objects.get_or_create(sha256=f"{number:064x}", defaults={"size": number})[0],
+        revision=1,
+        uploaded_by=user,
+    )
     recall = Recall.objects.create(spec=f"shared =={number}", reason="broken", recalled_by=user)
     RecalledLock.objects.create(recall=recall, lock=build.lock, packages=["shared"])
     policy = Policy.objects.create(namespace=namespace, version=1)
