@@ -15,6 +15,7 @@ from django.conf import settings
 
 from environments import hosting
 from environments.domain.names import Credential
+from environments.domain.records import CondaPackage
 from environments.engine.artifacts.parts import PartFolder
 from environments.engine.bytecode import BytecodeCache
 from environments.engine.channels import Channels
@@ -94,9 +95,17 @@ class Tools:
             credentials=source_of(credentials),
             cache=self.cache / "wheels",
             channels=channels,
-            extracted=self.packages.extracted,
+            extracted=self._extracted,
         )
         return RattlerSolver(cache=folder, channels=channels, pypi=pypi)
+
+    def _extracted(self, package: CondaPackage) -> Path | None:
+        """Where it lies unpacked. One of a hosted channel is unpacked now: it is on no server."""
+        found = self.packages.extracted(package)
+        if found is None and hosting.is_hosted(package.url):
+            [cached] = self.packages.ensure([package])
+            return cached.folder
+        return found
 
     def close(self) -> None:
         for solver in self._solvers.values():

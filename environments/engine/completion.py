@@ -138,6 +138,12 @@ async def _look_at(
 
 async def _index_of(channels: Channels, package: CondaPackage) -> Mapping[str, Any] | StoreError:
     """The package's own `info/index.json`, read in part where the server lets us."""
+    if channels.hosted((package.channel,)):  # which says all that it has
+        return FaultError(
+            f"{package.channel} has no {package.subdir}/{package.file_name}.",
+            where=package.url,
+            hint="Lock the environment again.",
+        )
     try:
         if package.url.startswith("file:"):
             archive = await PackageArchive.from_path(unquote(urlsplit(package.url).path))

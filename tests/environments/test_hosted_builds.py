@@ -131,6 +131,35 @@ def test_a_lock_that_names_a_yanked_package_is_still_built(
     assert versions(build) == {"tool": "2.0"}
 
 
+def test_a_lock_that_names_what_is_not_there_is_told_so(
+    tools: HostedChannel, submit: Submit
+) -> None:
+    url = hosting.url_of(tools) + f"/noarch/tool-9.0-0.conda#{'0' * 32}"
+    build = finished(submit(f"# platform: linux-64\n@EXPLICIT\n{url}\n"))
+    assert build.state == BuildState.FAILED
+    assert "has no noarch/tool-9.0-0.conda" in build.failure["message"]
+
+
+def test_a_wheel_is_added_to_an_environment_with_a_hosted_package(
+    tools: HostedChannel, submit: Submit, shared_server: Any, alice: Actor, tmp_path: Path
+) -> None:
+    """uv is told what the conda packages bring; a hosted one is on no server to be asked."""
+    add(
+        alice,
+        tools,
+        named("1.0", name="pytool", noarch="python", depends=["python"]),
+        tmp_path,
+    )
+    build = finished(
+        submit(
+            f"channels: [hosted/tools, {shared_server.url.rstrip('/')}]\n"
+            "dependencies: [pytool, python, {pip: [tinyname]}]\n"
+        )
+    )
+    assert build.state == BuildState.READY, build.failure
+    assert versions(build)["pytool"] == "1.0"
+
+
 def test_one_who_may_not_read_a_channel_builds_nothing_from_it(
     tools: HostedChannel, research: Namespace
 ) -> None:
