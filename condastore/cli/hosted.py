@@ -205,8 +205,8 @@ def upload(
             _say(told)
     if as_json:
         render.answer(done, as_json, lambda: None)
-    for error in refused[:-1]:
-        render.warn(f"error: {error.message}")
+    for earlier in refused[:-1]:
+        render.warn(f"error: {earlier.message}")
     if refused:
         raise refused[-1]
 

@@ -177,7 +177,8 @@ class Channels:
         cancelled: Cancelled = never,
     ) -> dict[tuple[str, str], str]:
         """The state of each (channel, subdir), "" where a channel has no such subdir."""
-        self.learn_hosted(found for url in channels if (found := self._hosted_lookup(url)))
+        here = [self._hosted_lookup(url) for url in channels]
+        self.learn_hosted(hosted for hosted in here if hosted is not None)
         elsewhere = [url for url in channels if url not in self._hosted]
         self.learn_credentials(elsewhere)
         wanted = _subdirs(channels, platforms)

@@ -247,7 +247,7 @@ def _tar_parts(path: Path, file_name: str) -> Iterator[IO[bytes]]:
 def _conda_parts(path: Path, file_name: str) -> Iterator[IO[bytes]]:
     stem = file_name.removesuffix(".conda")
     wanted = (f"info-{stem}.tar.zst", f"pkg-{stem}.tar.zst")
-    with path.open("rb") as file, zipfile.ZipFile(_Bounded(file)) as archive:  # type: ignore[arg-type]
+    with path.open("rb") as file, zipfile.ZipFile(_Bounded(file)) as archive:
         members = {info.filename: info for info in archive.infolist()}
         if len(members) != len(archive.infolist()) or set(members) - {"metadata.json", *wanted}:
             raise _Stop("A .conda file holds metadata.json, one info- and one pkg- part only.")
@@ -261,7 +261,7 @@ def _conda_parts(path: Path, file_name: str) -> Iterator[IO[bytes]]:
                 reader = zstandard.ZstdDecompressor(max_window_size=_WINDOW).stream_reader(
                     member, read_across_frames=True, closefd=False
                 )
-                yield reader  # type: ignore[misc]
+                yield reader
 
 
 def _read_tar(source: _Forward, found: _Found, left: _Left) -> None:
@@ -269,7 +269,7 @@ def _read_tar(source: _Forward, found: _Found, left: _Left) -> None:
         while (entry := _next(archive, source)) is not None:
             left.enter()
             _look(archive, entry, found)
-            archive.members.clear()
+            vars(archive)["members"].clear()  # it keeps each
         # tarfile takes a broken header for the end: the end is a block of zeros.
         if len(source.last) != tarfile.BLOCKSIZE or source.last.strip(b"\0"):
             raise tarfile.ReadError("it is cut off, or damaged")

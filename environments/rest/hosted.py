@@ -136,10 +136,10 @@ async def _received(request: HttpRequest, path: Path) -> _Received:
     def write(part: bytes) -> None:
         sha256.update(part)
         md5.update(part)
-        file.write(part)
+        out.write(part)
 
     try:
-        with path.open("xb") as file:
+        with path.open("xb") as out:
             async for part in parts_of(request):
                 size += len(part)
                 if size > most:

@@ -41,7 +41,9 @@ def ask(actor: Actor, method: str, path: str, content: bytes = b"", **headers: s
         if actor.signed_in:
             await client.aforce_login(actor.account)
         kind = headers.pop("content_type", "application/octet-stream")
-        answer = await client.generic(method, path, content, content_type=kind, headers=headers)
+        answer: Any = await client.generic(
+            method, path, content, content_type=kind, headers=headers
+        )
         if answer.streaming:
             parts = [part async for part in answer.streaming_content]
             answer.body = b"".join(parts)
