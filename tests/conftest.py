@@ -23,6 +23,7 @@ pytest_plugins = [
     "tests.channels.fixtures",
     "tests.environments.web_server",
     "tests.services.fixtures",
+    "tests.spreading",
 ]
 
 
@@ -111,33 +112,6 @@ def nobody() -> Actor:
 @pytest.fixture
 def environment(research: Namespace) -> Environment:
     return factories.make_environment(research, "ml")
-
-
-#: Where tests start systems of their own, and wait for them more than they calculate.
-WAITING = ("tests/faults/", "tests/matrix/", "tests/acceptance/", "tests/condastore/test_up.py")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Spread the files that wait among those that calculate: no processor idles, nor at the end.
-
-    Last come those that share one system, which costs as long as it runs.
-    """
-    files: dict[str, list[pytest.Item]] = {}
-    for item in items:
-        files.setdefault(item.nodeid.partition("::")[0], []).append(item)
-    waiting = [name for name in files if name.startswith(WAITING)]
-    places = {name: (number + 0.5) / len(waiting) for number, name in enumerate(waiting)}
-    before, rest = 0, [name for name in files if name not in places]
-    whole = sum(len(files[name]) for name in rest)
-    for name in rest:
-        shares = any("running_server" in _fixtures(item) for item in files[name])
-        places[name] = 2.0 if shares else before / whole
-        before += len(files[name])
-    items[:] = [item for name in sorted(files, key=places.__getitem__) for item in files[name]]
-
-
-def _fixtures(item: pytest.Item) -> list[str]:
-    return list(getattr(item, "fixturenames", []))
 
 
 def pytest_configure(config: pytest.Config) -> None:

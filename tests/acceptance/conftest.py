@@ -59,7 +59,9 @@ def system(small_channel: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     with serving(small_channel) as channel:
         data = tmp_path_factory.mktemp("acceptance") / "data"
         data.mkdir()
-        with System(data, channel=channel.url) as running:
+        # It lives long, and each sweep costs: nothing here dies, to be found by one.
+        environ = {"CONDASTORE_SWEEP_INTERVAL": "3"}
+        with System(data, channel=channel.url, environ=environ) as running:
             yield running
 
 

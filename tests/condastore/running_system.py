@@ -131,7 +131,7 @@ def make_system(
     settings = {
         "CONDASTORE_DATA": str(data),
         "CONDASTORE_ADMIN_PASSWORD": PASSWORD,
-        "CONDASTORE_SWEEP_INTERVAL": "1",
+        "CONDASTORE_SWEEP_INTERVAL": "2",
         **(variables or {}),
     }
     return System(data=data, person=Person(home=home, variables=settings))
