@@ -20,6 +20,7 @@ import structlog
 from django.conf import settings
 from django.db import DatabaseError, connection
 from django.utils import timezone
+from dramatiq.middleware import Shutdown
 
 from environments import blobs, folders, images
 from environments.domain.artifacts import ArtifactKind, ArtifactState
@@ -103,7 +104,10 @@ def _attempt(making: Making) -> None:
     except Exception:
         logger.exception("artifact stopped unexpectedly", artifact=artifact.pk)
         making.give_up(UnexpectedError(f"Artifact {artifact.pk} stopped unexpectedly."))
-    except BaseException:  # Dramatiq stops the thread: shutdown, or its own time limit
+    except Shutdown:
+        making.give_back()
+        raise
+    except BaseException:  # Dramatiq's own time limit
         making.give_up(UnavailableError("Its worker was stopped."))
         raise
 
@@ -208,6 +212,10 @@ class Making:
                     backoff=settings.BACKOFF,
                 )
             )
+
+    def give_back(self) -> None:
+        with contextlib.suppress(LeaseLostError, TransitionError, DatabaseError):
+            persist(lambda: self.artifact.give_back(self.lease))
 
     def __enter__(self) -> Making:
         self._thread.start()

@@ -238,6 +238,16 @@ class Artifact(models.Model):
                 failure=failure_json(error),
             )
 
+    def give_back(self, lease: MakingLease) -> None:
+        """A worker that is stopped hands it to the others; no attempt is counted."""
+        self.move(
+            ArtifactState.QUEUED,
+            lease=lease,
+            attempt=max(0, self.attempt - 1),
+            not_before=timezone.now(),
+            message_sent_at=None,
+        )
+
     def give_up_lost(self, *, attempts: int, backoff: timedelta) -> None:
         """What becomes of one whose worker went silent: tried again, or failed."""
         error = WorkerLostError(f"Its worker was lost {self.attempt} times.")

@@ -7,6 +7,7 @@ and its children see: it is mounted in a namespace of theirs and ends with them.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import sqlite3
@@ -14,7 +15,9 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 from tests.channels.server import ChannelServer, Fault
@@ -124,6 +127,40 @@ def test_a_build_waits_for_room_on_the_disk(
     assert done["state"] == "READY", done
     messages = " ".join(event["message"] for event in done["events"])
     assert "disk" in messages.lower(), messages
+
+
+def test_a_file_of_a_build_waits_for_room_on_the_disk(system: SmallSystem) -> None:
+    """Half an archive is neither served nor left behind."""
+    build = system.build("full/disk", "dependencies: [python]")
+    url = f"/api/envs/full/disk/{build['number']}/env.tar.zst"
+    asked = "query($id: ID!) { build(id: $id) { artifacts { state failure { message } } } }"
+
+    def told() -> dict[str, Any]:
+        with contextlib.suppress(Exception):  # a full disk may take the web along for a moment
+            return next(iter(system.graphql(asked, id=build["id"])["build"]["artifacts"]), {})
+        return {}
+
+    system.fill(leave=8_000_000)  # enough for the database and the queue, not for the archive
+    try:
+        assert system.get(url, Prefer="respond-async").status_code == 202
+        until(lambda: told().get("failure"), 60, lambda: f"{told()} {system.log()}")
+        assert "disk is full" in told()["failure"]["message"]
+        assert told()["state"] != "READY"
+    finally:
+        system.free()
+    done: list[httpx.Response] = []
+
+    def made() -> bool:
+        done[:] = [system.get(url, Prefer="wait=5")]
+        return done[0].status_code == 200
+
+    until(made, 60, system.log)
+    assert (
+        done[0].headers["ETag"].strip('"')
+        == f"sha256:{hashlib.sha256(done[0].content).hexdigest()}"
+    )
+    cache = system.inside / "cache"
+    until(lambda: not [*cache.glob("artifacts/*"), *cache.glob("parts/.*")], 30, system.log)
 
 
 def test_a_disk_without_any_room_loses_no_build_and_harms_no_database(
