@@ -72,6 +72,8 @@ from environments.pushing import Pushed
 LOOK = 0.2
 LATEST, LOCK, ZSTD = "latest", "lock-", "-zstd"
 _LOCK = re.compile(r"lock-([0-9a-f]{64})")
+#: What may be a tag at all; others are asked for in no database.
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 #: Builds with the same image whose statements are listed with it, the newest first.
 TELLING = 20
 #: What a policy says of a build.
@@ -131,7 +133,9 @@ def find_tagged(actor: Actor, environment: Environment, tag: str) -> tuple[Build
 
 
 def _tagged(actor: Actor, environment: Environment, tag: str) -> Build | None:
-    builds = _served(actor, environment).select_related("lock", "specification")
+    if not _TAG.fullmatch(tag):
+        return None
+    builds = _served(actor, environment)
     builds = builds.select_related("environment__namespace", "lock", "specification")
     if tag.isdecimal():
         return builds.filter(number=int(tag)).first() if len(tag) < 10 else None

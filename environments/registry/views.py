@@ -86,9 +86,9 @@ async def catalog(request: HttpRequest) -> HttpResponseBase:
 
     def find() -> list[str]:
         actor = sign_in.actor_of(request, sign_in.CATALOG)
-        return images.repositories(actor, after=request.GET.get("last", ""), limit=size + 1)
+        return images.repositories(actor, after=last, limit=size + 1)
 
-    size = _page_size(request)
+    size, last = _page_size(request), request.GET.get("last", "").replace("\0", "")
     found = await sync_to_async(find)()
     return _page(request, {"repositories": found[:size]}, found, size)
 

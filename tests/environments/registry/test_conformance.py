@@ -12,9 +12,10 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
 from accounts.access import Actor
-from environments.models import Build, BuildTag, Environment
+from environments.models import Build, BuildTag, Environment, Namespace
 from tests import factories
-from tests.environments.registry.conftest import Puller
+from tests.environments.registry.conftest import Puller, build_it
+from tests.factories import make_environment
 
 pytestmark = pytest.mark.django_db(transaction=True)
 Pulling = Callable[[str], Puller]
@@ -61,39 +62,35 @@ def test_pulls(small: Build, pull_as: Pulling) -> None:
     assert by_tag.headers["Content-Type"] == by_tag.json()["mediaType"]
 
 
-@pytest.mark.parametrize(
-    ("place", "expected"),
-    [
-        (f"blobs/{NOTHING}", "BLOB_UNKNOWN"),
-        (f"blobs/sha512:{'0' * 128}", "BLOB_UNKNOWN"),
-        ("blobs/sha256:12", "BLOB_UNKNOWN"),
-        ("blobs/nothing", "BLOB_UNKNOWN"),
-        (f"manifests/{NOTHING}", "MANIFEST_UNKNOWN"),
-        (f"manifests/blake3:{'0' * 64}", "MANIFEST_UNKNOWN"),
-        ("manifests/no-such-tag", "MANIFEST_UNKNOWN"),
-        (f"manifests/{'x' * 129}", "MANIFEST_UNKNOWN"),
-        ("manifests/%00", "MANIFEST_UNKNOWN"),
-        ("manifests/99999999999999999999", "MANIFEST_UNKNOWN"),
-        ("manifests/lock-" + "0" * 64, "MANIFEST_UNKNOWN"),
-        ("manifests/../../_catalog", "NAME_UNKNOWN"),
-        ("nothing", "NAME_UNKNOWN"),
-    ],
-)
+MISSING = [
+    (f"blobs/{NOTHING}", "BLOB_UNKNOWN"),
+    (f"blobs/sha512:{'0' * 128}", "BLOB_UNKNOWN"),
+    ("blobs/sha256:12", "BLOB_UNKNOWN"),
+    ("blobs/nothing", "BLOB_UNKNOWN"),
+    (f"manifests/{NOTHING}", "MANIFEST_UNKNOWN"),
+    (f"manifests/blake3:{'0' * 64}", "MANIFEST_UNKNOWN"),
+    ("manifests/no-such-tag", "MANIFEST_UNKNOWN"),
+    (f"manifests/{'x' * 129}", "MANIFEST_UNKNOWN"),
+    ("manifests/%00", "MANIFEST_UNKNOWN"),
+    ("manifests/99999999999999999999", "MANIFEST_UNKNOWN"),
+    ("manifests/lock-" + "0" * 64, "MANIFEST_UNKNOWN"),
+    ("manifests/../../_catalog", "NAME_UNKNOWN"),
+    ("nothing", "NAME_UNKNOWN"),
+]
+
+
 def test_what_is_not_there_is_told_in_the_specifications_words(
-    small: Build, pull_as: Pulling, place: str, expected: str
+    small: Build, pull_as: Pulling
 ) -> None:
-    # Not as a client writes it, which would take `..` away.
-    missing = pull_as("bob").get(f"{ML}/{place.replace('..', '%2e%2e')}")
-    assert (missing.status_code, code(missing)) == (404, expected)
-
-
-@pytest.mark.parametrize("name", ["Research/ml", "research/ML", "re$earch/ml", "research", "a/b/c"])
-def test_a_name_that_no_repository_has_is_not_known(
-    small: Build, pull_as: Pulling, name: str
-) -> None:
-    missing = pull_as("bob").get(f"/v2/{name}/tags/list")
-    assert missing.status_code == 404
-    assert code(missing) in {"NAME_UNKNOWN", "NAME_INVALID"}
+    bob = pull_as("bob")
+    for place, expected in MISSING:
+        # Not as a client writes it, which would take `..` away.
+        missing = bob.get(f"{ML}/{place.replace('..', '%2e%2e')}")
+        assert (missing.status_code, code(missing)) == (404, expected), place
+    for name in ("Research/ml", "research/ML", "re$earch/ml", "research", "a/b/c"):
+        missing = bob.get(f"/v2/{name}/tags/list")
+        assert missing.status_code == 404, name
+        assert code(missing) in {"NAME_UNKNOWN", "NAME_INVALID"}
 
 
 def test_tags_are_found_in_pages(small: Build, environment: Environment, pull_as: Pulling) -> None:
@@ -117,6 +114,22 @@ def test_tags_are_found_in_pages(small: Build, environment: Environment, pull_as
     assert bob.get(f"{ML}/tags/list?n=3&last=zzz").json()["tags"] == []
     for wrong in ("-1", "x", "1.5", "9" * 30):
         assert bob.get(f"{ML}/tags/list?n={wrong}").status_code == 400
+
+
+def test_repositories_are_found_in_pages(
+    small: Build, submit: Callable[..., Build], research: Namespace, pull_as: Pulling
+) -> None:
+    for name in ("a", "b"):
+        build_it(submit("dependencies: [activating]", environment=make_environment(research, name)))
+    bob = pull_as("bob")
+    first = bob.get("/v2/_catalog?n=2")
+    assert first.json() == {"repositories": ["research/a", "research/b"]}
+    assert 'last=research%2Fb>; rel="next"' in first.headers["Link"]
+    rest = bob.get(first.links["next"]["url"])
+    assert (rest.json(), rest.links) == ({"repositories": ["research/ml"]}, {})
+    assert bob.get("/v2/_catalog?n=0").json() == {"repositories": []}
+    assert bob.get("/v2/_catalog?last=zzz%00").json() == {"repositories": []}
+    assert bob.get("/v2/_catalog?n=x").status_code == 400
 
 
 def test_referrers_are_found_or_there_are_none(small: Build, pull_as: Pulling) -> None:
@@ -143,49 +156,47 @@ def test_referrers_are_found_or_there_are_none(small: Build, pull_as: Pulling) -
         assert manifest.json()["subject"]["digest"] == digest
 
 
-@pytest.mark.parametrize(
-    ("asked", "status"),
-    [
-        ("bytes=0-0", 206),
-        ("bytes=-1", 206),
-        ("bytes=5-", 206),
-        ("bytes=0-99999999999999999", 206),
-        ("bytes=-99999999999999999", 206),
-        ("bytes=99999999-", 416),
-        ("bytes=-0", 416),
-        (f"bytes={'9' * 400}-", 416),
-        (f"bytes=-{'9' * 400}", 416),
-        # None of these is obeyed: the whole is a right answer, and no work.
-        ("bytes=7-3", 200),
-        ("bytes=0-0,1-1,2-2", 200),
-        ("bytes=0-,0-,0-", 200),
-        ("bytes=" + ",".join(["0-1"] * 500), 200),
-        ("bytes=-", 200),
-        ("bytes=--1", 200),
-        ("bytes=a-b", 200),
-        ("lines=0-1", 200),
-        ("", 200),
-    ],
-)
-def test_a_range_gives_its_bytes_the_whole_or_nothing(
-    small: Build, pull_as: Pulling, asked: str, status: int
-) -> None:
+RANGES = [
+    ("bytes=0-0", 206),
+    ("bytes=-1", 206),
+    ("bytes=5-", 206),
+    ("bytes=0-99999999999999999", 206),
+    ("bytes=-99999999999999999", 206),
+    ("bytes=99999999-", 416),
+    ("bytes=-0", 416),
+    (f"bytes={'9' * 400}-", 416),
+    (f"bytes=-{'9' * 400}", 416),
+    # None of these is obeyed: the whole is a right answer, and no work.
+    ("bytes=7-3", 200),
+    ("bytes=0-0,1-1,2-2", 200),
+    ("bytes=0-,0-,0-", 200),
+    ("bytes=" + ",".join(["0-1"] * 500), 200),
+    ("bytes=-", 200),
+    ("bytes=--1", 200),
+    ("bytes=a-b", 200),
+    ("lines=0-1", 200),
+    ("", 200),
+]
+
+
+def test_a_range_gives_its_bytes_the_whole_or_nothing(small: Build, pull_as: Pulling) -> None:
     bob = pull_as("bob")
     layer = bob.get(f"{ML}/manifests/1").json()["layers"][1]
     content = bob.get(f"{ML}/blobs/{layer['digest']}").content
-    answer = bob.get(f"{ML}/blobs/{layer['digest']}", Range=asked)
-    assert answer.status_code == status
-    if status == 200:
-        assert answer.content == content
-    elif status == 416:
-        assert answer.headers["Content-Range"] == f"bytes */{len(content)}"
-        assert answer.content == b""
-    else:
-        told = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", answer.headers["Content-Range"])
-        assert told is not None
-        first, last, size = map(int, told.groups())
-        assert size == len(content)
-        assert answer.content == content[first : last + 1]
+    for asked, status in RANGES:
+        answer = bob.get(f"{ML}/blobs/{layer['digest']}", Range=asked)
+        assert answer.status_code == status, asked
+        if status == 200:
+            assert answer.content == content
+        elif status == 416:
+            assert answer.headers["Content-Range"] == f"bytes */{len(content)}"
+            assert answer.content == b""
+        else:
+            told = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", answer.headers["Content-Range"])
+            assert told is not None
+            first, last, size = map(int, told.groups())
+            assert size == len(content)
+            assert answer.content == content[first : last + 1]
 
 
 def test_what_one_may_not_see_costs_the_work_of_what_is_not_there(

@@ -8,15 +8,18 @@ import hashlib
 import json
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from django.utils import timezone
+from typer.testing import CliRunner
 
 from accounts.access import Actor
 from accounts.models import ApiToken
+from condastore.cli.main import app
 from environments.domain.images import SBOM, STATEMENT
 from environments.domain.lifecycle import BuildState
 from environments.domain.provenance import authenticated
@@ -301,8 +304,9 @@ def test_the_sbom_of_an_image_is_among_its_referrers(small: Build, pull_as: Pull
 
 
 def test_each_build_signs_where_its_image_comes_from_and_others_do_not_see_it(
-    small: Build, submit: Callable[..., Build], research: Namespace, pull_as: Pulling
-) -> None:
+    small: Build, submit: Callable[..., Build], research: Namespace, pull_as: Pulling,
+    tmp_path: Path,
+) -> None:  # fmt: skip
     other = factories.make_environment(research, "other")
     build_it(submit(SMALL, environment=other))
     bob = pull_as("bob")
@@ -321,6 +325,15 @@ def test_each_build_signs_where_its_image_comes_from_and_others_do_not_see_it(
     signature = base64.b64decode(envelope["signatures"][0]["sig"])
     assert isinstance(key, Ed25519PublicKey)
     key.verify(signature, authenticated(envelope["payloadType"], payload))
+    for name, content in (
+        ("statement", bob.get(f"{ML}/blobs/{layer['digest']}").content),
+        ("image", bob.get(f"{ML}/manifests/1").content),
+        ("key", bob.http.get("/api/signing-key").content),
+    ):
+        (tmp_path / name).write_bytes(content)
+    files = [str(tmp_path / name) for name in ("statement", "image", "key")]
+    checked = CliRunner().invoke(app, ["verify", *files[:2], "--key", files[2]])
+    assert "is research/ml:1" in checked.output
     statement = json.loads(payload)
     said = {"name": "research/ml:1", "digest": {"sha256": digest.removeprefix("sha256:")}}
     assert statement["subject"] == [said]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -9,9 +10,14 @@ from typing import Any
 
 import httpx
 import pytest
+from django.test import Client
 from django.utils import timezone
+from typer.testing import CliRunner
 
 from accounts.access import Actor
+from condastore.cli import client
+from condastore.cli import images as commands
+from condastore.cli.main import app
 from environments import pushing, tasks
 from environments.domain.errors import (
     AccessDeniedError,
@@ -20,11 +26,20 @@ from environments.domain.errors import (
     LeaseLostError,
 )
 from environments.domain.images import MANIFEST
-from environments.models import AuditEvent, Build, Environment, Namespace, Push, PushRule
+from environments.models import (
+    AuditEvent,
+    BaseImage,
+    Build,
+    Environment,
+    Namespace,
+    Push,
+    PushRule,
+)
 from environments.operations import pushes, queueing
 from environments.operations.builds import set_current_build
 from environments.operations.images import push_image
 from environments.operations.recalls import recall
+from tests import factories
 from tests.environments.registry.conftest import LOGIN, build_it, registry_in
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -230,3 +245,58 @@ def test_a_push_by_command_uses_the_login_of_the_namespace_for_those_who_run_it(
     with pytest.raises(AccessDeniedError, match="sign-in"):
         push_image(actor=bob, environment=environment, tag="1", to=target)
     assert push_image(actor=dora, environment=environment, tag="1", to=target).sent == 6
+
+
+def test_rules_logins_and_bases_are_set_at_the_command_line(
+    small: Build, research: Namespace, dora: Actor, closed_registry: str, server: str,
+    monkeypatch: pytest.MonkeyPatch, settings: Any,
+) -> None:  # fmt: skip
+    settings.BASE_IMAGES_ALLOWED = ["machine"]
+    monkeypatch.setenv("CONDASTORE_URL", server)
+    monkeypatch.setenv("CONDASTORE_TOKEN", factories.make_token(dora.account))
+
+    def run(*words: str, typed: str = "") -> str:
+        api = client.connect()  # a command leaves it to the end of its process
+        monkeypatch.setattr(commands, "connect", lambda: api)
+        done = CliRunner().invoke(app, ["image", *words], input=typed)
+        api._http.close()
+        assert done.exception is None, done.exception
+        return done.output
+
+    assert "Images of research lie on machine." in run("base", "research", "machine")
+    assert "what the installation has" in run("base", "research", "--default")
+    words = ("login", closed_registry, "-n", "research", "--user", "robot", "--password-stdin")
+    assert "as robot" in run(*words, typed="sesame\n")
+    target = f"http://{closed_registry}/team/{{environment}}:{{build}}"
+    assert "1 image is on the way" in run("push-rule", "add", "research", "m*", target)
+    assert "waiting" in run("push-rule", "list")
+    assert sweep().state == "pushed"
+    [rule] = json.loads(run("push-rule", "list", "-n", "research", "--json"))
+    [push] = rule["pushes"]
+    assert (push["build"], push["state"]) == ("research/ml:1", "PUSHED")
+    assert push["target"] == f"http://{closed_registry}/team/ml:1"
+    assert "1 image is on the way" in run("push-rule", "again", rule["id"])
+    assert "no longer sent" in run("push-rule", "remove", rule["id"])
+    assert "There is no rule." in run("push-rule", "list")
+
+
+def test_administrators_see_rules_and_bases_in_the_console(
+    small: Build, research: Namespace, root: Actor, dora: Actor
+) -> None:
+    browser = Client()
+    browser.force_login(root.account)
+    place = "/admin/environments"
+    asked = {"namespace": "research", "pattern": "ml", "target": "registry.example.org/ml:{build}"}
+    added = browser.post(f"{place}/pushrule/new/", asked)
+    assert added.status_code == 302, added.content
+    rule = PushRule.objects.get()
+    Push.objects.update(problem="it was in a bad mood")
+    page = browser.get(f"{place}/pushrule/{rule.pk}/change/").content.decode()
+    assert "registry.example.org/ml:1" in page
+    assert "it was in a bad mood" in page
+    chosen = browser.post(f"{place}/namespace/base/?ids={research.pk}", {"base": "machine"})
+    assert chosen.status_code == 302, chosen.content
+    research.refresh_from_db()
+    assert research.base_image == "machine"
+    base = BaseImage.objects.get()
+    assert base.digest in browser.get(f"{place}/baseimage/{base.pk}/change/").content.decode()
