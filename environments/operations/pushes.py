@@ -25,7 +25,7 @@ from environments.pushing import filled
 #: Rules of one namespace.
 MOST = 50
 _PATTERN = re.compile(r"[a-z0-9*?._-]{1,64}")
-_PLACE = re.compile(r"[A-Za-z0-9.-]+(?::\d{1,5})?(?:/[a-z0-9]+(?:[._/-]+[a-z0-9]+)*)?")
+_PLACE = re.compile(r"[A-Za-z0-9.-]+(?::\d{1,5})?(?:/[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*)*")
 
 
 @audited()
