@@ -97,8 +97,9 @@ def wanted(index: MirrorIndex, moment: str, policy: Policy) -> MirrorView:
     row = rows.filter(index=index, moment=moment, key=key).first()
     if row is not None:
         return row
-    days = MirrorView.objects.filter(index=index).exclude(moment="").order_by()
-    if moment and days.values("moment").distinct().count() >= MOST_DAYS:
+    # A day that was asked for stays one of them, whatever rules it is judged by meanwhile.
+    others = MirrorView.objects.filter(index=index).exclude(moment__in=("", moment)).order_by()
+    if moment and others.values("moment").distinct().count() >= MOST_DAYS:
         raise UnavailableError(
             f"Within {LIVE.total_seconds() / 3600:.0f} hours {MOST_DAYS} days of {index} were "
             "asked for, and no more are made.",

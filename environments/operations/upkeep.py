@@ -118,7 +118,10 @@ def queue_mirrors() -> None:
     """Look at the channels that are mirrored; say again what a message was lost of."""
     now = timezone.now()
     unsent = Q(message_sent_at=None) | Q(message_sent_at__lt=now - MIRROR_PATIENCE)
-    for index in mirrors.due(now, interval=settings.MIRROR_INTERVAL).filter(unsent)[:50]:
+    due = mirrors.due(now, interval=settings.MIRROR_INTERVAL).filter(unsent)
+    # A platform that is not mirrored any more keeps its history, in case it is again.
+    mirrored = [one for one in due.select_related("mirror") if one.subdir in one.mirror.subdirs]
+    for index in mirrored[:50]:
         queueing.send_look(index)
     waiting = MirrorView.objects.filter(unsent, MirrorView.free(now), made_at=None)
     for view in waiting.exclude(message_sent_at=None)[:50]:

@@ -25,6 +25,7 @@ from environments.domain.errors import AccessDeniedError, ChannelNotAllowedError
 from environments.engine import mirrors as engine
 from environments.models import AuditEvent, Blob, Mirror, MirrorIndex, MirrorView, Namespace
 from environments.operations import mirrors as operations
+from environments.operations import upkeep
 from environments.operations.policies import add_rule, change_rule
 from environments.operations.recalls import recall, undo_recall
 from environments.operations.tokens import create_token
@@ -468,6 +469,18 @@ def test_every_change_of_a_mirror_is_in_the_audit_log(mirror: Mirror, root: Acto
     assert not MirrorIndex.objects.exists()
 
 
+def test_a_platform_that_is_not_mirrored_any_more_is_not_fetched(
+    mirror: Mirror, root: Actor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operations.change_mirror(actor=root, mirror=mirror, namespace=None, subdirs=["osx-arm64"])
+    looks: list[int] = []
+    monkeypatch.setattr(tasks.look_at_mirror, "send", looks.append)
+    MirrorIndex.objects.update(looked_at=None, message_sent_at=None, tried_at=None)
+    upkeep.queue_mirrors()
+    asked = MirrorIndex.objects.filter(pk__in=looks).values_list("subdir", flat=True)
+    assert sorted(asked) == ["noarch", "osx-arm64"]
+
+
 def test_a_channel_that_the_rules_forbid_is_no_mirror(
     mirror: Mirror, root: Actor, bob: Actor, settings: Any
 ) -> None:
@@ -491,6 +504,25 @@ def test_a_secret_of_the_channel_is_kept_apart(root: Actor, channel: Path) -> No
         answer = get(root, f"/channel/mirror/private/linux-64/{file_name}")
     assert answer.status_code == 200
     assert "hidden" not in made.upstream
+
+
+def test_a_day_that_was_asked_for_is_shown_by_new_rules_too_when_no_more_are_made(
+    mirror: Mirror, bob: Actor, dora: Actor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirrors, "MOST_DAYS", 2)
+    for day in ("2026-03-01", "2026-03-02"):
+        assert versions(listed(bob, f"small@{day}"))
+    refused = get(bob, "/channel/mirror/small@2026-03-03/linux-64/repodata.json")
+    assert (refused.status_code, refused.json()["code"]) == (503, "unavailable")
+    add_rule(
+        actor=dora,
+        namespace=mirror.namespace,
+        kind="packages-denied",
+        effect="enforce",
+        name="old alpha",
+        settings={"packages": ["alpha <1"]},
+    )
+    assert versions(listed(bob, "small@2026-03-02")) == {"1.0", "2.0"}
 
 
 def test_views_that_nobody_reads_are_forgotten(mirror: Mirror, bob: Actor, channel: Path) -> None:
