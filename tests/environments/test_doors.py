@@ -21,8 +21,8 @@ from django.utils import timezone
 
 from accounts.models import User
 from accounts.roles import Perm
-from environments import mirrors
-from environments.models import AuditEvent, Blob, MirrorIndex
+from environments import blobs, mirrors
+from environments.models import AuditEvent, MirrorIndex
 from tests import factories
 from tests.environments.graphql.asking import post
 from tests.environments.graphql.test_permission_matrix import (
@@ -112,9 +112,9 @@ def routes(patterns: Any = None, space: str = "") -> Iterator[str]:
 
 
 def make_views() -> None:
-    """What the mirror shows, as rows: nobody reads the bytes here."""
+    """What the mirror shows: some bytes, that nobody reads here."""
     index = MirrorIndex.objects.get()
-    index.history = Blob.objects.create(sha256="0" * 64, size=1)
+    index.history = blobs.keep_bytes(b"x", folder=blobs.blobs_folder())
     index.save()
     for moment in ("", "2026-01-01"):
         view = mirrors.wanted(index, moment, mirrors.policy_for(index.mirror))
