@@ -15,6 +15,9 @@ import uvicorn
 
 #: Seconds that a request, or a subscription, has to end when the server stops.
 GRACE = 5
+#: New objects until the collector looks at them: a list of a hundred rows would let it look a dozen
+#: times, for what is gone with the answer.
+COLLECT = (10_000, 10, 10)
 
 
 def serve(descriptor: int) -> None:
@@ -30,6 +33,7 @@ def serve(descriptor: int) -> None:
     # What is imported by now stays: the collector need not look at it again and again.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(*COLLECT)
     with socket.socket(fileno=descriptor) as listener:
         uvicorn.Server(config).run(sockets=[listener])
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
+import orjson
 from asgiref.sync import SyncToAsync, sync_to_async
 from cross_web import AsyncHTTPRequestAdapter, HTTPException
 from django.conf import settings
@@ -111,6 +112,12 @@ class GraphQLView(AsyncGraphQLView[Any, None]):
             raise HTTPException(400, error.as_http_error_reason(request.method or "")) from error
         except MissingQueryError as error:
             raise HTTPException(400, "No GraphQL query found in the request") from error
+
+    def encode_json(self, data: object) -> str | bytes:
+        try:
+            return orjson.dumps(data)
+        except orjson.JSONEncodeError:  # such as a number that 64 bits do not hold
+            return super().encode_json(data)
 
     async def create_streaming_response(
         self,
