@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import time
 from datetime import timedelta
@@ -15,11 +16,20 @@ from django.db.models import Q
 from django.utils import timezone
 from rattler import RepoDataRecord
 
-from environments import folders, mirrors, recalls
+from environments import blobs, folders, mirrors, recalls
+from environments.domain.artifacts import ArtifactState
 from environments.domain.lifecycle import RUNNING
 from environments.engine import linking
 from environments.engine.first_seen import Look
-from environments.models import Build, Channel, Environment, IndexedPackage, LockRow, Prefix
+from environments.models import (
+    Artifact,
+    Build,
+    Channel,
+    Environment,
+    IndexedPackage,
+    LockRow,
+    Prefix,
+)
 from environments.tools import tools
 
 logger = structlog.get_logger(__name__)
@@ -27,6 +37,8 @@ logger = structlog.get_logger(__name__)
 GRACE = timedelta(minutes=10)
 #: A download that was cut is worth keeping as long as somebody may continue it.
 LEFTOVER = timedelta(days=1)
+#: What the folder of an attempt at an artifact is called.
+_ATTEMPT = re.compile(r"(documents-)?(?P<artifact>[0-9]+)-(?P<token>[0-9]+)(-[0-9a-f]+)?")
 
 #: How old the count of what a prefix shares may become.
 REMEASURE = timedelta(hours=1)
@@ -128,16 +140,39 @@ def drop_leftovers(*, grace: timedelta = GRACE) -> None:
     tools().wheels.remove_leftovers(older_than=LEFTOVER)
     tools().parts.remove_leftovers(older_than=LEFTOVER)
     mirrors.drop_leftovers(older_than=LEFTOVER)
-    uploaded = time.time() - LEFTOVER.total_seconds()
-    for path in (folders.data() / "cache" / "uploads").glob("*"):
-        with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_mtime < uploaded:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    _drop_uploads(older=LEFTOVER)
     oldest = time.time() - grace.total_seconds()
+    _drop_attempts(oldest)
     for link in (folders.data() / folders.ENVS).glob("*/.*"):
         with contextlib.suppress(FileNotFoundError):
             if link.is_symlink() and link.lstat().st_mtime < oldest:
                 link.unlink()
+
+
+def _drop_attempts(oldest: float) -> None:
+    """Remove the folders in which killed workers made artifacts."""
+    for path in blobs.blobs_folder().glob("*"):
+        attempt = _ATTEMPT.fullmatch(path.name)
+        with contextlib.suppress(FileNotFoundError):
+            made = attempt and Artifact.objects.filter(
+                pk=attempt["artifact"], lease_token=attempt["token"], state=ArtifactState.MAKING
+            )
+            limit = oldest if attempt else time.time() - LEFTOVER.total_seconds()
+            if path.stat().st_mtime < limit and not (made and made.exists()):
+                linking.to_trash(path, folders.data() / folders.TRASH)
+
+
+def _drop_uploads(*, older: timedelta) -> None:
+    """Of web processes that were killed while they took a package, or converted a wheel."""
+    oldest = time.time() - older.total_seconds()
+    for path in (folders.data() / "cache" / "uploads").glob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime >= oldest:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def follow_pointers() -> int:

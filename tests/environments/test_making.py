@@ -10,15 +10,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from django.conf import settings
 from django.db import connection
 from django.utils import timezone
+from dramatiq.middleware import Shutdown
 
 from accounts.access import Actor
-from environments import artifacts, blobs, building, tasks, tools
+from environments import artifacts, blobs, building, housekeeping, tasks, tools
 from environments.domain.artifacts import ArtifactKind, ArtifactState
 from environments.engine.artifacts.staging import Material
 from environments.models import Artifact, Build
@@ -31,7 +33,7 @@ KINDS = (ArtifactKind.TAR_GZ, ArtifactKind.TAR_ZST, ArtifactKind.SQUASHFS, Artif
 
 #: A worker of its own, that says when it writes and goes no further.
 WORKER = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from django.conf import settings
 import django
@@ -39,14 +41,20 @@ database, data, caches, pk = sys.argv[1:]
 settings.DATABASES["default"]["NAME"] = database
 settings.DATA = Path(data)
 django.setup()
-from environments import artifacts, tools
+from environments import artifacts, images, tools
 from environments.engine.artifacts import parts
 tools.use(tools.Tools(Path(caches)))
+def say_and_wait():
+    os.write(1, b"writing\\n")  # whole, where two threads say it
+    time.sleep(600)
 def slowly(self):
     self._out.flush()
-    print("writing", flush=True)
-    time.sleep(600)
+    say_and_wait()
+def half(layer, to, **options):
+    to.write_bytes(b"half a layer")
+    say_and_wait()
 parts._Line.finish = slowly
+images.make_layer = half
 artifacts.make(int(pk))
 """
 
@@ -143,9 +151,29 @@ def test_a_worker_that_lost_its_lease_changes_nothing(
     assert left(data_folder) == []
 
 
-def test_a_killed_worker_loses_no_artifact(
-    wanted: Artifact, engine: tools.Tools, data_folder: Path
+def test_a_worker_that_is_stopped_counts_no_attempt(
+    wanted: Artifact, monkeypatch: pytest.MonkeyPatch, data_folder: Path
 ) -> None:
+    def stopped(material: Material) -> Path:
+        raise Shutdown  # as Dramatiq raises it in the thread that works
+
+    with monkeypatch.context() as patch:
+        patch.setitem(artifacts.MAKERS, ArtifactKind.TAR_ZST, stopped)
+        with pytest.raises(Shutdown):
+            artifacts.make(wanted.pk)
+    wanted.refresh_from_db()
+    assert (wanted.state, wanted.attempt) == (ArtifactState.QUEUED, 0)
+    assert left(data_folder) == []
+    artifacts.make(wanted.pk)
+    wanted.refresh_from_db()
+    assert (wanted.state, wanted.attempt) == (ArtifactState.READY, 1)
+
+
+@pytest.mark.parametrize("kind", [ArtifactKind.TAR_ZST, ArtifactKind.IMAGE])
+def test_a_killed_worker_loses_no_artifact(
+    build: Build, kind: ArtifactKind, engine: tools.Tools, data_folder: Path
+) -> None:
+    wanted = Artifact.wanted(build, kind, build.platform)
     database = str(connection.settings_dict["NAME"])
     with subprocess.Popen(
         [sys.executable, "-c", WORKER, database, data_folder, engine.cache.parent, str(wanted.pk)],
@@ -168,3 +196,5 @@ def test_a_killed_worker_loses_no_artifact(
     wanted.refresh_from_db()
     assert (wanted.state, wanted.attempt) == (ArtifactState.READY, 2)
     assert is_whole(wanted)
+    housekeeping.drop_leftovers(grace=timedelta(0))
+    assert list(blobs.blobs_folder().glob("*")) == []
