@@ -19,7 +19,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from environments import blobs, platforms
-from environments.domain.artifacts import ArtifactState
+from environments.domain.artifacts import STANDARD_PREFIX, ArtifactState
 from environments.domain.errors import (
     ConflictError,
     DamagedError,
@@ -44,6 +44,7 @@ from environments.domain.images import (
     plan_layers,
     referrer_json,
 )
+from environments.domain.lifecycle import SERVED
 from environments.domain.lock import Lock, PlatformLock
 from environments.domain.moments import newest
 from environments.domain.progress import Progress
@@ -51,6 +52,7 @@ from environments.domain.records import CondaPackage, PypiPackage
 from environments.domain.sbom import cyclonedx
 from environments.engine import linking
 from environments.engine.artifacts.tar import Entry
+from environments.engine.artifacts.tree import package_parts
 from environments.engine.images.archives import FIXED_TIME, recompress, write_layer
 from environments.engine.images.base import make_base
 from environments.engine.images.layers import make_layer, variables_of
@@ -63,6 +65,7 @@ from environments.models import (
     BaseImage,
     BaseLayer,
     Blob,
+    Build,
     ChannelCredential,
     ImageBlob,
     Layer,
@@ -157,19 +160,50 @@ def make(attempt: Attempt) -> Blob:
         wanted = Wanted(
             artifact=artifact, lock=wanted.lock, part=wanted.part, layers=wanted.layers, base=base
         )
+    if not _known_to_stand(artifact):
+        _refuse_clashes(attempt, wanted)
     _make_missing(attempt, wanted)
     return compose(wanted, work=attempt.folder)
 
 
 def at_once(artifact: Artifact) -> Wanted | None:
     """What `compose` takes, where nothing is missing but documents."""
-    if artifact.platform not in ARCHITECTURES:
+    if artifact.platform not in ARCHITECTURES or not _known_to_stand(artifact):
         return None
     wanted = Wanted.of(artifact)
     complete = wanted.base is not None and len(wanted.kept()) == len(
         {layer.key for layer in wanted.layers}
     )
     return wanted if complete else None
+
+
+def _known_to_stand(artifact: Artifact) -> bool:
+    """Whether the packages were found not to clash: linked by a build, or in a file together."""
+    of_these = {"lock": artifact.lock_id, "platform": artifact.platform}
+    return (
+        Build.objects.filter(**of_these, state__in=SERVED).exists()
+        or Artifact.objects.filter(**of_these, state=ArtifactState.READY).exists()
+    )
+
+
+def _refuse_clashes(attempt: Attempt, wanted: Wanted) -> None:
+    """For a platform that no build here has linked: a layer knows nothing of the others.
+
+    Raises:
+        LinkError: packages that clash; all of them are named.
+    """
+    packages, wheels = attempt.fetch(wanted.part.conda, wanted.part.pypi)
+    work = attempt.folder / "together"
+    work.mkdir()
+    package_parts(
+        packages,
+        wheels,
+        python=linking.python_of(wanted.part.conda, wanted.part.platform),
+        platform=wanted.part.platform,
+        prefix=STANDARD_PREFIX,
+        work=work,
+        cancelled=attempt.cancelled,
+    )
 
 
 def finish_at_once(artifact: Artifact) -> None:

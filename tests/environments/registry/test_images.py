@@ -14,14 +14,16 @@ import pytest
 
 from environments import artifacts, blobs, images, tools
 from environments.domain.artifacts import STANDARD_PREFIX, ArtifactKind, ArtifactState
-from environments.domain.lock import PlatformLock
+from environments.domain.lock import Lock, PlatformLock
 from environments.engine import linking
 from environments.engine.images.archives import unpacked
 from environments.engine.images.loading import LoadedImage, LoadedLayer
 from environments.engine.pypi_install import install_wheels
-from environments.models import Artifact, BaseImage, Blob, Build, Layer
+from environments.models import Artifact, BaseImage, Blob, Build, Environment, Layer
 from environments.tools import Tools
-from tests.environments.registry.conftest import build_it
+from tests import factories
+from tests.environments.engine.packages import packages_of
+from tests.environments.registry.conftest import build_it, small_base
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -184,3 +186,36 @@ def test_no_image_is_made_where_there_is_nothing_beneath_it(
     assert row.state == ArtifactState.FAILED
     assert "base image 'unknown'" in row.failure["message"]
     assert "base_image load" in row.failure["hint"]
+
+
+def test_packages_that_clash_make_no_image_of_a_platform_that_nobody_linked(
+    environment: Environment, small_channel: Path, engine: Tools, unsent: list[int], tmp_path: Path
+) -> None:
+    images.keep_base(BaseImage.OWN, small_base(tmp_path, platform="linux-aarch64"))
+    known = packages_of(small_channel)
+    parts = [
+        PlatformLock(platform="linux-64", conda=(known["licence-mit"],)),
+        PlatformLock(platform="linux-aarch64", conda=(known["clobber-one"], known["clobber-two"])),
+    ]
+    lock = Lock(channels=(small_channel.as_uri(),), platforms=tuple(parts))
+    build = factories.make_build(environment, lock=lock)
+    for _ in range(2):  # with the layers there, too
+        row = Artifact.wanted(build, ArtifactKind.IMAGE, "linux-aarch64")
+        images.finish_at_once(row)
+        artifacts.make(row.pk)
+        row.refresh_from_db()
+        assert row.state == ArtifactState.FAILED
+        assert "share/clobber/shared.txt" in row.failure["message"]
+        row.again()
+
+
+def test_a_layer_that_is_compressed_anew_has_the_bytes_that_it_would_have_had_at_once(
+    small: Build,
+) -> None:
+    made(small)
+    before = {row.key: row.gzip.sha256 for row in Layer.objects.all()}
+    made(small, compression="zstd")
+    Layer.objects.update(gzip=None)
+    Artifact.objects.exclude(options__compression="zstd").delete()
+    made(small)
+    assert {row.key: row.gzip.sha256 for row in Layer.objects.all()} == before
