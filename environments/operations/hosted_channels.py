@@ -161,6 +161,7 @@ def _checked(text: str, where: str) -> None:
 # --- packages -----------------------------------------------------------------------------------
 
 
+@transaction.atomic
 def may_upload(*, actor: Actor, channel: HostedChannel, file_name: str, size: int) -> None:
     """Asked before the first byte is taken; `size`: as announced, or 0.
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
+from django.db import connection
 from django.http import HttpRequest, HttpResponseBase, JsonResponse
 from django.views.decorators.http import require_http_methods
 
@@ -78,6 +79,8 @@ async def _upload(request: HttpRequest, channel: str, subdir: str, name: str) ->
     def find() -> Any:
         found = hosted_channels.find_channel(actor, channel)
         hosted_channels.may_upload(actor=actor, channel=found, file_name=name, size=length)
+        if not connection.in_atomic_block:
+            connection.close()  # an upload may take long: others need the connection
         return found
 
     found = await sync_to_async(find)()

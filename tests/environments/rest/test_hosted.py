@@ -6,8 +6,10 @@ import asyncio
 import base64
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -18,7 +20,7 @@ from django.test import AsyncClient
 
 from accounts.access import ANONYMOUS, Actor
 from condastore.asgi import application
-from environments import blobs, collection
+from environments import blobs, collection, housekeeping
 from environments.models import AuditEvent, Blob, HostedChannel, HostedPackage, Namespace
 from environments.operations import hosted_channels, recalls
 from environments.operations.tokens import create_token
@@ -228,6 +230,18 @@ def test_the_body_is_read_as_it_comes_and_only_of_those_who_may_send_it(
     assert nothing_is_left()
     settings.MAX_UPLOAD_BYTES = 10**6
     assert through_asgi(tokens["alice"], parts, path) == (201, 3)
+
+
+def test_what_a_killed_server_left_is_removed_later(data_folder: Path) -> None:
+    old, fresh = (uploads_folder() / name for name in ("old.upload", "fresh.upload"))
+    folder = uploads_folder() / "wheel"
+    folder.mkdir()
+    for path in (old, fresh):
+        path.write_bytes(b"part")
+    for path in (old, folder):
+        os.utime(path, (0, 0))
+    housekeeping.drop_leftovers()
+    assert [*uploads_folder().iterdir()] == [fresh]
 
 
 # --- who may ------------------------------------------------------------------------------------
