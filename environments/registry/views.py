@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
+from django.utils.cache import patch_vary_headers
 
 from accounts.access import Actor
 from environments.domain.artifacts import ArtifactState
@@ -22,7 +23,7 @@ from environments.domain.errors import (
     NotSignedInError,
     StoreError,
 )
-from environments.domain.images import INDEX, MANIFEST
+from environments.domain.images import INDEX, LAYER, MANIFEST
 from environments.domain.lifecycle import SERVED
 from environments.manifests import Content, manifest_of
 from environments.models import Artifact, Build, Environment
@@ -168,7 +169,9 @@ async def manifest(
     if request.method == "GET" and content.media_type != INDEX:
         actor: Actor = request.actor  # type: ignore[attr-defined]
         await sync_to_async(audit.downloaded)(actor, content.build, "image")
-    return await _given(request, content)
+    response = await _given(request, content)
+    patch_vary_headers(response, ("Accept",))
+    return response
 
 
 def _wanted(
@@ -178,6 +181,8 @@ def _wanted(
     build, compression = _known(
         lambda: images.find_tagged(actor, repository, tag), "MANIFEST_UNKNOWN"
     )
+    if LAYER["zstd"] in request.headers.get("Accept", ""):
+        compression = "zstd"
     found = _known(
         lambda: images.request_images(actor=actor, build=build, compression=compression),
         "MANIFEST_UNKNOWN",

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from accounts.access import Actor
 from accounts.models import ApiToken
 from condastore.cli.main import app
-from environments.domain.images import SBOM, STATEMENT
+from environments.domain.images import LAYER, SBOM, STATEMENT
 from environments.domain.lifecycle import BuildState
 from environments.domain.provenance import authenticated
 from environments.models import Artifact, BaseImage, Build, BuildTag, Environment, Namespace
@@ -247,6 +247,9 @@ def test_a_pull_that_waited_long_enough_is_told_to_come_again(
 def test_the_layers_of_a_zstd_tag_hold_the_same(small: Build, pull_as: Pulling) -> None:
     bob = pull_as("bob")
     plain, dense = (bob.get(f"{ML}/manifests/{tag}").json() for tag in ("1", "1-zstd"))
+    asked = bob.get(f"{ML}/manifests/1", Accept=f"{MANIFEST}, {LAYER['zstd']}")
+    assert asked.json() == dense
+    assert "Accept" in asked.headers["Vary"]
     kinds = {layer["mediaType"].rpartition("+")[2] for layer in dense["layers"][1:]}
     assert kinds == {"zstd"}
     configs = [bob.get(f"{ML}/blobs/{one['config']['digest']}").json() for one in (plain, dense)]
