@@ -187,7 +187,7 @@ def copy(
     target = environment_only(api, to)
     made = api.change(
         queries.COPY,
-        id=_id(api, environment),
+        environmentId=_id(api, environment),
         namespace=target.namespace,
         name=target.environment,
     )
@@ -202,7 +202,7 @@ def move(
 ) -> None:
     """Move an environment with its history to another namespace."""
     api = connect()
-    moved = api.change(queries.MOVE, id=_id(api, environment), namespace=namespace)
+    moved = api.change(queries.MOVE, environmentId=_id(api, environment), namespace=namespace)
     render.answer(moved, as_json, lambda: render.say(f"It is {render.name_of(moved)} now."))
 
 
@@ -214,7 +214,7 @@ def rename(
 ) -> None:
     """Give an environment another name in its namespace."""
     api = connect()
-    renamed = api.change(queries.RENAME, id=_id(api, environment), name=name)
+    renamed = api.change(queries.RENAME, environmentId=_id(api, environment), name=name)
     render.answer(renamed, as_json, lambda: render.say(f"It is {render.name_of(renamed)} now."))
 
 
@@ -227,7 +227,7 @@ def delete(environment: BuildOf, yes: Yes = False, as_json: AsJson = False) -> N
     if ref.build:
         gone = api.change(queries.DELETE_BUILD, id=find_build(api, ref)["id"])
     else:
-        gone = api.change(queries.DELETE, id=find_environment(api, ref)["id"])
+        gone = api.change(queries.DELETE, environmentId=find_environment(api, ref)["id"])
     render.answer(gone, as_json, lambda: render.say(f"Deleted {ref}."))
 
 
@@ -235,7 +235,7 @@ def delete(environment: BuildOf, yes: Yes = False, as_json: AsJson = False) -> N
 def unpin(environment: Environment, as_json: AsJson = False) -> None:
     """Let newer builds become current again."""
     api = connect()
-    changed = api.change(queries.UNPIN, id=_id(api, environment), repeat=True)
+    changed = api.change(queries.UNPIN, environmentId=_id(api, environment), repeat=True)
     name = render.name_of(changed)
     render.answer(changed, as_json, lambda: render.say(f"{name} follows its newest build again."))
 
@@ -256,7 +256,7 @@ def rollback(
     target = ref.build or to
     found = find_environment(api, ref)
     build_id = find_build(api, builds.of(ref, target))["id"] if target else None
-    changed = api.change(queries.ROLLBACK, id=found["id"], to=build_id)
+    changed = api.change(queries.ROLLBACK, environmentId=found["id"], to=build_id)
     name, number = render.name_of(changed), changed["current"]["number"]
     text = f"{name} is at build {number} and stays there: `condastore env unpin {name}` lets it go."
     render.answer(changed, as_json, lambda: render.say(text))
@@ -270,7 +270,7 @@ def untag(
 ) -> None:
     """Remove a tag; the build stays."""
     api = connect()
-    changed = api.change(queries.UNTAG, id=_id(api, environment), tag=tag)
+    changed = api.change(queries.UNTAG, environmentId=_id(api, environment), tag=tag)
     render.answer(changed, as_json, lambda: render.say(f"Removed the tag {tag}."))
 
 
@@ -281,7 +281,7 @@ def share(
     """Let somebody outside the namespace see and use it."""
     api = connect()
     holder = holder_of(user, group)
-    changed = api.change(queries.SHARE, id=_id(api, environment), repeat=True, **holder)
+    changed = api.change(queries.SHARE, environmentId=_id(api, environment), repeat=True, **holder)
     text = f"{named(user, group)} may see and use {render.name_of(changed)}."
     render.answer(changed, as_json, lambda: render.say(text))
 
@@ -293,7 +293,9 @@ def unshare(
     """Take that away; what a role in the namespace allows stays."""
     api = connect()
     holder = holder_of(user, group)
-    changed = api.change(queries.UNSHARE, id=_id(api, environment), repeat=True, **holder)
+    changed = api.change(
+        queries.UNSHARE, environmentId=_id(api, environment), repeat=True, **holder
+    )
     text = f"{render.name_of(changed)} is not shared with {user or f'the group {group}'} now."
     render.answer(changed, as_json, lambda: render.say(text))
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 _ERROR = """
 fragment Refusal on OperationError {
   code message where hint details faults { message where hint code }
@@ -73,6 +71,46 @@ fragment Shown on ApiToken {
 """
 _PAGE = "totalCount pageInfo { hasNextPage endCursor }"
 
+
+def _given(arguments: str) -> tuple[str, str]:
+    """Of `name: Type, ...`: the variables, and the same names with their values."""
+    parts = [part.partition(":") for part in arguments.split(", ")] if arguments else []
+    variables = ", ".join(f"${name}:{kind}" for name, _, kind in parts)
+    return variables, ", ".join(f"{name}: ${name}" for name, _, _ in parts)
+
+
+def _mutation(field: str, arguments: str, answer: str, *fragments: str) -> str:
+    """A change. It is answered with `answer` (`Type { fields }`), or with why it is refused.
+
+    Args:
+        arguments: `name: Type, ...`; the variables have the same names.
+    """
+    variables, values = _given(arguments)
+    return f"""
+mutation {field[0].upper()}{field[1:]}({variables}) {{
+  {field}({values}) {{
+    __typename
+    ... on {answer}
+    ... on OperationError {{ ...Refusal }}
+  }}
+}}
+{"".join(fragments)}{_ERROR}"""
+
+
+def _listed(field: str, arguments: str, node: str, *fragments: str) -> str:
+    """A page of a list: of each item, the fields `node`."""
+    parts = ("first: Int", "after: String", arguments)
+    variables, values = _given(", ".join(part for part in parts if part))
+    return f"""
+query {field[0].upper()}{field[1:]}({variables}) {{
+  {field}({values}) {{
+    {_PAGE}
+    edges {{ node {{ {node} }} }}
+  }}
+}}
+{"".join(fragments)}"""
+
+
 # --- who ------------------------------------------------------------------------------------------
 USERNAME = "query Username { me { username } }"
 ME = """
@@ -84,69 +122,25 @@ query Me {
 }
 """
 TOKENS = "query Tokens { me { username tokenName tokens { ...Shown } } }" + _SECRETLESS
-CREATE_SERVICE_ACCOUNT = (
-    """
-mutation CreateServiceAccount($name: String!) {
-  createServiceAccount(name: $name) {
-    __typename
-    ... on ServiceAccount { username }
-    ... on OperationError { ...Refusal }
-  }
-}
-"""
-    + _ERROR
+CREATE_SERVICE_ACCOUNT = _mutation(
+    "createServiceAccount", "name: String!", "ServiceAccount { username }"
 )
-CREATE_TOKEN = (
-    """
-mutation CreateToken(
-  $name: String!, $role: Role, $namespaces: [String!], $days: Int!, $serviceAccount: String
-) {
-  createToken(
-    name: $name, role: $role, namespaces: $namespaces, days: $days, serviceAccount: $serviceAccount
-  ) {
-    __typename
-    ... on CreatedToken { secret token { ...Shown } }
-    ... on OperationError { ...Refusal }
-  }
-}
-"""
-    + _SECRETLESS
-    + _ERROR
+CREATE_TOKEN = _mutation(
+    "createToken",
+    "name: String!, role: Role, namespaces: [String!], days: Int!, serviceAccount: String",
+    "CreatedToken { secret token { ...Shown } }",
+    _SECRETLESS,
 )
-REVOKE_TOKEN = (
-    """
-mutation RevokeToken($id: ID!) {
-  revokeToken(id: $id) {
-    __typename
-    ... on ApiToken { ...Shown }
-    ... on OperationError { ...Refusal }
-  }
-}
-"""
-    + _SECRETLESS
-    + _ERROR
-)
+REVOKE_TOKEN = _mutation("revokeToken", "id: ID!", "ApiToken { ...Shown }", _SECRETLESS)
 
 # --- namespaces -----------------------------------------------------------------------------------
-NAMESPACES = f"""
-query Namespaces($first: Int, $after: String) {{
-  namespaces(first: $first, after: $after) {{
-    {_PAGE}
-    edges {{ node {{ id name description personal public environments {{ totalCount }} }} }}
-  }}
-}}
-"""
-EAGER = (
-    """
-mutation Eager($namespace: String!, $kinds: [ArtifactKind!]!) {
-  setEagerArtifacts(namespace: $namespace, kinds: $kinds) {
-    __typename
-    ... on Namespace { id name eagerArtifacts }
-    ... on OperationError { ...Refusal }
-  }
-}
-"""
-    + _ERROR
+NAMESPACES = _listed(
+    "namespaces", "", "id name description personal public environments { totalCount }"
+)
+EAGER = _mutation(
+    "setEagerArtifacts",
+    "namespace: String!, kinds: [ArtifactKind!]!",
+    "Namespace { id name eagerArtifacts }",
 )
 NAMESPACE = """
 query Namespace($name: String!) {
@@ -158,80 +152,33 @@ query Namespace($name: String!) {
   }
 }
 """
-CREATE_NAMESPACE = (
-    """
-mutation CreateNamespace($name: String!, $description: String!, $public: Boolean!) {
-  createNamespace(name: $name, description: $description, public: $public) {
-    __typename
-    ... on Namespace { id name description personal public }
-    ... on OperationError { ...Refusal }
-  }
-}
-"""
-    + _ERROR
+CREATE_NAMESPACE = _mutation(
+    "createNamespace",
+    "name: String!, description: String!, public: Boolean!",
+    "Namespace { id name description personal public }",
 )
-GRANT = (
-    """
-mutation Grant($namespace: String!, $role: Role!, $user: String, $group: String) {
-  grantRole(namespace: $namespace, role: $role, user: $user, group: $group) {
-    __typename
-    ... on Namespace { id name }
-    ... on OperationError { ...Refusal }
-  }
-}
-"""
-    + _ERROR
+GRANT = _mutation(
+    "grantRole",
+    "namespace: String!, role: Role!, user: String, group: String",
+    "Namespace { id name }",
 )
-REVOKE = (
-    """
-mutation Revoke($namespace: String!, $user: String, $group: String) {
-  revokeRole(namespace: $namespace, user: $user, group: $group) {
-    __typename
-    ... on Namespace { id name }
-    ... on OperationError { ...Refusal }
-  }
-}
-"""
-    + _ERROR
+REVOKE = _mutation(
+    "revokeRole", "namespace: String!, user: String, group: String", "Namespace { id name }"
 )
 
-CREDENTIALS = f"""
-query Credentials($first: Int, $after: String, $namespace: String) {{
-  channelCredentials(first: $first, after: $after, namespace: $namespace) {{
-    {_PAGE}
-    edges {{ node {{ id urlPrefix kind namespace createdAt }} }}
-  }}
-}}
-"""
-DELETE_CREDENTIAL = (
-    """
-mutation DeleteCredential($id: ID!) {
-  deleteChannelCredential(id: $id) {
-    __typename
-    ... on ChannelCredential { id urlPrefix kind namespace createdAt }
-    ... on OperationError { ...Refusal }
-  }
-}
-"""
-    + _ERROR
+CREDENTIALS = _listed(
+    "channelCredentials", "namespace: String", "id urlPrefix kind namespace createdAt"
+)
+DELETE_CREDENTIAL = _mutation(
+    "deleteChannelCredential",
+    "id: ID!",
+    "ChannelCredential { id urlPrefix kind namespace createdAt }",
 )
 
-SET_QUOTA = (
-    """
-mutation SetQuota(
-  $namespace: String!, $bytes: BigInt, $environments: Int, $buildsAtOnce: Int, $buildsADay: Int
-) {
-  setQuota(
-    namespace: $namespace, bytes: $bytes, environments: $environments
-    buildsAtOnce: $buildsAtOnce, buildsADay: $buildsADay
-  ) {
-    __typename
-    ... on Namespace { id name quotas { kind used limit near } }
-    ... on OperationError { ...Refusal }
-  }
-}
-"""
-    + _ERROR
+SET_QUOTA = _mutation(
+    "setQuota",
+    "namespace: String!, bytes: BigInt, environments: Int, buildsAtOnce: Int, buildsADay: Int",
+    "Namespace { id name quotas { kind used limit near } }",
 )
 
 # --- hosted channels ------------------------------------------------------------------------------
@@ -240,85 +187,41 @@ _HOSTED_PACKAGE = (
     "channel subdir fileName name version build sha256 size uploadedAt uploadedBy yankedAt "
     "yankedBy yankReason"
 )
-HOSTED_CHANNELS = f"""
-query HostedChannels($first: Int, $after: String, $namespace: String) {{
-  hostedChannels(first: $first, after: $after, namespace: $namespace) {{
-    {_PAGE}
-    edges {{ node {{ {_HOSTED} }} }}
-  }}
-}}
-"""
+HOSTED_CHANNELS = _listed("hostedChannels", "namespace: String", _HOSTED)
 HOSTED_CHANNEL = f"""
 query HostedChannel($name: String!) {{
   hostedChannel(name: $name) {{ {_HOSTED} }}
 }}
 """
-HOSTED_PACKAGES = f"""
-query HostedPackages($first: Int, $after: String, $channel: String!, $name: String) {{
-  hostedPackages(first: $first, after: $after, channel: $channel, name: $name) {{
-    {_PAGE}
-    edges {{ node {{ {_HOSTED_PACKAGE} }} }}
-  }}
-}}
-"""
-
-
-def _hosted(name: str, arguments: Mapping[str, str], answer: str) -> str:
-    """A mutation of a hosted channel, or of one of its packages."""
-    kind, fields = answer.split(" ", 1)
-    typed = ", ".join(f"${each}: {type_}" for each, type_ in arguments.items())
-    given = ", ".join(f"{each}: ${each}" for each in arguments)
-    return f"""
-mutation {name[0].upper()}{name[1:]}({typed}) {{
-  {name}({given}) {{
-    __typename
-    ... on {kind} {{ {fields} }}
-    ... on OperationError {{ ...Refusal }}
-  }}
-}}
-{_ERROR}"""
-
-
-_FILE = {"channel": "String!", "subdir": "String!", "fileName": "String!"}
-CREATE_HOSTED_CHANNEL = _hosted(
+HOSTED_PACKAGES = _listed("hostedPackages", "channel: String!, name: String", _HOSTED_PACKAGE)
+_FILE = "channel: String!, subdir: String!, fileName: String!"
+CREATE_HOSTED_CHANNEL = _mutation(
     "createHostedChannel",
-    {"namespace": "String!", "name": "String!", "description": "String!", "public": "Boolean!"},
-    f"HostedChannel {_HOSTED}",
+    "namespace: String!, name: String!, description: String!, public: Boolean!",
+    f"HostedChannel {{ {_HOSTED} }}",
 )
-CHANGE_HOSTED_CHANNEL = _hosted(
+CHANGE_HOSTED_CHANNEL = _mutation(
     "changeHostedChannel",
-    {"name": "String!", "description": "String", "public": "Boolean"},
-    f"HostedChannel {_HOSTED}",
+    "name: String!, description: String, public: Boolean",
+    f"HostedChannel {{ {_HOSTED} }}",
 )
-DELETE_HOSTED_CHANNEL = _hosted(
-    "deleteHostedChannel", {"name": "String!"}, f"HostedChannel {_HOSTED}"
+DELETE_HOSTED_CHANNEL = _mutation(
+    "deleteHostedChannel", "name: String!", f"HostedChannel {{ {_HOSTED} }}"
 )
-YANK_PACKAGE = _hosted(
-    "yankPackage", {**_FILE, "reason": "String!"}, f"HostedPackage {_HOSTED_PACKAGE}"
+YANK_PACKAGE = _mutation(
+    "yankPackage", f"{_FILE}, reason: String!", f"HostedPackage {{ {_HOSTED_PACKAGE} }}"
 )
-UNYANK_PACKAGE = _hosted("unyankPackage", _FILE, f"HostedPackage {_HOSTED_PACKAGE}")
+UNYANK_PACKAGE = _mutation("unyankPackage", _FILE, f"HostedPackage {{ {_HOSTED_PACKAGE} }}")
 
 # --- retention ------------------------------------------------------------------------------------
 _RETENTION = "retention { keepLast keepDays keepTagged deleteDays }"
 RETENTION = f"""
 query Retention($name: String!) {{ namespace(name: $name) {{ id name {_RETENTION} }} }}
 """
-SET_RETENTION = (
-    f"""
-mutation SetRetention(
-  $namespace: String!, $keepLast: Int, $keepDays: Int, $deleteDays: Int, $keepTagged: Boolean
-) {{
-  setRetention(
-    namespace: $namespace, keepLast: $keepLast, keepDays: $keepDays
-    deleteDays: $deleteDays, keepTagged: $keepTagged
-  ) {{
-    __typename
-    ... on Namespace {{ id name {_RETENTION} }}
-    ... on OperationError {{ ...Refusal }}
-  }}
-}}
-"""
-    + _ERROR
+SET_RETENTION = _mutation(
+    "setRetention",
+    "namespace: String!, keepLast: Int, keepDays: Int, deleteDays: Int, keepTagged: Boolean",
+    f"Namespace {{ id name {_RETENTION} }}",
 )
 RETENTION_PLAN = """
 query RetentionPlan($namespace: String!) {
@@ -328,94 +231,27 @@ query RetentionPlan($namespace: String!) {
 }
 """
 _HOLD = "id environment build reason placedBy placedAt"
-HOLDS = f"""
-query Holds($first: Int, $after: String, $namespace: String) {{
-  legalHolds(first: $first, after: $after, namespace: $namespace) {{
-    {_PAGE}
-    edges {{ node {{ {_HOLD} }} }}
-  }}
-}}
-"""
-PLACE_HOLD = (
-    f"""
-mutation PlaceHold($environmentId: ID!, $build: String, $reason: String!) {{
-  placeHold(environmentId: $environmentId, build: $build, reason: $reason) {{
-    __typename
-    ... on LegalHold {{ {_HOLD} }}
-    ... on OperationError {{ ...Refusal }}
-  }}
-}}
-"""
-    + _ERROR
+HOLDS = _listed("legalHolds", "namespace: String", _HOLD)
+PLACE_HOLD = _mutation(
+    "placeHold", "environmentId: ID!, build: String, reason: String!", f"LegalHold {{ {_HOLD} }}"
 )
-RELEASE_HOLD = (
-    f"""
-mutation ReleaseHold($id: ID!, $reason: String!) {{
-  releaseHold(id: $id, reason: $reason) {{
-    __typename
-    ... on LegalHold {{ {_HOLD} }}
-    ... on OperationError {{ ...Refusal }}
-  }}
-}}
-"""
-    + _ERROR
+RELEASE_HOLD = _mutation("releaseHold", "id: ID!, reason: String!", f"LegalHold {{ {_HOLD} }}")
+DELETED_BUILDS = _listed("deletedBuilds", "namespace: String", "environment number deletedAt")
+DELETED_ENVIRONMENTS = _listed("deletedEnvironments", "namespace: String", "name deletedAt")
+UNDELETE_BUILD = _mutation(
+    "undeleteBuild",
+    "namespace: String!, environment: String!, number: Int!",
+    "Build { id ref state }",
 )
-DELETED_BUILDS = f"""
-query DeletedBuilds($first: Int, $after: String, $namespace: String) {{
-  deletedBuilds(first: $first, after: $after, namespace: $namespace) {{
-    {_PAGE}
-    edges {{ node {{ environment number deletedAt }} }}
-  }}
-}}
-"""
-DELETED_ENVIRONMENTS = f"""
-query DeletedEnvironments($first: Int, $after: String, $namespace: String) {{
-  deletedEnvironments(first: $first, after: $after, namespace: $namespace) {{
-    {_PAGE}
-    edges {{ node {{ name deletedAt }} }}
-  }}
-}}
-"""
-UNDELETE_BUILD = (
-    """
-mutation UndeleteBuild($namespace: String!, $environment: String!, $number: Int!) {
-  undeleteBuild(namespace: $namespace, environment: $environment, number: $number) {
-    __typename
-    ... on Build { id ref state }
-    ... on OperationError { ...Refusal }
-  }
-}
-"""
-    + _ERROR
-)
-UNDELETE_ENVIRONMENT = (
-    """
-mutation UndeleteEnvironment($namespace: String!, $name: String!) {
-  undeleteEnvironment(namespace: $namespace, name: $name) {
-    __typename
-    ... on Environment { id name }
-    ... on OperationError { ...Refusal }
-  }
-}
-"""
-    + _ERROR
+UNDELETE_ENVIRONMENT = _mutation(
+    "undeleteEnvironment", "namespace: String!, name: String!", "Environment { id name }"
 )
 
 # --- policies -------------------------------------------------------------------------------------
 _RULE = """
 fragment Shown on PolicyRule { id name kind effect enabled position settings summary }
 """
-POLICIES = (
-    f"""
-query Policies($first: Int, $after: String) {{
-  policies(first: $first, after: $after) {{
-    {_PAGE}
-    edges {{ node {{ namespace version rules {{ ...Shown }} }} }}
-  }}
-}}
-"""
-    + _RULE
-)
+POLICIES = _listed("policies", "", "namespace version rules { ...Shown }", _RULE)
 POLICY = (
     """
 query Policy($namespace: String) {
@@ -426,132 +262,58 @@ query Policy($namespace: String) {
 """
     + _RULE
 )
-POLICY_VERSIONS = f"""
-query PolicyVersions($first: Int, $after: String, $namespace: String) {{
-  policyVersions(first: $first, after: $after, namespace: $namespace) {{
-    {_PAGE}
-    edges {{ node {{ number change comment changedBy changedAt rules }} }}
-  }}
-}}
-"""
-ADD_RULE = (
-    """
-mutation AddRule($namespace: String, $kind: String!, $effect: String!, $name: String!,
-                 $settings: JSON!, $comment: String!) {
-  addPolicyRule(namespace: $namespace, kind: $kind, effect: $effect, name: $name,
-                settings: $settings, comment: $comment) {
-    __typename
-    ... on PolicyRule { ...Shown }
-    ... on OperationError { ...Refusal }
-  }
-}
-"""
-    + _RULE
-    + _ERROR
+POLICY_VERSIONS = _listed(
+    "policyVersions", "namespace: String", "number change comment changedBy changedAt rules"
 )
-CHANGE_RULE = (
-    """
-mutation ChangeRule($id: ID!, $effect: String, $name: String, $settings: JSON, $enabled: Boolean,
-                    $comment: String!) {
-  changePolicyRule(id: $id, effect: $effect, name: $name, settings: $settings, enabled: $enabled,
-                   comment: $comment) {
-    __typename
-    ... on PolicyRule { ...Shown }
-    ... on OperationError { ...Refusal }
-  }
-}
-"""
-    + _RULE
-    + _ERROR
+ADD_RULE = _mutation(
+    "addPolicyRule",
+    "namespace: String, kind: String!, effect: String!, name: String!, settings: JSON!, "
+    "comment: String!",
+    "PolicyRule { ...Shown }",
+    _RULE,
 )
-RESTORE_POLICY = (
-    """
-mutation RestorePolicy($namespace: String, $number: Int!, $comment: String!) {
-  restorePolicyVersion(namespace: $namespace, number: $number, comment: $comment) {
-    __typename
-    ... on EffectivePolicy { namespace version rules { ...Shown } }
-    ... on OperationError { ...Refusal }
-  }
-}
-"""
-    + _RULE
-    + _ERROR
+CHANGE_RULE = _mutation(
+    "changePolicyRule",
+    "id: ID!, effect: String, name: String, settings: JSON, enabled: Boolean, comment: String!",
+    "PolicyRule { ...Shown }",
+    _RULE,
 )
-REMOVE_RULE = (
-    """
-mutation RemoveRule($id: ID!, $comment: String!) {
-  removePolicyRule(id: $id, comment: $comment) {
-    __typename
-    ... on RemovedPolicyRule { name }
-    ... on OperationError { ...Refusal }
-  }
-}
-"""
-    + _ERROR
+RESTORE_POLICY = _mutation(
+    "restorePolicyVersion",
+    "namespace: String, number: Int!, comment: String!",
+    "EffectivePolicy { namespace version rules { ...Shown } }",
+    _RULE,
 )
-SIMULATE = (
-    """
-mutation Simulate($namespace: String, $rules: [PolicyRuleInput!]) {
-  simulatePolicy(namespace: $namespace, rules: $rules) {
-    __typename
-    ... on PolicySimulation {
-      environments packages blocked asked warned seconds
-      touched {
-        namespace environment build effect packages
-        hits { rule effect package reason chain }
-      }
-    }
-    ... on OperationError { ...Refusal }
-  }
-}
-"""
-    + _ERROR
+REMOVE_RULE = _mutation(
+    "removePolicyRule", "id: ID!, comment: String!", "RemovedPolicyRule { name }"
+)
+SIMULATE = _mutation(
+    "simulatePolicy",
+    "namespace: String, rules: [PolicyRuleInput!]",
+    "PolicySimulation { environments packages blocked asked warned seconds touched { namespace "
+    "environment build effect packages hits { rule effect package reason chain } } }",
 )
 
 # --- audit ----------------------------------------------------------------------------------------
-AUDIT_EVENTS = f"""
-query AuditEvents($first: Int, $after: String, $filters: AuditFilter) {{
-  auditEvents(first: $first, after: $after, filters: $filters) {{
-    {_PAGE}
-    edges {{ node {{
-      position at username action target namespace refused address changes tokenId digest
-    }} }}
-  }}
-}}
-"""
+AUDIT_EVENTS = _listed(
+    "auditEvents",
+    "filters: AuditFilter",
+    "position at username action target namespace refused address changes tokenId digest",
+)
 VERIFY_AUDIT = """
 query VerifyAudit {
   verifyAudit { intact checked start end digest fault { position message } }
 }
 """
-PRUNE_AUDIT = (
-    """
-mutation PruneAudit($before: DateTime!) {
-  pruneAudit(before: $before) {
-    __typename
-    ... on PrunedAudit { events position }
-    ... on OperationError { ...Refusal }
-  }
-}
-"""
-    + _ERROR
-)
+PRUNE_AUDIT = _mutation("pruneAudit", "before: DateTime!", "PrunedAudit { events position }")
 
 # --- environments and builds ----------------------------------------------------------------------
-ENVIRONMENTS = (
-    f"""
-query Environments($first: Int, $after: String, $filters: EnvironmentFilter) {{
-  environments(first: $first, after: $after, filters: $filters) {{
-    {_PAGE}
-    edges {{ node {{
-      id name description pinned updatedAt lastUsedAt namespace {{ name }}
-      current {{ ...Short }}
-      latest {{ ...Short }}
-    }} }}
-  }}
-}}
-"""
-    + _SHORT
+ENVIRONMENTS = _listed(
+    "environments",
+    "filters: EnvironmentFilter",
+    "id name description pinned updatedAt lastUsedAt namespace { name } current { ...Short "
+    "} latest { ...Short }",
+    _SHORT,
 )
 ENVIRONMENT = (
     """
@@ -680,43 +442,19 @@ query Why(
   }
 }
 """
-CREATE_ENVIRONMENT = (
-    """
-mutation CreateEnvironment(
-  $namespace: String!, $name: String!, $description: String!, $specification: String
-) {
-  createEnvironment(
-    namespace: $namespace, name: $name, description: $description, specification: $specification
-  ) {
-    __typename
-    ... on Environment { ...Whole }
-    ... on OperationError { ...Refusal }
-  }
-}
-"""
-    + _ENVIRONMENT
-    + _SHORT
-    + _ERROR
+CREATE_ENVIRONMENT = _mutation(
+    "createEnvironment",
+    "namespace: String!, name: String!, description: String!, specification: String",
+    "Environment { ...Whole }",
+    _ENVIRONMENT,
+    _SHORT,
 )
-SUBMIT = (
-    """
-mutation Submit(
-  $namespace: String!, $environment: String!, $specification: String!, $idempotencyKey: String
-  $forceSolve: Boolean!, $platforms: [String!], $reason: String!
-) {
-  submitBuild(
-    namespace: $namespace, environment: $environment, specification: $specification
-    idempotencyKey: $idempotencyKey, forceSolve: $forceSolve, platforms: $platforms
-    reason: $reason
-  ) {
-    __typename
-    ... on SubmittedBuild { created warnings build { ...Live } }
-    ... on OperationError { ...Refusal }
-  }
-}
-"""
-    + _LIVE
-    + _ERROR
+SUBMIT = _mutation(
+    "submitBuild",
+    "namespace: String!, environment: String!, specification: String!, "
+    "idempotencyKey: String, forceSolve: Boolean!, platforms: [String!], reason: String!",
+    "SubmittedBuild { created warnings build { ...Live } }",
+    _LIVE,
 )
 _PREVIEW = (
     """
@@ -754,100 +492,41 @@ mutation PreviewSolve(
 PREVIEW = "query Preview($id: ID!, $platform: String) { preview(id: $id) { ...Seen } }" + _PREVIEW
 
 
-def _change(name: str, field: str, variables: str, arguments: str, result: str) -> str:
-    """A mutation of a build or an environment."""
-    if result == "Build":
-        shape, fragments = "...Full", _BUILD + _FAILURE
-    else:
-        shape, fragments = "...Whole", _ENVIRONMENT + _SHORT
-    return f"""
-mutation {name}({variables}) {{
-  {field}({arguments}) {{
-    __typename
-    ... on {result} {{ {shape} }}
-    ... on OperationError {{ ...Refusal }}
-  }}
-}}
-{fragments}{_ERROR}"""
+def _of_build(field: str, more: str = "") -> str:
+    return _mutation(field, f"id: ID!{more}", "Build { ...Full }", _BUILD, _FAILURE)
 
 
-CANCEL = _change("Cancel", "cancelBuild", "$id: ID!", "id: $id", "Build")
-PIN = _change("Pin", "setCurrentBuild", "$id: ID!, $pin: Boolean!", "id: $id, pin: $pin", "Build")
-TAG = _change("Tag", "tagBuild", "$id: ID!, $tag: String!", "id: $id, tag: $tag", "Build")
-ARCHIVE = _change("Archive", "archiveBuild", "$id: ID!", "id: $id", "Build")
-RESTORE = _change("Restore", "restoreBuild", "$id: ID!", "id: $id", "Build")
-DELETE_BUILD = _change("DeleteBuild", "deleteBuild", "$id: ID!", "id: $id", "Build")
-UNPIN = _change("Unpin", "unpin", "$id: ID!", "environmentId: $id", "Environment")
-UNTAG = _change(
-    "Untag", "untag", "$id: ID!, $tag: String!", "environmentId: $id, tag: $tag", "Environment"
-)
-ROLLBACK = _change(
-    "Rollback", "rollback", "$id: ID!, $to: ID", "environmentId: $id, to: $to", "Environment"
-)
-SHARE = _change(
-    "Share",
-    "shareEnvironment",
-    "$id: ID!, $user: String, $group: String",
-    "environmentId: $id, user: $user, group: $group",
-    "Environment",
-)
-UNSHARE = _change(
-    "Unshare",
-    "unshareEnvironment",
-    "$id: ID!, $user: String, $group: String",
-    "environmentId: $id, user: $user, group: $group",
-    "Environment",
-)
-COPY = _change(
-    "Copy",
-    "copyEnvironment",
-    "$id: ID!, $namespace: String!, $name: String!",
-    "environmentId: $id, namespace: $namespace, name: $name",
-    "Environment",
-)
-MOVE = _change(
-    "Move",
-    "moveEnvironment",
-    "$id: ID!, $namespace: String!",
-    "environmentId: $id, namespace: $namespace",
-    "Environment",
-)
-RENAME = _change(
-    "Rename",
-    "renameEnvironment",
-    "$id: ID!, $name: String!",
-    "environmentId: $id, name: $name",
-    "Environment",
-)
-DELETE = _change("Delete", "deleteEnvironment", "$id: ID!", "environmentId: $id", "Environment")
+def _of_environment(field: str, more: str = "") -> str:
+    arguments = f"environmentId: ID!{more}"
+    return _mutation(field, arguments, "Environment { ...Whole }", _ENVIRONMENT, _SHORT)
+
+
+CANCEL = _of_build("cancelBuild")
+PIN = _of_build("setCurrentBuild", ", pin: Boolean!")
+TAG = _of_build("tagBuild", ", tag: String!")
+ARCHIVE = _of_build("archiveBuild")
+RESTORE = _of_build("restoreBuild")
+DELETE_BUILD = _of_build("deleteBuild")
+UNPIN = _of_environment("unpin")
+UNTAG = _of_environment("untag", ", tag: String!")
+ROLLBACK = _of_environment("rollback", ", to: ID")
+SHARE = _of_environment("shareEnvironment", ", user: String, group: String")
+UNSHARE = _of_environment("unshareEnvironment", ", user: String, group: String")
+COPY = _of_environment("copyEnvironment", ", namespace: String!, name: String!")
+MOVE = _of_environment("moveEnvironment", ", namespace: String!")
+RENAME = _of_environment("renameEnvironment", ", name: String!")
+DELETE = _of_environment("deleteEnvironment")
 
 # --- packages -------------------------------------------------------------------------------------
-SEARCH = f"""
-query Search($search: String!, $channel: String, $first: Int, $after: String) {{
-  packages(search: $search, channel: $channel, first: $first, after: $after) {{
-    {_PAGE}
-    edges {{ node {{ name channel {{ name }} latestVersion }} }}
-  }}
-}}
-"""
-CONTAINS = (
-    f"""
-query Contains(
-  $name: String!, $version: String, $currentOnly: Boolean!, $first: Int, $after: String
-) {{
-  lockedPackages(
-    name: $name, version: $version, currentOnly: $currentOnly, first: $first, after: $after
-  ) {{
-    {_PAGE}
-    edges {{ node {{
-      package {{ ...Record }}
-      environment {{ name namespace {{ name }} }}
-      build {{ number ref state isCurrent }}
-    }} }}
-  }}
-}}
-"""
-    + _PACKAGE
+SEARCH = _listed(
+    "packages", "search: String!, channel: String", "name channel { name } latestVersion"
+)
+CONTAINS = _listed(
+    "lockedPackages",
+    "name: String!, version: String, currentOnly: Boolean!",
+    "package { ...Record } environment { name namespace { name } } build { number ref state "
+    "isCurrent }",
+    _PACKAGE,
 )
 
 # --- mirrors --------------------------------------------------------------------------------------
@@ -857,17 +536,7 @@ fragment Mirrored on Mirror {
   subdirs { subdir records lookedAt changedAt failure }
 }
 """
-MIRRORS = (
-    f"""
-query Mirrors($first: Int, $after: String) {{
-  mirrors(first: $first, after: $after) {{
-    {_PAGE}
-    edges {{ node {{ ...Mirrored }} }}
-  }}
-}}
-"""
-    + _MIRROR
-)
+MIRRORS = _listed("mirrors", "", "...Mirrored", _MIRROR)
 MIRROR = (
     """
 query Mirror($name: String!) {
@@ -876,49 +545,19 @@ query Mirror($name: String!) {
 """
     + _MIRROR
 )
-CREATE_MIRROR = (
-    """
-mutation CreateMirror(
-  $name: String!, $upstream: String!, $namespace: String, $public: Boolean!, $subdirs: [String!]
-) {
-  createMirror(
-    name: $name, upstream: $upstream, namespace: $namespace, public: $public, subdirs: $subdirs
-  ) {
-    __typename
-    ... on Mirror { ...Mirrored }
-    ... on OperationError { ...Refusal }
-  }
-}
-"""
-    + _MIRROR
-    + _ERROR
+CREATE_MIRROR = _mutation(
+    "createMirror",
+    "name: String!, upstream: String!, namespace: String, public: Boolean!, subdirs: [String!]",
+    "Mirror { ...Mirrored }",
+    _MIRROR,
 )
-CHANGE_MIRROR = (
-    """
-mutation ChangeMirror($id: ID!, $namespace: String, $public: Boolean, $subdirs: [String!]) {
-  changeMirror(id: $id, namespace: $namespace, public: $public, subdirs: $subdirs) {
-    __typename
-    ... on Mirror { ...Mirrored }
-    ... on OperationError { ...Refusal }
-  }
-}
-"""
-    + _MIRROR
-    + _ERROR
+CHANGE_MIRROR = _mutation(
+    "changeMirror",
+    "id: ID!, namespace: String, public: Boolean, subdirs: [String!]",
+    "Mirror { ...Mirrored }",
+    _MIRROR,
 )
-DELETE_MIRROR = (
-    """
-mutation DeleteMirror($id: ID!) {
-  deleteMirror(id: $id) {
-    __typename
-    ... on Mirror { ...Mirrored }
-    ... on OperationError { ...Refusal }
-  }
-}
-"""
-    + _MIRROR
-    + _ERROR
-)
+DELETE_MIRROR = _mutation("deleteMirror", "id: ID!", "Mirror { ...Mirrored }", _MIRROR)
 
 # --- approvals and recalls ------------------------------------------------------------------------
 _REQUEST = """
@@ -932,61 +571,18 @@ fragment Asked on ApprovalRequest {
   }
 }
 """
-APPROVALS = (
-    f"""
-query Approvals($first: Int, $after: String, $filters: ApprovalRequestFilter) {{
-  approvalRequests(first: $first, after: $after, filters: $filters) {{
-    {_PAGE}
-    edges {{ node {{ ...Asked }} }}
-  }}
-}}
-"""
-    + _REQUEST
-)
+APPROVALS = _listed("approvalRequests", "filters: ApprovalRequestFilter", "...Asked", _REQUEST)
 APPROVAL = "query Approval($id: ID!) { approvalRequest(id: $id) { ...Asked } }" + _REQUEST
-DECIDE = (
-    """
-mutation Decide(
-  $requests: [ID!]!, $approve: Boolean!, $reason: String!, $scope: DecisionScope!, $spec: String!
-  $everywhere: Boolean!, $expiresAt: DateTime
-) {
-  decide(
-    requests: $requests, approve: $approve, reason: $reason, scope: $scope, spec: $spec
-    everywhere: $everywhere, expiresAt: $expiresAt
-  ) {
-    __typename
-    ... on Decided { decisions { id complete expiresAt } requests { ...Asked } }
-    ... on OperationError { ...Refusal }
-  }
-}
-"""
-    + _REQUEST
-    + _ERROR
+DECIDE = _mutation(
+    "decide",
+    "requests: [ID!]!, approve: Boolean!, reason: String!, scope: DecisionScope!, spec: "
+    "String!, everywhere: Boolean!, expiresAt: DateTime",
+    "Decided { decisions { id complete expiresAt } requests { ...Asked } }",
+    _REQUEST,
 )
-SECOND = (
-    """
-mutation Second($id: ID!) {
-  secondDecision(id: $id) {
-    __typename
-    ... on PackageDecision { id complete }
-    ... on OperationError { ...Refusal }
-  }
-}
-"""
-    + _ERROR
-)
-EXPLAIN_REQUEST = (
-    """
-mutation ExplainRequest($id: ID!, $note: String!) {
-  explainRequest(id: $id, note: $note) {
-    __typename
-    ... on ApprovalRequest { ...Asked }
-    ... on OperationError { ...Refusal }
-  }
-}
-"""
-    + _REQUEST
-    + _ERROR
+SECOND = _mutation("secondDecision", "id: ID!", "PackageDecision { id complete }")
+EXPLAIN_REQUEST = _mutation(
+    "explainRequest", "id: ID!, note: String!", "ApprovalRequest { ...Asked }", _REQUEST
 )
 _DECISION = """
 fragment Told on PackageDecision {
@@ -994,208 +590,54 @@ fragment Told on PackageDecision {
   secondedBy complete revokedAt revokedBy inForce
 }
 """
-DECISIONS = (
-    f"""
-query Decisions($first: Int, $after: String, $filters: DecisionFilter) {{
-  decisions(first: $first, after: $after, filters: $filters) {{
-    {_PAGE}
-    edges {{ node {{ ...Told }} }}
-  }}
-}}
-"""
-    + _DECISION
-)
-REVOKE_DECISION = (
-    """
-mutation RevokeDecision($id: ID!, $reason: String!) {
-  revokeDecision(id: $id, reason: $reason) {
-    __typename
-    ... on PackageDecision { ...Told }
-    ... on OperationError { ...Refusal }
-  }
-}
-"""
-    + _DECISION
-    + _ERROR
+DECISIONS = _listed("decisions", "filters: DecisionFilter", "...Told", _DECISION)
+REVOKE_DECISION = _mutation(
+    "revokeDecision", "id: ID!, reason: String!", "PackageDecision { ...Told }", _DECISION
 )
 _WEBHOOK = "fragment Hook on Webhook { id namespace url events enabled createdAt }"
-WEBHOOKS = (
-    f"""
-query Webhooks($first: Int, $after: String, $namespace: String) {{
-  webhooks(first: $first, after: $after, namespace: $namespace) {{
-    {_PAGE}
-    edges {{ node {{ ...Hook }} }}
-  }}
-}}
-"""
-    + _WEBHOOK
+WEBHOOKS = _listed("webhooks", "namespace: String", "...Hook", _WEBHOOK)
+CREATE_WEBHOOK = _mutation(
+    "createWebhook",
+    "namespace: String, url: String!, events: [String!]",
+    "CreatedWebhook { secret webhook { ...Hook } }",
+    _WEBHOOK,
 )
-CREATE_WEBHOOK = (
-    """
-mutation CreateWebhook($namespace: String, $url: String!, $events: [String!]) {
-  createWebhook(namespace: $namespace, url: $url, events: $events) {
-    __typename
-    ... on CreatedWebhook { secret webhook { ...Hook } }
-    ... on OperationError { ...Refusal }
-  }
-}
-"""
-    + _WEBHOOK
-    + _ERROR
-)
-DELETE_WEBHOOK = (
-    """
-mutation DeleteWebhook($id: ID!) {
-  deleteWebhook(id: $id) {
-    __typename
-    ... on Webhook { ...Hook }
-    ... on OperationError { ...Refusal }
-  }
-}
-"""
-    + _WEBHOOK
-    + _ERROR
-)
-TEST_WEBHOOK = (
-    """
-mutation TestWebhook($id: ID!) {
-  testWebhook(id: $id) {
-    __typename
-    ... on Webhook { ...Hook }
-    ... on OperationError { ...Refusal }
-  }
-}
-"""
-    + _WEBHOOK
-    + _ERROR
-)
+DELETE_WEBHOOK = _mutation("deleteWebhook", "id: ID!", "Webhook { ...Hook }", _WEBHOOK)
+TEST_WEBHOOK = _mutation("testWebhook", "id: ID!", "Webhook { ...Hook }", _WEBHOOK)
 _PUSH_RULE = """
 fragment Rule on PushRule {
   id namespace pattern target createdAt createdBy
   pushes { build target state wantedAt pushedAt attempts nextAttemptAt problem digest sentBytes }
 }
 """
-PUSH_RULES = (
-    f"""
-query PushRules($first: Int, $after: String, $namespace: String) {{
-  pushRules(first: $first, after: $after, namespace: $namespace) {{
-    {_PAGE}
-    edges {{ node {{ ...Rule }} }}
-  }}
-}}
-"""
-    + _PUSH_RULE
+PUSH_RULES = _listed("pushRules", "namespace: String", "...Rule", _PUSH_RULE)
+CREATE_PUSH_RULE = _mutation(
+    "createPushRule",
+    "namespace: String!, pattern: String!, target: String!",
+    "PushRule { ...Rule }",
+    _PUSH_RULE,
 )
-CREATE_PUSH_RULE = (
-    """
-mutation CreatePushRule($namespace: String!, $pattern: String!, $target: String!) {
-  createPushRule(namespace: $namespace, pattern: $pattern, target: $target) {
-    __typename
-    ... on PushRule { ...Rule }
-    ... on OperationError { ...Refusal }
-  }
-}
-"""
-    + _PUSH_RULE
-    + _ERROR
+PUSH_AGAIN = _mutation("pushAgain", "id: ID!", "PushRule { ...Rule }", _PUSH_RULE)
+DELETE_PUSH_RULE = _mutation("deletePushRule", "id: ID!", "PushRule { ...Rule }", _PUSH_RULE)
+KEEP_REGISTRY_LOGIN = _mutation(
+    "keepRegistryLogin",
+    "namespace: String, registry: String!, login: String!",
+    "ChannelCredential { id namespace urlPrefix kind createdAt }",
 )
-PUSH_AGAIN = (
-    """
-mutation PushAgain($id: ID!) {
-  pushAgain(id: $id) {
-    __typename
-    ... on PushRule { ...Rule }
-    ... on OperationError { ...Refusal }
-  }
-}
-"""
-    + _PUSH_RULE
-    + _ERROR
-)
-DELETE_PUSH_RULE = (
-    """
-mutation DeletePushRule($id: ID!) {
-  deletePushRule(id: $id) {
-    __typename
-    ... on PushRule { ...Rule }
-    ... on OperationError { ...Refusal }
-  }
-}
-"""
-    + _PUSH_RULE
-    + _ERROR
-)
-KEEP_REGISTRY_LOGIN = (
-    """
-mutation KeepRegistryLogin($namespace: String, $registry: String!, $login: String!) {
-  keepRegistryLogin(namespace: $namespace, registry: $registry, login: $login) {
-    __typename
-    ... on ChannelCredential { id namespace urlPrefix kind createdAt }
-    ... on OperationError { ...Refusal }
-  }
-}
-"""
-    + _ERROR
-)
-SET_BASE_IMAGE = (
-    """
-mutation SetBaseImage($namespace: String!, $base: String!) {
-  setBaseImage(namespace: $namespace, base: $base) {
-    __typename
-    ... on Namespace { id name baseImage }
-    ... on OperationError { ...Refusal }
-  }
-}
-"""
-    + _ERROR
+SET_BASE_IMAGE = _mutation(
+    "setBaseImage", "namespace: String!, base: String!", "Namespace { id name baseImage }"
 )
 _RECALL = """
 fragment Recalled on Recall {
   id manager spec sha256 reason recalledBy recalledAt undoneBy undoneAt locks
 }
 """
-RECALLS = (
-    f"""
-query Recalls($first: Int, $after: String, $active: Boolean) {{
-  recalls(first: $first, after: $after, active: $active) {{
-    {_PAGE}
-    edges {{ node {{ ...Recalled }} }}
-  }}
-}}
-"""
-    + _RECALL
+RECALLS = _listed("recalls", "active: Boolean", "...Recalled", _RECALL)
+RECALL_HITS = _listed("recallHits", "id: ID!", "build state isCurrent requestedBy packages")
+RECALL = _mutation(
+    "recall",
+    "spec: String!, sha256: String!, manager: String!, reason: String!",
+    "Recall { ...Recalled }",
+    _RECALL,
 )
-RECALL_HITS = f"""
-query RecallHits($id: ID!, $first: Int, $after: String) {{
-  recallHits(id: $id, first: $first, after: $after) {{
-    {_PAGE}
-    edges {{ node {{ build state isCurrent requestedBy packages }} }}
-  }}
-}}
-"""
-RECALL = (
-    """
-mutation Recall($spec: String!, $sha256: String!, $manager: String!, $reason: String!) {
-  recall(spec: $spec, sha256: $sha256, manager: $manager, reason: $reason) {
-    __typename
-    ... on Recall { ...Recalled }
-    ... on OperationError { ...Refusal }
-  }
-}
-"""
-    + _RECALL
-    + _ERROR
-)
-UNDO_RECALL = (
-    """
-mutation UndoRecall($id: ID!, $reason: String!) {
-  undoRecall(id: $id, reason: $reason) {
-    __typename
-    ... on Recall { ...Recalled }
-    ... on OperationError { ...Refusal }
-  }
-}
-"""
-    + _RECALL
-    + _ERROR
-)
+UNDO_RECALL = _mutation("undoRecall", "id: ID!, reason: String!", "Recall { ...Recalled }", _RECALL)

@@ -100,7 +100,7 @@ BUILD = ("env", "build", "research/ml", "-f")
 
 def test_a_build_is_followed_by_events_and_summed_up(person: Person, file: str):
     answers = {
-        "Submit": submitted,
+        "SubmitBuild": submitted,
         "Follow": lambda _: Events(
             data=[
                 event("SOLVING", "solving", next_line=1),
@@ -113,7 +113,9 @@ def test_a_build_is_followed_by_events_and_summed_up(person: Person, file: str):
     }
     with answering(answers) as server:
         done = replace(person, url=server.url).does(*BUILD, file).succeeded()
-        assert server.asked_for("Submit")[0].variables["specification"].startswith("dependencies")
+        assert (
+            server.asked_for("SubmitBuild")[0].variables["specification"].startswith("dependencies")
+        )
     lines = done.out.splitlines()
     assert [line for line in lines if line in LOG] == LOG
     assert "research/ml:3: LINKING" in lines
@@ -127,7 +129,7 @@ def test_events_that_are_cut_lose_and_repeat_no_line_of_the_log(person: Person, 
     first = Events(data=[event("SOLVING", "solving", next_line=1)], cut=True)
     streams = iter([first])
     answers = {
-        "Submit": submitted,
+        "SubmitBuild": submitted,
         "Follow": lambda _: next(streams),
         "Progress": progress_of(LOG),
         "BuildById": ended(),
@@ -140,7 +142,7 @@ def test_events_that_are_cut_lose_and_repeat_no_line_of_the_log(person: Person, 
 
 def test_a_server_that_cannot_stream_is_asked_instead(person: Person, file: str):
     answers = {
-        "Submit": submitted,
+        "SubmitBuild": submitted,
         "Follow": lambda _: Page(status=406, body="no"),
         "Progress": progress_of(LOG),
         "BuildById": ended(),
@@ -152,17 +154,17 @@ def test_a_server_that_cannot_stream_is_asked_instead(person: Person, file: str)
 
 def test_a_request_whose_answer_was_lost_is_sent_again_with_its_key(person: Person, file: str):
     answered: list[Any] = [None, submitted({})]
-    answers = {"Submit": lambda _: answered.pop(0)}
+    answers = {"SubmitBuild": lambda _: answered.pop(0)}
     with answering(answers) as server:
         replace(person, url=server.url).does(*BUILD, file, "--no-wait").succeeded()
-        first, second = server.asked_for("Submit")
+        first, second = server.asked_for("SubmitBuild")
     assert first.variables["idempotencyKey"]
     assert first.variables == second.variables
 
 
 def test_json_is_one_document_a_line_and_nothing_else(person: Person, file: str):
     answers = {
-        "Submit": submitted,
+        "SubmitBuild": submitted,
         "Follow": lambda _: Events(data=[event("READY", *LOG, next_line=3)]),
         "Progress": progress_of(LOG),
         "BuildById": ended(),
@@ -196,7 +198,7 @@ FAILURE = {
 
 def test_a_failed_build_is_explained_on_stderr_with_status_1(person: Person, file: str):
     answers = {
-        "Submit": submitted,
+        "SubmitBuild": submitted,
         "Follow": lambda _: Page(status=406, body="no"),
         "Progress": lambda _: {"data": {"build": live("FAILED", logLines=0, log=[])}},
         "BuildById": ended(state="FAILED", failure=FAILURE),
@@ -226,7 +228,7 @@ def test_ctrl_c_leaves_the_build_alone_and_says_how_to_go_on(person: Person, fil
         return {"data": {"build": live("LINKING", logLines=0, log=[])}}
 
     answers = {
-        "Submit": submitted,
+        "SubmitBuild": submitted,
         "Follow": lambda _: Page(status=406, body="no"),
         "Progress": running,
     }
@@ -243,7 +245,7 @@ def test_ctrl_c_leaves_the_build_alone_and_says_how_to_go_on(person: Person, fil
     assert process.returncode == 130
     assert "research/ml:3 goes on" in err
     assert "condastore env cancel research/ml:3" in err
-    assert not server.asked_for("Cancel")
+    assert not server.asked_for("CancelBuild")
 
 
 def refused(code: str, **more: Any) -> dict[str, Any]:
@@ -267,7 +269,7 @@ def refused(code: str, **more: Any) -> dict[str, Any]:
 def test_the_status_says_what_kind_of_error_it_was(
     person: Person, file: str, code: str, status: int
 ):
-    with answering({"Submit": lambda _: refused(code)}) as server:
+    with answering({"SubmitBuild": lambda _: refused(code)}) as server:
         done = replace(person, url=server.url).does(*BUILD, file)
     assert (done.status, done.out) == (status, "")
     assert done.err == "error: It is so.\n"
@@ -284,7 +286,7 @@ def test_each_fault_stands_on_its_line_with_its_place(person: Person, file: str)
         {"message": "no such platform", "where": "platforms[0], line 2", "code": "", "hint": ""},
     ]
     answer = refused("specification-invalid", faults=faults, hint="Correct it.")
-    with answering({"Submit": lambda _: answer}) as server:
+    with answering({"SubmitBuild": lambda _: answer}) as server:
         person = replace(person, url=server.url)
         assert person.does(*BUILD, file).err.splitlines() == [
             "error: 2 things are wrong",
@@ -349,7 +351,7 @@ def test_no_traceback_reaches_a_person_unless_asked_for(person: Person):
 def test_what_the_log_says_does_not_steer_the_terminal(person: Person, file: str):
     nasty = "\x1b[2Jcleared\x07"
     answers = {
-        "Submit": submitted,
+        "SubmitBuild": submitted,
         "Follow": lambda _: Events(data=[event("READY", nasty, next_line=1)]),
         "Progress": progress_of([nasty]),
         "BuildById": ended(),

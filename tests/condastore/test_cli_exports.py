@@ -203,7 +203,7 @@ def test_what_is_made_of_every_build_is_named_as_export_names_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answers = {
-        "Eager": lambda given: {
+        "SetEagerArtifacts": lambda given: {
             "data": {
                 "setEagerArtifacts": {
                     "__typename": "Namespace",
