@@ -56,7 +56,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Instead of `--dist loadfile`."""
     from xdist.scheduler import LoadFileScheduling
 
-    class Spreading(LoadFileScheduling):
+    class Spreading(LoadFileScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             if nodeid.startswith(APART):
                 return nodeid
