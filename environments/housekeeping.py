@@ -10,7 +10,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import structlog
-from django.conf import settings
 from django.db import transaction
 from django.db.models import Q
 from django.utils import timezone
@@ -247,7 +246,3 @@ def _platforms_in_use() -> tuple[str, ...]:
     """Those of the newest locks; linux-64 always."""
     newest = LockRow.objects.order_by("-pk").values_list("platforms", flat=True)[:500]
     return tuple(sorted({"linux-64"}.union(*newest)))
-
-
-def free_bytes() -> int:
-    return shutil.disk_usage(settings.DATA).free

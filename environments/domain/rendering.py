@@ -16,10 +16,6 @@ from environments.domain.lockfiles import conda_file_parts
 from environments.domain.records import CondaPackage, PypiPackage
 from environments.domain.specification import Specification
 
-#: What conda-lock and pixi know to be a lock by its name; micromamba reads the first by this only.
-CONDA_LOCK_NAME = "conda-lock.yml"
-PIXI_LOCK_NAME = "pixi.lock"
-
 _CONDA_LOCK_HEADER = """\
 # A lock file in the format of conda-lock, version 1: exact packages with their hashes.
 #

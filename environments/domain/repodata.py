@@ -17,7 +17,6 @@ import zstandard
 from environments.domain.records import CondaPackage
 
 LEVEL = 6  # of zstd
-_SECTIONS = ("packages", "packages.conda")
 #: What a record says of the channel that it came from, which is another one now.
 _NOT_OURS = frozenset({"url", "channel", "fn"})
 
