@@ -16,6 +16,9 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, register
 from django.core.checks import Warning as Warned
 
+from environments.domain.errors import InvalidInputError
+from environments.engine.disk import require_same_file_system
+
 #: The length of the placeholder in which conda packages keep room for a prefix.
 CONDA_PREFIX_LENGTH = 255
 #: What `prefixes/<namespace>/<number>-<digest>-<environment>` adds with short names.
@@ -43,12 +46,15 @@ def _data_folder(data: Path) -> Iterator[CheckMessage]:
             id="condastore.E001",
         )
     cache, prefixes = data / "cache", data / "prefixes"
-    if cache.exists() and prefixes.exists() and _device(cache) != _device(prefixes):
-        yield Error(
-            f"{cache} and {prefixes} lie on different file systems: no file can be linked.",
-            hint="Put the whole data folder on one file system.",
-            id="condastore.E002",
-        )
+    if all(os.access(folder, os.W_OK | os.X_OK) for folder in (cache, prefixes)):
+        try:
+            require_same_file_system(cache, prefixes)
+        except InvalidInputError as error:
+            yield Error(
+                error.message,
+                hint="Put the whole data folder on one file system.",
+                id="condastore.E002",
+            )
     length = len(str(data)) + 1 + SHORT_PREFIX
     if length > CONDA_PREFIX_LENGTH:
         yield Error(
@@ -57,10 +63,6 @@ def _data_folder(data: Path) -> Iterator[CheckMessage]:
             f"choose one of at most {CONDA_PREFIX_LENGTH - SHORT_PREFIX - 1}.",
             id="condastore.E003",
         )
-
-
-def _device(path: Path) -> int:
-    return path.resolve().stat().st_dev
 
 
 def _services() -> Iterator[CheckMessage]:

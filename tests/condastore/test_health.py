@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -126,3 +127,21 @@ def test_what_would_break_later_is_said_at_start(
     found = checks.check(None)
     assert number in {one.id for one in found}
     assert all(one.hint for one in found)
+
+
+@pytest.mark.skipif(
+    not Path("/dev/shm").is_dir() or Path("/dev/shm").stat().st_dev == Path("/tmp").stat().st_dev,
+    reason="there is no second file system",
+)
+def test_a_cache_that_cannot_be_linked_into_prefixes_is_said_at_start(
+    settings: Any, tmp_path: Path
+) -> None:
+    settings.DATA = tmp_path
+    (tmp_path / "prefixes").mkdir()
+    (tmp_path / "cache").mkdir()
+    assert "condastore.E002" not in {one.id for one in checks.check(None)}
+    (tmp_path / "cache").rmdir()
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        (tmp_path / "cache").symlink_to(elsewhere)
+        assert "condastore.E002" in {one.id for one in checks.check(None)}
+    assert not list((tmp_path / "prefixes").iterdir())
