@@ -18,6 +18,7 @@ from environments.models import (
     BuildTag,
     Environment,
     Namespace,
+    Push,
     audited,
 )
 from environments.models.approvals import in_turn
@@ -124,6 +125,8 @@ def move_environment(
         quotas.require_room(namespace, environments=1)
     source = environment.namespace
     _place(environment, namespace, environment.name)
+    # The rules of the namespace that it left do not send it any more, nor show where it is now.
+    Push.objects.filter(environment=environment).exclude(rule__namespace=namespace).delete()
     # Those who run the namespace it left read of it too.
     AuditEvent.record(
         actor, "environment.leave", before, {"after": str(environment)}, namespace=source
