@@ -6,6 +6,7 @@ with the number of the process. Nobody starts again what dies.
 
 from __future__ import annotations
 
+import importlib
 import os
 import selectors
 import signal
@@ -14,6 +15,7 @@ import sys
 
 import django
 
+from condastore import forks
 from condastore.children import die_with
 from condastore.forks import Fork
 
@@ -21,6 +23,8 @@ from condastore.forks import Fork
 def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "condastore.settings")
     django.setup()
+    importlib.import_module("environments.building")  # else each worker does it
+    assert forks.safe()
     started: list[Fork] = []
     with selectors.DefaultSelector() as selector:
         selector.register(sys.stdin, selectors.EVENT_READ)
