@@ -146,7 +146,7 @@ def _show(channels: str, steps: Steps, *, once: bool) -> int:
     except subprocess.CalledProcessError as error:
         print(
             f"\nIt did not work: `{' '.join(map(str, error.cmd[2:6]))} ...` ended with status "
-            f"{error.returncode}. The logs are in {FOLDER / 'data' / 'logs'}.",
+            f"{error.returncode}. What the server said is above.",
             file=sys.stderr,
         )
         return 1
@@ -162,7 +162,7 @@ def _ready(server: subprocess.Popen[bytes]) -> str:
         if line.startswith(b"{"):
             answer: dict[str, Any] = json.loads(line)
             return str(answer["url"]).rstrip("/")
-    raise SystemExit(f"condastore did not start; see {FOLDER / 'data' / 'logs'}")
+    raise SystemExit("condastore did not start; what it said is above.")
 
 
 def _token(url: str, password: str) -> str:
