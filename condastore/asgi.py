@@ -11,6 +11,7 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "condastore.settings")
 from django.core.asgi import get_asgi_application
 
 django_application = get_asgi_application()  # first: what follows needs the apps
+django_application.chunk_size = 1 << 18  # bytes that are sent at once: a quarter of the calls
 
 from django.conf import settings  # noqa: E402
 from django.http.request import split_domain_port, validate_host  # noqa: E402

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from environments import blobs
 from environments.models import Blob
 from environments.operations import artifacts
 
-PART = 1 << 20  # bytes that one request holds in memory
+PART = 1 << 18  # bytes that one request holds in memory
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)\s*\Z")
 
 
@@ -139,15 +140,31 @@ def _range(request: HttpRequest, served: Served) -> tuple[int, int] | None:
 
 
 async def _file_parts(path: Path, first: int, last: int) -> AsyncIterator[bytes]:
-    file = await asyncio.to_thread(path.open, "rb")
+    descriptor = await asyncio.to_thread(os.open, path, os.O_RDONLY)
     try:
-        file.seek(first)
-        left = last - first + 1
-        while left > 0 and (part := await asyncio.to_thread(file.read, min(PART, left))):
-            left -= len(part)
+        while first <= last:
+            size = min(PART, last + 1 - first)
+            if _is_in_memory(descriptor, first + size - 1):
+                part = os.pread(descriptor, size, first)
+            else:
+                part = await asyncio.to_thread(os.pread, descriptor, size, first)
+            if not part:
+                break  # cut short: the client sees that bytes are missing
+            first += len(part)
             yield part
     finally:
-        file.close()
+        os.close(descriptor)
+
+
+def _is_in_memory(descriptor: int, offset: int) -> bool:
+    """Whether the disk need not be waited for: asking a thread takes longer than such a read.
+
+    Files are read ahead in order, so it is the last byte that is asked for.
+    """
+    try:
+        return os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+    except (OSError, AttributeError):  # not there yet, or a system that cannot tell
+        return False
 
 
 async def _store_parts(blob: Blob, first: int, last: int) -> AsyncIterator[bytes]:

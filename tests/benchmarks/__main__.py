@@ -22,6 +22,7 @@ from tests.benchmarks import (
     logs,
     policies,
     previews,
+    serving,
 )
 from tests.benchmarks.measure import Benchmark, Clock, Measure, show, write
 
@@ -39,6 +40,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "archives": archives.archives,
     "collection": collection.collection,
     "images": images.images,
+    "serving": serving.serving,
 }
 
 

@@ -1,0 +1,164 @@
+"""How fast is a large artifact given away beside nginx, and what does the web process hold for it?
+
+`python -m tests.benchmarks.serving PORT...` is the web, in a process and data folder of its own: it
+puts the artifact there, and serves it on the first port itself and on the second one through nginx.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+import httpx
+import psutil
+
+from tests.benchmarks.channels import PROJECT
+from tests.benchmarks.measure import (
+    MEGABYTE,
+    Clock,
+    Measure,
+    median,
+    memory_of,
+    peak_memory,
+    scratch,
+)
+from tests.services.processes import find_program, free_ports
+
+SIZE = 1_000_000_000  # bytes
+ROUNDS = 5
+ADDRESS = "/api/envs/research/ml/current/env.tar.zst"
+_START_WAIT = 120  # seconds
+_CURL = ("curl", "-sf", "-o", "/dev/null", "-w", "%{size_download}")
+#: As deploy/nginx has it: what condastore names is read from the folder of blobs.
+_NGINX = """\
+{user}daemon off; pid {folder}/nginx.pid; error_log {folder}/nginx.log; worker_processes 1;
+events {{}}
+http {{
+    access_log off; sendfile on;
+    client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    server {{
+        listen 127.0.0.1:{port};
+        location / {{ proxy_pass http://127.0.0.1:{web}; proxy_set_header Host $http_host; }}
+        location /_blobs/ {{ internal; alias {folder}/blobs/; }}
+    }}
+}}
+"""
+
+
+def serving() -> Iterator[Measure]:
+    alone, behind, front = free_ports(3)
+    with scratch() as folder, ExitStack() as stack:
+        put = {**os.environ, "CONDASTORE_DATA": str(folder), "CONDASTORE_LOG_LEVEL": "ERROR"}
+        subprocess.run(
+            [sys.executable, "-m", "tests.benchmarks.serving", str(SIZE)],
+            cwd=PROJECT,
+            env=put,
+            check=True,
+        )
+        values = {"folder": folder, "port": front, "web": behind}
+        values["user"] = "user root; " if os.geteuid() == 0 else ""  # the folder is this user's
+        (folder / "nginx.conf").write_text(_NGINX.format(**values))
+        nginx = find_program("nginx", component="nginx", install="apt-get install nginx-light")
+        web = stack.enter_context(_web(alone, put))
+        stack.enter_context(_web(behind, put | {"CONDASTORE_ACCEL_REDIRECT": "/_blobs/"}))
+        stack.enter_context(_running([str(nginx), "-c", str(folder / "nginx.conf")], put, front))
+        before = memory_of(web).rss
+        ours, theirs = [], []
+        for _ in range(ROUNDS):
+            ours.append(_seconds(alone))
+            theirs.append(_seconds(front))
+        most = peak_memory(web.pid)
+    yield Measure(
+        name="throughput of 1 GB from the web process / from nginx by X-Accel-Redirect",
+        value=median(theirs) / median(ours),
+        unit="x",
+        note=f"{SIZE / MEGABYTE / median(ours):.0f} MB/s / "
+        f"{SIZE / MEGABYTE / median(theirs):.0f} MB/s of curl, in turns; the kernel copies for "
+        "nginx alone, so networks above 8 Gbit/s want it",
+    )
+    yield Measure(
+        name="memory that the web process takes on while it serves 1 GB",
+        value=(most - before) / MEGABYTE,
+        unit="MB",
+        ceiling=20,
+    )
+
+
+def _seconds(port: int) -> float:
+    """Of curl that fetches the artifact."""
+    clock = Clock()
+    got = subprocess.run(
+        [*_CURL, f"http://127.0.0.1:{port}{ADDRESS}"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    seconds = clock.seconds
+    assert int(got.stdout) == SIZE
+    return seconds
+
+
+@contextmanager
+def _web(port: int, environ: Mapping[str, str]) -> Iterator[psutil.Process]:
+    command = [sys.executable, "-m", "uvicorn", "condastore.asgi:application"]
+    with _running([*command, "--port", str(port), "--lifespan", "off"], environ, port) as process:
+        yield process
+
+
+@contextmanager
+def _running(command: list[str], environ: Mapping[str, str], port: int) -> Iterator[psutil.Process]:
+    with subprocess.Popen(
+        command,
+        cwd=PROJECT,
+        env=dict(environ),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        try:
+            deadline = time.monotonic() + _START_WAIT
+            while time.monotonic() < deadline and process.poll() is None:
+                try:
+                    httpx.head(f"http://127.0.0.1:{port}{ADDRESS}", timeout=60).raise_for_status()
+                except httpx.TransportError:
+                    time.sleep(0.1)
+                else:
+                    break
+            yield psutil.Process(process.pid)
+        finally:
+            process.terminate()
+
+
+def _put(size: int) -> None:
+    """A public environment with a file of `size` bytes, as if it had been made."""
+    import django
+
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "condastore.settings")
+    django.setup()
+    from django.core.management import call_command
+
+    from environments import blobs
+    from environments.domain.artifacts import ArtifactKind, ArtifactState
+    from environments.models import Artifact
+    from tests import factories
+
+    call_command("migrate", verbosity=0)
+    namespace = factories.make_namespace("research", public=True)
+    build = factories.make_build(factories.make_environment(namespace, "ml"))
+    path = blobs.blobs_folder() / "made"
+    path.parent.mkdir(parents=True)
+    with path.open("wb") as file:
+        for _ in range(size // MEGABYTE):
+            file.write(os.urandom(1000) * 1000)
+    row = Artifact.wanted(build, ArtifactKind.TAR_ZST, factories.PLATFORM)
+    made = {"state": ArtifactState.READY, "blob": blobs.keep(path)}
+    Artifact.objects.filter(pk=row.pk).update(**made)
+
+
+if __name__ == "__main__":
+    _put(int(sys.argv[1]))
