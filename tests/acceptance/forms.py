@@ -23,13 +23,14 @@ def fetch(system: System, build: str, file: str, folder: Path) -> Path:
     """With curl: cut after the first bytes, and continued; its digest is the one we are told."""
     path = folder / file
     address = f"/api/envs/{build}/{file}"
-    curl = ["curl", "-sSfL", "-H", f"Authorization: Bearer {system.token}", "-o", path]
+    asked = ["-sSfL", "-H", f"Authorization: Bearer {system.token}", f"{system.url}{address}"]
+    asked += ["-o", str(path)]
     if path.suffix == ".json":  # documents are short, and come whole
-        tool(*curl, f"{system.url}{address}")
+        tool("curl", *asked)
         return path
-    tool(*curl, "--range", "0-999", f"{system.url}{address}")
+    tool("curl", "--range", "0-999", *asked)
     assert path.stat().st_size == 1000
-    tool(*curl, "--continue-at", "-", f"{system.url}{address}")
+    tool("curl", "--continue-at", "-", *asked)
     told = system.http.head(address, headers={"Authorization": f"Bearer {system.token}"})
     assert digest(path) in told.headers["ETag"]
     return path

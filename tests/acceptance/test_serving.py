@@ -16,6 +16,7 @@ from rattler import Gateway, MatchSpec, VirtualPackage, install, solve
 
 from tests.acceptance import forms
 from tests.channels.server import ChannelServer, Fault, serving
+from tests.environments.registry.conftest import tool
 from tests.faults.watching import end_all
 from tests.migrated import migrated_postgres
 from tests.services import S3Service, redis
@@ -90,7 +91,7 @@ def gone(system: System) -> bool:
 
 
 def runs(prefix: Path) -> bool:
-    return forms.said_at(prefix, forms.tool(str(prefix / "bin/python"), "-c", forms.CODE))
+    return forms.said_at(prefix, tool(str(prefix / "bin/python"), "-c", forms.CODE))
 
 
 def test_every_form_of_a_build_runs(taken: tuple[Path, Digests]) -> None:

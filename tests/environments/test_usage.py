@@ -1,4 +1,4 @@
-"""When an environment was last used: downloads, pulls and runs say so, and its folder where it can."""
+"""When an environment was last used: downloads, pulls, runs say so, and folders where they can."""
 
 from __future__ import annotations
 
