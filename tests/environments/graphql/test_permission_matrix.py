@@ -239,7 +239,8 @@ def govern(research: Namespace, waiting: Build) -> dict[str, str]:
         HostedPackage.objects.create(
             channel=channel, subdir="noarch", file_name=f"tool-{number}-0.conda", name="tool",
             version=str(number), build="0", record=record.record, sha256="1" * 64, size=1,
-            revision=number, blob=Blob.objects.get_or_create(sha256="1" * 64, size=1)[0], yanked_at=yanked_at,
+            revision=number, yanked_at=yanked_at,
+            blob=Blob.objects.get_or_create(sha256="1" * 64, size=1)[0],
         )  # fmt: skip
     return {
         "mirror": str(mirror.pk),
