@@ -66,11 +66,12 @@ MAKERS: Mapping[ArtifactKind, Maker] = {
 def make(artifact_id: int) -> None:
     """Take an artifact from queued to its outcome, or to its next attempt.
 
-    Nothing is done for one that is not due, that another worker has, or that is there.
+    Nothing is done for one that is not due, that another worker has, that is there, or that was
+    collected before its turn came.
     """
-    artifact = Artifact.objects.select_related("lock").get(pk=artifact_id)
-    lease = artifact.claim(tools().owner, life=settings.LEASE)
-    if lease is None:
+    artifact = Artifact.objects.select_related("lock").filter(pk=artifact_id).first()
+    lease = artifact.claim(tools().owner, life=settings.LEASE) if artifact is not None else None
+    if artifact is None or lease is None:
         return
     with (
         structlog.contextvars.bound_contextvars(artifact=artifact.pk, attempt=artifact.attempt),

@@ -166,11 +166,12 @@ class _Work:
 def look(index_id: int, *, at: datetime | None = None) -> bool:
     """See what the channel lists now; whether it was another than before.
 
-    Nothing is done where another worker looks.
+    Nothing is done where another worker looks, or where the mirror was deleted meanwhile.
     """
-    row = MirrorIndex.objects.select_related("mirror__namespace", "history").get(pk=index_id)
-    token = row.claim(life=settings.LEASE)
-    if token is None:
+    rows = MirrorIndex.objects.select_related("mirror__namespace", "history")
+    row = rows.filter(pk=index_id).first()
+    token = row.claim(life=settings.LEASE) if row is not None else None
+    if row is None or token is None:
         return False
     changed = False
     try:

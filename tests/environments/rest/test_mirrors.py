@@ -463,7 +463,9 @@ def test_only_administrators_declare_mirrors(dora: Actor, mirror: Mirror) -> Non
 def test_every_change_of_a_mirror_is_in_the_audit_log(mirror: Mirror, root: Actor) -> None:
     operations.change_mirror(actor=root, mirror=mirror, namespace=None, subdirs=["osx-arm64"])
     assert mirror.subdirs == ["osx-arm64", "noarch"]
+    gone = [index.pk for index in mirror.indexes.all()]
     operations.delete_mirror(actor=root, mirror=mirror)
+    assert not any(mirrors.look(key) for key in gone)  # a message that came too late
     actions = list(AuditEvent.objects.order_by("position").values_list("action", flat=True))
     assert actions == ["mirror.create", "mirror.change", "mirror.delete"]
     assert not MirrorIndex.objects.exists()
