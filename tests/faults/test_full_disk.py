@@ -163,6 +163,37 @@ def test_a_file_of_a_build_waits_for_room_on_the_disk(system: SmallSystem) -> No
     until(lambda: not [*cache.glob("artifacts/*"), *cache.glob("parts/.*")], 30, system.log)
 
 
+def test_a_download_goes_on_after_the_web_process_was_killed(system: SmallSystem) -> None:
+    """(On this system, as it has a file that no buffer holds.)"""
+    build = system.build("full/disk", "dependencies: [python]")
+    url = f"/api/envs/full/disk/{build['number']}/env.tar.zst"
+    whole = system.get(url, Prefer="wait=60")
+    assert whole.status_code == 200
+    signed_in = {"Authorization": f"Bearer {system.token}"}
+    got = b""
+    with (
+        contextlib.suppress(httpx.TransportError),
+        httpx.stream("GET", system.url + url, headers=signed_in, timeout=60) as answer,
+    ):
+        for part in answer.iter_raw():
+            if not got:
+                system.processes("web")[0].kill()
+            got += part
+    assert 0 < len(got) < len(whole.content)
+    rest: list[httpx.Response] = []
+    more = {"Range": f"bytes={len(got)}-", "If-Range": whole.headers["ETag"]}
+
+    def resumed() -> bool:
+        with contextlib.suppress(httpx.TransportError):  # the next process is starting
+            rest[:] = [system.get(url, **more)]
+        return bool(rest)
+
+    until(resumed, 60, system.log)
+    assert rest[0].status_code == 206
+    digest = hashlib.sha256(got + rest[0].content).hexdigest()
+    assert whole.headers["ETag"] == f'"sha256:{digest}"'
+
+
 def test_a_disk_without_any_room_loses_no_build_and_harms_no_database(
     system: SmallSystem, channel: ChannelServer, tmp_path: Path
 ) -> None:
