@@ -140,8 +140,12 @@ def test_what_is_in_the_prefix_already_stays(
     made = linked("hello-noarch")
     sources = python_sources(made.packages, made.python)
     bytecode.compile(sources, tag=tag, prefix=made.prefix)
-    for _ in range(2):
-        bytecode.link(sources, tag=tag, prefix=made.prefix)
+    bytecode.link(sources, tag=tag, prefix=made.prefix)
+    [compiled, *_] = made.prefix.rglob(f"*.{tag}.pyc")
+    compiled.unlink()
+    compiled.write_bytes(b"of the package itself")
+    bytecode.link(sources, tag=tag, prefix=made.prefix)
+    assert compiled.read_bytes() == b"of the package itself"
 
 
 def test_progress_names_each_package(linked: Link, bytecode: BytecodeCache, tag: str) -> None:
