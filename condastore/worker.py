@@ -24,6 +24,9 @@ logger = structlog.get_logger(__name__)
 ANNOUNCE, LIFE = timedelta(seconds=5), timedelta(seconds=20)
 #: Seconds to give running builds back when it stops; then it ends whatever they do.
 GRACE, HARD_END = 8.0, 12.0
+#: New objects until the collector looks at them: a build notes ten thousands of files, and keeps
+#: them to its end; to look at all of them takes longer than to link what is compiled.
+COLLECT = (10_000, 10, 10)
 
 
 def process_name() -> str:
@@ -104,6 +107,7 @@ def _preload() -> None:
     # What is imported by now stays: the collector need not look at it again and again.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(*COLLECT)
     logger.debug("preloaded", seconds=round(time.monotonic() - started, 2))
 
 

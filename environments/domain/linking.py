@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -111,10 +110,10 @@ def find_clashes(
     for package in packages:
         for path, kind, content in _claims(package, python):
             key = path.casefold() if ignores_case else path
-            folder = posixpath.dirname(key)
+            folder = key.rpartition("/")[0]
             while folder and folder not in folders:
                 folders[folder] = package.label
-                folder = posixpath.dirname(folder)
+                folder = folder.rpartition("/")[0]
             if kind == "folder":
                 folders.setdefault(key, package.label)
                 continue
