@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from environments.domain.errors import InvalidInputError
 
 MOST = 30  # packages
+LONGEST = 100  # characters of one: in a long text the pattern below takes quadratic time
 #: A name, and a version after the first dot that a digit follows: `ruamel.yaml.0.18`.
 _PART = re.compile(
     r"(?P<name>[a-z0-9_](?:[a-z0-9_.-]*?[a-z0-9_])?)(?:\.(?P<version>\d[a-z0-9._]*))?"
@@ -28,8 +29,8 @@ class OnDemand:
         faults: list[str] = []
         found: dict[str, str] = {}
         parts = path.split("/")
-        for part in parts:
-            match = _PART.fullmatch(part)
+        for part in parts[: MOST + 1]:
+            match = _PART.fullmatch(part) if len(part) <= LONGEST else None
             if match is None:
                 faults.append(f"{part!r:.60} is no package")
             elif match["name"] in found:
