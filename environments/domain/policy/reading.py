@@ -14,9 +14,10 @@ from environments.domain.policy.package_specs import PackageSpec, package_spec
 Value = TypeVar("Value")
 
 _MOST = 2_000  # entries of one list
-_AGE = re.compile(r"(?i)\s*(\d{1,6})\s*(minutes?|min|hours?|h|days?|d|weeks?|w)?\s*")
+# Without spaces at the ends: beside those in the middle they take quadratic time.
+_AGE = re.compile(r"(?i)(\d{1,6})\s*(minutes?|min|hours?|h|days?|d|weeks?|w)?")
 _UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-_BYTES = re.compile(r"(?i)\s*(\d{1,15}(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*")
+_BYTES = re.compile(r"(?i)(\d{1,15}(?:\.\d+)?)\s*([kmgt]?)(i?)b?")
 
 
 class Settings:
@@ -105,7 +106,7 @@ class Settings:
         value = self._get(key)
         if value is None or isinstance(value, int):
             return self.count(key)
-        match = _BYTES.fullmatch(value) if isinstance(value, str) else None
+        match = _BYTES.fullmatch(value.strip()) if isinstance(value, str) else None
         if match is None:
             self.fault(key, f"{printable(str(value))} is not a size.", "Write it like 5 GB.")
             return None
@@ -181,7 +182,7 @@ class Settings:
 
 
 def _age(text: str) -> timedelta:
-    match = _AGE.fullmatch(text)
+    match = _AGE.fullmatch(text.strip())
     if match is None:
         raise InvalidInputError(
             f"{printable(text)} is not an age.", hint="Write it like 14 days, 36h or 2 weeks."

@@ -169,6 +169,13 @@ def test_age_rests_on_the_earliest_evidence_that_can_be_trusted(record, seen, pu
     assert (not found) == allowed
 
 
+def test_a_long_text_is_no_age_and_found_so_at_once():
+    """Spaces at two places would be tried in all ways: for hours, of which a server has none."""
+    with pytest.raises(RuleError) as caught:
+        rule("age", minimum="1" + " " * 500_000 + "x")
+    assert "is not an age" in str(caught.value.faults[0])
+
+
 def test_an_age_can_differ_by_channel_and_exempt_packages():
     new = lock(make_package("a"), make_package("ours-a"))
     assert not judged(rule("age", minimum="7 days", channels={CHANNEL: "0 days"}), of=new)
