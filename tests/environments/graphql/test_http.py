@@ -37,6 +37,24 @@ FOLLOW = """subscription($id: ID!, $from: Int! = 0) {
   buildProgress(buildId: $id, fromLine: $from) { build { ref state source } newLines nextLine } }"""
 
 
+# --- answers ------------------------------------------------------------------------------------
+
+
+def test_texts_and_numbers_of_any_size_are_answered_as_they_are(alice: Actor) -> None:
+    """Numbers of more than 64 bits are written by another encoder than the others."""
+    namespace = factories.make_namespace("numbers", alice=Role.VIEWER)
+    details = {"grüße": "\u2028</script>", "few": 2**64 - 1}
+    for said in (details, details | {"many": 2**70}):
+        build = factories.make_build(
+            factories.make_environment(namespace, f"e{len(said)}"), BuildState.FAILED
+        )
+        Build.objects.filter(pk=build.pk).update(failure={"code": "x", "details": said})
+        client = Client()
+        client.force_login(alice.account)
+        answer = post(client, f"{{ build(id: {build.pk}) {{ failure {{ details }} }} }}")
+        assert answer.json()["data"]["build"]["failure"]["details"] == said, answer.content
+
+
 # --- forged requests ----------------------------------------------------------------------------
 
 
