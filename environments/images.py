@@ -468,7 +468,8 @@ def _login_of_base(name: str) -> Login | None:
     """The setting, for the registry of that base and for no other one."""
     if not settings.BASE_IMAGE_LOGIN or "/" not in settings.BASE_IMAGE:
         return None
-    same = Reference.parse(settings.BASE_IMAGE).host == Reference.parse(name).host
+    # The address, not the host: without TLS everybody on the way would read it.
+    same = Reference.parse(settings.BASE_IMAGE).address == Reference.parse(name).address
     return Login.parse(settings.BASE_IMAGE_LOGIN) if same else None
 
 

@@ -17,7 +17,7 @@ import os
 import pickle
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import groupby
@@ -55,6 +55,8 @@ FORMS = ("repodata.json.zst", "repodata.json")
 CHUNK = 1 << 20  # bytes
 #: Bytes of one subdir's repodata, as JSON.
 LARGEST = 8 << 30
+#: Of packed bytes, given to zstd at once: they unpack to 32 MB at most.
+_SLICE = 1 << 10
 #: Bytes of repodata from which on a process of its own is worth its start.
 APART = 16 << 20
 #: Of zstd, for what is written once and read by many.
@@ -141,15 +143,32 @@ def _refuse(channel: str, status: int) -> None:
 
 
 def _write(answer: httpx.Response, form: str, to: Path, cancelled: Cancelled) -> None:
-    unpacked = zstandard.ZstdDecompressor().decompressobj() if form.endswith(".zst") else None
+    parts = _decompressed(answer.iter_raw()) if form.endswith(".zst") else answer.iter_bytes()
     with to.open("wb") as out:
         size = 0
-        for part in answer.iter_bytes() if unpacked is None else answer.iter_raw():
+        for part in parts:
             obey(cancelled)
-            size += out.write(part if unpacked is None else unpacked.decompress(part))
+            size += out.write(part)
             if size > LARGEST:
                 raise EOFError(f"it has more than {LARGEST:,} bytes")
-    if unpacked is not None and not unpacked.eof:
+
+
+def _decompressed(packed: Iterable[bytes]) -> Iterator[bytes]:
+    """What one zstd frame after the other holds, some at a time however well it was packed.
+
+    Raises:
+        EOFError: the last one was cut.
+    """
+    frame = zstandard.ZstdDecompressor().decompressobj()
+    for part in packed:
+        for start in range(0, len(part), _SLICE):
+            rest = part[start : start + _SLICE]
+            while rest:
+                if frame.eof:
+                    frame = zstandard.ZstdDecompressor().decompressobj()
+                yield frame.decompress(rest)
+                rest = frame.unused_data if frame.eof else b""
+    if not frame.eof:
         raise EOFError("it was cut")
 
 

@@ -42,6 +42,7 @@ _MOST_FAULTS = 20
 _HEADER = 2 << 20  # bytes that the headers of one entry may take
 _WINDOW = 1 << 28  # of zstd; level 22 needs half of that
 _CHUNK = 1 << 18
+_MOST_LINKS = 40  # on one way, as Linux has it
 _LONGEST_PATH, _LONGEST_PART = 1024, 255  # bytes
 #: Below this, no ratio is too good: a small package may hold a large file of zeros.
 _SMALL = 64 << 20
@@ -76,7 +77,7 @@ class _Found:
     """What a package holds, and what is wrong with it."""
 
     files: set[str] = field(default_factory=set)
-    links: set[str] = field(default_factory=set)
+    links: dict[str, str] = field(default_factory=dict)
     folders: set[str] = field(default_factory=set)
     documents: dict[str, bytes] = field(default_factory=dict)
     faults: list[StoreError] = field(default_factory=list)
@@ -299,12 +300,9 @@ def _look(archive: tarfile.TarFile, entry: tarfile.TarInfo, found: _Found) -> No
         return
     found.files.add(name)
     if entry.issym():
-        found.links.add(name)
-        target = posixpath.join(posixpath.dirname(name), entry.linkname)
-        if not entry.linkname or posixpath.normpath(target).split("/")[0] in ("..", ""):
-            found.fault("The link leads out of the package.", where=name)
+        found.links[name] = entry.linkname
     elif entry.islnk():
-        if posixpath.normpath(entry.linkname) not in found.files - found.links:
+        if posixpath.normpath(entry.linkname) not in found.files - found.links.keys():
             found.fault("The link leads to no file of the package.", where=name)
     elif not entry.isreg() or entry.issparse():
         found.fault("It is a device, or something else that no package holds.", where=name)
@@ -342,6 +340,9 @@ def _judged(found: _Found, file_name: str) -> dict[str, Any]:
         for parent in _parents(path):
             if parent in found.files:
                 found.fault(f"It lies below {printable(parent)}, which is no folder.", where=path)
+    for link in found.links:
+        if _leads_out(link, found.links):
+            found.fault("The link leads out of the package.", where=link)
     _judge_paths(found)
     index = _document(found, INDEX)
     record = _record(index, found) if index is not None else {}
@@ -361,6 +362,34 @@ def _judged(found: _Found, file_name: str) -> dict[str, Any]:
     if found.faults:
         raise PackageInvalidError(found.faults)
     return record
+
+
+def _leads_out(link: str, links: Mapping[str, str]) -> bool:
+    """Whether it ends outside, through other links too, or nowhere."""
+    here = posixpath.dirname(link).split("/")
+    ahead, followed = [links[link]], 0
+    if not links[link]:
+        return True
+    while ahead:
+        target = ahead.pop()
+        if target.startswith("/"):
+            return True
+        part, _, rest = target.partition("/")
+        if rest := rest.lstrip("/"):
+            ahead.append(rest)
+        if part == "..":
+            if not any(here):
+                return True
+            here.pop()
+        elif part not in ("", "."):
+            here.append(part)
+            if (other := links.get("/".join(filter(None, here)))) is not None:
+                followed += 1
+                if followed > _MOST_LINKS or not other:
+                    return True
+                here.pop()
+                ahead.append(other)
+    return False
 
 
 def _parents(path: str) -> Iterator[str]:

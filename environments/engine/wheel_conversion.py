@@ -23,7 +23,8 @@ _HINT = "Build a conda package of it, and upload that."
 class Converted:
     """`warnings`: what of the wheel a conda package cannot say."""
 
-    path: Path  # in the folder of the wheel
+    path: Path  # in the folder of the wheel, with a name that is nobody else's
+    file_name: str
     warnings: tuple[str, ...]
 
 
@@ -61,7 +62,8 @@ def convert(path: Path, file_name: str, *, limits: Limits) -> Converted:
         converter.logger = logging.Logger("whl2conda", logging.WARNING)
         converter.logger.addHandler(_Ear(warnings))
         made = Path(converter.convert())
-        final = path.with_name(made.name)
+        # Wheels that are uploaded at the same time may become packages of one name.
+        final = folder.with_suffix(".made")
         made.rename(final)
     except OSError:
         raise
@@ -69,7 +71,7 @@ def convert(path: Path, file_name: str, *, limits: Limits) -> Converted:
         raise _refused(f"{file_name} cannot be converted: {printable(str(error))}.") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return Converted(path=final, warnings=tuple(warnings))
+    return Converted(path=final, file_name=made.name, warnings=tuple(warnings))
 
 
 def _refused(message: str) -> PackageInvalidError:

@@ -200,9 +200,10 @@ def upload(
             return Uploaded(package=same, created=False)
         made = wheel_conversion.convert(path, file_name, limits=limits())
         path.unlink()
-        path, file_name, warnings, made_from = made.path, made.path.name, made.warnings, sha256
-        sha256, md5 = _digest(path, "sha256"), _digest(path, "md5")
+        path, file_name, warnings, made_from = made.path, made.file_name, made.warnings, sha256
     try:
+        if made_from:
+            sha256, md5 = _digest(path, "sha256"), _digest(path, "md5")
         record = uploads.read_package(path, file_name, limits=limits())
         if subdir and subdir != record["subdir"]:
             raise InvalidInputError(

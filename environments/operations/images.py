@@ -238,29 +238,37 @@ def referrers(actor: Actor, environment: Environment, sha256: str) -> list[dict[
     rows = ImageBlob.objects.filter(artifact__in=of_image.values("artifact"), media_type=MANIFEST)
     told = rows.exclude(artifact_type="").filter(blob__damaged_at=None)
     found = {
-        row.blob.sha256: _told(row.blob, row.artifact_type)
+        row.blob.sha256: (row.blob, row.artifact_type)
         for row in told.select_related("blob").order_by("artifact_type", "pk")
     }
     for statement in _statements(served, sha256):
-        found[statement.manifest.sha256] = _told(statement.manifest, STATEMENT)
-    return list(found.values())
+        found[statement.manifest.sha256] = (statement.manifest, STATEMENT)
+    return [
+        Descriptor(media_type=MANIFEST, sha256=blob.sha256, size=blob.size).to_json(
+            artifactType=artifact_type, annotations=document.get("annotations") or {}
+        )
+        for blob, artifact_type in found.values()
+        if (document := _document(blob)) is not None
+    ]
 
 
-def _told(blob: Blob, artifact_type: str) -> dict[str, Any]:
-    document = json.loads(b"".join(blobs.parts(blob.sha256)))
-    described = Descriptor(media_type=MANIFEST, sha256=blob.sha256, size=blob.size)
-    return described.to_json(
-        artifactType=artifact_type, annotations=document.get("annotations") or {}
-    )
+def _document(blob: Blob) -> dict[str, Any] | None:
+    """None where its bytes are lost: that is reported, and it is made again with its image."""
+    try:
+        document: dict[str, Any] = json.loads(blobs.read(blob, 0, blob.size))
+    except DamagedError:
+        return None
+    return document
 
 
 def _statements(served: QuerySet[Build], sha256: str) -> list[ImageStatement]:
     """What the builds that this is the image of say of it; said now where it was not yet."""
     locks = served.order_by().values("lock")
-    index = ImageIndex.objects.filter(blob__sha256=sha256, lock__in=locks).first()
+    indexes = ImageIndex.objects.filter(blob__sha256=sha256, lock__in=locks)
+    index = indexes.select_related("blob").first()
     digests, media_type = {sha256}, MANIFEST
     if index is not None:
-        listed = json.loads(b"".join(blobs.parts(sha256)))["manifests"]
+        listed = (_document(index.blob) or {}).get("manifests", ())
         digests = {str(one["digest"]).removeprefix("sha256:") for one in listed}
         media_type = INDEX
     images = Artifact.objects.filter(blob__sha256__in=digests, lock__in=locks)

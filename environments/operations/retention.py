@@ -26,6 +26,7 @@ from environments.models import (
     Build,
     BuildTag,
     Environment,
+    ImageIndex,
     LegalHold,
     LockedConda,
     LockedPypi,
@@ -317,6 +318,7 @@ def _want(lock: int | None) -> None:
         Blob.objects.filter(
             Q(pk__in=artifacts.exclude(blob=None).values("blob"))
             | Q(pk__in=artifacts.filter(image_blobs__isnull=False).values("image_blobs__blob"))
+            | Q(pk__in=ImageIndex.objects.filter(lock=lock).order_by().values("blob"))
         )
     )
     for locked in (LockedConda, LockedPypi):

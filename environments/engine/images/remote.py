@@ -52,6 +52,12 @@ _REFERENCE = re.compile(
 )
 _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 _TIMEOUT = httpx.Timeout(30, read=60)
+#: Refusals of a request that may be taken later.
+_LATER = (
+    httpx.codes.REQUEST_TIMEOUT,
+    httpx.codes.TOO_EARLY,
+    httpx.codes.TOO_MANY_REQUESTS,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +184,8 @@ class Repository:
                         raise InvalidInputError(
                             f"{self.reference.host} sends more than a document may have."
                         )
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        # A stream that was sent already cannot be sent to where a redirection leads.
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
             told = redact(str(error) or type(error).__name__)
             raise UnavailableError(f"{self.reference.host} does not answer: {told}") from error
         return Answer(status=answer.status_code, headers=answer.headers, content=content)
@@ -192,8 +199,10 @@ class Repository:
             )
         if status == httpx.codes.NOT_FOUND:
             raise NotFoundError(f"{self.reference} is not there: {_said(answer)}.")
-        if status >= httpx.codes.BAD_REQUEST:
+        if status >= httpx.codes.INTERNAL_SERVER_ERROR or status in _LATER:
             raise UnavailableError(f"{host} answers {status}: {_said(answer)}.")
+        if status >= httpx.codes.BAD_REQUEST:  # asked again, it would say the same
+            raise InvalidInputError(f"{host} answers {status}: {_said(answer)}.")
         return answer
 
     def _sign_in(self, challenge: str) -> None:

@@ -78,6 +78,8 @@ def link(path: str, target: str, kind: bytes = tarfile.SYMTYPE) -> Any:
         ([link("a", "/etc"), entry("a/b")], "leads out of the package"),
         ([link("b/a", "../../etc")], "leads out of the package"),
         ([link("a", "")], "leads out of the package"),
+        ([link("x/y/a", "../.."), link("c", "x/y/a/../secret")], "leads out of the package"),
+        ([link("a", "b"), link("b", "a")], "leads out of the package"),
         ([link("d", "share"), entry("d/x")], "no folder"),
         ([link("a", "/etc/passwd", tarfile.LNKTYPE)], "no file of the package"),
         ([link("a", "later", tarfile.LNKTYPE), entry("later")], "no file of the package"),
@@ -233,11 +235,15 @@ def test_a_pure_wheel_becomes_a_package_whose_dependencies_have_condas_names(
     path = wheel(tmp_path, requires=["torch>=2", "tomli; python_version<'3.11'"])
     made = convert(path, "acme_tools-1.2-py3-none-any.whl", limits=Limits())
     assert made.path.parent == tmp_path
-    record = read_package(made.path, made.path.name, limits=Limits())
+    record = read_package(made.path, made.file_name, limits=Limits())
     assert (record["name"], record["version"], record["noarch"]) == ("acme-tools", "1.2", "python")
     assert "pytorch >=2" in record["depends"]
     assert any("tomli" in warning for warning in made.warnings)  # conda cannot say it
-    assert sorted(one.name for one in tmp_path.iterdir()) == sorted([made.path.name, "wheel"])
+    assert made.file_name == "acme-tools-1.2-py_0.conda"
+    # The same name, converted at the same time for another team, is another file.
+    again = convert(path, "acme_tools-1.2-py3-none-any.whl", limits=Limits())
+    assert (again.file_name, again.path != made.path) == (made.file_name, True)
+    assert set(tmp_path.iterdir()) == {path, made.path, again.path}
 
 
 @pytest.mark.parametrize(
