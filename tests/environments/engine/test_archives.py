@@ -278,4 +278,4 @@ def test_the_compressors_give_the_bytes_that_they_always_gave(
         state = state * 1103515245 + 12345 & 0x7FFFFFFF
         words.append(f"{state % 997:03d} ")
     content = "".join(words).encode()
-    assert hashlib.sha256(compression.compress(content)).hexdigest() == digest
+    assert hashlib.sha256(compression.compress(memoryview(content))).hexdigest() == digest
