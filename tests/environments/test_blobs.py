@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 import socket
 import threading
 import time
@@ -57,8 +58,9 @@ def bucket(s3_service: S3Service) -> str:
         aws_secret_access_key=s3_service.secret_key,
         region_name="us-east-1",
     )
-    client.create_bucket(Bucket="blobs-of-tests")
-    return "blobs-of-tests"
+    name = f"blobs-{secrets.token_hex(8)}"  # the service serves other modules, too
+    client.create_bucket(Bucket=name)
+    return name
 
 
 @pytest.fixture(params=["files", "s3"])

@@ -46,6 +46,7 @@ class Door:
     perm: Perm
     method: str = "get"
     opened: int = 200
+    also: str = ""  # another method that it takes, tried elsewhere
 
 
 ML = {"namespace": "research", "environment": "ml", "reference": "current"}
@@ -63,9 +64,11 @@ DOORS = {
         to={"namespace": "research", "subdir": "linux-64", "name": "repodata.json"},
         perm=Perm.DOWNLOAD,
     ),
-    "hosted-channel": Door(to=HOSTED, perm=Perm.DOWNLOAD),
+    "hosted-channel": Door(to=HOSTED, perm=Perm.DOWNLOAD, also="put"),
     # Where packages are sent; there is nothing to read. Uploads: rest/test_hosted.py.
-    "hosted-upload": Door(to={"channel": "research", "name": "x"}, perm=Perm.DOWNLOAD, opened=404),
+    "hosted-upload": Door(
+        to={"channel": "research", "name": "x"}, perm=Perm.DOWNLOAD, opened=404, also="put"
+    ),
     "mirror-channel": Door(to=MIRROR, perm=Perm.DOWNLOAD),
     "mirror-snapshot": Door(to={**MIRROR, "day": "2026-01-01"}, perm=Perm.DOWNLOAD),
     "use": Door(to=ML, perm=Perm.DOWNLOAD, method="post", opened=204),
@@ -386,10 +389,12 @@ def test_what_is_refused_in_the_admin_is_recorded(db: None) -> None:
 
 
 @pytest.mark.parametrize("method", ["post", "put", "patch", "delete"])
-def test_no_door_that_only_shows_takes_anything_else(db: None, method: str) -> None:
+def test_no_door_takes_another_method(db: None, method: str) -> None:
     make_world()
     client = Client()
     client.force_login(User.objects.get(username="dora"))
     for name, door in DOORS.items():
+        if method in (door.method, door.also):
+            continue
         answer = getattr(client, method)(reverse(name, kwargs=door.to))
         assert answer.status_code == 405, name
