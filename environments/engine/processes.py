@@ -213,6 +213,7 @@ def _lines(process: subprocess.Popen[bytes]) -> Iterator[str | None]:
     assert process.stdout is not None  # it was opened as a pipe
     pending = b""
     last_look = time.monotonic()
+    ended = False
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
         while True:
@@ -227,10 +228,13 @@ def _lines(process: subprocess.Popen[bytes]) -> Iterator[str | None]:
                 yield _text(pending)
                 pending = b""
             if not ready or time.monotonic() - last_look >= POLL:
-                if process.poll() is not None:  # what it left running holds the pipe
+                if ended:  # what it left running holds the pipe
                     break
-                yield None
-                last_look = time.monotonic()
+                # Once more: what it printed last may have come after the read above.
+                ended = process.poll() is not None
+                if not ended:
+                    yield None
+                    last_look = time.monotonic()
     if pending:
         yield _text(pending)
     while process.poll() is None and not _ended_within(process, POLL):

@@ -53,6 +53,20 @@ def test_lines_of_output_and_errors_come_in_order(tmp_path: Path) -> None:
     assert result.tail == ("one", "two", "three")
 
 
+def test_what_a_command_prints_last_is_heard_by_those_who_listen_slowly(tmp_path: Path) -> None:
+    heard: list[str] = []
+
+    def listen(line: str) -> None:
+        heard.append(line)
+        if line == "one":  # the command goes on to its end meanwhile
+            wait_for((tmp_path / "ended").exists)
+            time.sleep(0.3)
+
+    command = "echo one; sleep 0.1; echo two; touch ended"
+    run("sh", "-c", command, cwd=tmp_path, on_line=listen)
+    assert heard == ["one", "two"]
+
+
 def test_the_status_is_that_of_the_command(tmp_path: Path) -> None:
     result, _ = run("sh", "-c", "exit 7", cwd=tmp_path)
     assert result.status == 7
