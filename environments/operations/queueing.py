@@ -88,20 +88,24 @@ def queue_preview(preview: Preview) -> None:
     transaction.on_commit(lambda: send_preview(preview))
 
 
-def send_notifications() -> None:
-    """Say which messages are due; each is said again where nothing came of it."""
+def _send_due(rows: type[Notification] | type[Push], task: Any) -> None:
+    """Say which rows are due; each is said again where nothing came of it."""
     now = timezone.now()
     unsent = Q(message_sent_at=None) | Q(message_sent_at__lt=now - NOTIFICATION_PATIENCE)
-    due = Notification.objects.due(now).filter(unsent).order_by("not_before")
+    due = rows.objects.due(now).filter(unsent).order_by("not_before")
     for key in list(due.values_list("pk", flat=True)[:500]):
         # First, for a worker that is quick may have set another time by the end of `send`.
-        Notification.objects.filter(pk=key).update(message_sent_at=now)
+        rows.objects.filter(pk=key).update(message_sent_at=now)
         try:
-            tasks.deliver_notification.send(key)
+            task.send(key)
         except DOWN as error:
-            Notification.objects.filter(pk=key).update(message_sent_at=None)
-            logger.warning("queue unreachable", notification=key, error=str(error))
+            rows.objects.filter(pk=key).update(message_sent_at=None)
+            logger.warning("queue unreachable", row=f"{rows.__name__} {key}", error=str(error))
             return
+
+
+def send_notifications() -> None:
+    _send_due(Notification, tasks.deliver_notification)
 
 
 def queue_notifications() -> None:
@@ -109,18 +113,8 @@ def queue_notifications() -> None:
 
 
 def send_pushes() -> None:
-    """Say which images are to be sent elsewhere; each is said again where nothing came of it."""
-    now = timezone.now()
-    unsent = Q(message_sent_at=None) | Q(message_sent_at__lt=now - NOTIFICATION_PATIENCE)
-    due = Push.objects.due(now).filter(unsent).order_by("not_before")
-    for key in list(due.values_list("pk", flat=True)[:500]):
-        Push.objects.filter(pk=key).update(message_sent_at=now)
-        try:
-            tasks.push_image.send(key)
-        except DOWN as error:
-            Push.objects.filter(pk=key).update(message_sent_at=None)
-            logger.warning("queue unreachable", push=key, error=str(error))
-            return
+    """For images that are to be sent to other registries."""
+    _send_due(Push, tasks.push_image)
 
 
 def queue_tidy() -> None:
