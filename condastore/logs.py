@@ -10,6 +10,8 @@ from typing import Any
 
 import structlog
 
+from condastore import terminal
+
 _SHARED: list[Any] = [
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_logger_name,
@@ -17,6 +19,25 @@ _SHARED: list[Any] = [
     structlog.stdlib.PositionalArgumentsFormatter(),
     structlog.processors.TimeStamper(fmt="iso", utc=True),
 ]
+
+
+def _escape_values(logger: Any, method: str, event: dict[str, Any]) -> dict[str, Any]:
+    """Escape control characters, so that no value can begin a line or steer a terminal."""
+    return {
+        terminal.escaped(key): terminal.escaped(value)
+        if isinstance(value, str) and key not in _MANY_LINES
+        else value
+        for key, value in event.items()
+    }
+
+
+#: Texts of several lines, which `_indent_continuation` keeps apart from the lines of the log.
+_MANY_LINES = frozenset({"exception", "stack"})
+
+
+def _indent_continuation(logger: Any, method: str, line: str) -> str:
+    """Indent the lines of a traceback: whatever starts a line is a line of the log itself."""
+    return terminal.neutralise(line).replace("\n", "\n    ")
 
 
 class NotProbes(logging.Filter):
@@ -54,13 +75,17 @@ class OnceAMinute(logging.Filter):
 
 def configure(options: Mapping[str, Any]) -> None:
     """`options`: {"level": "INFO", "format": "console" | "json"}; Django calls this at start."""
-    renderer: Any = (
-        structlog.processors.JSONRenderer()
+    rendering: list[Any] = (
+        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if options.get("format") == "json"
-        # Plain tracebacks: the rich ones show the values of variables, secrets among them.
-        else structlog.dev.ConsoleRenderer(
-            colors=False, exception_formatter=structlog.dev.plain_traceback
-        )
+        else [
+            _escape_values,
+            # Plain tracebacks: the rich ones show the values of variables, secrets among them.
+            structlog.dev.ConsoleRenderer(
+                colors=False, exception_formatter=structlog.dev.plain_traceback
+            ),
+            _indent_continuation,
+        ]
     )
     logging.config.dictConfig(
         {
@@ -72,12 +97,7 @@ def configure(options: Mapping[str, Any]) -> None:
                     "foreign_pre_chain": _SHARED,
                     "processors": [
                         structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                        *(
-                            [structlog.processors.format_exc_info]
-                            if options.get("format") == "json"
-                            else []
-                        ),
-                        renderer,
+                        *rendering,
                     ],
                 }
             },

@@ -30,6 +30,7 @@ from condastore.cli.options import (
     Platform,
 )
 from condastore.cli.references import CURRENT, Reference
+from condastore.terminal import one_line
 
 app = typer.Typer()
 
@@ -144,7 +145,7 @@ def log(
             lines += part
         else:
             for line in part:
-                render.say(render.harmless(line) if sys.stdout.isatty() else line)
+                render.say(one_line(line))
         if len(part) < LOG_PAGE:
             break
     if as_json:
@@ -232,7 +233,7 @@ def why(
             if len(chain) == 1:
                 render.say(f"{chain[0]}  (asked for)")
             else:
-                render.say(render.harmless(" -> ".join(chain)))
+                render.say(one_line(" -> ".join(chain)))
 
     render.answer(found, as_json, human)
 
@@ -283,7 +284,7 @@ def specification(environment: BuildOf, as_json: AsJson = False) -> None:
     """Print the specification of a build as it was written."""
     api = connect()
     found = ask_build(api, queries.SOURCE, reference(api, environment))
-    render.answer(found, as_json, lambda: render.say(found["source"].rstrip("\n")))
+    render.answer(found, as_json, lambda: render.document(found["source"].rstrip("\n") + "\n"))
 
 
 @app.command()
@@ -369,7 +370,7 @@ def show_build(api: Api, ref: Reference, *, as_json: bool) -> None:
         )
         for request in found.get("approvals") or ():
             if request["state"] in ("OPEN", "SECOND"):
-                render.say(render.harmless(_waits_for(request)))
+                render.say(one_line(_waits_for(request)))
         if found["failure"]:
             for line in render.failure_lines(found["failure"]):
                 render.say(line)

@@ -24,6 +24,7 @@ from condastore.cli.client import Api, Json, UnreachableError, connect
 from condastore.cli.errors import CommandError, Status
 from condastore.cli.lookup import ask_build, reference
 from condastore.cli.options import AsJson, BuildOf
+from condastore.terminal import console, one_line
 
 if TYPE_CHECKING:
     import httpx
@@ -320,7 +321,7 @@ class _Show:
         assert self._task is not None
         self._progress.update(
             self._task,
-            description=render.harmless(text),
+            description=one_line(text),
             completed=done,
             total=total or None,
             counts=counts,
@@ -332,7 +333,6 @@ def _shown() -> Iterator[_Show]:
     if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield _Show(None)
         return
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     with Progress(
@@ -341,7 +341,7 @@ def _shown() -> Iterator[_Show]:
         BarColumn(bar_width=24),
         TextColumn("{task.fields[counts]}"),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
+        console=console(stderr=True),
         transient=True,
     ) as progress:
         yield _Show(progress)

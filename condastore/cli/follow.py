@@ -12,6 +12,7 @@ from condastore.cli import queries, render
 from condastore.cli.client import Api, Json, StreamCutError, UnreachableError
 from condastore.cli.errors import Status
 from condastore.cli.lookup import not_found
+from condastore.terminal import console, one_line
 
 #: Seconds between two questions, and after how many of them the events are tried again.
 PAUSE, POLLS = 0.5, 20
@@ -100,7 +101,7 @@ class PlainLines:
     def show(self, update: Update) -> None:
         if self._log:
             for line in update.lines:
-                render.say(render.harmless(line))
+                render.say(one_line(line))
         if update.build["state"] != self._state:
             self._state = update.build["state"]
             render.say(f"{update.build['ref']}: {self._state}")
@@ -119,24 +120,23 @@ class Terminal:
         self._log = log
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TextColumn("{task.fields[counts]}"),
             TimeElapsedColumn(),
-            TextColumn("[dim]{task.fields[doing]}"),
-            console=render.console(),
+            TextColumn("{task.fields[doing]}", style="dim", markup=False),
+            console=console(),
             transient=True,
         )
         self._task = self._progress.add_task("", total=None, counts="", doing="")
         self._progress.start()
 
     def show(self, update: Update) -> None:
-        from rich.markup import escape
         from rich.text import Text
 
         if self._log:
             for line in update.lines:
-                self._progress.console.print(Text(render.harmless(line)))
+                self._progress.console.print(Text(one_line(line)))
         progress: Json = update.build.get("progress") or {}
         done, total = progress.get("done") or 0, progress.get("total") or 0
         counts = f"{done}/{total}" if total else ""
@@ -146,11 +146,11 @@ class Terminal:
             )
         self._progress.update(
             self._task,
-            description=f"{update.build['ref']} {update.build['state']}",
+            description=one_line(f"{update.build['ref']} {update.build['state']}"),
             completed=done,
             total=total or None,
             counts=counts,
-            doing=escape(render.harmless(progress.get("current") or "")),
+            doing=one_line(progress.get("current") or ""),
         )
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ from condastore.cli.client import Api, Json, connect
 from condastore.cli.errors import CommandError, Status
 from condastore.cli.lookup import not_found
 from condastore.cli.options import AsJson, Limit, Yes
+from condastore.terminal import console
 
 app = typer.Typer(
     help="Channels on the server itself: upload your own packages, for builds and conda's tools.",
@@ -244,7 +245,6 @@ def _shown(name: str, size: int) -> Iterator[Callable[[int], None]]:
     if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield lambda sent: None
         return
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -260,7 +260,7 @@ def _shown(name: str, size: int) -> Iterator[Callable[[int], None]]:
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console(stderr=True),
         transient=True,
     ) as progress:
         task = progress.add_task(name, total=size)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from condastore import __version__
+from condastore import __version__, terminal
 from condastore.cli import (
     approvals,
     audit,
@@ -95,6 +95,7 @@ app.command()(version)
 
 def main() -> None:
     """Run the command of `sys.argv` and leave with its status; no traceback reaches a person."""
+    terminal.guard()
     try:
         app(prog_name="condastore")
     except CommandError as error:
@@ -126,12 +127,10 @@ def _report(error: CommandError) -> None:
         traceback.print_exception(error)
     own = sys.argv[1 : sys.argv.index("--") if "--" in sys.argv else None]
     if "--json" in own:
-        import json
-
-        render.warn(json.dumps(error.document(), indent=2, ensure_ascii=False))
+        render.warn(terminal.to_json(error.document(), indent=2))
     else:
         for line in error.lines():
-            render.warn(render.harmless(line))
+            render.warn(terminal.one_line(line))
 
 
 if __name__ == "__main__":

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from condastore.cli.client import Json
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from condastore.terminal import console, one_line, to_json
 
 _COLOURS = {
     "READY": "green",
@@ -22,44 +18,36 @@ _COLOURS = {
     "HELD": "yellow",
     "ARCHIVED": "dim",
 }
-#: Wide enough that nothing is cut or folded where no terminal sets a width.
-_WIDE = 1000
-
-
-@cache
-def console() -> Console:
-    from rich.console import Console
-
-    terminal = sys.stdout.isatty()
-    return Console(width=None if terminal else _WIDE, highlight=False, emoji=False)
 
 
 def answer(document: Any, as_json: bool, human: Callable[[], None]) -> None:
     """Print `document` for a program, or what `human` prints."""
     if as_json:
-        sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        sys.stdout.write(to_json(document, indent=2) + "\n")
     else:
         human()
 
 
 def json_line(document: Any) -> None:
-    sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")
+    sys.stdout.write(to_json(document) + "\n")
     sys.stdout.flush()
 
 
 def say(text: str = "") -> None:
-    """A line of text as it is."""
+    """Print text for a person; what would steer a terminal is neutralised by the stream."""
     sys.stdout.write(text + "\n")
+
+
+def document(text: str) -> None:
+    """Print a document byte for byte; neutralised where stdout is a terminal."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(text.encode())
+    sys.stdout.buffer.flush()
 
 
 def warn(text: str) -> None:
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
-
-
-def harmless(text: str) -> str:
-    """`text` without the characters that would steer the terminal."""
-    return "".join(c if c.isprintable() or c == "\t" else "�" for c in text)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:
@@ -74,7 +62,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) 
             column.removeprefix("#"), justify="right" if right else "left", overflow="fold"
         )
     for row in rows:
-        cells = [Text(harmless("" if cell is None else str(cell))) for cell in row]
+        cells = [Text(one_line("" if cell is None else str(cell))) for cell in row]
         for cell in cells:
             if cell.plain in _COLOURS:
                 cell.stylize(_COLOURS[cell.plain])
@@ -90,7 +78,7 @@ def pairs(rows: Iterable[tuple[str, Any]]) -> None:
     kept = [(name, value) for name, value in rows if value not in (None, "", [], ())]
     width = max((len(name) for name, _ in kept), default=0)
     for name, value in kept:
-        say(f"{name:<{width}}  {harmless(str(value))}")
+        say(f"{name:<{width}}  {one_line(str(value))}")
 
 
 # --- values ---------------------------------------------------------------------------------------
@@ -213,7 +201,7 @@ def failure_lines(failure: Json) -> list[str]:
             lines.append(f"    similar names: {', '.join(absent['similar'])}")
     if failure.get("hint"):
         lines.append(f"  hint: {failure['hint']}")
-    return [harmless(line) for line in lines]
+    return [one_line(line) for line in lines]
 
 
 def changes(diff: Json) -> None:

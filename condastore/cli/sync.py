@@ -19,6 +19,7 @@ import typer
 from condastore.cli import config, render
 from condastore.cli.errors import CommandError, Status, operation_error, status_of
 from condastore.cli.options import AsJson
+from condastore.terminal import console, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -278,16 +279,16 @@ class PlainLines:
 
     def event(self, event: Event) -> None:
         write = render.warn if event.kind in _BAD else render.say
-        write(render.harmless(_line(event)))
+        write(one_line(_line(event)))
         if event.hint and event.kind in _BAD:
-            write(f"  hint: {render.harmless(event.hint)}")
+            write(f"  hint: {one_line(event.hint)}")
         sys.stdout.flush()
 
     def progress(self, subject: str, progress: Progress) -> None:
         if time.monotonic() - self._told < EACH:
             return
         self._told = time.monotonic()
-        render.say(render.harmless(f"{subject}: {progress.stage} {_counts(progress)}"))
+        render.say(one_line(f"{subject}: {progress.stage} {_counts(progress)}"))
         sys.stdout.flush()
 
     def finished(self, outcome: Outcome) -> None:
@@ -307,10 +308,10 @@ class Terminal(PlainLines):
         super().__init__()
         self._live = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TextColumn("{task.fields[counts]}"),
-            console=render.console(),
+            console=console(),
             transient=True,
         )
         self._task = self._live.add_task("", total=None, counts="", visible=False)
@@ -325,12 +326,12 @@ class Terminal(PlainLines):
             lines.append(f"  hint: {event.hint}")
         for line in lines:
             style = "red" if event.kind in _BAD else ""
-            self._live.console.print(Text(render.harmless(line), style=style))
+            self._live.console.print(Text(one_line(line), style=style))
 
     def progress(self, subject: str, progress: Progress) -> None:
         self._live.update(
             self._task,
-            description=f"{subject} {progress.stage}",
+            description=one_line(f"{subject} {progress.stage}"),
             completed=progress.done,
             total=progress.total or None,
             counts=_counts(progress),
