@@ -38,7 +38,7 @@ class Directory:
     def look_up(self, identity: Identity) -> Person | None:
         if not (secret := identity.refresh_token):
             raise UnavailableError(
-                "A refresh token cannot be read: CONDASTORE_SECRET_KEY has changed."
+                "A refresh token cannot be read: the encryption key has changed."
             )
         try:
             with httpx.Client(timeout=TIMEOUT) as client:

@@ -89,7 +89,10 @@ def secret(name: str, help_: str) -> str:
         if value := _env.str(full, ""):
             return value
         if path := os.environ.get(full + "_FILE"):
-            return Path(path).read_text().strip()
+            try:
+                return Path(path).read_text().strip()
+            except OSError as error:
+                raise ValueError(f"{path} cannot be read: {error.strerror}") from error
         return ""
 
     return _read(name, "secret (or NAME_FILE)", None, help_, parse)

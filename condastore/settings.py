@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from pathlib import Path
 from typing import Any
 
 import dj_database_url
 import dj_email_url
+from django.core.exceptions import ImproperlyConfigured
 from platformdirs import user_data_path
 
 from accounts.providers import Providers
 from accounts.provisioning import Provisioning
-from condastore import __version__, env
+from condastore import __version__, env, keys
 from condastore.blob_storage import blob_storage
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -39,26 +38,40 @@ BEHIND_PROXY = env.flag(
 SECURE_COOKIES = env.flag("SECURE_COOKIES", False, "Send cookies over HTTPS only, and use HSTS.")
 
 
-def _stored_secret_key() -> str:
-    """A key of this installation, made at first use and kept in the data folder."""
-    path = DATA / "secrets" / "secret_key"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        partial = path.with_name(f".secret_key.{os.getpid()}")
-        partial.write_text(secrets.token_urlsafe(50))
-        partial.chmod(0o600)
-        try:
-            os.link(partial, path)  # of two processes that start at once, the first one's stays
-        except FileExistsError:
-            pass
-        finally:
-            partial.unlink()
-    return path.read_text().strip()
+def _keys(name: str, help_: str) -> list[str]:
+    """The current key, then former ones: of the setting, or of the data folder's file."""
+    given = env.secret(name, help_)
+    try:
+        found = keys.lines(given or keys.stored_key(DATA, name.lower()))
+    except OSError as error:
+        raise ImproperlyConfigured(
+            f"The key {error.filename} cannot be used: {error.strerror}. Run this as the account "
+            f"that owns the data folder, or set {env.PREFIX}{name}."
+        ) from error
+    if not found:
+        raise ImproperlyConfigured(f"{env.PREFIX}{name} is empty: it must hold a key.")
+    return found
 
 
-SECRET_KEY = (
-    env.secret("SECRET_KEY", "Signs sessions and encrypts stored credentials; made if not given.")
-    or _stored_secret_key()
+# --- keys: each has its own file in `secrets/`, and several lines where it was replaced -----------
+SECRET_KEY, *SECRET_KEY_FALLBACKS = _keys(
+    "SECRET_KEY", "Signs what browsers hold; created in the data folder if not given."
+)
+AUDIT_KEY, *AUDIT_KEY_FALLBACKS = _keys(
+    "AUDIT_KEY", "Signs the audit log; created in the data folder if not given."
+)
+#: Installations that had no audit key of their own signed with the secret key.
+AUDIT_KEY_FALLBACKS += [SECRET_KEY, *SECRET_KEY_FALLBACKS]
+ENCRYPTION_KEY, *ENCRYPTION_KEY_FALLBACKS = _keys(
+    "ENCRYPTION_KEY",
+    "Encrypts stored credentials and webhook secrets; created in the data folder if not given.",
+)
+REGISTRY_KEY, *REGISTRY_KEY_FALLBACKS = _keys(
+    "REGISTRY_KEY", "Signs tokens of the registry; created in the data folder if not given."
+)
+SIGNING_KEY = env.secret(
+    "SIGNING_KEY",
+    "Ed25519 key (PEM) that signs provenance; created in the data folder if not given.",
 )
 
 # --- services ---------------------------------------------------------------------------------
@@ -112,11 +125,6 @@ KEEP_PACKAGES = env.flag(
     True,
     "Keep each package and wheel that a build uses as it came, so that it can be built again when "
     "its channel is gone; costs the compressed size of each, once.",
-)
-SIGNING_KEY = env.secret(
-    "SIGNING_KEY",
-    "Ed25519 key (PEM) that signs provenance; made in the data folder if not given. Give it where "
-    "web servers share no data folder.",
 )
 
 # --- retention and collection (docs/serving.md); 0: no such rule, or no bound ---------------------
@@ -179,9 +187,6 @@ REGISTRY_WAIT = env.seconds(
 )
 
 # --- audit --------------------------------------------------------------------------------------
-AUDIT_KEY = env.secret(
-    "AUDIT_KEY", "Signs the audit log; made from the secret key if not given. Never change it."
-)
 AUDIT_DOWNLOADS = env.number(
     "AUDIT_DOWNLOADS", 1, "Each n-th download of a file is recorded; 1: all of them, 0: none."
 )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import secrets
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,6 +11,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
+
+from condastore.keys import stored_key
 
 
 def private_key() -> Ed25519PrivateKey:
@@ -65,23 +65,13 @@ def _parsed(pem: str) -> Ed25519PrivateKey:
 
 
 def _stored(data: Path) -> str:
-    path = data / "secrets" / "signing_key.pem"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        partial = path.with_name(f".signing_key.{secrets.token_hex(4)}")
-        pem = Ed25519PrivateKey.generate().private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-        try:
-            with os.fdopen(
-                os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb"
-            ) as f:
-                f.write(pem)
-            os.link(partial, path)  # of two processes that start at once, the first one's stays
-        except FileExistsError:
-            pass
-        finally:
-            partial.unlink(missing_ok=True)
-    return path.read_text()
+    return stored_key(data, "signing_key.pem", _generate)
+
+
+def _generate() -> str:
+    pem = Ed25519PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    return pem.decode()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -40,6 +40,10 @@ def seal(key: bytes, before: str, covered: Iterable[Any]) -> str:
     """The digest of an event: HMAC-SHA256 over the JSON list of `before` and `covered`."""
     text = _encode([before, *covered])
     return hmac.digest(key, text.encode(), "sha256").hex()
+
+
+def _is_seal(digest: str, key: bytes, before: str, covered: Iterable[Any]) -> bool:
+    return hmac.compare_digest(seal(key, before, covered), digest)
 
 
 def written(moment: datetime) -> str:
@@ -87,14 +91,24 @@ class Verified:
 
 
 def check(
-    events: Iterable[tuple[tuple[Any, ...], str]], *, key: bytes, start: Anchor, head: Anchor
+    events: Iterable[tuple[tuple[Any, ...], str]],
+    *,
+    key: bytes,
+    former_keys: Sequence[bytes] = (),
+    start: Anchor,
+    head: Anchor,
 ) -> Verified:
     """Walk the chain from `start` (not part of it any more) to `head`.
 
     Args:
         events: (what COVERED names, digest), by position, all those after `start`.
+        former_keys: accepted for the oldest events, up to the first one that `key` signed. That
+            one covers them all by the digest before it, and one must follow: who has a former key
+            only can change nothing.
     """
     expected, before = start.position, start.digest
+    keys = (key, *former_keys)
+    used: int | None = None
 
     def at_fault(message: str) -> Verified:
         return Verified(
@@ -110,7 +124,10 @@ def check(
             return at_fault(f"Event {expected} is missing; event {covered[0]} comes in its place.")
         if expected > head.position:
             return at_fault(f"Event {expected} was added: the log ends at {head.position}.")
-        if not hmac.compare_digest(seal(key, before, covered), digest):
+        # The key in use first, then newer ones: never an older one again.
+        allowed = range(len(keys)) if used is None else (used, *range(used))
+        used = next((n for n in allowed if _is_seal(digest, keys[n], before, covered)), None)
+        if used is None:
             return at_fault(f"Event {expected} is not as it was written.")
         before = digest
     if expected < head.position:
@@ -118,4 +135,6 @@ def check(
         return at_fault(f"Event {expected} is missing, and all that came after it.")
     if before != head.digest:
         return at_fault(f"The head of the log is not that of event {expected}.")
+    if used:
+        return at_fault(f"Event {expected} was signed with a former key, and none came after it.")
     return Verified(checked=expected - start.position, start=start, head=head)

@@ -9,8 +9,9 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, Self
 
+import structlog
 from django.conf import settings
-from django.db import IntegrityError, connections, models, transaction
+from django.db import DatabaseError, IntegrityError, connections, models, transaction
 from django.db.models import Max, Q, Subquery
 from django.db.models.functions import Coalesce
 from django.utils import timezone
@@ -31,14 +32,22 @@ from environments.domain.audit_chain import (
 )
 from environments.models.namespaces import Namespace
 
+logger = structlog.get_logger(__name__)
 #: The action that cutting off the oldest events leaves behind: it says where the log begins now.
 PRUNE = "audit.prune"
+#: The action that is recorded with a new key, to seal what was signed with a former one.
+NEW_KEY = "audit.key"
 #: Rows that are read or deleted at once.
 BATCH = 5_000
 
 
 def key() -> bytes:
-    return chain_key(settings.AUDIT_KEY or settings.SECRET_KEY)
+    return chain_key(settings.AUDIT_KEY)
+
+
+def former_keys() -> list[bytes]:
+    """Keys that signed older events, newest first."""
+    return [chain_key(former) for former in settings.AUDIT_KEY_FALLBACKS]
 
 
 class AppendOnlyError(TypeError):
@@ -283,10 +292,49 @@ def verify_chain() -> Verified:
     """Look at each event, in constant memory. What is appended meanwhile is not looked at."""
     head = AuditHead.objects.filter(pk=1).first() or AuditHead()
     rows = AuditEvent.objects.filter(position__gt=head.cut_position, position__lte=head.position)
-    found = check(_as_written(rows), key=key(), start=head.start, head=head.end)
+    found = check(
+        _as_written(rows),
+        key=key(),
+        former_keys=former_keys(),
+        start=head.start,
+        head=head.end,
+    )
     if found.fault is None and (fault := _outside(head)):
         return replace(found, fault=fault)
     return found
+
+
+def seal_former_key() -> bool:
+    """Record a first event with a new key where a former one signed the last; True if it did.
+
+    Until then nothing shows that the older events are as they were written.
+    """
+    with transaction.atomic():
+        head = AuditHead.objects.select_for_update().filter(pk=1).first()
+        last = AuditEvent.objects.filter(position=head.position).first() if head else None
+        if head is None or last is None:
+            return False
+        before = head.cut_digest
+        if head.position - 1 > head.cut_position:
+            rows = AuditEvent.objects.filter(position=head.position - 1)
+            before = rows.values_list("digest", flat=True).first() or ""
+        covered = _covered(last)
+        if last.digest not in [seal(one, before, covered) for one in former_keys()]:
+            return False
+        AuditEvent.record(None, NEW_KEY, "audit log")
+        return True
+
+
+def seal_after_migration(*, using: str = "default", **kwargs: Any) -> None:
+    if (
+        using != "default"
+        or AuditHead._meta.db_table not in connections[using].introspection.table_names()
+    ):
+        return
+    try:
+        seal_former_key()
+    except DatabaseError as error:  # migrated to a version with other columns
+        logger.warning("audit key not sealed", error=str(error))
 
 
 def _as_written(rows: AuditQuerySet) -> Iterator[tuple[tuple[Any, ...], str]]:

@@ -54,7 +54,7 @@ def token_for(request: HttpRequest) -> JsonResponse:
     scopes = [scope for scope in asked if _SCOPES.fullmatch(scope)][:MOST_SCOPES]
     names = [scope.rpartition(":")[0] for scope in scopes]
     held = actor.token.pk if actor is not None and actor.token is not None else 0
-    signed = signing.dumps({"token": held, "for": names}, salt=SALT)
+    signed = signing.dumps({"token": held, "for": names}, key=settings.REGISTRY_KEY, salt=SALT)
     body: dict[str, Any] = {
         "token": signed,
         "access_token": signed,
@@ -93,7 +93,13 @@ def _actor(request: HttpRequest, scope: str) -> Actor:
     address = client_address(request.META)
     if header.lower().startswith("bearer "):
         try:
-            said = signing.loads(secret, salt=SALT, max_age=LIFE)
+            said = signing.loads(
+                secret,
+                key=settings.REGISTRY_KEY,
+                salt=SALT,
+                max_age=LIFE,
+                fallback_keys=list(settings.REGISTRY_KEY_FALLBACKS),
+            )
         except signing.SignatureExpired:
             raise TokenInvalidError("The token has expired.") from None
         except signing.BadSignature:
