@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json.decoder
 import re
 import sys
 import time
+import traceback
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -218,6 +220,8 @@ class StoreErrors:
             return answer_to(request, exception)
         if isinstance(exception, RequestDataTooBig):
             return answer_to(request, too_large())
+        if isinstance(exception, RecursionError) and _while_parsing(exception):
+            return answer_to(request, InvalidInputError("The request is nested too deeply."))
         if isinstance(exception, AWAY):
             logger.warning("database unreachable", error=str(exception))
             return answer_to(request, database_away())
@@ -226,6 +230,12 @@ class StoreErrors:
 
             return problem(unexpected(exception, doing=request.path))
         return None  # Django logs it, and shows the page of an error
+
+
+def _while_parsing(error: RecursionError) -> bool:
+    """Return True where the JSON of the request was to blame: forms of libraries parse it too."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and frames[-1].filename == json.decoder.__file__
 
 
 def _limit(request: HttpRequest) -> Limit:

@@ -35,7 +35,7 @@ def _actor(request: HttpRequest) -> Actor:
 
 @require_safe
 def start(request: HttpRequest) -> HttpResponse:
-    search = request.GET.get("search", "").strip()
+    search = request.GET.get("search", "").replace("\0", "").strip()
     rows = Environment.objects.visible_to(_actor(request)).order_by("namespace__name", "name")
     if search:
         rows = rows.filter(name__icontains=search) | rows.filter(namespace__name__icontains=search)

@@ -32,6 +32,7 @@ from environments.domain.errors import (
     StoreError,
     TimeLimitError,
 )
+from environments.domain.json_text import parse_json
 from environments.domain.names import Credential, without_credentials
 from environments.domain.progress import Cancelled, never, obey
 from environments.domain.records import CondaPackage
@@ -489,7 +490,7 @@ class Channels:
             return {}
         if channel.startswith("file:"):
             with suppress(OSError, ValueError):
-                content = json.loads((_folder(channel) / "channeldata.json").read_bytes())
+                content = parse_json((_folder(channel) / "channeldata.json").read_bytes())
                 return dict(content.get("packages", {}))
             return {}
         credential = self._credentials.get(channel)
@@ -502,7 +503,7 @@ class Channels:
                 follow_redirects=True,
             )
             if answer.is_success:
-                return dict(answer.json().get("packages", {}))
+                return dict(parse_json(answer.content).get("packages", {}))
         return {}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -20,6 +19,7 @@ from environments.domain.errors import (
     SpecificationError,
     StoreError,
 )
+from environments.domain.json_text import parse_json
 from environments.domain.lock import Lock, PlatformLock, dependency_order
 from environments.domain.lockfiles import is_complete
 from environments.domain.progress import Cancelled
@@ -168,7 +168,7 @@ async def _index_of(channels: Channels, package: CondaPackage) -> Mapping[str, A
             f"{package.file_name} could not be read: {message}", where=package.url
         )
     try:
-        index: Mapping[str, Any] = json.loads(content or b"")
+        index: Mapping[str, Any] = parse_json(content or b"")
         named = (index["name"], str(index["version"]), index["build"])
     except (ValueError, KeyError, TypeError):
         return FaultError(

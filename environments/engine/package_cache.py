@@ -34,6 +34,7 @@ from rattler.package import PathsJson
 from rattler.package_streaming import download_and_extract
 
 from environments.domain.errors import DiskSpaceError, LinkError
+from environments.domain.json_text import parse_json
 from environments.domain.linking import PackageContents, PackageFile
 from environments.domain.progress import Cancelled, Report, ignore, never
 from environments.domain.records import CondaPackage
@@ -390,7 +391,7 @@ def _paths_document(package: CondaPackage, folder: Path) -> dict[str, Any]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_bytes())
+        document = parse_json(path.read_bytes())
     except FileNotFoundError:
         return {}
     return document if isinstance(document, dict) else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
 import shutil
@@ -14,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from environments.domain.errors import SmokeTestError
+from environments.domain.json_text import parse_json
 from environments.domain.progress import Cancelled, never
 from environments.engine.processes import Sandbox, ToolResult, can_sandbox, run_tool
 
@@ -202,7 +202,7 @@ def _environment(prefix: Path, final_prefix: Path, scratch: Path) -> Mapping[str
 
 def _variables(path: Path, key: str | None = None) -> dict[str, str]:
     try:
-        document = json.loads(path.read_bytes())
+        document = parse_json(path.read_bytes())
         found = document.get(key, {}) if key else document
     except (OSError, ValueError, AttributeError):
         return {}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import bz2
 import contextlib
-import json
 import posixpath
 import re
 import struct
@@ -23,6 +22,7 @@ import rattler
 import zstandard
 
 from environments.domain.errors import FaultError, PackageInvalidError, StoreError
+from environments.domain.json_text import parse_json
 from environments.domain.names import SUBDIRS, printable
 from environments.domain.records import CondaPackage
 from environments.engine.records import to_rattler
@@ -401,8 +401,8 @@ def _document(found: _Found, name: str) -> Mapping[str, Any] | None:
     if name not in found.documents:
         found.fault("The package has no such file.", where=name)
         return None
-    with contextlib.suppress(ValueError, RecursionError):
-        content = json.loads(found.documents.pop(name))
+    with contextlib.suppress(ValueError):
+        content = parse_json(found.documents.pop(name))
         if isinstance(content, dict):
             return content
     found.fault("It is no JSON object.", where=name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
+from json import JSONDecodeError
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,6 +37,7 @@ from accounts.access import ANONYMOUS, Actor
 from accounts.authentication import TokenInvalidError, actor_with_token, secret_in
 from accounts.sign_in import lacks_second_factor
 from environments.domain.errors import AccessDeniedError, InvalidInputError, LimitError, StoreError
+from environments.domain.json_text import json_object
 
 
 class ForgeryCheck(CsrfViewMiddleware):
@@ -113,6 +115,9 @@ class GraphQLView(AsyncGraphQLView[Any, None]):
         except MissingQueryError as error:
             raise HTTPException(400, "No GraphQL query found in the request") from error
 
+    def decode_json(self, data: str | bytes) -> object:
+        return json_object(data, hint='Send {"query": "...", "variables": {...}}.')
+
     def encode_json(self, data: object) -> str | bytes:
         try:
             return orjson.dumps(data)
@@ -159,6 +164,12 @@ class GraphQLSocket(GraphQL[Any, None]):
     A browser sends its cookies with whatever page opens the connection: from other origins it is
     refused.
     """
+
+    def decode_json(self, data: str | bytes) -> object:
+        try:
+            return json_object(data)
+        except InvalidInputError as error:  # the connection is closed, with status 4400
+            raise JSONDecodeError(error.message, "", 0) from error
 
     async def get_context(self, request: Any, response: Any) -> Any:
         actor = await sync_to_async(_of_handshake, thread_sensitive=False)(request)

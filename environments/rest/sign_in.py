@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from http import HTTPStatus
 from typing import Any
@@ -21,6 +20,7 @@ from accounts.access import Actor
 from accounts.authentication import client_address
 from accounts.sign_in import TooManyAttemptsError, with_password
 from environments.domain.errors import InvalidInputError
+from environments.domain.json_text import json_object
 from environments.operations import device_sign_in, tokens
 from environments.operations.device_sign_in import INTERVAL, LIFE, NotYetError
 from environments.operations.tokens import NewToken
@@ -112,16 +112,7 @@ def _made(made: NewToken) -> JsonResponse:
 
 
 def _body(request: HttpRequest) -> dict[str, Any]:
-    try:
-        body = json.loads(request.body)
-    except (ValueError, RecursionError):
-        body = None
-    if not isinstance(body, dict):
-        raise InvalidInputError(
-            "The request's body must be a JSON object.",
-            hint='Send {"username": "...", "password": "..."}.',
-        )
-    return body
+    return json_object(request.body, hint='Send {"username": "...", "password": "..."}.')
 
 
 def _text(body: dict[str, Any], key: str, default: str | None = None) -> str:

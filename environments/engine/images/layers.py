@@ -7,13 +7,13 @@ prefix, and of the Python whose folders a `noarch: python` package is put into.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from environments.domain.artifacts import STANDARD_PREFIX
 from environments.domain.images import Compression, PackageLayer
+from environments.domain.json_text import parse_json
 from environments.domain.progress import Cancelled, never
 from environments.engine.artifacts.tree import package_parts
 from environments.engine.images.archives import LayerFile, write_layer
@@ -66,7 +66,7 @@ def variables_of(packages: Sequence[CachedPackage]) -> dict[str, str]:
         for file in package.contents.files:
             if file.kind == "file" and _VARIABLES.fullmatch(file.path) and file.size < _MOST:
                 try:
-                    told = json.loads((package.folder / file.path).read_bytes())
+                    told = parse_json((package.folder / file.path).read_bytes())
                 except ValueError:
                     continue  # conda too goes on without it
                 if isinstance(told, dict):

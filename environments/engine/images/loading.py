@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shutil
 import tarfile
@@ -16,6 +15,7 @@ import zstandard
 
 from environments.domain.errors import InvalidInputError
 from environments.domain.images import LAYER, Compression, conda_platform
+from environments.domain.json_text import parse_json
 from environments.engine.images.archives import compress, unpacked
 
 LARGEST_DOCUMENT = 4 * 1024**2  # bytes, as registries have it
@@ -109,7 +109,7 @@ def _checked(path: Path, media_type: str, diff_id: str, to: Path) -> LoadedLayer
 
 def read_json(content: bytes, what: str) -> dict[str, Any]:
     try:
-        document = json.loads(content)
+        document = parse_json(content)
     except ValueError as error:
         raise InvalidInputError(f"This is no image: {what} is no JSON.") from error
     if not isinstance(document, dict):
@@ -206,7 +206,7 @@ def _document(path: Path) -> bytes:
 
 def _docker(root: Path, folder: Path) -> list[LoadedImage]:
     try:
-        listed = json.loads(_document(root / "manifest.json"))
+        listed = parse_json(_document(root / "manifest.json"))
         images = [(one["Config"], list(one["Layers"])) for one in listed]
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidInputError("The docker archive's manifest.json cannot be read.") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import re
 import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from environments.domain.errors import (
     UnavailableError,
 )
 from environments.domain.images import INDEX, MANIFEST, conda_platform
+from environments.domain.json_text import parse_json
 from environments.engine.addresses import Guarded, Network
 from environments.engine.credentials import redact
 from environments.engine.images.archives import CHUNK
@@ -295,7 +295,7 @@ def _compare(found: str, wanted: str) -> None:
 
 def _said(answer: Answer) -> str:
     try:
-        errors = json.loads(answer.content).get("errors") or []
+        errors = parse_json(answer.content).get("errors") or []
         told = "; ".join(str(one.get("message") or one.get("code")) for one in errors)[:500]
     except (ValueError, AttributeError, TypeError):
         told = ""
