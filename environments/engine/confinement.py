@@ -65,8 +65,10 @@ SYSTEM = (
     *("/etc/alternatives", "/etc/ca-certificates", "/etc/crypto-policies", "/etc/fonts"),
     *("/etc/gai.conf", "/etc/group", "/etc/host.conf", "/etc/hosts", "/etc/ld.so.cache"),
     *("/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/ld.so.preload", "/etc/localtime"),
-    *("/etc/mime.types", "/etc/nsswitch.conf", "/etc/os-release", "/etc/passwd", "/etc/pki"),
-    *("/etc/protocols", "/etc/resolv.conf", "/etc/services", "/etc/ssl", "/etc/terminfo"),
+    *("/etc/mime.types", "/etc/nsswitch.conf", "/etc/os-release", "/etc/passwd"),
+    *("/etc/pki/ca-trust", "/etc/pki/tls/cert.pem", "/etc/pki/tls/certs"),
+    *("/etc/pki/tls/openssl.cnf", "/etc/protocols", "/etc/resolv.conf", "/etc/services"),
+    *("/etc/ssl/cert.pem", "/etc/ssl/certs", "/etc/ssl/openssl.cnf", "/etc/terminfo"),
     *("/run/systemd/resolve", "/run/NetworkManager/resolv.conf", "/run/resolvconf"),
     *("/dev/random", "/dev/urandom", "/dev/zero"),
     *("/proc/cpuinfo", "/proc/filesystems", "/proc/meminfo", "/proc/stat", "/proc/sys/vm"),
@@ -116,8 +118,9 @@ def can_confine() -> bool:
 
 def confine(
     *,
-    readable: Iterable[Path],
-    writable: Iterable[Path],
+    readable: Iterable[str | Path],
+    writable: Iterable[str | Path],
+    programs: Iterable[str | Path] = (),
     connect: Collection[int] | None = None,
 ) -> bool:
     """Confine this process and all its later children to some files; it cannot be undone.
@@ -129,6 +132,7 @@ def confine(
         readable: files and folders; those that are missing are passed over.
         writable: folders in which files are created, changed and removed, and which are readable.
             They must exist.
+        programs: files and folders that are readable and may be executed.
         connect: TCP ports to which the process may connect; None for all.
 
     Returns:
@@ -143,7 +147,7 @@ def confine(
     _check(_prctl(_PR_SET_NO_NEW_PRIVS, 1), "no_new_privs")
     enforced = can_confine()
     if enforced:
-        _restrict(readable, writable, connect)
+        _restrict(readable, writable, programs, connect)
     _drop_capabilities()
     _filter_system_calls()
     return enforced
@@ -183,7 +187,10 @@ def _threads() -> int:
 
 
 def _restrict(
-    readable: Iterable[Path], writable: Iterable[Path], connect: Collection[int] | None
+    readable: Iterable[str | Path],
+    writable: Iterable[str | Path],
+    programs: Iterable[str | Path],
+    connect: Collection[int] | None,
 ) -> None:
     abi = landlock_abi()
     handled = (1 << 14) - 1  # all of ABI 2
@@ -200,11 +207,11 @@ def _restrict(
     try:
         allow = functools.partial(_allow, ruleset, handled)
         program = _READ_FILE | _READ_DIR | _EXECUTE
-        for path in (*map(Path, SYSTEM), *python_paths()):
+        for path in (*SYSTEM, *python_paths(), *programs):
             allow(path, program, missing_ok=True)
-        allow(Path(os.devnull), _READ_FILE | _WRITE_FILE, missing_ok=True)
+        allow(os.devnull, _READ_FILE | _WRITE_FILE, missing_ok=True)
         certificates = [os.environ[name] for name in _CERTIFICATES if os.environ.get(name)]
-        for path in (*readable, *map(Path, certificates)):
+        for path in (*readable, *certificates):
             allow(path, _READ_FILE | _READ_DIR, missing_ok=True)
         for path in writable:
             allow(path, handled & ~(_MAKE_CHAR | _MAKE_BLOCK | _EXECUTE | _IOCTL_DEV))
@@ -217,7 +224,7 @@ def _restrict(
 
 
 def _allow(
-    ruleset: int, handled: int, path: Path, rights: int, *, missing_ok: bool = False
+    ruleset: int, handled: int, path: str | Path, rights: int, *, missing_ok: bool = False
 ) -> None:
     try:
         opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
@@ -226,7 +233,7 @@ def _allow(
             return
         raise
     try:
-        if not path.is_dir():
+        if not os.path.isdir(path):  # noqa: PTH112
             rights &= _ON_FILES
         rule = struct.pack("=Qi", rights & handled, opened)
         _check(_syscall(_ADD_RULE, ruleset, _PATH_BENEATH, rule, 0), "add_rule")
@@ -250,45 +257,63 @@ def _drop_capabilities() -> None:
         _check(_libc().capset(header, kept), "capset")
 
 
-#: (audit architecture, numbers of socket, io_uring_*, and calls that are refused). What is refused
-#: leads to other processes or the kernel: ptrace, process_vm_readv, process_vm_writev, kcmp,
+#: (audit architecture, number of socket, numbers of calls that are refused). What is refused leads
+#: to other processes or deep into the kernel: ptrace, process_vm_readv, process_vm_writev, kcmp,
 #: pidfd_getfd, keyctl, add_key, request_key, bpf, perf_event_open, userfaultfd, mount, umount2,
-#: setns, open_by_handle_at, kexec_load, init_module, finit_module; truncate by path, which
-#: Landlock restricts only since ABI 3.
+#: setns, open_by_handle_at, kexec_load, init_module, finit_module.
 _SYSTEM_CALLS: Mapping[str, tuple[int, int, tuple[int, ...]]] = {
     "x86_64": (
         0xC000003E,
         41,
-        (101, 310, 311, 312, 438, 250, 248, 249, 321, 298, 323, 165, 166, 308, 304, 246, 175, 313,
-         76),
+        (101, 310, 311, 312, 438, 250, 248, 249, 321, 298, 323, 165, 166, 308, 304, 246, 175, 313),
     ),
     "aarch64": (
         0xC00000B7,
         198,
-        (117, 270, 271, 272, 438, 219, 217, 218, 280, 241, 282, 40, 39, 268, 265, 104, 105, 273,
-         45),
+        (117, 270, 271, 272, 438, 219, 217, 218, 280, 241, 282, 40, 39, 268, 265, 104, 105, 273),
     ),
-}  # fmt: skip
+}
+#: truncate by path, which Landlock restricts only since ABI 3.
+_TRUNCATE_CALL = {"x86_64": 76, "aarch64": 45}
 _IO_URING = (425, 426, 427)
 #: AF_INET, AF_INET6 and AF_NETLINK, with which the resolver asks for addresses of this machine.
 _FAMILIES = (2, 10, 16)
 
 
+def sandbox_filter() -> bytes | None:
+    """Return the seccomp filter for code of packages, as bubblewrap reads it.
+
+    It takes away what leads deep into the kernel, and no sockets: the sandbox has a network of its
+    own. None on architectures whose system calls are not listed here.
+    """
+    known = _known_system_calls()
+    return _program(known[0], refused=known[2], socket=None) if known else None
+
+
 def _filter_system_calls() -> bool:
-    """Install the seccomp filter; False on other architectures and without seccomp."""
-    known = _SYSTEM_CALLS.get(platform.machine()) if sys.maxsize > 1 << 32 else None
-    if known is None or sys.byteorder != "little":
+    """Install the filter of confined processes; return False where there is none."""
+    known = _known_system_calls()
+    if known is None:
         return False
-    program = _program(*known)
+    architecture, socket, refused = known
+    refused = (*refused, _TRUNCATE_CALL[platform.machine()])
+    program = _program(architecture, refused=refused, socket=socket)
     buffer = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
     return _prctl(_PR_SET_SECCOMP, 2, ctypes.c_char_p(header)) == 0
 
 
-def _program(architecture: int, socket: int, refused: Iterable[int]) -> bytes:
+def _known_system_calls() -> tuple[int, int, tuple[int, ...]] | None:
+    if not sys.platform.startswith("linux") or sys.maxsize < 1 << 32 or sys.byteorder != "little":
+        return None
+    return _SYSTEM_CALLS.get(platform.machine())
+
+
+def _program(architecture: int, *, refused: Iterable[int], socket: int | None) -> bytes:
     """Return the filter as classic BPF: struct sock_filter, one after the other.
 
-    A system call of another architecture (or of x32) does not exist for the process.
+    A system call of another architecture (or of x32) does not exist for the process. Sockets of
+    other families than `_FAMILIES` are refused where the number of `socket` is given.
     """
     load, equal, at_least, answer = 0x20, 0x15, 0x35, 0x06
     allowed = 0x7FFF0000
@@ -307,14 +332,13 @@ def _program(architecture: int, socket: int, refused: Iterable[int]) -> bytes:
     for numbers, error in ((_IO_URING, errno.ENOSYS), (refused, errno.EPERM)):
         for number in numbers:
             steps += [(equal, 0, 1, number), (answer, 0, 0, refuse(error))]
-    steps += [
-        (equal, 1, 0, socket),
-        (answer, 0, 0, allowed),
-        (load, 0, 0, 16),
-    ]  # its first argument
-    for family in _FAMILIES:
-        steps += [(equal, 0, 1, family), (answer, 0, 0, allowed)]
-    steps.append((answer, 0, 0, refuse(errno.EACCES)))
+    if socket is not None:
+        steps += [(equal, 1, 0, socket), (answer, 0, 0, allowed)]
+        steps.append((load, 0, 0, 16))  # seccomp_data.args[0]: the family
+        for family in _FAMILIES:
+            steps += [(equal, 0, 1, family), (answer, 0, 0, allowed)]
+        steps.append((answer, 0, 0, refuse(errno.EACCES)))
+    steps.append((answer, 0, 0, allowed))
     return b"".join(struct.pack("=HBBI", *step) for step in steps)
 
 

@@ -80,7 +80,6 @@ attempt("link secret", lambda: os.link(given["secret"], given["writable"] + "/st
 attempt("work in the writable folder", move)
 attempt("lazy import", lambda: __import__("sqlite3"))
 attempt("program", lambda: subprocess.run(["true"], check=True))
-attempt("program reads secret", lambda: open("/dev/null", "w").close())
 child = subprocess.run(["cat", given["secret"]], capture_output=True)
 answers["child reads secret"] = "ok" if child.returncode == 0 else "EACCES"
 attempt("signal parent", lambda: os.kill(os.getppid(), 0))
@@ -92,8 +91,9 @@ attempt("allowed port", tcp(given["port"]))
 attempt("other port", tcp(given["other_port"]))
 attempt("packets", lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close())
 attempt("io_uring", call(425, 1, 0))
-attempt("mount", lambda: call(165 if os.uname().machine == "x86_64" else 40, b"none",
-                              given["writable"].encode(), b"tmpfs", 0, None)())
+if given["confined"]:  # it would succeed for root otherwise
+    number = 165 if os.uname().machine == "x86_64" else 40
+    attempt("mount", call(number, b"none", given["writable"].encode(), b"tmpfs", 0, None))
 print(json.dumps(answers))
 """
 
