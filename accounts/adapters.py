@@ -15,13 +15,12 @@ from accounts.authentication import client_address
 from accounts.claims import of_openid, of_saml
 from accounts.directories import Person, welcome
 from accounts.providers import OpenIdProvider, SamlProvider
-from accounts.sealing import seal, unseal
+from accounts.sealing import SECOND_FACTORS, seal, unseal
 from environments.domain.errors import AccessDeniedError, UnavailableError
 
 if TYPE_CHECKING:
     from allauth.socialaccount.models import SocialLogin
 
-_SECRETS = "second-factors"
 PROVIDER_TIMEOUT = 10  # seconds
 
 
@@ -85,7 +84,7 @@ class SecondFactorAdapter(DefaultMFAAdapter):  # type: ignore[misc]
         return "condastore"
 
     def encrypt(self, text: str) -> str:
-        return seal(text, purpose=_SECRETS)
+        return seal(text, purpose=SECOND_FACTORS)
 
     def decrypt(self, encrypted_text: str) -> str:
-        return unseal(encrypted_text, purpose=_SECRETS)
+        return unseal(encrypted_text, purpose=SECOND_FACTORS)

@@ -97,14 +97,14 @@ class Identity(models.Model):
     def refresh_token(self) -> str:
         """What asks an OpenID Connect provider again; empty where it gave none."""
         sealed = self.sealed_refresh_token
-        return unseal(sealed, purpose=_REFRESH) if sealed else ""
+        return unseal(sealed, purpose=REFRESH_TOKENS) if sealed else ""
 
     @refresh_token.setter
     def refresh_token(self, secret: str) -> None:
-        self.sealed_refresh_token = seal(secret, purpose=_REFRESH) if secret else ""
+        self.sealed_refresh_token = seal(secret, purpose=REFRESH_TOKENS) if secret else ""
 
 
-_REFRESH = "refresh-tokens"
+REFRESH_TOKENS = "refresh-tokens"
 
 
 class ProvisionedPerson(models.Model):
@@ -239,3 +239,17 @@ class ApiToken(models.Model):
     def used(self, *, at: datetime, address: str | None) -> None:
         """Record the last use; at most once a minute, so that reads stay reads."""
         ApiToken.objects.filter(pk=self.pk).update(last_used_at=at, last_used_address=address)
+
+
+class InstallationKey(models.Model):
+    """A fingerprint of a key of the installation: every process must have the same one."""
+
+    name = models.CharField(max_length=32, unique=True)
+    fingerprint = models.CharField(max_length=64)
+    since = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return self.name

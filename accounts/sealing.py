@@ -5,11 +5,16 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterator
+from functools import lru_cache
 
 from cryptography.fernet import Fernet, InvalidToken
 from django.conf import settings
 
+#: Purpose of what allauth encrypts: secrets of one-time passwords, seeds of recovery codes.
+SECOND_FACTORS = "second-factors"
 
+
+@lru_cache(maxsize=64)
 def _cipher(key: str, purpose: str) -> Fernet:
     digest = hashlib.sha256(f"{purpose}:{key}".encode()).digest()
     return Fernet(base64.urlsafe_b64encode(digest))

@@ -86,6 +86,12 @@ def _broker() -> str:
     return ""
 
 
+def _keys() -> str:
+    from environments import key_rotation
+
+    return key_rotation.fault()
+
+
 def _data_folder() -> str:
     try:
         with tempfile.TemporaryFile(dir=settings.DATA) as file:
@@ -119,6 +125,7 @@ CHECKS: dict[str, Callable[[], str]] = {
 #: What only the database can say.
 IN_DATABASE: dict[str, Callable[[], str]] = {
     "migrations": _migrations,
+    "keys": _keys,
     "workers": _workers,
     "scheduler": _scheduler,
 }

@@ -9,6 +9,7 @@ import django
 import structlog
 from django.conf import settings
 
+from condastore.starting import require_keys_if_known
 from condastore.worker import process_name
 
 logger = structlog.get_logger(__name__)
@@ -20,6 +21,7 @@ def run() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     django.setup()
+    require_keys_if_known()
     logger.info("scheduler started", name=process_name())
     while not stop.is_set():
         sweep_once()

@@ -507,6 +507,7 @@ CACHES = {
     }
 }
 
+SESSION_ENGINE = "accounts.sessions"
 SESSION_COOKIE_AGE = int(SESSION_AGE.total_seconds())
 SESSION_COOKIE_NAME = "condastore_session"
 CSRF_COOKIE_NAME = "condastore_csrf"

@@ -161,6 +161,7 @@ def prepare_database(*, ask: bool) -> Administrator | None:
     try:
         if _tables_are_behind():  # to ask is quick; the command takes seconds to do nothing
             call_command("migrate", interactive=False, verbosity=0)
+        require_keys()
         users = get_user_model()._default_manager
         if users.filter(is_superuser=True, is_active=True).exists():
             return None
@@ -180,6 +181,28 @@ def prepare_database(*, ask: bool) -> Administrator | None:
     finally:
         connections.close_all()
     return Administrator(username=username, password=password if generated else "")
+
+
+def require_keys() -> None:
+    """Refuse to run with keys that are not the installation's: it would sign and encrypt apart."""
+    from environments import key_rotation
+
+    if fault := key_rotation.fault():
+        raise CommandError(
+            fault, status=Status.INVALID, code="invalid-input", where=str(settings.DATA)
+        )
+
+
+def require_keys_if_known() -> None:
+    """As `require_keys`; nothing is compared while the database is away or has no tables."""
+    from django.db import DatabaseError, connections
+
+    try:
+        require_keys()
+    except DatabaseError:
+        return
+    finally:
+        connections.close_all()
 
 
 def _tables_are_behind() -> bool:

@@ -18,6 +18,7 @@ import structlog
 from django.conf import settings
 
 from condastore.cli.errors import CommandError, Status
+from condastore.starting import require_keys_if_known
 
 logger = structlog.get_logger(__name__)
 #: How often a worker says that it lives, and how long that is believed.
@@ -39,6 +40,7 @@ def run(*, queues: Sequence[str], threads: int | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     django.setup()
+    require_keys_if_known()
     import dramatiq
 
     from environments import tasks  # noqa: F401 - makes the broker and registers the actors

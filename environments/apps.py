@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import structlog
 from django.apps import AppConfig
+from django.db import DatabaseError
 from django.db.models.signals import post_migrate
+
+logger = structlog.get_logger(__name__)
 
 
 class EnvironmentsConfig(AppConfig):
@@ -11,9 +17,24 @@ class EnvironmentsConfig(AppConfig):
 
     def ready(self) -> None:
         from environments import directories as directories  # listens
-        from environments.models.audit import guard_rows, seal_after_migration
+        from environments.models.audit import guard_rows
         from environments.operations import audit
 
         audit.listen()
         post_migrate.connect(guard_rows, sender=self, dispatch_uid="audit")
-        post_migrate.connect(seal_after_migration, sender=self, dispatch_uid="audit-key")
+        post_migrate.connect(_renew_keys, sender=self, dispatch_uid="keys")
+
+
+def _renew_keys(*, using: str = "default", plan: Any = None, **kwargs: Any) -> None:
+    """Renew what former keys protect, after an upgrade: the secret key once did it all."""
+    from environments import key_rotation
+
+    if using != "default" or not plan:
+        return
+    try:
+        renewed = key_rotation.renew()
+    except DatabaseError as error:  # migrated to a version with other tables
+        logger.warning("former keys are still in use", error=str(error))
+        return
+    if renewed.reencrypted or renewed.sealed_audit:
+        logger.info("former keys replaced", reencrypted=renewed.reencrypted)

@@ -9,9 +9,8 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, Self
 
-import structlog
 from django.conf import settings
-from django.db import DatabaseError, IntegrityError, connections, models, transaction
+from django.db import IntegrityError, connections, models, transaction
 from django.db.models import Max, Q, Subquery
 from django.db.models.functions import Coalesce
 from django.utils import timezone
@@ -32,7 +31,6 @@ from environments.domain.audit_chain import (
 )
 from environments.models.namespaces import Namespace
 
-logger = structlog.get_logger(__name__)
 #: The action that cutting off the oldest events leaves behind: it says where the log begins now.
 PRUNE = "audit.prune"
 #: The action that is recorded with a new key, to seal what was signed with a former one.
@@ -323,18 +321,6 @@ def seal_former_key() -> bool:
             return False
         AuditEvent.record(None, NEW_KEY, "audit log")
         return True
-
-
-def seal_after_migration(*, using: str = "default", **kwargs: Any) -> None:
-    if (
-        using != "default"
-        or AuditHead._meta.db_table not in connections[using].introspection.table_names()
-    ):
-        return
-    try:
-        seal_former_key()
-    except DatabaseError as error:  # migrated to a version with other columns
-        logger.warning("audit key not sealed", error=str(error))
 
 
 def _as_written(rows: AuditQuerySet) -> Iterator[tuple[tuple[Any, ...], str]]:

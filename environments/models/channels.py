@@ -14,7 +14,7 @@ from accounts.sealing import seal, unseal
 from environments.domain.names import Credential
 from environments.models.namespaces import Namespace
 
-_PURPOSE = "channel-credentials"
+CHANNEL_CREDENTIALS = "channel-credentials"
 #: How the logins of registries begin, which lie among those of channels: no channel's URL does.
 REGISTRY = "oci://"
 
@@ -107,7 +107,7 @@ class ChannelCredential(models.Model):
         return f"{self.kind} for {self.url_prefix}"
 
     def seal(self, secret: str) -> None:
-        self.sealed = seal(secret, purpose=_PURPOSE)
+        self.sealed = seal(secret, purpose=CHANNEL_CREDENTIALS)
 
     def value(self) -> Credential:
         kind: Literal["token", "basic"] = "basic" if self.kind == "basic" else "token"
@@ -116,4 +116,4 @@ class ChannelCredential(models.Model):
     @property
     def secret(self) -> str:
         """Empty where the installation's key has changed since: it must be entered again."""
-        return unseal(self.sealed, purpose=_PURPOSE)
+        return unseal(self.sealed, purpose=CHANNEL_CREDENTIALS)

@@ -16,7 +16,7 @@ from accounts.roles import Perm
 from accounts.sealing import seal, unseal
 from environments.models.namespaces import Namespace
 
-_PURPOSE = "webhook-secrets"
+WEBHOOK_SECRETS = "webhook-secrets"
 
 
 class Event(models.TextChoices):
@@ -61,11 +61,11 @@ class Webhook(models.Model):
         return self.url
 
     def seal(self, secret: str) -> None:
-        self.sealed_secret = seal(secret, purpose=_PURPOSE)
+        self.sealed_secret = seal(secret, purpose=WEBHOOK_SECRETS)
 
     @property
     def secret(self) -> str:
-        return unseal(self.sealed_secret, purpose=_PURPOSE)
+        return unseal(self.sealed_secret, purpose=WEBHOOK_SECRETS)
 
 
 class NotificationQuerySet(models.QuerySet["Notification"]):

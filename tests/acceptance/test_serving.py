@@ -153,7 +153,10 @@ def apart(
                 "CONDASTORE_BROKER_URL": broker.url,
                 "CONDASTORE_BLOBS": "s3",
                 "CONDASTORE_BLOBS_OPTIONS": json.dumps(options),
-                "CONDASTORE_SECRET_KEY": "the same on all machines, and long enough to sign with",
+                **{
+                    f"CONDASTORE_{name}_KEY": f"{name}: the same on all machines, and long enough"
+                    for name in ("SECRET", "AUDIT", "ENCRYPTION", "REGISTRY")
+                },
             },
         )
         try:
