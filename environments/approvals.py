@@ -18,6 +18,7 @@ from accounts.roles import Perm, roles_with
 from environments.domain.errors import RejectedError
 from environments.domain.lifecycle import BuildState
 from environments.domain.policy import Effect, LockedPackage, PackageKey, Verdict, package_spec
+from environments.domain.urls import canonical_or_same
 from environments.models import (
     ApprovalRequest,
     Build,
@@ -152,7 +153,7 @@ def covered(decision: Decision, request: ApprovalRequest) -> bool:
     if package is None:
         return False
     channel = package.channel if isinstance(package, CondaRecord) else ""
-    if decision.channel and decision.channel != channel:
+    if decision.channel and canonical_or_same(decision.channel) != canonical_or_same(channel):
         return False
     if decision.sha256:
         return decision.sha256 == package.sha256

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fnmatch import fnmatch
 
 from django.conf import settings
 from django.db.models import QuerySet
 
 from environments.domain.errors import UnsatisfiableError
+from environments.domain.names import channel_allowed
 from environments.engine.explanation import spec_name
 from environments.models import Channel, ChannelCredential
 
@@ -40,5 +40,5 @@ def _open(channels: QuerySet[Channel], private: Sequence[str]) -> list[str]:
         url
         for url in urls
         if not any(f"{url}/".startswith(f"{prefix}/") for prefix in private)
-        and any(fnmatch(url, pattern) for pattern in settings.ALLOWED_CHANNELS)
+        and channel_allowed(url, settings.ALLOWED_CHANNELS)
     ][:MOST]

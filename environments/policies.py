@@ -30,6 +30,7 @@ from environments.domain.policy import (
     parse_rule,
 )
 from environments.domain.specification import Specification
+from environments.domain.urls import canonical_or_same
 from environments.engine.first_seen import FirstSeen
 from environments.models import CondaRecord, Decision, Namespace, PolicyRule, PypiRecord, Recall
 
@@ -90,7 +91,7 @@ def rulings_of(namespace: Namespace | None, now: datetime) -> tuple[Ruling, ...]
             manager=row.manager,
             name=row.name,
             spec=row.spec,
-            channel=row.channel,
+            channel=canonical_or_same(row.channel),
             sha256=row.sha256,
             reason=row.reason,
             everywhere=row.namespace_id is None,

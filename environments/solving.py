@@ -18,6 +18,7 @@ from environments.domain.lock import Lock
 from environments.domain.names import Credential
 from environments.domain.policy import Policy
 from environments.domain.specification import Specification
+from environments.domain.urls import canonical_or_same, is_below
 from environments.elsewhere import point_elsewhere
 from environments.engine.completion import complete_lock
 from environments.engine.policy_view import Rules
@@ -42,7 +43,7 @@ def credentials_for(namespace: Namespace | None, urls: tuple[str, ...]) -> tuple
     return tuple(
         row.value()
         for row in rows
-        if any(f"{url}/".startswith(f"{row.url_prefix}/") for url in urls)
+        if any(is_below(url, canonical_or_same(row.url_prefix)) for url in urls)
     )
 
 

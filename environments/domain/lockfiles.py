@@ -6,15 +6,10 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
-from packaging.utils import (
-    InvalidSdistFilename,
-    InvalidWheelFilename,
-    canonicalize_name,
-    parse_sdist_filename,
-    parse_wheel_filename,
-)
+from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+from packaging.version import InvalidVersion, Version
 
 from environments.domain.errors import FaultError, InvalidInputError, SpecificationError
 from environments.domain.lock import Lock, PlatformLock, dependency_order
@@ -28,11 +23,19 @@ from environments.domain.names import (
     split_credentials,
 )
 from environments.domain.records import CondaPackage, PypiPackage
+from environments.domain.urls import UrlError, canonical_or_same, canonical_url
 from environments.domain.yaml_text import Node, checked_text, read_yaml
 
 _MD5 = re.compile(r"[0-9a-f]{32}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FILE = re.compile(r"(?P<name>[^/]+)-(?P<version>[^/-]+)-(?P<build>[^/-]+)\.(?:conda|tar\.bz2)")
+#: As `_FILE`, of the characters that conda gives to each part; names are lower case.
+_CONDA_FILE = re.compile(
+    r"(?P<name>[a-z0-9_][a-z0-9_.+-]*)-(?P<version>[A-Za-z0-9_.!+~=]+)-(?P<build>[A-Za-z0-9_.!+~=]+)"
+    r"\.(?:conda|tar\.bz2)"
+)
+#: What a fault says, and what to do about it.
+Fault = Callable[[str, str | None], None]
 _MAX_LOCK_BYTES = 64 * 2**20
 
 
@@ -106,19 +109,20 @@ class _Gathered:
         self.faults.append(FaultError(message, where=where, hint=hint))
 
     def plain_url(self, url: str, line: int) -> str:
-        """`url` without credentials, which are kept apart."""
+        """The canonical form of `url`, without credentials, which are kept apart."""
         plain, found = split_credentials(url)
-        parts = urlsplit(plain)
-        if parts.scheme not in ("http", "https", "file") or not parts.path.strip("/"):
-            self.fault(f"{printable(url)} is not the URL of a package.", line)
-        elif ".." in unquote(parts.path).split("/") or parts.query:
-            self.fault(f"{printable(url)} goes up in its path, or has a query.", line)
+        try:
+            plain = canonical_url(plain)
+        except UrlError as error:
+            self.fault(f"{printable(url)} is not the URL of a package: {error}.", line)
         prefix = plain.rsplit("/", 2)[0]
         for kind, secret, base in found:
             credential = (
                 Credential(url_prefix=prefix, kind="basic", secret=secret)
                 if kind == "basic"
-                else Credential(url_prefix=prefix, kind="token", secret=secret, base=base)
+                else Credential(
+                    url_prefix=prefix, kind="token", secret=secret, base=canonical_or_same(base)
+                )
             )
             self.credentials.setdefault(credential)
         return plain
@@ -254,6 +258,10 @@ def _conda_lock_entry(gathered: _Gathered, entry: Node, key: str) -> None:
         for name, value in (depends.values() if depends is not None else ())
     }
     package: CondaPackage | PypiPackage | None
+
+    def fault(message: str, hint: str | None) -> None:
+        gathered.fault(message, line, hint, key)
+
     if text["manager"] == "conda":
         package = _conda_package(
             url,
@@ -263,7 +271,7 @@ def _conda_lock_entry(gathered: _Gathered, entry: Node, key: str) -> None:
             md5=md5,
             sha256=sha256,
             depends=[f"{name} {value}".strip() for name, value in wanted.items()],
-            fault=lambda message, hint: gathered.fault(message, line, hint, key),
+            fault=fault,
         )
         if package is not None and package.subdir not in (text["platform"], "noarch"):
             gathered.fault(
@@ -271,7 +279,12 @@ def _conda_lock_entry(gathered: _Gathered, entry: Node, key: str) -> None:
             )
     elif text["manager"] == "pip":
         package = _pypi_package(
-            url, name=text["name"], version=text["version"], sha256=sha256, requires=wanted
+            url,
+            name=text["name"],
+            version=text["version"],
+            sha256=sha256,
+            requires=wanted,
+            fault=fault,
         )
         if not sha256:
             gathered.fault(f"{text['name']} of PyPI has no sha256.", line, "Lock it again.", key)
@@ -306,23 +319,24 @@ def _conda_package(
     md5: str,
     sha256: str,
     depends: Iterable[str],
-    fault: Callable[[str, str | None], None],
+    fault: Fault,
 ) -> CondaPackage | None:
     parts = url.rsplit("/", 2)
-    file = _FILE.fullmatch(unquote(parts[-1]))
+    file = _CONDA_FILE.fullmatch(unquote(parts[-1]))
     if len(parts) != 3 or file is None or parts[1] not in SUBDIRS:
         fault(
             f"{printable(url)} is not the URL of a conda package.",
             "It reads CHANNEL/PLATFORM/NAME-VERSION-BUILD.conda or .tar.bz2.",
         )
         return None
-    if (name and name != file["name"]) or (version and version != file["version"]):
-        fault(f"{printable(url)} is not {name} {version}.", None)
+    claimed = {"name": name, "version": version, "build": build}
+    if any(said and said != file[part] for part, said in claimed.items()):
+        fault(f"{printable(url)} is not {' '.join(filter(None, claimed.values()))}.", None)
         return None
     record: dict[str, Any] = {
         "name": file["name"],
         "version": file["version"],
-        "build": build or file["build"],
+        "build": file["build"],
         "subdir": parts[1],
         "depends": list(depends),
         **({"md5": md5} if md5 else {}),
@@ -332,12 +346,40 @@ def _conda_package(
 
 
 def _pypi_package(
-    url: str, *, name: str, version: str, sha256: str, requires: Iterable[str] = ()
-) -> PypiPackage:
+    url: str,
+    *,
+    name: str,
+    version: str,
+    sha256: str,
+    requires: Iterable[str] = (),
+    fault: Fault,
+) -> PypiPackage | None:
+    """The wheel at `url`; its name and version are those of the file, whatever the lock claims."""
+    file_name = unquote(url.rsplit("/", 1)[-1])
+    if url.startswith("file:"):
+        fault(
+            f"{printable(url)} is a file of a machine, not of a Python index.",
+            "Lock it again with an index of this installation.",
+        )
+        return None
+    try:
+        true_name, true_version, _, _ = parse_wheel_filename(file_name)
+    except InvalidWheelFilename:
+        fault(
+            f"{printable(url)} is not the URL of a wheel.",
+            "Only wheels are installed from a lock: lock it again with wheels, or submit an "
+            "environment file.",
+        )
+        return None
+    if canonicalize_name(name) != true_name or (
+        version and not _same_version(version, true_version)
+    ):
+        fault(f"{printable(url)} is not {' '.join(filter(None, (name, version)))}.", None)
+        return None
     return PypiPackage(
-        name=canonicalize_name(name),
-        version=version,
-        file_name=unquote(urlsplit(url).path.rsplit("/", 1)[-1]),
+        name=true_name,
+        version=str(true_version),
+        file_name=file_name,
         url=url,
         sha256=sha256,
         size=0,
@@ -345,6 +387,13 @@ def _pypi_package(
         requires_python="",
         license="",
     )
+
+
+def _same_version(text: str, version: Version) -> bool:
+    try:
+        return Version(text) == version
+    except InvalidVersion:
+        return False
 
 
 # --- @EXPLICIT --------------------------------------------------------------------------------
@@ -367,7 +416,7 @@ def scan_explicit(text: str, *, default_platform: str) -> ReadLock:
             platform = named[1]
             _known_platform(gathered, platform, number)
         elif digest := _SHA256_COMMENT.match(line.strip()):
-            sha256s[digest[2]] = digest[1]
+            sha256s[unquote(digest[2])] = digest[1]
     for number, line in lines:
         stripped = line.strip()
         if pip := _PIP_COMMENT.match(stripped):
@@ -404,7 +453,7 @@ def _explicit_line(
     if not _hashes_hold(gathered, md5, sha256, line):
         return
     url = gathered.plain_url(written.strip(), line)
-    sha256 = sha256 or sha256s.get(url.rsplit("/", 1)[-1], "")
+    sha256 = sha256 or sha256s.get(unquote(url.rsplit("/", 1)[-1]), "")
     package = _conda_package(
         url,
         name="",
@@ -436,17 +485,12 @@ def _explicit_pip(gathered: _Gathered, name: str, text: str, platform: str, line
         )
         return
     url = gathered.plain_url(written, line)
-    version = _version_of(unquote(urlsplit(url).path.rsplit("/", 1)[-1]))
-    if not version:
-        gathered.fault(f"{printable(url)} is not the URL of a wheel.", line, key="pip")
-        return
-    gathered.add(_pypi_package(url, name=name, version=version, sha256=sha256), platform, line)
-
-
-def _version_of(file_name: str) -> str:
-    try:
-        if file_name.endswith(".whl"):
-            return str(parse_wheel_filename(file_name)[1])
-        return str(parse_sdist_filename(file_name)[1])
-    except (InvalidWheelFilename, InvalidSdistFilename):
-        return ""
+    package = _pypi_package(
+        url,
+        name=name,
+        version="",
+        sha256=sha256,
+        fault=lambda message, hint: gathered.fault(message, line, hint, "pip"),
+    )
+    if package is not None:
+        gathered.add(package, platform, line)

@@ -9,9 +9,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote
 
 from environments.domain.errors import InvalidInputError
+from environments.domain.urls import (
+    UrlError,
+    canonical_or_same,
+    canonical_parts,
+    is_below,
+    path_pattern,
+    pattern_parts,
+)
 
 NameKind = Literal["namespace", "environment", "tag", "token", "channel"]
 
@@ -146,7 +154,7 @@ class Credential:
     base: str = ""
 
     def covers(self, url: str) -> bool:
-        return url == self.url_prefix or url.startswith(self.url_prefix + "/")
+        return is_below(url, self.url_prefix)
 
     def authenticated(self, url: str) -> str:
         """`url` with the secret in it: for a request only, never to be stored or shown."""
@@ -172,11 +180,10 @@ _CHANNEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(?:/[A-Za-z0-9_][A-Za-z
 # The numbers keep hostile text from taking quadratic time.
 _USERINFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,15}://)([^/\s?#]*)@")
 _TOKEN = re.compile(
-    r"""(?i)(\b[a-z][a-z0-9+.-]{0,15}://(?:(?!://)[^\s"'<>]){0,500}?)/t/(\$\{\w+\}|[^/\s"'<>,\]}]*)(?=[/\s"'<>,\]}]|$)"""
+    r"""(?i)(\b[a-z][a-z0-9+.-]{0,15}://(?:(?!://)[^\s"'<>]){0,500}?)/{1,9}(?-i:t|%74)/{1,9}(\$\{\w+\}|[^/\s"'<>,\]}]+)(?=[/\s"'<>,\]}]|$)"""
 )
 _VARIABLE = re.compile(r"\$\{?\w+\}?")
 _LONGEST_URL = 500
-_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def without_credentials(text: str) -> str:
@@ -263,52 +270,42 @@ def canonical_channel(text: str, *, alias: str, hosted: str = "") -> ChannelRef:
 
 
 def _normal_url(url: str) -> tuple[str, str]:
-    """`url` in its one form, and what is wrong with it, or ""."""
+    """Return the canonical URL of a channel, and what is wrong with it, or ""."""
     try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        return url, "it cannot be read"
-    scheme, host = parts.scheme.lower(), (parts.hostname or "").lower()
-    path = re.sub(r"/{2,}", "/", parts.path).rstrip("/")
+        parts = canonical_parts(url)
+    except UrlError as error:
+        return url, str(error)
     problem = ""
-    if scheme not in ("http", "https", "file"):
-        problem = f"{scheme or 'it'} is not http, https or file"
-    elif not (host or scheme == "file"):
-        problem = "it has no host"
-    elif parts.query or parts.fragment:
-        problem = "it has a query or a fragment"
-    elif not url.isascii() or re.search(r"[\s\\<>\"'{}|^`*\[\]]|[\x00-\x1f\x7f]", url):
-        problem = "it holds a character that a URL must not hold"
-    elif any(unquote(unquote(part)) in ("..", ".") for part in path.split("/")) or re.search(
-        r"(?i)%(?:2f|5c|00|25)", path
-    ):
-        problem = "its path goes up, or hides a separator"
-    elif path.rsplit("/", 1)[-1] in SUBDIRS:
+    if parts.path.rsplit("/", 1)[-1] in SUBDIRS:
         problem = "it ends in a platform, which is added by itself"
-    elif path.endswith((".json", ".zst", ".conda", ".bz2")):
+    elif parts.path.endswith((".json", ".zst", ".conda", ".bz2")):
         problem = "it names a file"
-    netloc = host if port in (None, _DEFAULT_PORTS.get(scheme)) else f"{host}:{port}"
-    return urlunsplit((scheme, netloc, path, "", "")), problem
+    return str(parts), problem
 
 
 def channel_allowed(url: str, patterns: Sequence[str]) -> bool:
-    """Whether a canonical channel URL fits one of `patterns`.
+    """Whether the URL of a channel fits one of `patterns`, however either is spelt.
 
     `*` is everything. Else scheme, host and path are compared apart, each with the wildcards of a
     shell: the star in `https://*.example.com/*` never reaches over the end of a host.
     """
-    parts = urlsplit(url)
+    scheme, _, rest = canonical_or_same(url).partition("://")
+    netloc, slash, path = rest.partition("/")
     for pattern in patterns:
         if pattern == "*":
             return True
-        scheme, _, rest = pattern.partition("://")
-        host, slash, path = rest.partition("/")
-        wanted = (slash + path).rstrip("/")
+        wanted = pattern_parts(pattern)
         if (
-            fnmatchcase(parts.scheme, scheme.lower())
-            and fnmatchcase(parts.netloc, host.lower())
-            and fnmatchcase(parts.path, wanted)
+            fnmatchcase(scheme, wanted.scheme)
+            and fnmatchcase(netloc, wanted.netloc)
+            and fnmatchcase(slash + path, wanted.path)
         ):
             return True
     return False
+
+
+def in_channel(url: str, wanted: str) -> bool:
+    """Whether the URL of a channel fits `wanted`: a pattern of URLs, or the last parts of one."""
+    if "://" in wanted or wanted == "*":
+        return channel_allowed(url, (wanted.rstrip("/"),))
+    return canonical_or_same(url).endswith(path_pattern(f"/{wanted.strip('/')}"))

@@ -41,7 +41,7 @@ class CondaPackage:
         """`record` as in repodata; `channel` is the base URL, without the subdir."""
         noarch = record.get("noarch") or ""
         return cls(
-            name=record["name"],
+            name=record["name"].lower(),  # as conda compares names
             version=str(record["version"]),
             build=record.get("build", ""),
             build_number=int(record.get("build_number", 0)),

@@ -36,6 +36,7 @@ from environments.domain.json_text import parse_json
 from environments.domain.names import Credential, without_credentials
 from environments.domain.progress import Cancelled, never, obey
 from environments.domain.records import CondaPackage
+from environments.domain.urls import canonical_or_same
 from environments.engine.credentials import (
     CredentialSource,
     no_credentials,
@@ -450,9 +451,9 @@ class Channels:
             )
 
     def package(self, record: rattler.RepoDataRecord) -> CondaPackage:
-        """A record of rattler as a value of ours, without credentials."""
-        record.url = without_credentials(record.url)
-        record.channel = without_credentials(record.channel or "")
+        """A record of rattler as a value of ours, its URLs canonical and without credentials."""
+        record.url = canonical_or_same(without_credentials(record.url))
+        record.channel = canonical_or_same(without_credentials(record.channel or ""))
         return from_rattler(record)
 
     async def guarded(self, work: Awaitable[Answer]) -> Answer:

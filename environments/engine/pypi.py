@@ -37,6 +37,7 @@ from environments.domain.lock import PlatformLock
 from environments.domain.names import Credential, without_credentials
 from environments.domain.progress import Cancelled, obey
 from environments.domain.records import CondaPackage, PypiPackage
+from environments.domain.urls import canonical_or_same
 from environments.engine.channels import Channels
 from environments.engine.credentials import (
     CredentialSource,
@@ -429,7 +430,7 @@ class _Run:
     def _package(self, entry: Mapping[str, Any], needed: Mapping[str, set[str]]) -> PypiPackage:
         name = canonicalize_name(entry["name"])
         file = self._file(name, entry)
-        url = without_credentials(file["url"])
+        url = canonical_or_same(without_credentials(file["url"]))
         return PypiPackage(
             name=name,
             version=str(entry.get("version", "")),

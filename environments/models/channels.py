@@ -12,6 +12,7 @@ from accounts.access import Actor
 from accounts.roles import Perm
 from accounts.sealing import seal, unseal
 from environments.domain.names import Credential
+from environments.domain.urls import canonical_or_same
 from environments.models.namespaces import Namespace
 
 CHANNEL_CREDENTIALS = "channel-credentials"
@@ -111,7 +112,12 @@ class ChannelCredential(models.Model):
 
     def value(self) -> Credential:
         kind: Literal["token", "basic"] = "basic" if self.kind == "basic" else "token"
-        return Credential(url_prefix=self.url_prefix, kind=kind, secret=self.secret, base=self.base)
+        return Credential(
+            url_prefix=canonical_or_same(self.url_prefix),
+            kind=kind,
+            secret=self.secret,
+            base=canonical_or_same(self.base),
+        )
 
     @property
     def secret(self) -> str:

@@ -12,7 +12,7 @@ from packaging.version import InvalidVersion, Version
 from rattler import MatchSpec
 
 from environments.domain.errors import InvalidInputError
-from environments.domain.names import SUBDIRS, channel_allowed, printable
+from environments.domain.names import SUBDIRS, in_channel, printable
 from environments.domain.policy.subjects import Subject
 
 MANAGERS = ("conda", "pypi")
@@ -121,13 +121,6 @@ def _clauses(spec: PackageSpec) -> list[tuple[str, str]]:
 @lru_cache(maxsize=10_000)
 def match_spec(text: str) -> MatchSpec:
     return MatchSpec(text, strict=False, exact_names_only=False)
-
-
-def in_channel(url: str, wanted: str) -> bool:
-    """`wanted`: a URL with wildcards, or the last parts of one."""
-    if "://" in wanted or wanted == "*":
-        return channel_allowed(url, (wanted.rstrip("/"),))
-    return url.endswith(f"/{wanted.strip('/')}")
 
 
 def package_spec(text: str, *, wide: bool) -> PackageSpec:

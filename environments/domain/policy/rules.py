@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from environments.domain.errors import FaultError, RuleError
 from environments.domain.lock import PlatformLock
-from environments.domain.names import did_you_mean, printable
+from environments.domain.names import did_you_mean, in_channel, printable
 from environments.domain.policy.licences import (
     FREE_TEXT,
     acceptable,
@@ -22,7 +22,6 @@ from environments.domain.policy.licences import (
 )
 from environments.domain.policy.package_specs import (
     PackageSpec,
-    in_channel,
     package_spec,
     pypi_keeping,
     pypi_leaving_out,

@@ -10,6 +10,7 @@ from rattler import PackageRecord
 from rattler.package import BuildString
 
 from environments.domain.records import CondaPackage, Package
+from environments.domain.urls import canonical_or_same
 
 
 class Subject(Protocol):
@@ -101,7 +102,9 @@ class LockedPackage:
 
     @property
     def channel(self) -> str:
-        return self._package.channel if isinstance(self._package, CondaPackage) else ""
+        if not isinstance(self._package, CondaPackage):
+            return ""
+        return canonical_or_same(self._package.channel)
 
     @property
     def subdir(self) -> str:
