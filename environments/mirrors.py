@@ -35,7 +35,6 @@ from environments.domain.errors import (
     UnexpectedError,
 )
 from environments.domain.mirrors import end_of
-from environments.domain.names import Credential
 from environments.domain.policy import Effect, Policy
 from environments.engine import disk
 from environments.engine import mirrors as engine
@@ -44,7 +43,7 @@ from environments.engine.downloads import Download, Patience, download_all, remo
 from environments.models import Blob, Mirror, MirrorIndex, MirrorPackage, MirrorView
 from environments.models.mirrors import Worked
 from environments.policies import policy_of
-from environments.solving import credentials_for
+from environments.solving import mirror_credentials
 from environments.tools import source_of
 
 logger = structlog.get_logger(__name__)
@@ -332,8 +331,7 @@ def drop_leftovers(*, older_than: timedelta) -> None:
 
 
 def credential_source(mirror: Mirror) -> CredentialSource:
-    found: tuple[Credential, ...] = credentials_for(mirror.namespace, (mirror.upstream,))
-    return source_of(found)
+    return source_of(mirror_credentials(mirror.namespace, mirror.upstream))
 
 
 def kept_package(mirror: Mirror, subdir: str, file_name: str, sha256: str) -> Blob | None:

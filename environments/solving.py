@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -37,9 +37,17 @@ class Answer:
     reused: bool
 
 
-def credentials_for(namespace: Namespace | None, urls: tuple[str, ...]) -> tuple[Credential, ...]:
-    """The credentials that these URLs need here, the namespace's own before the installation's."""
-    rows = ChannelCredential.objects.for_namespace(namespace)
+def credentials_for(namespace: Namespace, urls: tuple[str, ...]) -> tuple[Credential, ...]:
+    """Credentials that builds of `namespace` may use for `urls`, in order of precedence."""
+    return _covering(ChannelCredential.objects.usable_in(namespace), urls)
+
+
+def mirror_credentials(namespace: Namespace | None, upstream: str) -> tuple[Credential, ...]:
+    """Credentials that a mirror of `namespace` (None: of the installation) may use."""
+    return _covering(ChannelCredential.objects.usable_by_mirror(namespace), (upstream,))
+
+
+def _covering(rows: Sequence[ChannelCredential], urls: tuple[str, ...]) -> tuple[Credential, ...]:
     return tuple(
         row.value()
         for row in rows

@@ -167,7 +167,13 @@ REVOKE = _mutation(
 )
 
 CREDENTIALS = _listed(
-    "channelCredentials", "namespace: String", "id urlPrefix kind namespace createdAt"
+    "channelCredentials", "namespace: String", "id urlPrefix kind namespace namespaces createdAt"
+)
+SET_CREDENTIAL = _mutation(
+    "setChannelCredential",
+    "channel: String!, secret: String!, kind: CredentialKind!, namespace: String, "
+    "namespaces: [String!]",
+    "ChannelCredential { id urlPrefix kind namespace namespaces createdAt }",
 )
 DELETE_CREDENTIAL = _mutation(
     "deleteChannelCredential",

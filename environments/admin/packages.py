@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
+from django import forms
 from django.contrib import admin
 from django.db.models import IntegerField, OuterRef, QuerySet, Subquery
 from django.http import HttpRequest
@@ -35,6 +36,7 @@ from environments.models import (
     PypiRecord,
 )
 from environments.operations import credentials
+from environments.operations.namespaces import find_namespace
 
 _OTHER_VERSIONS = 30
 #: Users of a package that are counted: python is in all of them.
@@ -235,11 +237,57 @@ def _delete_credential(actor: Actor, row: ChannelCredential, answers: Mapping[st
     credentials.delete_credential(actor=actor, credential=row)
 
 
+class CredentialForm(forms.Form):
+    channel = forms.CharField(max_length=500, help_text="Its URL, without a secret.")
+    user = forms.CharField(
+        required=False, max_length=200, help_text="Empty: the secret is a token."
+    )
+    secret = forms.CharField(
+        max_length=4000,
+        strip=False,
+        widget=forms.PasswordInput(attrs={"autocomplete": "off"}),
+        help_text="The password, or the token.",
+    )
+    namespace = forms.CharField(
+        required=False,
+        max_length=64,
+        help_text="Whose builds use it. Empty: of the installation.",
+    )
+    namespaces = forms.CharField(
+        required=False,
+        max_length=2000,
+        help_text="Of the installation only: namespaces whose builds use it, by name or pattern "
+        "(physics-*; * for all shared ones), separated by commas.",
+    )
+
+
+def _set_credential(actor: Actor, row: None, answers: Mapping[str, Any]) -> str:
+    name, user, secret = answers["namespace"].strip(), answers["user"].strip(), answers["secret"]
+    made = credentials.set_credential(
+        actor=actor,
+        namespace=find_namespace(actor, name) if name else None,
+        channel=answers["channel"],
+        kind="basic" if user else "token",
+        secret=f"{user}:{secret}" if user else secret,
+        namespaces=[one for one in answers["namespaces"].split(",") if one.strip()],
+    )
+    return f"The secret of {made.url_prefix} is set."
+
+
 @admin.register(ChannelCredential)
 class CredentialRoom(ManagersRoom):
     """The secrets themselves are never shown."""
 
     questions = (
+        Question(
+            name="set",
+            title="Set or replace",
+            text="Builds that start later send it to the channel.",
+            do=_set_credential,
+            form=CredentialForm,
+            rows=False,
+            superuser=False,
+        ),
         Question(
             name="remove",
             title="Delete",
@@ -250,8 +298,8 @@ class CredentialRoom(ManagersRoom):
         ),
     )
     title = "Credentials of channels"
-    list_display = ("url_prefix", "kind", "namespace", "created_at")
+    list_display = ("url_prefix", "kind", "namespace", "namespaces", "created_at")
     list_select_related = ("namespace",)
     search_fields = ("url_prefix",)
     ordering = ("-pk",)
-    facts = ("url_prefix", "kind", "namespace", "base", "created_at")
+    facts = ("url_prefix", "kind", "namespace", "namespaces", "base", "created_at")

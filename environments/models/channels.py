@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, Self
 
 from django.db import models
@@ -11,6 +12,7 @@ from django.utils import timezone
 from accounts.access import Actor
 from accounts.roles import Perm
 from accounts.sealing import seal, unseal
+from environments.domain.credential_scopes import in_scope
 from environments.domain.names import Credential
 from environments.domain.urls import canonical_or_same
 from environments.models.namespaces import Namespace
@@ -60,12 +62,33 @@ class IndexedPackage(models.Model):
 
 
 class ChannelCredentialQuerySet(models.QuerySet["ChannelCredential"]):
-    def for_namespace(self, namespace: Namespace | None) -> Self:
-        """Those of the namespace and those of the whole installation; longest prefix first."""
+    def usable_in(self, namespace: Namespace) -> list[ChannelCredential]:
+        """Credentials of channels that builds of `namespace` may use, in order of precedence.
+
+        Its own, and those of the installation whose scope names it. The longest prefix comes
+        first; of two with the same prefix, the namespace's own.
+        """
+        rows = self.channels().filter(Q(namespace=None) | Q(namespace=namespace))
+        return _by_precedence(
+            row
+            for row in rows
+            if row.namespace_id is not None
+            or in_scope(row.namespaces, namespace.name, personal=namespace.personal)
+        )
+
+    def usable_by_mirror(self, namespace: Namespace | None) -> list[ChannelCredential]:
+        """Credentials of channels that a mirror of `namespace` (None: of the installation) uses.
+
+        Administrators declare mirrors, so those of the installation apply whatever their scope.
+        """
         mine = (
             Q(namespace=None) if namespace is None else Q(namespace=None) | Q(namespace=namespace)
         )
-        return self.filter(mine).order_by(models.functions.Length("url_prefix").desc(), "pk")
+        return _by_precedence(self.channels().filter(mine))
+
+    def channels(self) -> Self:
+        """Without the logins of registries."""
+        return self.exclude(url_prefix__startswith=REGISTRY)
 
     def of_registry(self, namespace: Namespace | None, place: str) -> ChannelCredential | None:
         """The login of a registry (`host/team/name`); the installation's is no namespace's."""
@@ -81,6 +104,10 @@ class ChannelCredentialQuerySet(models.QuerySet["ChannelCredential"]):
         return self.filter(shown | Q(namespace=None) if actor.is_superuser else shown)
 
 
+def _by_precedence(rows: Iterable[ChannelCredential]) -> list[ChannelCredential]:
+    return sorted(rows, key=lambda row: (-len(row.url_prefix), row.namespace_id is None, row.pk))
+
+
 class ChannelCredential(models.Model):
     """A secret for the URLs that start with `url_prefix`; stored encrypted, never shown again."""
 
@@ -91,6 +118,12 @@ class ChannelCredential(models.Model):
     kind = models.CharField(max_length=8, choices=[("token", "token"), ("basic", "basic")])
     base = models.CharField(max_length=500, blank=True, help_text="Where a path token goes in.")
     sealed = models.TextField(editable=False)
+    namespaces = models.JSONField(
+        default=list,
+        blank=True,
+        help_text="Of an installation-wide credential: names and patterns of the namespaces whose "
+        "builds use it. A wildcard never matches a personal namespace.",
+    )
     created_at = models.DateTimeField(default=timezone.now, editable=False)
 
     objects = ChannelCredentialQuerySet.as_manager()

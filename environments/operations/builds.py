@@ -20,7 +20,7 @@ from environments.domain.errors import (
     TransitionError,
 )
 from environments.domain.lifecycle import CANCELLABLE, FINISHED, RUNNING, BuildState
-from environments.domain.names import Credential, parse_name
+from environments.domain.names import parse_name
 from environments.domain.policy import judge_names
 from environments.domain.specification import Defaults, Submission, parse_specification
 from environments.models import (
@@ -29,7 +29,6 @@ from environments.models import (
     BuildEvent,
     BuildTag,
     Channel,
-    ChannelCredential,
     Environment,
     LegalHold,
     Namespace,
@@ -40,7 +39,7 @@ from environments.models import (
 from environments.models.approvals import LONGEST_REASON, in_turn
 from environments.models.holds import LegalHoldQuerySet
 from environments.models.recalls import refuse_recalled
-from environments.operations import queueing, quotas
+from environments.operations import credentials, queueing, quotas
 from environments.policies import policy_of
 
 
@@ -70,21 +69,6 @@ def read_submission(
     return submission
 
 
-def keep_credentials(namespace: Namespace | None, credentials: Sequence[Credential]) -> None:
-    """Move secrets that stood in channel URLs to the secret store (None: the installation's)."""
-    for credential in credentials:
-        if hosting.is_hosted(credential.url_prefix):
-            continue  # who may read it is asked of rows
-        row, _ = ChannelCredential.objects.get_or_create(
-            namespace=namespace,
-            url_prefix=credential.url_prefix,
-            defaults={"kind": credential.kind, "base": credential.base},
-        )
-        row.kind, row.base = credential.kind, credential.base
-        row.seal(credential.secret)
-        row.save()
-
-
 @audited()
 def submit_build(
     *,
@@ -110,7 +94,9 @@ def submit_build(
     value = submission.specification
     hosting.require_readable(actor, namespace, value)
     near = quotas.require_room(namespace, builds=1)
-    keep_credentials(namespace, submission.credentials)
+    credentials.store_from_urls(
+        actor=actor, namespace=namespace, credentials=submission.credentials
+    )
     for url in value.channels:
         if not hosting.is_hosted(url):  # what those offer is not for everybody's search
             Channel.objects.get_or_create(url=url)

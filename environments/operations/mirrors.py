@@ -49,8 +49,7 @@ from environments.models import (
     Namespace,
     audited,
 )
-from environments.operations import queueing
-from environments.operations.builds import keep_credentials
+from environments.operations import credentials, queueing
 
 #: What is mirrored where nobody says which.
 DEFAULT_SUBDIRS = ("linux-64", "noarch")
@@ -98,7 +97,7 @@ def create_mirror(
         created_by=actor.account,
     )
     mirrors.policy_for(mirror)
-    keep_credentials(namespace, channel.credentials)
+    credentials.store_for_mirror(actor=actor, namespace=namespace, credentials=channel.credentials)
     try:
         with transaction.atomic():
             mirror.save()

@@ -11,8 +11,8 @@ from accounts.access import Actor, require
 from accounts.roles import Perm
 from environments import hosting
 from environments.models import Environment, Namespace, Preview, SpecificationRow
-from environments.operations import queueing
-from environments.operations.builds import keep_credentials, read_submission
+from environments.operations import credentials, queueing
+from environments.operations.builds import read_submission
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ def preview_solve(
         require(actor, Perm.VIEW, environment)
     submission = read_submission(namespace, specification, platforms_wanted=platforms_wanted)
     hosting.require_readable(actor, namespace, submission.specification)
-    keep_credentials(namespace, submission.credentials)
+    credentials.require_stored(actor=actor, namespace=namespace, credentials=submission.credentials)
     preview = Preview.objects.create(
         namespace=namespace,
         environment=environment,

@@ -20,6 +20,7 @@ from environments.models import (
     audited,
 )
 from environments.models.channels import REGISTRY
+from environments.operations.credentials import record_set
 from environments.pushing import filled
 
 #: Rules of one namespace.
@@ -127,11 +128,10 @@ def keep_registry_login(
     if len(login) > 8000 or "\0" in login:
         raise InvalidInputError("At most 8000 characters of text.", where="login")
     Login.parse(login)
-    row, _ = ChannelCredential.objects.get_or_create(
+    row, created = ChannelCredential.objects.get_or_create(
         namespace=namespace, url_prefix=f"{REGISTRY}{registry}", defaults={"kind": "basic"}
     )
     row.seal(login)
     row.save()
-    place = namespace or "the installation"
-    AuditEvent.record(actor, "credential.keep", place, {"url_prefix": row.url_prefix})
+    record_set(actor, row, replaced=not created)
     return row

@@ -470,6 +470,10 @@ CHANGES: dict[str, tuple[str, Perm]] = {
         'namespace: "research", registry: "r.example.org", login: "a:b"',
         Perm.MANAGE,
     ),
+    "setChannelCredential": (
+        'namespace: "research", channel: "https://private.example.org/new", secret: "a:b"',
+        Perm.MANAGE,
+    ),
     "createHostedChannel": ('namespace: "research", name: "fresh"', Perm.MANAGE),
     "changeHostedChannel": ('name: "research", public: true', Perm.MANAGE),
     "deleteHostedChannel": ('name: "research"', Perm.MANAGE),
