@@ -6,7 +6,7 @@ What a list shows and what a check says come from the same query (`with_perm`), 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from django.contrib.auth.models import AnonymousUser
@@ -20,13 +20,15 @@ from environments.domain.errors import AccessDeniedError, NotSignedInError
 class Actor:
     """Who asks: a user or nobody, by which token (if any), from which address.
 
-    Or a directory, that tells of its people and is nobody's account.
+    Or a directory, that tells of its people and is nobody's account. `session` is the key of the
+    browser's session, by which a long answer asks again whether it lasts.
     """
 
     user: User | AnonymousUser
     token: ApiToken | None = None
     address: str = ""
     directory: str = ""
+    session: str = field(default="", repr=False, compare=False)
 
     @property
     def signed_in(self) -> bool:

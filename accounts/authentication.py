@@ -5,19 +5,24 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
 from django.conf import settings
+from django.contrib.auth import get_user
 from django.contrib.auth.models import AnonymousUser
+from django.contrib.sessions.backends.base import SessionBase
 from django.http import HttpRequest, HttpResponseBase, HttpResponseRedirect, JsonResponse
 from django.urls import reverse
 from django.utils import timezone
+from django.utils.module_loading import import_string
 
 from accounts.access import ANONYMOUS, Actor
-from accounts.models import ApiToken
+from accounts.models import ApiToken, User
 from accounts.sign_in import SecondFactorError, TooManyAttemptsError, lacks_second_factor
 from accounts.signals import token_moved, token_refused
 from environments.domain.errors import NotSignedInError
@@ -84,7 +89,81 @@ def actor_of(request: HttpRequest) -> Actor:
     user = getattr(request, "user", None)
     if user is None or not user.is_authenticated:
         return Actor(AnonymousUser(), address=address)
-    return Actor(user, address=address)
+    return Actor(user, address=address, session=request.session.session_key or "")
+
+
+def actor_with_session(key: str, *, address: str = "") -> Actor:
+    """Return whose session `key` is; nobody for one that has ended or needs a second factor."""
+    store: type[SessionBase] = import_string(f"{settings.SESSION_ENGINE}.SessionStore")
+    request = HttpRequest()
+    request.session = store(key)
+    request.user = get_user(request)
+    if not request.user.is_authenticated or lacks_second_factor(request):
+        return Actor(AnonymousUser(), address=address)
+    return Actor(request.user, address=address, session=key)
+
+
+# --- sign-ins of connections that stay open -------------------------------------------------------
+
+#: Seconds between two checks of one connection's sign-in.
+CHECK_INTERVAL = 2.0
+#: Seconds for which the answer serves other connections of the same token or session.
+_ANSWER_LIFE = 1.0
+_MOST_ANSWERS = 1000
+
+
+class SignInEndedError(NotSignedInError):
+    """The session has expired, was signed out, or its password or account has changed."""
+
+    hint = "Sign in again."
+
+
+#: By the token's digest or the session's key: when it was looked up, and what was found.
+_answers: dict[str, tuple[float, Actor | NotSignedInError]] = {}
+
+
+def renewed(actor: Actor) -> Actor:
+    """Return the actor as of now: with the token's rights and the account's of this moment.
+
+    Raises:
+        TokenInvalidError: the token was revoked or has expired, or the account was closed.
+        SignInEndedError: the session has ended, or is not the account's any more.
+    """
+    if not isinstance(actor.user, User):
+        return actor
+    if actor.token is None and not actor.session:
+        return _looked_up(actor)
+    key = actor.token.digest if actor.token is not None else actor.session
+    now = time.monotonic()
+    known = _answers.get(key)
+    if known is None or now - known[0] > _ANSWER_LIFE:
+        if len(_answers) >= _MOST_ANSWERS:
+            _answers.clear()
+        try:
+            known = (now, _looked_up(actor))
+        except NotSignedInError as error:
+            known = (now, error)
+        _answers[key] = known
+    found = known[1]
+    if isinstance(found, NotSignedInError):
+        raise type(found)(found.message)
+    return replace(found, address=actor.address)
+
+
+def _looked_up(actor: Actor) -> Actor:
+    if actor.token is not None:
+        token = ApiToken.objects.usable().filter(pk=actor.token.pk).select_related("user").first()
+        if token is None:
+            raise TokenInvalidError("The API token is not valid any more.")
+        return Actor(token.user, token=token)
+    if actor.session:
+        found = actor_with_session(actor.session)
+    else:
+        user = User.objects.filter(pk=actor.account.pk, is_active=True).first()
+        found = replace(actor, user=user or AnonymousUser())
+    if found.user != actor.user:
+        raise SignInEndedError("The sign-in has ended.")
+    return found
 
 
 def directory_of(request: HttpRequest) -> Actor:

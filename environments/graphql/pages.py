@@ -93,8 +93,19 @@ def field(
 
 
 def actor_of(info: Info) -> Actor:
-    """Who asks."""
-    actor: Actor = info.context.request.actor
+    """Return who asks."""
+    return actor_in(info.context.request)
+
+
+def actor_in(request: Any) -> Actor:
+    """Return who sends a request, over HTTP or as a message of a WebSocket.
+
+    Raises:
+        NotSignedInError: the sign-in of the WebSocket has ended.
+    """
+    if (ended := getattr(request, "ended", None)) is not None:
+        raise ended
+    actor: Actor = request.actor
     return actor
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, ParamSpec, TypeVar
 
@@ -20,11 +20,10 @@ from django.db.models import BooleanField, ExpressionWrapper, Max, Q
 from django.utils import timezone
 from strawberry import ID, Info
 
-from accounts.access import ANONYMOUS, Actor
-from accounts.authentication import TokenInvalidError
-from accounts.models import ApiToken, User
+from accounts.access import Actor
+from accounts.authentication import CHECK_INTERVAL, renewed
 from environments.domain.lifecycle import BuildState
-from environments.graphql.pages import actor_of
+from environments.graphql.pages import actor_in
 from environments.graphql.types import BuildNode, EnvironmentNode, find
 from environments.models import Build, BuildEvent
 from environments.operations.namespaces import find_namespace
@@ -33,9 +32,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: Seconds between two looks, and between two checks that the reader may still see it.
+#: Seconds between two looks; CHECK_INTERVAL is for whether the reader may still see it.
 LOOK = 0.25
-CHECK = 2.0
 #: Lines that one update brings at most.
 LINES = 5_000
 #: After a build is finished its worker may still write the last lines of the log.
@@ -77,34 +75,27 @@ async def looked(read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     return await sync_to_async(look, thread_sensitive=False)()
 
 
-def renewed(actor: Actor) -> Actor:
-    """The same actor as of now.
-
-    Raises:
-        TokenInvalidError: the token was revoked or has expired, or the account was closed.
-    """
-    if not actor.signed_in:
-        return ANONYMOUS
-    user = User.objects.filter(pk=actor.account.pk, is_active=True).first()
-    token = actor.token
-    if token is not None:
-        token = ApiToken.objects.usable().filter(pk=token.pk).first()
-    if user is None or (actor.token is not None and token is None):
-        raise TokenInvalidError("The sign-in is not valid any more.")
-    return replace(actor, user=user, token=token)
-
-
 @dataclass(slots=True)
 class Watch:
-    """One reader, and when its right to read was last looked at."""
+    """One reader, and when its sign-in and its right to read were last checked."""
 
-    actor: Actor
+    request: Any  # the HTTP request, or the SocketRequest of a WebSocket
     checked: float = float("-inf")
 
+    @property
+    def actor(self) -> Actor:
+        return actor_in(self.request)
+
     def due(self) -> bool:
-        if time.monotonic() - self.checked < CHECK:
+        """Return True where the right to read is to be checked again.
+
+        Raises:
+            TokenInvalidError, SignInEndedError: the sign-in is not valid any more.
+        """
+        actor = self.actor
+        if time.monotonic() - self.checked < CHECK_INTERVAL:
             return False
-        self.actor = renewed(self.actor)
+        self.request.actor = renewed(actor)
         self.checked = time.monotonic()
         return True
 
@@ -199,7 +190,9 @@ class Subscription:
     async def build_progress(
         self, info: Info, build_id: ID, from_line: int = 0
     ) -> AsyncGenerator[BuildUpdate, None]:
-        watch = BuildWatch(actor=actor_of(info), key=str(build_id), next_line=max(0, from_line))
+        watch = BuildWatch(
+            request=info.context.request, key=str(build_id), next_line=max(0, from_line)
+        )
         while True:
             update, last = await looked(watch.look)
             if update is not None:
@@ -213,7 +206,7 @@ class Subscription:
     async def environment_events(
         self, info: Info, namespace: str
     ) -> AsyncGenerator[EnvironmentEvent, None]:
-        watch = NamespaceWatch(actor=actor_of(info), name=namespace)
+        watch = NamespaceWatch(request=info.context.request, name=namespace)
         told: set[int] = set()
         while True:
             for event in await looked(watch.look, told):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
 from json import JSONDecodeError
 from types import SimpleNamespace
 from typing import Any
 
 import orjson
+import structlog
 from asgiref.sync import SyncToAsync, sync_to_async
 from cross_web import AsyncHTTPRequestAdapter, HTTPException
 from django.conf import settings
-from django.contrib.auth import get_user
-from django.contrib.sessions.backends.base import SessionBase
 from django.db import close_old_connections, connections
 from django.http import HttpRequest, HttpResponse
 from django.http.cookie import parse_cookie
@@ -20,7 +21,6 @@ from django.http.response import HttpResponseBase
 from django.middleware.csrf import CsrfViewMiddleware
 from django.shortcuts import render
 from django.utils.decorators import method_decorator
-from django.utils.module_loading import import_string
 from django.views.decorators.csrf import csrf_exempt
 from starlette.websockets import WebSocket
 from strawberry.asgi import GraphQL
@@ -34,10 +34,24 @@ from strawberry.types.graphql import OperationType
 from strawberry.types.unset import UNSET, UnsetType
 
 from accounts.access import ANONYMOUS, Actor
-from accounts.authentication import TokenInvalidError, actor_with_token, secret_in
-from accounts.sign_in import lacks_second_factor
-from environments.domain.errors import AccessDeniedError, InvalidInputError, LimitError, StoreError
+from accounts.authentication import (
+    CHECK_INTERVAL,
+    TokenInvalidError,
+    actor_with_session,
+    actor_with_token,
+    renewed,
+    secret_in,
+)
+from environments.domain.errors import (
+    AccessDeniedError,
+    InvalidInputError,
+    LimitError,
+    NotSignedInError,
+    StoreError,
+)
 from environments.domain.json_text import json_object
+
+logger = structlog.get_logger(__name__)
 
 
 class ForgeryCheck(CsrfViewMiddleware):
@@ -158,6 +172,63 @@ def _refused(error: HTTPException) -> StoreError:
 # --- WebSockets --------------------------------------------------------------------------------
 
 
+#: Status of a connection whose sign-in has ended, as clients of graphql-transport-ws know it.
+SIGN_IN_ENDED = 4401
+#: Seconds in which running subscriptions give the reason before the connection is closed.
+_LAST_WORDS = 1.0
+_SOCKET_REQUEST = "condastore.request"
+
+
+@dataclass(eq=False)
+class SocketRequest:
+    """What resolvers find as `info.context.request` of a WebSocket: who asks, as of now."""
+
+    actor: Any = ANONYMOUS  # or a TokenInvalidError, until the first message was answered
+    ended: NotSignedInError | None = None
+
+
+async def _end_of_sign_in(asked: SocketRequest) -> str:
+    """Wait until the connection's sign-in has ended; return the reason.
+
+    It is checked whether anything is running or not: each message of an open connection may be a
+    query or a mutation.
+    """
+    while True:
+        await asyncio.sleep(CHECK_INTERVAL)
+        actor = asked.actor
+        if not isinstance(actor, Actor) or not actor.signed_in:
+            continue
+        try:
+            asked.actor = await sync_to_async(_renewed, thread_sensitive=False)(actor)
+        except NotSignedInError as error:
+            asked.ended = error
+            await asyncio.sleep(_LAST_WORDS)
+            return error.message
+        except Exception:  # such as a database that is away: the next check tells
+            logger.warning("a sign-in could not be checked", exc_info=True)
+
+
+def _renewed(actor: Actor) -> Actor:
+    try:
+        return renewed(actor)
+    finally:
+        close_old_connections()
+
+
+def _until(ended: asyncio.Future[str], receive: Any) -> Any:
+    """Return a `receive` to which the client has gone as soon as `ended` is done."""
+
+    async def received() -> Any:
+        message = asyncio.ensure_future(receive())
+        await asyncio.wait({message, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if message.done():
+            return message.result()
+        message.cancel()
+        return {"type": "websocket.disconnect", "code": SIGN_IN_ENDED}
+
+    return received
+
+
 class GraphQLSocket(GraphQL[Any, None]):
     """graphql-transport-ws. Who asks is said by a session, a header, or the first message.
 
@@ -171,9 +242,23 @@ class GraphQLSocket(GraphQL[Any, None]):
         except InvalidInputError as error:  # the connection is closed, with status 4400
             raise JSONDecodeError(error.message, "", 0) from error
 
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve one connection, and close it soon after its sign-in has ended."""
+        scope[_SOCKET_REQUEST] = asked = SocketRequest()
+        ended = asyncio.ensure_future(_end_of_sign_in(asked))
+        try:
+            await super().__call__(scope, _until(ended, receive), send)
+            if ended.done() and ended.result():
+                close = {"type": "websocket.close", "code": SIGN_IN_ENDED}
+                await send(close | {"reason": ended.result()})
+        finally:
+            ended.cancel()
+
     async def get_context(self, request: Any, response: Any) -> Any:
         actor = await sync_to_async(_of_handshake, thread_sensitive=False)(request)
-        return SimpleNamespace(request=SimpleNamespace(actor=actor), connection_params=None)
+        asked = request.scope[_SOCKET_REQUEST]
+        asked.actor = actor
+        return SimpleNamespace(request=asked, connection_params=None)
 
     async def on_ws_connect(self, context: Any) -> UnsetType | dict[str, object] | None:
         if isinstance(context.request.actor, TokenInvalidError):
@@ -216,13 +301,7 @@ def _of_session(cookies: str, address: str) -> Actor:
     key = parse_cookie(cookies).get(settings.SESSION_COOKIE_NAME)
     if not key:
         return Actor(ANONYMOUS.user, address=address)
-    store: type[SessionBase] = import_string(f"{settings.SESSION_ENGINE}.SessionStore")
-    request = HttpRequest()
-    request.session = store(key)
-    request.user = get_user(request)
-    if lacks_second_factor(request):
-        return Actor(ANONYMOUS.user, address=address)
-    return Actor(request.user, address=address)
+    return actor_with_session(key, address=address)
 
 
 def make_socket(schema: Any) -> GraphQLSocket:

@@ -24,8 +24,8 @@ from allauth.mfa.totp.internal.auth import (
 from django.test import Client
 
 from accounts.access import Actor
+from accounts.authentication import actor_with_session
 from accounts.models import User
-from environments.graphql.views import _of_session
 from tests import factories
 
 pytestmark = pytest.mark.django_db
@@ -156,10 +156,10 @@ def test_an_administrator_does_nothing_before_a_second_factor_where_it_is_requir
     assert (asked.status_code, asked.json()["code"]) == (401, "second-factor-needed")
     assert token("root").json()["code"] == "second-factor-needed"
     assert client.get("/accounts/2fa/").status_code == 200
-    cookie = f"{settings.SESSION_COOKIE_NAME}={client.cookies[settings.SESSION_COOKIE_NAME].value}"
-    assert not _of_session(cookie, "").signed_in  # by WebSocket neither
+    key = client.cookies[settings.SESSION_COOKIE_NAME].value
+    assert not actor_with_session(key).signed_in  # by WebSocket neither
     TOTP.activate(root, generate_totp_secret())
-    assert _of_session(cookie, "").signed_in
+    assert actor_with_session(key).signed_in
     assert client.get("/").status_code == 200
 
 

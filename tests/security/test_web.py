@@ -6,14 +6,25 @@ Each attack stands beside its control, the honest request that works.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 import websockets
+from django.conf import settings
+from django.db import connection
 from django.test import Client
+from django.utils import timezone
 
 from accounts.access import Actor
+from accounts.models import ApiToken, User
+from accounts.roles import Role
+from environments.domain.lifecycle import BuildState
+from environments.models import Build
+from tests import factories
 
 pytestmark = pytest.mark.django_db
 SCIM_TOKEN = "only-for-tests-" + "s" * 40
@@ -149,3 +160,208 @@ def test_no_message_of_a_websocket_breaks_the_server(server: str, first: bool) -
     for message in (DEEP.decode(), deep, "[]", "null", "7", "9" * 9999, '{"type": NaN}', "{}"):
         assert asyncio.run(closed_by(message)) == 4400, message[:50]
     assert asyncio.run(answered())["payload"]["data"] == {"__typename": "Query"}
+
+
+# --- connections that stay open -------------------------------------------------------------------
+
+FOLLOW = "subscription($id: ID!) { buildProgress(buildId: $id) { nextLine } }"
+PASSWORD = "a long enough one"
+BETTER = "another long enough one"
+#: Seconds within which a connection follows the end of its sign-in, on a loaded machine.
+SOON = 20
+
+
+def signed_in(name: str) -> Client:
+    client = Client(headers={"Accept": "text/html"})
+    assert client.post("/login/", {"username": name, "password": PASSWORD}).status_code == 302
+    return client
+
+
+def cookie_of(client: Client) -> dict[str, str]:
+    name = settings.SESSION_COOKIE_NAME
+    return {"Cookie": f"{name}={client.cookies[name].value}"}
+
+
+def sign_out(client: Client) -> None:
+    assert client.post("/logout/").status_code == 302
+
+
+def expire(client: Client) -> None:
+    session = client.session
+    session.set_expiry(-1)
+    session.save()
+
+
+def delete_session(client: Client) -> None:
+    client.session.delete()
+
+
+def change_password(name: str) -> None:
+    form = {"oldpassword": PASSWORD, "password1": BETTER, "password2": BETTER}
+    assert signed_in(name).post("/accounts/password/", form).status_code == 302
+
+
+def end_of(name: str, client: Client) -> Callable[[], object]:
+    """What ends the sign-in of the person who is called after it."""
+    tokens = ApiToken.objects.filter(user__username=name)
+    account = User.objects.filter(username=name)
+    ends: dict[str, Callable[[], object]] = {
+        "signs-out": lambda: sign_out(client),
+        "expires": lambda: expire(client),
+        "deleted": lambda: delete_session(client),
+        "new-password": lambda: change_password(name),
+        "closed": lambda: account.update(is_active=False),
+        "stays": lambda: None,
+        "revoked": lambda: tokens.update(revoked_at=timezone.now()),
+        "token-expires": lambda: tokens.update(expires_at=timezone.now()),
+        "limited": lambda: tokens.update(namespaces=["elsewhere"]),
+        "token-closed": lambda: account.update(is_active=False),
+        "token-stays": lambda: None,
+    }
+    return ends[name]
+
+
+SESSIONS = ("signs-out", "expires", "deleted", "new-password", "closed", "stays")
+TOKENS = ("revoked", "token-expires", "limited", "token-closed", "token-stays")
+
+
+@pytest.fixture
+def connections(server: str) -> dict[str, tuple[dict[str, str], Callable[[], object]]]:
+    """By person: with which headers they connect, and what ends their sign-in."""
+    research = factories.make_namespace("research")
+    factories.make_build(factories.make_environment(research), BuildState.LINKING)
+    found = {}
+    for name in (*SESSIONS, *TOKENS):
+        user = factories.make_user(name, password=PASSWORD)
+        research.grant(Role.VIEWER, user)
+        client = signed_in(name) if name in SESSIONS else Client()
+        bearer = (
+            {} if name in SESSIONS else {"Authorization": f"Bearer {factories.make_token(user)}"}
+        )
+        found[name] = (bearer or cookie_of(client), end_of(name, client))
+    return found
+
+
+async def over_websocket(
+    server: str, headers: dict[str, str], build: str, ended: asyncio.Event
+) -> list[Any]:
+    """What comes after the end of the sign-in: the errors' codes, and the connection's status."""
+    async with websockets.connect(
+        server.replace("http", "ws") + "/graphql",
+        additional_headers=headers,
+        subprotocols=["graphql-transport-ws"],  # type: ignore[list-item]
+    ) as socket:
+        await socket.send('{"type": "connection_init"}')
+        await socket.recv()
+        asked = {"query": FOLLOW, "variables": {"id": build}}
+        await socket.send(json.dumps({"id": "1", "type": "subscribe", "payload": asked}))
+        first = json.loads(await socket.recv())
+        assert "errors" not in first["payload"], first
+        await ended.wait()
+        got: list[Any] = []
+        try:
+            while message := json.loads(await asyncio.wait_for(socket.recv(), SOON)):
+                payload = message.get("payload") or {}
+                got += [error["extensions"]["code"] for error in payload.get("errors", ())]
+                if message["type"] == "complete" and got == ["not-found"]:
+                    return got
+        except websockets.ConnectionClosed as closed:
+            got.append(closed.rcvd.code if closed.rcvd else None)
+        except TimeoutError:
+            got.append("open")
+        return got
+
+
+async def over_events(
+    server: str, headers: dict[str, str], build: str, ended: asyncio.Event
+) -> list[Any]:
+    """Likewise, of server-sent events; `complete` for their end."""
+    body = {"query": FOLLOW, "variables": {"id": build}}
+    headers = headers | {"Accept": "text/event-stream"}
+    if "Cookie" in headers:
+        headers |= {"Cookie": f"{headers['Cookie']}; {settings.CSRF_COOKIE_NAME}={'a' * 32}"}
+        headers |= {"X-CSRFToken": "a" * 32, "Origin": server}
+    got: list[Any] = []
+    async with (
+        httpx.AsyncClient(timeout=SOON) as client,
+        client.stream("POST", f"{server}/graphql", json=body, headers=headers) as answer,
+    ):
+        assert answer.status_code == 200, await answer.aread()
+        lines = answer.aiter_lines()
+        while not (line := await anext(lines)).startswith("data:"):
+            pass
+        assert "errors" not in line, line
+        await ended.wait()
+        with contextlib.suppress(httpx.ReadTimeout):
+            async for line in lines:
+                if line.startswith("data:") and "errors" in line:
+                    document = json.loads(line.removeprefix("data:"))
+                    got += [error["extensions"]["code"] for error in document["errors"]]
+                if line == "event: complete":
+                    return [*got, "complete"]
+    return [*got, "open"]
+
+
+@pytest.mark.parametrize("way", [over_websocket, over_events])
+def test_a_subscription_ends_soon_after_its_sign_in_and_no_other_does(
+    server: str,
+    connections: dict[str, tuple[dict[str, str], Callable[[], object]]],
+    way: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tests.security.test_web.SOON", 8)
+    build = str(Build.objects.get().pk)
+
+    async def everybody() -> dict[str, list[Any]]:
+        ended = asyncio.Event()
+        running = {
+            name: asyncio.ensure_future(way(server, headers, build, ended))
+            for name, (headers, _) in connections.items()
+        }
+        await asyncio.sleep(1.5)
+        for _, end in connections.values():
+            await asyncio.to_thread(_apart, end)
+        ended.set()
+        return {name: await one for name, one in running.items()}
+
+    found = asyncio.run(everybody())
+    last: Any = 4401 if way is over_websocket else "complete"
+    expected: dict[str, list[Any]] = {name: ["not-signed-in", last] for name in SESSIONS}
+    expected |= {name: ["token-invalid", last] for name in TOKENS}
+    expected["limited"] = ["not-found"] if way is over_websocket else ["not-found", last]
+    expected["stays"] = expected["token-stays"] = ["open"]
+    assert found == expected
+
+
+def _apart(end: Callable[[], object]) -> None:
+    """Call `end` in a thread, whose connection to the database is closed afterwards."""
+    try:
+        end()
+    finally:
+        connection.close()
+
+
+def test_a_websocket_on_which_nothing_runs_is_closed_with_its_sign_in(server: str) -> None:
+    """It would else let somebody who has signed out query and change what they may no longer."""
+    factories.make_user("alice", password=PASSWORD)
+    client = signed_in("alice")
+
+    async def connected() -> list[Any]:
+        got: list[Any] = []
+        async with websockets.connect(
+            server.replace("http", "ws") + "/graphql",
+            additional_headers=cookie_of(client),
+            subprotocols=["graphql-transport-ws"],  # type: ignore[list-item]
+        ) as socket:
+            await socket.send('{"type": "connection_init"}')
+            await socket.recv()
+            asked = {"id": "1", "type": "subscribe", "payload": {"query": "{ me { username } }"}}
+            await socket.send(json.dumps(asked))
+            got.append(json.loads(await socket.recv())["payload"]["data"]["me"]["username"])
+            await socket.recv()
+            await asyncio.to_thread(_apart, lambda: sign_out(client))
+            await asyncio.wait_for(socket.wait_closed(), SOON)
+            got.append(socket.close_code)
+        return got
+
+    assert asyncio.run(connected()) == ["alice", 4401]
