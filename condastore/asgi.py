@@ -16,7 +16,10 @@ django_application.chunk_size = 1 << 18  # bytes that are sent at once: a quarte
 from django.conf import settings  # noqa: E402
 from django.http.request import split_domain_port, validate_host  # noqa: E402
 
+from condastore.cli.errors import CommandError  # noqa: E402
+from condastore.private_files import PRIVATE_UMASK  # noqa: E402
 from condastore.schema import schema  # noqa: E402
+from condastore.starting import prepare_folder  # noqa: E402
 from condastore.threads import KeptThread, keep_connections  # noqa: E402
 from environments.graphql.views import make_socket  # noqa: E402
 from environments.rest import bodies  # noqa: E402
@@ -53,6 +56,13 @@ def _host_allowed(scope: MutableMapping[str, Any]) -> bool:
 async def _lifespan(receive: Receive, send: Send) -> None:
     while True:
         message = await receive()
+        if message["type"] == "lifespan.startup":
+            os.umask(PRIVATE_UMASK)
+            try:
+                prepare_folder(settings.DATA)
+            except CommandError as error:
+                await send({"type": "lifespan.startup.failed", "message": str(error)})
+                return
         await send({"type": f"{message['type']}.complete"})
         if message["type"] == "lifespan.shutdown":
             return

@@ -16,7 +16,9 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, register
 from django.core.checks import Warning as Warned
 
+from condastore import private_files
 from environments.domain.errors import InvalidInputError
+from environments.domain.folder_access import EVERYONE, parse_group_rules
 from environments.engine.disk import require_same_file_system
 
 #: The length of the placeholder in which conda packages keep room for a prefix.
@@ -34,7 +36,8 @@ OLDEST_SQLITE = (3, 35, 0)
 
 @register
 def check(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    return [*_data_folder(Path(settings.DATA)), *_services(), *_accounts(), *_sign_in()]
+    data = Path(settings.DATA)
+    return [*_data_folder(data), *_modes(data), *_services(), *_accounts(), *_sign_in()]
 
 
 def _data_folder(data: Path) -> Iterator[CheckMessage]:
@@ -63,6 +66,50 @@ def _data_folder(data: Path) -> Iterator[CheckMessage]:
             f"choose one of at most {CONDA_PREFIX_LENGTH - SHORT_PREFIX - 1}.",
             id="condastore.E003",
         )
+
+
+def _modes(data: Path) -> Iterator[CheckMessage]:
+    """What other accounts of the machine reach, and the groups that should."""
+    group = private_files.group_id(settings.BLOBS_GROUP) if settings.BLOBS_GROUP else None
+    if settings.BLOBS_GROUP and group is None:
+        yield Error(
+            f"CONDASTORE_BLOBS_GROUP names no Unix group: {settings.BLOBS_GROUP}.",
+            hint="Name the group that nginx runs as.",
+            id="condastore.E031",
+        )
+    if settings.ACCEL_REDIRECT and not settings.BLOBS_GROUP and settings.BLOBS == "files":
+        yield Warned(
+            "CONDASTORE_ACCEL_REDIRECT is set, and nginx may not read the blobs folder.",
+            hint="Set CONDASTORE_BLOBS_GROUP to the group that nginx runs as.",
+            id="condastore.W031",
+        )
+    for found in private_files.still_open(data, blobs_group=group):
+        yield Error(
+            f"Other accounts of this machine reach what is the service's: {found}.",
+            hint="Let the account that runs condastore own it, and nobody else read it "
+            "(chown, chmod go-rwx).",
+            id="condastore.E030",
+        )
+    try:
+        rules = parse_group_rules(settings.NAMESPACE_GROUPS)
+    except InvalidInputError as error:
+        yield Error(error.message, hint=error.hint, id="condastore.E032")
+        return
+    own = {os.getegid(), *os.getgroups()}
+    for name in sorted({rule.group for rule in rules if "{" not in rule.group} - {EVERYONE}):
+        number = private_files.group_id(name)
+        if number is None:
+            yield Warned(
+                f"CONDASTORE_NAMESPACE_GROUPS names a group that is not there: {name}.",
+                hint="Until it is there the folders are the service's alone.",
+                id="condastore.W032",
+            )
+        elif os.geteuid() != 0 and number not in own:
+            yield Warned(
+                f"This account may not give folders to the group {name}: it is no member.",
+                hint=f"usermod -aG {name} ACCOUNT, then restart.",
+                id="condastore.W033",
+            )
 
 
 def _services() -> Iterator[CheckMessage]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 
@@ -9,7 +10,8 @@ import django
 import structlog
 from django.conf import settings
 
-from condastore.starting import require_keys_if_known
+from condastore.private_files import PRIVATE_UMASK
+from condastore.starting import prepare_folder, prepare_process
 from condastore.worker import process_name
 
 logger = structlog.get_logger(__name__)
@@ -17,11 +19,13 @@ logger = structlog.get_logger(__name__)
 
 def run() -> None:
     """Sweep at each interval until SIGTERM or SIGINT; an outage is logged and outlived."""
+    os.umask(PRIVATE_UMASK)
+    prepare_folder(settings.DATA)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     django.setup()
-    require_keys_if_known()
+    prepare_process()
     logger.info("scheduler started", name=process_name())
     while not stop.is_set():
         sweep_once()

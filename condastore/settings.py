@@ -24,6 +24,15 @@ DATA = env.folder(
     "The folder that holds everything: database, cache, prefixes, environments.",
     shown="the user's data folder",
 ).absolute()
+NAMESPACE_GROUPS = env.words(
+    "NAMESPACE_GROUPS",
+    "",
+    "Unix groups that may use the folders of private namespaces: research=researchers, "
+    "team-*=cs-{namespace}; *=* for every local user.",
+)
+BLOBS_GROUP = env.text(
+    "BLOBS_GROUP", "", "Unix group that may read the blobs folder: that of nginx, if any."
+)
 DEBUG = env.flag("DEBUG", False, "Show tracebacks in the browser; never in production.")
 PUBLIC_URL = env.text("PUBLIC_URL", "", "The address that users type, for links in answers.")
 ALLOWED_HOSTS = env.words(

@@ -18,6 +18,7 @@ import django
 import psutil
 from django.conf import settings
 
+from condastore import private_files
 from condastore.cli.errors import CommandError, Status
 
 #: Seconds that children of an `up` that was killed have to end by themselves: longer than the
@@ -26,8 +27,15 @@ ORPHANS_END = 20.0
 
 
 def prepare_folder(data: Path) -> None:
+    """Create what is missing of the data folder, and close it to other local users.
+
+    Raises:
+        CommandError: it cannot be created, or something of it stays open.
+    """
     try:
-        (data / "run").mkdir(parents=True, exist_ok=True)
+        left = private_files.close(
+            data, database=not settings.DATABASE_URL, blobs_group=blobs_group()
+        )
     except OSError as error:
         raise CommandError(
             f"The data folder cannot be made: {error.strerror}.",
@@ -36,6 +44,36 @@ def prepare_folder(data: Path) -> None:
             where=str(data),
             hint="Name another one: CONDASTORE_DATA.",
         ) from error
+    if left:
+        raise CommandError(
+            f"Other accounts of this machine reach what is the service's: "
+            f"{', '.join(map(str, left))}.",
+            status=Status.INVALID,
+            code="invalid-input",
+            where=str(data),
+            hint="Let the account that runs condastore own it (chown), and nobody else read it "
+            "(chmod go-rwx); the file system must have Unix permissions.",
+        )
+
+
+def blobs_group() -> int | None:
+    """The numeric id of CONDASTORE_BLOBS_GROUP; None where it is not set.
+
+    Raises:
+        CommandError: there is no such group.
+    """
+    if not settings.BLOBS_GROUP:
+        return None
+    found = private_files.group_id(settings.BLOBS_GROUP)
+    if found is None:
+        raise CommandError(
+            f"There is no Unix group {settings.BLOBS_GROUP!r}.",
+            status=Status.INVALID,
+            code="invalid-input",
+            where="CONDASTORE_BLOBS_GROUP",
+            hint="Name the group that nginx runs as.",
+        )
+    return found
 
 
 class Lock:
@@ -158,10 +196,13 @@ def prepare_database(*, ask: bool) -> Administrator | None:
     from django.core.management import call_command
     from django.db import DatabaseError, connections
 
+    from environments import folder_access
+
     try:
         if _tables_are_behind():  # to ask is quick; the command takes seconds to do nothing
             call_command("migrate", interactive=False, verbosity=0)
         require_keys()
+        folder_access.apply()
         users = get_user_model()._default_manager
         if users.filter(is_superuser=True, is_active=True).exists():
             return None
@@ -193,12 +234,19 @@ def require_keys() -> None:
         )
 
 
-def require_keys_if_known() -> None:
-    """As `require_keys`; nothing is compared while the database is away or has no tables."""
+def prepare_process() -> None:
+    """Compare keys and close folders at the start of a process that others do not prepare.
+
+    While the database is away, or has no tables yet, nothing can be compared: the upkeep closes
+    what was left open.
+    """
     from django.db import DatabaseError, connections
+
+    from environments import folder_access
 
     try:
         require_keys()
+        folder_access.apply()
     except DatabaseError:
         return
     finally:

@@ -24,6 +24,7 @@ from django.conf import settings
 
 from condastore.broker import embedded_socket
 from condastore.children import Child, Program
+from condastore.private_files import PRIVATE_UMASK
 from condastore.programs import end_left_valkey, plan, require_private
 from condastore.starting import (
     Administrator,
@@ -53,6 +54,7 @@ def up(
     as_json: bool = False,
 ) -> None:
     """Run the whole system on this machine until a signal ends it."""
+    os.umask(PRIVATE_UMASK)
     data: Path = settings.DATA
     prepare_folder(data)
     state = data / "run" / "up.json"

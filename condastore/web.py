@@ -13,6 +13,8 @@ import sys
 
 import uvicorn
 
+from condastore.private_files import PRIVATE_UMASK
+
 #: Seconds that a request, or a subscription, has to end when the server stops.
 GRACE = 5
 #: New objects until the collector looks at them: a list of a hundred rows would let it look a dozen
@@ -39,6 +41,7 @@ def serve(descriptor: int) -> None:
 
 
 def main() -> None:
+    os.umask(PRIVATE_UMASK)
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "condastore.settings")
     serve(int(sys.argv[1]))
 

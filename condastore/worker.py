@@ -18,7 +18,8 @@ import structlog
 from django.conf import settings
 
 from condastore.cli.errors import CommandError, Status
-from condastore.starting import require_keys_if_known
+from condastore.private_files import SHARED_UMASK
+from condastore.starting import prepare_folder, prepare_process
 
 logger = structlog.get_logger(__name__)
 #: How often a worker says that it lives, and how long that is believed.
@@ -36,11 +37,13 @@ def process_name() -> str:
 
 def run(*, queues: Sequence[str], threads: int | None = None) -> None:
     """Work until SIGTERM or SIGINT; builds that run then are given back to the queue."""
+    os.umask(SHARED_UMASK)  # whatever it was: users of environments read what is linked
+    prepare_folder(settings.DATA)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     django.setup()
-    require_keys_if_known()
+    prepare_process()
     import dramatiq
 
     from environments import tasks  # noqa: F401 - makes the broker and registers the actors

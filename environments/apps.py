@@ -6,8 +6,8 @@ from typing import Any
 
 import structlog
 from django.apps import AppConfig
-from django.db import DatabaseError
-from django.db.models.signals import post_migrate
+from django.db import DatabaseError, transaction
+from django.db.models.signals import post_migrate, post_save
 
 logger = structlog.get_logger(__name__)
 
@@ -21,8 +21,17 @@ class EnvironmentsConfig(AppConfig):
         from environments.operations import audit
 
         audit.listen()
+        post_save.connect(_close_folders, sender="environments.Namespace", dispatch_uid="folders")
         post_migrate.connect(guard_rows, sender=self, dispatch_uid="audit")
         post_migrate.connect(_renew_keys, sender=self, dispatch_uid="keys")
+
+
+def _close_folders(instance: Any, created: bool, **kwargs: Any) -> None:
+    """Open or close a namespace's folders when its visibility changes, by whomever."""
+    from environments import folder_access
+
+    if not created:
+        transaction.on_commit(lambda: folder_access.apply_to_namespace(instance))
 
 
 def _renew_keys(*, using: str = "default", plan: Any = None, **kwargs: Any) -> None:

@@ -50,8 +50,7 @@ class BlobFolder(FileSystemStorage):
         return str(Path(self.base_location).absolute())
 
     def _save(self, name: str, content: Any) -> str:
-        final = Path(self.path(name))
-        final.parent.mkdir(parents=True, exist_ok=True)
+        final = self._place(name)
         temporary = final.with_name(f".{final.name}-{secrets.token_hex(4)}")
         try:
             with temporary.open("xb") as file:
@@ -66,13 +65,27 @@ class BlobFolder(FileSystemStorage):
 
     def adopt(self, path: Path, name: str, *, durable: bool = True) -> None:
         """Take a finished file of the same file system: no byte is copied."""
-        final = Path(self.path(name))
-        final.parent.mkdir(parents=True, exist_ok=True)
+        final = self._place(name)
         with path.open("rb") as file:
             if durable:
                 os.fsync(file.fileno())
             os.fchmod(file.fileno(), 0o444)
         path.rename(final)
+
+    def _place(self, name: str) -> Path:
+        """The path of `name`, in a folder that is there.
+
+        The blobs folder alone says who reads the files: a web server's umask must not keep nginx
+        from those below it.
+        """
+        final = Path(self.path(name))
+        Path(self.location).mkdir(parents=True, exist_ok=True, mode=0o700)
+        for folder in reversed(final.relative_to(self.location).parents[:-1]):
+            path = Path(self.location, folder)
+            with contextlib.suppress(FileExistsError):
+                path.mkdir()
+                path.chmod(0o755)
+        return final
 
     def get_available_name(self, name: str, max_length: int | None = None) -> str:
         return name  # a digest's bytes are the same ones

@@ -17,7 +17,7 @@ import structlog
 from django.conf import settings
 from django.db import transaction
 
-from environments import approvals, bytecode, folders, hosting, recalls
+from environments import approvals, bytecode, folder_access, folders, hosting, recalls
 from environments.domain.errors import (
     LeaseLostError,
     SmokeTestError,
@@ -119,6 +119,7 @@ def link(run: Run) -> None:
     """Caches -> a hidden folder, as if it stood under its final name already."""
     part, build = run.part, run.build
     disk.require_space(folders.data(), needed=0, reserve=settings.DISK_RESERVE)
+    folder_access.create_folder(folders.PREFIXES, build.environment.namespace)
     report = linking.link(
         part,
         target=run.hidden_prefix,

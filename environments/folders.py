@@ -14,11 +14,12 @@ from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
 
+from environments import folder_access
 from environments.domain.errors import InvalidInputError
 from environments.engine import disk, linking
 from environments.models import Build, Environment, Prefix, RecalledLock
 
-ENVS, PREFIXES, TRASH = "envs", "prefixes", "trash"
+ENVS, PREFIXES, TRASH = folder_access.ENVS, folder_access.PREFIXES, "trash"
 SEEN = "first-seen"  # when each package of a channel was first seen: nothing can tell it again
 #: Where the folders of recalled builds wait, for their end or for the recall to be undone.
 RECALLED = "recalled"
@@ -71,14 +72,16 @@ def follow(namespace: str, name: str) -> bool:
     # while a move of it was under way would else lead the folder back.
     with transaction.atomic():
         rows = Environment.objects.select_for_update()
-        rows.filter(namespace__name=namespace, name=name, deleted_at=None).first()
+        rows = rows.filter(namespace__name=namespace, name=name, deleted_at=None)
+        environment = rows.first()
         with _alone(namespace, name):
             if not _astray(namespace, name):
                 return False
             link, target = link_path(namespace, name), _target(namespace, name)
-            if target is None:
+            if target is None or environment is None:
                 linking.unpoint(link)
             else:
+                folder_access.create_folder(ENVS, environment.namespace)
                 linking.point(link, target)
     return True
 

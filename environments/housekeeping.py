@@ -15,7 +15,7 @@ from django.db.models import Q
 from django.utils import timezone
 from rattler import RepoDataRecord
 
-from environments import blobs, folders, mirrors, recalls
+from environments import blobs, folder_access, folders, mirrors, recalls
 from environments.domain.artifacts import ArtifactState
 from environments.domain.lifecycle import RUNNING
 from environments.engine import linking
@@ -50,6 +50,7 @@ def tidy() -> None:
     drop_orphans()
     drop_leftovers()
     follow_pointers()
+    folder_access.apply()
     measure_again()
     note_use_of_folders()
     linking.empty_trash(folders.data() / folders.TRASH, cancelled=lambda: False)

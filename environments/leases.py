@@ -24,7 +24,7 @@ from django.utils import timezone
 from dramatiq.middleware import Shutdown
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from environments import folders, platforms
+from environments import folder_access, folders, platforms
 from environments.domain.errors import LeaseLostError, StoreError, TimeLimitError, TransitionError
 from environments.domain.lifecycle import BuildState
 from environments.domain.lock import PlatformLock
@@ -258,7 +258,9 @@ class Run:
             final.unlink()
         elif final.exists():  # of an attempt that ended between this rename and its outcome
             folders.discard(final, self.build.environment)
-        linking.publish_prefix(self.hidden_prefix, final)
+        namespace = self.build.environment.namespace
+        folder_access.set_mode(self.hidden_prefix, folder_access.mode_of(namespace))
+        linking.publish_prefix(self.hidden_prefix, final, mode=None)
         self._named = True
         assert self.build.lock is not None
         # In one transaction: upkeep drops the row and the folder of a prefix that no build has.

@@ -59,6 +59,9 @@ class Folder:
         """
         try:
             self.private.mkdir(parents=True, exist_ok=True)
+            for closed in (self.private / "cache", self.trash):
+                closed.mkdir(exist_ok=True)
+                closed.chmod(0o700)  # namespaces share the cache; users need the prefixes only
             file = (self.private / "lock").open("a+")
         except OSError as error:
             raise InvalidInputError(

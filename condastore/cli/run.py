@@ -88,7 +88,7 @@ def from_server(api: Api, ref: Reference) -> Prefix:
         raise not_found(f"{build['ref']} is {build['state']}: it has no folder.", hint=hint)
     environment = build["environment"]
     folder = Path(path)
-    if not (folder / "conda-meta").is_dir():
+    if not _is_prefix(folder):
         namespace = environment["namespace"]["name"]
         kept = _numbered(_kept_prefixes(), namespace, environment["name"], str(build["number"]))
         if kept is None:
@@ -104,6 +104,21 @@ def from_server(api: Api, ref: Reference) -> Prefix:
     return Prefix(
         folder=folder, name=build["ref"], used_at=str(environment.get("lastUsedAt") or "")
     )
+
+
+def _is_prefix(folder: Path) -> bool:
+    """CommandError where the folder is there for other accounts of this machine only."""
+    try:
+        return (folder / "conda-meta").is_dir()
+    except PermissionError as error:
+        raise CommandError(
+            "The folder of this environment is not for your account on this machine.",
+            status=Status.REFUSED,
+            code="access-denied",
+            where=str(folder),
+            hint="Ask an administrator to name your Unix group for its namespace "
+            "(CONDASTORE_NAMESPACE_GROUPS).",
+        ) from error
 
 
 def _kept_prefixes() -> Path | None:
@@ -170,7 +185,7 @@ def from_folder(text: str, unreachable: UnreachableError) -> Prefix:
         found = [one for one in numbered if one is not None]
     else:
         raise unreachable
-    folder = next((one for one in found if (one / "conda-meta").is_dir()), None)
+    folder = next((one for one in found if _is_prefix(one)), None)
     if folder is None:
         raise unreachable
     number = folder.name.partition("-")[0]

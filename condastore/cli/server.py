@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -107,7 +108,11 @@ def manage(
     arguments: Annotated[list[str] | None, typer.Argument(metavar="COMMAND...")] = None,
 ) -> None:
     """Run one of Django's management commands."""
+    os.umask(0o077)
     with _server_parts():
+        with contextlib.suppress(CommandError):  # the checks of each command say what stays open
+            starting = importlib.import_module("condastore.starting")
+            starting.prepare_folder(importlib.import_module("django.conf").settings.DATA)
         management = importlib.import_module("django.core.management")
         management.execute_from_command_line(["condastore manage", *(arguments or ["help"])])
     sys.stdout.flush()

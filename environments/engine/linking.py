@@ -108,7 +108,7 @@ def link(
         )
     obey(cancelled)
     try:
-        target.mkdir(parents=True)
+        target.mkdir(parents=True, mode=0o700)  # until it is published
         with cache.view(packages) as view:
             _install(lock, target, final_prefix, view, requested, progress, cancelled)
             _tidy(target, view, packages)
@@ -273,14 +273,19 @@ def _report(packages: Sequence[CachedPackage], python: PythonInfo | None) -> Lin
     )
 
 
-def publish_prefix(hidden: Path, final: Path) -> None:
+def publish_prefix(hidden: Path, final: Path, *, mode: int | None = 0o755) -> None:
     """Rename the finished `hidden` to `final`, which must not exist, and make that last.
 
     Whoever sees `final` after a crash of the machine sees all of it.
+
+    Args:
+        mode: of the folder, whatever the umask; None where it has the right one.
     """
     if os.path.lexists(final):
         raise ConflictError(f"{final.name} is there already and is never replaced.")
     final.parent.mkdir(parents=True, exist_ok=True)
+    if mode is not None:
+        hidden.chmod(mode)
     _sync_file_system(hidden)
     try:
         hidden.rename(final)

@@ -7,7 +7,7 @@ from django.utils import timezone
 
 from accounts.access import Actor, require
 from accounts.roles import Perm
-from environments import approvals, folders
+from environments import approvals, folder_access, folders
 from environments.domain.errors import ConflictError, InvalidInputError, NotFoundError
 from environments.domain.lifecycle import FINISHED, RUNNING, BuildState
 from environments.domain.names import parse_name
@@ -174,6 +174,7 @@ def copy_environment(
     copy.refresh_from_db()
     AuditEvent.record(actor, "environment.copy", copy, {"from": str(environment)})
     folders.follow_environment(copy)
+    transaction.on_commit(lambda: folder_access.apply_to_environment(copy))
     return copy
 
 
@@ -245,3 +246,4 @@ def _place(environment: Environment, namespace: Namespace, name: str) -> None:
     environment.refresh_from_db()
     folders.follow(environment.namespace.name, environment.name)
     folders.follow(old_namespace, old_name)
+    transaction.on_commit(lambda: folder_access.apply_to_environment(environment))

@@ -195,3 +195,30 @@ def test_it_is_the_first_line_of_a_script(offline: Person, tmp_path: Path):
         [program, "--verbose"], env=person.environ, capture_output=True, text=True, check=True
     )
     assert done.stdout == f"{program} --verbose from research/ml:2\n"
+
+
+def test_a_folder_that_is_for_others_says_who_opens_it(offline: Person, data: Path):
+    folder = data / "prefixes" / "research" / "2-0123456789ab-ml"
+    without_powers: list[str] = []
+    if os.geteuid() == 0:  # to root alone nothing is closed
+        os.chown(folder, 65123, 65123)
+        without_powers = [
+            "setpriv",
+            "--securebits=+noroot",
+            "--inh-caps=-all",
+            "--bounding-set=-all",
+        ]
+    folder.chmod(0o700 if without_powers else 0)
+    try:
+        answer = subprocess.run(
+            [*without_powers, *COMMAND, "run", "research/ml", "--", "greet"],
+            env=offline.environ,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        folder.chmod(0o700)
+    assert answer.returncode != 0
+    assert "is not for your account" in answer.stderr
+    assert "CONDASTORE_NAMESPACE_GROUPS" in answer.stderr

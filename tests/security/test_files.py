@@ -1,0 +1,323 @@
+"""What another local user of the machine reaches of a data folder: public namespaces, no more."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from accounts.access import Actor
+from accounts.roles import Role
+from condastore import checks, private_files
+from condastore.cli.errors import CommandError
+from condastore.starting import prepare_folder
+from environments import blobs, folder_access, folders
+from environments.models import Build
+from environments.operations.environments import copy_environment, move_environment
+from tests import factories
+from tests.channels.server import serving
+from tests.migrated import put_database
+from tests.security.local_user import folder_for_all, reached, written
+from tests.system import System
+
+SMALL = "dependencies: [activating, libbeta ==1.2]"
+#: Groups that nobody is in, to map namespaces to; without root one's own is the only one.
+TEAM, OTHERS = (65200, 65201) if os.geteuid() == 0 else (os.getegid(), os.getegid())
+needs_two_groups = pytest.mark.skipif(TEAM == OTHERS, reason="only root gives folders away")
+#: Without the powers of root: what a service account, which is in the group, may do.
+AS_SERVICE_ACCOUNT: Sequence[str] = (
+    ("setpriv", "--securebits=+noroot,+noroot_locked", "--inh-caps=-all", "--bounding-set=-all")
+    if os.geteuid() == 0
+    else ()
+)
+IN_TEAM = [f"--groups={TEAM}"] if AS_SERVICE_ACCOUNT else []
+HIDDEN = ("secretlab", "team")
+
+
+# --- a running system ---------------------------------------------------------------------------
+
+
+def make_old_folder(data: Path) -> None:
+    """A data folder as releases left it that set no modes."""
+    data.mkdir()
+    put_database(data, administrator=True)
+    for name in (*private_files.PRIVATE, private_files.BLOBS, "valkey", "envs/old", "prefixes/old"):
+        (data / name).mkdir(parents=True)
+        (data / name / "note").write_text("of an earlier release")
+    (data / "db.sqlite3.copy").write_text("a copy of the rows")
+    for path in [data, *data.rglob("*")]:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+@pytest.fixture(scope="module")
+def system(small_channel: Path) -> Iterator[System]:
+    """On an old folder, started where nothing that is created is for others: neither may matter."""
+    with folder_for_all() as base, serving(small_channel) as server:
+        make_old_folder(base / "data")
+        assert "db.sqlite3.copy" in reached(base / "data"), "the stranger is no straw man"
+        with System(
+            base / "data",
+            channel=server.url,
+            environ={"CONDASTORE_NAMESPACE_GROUPS": f"team={TEAM}"},
+            within=[*AS_SERVICE_ACCOUNT, *IN_TEAM, "sh", "-c", 'umask 077; exec "$@"', "sh"],
+        ) as running:
+            running.change("createNamespace", name="open", description="", public=True)
+            for namespace in ("open", *HIDDEN):
+                running.create(f"{namespace}/ml")
+            for build in [running.submit(f"{name}/ml", SMALL) for name in ("open", *HIDDEN)]:
+                assert running.wait(build)["state"] == "READY", running.show(build)
+            yield running
+
+
+def namespaces_of(paths: set[str]) -> set[str]:
+    """Of paths such as `prefixes/open/1-abc-ml/conda-meta`."""
+    return {path.split("/")[1] for path in paths if "/" in path}
+
+
+def test_a_stranger_reaches_the_public_namespace_and_nothing_else(system: System) -> None:
+    found = reached(system.data) - {"."}  # the old folder's own mode is its administrator's
+    assert {path.split("/")[0] for path in found} == {"envs", "prefixes"}, found
+    assert namespaces_of(found) == {"open"}
+    assert "envs/open/ml" in found
+    prefix = Path(system.environment("open/ml")["current"]["prefixPath"])
+    assert (prefix / "conda-meta" / "history").relative_to(system.data).as_posix() in found
+    everything = {path.relative_to(system.data) for path in prefix.rglob("*")}
+    missing = {path for path in everything if path.as_posix() not in found}
+    assert not missing, "every file of a public environment is for everybody"
+
+
+def test_a_member_of_its_group_reaches_a_private_namespace(system: System) -> None:
+    found = reached(system.data, groups=[TEAM])
+    assert namespaces_of(found) == {"open", "team"}
+    assert "envs/team/ml" in found
+    assert any(path.endswith("conda-meta/history") for path in found if "/team/" in path)
+
+
+def test_nobody_else_changes_anything(system: System) -> None:
+    assert written(system.data, groups=[TEAM]) == set()
+
+
+def test_the_service_uses_what_it_has_closed(system: System) -> None:
+    shown = system.run("run", "secretlab/ml", "--", "sh", "-c", "echo $CONDASTORE_BUILD")
+    assert shown.stdout.strip() == "secretlab/ml:1"
+
+
+def test_no_process_shows_a_secret_and_only_the_web_server_listens(system: System) -> None:
+    keys = [path.read_text().strip() for path in (system.data / "secrets").glob("*_key*")]
+    assert len(keys) >= 4
+    hidden = [*keys, system.token, system.environ["CONDASTORE_ADMIN_PASSWORD"]]
+    ports = set()
+    for process in system.everything():
+        words = " ".join(process.cmdline())
+        assert not any(secret in words for secret in hidden), words
+        connections = process.net_connections("tcp")
+        ports |= {one.laddr.port for one in connections if one.status == psutil.CONN_LISTEN}
+    assert ports == {int(system.url.rpartition(":")[2])}
+
+
+def test_a_namespace_that_changes_its_visibility_is_closed_and_opened_at_once(
+    system: System,
+) -> None:
+    change = (
+        "from environments.models import Namespace; n = Namespace.objects.get(name='secretlab');"
+        "n.public = {}; n.save()"
+    )
+    try:
+        system.manage(change.format(True))
+        assert "secretlab" in namespaces_of(reached(system.data))
+    finally:
+        system.manage(change.format(False))
+    assert "secretlab" not in namespaces_of(reached(system.data))
+
+
+# --- one namespace and another -------------------------------------------------------------------
+
+
+@pytest.fixture
+def data(settings: Any) -> Iterator[Path]:
+    """A data folder on a way that others may go."""
+    with folder_for_all() as base:
+        settings.DATA = base / "data"
+        prepare_folder(settings.DATA)
+        yield settings.DATA
+
+
+def on_disk(build: Build) -> Build:
+    """Make the folder of a build, as the worker publishes it."""
+    assert build.prefix is not None
+    namespace = build.environment.namespace
+    folder_access.create_folder(folders.PREFIXES, namespace)
+    prefix = folders.data() / build.prefix.path
+    prefix.mkdir(0o700)
+    folder_access.set_mode(prefix, folder_access.mode_of(namespace))
+    (prefix / "history").write_text("what is in it")
+    (prefix / "history").chmod(0o644)
+    folders.follow_environment(build.environment)
+    return build
+
+
+def history_of(build: Build) -> str:
+    assert build.prefix is not None
+    return f"{build.prefix.path}/history"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_moves_into_a_private_namespace_is_closed_and_out_of_it_opened(
+    data: Path, root: Actor
+) -> None:
+    closed = factories.make_namespace("closed", root=Role.ADMIN)
+    public = factories.make_namespace("public", public=True)
+    build = on_disk(factories.make_build(factories.make_environment(public)))
+    assert history_of(build) in reached(data)
+    move_environment(actor=root, environment=build.environment, namespace=closed)
+    assert namespaces_of(reached(data)) <= {"public"}
+    assert history_of(build) not in reached(data)
+    hidden = on_disk(factories.make_build(factories.make_environment(closed, "other")))
+    move_environment(actor=root, environment=hidden.environment, namespace=public)
+    found = reached(data)
+    assert history_of(hidden) in found
+    assert "envs/public/other" in found
+    assert "prefixes/closed" not in found, "it can be passed through, and not listed"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_copy_is_reached_by_those_of_both_namespaces(data: Path, root: Actor) -> None:
+    closed = factories.make_namespace("closed", root=Role.ADMIN)
+    public = factories.make_namespace("public", public=True)
+    build = on_disk(factories.make_build(factories.make_environment(closed)))
+    secret = on_disk(factories.make_build(factories.make_environment(closed, "secret")))
+    assert reached(data) == set()
+    copy_environment(actor=root, environment=build.environment, namespace=public, name="copy")
+    found = reached(data)
+    assert {history_of(build), "envs/public/copy"} <= found
+    assert history_of(secret) not in found
+
+
+@pytest.mark.django_db
+@needs_two_groups
+def test_a_folder_that_two_groups_share_is_that_of_the_namespace_that_made_it(
+    data: Path, root: Actor, settings: Any
+) -> None:
+    settings.NAMESPACE_GROUPS = [f"one={TEAM}", f"two={OTHERS}"]
+    one = factories.make_namespace("one")
+    build = on_disk(factories.make_build(factories.make_environment(one)))
+    copy_environment(
+        actor=root,
+        environment=build.environment,
+        namespace=factories.make_namespace("two"),
+        name="copy",
+    )
+    folder_access.apply()
+    assert history_of(build) in reached(data, groups=[TEAM])
+    assert history_of(build) not in reached(data, groups=[OTHERS])
+    assert reached(data) == set()
+
+
+@pytest.mark.django_db
+def test_the_upkeep_puts_right_what_was_opened_by_hand(data: Path) -> None:
+    build = on_disk(factories.make_build(factories.make_environment(factories.make_namespace())))
+    strange = data / "prefixes" / "of-no-namespace"
+    strange.mkdir()
+    for path in (strange, data / "envs", data / "prefixes", *(data / "prefixes").rglob("*")):
+        if path.is_dir():
+            path.chmod(0o777)
+    assert history_of(build) in reached(data)
+    folder_access.apply()
+    assert reached(data) == set()
+    assert written(data) == set()
+
+
+@pytest.mark.django_db
+def test_an_administrator_opens_all_namespaces_or_a_group_by_its_name(
+    data: Path, settings: Any
+) -> None:
+    build = on_disk(factories.make_build(factories.make_environment(factories.make_namespace())))
+    settings.NAMESPACE_GROUPS = ["*=*"]
+    folder_access.apply()
+    assert {history_of(build), "envs", "prefixes"} <= reached(data)
+    settings.NAMESPACE_GROUPS = ["re*={namespace}-users-that-are-not-there"]
+    folder_access.apply()
+    assert reached(data) == set(), "an unknown group opens nothing"
+    settings.NAMESPACE_GROUPS = [f"re*={TEAM}"]
+    folder_access.apply()
+    assert reached(data) == set()
+    found = reached(data, groups=[TEAM])
+    assert {history_of(build), "envs/research/ml"} <= found
+    status = (data / "envs" / "research").stat()
+    assert (stat.S_IMODE(status.st_mode), status.st_gid) == (0o2750, TEAM)
+
+
+# --- the data folder ----------------------------------------------------------------------------
+
+
+def test_every_folder_of_the_service_is_closed_whatever_the_umask(
+    data: Path, settings: Any
+) -> None:
+    settings.DATA = data.parent / "new"
+    before = os.umask(0)
+    try:
+        prepare_folder(settings.DATA)
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in settings.DATA.iterdir()}
+    assert modes.pop("envs") == modes.pop("prefixes") == 0o711
+    assert modes.pop("db.sqlite3") == 0o600
+    assert set(modes.values()) == {0o700}
+    assert stat.S_IMODE(settings.DATA.stat().st_mode) == 0o711
+
+
+def test_nginx_reads_the_blobs_folder_by_its_group_and_nobody_else_does(
+    data: Path, settings: Any, tmp_path: Path
+) -> None:
+    settings.BLOBS_GROUP = str(TEAM)
+    prepare_folder(data)
+    before = os.umask(0o077)
+    try:
+        content = tmp_path / "content"
+        content.write_bytes(secrets.token_bytes(10))
+        blobs.BlobFolder().adopt(content, "sha256/ab/abcd")
+    finally:
+        os.umask(before)
+    assert "blobs/sha256/ab/abcd" in reached(data, groups=[TEAM])
+    assert reached(data) == set()
+    assert written(data, groups=[TEAM]) == set()
+    settings.BLOBS_GROUP = ""
+    prepare_folder(data)
+    assert reached(data, groups=[TEAM]) == set()
+
+
+def test_a_group_that_is_not_there_is_named(data: Path, settings: Any) -> None:
+    settings.BLOBS_GROUP = "no-such-group"
+    with pytest.raises(CommandError, match="no-such-group"):
+        prepare_folder(data)
+    settings.NAMESPACE_GROUPS = ["research=no-such-group", "team"]
+    messages = "\n".join(str(one) for one in checks.check(None))
+    assert "no-such-group" in messages
+    assert "'team'" in messages
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes a file of another account")
+def test_what_belongs_to_another_account_is_an_error_at_start(data: Path) -> None:
+    os.chown(data / "secrets", 65123, 65123)
+    with pytest.raises(CommandError, match="secrets belongs to another account"):
+        prepare_folder(data)
+    assert "condastore.E030" in {message.id for message in checks.check(None)}
+    os.chown(data / "secrets", 0, 0)
+    prepare_folder(data)
+    assert "condastore.E030" not in {message.id for message in checks.check(None)}
+
+
+def test_a_data_folder_that_everybody_may_write_is_reported(data: Path) -> None:
+    data.chmod(0o777)
+    (data / "cache").chmod(0o755)
+    wrong = "\n".join(str(one) for one in private_files.still_open(data))
+    assert f"{data} can be written by everybody" in wrong
+    assert f"{data / 'cache'} is open to other accounts" in wrong
+    prepare_folder(data)
+    assert list(private_files.still_open(data)) == []
