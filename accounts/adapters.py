@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
 import requests
@@ -35,7 +36,15 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
         return False  # directories and administrators make accounts
 
     def get_client_ip(self, request: HttpRequest) -> str:
-        return client_address(request.META) or "unknown"
+        """Return what attempts are counted by: of IPv6 the network that one customer has."""
+        address = client_address(request.META)
+        try:
+            parsed = ip_address(address)
+        except ValueError:
+            return "unknown"
+        if parsed.version == 6:
+            return str(ip_network((parsed, 64), strict=False))
+        return address
 
 
 class _Answering(requests.Session):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
@@ -43,10 +44,45 @@ class TokenInvalidError(NotSignedInError):
 
 
 def client_address(meta: dict[str, Any]) -> str:
-    """The caller's address; the proxy's word for it only where a proxy is configured."""
-    if settings.BEHIND_PROXY and (forwarded := meta.get("HTTP_X_FORWARDED_FOR")):
-        return str(forwarded).rsplit(",", 1)[-1].strip()
-    return str(meta.get("REMOTE_ADDR") or "")
+    """Return the caller's address; the proxy's word for it only where a proxy is configured."""
+    return address_of(str(meta.get("REMOTE_ADDR") or ""), meta.get("HTTP_X_FORWARDED_FOR") or "")
+
+
+def address_of(peer: str, forwarded: str) -> str:
+    """Return the address of the client of a connection.
+
+    Args:
+        peer: whoever has opened the connection.
+        forwarded: the values of X-Forwarded-For, joined by commas. Only its end was written by
+            proxies of ours; all before it is what the client says.
+    """
+    if not settings.BEHIND_PROXY or not forwarded:
+        return peer
+    found = None
+    for text in reversed(forwarded.split(",")):
+        address = _parsed_address(text)
+        if address is None:
+            break
+        found = address
+        if not any(address in network for network in _trusted_proxies()):
+            break
+    return str(found) if found is not None else peer
+
+
+def _parsed_address(text: str) -> IPv4Address | IPv6Address | None:
+    """Parse an address of X-Forwarded-For, which some proxies write with a port."""
+    text = text.strip()
+    if found := re.fullmatch(r"\[([^\]]+)\](?::\d+)?|(\d+(?:\.\d+){3}):\d+", text):
+        text = found[1] or found[2]
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _trusted_proxies() -> list[IPv4Network | IPv6Network]:
+    return [ip_network(text, strict=False) for text in settings.TRUSTED_PROXIES]
 
 
 def secret_in(authorization: str) -> str | None:

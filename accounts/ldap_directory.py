@@ -53,6 +53,7 @@ class Options:
     name: str
     url: str
     start_tls: bool
+    insecure: bool  # see condastore.checks
     ca_file: str
     bind_dn: str
     bind_password: str

@@ -7,6 +7,7 @@ import re
 import sqlite3
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -142,12 +143,70 @@ def _accounts() -> Iterator[CheckMessage]:
             hint="Set it to None.",
             id="condastore.E006",
         )
+    yield from _transport()
     if settings.DEBUG and settings.PUBLIC_URL.startswith("https://"):
         yield Warned(
             "CONDASTORE_DEBUG is on at a public address: errors show settings and code.",
             hint="Switch it off.",
             id="condastore.W001",
         )
+
+
+def _transport() -> Iterator[CheckMessage]:
+    """Compare what protects cookies with the address that people type."""
+    public = urlsplit(settings.PUBLIC_URL)
+    if public.scheme == "https" and not settings.SECURE_COOKIES:
+        yield Warned(
+            "CONDASTORE_PUBLIC_URL is https, and CONDASTORE_SECURE_COOKIES is off: a browser sends "
+            "its session without encryption too.",
+            hint="Remove CONDASTORE_SECURE_COOKIES; it is on then.",
+            id="condastore.W002",
+        )
+    for text in settings.TRUSTED_PROXIES:
+        try:
+            ip_network(text, strict=False)
+        except ValueError:
+            yield Error(
+                f"CONDASTORE_TRUSTED_PROXIES names {text!r}, which is no address or network.",
+                hint="Write 10.1.0.7 or 10.1.0.0/16.",
+                id="condastore.E028",
+            )
+    if public.scheme == "http" and not is_loopback(public.hostname or ""):
+        yield Warned(
+            f"CONDASTORE_PUBLIC_URL is {settings.PUBLIC_URL}: passwords, sessions and tokens go "
+            "over the network without encryption.",
+            hint="Put a proxy with TLS in front, and write https://.",
+            id="condastore.W003",
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Return True for an address or name that never leaves this machine."""
+    if host.lower().rstrip(".") == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _ldap_encryption(ldap: dict[str, Any]) -> Iterator[CheckMessage]:
+    if ldap["start_tls"]:
+        return
+    for url in re.split(r"[\s,]+", ldap["url"].strip()):
+        parts = urlsplit(url)
+        if parts.scheme.lower() != "ldap" or is_loopback(parts.hostname or ""):
+            continue
+        message = f"Passwords go to {url} without encryption."
+        if ldap["insecure"]:
+            yield Warned(message, hint="Write ldaps://.", id="condastore.W020")
+        else:
+            yield Error(
+                message,
+                hint="Write ldaps://, or set CONDASTORE_LDAP_START_TLS. CONDASTORE_LDAP_INSECURE "
+                "allows it all the same, for a network that nobody else can read.",
+                id="condastore.E027",
+            )
 
 
 def _sign_in() -> Iterator[CheckMessage]:
@@ -176,13 +235,7 @@ def _sign_in() -> Iterator[CheckMessage]:
                 f"CONDASTORE_LDAP_CA_FILE names no file: {ldap['ca_file']}.",
                 id="condastore.E023",
             )
-        plain = [url for url in re.split(r"[\s,]+", ldap["url"]) if url.startswith("ldap://")]
-        if plain and not ldap["start_tls"]:
-            yield Warned(
-                f"Passwords go to {plain[0]} as they are typed.",
-                hint="Write ldaps://, or set CONDASTORE_LDAP_START_TLS.",
-                id="condastore.W020",
-            )
+        yield from _ldap_encryption(ldap)
     if settings.SIGN_IN_PROVIDERS.saml and find_spec("onelogin") is None:
         yield Error(
             "CONDASTORE_SAML_PROVIDERS is set, and what it needs is not installed.",

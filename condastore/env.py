@@ -47,8 +47,8 @@ def text(name: str, default: str, help_: str) -> str:
     return _read(name, "text", default, help_, lambda full: _env.str(full, default))
 
 
-def flag(name: str, default: bool, help_: str) -> bool:
-    return _read(name, "flag", default, help_, lambda full: _env.bool(full, default))
+def flag(name: str, default: bool, help_: str, *, shown: str = "") -> bool:
+    return _read(name, "flag", shown or default, help_, lambda full: _env.bool(full, default))
 
 
 def number(name: str, default: int, help_: str) -> int:

@@ -17,8 +17,9 @@ from django.utils import timezone
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from accounts.access import Actor
+from accounts.roles import Perm
 from condastore import metrics
-from environments.domain.errors import NotSignedInError, UnavailableError
+from environments.domain.errors import AccessDeniedError, NotSignedInError, UnavailableError
 
 logger = structlog.get_logger(__name__)
 
@@ -132,11 +133,24 @@ IN_DATABASE: dict[str, Callable[[], str]] = {
 NOT_ASKED = "Not known: the database does not answer."
 
 
-async def measured(request: HttpRequest) -> HttpResponse:
-    """For Prometheus: any API token or an administrator's session, unless METRICS_PUBLIC."""
+def _require_metrics(request: HttpRequest) -> None:
+    from environments.models.namespaces import READ_METRICS, holds_everywhere
+
     actor: Actor = request.actor  # type: ignore[attr-defined]
-    if not settings.METRICS_PUBLIC and not (actor.is_superuser or actor.token):
+    if not actor.signed_in:
         raise NotSignedInError("The metrics need a sign-in.")
+    if not holds_everywhere(actor, READ_METRICS, Perm.VIEW):
+        raise AccessDeniedError(
+            "You may not read the metrics of the installation.",
+            hint="Use a token of an account with the permission *May read the metrics of the "
+            "installation*, which is not limited to namespaces.",
+        )
+
+
+async def measured(request: HttpRequest) -> HttpResponse:
+    """Answer Prometheus: superusers and who holds READ_METRICS, unless METRICS_PUBLIC."""
+    if not settings.METRICS_PUBLIC:
+        await sync_to_async(_require_metrics)(request)
     metrics.register()
     text = await sync_to_async(generate_latest)()
     return HttpResponse(text, content_type=CONTENT_TYPE_LATEST)

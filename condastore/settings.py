@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import dj_database_url
 import dj_email_url
@@ -34,6 +35,13 @@ BLOBS_GROUP = env.text(
     "BLOBS_GROUP", "", "Unix group that may read the blobs folder: that of nginx, if any."
 )
 DEBUG = env.flag("DEBUG", False, "Show tracebacks in the browser; never in production.")
+
+
+def _origin(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
 PUBLIC_URL = env.text("PUBLIC_URL", "", "The address that users type, for links in answers.")
 ALLOWED_HOSTS = env.words(
     "ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]", "Host names that the server answers to."
@@ -44,7 +52,20 @@ CSRF_TRUSTED_ORIGINS = env.words(
 BEHIND_PROXY = env.flag(
     "BEHIND_PROXY", False, "Trust X-Forwarded-Proto and X-Forwarded-For of a reverse proxy."
 )
-SECURE_COOKIES = env.flag("SECURE_COOKIES", False, "Send cookies over HTTPS only, and use HSTS.")
+TRUSTED_PROXIES = env.words(
+    "TRUSTED_PROXIES",
+    "",
+    "Addresses or networks (10.1.0.0/16) of further proxies in front of that one: the client is "
+    "the last address of X-Forwarded-For that is none of them.",
+)
+SECURE_COOKIES = env.flag(
+    "SECURE_COOKIES",
+    PUBLIC_URL.lower().startswith("https://"),
+    "Send cookies over HTTPS only, and use HSTS.",
+    shown="True where the public URL is https",
+)
+if PUBLIC_URL and _origin(PUBLIC_URL) not in CSRF_TRUSTED_ORIGINS:
+    CSRF_TRUSTED_ORIGINS.append(_origin(PUBLIC_URL))
 
 
 def _keys(name: str, help_: str) -> list[str]:
@@ -237,6 +258,11 @@ LDAP: dict[str, Any] = {
     "name": env.text("LDAP_NAME", "ldap", "What the names of the directory's groups start with."),
     "url": env.text("LDAP_URL", "", "ldaps:// or ldap:// of the directory; none if empty."),
     "start_tls": env.flag("LDAP_START_TLS", False, "Encrypt a connection of ldap://."),
+    "insecure": env.flag(
+        "LDAP_INSECURE",
+        False,
+        "Allow ldap:// without TLS to another machine: everybody between can read the passwords.",
+    ),
     "ca_file": env.text("LDAP_CA_FILE", "", "Certificates that vouch for the directory's own."),
     "bind_dn": env.text("LDAP_BIND_DN", "", "The account that looks people up."),
     "bind_password": env.secret("LDAP_BIND_PASSWORD", "Its password."),
@@ -332,6 +358,11 @@ ADMIN_PASSWORD = env.secret(
 )
 WORKER_METRICS_PORT = env.number(
     "WORKER_METRICS_PORT", 0, "Port of a worker's own Prometheus metrics; none if 0."
+)
+WORKER_METRICS_HOST = env.text(
+    "WORKER_METRICS_HOST",
+    "127.0.0.1",
+    "Address of that port. It asks for no sign-in: elsewhere, let only Prometheus reach it.",
 )
 METRICS_PUBLIC = env.flag("METRICS_PUBLIC", False, "Answer /metrics without a sign-in.")
 LOG_LEVEL = env.text("LOG_LEVEL", "INFO", "DEBUG, INFO, WARNING or ERROR.").upper()
@@ -518,8 +549,11 @@ CACHES = {
 
 SESSION_ENGINE = "accounts.sessions"
 SESSION_COOKIE_AGE = int(SESSION_AGE.total_seconds())
-SESSION_COOKIE_NAME = "condastore_session"
-CSRF_COOKIE_NAME = "condastore_csrf"
+# The prefix makes browsers refuse a cookie of this name that another host of the domain, or a page
+# without TLS, has set: nobody can plant a session.
+_prefix = "__Host-" if SECURE_COOKIES else ""
+SESSION_COOKIE_NAME = f"{_prefix}condastore_session"
+CSRF_COOKIE_NAME = f"{_prefix}condastore_csrf"
 CSRF_FAILURE_VIEW = "condastore.middleware.refusal"
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_COOKIES
 SECURE_HSTS_SECONDS = 31_536_000 if SECURE_COOKIES else 0

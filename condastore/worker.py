@@ -122,7 +122,7 @@ def _serve_metrics() -> None:
     from prometheus_client import start_http_server
 
     try:
-        start_http_server(settings.WORKER_METRICS_PORT, addr=settings.HOST)
+        start_http_server(settings.WORKER_METRICS_PORT, addr=settings.WORKER_METRICS_HOST)
     except OSError as error:
         port = settings.WORKER_METRICS_PORT
         logger.warning("no metrics", port=port, error=error.strerror)

@@ -38,11 +38,11 @@ from environments.models import (
     RoleMapping,
     audited,
 )
-from environments.models.namespaces import DECIDE_EVERYWHERE, RECALL_PACKAGES
+from environments.models.namespaces import DECIDE_EVERYWHERE, READ_METRICS, RECALL_PACKAGES
 from environments.operations import namespaces, people, role_mappings, tokens
 
 #: The permissions that mean something here; the rights of namespaces are roles.
-GIVEN = (DECIDE_EVERYWHERE, RECALL_PACKAGES)
+GIVEN = (DECIDE_EVERYWHERE, RECALL_PACKAGES, READ_METRICS)
 
 
 def role_of(codename: str) -> str:

@@ -39,6 +39,7 @@ from accounts.authentication import (
     TokenInvalidError,
     actor_with_session,
     actor_with_token,
+    address_of,
     renewed,
     secret_in,
 )
@@ -277,8 +278,7 @@ class GraphQLSocket(GraphQL[Any, None]):
 
 def _of_handshake(socket: WebSocket) -> Actor | TokenInvalidError:
     address = socket.client.host if socket.client else ""
-    if settings.BEHIND_PROXY and (forwarded := socket.headers.get("x-forwarded-for")):
-        address = forwarded.rsplit(",", 1)[-1].strip()
+    address = address_of(address, ",".join(socket.headers.getlist("x-forwarded-for")))
     try:
         if header := socket.headers.get("authorization"):
             return _of_header(header, address)

@@ -19,6 +19,7 @@ from accounts.roles import PUBLIC, Perm, Role, roles_with
 #: Django permissions, given in the admin to users or groups, that hold in all namespaces.
 DECIDE_EVERYWHERE = "decide_everywhere"
 RECALL_PACKAGES = "recall_packages"
+READ_METRICS = "read_metrics"
 
 
 def holding(actor: Actor, codename: str) -> models.QuerySet[Permission]:

@@ -9,6 +9,8 @@ from django.db import models
 from django.db.models import Q
 from django.utils import timezone
 
+from environments.models.namespaces import READ_METRICS
+
 
 class WorkerQuerySet(models.QuerySet["Worker"]):
     def alive(self) -> Self:
@@ -31,6 +33,7 @@ class Worker(models.Model):
     class Meta:
         ordering = ["name"]
         default_permissions = ("view",)
+        permissions = [(READ_METRICS, "May read the metrics of the installation")]
 
     def __str__(self) -> str:
         return self.name

@@ -209,13 +209,13 @@ def test_the_checks_say_what_is_wrong_with_the_settings(settings: Any) -> None:
     def ids() -> set[str]:
         return {str(message.id) for message in checks.check(None)}
 
-    assert not ids() & {"condastore.E021", "condastore.W020"}
+    assert not ids() & {"condastore.E021", "condastore.E027"}
     settings.LDAP = settings.LDAP | {
         "url": "ldap://ldap.example.org",
         "group_type": "groups",
         "ca_file": "/nowhere.pem",
     }
-    assert {f"condastore.{one}" for one in ("E021", "E022", "E023", "W020")} <= ids()
+    assert {f"condastore.{one}" for one in ("E021", "E022", "E023", "E027")} <= ids()
     assert set(checks.GROUP_TYPES) == set(GROUP_TYPES)
     settings.LDAP = settings.LDAP | {"url": ""}
     settings.LOCAL_ACCOUNTS = False

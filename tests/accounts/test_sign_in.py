@@ -239,7 +239,6 @@ def test_djangos_check_of_a_deployment_is_clean() -> None:
         "PATH": os.environ["PATH"],
         "CONDASTORE_DATA": os.environ["CONDASTORE_DATA"],
         "CONDASTORE_SECRET_KEY": secrets.token_urlsafe(60),
-        "CONDASTORE_SECURE_COOKIES": "true",
         "CONDASTORE_BEHIND_PROXY": "true",
         "CONDASTORE_PUBLIC_URL": "https://condastore.example.org",
         "CONDASTORE_ALLOWED_HOSTS": "condastore.example.org",

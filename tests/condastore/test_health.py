@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import Permission
 from django.core.checks import run_checks
 from django.test import Client
 from django.utils import timezone
 
 from accounts.access import Actor
+from accounts.models import ApiToken
 from accounts.roles import Role
 from condastore import checks
 from environments.domain.lifecycle import BuildState
 from environments.models import Build, Environment, Leader, Worker
+from environments.models.namespaces import READ_METRICS
 from environments.operations.tokens import create_token
 from tests import factories
 
@@ -97,15 +100,23 @@ def test_metrics_cost_as_many_queries_however_much_there_is(
         metrics(Client())
 
 
-def test_metrics_are_not_for_everybody(alice: Actor, root: Actor) -> None:
-    client = Client()
+def test_metrics_are_for_who_holds_the_right(alice: Actor, root: Actor, settings: Any) -> None:
+    client, scraper = Client(), Client()
     assert client.get("/metrics").status_code == 401
     client.force_login(alice.account)
-    assert client.get("/metrics").status_code == 401
     secret = create_token(actor=alice, name="scrape", role=Role.VIEWER).secret
-    assert metrics(Client(), Authorization=f"Bearer {secret}")
+    headers = {"Authorization": f"Bearer {secret}"}
+    for refused in (client.get("/metrics"), scraper.get("/metrics", headers=headers)):
+        assert (refused.status_code, refused.json()["code"]) == (403, "access-denied")
+    alice.account.user_permissions.add(Permission.objects.get(codename=READ_METRICS))
+    assert metrics(client)
+    assert metrics(scraper, **headers)
+    ApiToken.objects.update(namespaces=["research"])
+    assert scraper.get("/metrics", headers=headers).status_code == 403
     client.force_login(root.account)
     assert metrics(client)
+    settings.METRICS_PUBLIC = True
+    assert metrics(Client())
 
 
 @pytest.mark.parametrize(

@@ -8,25 +8,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import websockets
-from django.conf import settings
+from django.conf import settings as configured
 from django.db import connection
 from django.test import Client
 from django.utils import timezone
 
 from accounts.access import Actor
+from accounts.authentication import client_address
 from accounts.models import ApiToken, User
 from accounts.roles import Role
+from condastore import checks
 from environments.domain.lifecycle import BuildState
 from environments.models import Build
 from tests import factories
 
 pytestmark = pytest.mark.django_db
+PROJECT = Path(__file__).parents[2]
 SCIM_TOKEN = "only-for-tests-" + "s" * 40
 
 # --- bodies of requests ---------------------------------------------------------------------------
@@ -178,7 +185,7 @@ def signed_in(name: str) -> Client:
 
 
 def cookie_of(client: Client) -> dict[str, str]:
-    name = settings.SESSION_COOKIE_NAME
+    name = configured.SESSION_COOKIE_NAME
     return {"Cookie": f"{name}={client.cookies[name].value}"}
 
 
@@ -279,7 +286,7 @@ async def over_events(
     body = {"query": FOLLOW, "variables": {"id": build}}
     headers = headers | {"Accept": "text/event-stream"}
     if "Cookie" in headers:
-        headers |= {"Cookie": f"{headers['Cookie']}; {settings.CSRF_COOKIE_NAME}={'a' * 32}"}
+        headers |= {"Cookie": f"{headers['Cookie']}; {configured.CSRF_COOKIE_NAME}={'a' * 32}"}
         headers |= {"X-CSRFToken": "a" * 32, "Origin": server}
     got: list[Any] = []
     async with (
@@ -365,3 +372,117 @@ def test_a_websocket_on_which_nothing_runs_is_closed_with_its_sign_in(server: st
         return got
 
     assert asyncio.run(connected()) == ["alice", 4401]
+
+
+# --- the address of a client ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("proxies", "forwarded", "address"),
+    [
+        ([], "", "10.0.0.9"),
+        ([], "203.0.113.7", "203.0.113.7"),
+        ([], "198.51.100.1, 203.0.113.7", "203.0.113.7"),  # the first is what the client says
+        ([], "10.0.0.9, 203.0.113.7", "203.0.113.7"),
+        (["10.0.0.0/8"], "198.51.100.1, 203.0.113.7, 10.1.1.1", "203.0.113.7"),
+        (["10.0.0.0/8"], "10.6.6.6, 203.0.113.7, 10.1.1.1", "203.0.113.7"),
+        (["10.1.1.1"], "10.6.6.6, 10.1.1.1", "10.6.6.6"),
+        (["10.0.0.0/8"], "10.6.6.6, 10.1.1.1", "10.6.6.6"),
+        (["10.0.0.0/8"], "198.51.100.1, junk, 10.1.1.1", "10.1.1.1"),
+        ([], "203.0.113.7:51234", "203.0.113.7"),
+        ([], "[2001:db8::7]:51234", "2001:db8::7"),
+        ([], "::ffff:203.0.113.7", "203.0.113.7"),
+        ([], "203.0.113.7\x1b[2J", "10.0.0.9"),
+        ([], "unknown", "10.0.0.9"),
+    ],
+)
+def test_only_what_the_proxies_wrote_is_the_clients_address(
+    settings: Any, proxies: list[str], forwarded: str, address: str
+) -> None:
+    meta = {"REMOTE_ADDR": "10.0.0.9", "HTTP_X_FORWARDED_FOR": forwarded}
+    assert client_address(meta) == "10.0.0.9"  # nobody is believed without a proxy
+    settings.BEHIND_PROXY, settings.TRUSTED_PROXIES = True, proxies
+    assert client_address(meta) == address
+
+
+# --- transport ------------------------------------------------------------------------------------
+
+READ = """
+import json, condastore.settings as s
+names = ("SECURE_COOKIES", "SESSION_COOKIE_NAME", "CSRF_COOKIE_NAME", "SESSION_COOKIE_SECURE",
+  "CSRF_COOKIE_SECURE", "SECURE_HSTS_SECONDS", "CSRF_TRUSTED_ORIGINS")
+print(json.dumps({name: getattr(s, name) for name in names}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("variables", "secure"),
+    [
+        ({}, False),
+        ({"CONDASTORE_PUBLIC_URL": "http://store.example.org"}, False),
+        ({"CONDASTORE_PUBLIC_URL": "HTTPS://store.example.org/"}, True),
+        ({"CONDASTORE_SECURE_COOKIES": "true"}, True),
+        (
+            {
+                "CONDASTORE_PUBLIC_URL": "https://store.example.org",
+                "CONDASTORE_SECURE_COOKIES": "0",
+            },
+            False,
+        ),
+    ],
+)
+def test_cookies_are_secure_where_the_public_url_is_https(
+    variables: dict[str, str], secure: bool, tmp_path: Path
+) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", READ],
+        cwd=PROJECT,
+        env={"PATH": os.environ["PATH"], "CONDASTORE_DATA": str(tmp_path), **variables},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(run.stdout)
+    assert found["SECURE_COOKIES"] is found["SESSION_COOKIE_SECURE"] is secure
+    assert found["CSRF_COOKIE_SECURE"] is secure
+    assert bool(found["SECURE_HSTS_SECONDS"]) is secure
+    for name in ("SESSION_COOKIE_NAME", "CSRF_COOKIE_NAME"):
+        assert found[name].startswith("__Host-") is secure
+
+
+def checked(settings: Any, **changes: Any) -> set[str]:
+    for name, value in changes.items():
+        setattr(settings, name, value)
+    return {str(message.id).removeprefix("condastore.") for message in checks.check(None)}
+
+
+def test_a_public_address_without_protection_is_said_at_start(settings: Any) -> None:
+    https, http = "https://store.example.org", "http://store.example.org"
+    assert "W002" in checked(settings, PUBLIC_URL=https, SECURE_COOKIES=False)
+    assert not {"W002", "W003"} & checked(settings, PUBLIC_URL=https, SECURE_COOKIES=True)
+    assert "W003" in checked(settings, PUBLIC_URL=http)
+    assert "W003" not in checked(settings, PUBLIC_URL="http://127.0.0.1:8470")
+    assert "E028" in checked(settings, TRUSTED_PROXIES=["10.0.0.0/8", "nginx"])
+
+
+@pytest.mark.parametrize(
+    ("url", "change", "number"),
+    [
+        ("ldap://ldap.example.org", {}, "E027"),
+        ("LDAP://10.1.2.3:389", {}, "E027"),
+        ("ldaps://ldap.example.org ldap://other.example.org", {}, "E027"),
+        ("ldap://127.0.0.1.example.org", {}, "E027"),
+        ("ldap://ldap.example.org", {"insecure": True}, "W020"),
+        ("ldap://ldap.example.org", {"start_tls": True}, ""),
+        ("ldaps://ldap.example.org", {}, ""),
+        ("ldap://127.0.0.1:389", {}, ""),
+        ("ldap://[::1]", {}, ""),
+        ("ldap://localhost", {}, ""),
+        ("ldapi://%2Frun%2Fldapi", {}, ""),
+    ],
+)
+def test_ldap_without_tls_is_an_error_unless_it_stays_on_the_machine_or_is_forced(
+    settings: Any, url: str, change: dict[str, bool], number: str
+) -> None:
+    found = checked(settings, LDAP=settings.LDAP | {"url": url, "user_base": "dc=x"} | change)
+    assert {"E027", "W020"} & found == ({number} if number else set())
