@@ -30,7 +30,9 @@ def test_the_process_is_alive_whatever_else_is_down(client: Client) -> None:
     assert (answer.status_code, answer.content) == (200, b"ok\n")
 
 
-def test_each_thing_that_is_missing_is_named(client: Client, db: None, settings: Any) -> None:
+def test_each_thing_that_is_missing_is_named(
+    client: Client, db: None, settings: Any, tmp_path: Path
+) -> None:
     settings.DISK_RESERVE = 10**18
     answer = client.get("/readyz")
     assert answer.status_code == 503
@@ -41,7 +43,8 @@ def test_each_thing_that_is_missing_is_named(client: Client, db: None, settings:
     assert wrong["workers"] == "No worker is alive."
     assert wrong["scheduler"] == "No scheduler is alive."
     assert "bytes free" in wrong["data_folder"]
-    settings.DATA = Path("/nowhere")
+    (tmp_path / "file").touch()
+    settings.DATA = tmp_path / "file"  # no folder: nobody can write in it, root neither
     assert "cannot be written" in client.get("/readyz").json()["checks"]["data_folder"]["wrong"]
 
 
