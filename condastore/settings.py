@@ -124,6 +124,18 @@ CHANNEL_ALIAS = env.text(
 ALLOWED_CHANNELS = env.words(
     "ALLOWED_CHANNELS", "*", "Patterns (globs) of channel URLs that environments may use."
 )
+ALLOWED_NETWORKS = env.words(
+    "ALLOWED_NETWORKS",
+    "",
+    "Networks (10.1.0.0/16) and servers (conda.example.org:443) that channels, indexes, packages, "
+    "base images, webhooks and pushes may be at although their addresses are not public. Servers "
+    "that other settings name are allowed anyway.",
+)
+FILE_CHANNELS = env.words(
+    "FILE_CHANNELS",
+    "",
+    "Folders below which everybody may use file: channels and packages; none if empty.",
+)
 PYPI_INDEX_URLS = env.words(
     "PYPI_INDEX_URLS", "https://pypi.org/simple", "Python indexes, the first one preferred."
 )

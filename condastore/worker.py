@@ -47,6 +47,10 @@ def run(*, queues: Sequence[str], threads: int | None = None) -> None:
     import dramatiq
 
     from environments import tasks  # noqa: F401 - makes the broker and registers the actors
+    from environments.engine import addresses, forward_proxy
+
+    # Before there are threads: it changes the environment of the process.
+    forward_proxy.of(addresses.guard()).use_in_this_process()
 
     broker = dramatiq.get_broker()
     known = broker.get_declared_queues()

@@ -17,9 +17,13 @@ class EnvironmentsConfig(AppConfig):
 
     def ready(self) -> None:
         from environments import directories as directories  # listens
+        from environments.engine import addresses
         from environments.models.audit import guard_rows
         from environments.operations import audit
+        from environments.outgoing import configured_guard
 
+        configured_guard()  # a setting that cannot be read is reported now
+        addresses.install(configured_guard)
         audit.listen()
         post_save.connect(_close_folders, sender="environments.Namespace", dispatch_uid="folders")
         post_migrate.connect(guard_rows, sender=self, dispatch_uid="audit")

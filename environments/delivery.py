@@ -14,7 +14,7 @@ from django.utils import timezone
 from condastore import __version__
 from environments.domain.errors import RequestError, StoreError, UnavailableError
 from environments.engine import webhooks
-from environments.engine.addresses import parse_networks
+from environments.engine.addresses import guard, parse_networks
 from environments.models import Notification, Webhook
 from environments.models.builds import backoff_delay
 
@@ -85,7 +85,7 @@ def _call(message: Notification, hook: Webhook) -> None:
         body=json.dumps(body, separators=(",", ":"), ensure_ascii=False),
         now=timezone.now(),
         timeout=TIMEOUT,
-        allowed=parse_networks(settings.WEBHOOK_PRIVATE_NETWORKS),
+        within=guard().allowing(parse_networks(settings.WEBHOOK_PRIVATE_NETWORKS)),
         agent=f"condastore/{__version__}",
     )
 

@@ -51,6 +51,7 @@ from environments.domain.progress import Progress
 from environments.domain.records import CondaPackage, PypiPackage
 from environments.domain.sbom import cyclonedx
 from environments.engine import linking
+from environments.engine.addresses import Guard
 from environments.engine.artifacts.tar import Entry
 from environments.engine.artifacts.tree import package_parts
 from environments.engine.images.archives import FIXED_TIME, recompress, write_layer
@@ -453,7 +454,14 @@ def find_base(name: str, platform: str, *, work: Path) -> BaseImage:
     return keep_base(name, pull_base(name, platform, work=work))
 
 
-def pull_base(name: str, platform: str, *, work: Path, login: Login | None = None) -> LoadedImage:
+def pull_base(
+    name: str,
+    platform: str,
+    *,
+    work: Path,
+    login: Login | None = None,
+    within: Guard | None = None,
+) -> LoadedImage:
     """From its registry; without a `login`, with that which is kept for the registry."""
     reference = Reference.parse(name)
     return pull(
@@ -461,6 +469,7 @@ def pull_base(name: str, platform: str, *, work: Path, login: Login | None = Non
         platform=platform,
         folder=work / "base",
         login=login or _login_of_base(name) or login_for(None, reference),
+        within=within,
     )
 
 

@@ -38,6 +38,7 @@ from environments.domain.mirrors import end_of
 from environments.domain.policy import Effect, Policy
 from environments.engine import disk
 from environments.engine import mirrors as engine
+from environments.engine.addresses import Guard, guard
 from environments.engine.credentials import CredentialSource
 from environments.engine.downloads import Download, Patience, download_all, remove_leftovers
 from environments.models import Blob, Mirror, MirrorIndex, MirrorPackage, MirrorView
@@ -200,6 +201,7 @@ def _looked(row: MirrorIndex, work: _Work, at: datetime) -> bool:
         credential=credential_source(mirror)(mirror.upstream),
         cancelled=work.cancelled,
         timeout=settings.DOWNLOAD_TIMEOUT,
+        within=guard().allowing(urls=[mirror.upstream]),
     )
     done: dict[str, Any] = {"looked_at": at, "failure": None}
     if state is None:
@@ -365,7 +367,8 @@ def fetching(download: Download, credentials: CredentialSource) -> Future[Path]:
         running = _running.get(download.key)
         if running is None:
             credential = credentials(download.url)
-            running = _pool().submit(_fetch, download, lambda url: credential)
+            within = guard().allowing(urls=[download.url])
+            running = _pool().submit(_fetch, download, lambda url: credential, within)
             _running[download.key] = running
             running.add_done_callback(lambda future: _running.pop(download.key, None))
         return running
@@ -383,7 +386,7 @@ def _pool() -> ThreadPoolExecutor:
     return _executor[1]
 
 
-def _fetch(download: Download, credentials: CredentialSource) -> Path:
+def _fetch(download: Download, credentials: CredentialSource, within: Guard) -> Path:
     """Asks no database: it may outlive the request."""
     place = folder()
     final = place / download.key
@@ -402,6 +405,7 @@ def _fetch(download: Download, credentials: CredentialSource) -> Path:
         credentials=credentials,
         patience=Patience(read=settings.DOWNLOAD_TIMEOUT),
         parallel=1,
+        within=within,
     )
     return final
 

@@ -24,7 +24,7 @@ from environments.domain.errors import (
 )
 from environments.domain.images import INDEX, MANIFEST
 from environments.domain.lifecycle import SERVED
-from environments.engine.addresses import parse_networks
+from environments.engine.addresses import Guard, guard, parse_networks
 from environments.engine.images.remote import Reference, Repository
 from environments.images import login_for
 from environments.manifests import Content, images_of, manifest_of
@@ -103,6 +103,11 @@ def _parts(sha256: str, still: Callable[[], None]) -> Iterator[bytes]:
         yield part
 
 
+def permitted() -> Guard:
+    """Return what pushes may reach."""
+    return guard().allowing(parse_networks(settings.PUSH_PRIVATE_NETWORKS))
+
+
 def target_of(target: str, build: Build) -> Reference:
     """Where a rule's `target` says that a build goes."""
     return Reference.parse(filled(target, str(build.environment.name), build.number))
@@ -154,8 +159,7 @@ def _attempt(row: Push) -> tuple[Content, Pushed]:
         if not row.keep_on(patience=PATIENCE):
             raise LeaseLostError("Another build is to be sent, or another worker sends it.")
 
-    private = parse_networks(settings.PUSH_PRIVATE_NETWORKS)
-    with Repository(reference, actions="pull,push", login=login, private=private) as repository:
+    with Repository(reference, actions="pull,push", login=login, within=permitted()) as repository:
         return top, send(top, made, repository, still=still)
 
 

@@ -8,6 +8,9 @@ import tempfile
 os.environ.setdefault("CONDASTORE_DATA", tempfile.mkdtemp(prefix="condastore-test-"))
 os.environ.setdefault("CONDASTORE_SECRET_KEY", "only-for-tests-" + "x" * 40)
 os.environ.setdefault("CONDASTORE_LOG_LEVEL", "ERROR")
+# The servers and channels of the tests are on this machine; tests/security allows nothing.
+os.environ.setdefault("CONDASTORE_ALLOWED_NETWORKS", "127.0.0.0/8,::1")
+os.environ.setdefault("CONDASTORE_FILE_CHANNELS", "/")
 
 from accounts.provisioning import Provisioning, digest
 from condastore.settings import *  # noqa: F403

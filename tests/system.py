@@ -133,6 +133,7 @@ class System:
             "CONDASTORE_ADMIN_PASSWORD": PASSWORD,
             "CONDASTORE_DEFAULT_CHANNELS": channel.rstrip("/"),
             "CONDASTORE_PYPI_INDEX_URLS": pypi or f"{channel.rstrip('/')}/pypi/simple/",
+            "CONDASTORE_ALLOWED_NETWORKS": "127.0.0.0/8",
             "CONDASTORE_DISK_RESERVE": "0",
             "CONDASTORE_LEASE": "4",
             "CONDASTORE_SWEEP_INTERVAL": "0.5",

@@ -84,6 +84,7 @@ def sync(
         agent_sync = importlib.import_module("condastore.agent.sync")
         folders = importlib.import_module("condastore.agent.folder")
         servers = importlib.import_module("condastore.agent.server")
+        servers.permit_every_address()
         values = importlib.import_module("condastore.agent.wanted")
     choice = values.Choice(
         namespaces=chosen, named=frozenset(values.Name(*parts) for parts in named)

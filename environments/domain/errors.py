@@ -106,6 +106,26 @@ class ChannelNotAllowedError(RequestError):
     hint = "Use one of the allowed channels, or ask an administrator to allow this one."
 
 
+class AddressRefusedError(RequestError):
+    """A host without an address that this installation connects to; nothing was sent to it."""
+
+    code = "address-refused"
+    hint = (
+        "Check the spelling of the host. A server in a private network is reached only where an "
+        "administrator allows it (CONDASTORE_ALLOWED_NETWORKS)."
+    )
+
+
+class FileRefusedError(RequestError):
+    """A `file:` URL outside the folders that an administrator named; nothing was read."""
+
+    code = "file-refused"
+    hint = (
+        "Use a channel on a server. Files of this machine are read only where an administrator "
+        "allows it (CONDASTORE_FILE_CHANNELS)."
+    )
+
+
 class PolicyError(RequestError):
     """A package that the rules of the namespace refuse."""
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import httpx
 import rattler
@@ -37,6 +37,8 @@ from environments.domain.names import Credential, without_credentials
 from environments.domain.progress import Cancelled, never, obey
 from environments.domain.records import CondaPackage
 from environments.domain.urls import canonical_or_same
+from environments.engine import forward_proxy, outgoing
+from environments.engine.addresses import guard
 from environments.engine.credentials import (
     CredentialSource,
     no_credentials,
@@ -85,8 +87,15 @@ class Channels:
         hosted: HostedLookup = none_hosted,
         memo: timedelta = timedelta(seconds=5),
         timeout: timedelta = timedelta(seconds=30),
+        confined: bool = False,
     ) -> None:
-        """`memo`: how long an observed state counts; `timeout`: of one request for a state."""
+        """
+        Args:
+            memo: how long an observed state counts.
+            timeout: of one request for a state.
+            confined: the environment names the forward proxy of the process that started this one.
+        """
+        self._confined = confined
         self.cache = cache
         self._credential_source = credentials
         self._hosted_lookup = hosted
@@ -262,9 +271,14 @@ class Channels:
 
     @property
     def client(self) -> Client:
-        """rattler's client, which shows to each channel its credential."""
+        """rattler's client, which shows to each channel its credential.
+
+        It asks by way of the forward proxy, which it finds in the environment.
+        """
         with self._lock:
             if self._client is None:
+                if not self._confined:
+                    forward_proxy.of(guard()).use_in_this_process()
                 self._client = Client(
                     [
                         MirrorMiddleware(self._mirrors),
@@ -325,7 +339,7 @@ class Channels:
         return headers or None
 
     async def _ask(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
-        async with httpx.AsyncClient(
+        async with outgoing.async_client(
             follow_redirects=True,
             timeout=self._timeout.total_seconds(),
             limits=httpx.Limits(max_connections=20),
@@ -465,6 +479,11 @@ class Channels:
             return await work
         except GatewayError as error:
             message = self.clean(str(error))
+            refused = None
+            if not self._confined:
+                refused = await asyncio.to_thread(forward_proxy.refusal_in, message)
+            if refused is not None:
+                raise refused from error
             if "could not find subdir" in message:
                 raise ChannelNotFoundError(message.partition("\n")[0]) from error
             raise ChannelUnavailableError(
@@ -491,18 +510,18 @@ class Channels:
             return {}
         if channel.startswith("file:"):
             with suppress(OSError, ValueError):
-                content = parse_json((_folder(channel) / "channeldata.json").read_bytes())
+                content = parse_json((guard().path(channel) / "channeldata.json").read_bytes())
                 return dict(content.get("packages", {}))
             return {}
         credential = self._credentials.get(channel)
         url = f"{channel}/channeldata.json"
         with suppress(httpx.HTTPError, ValueError, AttributeError):
-            answer = httpx.get(
-                request_url(credential, url),
-                headers=request_headers(credential),
-                timeout=self._timeout.total_seconds(),
-                follow_redirects=True,
-            )
+            with outgoing.client(
+                timeout=self._timeout.total_seconds(), follow_redirects=True
+            ) as client:
+                answer = client.get(
+                    request_url(credential, url), headers=request_headers(credential)
+                )
             if answer.is_success:
                 return dict(parse_json(answer.content).get("packages", {}))
         return {}
@@ -570,17 +589,14 @@ def _refuse_ambiguous(credentials: Mapping[str, Credential | None]) -> None:
 
 
 def _file_state(channel: str, subdir: str) -> str:
+    folder = guard().path(channel)
     try:
-        status = (_folder(channel) / subdir / "repodata.json").stat()
+        status = (folder / subdir / "repodata.json").stat()
     except (FileNotFoundError, NotADirectoryError):
         return ""
     except OSError as error:
         raise ChannelUnavailableError(f"The channel {channel} cannot be read: {error}") from error
     return f"{status.st_mtime_ns} {status.st_size}"
-
-
-def _folder(channel: str) -> Path:
-    return Path(unquote(urlsplit(channel).path))
 
 
 def _short(*parts: str) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from rattler.package_streaming import PackageArchive
 
@@ -24,6 +23,8 @@ from environments.domain.lock import Lock, PlatformLock, dependency_order
 from environments.domain.lockfiles import is_complete
 from environments.domain.progress import Cancelled
 from environments.domain.records import CondaPackage
+from environments.engine import forward_proxy
+from environments.engine.addresses import guard
 from environments.engine.channels import Channels
 from environments.engine.credentials import request_url
 
@@ -146,15 +147,19 @@ async def _index_of(channels: Channels, package: CondaPackage) -> Mapping[str, A
         )
     try:
         if package.url.startswith("file:"):
-            archive = await PackageArchive.from_path(unquote(urlsplit(package.url).path))
+            archive = await PackageArchive.from_path(guard().path(package.url))
         else:
             credential = channels.credential(package.url)
             archive = await PackageArchive.from_url(
                 channels.client, request_url(credential, package.url)
             )
         content = await archive.read_file("info/index.json")
+    except StoreError as error:
+        return error
     except Exception as error:  # rattler's errors have no common base
         message = channels.clean(str(error))
+        if refused := await asyncio.to_thread(forward_proxy.refusal_in, message):
+            return refused
         gone = isinstance(error, FileNotFoundError) or any(
             sign in message for sign in ("404", "410", "No such file")
         )

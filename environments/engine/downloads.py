@@ -6,12 +6,10 @@ import asyncio
 import contextlib
 import errno
 import fcntl
-import functools
 import hashlib
 import os
 import re
 import secrets
-import ssl
 import time
 from collections.abc import (
     AsyncGenerator,
@@ -26,14 +24,22 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import httpx
 import tenacity
 
-from environments.domain.errors import DiskSpaceError, DownloadError, LinkError, StoreError
+from environments.domain.errors import (
+    AddressRefusedError,
+    DiskSpaceError,
+    DownloadError,
+    LinkError,
+    StoreError,
+)
 from environments.domain.progress import Cancelled, Progress, Report, ignore, never, obey
 from environments.domain.records import CondaPackage, Package
+from environments.engine import outgoing
+from environments.engine.addresses import Guard, guard
 from environments.engine.credentials import (
     CredentialSource,
     no_credentials,
@@ -87,8 +93,8 @@ class Download:
         kind, got, expected = (
             ("sha256", sha256, self.sha256) if self.sha256 else ("md5", md5, self.md5)
         )
-        if got != expected:
-            raise WrongBytes(f"{kind} {got} instead of {expected}")
+        if got != expected:  # the digest of what came stays unsaid: it may be of somebody's file
+            raise WrongBytes(f"it has another {kind}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +165,7 @@ def download_all(
     stage: str = "fetching",
     verify: bool = True,
     archive: Archive | None = None,
+    within: Guard | None = None,
 ) -> None:
     """Fetch what is not `present` into `folder`, check it and hand it to `use`.
 
@@ -170,8 +177,10 @@ def download_all(
         stream: to use large files while they arrive; `use` gets what it did not manage.
         verify: False where `use` finds the digest anyway: it then raises WrongBytes itself.
         archive: is asked before the server, and keeps what was fetched.
+        within: what may be reached; the process's guard by default.
 
     Raises:
+        AddressRefusedError, FileRefusedError: a file is where nothing is fetched from.
         DownloadError: a file cannot be had, or its bytes are not those of the lock.
         DiskSpaceError: the disk is full; nothing is left behind.
         LeaseLostError: `cancelled` said so.
@@ -193,6 +202,7 @@ def download_all(
         },
         patience=patience,
         verify=verify,
+        within=within or guard(),
         tally=_Tally(stage=stage, downloads=list(wanted.values()), report=progress),
     )
     digests = [download.sha256 for download in wanted.values() if download.sha256]
@@ -353,6 +363,7 @@ class _Fetcher:
     targets: Mapping[str, tuple[str, Mapping[str, str]]]  # URL: the URL and headers to ask with
     patience: Patience
     verify: bool
+    within: Guard
     tally: _Tally
     kept: Kept | None = None
     streams: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_CORES))
@@ -366,8 +377,8 @@ class _Fetcher:
         timeout = httpx.Timeout(
             self.patience.read.total_seconds(), connect=self.patience.connect.total_seconds()
         )
-        async with httpx.AsyncClient(
-            limits=limits, timeout=timeout, follow_redirects=True, verify=_certificates()
+        async with outgoing.async_client(
+            within=self.within, limits=limits, timeout=timeout, follow_redirects=True
         ) as client:
             using = asyncio.Semaphore(_CORES)
 
@@ -469,7 +480,7 @@ class _Fetcher:
                         where=download.url,
                         hint="The channel or something on the way changed the package. Tell the "
                         "owner of the channel, or solve again.",
-                        details={"expected": download.sha256 or download.md5, "got": wrong},
+                        details={"expected": download.sha256 or download.md5},
                     ) from error
             else:
                 return
@@ -522,7 +533,7 @@ class _Fetcher:
             self.tally.reset(download, held)
             if not download.size or held < download.size:
                 source = (
-                    _read_file(download, held)
+                    _read_file(download, self.within, held)
                     if urlsplit(download.url).scheme == "file"
                     else self._read_http(download, held, client)
                 )
@@ -571,6 +582,8 @@ class _Fetcher:
                 async for chunk in answer.aiter_bytes():
                     received += len(chunk)
                     yield chunk
+        except AddressRefusedError as error:
+            raise AddressRefusedError(error.message, where=download.url) from error
         except (httpx.TransportError, httpx.DecodingError) as error:
             reason = str(error) or type(error).__name__
             raise _Interrupted(f"the connection failed ({reason})") from error
@@ -625,12 +638,6 @@ class _Pipe:
         self._descriptor = None
 
 
-@functools.cache
-def _certificates() -> ssl.SSLContext:
-    """Whom to trust. (Reading them takes 70 ms, for each client anew.)"""
-    return httpx.create_ssl_context()
-
-
 def _judge(answer: httpx.Response, download: Download) -> None:
     status = answer.status_code
     if status in (httpx.codes.OK, httpx.codes.PARTIAL_CONTENT):
@@ -675,20 +682,29 @@ def _continues(answer: httpx.Response, start: int) -> bool:
     return found is not None and int(found[1]) == start
 
 
-async def _read_file(download: Download, start: int) -> AsyncGenerator[bytes | None, None]:
-    """A `file:` URL. It is copied, so that nobody can change it between check and use."""
-    path = Path(unquote(urlsplit(download.url).path))
+async def _read_file(
+    download: Download, within: Guard, start: int
+) -> AsyncGenerator[bytes | None, None]:
+    """A `file:` URL. It is copied, so that nobody can change it between check and use.
+
+    Raises:
+        FileRefusedError: it is not in a folder that may be read.
+        DownloadError: it is gone, or no file.
+    """
+    path = within.path(download.url)
     try:
         with path.open("rb") as file:
             file.seek(start)
             while chunk := await asyncio.to_thread(file.read, CHUNK * 4):
                 yield chunk
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise DownloadError(
             f"{download.name} is gone: the channel no longer has it.",
             where=download.url,
             details={"gone": True},
         ) from error
+    except (IsADirectoryError, PermissionError) as error:
+        raise DownloadError(f"{download.name} cannot be read.", where=download.url) from error
 
 
 def _read_all(file: IO[bytes], hasher: hashlib._Hash | None) -> int:

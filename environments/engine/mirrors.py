@@ -23,7 +23,6 @@ from datetime import timedelta
 from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import unquote, urlsplit
 
 import httpx
 import msgpack
@@ -46,6 +45,8 @@ from environments.domain.policy.subjects import LockedPackage
 from environments.domain.progress import Cancelled, obey
 from environments.domain.records import CondaPackage
 from environments.domain.shard_pack import PackWriter
+from environments.engine import outgoing
+from environments.engine.addresses import Guard, guard
 from environments.engine.credentials import redact, request_headers, request_url
 from environments.engine.first_seen import FirstSeen
 from environments.engine.processes import run_tool
@@ -89,6 +90,7 @@ def fetch_index(
     credential: Credential | None,
     cancelled: Cancelled,
     timeout: timedelta,
+    within: Guard | None = None,
 ) -> State | None:
     """Write what the channel lists to `to`, as plain JSON; None where it is as `known`.
 
@@ -96,11 +98,15 @@ def fetch_index(
         ChannelNotFoundError: the channel has no such subdir.
         ChannelNotAllowedError: it refuses us.
         ChannelUnavailableError: it does not answer, or not with repodata.
+        AddressRefusedError, FileRefusedError: it is not `within` what may be reached; by default
+            the process's guard.
     """
     if channel.startswith("file:"):
-        return _copied(channel, subdir, to=to, known=known)
+        folder = (within or guard()).path(channel)
+        return _copied(channel, folder / subdir, to=to, known=known)
     try:
-        with httpx.Client(
+        with outgoing.client(
+            within=within,
             follow_redirects=True,
             timeout=timeout.total_seconds(),
             headers={"User-Agent": "condastore"},
@@ -172,15 +178,15 @@ def _decompressed(packed: Iterable[bytes]) -> Iterator[bytes]:
         raise EOFError("it was cut")
 
 
-def _copied(channel: str, subdir: str, *, to: Path, known: State) -> State | None:
-    source = Path(unquote(urlsplit(channel).path)) / subdir / "repodata.json"
+def _copied(channel: str, folder: Path, *, to: Path, known: State) -> State | None:
+    source = folder / "repodata.json"
     try:
         status = source.stat()
         state = State(form=source.name, etag=f"{status.st_mtime_ns} {status.st_size}")
         if state != known:
             shutil.copyfile(source, to)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ChannelNotFoundError(f"The channel {channel} has no {subdir}.") from error
+        raise ChannelNotFoundError(f"The channel {channel} has no {folder.name}.") from error
     except OSError as error:
         raise ChannelUnavailableError(f"The channel {channel} cannot be read: {error}") from error
     return None if state == known else state

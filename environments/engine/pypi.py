@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -38,6 +39,8 @@ from environments.domain.names import Credential, without_credentials
 from environments.domain.progress import Cancelled, obey
 from environments.domain.records import CondaPackage, PypiPackage
 from environments.domain.urls import canonical_or_same
+from environments.engine import forward_proxy
+from environments.engine.addresses import guard
 from environments.engine.channels import Channels
 from environments.engine.credentials import (
     CredentialSource,
@@ -58,9 +61,7 @@ _DIST_INFO = re.compile(
 _STEM = re.compile(r"(?P<name>.+?)-(?P<version>\d[^-]*)(?:-py[\d.]+)?")
 _NO_EXTRA = re.compile(r"`(?P<name>[\w.-]+) @ \S+` does not have an extra named")
 _GLIBC_MINORS = (*range(40, 30, -1), 28, 17)  # those that uv knows
-_PASSED_ON = ("PATH", "LANG", "SSL_CERT_FILE", "SSL_CERT_DIR", "HTTP_PROXY", "HTTPS_PROXY",
-              "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy",
-              "no_proxy")  # fmt: skip
+_PASSED_ON = ("PATH", "LANG", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,7 +246,7 @@ class PypiResolver:
 
     async def _open(self, package: CondaPackage) -> PackageArchive:
         if package.url.startswith("file:"):
-            return await PackageArchive.from_path(unquote(urlsplit(package.url).path))
+            return await PackageArchive.from_path(guard().path(package.url))
         return await PackageArchive.from_url(
             self._channels.client,
             request_url(self._channels.credential(package.url), package.url),
@@ -256,10 +257,17 @@ class PypiResolver:
             archive = await self._open(package)
             return [os.fspath(entry.relative_path) for entry in (await archive.paths_json()).paths]
         except Exception as error:  # rattler's errors have no common base
-            raise ChannelUnavailableError(
-                self._channels.clean(f"{package.file_name} could not be read: {error}"),
-                where=package.url,
-            ) from error
+            raise await self._unreadable(package, error) from error
+
+    async def _unreadable(self, package: CondaPackage, error: Exception) -> StoreError:
+        message = self._channels.clean(str(error))
+        if isinstance(error, StoreError):
+            return error
+        if refused := await asyncio.to_thread(forward_proxy.refusal_in, message):
+            return refused
+        return ChannelUnavailableError(
+            f"{package.file_name} could not be read: {message}", where=package.url
+        )
 
     def _metadata(self, items: Iterable[Provided]) -> dict[str, bytes]:
         """The metadata files of `items`, by name of the distribution."""
@@ -279,10 +287,7 @@ class PypiResolver:
         try:
             return await (await self._open(item.package)).read_file(item.path)
         except Exception as error:  # rattler's errors have no common base
-            raise ChannelUnavailableError(
-                self._channels.clean(f"{item.package.file_name} could not be read: {error}"),
-                where=item.package.url,
-            ) from error
+            raise await self._unreadable(item.package, error) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -351,6 +356,7 @@ class _Run:
     def _write_settings(self, folder: Path) -> tuple[dict[str, str], list[Credential | None]]:
         """uv's settings in a file, its secrets in the environment: neither on a command line."""
         environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        environment |= forward_proxy.of(guard()).environment()
         environment |= {
             "HOME": os.fspath(folder),
             "UV_CACHE_DIR": os.fspath((self.resolver._cache / "uv").resolve()),
@@ -469,6 +475,8 @@ class _Run:
 
     def _error(self, said: str, folder: Path) -> StoreError:
         """What uv printed, as an error of ours."""
+        if refused := forward_proxy.refusal_in(said):
+            return refused
         text = " ".join(said.replace(folder.as_uri(), "").replace(os.fspath(folder), "").split())
         text = re.sub(r"^.*?(?:cause|error): (?:No solution found[^:]*?cause: )?", "", text)
         text = re.sub(r" @ \S*\.whl", "", text)

@@ -9,11 +9,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
-from environments.domain.errors import RequestError, TimeLimitError
+from environments.domain.errors import ChannelUnavailableError, RequestError, TimeLimitError
 from environments.domain.lock import Lock, PlatformLock
 from environments.domain.progress import Cancelled
 from environments.domain.records import PypiPackage
 from environments.domain.specification import newest_allowed, parse_exclude_newer
+from environments.engine import forward_proxy
 from environments.engine.channels import Channels
 from environments.engine.completion import complete_lock
 from environments.engine.pypi_rules import led_by_rules
@@ -150,6 +151,10 @@ class RattlerSolver:
         }
         try:
             return self._processes.run(work, credentials, cancelled=cancelled, log=log)
+        except ChannelUnavailableError as error:
+            if refused := forward_proxy.refusal_in(error.message):
+                raise refused from error
+            raise
         except TooHardError:
             log("The solver needed too much memory; looking for the reason without it.")
         try:

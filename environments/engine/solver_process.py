@@ -25,6 +25,8 @@ from environments.domain.errors import StoreError, TimeLimitError, WorkerLostErr
 from environments.domain.lock import PlatformLock
 from environments.domain.names import Credential
 from environments.domain.progress import Cancelled, never, obey
+from environments.engine import forward_proxy
+from environments.engine.addresses import guard
 from environments.engine.channels import Channels
 from environments.engine.memory import give_back, resident
 from environments.engine.solving import Log, Work, solve_conda
@@ -149,7 +151,15 @@ class SolverProcesses:
                     *(sys.executable, "-c", _PROGRAM),
                     *(str(theirs.fileno()), os.fspath(self._cache), str(self._memory_limit)),
                 ],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(_import_path())},
+                env={
+                    **{
+                        name: value
+                        for name, value in os.environ.items()
+                        if "proxy" not in name.lower()
+                    },
+                    **forward_proxy.of(guard()).environment(),
+                    "PYTHONPATH": os.pathsep.join(_import_path()),
+                },
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
                 pass_fds=[theirs.fileno()],
@@ -190,7 +200,9 @@ def main() -> None:
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     credentials: dict[str, Credential | None] = {}
-    channels = Channels(cache=Path(sys.argv[2]), credentials=lambda url: credentials.get(url))
+    channels = Channels(
+        cache=Path(sys.argv[2]), credentials=lambda url: credentials.get(url), confined=True
+    )
     requests = _Inbox(link)
     while True:
         work, shown = requests.next()

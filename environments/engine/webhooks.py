@@ -5,16 +5,20 @@ Source: Standard Webhooks (standardwebhooks.com), version 1.0.0.
 
 from __future__ import annotations
 
-import ssl
-from collections.abc import Sequence
 from datetime import datetime, timedelta
 from urllib.parse import urlsplit
 
-import httpcore
+import httpx
 from standardwebhooks.webhooks import Webhook
 
-from environments.domain.errors import InvalidInputError, RequestError, UnavailableError
-from environments.engine.addresses import Guarded, Network
+from environments.domain.errors import (
+    AddressRefusedError,
+    InvalidInputError,
+    RequestError,
+    UnavailableError,
+)
+from environments.engine import outgoing
+from environments.engine.addresses import Guard
 
 
 class WebhookRefusedError(RequestError):
@@ -69,7 +73,7 @@ def post(
     body: str,
     now: datetime,
     timeout: timedelta,
-    allowed: Sequence[Network],
+    within: Guard,
     agent: str,
 ) -> None:
     """Send one message, signed. Redirects are not followed: they count as not taken.
@@ -78,40 +82,29 @@ def post(
         secret: as it was shown: `whsec_` and base64.
         message_id: the same at each attempt, so that the receiver may know what it has.
         now: with its time zone (UTC); part of the signature, so that nothing old passes for new.
+        within: what may be reached.
 
     Raises:
         WebhookRefusedError: the address is not public.
         WebhookGoneError: the receiver wants no more.
         WebhookUnavailableError: it did not take the message; try again later.
     """
-    headers: dict[bytes | str, bytes | str] = {
+    headers = {
         "content-type": "application/json",
         "user-agent": agent,
         "webhook-id": message_id,
         "webhook-timestamp": str(int(now.timestamp())),
         "webhook-signature": Webhook(secret).sign(message_id, now, body),
     }
-    seconds = timeout.total_seconds()
-    limits = dict.fromkeys(("connect", "read", "write", "pool"), seconds)
     try:
         with (
-            httpcore.ConnectionPool(
-                ssl_context=ssl.create_default_context(),
-                network_backend=Guarded(
-                    allowed, refused=WebhookRefusedError, unavailable=WebhookUnavailableError
-                ),
-                http2=False,
-            ) as pool,
-            pool.stream(
-                "POST",
-                url,
-                headers=headers,
-                content=body.encode(),
-                extensions={"timeout": limits},
-            ) as response,
+            outgoing.client(within=within, timeout=timeout.total_seconds()) as client,
+            client.stream("POST", url, headers=headers, content=body.encode()) as response,
         ):
-            status = response.status
-    except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError) as error:
+            status = response.status_code
+    except AddressRefusedError as error:
+        raise WebhookRefusedError(error.message) from error
+    except (httpx.TransportError, httpx.InvalidURL) as error:
         raise WebhookUnavailableError(
             f"The receiver cannot be reached: {type(error).__name__} {error}".strip()
         ) from error

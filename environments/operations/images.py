@@ -395,6 +395,7 @@ def push_image(
     Raises:
         NotFoundError: there is no such tag.
         InvalidInputError: `to` names no image.
+        AddressRefusedError: the registry is where nothing is sent to.
         AccessDeniedError, UnavailableError: what the other registry says.
     """
     require(actor, Perm.DOWNLOAD, environment)
@@ -405,7 +406,8 @@ def push_image(
     top = manifest_of(build, made)
     own = login_for(environment.namespace, reference) if _runs(actor, environment) else None
     signed_in = Login.parse(login) if login else own
-    with Repository(reference, actions="pull,push", login=signed_in) as repository:
+    within = pushing.permitted()
+    with Repository(reference, actions="pull,push", login=signed_in, within=within) as repository:
         done = pushing.send(top, made, repository)
     change = {"tag": tag, "to": str(reference), "sent": done.sent}
     with transaction.atomic():

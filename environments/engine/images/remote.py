@@ -5,14 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-import ssl
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urljoin
 
-import httpcore
 import httpx
 
 from environments.domain.errors import (
@@ -20,12 +18,12 @@ from environments.domain.errors import (
     DownloadError,
     InvalidInputError,
     NotFoundError,
-    RequestError,
     UnavailableError,
 )
 from environments.domain.images import INDEX, MANIFEST, conda_platform
 from environments.domain.json_text import parse_json
-from environments.engine.addresses import Guarded, Network
+from environments.engine import outgoing
+from environments.engine.addresses import Guard
 from environments.engine.credentials import redact
 from environments.engine.images.archives import CHUNK
 from environments.engine.images.loading import (
@@ -108,13 +106,6 @@ class Reference:
         return f"{self.host}/{self.name}:{self.tag}"
 
 
-class AddressRefusedError(RequestError):
-    """The registry is at an address where nothing is sent to."""
-
-    code = "address-refused"
-    hint = "Name a registry on the public internet, or ask an administrator to allow its network."
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """What a registry answered, read whole: documents only."""
@@ -127,7 +118,8 @@ class Answer:
 class Repository:
     """A repository of another registry; signs in as it asks. A context manager.
 
-    `private`: networks that may be reached beside public addresses; None: all there are.
+    `within`: what may be reached, also by redirects and for the sign-in; the process's guard by
+    default.
     """
 
     def __init__(
@@ -136,12 +128,11 @@ class Repository:
         *,
         actions: str = "pull",
         login: Login | None = None,
-        private: Sequence[Network] | None = None,
+        within: Guard | None = None,
     ) -> None:
         self.reference, self._login, self._actions = reference, login, actions
         self._authorization = ""
-        transport = None if private is None else _guarded(private)
-        self._client = httpx.Client(timeout=_TIMEOUT, follow_redirects=True, transport=transport)
+        self._client = outgoing.client(within=within, timeout=_TIMEOUT, follow_redirects=True)
 
     def __enter__(self) -> Self:
         return self
@@ -302,19 +293,13 @@ def _said(answer: Answer) -> str:
     return told.rstrip(".") or httpx.codes.get_reason_phrase(answer.status)
 
 
-def _guarded(allowed: Sequence[Network]) -> httpx.HTTPTransport:
-    transport = httpx.HTTPTransport()
-    transport.close()
-    # httpx takes no backend from outside; its transport asks nothing of its pool but requests.
-    transport._pool = httpcore.ConnectionPool(
-        ssl_context=ssl.create_default_context(),
-        network_backend=Guarded(allowed, refused=AddressRefusedError, unavailable=UnavailableError),
-    )
-    return transport
-
-
 def pull(
-    reference: Reference, *, platform: str, folder: Path, login: Login | None = None
+    reference: Reference,
+    *,
+    platform: str,
+    folder: Path,
+    login: Login | None = None,
+    within: Guard | None = None,
 ) -> LoadedImage:
     """The image of one platform, its layers in the new `folder`.
 
@@ -323,7 +308,7 @@ def pull(
         InvalidInputError, AccessDeniedError, UnavailableError
     """
     folder.mkdir(parents=True)
-    with Repository(reference, login=login) as repository:
+    with Repository(reference, login=login, within=within) as repository:
         document = repository.manifest(reference.digest or reference.tag)
         if "manifests" in document:
             document = repository.manifest(_choose(document, platform, reference))

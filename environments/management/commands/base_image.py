@@ -13,9 +13,10 @@ from django.core.management.base import BaseCommand, CommandError
 from environments import blobs, images, platforms
 from environments.domain.errors import StoreError
 from environments.domain.names import parse_platform
+from environments.engine.addresses import guard
 from environments.engine.images.base import make_base
 from environments.engine.images.loading import LoadedImage, load
-from environments.engine.images.remote import Login
+from environments.engine.images.remote import Login, Reference
 from environments.management.commands.image import secret_of, told
 from environments.models import BaseImage
 
@@ -62,7 +63,10 @@ class Command(BaseCommand):
                 reference = options["reference"]
                 platform = parse_platform(options["platform"])
                 login = Login.parse(text) if (text := secret_of(options["login"])) else None
-                return reference, [images.pull_base(reference, platform, work=work, login=login)]
+                # Who may run this is an administrator of the machine.
+                within = guard().allowing(urls=[Reference.parse(reference).address])
+                image = images.pull_base(reference, platform, work=work, login=login, within=within)
+                return reference, [image]
             case _:
                 made = make_base(work / "base", platform=platforms.own_platform())
                 return BaseImage.OWN, [made]

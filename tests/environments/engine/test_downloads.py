@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -181,16 +182,15 @@ def test_wrong_bytes_once_are_fetched_again(server: ChannelServer, folder: Path)
     assert len(fetch(folder, download_of(server))["large.conda"]) == SIZE
 
 
-def test_wrong_bytes_twice_name_the_package_and_both_digests(
+def test_wrong_bytes_twice_name_the_package_and_the_digest_of_the_lock_alone(
     server: ChannelServer, folder: Path
 ) -> None:
     server.faults.add(Fault("large.conda", wrong_bytes=True))
     download = download_of(server)
     with pytest.raises(DownloadError, match=r"large\.conda is not what the lock says") as caught:
         fetch(folder, download)
-    assert download.sha256 in str(caught.value)
-    assert caught.value.details["expected"] == download.sha256
-    assert len(caught.value.details["got"]) == 2
+    assert caught.value.details == {"expected": download.sha256}
+    assert not re.search("[0-9a-f]{32}", str(caught.value))
     assert server.requests.count("large.conda") == 2
     assert not list(folder.glob("*.part"))
 
@@ -303,6 +303,8 @@ def test_two_processes_fetch_a_file_once(server: ChannelServer, folder: Path) ->
     script = f"""
 import asyncio, shutil
 from pathlib import Path
+from environments.engine import addresses
+addresses.install(lambda: addresses.UNRESTRICTED)
 from environments.engine.downloads import Download, download_all
 kept = Path({str(folder)!r}).parent / "kept"
 async def use(download, path):
