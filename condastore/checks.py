@@ -20,7 +20,9 @@ from django.core.checks import Warning as Warned
 from condastore import private_files
 from environments.domain.errors import InvalidInputError
 from environments.domain.folder_access import EVERYONE, parse_group_rules
+from environments.engine.confinement import python_paths
 from environments.engine.disk import require_same_file_system
+from environments.engine.processes import SHOWN
 
 #: The length of the placeholder in which conda packages keep room for a prefix.
 CONDA_PREFIX_LENGTH = 255
@@ -38,7 +40,14 @@ OLDEST_SQLITE = (3, 35, 0)
 @register
 def check(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     data = Path(settings.DATA)
-    return [*_data_folder(data), *_modes(data), *_services(), *_accounts(), *_sign_in()]
+    return [
+        *_data_folder(data),
+        *_modes(data),
+        *_services(),
+        *_accounts(),
+        *_sign_in(),
+        *_isolation(),
+    ]
 
 
 def _data_folder(data: Path) -> Iterator[CheckMessage]:
@@ -111,6 +120,28 @@ def _modes(data: Path) -> Iterator[CheckMessage]:
                 hint=f"usermod -aG {name} ACCOUNT, then restart.",
                 id="condastore.W033",
             )
+
+
+def _isolation() -> Iterator[CheckMessage]:
+    if settings.SANDBOX == "off":
+        yield Warned(
+            "CONDASTORE_SANDBOX is off: code of packages runs with all rights of the workers.",
+            hint="Set it to `required`, unless everybody who may build is trusted with the "
+            "machine, the database and all secrets.",
+            id="condastore.W010",
+        )
+    readable = (*map(Path, SHOWN), *python_paths())
+    above = next((path for path in readable if _is_below(Path(settings.DATA), path)), None)
+    if above is not None:
+        yield Error(
+            f"The data folder lies below {above}, which code of packages or of solvers may read.",
+            hint="Set CONDASTORE_DATA to a folder elsewhere, such as /srv/condastore.",
+            id="condastore.E010",
+        )
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def _services() -> Iterator[CheckMessage]:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -49,6 +49,18 @@ def text(name: str, default: str, help_: str) -> str:
 
 def flag(name: str, default: bool, help_: str, *, shown: str = "") -> bool:
     return _read(name, "flag", shown or default, help_, lambda full: _env.bool(full, default))
+
+
+def choice(name: str, default: str, options: Sequence[str], help_: str) -> str:
+    """One of `options`."""
+
+    def parse(full: str) -> str:
+        given = str(_env.str(full, default)).strip().lower()
+        if given not in options:
+            raise ValueError(f"{given!r} is not one of {', '.join(options)}")
+        return given
+
+    return _read(name, f"choice of {' or '.join(options)}", default, help_, parse)
 
 
 def number(name: str, default: int, help_: str) -> int:

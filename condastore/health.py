@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +40,10 @@ def ready(request: HttpRequest) -> HttpResponse:
         for name, check in IN_DATABASE.items()
     }
     ok = all(check["ok"] for check in checks.values())
+    checks |= {
+        name: _result(check) if database else {"ok": False, "wrong": NOT_ASKED}
+        for name, check in ADVICE.items()
+    }
     body = {"ready": ok, "version": settings.VERSION, "checks": checks}
     return JsonResponse(body, status=200 if ok else 503)
 
@@ -118,6 +123,26 @@ def _scheduler() -> str:
     return "" if leading.exists() else "No scheduler is alive."
 
 
+def _unprotected(kind: str) -> str:
+    """Return what the workers that are alive say of their isolation; see `isolation.problems`."""
+    from environments.models import Worker
+
+    said = [row.get(kind) for row in Worker.objects.alive().values_list("unprotected", flat=True)]
+    counts = Counter(filter(None, said))
+    return " ".join(
+        sentence if number == len(said) else f"{number} of {len(said)} workers: {sentence}"
+        for sentence, number in sorted(counts.items())
+    )
+
+
+def _sandbox() -> str:
+    return _unprotected("sandbox")
+
+
+def _confinement() -> str:
+    return _unprotected("confinement")
+
+
 CHECKS: dict[str, Callable[[], str]] = {
     "database": _database,
     "broker": _broker,
@@ -129,6 +154,11 @@ IN_DATABASE: dict[str, Callable[[], str]] = {
     "keys": _keys,
     "workers": _workers,
     "scheduler": _scheduler,
+}
+#: Does not make the installation unready: builds run, with less, or less protected.
+ADVICE: dict[str, Callable[[], str]] = {
+    "sandbox": _sandbox,
+    "confinement": _confinement,
 }
 NOT_ASKED = "Not known: the database does not answer."
 

@@ -89,7 +89,7 @@ def still_open(data: Path, *, blobs_group: int | None = None) -> Iterator[OpenFi
     """Find what other local users reach although nobody but the service should."""
     try:
         status = data.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     if status.st_mode & stat.S_IWOTH:
         yield OpenFile(path=data, reason="can be written by everybody")

@@ -355,8 +355,12 @@ MAX_UNPACKED_BYTES = env.number(
 REUSE_LOCKS = env.flag(
     "REUSE_LOCKS", True, "Answer the same specification and channel state with the stored lock."
 )
-REQUIRE_SANDBOX = env.flag(
-    "REQUIRE_SANDBOX", False, "Fail a build's smoke tests where bubblewrap is missing."
+SANDBOX = env.choice(
+    "SANDBOX",
+    "required",
+    ("required", "off"),
+    "Where code of packages runs: in bubblewrap or not at all, or `off`: with all rights of the "
+    "worker, for installations where everybody who may build is trusted.",
 )
 WORKERS = env.number("WORKERS", 1, "Worker processes that `condastore up` starts.")
 WORKER_THREADS = env.number("WORKER_THREADS", 4, "Builds that one worker runs at once.")

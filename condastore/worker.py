@@ -70,6 +70,10 @@ def run(*, queues: Sequence[str], threads: int | None = None) -> None:
         worker_timeout=200,  # ms: idle, it looks so often, where nothing wakes it
     )
     worker.start()
+    from environments import isolation
+
+    for kind, sentence in isolation.problems().items():
+        logger.warning(sentence, kind=kind)
     logger.info("worker started", name=process_name(), queues=sorted(queues))
     for background in (_preload, lambda: _announce(list(queues), stop), _serve_metrics):
         threading.Thread(target=background, daemon=True).start()
@@ -92,12 +96,19 @@ def _announce(queues: list[str], stop: threading.Event) -> None:
 def _say(queues: list[str], life: timedelta) -> None:
     from django.db import DatabaseError, close_old_connections
 
+    from environments import isolation
     from environments.models import Worker
     from environments.platforms import own_platform
 
     close_old_connections()
     try:
-        Worker.announce(process_name(), platform=own_platform(), queues=queues, life=life)
+        Worker.announce(
+            process_name(),
+            platform=own_platform(),
+            queues=queues,
+            life=life,
+            unprotected=isolation.problems(),
+        )
     except DatabaseError as error:
         logger.warning("database unreachable", error=str(error))
     finally:

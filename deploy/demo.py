@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from environments.engine.processes import sandbox_problem
 from tests.channels import building
 from tests.channels.server import serving
 
@@ -95,6 +96,7 @@ def _stop(signum: int, frame: FrameType | None) -> None:
 
 def _show(channels: str, steps: Steps, *, once: bool) -> int:
     password = _kept("password", secrets.token_urlsafe(9))
+    sandbox = _sandbox()
     environ = os.environ | {
         "CONDASTORE_DATA": str(FOLDER / "data"),
         "CONDASTORE_CHANNEL_ALIAS": channels,
@@ -102,6 +104,7 @@ def _show(channels: str, steps: Steps, *, once: bool) -> int:
         "CONDASTORE_ALLOWED_CHANNELS": f"{channels}/*",
         "CONDASTORE_PYPI_INDEX_URLS": f"{channels}/demo/{building.INDEX_FOLDER}/simple/",
         "CONDASTORE_ADMIN_PASSWORD": password,
+        "CONDASTORE_SANDBOX": sandbox,
         "CONDASTORE_LOG_LEVEL": "WARNING",
     }
     command = [*CONDASTORE, "up", "--json", "--port", str(_kept_port("web"))]
@@ -153,6 +156,19 @@ def _show(channels: str, steps: Steps, *, once: bool) -> int:
     finally:
         server.terminate()
         server.wait(30)
+
+
+def _sandbox() -> str:
+    """Choose CONDASTORE_SANDBOX for this machine, and say what was chosen."""
+    problem = sandbox_problem()
+    if not problem:
+        print("Sandbox: bubblewrap. Code of packages runs in it only.")
+        return "required"
+    print(
+        f"Sandbox: off. {problem} The packages of this demo, which were made on this machine, run "
+        "without one. An installation for others needs bubblewrap (docs/operations.md)."
+    )
+    return "off"
 
 
 def _ready(server: subprocess.Popen[bytes]) -> str:

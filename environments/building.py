@@ -20,7 +20,6 @@ from django.db import transaction
 from environments import approvals, bytecode, folder_access, folders, hosting, recalls
 from environments.domain.errors import (
     LeaseLostError,
-    SmokeTestError,
     StoreError,
     TransitionError,
     UnavailableError,
@@ -31,9 +30,9 @@ from environments.domain.policy import Effect, Verdict, judge_names
 from environments.engine import conda_lock_reader, disk, linking
 from environments.engine.bytecode import python_sources
 from environments.engine.package_cache import CachedPackage
-from environments.engine.processes import can_sandbox
 from environments.engine.pypi_install import install_wheels
 from environments.engine.smoke import run_smoke_tests
+from environments.isolation import sandboxed
 from environments.leases import DATABASE_DOWN, Run
 from environments.models import Artifact, Build, CondaRecord, Preview, RecalledLock
 from environments.models.recalls import refuse_recalled
@@ -153,7 +152,7 @@ def link(run: Run) -> None:
         run.unique_size += installed.bytes_unique
         sources += installed.sources
     if run.runs_here:
-        bytecode.prepare(run, sources)
+        bytecode.prepare(run, sources, report.python)
 
 
 def check(run: Run) -> None:
@@ -164,11 +163,6 @@ def check(run: Run) -> None:
     if not run.runs_here:
         run.log(f"smoke tests left out: {run.part.platform} does not run on this machine")
         return
-    if settings.REQUIRE_SANDBOX and not can_sandbox():
-        raise SmokeTestError(
-            "Smoke tests need bubblewrap on this installation, and the worker has none.",
-            hint="Ask an administrator to install bubblewrap where the workers run.",
-        )
     report = run_smoke_tests(
         run.hidden_prefix,
         final_prefix=run.final_prefix,
@@ -177,6 +171,7 @@ def check(run: Run) -> None:
         time_limit=settings.SMOKE_TEST_TIME_LIMIT,
         cancelled=run.cancelled,
         on_line=run.log,
+        sandboxed=sandboxed(),
     )
     run.update(sandboxed=report.sandboxed)
 

@@ -14,10 +14,13 @@ import structlog
 from django.conf import settings
 
 from environments import folders
+from environments.domain.errors import SandboxUnavailableError, UnavailableError
 from environments.domain.linking import PythonInfo
-from environments.engine.bytecode import PythonSources, bytecode_tag, python_sources
+from environments.engine.bytecode import Interpreter, PythonSources, python_sources
 from environments.engine.linking import python_of
+from environments.engine.processes import sandbox_problem
 from environments.engine.pypi_install import CachedWheel
+from environments.isolation import sandboxed
 from environments.models import Build
 from environments.tools import tools
 
@@ -29,18 +32,31 @@ logger = structlog.get_logger(__name__)
 FEW = 300
 
 
-def prepare(run: Run, sources: Sequence[PythonSources]) -> None:
-    """Link what is compiled into the hidden prefix; compile the rest if it is small."""
-    tag = _tag(run.build)
-    if not settings.LINK_BYTECODE or tag is None:
+def prepare(run: Run, sources: Sequence[PythonSources], python: PythonInfo) -> None:
+    """Link what is compiled into the hidden prefix; compile the rest if it is small.
+
+    An environment works without compiled files too, only slower: what keeps them from being made
+    is said in the log.
+    """
+    interpreter = Interpreter.of(run.packages, python)
+    if not settings.LINK_BYTECODE or interpreter is None:
         return
-    linked = run.tools.bytecode.link(sources, tag=tag, prefix=run.hidden_prefix)
+    cache = run.tools.bytecode
+    linked = cache.link(sources, interpreter=interpreter, prefix=run.hidden_prefix)
     rest = sum(len(each.files) for each in linked.missing)
-    if 0 < rest <= FEW:
-        run.tools.bytecode.compile(
-            linked.missing, tag=tag, prefix=run.hidden_prefix, cancelled=run.cancelled
-        )
-        run.tools.bytecode.link(linked.missing, tag=tag, prefix=run.hidden_prefix)
+    if rest and sandboxed() and (problem := sandbox_problem()):
+        run.log(f"{rest} Python files are not compiled: this worker has no sandbox. {problem}")
+    elif 0 < rest <= FEW:
+        try:
+            cache.compile(
+                linked.missing,
+                interpreter=interpreter,
+                cancelled=run.cancelled,
+                sandboxed=sandboxed(),
+            )
+        except (SandboxUnavailableError, UnavailableError) as error:
+            run.log(f"Not all Python files are compiled. {error.message}")
+        cache.link(linked.missing, interpreter=interpreter, prefix=run.hidden_prefix)
     elif rest:
         run.compile_later = True
         run.log(f"{rest} Python files are compiled after the build")
@@ -51,18 +67,24 @@ def complete(build_id: int) -> None:
     build = Build.objects.select_related("lock", "prefix", "environment__namespace").get(
         pk=build_id
     )
-    prefix, tag = folders.prefix_path(build), _tag(build)
+    prefix = folders.prefix_path(build)
     part = build.lock.value().on(build.platform) if build.lock else None
-    if part is None or tag is None or prefix is None or not prefix.is_dir():
+    python = python_of(part.conda, part.platform) if part else None
+    if part is None or python is None or prefix is None or not prefix.is_dir():
         return
-    python = python_of(part.conda, part.platform)
-    assert python is not None, "it has a tag"
     engine = tools()
-    sources = python_sources(engine.packages.ensure(part.conda), python)
+    packages = engine.packages.ensure(part.conda)
+    interpreter = Interpreter.of(packages, python)
+    if interpreter is None:
+        return
+    sources = python_sources(packages, python)
     sources += _in_wheels(engine.wheels.ensure(part.pypi), python)
-    missing = engine.bytecode.link(sources, tag=tag, prefix=prefix).missing
-    engine.bytecode.compile(missing, tag=tag, prefix=prefix)
-    linked = engine.bytecode.link(missing, tag=tag, prefix=prefix)
+    missing = engine.bytecode.link(sources, interpreter=interpreter, prefix=prefix).missing
+    try:
+        engine.bytecode.compile(missing, interpreter=interpreter, sandboxed=sandboxed())
+    except (SandboxUnavailableError, UnavailableError) as error:
+        logger.warning("not compiled", build=build.pk, error=error.message)
+    linked = engine.bytecode.link(missing, interpreter=interpreter, prefix=prefix)
     folders.measure(build)
     logger.info("compiled", build=build.pk, files=linked.files)
 
@@ -81,10 +103,3 @@ def _in_wheels(wheels: Sequence[CachedWheel], python: PythonInfo) -> list[Python
         )
         for wheel in wheels
     ]
-
-
-def _tag(build: Build) -> str | None:
-    assert build.lock is not None
-    part = build.lock.value().on(build.platform)
-    python = next((p for p in part.conda if p.name == "python"), None) if part else None
-    return bytecode_tag(python) if python else None

@@ -139,6 +139,7 @@ def drop_leftovers(*, grace: timedelta = GRACE) -> None:
     tools().packages.remove_leftovers(older_than=LEFTOVER)
     tools().wheels.remove_leftovers(older_than=LEFTOVER)
     tools().parts.remove_leftovers(older_than=LEFTOVER)
+    tools().bytecode.remove_leftovers(older_than=LEFTOVER)
     mirrors.drop_leftovers(older_than=LEFTOVER)
     _drop_uploads(older=LEFTOVER)
     oldest = time.time() - grace.total_seconds()

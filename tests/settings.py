@@ -12,6 +12,10 @@ os.environ.setdefault("CONDASTORE_LOG_LEVEL", "ERROR")
 os.environ.setdefault("CONDASTORE_ALLOWED_NETWORKS", "127.0.0.0/8,::1")
 os.environ.setdefault("CONDASTORE_FILE_CHANNELS", "/")
 
+from environments.engine.processes import can_sandbox
+
+os.environ.setdefault("CONDASTORE_SANDBOX", "required" if can_sandbox() else "off")
+
 from accounts.provisioning import Provisioning, digest
 from condastore.settings import *  # noqa: F403
 from condastore.settings import DATA, DATABASES, INSTALLED_APPS

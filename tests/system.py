@@ -30,6 +30,7 @@ from typing import Any, Self
 import httpx
 import psutil
 
+from environments.engine.processes import can_sandbox
 from tests.migrated import ADMINISTRATOR, PASSWORD, TOKEN, put_database
 from tests.services.processes import free_ports
 
@@ -140,6 +141,7 @@ class System:
             "CONDASTORE_BACKOFF": "0.5",
             "CONDASTORE_CHANNEL_STATE_TTL": "0",
             "CONDASTORE_LOG_LEVEL": "WARNING",
+            "CONDASTORE_SANDBOX": "required" if can_sandbox() else "off",
             "PYTHONWARNINGS": "default",
             **(environ or {}),
         }

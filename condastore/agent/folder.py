@@ -169,12 +169,12 @@ class Folder:
                 link.unlink(missing_ok=True)
         self.packages.remove_leftovers(older_than=LEFTOVER)
         self.wheels.remove_leftovers(older_than=LEFTOVER)
+        self.bytecode.remove_leftovers(older_than=LEFTOVER)
         packages, wheels = self.packages, self.wheels.folder
         for path in (
             *packages.folder.glob(".extracting-*"),
             *packages.views.glob("*"),
             *wheels.glob(".unpacking-*"),
-            *self.bytecode.folder.glob(".compiling-*"),
         ):
             shutil.rmtree(path, ignore_errors=True)
 
@@ -187,9 +187,7 @@ class Folder:
                 if used_at.timestamp() < oldest and not _shared(cache.folder / digest):
                     linking.to_trash(cache.folder / digest, self.trash)
                     gone.add(digest)
-        for path in self.bytecode.folder.glob("*-*"):
-            if path.name.partition("-")[0] in gone:
-                linking.to_trash(path, self.trash)
+        self.bytecode.remove(gone)
 
     def empty_trash(self) -> None:
         linking.empty_trash(self.trash)

@@ -35,11 +35,12 @@ from environments.domain.errors import (
     AccessDeniedError,
     LeaseLostError,
     NotFoundError,
+    SandboxUnavailableError,
     StoreError,
     UnavailableError,
 )
 from environments.engine import linking
-from environments.engine.bytecode import PythonSources, bytecode_tag, python_sources
+from environments.engine.bytecode import Interpreter, PythonSources, python_sources
 from environments.engine.downloads import Patience
 from environments.engine.pypi_install import install_wheels
 
@@ -276,8 +277,8 @@ class Agent:
                         cancelled=self.stopped,
                     )
                     sources += installed.sources
-                python = next(one for one in part.conda if one.name == "python")
-                self._compile(name, sources, bytecode_tag(python), hidden, progress)
+                interpreter = Interpreter.of(packages, report.python)
+                self._compile(name, sources, interpreter, hidden, progress)
             linking.publish_prefix(hidden, place)
         finally:
             linking.to_trash(hidden, folder.trash)
@@ -286,22 +287,26 @@ class Agent:
         self,
         name: Name,
         sources: list[PythonSources],
-        tag: str | None,
+        interpreter: Interpreter | None,
         prefix: Path,
         progress: Callable[[Progress], None],
     ) -> None:
-        """Compiled Python files, as nobody else may write them there: linked, or made once."""
-        if tag is None:
+        """Link compiled Python files, as nobody else may write them there; compile what is missing.
+
+        Code of packages runs in a sandbox only. Where there is none, nothing is compiled: the
+        environment works without, only slower.
+        """
+        if interpreter is None:
             return
         cache = self.folder.bytecode
-        missing = cache.link(sources, tag=tag, prefix=prefix).missing
+        missing = cache.link(sources, interpreter=interpreter, prefix=prefix).missing
         try:
             cache.compile(
-                missing, tag=tag, prefix=prefix, cancelled=self.stopped, progress=progress
+                missing, interpreter=interpreter, cancelled=self.stopped, progress=progress
             )
-        except UnavailableError as error:  # it works without, only slower
-            self._tell("note", name, error.message)
-        cache.link(missing, tag=tag, prefix=prefix)
+        except (SandboxUnavailableError, UnavailableError) as error:
+            self._tell("note", name, f"Python files are not compiled. {error.message}")
+        cache.link(missing, interpreter=interpreter, prefix=prefix)
 
     def _fail(self, name: Name, place: Path, error: StoreError) -> None:
         before = self._failed.get(name)

@@ -166,6 +166,16 @@ class SmokeTestError(RequestError):
     hint = "See the end of the log for what the test printed."
 
 
+class SandboxUnavailableError(RequestError):
+    """Code of packages was to run, and there is no sandbox for it."""
+
+    code = "sandbox-unavailable"
+    hint = (
+        "Ask an administrator to make bubblewrap work where the workers run "
+        "(docs/operations.md, “Sandbox”)."
+    )
+
+
 class PypiError(RequestError):
     """The PyPI part has no answer, or only one that needs a source distribution."""
 

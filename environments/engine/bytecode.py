@@ -1,27 +1,34 @@
-"""How does a read-only environment start fast: who compiles its Python files, and when?
+"""Compiled Python files, made once and hard-linked into every prefix that may have them.
 
-What a package's files compile to depends on nothing but the package and the minor version of
-Python: Python corrects the path that a compiled file records. So each package is compiled once,
-and every prefix gets hard links to the results.
+A compiled file is as trustworthy as everything that took part in making it. So an entry is found by
+the digests of the package and of the interpreter with all its dependencies, and no other package
+takes part: each is compiled by a process of its own, in the sandbox, which sees an interpreter
+linked from just these packages and the sources, and can write nothing. Results come back through a
+pipe; this side bounds and writes them.
 
-    <folder>/<digest>-<tag>/0.pyc, 1.pyc, ...
-    <folder>/<digest>-<tag>/contents.json      which is of which file; its time is the last use
+    <folder>/<interpreter>/<package>/0.pyc, 1.pyc, ...
+    <folder>/<interpreter>/<package>/contents.json     which is of which file; mtime: last use
+    <folder>/interpreters/<interpreter>/               its prefix; mtime: last use
 
-The files say "unchecked hash": they hold in an archive or image whose times are all zero, and
-Python compares nothing at import.
+`<interpreter>` is the key of an `Interpreter`, `<package>` the sha256 of a package or wheel. The
+files say "unchecked hash": they hold in an archive or image whose times are all zero, and Python
+compares nothing at import.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
@@ -30,33 +37,50 @@ from environments.domain.linking import PackageContents, PythonInfo, prefix_path
 from environments.domain.progress import Cancelled, Progress, Report, ignore, never, obey
 from environments.domain.records import CondaPackage
 from environments.engine.package_cache import CachedPackage
-from environments.engine.processes import Sandbox, run_tool
+from environments.engine.processes import Sandbox, run_piped
 
 CONTENTS = "contents.json"
-_TIME_LIMIT = timedelta(minutes=30)
+#: Part of the key: entries of another format, or made in another way, are never used.
+_FORMAT = "2"
+_TIME_LIMIT = timedelta(minutes=10)  # of one package
+#: Entries that no build asked for in so long are removed; prefixes keep their links.
+_UNUSED = timedelta(days=30)
+_INTERPRETERS = "interpreters"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
-#: Runs in the environment's own Python, without its site-packages. A job is one package; a file
-#: that does not compile is left out: it could not be imported either.
+#: Runs in the interpreter alone, and imports next to nothing. It reads pairs (path, place), writes
+#: for each the length of the compiled file and the file; 0 where it does not compile: it could not
+#: be imported either.
 _COMPILE = """
-import json, sys
-from importlib import _bootstrap_external, util
-for job in json.load(open(sys.argv[1])):
-    done = []
-    for path, place in job["files"]:
-        try:
-            with open(job["source"] + "/" + path, "rb") as file:
-                source = file.read()
-            code = compile(source, place, "exec", dont_inherit=True, optimize=0)
-            data = _bootstrap_external._code_to_hash_pyc(code, util.source_hash(source), False)
-        except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError):
-            continue
-        with open(job["target"] + "/" + str(len(done)) + ".pyc", "xb") as file:
-            file.write(data)
-        done.append(path)
-    with open(job["target"] + "/contents.json", "w") as file:
-        json.dump({"version": 1, "files": done}, file)
-    print(job["key"], flush=True)
+import sys, _imp
+from importlib import _bootstrap_external as files
+try:
+    magic = files._RAW_MAGIC_NUMBER
+except AttributeError:
+    magic = _imp.pyc_magic_number_token
+words = sys.stdin.buffer.read().decode("utf-8", "surrogateescape").split("\\0")
+sys.stdin.close()
+out = sys.stdout.buffer
+for path, place in zip(words[0:-1:2], words[1:-1:2]):
+    try:
+        with open(path, "rb") as file:
+            source = file.read()
+        code = compile(source, place, "exec", dont_inherit=True, optimize=0)
+        data = files._code_to_hash_pyc(code, _imp.source_hash(magic, source), False)
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError, OverflowError):
+        data = b""
+    out.write(len(data).to_bytes(4, "big"))
+    out.write(data)
+out.flush()
 """
+#: Of the process that compiles one package.
+_LIMITS = {"RLIMIT_AS": 4 << 30, "RLIMIT_CORE": 0, "RLIMIT_FSIZE": 1 << 20}
+#: A compiled file may have so many times the bytes of its source, and so many more.
+_GROWTH, _ALLOWANCE = 64, 1 << 20
+#: What of the standard library no compiler needs: a third of its files.
+_LEFT_OUT = frozenset(
+    {"ensurepip", "idlelib", "lib2to3", "site-packages", "test", "tests", "tkinter", "turtledemo"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +94,49 @@ class PythonSources:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Interpreter:
+    """CPython with all its dependencies within one lock: what takes part when it compiles."""
+
+    key: str
+    tag: str  # in the names of compiled files: cpython-311
+    python: PythonInfo
+    packages: tuple[CachedPackage, ...]
+
+    @classmethod
+    def of(cls, packages: Sequence[CachedPackage], python: PythonInfo) -> Interpreter | None:
+        """Return the interpreter among the packages of a lock.
+
+        None where it is no CPython, and where one of its packages is not known by a sha256:
+        compiled files are shared by digest.
+        """
+        by_name = {cached.package.name: cached for cached in packages}
+        tag = bytecode_tag(by_name["python"].package) if "python" in by_name else None
+        if tag is None:
+            return None
+        found: dict[str, CachedPackage] = {}
+        open_names = ["python"]
+        while open_names:
+            name = open_names.pop()
+            if name not in by_name or name in found:  # not in the lock: virtual, as __glibc
+                continue
+            found[name] = by_name[name]
+            open_names += map(_name_of, by_name[name].package.depends)
+        digests = sorted(cached.folder.parent.name for cached in found.values())
+        if not all(map(_SHA256.fullmatch, digests)):
+            return None
+        text = "\n".join([_FORMAT, tag, python.site_packages, *digests])
+        return cls(
+            key=hashlib.sha256(text.encode()).hexdigest(),
+            tag=tag,
+            python=python,
+            packages=tuple(found[name] for name in sorted(found)),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LinkedBytecode:
     files: int
-    missing: tuple[PythonSources, ...]  # packages that nobody compiled yet
+    missing: tuple[PythonSources, ...]  # packages that are not compiled yet
 
 
 def bytecode_tag(python: CondaPackage) -> str | None:
@@ -80,6 +144,12 @@ def bytecode_tag(python: CondaPackage) -> str | None:
     if "pypy" in python.build or "graalpy" in python.build:
         return None
     return "cpython-" + "".join(python.version.split(".")[:2])
+
+
+def _name_of(dependency: str) -> str:
+    """Return the name in a dependency: of `python >=3.11,<3.12.0a0` and `openssl[version=3]`."""
+    match = re.match(r"[\w.-]+", dependency.rpartition("::")[2].strip())
+    return match[0].lower() if match else ""
 
 
 def python_sources(packages: Sequence[CachedPackage], python: PythonInfo) -> list[PythonSources]:
@@ -126,16 +196,20 @@ class BytecodeCache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._swept = 0.0  # when unused entries were looked for, in monotonic seconds
 
-    def link(self, sources: Sequence[PythonSources], *, tag: str, prefix: Path) -> LinkedBytecode:
+    def link(
+        self, sources: Sequence[PythonSources], *, interpreter: Interpreter, prefix: Path
+    ) -> LinkedBytecode:
         """Link what is compiled into `prefix`, beside the sources; files that are there stay.
 
         It may be done again when more is compiled, in a prefix that is in use too.
         """
         missing: list[PythonSources] = []
         plan: list[tuple[str, str]] = []
+        entries = self.folder / interpreter.key
         for each in sources:
-            entry = self.folder / f"{each.key}-{tag}"
+            entry = entries / each.key
             try:
                 compiled = json.loads((entry / CONTENTS).read_bytes())["files"]
                 os.utime(entry / CONTENTS)
@@ -144,7 +218,10 @@ class BytecodeCache:
                 continue
             places = dict(each.files)
             plan += (
-                (f"{entry}/{number}.pyc", f"{prefix}/{_compiled_path(places[path], tag)}")
+                (
+                    f"{entry}/{number}.pyc",
+                    f"{prefix}/{_compiled_path(places[path], interpreter.tag)}",
+                )
                 for number, path in enumerate(compiled)
                 if path in places
             )
@@ -160,34 +237,153 @@ class BytecodeCache:
         self,
         sources: Sequence[PythonSources],
         *,
-        tag: str,
-        prefix: Path,
+        interpreter: Interpreter,
         cancelled: Cancelled = never,
         progress: Report = ignore,
         processes: int = 2,
+        sandboxed: bool = True,
     ) -> None:
-        """Compile `sources` with the Python of `prefix`, in a sandbox where there is one.
+        """Compile `sources`, each package in a process and a sandbox of its own.
 
+        Args:
+            sandboxed: False runs the interpreter, which is code of packages, with all rights of
+                this process.
         Raises:
+            SandboxUnavailableError: there is no sandbox, and one is asked for.
+            UnavailableError: the interpreter does not work.
             LeaseLostError: `cancelled` said so; what was finished stays.
         """
-        wanted = [each for each in sources if not (self.folder / f"{each.key}-{tag}").exists()]
+        entries = self.folder / interpreter.key
+        wanted = [
+            each
+            for each in sources
+            if _SHA256.fullmatch(each.key) and not (entries / each.key).exists()
+        ]
         if not wanted:
             return
-        work = self.folder / f".compiling-{secrets.token_hex(8)}"
-        work.mkdir(parents=True)
-        counter = _Counter({each.key: each for each in wanted}, work, self.folder, tag, progress)
+        obey(cancelled)
+        job = _Compilation(
+            entries=entries,
+            prefix=self._prefix(interpreter),
+            work=self.folder / f".compiling-{secrets.token_hex(8)}",
+            sandboxed=sandboxed,
+            cancelled=cancelled,
+            progress=progress,
+            total=len(wanted),
+        )
+        entries.mkdir(exist_ok=True)
+        job.work.mkdir()
+        wanted.sort(key=lambda each: len(each.files), reverse=True)  # the longest begin first
         try:
-            batches = _batches(wanted, processes)
             with ThreadPoolExecutor(processes) as pool:
-                running = [
-                    pool.submit(_run, batch, work, number, tag, prefix, cancelled, counter.take)
-                    for number, batch in enumerate(batches)
-                ]
-                for each in running:
-                    each.result()
+                running = [pool.submit(job.run, each) for each in wanted]
+                try:
+                    for each in running:
+                        each.result()
+                finally:
+                    for each in running:
+                        each.cancel()
+        finally:
+            shutil.rmtree(job.work, ignore_errors=True)
+
+    def _prefix(self, interpreter: Interpreter) -> Path:
+        """Return the prefix of `interpreter`, linked from its packages where it is missing."""
+        folder = self.folder / _INTERPRETERS
+        prefix = folder / interpreter.key
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(prefix)
+            return prefix
+        folder.mkdir(parents=True, exist_ok=True)
+        work = folder / f".linking-{secrets.token_hex(8)}"
+        work.mkdir()
+        try:
+            _link_interpreter(interpreter, work)
+            work.rename(prefix)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            # Another process linked it meanwhile.
         finally:
             shutil.rmtree(work, ignore_errors=True)
+        return prefix
+
+    def remove_leftovers(self, *, older_than: timedelta) -> None:
+        """Remove interpreters that were not used, what killed processes left, and old formats."""
+        limit = time.time() - older_than.total_seconds()
+        for path in (
+            *self.folder.glob(".compiling-*"),
+            *self.folder.glob(f"{_INTERPRETERS}/*"),
+            *self.folder.glob(f"{_INTERPRETERS}/.linking-*"),
+        ):
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < limit:
+                    self._remove(path)
+        for contents in self.folder.glob(f"*/{CONTENTS}"):  # made by any interpreter
+            self._remove(contents.parent)
+        if not self._swept or time.monotonic() - self._swept > 86_400:
+            self._swept = time.monotonic()
+            self._remove_unused(time.time() - _UNUSED.total_seconds())
+
+    def _remove_unused(self, limit: float) -> None:
+        for contents in self.folder.glob(f"*/*/{CONTENTS}"):
+            with contextlib.suppress(FileNotFoundError):
+                if contents.stat().st_mtime < limit:
+                    self._remove(contents.parent)
+                    with contextlib.suppress(OSError):  # others are left
+                        contents.parent.parent.rmdir()
+
+    def remove(self, digests: Iterable[str]) -> None:
+        """Remove what was compiled of packages. Prefixes that were linked from it keep it."""
+        for digest in digests:
+            for entry in self.folder.glob(f"*/{digest}"):
+                if entry.parent.name != _INTERPRETERS:
+                    self._remove(entry)
+
+    def _remove(self, path: Path) -> None:
+        """Take a folder out of sight at once, and then remove it."""
+        doomed = self.folder / f".compiling-{secrets.token_hex(8)}"
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _link_interpreter(interpreter: Interpreter, prefix: Path) -> None:
+    """Hard-link what CPython needs to compile into the new folder `prefix`.
+
+    Nothing is relocated: CPython finds its library beside its program. Links come last, so that
+    nothing is written through one that leads out.
+    """
+    library = interpreter.python.site_packages.rpartition("/")[0]  # lib/python3.11
+    files: list[tuple[str, str]] = []
+    links: list[tuple[str, str]] = []
+    for cached in interpreter.packages:
+        if cached.contents.noarch_python:
+            continue
+        for file in cached.contents.files:
+            if file.kind == "folder" or not _is_needed(file.path, library):
+                continue
+            if file.kind == "link":
+                links.append((file.target, f"{prefix}/{file.path}"))
+            else:
+                files.append((f"{cached.folder}/{file.path}", f"{prefix}/{file.path}"))
+    for folder in sorted({os.path.dirname(place) for _, place in (*files, *links)}):  # noqa: PTH120
+        os.makedirs(folder, exist_ok=True)  # noqa: PTH103
+    _link_all(files)
+    for target, place in links:
+        with contextlib.suppress(FileExistsError):
+            os.symlink(target, place)  # noqa: PTH211
+
+
+def _is_needed(path: str, library: str) -> bool:
+    """Return whether a compiler needs this file: programs, shared libraries, standard library."""
+    folder, _, name = path.rpartition("/")
+    if folder == "bin":
+        return name.startswith("python")
+    if folder == "lib":
+        return ".so" in name or name.endswith(".dylib")
+    if not path.startswith(f"{library}/"):
+        return False
+    return _LEFT_OUT.isdisjoint(path[len(library) + 1 :].split("/")[:-1])
 
 
 def _compiled_path(path: str, tag: str) -> str:
@@ -208,82 +404,91 @@ def _link_all(plan: Sequence[tuple[str, str]]) -> None:
             shutil.copyfile(source, place)
 
 
-def _batches(sources: Sequence[PythonSources], number: int) -> list[list[PythonSources]]:
-    """`sources` in `number` parts of about as many files, the largest packages first."""
-    batches: list[list[PythonSources]] = [[] for _ in range(number)]
-    for each in sorted(sources, key=lambda each: len(each.files), reverse=True):
-        min(batches, key=lambda batch: sum(len(one.files) for one in batch)).append(each)
-    return [batch for batch in batches if batch]
+@dataclass(slots=True, kw_only=True)
+class _Compilation:
+    """Packages that are compiled with one interpreter, and how far that is."""
+
+    entries: Path
+    prefix: Path  # of the interpreter
+    work: Path
+    sandboxed: bool
+    cancelled: Cancelled
+    progress: Report
+    total: int
+    done: int = 0
+
+    def run(self, sources: PythonSources) -> None:
+        """Make the entry of one package. One whose process fails keeps what was finished."""
+        obey(self.cancelled)
+        folder = self.work / sources.key
+        folder.mkdir()
+        shown = Path("/source") if self.sandboxed else sources.folder
+        prefix = Path("/interpreter") if self.sandboxed else self.prefix
+        results = _Results(sources, folder)
+        pairs = "".join(f"{path}\0{place}\0" for path, place in sources.files)
+        result = run_piped(
+            [f"{prefix}/bin/python", "-I", "-S", "-B", "-W", "ignore", "-c", _COMPILE],
+            cwd=shown,
+            env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
+            stdin=pairs.encode(errors="surrogateescape"),
+            on_output=results.add,
+            time_limit=_TIME_LIMIT,
+            cancelled=self.cancelled,
+            limits=_LIMITS,
+            sandbox=(
+                Sandbox(readable={prefix: self.prefix, shown: sources.folder}, bare=True)
+                if self.sandboxed
+                else None
+            ),
+        )
+        if not result.succeeded and not results.number:
+            raise UnavailableError(
+                f"The Python files of {sources.name} could not be compiled: "
+                + (result.tail[-1] if result.tail else f"status {result.status}"),
+                details={"status": result.status, "tail": result.tail},
+            )
+        results.finish()
+        with contextlib.suppress(OSError):  # another process compiled it too
+            folder.rename(self.entries / sources.key)
+        self.done += 1
+        self.progress(
+            Progress(stage="compiling", done=self.done, total=self.total, current=sources.name)
+        )
 
 
 @dataclass(slots=True)
-class _Counter:
-    """Makes an entry of each package that is compiled, and tells the progress."""
+class _Results:
+    """Writes the compiled files of one package as they come; ends the process that sends more."""
 
-    wanted: dict[str, PythonSources]
-    work: Path
+    sources: PythonSources
     folder: Path
-    tag: str
-    progress: Report
-    done: int = 0
+    number: int = 0  # of the next source
+    compiled: list[str] = field(default_factory=list)
+    _pending: bytearray = field(default_factory=bytearray)
 
-    def take(self, key: str) -> None:
-        if key not in self.wanted:
-            return  # a warning of the compiler
-        with contextlib.suppress(OSError):  # another process compiled it too
-            (self.work / key).rename(self.folder / f"{key}-{self.tag}")
-        self.done += 1
-        self.progress(
-            Progress(
-                stage="compiling",
-                done=self.done,
-                total=len(self.wanted),
-                current=self.wanted[key].name,
-            )
-        )
+    def add(self, data: bytes) -> bool:
+        """Take what the process wrote. Returns False when it wrote what it must not."""
+        self._pending += data
+        while len(self._pending) >= 4:
+            if self.number >= len(self.sources.files):
+                return False
+            size = int.from_bytes(self._pending[:4], "big")
+            path = self.sources.files[self.number][0]
+            if size and size > self._most(path):
+                return False
+            if len(self._pending) < 4 + size:
+                break
+            if size:
+                with open(f"{self.folder}/{len(self.compiled)}.pyc", "xb") as file:  # noqa: PTH123
+                    file.write(self._pending[4 : 4 + size])
+                self.compiled.append(path)
+            del self._pending[: 4 + size]
+            self.number += 1
+        return True
 
+    def _most(self, path: str) -> int:
+        return _ALLOWANCE + _GROWTH * os.lstat(f"{self.sources.folder}/{path}").st_size
 
-def _run(
-    batch: Sequence[PythonSources],
-    work: Path,
-    number: int,
-    tag: str,
-    prefix: Path,
-    cancelled: Cancelled,
-    on_line: Callable[[str], None],
-) -> None:
-    obey(cancelled)
-    jobs = work / f"{number}.json"
-    for each in batch:
-        (work / each.key).mkdir()
-    jobs.write_text(
-        json.dumps(
-            [
-                {
-                    "key": each.key,
-                    "source": str(each.folder),
-                    "target": str(work / each.key),
-                    "files": each.files,
-                }
-                for each in batch
-            ]
-        )
-    )
-    python = prefix / "bin" / "python"
-    result = run_tool(
-        [str(python), "-I", "-S", "-B", "-W", "ignore", "-c", _COMPILE, str(jobs)],
-        cwd=work,
-        env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
-        time_limit=_TIME_LIMIT,
-        cancelled=cancelled,
-        on_line=on_line,
-        sandbox=Sandbox(
-            readable={prefix: prefix, **{each.folder: each.folder for each in batch}},
-            writable={work: work},
-        ),
-    )
-    if not result.succeeded:
-        raise UnavailableError(
-            "The Python files could not be compiled: " + (result.tail[-1] if result.tail else ""),
-            details={"status": result.status, "tail": result.tail},
-        )
+    def finish(self) -> None:
+        document = {"version": 2, "files": self.compiled}
+        (self.folder / CONTENTS).write_text(json.dumps(document))

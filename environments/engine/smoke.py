@@ -1,4 +1,4 @@
-"""Does a finished prefix work: can it import and run what its owner named?"""
+"""Smoke tests of a finished prefix: the imports and commands that its owner named."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from environments.domain.errors import SmokeTestError
 from environments.domain.json_text import parse_json
 from environments.domain.progress import Cancelled, never
-from environments.engine.processes import Sandbox, ToolResult, can_sandbox, run_tool
+from environments.engine.processes import SCRATCH, Sandbox, ToolResult, run_tool
 
 #: Activation as conda's: the scripts of packages, then the command.
 _ACTIVATED = """
@@ -58,34 +58,36 @@ def run_smoke_tests(
     time_limit: timedelta,
     cancelled: Cancelled = never,
     on_line: Callable[[str], None],
+    sandboxed: bool = True,
 ) -> SmokeReport:
     """Import `imports` and run `commands` in the activated `prefix`, as if it were `final_prefix`.
 
     Args:
         commands: lines for a shell, each run alone, in an empty folder.
         time_limit: of all tests together.
+        sandboxed: False runs what packages bring with all rights of the worker.
     Raises:
+        SandboxUnavailableError: there is no sandbox, and one is asked for.
         SmokeTestError: a test failed or took too long; all failed imports are named.
         LeaseLostError: `cancelled` said so.
     """
     started = time.monotonic()
     if not imports and not commands:
-        return SmokeReport(tests=0, sandboxed=can_sandbox(), seconds=0.0)
+        return SmokeReport(tests=0, sandboxed=sandboxed, seconds=0.0)
     deadline = started + time_limit.total_seconds()
     shell = shutil.which("bash") or "/bin/sh"
-    sandboxed = can_sandbox()
     with _in_place(prefix, final_prefix, sandboxed=sandboxed) as scratch:
         environment = _environment(prefix, final_prefix, scratch)
 
         def run(command: Sequence[str], look: Callable[[str], None]) -> ToolResult:
             return run_tool(
                 [shell, "-c", _ACTIVATED, "activate", *command],
-                cwd=Path("/tmp/home") if sandboxed else scratch,  # noqa: S108  # the sandbox's own
+                cwd=scratch,
                 env=environment,
                 time_limit=timedelta(seconds=max(deadline - time.monotonic(), 0.1)),
                 cancelled=cancelled,
                 on_line=look,
-                sandbox=Sandbox(readable={final_prefix: prefix}),
+                sandbox=Sandbox(readable={final_prefix: prefix}) if sandboxed else None,
             )
 
         if imports:
@@ -165,7 +167,7 @@ def _in_place(prefix: Path, final_prefix: Path, *, sandboxed: bool) -> Iterator[
     their interpreter by the final path.
     """
     if sandboxed:
-        yield Path("/tmp/home")  # noqa: S108  # the sandbox's own
+        yield Path(SCRATCH)
         return
     scratch = prefix.with_name(f"{prefix.name}-scratch-{secrets.token_hex(4)}")
     scratch.mkdir()
@@ -206,4 +208,13 @@ def _variables(path: Path, key: str | None = None) -> dict[str, str]:
         found = document.get(key, {}) if key else document
     except (OSError, ValueError, AttributeError):
         return {}
-    return {str(name): str(value) for name, value in found.items()}
+    variables = {str(name): str(value) for name, value in found.items()}
+    return {name: value for name, value in variables.items() if _can_be_set(name, value)}
+
+
+def _can_be_set(name: str, value: str) -> bool:
+    """Return whether the system takes such a variable; packages may name any."""
+    try:
+        return bool(name) and "=" not in name and b"\0" not in os.fsencode(name + value)
+    except UnicodeEncodeError:
+        return False

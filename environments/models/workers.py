@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Self
 
 from django.db import models
@@ -25,6 +27,8 @@ class Worker(models.Model):
     name = models.CharField(max_length=200, unique=True)
     platform = models.CharField(max_length=32, blank=True)
     queues = models.JSONField(default=list)
+    #: What the worker's machine cannot isolate: {"sandbox": sentence, "confinement": sentence}.
+    unprotected = models.JSONField(default=dict, blank=True)
     started_at = models.DateTimeField(default=timezone.now)
     expires_at = models.DateTimeField()
 
@@ -39,12 +43,21 @@ class Worker(models.Model):
         return self.name
 
     @classmethod
-    def announce(cls, name: str, *, platform: str, queues: list[str], life: timedelta) -> None:
+    def announce(
+        cls,
+        name: str,
+        *,
+        platform: str,
+        queues: list[str],
+        life: timedelta,
+        unprotected: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         cls.objects.update_or_create(
             name=name,
             defaults={
                 "platform": platform,
                 "queues": queues,
+                "unprotected": dict(unprotected),
                 "expires_at": timezone.now() + life,
             },
         )

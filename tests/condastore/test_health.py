@@ -60,6 +60,25 @@ def test_workers_and_scheduler_count_while_they_say_that_they_live(
     assert client.get("/readyz").json()["checks"]["workers"]["ok"] is False
 
 
+def test_what_workers_cannot_isolate_is_advice_and_no_outage(client: Client, db: None) -> None:
+    life = timedelta(seconds=20)
+    Worker.announce("one", platform="linux-64", queues=["builds"], life=life)
+    Leader.lead(Worker.SCHEDULER, "two", life=life)
+    before = client.get("/readyz")
+    problems = {"sandbox": "bubblewrap is not installed."}
+    Worker.announce("three", platform="", queues=[], life=life, unprotected=problems)
+    after = client.get("/readyz")
+    assert before.json()["checks"]["sandbox"] == {"ok": True, "wrong": ""}
+    assert after.json()["checks"]["sandbox"] == {
+        "ok": False,
+        "wrong": "1 of 2 workers: bubblewrap is not installed.",
+    }
+    assert after.json()["ready"] == before.json()["ready"]
+    assert after.status_code == before.status_code
+    Worker.objects.filter(name="three").update(expires_at=timezone.now())
+    assert client.get("/readyz").json()["checks"]["sandbox"]["ok"]
+
+
 def metrics(client: Client, **headers: str) -> str:
     answer = client.get("/metrics", headers=headers)
     assert answer.status_code == 200, answer.content
@@ -130,11 +149,14 @@ def test_metrics_are_for_who_holds_the_right(alice: Actor, root: Actor, settings
         ({"DATA": Path("/dev/null/nowhere")}, "condastore.E001"),
         ({"DATA": Path("/tmp") / ("d" * 240)}, "condastore.E003"),
         ({"DEBUG": True, "PUBLIC_URL": "https://store.example.org"}, "condastore.W001"),
+        ({"SANDBOX": "off"}, "condastore.W010"),
+        ({"DATA": Path("/usr/local/condastore")}, "condastore.E010"),
     ],
 )
 def test_what_would_break_later_is_said_at_start(
     settings: Any, change: dict[str, Any], number: str
 ) -> None:
+    settings.SANDBOX = "required"
     assert not [one for one in run_checks() if (one.id or "").startswith("condastore.")]
     for name, value in change.items():
         setattr(settings, name, value)

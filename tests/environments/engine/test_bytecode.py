@@ -12,8 +12,14 @@ import pytest
 from environments.domain.errors import LeaseLostError
 from environments.domain.progress import Progress
 from environments.domain.records import CondaPackage
-from environments.engine.bytecode import BytecodeCache, bytecode_tag, python_sources
+from environments.engine.bytecode import (
+    BytecodeCache,
+    Interpreter,
+    bytecode_tag,
+    python_sources,
+)
 from environments.engine.package_cache import PackageCache
+from environments.engine.processes import can_sandbox
 from tests.channels.conda_package import PLACEHOLDER, PackageFile, PackageSpec
 from tests.environments.engine.conftest import Linked
 from tests.environments.engine.packages import channel_of, packages_of
@@ -31,6 +37,12 @@ def tag(small_channel: Path) -> str:
     tag = bytecode_tag(packages_of(small_channel)["python"])
     assert tag is not None
     return tag
+
+
+def interpreter_of(made: Linked) -> Interpreter:
+    found = Interpreter.of(made.packages, made.python)
+    assert found is not None
+    return found
 
 
 @pytest.fixture
@@ -59,11 +71,11 @@ def test_only_what_needs_it_is_compiled(
 ) -> None:
     made = linked(library)
     sources = python_sources(made.packages, made.python)
-    before = bytecode.link(sources, tag=tag, prefix=made.prefix)
+    before = bytecode.link(sources, interpreter=interpreter_of(made), prefix=made.prefix)
     assert before.files == 0
     assert [each.name for each in before.missing] == ["library"]
-    bytecode.compile(before.missing, tag=tag, prefix=made.prefix)
-    after = bytecode.link(sources, tag=tag, prefix=made.prefix)
+    bytecode.compile(before.missing, interpreter=interpreter_of(made), sandboxed=can_sandbox())
+    after = bytecode.link(sources, interpreter=interpreter_of(made), prefix=made.prefix)
     assert not after.missing
     folder = made.prefix / made.python.site_packages / "library" / "__pycache__"
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -80,10 +92,12 @@ def test_a_second_prefix_gets_links_to_the_same_files(
     for _ in range(2):
         made = linked("hello-noarch")
         sources = python_sources(made.packages, made.python)
-        missing = bytecode.link(sources, tag=tag, prefix=made.prefix).missing
+        missing = bytecode.link(
+            sources, interpreter=interpreter_of(made), prefix=made.prefix
+        ).missing
         assert len(missing) == (0 if compiled else 1)
-        bytecode.compile(missing, tag=tag, prefix=made.prefix)
-        bytecode.link(sources, tag=tag, prefix=made.prefix)
+        bytecode.compile(missing, interpreter=interpreter_of(made), sandboxed=can_sandbox())
+        bytecode.link(sources, interpreter=interpreter_of(made), prefix=made.prefix)
         folder = made.prefix / made.python.site_packages / "hello_noarch" / "__pycache__"
         compiled.append((folder / f"__init__.{tag}.pyc").stat())
     assert compiled[0].st_ino == compiled[1].st_ino
@@ -94,8 +108,8 @@ def test_python_imports_the_compiled_file_in_the_final_place(
 ) -> None:
     made = linked("hello-noarch")
     sources = python_sources(made.packages, made.python)
-    bytecode.compile(sources, tag=tag, prefix=made.prefix)
-    bytecode.link(sources, tag=tag, prefix=made.prefix)
+    bytecode.compile(sources, interpreter=interpreter_of(made), sandboxed=can_sandbox())
+    bytecode.link(sources, interpreter=interpreter_of(made), prefix=made.prefix)
     made.prefix.rename(made.final)
     said = subprocess.run(
         [
@@ -117,8 +131,8 @@ def test_a_compiled_file_holds_when_all_times_are_changed(
     """As in an archive or an image, where they are zero."""
     made = linked("hello-noarch")
     sources = python_sources(made.packages, made.python)
-    bytecode.compile(sources, tag=tag, prefix=made.prefix)
-    bytecode.link(sources, tag=tag, prefix=made.prefix)
+    bytecode.compile(sources, interpreter=interpreter_of(made), sandboxed=can_sandbox())
+    bytecode.link(sources, interpreter=interpreter_of(made), prefix=made.prefix)
     source = made.prefix / made.python.site_packages / "hello_noarch" / "__init__.py"
     content = source.read_text()
     source.unlink()
@@ -139,12 +153,12 @@ def test_what_is_in_the_prefix_already_stays(
 ) -> None:
     made = linked("hello-noarch")
     sources = python_sources(made.packages, made.python)
-    bytecode.compile(sources, tag=tag, prefix=made.prefix)
-    bytecode.link(sources, tag=tag, prefix=made.prefix)
+    bytecode.compile(sources, interpreter=interpreter_of(made), sandboxed=can_sandbox())
+    bytecode.link(sources, interpreter=interpreter_of(made), prefix=made.prefix)
     [compiled, *_] = made.prefix.rglob(f"*.{tag}.pyc")
     compiled.unlink()
     compiled.write_bytes(b"of the package itself")
-    bytecode.link(sources, tag=tag, prefix=made.prefix)
+    bytecode.link(sources, interpreter=interpreter_of(made), prefix=made.prefix)
     assert compiled.read_bytes() == b"of the package itself"
 
 
@@ -153,8 +167,8 @@ def test_progress_names_each_package(linked: Link, bytecode: BytecodeCache, tag:
     seen: list[Progress] = []
     bytecode.compile(
         python_sources(made.packages, made.python),
-        tag=tag,
-        prefix=made.prefix,
+        interpreter=interpreter_of(made),
+        sandboxed=can_sandbox(),
         progress=seen.append,
     )
     assert [(each.done, each.total) for each in seen] == [(1, 2), (2, 2)]
@@ -167,8 +181,14 @@ def test_a_cancel_leaves_nothing_half_compiled(
     made = linked("hello-noarch")
     sources = python_sources(made.packages, made.python)
     with pytest.raises(LeaseLostError):
-        bytecode.compile(sources, tag=tag, prefix=made.prefix, cancelled=lambda: True)
-    assert not list(bytecode.folder.iterdir())
+        bytecode.compile(
+            sources,
+            interpreter=interpreter_of(made),
+            sandboxed=can_sandbox(),
+            cancelled=lambda: True,
+        )
+    assert not list(bytecode.folder.rglob("contents.json"))
+    assert not list(bytecode.folder.glob(".compiling-*"))
 
 
 def test_a_package_that_is_compiled_twice_at_once_is_no_harm(
@@ -180,9 +200,11 @@ def test_a_package_that_is_compiled_twice_at_once_is_no_harm(
     def meanwhile(progress: Progress) -> None:
         """Not reached by the second: its entry is there."""
 
-    bytecode.compile(sources, tag=tag, prefix=made.prefix)
-    bytecode.compile(sources, tag=tag, prefix=made.prefix, progress=meanwhile)
-    assert len(list(bytecode.folder.iterdir())) == 1
+    bytecode.compile(sources, interpreter=interpreter_of(made), sandboxed=can_sandbox())
+    bytecode.compile(
+        sources, interpreter=interpreter_of(made), sandboxed=can_sandbox(), progress=meanwhile
+    )
+    assert len(list(bytecode.folder.glob("*/*/contents.json"))) == 1
 
 
 def test_only_cpython_is_compiled_for(small_channel: Path) -> None:

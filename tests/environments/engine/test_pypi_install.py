@@ -20,7 +20,8 @@ import pytest
 
 from environments.domain.errors import DownloadError, LeaseLostError, LinkError
 from environments.domain.records import PypiPackage
-from environments.engine.bytecode import BytecodeCache
+from environments.engine.bytecode import BytecodeCache, Interpreter
+from environments.engine.processes import can_sandbox
 from environments.engine.pypi_install import WheelCache, WheelReport, install_wheels
 from tests.channels.server import Fault, serving
 from tests.channels.simple_index import Distribution, make_wheel
@@ -171,8 +172,10 @@ def test_its_files_are_compiled_with_the_rest(
     report = install(made, cache, stored(greeter, tmp_path / "index"))
     bytecode = BytecodeCache(cache.folder.with_name(f"{cache.folder.name}-compiled"))
     tag = f"cpython-{made.python.version.replace('.', '')}"
-    bytecode.compile(report.sources, tag=tag, prefix=made.prefix)
-    assert bytecode.link(report.sources, tag=tag, prefix=made.prefix).files == 1
+    interpreter = Interpreter.of(made.packages, made.python)
+    bytecode.compile(report.sources, interpreter=interpreter, sandboxed=can_sandbox())
+    linked_files = bytecode.link(report.sources, interpreter=interpreter, prefix=made.prefix)
+    assert linked_files.files == 1
     folder = made.prefix / made.python.site_packages / "greeter" / "__pycache__"
     assert [path.name for path in folder.iterdir()] == [f"__init__.{tag}.pyc"]
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from environments.domain.errors import LeaseLostError, SmokeTestError
-from environments.engine import processes, smoke
 from environments.engine.processes import can_sandbox
 from environments.engine.smoke import SmokeReport, run_smoke_tests
 from tests.environments.engine.conftest import Linked
@@ -23,15 +22,18 @@ Link = Callable[..., Linked]
 def kind(request: Any, monkeypatch: Any) -> str:
     """Every test with bubblewrap and without."""
     if request.param == "plain":
-        monkeypatch.setattr(processes, "can_sandbox", lambda: False)
-        monkeypatch.setattr(smoke, "can_sandbox", lambda: False)
+        monkeypatch.setitem(CHOSEN, "sandboxed", False)
     elif not can_sandbox():
         pytest.skip("bubblewrap is not here, or may not make namespaces")
     return str(request.param)
 
 
+#: How `try_out` and others call `run_smoke_tests`.
+CHOSEN: dict[str, Any] = {"sandboxed": True}
+
+
 def try_out(made: Linked, lines: list[str] | None = None, **options: Any) -> SmokeReport:
-    chosen: dict[str, Any] = {"time_limit": timedelta(seconds=60)}
+    chosen: dict[str, Any] = {"time_limit": timedelta(seconds=60), **CHOSEN}
     seen = [] if lines is None else lines
     return run_smoke_tests(
         made.prefix, final_prefix=made.final, on_line=seen.append, **(chosen | options)
@@ -132,6 +134,7 @@ def test_a_cancel_ends_the_tests(linked: Link, kind: str) -> None:
             time_limit=timedelta(hours=1),
             cancelled=cancel.is_set,
             on_line=look,
+            **CHOSEN,
         )
     assert not os.path.lexists(made.final)
 
