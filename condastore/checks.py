@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
+import stat
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from ipaddress import ip_address, ip_network
@@ -17,7 +18,7 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, register
 from django.core.checks import Warning as Warned
 
-from condastore import private_files
+from condastore import env, private_files
 from environments.domain.errors import InvalidInputError
 from environments.domain.folder_access import EVERYONE, parse_group_rules
 from environments.engine.confinement import python_paths
@@ -34,6 +35,8 @@ GROUP_TYPES = (
     *("groupOfNames", "groupOfNames-flat", "groupOfUniqueNames", "posixGroup"),
     "activeDirectory",
 )
+#: Where container engines mount secrets, readable by all of the container's accounts.
+MOUNTED_SECRETS = Path("/run/secrets")
 OLDEST_SQLITE = (3, 35, 0)
 
 
@@ -100,6 +103,13 @@ def _modes(data: Path) -> Iterator[CheckMessage]:
             "(chown, chmod go-rwx).",
             id="condastore.E030",
         )
+    for variable, path in env.SECRET_FILES.items():
+        if path.stat().st_mode & stat.S_IROTH and not path.is_relative_to(MOUNTED_SECRETS):
+            yield Warned(
+                f"Every account of this machine may read {path}, which {variable} names.",
+                hint=f"chmod o-r {path}",
+                id="condastore.W034",
+            )
     try:
         rules = parse_group_rules(settings.NAMESPACE_GROUPS)
     except InvalidInputError as error:

@@ -30,6 +30,8 @@ class Setting:
 
 
 SETTINGS: dict[str, Setting] = {}
+#: Files that secrets were read from, by the variable that names each.
+SECRET_FILES: dict[str, Path] = {}
 _env = Env()
 
 
@@ -101,6 +103,7 @@ def secret(name: str, help_: str) -> str:
         if value := _env.str(full, ""):
             return value
         if path := os.environ.get(full + "_FILE"):
+            SECRET_FILES[full + "_FILE"] = Path(path)
             try:
                 return Path(path).read_text().strip()
             except OSError as error:

@@ -373,7 +373,9 @@ ADMIN_PASSWORD = env.secret(
     "ADMIN_PASSWORD", "Password of the first administrator; asked for, or generated, if not given."
 )
 WORKER_METRICS_PORT = env.number(
-    "WORKER_METRICS_PORT", 0, "Port of a worker's own Prometheus metrics; none if 0."
+    "WORKER_METRICS_PORT",
+    0,
+    "Port of a worker's own Prometheus metrics, for everybody who reaches it; none if 0.",
 )
 WORKER_METRICS_HOST = env.text(
     "WORKER_METRICS_HOST",

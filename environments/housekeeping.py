@@ -18,7 +18,7 @@ from rattler import RepoDataRecord
 from environments import blobs, folder_access, folders, mirrors, recalls
 from environments.domain.artifacts import ArtifactState
 from environments.domain.lifecycle import RUNNING
-from environments.engine import linking
+from environments.engine import file_modes, linking
 from environments.engine.first_seen import Look
 from environments.models import (
     Artifact,
@@ -51,6 +51,7 @@ def tidy() -> None:
     drop_leftovers()
     follow_pointers()
     folder_access.apply()
+    repair_file_modes()
     measure_again()
     note_use_of_folders()
     linking.empty_trash(folders.data() / folders.TRASH, cancelled=lambda: False)
@@ -84,6 +85,20 @@ def note_use_of_folders(*, most: int = 200) -> int:
             row = Environment.objects.filter(older, pk=environment.pk)
             noted += row.update(used_at=read_at)
     return noted
+
+
+def repair_file_modes() -> int:
+    """Once in a data folder: take write access from others, where archives of packages gave it."""
+    done = folders.data() / "run" / "file-modes-repaired"
+    if done.exists():
+        return 0
+    roots = (folders.data() / folders.PREFIXES, tools().cache)
+    changed = sum(file_modes.take_write_from_others(root) for root in roots)
+    if changed:
+        logger.warning("others could write files of packages", repaired=changed)
+    done.parent.mkdir(parents=True, exist_ok=True)
+    done.touch()
+    return changed
 
 
 #: The last environment whose folder was looked at.

@@ -65,6 +65,34 @@ def written(root: Path, *, groups: Sequence[int] = ()) -> set[str]:
     return {_relative(path, root) for path in _tried(root, groups)["write"]}
 
 
+_ASK = """
+import encodings.idna, json, os, socket, sys
+asked = json.load(sys.stdin)
+if os.geteuid() == 0:
+    os.setgroups([]); os.setresgid(*3 * [asked["gid"]]); os.setresuid(*3 * [asked["uid"]])
+request = "GET {url} HTTP/1.1\\r\\nHost: test\\r\\nConnection: close\\r\\n\\r\\n".format(**asked)
+try:
+    with socket.create_connection(("127.0.0.1", asked["port"]), 10) as connection:
+        connection.sendall(request.encode())
+        answer = connection.recv(100)
+except OSError:
+    answer = b""
+sys.stdout.buffer.write(answer.partition(b" ")[2])
+"""
+
+
+def answer_to_stranger(port: int, url: str) -> bytes:
+    """What a service on `port` says to another account that asks it for `url`, from the status."""
+    asked = {"uid": STRANGER, "gid": STRANGERS, "port": port, "url": url}
+    return subprocess.run(
+        [sys.executable, "-I", "-S", "-c", _ASK],
+        input=json.dumps(asked).encode(),
+        stdout=subprocess.PIPE,
+        check=True,
+        cwd="/",
+    ).stdout
+
+
 def _relative(path: str, root: Path) -> str:
     return Path(path).relative_to(root).as_posix()
 

@@ -11,19 +11,23 @@ from typing import Any
 
 import psutil
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from accounts.access import Actor
 from accounts.roles import Role
 from condastore import checks, private_files
 from condastore.cli.errors import CommandError
+from condastore.env import SECRET_FILES
 from condastore.starting import prepare_folder
-from environments import blobs, folder_access, folders
+from environments import blobs, folder_access, folders, housekeeping
+from environments.engine.file_modes import shared_mode
 from environments.models import Build
 from environments.operations.environments import copy_environment, move_environment
 from tests import factories
 from tests.channels.server import serving
 from tests.migrated import put_database
-from tests.security.local_user import folder_for_all, reached, written
+from tests.security.local_user import answer_to_stranger, folder_for_all, reached, written
 from tests.system import System
 
 SMALL = "dependencies: [activating, libbeta ==1.2]"
@@ -118,7 +122,10 @@ def test_no_process_shows_a_secret_and_only_the_web_server_listens(system: Syste
         assert not any(secret in words for secret in hidden), words
         connections = process.net_connections("tcp")
         ports |= {one.laddr.port for one in connections if one.status == psutil.CONN_LISTEN}
-    assert ports == {int(system.url.rpartition(":")[2])}
+    web = int(system.url.rpartition(":")[2])
+    assert web in ports
+    for port in ports - {web}:
+        assert answer_to_stranger(port, f"{system.url}/healthz")[:1] in (b"", b"4"), port
 
 
 def test_a_namespace_that_changes_its_visibility_is_closed_and_opened_at_once(
@@ -253,6 +260,44 @@ def test_an_administrator_opens_all_namespaces_or_a_group_by_its_name(
     assert (stat.S_IMODE(status.st_mode), status.st_gid) == (0o2750, TEAM)
 
 
+# --- files of packages ---------------------------------------------------------------------------
+
+
+@given(st.integers(0, 0o7777))
+def test_every_file_of_a_package_is_for_everybody_to_read_and_for_its_owner_to_write(
+    mode: int,
+) -> None:
+    shared = shared_mode(stat.S_IFREG | mode)
+    assert shared in (0o444, 0o555, 0o644, 0o755)
+    assert bool(shared & 0o200) == bool(mode & 0o200)
+    assert bool(shared & 0o111) == bool(mode & 0o111)
+    assert shared_mode(stat.S_IFREG | shared) == shared
+    assert shared_mode(stat.S_IFDIR | mode) == 0o755
+
+
+@pytest.mark.django_db
+def test_the_upkeep_takes_write_access_from_files_of_older_releases(data: Path) -> None:
+    public = factories.make_namespace("public", public=True)
+    build = on_disk(factories.make_build(factories.make_environment(public)))
+    assert build.prefix is not None
+    prefix = data / build.prefix.path
+    cached = data / "cache" / "packages" / "digest" / "lib"
+    cached.mkdir(parents=True)
+    (cached / "shared").write_text("one inode")
+    (cached / "shared").chmod(0o666)
+    (prefix / "shared").hardlink_to(cached / "shared")
+    (prefix / "outside").symlink_to(data.parent / "of-others")
+    (data.parent / "of-others").write_text("not ours")
+    (data.parent / "of-others").chmod(0o666)
+    assert f"{build.prefix.path}/shared" in written(data)
+    assert housekeeping.repair_file_modes() == 1
+    assert written(data) == set()
+    assert f"{build.prefix.path}/shared" in reached(data)
+    assert stat.S_IMODE((data.parent / "of-others").stat().st_mode) == 0o666
+    (cached / "shared").chmod(0o666)
+    assert housekeeping.repair_file_modes() == 0, "once is enough"
+
+
 # --- the data folder ----------------------------------------------------------------------------
 
 
@@ -321,3 +366,15 @@ def test_a_data_folder_that_everybody_may_write_is_reported(data: Path) -> None:
     assert f"{data / 'cache'} is open to other accounts" in wrong
     prepare_folder(data)
     assert list(private_files.still_open(data)) == []
+
+
+def test_a_file_with_a_secret_that_everybody_reads_is_reported(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = data.parent / "key"
+    path.write_text("k" * 60)
+    path.chmod(0o644)
+    monkeypatch.setitem(SECRET_FILES, "CONDASTORE_AUDIT_KEY_FILE", path)
+    assert "condastore.W034" in {message.id for message in checks.check(None)}
+    path.chmod(0o640)
+    assert "condastore.W034" not in {message.id for message in checks.check(None)}

@@ -1,0 +1,56 @@
+"""Modes of package files: readable by everybody, writable by their owner, whatever an archive says.
+
+Prefixes and the cache share the inodes of these files. One that others may write would let any
+local user who reaches one prefix change the environments of all; one that others may not read
+would be of no use in a prefix that is open to them. Archives say what they like, and extraction
+applies it without the umask.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from pathlib import Path
+
+_EVERYBODY_READS = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
+_EVERYBODY_RUNS = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+def shared_mode(mode: int) -> int:
+    """The mode that a file or folder of a package gets: 0644, 0755, or without the owner's write.
+
+    A folder is always 0755: what is in it must be removable.
+    """
+    if stat.S_ISDIR(mode):
+        return 0o755
+    permissions = stat.S_IMODE(mode) & stat.S_IWUSR | _EVERYBODY_READS
+    return permissions | (_EVERYBODY_RUNS if mode & _EVERYBODY_RUNS else 0)
+
+
+def take_write_from_others(root: Path) -> int:
+    """Let nobody but the owner write what lies below `root`; the number of changed entries.
+
+    For trees of releases that kept the modes of archives. It changes inodes that prefixes share,
+    as it must: for all of them at once, and nothing that their users do.
+    """
+    changed = 0
+    folders = [os.fspath(root)]
+    while folders:
+        try:
+            with os.scandir(folders.pop()) as listed:
+                entries = list(listed)
+        except (FileNotFoundError, PermissionError):
+            continue
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):
+                mode = entry.stat(follow_symlinks=False).st_mode
+                if stat.S_ISLNK(mode):
+                    continue
+                if mode & _OTHERS_WRITE and (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                    os.chmod(entry.path, stat.S_IMODE(mode) & ~_OTHERS_WRITE)  # noqa: PTH101
+                    changed += 1
+                if stat.S_ISDIR(mode):
+                    folders.append(entry.path)
+    return changed
