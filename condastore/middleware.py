@@ -16,9 +16,15 @@ from typing import Any
 import structlog
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.conf import settings
-from django.core.exceptions import RequestDataTooBig
+from django.core.exceptions import (
+    BadRequest,
+    PermissionDenied,
+    RequestDataTooBig,
+    SuspiciousOperation,
+)
 from django.db import InterfaceError, OperationalError
-from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
+from django.http.multipartparser import MultiPartParserError
 from django.shortcuts import render
 
 from accounts.sign_in import TooManyAttemptsError
@@ -63,6 +69,8 @@ STATUSES: tuple[tuple[type[StoreError], HTTPStatus], ...] = (
 )
 #: What Django raises where the database cannot be reached, or has gone in mid-request.
 AWAY = (OperationalError, InterfaceError)
+#: What Django itself answers with 400, 403 or 404.
+DJANGOS = (Http404, PermissionDenied, SuspiciousOperation, BadRequest, MultiPartParserError)
 #: Paths that answer programs, whatever kind of answer they say they take.
 FOR_PROGRAMS = (
     "/api/",
@@ -222,6 +230,8 @@ class StoreErrors:
             return answer_to(request, too_large())
         if isinstance(exception, RecursionError) and _while_parsing(exception):
             return answer_to(request, InvalidInputError("The request is nested too deeply."))
+        if isinstance(exception, DJANGOS):
+            return None  # the handlers of 400, 403 and 404 answer these
         if isinstance(exception, AWAY):
             logger.warning("database unreachable", error=str(exception))
             return answer_to(request, database_away())

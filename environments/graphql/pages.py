@@ -26,7 +26,15 @@ from django.db.models import (
 from django.db.models.functions import Coalesce
 from django.db.models.manager import BaseManager
 from django.http import HttpRequest
-from graphql import GraphQLResolveInfo, get_named_type
+from graphql import (
+    FieldNode,
+    FragmentSpreadNode,
+    GraphQLResolveInfo,
+    InlineFragmentNode,
+    SelectionSetNode,
+    get_named_type,
+    value_from_ast_untyped,
+)
 from strawberry import ID, Info, relay
 from strawberry.extensions.field_extension import SyncExtensionResolver
 from strawberry.relay.utils import (
@@ -436,6 +444,17 @@ def check_page(
 ) -> None:
     """InvalidInputError for arguments of a page that make no sense."""
     most = info.schema.config.relay_max_results
+    _check_page(most=most, before=before, after=after, first=first, last=last)
+
+
+def _check_page(
+    *,
+    most: int,
+    before: str | None,
+    after: str | None,
+    first: int | None,
+    last: int | None,
+) -> None:
     for name, number in (("first", first), ("last", last)):
         if number is not None and not 0 <= number <= most:
             raise InvalidInputError(f"{name} is {number}; 0 to {most} are allowed.", where=name)
@@ -443,7 +462,7 @@ def check_page(
         raise InvalidInputError("Give first or last, not both.", where="last")
     for name, cursor in (("before", before), ("after", after)):
         try:
-            if cursor and not 0 <= int(from_base64(cursor)[1]) < 2**31:
+            if cursor is not None and not 0 <= int(from_base64(cursor)[1]) < 2**31:
                 raise ValueError(cursor)
         except ValueError:
             raise InvalidInputError(
@@ -451,3 +470,37 @@ def check_page(
                 where=name,
                 hint="Take endCursor or startCursor of a page before.",
             ) from None
+
+
+def check_nested_pages(info: Info | GraphQLResolveInfo[Any]) -> None:
+    """Check the arguments of every list below a field.
+
+    Raises:
+        InvalidInputError: of one of them they make no sense.
+    """
+    raw: GraphQLResolveInfo[Any] = info._raw_info if isinstance(info, Info) else info
+    # graphql-core has the values in an object, the optimizer's copy of `info` as they are.
+    known = getattr(raw.variable_values, "coerced", raw.variable_values)
+    seen: set[str] = set()
+
+    def check(selections: SelectionSetNode | None) -> None:
+        for node in selections.selections if selections else ():
+            if isinstance(node, FragmentSpreadNode):
+                name = node.name.value
+                if name not in seen:
+                    seen.add(name)
+                    check(raw.fragments[name].selection_set)
+            elif isinstance(node, InlineFragmentNode):
+                check(node.selection_set)
+            elif isinstance(node, FieldNode):
+                page: dict[str, Any] = dict.fromkeys(("before", "after", "first", "last"))
+                for argument in node.arguments or ():
+                    if argument.name.value in page:
+                        given = value_from_ast_untyped(argument.value, known)
+                        page[argument.name.value] = given
+                if any(value is not None for value in page.values()):
+                    _check_page(most=settings.GRAPHQL_MAX_PAGE, **page)
+                check(node.selection_set)
+
+    for node in raw.field_nodes:
+        check(node.selection_set)

@@ -10,9 +10,11 @@ import pytest
 from django.http import HttpRequest, HttpResponse
 from django.test import AsyncClient, Client, RequestFactory
 
+from accounts.models import User
 from condastore import middleware
 from environments.domain import errors
 from environments.domain.errors import StoreError
+from tests import factories
 
 
 def all_kinds(kind: type[StoreError] = StoreError) -> set[type[StoreError]]:
@@ -51,6 +53,25 @@ def test_each_kind_of_error_has_its_status(error: type[StoreError], status: int)
     assert answer["Content-Type"] == "application/problem+json"
     assert b'"where": "there"' in answer.content
     assert b'"hint": "Do this."' in answer.content
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/admin/environments/build/1/change/", 403),
+        ("/admin/nothing/", 404),
+        ("/admin/environments/build/?_to_field=user", 400),
+    ],
+)
+def test_what_django_refuses_is_no_error_of_ours_for_a_program(
+    client: Client, db: None, path: str, status: int
+) -> None:
+    staff = factories.make_user("stan", superuser=status == 400)
+    User.objects.filter(pk=staff.pk).update(is_staff=True)
+    client.force_login(staff)
+    answer = client.get(path, headers={"Accept": "application/json"})
+    assert answer.status_code == status
+    assert answer["Content-Type"] == "application/problem+json"
 
 
 def test_every_error_has_a_status_of_its_own_kind() -> None:

@@ -41,6 +41,26 @@ def test_depth_counts_through_fragments(bob: Actor) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("page", "where"),
+    [
+        ('after: "x"', "after"),
+        ('before: ""', "before"),
+        ("first: -1", "first"),
+        ("last: $n", "last"),
+    ],
+)
+def test_a_nested_page_is_refused_like_one_at_the_top(bob: Actor, page: str, where: str) -> None:
+    head = "query($n: Int)" if "$n" in page else "query"
+    document = f"""{head} {{ namespaces(first: 2) {{ edges {{ node {{ ...spaces }} }} }} }}
+    fragment spaces on Namespace {{ ... on Namespace {{
+      environments({page}) {{ edges {{ cursor }} }}
+    }} }}"""
+    result = execute(bob, document, n=101)
+    assert codes(result) == {"invalid-input"}
+    assert result.errors[0].extensions["where"] == where  # type: ignore[index]
+
+
 @pytest.mark.parametrize("levels", [300, 1900])
 def test_bottomless_nesting_is_refused_and_not_run_into_the_ground(bob: Actor, levels: int) -> None:
     result = execute(bob, "{ a " * levels + "}" * levels)
