@@ -15,6 +15,7 @@ from accounts.providers import Providers
 from accounts.provisioning import Provisioning
 from condastore import __version__, env, keys
 from condastore.blob_storage import blob_storage
+from environments.domain.unpacking import Limits
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -347,8 +348,35 @@ MAX_REQUEST_BYTES = env.number("MAX_REQUEST_BYTES", 26_214_400, "The largest req
 MAX_UPLOAD_BYTES = env.number(
     "MAX_UPLOAD_BYTES", 4_294_967_296, "The largest package that is uploaded to a hosted channel."
 )
-MAX_UNPACKED_BYTES = env.number(
-    "MAX_UNPACKED_BYTES", 34_359_738_368, "What an uploaded package may unpack to."
+MAX_DOWNLOAD_BYTES = env.number(
+    "MAX_DOWNLOAD_BYTES",
+    21_474_836_480,
+    "The largest package, wheel or layer that is fetched where nobody says its size.",
+)
+UNPACKING = Limits(
+    unpacked=env.number(
+        "MAX_UNPACKED_BYTES",
+        17_179_869_184,
+        "What one package, wheel, upload or base image may unpack to.",
+    ),
+    ratio=env.number(
+        "MAX_UNPACKED_RATIO",
+        100,
+        "Unpacked bytes for each byte of an archive, above 64 MiB, which every archive may unpack "
+        "to.",
+    ),
+    entries=env.number(
+        "MAX_UNPACKED_FILES", 500_000, "Files, links and folders that one archive may hold."
+    ),
+    path_bytes=env.number(
+        "MAX_UNPACKED_PATH_BYTES", 1024, "The longest path in an archive, in bytes."
+    ),
+)
+ALLOW_MD5 = env.flag(
+    "ALLOW_MD5",
+    False,
+    "Take packages of which a channel or lock names an md5 only; files with equal ones can be "
+    "made.",
 )
 
 # --- behaviour --------------------------------------------------------------------------------

@@ -124,6 +124,7 @@ def _preload() -> None:
     started = time.monotonic()
     building = importlib.import_module("environments.building")
     building.tools().solver().warm_up()
+    building.tools().packages.warm_up()
     # What is imported by now stays: the collector need not look at it again and again.
     gc.collect()
     gc.freeze()

@@ -37,7 +37,7 @@ from environments.domain.records import CondaPackage, Package, PypiPackage
 from environments.engine import disk, linking
 from environments.engine.artifacts import archives, bundle, file_systems, installer
 from environments.engine.artifacts.staging import Material
-from environments.engine.downloads import Patience, bring
+from environments.engine.downloads import bring
 from environments.engine.package_cache import CachedPackage
 from environments.engine.pypi_install import CachedWheel
 from environments.leases import DATABASE_DOWN, persist
@@ -45,7 +45,7 @@ from environments.models import Artifact, Blob, Build
 from environments.models.artifacts import MakingLease
 from environments.package_archive import package_archive
 from environments.solving import credentials_for
-from environments.tools import source_of, tools
+from environments.tools import download_patience, source_of, tools
 
 logger = structlog.get_logger(__name__)
 #: A lost lease is seen, and progress is written, at least so often.
@@ -186,7 +186,7 @@ class Making:
         return {
             "credentials": source_of(self._credentials(tuple(self.artifact.lock.channels))),
             "parallel": settings.DOWNLOADS_PARALLEL,
-            "patience": Patience(read=settings.DOWNLOAD_TIMEOUT),
+            "patience": download_patience(),
             "progress": self.progress,
             "cancelled": self.cancelled,
         }

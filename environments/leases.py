@@ -31,13 +31,12 @@ from environments.domain.lock import PlatformLock
 from environments.domain.progress import Progress
 from environments.domain.specification import Specification
 from environments.engine import linking
-from environments.engine.downloads import Patience
 from environments.engine.package_cache import CachedPackage
 from environments.engine.pypi_install import CachedWheel
 from environments.models import Build, Prefix
 from environments.models.builds import Lease, backoff_delay
 from environments.solving import credentials_for
-from environments.tools import Tools, source_of
+from environments.tools import Tools, download_patience, source_of
 
 logger = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -109,7 +108,7 @@ class Run:
         return {
             "credentials": source_of(credentials_for(self.build.environment.namespace, urls)),
             "parallel": settings.DOWNLOADS_PARALLEL,
-            "patience": Patience(read=settings.DOWNLOAD_TIMEOUT),
+            "patience": download_patience(),
             "progress": self.progress,
             "cancelled": self.cancelled,
         }

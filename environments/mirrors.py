@@ -40,12 +40,12 @@ from environments.engine import disk
 from environments.engine import mirrors as engine
 from environments.engine.addresses import Guard, guard
 from environments.engine.credentials import CredentialSource
-from environments.engine.downloads import Download, Patience, download_all, remove_leftovers
+from environments.engine.downloads import Download, download_all, remove_leftovers
 from environments.models import Blob, Mirror, MirrorIndex, MirrorPackage, MirrorView
 from environments.models.mirrors import Worked
 from environments.policies import policy_of
 from environments.solving import mirror_credentials
-from environments.tools import source_of
+from environments.tools import download_patience, source_of
 
 logger = structlog.get_logger(__name__)
 #: Part of each view's key: grows when the same records are told in another way.
@@ -403,7 +403,7 @@ def _fetch(download: Download, credentials: CredentialSource, within: Guard) -> 
         use=use,
         verify=True,
         credentials=credentials,
-        patience=Patience(read=settings.DOWNLOAD_TIMEOUT),
+        patience=download_patience(),
         parallel=1,
         within=within,
     )

@@ -20,6 +20,7 @@ from environments.engine.artifacts.parts import PartFolder
 from environments.engine.bytecode import BytecodeCache
 from environments.engine.channels import Channels
 from environments.engine.credentials import CredentialSource
+from environments.engine.downloads import Patience
 from environments.engine.package_cache import PackageCache
 from environments.engine.pypi import PypiResolver
 from environments.engine.pypi_install import WheelCache
@@ -40,6 +41,15 @@ def source_of(credentials: tuple[Credential, ...]) -> CredentialSource:
     return find
 
 
+def download_patience() -> Patience:
+    """How packages are fetched here, by the installation's settings."""
+    return Patience(
+        read=settings.DOWNLOAD_TIMEOUT,
+        largest=settings.MAX_DOWNLOAD_BYTES,
+        reserve=settings.DISK_RESERVE,
+    )
+
+
 class Tools:
     """Everything here is safe to use from several threads at once."""
 
@@ -51,11 +61,18 @@ class Tools:
 
     @cached_property
     def packages(self) -> PackageCache:
-        return PackageCache(self.cache / "packages", archive=package_archive())
+        return PackageCache(
+            self.cache / "packages",
+            archive=package_archive(),
+            limits=settings.UNPACKING,
+            allow_md5=settings.ALLOW_MD5,
+        )
 
     @cached_property
     def wheels(self) -> WheelCache:
-        return WheelCache(self.cache / "wheels", archive=package_archive())
+        return WheelCache(
+            self.cache / "wheels", archive=package_archive(), limits=settings.UNPACKING
+        )
 
     @cached_property
     def parts(self) -> PartFolder:

@@ -45,7 +45,8 @@ class Folder:
         self.prefixes = self.private / "prefixes"
         self.trash = self.private / "trash"
         cache = self.private / "cache"
-        self.packages = PackageCache(cache / "packages")
+        # What a server gives its agents was judged there.
+        self.packages = PackageCache(cache / "packages", allow_md5=True)
         self.wheels = WheelCache(cache / "wheels")
         self.bytecode = BytecodeCache(cache / "bytecode")
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from environments.domain.unpacking import LinkEnd, link_end
 
 FileKind = Literal["file", "link", "folder"]
 
 #: What a package may not bring: conda's own notes about the prefix.
 _RESERVED = re.compile(r"conda-meta/(history|frozen|state|pinned|[^/]*\.json)$")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_MOST_LINKS = 40  # that may be followed to resolve a path, as in the kernel
 
 
 class PackageFile(NamedTuple):
@@ -37,6 +38,8 @@ class PackageContents:
     files: tuple[PackageFile, ...]
     entry_points: tuple[str, ...] = ()  # `command = module:function`
     link_scripts: tuple[str, ...] = ()  # paths of scripts that conda would run
+    #: What the package says of itself in `info/index.json`, as far as it is judged.
+    index: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +129,7 @@ def find_clashes(
     for key, (label, path, _) in claims.items():
         if key in folders:
             faults[key,] = _blocked(label, path, folders[key], is_link=key in links)
-        elif key in links and _leaves(key, links):
+        elif key in links and link_end(key, links) is LinkEnd.OUTSIDE:
             reason = f"{label}: the link {path} -> {links[key]} leads out of the environment."
             faults[key,] = LinkFault(packages=(label,), path=path, reason=reason)
     return list(faults.values())
@@ -200,30 +203,3 @@ def _blocked(label: str, path: str, other: str, *, is_link: bool) -> LinkFault:
         path=path,
         reason=f"{path} is {kind} in {label} and a folder in {other}.",
     )
-
-
-def _leaves(start: str, links: Mapping[str, str]) -> bool:
-    """Whether following the link at `start`, through others where it must, leaves the prefix."""
-    resolved: list[str] = start.split("/")[:-1]
-    ahead = links[start].split("/")[::-1]
-    if links[start].startswith("/"):
-        return True
-    followed = 0
-    while ahead:
-        part = ahead.pop()
-        if part in ("", "."):
-            continue
-        if part == "..":
-            if not resolved:
-                return True
-            resolved.pop()
-            continue
-        target = links.get("/".join([*resolved, part]))
-        if target is None:
-            resolved.append(part)
-            continue
-        followed += 1
-        if target.startswith("/") or followed > _MOST_LINKS:
-            return target.startswith("/")
-        ahead += target.split("/")[::-1]
-    return False

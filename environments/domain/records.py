@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from environments.domain.names import printable
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CondaPackage:
@@ -62,6 +64,47 @@ class CondaPackage:
 
     def record_json(self) -> str:
         return json.dumps(self.record, sort_keys=True, separators=(",", ":"))
+
+
+def record_differences(package: CondaPackage, index: Mapping[str, Any]) -> list[str]:
+    """Compare a record with what the package says of itself in `info/index.json`.
+
+    Compared is what names the package. Channels patch the other fields of their records
+    (dependencies, licences), so a difference there is no fault. Fields that packages of older
+    builders leave out are compared where the package has them.
+
+    Args:
+        index: the JSON object, or the part of it that is compared.
+
+    Returns:
+        What differs, with both values; empty if nothing does.
+    """
+    found: list[str] = []
+    own = dict(index)
+    noarch = own.get("noarch") or ""
+    own["noarch"] = noarch if isinstance(noarch, str) else "generic"
+    for key, required, ours in (
+        ("name", True, package.name.lower()),
+        ("version", True, package.version),
+        ("build", True, package.build),
+        ("build_number", False, package.build_number),
+        ("subdir", False, package.subdir),
+        ("noarch", True, package.noarch),
+    ):
+        theirs = own.get(key)
+        if theirs is None and not required:
+            continue
+        if key == "name" and isinstance(theirs, str):
+            theirs = theirs.lower()
+        if isinstance(ours, str) and isinstance(theirs, float | int):  # of old builders
+            theirs = str(theirs)
+        if type(theirs) is not type(ours) or theirs != ours:
+            found.append(f"its {key} is {_shown(theirs)}, and {_shown(ours)} in the record")
+    return found
+
+
+def _shown(value: object) -> str:
+    return "missing" if value in (None, "") else printable(str(value))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,12 +10,14 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import (
     AsyncGenerator,
     Awaitable,
     Callable,
     Collection,
+    Iterable,
     Mapping,
     Sequence,
 )
@@ -97,9 +99,25 @@ class Download:
             raise WrongBytes(f"it has another {kind}")
 
 
+def require_sha256(packages: Iterable[Package]) -> None:
+    """Refuse packages whose record names an md5 only: files with equal ones can be made.
+
+    Raises:
+        LinkError: names all of them.
+    """
+    weak = sorted({package.file_name for package in packages if not package.sha256})
+    if weak:
+        more = f" and {len(weak) - 10} more" if len(weak) > 10 else ""
+        raise LinkError(
+            f"There is no sha256 of {', '.join(weak[:10])}{more}: an md5 cannot prove its bytes.",
+            hint="Use packages whose channel lists their sha256, or ask an administrator to allow "
+            "md5 (CONDASTORE_ALLOW_MD5).",
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
-    """How long a server may take, and how often it may fail."""
+    """How long a server may take, how often it may fail, and how much it may send."""
 
     connect: timedelta = timedelta(seconds=15)
     read: timedelta = timedelta(seconds=30)  # between two pieces of an answer
@@ -108,6 +126,7 @@ class Patience:
     #: A worker that holds a file's lock and adds nothing to it for so long is taken for stopped.
     stalled: timedelta = timedelta(seconds=20)
     largest: int = 20 * 1024**3  # bytes, of a file whose size nobody said
+    reserve: int = 0  # bytes that stay free on the disk while files arrive and are unpacked
 
 
 PATIENCE = Patience()
@@ -147,7 +166,8 @@ class Archive(Protocol):
 
 Use = Callable[[Download, Path], Awaitable[None]]
 #: Uses a file while it comes through a pipe; False where that was not the file, or not all of it.
-Stream = Callable[[Download, Path], Awaitable[bool]]
+#: The function gives the bytes that arrived so far.
+Stream = Callable[[Download, Path, Callable[[], int]], Awaitable[bool]]
 
 
 def download_all(
@@ -366,6 +386,7 @@ class _Fetcher:
     within: Guard
     tally: _Tally
     kept: Kept | None = None
+    looked: float = 0.0  # when the free space was looked at
     streams: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_CORES))
 
     async def run(
@@ -496,7 +517,10 @@ class _Fetcher:
         async with self.streams:
             path = part.with_suffix(f".{secrets.token_hex(4)}.pipe")
             os.mkfifo(path)
-            reader = asyncio.ensure_future(self.stream(download, path))
+            received = self.tally.received
+            reader = asyncio.ensure_future(
+                self.stream(download, path, lambda: received.get(download.key, 0))
+            )
             try:
                 async with contextlib.aclosing(_Pipe(path)) as pipe:
                     await pipe.open(reader)
@@ -549,6 +573,7 @@ class _Fetcher:
                             raise WrongBytes(
                                 f"more than the {download.size or self.patience.largest} bytes"
                             )
+                        self._require_room(download)
                         file.write(chunk)
                         if pipe is not None:
                             await pipe.write(chunk)
@@ -560,6 +585,19 @@ class _Fetcher:
             raise WrongBytes(f"{held} bytes instead of {download.size}")
         if hasher is not None:
             download.compare(sha256=hasher.hexdigest(), md5=hasher.hexdigest())
+
+    def _require_room(self, download: Download) -> None:
+        """Look at the disk every now and then while files arrive.
+
+        Raises:
+            DiskSpaceError: less is free than has to stay so.
+        """
+        now = time.monotonic()
+        if now - self.looked < POLL:
+            return
+        self.looked = now
+        if shutil.disk_usage(self.folder).free < self.patience.reserve:
+            raise DiskSpaceError(f"The disk is full: {download.name} could not be stored.")
 
     async def _read_http(
         self, download: Download, start: int, client: httpx.AsyncClient

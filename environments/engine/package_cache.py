@@ -3,10 +3,15 @@
     <folder>/<sha256>/<name>-<version>-<build>/   the extracted archive
     <folder>/<sha256>/contents.json               what is in it; its time is the last use
     <folder>/downloads/                           what is being fetched
+    <folder>/.extracting/                         what is being extracted
     <folder>/views/                               what rattler sees during one link
 
-An entry appears by a rename, complete. It is named by the archive's digest: two channels whose
-packages have the same name and other bytes never meet.
+An entry appears by a rename, complete and validated: its tree holds what a package may hold (see
+`extracted_tree.py`), and says of itself what the lock says. It is named by the archive's digest:
+two channels whose packages have the same name and other bytes never meet.
+
+Entries of older releases are validated at their next use. Hard links cannot be judged any more
+then, because prefixes share the files; extraction never made one that led out of the package.
 """
 
 from __future__ import annotations
@@ -14,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import functools
 import hashlib
 import json
 import os
@@ -22,29 +26,39 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from rattler import Client
 from rattler.exceptions import IoError
 from rattler.package import PathsJson
-from rattler.package_streaming import download_and_extract
 
 from environments.domain.errors import DiskSpaceError, LinkError
 from environments.domain.json_text import parse_json
 from environments.domain.linking import PackageContents, PackageFile
 from environments.domain.progress import Cancelled, Report, ignore, never
-from environments.domain.records import CondaPackage
+from environments.domain.records import CondaPackage, record_differences
+from environments.domain.unpacking import DEFAULT_LIMITS, Limits
 from environments.engine import downloads
 from environments.engine.credentials import CredentialSource, no_credentials
-from environments.engine.downloads import PATIENCE, Archive, Download, Patience
+from environments.engine.downloads import PATIENCE, Archive, Download, Patience, require_sha256
+from environments.engine.extracted_tree import TreeEntry, folder_of_links, read_tree
+from environments.engine.extraction import ExtractionError, ExtractorEndedError, Extractors
 
 CONTENTS = "contents.json"
-_CONTENTS_VERSION = 1
+_CONTENTS_VERSION = 2
+#: What the file of a validated entry begins with.
+_VALIDATED = b'{"version":%d,' % _CONTENTS_VERSION
+#: Of releases that did not validate the tree.
+_UNVALIDATED_VERSION = 1
+#: Bytes of a document in `info/`, other than the list of paths.
+_LARGEST_DOCUMENT = 1 << 20
+#: Bytes of the list of paths, beside those for each path that the archive holds.
+_PATHS_BASE, _PATHS_PER_ENTRY, _PATHS_LARGEST = 64 << 10, 4096, 64 << 20
 _NO_SPACE = tuple(f"os error {code}" for code in (errno.ENOSPC, errno.EDQUOT))
+_TOO_LARGE = f"os error {errno.EFBIG}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,11 +73,33 @@ class CachedPackage:
 class PackageCache:
     """The extracted packages below one folder; any number of processes may use it at once."""
 
-    def __init__(self, folder: Path, *, archive: Archive | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        archive: Archive | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+        allow_md5: bool = False,
+    ) -> None:
+        """
+        Args:
+            limits: what a package may unpack to.
+            allow_md5: take packages whose record has no sha256.
+        """
         self.folder = folder
         self.archive = archive
+        self.limits = limits
+        self.allow_md5 = allow_md5
         self.downloads = folder / "downloads"
         self.views = folder / "views"
+        self._extracting = folder / ".extracting"
+        self._extractors = Extractors(
+            readable=self.downloads, writable=self._extracting, limits=limits
+        )
+
+    def warm_up(self) -> None:
+        """Have processes ready for the first extractions."""
+        self._extractors.warm_up()
 
     def ensure(
         self,
@@ -79,11 +115,15 @@ class PackageCache:
 
         Raises:
             DownloadError, DiskSpaceError: they could not be had; what is whole stays.
-            LinkError: an archive cannot be read, or has no digest.
+            LinkError: an archive cannot be read, holds what no package may, says of itself other
+                than the lock, or has no digest that is allowed.
             LeaseLostError: `cancelled` said so.
         """
         found: dict[str, CachedPackage] = {}
-        by_key = {Download.of(package).key: package for package in packages}
+        if not self.allow_md5:
+            require_sha256(packages)
+        wanted = [Download.of(package) for package in packages]
+        by_key = {download.key: package for download, package in zip(wanted, packages, strict=True)}
 
         def present(download: Download) -> bool:
             package = by_key[download.key]
@@ -92,18 +132,24 @@ class PackageCache:
             return download.key in found
 
         async def extract(download: Download, archive: Path) -> None:
-            package = by_key[download.key]
-            found[download.key] = await self._extract(package, download, archive)
+            size = archive.stat().st_size
+            await extract_now(download, archive, lambda: size)
 
-        async def extract_pipe(download: Download, pipe: Path) -> bool:
+        async def extract_now(download: Download, archive: Path, packed: Callable[[], int]) -> None:
+            package = by_key[download.key]
+            found[download.key] = await self._extract(
+                package, download, archive, packed, patience.reserve
+            )
+
+        async def extract_pipe(download: Download, pipe: Path, arrived: Callable[[], int]) -> bool:
             try:
-                await extract(download, pipe)
+                await extract_now(download, pipe, arrived)
             except (LinkError, downloads.WrongBytes):
                 return False  # the file says more of what is wrong than a pipe that ended
             return True
 
         downloads.download_all(
-            [Download.of(package) for package in packages],
+            wanted,
             folder=self.downloads,
             present=present,
             use=extract,
@@ -116,7 +162,7 @@ class PackageCache:
             verify=False,  # extraction computes the digests as it reads
             archive=self.archive,
         )
-        return [found[Download.of(package).key] for package in packages]
+        return [found[download.key] for download in wanted]
 
     @contextlib.contextmanager
     def view(self, packages: Sequence[CachedPackage]) -> Iterator[Path]:
@@ -136,9 +182,17 @@ class PackageCache:
             shutil.rmtree(view, ignore_errors=True)
 
     def extracted(self, package: CondaPackage) -> Path | None:
-        """Where `package` lies, if it is here; whether all of it is there is not looked at."""
-        folder = self.folder / Download.of(package).key / _label(package)
-        return folder if folder.is_dir() else None
+        """Return where `package` lies, if it is here; not whether all of it is there."""
+        download = Download.of(package)
+        folder = self.folder / download.key / _label(package)
+        try:
+            with (folder.parent / CONTENTS).open("rb") as file:
+                if file.read(len(_VALIDATED)) == _VALIDATED:
+                    return folder if folder.is_dir() else None
+        except FileNotFoundError:
+            return None
+        found = self._find(package, download)
+        return found.folder if found else None
 
     def entries(self) -> Iterator[tuple[str, datetime]]:
         """(digest, last use) of every entry."""
@@ -156,44 +210,95 @@ class PackageCache:
         """Remove what killed workers left half done."""
         downloads.remove_leftovers(self.downloads, older_than=older_than)
         limit = time.time() - older_than.total_seconds()
-        for path in [*self.views.glob("*"), *self.folder.glob(".extracting-*")]:
+        for path in [
+            *self.views.glob("*"),
+            *self._extracting.glob("*"),
+            *self.folder.glob(".extracting-*"),  # of releases before there was a folder of them
+        ]:
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mtime < limit:
                     shutil.rmtree(path, ignore_errors=True)
 
     def _find(self, package: CondaPackage, download: Download) -> CachedPackage | None:
-        """The entry, if it is there and whole; a damaged one is thrown away."""
+        """The entry, if it is there and whole; a damaged one is thrown away.
+
+        Raises:
+            LinkError: the package says of itself other than the record does.
+        """
         entry = self.folder / download.key
         folder = entry / _label(package)
         try:
-            contents = read_contents(entry / CONTENTS)
-            damaged = not _is_whole(folder, contents)
-            os.utime(entry / CONTENTS)
+            document = json.loads((entry / CONTENTS).read_bytes())
+            if document["version"] == _UNVALIDATED_VERSION:
+                document = self._validated_again(package, folder, document)
+            contents = _contents_of(document)
         except FileNotFoundError:
-            damaged = entry.exists()
-        except (ValueError, TypeError, KeyError):
-            damaged = True
-        else:
-            if not damaged:
-                return CachedPackage(package=package, folder=folder, contents=contents)
-        if damaged:
+            if entry.exists():
+                self._discard(entry)
+            return None
+        except (ValueError, TypeError, KeyError, LinkError):
             self._discard(entry)
-        return None
+            return None
+        _refuse_differences(package, contents)
+        if not _is_whole(folder, contents):
+            self._discard(entry)
+            return None
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(entry / CONTENTS)
+        return CachedPackage(package=package, folder=folder, contents=contents)
+
+    def _validated_again(
+        self, package: CondaPackage, folder: Path, old: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Validate an entry of an older release, and write what this one notes of it.
+
+        Raises:
+            LinkError: it holds what no package may.
+        """
+        if old["label"] != folder.name:
+            raise LinkError(f"{package.file_name} was extracted under another name.")
+        listed = tuple(map(PackageFile._make, old["files"]))
+        # Those releases took empty folders out of the list in the archive.
+        folders = tuple(file for file in listed if file.kind == "folder")
+        document = _describe(
+            package,
+            folder,
+            packed=package.size or self.limits.unpacked,
+            limits=self.limits,
+            folders=folders,
+            linked_elsewhere=True,
+        )
+        new = folder.parent / f".{CONTENTS}.{secrets.token_hex(8)}"
+        _write(document, new)
+        new.replace(folder.parent / CONTENTS)
+        return document
 
     async def _extract(
-        self, package: CondaPackage, download: Download, archive: Path
+        self,
+        package: CondaPackage,
+        download: Download,
+        archive: Path,
+        packed: Callable[[], int],
+        reserve: int,
     ) -> CachedPackage:
-        """Make the entry of an archive, once its bytes are known to be those of the lock."""
-        work = self.folder / f".extracting-{secrets.token_hex(8)}"
+        """Make the entry of an archive, once its bytes are known to be those of the lock.
+
+        Args:
+            packed: gives the bytes of the archive that arrived so far.
+            reserve: bytes that stay free on the disk.
+        """
+        work = self._extracting / secrets.token_hex(8)
         folder = work / _label(package)
         # rattler tells the format by the name.
         ending = ".conda" if package.file_name.endswith(".conda") else ".tar.bz2"
-        named = archive.with_name(f"{work.name}{ending}")
+        named = archive.with_name(f".extracting-{work.name}{ending}")
         try:
-            work.mkdir()
+            work.mkdir(parents=True)
             os.link(archive, named)
-            await _extract(download, named, folder)
-            contents = await asyncio.to_thread(_complete, package, folder)
+            await self._unpack(download, named, folder, packed, reserve)
+            contents = await asyncio.to_thread(
+                _complete, package, folder, packed=packed(), limits=self.limits
+            )
             try:
                 work.rename(self.folder / download.key)
             except OSError as error:
@@ -202,51 +307,57 @@ class PackageCache:
                 # Another process, that thought this one stopped, was faster; its entry is as good.
         finally:
             named.unlink(missing_ok=True)
-            if work.exists():
-                self._discard(work)
+            shutil.rmtree(work, ignore_errors=True)
         entry = self.folder / download.key
         return CachedPackage(package=package, folder=entry / _label(package), contents=contents)
 
+    async def _unpack(
+        self,
+        download: Download,
+        archive: Path,
+        folder: Path,
+        packed: Callable[[], int],
+        reserve: int,
+    ) -> None:
+        """Extract `archive`, whose digest is found on the way.
+
+        Raises:
+            WrongBytes: it is not the archive of the lock.
+            LinkError: it is, and yet it cannot be read, or unpacks to more than it may.
+        """
+        try:
+            sha256, md5 = await self._extractors.extract(
+                archive, folder, name=download.name, packed=packed, reserve=reserve
+            )
+        except (ExtractionError, ExtractorEndedError) as error:
+            told = str(error)
+            if any(code in told for code in _NO_SPACE):
+                raise DiskSpaceError(
+                    f"The disk is full: {download.name} could not be extracted."
+                ) from error
+            if archive.is_fifo():  # what came through it is gone
+                raise downloads.WrongBytes(f"what cannot be extracted: {told}") from error
+            with archive.open("rb") as file:
+                hashed = await asyncio.to_thread(hashlib.file_digest, file, download.hasher)
+            download.compare(sha256=hashed.hexdigest(), md5=hashed.hexdigest())
+            if isinstance(error, ExtractorEndedError):
+                told = "it ends the program that reads it"
+            elif _TOO_LARGE in told:
+                told = self.limits.size_fault(packed()).rstrip(".")
+            reason = "".join(letter for letter in told if letter.isprintable())
+            raise LinkError(
+                f"The archive {download.name} cannot be extracted: {reason[:500]}.",
+                where=download.url,
+            ) from error
+        download.compare(sha256=sha256, md5=md5)
+
     def _discard(self, entry: Path) -> None:
         """Take `entry` out of sight at once, and then remove it."""
-        doomed = self.folder / f".extracting-{secrets.token_hex(8)}"
+        self._extracting.mkdir(parents=True, exist_ok=True)
+        doomed = self._extracting / secrets.token_hex(8)
         with contextlib.suppress(FileNotFoundError):
             entry.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
-
-
-async def _extract(download: Download, archive: Path, folder: Path) -> None:
-    """Extract `archive`, whose digest is found on the way.
-
-    Raises:
-        WrongBytes: it is not the archive of the lock.
-        LinkError: it is, and yet it cannot be read.
-    """
-    try:
-        # rattler's synchronous `extract` holds the interpreter's lock until it is done; this one
-        # does not, and reads a file: URL without a copy.
-        sha256, md5 = await download_and_extract(_reader(), archive.absolute().as_uri(), folder)
-    except Exception as error:  # rattler's errors have no common base
-        if any(code in str(error) for code in _NO_SPACE):
-            raise DiskSpaceError(
-                f"The disk is full: {download.name} could not be extracted."
-            ) from error
-        if archive.is_fifo():  # what came through it is gone
-            raise downloads.WrongBytes(f"what cannot be extracted: {error}") from error
-        with archive.open("rb") as file:
-            hashed = await asyncio.to_thread(hashlib.file_digest, file, download.hasher)
-        download.compare(sha256=hashed.hexdigest(), md5=hashed.hexdigest())
-        reason = "".join(letter for letter in str(error) if letter.isprintable())
-        raise LinkError(
-            f"The archive {download.name} cannot be extracted: {reason}.", where=download.url
-        ) from error
-    download.compare(sha256=sha256.hex(), md5=md5.hex())
-
-
-@functools.cache
-def _reader() -> Client:
-    """What reads local files for rattler. (Each new one costs 50 ms: it loads certificates.)"""
-    return Client()
 
 
 def _label(package: CondaPackage) -> str:
@@ -271,16 +382,53 @@ def _is_whole(folder: Path, contents: PackageContents) -> bool:
     return (folder / "info" / "index.json").exists()
 
 
-def _complete(package: CondaPackage, folder: Path) -> PackageContents:
-    """Note what the extracted archive in `folder` holds, and write it beside it."""
+def _complete(
+    package: CondaPackage, folder: Path, *, packed: int, limits: Limits
+) -> PackageContents:
+    """Validate the extracted archive in `folder`, and note beside it what it holds.
+
+    Raises:
+        LinkError: it holds what no package may, or says of itself other than the record.
+    """
+    document = _describe(package, folder, packed=packed, limits=limits)
+    _write(document, folder.parent / CONTENTS)
+    contents = _contents_of(document)
+    _refuse_differences(package, contents)
+    return contents
+
+
+def _write(document: Mapping[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(document, separators=(",", ":")))
+
+
+def _describe(
+    package: CondaPackage,
+    folder: Path,
+    *,
+    packed: int,
+    limits: Limits,
+    folders: tuple[PackageFile, ...] = (),
+    linked_elsewhere: bool = False,
+) -> dict[str, Any]:
+    """Validate the tree in `folder`, and describe it for `contents.json`."""
     try:
-        contents = _look(package, folder)
-    except (KeyError, ValueError, TypeError, AttributeError, IoError) as error:
+        tree = read_tree(
+            folder,
+            name=package.file_name,
+            packed=packed,
+            limits=limits,
+            linked_elsewhere=linked_elsewhere,
+        )
+        contents = _look(package, folder, tree, folders)
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError, IoError) as error:
         raise LinkError(
             f"{package.file_name} does not say properly what it holds: {error!r}.",
             where=package.url,
         ) from error
-    document = {
+    except LinkError as error:
+        error.where = error.where or package.url
+        raise
+    return {
         "version": _CONTENTS_VERSION,
         "name": contents.name,
         "label": contents.label,
@@ -288,13 +436,16 @@ def _complete(package: CondaPackage, folder: Path) -> PackageContents:
         "entry_points": contents.entry_points,
         "link_scripts": contents.link_scripts,
         "files": contents.files,
+        "index": contents.index,
     }
-    (folder.parent / CONTENTS).write_text(json.dumps(document, separators=(",", ":")))
-    return contents
 
 
 def read_contents(path: Path) -> PackageContents:
-    document = json.loads(path.read_bytes())
+    """Read `contents.json` of a validated entry; ValueError for one of another release."""
+    return _contents_of(json.loads(path.read_bytes()))
+
+
+def _contents_of(document: Mapping[str, Any]) -> PackageContents:
     if document["version"] != _CONTENTS_VERSION:
         raise ValueError("written by another version of condastore")
     return PackageContents(
@@ -304,15 +455,35 @@ def read_contents(path: Path) -> PackageContents:
         entry_points=tuple(document["entry_points"]),
         link_scripts=tuple(document["link_scripts"]),
         files=tuple(map(PackageFile._make, document["files"])),
+        index=document["index"],
     )
 
 
-def _look(package: CondaPackage, folder: Path) -> PackageContents:
+def _refuse_differences(package: CondaPackage, contents: PackageContents) -> None:
+    """Raise LinkError where the package says of itself other than its record does."""
+    differences = record_differences(package, contents.index)
+    if differences:
+        raise LinkError(
+            f"{package.file_name} is not the package that its record describes: "
+            f"{'; '.join(differences)}.",
+            where=package.url,
+            hint="Do not use it; tell the owner of the channel.",
+        )
+
+
+def _look(
+    package: CondaPackage,
+    folder: Path,
+    tree: Mapping[str, TreeEntry],
+    folders: tuple[PackageFile, ...],
+) -> PackageContents:
     """What is in an extracted archive, as it says itself, compared with what is really there."""
-    paths = _paths_document(package, folder)
-    link = _json(folder / "info" / "link.json").get("noarch", {})
+    paths = _paths_document(package, folder, tree)
+    link = _json(package, folder, "info/link.json", tree).get("noarch", {})
+    index = _json(package, folder, "info/index.json", tree)
     noarch = link.get("type") if isinstance(link, dict) else link
-    files = tuple(_file(package, f"{folder}/", entry) for entry in paths["paths"])
+    root = f"{folder}/"
+    files = tuple(_file(package, root, entry, tree) for entry in paths["paths"])
     scripts = tuple(
         file.path
         for file in files
@@ -323,6 +494,12 @@ def _look(package: CondaPackage, folder: Path) -> PackageContents:
         # rattler 0.28 fails on such an entry; whoever links makes these folders.
         paths["paths"] = [each for each in paths["paths"] if each.get("path_type") != "directory"]
         (folder / "info" / "paths.json").write_text(json.dumps(paths))
+    listed = {file.path for file in files}
+    files += tuple(
+        file
+        for file in folders
+        if file.path not in listed and tree.get(file.path, _NOTHING).kind == "folder"
+    )
     return PackageContents(
         name=package.name,
         label=_label(package),
@@ -330,53 +507,62 @@ def _look(package: CondaPackage, folder: Path) -> PackageContents:
         files=files,
         entry_points=tuple(link.get("entry_points") or ()) if isinstance(link, dict) else (),
         link_scripts=scripts,
+        index={key: index[key] for key in _OF_INDEX if key in index},
     )
 
 
+#: Of `info/index.json`: what is compared with the record, or judged beside it.
+_OF_INDEX = (
+    *("name", "version", "build", "build_number", "subdir", "noarch"),
+    *("license", "depends", "constrains"),
+)
+_NOTHING = TreeEntry("file", 0, "")
 _LINK_MOMENTS = ("pre-link", "post-link", "pre-unlink")
 _ENDS = (".sh", ".bat")
 
 
-def _file(package: CondaPackage, root: str, entry: dict[str, Any]) -> PackageFile:
+def _file(
+    package: CondaPackage, root: str, entry: dict[str, Any], tree: Mapping[str, TreeEntry]
+) -> PackageFile:
     """One entry of `info/paths.json`. (No Path objects: they would cost more than the disk.)"""
     path = str(entry["_path"])
-    if path.startswith("/") or ".." in path.split("/"):
-        raise LinkError(f"{package.file_name}: the path {path!r} leads out of the environment.")
-    location = root + path
-    try:
-        status = os.lstat(location)
-    except OSError as error:
-        raise LinkError(f"{package.file_name} lists {path}, which its archive lacks.") from error
-    mode = status.st_mode
-    if stat.S_ISREG(mode) and entry.get("path_type") != "softlink":
+    found = tree.get(path)
+    if found is None:
+        if path.startswith("/") or ".." in path.split("/"):
+            raise LinkError(f"{package.file_name}: the path {path!r} leads out of the environment.")
+        if link := folder_of_links(path, tree):
+            raise LinkError(
+                f"{package.file_name} lists {path}, which is no path of it: {link} is no folder."
+            )
+        raise LinkError(f"{package.file_name} lists {path}, which its archive lacks.")
+    if found.kind == "file" and entry.get("path_type") != "softlink":
         placeholder = str(entry.get("prefix_placeholder") or "")
         return PackageFile(
             path,
             "file",
-            status.st_size,
-            str(entry.get("sha256") or _sha256(location)),
+            found.size,
+            str(entry.get("sha256") or _sha256(root + path)),
             "",
             len(placeholder.encode()),
             binary=entry.get("file_mode") == "binary",
         )
-    if stat.S_ISDIR(mode):
-        return PackageFile(path, "folder", 0, "", "", 0, binary=False)
-    if stat.S_ISLNK(mode):
-        target = os.readlink(location)  # noqa: PTH115
-        return PackageFile(path, "link", 0, "", target, 0, binary=False)
-    if stat.S_ISREG(mode):
+    if found.kind == "file":
         raise LinkError(f"{package.file_name} lists {path} as a link, which it is not.")
-    raise LinkError(f"{package.file_name}: {path} is neither a file nor a link nor a folder.")
+    return PackageFile(path, found.kind, 0, "", found.target, 0, binary=False)
 
 
-def _paths_document(package: CondaPackage, folder: Path) -> dict[str, Any]:
+def _paths_document(
+    package: CondaPackage, folder: Path, tree: Mapping[str, TreeEntry]
+) -> dict[str, Any]:
     """`info/paths.json`, or what stood in its place before there was one."""
-    path = folder / "info" / "paths.json"
-    if path.exists():
-        document = _json(path)
+    largest = min(_PATHS_BASE + _PATHS_PER_ENTRY * len(tree), _PATHS_LARGEST)
+    if "info/paths.json" in tree:
+        document = _json(package, folder, "info/paths.json", tree, largest=largest)
         if isinstance(document.get("paths"), list):
             return document
         raise LinkError(f"{package.file_name}: info/paths.json has no list of paths.")
+    for name in ("files", "has_prefix", "no_link", "no_softlink"):
+        _size_of(package, f"info/{name}", tree, largest=largest)
     old = PathsJson.from_deprecated_package_directory(folder)
     entries: list[dict[str, Any]] = []
     for each in old.paths:
@@ -389,12 +575,36 @@ def _paths_document(package: CondaPackage, folder: Path) -> dict[str, Any]:
     return {"paths": entries, "paths_version": 1}
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        document = parse_json(path.read_bytes())
-    except FileNotFoundError:
+def _json(
+    package: CondaPackage,
+    folder: Path,
+    path: str,
+    tree: Mapping[str, TreeEntry],
+    *,
+    largest: int = _LARGEST_DOCUMENT,
+) -> dict[str, Any]:
+    """The JSON object in a file of the package; empty where it has no such file.
+
+    Raises:
+        LinkError: it is no file, or longer than `largest` bytes.
+    """
+    if _size_of(package, path, tree, largest=largest) is None:
         return {}
+    document = parse_json((folder / path).read_bytes())
     return document if isinstance(document, dict) else {}
+
+
+def _size_of(
+    package: CondaPackage, path: str, tree: Mapping[str, TreeEntry], *, largest: int
+) -> int | None:
+    entry = tree.get(path)
+    if entry is None:
+        return None
+    if entry.kind != "file":
+        raise LinkError(f"{package.file_name}: {path} is a {entry.kind}, and must be a file.")
+    if entry.size > largest:
+        raise LinkError(f"{package.file_name}: {path} is larger than {largest:,} bytes.")
+    return entry.size
 
 
 def _sha256(path: str) -> str:

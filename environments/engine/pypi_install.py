@@ -18,35 +18,46 @@ import shutil
 import stat
 import time
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from email.message import Message
+from email.parser import HeaderParser
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from installer import install
 from installer.destinations import SchemeDictionaryDestination
 from installer.exceptions import InstallerError
 from installer.records import Hash, RecordEntry
 from installer.sources import WheelFile, WheelSource
-from installer.utils import Scheme
+from installer.utils import Scheme, canonicalize_name
 
-from environments.domain.errors import LinkError
+from environments.domain.errors import DiskSpaceError, LinkError
 from environments.domain.linking import PythonInfo
+from environments.domain.names import printable
 from environments.domain.progress import Cancelled, Progress, Report, ignore, never, obey
 from environments.domain.records import PypiPackage
+from environments.domain.unpacking import DEFAULT_LIMITS, Limits
 from environments.engine import downloads
 from environments.engine.bytecode import PythonSources
 from environments.engine.credentials import CredentialSource, no_credentials
 from environments.engine.downloads import PATIENCE, Archive, Download, Patience
+from environments.engine.zip_files import member_faults, open_zip
 
 if TYPE_CHECKING:
     from installer.scripts import ScriptSection
 
 CONTENTS = "contents.json"
-_CONTENTS_VERSION = 1
+_CONTENTS_VERSION = 2
+#: Of releases that did not compare a wheel with its METADATA.
+_UNCOMPARED_VERSION = 1
 INSTALLER = b"condastore\n"
-LARGEST_WHEEL = 50 * 1024**3  # bytes, unpacked
+#: Bytes of a document in .dist-info; of RECORD, which lists every file.
+_LARGEST_DOCUMENT, _LARGEST_RECORD = 4 << 20, 64 << 20
+#: Bytes that are unpacked between two looks at the disk.
+_LOOK_EVERY = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +77,7 @@ class CachedWheel:
     distribution: str
     version: str
     entries: tuple[WheelEntry, ...]
+    license: str = ""  # as its METADATA says
 
     @property
     def label(self) -> str:
@@ -85,9 +97,17 @@ class WheelReport:
 class WheelCache:
     """The unpacked wheels below one folder; any number of processes may use it at once."""
 
-    def __init__(self, folder: Path, *, archive: Archive | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        archive: Archive | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
+        """`limits`: what a wheel may unpack to."""
         self.folder = folder
         self.archive = archive
+        self.limits = limits
         self.downloads = folder / "downloads"
 
     def ensure(
@@ -104,7 +124,8 @@ class WheelCache:
 
         Raises:
             DownloadError, DiskSpaceError: they could not be had.
-            LinkError: a wheel is damaged or holds what no wheel may.
+            LinkError: a wheel is damaged, holds what no wheel may, or is another than the lock
+                says.
             LeaseLostError: `cancelled` said so.
         """
         found: dict[str, CachedWheel] = {}
@@ -117,7 +138,7 @@ class WheelCache:
 
         async def unpack(download: Download, archive: Path) -> None:
             wheel = by_key[download.key]
-            await asyncio.to_thread(self._unpack, wheel, archive)
+            await asyncio.to_thread(self._unpack, wheel, archive, patience.reserve)
             if not present(download):
                 raise LinkError(f"{wheel.file_name} was damaged while it was unpacked.")
 
@@ -154,11 +175,14 @@ class WheelCache:
         folder = self.folder / Download.of(wheel).key
         try:
             document = json.loads((folder / CONTENTS).read_bytes())
+            if document["format"] == _UNCOMPARED_VERSION:
+                document = _compared_again(folder, document)
             cached = CachedWheel(
                 package=wheel,
                 folder=folder / "wheel",
                 distribution=document["distribution"],
                 version=document["version"],
+                license=document["license"],
                 entries=tuple(
                     WheelEntry(path=path, sha256=sha256, size=size, executable=executable)
                     for path, sha256, size, executable in document["entries"]
@@ -173,18 +197,19 @@ class WheelCache:
             whole = not folder.exists()
             if whole:
                 return None
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, StopIteration):
             whole = False
         if not whole:
             self._discard(folder)
             return None
+        _refuse_other(wheel, document["metadata"])
         return cached
 
-    def _unpack(self, wheel: PypiPackage, archive: Path) -> None:
+    def _unpack(self, wheel: PypiPackage, archive: Path, reserve: int) -> None:
         work = self.folder / f".unpacking-{secrets.token_hex(8)}"
         try:
             (work / "wheel").mkdir(parents=True)
-            document = _unpack(wheel, archive, work / "wheel")
+            document = _unpack(wheel, archive, work / "wheel", limits=self.limits, reserve=reserve)
             (work / CONTENTS).write_text(json.dumps(document, separators=(",", ":")))
             try:
                 work.rename(self.folder / Download.of(wheel).key)
@@ -258,7 +283,9 @@ def install_wheels(
     )
 
 
-def _unpack(wheel: PypiPackage, archive: Path, folder: Path) -> Mapping[str, object]:
+def _unpack(
+    wheel: PypiPackage, archive: Path, folder: Path, *, limits: Limits, reserve: int
+) -> Mapping[str, object]:
     """Unpack a verified wheel into `folder`, each file checked by the wheel's RECORD."""
     name = wheel.file_name
     # installer reads name and version out of the file's name.
@@ -268,11 +295,13 @@ def _unpack(wheel: PypiPackage, archive: Path, folder: Path) -> Mapping[str, obj
     os.link(archive, named)
     entries: list[tuple[str, str, int, bool]] = []
     try:
-        with zipfile.ZipFile(named) as members:
-            _refuse_traps(name, members)
+        with open_zip(named) as members:
+            _refuse_members(name, members, packed=named.stat().st_size, limits=limits)
             source = WheelFile(members)
+            metadata = _metadata_of(source.read_dist_info("METADATA"))
+            _refuse_other(wheel, metadata)
             source.validate_record(validate_contents=False)
-            total = 0
+            total = looked = 0
             records: dict[str, RecordEntry] = {}
             for record, stream, executable in source.get_contents():
                 entry = RecordEntry.from_elements(*record)
@@ -288,21 +317,26 @@ def _unpack(wheel: PypiPackage, archive: Path, folder: Path) -> Mapping[str, obj
                         raise LinkError(f"{name}: {path} is not what its RECORD says.")
                 elif not path.endswith((".dist-info/RECORD", ".jws", ".p7s")):
                     raise LinkError(f"{name}: {path} has no sha256 in its RECORD.")
-                if total > LARGEST_WHEEL:
-                    raise LinkError(f"{name} holds more than {LARGEST_WHEEL} bytes.")
+                if total - looked > _LOOK_EVERY:
+                    looked = total
+                    if shutil.disk_usage(folder).free < reserve:
+                        raise DiskSpaceError(f"The disk is full: {name} could not be unpacked.")
                 entries.append((path, digest, size, executable))
             return {
                 "format": _CONTENTS_VERSION,
                 "distribution": source.distribution,
                 "version": source.version,
                 "entries": entries,
+                **_noted(metadata),
             }
     except (
         InstallerError,
         ValueError,
         KeyError,
+        RuntimeError,
         zipfile.BadZipFile,
         zipfile.LargeZipFile,
+        zlib.error,
     ) as error:
         raise LinkError(
             f"{name} is no wheel that can be installed: {error}.", where=wheel.url
@@ -311,14 +345,83 @@ def _unpack(wheel: PypiPackage, archive: Path, folder: Path) -> Mapping[str, obj
         shutil.rmtree(alone, ignore_errors=True)
 
 
-def _refuse_traps(name: str, members: zipfile.ZipFile) -> None:
-    """Refuse what would be written elsewhere than below the wheel's folder."""
+def _refuse_members(name: str, members: zipfile.ZipFile, *, packed: int, limits: Limits) -> None:
+    """Refuse what no wheel may hold, and documents that would not fit into memory."""
+    for path, fault in member_faults(members, packed=packed, limits=limits):
+        raise LinkError(f"{name}: {printable(path)}: {fault}" if path else f"{name}: {fault}")
     for member in members.infolist():
-        path = member.filename
-        if stat.S_ISLNK(member.external_attr >> 16):
-            raise LinkError(f"{name}: {path} is a link, which no wheel may hold.")
-        if path.startswith("/") or ".." in path.split("/") or "\\" in path or "\0" in path:
-            raise LinkError(f"{name}: the path {path!r} leads out of the environment.")
+        folder, _, document = member.filename.partition("/")
+        if folder.endswith(".dist-info"):
+            largest = _LARGEST_RECORD if document == "RECORD" else _LARGEST_DOCUMENT
+            if document in _DOCUMENTS and member.file_size > largest:
+                raise LinkError(f"{name}: {member.filename} is larger than {largest:,} bytes.")
+
+
+#: Those that are read into memory, here or by the library `installer`.
+_DOCUMENTS = ("RECORD", "METADATA", "WHEEL", "entry_points.txt")
+
+
+def _metadata_of(text: str) -> Message:
+    return HeaderParser().parsestr(text)
+
+
+def _noted(metadata: Message) -> dict[str, object]:
+    """What is kept of a wheel's METADATA."""
+    license_ = metadata.get("License-Expression") or metadata.get("License") or ""
+    license_ = str(license_).strip()
+    if "\n" in license_ or len(license_) > _LONGEST_LICENSE:  # the text of it, not its name
+        license_ = ""
+    return {
+        "metadata": {"Name": str(metadata.get("Name")), "Version": str(metadata.get("Version"))},
+        "license": license_,
+    }
+
+
+_LONGEST_LICENSE = 200  # characters
+
+
+def _refuse_other(wheel: PypiPackage, metadata: Mapping[str, str] | Message) -> None:
+    """Raise LinkError where the wheel is another project or version than the lock says."""
+    own_name, own_version = str(metadata["Name"]), str(metadata["Version"])
+    same_name = canonicalize_name(own_name) == canonicalize_name(wheel.name)
+    if not same_name or not _is_same_version(own_version, wheel.version):
+        raise LinkError(
+            f"{wheel.file_name} calls itself {printable(f'{own_name} {own_version}')}, and is "
+            f"{wheel.name} {wheel.version} in the lock.",
+            where=wheel.url,
+            hint="Do not use it: the lock, or the index, names another package than this.",
+        )
+
+
+def _is_same_version(one: str, other: str) -> bool:
+    """Compare by PEP 440: 2026.01 is 2026.1."""
+    if one == other:
+        return True
+    try:
+        from packaging.version import InvalidVersion, Version
+    except ImportError:  # an agent, whose server compared them
+        return True
+    try:
+        return Version(one) == Version(other)
+    except InvalidVersion:
+        return False
+
+
+def _compared_again(folder: Path, old: dict[str, Any]) -> dict[str, Any]:
+    """Note what an entry of an older release lacks, for it to be compared."""
+    path = next(entry[0] for entry in old["entries"] if entry[0].endswith(".dist-info/METADATA"))
+    file = folder / "wheel" / path
+    if file.stat().st_size > _LARGEST_DOCUMENT:
+        raise ValueError("absurdly long METADATA")
+    document = {
+        **old,
+        "format": _CONTENTS_VERSION,
+        **_noted(_metadata_of(file.read_text(errors="replace"))),
+    }
+    new = folder / f".{CONTENTS}.{secrets.token_hex(8)}"
+    new.write_text(json.dumps(document, separators=(",", ":")))
+    new.replace(folder / CONTENTS)
+    return document
 
 
 def _store(stream: BinaryIO, place: Path, *, executable: bool) -> tuple[str, int]:

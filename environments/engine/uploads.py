@@ -13,7 +13,7 @@ import re
 import struct
 import tarfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -25,7 +25,9 @@ from environments.domain.errors import FaultError, PackageInvalidError, StoreErr
 from environments.domain.json_text import parse_json
 from environments.domain.names import SUBDIRS, printable
 from environments.domain.records import CondaPackage
+from environments.domain.unpacking import Limits, LinkEnd, link_end, path_fault
 from environments.engine.records import to_rattler
+from environments.engine.zip_files import BoundedFile, DirectoryTooLongError
 
 ENDINGS = (".conda", ".tar.bz2")
 INDEX, PATHS, FILES = "info/index.json", "info/paths.json", "info/files"
@@ -42,10 +44,6 @@ _MOST_FAULTS = 20
 _HEADER = 2 << 20  # bytes that the headers of one entry may take
 _WINDOW = 1 << 28  # of zstd; level 22 needs half of that
 _CHUNK = 1 << 18
-_MOST_LINKS = 40  # on one way, as Linux has it
-_LONGEST_PATH, _LONGEST_PART = 1024, 255  # bytes
-#: Below this, no ratio is too good: a small package may hold a large file of zeros.
-_SMALL = 64 << 20
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+!-]*(?:\.conda|\.tar\.bz2)")
 _NAME = re.compile(r"[a-z0-9_][a-z0-9_.-]*")
@@ -65,17 +63,11 @@ _UNREADABLE = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    unpacked: int = 32 << 30  # bytes
-    ratio: int = 250  # unpacked to packed
-    entries: int = 500_000
-
-
 @dataclass(slots=True, kw_only=True)
 class _Found:
     """What a package holds, and what is wrong with it."""
 
+    limits: Limits
     files: set[str] = field(default_factory=set)
     links: dict[str, str] = field(default_factory=dict)
     folders: set[str] = field(default_factory=set)
@@ -109,13 +101,13 @@ def read_package(path: Path, file_name: str, *, limits: Limits) -> dict[str, Any
         PackageInvalidError: all that is wrong with it.
     """
     check_file_name(file_name)
-    found = _Found()
+    found = _Found(limits=limits)
     read = _conda_parts if file_name.endswith(".conda") else _tar_parts
     left = _Left(path.stat().st_size, limits)
     try:
         for part in read(path, file_name):
             _read_tar(_Forward(part, left), found, left)
-    except _Stop as stop:
+    except (_Stop, DirectoryTooLongError) as stop:
         found.fault(str(stop))
     except _UNREADABLE as error:
         reason = printable(str(error) or type(error).__name__, limit=160).strip("'\"")
@@ -125,29 +117,6 @@ def read_package(path: Path, file_name: str, *, limits: Limits) -> dict[str, Any
     raise PackageInvalidError(found.faults)
 
 
-def check_paths(entries: Sequence[tuple[str, int]], *, packed: int, limits: Limits) -> None:
-    """Refuse what an archive's directory of (path, bytes) must not say.
-
-    Raises:
-        PackageInvalidError: all of it.
-    """
-    found = _Found()
-    left = _Left(packed, limits)
-    try:
-        for path, size in entries:
-            left.enter()
-            left.take(size)
-            if problem := _problem(path):
-                found.fault(f"The path {problem}.", where=path)
-            elif path in found.files:
-                found.fault("The path is there twice.", where=path)
-            found.files.add(path)
-    except _Stop as stop:
-        found.fault(str(stop))
-    if found.faults:
-        raise PackageInvalidError(found.faults)
-
-
 # --- the archive --------------------------------------------------------------------------------
 
 
@@ -155,25 +124,20 @@ class _Left:
     """How much an archive may still unpack to."""
 
     def __init__(self, packed: int, limits: Limits) -> None:
-        self._bytes = min(limits.unpacked, max(_SMALL, packed * limits.ratio))
-        self._by_ratio = self._bytes < limits.unpacked
+        self._bytes = limits.bytes_for(packed)
+        self._packed = packed
         self._limits = limits
         self._entries = limits.entries
 
     def take(self, size: int) -> None:
         self._bytes -= size
         if self._bytes < 0:
-            limits = self._limits
-            raise _Stop(
-                f"It unpacks to more than {limits.ratio} times its size."
-                if self._by_ratio
-                else f"It unpacks to more than {limits.unpacked:,} bytes."
-            )
+            raise _Stop(self._limits.size_fault(self._packed))
 
     def enter(self) -> None:
         self._entries -= 1
         if self._entries < 0:
-            raise _Stop(f"It holds more than {self._limits.entries:,} entries.")
+            raise _Stop(self._limits.entries_fault())
 
 
 class _Forward:
@@ -223,23 +187,6 @@ class _Forward:
                 raise tarfile.ReadError("something follows its end")
 
 
-class _Bounded:
-    """A file for zipfile, which reads as much at once as a directory claims to be long."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.seek, self.tell, self.close = file.seek, file.tell, file.close
-
-    def seekable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._file.read(_HEADER if size < 0 else min(size, _HEADER))
-        if size > _HEADER:
-            raise _Stop("The directory of the archive is absurdly long.")
-        return data
-
-
 def _tar_parts(path: Path, file_name: str) -> Iterator[IO[bytes]]:
     with bz2.open(path, "rb") as file:
         yield file
@@ -248,7 +195,7 @@ def _tar_parts(path: Path, file_name: str) -> Iterator[IO[bytes]]:
 def _conda_parts(path: Path, file_name: str) -> Iterator[IO[bytes]]:
     stem = file_name.removesuffix(".conda")
     wanted = (f"info-{stem}.tar.zst", f"pkg-{stem}.tar.zst")
-    with path.open("rb") as file, zipfile.ZipFile(_Bounded(file)) as archive:
+    with path.open("rb") as file, zipfile.ZipFile(BoundedFile(file, _HEADER)) as archive:
         members = {info.filename: info for info in archive.infolist()}
         if len(members) != len(archive.infolist()) or set(members) - {"metadata.json", *wanted}:
             raise _Stop("A .conda file holds metadata.json, one info- and one pkg- part only.")
@@ -287,7 +234,7 @@ def _next(archive: tarfile.TarFile, source: _Forward) -> tarfile.TarInfo | None:
 
 def _look(archive: tarfile.TarFile, entry: tarfile.TarInfo, found: _Found) -> None:
     name = posixpath.normpath(entry.name) if entry.name else ""
-    if problem := _problem(entry.name):
+    if problem := path_fault(entry.name, longest=found.limits.path_bytes):
         found.fault(f"The path {problem}.", where=entry.name)
         return
     if entry.isdir():
@@ -314,24 +261,6 @@ def _look(archive: tarfile.TarFile, entry: tarfile.TarInfo, found: _Found) -> No
         found.documents[name] = content.read() if content else b""
 
 
-def _problem(path: str) -> str:
-    """What is wrong with a path of an archive; "" where nothing is."""
-    parts = path.rstrip("/").split("/")
-    try:
-        raw = path.encode()
-    except UnicodeEncodeError:
-        return "is no text"
-    if not path or path.startswith("/") or "\\" in path or re.match(r"[A-Za-z]:", path):
-        return "is empty, or leads out of the package"
-    if ".." in parts:
-        return "leads out of the package"
-    if any(ord(letter) < 32 or ord(letter) == 127 for letter in path):
-        return "holds a character that cannot be printed"
-    if len(raw) > _LONGEST_PATH or any(len(part.encode()) > _LONGEST_PART for part in parts):
-        return "is too long"
-    return ""
-
-
 # --- what it says of itself ---------------------------------------------------------------------
 
 
@@ -341,7 +270,7 @@ def _judged(found: _Found, file_name: str) -> dict[str, Any]:
             if parent in found.files:
                 found.fault(f"It lies below {printable(parent)}, which is no folder.", where=path)
     for link in found.links:
-        if _leads_out(link, found.links):
+        if link_end(link, found.links) is not LinkEnd.INSIDE:
             found.fault("The link leads out of the package.", where=link)
     _judge_paths(found)
     index = _document(found, INDEX)
@@ -362,34 +291,6 @@ def _judged(found: _Found, file_name: str) -> dict[str, Any]:
     if found.faults:
         raise PackageInvalidError(found.faults)
     return record
-
-
-def _leads_out(link: str, links: Mapping[str, str]) -> bool:
-    """Whether it ends outside, through other links too, or nowhere."""
-    here = posixpath.dirname(link).split("/")
-    ahead, followed = [links[link]], 0
-    if not links[link]:
-        return True
-    while ahead:
-        target = ahead.pop()
-        if target.startswith("/"):
-            return True
-        part, _, rest = target.partition("/")
-        if rest := rest.lstrip("/"):
-            ahead.append(rest)
-        if part == "..":
-            if not any(here):
-                return True
-            here.pop()
-        elif part not in ("", "."):
-            here.append(part)
-            if (other := links.get("/".join(filter(None, here)))) is not None:
-                followed += 1
-                if followed > _MOST_LINKS or not other:
-                    return True
-                here.pop()
-                ahead.append(other)
-    return False
 
 
 def _parents(path: str) -> Iterator[str]:
@@ -423,7 +324,7 @@ def _judge_paths(found: _Found) -> None:
         return
     for entry in entries:
         path = entry.get("_path") if isinstance(entry, dict) else None
-        if not isinstance(path, str) or _problem(path):
+        if not isinstance(path, str) or path_fault(path, longest=found.limits.path_bytes):
             found.fault("It lists a path that leads out of the package, or is none.", where=PATHS)
         elif path not in found.files and entry.get("path_type") != "directory":
             found.fault(f"It lists {printable(path)}, which the package lacks.", where=PATHS)

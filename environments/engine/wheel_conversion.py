@@ -8,14 +8,17 @@ import shutil
 import struct
 import zipfile
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
 from environments.domain.errors import FaultError, PackageInvalidError, UnavailableError
 from environments.domain.names import printable
-from environments.engine.uploads import Limits, check_paths
+from environments.domain.unpacking import Limits
+from environments.engine.zip_files import member_faults, open_zip
 
+_MOST_FAULTS = 20
 _HINT = "Build a conda package of it, and upload that."
 
 
@@ -88,11 +91,16 @@ def _check_name(file_name: str) -> None:
 
 
 def _check_archive(path: Path, file_name: str, limits: Limits) -> None:
-    """What it would unpack to; the reader gives no more of a file than the directory says."""
+    """Refuse members that no wheel may have, and what is damaged."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            entries = [(entry.filename, entry.file_size) for entry in archive.infolist()]
-            check_paths(entries, packed=path.stat().st_size, limits=limits)
+        with open_zip(path) as archive:
+            members = member_faults(archive, packed=path.stat().st_size, limits=limits)
+            faults = [
+                FaultError(fault, where=printable(member).strip("'\"") if member else "")
+                for member, fault in islice(members, _MOST_FAULTS)
+            ]
+            if faults:
+                raise PackageInvalidError(faults)
             damaged = archive.testzip()
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, struct.error) as error:
         raise _refused(f"{file_name} is no archive that can be read.") from error

@@ -28,7 +28,6 @@ from environments.domain.errors import (
 from environments.domain.names import SUBDIRS, parse_name, printable
 from environments.domain.records import CondaPackage
 from environments.engine import uploads, wheel_conversion
-from environments.engine.uploads import Limits
 from environments.models import AuditEvent, Blob, HostedChannel, HostedPackage, Namespace, audited
 from environments.operations import quotas
 from environments.operations.served_channels import RENDERER, Document, document
@@ -198,13 +197,13 @@ def upload(
         known = channel.packages.filter(made_from=sha256).select_related("channel__namespace")
         if (same := known.first()) is not None:
             return Uploaded(package=same, created=False)
-        made = wheel_conversion.convert(path, file_name, limits=limits())
+        made = wheel_conversion.convert(path, file_name, limits=settings.UNPACKING)
         path.unlink()
         path, file_name, warnings, made_from = made.path, made.file_name, made.warnings, sha256
     try:
         if made_from:
             sha256, md5 = _digest(path, "sha256"), _digest(path, "md5")
-        record = uploads.read_package(path, file_name, limits=limits())
+        record = uploads.read_package(path, file_name, limits=settings.UNPACKING)
         if subdir and subdir != record["subdir"]:
             raise InvalidInputError(
                 f"{file_name} is for {record['subdir']}, and was sent to {subdir}.",
@@ -322,10 +321,6 @@ def _mark(
     told = {"package": str(package)} | ({"reason": reason} if reason else {})
     AuditEvent.record(actor, action, channel.namespace, told)
     return package
-
-
-def limits() -> Limits:
-    return Limits(unpacked=settings.MAX_UNPACKED_BYTES)
 
 
 def _digest(path: Path, kind: str) -> str:

@@ -244,7 +244,7 @@ def test_a_link_out_of_the_prefix_is_refused(
             "leaky", "1.0", noarch="generic", files=[PackageFile.link("share/x", "../../../x")]
         ),
     )
-    with pytest.raises(LinkError, match="leads out of the environment"):
+    with pytest.raises(LinkError, match="leads out of the package"):
         link([found["leaky"]], target, cache)
 
 

@@ -29,6 +29,10 @@ def cache(tmp_path: Path) -> PackageCache:
     return PackageCache(tmp_path / "cache" / "packages")
 
 
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 def test_a_package_is_extracted_and_nothing_else_stays(
     cache: PackageCache, channel_server: ChannelServer, small_channel: Path
 ) -> None:
@@ -36,8 +40,8 @@ def test_a_package_is_extracted_and_nothing_else_stays(
     [cached] = cache.ensure([package])
     assert (cached.folder / "bin" / "apptool").is_file()
     assert cached.contents.label == "apptool-2.0-" + package.build
-    assert sorted(path.name for path in cache.folder.iterdir()) == [package.sha256, "downloads"]
-    assert not list(cache.downloads.iterdir())
+    assert names_in(cache.folder) == [".extracting", package.sha256, "downloads"]
+    assert names_in(cache.downloads) == names_in(cache.folder / ".extracting") == []
 
 
 def test_a_package_that_is_there_is_not_fetched_again(
@@ -165,7 +169,7 @@ def test_wrong_bytes_never_enter(
     with pytest.raises(DownloadError, match="is not what the lock says"):
         cache.ensure([package])
     assert not (cache.folder / package.sha256).exists()
-    assert not list(cache.folder.glob(".extracting-*"))
+    assert names_in(cache.folder / ".extracting") == []
 
 
 def test_another_archive_in_its_place_never_enters(cache: PackageCache, own_channel: Path) -> None:
@@ -248,13 +252,14 @@ def test_a_removed_entry_goes_to_the_trash(
 
 
 def test_left_overs_of_killed_workers_go(cache: PackageCache) -> None:
-    for name in (".extracting-old", "views/old", "views/new"):
+    for name in (".extracting/old", ".extracting-older", "views/old", "views/new"):
         (cache.folder / name).mkdir(parents=True)
-    for name in (".extracting-old", "views/old"):
+    for name in (".extracting/old", ".extracting-older", "views/old"):
         os.utime(cache.folder / name, (1, 1))
     cache.remove_leftovers(older_than=timedelta(days=1))
     assert [path.name for path in cache.views.iterdir()] == ["new"]
-    assert not (cache.folder / ".extracting-old").exists()
+    assert names_in(cache.folder / ".extracting") == []
+    assert not (cache.folder / ".extracting-older").exists()
 
 
 def test_a_cancel_leaves_no_half_entry(
@@ -283,8 +288,8 @@ def test_a_large_package_that_is_cut_goes_on_where_it_was_cut(
     assert cached.contents.files
     asked = [request for request in channel_server.requests if "large-data" in request.path]
     assert len(asked) == 2
-    assert sorted(path.name for path in cache.folder.iterdir()) == [package.sha256, "downloads"]
-    assert not list(cache.downloads.iterdir())
+    assert names_in(cache.folder) == [".extracting", package.sha256, "downloads"]
+    assert names_in(cache.downloads) == names_in(cache.folder / ".extracting") == []
 
 
 def test_a_large_package_with_wrong_bytes_never_enters(

@@ -14,7 +14,8 @@ import pytest
 import zstandard
 
 from environments.domain.errors import PackageInvalidError
-from environments.engine.uploads import Limits, read_package
+from environments.domain.unpacking import Limits
+from environments.engine.uploads import read_package
 from environments.engine.wheel_conversion import convert
 from tests.channels.simple_index import make_wheel
 from tests.environments.engine.packing import (
