@@ -21,6 +21,7 @@ from django.core.checks import Warning as Warned
 from condastore import env, private_files
 from environments.domain.errors import InvalidInputError
 from environments.domain.folder_access import EVERYONE, parse_group_rules
+from environments.engine.audit_anchor import parse_audit_anchor
 from environments.engine.confinement import python_paths
 from environments.engine.disk import require_same_file_system
 from environments.engine.processes import SHOWN
@@ -168,6 +169,11 @@ def _services() -> Iterator[CheckMessage]:
             hint="Write smtp://host:25, or submission://user:password@host:587 for TLS.",
             id="condastore.E007",
         )
+    if settings.AUDIT_ANCHOR:
+        try:
+            parse_audit_anchor(settings.AUDIT_ANCHOR)
+        except InvalidInputError as error:
+            yield Error(error.message, hint=error.hint, id="condastore.E008")
     engine = settings.DATABASES["default"]["ENGINE"]
     if engine.endswith("sqlite3") and sqlite3.sqlite_version_info < OLDEST_SQLITE:
         yield Error(

@@ -230,6 +230,14 @@ REGISTRY_WAIT = env.seconds(
 )
 
 # --- audit --------------------------------------------------------------------------------------
+AUDIT_ANCHOR = env.secret(
+    "AUDIT_ANCHOR",
+    "Where checkpoints of the audit log are stored outside the database: file:/path, syslog:, or "
+    "an https:// URL; nowhere if empty.",
+)
+AUDIT_ANCHOR_INTERVAL = env.seconds(
+    "AUDIT_ANCHOR_INTERVAL", 60, "How often, at most, a checkpoint of a changed log is stored."
+)
 AUDIT_DOWNLOADS = env.number(
     "AUDIT_DOWNLOADS", 1, "Each n-th download of a file is recorded; 1: all of them, 0: none."
 )

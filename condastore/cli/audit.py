@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from condastore.cli import queries, render
-from condastore.cli.client import connect
+from condastore.cli.client import Api, connect
 from condastore.cli.errors import CommandError, Status
 from condastore.cli.options import AsJson, Limit, Yes
 
@@ -68,19 +68,43 @@ def list_(
     )
 
 
+#: Lines of an anchor that one request compares.
+ANCHOR_LINES = 1_000
+
+
 @app.command()
-def verify(as_json: AsJson = False) -> None:
-    """Look at each event: is the log as it was written?"""
-    found = connect().ask(queries.VERIFY_AUDIT)["verifyAudit"]
+def verify(
+    anchor: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also compare the log with the checkpoints that were stored in this file.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Verify that the log is as it was written; with --anchor, that nobody set it back."""
+    api = connect()
+    found = api.ask(queries.VERIFY_AUDIT)["verifyAudit"]
+    found["anchor"] = compared = _compared(api, anchor) if anchor else None
 
     def human() -> None:
-        render.pairs(
-            [
-                ("intact", "yes" if found["intact"] else "NO"),
-                ("verified", f"{found['checked']} events, from {int(found['start']) + 1} on"),
-                ("newest", f"{found['end']}  {found['digest']}"),
+        told = [
+            ("intact", "yes" if found["intact"] else "NO"),
+            ("verified", f"{found['checked']} events, from {int(found['start']) + 1} on"),
+            ("newest", f"{found['end']}  {found['digest']}"),
+        ]
+        if compared:
+            newest = f", the newest of {render.moment(compared['newest'])}"
+            told += [
+                ("as in the anchor", "yes" if compared["intact"] else "NO"),
+                (
+                    "compared",
+                    f"{compared['checked']} checkpoints{newest * bool(compared['newest'])}",
+                ),
             ]
-        )
+        render.pairs(told)
 
     render.answer(found, as_json, human)
     if fault := found["fault"]:
@@ -91,6 +115,37 @@ def verify(as_json: AsJson = False) -> None:
             where=f"event {fault['position']}",
             hint="The events before it are as they were written. Compare with an export.",
         )
+    if compared and (fault := compared["fault"]):
+        raise CommandError(
+            fault["message"],
+            status=Status.FAILED,
+            code="audit-damaged",
+            where=f"line {fault['line']} of {anchor}",
+            hint="The checkpoints before it agree with the log.",
+        )
+
+
+def _compared(api: Api, path: Path) -> dict[str, Any]:
+    """Compare the checkpoints of a file with the log, a part at a time."""
+    total: dict[str, Any] = {"intact": True, "checked": 0, "newest": None, "fault": None}
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            lines = [(number, line) for number, line in enumerate(file, 1) if line.strip()]
+    except OSError as error:
+        raise CommandError(
+            f"{path} cannot be read: {error.strerror}.", status=Status.USAGE, code="invalid-input"
+        ) from None
+    for start in range(0, len(lines), ANCHOR_LINES):
+        overlap = min(start, 1)  # so that the order between two parts is compared too
+        part = lines[start - overlap : start + ANCHOR_LINES]
+        texts = [line for _, line in part]
+        found = api.ask(queries.VERIFY_AUDIT_ANCHOR, lines=texts)["verifyAuditAnchor"]
+        total["checked"] += max(0, found["checked"] - overlap)
+        total["newest"] = found["newest"] or total["newest"]
+        if fault := found["fault"]:
+            fault["line"] = part[fault["line"] - 1][0]
+            return total | {"intact": False, "fault": fault}
+    return total
 
 
 @app.command()

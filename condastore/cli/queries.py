@@ -311,6 +311,11 @@ query VerifyAudit {
   verifyAudit { intact checked start end digest fault { position message } }
 }
 """
+VERIFY_AUDIT_ANCHOR = """
+query($lines: [String!]!) {
+  verifyAuditAnchor(lines: $lines) { intact checked newest position fault { line message } }
+}
+"""
 PRUNE_AUDIT = _mutation("pruneAudit", "before: DateTime!", "PrunedAudit { events position }")
 
 # --- environments and builds ----------------------------------------------------------------------

@@ -13,6 +13,7 @@ from strawberry import ID, Info
 from strawberry.scalars import JSON
 
 from environments.domain.audit_chain import Verified
+from environments.domain.audit_checkpoints import CheckedCheckpoints
 from environments.graphql.errors import OperationError
 from environments.graphql.packages import BigInt
 from environments.graphql.pages import (
@@ -118,6 +119,34 @@ class AuditVerification:
         )
 
 
+@strawberry.type(description="The first checkpoint that contradicts the audit log.")
+class CheckpointFault:
+    line: int = strawberry.field(description="Its line, from 1.")
+    message: str
+
+
+@strawberry.type(description="Whether checkpoints that were stored elsewhere agree with the log.")
+class AnchorVerification:
+    intact: bool
+    checked: int = strawberry.field(description="Checkpoints that agree with the log.")
+    newest: datetime | None = strawberry.field(description="Time of the last of them.")
+    position: BigInt | None = strawberry.field(description="Newest event at that time.")
+    fault: CheckpointFault | None
+
+    @classmethod
+    def of(cls, found: CheckedCheckpoints) -> AnchorVerification:
+        fault, newest = None, found.newest
+        if found.fault is not None:
+            fault = CheckpointFault(line=found.fault.line, message=found.fault.message)
+        return cls(
+            intact=fault is None,
+            checked=found.checked,
+            newest=datetime.fromisoformat(newest.at) if newest else None,
+            position=BigInt(newest.position) if newest else None,
+            fault=fault,
+        )
+
+
 @strawberry.type(description="What a prune took away.")
 class PrunedAudit:
     events: BigInt
@@ -143,6 +172,14 @@ class AuditQuery:
     @field(description="Look at each event of the audit log. By administrators.")
     def verify_audit(self, info: Info) -> AuditVerification:
         return AuditVerification.of(audit.verify(actor=actor_of(info)))
+
+    @field(
+        description="Compare lines of an anchor (CONDASTORE_AUDIT_ANCHOR), in the order in which "
+        f"they were stored, with the audit log; at most {audit.MAX_CHECKPOINTS:,} at a time. By "
+        "administrators, after `verifyAudit`."
+    )
+    def verify_audit_anchor(self, info: Info, lines: list[str]) -> AnchorVerification:
+        return AnchorVerification.of(audit.verify_anchor(actor=actor_of(info), lines=lines))
 
 
 @strawberry.type

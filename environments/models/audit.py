@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, Self
 
+import structlog
 from django.conf import settings
 from django.db import IntegrityError, connections, models, transaction
 from django.db.models import Max, Q, Subquery
@@ -29,8 +31,10 @@ from environments.domain.audit_chain import (
     seal,
     written,
 )
+from environments.domain.audit_checkpoints import HeadState, is_seal_of, seal_head
 from environments.models.namespaces import Namespace
 
+logger = structlog.get_logger(__name__)
 #: The action that cutting off the oldest events leaves behind: it says where the log begins now.
 PRUNE = "audit.prune"
 #: The action that is recorded with a new key, to seal what was signed with a former one.
@@ -97,18 +101,49 @@ class AuditQuerySet(models.QuerySet["AuditEvent"]):
 
 
 class AuditHead(models.Model):
-    """One row: where the chain ends, and where it was cut. Locked by whoever appends."""
+    """One row: where the chain ends, and where it was cut. Locked by whoever appends.
+
+    The seal covers all of it, so that who does not have the key cannot set it back; `counter` grows
+    with each change, so that an older copy of the row differs from a newer one.
+    """
 
     position = models.PositiveBigIntegerField(default=0)
     digest = models.CharField(max_length=64, blank=True)
     cut_position = models.PositiveBigIntegerField(default=0, help_text="The last that was pruned.")
     cut_digest = models.CharField(max_length=64, blank=True)
+    counter = models.PositiveBigIntegerField(default=0, help_text="Grows with each change.")
+    seal = models.CharField(max_length=64, blank=True, help_text="HMAC of the other columns.")
 
     class Meta:
         default_permissions = ()
 
     def __str__(self) -> str:
         return f"{self.position} {self.digest[:12]}"
+
+    @property
+    def state(self) -> HeadState:
+        """What the seal covers."""
+        return HeadState(
+            counter=self.counter,
+            position=self.position,
+            digest=self.digest,
+            cut_position=self.cut_position,
+            cut_digest=self.cut_digest,
+        )
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether the row is as this installation wrote it last, or at an earlier time.
+
+        A log without any event has no seal.
+        """
+        return self.state.is_new or is_seal_of(key(), self.state, self.seal)
+
+    def save_sealed(self) -> None:
+        """Save the row with the next counter and a new seal."""
+        self.counter += 1
+        self.seal = seal_head(key(), self.state)
+        self.save(force_update=True)
 
     @classmethod
     def locked(cls) -> AuditHead:
@@ -267,12 +302,46 @@ def _append(events: Sequence[AuditEvent]) -> None:
         return
     with transaction.atomic():
         head, secret = AuditHead.locked(), key()
+        if not _continues(head):
+            # To continue from here would hide it: the gap in the positions stays.
+            logger.error("audit log was set back or edited", position=head.position)
+            last = AuditEvent.objects.aggregate(last=Max("position"))["last"]
+            head.position = max(head.position, last or 0) + 1
         for event in events:
             event.at = timezone.now()  # in the order of the positions
             event.position = head.position = head.position + 1
             event.digest = head.digest = seal(secret, head.digest, _covered(event))
         unguarded().bulk_create(events)
-        head.save(update_fields=["position", "digest"])
+        head.save_sealed()
+
+
+def _continues(head: AuditHead) -> bool:
+    """Whether the log may go on from this head: its seal is right, or there is no event yet."""
+    if head.state.is_new:
+        return not AuditEvent.objects.exclude(position=None).exists()
+    return head.is_sealed or _is_sealed_by_former_key(head)
+
+
+def _is_sealed_by_former_key(head: AuditHead) -> bool:
+    """Whether the key was replaced, and this is the first event since then.
+
+    A former key seals only a head whose event it signed, too: one that is set back to an event of
+    the current key is not taken.
+    """
+    sealing = [one for one in former_keys() if is_seal_of(one, head.state, head.seal)]
+    return any(_signed_last(head, one) for one in sealing)
+
+
+def _signed_last(head: AuditHead, secret: bytes) -> bool:
+    """Whether `secret` signed the newest event."""
+    last = AuditEvent.objects.filter(position=head.position).first()
+    if last is None:
+        return False
+    before = head.cut_digest
+    if head.position - 1 > head.cut_position:
+        rows = AuditEvent.objects.filter(position=head.position - 1)
+        before = rows.values_list("digest", flat=True).first() or ""
+    return hmac.compare_digest(seal(secret, before, _covered(last)), last.digest)
 
 
 def unguarded() -> models.QuerySet[AuditEvent]:
@@ -297,9 +366,24 @@ def verify_chain() -> Verified:
         start=head.start,
         head=head.end,
     )
-    if found.fault is None and (fault := _outside(head)):
+    if found.fault is None and (fault := _outside(head) or _unsealed(head)):
         return replace(found, fault=fault)
     return found
+
+
+def _unsealed(head: AuditHead) -> Fault | None:
+    if head.is_sealed:
+        return None
+    return Fault(
+        position=head.position,
+        message="The head of the log is not as it was written: it was set back or edited.",
+    )
+
+
+def digests_at(positions: Sequence[int]) -> dict[int, str]:
+    """Position -> digest, of the events that are there."""
+    rows = AuditEvent.objects.filter(position__in=positions)
+    return {position or 0: digest for position, digest in rows.values_list("position", "digest")}
 
 
 def seal_former_key() -> bool:
@@ -309,15 +393,7 @@ def seal_former_key() -> bool:
     """
     with transaction.atomic():
         head = AuditHead.objects.select_for_update().filter(pk=1).first()
-        last = AuditEvent.objects.filter(position=head.position).first() if head else None
-        if head is None or last is None:
-            return False
-        before = head.cut_digest
-        if head.position - 1 > head.cut_position:
-            rows = AuditEvent.objects.filter(position=head.position - 1)
-            before = rows.values_list("digest", flat=True).first() or ""
-        covered = _covered(last)
-        if last.digest not in [seal(one, before, covered) for one in former_keys()]:
+        if head is None or not any(_signed_last(head, one) for one in former_keys()):
             return False
         AuditEvent.record(None, NEW_KEY, "audit log")
         return True
@@ -352,7 +428,10 @@ def _outside(head: AuditHead) -> Fault | None:
 
 
 def guard_rows(*, using: str = "default", **kwargs: Any) -> None:
-    """On PostgreSQL, let the database itself refuse changes, but for what a prune has cut off."""
+    """On PostgreSQL, let the database itself refuse changes, but for what a prune has cut off.
+
+    The head may only grow.
+    """
     connection = connections[using]
     if connection.vendor != "postgresql":
         return
@@ -373,4 +452,14 @@ BEGIN
 END $$;
 CREATE OR REPLACE TRIGGER condastore_audit_guard BEFORE UPDATE OR DELETE
   ON environments_auditevent FOR EACH ROW EXECUTE FUNCTION condastore_audit_guard();
+CREATE OR REPLACE FUNCTION condastore_audit_head_guard() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  IF TG_OP = 'UPDATE' AND NEW.position >= OLD.position AND NEW.counter >= OLD.counter
+    AND NEW.cut_position >= OLD.cut_position THEN
+    RETURN NEW;
+  END IF;
+  RAISE EXCEPTION 'The head of the audit log never goes back.';
+END $$;
+CREATE OR REPLACE TRIGGER condastore_audit_head_guard BEFORE UPDATE OR DELETE
+  ON environments_audithead FOR EACH ROW EXECUTE FUNCTION condastore_audit_head_guard();
 """

@@ -9,7 +9,7 @@ import json
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -27,15 +27,31 @@ from accounts.authentication import client_address
 from accounts.models import ApiToken, User
 from accounts.signals import token_moved, token_refused
 from environments.domain.audit_chain import COVERED, Verified, written
+from environments.domain.audit_checkpoints import (
+    CheckedCheckpoints,
+    Checkpoint,
+    HeadState,
+    check_checkpoints,
+)
 from environments.domain.errors import (
     AccessDeniedError,
     ConflictError,
     InvalidInputError,
     NotFoundError,
     StoreError,
+    UnavailableError,
 )
+from environments.engine.audit_anchor import AuditAnchor, parse_audit_anchor
 from environments.models import AuditEvent, AuditHead, Build, Environment, Namespace
-from environments.models.audit import BATCH, PRUNE, unguarded, verify_chain
+from environments.models.audit import (
+    BATCH,
+    PRUNE,
+    digests_at,
+    former_keys,
+    key,
+    unguarded,
+    verify_chain,
+)
 from environments.operations.usage import used
 
 logger = structlog.get_logger(__name__)
@@ -298,6 +314,8 @@ def prune(*, actor: Actor, before: datetime) -> Pruned:
         )
     with transaction.atomic():
         head = AuditHead.locked()
+        if not head.is_sealed:  # since it was verified
+            raise ConflictError("The head of the audit log is not as it was written.")
         rows = AuditEvent.objects.filter(position__gt=head.cut_position)
         newer = rows.filter(at__gte=before).order_by("position").first()
         last = head.position if newer is None else (newer.position or 0) - 1
@@ -305,7 +323,7 @@ def prune(*, actor: Actor, before: datetime) -> Pruned:
         if events > 0:
             digest = rows.values_list("digest", flat=True).get(position=last)
             head.cut_position, head.cut_digest = last, digest
-            head.save(update_fields=["cut_position", "cut_digest"])
+            head.save_sealed()
             changes = {"to": last, "digest": digest, "events": events, "before": before}
             AuditEvent.record(actor, PRUNE, "audit log", changes)
     _drop_cut()
@@ -318,3 +336,85 @@ def _drop_cut() -> None:
     rows = unguarded().filter(position__lte=cut).order_by("position")
     while keys := list(rows.values_list("pk", flat=True)[:BATCH]):
         unguarded().filter(pk__in=keys).delete()
+
+
+# --- checkpoints outside the database -----------------------------------------------------------
+
+
+def checkpoint() -> Checkpoint | None:
+    """Sign the head of the log as it is now; None while there is no event.
+
+    Raises:
+        ConflictError: the head is not as it was written.
+    """
+    head = AuditHead.objects.filter(pk=1).first()
+    if head is None or head.state.is_new:
+        return None
+    if not head.is_sealed:
+        raise ConflictError(
+            "The head of the audit log is not as it was written.",
+            hint="`condastore audit verify` says more.",
+        )
+    return Checkpoint.of(key(), head.state, at=written(timezone.now()))
+
+
+def check_anchor(lines: Iterable[str]) -> CheckedCheckpoints:
+    """Compare a file of checkpoints with the log, in constant memory. Verify the log first."""
+    head = AuditHead.objects.filter(pk=1).first()
+    return check_checkpoints(
+        lines,
+        keys=[key(), *former_keys()],
+        head=head.state if head else HeadState(),
+        digests=digests_at,
+    )
+
+
+def verify_anchor(*, actor: Actor, lines: Sequence[str]) -> CheckedCheckpoints:
+    """As `check_anchor`, for administrators. The order holds within one call."""
+    require_superuser(actor)
+    if len(lines) > MAX_CHECKPOINTS:
+        raise InvalidInputError(f"At most {MAX_CHECKPOINTS} lines at a time.", where="lines")
+    return check_anchor(lines)
+
+
+def store_checkpoint() -> None:
+    """Send a checkpoint to the anchor where the log has changed since the last one.
+
+    Called by the scheduler. A thread of its own sends it, so that a slow receiver delays nothing;
+    what was not stored is replaced by a newer checkpoint at the next call.
+    """
+    global _sending
+    if _sending is not None and _sending.is_alive():
+        return
+    try:
+        newest = checkpoint()
+    except ConflictError:
+        logger.error("audit log was set back or edited; no checkpoint is stored")
+        return
+    if newest is None:
+        return
+    last = _stored
+    if last is not None and newest.head == last.head:
+        return
+    if last is not None and newest.counter <= last.counter:
+        logger.error("audit log was set back", stored=last.position, now=newest.position)
+    place = parse_audit_anchor(settings.AUDIT_ANCHOR)
+    _sending = threading.Thread(target=_send, args=(place, newest), daemon=True)
+    _sending.start()
+
+
+def _send(place: AuditAnchor, newest: Checkpoint) -> None:
+    global _stored
+    try:
+        place.store(newest.line())
+    except UnavailableError as error:
+        logger.warning("audit checkpoint not stored", error=str(error))
+        return
+    _stored = newest
+
+
+#: Checkpoints that one call of the API compares.
+MAX_CHECKPOINTS = 2_000
+#: The last checkpoint that this process stored, and the thread that stores one now.
+_stored: Checkpoint | None = None
+_sending: threading.Thread | None = None

@@ -19,6 +19,7 @@ from environments import hosting
 from environments.domain.credential_scopes import exact_names, parse_scope
 from environments.domain.errors import AccessDeniedError, InvalidInputError, NotFoundError
 from environments.domain.names import Credential, canonical_channel
+from environments.domain.urls import canonical_or_same, is_below
 from environments.models import AuditEvent, ChannelCredential, Namespace, audited
 
 MAX_SECRET_LENGTH = 4_000  # characters
@@ -228,7 +229,7 @@ def _unstored(namespace: Namespace, credentials: Sequence[Credential]) -> list[C
     rows = ChannelCredential.objects.usable_in(namespace)
 
     def stored(url: str) -> Credential | None:
-        covering = (row for row in rows if f"{url}/".startswith(f"{row.url_prefix}/"))
+        covering = (row for row in rows if is_below(url, canonical_or_same(row.url_prefix)))
         return next((row.value() for row in covering), None)
 
     return [

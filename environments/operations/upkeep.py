@@ -24,7 +24,7 @@ from environments.models import (
     Worker,
 )
 from environments.models.previews import PreviewState
-from environments.operations import queueing, retention
+from environments.operations import audit, queueing, retention
 
 logger = structlog.get_logger(__name__)
 #: A message that was sent so many sweeps ago, for a build that is still queued, is taken for lost.
@@ -54,6 +54,8 @@ def sweep() -> None:
         queue_indexing()
         mirrors.drop_views()
     queue_mirrors()
+    if settings.AUDIT_ANCHOR and _every("anchor", settings.AUDIT_ANCHOR_INTERVAL):
+        audit.store_checkpoint()
     if _every("collect", settings.COLLECTION_INTERVAL):
         queueing.queue_collection(orphans=_every("orphans", ORPHANS))
         retention.apply_rules()

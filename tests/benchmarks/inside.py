@@ -183,7 +183,9 @@ def _fill_audit(events: int, target: str, changes: Mapping[str, str]) -> None:
             if len(rows) == 10_000 or position == events:
                 cursor.executemany(insert, rows)
                 rows.clear()
-        AuditHead.objects.update_or_create(pk=1, defaults={"position": events, "digest": digest})
+        head, _ = AuditHead.objects.get_or_create(pk=1)
+        head.position, head.digest = events, digest
+        head.save_sealed()
 
 
 def chain(events: str) -> None:

@@ -60,6 +60,7 @@ def sql(statement: str, *values: str) -> None:
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
             cursor.execute("ALTER TABLE environments_auditevent DISABLE TRIGGER USER")
+            cursor.execute("ALTER TABLE environments_audithead DISABLE TRIGGER USER")
         cursor.execute(statement, values)
 
 

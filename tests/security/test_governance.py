@@ -6,13 +6,36 @@ Each attack goes through a public interface and has its control: the honest twin
 from __future__ import annotations
 
 import json
-from typing import Any
+import socket
+import stat
+import threading
+from dataclasses import asdict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
+from io import StringIO
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
+from django.apps import apps
+from django.core.management import CommandError, call_command
+from django.db import connection
 
 from accounts.access import Actor
 from accounts.roles import Role
-from environments.models import AuditEvent, ChannelCredential, Namespace, Preview
+from condastore.cli import audit as cli_audit
+from environments.domain.audit_chain import chain_key
+from environments.domain.audit_checkpoints import (
+    Checkpoint,
+    HeadState,
+    parse_checkpoint,
+    seal_head,
+)
+from environments.domain.errors import InvalidInputError, UnavailableError
+from environments.engine.audit_anchor import parse_audit_anchor
+from environments.models import AuditEvent, AuditHead, ChannelCredential, Namespace, Preview
+from environments.models.audit import seal_former_key, verify_chain
+from environments.operations import audit
 from environments.operations.mirrors import create_mirror
 from environments.solving import credentials_for, mirror_credentials
 from tests import factories
@@ -195,3 +218,247 @@ def test_what_is_listed_of_credentials_has_no_secret(research: Namespace, dora: 
         "namespaces": [],
     }
     assert "hidden-word" not in json.dumps(listed)
+
+
+# --- the audit log ------------------------------------------------------------------------------
+
+
+def record(times: int) -> None:
+    for number in range(times):
+        AuditEvent.record(None, "test.event", f"thing {number}", {"number": number})
+
+
+def sql(statement: str, *values: Any) -> None:
+    """Write to the database as somebody who has no key, past the triggers of PostgreSQL."""
+    with connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            for table in ("environments_auditevent", "environments_audithead"):
+                cursor.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER")
+        cursor.execute(statement, values)
+
+
+def head_row() -> dict[str, Any]:
+    return dict(AuditHead.objects.values().get())
+
+
+def put_head(row: dict[str, Any]) -> None:
+    sql(
+        "UPDATE environments_audithead SET position = %s, digest = %s, cut_position = %s, "
+        "cut_digest = %s, counter = %s, seal = %s",
+        *(row[name] for name in ("position", "digest", "cut_position", "cut_digest")),
+        *(row["counter"], row["seal"]),
+    )
+
+
+def cut_off(after: int) -> None:
+    sql("DELETE FROM environments_auditevent WHERE position > %s", after)
+
+
+def verify_with(anchor: Path) -> str:
+    """What `manage audit verify --anchor` says: its output, or why it failed."""
+    out = StringIO()
+    try:
+        call_command("audit", "verify", "--anchor", str(anchor), stdout=out)
+    except CommandError as error:
+        return str(error)
+    return out.getvalue()
+
+
+@pytest.fixture
+def anchor(tmp_path: Path, settings: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(audit, "_stored", None)
+    path = tmp_path / "audit.checkpoints"
+    settings.AUDIT_ANCHOR = f"file:{path}"
+    return path
+
+
+def store() -> None:
+    """One turn of the scheduler."""
+    audit.store_checkpoint()
+    if audit._sending is not None:
+        audit._sending.join(20)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("seal", ["kept", "emptied", "of another row"])
+def test_the_newest_events_are_not_cut_off_together_with_the_head(seal: str) -> None:
+    record(10)
+    assert verify_chain().fault is None
+    row = head_row() | {"position": 5, "digest": AuditEvent.objects.get(position=5).digest}
+    row |= {"kept": {}, "emptied": {"seal": ""}, "of another row": {"seal": "0" * 64}}[seal]
+    cut_off(5)
+    put_head(row)
+    fault = verify_chain().fault
+    assert fault is not None
+    assert fault.position == 5
+    record(2)  # what the system writes next does not seal what was forged
+    fault = verify_chain().fault
+    assert fault is not None
+    assert fault.position == 6
+
+
+@pytest.mark.django_db
+def test_an_old_head_with_its_own_seal_is_found_by_the_anchor(anchor: Path) -> None:
+    record(5)
+    store()
+    old = head_row()
+    record(3)
+    store()
+    assert "2 checkpoints agree" in verify_with(anchor)
+    cut_off(5)
+    put_head(old)
+    assert verify_chain().fault is None, "nothing in the database contradicts it"
+    said = verify_with(anchor)
+    assert "line 2" in said
+    assert "event 5" in said
+    record(10)  # the log goes on; the anchor remembers
+    assert verify_chain().fault is None
+    assert "line 2: Event 8 is not the one" in verify_with(anchor)
+    store()
+    said = verify_with(anchor)
+    assert "line 2" in said
+
+
+@pytest.mark.django_db
+def test_a_log_that_was_emptied_is_found_by_the_anchor(anchor: Path) -> None:
+    record(5)
+    store()
+    sql("DELETE FROM environments_auditevent")
+    sql("DELETE FROM environments_audithead")
+    assert verify_chain().fault is None
+    assert "The log ends at event 0" in verify_with(anchor)
+
+
+@pytest.mark.django_db
+def test_lines_of_an_anchor_are_not_forged_reordered_or_cut_short(anchor: Path) -> None:
+    for _ in range(3):
+        record(2)
+        store()
+    lines = anchor.read_text().splitlines()
+    changed = lines[1].replace('"position":4', '"position":3')
+    for content, said in (
+        (lines, "3 checkpoints agree"),
+        ([lines[0], changed, lines[2]], "line 2: It was not signed"),
+        ([lines[1], lines[0], lines[2]], "line 2: The log was set back"),
+        ([lines[0], lines[1][:-9]], "line 2: It is not a checkpoint"),
+        (["Nov 30 12:00:00 host condastore: " + line for line in lines], "3 checkpoints agree"),
+    ):
+        anchor.write_text("\n".join(content) + "\n")
+        assert said in verify_with(anchor)
+
+
+@pytest.mark.django_db
+def test_a_pruned_log_agrees_with_its_anchor(anchor: Path, root: Actor) -> None:
+    record(4)
+    store()
+    record(4)
+    audit.prune(actor=root, before=AuditEvent.objects.get(position=7).at)
+    store()
+    record(1)
+    assert verify_chain().fault is None
+    assert "2 checkpoints agree" in verify_with(anchor)
+    row = head_row()
+    put_head(row | {"cut_position": 7, "cut_digest": AuditEvent.objects.get(position=7).digest})
+    sql("DELETE FROM environments_auditevent WHERE position <= 7")
+    assert verify_chain().fault is not None
+
+
+@pytest.mark.django_db
+def test_no_checkpoint_is_signed_of_a_head_that_was_set_back(anchor: Path) -> None:
+    record(4)
+    store()
+    put_head(head_row() | {"position": 2, "digest": AuditEvent.objects.get(position=2).digest})
+    store()
+    assert len(anchor.read_text().splitlines()) == 1
+    assert stat.S_IMODE(anchor.stat().st_mode) == 0o600
+
+
+@pytest.mark.django_db
+def test_a_head_of_an_older_version_is_sealed_by_the_migration() -> None:
+    record(4)
+    put_head(head_row() | {"counter": 0, "seal": ""})
+    assert verify_chain().fault is not None
+    import_module("environments.migrations.0007_audit_seal").seal_existing_head(apps, None)
+    assert verify_chain().fault is None
+    record(1)
+    assert verify_chain().fault is None
+
+
+@pytest.mark.django_db
+def test_a_replaced_audit_key_seals_the_head_anew_and_the_former_one_sets_nothing_back(
+    settings: Any, anchor: Path
+) -> None:
+    record(4)
+    store()
+    former = head_row()
+    settings.AUDIT_KEY_FALLBACKS = [settings.AUDIT_KEY]
+    settings.AUDIT_KEY = "n" * 60
+    assert seal_former_key()
+    record(2)
+    assert verify_chain().fault is None
+    assert "1 checkpoints agree" in verify_with(anchor)
+    sixth = AuditEvent.objects.get(position=6)
+    key = chain_key(settings.AUDIT_KEY_FALLBACKS[0])
+    state = HeadState(counter=6, position=6, digest=sixth.digest)
+    cut_off(6)
+    put_head(former | asdict(state) | {"seal": seal_head(key, state)})
+    assert verify_chain().fault is not None
+    record(1)
+    assert verify_chain().fault is not None
+
+
+class _Receiver(BaseHTTPRequestHandler):
+    bodies: ClassVar[list[bytes]] = []
+
+    def do_POST(self) -> None:
+        self.bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_a_checkpoint_reaches_a_webhook_and_syslog(tmp_path: Path) -> None:
+    line = Checkpoint.of(b"key", HeadState(counter=1, position=1, digest="d"), at="now").line()
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Receiver) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        port = server.server_address[1]
+        parse_audit_anchor(f"http://127.0.0.1:{port}/anchor").store(line)
+        server.shutdown()
+        thread.join()
+    assert _Receiver.bodies == [line.encode()]
+    with pytest.raises(UnavailableError):
+        parse_audit_anchor(f"http://127.0.0.1:{port}/anchor").store(line)
+    path = tmp_path / "log"
+    with pytest.raises(UnavailableError):
+        parse_audit_anchor(f"syslog:{path}").store(line)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as daemon:
+        daemon.bind(str(path))
+        parse_audit_anchor(f"syslog:{path}").store(line)
+        assert parse_checkpoint(daemon.recv(9000).decode()).line() == line
+    for wrong in ("http://example.org/", "ftp://x", "file:relative", "nonsense"):
+        with pytest.raises(InvalidInputError):
+            parse_audit_anchor(wrong)
+
+
+@pytest.mark.django_db
+def test_the_command_line_compares_a_file_of_checkpoints_in_parts(
+    anchor: Path, root: Actor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(5):
+        record(1)
+        store()
+    monkeypatch.setattr(cli_audit, "ANCHOR_LINES", 2)
+
+    class Api:
+        def ask(self, document: str, **variables: Any) -> dict[str, Any]:
+            return ask(root, document, **variables)
+
+    api: Any = Api()
+    assert cli_audit._compared(api, anchor)["checked"] == 5
+    lines = anchor.read_text().splitlines()
+    anchor.write_text("\n".join([*lines[:2], lines[3], lines[2], lines[4]]))
+    found = cli_audit._compared(api, anchor)
+    assert (found["intact"], found["fault"]["line"]) == (False, 4)

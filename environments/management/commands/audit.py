@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser
+from pathlib import Path
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
@@ -19,7 +20,11 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         commands = parser.add_subparsers(dest="what", required=True)
-        commands.add_parser("verify", help="is the log as it was written?")
+        verify = commands.add_parser("verify", help="verify that the log is as it was written")
+        verify.add_argument(
+            "--anchor", type=Path, metavar="FILE", help="also compare it with these checkpoints"
+        )
+        commands.add_parser("checkpoint", help="print a checkpoint, to be stored elsewhere")
         export = commands.add_parser("export", help="write it as lines of JSON")
         prune = commands.add_parser("prune", help="take away old events")
         prune.add_argument("--before", required=True, help="what is older goes: 2026-01-31")
@@ -30,7 +35,12 @@ class Command(BaseCommand):
         try:
             match what:
                 case "verify":
-                    self._verify()
+                    self._verify(options["anchor"])
+                case "checkpoint":
+                    made = audit.checkpoint()
+                    if made is None:
+                        raise CommandError("There is no event yet.")
+                    self.stdout.write(made.line())
                 case "export":
                     lines = audit.export(actor=_person(options["user"]), filters=audit.Filters())
                     for line in lines:
@@ -42,7 +52,7 @@ class Command(BaseCommand):
         except StoreError as error:
             raise CommandError(f"{error} {error.hint}".strip()) from error
 
-    def _verify(self) -> None:
+    def _verify(self, anchor: Path | None) -> None:
         found = verify_chain()
         if found.fault is not None:
             raise CommandError(f"event {found.fault.position}: {found.fault.message}")
@@ -50,6 +60,16 @@ class Command(BaseCommand):
             f"{found.checked} events are as they were written, from {found.start.position + 1} "
             f"to {found.head.position}, digest {found.head.digest}"
         )
+        if anchor is None:
+            return
+        try:
+            with anchor.open(encoding="utf-8", errors="replace") as lines:
+                compared = audit.check_anchor(lines)
+        except OSError as error:
+            raise CommandError(f"{anchor} cannot be read: {error.strerror}.") from error
+        if compared.fault is not None:
+            raise CommandError(f"{anchor}, line {compared.fault.line}: {compared.fault.message}")
+        self.stdout.write(f"{compared.checked} checkpoints agree with it")
 
 
 def _person(name: str) -> Actor:

@@ -403,7 +403,10 @@ SEEN_WITH: dict[str, tuple[str, Callable[[Data], bool], Perm]] = {
     ),
 }
 #: Field -> document: refused to all but those who run the installation.
-ADMINISTRATORS = {"verifyAudit": "{ verifyAudit { intact } }"}
+ADMINISTRATORS = {
+    "verifyAudit": "{ verifyAudit { intact } }",
+    "verifyAuditAnchor": "{ verifyAuditAnchor(lines: []) { intact } }",
+}
 #: Fields that tell of the one who asks, and that tell administrators alone.
 OF_ONESELF = {"me"}
 OF_ADMINISTRATORS = {"roleMappings": f"{{ roleMappings {EDGES % 'group'} }}"}
