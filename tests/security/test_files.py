@@ -304,7 +304,7 @@ def test_the_upkeep_takes_write_access_from_files_of_older_releases(data: Path) 
 def test_every_folder_of_the_service_is_closed_whatever_the_umask(
     data: Path, settings: Any
 ) -> None:
-    settings.DATA = data.parent / "new"
+    settings.DATA, settings.DATABASE_URL = data.parent / "new", ""
     before = os.umask(0)
     try:
         prepare_folder(settings.DATA)

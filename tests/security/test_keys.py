@@ -22,6 +22,7 @@ from django.contrib.sessions.backends.db import SessionStore as DjangoStore
 from django.contrib.sessions.models import Session
 from django.core import signing
 from django.core.management import CommandError, call_command
+from django.db import connection
 from django.test import Client
 
 from accounts.access import Actor
@@ -86,8 +87,16 @@ def record(times: int) -> None:
         AuditEvent.record(None, "test.event", f"thing {number}", {"number": number})
 
 
+def without_guard() -> None:
+    """Whoever owns the tables takes the guard of PostgreSQL away first."""
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute("ALTER TABLE environments_auditevent DISABLE TRIGGER USER")
+
+
 def sign_again(key: bytes) -> None:
     """What somebody does who has `key` and writes to the database: change an event, sign anew."""
+    without_guard()
     digest = ""
     for event in unguarded().order_by("position"):
         event.target = event.target.replace("thing", "other")
@@ -119,6 +128,7 @@ def test_the_secret_key_does_not_change_the_older_events_of_an_upgraded_log(sett
     assert seal_former_key()
     record(1)
     assert verify_chain().fault is None
+    without_guard()
     first = unguarded().order_by("position")[0]
     columns = list(unguarded().values_list("position", "at", *COVERED[2:]).get(pk=first.pk))
     columns[1], columns[COVERED.index("target")] = first.at.isoformat(), "another"
