@@ -18,10 +18,15 @@ from environments.domain.errors import LinkError
 from environments.domain.linking import FileKind
 from environments.domain.names import printable
 from environments.domain.unpacking import Limits, LinkEnd, link_end, name_fault
+from environments.engine.file_modes import shared_mode
 
 #: Folders within folders. Each one open at a time costs a file descriptor.
 DEEPEST = 100
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+#: Modes of nearly all entries, which stay as they are.
+_USUAL = frozenset(
+    {stat.S_IFDIR | 0o755, *(stat.S_IFREG | mode for mode in (0o444, 0o555, 0o644, 0o755))}
+)
 _SPECIAL_BITS = stat.S_ISUID | stat.S_ISGID
 
 
@@ -41,6 +46,7 @@ def read_tree(
     Every entry is a regular file, a folder or a symbolic link that ends inside the tree. Files lie
     on the file system of the tree, belong to its owner, have no set-user-ID or set-group-ID bit and
     no hard link outside of the tree. (Set-group-ID of folders is inherited from the cache's.)
+    What passes gets the modes of `file_modes.py`, whatever the archive said.
 
     Args:
         name: of the archive, for messages.
@@ -57,6 +63,7 @@ def read_tree(
     found: dict[str, TreeEntry] = {}
     links: dict[str, str] = {}
     shared: dict[int, tuple[int, int, str]] = {}  # inode: links seen, links in all, a path
+    modes: list[tuple[str, int]] = []
     left = limits.bytes_for(packed)
     descriptor = os.open(root, _OPEN)
     try:
@@ -69,6 +76,8 @@ def read_tree(
             if not plain and (fault := name_fault(path, longest=limits.path_bytes)):
                 raise LinkError(f"{name}: the path {printable(path)} {fault}.")
             mode = status.st_mode
+            if mode not in _USUAL and not stat.S_ISLNK(mode):
+                modes.append((path, shared_mode(mode)))
             if status.st_dev != own.st_dev or status.st_uid != own.st_uid:
                 raise LinkError(f"{name}: {path} was not made by its extraction.")
             if stat.S_ISREG(mode):
@@ -94,6 +103,8 @@ def read_tree(
         if seen != in_all:
             raise LinkError(f"{name}: {path} is a hard link to a file outside of the package.")
     _refuse_links(name, links)
+    for path, wanted in modes:
+        os.chmod(f"{root}/{path}", wanted)  # noqa: PTH101  # none of it lies behind a link
     return found
 
 

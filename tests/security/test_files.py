@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 import os
 import secrets
 import stat
+import tarfile
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +26,15 @@ from condastore.cli.errors import CommandError
 from condastore.env import SECRET_FILES
 from condastore.starting import prepare_folder
 from environments import blobs, folder_access, folders, housekeeping
+from environments.domain.records import CondaPackage
+from environments.engine import linking
 from environments.engine.file_modes import shared_mode
+from environments.engine.package_cache import PackageCache
 from environments.models import Build
 from environments.operations.environments import copy_environment, move_environment
 from tests import factories
 from tests.channels.server import serving
+from tests.environments.engine.packages import lock_of
 from tests.migrated import put_database
 from tests.security.local_user import answer_to_stranger, folder_for_all, reached, written
 from tests.system import System
@@ -273,6 +282,92 @@ def test_every_file_of_a_package_is_for_everybody_to_read_and_for_its_owner_to_w
     assert bool(shared & 0o111) == bool(mode & 0o111)
     assert shared_mode(stat.S_IFREG | shared) == shared
     assert shared_mode(stat.S_IFDIR | mode) == 0o755
+
+
+def careless_package(folder: Path) -> CondaPackage:
+    """One whose archive lets everybody write, or nobody but the owner read, what is in it."""
+    files = {
+        "bin/tool": (b"#!/bin/sh\n", 0o777),
+        "lib/closed.txt": (b"closed", 0o600),
+        "lib/open.txt": (b"open", 0o666),
+        "lib/patched.txt": (b"root=/old/prefix/that/is/long/enough", 0o666),
+        "lib/fixed.txt": (b"fixed", 0o444),
+    }
+    listed = [
+        {
+            "_path": path,
+            "path_type": "hardlink",
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "size_in_bytes": len(content),
+        }
+        for path, (content, _) in files.items()
+    ]
+    listed[3] |= {"prefix_placeholder": "/old/prefix/that/is/long/enough", "file_mode": "text"}
+    index = {"name": "careless", "version": "1.0", "build": "0", "build_number": 0, "depends": []}
+    info = {
+        "info/index.json": (json.dumps(index).encode(), 0o666),
+        "info/paths.json": (json.dumps({"paths": listed, "paths_version": 1}).encode(), 0o666),
+    }
+    archive = folder / "careless-1.0-0.tar.bz2"
+    with tarfile.open(archive, "w:bz2") as tar:
+        lib = tarfile.TarInfo("lib")
+        lib.type, lib.mode = tarfile.DIRTYPE, 0o777
+        tar.addfile(lib)
+        for path, (content, mode) in (info | files).items():
+            member = tarfile.TarInfo(path)
+            member.size, member.mode = len(content), mode
+            tar.addfile(member, io.BytesIO(content))
+    data = archive.read_bytes()
+    record = index | {"subdir": "noarch", "sha256": hashlib.sha256(data).hexdigest()}
+    return CondaPackage.from_record(
+        record | {"size": len(data)},
+        url=archive.as_uri(),
+        channel=folder.as_uri(),
+        file_name=archive.name,
+    )
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+def test_what_a_package_says_of_modes_opens_and_closes_nothing(data: Path, umask: int) -> None:
+    """A file that others may write would be written in all prefixes, and in the cache."""
+    package = careless_package(data.parent)
+    before = os.umask(umask)
+    try:
+        cache = PackageCache(data / "cache" / "packages")
+        cached = cache.ensure([package])
+        hidden, final = data / "prefixes" / ".hidden", data / "prefixes" / "1-final"
+        os.umask(private_files.SHARED_UMASK)  # as workers have it
+        linking.link(
+            lock_of(package),
+            target=hidden,
+            final_prefix=final,
+            cache=cache,
+            packages=cached,
+            requested=[],
+            variables={},
+            moment=datetime.now(UTC),
+            note="a test",
+        )
+        linking.publish_prefix(hidden, final)
+    finally:
+        os.umask(before)
+    files = {
+        path.relative_to(final).as_posix(): stat.S_IMODE(path.stat().st_mode)
+        for path in final.rglob("*")
+        if path.is_file() and "conda-meta" not in path.parts
+    }
+    assert files == {
+        "bin/tool": 0o755,
+        "lib/closed.txt": 0o644,
+        "lib/fixed.txt": 0o444,
+        "lib/open.txt": 0o644,
+        "lib/patched.txt": 0o644,
+    }
+    assert written(data) == set()
+    everything = {path.relative_to(data).as_posix() for path in final.rglob("*")}
+    assert everything <= reached(data)
+    for path in cached[0].folder.rglob("*"):
+        assert not path.stat().st_mode & 0o022, path
 
 
 @pytest.mark.django_db
