@@ -25,7 +25,6 @@ from environments.models import (
     CondaRecord,
     Decision,
     MappedRole,
-    Namespace,
     NamespaceGroupObjectPermission,
     NamespaceUserObjectPermission,
     Notification,
@@ -64,12 +63,27 @@ def hold(
     decide, and the build is queued again.
     """
     in_turn()
+    build.move(BuildState.HELD, lease=lease, message=waiting_for(verdicts))
+    return open_requests(build, verdicts)
+
+
+def waiting_for(verdicts: Sequence[Verdict]) -> str:
+    """What a build waits for, in a line of its history."""
+    what = [str(found[0].package) for found in _asked(verdicts).values()]
+    return f"waits for approval of {_some(what)}"
+
+
+def _asked(verdicts: Sequence[Verdict]) -> dict[str, list[Verdict]]:
     asked: dict[str, list[Verdict]] = {}
     for verdict in verdicts:
         if verdict.effect is Effect.ASK and verdict.package is not None:
             asked.setdefault(subject_of(verdict.package), []).append(verdict)
-    what = [str(found[0].package) for found in asked.values()]
-    build.move(BuildState.HELD, lease=lease, message=f"waits for approval of {_some(what)}")
+    return asked
+
+
+def open_requests(build: Build, verdicts: Sequence[Verdict]) -> bool:
+    """Open the requests of a HELD build; call it after `in_turn`. Returns as `hold`."""
+    asked = _asked(verdicts)
     namespace = build.environment.namespace
     known = {
         request.subject: request
@@ -77,7 +91,7 @@ def hold(
             namespace=namespace, subject__in=list(asked)
         )
     }
-    new = _opened(namespace, {key: asked[key] for key in asked if key not in known})
+    new = _opened(build, {key: asked[key] for key in asked if key not in known})
     ApprovalRequest.objects.bulk_create(new)
     requests = [*known.values(), *new]
     WaitingBuild.objects.bulk_create(
@@ -100,14 +114,14 @@ def hold(
     return build.state == BuildState.HELD
 
 
-def _opened(
-    namespace: Namespace,
-    asked: Mapping[str, Sequence[Verdict]],
-) -> list[ApprovalRequest]:
+def _opened(build: Build, asked: Mapping[str, Sequence[Verdict]]) -> list[ApprovalRequest]:
+    namespace = build.environment.namespace
     keys = {subject: found[0].package for subject, found in asked.items()}
-    digests = [key.sha256 for key in keys.values() if key and key.sha256]
-    conda = {row.sha256: row for row in CondaRecord.objects.filter(sha256__in=digests)}
-    pypi = {row.sha256: row for row in PypiRecord.objects.filter(sha256__in=digests)}
+    # Of the build's own lock: others may describe the same file in other words.
+    own = {"sha256__in": [key.sha256 for key in keys.values() if key and key.sha256],
+           "locked__lock__builds": build.pk}  # fmt: skip
+    conda = {row.sha256: row for row in CondaRecord.objects.filter(**own)}
+    pypi = {row.sha256: row for row in PypiRecord.objects.filter(**own)}
     opened = []
     for subject, found in asked.items():
         key = keys[subject]

@@ -34,7 +34,14 @@ from environments.engine.pypi_install import install_wheels
 from environments.engine.smoke import run_smoke_tests
 from environments.isolation import sandboxed
 from environments.leases import DATABASE_DOWN, Run
-from environments.models import Artifact, Build, CondaRecord, Preview, RecalledLock
+from environments.models import (
+    Artifact,
+    Build,
+    CondaRecord,
+    Environment,
+    Preview,
+    RecalledLock,
+)
 from environments.models.recalls import refuse_recalled
 from environments.policies import judge, policy_of
 from environments.solving import solve_or_reuse
@@ -189,6 +196,9 @@ def publish(run: Run) -> None:
     run.name_prefix()
     with transaction.atomic():
         build.move(BuildState.READY, lease=run.lease, progress={}, timings=run.timings)
+        judged_in = build.environment.namespace_id
+        if not Environment.objects.filter(pk=build.environment_id, namespace=judged_in).exists():
+            raise UnavailableError(f"{build.environment} was moved while the build ran.")
         Artifact.wanted_of(build)
         moved = build.environment.advance(build)
         if moved:

@@ -6,7 +6,8 @@ Nothing is kept between two calls: a changed rule, decision or recall acts at on
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from django.conf import settings
@@ -14,8 +15,10 @@ from django.db.models import Q
 from django.utils import timezone
 
 from environments import folders
+from environments.domain.errors import StoreError
 from environments.domain.lock import Lock
 from environments.domain.policy import (
+    UNLISTED,
     Channels,
     Effect,
     Known,
@@ -32,7 +35,15 @@ from environments.domain.policy import (
 from environments.domain.specification import Specification
 from environments.domain.urls import canonical_or_same
 from environments.engine.first_seen import FirstSeen
-from environments.models import CondaRecord, Decision, Namespace, PolicyRule, PypiRecord, Recall
+from environments.models import (
+    Build,
+    CondaRecord,
+    Decision,
+    Namespace,
+    PolicyRule,
+    PypiRecord,
+    Recall,
+)
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -52,22 +63,39 @@ def policy_of(namespace: Namespace | None) -> Policy:
     )
     # The installation's come first; within each, as they are ordered.
     ordered = sorted(rows, key=lambda row: (row.policy.namespace_id is not None, row.position))
+    own = {row.kind for row in ordered if row.policy.namespace_id is None}
     return assemble(
-        [rule_of(row) for row in ordered], rulings_of(namespace, now), recalled=recalls_in_force()
+        [rule_of(row) for row in ordered],
+        rulings_of(namespace, now),
+        recalled=recalls_in_force(),
+        built_in=built_in(own),
     )
 
 
-def assemble(
-    rules: Sequence[Rule], rulings: Sequence[Ruling] = (), *, recalled: Rule | None = None
-) -> Policy:
-    """A policy of these rules, after those that the installation's settings and recalls make."""
-    first: list[Rule] = []
+def built_in(kinds: Collection[str]) -> tuple[Rule, ...]:
+    """The rules that hold without having been written.
+
+    Args:
+        kinds: of the rules that the installation has: one of the same kind stands in for ours.
+    """
+    found: list[Rule] = []
     if tuple(settings.ALLOWED_CHANNELS) != ("*",):
-        first.append(
-            Channels(
-                name=CHANNELS_RULE, effect=Effect.ENFORCE, allow=tuple(settings.ALLOWED_CHANNELS)
-            )
-        )
+        allow = tuple(settings.ALLOWED_CHANNELS)
+        found.append(Channels(name=CHANNELS_RULE, effect=Effect.ENFORCE, allow=allow))
+    if UNLISTED.kind not in kinds:
+        found.append(UNLISTED)
+    return tuple(found)
+
+
+def assemble(
+    rules: Sequence[Rule],
+    rulings: Sequence[Ruling] = (),
+    *,
+    recalled: Rule | None = None,
+    built_in: Sequence[Rule] = (),
+) -> Policy:
+    """A policy of these rules, after those that are built in and what recalls make."""
+    first = [*built_in]
     if recalled is not None:
         first.append(recalled)
     every = (*first, *rules)
@@ -131,30 +159,79 @@ def judge(policy: Policy, lock: Lock, specification: Specification) -> tuple[Ver
     return judge_lock(policy, lock, specification, evidence=evidence_for(policy, lock))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """What the rules of a namespace say of a build that is brought into it from another one."""
+
+    build: Build
+    verdicts: tuple[Verdict, ...] = ()
+    refusal: StoreError | None = None  # PolicyError or ChannelNotAllowedError
+
+    @property
+    def asks(self) -> bool:
+        """Whether people must decide on it."""
+        return any(verdict.effect is Effect.ASK for verdict in self.verdicts)
+
+    @property
+    def allowed(self) -> bool:
+        return self.refusal is None and not self.asks
+
+
+def judge_arrivals(namespace: Namespace, builds: Sequence[Build]) -> list[Arrival]:
+    """Judge builds by the rules of a namespace that they come from outside of.
+
+    Recalls are left out: they hold wherever a build is, and may be undone.
+    """
+    policy = policy_of(namespace)
+    policy = replace(
+        policy, rules=tuple(rule for rule in policy.rules if not isinstance(rule, Recalled))
+    )
+    found: dict[tuple[int, int], Arrival] = {}
+    for build in builds:
+        key = (build.lock_id or 0, build.specification_id)
+        if key in found or build.lock is None:
+            continue
+        try:
+            verdicts = judge(policy, build.lock.value(), build.specification.value())
+        except StoreError as error:
+            found[key] = Arrival(build=build, refusal=error)
+        else:
+            found[key] = Arrival(build=build, verdicts=verdicts)
+    return [
+        replace(arrival, build=build)
+        for build in builds
+        if (arrival := found.get((build.lock_id or 0, build.specification_id))) is not None
+    ]
+
+
 def evidence_for(policy: Policy, lock: Lock) -> Known:
     """When each package of `lock` was first seen here, and which install scripts it has."""
     now = timezone.now().timestamp()
-    seen: dict[str, Sighting] = {}
+    seen: dict[tuple[str, str], Sighting] = {}
     if policy.ages:
-        for model, digests in (
-            (CondaRecord, sorted({p.sha256 for part in lock for p in part.conda})),
-            (PypiRecord, sorted({p.sha256 for part in lock for p in part.pypi})),
+        for model, columns, digests in (
+            (CondaRecord, ("channel",), sorted({p.sha256 for part in lock for p in part.conda})),
+            (PypiRecord, (), sorted({p.sha256 for part in lock for p in part.pypi})),
         ):
             for start in range(0, len(digests), _BATCH):
                 batch = model.objects.filter(sha256__in=digests[start : start + _BATCH])
-                for sha256, moment in batch.values_list("sha256", "first_seen_at"):
-                    _sight(seen, sha256, Sighting(at=moment.timestamp(), baseline=False))
+                for sha256, moment, *rest in batch.values_list("sha256", "first_seen_at", *columns):
+                    channel = canonical_or_same(rest[0]) if rest else ""
+                    _sight(seen, channel, sha256, Sighting(at=moment.timestamp(), baseline=False))
         looks = FirstSeen(folders.data() / folders.SEEN)
         for package in (package for part in lock for package in part.conda):
-            found = looks.sighting(package.channel, package.subdir, package.sha256)
+            channel = canonical_or_same(package.channel)
+            found = looks.sighting(channel, package.subdir, package.sha256)
             if found is not None:
-                _sight(seen, package.sha256, found)
+                _sight(seen, channel, package.sha256, found)
     return Known(now=now, seen=seen, found_scripts=policy.scripts)
 
 
-def _sight(seen: dict[str, Sighting], sha256: str, found: Sighting) -> None:
+def _sight(
+    seen: dict[tuple[str, str], Sighting], channel: str, sha256: str, found: Sighting
+) -> None:
     """Keep the earliest; what was there at the first look stays known as that."""
-    held = seen.get(sha256)
+    held = seen.get((channel, sha256))
     if held is not None:
         found = Sighting(at=min(held.at, found.at), baseline=held.baseline or found.baseline)
-    seen[sha256] = found
+    seen[channel, sha256] = found

@@ -49,6 +49,7 @@ class _Candidate:
     subdir: str = ""
     file_name: str = ""
     license: str = ""
+    listed: bool = True
     published: float | None = None
     indexed: float | None = None
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 
 from django.conf import settings
 from django.utils import timezone
@@ -17,13 +18,24 @@ from environments.domain.errors import LeaseLostError, UnsatisfiableError
 from environments.domain.lock import Lock
 from environments.domain.names import Credential
 from environments.domain.policy import Policy
+from environments.domain.records import CondaPackage, Package
 from environments.domain.specification import Specification
 from environments.domain.urls import canonical_or_same, is_below
 from environments.elsewhere import point_elsewhere
-from environments.engine.completion import complete_lock
+from environments.engine.completion import History
+from environments.engine.first_seen import FirstSeen
 from environments.engine.policy_view import Rules
 from environments.engine.solving import SolveRequest
-from environments.models import ChannelCredential, LockRow, Namespace, SolveRow, SpecificationRow
+from environments.models import (
+    ChannelCredential,
+    CondaRecord,
+    LockRow,
+    Namespace,
+    PypiRecord,
+    SolveRow,
+    SpecificationRow,
+)
+from environments.models.locks import BATCH
 from environments.tools import tools
 
 #: Part of every stored solve: a change of how we solve makes the old answers not ours any more.
@@ -77,7 +89,13 @@ def solve_or_reuse(
     engine = tools()
     solver = engine.solver(credentials)
     if wanted.lock is not None:
-        brought = complete_lock(wanted.lock, channels=solver.channels, cancelled=cancelled, log=log)
+        brought = solver.complete_lock(
+            wanted.lock,
+            history=Listings(namespace),
+            limits=engine.packages.limits,
+            cancelled=cancelled,
+            log=log,
+        )
         return _store(brought)
     state = solver.channel_state(wanted.channels, wanted.platforms)
     key = _key(wanted, state, policy, credentials)
@@ -107,6 +125,43 @@ def solve_or_reuse(
     SolveRow.objects.filter(pk=row.pk).update(lock=answer.row, seconds=seconds)
     log(f"solved in {seconds:.2f} s: {answer.row.package_count} packages")
     return answer
+
+
+class Listings(History):
+    """What channels and indexes were seen to list, as far as the namespace may know of it."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        self._namespace = namespace
+        self._looks = FirstSeen(folders.data() / folders.SEEN)
+
+    def records(self, packages: Sequence[Package]) -> Mapping[str, Package]:
+        wanted = {(package.url, package.sha256) for package in packages if package.sha256}
+        digests = sorted({sha256 for _, sha256 in wanted})
+        found: dict[str, Package] = {}
+        for start in range(0, len(digests), BATCH):
+            some = {"sha256__in": digests[start : start + BATCH], "listed": True}
+            for model in (CondaRecord, PypiRecord):
+                for row in model.objects.filter(**some).order_by("pk"):
+                    if (row.url, row.sha256) in wanted:
+                        found[row.url] = row.value()
+        return {url: package for url, package in found.items() if not self._private(url)}
+
+    def was_listed(self, package: CondaPackage) -> bool:
+        return self._looks.sighting(package.channel, package.subdir, package.sha256) is not None
+
+    def _private(self, url: str) -> bool:
+        """Whether others know the channel by a credential that the namespace does not have."""
+        own, others = self._prefixes
+        return any(is_below(url, one) for one in others) and not any(
+            is_below(url, one) for one in own
+        )
+
+    @cached_property
+    def _prefixes(self) -> tuple[set[str], set[str]]:
+        mine = ChannelCredential.objects.usable_in(self._namespace)
+        own = {canonical_or_same(row.url_prefix) for row in mine}
+        every = ChannelCredential.objects.order_by().values_list("url_prefix", flat=True)
+        return own, {canonical_or_same(prefix) for prefix in every} - own
 
 
 def _store(lock: Lock) -> Answer:

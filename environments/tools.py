@@ -24,6 +24,7 @@ from environments.engine.downloads import Patience
 from environments.engine.package_cache import PackageCache
 from environments.engine.pypi import PypiResolver
 from environments.engine.pypi_install import WheelCache
+from environments.engine.python_indexes import PythonIndexes
 from environments.engine.solver import RattlerSolver
 from environments.package_archive import package_archive
 
@@ -114,7 +115,8 @@ class Tools:
             channels=channels,
             extracted=self._extracted,
         )
-        return RattlerSolver(cache=folder, channels=channels, pypi=pypi)
+        indexes = PythonIndexes(settings.PYPI_INDEX_URLS, credentials=source_of(credentials))
+        return RattlerSolver(cache=folder, channels=channels, pypi=pypi, indexes=indexes)
 
     def _extracted(self, package: CondaPackage) -> Path | None:
         """Where it lies unpacked. One of a hosted channel is unpacked now: it is on no server."""

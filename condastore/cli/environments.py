@@ -191,7 +191,14 @@ def copy(
         namespace=target.namespace,
         name=target.environment,
     )
-    render.answer(made, as_json, lambda: render.say(f"Copied to {render.name_of(made)}."))
+
+    def human() -> None:
+        render.say(f"Copied to {render.name_of(made)}.")
+        latest = made["latest"]
+        if latest and latest["state"] == "HELD":
+            render.say(f"Build {latest['number']} waits for approval there.")
+
+    render.answer(made, as_json, human)
 
 
 @app.command()

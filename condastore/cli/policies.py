@@ -104,6 +104,13 @@ def show(namespace: Place = "", as_json: AsJson = False) -> None:
                 render.table(_COLUMNS, [_row(rule) for rule in rules], empty="")
         if not found["inherited"] and not found["rules"]:
             render.say("There is no rule.")
+        if found["builtIn"]:
+            render.say("Rules that hold where nothing else is written:")
+            rows = [
+                ("-", rule["effect"], rule["kind"], rule["name"], rule["summary"])
+                for rule in found["builtIn"]
+            ]
+            render.table(_COLUMNS, rows, empty="")
         render.say(f"version {found['version']}")
 
     render.answer(found, as_json, human)
@@ -261,7 +268,7 @@ def _rules(
                 status=Status.USAGE,
                 code="invalid-input",
                 hint="The kinds: channels, packages-denied, packages-allowed, licences, age, "
-                "constraints, pins, required, install-scripts, size, pypi.",
+                "constraints, pins, required, install-scripts, size, pypi, unlisted-packages.",
             )
         content = {"kind": kind, "effect": effect.value, "name": name or kind}
         return [{**content, "settings": _settings(settings)}]

@@ -263,6 +263,7 @@ POLICY = (
 query Policy($namespace: String) {
   policy(namespace: $namespace) {
     namespace version digest mayChange rules { ...Shown } inherited { ...Shown }
+    builtIn { name kind effect summary }
   }
 }
 """

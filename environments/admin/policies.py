@@ -31,6 +31,7 @@ from environments.admin.rule_forms import RuleForm, typed
 from environments.admin.rules import add, summary, try_new, try_policy
 from environments.domain.policy.rules import KINDS
 from environments.models import Policy, PolicyRule, PolicyVersion
+from environments.operations.policies import built_in_rules
 
 VERSIONS = 20
 
@@ -159,6 +160,14 @@ class PolicyRoom(ManagersRoom):
                     for rule in rules
                 ],
                 empty="No rules: everything is allowed here that the installation allows.",
+            ),
+            Panel(
+                title="Built-in rules, until the installation has one of the same kind",
+                headers=("Rule", "Kind", "Effect", "In words"),
+                rows=[
+                    (rule.name, rule.title, badge(rule.effect.value), rule.summary)
+                    for rule in built_in_rules()
+                ],
             ),
             Panel(
                 title="Versions, the newest first",

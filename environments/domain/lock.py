@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, Self
 
-from environments.domain.records import CondaPackage, PypiPackage
+from environments.domain.records import CondaPackage, Package, PypiPackage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +40,16 @@ class Lock:
             }
             for part in self.platforms
         }
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def claims(self) -> str:
+        """sha256, hex, of what is said of each package: locks of one digest may differ in it."""
+        content: dict[str, list[list[str]]] = {}
+        for part in self.platforms:
+            packages: tuple[Package, ...] = (*part.conda, *part.pypi)
+            content[part.platform] = sorted([p.url, p.sha256, p.claim] for p in packages)
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -35,10 +36,18 @@ class CondaPackage:
     depends: tuple[str, ...]
     constrains: tuple[str, ...]
     record: Mapping[str, Any] = field(repr=False, compare=False, hash=False)
+    #: Whether the channel itself states the record; False: only the package says it of itself.
+    listed: bool = True
 
     @classmethod
     def from_record(
-        cls, record: Mapping[str, Any], *, url: str, channel: str, file_name: str
+        cls,
+        record: Mapping[str, Any],
+        *,
+        url: str,
+        channel: str,
+        file_name: str,
+        listed: bool = True,
     ) -> CondaPackage:
         """`record` as in repodata; `channel` is the base URL, without the subdir."""
         noarch = record.get("noarch") or ""
@@ -60,7 +69,13 @@ class CondaPackage:
             depends=tuple(record.get("depends", ())),
             constrains=tuple(record.get("constrains", ())),
             record=record,
+            listed=listed,
         )
+
+    @property
+    def claim(self) -> str:
+        """sha256, hex, of all that is said of the file: one file may be described variously."""
+        return _digest([self.channel, self.file_name, self.listed, self.record_json()])
 
     def record_json(self) -> str:
         return json.dumps(self.record, sort_keys=True, separators=(",", ":"))
@@ -121,6 +136,18 @@ class PypiPackage:
     requires_python: str
     license: str
     uploaded: int | None = None  # milliseconds since the epoch, by the index's clock
+    #: Whether a Python index of this installation links to the file.
+    listed: bool = True
+
+    @property
+    def claim(self) -> str:
+        """As `CondaPackage.claim`."""
+        said = (self.name, self.version, self.file_name, self.size, self.requires)
+        return _digest([*said, self.requires_python, self.license, self.uploaded, self.listed])
+
+
+def _digest(content: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
 
 Package = CondaPackage | PypiPackage

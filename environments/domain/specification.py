@@ -86,7 +86,8 @@ class Specification:
         content = self.to_json()
         del content["name"], content["description"]
         if self.lock is not None:
-            content["lock"] = self.lock.digest
+            # Of equal bytes two locks may claim different things: each is what its author wrote.
+            content["lock"] = self.lock.claims
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -1,34 +1,70 @@
-"""What does a lock that a person brought leave unsaid? Its channels' own records say the rest."""
+"""Completion of a brought lock: its claims are held against the channels and indexes.
+
+What a lock says of a package is a claim of whoever wrote it. The record that is stored comes from
+the channel's own repodata, or from what this installation saw of it before. A package that neither
+lists describes itself (`info/index.json`); then it counts as unlisted, and a rule of the policy
+decides (`unlisted-packages`). What only a channel may state (`indexed_timestamp`) is never taken
+from a package.
+"""
 
 from __future__ import annotations
 
-import asyncio
+import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
-from rattler.package_streaming import PackageArchive
-
 from environments.domain.errors import (
+    AddressRefusedError,
     ChannelNotFoundError,
     ChannelUnavailableError,
+    DownloadError,
     FaultError,
+    FileRefusedError,
+    PackageInvalidError,
     SpecificationError,
     StoreError,
+    TimeLimitError,
 )
-from environments.domain.json_text import parse_json
 from environments.domain.lock import Lock, PlatformLock, dependency_order
 from environments.domain.lockfiles import is_complete
 from environments.domain.progress import Cancelled
-from environments.domain.records import CondaPackage
-from environments.engine import forward_proxy
-from environments.engine.addresses import guard
+from environments.domain.records import CondaPackage, Package, PypiPackage
+from environments.domain.unpacking import DEFAULT_LIMITS, Limits
+from environments.domain.urls import canonical_or_same
 from environments.engine.channels import Channels
-from environments.engine.credentials import request_url
+from environments.engine.downloads import Patience, bring
+from environments.engine.python_indexes import Project, PythonIndexes
+from environments.engine.uploads import read_package
 
 Log = Callable[[str], None]
+
+_PATIENCE = Patience(attempts=3)
+_PARALLEL = 4  # packages that are fetched at a time to be asked themselves
+
+
+class History:
+    """What this installation saw channels and indexes list before; knows nothing by itself."""
+
+    def records(self, packages: Sequence[Package]) -> Mapping[str, Package]:
+        """By URL: the description that its channel gave of exactly these bytes."""
+        return {}
+
+    def was_listed(self, package: CondaPackage) -> bool:
+        """Whether exactly these bytes were among what the channel listed."""
+        return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outcome:
+    """Packages by URL, and what is wrong with others."""
+
+    done: dict[str, Package]
+    faults: list[StoreError]
 
 
 def complete_lock(
@@ -37,67 +73,283 @@ def complete_lock(
     channels: Channels,
     cancelled: Cancelled,
     log: Log,
+    indexes: PythonIndexes | None = None,
+    history: History | None = None,
+    limits: Limits = DEFAULT_LIMITS,
     time_limit: timedelta = timedelta(minutes=5),
 ) -> Lock:
-    """`lock` with the full record of each conda package, dependencies first.
+    """`lock` with verified descriptions of its packages, dependencies first.
 
-    A package that its channel no longer lists is asked itself (`info/index.json`), if it is still
-    there. What the lock says of its bytes stays: the bytes that come are compared with that.
-
+    Args:
+        indexes: those that wheels may come from; None confirms no wheel.
+        history: what they listed before; asked of packages that they no longer list.
+        limits: to what a package that describes itself may unpack.
     Raises:
-        SpecificationError: a digest differs from the channel's, a package is gone: every one.
-        ChannelUnavailableError: a channel does not answer now.
+        SpecificationError: a digest differs from the channel's, a package is gone, a wheel is not
+            what an index links to: every one.
+        ChannelUnavailableError: a channel or an index does not answer now.
     """
     deadline = time.monotonic() + time_limit.total_seconds()
-    wanted: dict[tuple[str, str], dict[str, CondaPackage]] = {}
-    for part in lock:
-        for package in part.conda:
-            if not is_complete(package):
-                wanted.setdefault((package.channel, package.subdir), {})[package.url] = package
-    listed: dict[str, CondaPackage] = {}
-    for (channel, subdir), packages in wanted.items():
-        try:
-            found = channels.listed(
-                channel,
-                subdir,
-                sorted({package.name for package in packages.values()}),
-                cancelled=cancelled,
-                deadline=deadline,
-            )
-        except ChannelNotFoundError:
-            log(f"The channel {channel} is gone; its packages are looked at themselves.")
-            continue
-        listed |= {package.url: package for package in found if package.url in packages}
-    faults: list[StoreError] = []
-    done: dict[str, CondaPackage] = {}
-    unlisted: list[CondaPackage] = []
-    for package in (package for packages in wanted.values() for package in packages.values()):
-        record = listed.get(package.url)
-        if record is None:
-            unlisted.append(package)
-        elif fault := _difference(package, record):
-            faults.append(fault)
-        else:
-            done[package.url] = _joined(package, record.record)
-    if unlisted:
-        log(f"{len(unlisted)} packages are no longer listed by their channel.")
-        answers = channels.run(_look_at(channels, unlisted), cancelled=cancelled, deadline=deadline)
-        for package, answer in zip(unlisted, answers, strict=True):
-            if isinstance(answer, StoreError):
-                faults.append(answer)
-            else:
-                done[package.url] = _joined(package, answer)
+    work = _Completion(
+        channels=channels,
+        indexes=indexes,
+        history=history or History(),
+        limits=limits,
+        cancelled=cancelled,
+        deadline=deadline,
+        log=log,
+    )
+    conda = work.conda([p for part in lock for p in part.conda if not is_complete(p)])
+    pypi = work.pypi([package for part in lock for package in part.pypi])
+    faults = [*conda.faults, *pypi.faults]
     transient = next((fault for fault in faults if fault.transient), None)
     if transient is not None:
         raise transient
     if faults:
         raise SpecificationError(faults)
+    done = conda.done | pypi.done
     return replace(lock, platforms=tuple(_completed(part, done) for part in lock))
 
 
-def _completed(part: PlatformLock, done: Mapping[str, CondaPackage]) -> PlatformLock:
-    packages = [done.get(package.url, package) for package in part.conda]
-    return replace(part, conda=dependency_order(packages))
+def _completed(part: PlatformLock, done: Mapping[str, Any]) -> PlatformLock:
+    return replace(
+        part,
+        conda=dependency_order([done.get(package.url, package) for package in part.conda]),
+        pypi=tuple(done[package.url] for package in part.pypi),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Completion:
+    channels: Channels
+    indexes: PythonIndexes | None
+    history: History
+    limits: Limits
+    cancelled: Cancelled
+    deadline: float  # of time.monotonic()
+    log: Log
+
+    # --- conda -----------------------------------------------------------------------------------
+
+    def conda(self, packages: Sequence[CondaPackage]) -> _Outcome:
+        wanted: dict[tuple[str, str], dict[str, CondaPackage]] = {}
+        for package in packages:
+            wanted.setdefault((package.channel, package.subdir), {})[package.url] = package
+        listed: dict[str, CondaPackage] = {}
+        for (channel, subdir), some in wanted.items():
+            listed |= self._listed(channel, subdir, some)
+        outcome = _Outcome(done={}, faults=[])
+        unlisted: list[CondaPackage] = []
+        for package in (package for some in wanted.values() for package in some.values()):
+            record = listed.get(package.url)
+            if record is None:
+                unlisted.append(package)
+            elif fault := _difference(package, record):
+                outcome.faults.append(fault)
+            else:
+                # Without a digest of its own the channel does not say which bytes it lists.
+                same = bool(record.sha256) or not package.sha256
+                outcome.done[package.url] = _joined(package, record.record, listed=same)
+        known = self.history.records(unlisted) if unlisted else {}
+        for package in unlisted:
+            if isinstance(before := known.get(package.url), CondaPackage):
+                outcome.done[package.url] = _joined(package, before.record, listed=True)
+        self._ask_themselves([p for p in unlisted if p.url not in known], outcome)
+        return outcome
+
+    def _listed(
+        self, channel: str, subdir: str, packages: Mapping[str, CondaPackage]
+    ) -> dict[str, CondaPackage]:
+        try:
+            found = self.channels.listed(
+                channel,
+                subdir,
+                sorted({package.name for package in packages.values()}),
+                cancelled=self.cancelled,
+                deadline=self.deadline,
+            )
+        except ChannelNotFoundError:
+            self.log(f"The channel {channel} is gone; its packages are looked at themselves.")
+            return {}
+        by_url = {canonical_or_same(package.url): package for package in found}
+        return {url: package for url, package in by_url.items() if url in packages}
+
+    def _ask_themselves(self, packages: Sequence[CondaPackage], outcome: _Outcome) -> None:
+        """Complete packages that nobody listed from their own `info/index.json`."""
+        if not packages:
+            return
+        self.log(f"{len(packages)} packages are not listed by their channel.")
+        with ThreadPoolExecutor(_PARALLEL) as pool:
+            answers = list(pool.map(self._index_of, packages))
+        for package, answer in zip(packages, answers, strict=True):
+            if isinstance(answer, StoreError):
+                outcome.faults.append(answer)
+            else:
+                listed = self.history.was_listed(package)
+                outcome.done[package.url] = _joined(package, answer, listed=listed)
+
+    def _index_of(self, package: CondaPackage) -> Mapping[str, Any] | StoreError:
+        """What the package says of itself, once its URL gave the bytes that the lock names.
+
+        The caches are not asked: they know the bytes by their digest, and not whether this channel
+        has them.
+        """
+        if self.channels.hosted((package.channel,)):  # which says all that it has
+            return FaultError(
+                f"{package.channel} has no {package.subdir}/{package.file_name}.",
+                where=package.url,
+                hint="Lock the environment again.",
+            )
+        with tempfile.TemporaryDirectory(prefix="condastore-unlisted-") as folder:
+            path = self._fetched(package, Path(folder))
+            if isinstance(path, StoreError):
+                return path
+            try:
+                record = read_package(path, package.file_name, limits=self.limits)
+            except PackageInvalidError as error:
+                return FaultError(
+                    f"{package.file_name} cannot be read as this package: {error.message}",
+                    where=package.url,
+                    hint="Do not use it; tell the owner of the channel.",
+                )
+            size = path.stat().st_size
+        if record["subdir"] != package.subdir:
+            return FaultError(
+                f"{package.file_name} says that it is for {record['subdir']}.", where=package.url
+            )
+        return record | {"size": size}
+
+    def _fetched(self, package: Package, folder: Path) -> Path | StoreError:
+        try:
+            [path] = bring(
+                [package],
+                folder,
+                credentials=self.channels.credential,
+                cancelled=self._over,
+                patience=_PATIENCE,
+            ).values()
+        except DownloadError as error:
+            if error.details.get("gone"):
+                return FaultError(
+                    f"{package.file_name} is no longer at {package.url}.",
+                    where=package.url,
+                    hint="Lock the environment again, or ask for a mirror that kept it.",
+                )
+            if "expected" in error.details:
+                return FaultError(
+                    f"{package.file_name} has other bytes at {package.url} than the lock says.",
+                    where=package.url,
+                    hint="Lock the environment again.",
+                )
+            return ChannelUnavailableError(
+                f"{package.file_name} could not be read: {error.message}", where=package.url
+            )
+        except (AddressRefusedError, FileRefusedError) as error:
+            return error
+        return path
+
+    def _over(self) -> bool:
+        if time.monotonic() > self.deadline:
+            raise TimeLimitError("There was no answer within the time limit.")
+        return self.cancelled()
+
+    # --- PyPI ------------------------------------------------------------------------------------
+
+    def pypi(self, packages: Sequence[PypiPackage]) -> _Outcome:
+        outcome = _Outcome(done={}, faults=[])
+        wanted = {package.url: package for package in packages}
+        if not wanted:
+            return outcome
+        if self.indexes is None or not self.indexes.urls:
+            outcome.faults.append(
+                FaultError(
+                    "This installation takes no packages from a Python index.",
+                    where="package",
+                    hint="Ask for conda packages, or ask an administrator to configure an index.",
+                )
+            )
+            return outcome
+        projects = self.channels.run(
+            self.indexes.projects({package.name for package in packages}),
+            cancelled=self.cancelled,
+            deadline=self.deadline,
+        )
+        unlisted: list[PypiPackage] = []
+        for package in packages:
+            answer = self._confirmed(package, projects[package.name])
+            if isinstance(answer, StoreError):
+                outcome.faults.append(answer)
+            elif answer is None:
+                unlisted.append(package)
+            else:
+                outcome.done[package.url] = answer
+        self._remember(unlisted, projects, outcome)
+        return outcome
+
+    def _confirmed(
+        self, package: PypiPackage, project: Project | None
+    ) -> PypiPackage | StoreError | None:
+        """The wheel as its index describes it; None where the index does not list it."""
+        file = project.files.get(package.file_name) if project else None
+        if project is None or file is None:
+            return None
+        if file.url != package.url:
+            return FaultError(
+                f"{package.file_name} is not taken from {package.url}: {project.index} has it at "
+                f"{file.url}.",
+                where=package.url,
+                hint="Lock it again with the indexes of this installation.",
+            )
+        if file.sha256 and file.sha256 != package.sha256:
+            return FaultError(
+                f"The sha256 of {package.file_name} is not the one that {project.index} gives.",
+                where=package.url,
+                hint="Lock the environment again.",
+            )
+        if not file.sha256 and isinstance(fault := self._has_bytes(package), StoreError):
+            return fault
+        return replace(
+            package,
+            size=file.size,
+            requires_python=file.requires_python,
+            uploaded=file.uploaded,
+            listed=True,
+        )
+
+    def _has_bytes(self, package: PypiPackage) -> StoreError | None:
+        with tempfile.TemporaryDirectory(prefix="condastore-unlisted-") as folder:
+            path = self._fetched(package, Path(folder))
+        return path if isinstance(path, StoreError) else None
+
+    def _remember(
+        self,
+        packages: Sequence[PypiPackage],
+        projects: Mapping[str, Project | None],
+        outcome: _Outcome,
+    ) -> None:
+        """Take wheels that their index no longer lists where it was seen to list them before."""
+        known = self.history.records(packages) if packages else {}
+        for package in packages:
+            project, before = projects[package.name], known.get(package.url)
+            at_home = self._of_an_index(package, project)
+            if isinstance(before, PypiPackage) and at_home:
+                outcome.done[package.url] = replace(before, requires=package.requires)
+                continue
+            where = project.index if project else "No Python index of this installation"
+            outcome.faults.append(
+                FaultError(
+                    f"{where} {'does not list' if project else 'lists'} {package.file_name}.",
+                    where=package.url,
+                    hint="Lock it again with the indexes of this installation.",
+                )
+            )
+
+    def _of_an_index(self, package: PypiPackage, project: Project | None) -> bool:
+        assert self.indexes is not None, "asked before"
+        if project is not None:
+            return project.holds(package.url)
+        gone = (Project(index=url, files={}) for url in self.indexes.urls)
+        return any(one.holds(package.url) for one in gone)
 
 
 def _difference(package: CondaPackage, record: CondaPackage) -> FaultError | None:
@@ -110,79 +362,27 @@ def _difference(package: CondaPackage, record: CondaPackage) -> FaultError | Non
                 where=package.url,
                 hint="Lock the environment again; if you did just now, tell the channel's owner.",
             )
+    said = (record.name, record.version, record.build)
+    if said != (package.name, package.version, package.build):
+        return FaultError(
+            f"{package.file_name} is {' '.join(said)} in its channel.",
+            where=package.url,
+            hint="Do not use it; tell the owner of the channel.",
+        )
     return None
 
 
-def _joined(package: CondaPackage, record: Mapping[str, Any]) -> CondaPackage:
+def _joined(package: CondaPackage, record: Mapping[str, Any], *, listed: bool) -> CondaPackage:
     content = dict(record)
     for kind in ("sha256", "md5"):
         if getattr(package, kind):
             content[kind] = getattr(package, kind)
-    content.setdefault("subdir", package.subdir)
+    content["subdir"] = package.subdir
     content.setdefault("build_number", 0)
     return CondaPackage.from_record(
-        content, url=package.url, channel=package.channel, file_name=package.file_name
+        content,
+        url=package.url,
+        channel=package.channel,
+        file_name=package.file_name,
+        listed=listed,
     )
-
-
-async def _look_at(
-    channels: Channels, packages: list[CondaPackage]
-) -> list[Mapping[str, Any] | StoreError]:
-    few = asyncio.Semaphore(8)
-
-    async def look(package: CondaPackage) -> Mapping[str, Any] | StoreError:
-        async with few:
-            return await _index_of(channels, package)
-
-    return await asyncio.gather(*(look(package) for package in packages))
-
-
-async def _index_of(channels: Channels, package: CondaPackage) -> Mapping[str, Any] | StoreError:
-    """The package's own `info/index.json`, read in part where the server lets us."""
-    if channels.hosted((package.channel,)):  # which says all that it has
-        return FaultError(
-            f"{package.channel} has no {package.subdir}/{package.file_name}.",
-            where=package.url,
-            hint="Lock the environment again.",
-        )
-    try:
-        if package.url.startswith("file:"):
-            archive = await PackageArchive.from_path(guard().path(package.url))
-        else:
-            credential = channels.credential(package.url)
-            archive = await PackageArchive.from_url(
-                channels.client, request_url(credential, package.url)
-            )
-        content = await archive.read_file("info/index.json")
-    except StoreError as error:
-        return error
-    except Exception as error:  # rattler's errors have no common base
-        message = channels.clean(str(error))
-        if refused := await asyncio.to_thread(forward_proxy.refusal_in, message):
-            return refused
-        gone = isinstance(error, FileNotFoundError) or any(
-            sign in message for sign in ("404", "410", "No such file")
-        )
-        if gone:
-            return FaultError(
-                f"{package.file_name} is no longer at {package.url}.",
-                where=package.url,
-                hint="Lock the environment again, or ask for a mirror that kept it.",
-            )
-        return ChannelUnavailableError(
-            f"{package.file_name} could not be read: {message}", where=package.url
-        )
-    try:
-        index: Mapping[str, Any] = parse_json(content or b"")
-        named = (index["name"], str(index["version"]), index["build"])
-    except (ValueError, KeyError, TypeError):
-        return FaultError(
-            f"{package.file_name} has no readable info/index.json.", where=package.url
-        )
-    if named != (package.name, package.version, package.build):
-        return FaultError(
-            f"{package.file_name} calls itself {'-'.join(named)}.",
-            where=package.url,
-            hint="Do not use it; tell the owner of the channel.",
-        )
-    return index

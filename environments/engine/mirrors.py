@@ -40,7 +40,14 @@ from environments.domain.errors import (
 )
 from environments.domain.mirrors import Entry, join, shown
 from environments.domain.names import Credential
-from environments.domain.policy import Effect, Policy, Screen, Sighting, Subject
+from environments.domain.policy import (
+    Effect,
+    Policy,
+    Screen,
+    Sighting,
+    Subject,
+    UnlistedPackages,
+)
 from environments.domain.policy.subjects import LockedPackage
 from environments.domain.progress import Cancelled, obey
 from environments.domain.records import CondaPackage
@@ -470,7 +477,12 @@ class _Judge:
     """The rules, applied to what a client outside would choose from by itself."""
 
     def __init__(self, work: Render, baseline: int) -> None:
-        rules = [rule for rule in work.policy.rules if rule.effect is not Effect.WARN]
+        rules = [
+            rule
+            for rule in work.policy.rules
+            # Here every record is the channel's own.
+            if rule.effect is not Effect.WARN and not isinstance(rule, UnlistedPackages)
+        ]
         self._clock = _Clock(work, baseline)
         self._screen = Screen(work.policy, self._clock, rules=rules)
         self._work = work

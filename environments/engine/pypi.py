@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import re
@@ -231,7 +232,9 @@ class PypiResolver:
         temporary.replace(note)
 
     def _note(self, package: CondaPackage) -> Path:
-        digest = package.sha256 or f"md5-{package.md5}"
+        # By the URL too: what is read there need not be the bytes that bear the digest elsewhere.
+        known_as = f"{package.sha256 or package.md5} {package.url}"
+        digest = hashlib.sha256(known_as.encode()).hexdigest()
         return self._cache / "provided" / digest[:2] / f"{digest}.json"
 
     def _look(self, package: CondaPackage, cancelled: Cancelled) -> list[str]:

@@ -14,10 +14,12 @@ from environments.domain.lock import Lock, PlatformLock
 from environments.domain.progress import Cancelled
 from environments.domain.records import PypiPackage
 from environments.domain.specification import newest_allowed, parse_exclude_newer
+from environments.domain.unpacking import DEFAULT_LIMITS, Limits
 from environments.engine import forward_proxy
 from environments.engine.channels import Channels
-from environments.engine.completion import complete_lock
+from environments.engine.completion import History, complete_lock
 from environments.engine.pypi_rules import led_by_rules
+from environments.engine.python_indexes import PythonIndexes
 from environments.engine.records import to_rattler
 from environments.engine.solver_process import SolverProcesses, TooHardError
 from environments.engine.solving import Log, SolveRequest, Work, check, solve_conda
@@ -63,6 +65,7 @@ class RattlerSolver:
         cache: Path,
         channels: Channels,
         pypi: PypiPart | None = None,
+        indexes: PythonIndexes | None = None,
         isolated: bool = True,
         memory_limit: int = 1 << 30,
         idle_memory: int = 220 << 20,
@@ -70,12 +73,14 @@ class RattlerSolver:
     ) -> None:
         """
         Args:
+            indexes: those that wheels of a brought lock may come from.
             cache: where the solver's processes keep repodata; that of `channels`, as a rule.
             isolated: False solves in this process, for tests of what happens inside.
             memory_limit: bytes that a solve may take before it is stopped as too hard.
             idle_memory: bytes above which an idle process of the solver makes way for a new one.
         """
         self.channels = channels
+        self.indexes = indexes
         self._pypi = pypi
         self._now = now
         self._processes = (
@@ -132,15 +137,24 @@ class RattlerSolver:
         *,
         cancelled: Cancelled,
         log: Log,
+        history: History | None = None,
+        limits: Limits = DEFAULT_LIMITS,
         time_limit: timedelta = timedelta(minutes=5),
     ) -> Lock:
-        """`lock`, which somebody brought, with what its channels say of each package.
+        """`lock`, which somebody brought, with what its channels and indexes say of each package.
 
         Raises:
-            SpecificationError: digests that are not the channel's, packages that are gone: all.
+            As `completion.complete_lock`.
         """
         return complete_lock(
-            lock, channels=self.channels, cancelled=cancelled, log=log, time_limit=time_limit
+            lock,
+            channels=self.channels,
+            indexes=self.indexes,
+            history=history,
+            limits=limits,
+            cancelled=cancelled,
+            log=log,
+            time_limit=time_limit,
         )
 
     def _conda(self, work: Work, *, cancelled: Cancelled, log: Log) -> list[PlatformLock]:

@@ -206,7 +206,11 @@ class Mutation(
         found.refresh_from_db()
         return found  # type: ignore[no-any-return]
 
-    @field(description="With its history, and without copying bytes.")
+    @field(
+        description="Copy an environment with its history, without copying bytes. The rules of "
+        "another namespace judge it: its current build is refused, or held for approval; other "
+        "builds that are not allowed there are left out."
+    )
     def copy_environment(
         self, info: Info, environment_id: ID, namespace: str, name: str
     ) -> EnvironmentPayload:
@@ -219,7 +223,10 @@ class Mutation(
         )
         return found  # type: ignore[no-any-return]
 
-    @field()
+    @field(
+        description="Move an environment with its history. Refused where the rules of the other "
+        "namespace do not allow every build that could be served there."
+    )
     def move_environment(
         self, info: Info, environment_id: ID, namespace: str
     ) -> EnvironmentPayload:

@@ -87,6 +87,16 @@ class PolicyNode(Node):
         return [Rule.of(row) for row in self.rules.all()]
 
 
+@strawberry.type(description="A rule that holds without having been written.")
+class BuiltInRule:
+    name: str = strawberry.field(description="Name of the rule, as verdicts give it.")
+    kind: str = strawberry.field(
+        description="Kind of the rule. A rule of the installation of this kind replaces it."
+    )
+    effect: str = strawberry.field(description="enforce, ask (hold for approval) or warn.")
+    summary: str = strawberry.field(description="The rule in one line of plain language.")
+
+
 @strawberry.type(description="All that holds in one place.")
 class EffectivePolicy:
     namespace: str | None
@@ -96,6 +106,10 @@ class EffectivePolicy:
     )
     rules: list[Rule]
     inherited: list[Rule] = strawberry.field(description="The installation's, which hold as well.")
+    built_in: list[BuiltInRule] = strawberry.field(
+        description="Rules that hold without having been written: the allowed channels of the "
+        "settings, and the default for unlisted packages."
+    )
     may_change: bool
 
     @classmethod
@@ -109,6 +123,12 @@ class EffectivePolicy:
             digest=policy_of(place).version if place else "",
             rules=own,
             inherited=[Rule.of(row) for row in above],
+            built_in=[
+                BuiltInRule(
+                    name=rule.name, kind=rule.kind, effect=rule.effect.value, summary=rule.summary
+                )
+                for rule in operations.built_in_rules()
+            ],
             may_change=operations.may_change(actor, place),
         )
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime, timedelta
-from typing import Self
+from typing import Any, Self
 
-from django.db import models, transaction
+from django.db import IntegrityError, models, transaction
 from django.utils import timezone
 
 from environments.domain.lock import Lock, PlatformLock
@@ -43,10 +45,19 @@ class SpecificationRow(models.Model):
 
 
 class CondaRecord(models.Model):
-    """One package of a channel, as the channel described it when it was locked."""
+    """One description of a package: the channel's own when it was locked, or the package's.
+
+    Each distinct description of a file is a row: what one lock says of it labels no other lock.
+    """
 
     url = models.CharField(max_length=1000)
     sha256 = models.CharField(max_length=64)
+    claim = models.CharField(
+        max_length=64, db_default="", help_text="sha256 of the description; rows of old: empty."
+    )
+    listed = models.BooleanField(
+        null=True, help_text="Whether the channel states it; rows of older releases: unknown."
+    )
     name = models.CharField(max_length=200)
     version = models.CharField(max_length=100)
     build = models.CharField(max_length=200)
@@ -67,7 +78,7 @@ class CondaRecord(models.Model):
     class Meta:
         default_permissions = ()
         ordering = ["name", "version", "pk"]
-        constraints = [models.UniqueConstraint(fields=["sha256", "url"], name="record_once")]
+        constraints = [models.UniqueConstraint("sha256", "url", "claim", name="record_once")]
         indexes = [
             models.Index(fields=["name", "version"]),
             models.Index(fields=["name"], name="record_named", opclasses=["varchar_pattern_ops"]),
@@ -81,6 +92,8 @@ class CondaRecord(models.Model):
         return cls(
             url=package.url,
             sha256=package.sha256,
+            claim=package.claim,
+            listed=package.listed,
             name=package.name,
             version=package.version,
             build=package.build,
@@ -108,15 +121,25 @@ class CondaRecord(models.Model):
 
     def value(self) -> CondaPackage:
         return CondaPackage.from_record(
-            json.loads(self.record), url=self.url, channel=self.channel, file_name=self.file_name
+            json.loads(self.record),
+            url=self.url,
+            channel=self.channel,
+            file_name=self.file_name,
+            listed=self.listed is not False,
         )
 
 
 class PypiRecord(models.Model):
-    """One wheel of a Python index."""
+    """One description of a wheel of a Python index; as `CondaRecord`."""
 
     url = models.CharField(max_length=1000)
     sha256 = models.CharField(max_length=64)
+    claim = models.CharField(
+        max_length=64, db_default="", help_text="sha256 of the description; rows of old: empty."
+    )
+    listed = models.BooleanField(
+        null=True, help_text="Whether an index links to it; rows of older releases: unknown."
+    )
     name = models.CharField(max_length=200)
     version = models.CharField(max_length=100)
     file_name = models.CharField(max_length=400)
@@ -130,7 +153,7 @@ class PypiRecord(models.Model):
     class Meta:
         default_permissions = ()
         ordering = ["name", "version", "pk"]
-        constraints = [models.UniqueConstraint(fields=["sha256", "url"], name="wheel_once")]
+        constraints = [models.UniqueConstraint("sha256", "url", "claim", name="wheel_once")]
         indexes = [
             models.Index(fields=["name", "version"]),
             models.Index(fields=["name"], name="wheel_named", opclasses=["varchar_pattern_ops"]),
@@ -144,6 +167,8 @@ class PypiRecord(models.Model):
         return cls(
             url=package.url,
             sha256=package.sha256,
+            claim=package.claim,
+            listed=package.listed,
             name=package.name,
             version=package.version,
             file_name=package.file_name,
@@ -166,23 +191,57 @@ class PypiRecord(models.Model):
             requires_python=self.requires_python,
             license=self.license,
             uploaded=self.uploaded,
+            listed=self.listed is not False,
         )
+
+
+#: What names a row: URL, sha256 and claim.
+_Key = tuple[str, str, str]
+
+
+def _key(package: CondaPackage | PypiPackage) -> _Key:
+    return package.url, package.sha256, package.claim
 
 
 def _stored(
     model: type[CondaRecord] | type[PypiRecord], packages: Iterable[CondaPackage | PypiPackage]
-) -> dict[tuple[str, str], int]:
-    """Store what is new; the key of each package's row by (url, sha256)."""
-    rows = {(p.url, p.sha256): model.from_value(p) for p in packages}  # type: ignore[arg-type]
+) -> dict[_Key, int]:
+    """Store what is new; the primary key of each package's row."""
+    wanted = {_key(package): package for package in packages}
+    digests = sorted({sha256 for _, sha256, _ in wanted})
+    found = _found(model, digests)
+    _adopt(model, digests, wanted.keys() - found.keys(), found)
     # Sorted, so that two transactions that store the same packages wait in the same order.
-    ordered = [rows[key] for key in sorted(rows)]
-    model.objects.bulk_create(ordered, batch_size=BATCH // 4, ignore_conflicts=True)  # type: ignore[arg-type]
-    digests = sorted({sha256 for _, sha256 in rows})
-    found: dict[tuple[str, str], int] = {}
+    new = [model.from_value(wanted[key]) for key in sorted(wanted.keys() - found.keys())]  # type: ignore[arg-type]
+    if new:
+        model.objects.bulk_create(new, batch_size=BATCH // 4, ignore_conflicts=True)  # type: ignore[arg-type]
+        found = _found(model, digests)
+    return {key: found[key] for key in wanted}
+
+
+def _found(model: Any, digests: Sequence[str]) -> dict[_Key, int]:
+    found: dict[_Key, int] = {}
     for start in range(0, len(digests), BATCH):
-        batch = model.objects.filter(sha256__in=digests[start : start + BATCH])
-        found.update({(url, sha): pk for url, sha, pk in batch.values_list("url", "sha256", "pk")})
-    return {key: found[key] for key in rows}
+        rows = model.objects.filter(sha256__in=digests[start : start + BATCH]).order_by()
+        for url, sha256, claim, pk in rows.values_list("url", "sha256", "claim", "pk"):
+            found[url, sha256, claim] = pk
+    return found
+
+
+def _adopt(
+    model: Any, digests: Sequence[str], missing: AbstractSet[_Key], found: dict[_Key, int]
+) -> None:
+    """Give rows of older releases their claim, where it is one of `missing`."""
+    old = {pk for (url, sha256, claim), pk in found.items() if not claim}
+    if not missing or not old:
+        return
+    for row in model.objects.filter(pk__in=old).iterator():
+        key = _key(row.value())
+        if key in missing and key not in found:
+            rows = model.objects.filter(pk=row.pk, claim="")
+            with contextlib.suppress(IntegrityError), transaction.atomic():
+                if rows.update(claim=key[2], listed=row.value().listed):
+                    found[key] = row.pk
 
 
 class LockQuerySet(models.QuerySet["LockRow"]):
@@ -191,9 +250,15 @@ class LockQuerySet(models.QuerySet["LockRow"]):
 
 
 class LockRow(models.Model):
-    """What a solve gave, named by its digest; its packages are rows that locks share."""
+    """What a solve gave, named by its digest; its packages are rows that locks share.
 
-    digest = models.CharField(max_length=64, unique=True)
+    Locks of the same bytes are as many rows as there are descriptions of their packages.
+    """
+
+    digest = models.CharField(max_length=64, db_index=True)
+    claims = models.CharField(
+        max_length=64, db_default="", help_text="sha256 of the descriptions; rows of old: empty."
+    )
     channels = models.JSONField()
     platforms = models.JSONField()
     package_count = models.PositiveIntegerField()
@@ -204,6 +269,7 @@ class LockRow(models.Model):
 
     class Meta:
         default_permissions = ()
+        constraints = [models.UniqueConstraint("digest", "claims", name="lock_once")]
 
     def __str__(self) -> str:
         return self.digest[:12]
@@ -211,14 +277,17 @@ class LockRow(models.Model):
     @classmethod
     def store(cls, lock: Lock) -> LockRow:
         """One row for equal locks, also when two processes store it at once."""
-        if found := cls.objects.filter(digest=lock.digest).first():
-            return found
+        digest, claims = lock.digest, lock.claims
+        for row in cls.objects.filter(digest=digest, claims__in=[claims, ""]).order_by("-claims"):
+            if row.claims == claims or row._adopted(claims):
+                return row
         conda = [package for part in lock for package in part.conda]
         pypi = [package for part in lock for package in part.pypi]
         with transaction.atomic():
             conda_keys, pypi_keys = _stored(CondaRecord, conda), _stored(PypiRecord, pypi)
             row, created = cls.objects.get_or_create(
-                digest=lock.digest,
+                digest=digest,
+                claims=claims,
                 defaults={
                     "channels": list(lock.channels),
                     "platforms": [part.platform for part in lock],
@@ -231,7 +300,7 @@ class LockRow(models.Model):
                     [
                         LockedConda(
                             lock=row,
-                            package_id=conda_keys[package.url, package.sha256],
+                            package_id=conda_keys[_key(package)],
                             platform=part.platform,
                             position=position,
                         )
@@ -244,7 +313,7 @@ class LockRow(models.Model):
                     [
                         LockedPypi(
                             lock=row,
-                            package_id=pypi_keys[package.url, package.sha256],
+                            package_id=pypi_keys[_key(package)],
                             platform=part.platform,
                             position=position,
                         )
@@ -254,6 +323,16 @@ class LockRow(models.Model):
                     batch_size=BATCH // 4,
                 )
         return row
+
+    def _adopted(self, claims: str) -> bool:
+        """Whether this row of an older release says the same of its packages; then it is noted."""
+        if self.value().claims != claims:
+            return False
+        with contextlib.suppress(IntegrityError), transaction.atomic():
+            LockRow.objects.filter(pk=self.pk, claims="").update(claims=claims)
+            self.claims = claims
+            return True
+        return False
 
     def value(self) -> Lock:
         """Three queries, or none after `with_packages()`."""

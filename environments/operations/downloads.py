@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from django.conf import settings
 
-from accounts.access import Actor, require
+from accounts.access import Actor, may, require
 from accounts.roles import Perm
 from environments.domain import artifacts, rendering, sbom
 from environments.domain.errors import ConflictError, NotFoundError
@@ -129,6 +129,8 @@ def lock_file(*, actor: Actor, build: Build, name: str, platform: str = "") -> L
             f"There is no file {name!r} of a build.", hint=f"There are: {', '.join(FILES)}."
         )
     chosen = platform_of(build, platform)
+    if build.state not in SERVED and not may(actor, Perm.APPROVE, build.environment.namespace):
+        require_served(build)  # only who decides reads it before
     refuse_recalled(build)
     return LockFile(build=build, name=name, platform=chosen)
 
@@ -158,10 +160,7 @@ def platform_of(build: Build, platform: str = "") -> str:
 
 
 def require_served(build: Build) -> None:
-    """Raises ConflictError for a build whose packages nobody may have (yet).
-
-    The lock of one that is held, or was rejected, may be read; what it names is not given away.
-    """
+    """Raises ConflictError for a build whose packages nobody may have (yet)."""
     if build.state not in SERVED:
         raise ConflictError(
             f"{build} is {build.state}: its packages are given away once it is READY.",

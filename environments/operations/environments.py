@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from django.conf import settings
 from django.db import IntegrityError, transaction
+from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from accounts.access import Actor, require
 from accounts.roles import Perm
 from environments import approvals, folder_access, folders
-from environments.domain.errors import ConflictError, InvalidInputError, NotFoundError
-from environments.domain.lifecycle import FINISHED, RUNNING, BuildState
+from environments.domain.errors import (
+    ConflictError,
+    InvalidInputError,
+    NotFoundError,
+    PolicyError,
+)
+from environments.domain.lifecycle import FINISHED, RUNNING, SERVED, BuildState
 from environments.domain.names import parse_name
+from environments.domain.policy import Effect
 from environments.models import (
     AuditEvent,
     Build,
@@ -24,6 +35,7 @@ from environments.models import (
 from environments.models.approvals import in_turn
 from environments.operations import queueing, quotas
 from environments.operations.builds import Submitted, refuse_held, submit_build
+from environments.policies import Arrival, judge_arrivals
 
 
 def find_environment(actor: Actor, namespace: str, name: str) -> Environment:
@@ -117,12 +129,19 @@ def rename_environment(*, actor: Actor, environment: Environment, name: str) -> 
 def move_environment(
     *, actor: Actor, environment: Environment, namespace: Namespace
 ) -> Environment:
-    """With its history, and without copying bytes."""
+    """Move the environment with its history, without copying bytes.
+
+    Its builds are judged as a whole by the rules of `namespace`, before anything changes.
+
+    Raises:
+        PolicyError: a build that could be served there is refused there, or needs an approval.
+    """
     require(actor, Perm.MANAGE, environment)
     require(actor, Perm.BUILD, namespace)
     before = str(environment)
     if namespace.pk != environment.namespace_id:
         quotas.require_room(namespace, environments=1)
+        _refuse_unfit(environment, namespace)
     source = environment.namespace
     _place(environment, namespace, environment.name)
     # The rules of the namespace that it left do not send it any more, nor show where it is now.
@@ -135,30 +154,103 @@ def move_environment(
     return environment
 
 
+def _refuse_unfit(environment: Environment, namespace: Namespace) -> None:
+    """Refuse a move that would bring into `namespace` what its rules do not allow.
+
+    Builds that were deleted and can be brought back count too: they would be served there.
+    """
+    since = timezone.now() - settings.UNDO_WINDOW
+    builds = environment.builds.filter(Q(deleted_at=None) | Q(deleted_at__gte=since))
+    arrivals = judge_arrivals(namespace, _served(builds))
+    unfit = [arrival for arrival in arrivals if not arrival.allowed]
+    if not unfit:
+        return
+    current = next((one for one in unfit if one.build.pk == environment.current_id), None)
+    shown = current or unfit[-1]
+    numbers = ", ".join(str(one.build.number) for one in unfit)
+    raise PolicyError(
+        f"{namespace} does not take {environment} as it is, because of "
+        f"{'build' if len(unfit) == 1 else 'builds'} {numbers}: {_why(shown)}",
+        hint="Copy the environment instead: what needs an approval is asked for there, and older "
+        "builds that the rules refuse are left out.",
+        details={"verdicts": _details(shown)},
+    )
+
+
+def _served(builds: QuerySet[Build]) -> list[Build]:
+    """Those whose content may be given away, by number."""
+    rows = builds.filter(state__in=SERVED).exclude(lock=None).order_by("number")
+    return list(rows.select_related("lock", "specification"))
+
+
+def _why(arrival: Arrival) -> str:
+    if arrival.refusal is not None:
+        return arrival.refusal.message
+    asked = [verdict.sentence for verdict in arrival.verdicts if verdict.effect is Effect.ASK]
+    return f"it needs an approval. {' '.join(asked[:5])}"
+
+
+def _details(arrival: Arrival) -> list[Any]:
+    if arrival.refusal is not None:
+        return list(arrival.refusal.details.get("verdicts", ()))
+    return [verdict.to_json() for verdict in arrival.verdicts]
+
+
 @audited()
 def copy_environment(
     *, actor: Actor, environment: Environment, namespace: Namespace, name: str
 ) -> Environment:
-    """An environment with the same builds, numbers and tags, which shares the linked folders."""
+    """Copy an environment with its builds, numbers and tags; the linked folders are shared.
+
+    In another namespace its rules judge every build that may be served. The current build is
+    refused, or HELD until it is decided on; other builds that are not allowed are left out.
+
+    Raises:
+        PolicyError: the rules of `namespace` refuse the current build.
+    """
     require(actor, Perm.DOWNLOAD, environment)
     require(actor, Perm.BUILD, namespace)
     environment.refresh_from_db()
-    copy = _create(actor, namespace, name, environment.description)
     kept = environment.builds.filter(deleted_at=None, state__in=FINISHED).order_by("number")
+    arrivals: dict[int, Arrival] = {}
+    if namespace.pk != environment.namespace_id:
+        found = judge_arrivals(namespace, _served(kept))
+        arrivals = {arrival.build.pk: arrival for arrival in found}
+    first = _first(environment, arrivals)
+    if first is not None and first.refusal is not None:
+        raise PolicyError(
+            f"{namespace} does not take {first.build}: {first.refusal.message}",
+            details=first.refusal.details,
+        )
+    held = first if first is not None and first.asks else None
+    if held is not None:
+        in_turn()  # before the rows of builds, as those do who decide
+        quotas.require_room(namespace, builds=1)
+    copy = _create(actor, namespace, name, environment.description)
     copies: dict[int, Build] = {}
+    left_out: list[int] = []
     for build in kept:
-        origin, source_events = build.origin_id or build.pk, list(build.events.all())
-        old = build.pk
+        arrival = arrivals.get(build.pk)
+        if arrival is not None and not arrival.allowed and arrival is not held:
+            left_out.append(build.number)
+            continue
+        old, source_events = build.pk, list(build.events.all())
+        build.origin_id = build.origin_id or build.pk
         build.pk = None
         build._state.adding = True
-        build.environment, build.origin_id = copy, origin
+        build.environment = copy
         build.idempotency_key, build.log_archive, build.log_lines = "", None, 0
         build.message_sent_at = None
-        build.save(force_insert=True)
-        BuildEvent.objects.bulk_create(
-            BuildEvent(build=build, state=e.state, at=e.at, message=e.message)
-            for e in source_events
-        )
+        if arrival is not None:
+            build.verdicts = [verdict.to_json() for verdict in arrival.verdicts]
+        if arrival is not None and arrival is held:
+            _hold(build, arrival, actor)
+        else:
+            build.save(force_insert=True)
+            BuildEvent.objects.bulk_create(
+                BuildEvent(build=build, state=e.state, at=e.at, message=e.message)
+                for e in source_events
+            )
         copies[old] = build
     BuildTag.objects.bulk_create(
         BuildTag(environment=copy, name=tag.name, build=copies[tag.build_id], moved_at=tag.moved_at)
@@ -166,16 +258,49 @@ def copy_environment(
         if tag.build_id in copies
     )
     current = copies.get(environment.current_id) if environment.current_id else None
+    if current is not None and current.state != BuildState.READY:
+        current = None  # it becomes that once it is approved and linked
     Environment.objects.filter(pk=copy.pk).update(
         last_number=environment.last_number,
         current=current,
         pinned=environment.pinned and current is not None,
     )
     copy.refresh_from_db()
-    AuditEvent.record(actor, "environment.copy", copy, {"from": str(environment)})
+    change = {"from": str(environment), "left_out": left_out}
+    AuditEvent.record(
+        actor, "environment.copy", copy, change | ({"held": held.build.number} if held else {})
+    )
     folders.follow_environment(copy)
     transaction.on_commit(lambda: folder_access.apply_to_environment(copy))
     return copy
+
+
+def _first(environment: Environment, arrivals: Mapping[int, Arrival]) -> Arrival | None:
+    """The build that a copy is about: the current one, else the newest that is linked.
+
+    Where there is neither, the newest of those that are served, if none of them is allowed.
+    """
+    if environment.current_id in arrivals:
+        return arrivals[environment.current_id or 0]
+    ready = [one for one in arrivals.values() if one.build.state == BuildState.READY]
+    if ready and environment.current_id is None:
+        return ready[-1]
+    allowed = any(one.allowed for one in arrivals.values())
+    return None if allowed or not arrivals else [*arrivals.values()][-1]
+
+
+def _hold(build: Build, arrival: Arrival, actor: Actor) -> None:
+    """Save a copy of a build as one that waits for decisions, and is then linked for itself."""
+    now = timezone.now()
+    build.state, build.prefix, build.finished_at = BuildState.HELD, None, None
+    build.requested_by, build.created_at = actor.account, now
+    build.attempt, build.not_before, build.attempt_started_at = 0, now, None
+    build.lease_token, build.restoring, build.force_solve = 0, False, False
+    build.timings, build.link_scripts, build.sandboxed = {}, [], None
+    build.save(force_insert=True)
+    message = approvals.waiting_for(arrival.verdicts)
+    BuildEvent.objects.create(build=build, state=BuildState.HELD, message=message)
+    approvals.open_requests(build, arrival.verdicts)
 
 
 @audited()

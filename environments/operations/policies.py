@@ -35,6 +35,7 @@ from environments.domain.policy import (
     Rule,
     Screen,
     Sighting,
+    UnlistedPackages,
     parse_rule,
 )
 from environments.domain.policy.rules import Channels, Required, Size
@@ -54,7 +55,7 @@ from environments.models import (
     audited,
 )
 from environments.operations.approvals import reconsider
-from environments.policies import assemble, recalls_in_force, rule_of, rulings_of
+from environments.policies import assemble, built_in, recalls_in_force, rule_of, rulings_of
 
 #: Rules of one policy. Each name of a solve is held against each.
 MOST_RULES = 500
@@ -470,10 +471,17 @@ def rules_in_force(namespace: Namespace | None) -> list[Rule]:
     """Of the installation (None), or of a namespace, in which both hold."""
     rows = PolicyRule.objects.filter(enabled=True, policy__namespace=None)
     found = [rule_of(row) for row in rows]
+    rules = built_in({rule.kind for rule in found})
     if namespace is not None:
         own = PolicyRule.objects.filter(enabled=True, policy__namespace=namespace)
         found += [rule_of(row) for row in own]
-    return [*assemble(found, recalled=recalls_in_force()).rules]
+    return [*assemble(found, recalled=recalls_in_force(), built_in=rules).rules]
+
+
+def built_in_rules() -> tuple[Rule, ...]:
+    """The rules that hold everywhere without having been written."""
+    rows = PolicyRule.objects.filter(enabled=True, policy__namespace=None)
+    return built_in(set(rows.values_list("kind", flat=True)))
 
 
 _GRAVITY = (Effect.ENFORCE, Effect.ASK, Effect.WARN)
@@ -528,20 +536,26 @@ class _Trial:
             # The channel's own words are the most of a row, and only the age is in them alone.
             rows = rows.defer("record")
         looks = FirstSeen(folders.data() / folders.SEEN)
-        seen: dict[str, Sighting] = {}
+        seen: dict[tuple[str, str], Sighting] = {}
         scripts: dict[str, tuple[str, ...]] = {}
         known = Known(now=self._now.timestamp(), seen=seen, found_scripts=scripts)
-        screen = Screen(self._policy, known)
+        # Most packages are listed: the rule that looks at the others need not look at those.
+        of_listed = [rule for rule in self._policy.rules if rule.kind != UnlistedPackages.kind]
+        listed, unlisted = (
+            Screen(self._policy, known, rules=of_listed),
+            Screen(self._policy, known),
+        )
         found: dict[int, list[_Against]] = {}
         for row in rows.order_by().iterator(chunk_size=2_000):
             self.packages += 1
+            screen = unlisted if row.listed is False else listed
             if not self._channels and not screen.checks(manager, row.name):
                 continue
             subject = LockedPackage(_value(row, whole=self._policy.ages))
             seen.clear()
             scripts.clear()
             if self._policy.ages:
-                seen[row.sha256] = _seen(row, subject, looks)
+                seen[subject.channel, row.sha256] = _seen(row, subject, looks)
             if isinstance(row, CondaRecord) and row.link_scripts:
                 scripts[row.sha256] = tuple(row.link_scripts)
             label = f"{subject.name} {subject.version}"
@@ -700,6 +714,7 @@ def _value(row: CondaRecord | PypiRecord, *, whole: bool) -> CondaPackage | Pypi
         depends=(),
         constrains=(),
         record={},
+        listed=row.listed is not False,
     )
 
 

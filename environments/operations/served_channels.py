@@ -152,7 +152,7 @@ def channel_of_build(*, actor: Actor, build: Build) -> ServedChannel:
     return ServedChannel(
         name=str(build),
         records=CondaRecord.objects.filter(locked__lock=build.lock).distinct(),
-        state=f"{RENDERER} lock {build.lock.digest}",
+        state=f"{RENDERER} lock {build.lock.digest} {build.lock.pk}",
         wheels=PypiRecord.objects.filter(locked__lock=build.lock).distinct(),
     )
 
@@ -165,8 +165,8 @@ def channel_of_namespace(*, actor: Actor, namespace: Namespace) -> ServedChannel
         environment__namespace=namespace, state__in=SERVED
     )
     locks: Any = builds.exclude(lock__in=recalled).order_by().values("lock").distinct()
-    digests = sorted(builds.exclude(lock__in=recalled).order_by().values_list("lock__digest"))
-    told = "\n".join(digest for (digest,) in digests)
+    rows = builds.exclude(lock__in=recalled).order_by().values_list("lock__digest", "lock")
+    told = "\n".join(f"{digest} {lock}" for digest, lock in sorted(rows))
     return ServedChannel(
         name=f"the channel of {namespace.name}",
         records=CondaRecord.objects.filter(locked__lock__in=locks).distinct(),

@@ -9,12 +9,21 @@ from environments.domain.policy.judging import (
     key_of,
 )
 from environments.domain.policy.package_specs import PackageSpec, package_spec
-from environments.domain.policy.rules import KINDS, Channels, Recalled, Rule, parse_rule
+from environments.domain.policy.rules import (
+    KINDS,
+    UNLISTED,
+    Channels,
+    Recalled,
+    Rule,
+    UnlistedPackages,
+    parse_rule,
+)
 from environments.domain.policy.subjects import Evidence, Known, LockedPackage, Sighting, Subject
 from environments.domain.policy.verdicts import WHOLE, Effect, PackageKey, Ruling, Verdict
 
 __all__ = [
     "KINDS",
+    "UNLISTED",
     "WHOLE",
     "Channels",
     "Effect",
@@ -31,6 +40,7 @@ __all__ = [
     "Screen",
     "Sighting",
     "Subject",
+    "UnlistedPackages",
     "Verdict",
     "judge_lock",
     "judge_names",

@@ -733,6 +733,51 @@ class Pypi(Rule):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UnlistedPackages(Rule):
+    """Packages of brought locks that their channel does not list."""
+
+    kind = "unlisted-packages"
+    title = "Unlisted packages"
+    settings_help = {
+        "allow": "Channels whose unlisted packages are accepted: URL patterns or names; * is all.",
+        "except": _EXCEPT_HELP,
+        "reason": _REASON_HELP,
+    }
+
+    allow: tuple[str, ...] = ()
+    exempt: tuple[PackageSpec, ...] = ()
+
+    @classmethod
+    def read(cls, settings: Settings) -> dict[str, Any]:
+        return {
+            "allow": settings.listed("allow", channel_pattern),
+            "exempt": settings.specs("except", wide=False),
+        }
+
+    @property
+    def summary(self) -> str:
+        but = f", except from {_listed(self.allow)}" if self.allow else ""
+        return f"No packages that their channel does not list{but}{_but(self.exempt)}"
+
+    def hides(self) -> bool:
+        return False  # a solver is offered listed packages only
+
+    def check(self, manager: str, name: str, evidence: Evidence) -> Check | None:
+        def look(subject: Subject) -> str:
+            if subject.listed or any(in_channel(subject.channel, one) for one in self.allow):
+                return ""
+            if _covered(self.exempt, subject):
+                return ""
+            return f"is not listed by {subject.channel or 'its Python index'}"
+
+        return look
+
+
+#: The rule that holds where the installation has none of this kind.
+UNLISTED = UnlistedPackages(name="unlisted-packages", effect=Effect.ASK)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recalled(Rule):
     """What was called back: nobody writes this rule, it is made of the recalls in force."""
 
@@ -782,6 +827,7 @@ KINDS: Mapping[str, type[Rule]] = {
         InstallScripts,
         Size,
         Pypi,
+        UnlistedPackages,
     )
 }
 

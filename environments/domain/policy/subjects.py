@@ -33,6 +33,10 @@ class Subject(Protocol):
     @property
     def license(self) -> str: ...
     @property
+    def listed(self) -> bool:
+        """Whether its channel or index states what is known of it."""
+
+    @property
     def published(self) -> float | None:
         """Seconds since the epoch, in the publisher's own words."""
 
@@ -65,14 +69,18 @@ class Evidence(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """Evidence that was gathered before; by sha256."""
+    """Evidence that was gathered before.
+
+    Sightings are by channel ("" for the Python index) and sha256: that a file was seen in one
+    channel says nothing of when another released it. Install scripts are by sha256.
+    """
 
     now: float
-    seen: Mapping[str, Sighting] = field(default_factory=dict)
+    seen: Mapping[tuple[str, str], Sighting] = field(default_factory=dict)
     found_scripts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def first_seen(self, subject: Subject) -> Sighting | None:
-        return self.seen.get(subject.sha256)
+        return self.seen.get((subject.channel, subject.sha256))
 
     def scripts(self, subject: Subject) -> tuple[str, ...] | None:
         return self.found_scripts.get(subject.sha256)
@@ -121,6 +129,10 @@ class LockedPackage:
     @property
     def license(self) -> str:
         return self._package.license
+
+    @property
+    def listed(self) -> bool:
+        return self._package.listed
 
     @property
     def published(self) -> float | None:

@@ -160,7 +160,8 @@ def test_unknown_and_missing_licences_are_cases_of_their_own():
 )
 def test_age_rests_on_the_earliest_evidence_that_can_be_trusted(record, seen, publisher, allowed):
     package = make_package("a", **record)
-    sightings = {package.sha256: Sighting(at=NOW - seen[0] * DAY, baseline=seen[1])} if seen else {}
+    key = (package.channel, package.sha256)
+    sightings = {key: Sighting(at=NOW - seen[0] * DAY, baseline=seen[1])} if seen else {}
     found = judged(
         rule("age", minimum="7 days", publisher_timestamp=publisher),
         of=lock(package),
