@@ -30,7 +30,6 @@ import ssl
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -67,6 +66,8 @@ _CONNECT_TIMEOUT = 20.0
 #: Seconds for a name that an upstream proxy resolves again.
 _LOCAL_LOOKUP = 5.0
 _CONNECTIONS = 512
+#: Seconds before a proxy that ended is replaced.
+_PAUSE = 0.2
 #: Servers of one error's text that are looked at.
 _SERVERS = 20
 #: Fields of a request that end here. `Referer` could hold a token of a channel's path.
@@ -92,9 +93,12 @@ class ForwardProxy:
         self.port: int = self._listener.getsockname()[1]
         self.url = f"http://{_USER}:{self._password}@{_LOOPBACK}:{self.port}"
         self._owner = os.getpid()
-        self._closing = False
+        self._closing = threading.Event()
         self._process = self._start()
-        threading.Thread(target=self._keep_running, name="forward-proxy", daemon=True).start()
+        self._keeper = threading.Thread(
+            target=self._keep_running, name="forward-proxy", daemon=True
+        )
+        self._keeper.start()
 
     def environment(self) -> dict[str, str]:
         """Return the variables with which a child that fetches is started."""
@@ -113,10 +117,10 @@ class ForwardProxy:
 
     def close(self) -> None:
         """End the proxy."""
-        self._closing = True
+        self._closing.set()
         if os.getpid() == self._owner:
             self._process.kill()
-            self._process.wait()
+            self._keeper.join()
         self._listener.close()
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -136,33 +140,36 @@ class ForwardProxy:
             "networks": [str(network) for network in self._guard.networks],
             "hosts": sorted(self._guard.hosts),
         }
-        process.stdin.write(json.dumps(orders).encode() + b"\n")
-        process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it ended at once, and is replaced
+            process.stdin.write(json.dumps(orders).encode() + b"\n")
+            process.stdin.flush()
         return process
 
     def _keep_running(self) -> None:
-        while not self._closing:
+        while True:
             self._process.wait()
-            if not self._closing:
-                time.sleep(0.2)
-                self._process = self._start()
+            assert self._process.stdin is not None
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+            if self._closing.wait(_PAUSE):
+                return
+            self._process = self._start()
+            if self._closing.is_set():
+                self._process.kill()
 
 
-_proxies: dict[Guard, ForwardProxy] = {}
+#: By process as well: after a fork, those of the parent are not ours.
+_proxies: dict[tuple[int, Guard], ForwardProxy] = {}
 _lock = threading.Lock()
-_owner = 0
 
 
 def of(guard: Guard) -> ForwardProxy:
     """Return the proxy of this process for `guard`, started at the first call."""
-    global _owner
+    key = (os.getpid(), guard)
     with _lock:
-        if _owner != os.getpid():  # after a fork the parent's is not ours
-            _proxies.clear()
-            _owner = os.getpid()
-        if guard not in _proxies:
-            _proxies[guard] = ForwardProxy(guard)
-        return _proxies[guard]
+        if key not in _proxies:
+            _proxies[key] = ForwardProxy(guard)
+        return _proxies[key]
 
 
 _URL = re.compile(r"https?://[^\s()\"'<>,`]+")
