@@ -172,7 +172,8 @@ def of(guard: Guard) -> ForwardProxy:
         return _proxies[key]
 
 
-_URL = re.compile(r"https?://[^\s()\"'<>,`]+")
+#: The URL that reqwest could not fetch, and uv; not those of advice.
+_URL = re.compile(r"(?:\burl \(|[Ff]ailed to fetch: `)(https?://[^\s()\"'<>,`]+)")
 #: What rattler and uv print where a tunnel was refused (REFUSED_TUNNEL).
 _TUNNEL_REFUSED = "proxy authorization required"
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -25,6 +22,8 @@ from environments.engine.addresses import Guard
 from environments.engine.channels import Channels
 from environments.engine.forward_proxy import ForwardProxy, refusal_in
 from tests.channels.server import ChannelServer, Fault, serving
+from tests.services.canary import Canary
+from tests.services.canary import canary as listening
 from tests.services.processes import wait_for
 
 NOBODY = 65534
@@ -52,31 +51,10 @@ def proxy(server: ChannelServer) -> Iterator[ForwardProxy]:
     proxy.close()
 
 
-@dataclass(slots=True)
-class Canary:
-    """A listening port of this machine that nobody may connect to."""
-
-    url: str
-    port: int
-    contacts: list[object] = field(default_factory=list)
-
-
 @pytest.fixture
 def canary() -> Iterator[Canary]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        found = Canary(url=f"http://127.0.0.1:{port}/", port=port)
-
-        def listen() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    connection, address = listener.accept()
-                    found.contacts.append(address)
-                    connection.close()
-
-        threading.Thread(target=listen, daemon=True).start()
+    with listening() as found:
         yield found
-        listener.shutdown(socket.SHUT_RDWR)
 
 
 def test_requests_in_absolute_form_reach_what_is_permitted(
@@ -320,12 +298,14 @@ def test_rattler_follows_a_redirect_to_another_permitted_server(
     [
         ("HTTP status client error (403) for url (http://127.0.0.1:9/x)", True),
         ("error sending request for url (https://[::1]/x): tunnel error", True),
-        ("error for url (http://name.example.org/x): tunnel error: proxy authorization required",
+        ("error for url (http://93.184.216.34/x): tunnel error: proxy authorization required",
          True),
         ("error for url (http://93.184.216.34/x): tunnel error: unsuccessful", False),
+        ("Failed to fetch: `http://127.0.0.1:9/simple/x/`", True),
+        ("no solution; see http://127.0.0.1:9/advice", False),
         ("no url at all", False),
-        ("http://[broken", False),
-        ("http://127.0.0.1:0/ http://x:99999/", False),
+        ("for url (http://[broken)", False),
+        ("for url (http://127.0.0.1:0/) for url (http://x:99999/)", False),
     ],
 )  # fmt: skip
 def test_a_refusal_is_recognised_by_what_is_printed(

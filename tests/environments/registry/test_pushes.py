@@ -21,6 +21,7 @@ from condastore.cli.main import app
 from environments import pushing, tasks
 from environments.domain.errors import (
     AccessDeniedError,
+    AddressRefusedError,
     ConflictError,
     InvalidInputError,
     LeaseLostError,
@@ -140,6 +141,8 @@ def test_nothing_is_pushed_into_the_private_network_unless_it_is_allowed(
     refused = sweep()
     assert refused.state == "failed"
     assert "has no address that this installation connects to" in refused.problem
+    with pytest.raises(AddressRefusedError):
+        push_image(actor=dora, environment=small.environment, tag="1", to=f"http://{registry}/x:1")
     assert there(registry, "_catalog").json() == {"repositories": []}
 
 
