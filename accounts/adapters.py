@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
 import requests
@@ -10,13 +9,16 @@ from allauth.account.adapter import DefaultAccountAdapter
 from allauth.mfa.adapter import DefaultMFAAdapter
 from allauth.socialaccount.adapter import DefaultSocialAccountAdapter
 from django.conf import settings
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 
+from accounts import throttling
 from accounts.authentication import client_address
 from accounts.claims import of_openid, of_saml
 from accounts.directories import Person, welcome
+from accounts.models import User
 from accounts.providers import OpenIdProvider, SamlProvider
 from accounts.sealing import SECOND_FACTORS, seal, unseal
+from accounts.signals import mail_wanted
 from environments.domain.errors import AccessDeniedError, UnavailableError
 
 if TYPE_CHECKING:
@@ -36,15 +38,34 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
         return False  # directories and administrators make accounts
 
     def get_client_ip(self, request: HttpRequest) -> str:
-        """Return what attempts are counted by: of IPv6 the network that one customer has."""
-        address = client_address(request.META)
-        try:
-            parsed = ip_address(address)
-        except ValueError:
-            return "unknown"
-        if parsed.version == 6:
-            return str(ip_network((parsed, 64), strict=False))
-        return address
+        return client_address(request.META) or "unknown"
+
+    def pre_authenticate(self, request: HttpRequest, **credentials: Any) -> None:
+        """Leave allauth's own limit out, by which anybody could lock an account."""
+
+    def authenticate(self, request: HttpRequest, **credentials: Any) -> User | None:
+        login = str(credentials.get("username") or credentials.get("email") or "")
+        attempt = throttling.begin(request, login)
+        if attempt is None:
+            raise self.validation_error("too_many_login_attempts")
+        user: User | None = super().authenticate(request, **credentials)
+        if user is not None:
+            attempt.undo()
+            throttling.succeeded(request, login)
+        return user
+
+    def post_login(self, request: HttpRequest, user: User, **options: Any) -> HttpResponse:
+        response: HttpResponse = super().post_login(request, user, **options)
+        throttling.remember_device(request, response, user.username)
+        return response
+
+    def send_mail(self, template_prefix: str, email: str, context: dict[str, Any]) -> None:
+        """Queue a mail: no page waits for the mail server, or fails with it."""
+        mail = self.render_mail(template_prefix, email, {**context, "email": email})
+        mail_wanted.send(sender=User, email=email, subject=mail.subject, text=mail.body)
+
+    def format_email_subject(self, subject: str) -> str:
+        return subject  # whoever delivers it says whose it is
 
 
 class _Answering(requests.Session):

@@ -12,6 +12,12 @@ class AccountsConfig(AppConfig):
     name = "accounts"
 
     def ready(self) -> None:
+        from allauth.account.signals import password_changed, password_reset
+
+        from accounts.password_reset import end_device_sign_ins
+
+        for signal in (password_changed, password_reset):
+            signal.connect(end_device_sign_ins, dispatch_uid="device-sign-ins")
         post_migrate.connect(_make_cache_table, sender=self, dispatch_uid="accounts.cache")
 
 

@@ -1,8 +1,17 @@
-"""The form of the sign-in page."""
+"""The forms of sign-in and of new passwords."""
 
 from __future__ import annotations
 
-from allauth.account.forms import LoginForm
+from typing import Any
+
+from allauth.account.forms import LoginForm, UserTokenForm
+from django import forms
+from django.http import HttpRequest
+
+from accounts.authentication import client_address
+from accounts.models import User
+from accounts.password_reset import may_reset
+from accounts.signals import password_reset_asked
 
 
 class SignInForm(LoginForm):  # type: ignore[misc]
@@ -10,3 +19,27 @@ class SignInForm(LoginForm):  # type: ignore[misc]
 
     def add_prefix(self, field_name: str) -> str:
         return "username" if field_name == "login" else super().add_prefix(field_name)
+
+
+class AskForResetForm(forms.Form):
+    """Asks for a link by mail. Whether there is such an account is looked up later, by a worker.
+
+    So neither the answer nor its time tells.
+    """
+
+    email = forms.EmailField(max_length=254)
+
+    def save(self, request: HttpRequest, **options: Any) -> str:
+        email = str(self.cleaned_data["email"])
+        password_reset_asked.send(sender=User, email=email, address=client_address(request.META))
+        return email
+
+
+class ResetLinkForm(UserTokenForm):  # type: ignore[misc]
+    """The account and the token of a link."""
+
+    def clean(self) -> Any:
+        cleaned = super().clean()
+        if self.reset_user is None or not may_reset(self.reset_user):
+            raise forms.ValidationError("The link is not valid.")
+        return cleaned

@@ -14,6 +14,7 @@ from typing import Any
 import ldap
 import ldap.filter
 from django.conf import settings
+from django.core.exceptions import ValidationError
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django_auth_ldap.backend import LDAPBackend, ldap_error
@@ -26,6 +27,7 @@ from django_auth_ldap.config import (
     PosixGroupType,
 )
 
+from accounts import throttling
 from accounts.directories import Person, welcome
 from accounts.models import Identity, User
 from environments.domain.errors import StoreError, UnavailableError
@@ -175,7 +177,12 @@ class Backend(LDAPBackend):  # type: ignore[misc]
     ) -> User | None:
         if not username or not password or "\0" in username + password:
             return None
+        attempt = throttling.begin_bind(request, username)
+        if attempt is None:
+            raise ValidationError("Too many attempts failed. Try again later.")
         user: User | None = super().authenticate(request, username, password, **kwargs)
+        if user is not None:
+            attempt.undo()
         return user if user is not None and user.may_act else None
 
     def get_or_build_user(self, username: str, ldap_user: Any) -> tuple[User, bool]:

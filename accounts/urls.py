@@ -9,8 +9,11 @@ from allauth.socialaccount import views as providers
 from allauth.urls import build_provider_urlpatterns
 from django.conf import settings
 from django.http import HttpRequest, HttpResponseBase
-from django.urls import include, path
+from django.urls import include, path, re_path
+from django.views.decorators.cache import never_cache
 
+from accounts.password_reset import by_mail
+from accounts.throttling import remember_device
 from environments.domain.errors import AccessDeniedError
 
 
@@ -27,15 +30,57 @@ class OwnPassword(views.PasswordChangeView):  # type: ignore[misc]
         return answer
 
 
+class AskForReset(views.PasswordResetView):  # type: ignore[misc]
+    """Without a way to send mail the page says whom to ask."""
+
+    def get_context_data(self, **options: Any) -> dict[str, Any]:
+        return {**super().get_context_data(**options), "by_mail": by_mail()}
+
+    def post(self, request: HttpRequest, *args: Any, **options: Any) -> HttpResponseBase:
+        if not by_mail():
+            raise AccessDeniedError(
+                "No mail is sent from here.", hint="Ask an administrator for a link."
+            )
+        answer: HttpResponseBase = super().post(request, *args, **options)
+        return answer
+
+
+class NewPassword(views.PasswordResetFromKeyView):  # type: ignore[misc]
+    """Opened by a link; the browser that used it is known at the sign-in that follows."""
+
+    def form_valid(self, form: Any) -> HttpResponseBase:
+        response: HttpResponseBase = super().form_valid(form)
+        remember_device(self.request, response, self.reset_user.username)
+        return response
+
+
 #: Without local accounts there may be nothing to ask a password for.
 passwords = settings.LOCAL_ACCOUNTS or bool(settings.LDAP["url"])
-sign_in = views.LoginView.as_view(extra_context={"passwords": passwords})
+sign_in = views.LoginView.as_view(
+    extra_context={"passwords": passwords, "local": settings.LOCAL_ACCOUNTS}
+)
 urlpatterns = [
     path("login/", sign_in, name="login"),
     path("login/", sign_in, name="account_login"),
     path("accounts/logout/", views.logout, name="account_logout"),
     path("accounts/inactive/", views.account_inactive, name="account_inactive"),
     path("accounts/password/", OwnPassword.as_view(), name="account_change_password"),
+    path("accounts/password/reset/", AskForReset.as_view(), name="account_reset_password"),
+    path(
+        "accounts/password/reset/done/",
+        views.password_reset_done,
+        name="account_reset_password_done",
+    ),
+    re_path(
+        r"^accounts/password/reset/key/(?P<uidb36>[0-9A-Za-z]+)-(?P<key>.+)/$",
+        never_cache(NewPassword.as_view()),
+        name="account_reset_password_from_key",
+    ),
+    path(
+        "accounts/password/reset/key/done/",
+        views.password_reset_from_key_done,
+        name="account_reset_password_from_key_done",
+    ),
     path("accounts/reauthenticate/", views.reauthenticate, name="account_reauthenticate"),
     path("accounts/2fa/", include("allauth.mfa.urls")),
     path("accounts/cancelled/", providers.login_cancelled, name="socialaccount_login_cancelled"),

@@ -307,6 +307,12 @@ LDAP: dict[str, Any] = {
     "email_attribute": env.text("LDAP_EMAIL_ATTRIBUTE", "mail", "The mail address."),
     "timeout": env.seconds("LDAP_TIMEOUT", 10, "How long the directory may take.").total_seconds(),
 }
+LDAP_FAILURES = env.number(
+    "LDAP_FAILURES",
+    4,
+    "Wrong passwords of one person that are tried at the directory within 30 minutes, from "
+    "browsers and addresses that are not known: fewer than lock them out there. 0: no limit.",
+)
 SCIM_TOKEN = env.secret(
     "SCIM_TOKEN", "What a directory that provisions its people (SCIM) proves itself with."
 )
@@ -422,6 +428,9 @@ METRICS_PUBLIC = env.flag("METRICS_PUBLIC", False, "Answer /metrics without a si
 LOG_LEVEL = env.text("LOG_LEVEL", "INFO", "DEBUG, INFO, WARNING or ERROR.").upper()
 LOG_FORMAT = env.text("LOG_FORMAT", "console", "console, or json for log collectors.")
 SESSION_AGE = env.seconds("SESSION_AGE", 1_209_600, "How long a browser stays signed in.")
+PASSWORD_RESET_AGE = env.seconds(
+    "PASSWORD_RESET_AGE", 3600, "How long a link that sets a new password is valid."
+)
 TOKEN_MAX_AGE = env.seconds("TOKEN_MAX_AGE", 31_536_000, "The longest life of an API token.")
 
 # --- approvals, and who is told ---------------------------------------------------------------
@@ -573,13 +582,33 @@ LOGIN_URL = "login"
 LOGIN_REDIRECT_URL = "/"
 LOGOUT_REDIRECT_URL = "/"
 ACCOUNT_ADAPTER = "accounts.adapters.AccountAdapter"
-ACCOUNT_FORMS = {"login": "accounts.forms.SignInForm"}
+ACCOUNT_FORMS = {
+    "login": "accounts.forms.SignInForm",
+    "reset_password": "accounts.forms.AskForResetForm",
+    "user_token": "accounts.forms.ResetLinkForm",
+}
+ACCOUNT_PASSWORD_RESET_TOKEN_GENERATOR = "django.contrib.auth.tokens.PasswordResetTokenGenerator"  # noqa: S105 - a class
+PASSWORD_RESET_TIMEOUT = int(PASSWORD_RESET_AGE.total_seconds())
+ACCOUNT_EMAIL_NOTIFICATIONS = True
 ACCOUNT_LOGIN_METHODS = {"username"}
 ACCOUNT_SIGNUP_FIELDS = ["username*", "password1*", "password2*"]
 ACCOUNT_EMAIL_VERIFICATION = "none"
 ACCOUNT_SESSION_REMEMBER = True
 ACCOUNT_DEFAULT_HTTP_PROTOCOL = "https" if SECURE_COOKIES else "http"
-ACCOUNT_RATE_LIMITS = {"login": "120/m/ip", "login_failed": "20/m/ip,5/5m/key"}
+#: `login_failed` is for second factors, whose password was right already.
+ACCOUNT_RATE_LIMITS = {
+    "login": "120/m/ip",
+    "login_failed": "20/m/ip,5/5m/key,20/h/key",
+    "reset_password": "10/m/ip,3/15m/key",
+}
+#: Failed passwords, see accounts.throttling. One address alone cannot use up `account`.
+SIGN_IN_LIMITS = {
+    "address": "20/m/ip",
+    "pair": "5/5m/key,20/h/key",
+    "account": "100/h/key",
+    "device": "5/5m/key,30/h/key",
+    "directory": f"{LDAP_FAILURES}/30m/key" if LDAP_FAILURES else "",
+}
 SCIM_FAILURES = "20/m/ip"
 SOCIALACCOUNT_ADAPTER = "accounts.adapters.ProviderAdapter"
 SOCIALACCOUNT_PROVIDERS = SIGN_IN_PROVIDERS.django_settings
@@ -608,6 +637,7 @@ SESSION_COOKIE_AGE = int(SESSION_AGE.total_seconds())
 _prefix = "__Host-" if SECURE_COOKIES else ""
 SESSION_COOKIE_NAME = f"{_prefix}condastore_session"
 CSRF_COOKIE_NAME = f"{_prefix}condastore_csrf"
+DEVICE_COOKIE_NAME = f"{_prefix}condastore_device"
 CSRF_FAILURE_VIEW = "condastore.middleware.refusal"
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_COOKIES
 SECURE_HSTS_SECONDS = 31_536_000 if SECURE_COOKIES else 0

@@ -19,6 +19,7 @@ class EnvironmentsConfig(AppConfig):
         from environments import directories as directories  # listens
         from environments.engine import addresses
         from environments.models.audit import guard_rows
+        from environments.operations import account_mail as account_mail  # likewise
         from environments.operations import audit
         from environments.outgoing import configured_guard
 

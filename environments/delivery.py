@@ -12,6 +12,7 @@ from django.core.mail import EmailMessage
 from django.utils import timezone
 
 from condastore import __version__
+from environments.account_mail import texts_of
 from environments.domain.errors import RequestError, StoreError, UnavailableError
 from environments.engine import webhooks
 from environments.engine.addresses import guard, parse_networks
@@ -91,15 +92,19 @@ def _call(message: Notification, hook: Webhook) -> None:
 
 
 def _mail(message: Notification) -> None:
-    mail = EmailMessage(
-        subject=f"[condastore] {message.subject}",
-        body=message.content["text"] or message.subject,
-        to=[message.email],
-        # So that absence notes are not sent in answer.
-        headers={"Auto-Submitted": "auto-generated"},
-    )
+    mails = [
+        EmailMessage(
+            subject=f"[condastore] {message.subject}",
+            body=text,
+            to=[address],
+            # So that absence notes are not sent in answer.
+            headers={"Auto-Submitted": "auto-generated"},
+        )
+        for address, text in texts_of(message).items()
+    ]
     try:
-        mail.send()
+        for mail in mails:
+            mail.send()
     except SMTPRecipientsRefused as error:
         code = next(iter(error.recipients.values()), (550, b""))[0]
         kind = MailRefusedError if code >= 500 else MailUnavailableError

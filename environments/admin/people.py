@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from django import forms
+from django.conf import settings
 from django.contrib import admin
 from django.contrib.auth.admin import GroupAdmin
 from django.contrib.auth.models import Group, Permission
 from django.db.models import Q, QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
 
 from accounts.access import Actor
 from accounts.admin import OwnerLeft, UserAdmin
@@ -135,7 +137,7 @@ class AccountRoom(Audited, UserAdmin):
         ("Times", {"fields": ("last_login", "date_joined")}),
     )
     readonly_fields: Any = ("last_login", "date_joined")
-    actions: Any = ("remove_second_factors", "close")
+    actions: Any = ("remove_second_factors", "make_password_link", "close")
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Sequence[Any]:
         """What an account is, is said once: a person's does not become a service's."""
@@ -166,6 +168,34 @@ class AccountRoom(Audited, UserAdmin):
             except StoreError as error:
                 self.message_user(request, f"{error} {error.hint}".strip(), "WARNING")
         self.message_user(request, f"{closed} closed.")
+
+    @admin.action(description="Make a link that sets a new password (one account)")
+    def make_password_link(
+        self, request: HttpRequest, queryset: QuerySet[User]
+    ) -> HttpResponse | None:
+        if queryset.count() != 1:
+            self.message_user(request, "Select one account.", "WARNING")
+            return None
+        user = queryset.get()
+        try:
+            link = people.make_password_link(
+                actor=actor_of(request), user=user, site=request.build_absolute_uri("/")
+            )
+        except StoreError as error:
+            self.message_user(request, f"{error} {error.hint}".strip(), "WARNING")
+            return None
+        minutes = settings.PASSWORD_RESET_TIMEOUT // 60
+        context = {
+            **admin.site.each_context(request),
+            "opts": User._meta,
+            "name": "Users",
+            "title": f"A new password for {user.username}",
+            "text": f"Hand this link to {user.username} by a way that nobody else reads. It works "
+            f"once, for {minutes} minutes, and is shown this once.",
+            "rows": [link],
+            "back": list_url(User),
+        }
+        return render(request, "admin/ask.html", context)
 
     def render_change_form(
         self, request: HttpRequest, context: Any, *args: Any, obj: Any = None, **options: Any

@@ -31,6 +31,10 @@ class Event(models.TextChoices):
     TEST = "webhook.test"
 
 
+#: The kind of mails about somebody's own account, which no webhook is told of.
+ACCOUNT = "account"
+
+
 class WebhookQuerySet(models.QuerySet["Webhook"]):
     def visible_to(self, actor: Actor) -> Self:
         """For those who run the namespace; those of the installation for who runs that."""
@@ -80,7 +84,7 @@ class Notification(models.Model):
 
     webhook = models.ForeignKey(Webhook, models.CASCADE, null=True, related_name="notifications")
     email = models.EmailField(blank=True)
-    event = models.CharField(max_length=64, choices=Event.choices)
+    event = models.CharField(max_length=64, choices=[*Event.choices, (ACCOUNT, ACCOUNT)])
     subject = models.CharField(max_length=200)
     #: {"text": what a mail says, "data": what a program gets}
     content: Any = models.JSONField()

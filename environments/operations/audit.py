@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import structlog
+from allauth.account.signals import password_changed, password_reset
 from django.conf import settings
 from django.contrib.auth.models import AnonymousUser
 from django.contrib.auth.signals import user_logged_in, user_logged_out, user_login_failed
@@ -173,6 +174,8 @@ def listen() -> None:
     user_logged_in.connect(_signed_in, dispatch_uid="audit")
     user_logged_out.connect(_signed_out, dispatch_uid="audit")
     user_login_failed.connect(_sign_in_failed, dispatch_uid="audit")
+    password_changed.connect(_password_changed, dispatch_uid="audit")
+    password_reset.connect(_password_reset, dispatch_uid="audit")
     token_refused.connect(_token_refused, dispatch_uid="audit")
     token_moved.connect(_token_moved, dispatch_uid="audit")
 
@@ -188,6 +191,15 @@ def _signed_in(sender: Any, request: HttpRequest | None, user: User, **kwargs: A
 def _signed_out(sender: Any, request: HttpRequest | None, user: User | None, **kw: Any) -> None:
     if user is not None:
         AuditEvent.record(Actor(user, address=_address(request)), "account.sign-out", user)
+
+
+def _password_changed(sender: Any, request: HttpRequest, user: User, **kwargs: Any) -> None:
+    AuditEvent.record(Actor(user, address=_address(request)), "account.password", user)
+
+
+def _password_reset(sender: Any, request: HttpRequest, user: User, **kwargs: Any) -> None:
+    actor = Actor(user, address=_address(request))
+    AuditEvent.record(actor, "account.password", user, {"by": "link"})
 
 
 def _sign_in_failed(

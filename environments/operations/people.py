@@ -1,4 +1,4 @@
-"""What administrators ask of accounts: close one."""
+"""What administrators ask of accounts: close one, and let its person set a new password."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from django.utils import timezone
 
 from accounts.access import Actor, require_superuser
 from accounts.models import ApiToken, Identity, User
+from accounts.password_reset import link_for, may_reset
 from environments.departures import orphan
-from environments.domain.errors import ConflictError
+from environments.domain.errors import ConflictError, InvalidInputError
 from environments.models import AuditEvent, audited
 
 
@@ -25,3 +26,20 @@ def close_account(*, actor: Actor, user: User) -> User:
     changes = {"tokens": ended, "service_accounts": list(orphan(user, by=actor))}
     AuditEvent.record(actor, "account.close", user, changes)
     return user
+
+
+@audited()
+def make_password_link(*, actor: Actor, user: User, site: str = "") -> str:
+    """Make a link by which whoever gets it sets the account's password, once.
+
+    Raises:
+        InvalidInputError: the account is closed, or its password is not kept here.
+    """
+    require_superuser(actor)
+    if not may_reset(user):
+        raise InvalidInputError(
+            f"{user.username} has no password here.",
+            hint="Accounts of directories sign in there; closed ones are opened first.",
+        )
+    AuditEvent.record(actor, "account.password-link", user)
+    return link_for(user, site=site)

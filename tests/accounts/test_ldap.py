@@ -220,3 +220,25 @@ def test_the_checks_say_what_is_wrong_with_the_settings(settings: Any) -> None:
     settings.LDAP = settings.LDAP | {"url": ""}
     settings.LOCAL_ACCOUNTS = False
     assert "condastore.E025" in ids()
+
+
+def test_guesses_stop_before_the_directory_locks_the_person_out(
+    directory: LdapService, settings: Any
+) -> None:
+    """Most directories lock an account, for every service, after five wrong passwords or more."""
+
+    def tried(address: str, password: str) -> int:
+        body = {"username": "erin", "password": password}
+        client = Client(REMOTE_ADDR=address)
+        status: int = client.post("/api/token", body, content_type="application/json").status_code
+        return status
+
+    assert tried("198.51.100.7", "erin-password") == 201
+    guesses = [tried(f"203.0.113.{number}", "wrong") for number in range(6)]
+    assert guesses == [401] * 4 + [429] * 2
+    assert tried("192.0.2.9", "erin-password") == 429  # it would be one more if it were wrong
+    assert tried("198.51.100.7", "erin-password") == 201
+    factories.make_user("local", password="a long enough one")
+    assert token("local", "a long enough one").status_code == 201
+    settings.SIGN_IN_LIMITS = settings.SIGN_IN_LIMITS | {"directory": ""}
+    assert tried("192.0.2.9", "erin-password") == 201

@@ -184,7 +184,7 @@ def test_the_admin_has_no_sign_in_of_its_own(root: Actor) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/accounts/signup/", "/accounts/password/reset/", "/accounts/email/", "/accounts/3rdparty/"],
+    ["/accounts/signup/", "/accounts/email/", "/accounts/3rdparty/"],
 )
 def test_nobody_makes_an_account_or_address_by_themselves(erin: User, path: str) -> None:
     client = browser()

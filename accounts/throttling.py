@@ -1,0 +1,133 @@
+"""Limit failed passwords: guessing is bounded, and nobody is locked out by what others guess.
+
+Attempts are counted by the address, by the account from one address, and by the account from all
+addresses that are not known. Whoever has signed in to the account before, in this browser (a device
+cookie, as OWASP describes it) or from this address, is not held up by what others guess: known
+devices have a limit of their own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+from allauth.core.internal import ratelimit
+from django.conf import settings
+from django.core import signing
+from django.core.cache import cache
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
+
+from accounts.authentication import client_address
+
+APP = "condastore.sign-in"
+#: Names that one browser is known by; the oldest is forgotten.
+_MOST_NAMES = 5
+#: Seconds for which a browser, and an address, stay known after a sign-in.
+_DEVICE_LIFE = 31_536_000
+_ADDRESS_LIFE = 2_592_000
+_SALT = "condastore.device"
+
+
+class Attempt:
+    """One attempt that was let through, and counted; `undo` where it was right."""
+
+    def __init__(self) -> None:
+        self._usages: list[ratelimit.RateLimitUsage] = []
+
+    def count(self, request: HttpRequest, what: str, rate: str, key: str = "") -> bool:
+        """Return False, with nothing counted any more, where `rate` is used up."""
+        usage = ratelimit.consume(
+            request, app=APP, action=what, config={what: rate}, key=key, limit_get=True
+        )
+        if usage is None:
+            self.undo()
+            return False
+        self._usages.append(usage)
+        return True
+
+    def undo(self) -> None:
+        for usage in self._usages:
+            usage.rollback()
+        self._usages.clear()
+
+
+def begin(request: HttpRequest, login: str) -> Attempt | None:
+    """Count an attempt to sign in as `login`; None where there were too many."""
+    name, address = canonical(login), client_address(request.META)
+    limits: Mapping[str, str] = settings.SIGN_IN_LIMITS
+    attempt = Attempt()
+    if device := _devices(request).get(name):
+        return attempt if attempt.count(request, "device", limits["device"], device) else None
+    if not attempt.count(request, "address", limits["address"]):
+        return None
+    if not attempt.count(request, "pair", limits["pair"], f"{name}\n{ratelimit.get_ip(request)}"):
+        return None
+    if not _knows_address(name, address):
+        return attempt if attempt.count(request, "account", limits["account"], name) else None
+    return attempt
+
+
+def begin_bind(request: HttpRequest | None, login: str) -> Attempt | None:
+    """Count a password that is tried at the directory, whose own limit locks the person out there.
+
+    Known devices and addresses are not counted: their people's mistakes are their own.
+    """
+    name, attempt = canonical(login), Attempt()
+    rate = settings.SIGN_IN_LIMITS["directory"]
+    if request is None or not rate:
+        return attempt
+    if _devices(request).get(name) or _knows_address(name, client_address(request.META)):
+        return attempt
+    return attempt if attempt.count(request, "directory", rate, name) else None
+
+
+def canonical(login: str) -> str:
+    """Return one spelling for all that a directory may take for the same name."""
+    return unicodedata.normalize("NFKC", login[:1000]).strip().casefold()
+
+
+# --- who is known ---------------------------------------------------------------------------------
+
+
+def succeeded(request: HttpRequest, login: str) -> None:
+    """Remember the address: the right password came from it."""
+    cache.set(_address_key(canonical(login), client_address(request.META)), True, _ADDRESS_LIFE)
+
+
+def remember_device(request: HttpRequest, response: HttpResponseBase, username: str) -> None:
+    """Set the cookie by which this browser is known to `username`'s sign-in."""
+    name = canonical(username)
+    devices = {name: secrets.token_urlsafe(16)} | _devices(request)
+    kept = [name, *(other for other in devices if other != name)][:_MOST_NAMES]
+    response.set_cookie(
+        settings.DEVICE_COOKIE_NAME,
+        signing.dumps({one: devices[one] for one in kept}, salt=_SALT),
+        max_age=_DEVICE_LIFE,
+        secure=settings.SECURE_COOKIES,
+        httponly=True,
+        samesite="Lax",
+    )
+
+
+def _devices(request: HttpRequest) -> dict[str, str]:
+    """Return the device's key by name of account, as its cookie has them."""
+    try:
+        found: Any = signing.loads(
+            request.COOKIES.get(settings.DEVICE_COOKIE_NAME, ""), salt=_SALT, max_age=_DEVICE_LIFE
+        )
+    except signing.BadSignature:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _knows_address(name: str, address: str) -> bool:
+    return bool(address) and cache.get(_address_key(name, address)) is not None
+
+
+def _address_key(name: str, address: str) -> str:
+    digest = hashlib.sha256(f"{name}\n{address}".encode()).hexdigest()
+    return f"{APP}:known:{digest}"
