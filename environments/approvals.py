@@ -10,7 +10,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Exists, F, OuterRef, Q
+from django.db.models import Exists, F, OuterRef, Q, QuerySet
 from django.utils import timezone
 
 from accounts.models import User
@@ -29,6 +29,7 @@ from environments.models import (
     NamespaceUserObjectPermission,
     Notification,
     PypiRecord,
+    RequestAsker,
     RequestState,
     WaitingBuild,
 )
@@ -97,12 +98,16 @@ def open_requests(build: Build, verdicts: Sequence[Verdict]) -> bool:
     WaitingBuild.objects.bulk_create(
         [
             WaitingBuild(
-                request=request, build=build, asked_by=build.requested_by, note=build.reason
+                request=request,
+                build=build,
+                asked_by=build.resumed_by or build.requested_by,
+                note=build.reason,
             )
             for request in requests
         ],
         ignore_conflicts=True,
     )
+    _record_askers(build, requests)
     decisions = Decision.objects.in_force(timezone.now()).for_namespace(namespace)
     globs = Q(name__contains="*") | Q(name__contains="?") | Q(name__contains="[")
     for decision in decisions.filter(globs | Q(name__in={one.name for one in requests})):
@@ -140,6 +145,19 @@ def _opened(build: Build, asked: Mapping[str, Sequence[Verdict]]) -> list[Approv
             )
         )
     return opened
+
+
+def _record_askers(build: Build, requests: Iterable[ApprovalRequest]) -> None:
+    """Record who asked: who submitted the build, and who restored or copied it since."""
+    people = {one.pk: one for one in (build.requested_by, build.resumed_by) if one is not None}
+    RequestAsker.objects.bulk_create(
+        [
+            RequestAsker(request=request, user=person, owner_id=person.owner_id)
+            for request in requests
+            for person in people.values()
+        ],
+        ignore_conflicts=True,
+    )
 
 
 def withdraw(build: Build) -> None:
@@ -183,7 +201,12 @@ def manager_of(request: ApprovalRequest) -> str:
 
 def in_reach(decision: Decision) -> list[ApprovalRequest]:
     """The undecided requests that the decision answers: named in SQL, then compared."""
-    rows = ApprovalRequest.objects.undecided().select_related("conda", "pypi", "namespace")
+    return covered_among(ApprovalRequest.objects.undecided(), decision)
+
+
+def covered_among(rows: QuerySet[ApprovalRequest], decision: Decision) -> list[ApprovalRequest]:
+    """Those of `rows` that the decision answers, whatever their state."""
+    rows = rows.select_related("conda", "pypi", "namespace")
     if decision.namespace_id is not None:
         rows = rows.filter(namespace=decision.namespace_id)
     if decision.sha256:
@@ -315,7 +338,7 @@ def _tell_opened(build: Build, requests: Sequence[ApprovalRequest]) -> None:
     lines += ["", _address("admin/environments/approvalrequest/")]
     approvers = {*deciders([namespace.pk])[namespace.pk], *_global_deciders()}
     if not settings.SELF_APPROVAL:
-        approvers -= {build.requested_by}
+        approvers -= {build.requested_by, build.resumed_by}
     Notification.tell(
         Event.REQUEST_OPENED,
         namespace=namespace.pk,

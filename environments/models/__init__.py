@@ -5,6 +5,7 @@ from environments.models.approvals import (
     ApprovalRequest,
     Decision,
     DecisionScope,
+    RequestAsker,
     RequestState,
     WaitingBuild,
 )
@@ -101,6 +102,7 @@ __all__ = [
     "PypiRecord",
     "Recall",
     "RecalledLock",
+    "RequestAsker",
     "RequestState",
     "RoleMapping",
     "SolveRow",

@@ -144,6 +144,49 @@ class WaitingBuild(models.Model):
         return f"{self.build_id} waits for {self.request_id}"
 
 
+class RequestAskerQuerySet(models.QuerySet["RequestAsker"]):
+    def of_person(self, account: User) -> Self:
+        """Rows of a person: asked by themselves, or through a service account of theirs."""
+        accounts = accounts_of(account)
+        return self.filter(Q(user__in=accounts) | Q(owner__in=accounts))
+
+
+class RequestAsker(models.Model):
+    """A person who asked for a request, kept whatever becomes of the build that waited for it."""
+
+    request = models.ForeignKey(ApprovalRequest, models.CASCADE, related_name="askers")
+    user = models.ForeignKey(User, models.CASCADE, related_name="+")
+    owner = models.ForeignKey(
+        User,
+        models.SET_NULL,
+        null=True,
+        related_name="+",
+        help_text="Of a service account: its owner at that time.",
+    )
+    at = models.DateTimeField(default=timezone.now, editable=False)
+
+    objects = RequestAskerQuerySet.as_manager()
+
+    class Meta:
+        default_permissions = ()
+        constraints = [models.UniqueConstraint(fields=["request", "user"], name="asker_once")]
+
+    def __str__(self) -> str:
+        return f"{self.user_id} asked for {self.request_id}"
+
+
+def person_of(account: User) -> int:
+    """Key of the person behind an account: of a service account, its owner."""
+    return account.owner_id if account.is_service and account.owner_id else account.pk
+
+
+def accounts_of(account: User) -> set[int]:
+    """Keys of all accounts of the person behind `account`: their own and their service accounts."""
+    person = person_of(account)
+    services = User.objects.filter(is_service=True, owner=person)
+    return {account.pk, person, *services.values_list("pk", flat=True)}
+
+
 class DecisionQuerySet(models.QuerySet["Decision"]):
     def in_force(self, now: datetime) -> Self:
         return self.filter(

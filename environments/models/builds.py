@@ -96,6 +96,13 @@ class Build(models.Model):
         default=False, help_text="It was ARCHIVED, and is linked again."
     )
     requested_by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")
+    resumed_by = models.ForeignKey(
+        User,
+        models.SET_NULL,
+        null=True,
+        related_name="+",
+        help_text="Who restored it last, or copied it here.",
+    )
     idempotency_key = models.CharField(max_length=100, blank=True)
     reason = models.TextField(blank=True, help_text="What it is for, to those who approve.")
     origin = models.ForeignKey(

@@ -11,6 +11,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from accounts.access import Actor, may, require
+from accounts.models import User
 from accounts.roles import Perm
 from environments import approvals
 from environments.domain.errors import (
@@ -30,11 +31,18 @@ from environments.models import (
     Decision,
     DecisionScope,
     Namespace,
+    RequestAsker,
     RequestState,
     WaitingBuild,
     audited,
 )
-from environments.models.approvals import LONGEST_REASON, UNDECIDED, in_turn
+from environments.models.approvals import (
+    LONGEST_REASON,
+    UNDECIDED,
+    accounts_of,
+    in_turn,
+    person_of,
+)
 from environments.models.namespaces import DECIDE_EVERYWHERE, holds_everywhere
 from environments.operations import queueing
 
@@ -91,7 +99,9 @@ def decide(
     for decision in made.values():
         reached = approvals.in_reach(decision)
         _refuse_own(actor, reached)
-        if not approve:
+        if approve:
+            _refuse_own_past(actor, decision)
+        else:
             _drop_halves(reached)
         if decision.complete:
             resumed += approvals.apply(decision, reached)
@@ -114,7 +124,8 @@ def second(*, actor: Actor, decision: Decision) -> Decision:
     decision.refresh_from_db()
     if decision.complete or decision.revoked_at is not None:
         raise TransitionError("This approval does not wait for a second person any more.")
-    if decision.decided_by_id == actor.account.pk:
+    first = decision.decided_by
+    if first is not None and person_of(first) == person_of(actor.account):
         raise AccessDeniedError(
             "You approved it first; the second must be somebody else.",
             hint="Ask another approver of the namespace.",
@@ -122,6 +133,8 @@ def second(*, actor: Actor, decision: Decision) -> Decision:
     _check_expiry(decision.expires_at)
     reached = approvals.in_reach(decision)
     _refuse_own(actor, reached)
+    _refuse_own_past(actor, decision)
+    _refuse_of_first(decision, reached)
     decision.complete, decision.seconded_by = True, actor.account
     decision.seconded_at = timezone.now()
     decision.save(update_fields=["complete", "seconded_by", "seconded_at"])
@@ -215,21 +228,66 @@ def _require_over(actor: Actor, decision: Decision) -> None:
 
 
 def _refuse_own(actor: Actor, requests: Iterable[ApprovalRequest]) -> None:
-    """Nobody decides on what they, or a service account of theirs, asked for."""
-    if settings.SELF_APPROVAL:
-        return
-    me = actor.account
-    own = WaitingBuild.objects.filter(
-        Q(asked_by=me) | Q(asked_by__owner=me),
-        request__in=[request.pk for request in requests],
-        build__state=BuildState.HELD,
-    ).select_related("request__namespace")
-    if names := sorted({str(one.request) for one in own}):
+    """Refuse a decision on what the person, or a service account of theirs, ever asked for.
+
+    It does not matter what became of their own build: cancelled or deleted, they asked.
+    """
+    if names := _asked_by(actor.account, requests):
         raise AccessDeniedError(
             f"You asked for this yourself: {', '.join(names)}.",
             hint="Ask another approver to decide.",
             details={"own": names},
         )
+
+
+def _refuse_own_past(actor: Actor, decision: Decision) -> None:
+    """Refuse an approval that covers what the person asked for in a request that is closed.
+
+    Of these, what another person's approval allows already, at least as long, may be covered.
+    """
+    if settings.SELF_APPROVAL:
+        return
+    asked = RequestAsker.objects.of_person(actor.account).values("request")
+    closed = ApprovalRequest.objects.filter(pk__in=asked).exclude(state__in=UNDECIDED)
+    covered = approvals.covered_among(closed, decision)
+    if names := sorted({str(one) for one in covered if not _is_granted(actor, one, decision)}):
+        raise AccessDeniedError(
+            f"It covers what you asked for yourself: {', '.join(names)}.",
+            hint="Ask another approver to decide, or approve something narrower.",
+            details={"own": names},
+        )
+
+
+def _is_granted(actor: Actor, request: ApprovalRequest, new: Decision) -> bool:
+    """Whether others approved it in a decision that is in force at least as long as `new`."""
+    mine = accounts_of(actor.account)
+    rows = Decision.objects.in_force(timezone.now()).for_namespace(request.namespace)
+    rows = rows.filter(approved=True).exclude(pk=new.pk).exclude(decided_by__in=mine)
+    if new.expires_at is None:
+        rows = rows.filter(expires_at=None)
+    else:
+        rows = rows.filter(Q(expires_at=None) | Q(expires_at__gte=new.expires_at))
+    return any(approvals.covered(one, request) for one in rows)
+
+
+def _refuse_of_first(decision: Decision, requests: Iterable[ApprovalRequest]) -> None:
+    """Refuse to complete an approval whose first approver asked for it since then."""
+    first = decision.decided_by
+    if first is not None and (names := _asked_by(first, requests)):
+        raise AccessDeniedError(
+            f"{first.get_username()}, who approved it first, asked for it too: {', '.join(names)}.",
+            hint="Reject it, or revoke that approval and approve it anew with another approver.",
+            details={"own": names},
+        )
+
+
+def _asked_by(account: User, requests: Iterable[ApprovalRequest]) -> list[str]:
+    """The requests among these that the person behind `account` asked for."""
+    if settings.SELF_APPROVAL:
+        return []
+    by_key = {request.pk: request for request in requests}
+    rows = RequestAsker.objects.of_person(account).filter(request__in=list(by_key))
+    return sorted({str(by_key[key]) for key in rows.values_list("request", flat=True)})
 
 
 def _needs_two(decision: Decision, requests: Sequence[ApprovalRequest]) -> bool:

@@ -267,6 +267,7 @@ def restore_build(*, actor: Actor, build: Build) -> Build:
         BuildState.QUEUED,
         message=f"restored by {actor.name}",
         restoring=True,
+        resumed_by=actor.account,
         attempt=0,
         not_before=timezone.now(),
         message_sent_at=None,

@@ -241,6 +241,7 @@ def copy_environment(
         build.environment = copy
         build.idempotency_key, build.log_archive, build.log_lines = "", None, 0
         build.message_sent_at = None
+        build.resumed_by = actor.account
         if arrival is not None:
             build.verdicts = [verdict.to_json() for verdict in arrival.verdicts]
         if arrival is not None and arrival is held:

@@ -294,7 +294,7 @@ def test_nobody_decides_on_what_they_asked_for_unless_it_is_allowed(
 def test_nobody_decides_on_what_their_service_account_asked_for(held, anna):
     robot = factories.make_user("robot")
     User.objects.filter(pk=robot.pk).update(is_service=True, owner=anna.account)
-    held.waiting.update(asked_by=robot)
+    request_of(held).askers.update(user=robot)
     with pytest.raises(AccessDeniedError, match="yourself"):
         approve(anna, request_of(held))
 
@@ -303,7 +303,7 @@ def test_an_answer_to_another_request_does_not_cover_ones_own(submit, anna, ada,
     ask_about("libalpha")
     old = run(submit("dependencies: [libalpha ==1.0]"))
     new = run(submit("dependencies: [libalpha ==2.0]"))
-    new.waiting.update(asked_by=anna.account)
+    request_of(new).askers.update(user=anna.account)
     with pytest.raises(AccessDeniedError, match="yourself"):
         approve(anna, request_of(old), scope=DecisionScope.SPEC, spec="libalpha")
     assert Decision.objects.count() == 0

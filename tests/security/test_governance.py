@@ -22,8 +22,10 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 
 from accounts.access import Actor
+from accounts.models import User
 from accounts.roles import Role
 from condastore.cli import audit as cli_audit
+from environments import building
 from environments.domain.audit_chain import chain_key
 from environments.domain.audit_checkpoints import (
     Checkpoint,
@@ -32,10 +34,23 @@ from environments.domain.audit_checkpoints import (
     seal_head,
 )
 from environments.domain.errors import InvalidInputError, UnavailableError
+from environments.domain.lifecycle import BuildState
 from environments.engine.audit_anchor import parse_audit_anchor
-from environments.models import AuditEvent, AuditHead, ChannelCredential, Namespace, Preview
+from environments.models import (
+    AuditEvent,
+    AuditHead,
+    Build,
+    ChannelCredential,
+    Decision,
+    Environment,
+    LockRow,
+    Namespace,
+    Policy,
+    Preview,
+)
 from environments.models.audit import seal_former_key, verify_chain
-from environments.operations import audit
+from environments.operations import audit, builds
+from environments.operations.environments import delete_environment
 from environments.operations.mirrors import create_mirror
 from environments.solving import credentials_for, mirror_credentials
 from tests import factories
@@ -462,3 +477,176 @@ def test_the_command_line_compares_a_file_of_checkpoints_in_parts(
     anchor.write_text("\n".join([*lines[:2], lines[3], lines[2], lines[4]]))
     found = cli_audit._compared(api, anchor)
     assert (found["intact"], found["fault"]["line"]) == (False, 4)
+
+
+# --- approvals of what one asked for ------------------------------------------------------------
+
+
+@pytest.fixture
+def anna(research: Namespace) -> Actor:
+    return factories.actor(User.objects.get(username="anna"))
+
+
+@pytest.fixture
+def carol(research: Namespace) -> Actor:
+    """Another approver, like Anna."""
+    user = factories.make_user("carol")
+    research.grant(Role.APPROVER, user)
+    return factories.actor(user)
+
+
+@pytest.fixture
+def service(research: Namespace, carol: Actor) -> Actor:
+    """A service account of Carol's, which may approve."""
+    user = factories.make_user("robot")
+    User.objects.filter(pk=user.pk).update(is_service=True, owner=carol.account)
+    research.grant(Role.APPROVER, user)
+    return factories.actor(User.objects.get(pk=user.pk))
+
+
+@pytest.fixture
+def ask_about_tool(research: Namespace) -> None:
+    Policy.of(research).rules.create(
+        kind="packages-denied", effect="ask", name="look", settings={"packages": ["tool"]}
+    )
+
+
+def build_of(actor: Actor, environment: Environment, version: str = "1.0") -> Build:
+    """A build that the actor submits and that is HELD because of `tool`; nothing is solved."""
+    submitted = builds.submit_build(
+        actor=actor, environment=environment, specification="dependencies: [tool]"
+    )
+    lock = LockRow.store(factories.make_lock(factories.make_package("tool", version)))
+    Build.objects.filter(pk=submitted.build.pk).update(lock=lock)
+    return run(submitted.build)
+
+
+def run(build: Build) -> Build:
+    building.run(build.pk)
+    found = Build.objects.select_related("environment__namespace").get(pk=build.pk)
+    assert found.state == BuildState.HELD, (found.state, found.failure)
+    return found
+
+
+def decide(actor: Actor, build: Build, *, approve: bool = True, **options: Any) -> str:
+    """The code of the answer to a decision on what the build waits for; "" where it worked."""
+    arguments = {"requests": [str(build.requests.get().pk)], "approve": approve} | options
+    document = (
+        "mutation($requests: [ID!]!, $approve: Boolean!, $scope: DecisionScope, $spec: String) {"
+        ' decide(requests: $requests, approve: $approve, reason: "fine", scope: $scope,'
+        f" spec: $spec) {{ __typename {ERROR} }} }}"
+    )
+    arguments.setdefault("scope", "VERSION")
+    arguments.setdefault("spec", "")
+    return code_of(ask(actor, document, **arguments))
+
+
+@pytest.mark.django_db(transaction=True)
+def test_who_cancels_their_own_build_does_not_decide_for_it(
+    ask_about_tool: None, environment: Environment, carol: Actor, alice: Actor, anna: Actor
+) -> None:
+    mine = build_of(carol, environment)
+    theirs = build_of(alice, environment)
+    assert mine.requests.get() == theirs.requests.get()
+    assert decide(carol, theirs) == "access-denied"
+    builds.cancel_build(actor=carol, build=mine)
+    assert decide(carol, theirs) == "access-denied"
+    assert decide(carol, theirs, approve=False) == "access-denied"
+    assert decide(anna, theirs) == ""
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_request_that_is_withdrawn_and_asked_again_is_still_ones_own(
+    ask_about_tool: None,
+    environment: Environment,
+    carol: Actor,
+    alice: Actor,
+    anna: Actor,
+    dora: Actor,
+) -> None:
+    research = environment.namespace
+    scratch = factories.make_environment(research, "scratch")
+    mine = build_of(carol, scratch)
+    delete_environment(actor=dora, environment=scratch)
+    theirs = build_of(alice, environment)
+    assert mine.requests.get() != theirs.requests.get()
+    assert decide(carol, theirs) == "access-denied"
+    assert decide(carol, theirs, scope="SPEC", spec="tool") == "access-denied"
+    # Another version was never asked for by Carol; a wide answer would cover what she asked for.
+    other = build_of(alice, environment, "2.0")
+    assert decide(carol, other, scope="SPEC", spec="tool >=1") == "access-denied"
+    assert decide(carol, other) == ""
+    # What somebody else allows already, she may cover.
+    assert decide(anna, theirs) == ""
+    third = build_of(alice, environment, "3.0")
+    assert decide(carol, third, scope="SPEC", spec="tool") == ""
+
+
+@pytest.mark.django_db(transaction=True)
+def test_who_restores_a_build_of_another_has_asked_for_it(
+    environment: Environment, carol: Actor, alice: Actor, anna: Actor, research: Namespace
+) -> None:
+    lock = factories.make_lock(factories.make_package("tool"))
+    archived = factories.make_build(environment, BuildState.ARCHIVED, lock=lock)
+    Build.objects.filter(pk=archived.pk).update(requested_by=alice.account)
+    Policy.of(research).rules.create(
+        kind="packages-denied", effect="ask", name="look", settings={"packages": ["tool"]}
+    )
+    held = run(builds.restore_build(actor=carol, build=archived))
+    assert decide(carol, held) == "access-denied"
+    assert decide(anna, held) == ""
+
+
+@pytest.mark.django_db(transaction=True)
+def test_ones_service_account_decides_no_more_than_oneself(
+    ask_about_tool: None,
+    environment: Environment,
+    carol: Actor,
+    service: Actor,
+    alice: Actor,
+    anna: Actor,
+    settings: Any,
+) -> None:
+    held = build_of(carol, environment)
+    assert decide(service, held) == "access-denied"
+    assert decide(anna, held) == ""
+    asked = build_of(service, environment, "2.0")
+    User.objects.filter(pk=service.account.pk).update(owner=anna.account)  # Carol's no more
+    assert decide(carol, asked) == "access-denied"
+    User.objects.filter(pk=service.account.pk).update(owner=carol.account)
+    settings.TWO_PERSON_APPROVAL = True
+    third = build_of(alice, environment, "3.0")
+    assert decide(carol, third) == ""
+    half = Decision.objects.get(complete=False)
+    second = f"mutation {{ secondDecision(id: {half.pk}) {{ __typename {ERROR} }} }}"
+    assert code_of(ask(service, second)) == "access-denied"
+    # Carol approved first, and asks for it now: both approvers must be others.
+    build_of(carol, environment, "3.0")
+    assert code_of(ask(anna, second)) == "access-denied"
+    assert not Decision.objects.get(pk=half.pk).complete
+
+
+@pytest.mark.django_db(transaction=True)
+def test_two_people_who_did_not_ask_approve_together(
+    ask_about_tool: None,
+    environment: Environment,
+    carol: Actor,
+    alice: Actor,
+    anna: Actor,
+    settings: Any,
+) -> None:
+    settings.TWO_PERSON_APPROVAL = True
+    held = build_of(alice, environment)
+    assert decide(carol, held) == ""
+    half = Decision.objects.get(complete=False)
+    second = f"mutation {{ secondDecision(id: {half.pk}) {{ __typename {ERROR} }} }}"
+    assert code_of(ask(anna, second)) == ""
+    assert Build.objects.get(pk=held.pk).state == BuildState.QUEUED
+
+
+@pytest.mark.django_db(transaction=True)
+def test_where_self_approval_is_on_one_decides_on_ones_own(
+    ask_about_tool: None, environment: Environment, carol: Actor, settings: Any
+) -> None:
+    settings.SELF_APPROVAL = True
+    assert decide(carol, build_of(carol, environment)) == ""
