@@ -155,6 +155,7 @@ def drop_leftovers(*, grace: timedelta = GRACE) -> None:
     tools().wheels.remove_leftovers(older_than=LEFTOVER)
     tools().parts.remove_leftovers(older_than=LEFTOVER)
     tools().bytecode.remove_leftovers(older_than=LEFTOVER)
+    tools().remove_former_caches()
     mirrors.drop_leftovers(older_than=LEFTOVER)
     _drop_uploads(older=LEFTOVER)
     oldest = time.time() - grace.total_seconds()

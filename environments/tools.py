@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import shutil
 import socket
 import threading
 from collections import OrderedDict
@@ -26,8 +27,11 @@ from environments.engine.pypi import PypiResolver
 from environments.engine.pypi_install import WheelCache
 from environments.engine.python_indexes import PythonIndexes
 from environments.engine.solver import RattlerSolver
+from environments.folders import SEEN
 from environments.package_archive import package_archive
 
+#: What no secret opened, below the caches of repodata and of uv.
+SHARED = "shared"
 #: Solvers with credentials that are kept; each has repodata of its own.
 SOLVERS = 4
 
@@ -98,10 +102,12 @@ class Tools:
         return found
 
     def _make_solver(self, credentials: tuple[Credential, ...]) -> RattlerSolver:
-        folder = self.cache / "repodata"
+        # Processes that may write in one of these folders may not read the others.
+        name = SHARED
         if credentials:
             names = "\n".join(f"{each.url_prefix} {each.secret}" for each in credentials)
-            folder /= f"private-{hashlib.sha256(names.encode()).hexdigest()[:16]}"
+            name = f"private-{hashlib.sha256(names.encode()).hexdigest()[:16]}"
+        folder = self.cache / "repodata" / name
         channels = Channels(
             cache=folder,
             credentials=source_of(credentials),
@@ -114,9 +120,16 @@ class Tools:
             cache=self.cache / "wheels",
             channels=channels,
             extracted=self._extracted,
+            uv_cache=self.cache / "uv" / name,
         )
         indexes = PythonIndexes(settings.PYPI_INDEX_URLS, credentials=source_of(credentials))
-        return RattlerSolver(cache=folder, channels=channels, pypi=pypi, indexes=indexes)
+        return RattlerSolver(
+            cache=folder,
+            channels=channels,
+            pypi=pypi,
+            indexes=indexes,
+            readable=[self.cache.parent / SEEN],
+        )
 
     def _extracted(self, package: CondaPackage) -> Path | None:
         """Where it lies unpacked. One of a hosted channel is unpacked now: it is on no server."""
@@ -125,6 +138,20 @@ class Tools:
             [cached] = self.packages.ensure([package])
             return cached.folder
         return found
+
+    def remove_former_caches(self) -> None:
+        """Remove what earlier versions cached where processes of other tenants could read it."""
+        former = [self.cache / "wheels" / "uv"]
+        former += [
+            path
+            for path in (self.cache / "repodata").glob("*")
+            if path.name != SHARED and not path.name.startswith("private-")
+        ]
+        for path in former:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
     def close(self) -> None:
         for solver in self._solvers.values():

@@ -269,3 +269,37 @@ class UnexpectedError(UnavailableError):
 
     code = "internal-error"
     hint = "Report the build's id to the administrators of this installation."
+
+
+def error_to_json(error: StoreError) -> dict[str, Any]:
+    """Return `error` as JSON values, from which `error_from_json` makes an equal one."""
+    content: dict[str, Any] = {
+        "type": type(error).__name__,
+        "message": error.message,
+        "where": error.where,
+        "hint": error.hint,
+        "details": dict(error.details),
+    }
+    if isinstance(error, SpecificationError):
+        content["faults"] = [error_to_json(fault) for fault in error.faults]
+    return content
+
+
+def error_from_json(content: Mapping[str, Any]) -> StoreError:
+    """Return the error of `error_to_json`. It may come from a process that is not trusted.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    kind = globals().get(str(content.get("type")))
+    if not (isinstance(kind, type) and issubclass(kind, StoreError)):
+        raise ValueError("It names no error of condastore.")
+    message, where, hint = (str(content.get(key) or "") for key in ("message", "where", "hint"))
+    faults, details = content.get("faults"), content.get("details")
+    if not isinstance(details, dict):
+        raise ValueError("Its details are no object.")
+    if issubclass(kind, SpecificationError):
+        if not isinstance(faults, list):
+            raise ValueError("It has no list of faults.")
+        return kind([error_from_json(fault) for fault in faults], hint=hint)
+    return kind(message, where=where, hint=hint, details=details)

@@ -11,6 +11,7 @@ it reads the first untrusted byte. From then on it and all its children
 - signal no other process and reach no abstract Unix socket (Landlock ABI 6, Linux 6.12);
 - open no Unix socket at all, so reach neither the queue's nor the database's, and no io_uring, with
   which the seccomp filter could be avoided (x86-64 and aarch64);
+- leave the process group, by which its starter kills it, no more than its children do;
 - connect to the named TCP ports only, where ports are named (Landlock ABI 4, Linux 6.7).
 
 What remains possible: UDP, TCP listening, using processor and memory up to the limits of the
@@ -273,8 +274,9 @@ _SYSTEM_CALLS: Mapping[str, tuple[int, int, tuple[int, ...]]] = {
         (117, 270, 271, 272, 438, 219, 217, 218, 280, 241, 282, 40, 39, 268, 265, 104, 105, 273),
     ),
 }
-#: truncate by path, which Landlock restricts only since ABI 3.
-_TRUNCATE_CALL = {"x86_64": 76, "aarch64": 45}
+#: truncate by path, which Landlock restricts only since ABI 3; setpgid and setsid, with which a
+#: process would leave the group that is killed when its work is done.
+_OF_CONFINED = {"x86_64": (76, 109, 112), "aarch64": (45, 154, 157)}
 _IO_URING = (425, 426, 427)
 #: AF_INET, AF_INET6 and AF_NETLINK, with which the resolver asks for addresses of this machine.
 _FAMILIES = (2, 10, 16)
@@ -296,7 +298,7 @@ def _filter_system_calls() -> bool:
     if known is None:
         return False
     architecture, socket, refused = known
-    refused = (*refused, _TRUNCATE_CALL[platform.machine()])
+    refused = (*refused, *_OF_CONFINED[platform.machine()])
     program = _program(architecture, refused=refused, socket=socket)
     buffer = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))

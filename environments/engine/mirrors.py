@@ -37,7 +37,10 @@ from environments.domain.errors import (
     ChannelUnavailableError,
     StoreError,
     WorkerLostError,
+    error_from_json,
+    error_to_json,
 )
+from environments.domain.json_text import parse_json
 from environments.domain.mirrors import Entry, join, shown
 from environments.domain.names import Credential
 from environments.domain.policy import (
@@ -54,9 +57,10 @@ from environments.domain.records import CondaPackage
 from environments.domain.shard_pack import PackWriter
 from environments.engine import outgoing
 from environments.engine.addresses import Guard, guard
+from environments.engine.confinement import child_environment, confine
 from environments.engine.credentials import redact, request_headers, request_url
 from environments.engine.first_seen import FirstSeen
-from environments.engine.processes import run_tool
+from environments.engine.processes import Confinement, read_output, require_output, run_tool
 
 #: In the order in which they are asked for: the first that is there is taken.
 FORMS = ("repodata.json.zst", "repodata.json")
@@ -217,6 +221,14 @@ class Join:
     def size(self) -> int:
         return self.fetched.stat().st_size + _unpacked(self.history)
 
+    @property
+    def reads(self) -> list[Path]:
+        return [self.fetched, *([self.history] if self.history else [])]
+
+    @property
+    def writes(self) -> list[Path]:
+        return [self.out]
+
     def run(self) -> dict[str, Any]:
         return _join(self)
 
@@ -237,6 +249,14 @@ class Render:
     @property
     def size(self) -> int:
         return _unpacked(self.history)
+
+    @property
+    def reads(self) -> list[Path]:
+        return [self.history, *([self.first_seen] if self.first_seen else [])]
+
+    @property
+    def writes(self) -> list[Path]:
+        return [self.folder / name for name in (REPODATA, INDEX, SHARDS)]
 
     def run(self) -> dict[str, Any]:
         return _render(self)
@@ -269,40 +289,51 @@ def run_apart(
     task, answer = folder / "task", folder / "answer"
     task.write_bytes(pickle.dumps(work))
     answer.unlink(missing_ok=True)
+    root = Path(__file__).resolve().parents[2]
+    confinement = Confinement(readable=work.reads, writable=[folder], connect=[])
     result = run_tool(
-        [sys.executable, "-c", _PROGRAM, os.fspath(task), os.fspath(answer)],
+        [
+            *(sys.executable, "-c", _PROGRAM, os.fspath(task), os.fspath(answer)),
+            json.dumps(confinement.arguments()),
+        ],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.fspath(Path(__file__).resolve().parents[2])},
+        env=child_environment({"PYTHONPATH": os.fspath(root), "TMPDIR": os.fspath(folder)}),
         time_limit=time_limit,
         cancelled=cancelled,
         on_line=lambda line: None,
     )
     try:
-        found = pickle.loads(answer.read_bytes())  # noqa: S301 - our own process wrote it
-    except (FileNotFoundError, EOFError, pickle.UnpicklingError) as error:
+        # It read what a channel said: a pickle of it could run code here.
+        found = parse_json(read_output(answer, most=_LONGEST_ANSWER))
+        if "error" in found:
+            raise error_from_json(found["error"])
+        for path in work.writes:
+            require_output(path)
+        return dict(found["answer"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise WorkerLostError(
             f"The process that reads a channel ended (status {result.status})."
         ) from error
-    if isinstance(found, StoreError):
-        raise found
-    return dict(found)
 
 
+_LONGEST_ANSWER = 64 << 20  # bytes
 _PROGRAM = "from environments.engine.mirrors import main; main()"
 
 
 def main() -> None:
-    """The process itself: `TASK ANSWER`."""
+    """Do the work: `TASK ANSWER CONFINEMENT`."""
+    confine(**json.loads(sys.argv[3]))
     task, answer = map(Path, sys.argv[1:3])
-    found: Any
+    found: dict[str, Any]
     try:
-        found = pickle.loads(task.read_bytes()).run()  # noqa: S301 - our own process wrote it
+        work = pickle.loads(task.read_bytes())  # noqa: S301 - the starting process wrote it
+        found = {"answer": work.run()}
     except StoreError as error:
-        found = error
+        found = {"error": error_to_json(error)}
     except Exception as error:
-        found = WorkerLostError(f"Reading the channel failed: {error!r}")
+        found = {"error": error_to_json(WorkerLostError(f"Reading the channel failed: {error!r}"))}
     temporary = answer.with_suffix(".new")
-    temporary.write_bytes(pickle.dumps(found))
+    temporary.write_text(json.dumps(found))
     temporary.replace(answer)
     os._exit(0)  # rattler's threads may crash while Python finalises
 

@@ -14,6 +14,7 @@ working bubblewrap no code of packages runs.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -23,6 +24,7 @@ import select
 import selectors
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -247,6 +249,31 @@ def require_sandbox() -> None:
         raise SandboxUnavailableError(
             f"Code of packages runs in a sandbox only, and this worker has none: {problem}"
         )
+
+
+def require_output(path: Path) -> None:
+    """Refuse what a confined process left in the place of a file: a link may lead anywhere.
+
+    Raises:
+        OSError: it is no regular file of its own.
+    """
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        raise OSError(errno.EINVAL, "is no regular file", path.name)
+
+
+def read_output(path: Path, *, most: int) -> bytes:
+    """Read a file that a confined process wrote, up to `most` bytes.
+
+    Raises:
+        OSError: it is no regular file of its own, or longer.
+    """
+    require_output(path)
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, "is too long", path.name)
+    return content
 
 
 def run_tool(

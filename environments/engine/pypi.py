@@ -43,13 +43,14 @@ from environments.domain.urls import canonical_or_same
 from environments.engine import forward_proxy
 from environments.engine.addresses import guard
 from environments.engine.channels import Channels
+from environments.engine.confinement import child_environment
 from environments.engine.credentials import (
     CredentialSource,
     no_credentials,
     redact,
     request_url,
 )
-from environments.engine.processes import run_tool
+from environments.engine.processes import Confinement, run_tool
 
 Log = Callable[[str], None]
 NO_NAMES: Mapping[str, Any] = MappingProxyType({})
@@ -62,7 +63,6 @@ _DIST_INFO = re.compile(
 _STEM = re.compile(r"(?P<name>.+?)-(?P<version>\d[^-]*)(?:-py[\d.]+)?")
 _NO_EXTRA = re.compile(r"`(?P<name>[\w.-]+) @ \S+` does not have an extra named")
 _GLIBC_MINORS = (*range(40, 30, -1), 28, 17)  # those that uv knows
-_PASSED_ON = ("PATH", "LANG", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,8 +115,8 @@ class PypiResolver:
         channels: Channels,
         credentials: CredentialSource = no_credentials,
         extracted: Callable[[CondaPackage], Path | None] = lambda package: None,
-        allow_sdists: bool = False,
         uv_program: str = "",
+        uv_cache: Path | None = None,
     ) -> None:
         """
         Args:
@@ -125,14 +125,14 @@ class PypiResolver:
             cache: a folder for what uv downloads and for what conda packages were found to bring.
             channels: reads the conda packages that are not here yet.
             extracted: where a conda package lies unpacked already, if it does.
-            allow_sdists: also take what has no wheel; its code runs while it is looked at.
+            uv_cache: what uv keeps, if not below `cache`. Nothing else may lie in it.
         """
         self._indexes = tuple(index_urls)
         self._cache = cache
         self._channels = channels
         self._credentials = credentials
         self._extracted = extracted
-        self._allow_sdists = allow_sdists
+        self._uv_cache = (uv_cache or cache / "uv").absolute()
         self._uv = uv_program or os.fsdecode(uv.find_uv_bin())
 
     def lock(
@@ -316,6 +316,14 @@ class _Run:
         fixed = (*self._write_stand_ins(folder), *self.constraints)
         (folder / "constraints.txt").write_text("\n".join(fixed))
         lines: list[str] = []
+        self.resolver._uv_cache.mkdir(parents=True, exist_ok=True)
+        confinement = Confinement(
+            readable=[
+                guard().path(url) for url in self.resolver._indexes if url.startswith("file:")
+            ],
+            writable=[folder, self.resolver._uv_cache],
+            connect=[forward_proxy.of(guard()).port],
+        )
 
         def run(*arguments: str) -> None:
             lines.clear()
@@ -326,7 +334,7 @@ class _Run:
                     *("--python", sys.executable, "--python-version", self.target.python),
                     *("--python-platform", self.target.uv_platform),
                     *("--no-header", "--color", "never", "--no-progress"),
-                    *([] if self.resolver._allow_sdists else ["--only-binary", ":all:"]),
+                    *("--only-binary", ":all:"),  # a source distribution runs code to be read
                     *self._cutoff(),
                     *arguments,
                 ],
@@ -335,6 +343,7 @@ class _Run:
                 time_limit=time_limit,
                 cancelled=cancelled,
                 on_line=lines.append,
+                confinement=confinement,
             )
             if result.timed_out:
                 raise TimeLimitError("The PyPI part has no answer within the time limit.")
@@ -358,11 +367,11 @@ class _Run:
 
     def _write_settings(self, folder: Path) -> tuple[dict[str, str], list[Credential | None]]:
         """uv's settings in a file, its secrets in the environment: neither on a command line."""
-        environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-        environment |= forward_proxy.of(guard()).environment()
+        environment = child_environment(forward_proxy.of(guard()).environment())
         environment |= {
             "HOME": os.fspath(folder),
-            "UV_CACHE_DIR": os.fspath((self.resolver._cache / "uv").resolve()),
+            "TMPDIR": os.fspath(folder),
+            "UV_CACHE_DIR": os.fspath(self.resolver._uv_cache),
             "UV_PYTHON_DOWNLOADS": "never",
             "UV_HTTP_RETRIES": "1",  # whoever asked for the solve tries again, and may be cancelled
         }
@@ -463,18 +472,12 @@ class _Run:
         ]
         if ranked:
             return min(ranked, key=lambda pair: pair[0])[1]  # type: ignore[no-any-return]
-        sdist: Mapping[str, Any] = entry.get("sdist", {})
-        if self._sdist_taken(sdist):
-            return sdist
         raise PypiError(
             f"On {self.platform}: the index has no wheel of {name} {entry.get('version', '')} with "
             f"a sha256 that fits {self.target.uv_platform}.",
             where="dependencies.pip",
             hint="Ask for another version, or for the conda package.",
         )
-
-    def _sdist_taken(self, sdist: Mapping[str, Any]) -> bool:
-        return self.resolver._allow_sdists and "sha256" in sdist.get("hashes", {})
 
     def _error(self, said: str, folder: Path) -> StoreError:
         """What uv printed, as an error of ours."""
@@ -492,7 +495,7 @@ class _Run:
             return ChannelUnavailableError(f"The Python index cannot be read: {text}")
         sdist = re.findall(r"(?:because|Because) ([\w.-]+)(?:\S*)? has no (?:usable )?wheels", said)
         sdist += re.findall(r"building from source is disabled for `([\w.-]+)`", said)
-        if sdist and not self.resolver._allow_sdists:
+        if sdist:
             names = ", ".join(sorted(set(sdist)))
             return PypiError(
                 f"On {self.platform}: {names} has no wheel for Python {self.target.python} and "

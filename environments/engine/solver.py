@@ -69,6 +69,7 @@ class RattlerSolver:
         isolated: bool = True,
         memory_limit: int = 1 << 30,
         idle_memory: int = 220 << 20,
+        readable: Sequence[Path] = (),
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """
@@ -77,6 +78,7 @@ class RattlerSolver:
             cache: where the solver's processes keep repodata; that of `channels`, as a rule.
             isolated: False solves in this process, for tests of what happens inside.
             memory_limit: bytes that a solve may take before it is stopped as too hard.
+            readable: what the processes may read beside their cache and what a request names.
             idle_memory: bytes above which an idle process of the solver makes way for a new one.
         """
         self.channels = channels
@@ -84,7 +86,12 @@ class RattlerSolver:
         self._pypi = pypi
         self._now = now
         self._processes = (
-            SolverProcesses(cache=cache, memory_limit=memory_limit, idle_memory=idle_memory)
+            SolverProcesses(
+                cache=cache,
+                memory_limit=memory_limit,
+                idle_memory=idle_memory,
+                readable=readable,
+            )
             if isolated
             else None
         )

@@ -1,13 +1,17 @@
-"""How does a solve stay stoppable? rattler works in a process that can be killed at any moment.
+"""Processes that solve with rattler: killable at any moment, and confined.
 
 A request without a solution can make rattler take all memory of the machine while it puts the
 reason in words, and its time limit does not hold there. So each solve has a process to itself: it
 is ended when the solve is cancelled, late, or takes too much memory, and kept warm otherwise.
+
+It parses what channels say, so it is confined to its repodata and to what it solves from, and
+reaches the forward proxy only. What it answers is read as JSON: a pickle could run code here.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import resource
 import signal
@@ -15,19 +19,27 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
 
-from environments.domain.errors import StoreError, TimeLimitError, WorkerLostError
-from environments.domain.lock import PlatformLock
+from environments.domain.errors import (
+    StoreError,
+    TimeLimitError,
+    WorkerLostError,
+    error_from_json,
+    error_to_json,
+)
+from environments.domain.json_text import parse_json
+from environments.domain.lock import Lock, PlatformLock
 from environments.domain.names import Credential
 from environments.domain.progress import Cancelled, never, obey
 from environments.engine import forward_proxy
 from environments.engine.addresses import guard
 from environments.engine.channels import Channels
+from environments.engine.confinement import child_environment, confine
 from environments.engine.memory import give_back, resident
 from environments.engine.solving import Log, Work, solve_conda
 
@@ -47,6 +59,7 @@ class _GoneError(Exception):
 class _Worker:
     process: subprocess.Popen[bytes]
     link: Connection
+    readable: frozenset[Path]
 
     def end(self) -> None:
         """Kill it: it keeps nothing that is worth a goodbye, and its exit may crash."""
@@ -59,9 +72,18 @@ class _Worker:
 class SolverProcesses:
     """Processes that solve, one solve each at a time; one of them is kept for the next."""
 
-    def __init__(self, *, cache: Path, memory_limit: int, idle_memory: int) -> None:
-        """Sizes in bytes: at most that while it solves; at most that while it waits."""
+    def __init__(
+        self, *, cache: Path, memory_limit: int, idle_memory: int, readable: Sequence[Path] = ()
+    ) -> None:
+        """
+        Args:
+            cache: the folder of their repodata, which nothing else may lie in.
+            memory_limit: bytes that one may take while it solves.
+            idle_memory: bytes that one may hold while it waits.
+            readable: what each of them may read beside its cache.
+        """
         self._cache = cache
+        self._readable = frozenset(readable)
         self._memory_limit = memory_limit
         self._idle_memory = idle_memory
         self._lock = threading.Lock()
@@ -71,7 +93,7 @@ class SolverProcesses:
     def warm_up(self) -> None:
         """Have a process ready for the first solve."""
         if self._idle is None:
-            self._give_back(self._start(), keep=True)
+            self._give_back(self._start(self._readable), keep=True)
 
     def close(self) -> None:
         worker = self._take()
@@ -92,11 +114,14 @@ class SolverProcesses:
             TooHardError: it took more memory than it may.
             StoreError: what `solve_conda` raises.
         """
+        readable = self._readable | _sources(work)
         worker = self._take()
-        if worker is not None:
+        if worker is not None and worker.readable != readable:
+            worker.end()  # another tenant's hosted channel is none of this solve's business
+        elif worker is not None:
             with contextlib.suppress(_GoneError):  # it ended just now, having been idle for long
                 return self._ask(worker, work, credentials, cancelled=cancelled, log=log)
-        worker = self._start()
+        worker = self._start(readable)
         try:
             return self._ask(worker, work, credentials, cancelled=cancelled, log=log)
         except _GoneError as error:
@@ -115,51 +140,55 @@ class SolverProcesses:
     ) -> list[PlatformLock]:
         try:
             worker.link.send((work, credentials))
-            kind, answer = self._await(worker, work, cancelled=cancelled, log=log)
+            answer = self._await(worker, work, cancelled=cancelled, log=log)
             healthy = resident(worker.process.pid) <= self._idle_memory
-        except (EOFError, OSError) as error:
+        except (EOFError, OSError, _MalformedError) as error:
             worker.end()
             raise _GoneError from error
         except BaseException:
             worker.end()
             raise
         self._give_back(worker, keep=healthy)
-        if kind == "error":
+        if isinstance(answer, StoreError):
             raise answer
-        return list(answer)
+        return answer
 
     def _await(
         self, worker: _Worker, work: Work, *, cancelled: Cancelled, log: Log
-    ) -> tuple[str, Any]:
+    ) -> list[PlatformLock] | StoreError:
         while True:
             while worker.link.poll(_POLL):
-                kind, content = worker.link.recv()
-                if kind != "log":
-                    return kind, content
-                log(content)
+                message = _read(worker.link.recv_bytes(_LONGEST_MESSAGE))
+                if not isinstance(message, str):
+                    return message
+                log(message)
             obey(cancelled)
             if resident(worker.process.pid) > self._memory_limit:
                 raise TooHardError
             if time.monotonic() > work.deadline + 2:  # its own limits come first, if they hold
                 raise TimeLimitError("The solver found no answer within the time limit.")
 
-    def _start(self) -> _Worker:
+    def _start(self, readable: frozenset[Path]) -> _Worker:
+        self._cache.mkdir(parents=True, exist_ok=True)
+        proxy = forward_proxy.of(guard())
         ours, theirs = Pipe()
+        orders = {
+            "link": theirs.fileno(),
+            "cache": os.fspath(self._cache),
+            "memory_limit": self._memory_limit,
+            "readable": sorted(map(os.fspath, readable)),
+            "connect": [proxy.port],
+        }
         try:
             process = subprocess.Popen(
-                [
-                    *(sys.executable, "-c", _PROGRAM),
-                    *(str(theirs.fileno()), os.fspath(self._cache), str(self._memory_limit)),
-                ],
-                env={
-                    **{
-                        name: value
-                        for name, value in os.environ.items()
-                        if "proxy" not in name.lower()
-                    },
-                    **forward_proxy.of(guard()).environment(),
-                    "PYTHONPATH": os.pathsep.join(_import_path()),
-                },
+                [sys.executable, "-c", _PROGRAM, json.dumps(orders)],
+                env=child_environment(
+                    {
+                        **proxy.environment(),
+                        "PYTHONPATH": os.pathsep.join(_import_path()),
+                        "TMPDIR": os.fspath(self._cache),
+                    }
+                ),
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
                 pass_fds=[theirs.fileno()],
@@ -169,7 +198,7 @@ class SolverProcesses:
             raise
         finally:
             theirs.close()
-        return _Worker(process, ours)
+        return _Worker(process, ours, readable)
 
     def _take(self) -> _Worker | None:
         with self._lock:
@@ -189,20 +218,55 @@ class SolverProcesses:
         worker.end()
 
 
+def _sources(work: Work) -> frozenset[Path]:
+    """Return the files and folders of this machine that a solve reads."""
+    found = {path for hosted in work.hosted for path in hosted.files.values()}
+    found |= {guard().path(url) for url in work.request.channels if url.startswith("file:")}
+    if work.request.rules is not None and work.request.rules.first_seen is not None:
+        found.add(work.request.rules.first_seen)
+    return frozenset(found)
+
+
+#: Bytes of one message of a process: a lock of a thousand packages has one million.
+_LONGEST_MESSAGE = 256 << 20
+
+
+class _MalformedError(Exception):
+    """The process sent what it must not."""
+
+
+def _read(message: bytes) -> list[PlatformLock] | StoreError | str:
+    """Return what a message says: an answer, an error, or a line of the log."""
+    try:
+        kind, content = parse_json(message)
+        if kind == "log":
+            return str(content)
+        if kind == "error":
+            return error_from_json(content)
+        return list(Lock.from_json({"channels": [], "platforms": content}))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _MalformedError from error
+
+
 _PROGRAM = "from environments.engine.solver_process import main; main()"
 
 
 def main() -> None:
-    """The process itself: `FD CACHE MEMORY_LIMIT`; answers until the other end closes."""
-    link = Connection(int(sys.argv[1]))
+    """Answer requests until the other end closes; the first argument has the orders, as JSON."""
+    orders = json.loads(sys.argv[1])
+    cache = Path(orders["cache"])
+    confine(
+        readable=map(Path, orders["readable"]),
+        writable=[cache],
+        connect=orders["connect"],
+    )
+    link = Connection(orders["link"])
     # The parent looks often enough; this is for the moment when it does not.
-    limit = max(int(sys.argv[3]) * 4, 1 << 30)
+    limit = max(orders["memory_limit"] * 4, 1 << 30)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     credentials: dict[str, Credential | None] = {}
-    channels = Channels(
-        cache=Path(sys.argv[2]), credentials=lambda url: credentials.get(url), confined=True
-    )
+    channels = Channels(cache=cache, credentials=lambda url: credentials.get(url), confined=True)
     requests = _Inbox(link)
     while True:
         work, shown = requests.next()
@@ -211,11 +275,13 @@ def main() -> None:
         channels.learn_credentials(url for url in work.request.channels if url not in here)
         answer: tuple[str, Any]
         try:
-            answer = ("answer", solve_conda(channels, work, cancelled=never, log=requests.log))
+            parts = solve_conda(channels, work, cancelled=never, log=requests.log)
+            answer = ("answer", Lock(channels=(), platforms=tuple(parts)).to_json()["platforms"])
         except StoreError as error:
-            answer = ("error", error)
+            answer = ("error", error_to_json(error))
         except Exception as error:
-            answer = ("error", WorkerLostError(channels.clean(f"The solver failed: {error!r}")))
+            failed = WorkerLostError(channels.clean(f"The solver failed: {error!r}"))
+            answer = ("error", error_to_json(failed))
         give_back()
         requests.send(answer)
 
@@ -241,7 +307,7 @@ class _Inbox:
     def send(self, message: Any) -> None:
         with self._sending:
             try:
-                self._link.send(message)
+                self._link.send_bytes(json.dumps(message).encode())
             except OSError:
                 os._exit(0)
 

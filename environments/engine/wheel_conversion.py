@@ -1,21 +1,34 @@
-"""How does a wheel become a conda package? Where it is pure Python; with whl2conda, offline."""
+"""Conversion of pure Python wheels to conda packages, offline, with whl2conda.
+
+It runs in a confined process, which reads the wheel and writes the package, and nothing else.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import secrets
 import shutil
 import struct
+import sys
 import zipfile
 from dataclasses import dataclass
+from datetime import timedelta
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
+from typing import Any, TypedDict
 
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
 from environments.domain.errors import FaultError, PackageInvalidError, UnavailableError
+from environments.domain.json_text import parse_json
 from environments.domain.names import printable
+from environments.domain.progress import never
 from environments.domain.unpacking import Limits
+from environments.engine.confinement import child_environment, confine
+from environments.engine.processes import Confinement, read_output, require_output, run_tool
 from environments.engine.zip_files import member_faults, open_zip
 
 _MOST_FAULTS = 20
@@ -47,34 +60,86 @@ def convert(path: Path, file_name: str, *, limits: Limits) -> Converted:
     """
     _check_name(file_name)
     _check_archive(path, file_name, limits)
-    try:
-        from whl2conda.api.converter import Wheel2CondaConverter
-    except ImportError:
+    if find_spec("whl2conda") is None:
         raise UnavailableError(
             "This installation converts no wheels.",
             hint="Ask an administrator to install condastore[wheels]; or build a conda package.",
-        ) from None
+        )
     folder = path.with_name(f"{path.name}-{secrets.token_hex(4)}")
-    folder.mkdir()
+    given, out = folder / "given", folder / "out"
+    given.mkdir(parents=True)
+    out.mkdir()
     try:
-        named = folder / file_name
-        named.hardlink_to(path)
-        converter = Wheel2CondaConverter(named, folder / "made")
-        warnings: list[str] = []
-        # One of its own, that nothing else hears and that is gone afterwards.
-        converter.logger = logging.Logger("whl2conda", logging.WARNING)
-        converter.logger.addHandler(_Ear(warnings))
-        made = Path(converter.convert())
+        (given / file_name).hardlink_to(path)
+        answer = _converted(given / file_name, out)
+        made = out / "made" / answer["made"]
+        require_output(made)
         # Wheels that are uploaded at the same time may become packages of one name.
         final = folder.with_suffix(".made")
         made.rename(final)
-    except OSError:
-        raise
-    except Exception as error:  # what the converter raises of a wheel has no common base
-        raise _refused(f"{file_name} cannot be converted: {printable(str(error))}.") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return Converted(path=final, file_name=made.name, warnings=tuple(warnings))
+    return Converted(path=final, file_name=made.name, warnings=tuple(answer["warnings"]))
+
+
+def _converted(wheel: Path, out: Path) -> _Answer:
+    """Let a process convert `wheel` into a package in `out`/made."""
+    confinement = Confinement(readable=[wheel.parent], writable=[out], connect=[])
+    root = os.fspath(Path(__file__).resolve().parents[2])
+    result = run_tool(
+        [
+            *(sys.executable, "-c", _PROGRAM, os.fspath(wheel), os.fspath(out)),
+            json.dumps(confinement.arguments()),
+        ],
+        cwd=out,
+        env=child_environment({"PYTHONPATH": root, **dict.fromkeys(("HOME", "TMPDIR"), str(out))}),
+        time_limit=_TIME_LIMIT,
+        cancelled=never,
+        on_line=lambda line: None,
+    )
+    try:
+        answer = parse_json(read_output(out / _ANSWER, most=_LONGEST_ANSWER))
+        if "refused" in answer:
+            reason = printable(str(answer["refused"]))
+            raise _refused(f"{wheel.name} cannot be converted: {reason}.")
+        made, warnings = str(answer["made"]), [str(each) for each in answer["warnings"]]
+        if Path(made).name != made:
+            raise ValueError("It names no file.")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _refused(
+            f"{wheel.name} cannot be converted: the converter ended with status {result.status}."
+        ) from error
+    return {"made": made, "warnings": [printable(each, limit=300) for each in warnings]}
+
+
+class _Answer(TypedDict):
+    made: str  # a file name
+    warnings: list[str]
+
+
+_ANSWER = "answer.json"
+_LONGEST_ANSWER = 1 << 20  # bytes
+_TIME_LIMIT = timedelta(minutes=10)
+_PROGRAM = "from environments.engine.wheel_conversion import main; main()"
+
+
+def main() -> None:
+    """Convert, as a process of its own: `WHEEL FOLDER CONFINEMENT`."""
+    from whl2conda.api.converter import Wheel2CondaConverter
+
+    confine(**json.loads(sys.argv[3]))
+    wheel, out = map(Path, sys.argv[1:3])
+    warnings: list[str] = []
+    answer: dict[str, Any]
+    try:
+        converter = Wheel2CondaConverter(wheel, out / "made")
+        # One of its own, that nothing else hears.
+        converter.logger = logging.Logger("whl2conda", logging.WARNING)
+        converter.logger.addHandler(_Ear(warnings))
+        answer = {"made": Path(converter.convert()).name, "warnings": warnings}
+    except Exception as error:  # what the converter raises of a wheel has no common base
+        answer = {"refused": str(error)}
+    (out / _ANSWER).write_text(json.dumps(answer))
 
 
 def _refused(message: str) -> PackageInvalidError:

@@ -90,6 +90,7 @@ attempt("socket pair", lambda: socket.socketpair())
 attempt("allowed port", tcp(given["port"]))
 attempt("other port", tcp(given["other_port"]))
 attempt("packets", lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close())
+attempt("own session", lambda: subprocess.run(["true"], start_new_session=True))
 attempt("io_uring", call(425, 1, 0))
 if given["confined"]:  # it would succeed for root otherwise
     number = 165 if os.uname().machine == "x86_64" else 40
@@ -164,7 +165,7 @@ WORKS = (
 REFUSED = (
     *("change given", "read secret", "read secret through link", "list secret"),
     *("write beside secret", "truncate secret", "link secret", "child reads secret"),
-    *("environment of parent", "unix socket", "packets", "io_uring", "mount"),
+    *("environment of parent", "unix socket", "own session", "packets", "io_uring", "mount"),
 )
 
 

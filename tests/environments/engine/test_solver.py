@@ -298,7 +298,7 @@ def test_a_conflict_is_found_without_asking_the_solver(
 
 def test_no_process_outlives_the_one_that_started_it(tmp_path: Path, channel: str) -> None:
     processes = SolverProcesses(cache=tmp_path, memory_limit=1 << 30, idle_memory=1 << 30)
-    worker = processes._start()
+    worker = processes._start(frozenset())
     worker.link.close()  # as the system does for a process that was killed
     end = time.monotonic() + 20
     while worker.process.poll() is None and time.monotonic() < end:
