@@ -134,6 +134,20 @@ def refusal(request: HttpRequest, reason: str = "") -> HttpResponse:
     return answer_to(request, error)
 
 
+#: What a browser may do with an answer for programs, should somebody open it as a page: nothing.
+_NO_PAGE = "default-src 'none'; frame-ancestors 'none'; sandbox"
+
+
+def _protect(request: HttpRequest, response: HttpResponseBase) -> None:
+    """Keep answers out of caches, and files that others made from acting as pages of this site."""
+    if not request.path.startswith(settings.STATIC_URL):
+        response.headers.setdefault("Cache-Control", "private, no-store")
+    kind = response.headers.get("Content-Type", "")
+    if request.path.startswith(FOR_PROGRAMS) and not kind.startswith("text/html"):
+        response.headers["Content-Security-Policy"] = _NO_PAGE
+        response.headers["X-Content-Type-Options"] = "nosniff"
+
+
 class _Both:
     """Works in a synchronous and in an asynchronous chain."""
 
@@ -180,6 +194,7 @@ class RequestContext(_Both):
         self, request: HttpRequest, response: HttpResponseBase, started: float, number: str
     ) -> HttpResponseBase:
         response[REQUEST_ID] = number
+        _protect(request, response)
         match = request.resolver_match
         # Only names of routes: a path is what a client makes up.
         route = (match.view_name or match.route) if match else "none"

@@ -29,7 +29,7 @@ from accounts.models import ApiToken, User
 from accounts.roles import Role
 from condastore import checks
 from environments.domain.lifecycle import BuildState
-from environments.models import Build
+from environments.models import Build, Namespace
 from tests import factories
 
 pytestmark = pytest.mark.django_db
@@ -486,3 +486,94 @@ def test_ldap_without_tls_is_an_error_unless_it_stays_on_the_machine_or_is_force
 ) -> None:
     found = checked(settings, LDAP=settings.LDAP | {"url": url, "user_base": "dc=x"} | change)
     assert {"E027", "W020"} & found == ({number} if number else set())
+
+
+# --- what browsers do with answers ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/whoami",
+        "/api/sign-in",
+        "/api/envs/research/ml/1/log",
+        "/api/envs/research/ml/1/explicit.txt",
+        "/api/envs/research/ml/1/conda-lock.yml",
+        "/healthz",
+        "/v2/",
+        "/nowhere",
+        "/api/nowhere",
+        "/",
+    ],
+)
+def test_no_answer_is_cached_by_others_or_acts_as_a_page(alice: Actor, path: str) -> None:
+    build = factories.make_build(factories.make_environment(Namespace.objects.get(name="research")))
+    build.append_log(["<script>alert(1)</script>"])
+    client = Client()
+    client.force_login(alice.account)
+    answer = client.get(path)
+    assert {"private", "no-store"} & set(answer["Cache-Control"].split(", "))
+    assert answer["X-Content-Type-Options"] == "nosniff"
+    kind = answer["Content-Type"].partition(";")[0]
+    policy = answer["Content-Security-Policy"]
+    assert "frame-ancestors 'none'" in policy
+    if path.startswith(("/api", "/v2", "/healthz")):
+        assert "sandbox" in policy
+        assert "default-src 'none'" in policy
+        assert kind != "text/html"
+    else:
+        assert "sandbox" not in policy
+        assert kind == "text/html"
+
+
+def test_files_of_our_own_are_cached(client: Client) -> None:
+    answer = client.get("/static/condastore/style.css")
+    assert answer.status_code == 200
+    assert "no-store" not in answer["Cache-Control"]
+    answer.close()
+
+
+@pytest.mark.parametrize(
+    ("target", "followed"),
+    [
+        ("/device/", True),
+        ("//evil.example.org", False),
+        ("https://evil.example.org/", False),
+        ("/\\evil.example.org", False),
+        ("\\\\evil.example.org", False),
+        ("https:evil.example.org", False),
+        ("javascript:alert(1)", False),
+        ("/\t/evil.example.org", False),
+    ],
+)
+def test_a_sign_in_leads_nowhere_else(db: None, target: str, followed: bool) -> None:
+    factories.make_user("alice", password=PASSWORD)
+    client = Client(headers={"Accept": "text/html"})
+    form = {"username": "alice", "password": PASSWORD, "next": target}
+    reached = client.post("/login/", form)["Location"]
+    assert reached == (target if followed else "/")
+    left = client.post("/logout/", {"next": target})["Location"]
+    assert left == (target if followed else "/")
+
+
+def test_a_session_from_before_the_sign_in_is_worth_nothing(db: None) -> None:
+    """Whoever plants a session in somebody's browser is not signed in with them."""
+    factories.make_user("alice", password=PASSWORD)
+    planted = Client().session
+    planted["x"] = 1
+    planted.save()
+    client = Client(headers={"Accept": "text/html"})
+    client.cookies[configured.SESSION_COOKIE_NAME] = planted.session_key
+    client.post("/login/", {"username": "alice", "password": PASSWORD})
+    assert client.get("/api/whoami").json()["username"] == "alice"
+    attacker = Client()
+    attacker.cookies[configured.SESSION_COOKIE_NAME] = planted.session_key
+    assert attacker.get("/api/whoami").json()["username"] is None
+
+
+def test_no_other_site_may_read_or_name_the_server(alice: Actor) -> None:
+    client = Client(headers={"Origin": "https://evil.example.org"})
+    client.force_login(alice.account)
+    for answer in (client.get("/api/whoami"), client.options("/graphql")):
+        assert not [name for name in answer.headers if name.lower().startswith("access-control")]
+    assert client.get("/api/whoami", headers={"Host": "evil.example.org"}).status_code == 400
