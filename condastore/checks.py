@@ -21,10 +21,12 @@ from django.core.checks import Warning as Warned
 from condastore import env, private_files
 from environments.domain.errors import InvalidInputError
 from environments.domain.folder_access import EVERYONE, parse_group_rules
+from environments.engine.addresses import parse_networks
 from environments.engine.audit_anchor import parse_audit_anchor
 from environments.engine.confinement import python_paths
 from environments.engine.disk import require_same_file_system
 from environments.engine.processes import SHOWN
+from environments.outgoing import configured_guard
 
 #: The length of the placeholder in which conda packages keep room for a prefix.
 CONDA_PREFIX_LENGTH = 255
@@ -39,6 +41,8 @@ GROUP_TYPES = (
 #: Where container engines mount secrets, readable by all of the container's accounts.
 MOUNTED_SECRETS = Path("/run/secrets")
 OLDEST_SQLITE = (3, 35, 0)
+#: Loopback and link-local, where machines and clouds answer themselves.
+OF_MACHINES = parse_networks(["127.0.0.0/8", "169.254.0.0/16", "::1/128", "fe80::/10"])
 
 
 @register
@@ -51,6 +55,7 @@ def check(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckM
         *_accounts(),
         *_sign_in(),
         *_isolation(),
+        *_outgoing_requests(data),
     ]
 
 
@@ -148,6 +153,37 @@ def _isolation() -> Iterator[CheckMessage]:
             f"The data folder lies below {above}, which code of packages or of solvers may read.",
             hint="Set CONDASTORE_DATA to a folder elsewhere, such as /srv/condastore.",
             id="condastore.E010",
+        )
+
+
+def _outgoing_requests(data: Path) -> Iterator[CheckMessage]:
+    guard = configured_guard()
+    inside = [
+        str(network)
+        for network in guard.networks
+        if any(each.version == network.version and network.overlaps(each) for each in OF_MACHINES)
+    ]
+    if inside:
+        yield Warned(
+            f"CONDASTORE_ALLOWED_NETWORKS holds {', '.join(inside)}: every account reaches "
+            "services of this machine, or the metadata of a cloud's machines.",
+            hint="Name single servers, such as 127.0.0.1:8080.",
+            id="condastore.W040",
+        )
+    above = next((one for one in guard.folders if _is_below(data, Path(one))), None)
+    if above is not None:
+        yield Warned(
+            f"The data folder lies below {above}, from which everybody may use file: channels.",
+            hint="Name the folders of the channels alone in CONDASTORE_FILE_CHANNELS.",
+            id="condastore.W041",
+        )
+    try:
+        parse_networks([*settings.WEBHOOK_PRIVATE_NETWORKS, *settings.PUSH_PRIVATE_NETWORKS])
+    except InvalidInputError as error:
+        yield Error(
+            f"CONDASTORE_WEBHOOK_PRIVATE_NETWORKS or CONDASTORE_PUSH_PRIVATE_NETWORKS: {error}",
+            hint=error.hint,
+            id="condastore.E040",
         )
 
 

@@ -463,8 +463,8 @@ class _Run:
         )
 
     def _file(self, name: str, entry: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The wheel that fits best; it must have a sha256."""
-        files = [file for file in entry.get("wheels", ()) if "sha256" in file.get("hashes", {})]
+        """The wheel that fits best; it must have a sha256, and be on a server."""
+        files = [file for file in entry.get("wheels", ()) if _is_taken(file)]
         ranked = [
             (rank, file)
             for file in files
@@ -681,6 +681,12 @@ def _markers(python: str, system: str, machine: str) -> dict[str, str]:
 def _numbers(version: str) -> tuple[int, int]:
     major, minor = [*re.findall(r"\d+", version), "0", "0"][:2]
     return int(major), int(minor)
+
+
+def _is_taken(file: Mapping[str, Any]) -> bool:
+    """Return False for a file without a sha256, and for one of this machine that an index names."""
+    on_server = str(file.get("url", "")).startswith(("https://", "http://"))
+    return on_server and "sha256" in file.get("hashes", {})
 
 
 def _moment(uploaded: object) -> int | None:

@@ -19,7 +19,7 @@ from pathlib import Path
 import rattler
 
 from environments.domain.lock import Lock, PlatformLock
-from environments.engine import linking
+from environments.engine import addresses, linking
 from environments.engine.artifacts.archives import archive_parts
 from environments.engine.artifacts.file_systems import make_squashfs
 from environments.engine.artifacts.parts import GZIP, ZSTD, Compression, PartFolder, write_parts
@@ -38,6 +38,7 @@ FORMATS = {"tar.zst": ZSTD, "tar.gz": GZIP}
 
 def archives() -> Iterator[Measure]:
     channel = demo()
+    addresses.install(lambda: addresses.Guard.of(folders=[str(channel)]))
     with scratch() as folder:
         cache = PackageCache(folder / "cache/packages")
         stack = _material(channel, STACK, cache, folder / "stack")

@@ -35,7 +35,12 @@ def images() -> Iterator[Measure]:
         answer = subprocess.run(
             [sys.executable, "-m", "tests.benchmarks.images", str(channel)],
             cwd=PROJECT,
-            env={**os.environ, "CONDASTORE_DATA": str(folder), "CONDASTORE_LOG_LEVEL": "ERROR"},
+            env={
+                **os.environ,
+                "CONDASTORE_DATA": str(folder),
+                "CONDASTORE_FILE_CHANNELS": str(channel),
+                "CONDASTORE_LOG_LEVEL": "ERROR",
+            },
             stdout=subprocess.PIPE,
             text=True,
             check=True,

@@ -9,6 +9,7 @@ from typing import Any
 
 from environments.domain.policy import Known, Policy, judge_lock, parse_rule
 from environments.domain.specification import Specification
+from environments.engine import addresses
 from environments.engine.channels import Channels
 from environments.engine.policy_view import Rules
 from environments.engine.solver import RattlerSolver, SolveRequest
@@ -62,6 +63,7 @@ def _at_a_solve() -> Iterator[Measure]:
     seconds: dict[str, list[float]] = {"plain": [], "ruled": []}
     with served("synthetic") as url, scratch() as folder:
         channel = f"{url}synthetic"
+        addresses.install(lambda: addresses.Guard.of(urls=[url]))
         cache = folder / "repodata"
         solver = RattlerSolver(cache=cache, channels=Channels(cache=cache), isolated=False)
         for turn in range(ROUNDS + 1):

@@ -151,12 +151,17 @@ def test_metrics_are_for_who_holds_the_right(alice: Actor, root: Actor, settings
         ({"DEBUG": True, "PUBLIC_URL": "https://store.example.org"}, "condastore.W001"),
         ({"SANDBOX": "off"}, "condastore.W010"),
         ({"DATA": Path("/usr/local/condastore")}, "condastore.E010"),
+        ({"ALLOWED_NETWORKS": ["10.0.0.0/8", "127.0.0.1"]}, "condastore.W040"),
+        ({"ALLOWED_NETWORKS": ["0.0.0.0/0"]}, "condastore.W040"),
+        ({"FILE_CHANNELS": ["/"]}, "condastore.W041"),
+        ({"PUSH_PRIVATE_NETWORKS": ["10.0.0.0/99"]}, "condastore.E040"),
     ],
 )
 def test_what_would_break_later_is_said_at_start(
     settings: Any, change: dict[str, Any], number: str
 ) -> None:
     settings.SANDBOX = "required"
+    settings.ALLOWED_NETWORKS, settings.FILE_CHANNELS = ["10.0.0.0/8", "127.0.0.1:80"], []
     assert not [one for one in run_checks() if (one.id or "").startswith("condastore.")]
     for name, value in change.items():
         setattr(settings, name, value)

@@ -6,6 +6,7 @@ connected to but the configured channel, and no answer says whether something is
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import pytest
 from accounts.access import Actor
 from environments import images, mirrors
 from environments.domain.errors import AddressRefusedError
+from environments.engine import outgoing
 from environments.engine.images.remote import Reference, Repository
 from environments.models import MirrorIndex
 from environments.operations.mirrors import create_mirror
@@ -245,6 +247,23 @@ def test_a_registry_leads_nobody_elsewhere(
             ):
                 with pytest.raises(AddressRefusedError):
                     ask()
+
+
+def test_credentials_do_not_follow_a_redirect_to_another_server(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    shown = {"Authorization": "Basic dXNlcjpwYXNzd29yZA=="}
+
+    async def ask(url: str) -> bytes:
+        async with outgoing.async_client(follow_redirects=True) as client:
+            return (await client.get(url, headers=shown)).content
+
+    with serving(tmp_path) as first, serving(tmp_path) as second:
+        first.faults.add(Fault("moved", status=302, location=f"{second.url}file"))
+        with outgoing.client(follow_redirects=True) as client:
+            assert client.get(f"{first.url}moved", headers=shown).content == b"x"
+        assert asyncio.run(ask(f"{first.url}moved")) == b"x"
+        assert ["authorization" in request.headers for request in first.requests] == [True, True]
+        assert ["authorization" in request.headers for request in second.requests] == [False, False]
 
 
 @pytest.mark.django_db

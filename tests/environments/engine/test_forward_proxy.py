@@ -17,6 +17,7 @@ import rattler
 from rattler.package_streaming import PackageArchive
 
 from environments.domain.errors import AddressRefusedError
+from environments.domain.names import Credential
 from environments.engine import addresses, forward_proxy, outgoing
 from environments.engine.addresses import Guard
 from environments.engine.channels import Channels
@@ -270,27 +271,33 @@ def test_rattler_follows_no_redirect_to_where_nothing_is_fetched_from(
     assert not any("403" in text or "302" in text for text in said)
 
 
-def test_rattler_follows_a_redirect_to_another_permitted_server(
+def test_rattler_follows_a_redirect_to_another_permitted_server_without_credentials(
     server: ChannelServer, small_channel: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """reqwest leaves the password of the proxy out when it follows one."""
+    """reqwest leaves the password of the proxy out as well when it follows one."""
+    channel = f"{server.url}moved"
+    secret = Credential(url_prefix=channel, kind="basic", secret="user:password")
     with serving(small_channel) as other:
-        guard = Guard.of(urls=[server.url, other.url.replace("127.0.0.1", "localhost")])
+        theirs = other.url.replace("127.0.0.1", "localhost")
+        guard = Guard.of(urls=[server.url, theirs])
         monkeypatch.setattr(addresses, "_current", lambda: guard)
-        moved = Fault("moved/noarch/repodata_shards.msgpack.zst", status=302)
-        location = f"{other.url}noarch/{{}}".replace("127.0.0.1", "localhost")
         for name in ("repodata_shards.msgpack.zst", "repodata.json.zst", "repodata.json"):
-            server.faults.add(
-                Fault(f"moved/noarch/{name}", status=moved.status, location=location.format(name))
-            )
-        channels = Channels(cache=tmp_path)
+            location = f"{theirs}noarch/{name}"
+            server.faults.add(Fault(f"moved/noarch/{name}", status=302, location=location))
+        server.requests.clear()
+        channels = Channels(cache=tmp_path, credentials=lambda url: secret)
         try:
-            channel = rattler.Channel(f"{server.url}moved")
-            found = channels.run(channels.guarded(channels.gateway.names([channel], ["noarch"])))
+            channels.learn_credentials([channel])
+            query = channels.gateway.names([rattler.Channel(channel)], ["noarch"])
+            found = channels.run(channels.guarded(query))
         finally:
             channels.close()
             server.faults.clear()
+        shown = [set(request.headers) for request in other.requests]
     assert found
+    assert all("authorization" in request.headers for request in server.requests)
+    assert shown
+    assert not any(names & {"authorization", "proxy-authorization", "referer"} for names in shown)
 
 
 @pytest.mark.parametrize(
