@@ -15,12 +15,13 @@ import contextlib
 import itertools
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
 import structlog
 from django.conf import settings
+from django.db.models import QuerySet
 
 from condastore.private_files import group_id
 from environments.domain.errors import InvalidInputError
@@ -92,42 +93,43 @@ def apply_to_namespace(namespace: Namespace) -> None:
     """Give the folders of a namespace and its prefixes their modes; where there are any."""
     for root in (ENVS, PREFIXES):
         set_mode(_data() / root / namespace.name, mode_of(namespace), keep_passage=True)
-    _apply_to_prefixes(_paths(Environment.objects.filter(namespace=namespace)))
+    _apply_to_prefixes(_modes(), Build.objects.filter(environment__namespace=namespace))
 
 
 def apply_to_environment(environment: Environment) -> None:
     """After it was moved or copied: its prefixes may lie in another namespace's folder."""
-    _apply_to_prefixes(_paths(Environment.objects.filter(pk=environment.pk)))
+    _apply_to_prefixes(_modes(), Build.objects.filter(environment=environment))
 
 
-def _paths(environments: Iterable[Environment]) -> list[str]:
-    held = Build.objects.filter(environment__in=environments).exclude(prefix=None)
-    return list(held.values_list("prefix__path", flat=True).distinct())
+def _modes() -> dict[str, FolderMode]:
+    """The mode of every namespace: groups are looked up once, which may take a while."""
+    publicity = Namespace.objects.values_list("name", "public")
+    return {name: mode_for(name, public=public) for name, public in publicity}
 
 
-def _apply_to_prefixes(paths: list[str] | None) -> dict[str, set[FolderMode]]:
-    """Give prefixes (None: all) their modes.
+def _apply_to_prefixes(
+    modes: Mapping[str, FolderMode], holders: QuerySet[Build] | None = None
+) -> dict[str, set[FolderMode]]:
+    """Give the prefixes of the builds `holders` (None: all) their modes.
 
     Returns:
         Namespace of the folder that a prefix lies in -> modes of the prefixes there.
     """
     builds = Build.objects.exclude(prefix=None).filter(environment__deleted_at=None)
-    if paths is not None:
-        builds = builds.filter(prefix__path__in=paths)
+    if holders is not None:  # and others that were copied from them
+        builds = builds.filter(prefix__in=holders.exclude(prefix=None).values("prefix"))
     rows = builds.order_by("prefix__path").values_list(
-        "prefix__path", "environment__namespace__name", "environment__namespace__public"
+        "prefix__path", "environment__namespace__name"
     )
-    publicity = _publicity()
     found: dict[str, set[FolderMode]] = {}
     for path, group in itertools.groupby(rows.distinct().iterator(), key=lambda row: row[0]):
-        home = Path(path).parent.name
-        own = mode_for(home, public=publicity.get(home, False))
-        mode = combined([mode_for(name, public=public) for _, name, public in group], own=own)
+        home = path.split("/")[1]  # prefixes/<namespace>/<folder>
+        own = modes.get(home, OWNER_ONLY)
+        mode = combined([modes.get(name, OWNER_ONLY) for _, name in group], own=own)
         found.setdefault(home, set()).add(mode)
         set_mode(_data() / path, mode)
-    for home, modes in found.items():
-        own = mode_for(home, public=publicity.get(home, False))
-        if any(_is_wider(mode, own) for mode in modes):
+    for home, given in found.items():
+        if any(_is_wider(mode, modes.get(home, OWNER_ONLY)) for mode in given):
             _open_passage(_data() / PREFIXES / home)
     return found
 
@@ -146,11 +148,11 @@ def apply() -> None:
     """
     for root in (ENVS, PREFIXES):
         set_mode(_data() / root, WORLD_READABLE if _everything_is_open() else PASSAGE)
-    held = _apply_to_prefixes(None)
-    known = {name: mode_for(name, public=public) for name, public in _publicity().items()}
+    modes = _modes()
+    held = _apply_to_prefixes(modes)
     for root in (ENVS, PREFIXES):
         for path in sorted((_data() / root).glob("*")):
-            own = known.get(path.name, OWNER_ONLY)
+            own = modes.get(path.name, OWNER_ONLY)
             wider = root == PREFIXES and any(
                 _is_wider(mode, own) for mode in held.get(path.name, ())
             )
@@ -161,10 +163,6 @@ def apply() -> None:
 def _everything_is_open() -> bool:
     """`*=*` comes first: then the names of namespaces are no secret either."""
     return rules()[:1] == (GroupRule(pattern="*", group=EVERYONE),)
-
-
-def _publicity() -> dict[str, bool]:
-    return dict(Namespace.objects.values_list("name", "public"))
 
 
 def set_mode(path: Path, wanted: FolderMode, *, keep_passage: bool = False) -> None:
