@@ -110,7 +110,11 @@ def fetch(run: Run) -> None:
 
 def _scripts_found(packages: Sequence[CachedPackage]) -> bool:
     """Keep which packages have install scripts; True where some have that nobody knew of."""
-    opened = {one.package.sha256: list(one.contents.link_scripts) for one in packages}
+    opened = {
+        one.package.sha256: list(one.contents.link_scripts)
+        for one in packages
+        if one.package.sha256  # without it the rows of other packages would be meant too
+    }
     unknown = CondaRecord.objects.filter(sha256__in=list(opened), link_scripts__isnull=True)
     new = {sha256: opened[sha256] for sha256 in unknown.values_list("sha256", flat=True)}
     none = [sha256 for sha256, scripts in new.items() if not scripts]

@@ -19,6 +19,7 @@ from environments import blobs, folder_access, folders, mirrors, recalls
 from environments.domain.artifacts import ArtifactState
 from environments.domain.lifecycle import RUNNING
 from environments.engine import file_modes, linking
+from environments.engine.completion import UNLISTED
 from environments.engine.first_seen import Look
 from environments.models import (
     Artifact,
@@ -157,6 +158,7 @@ def drop_leftovers(*, grace: timedelta = GRACE) -> None:
     tools().bytecode.remove_leftovers(older_than=LEFTOVER)
     tools().remove_former_caches()
     mirrors.drop_leftovers(older_than=LEFTOVER)
+    _drop_unlisted(older=LEFTOVER)
     _drop_uploads(older=LEFTOVER)
     oldest = time.time() - grace.total_seconds()
     _drop_attempts(oldest)
@@ -177,6 +179,15 @@ def _drop_attempts(oldest: float) -> None:
             limit = oldest if attempt else time.time() - LEFTOVER.total_seconds()
             if path.stat().st_mtime < limit and not (made and made.exists()):
                 linking.to_trash(path, folders.data() / folders.TRASH)
+
+
+def _drop_unlisted(*, older: timedelta) -> None:
+    """Of workers that were killed while they asked unlisted packages for what they are."""
+    oldest = time.time() - older.total_seconds()
+    for path in (tools().cache / "repodata").glob(f"**/{UNLISTED}*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime < oldest:
+                shutil.rmtree(path)
 
 
 def _drop_uploads(*, older: timedelta) -> None:

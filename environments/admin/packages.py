@@ -186,6 +186,7 @@ class CondaRoom(PackageRoom):
         "file_size",
         "saved",
         "known",
+        "listed",
         "link_scripts",
         "sha256",
         "address",

@@ -238,10 +238,10 @@ def canonical_channel(text: str, *, alias: str, hosted: str = "") -> ChannelRef:
             )
         first, _, rest = text.partition("/")
         if hosted and first == "hosted" and rest:
-            return ChannelRef(url=f"{hosted}/{rest}", name=text)
+            return ChannelRef(url=canonical_or_same(f"{hosted}/{rest}"), name=text)
         # conda reads these by a table of its own, whatever the alias is.
         base = "https://repo.anaconda.com" if text.startswith("pkgs/") else alias.rstrip("/")
-        return ChannelRef(url=f"{base}/{text}", name=text)
+        return ChannelRef(url=canonical_or_same(f"{base}/{text}"), name=text)
     if _VARIABLE.search(text):
         raise InvalidInputError(
             f"The channel {shown} refers to a variable of your shell, which is not known here.",
@@ -262,7 +262,7 @@ def canonical_channel(text: str, *, alias: str, hosted: str = "") -> ChannelRef:
         else Credential(url_prefix=url, kind="token", secret=secret, base=_normal_url(base)[0])
         for kind, secret, base in found
     )
-    root = alias.rstrip("/") + "/"
+    root = canonical_or_same(alias.rstrip("/")) + "/"
     name = url[len(root) :] if url.startswith(root) else url
     if hosted and url.startswith(f"{hosted}/"):
         name = f"hosted/{url[len(hosted) + 1 :]}"

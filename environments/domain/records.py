@@ -38,6 +38,7 @@ class CondaPackage:
     record: Mapping[str, Any] = field(repr=False, compare=False, hash=False)
     #: Whether the channel itself states the record; False: only the package says it of itself.
     listed: bool = True
+    _claim: str = field(default="", init=False, repr=False, compare=False, hash=False)
 
     @classmethod
     def from_record(
@@ -75,7 +76,10 @@ class CondaPackage:
     @property
     def claim(self) -> str:
         """sha256, hex, of all that is said of the file: one file may be described variously."""
-        return _digest([self.channel, self.file_name, self.listed, self.record_json()])
+        if not self._claim:  # storing a lock asks several times
+            said = _digest([self.channel, self.file_name, self.listed, self.record_json()])
+            object.__setattr__(self, "_claim", said)
+        return self._claim
 
     def record_json(self) -> str:
         return json.dumps(self.record, sort_keys=True, separators=(",", ":"))

@@ -43,6 +43,8 @@ from environments.engine.uploads import read_package
 
 Log = Callable[[str], None]
 
+#: How the folders begin into which unlisted packages are fetched.
+UNLISTED = ".unlisted-"
 _PATIENCE = Patience(attempts=3)
 _PARALLEL = 4  # packages that are fetched at a time to be asked themselves
 
@@ -200,7 +202,7 @@ class _Completion:
                 where=package.url,
                 hint="Lock the environment again.",
             )
-        with tempfile.TemporaryDirectory(prefix="condastore-unlisted-") as folder:
+        with self._folder() as folder:
             path = self._fetched(package, Path(folder))
             if isinstance(path, StoreError):
                 return path
@@ -248,6 +250,10 @@ class _Completion:
             return error
         return path
 
+    def _folder(self) -> tempfile.TemporaryDirectory[str]:
+        self.channels.cache.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix=UNLISTED, dir=self.channels.cache)
+
     def _over(self) -> bool:
         if time.monotonic() > self.deadline:
             raise TimeLimitError("There was no answer within the time limit.")
@@ -269,8 +275,11 @@ class _Completion:
                 )
             )
             return outcome
+        files: dict[str, set[str]] = {}
+        for package in packages:
+            files.setdefault(package.name, set()).add(package.file_name)
         projects = self.channels.run(
-            self.indexes.projects({package.name for package in packages}),
+            self.indexes.projects(files),
             cancelled=self.cancelled,
             deadline=self.deadline,
         )
@@ -317,7 +326,7 @@ class _Completion:
         )
 
     def _has_bytes(self, package: PypiPackage) -> StoreError | None:
-        with tempfile.TemporaryDirectory(prefix="condastore-unlisted-") as folder:
+        with self._folder() as folder:
             path = self._fetched(package, Path(folder))
         return path if isinstance(path, StoreError) else None
 
@@ -346,10 +355,7 @@ class _Completion:
 
     def _of_an_index(self, package: PypiPackage, project: Project | None) -> bool:
         assert self.indexes is not None, "asked before"
-        if project is not None:
-            return project.holds(package.url)
-        gone = (Project(index=url, files={}) for url in self.indexes.urls)
-        return any(one.holds(package.url) for one in gone)
+        return self.indexes.hold(package.url) if project is None else project.holds(package.url)
 
 
 def _difference(package: CondaPackage, record: CondaPackage) -> FaultError | None:

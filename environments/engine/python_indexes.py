@@ -7,7 +7,7 @@ only where the index itself links to it, by this URL and with this sha256.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
@@ -32,8 +32,8 @@ from environments.engine.credentials import (
 
 _JSON = "application/vnd.pypi.simple.v1+json"
 _ACCEPT = f"{_JSON}, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
-#: The largest pages of pypi.org have 30 MB.
-_LARGEST_PAGE = 128 * 2**20
+#: The largest pages of pypi.org have some 20 MB.
+_LARGEST_PAGE = 64 * 2**20
 #: Where an index keeps its files, beside what its pages link to.
 _FILE_HOSTS = {"https://pypi.org": "https://files.pythonhosted.org"}
 
@@ -52,16 +52,21 @@ class IndexedFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Project:
-    """The files of one project in the first index that has it."""
+    """One project in the first index that has it: of its files those that were asked for."""
 
     index: str
     files: Mapping[str, IndexedFile]  # by file name
+    hosts: frozenset[str]  # where all of its files are
 
     def holds(self, url: str) -> bool:
         """Whether `url` is of a host at which this index keeps files."""
-        hosts = {_origin(self.index), *(_origin(file.url) for file in self.files.values())}
-        hosts |= {_FILE_HOSTS[host] for host in hosts & _FILE_HOSTS.keys()}
-        return _origin(url) in hosts
+        return _origin(url) in self.hosts | file_hosts(self.index)
+
+
+def file_hosts(index: str) -> frozenset[str]:
+    """Hosts at which an index keeps files, as far as its own URL says."""
+    host = _origin(index)
+    return frozenset({host, _FILE_HOSTS.get(host, host)})
 
 
 class PythonIndexes:
@@ -73,16 +78,22 @@ class PythonIndexes:
         *,
         credentials: CredentialSource = no_credentials,
         timeout: timedelta = timedelta(seconds=30),
-        parallel: int = 8,
+        parallel: int = 4,
     ) -> None:
         self.urls = tuple(url.rstrip("/") for url in urls)
         self._credentials = credentials
         self._timeout = timeout
         self._parallel = parallel
 
-    async def projects(self, names: Iterable[str]) -> dict[str, Project | None]:
+    def hold(self, url: str) -> bool:
+        """Whether `url` is of a host at which one of the indexes keeps files."""
+        return any(_origin(url) in file_hosts(index) for index in self.urls)
+
+    async def projects(self, wanted: Mapping[str, Collection[str]]) -> dict[str, Project | None]:
         """The project of each name in the first index that has it, as solvers take it.
 
+        Args:
+            wanted: names of files, by normalised name of the project.
         Raises:
             ChannelUnavailableError: an index does not answer now.
             ChannelNotAllowedError: an index refuses us.
@@ -102,10 +113,10 @@ class PythonIndexes:
                         url = request_url(credential, f"{index}/{canonicalize_name(name)}/")
                         files = await _page(client, url, request_headers(credential))
                         if files is not None:
-                            return Project(index=index, files={f.file_name: f for f in files})
+                            return _project(index, files, wanted[name])
                 return None
 
-            ordered = sorted(set(names))
+            ordered = sorted(wanted)
             found = await asyncio.gather(*map(find, ordered), return_exceptions=True)
         for fault in found:
             if isinstance(fault, BaseException):
@@ -115,6 +126,16 @@ class PythonIndexes:
             for name, project in zip(ordered, found, strict=True)
             if not isinstance(project, BaseException)
         }
+
+
+def _project(index: str, files: Iterable[IndexedFile], wanted: Collection[str]) -> Project:
+    hosts: set[str] = set()
+    kept: dict[str, IndexedFile] = {}
+    for file in files:
+        hosts.add(_origin(file.url))
+        if file.file_name in wanted:
+            kept[file.file_name] = file
+    return Project(index=index, files=kept, hosts=frozenset(hosts))
 
 
 async def _page(

@@ -331,6 +331,9 @@ class LockRow(models.Model):
         with contextlib.suppress(IntegrityError), transaction.atomic():
             LockRow.objects.filter(pk=self.pk, claims="").update(claims=claims)
             self.claims = claims
+            lock = self.value()
+            _stored(CondaRecord, [package for part in lock for package in part.conda])
+            _stored(PypiRecord, [package for part in lock for package in part.pypi])
             return True
         return False
 

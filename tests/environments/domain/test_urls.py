@@ -6,7 +6,7 @@ import string
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from environments.domain.names import channel_allowed, in_channel
@@ -171,6 +171,7 @@ def _host_spelt(draw: st.DrawFn, host: str) -> str:
     return draw(st.sampled_from(forms))
 
 
+@settings(deadline=None, max_examples=150)
 @given(st.data())
 def test_any_two_spellings_of_one_resource_have_one_form(data: st.DataObject) -> None:
     resource = data.draw(_resources)
@@ -184,6 +185,7 @@ def test_any_two_spellings_of_one_resource_have_one_form(data: st.DataObject) ->
     assert in_channel(spelt, resource[3][-1])
 
 
+@settings(deadline=None, max_examples=50)
 @given(_resources, _resources)
 def test_different_resources_stay_different(one, other) -> None:
     default = {"http": 80, "https": 443}
@@ -196,6 +198,7 @@ def test_different_resources_stay_different(one, other) -> None:
     assert same is (named(one) == named(other))
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40).map(lambda text: f"http://{text}"))
 def test_whatever_is_taken_is_stable(text: str) -> None:
     try:
