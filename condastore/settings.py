@@ -273,6 +273,11 @@ ADMIN_GROUPS = env.words(
 DIRECTORY_INTERVAL = env.seconds(
     "DIRECTORY_INTERVAL", 900, "How old what a directory said of a person may get."
 )
+USERS_VISIBLE = env.flag(
+    "USERS_VISIBLE",
+    False,
+    "Tell everybody who is signed in whether a user or group name exists, when they grant to it.",
+)
 OIDC_PROVIDERS = env.secret("OIDC_PROVIDERS", "OpenID Connect providers, as JSON.")
 SAML_PROVIDERS = env.secret("SAML_PROVIDERS", "SAML 2.0 identity providers, as JSON.")
 LDAP: dict[str, Any] = {

@@ -28,6 +28,7 @@ from environments.models import (
     NamespaceGroupObjectPermission,
     NamespaceUserObjectPermission,
     Notification,
+    PendingGrant,
     PypiRecord,
     RequestAsker,
     RequestState,
@@ -301,6 +302,35 @@ def deciders(namespaces: Iterable[int]) -> dict[int, list[User]]:
         if user in users:
             found[namespace].append(users[user])
     return {key: sorted(people, key=lambda one: one.username) for key, people in found.items()}
+
+
+def decider_names(namespaces: Iterable[int]) -> dict[int, list[str]]:
+    """Who may decide in each of the namespaces, as those who see a request are told. Five queries.
+
+    A role that was granted by name shows just that name: whether it exists, and who is in a group,
+    the one who granted the role must not learn here. Members by role mappings are shown.
+    """
+    wanted = set(namespaces)
+    roles = roles_with(Perm.APPROVE)
+    codenames = {"permission__codename__in": [role.codename for role in roles]}
+    users = NamespaceUserObjectPermission.objects.filter(content_object__in=wanted, **codenames)
+    groups = NamespaceGroupObjectPermission.objects.filter(content_object__in=wanted, **codenames)
+    pending = PendingGrant.objects.filter(namespace__in=wanted, role__in=[*roles])
+    mapped = MappedRole.objects.filter(namespace__in=wanted, role__in=[*roles])
+    members = mapped.filter(Q(user=None) | Q(group__user=F("user")), group__user__is_active=True)
+    pairs = {
+        *users.values_list("content_object", "user__username"),
+        *(
+            (key, f"group {name}")
+            for key, name in groups.values_list("content_object", "group__name")
+        ),
+        *((row.namespace_id, row.label) for row in pending),
+        *members.values_list("namespace", "group__user__username"),
+    }
+    found: dict[int, list[str]] = {namespace: [] for namespace in wanted}
+    for namespace, name in sorted(pairs):
+        found[namespace].append(name)
+    return found
 
 
 def _global_deciders() -> list[User]:

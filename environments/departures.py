@@ -10,14 +10,21 @@ from django.db.models import Q, QuerySet
 from accounts.access import Actor
 from accounts.models import User
 from accounts.roles import Role
-from environments.models import AuditEvent, Namespace, Notification
+from environments.models import AuditEvent, Build, HostedPackage, Namespace, Notification
 from environments.models.notifications import Event
 
 
 def namespaces_of(account: User) -> QuerySet[Namespace]:
-    """In which it holds a role."""
+    """Namespaces in which the account holds a role and has built or uploaded.
+
+    A role alone does not count: anybody may grant one in a namespace of their own, and would be
+    told whether the account exists and who owns it.
+    """
     mine = Q(user_grants__user=account) | Q(group_grants__group__user=account)
-    return Namespace.objects.filter(mine).distinct()
+    built = Build.objects.filter(requested_by=account).values("environment__namespace")
+    uploaded = HostedPackage.objects.filter(uploaded_by=account).values("channel__namespace")
+    active = Q(pk__in=built) | Q(pk__in=uploaded)
+    return Namespace.objects.filter(mine, active).distinct()
 
 
 def orphan(owner: User, *, by: Actor | None) -> Sequence[str]:

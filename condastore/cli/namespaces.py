@@ -196,7 +196,10 @@ def grant(
     group: Group = "",
     as_json: AsJson = False,
 ) -> None:
-    """Give a user or a group a role, in place of the one they hold."""
+    """Give a user or a group a role, in place of the one they hold.
+
+    A name that does not exist yet gets the role when it does.
+    """
     holder = holder_of(user, group)
     changed = connect().change(
         queries.GRANT, namespace=namespace, role=role.name, repeat=True, **holder

@@ -207,6 +207,10 @@ class NamespaceRoom(Room):
                 *((link(one.user), _role(one), "a grant") for one in own[:BESIDE]),
                 *((f"group {one.group}", _role(one), "a grant") for one in shared[:BESIDE]),
                 *(
+                    (one.label, one.role, "a grant; the name does not exist yet")
+                    for one in namespace.pending_grants.order_by("holder")[:BESIDE]
+                ),
+                *(
                     (
                         f"{one.user or 'members'} of {one.group}",
                         one.role,

@@ -106,7 +106,7 @@ def _requests(build: Build) -> list[tuple[ApprovalRequest, list[str]]]:
     if build.state != BuildState.HELD:
         return []
     namespace = build.environment.namespace_id
-    people = [user.get_username() for user in approvals.deciders([namespace])[namespace]]
+    people = approvals.decider_names([namespace])[namespace]
     waits = build.requests.undecided().order_by("name", "pk")
     return [(request, people) for request in waits]
 

@@ -134,8 +134,7 @@ class Facts:
 
     @cached_property
     def deciders(self) -> dict[int, list[str]]:
-        found = approvals.deciders(self._namespaces)
-        return {key: [user.get_username() for user in users] for key, users in found.items()}
+        return approvals.decider_names(self._namespaces)
 
     @cached_property
     def decidable(self) -> set[int]:

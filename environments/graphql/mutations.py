@@ -122,7 +122,10 @@ class Mutation(
         )
         return found  # type: ignore[no-any-return]
 
-    @field(description="To a user or a group, in place of the role it had.")
+    @field(
+        description="To a user or a group, in place of the role it had. A name that does not exist "
+        "is accepted too, and gets the role when it does."
+    )
     def grant_role(
         self,
         info: Info,
@@ -138,7 +141,7 @@ class Mutation(
         )
         return found  # type: ignore[no-any-return]
 
-    @field()
+    @field(description="The role that was granted to this name; roles by groups stay.")
     def revoke_role(
         self, info: Info, namespace: str, user: str | None = None, group: str | None = None
     ) -> NamespacePayload:
@@ -254,7 +257,7 @@ class Mutation(
         )
         return found  # type: ignore[no-any-return]
 
-    @field(description="Let a user or a group see and download it.")
+    @field(description="Let a user or a group see and download it; as `grantRole` of names.")
     def share_environment(
         self, info: Info, environment_id: ID, user: str | None = None, group: str | None = None
     ) -> EnvironmentPayload:

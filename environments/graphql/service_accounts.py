@@ -69,8 +69,8 @@ class ServiceAccountQueries:
     service_accounts: Connection[ServiceAccountNode] = connection(
         _service_accounts,
         graphql_type=Connection[ServiceAccountNode],
-        description="Yours, and those with a role in namespaces in which you give roles; all for "
-        "administrators of the installation.",
+        description="Yours, and those with a role in namespaces in which you give roles that have "
+        "built or uploaded there; all for administrators of the installation.",
     )
 
 

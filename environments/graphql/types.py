@@ -206,6 +206,7 @@ class NamespaceNode(Node):
             "user_grants__user",
             "group_grants__permission",
             "group_grants__group",
+            "pending_grants",
             "mapped_roles__group",
             "mapped_roles__user",
         ],
@@ -220,6 +221,11 @@ class NamespaceNode(Node):
         held += [
             Grant(role=_role(one.permission.codename), group=one.group.name)
             for one in self.group_grants.all()
+        ]
+        # No account or group has these names yet; nothing here shows which ones.
+        held += [
+            Grant(role=Role(one.role), **{"group" if one.is_group else "user": one.holder})
+            for one in self.pending_grants.all()
         ]
         held += [
             Grant(
@@ -267,7 +273,10 @@ def newest_builds() -> QuerySet[Build]:
 
 def _shares(self: Any) -> list[str]:
     users = [f"user {one.user.get_username()}" for one in self.user_shares.all()]
-    return sorted(users + [f"group {one.group.name}" for one in self.group_shares.all()])
+    groups = [f"group {one.group.name}" for one in self.group_shares.all()]
+    kinds = {True: "group", False: "user"}
+    pending = [f"{kinds[one.is_group]} {one.holder}" for one in self.pending_shares.all()]
+    return sorted(users + groups + pending)
 
 
 def _shown(info: Info) -> dict[str, Any]:
@@ -392,7 +401,7 @@ class EnvironmentNode(Node):
 
     @field(
         annotate={"may_grant": _may(Perm.GRANT, through="namespace__")},
-        prefetch_related=["user_shares__user", "group_shares__group"],
+        prefetch_related=["user_shares__user", "group_shares__group", "pending_shares"],
         description="Who else may see it; empty for those who may not grant.",
     )
     def shared_with(self: Any, info: Info) -> list[str]:

@@ -44,6 +44,7 @@ from environments.models.namespaces import (
     NamespaceUserObjectPermission,
 )
 from environments.models.notifications import Notification, Webhook
+from environments.models.pending_grants import PendingGrant
 from environments.models.policies import Policy, PolicyRule, PolicyVersion
 from environments.models.previews import Preview
 from environments.models.pushes import Push, PushRule
@@ -92,6 +93,7 @@ __all__ = [
     "NamespaceGroupObjectPermission",
     "NamespaceUserObjectPermission",
     "Notification",
+    "PendingGrant",
     "Policy",
     "PolicyRule",
     "PolicyVersion",

@@ -143,6 +143,16 @@ class Namespace(models.Model):
         for role in Role:
             remove_perm(role.codename, holder, self)
 
+    def granted_role(self, holder: User | Group) -> Role | None:
+        """The role that was granted to `holder` by name: none by groups and mappings."""
+        rows: Any
+        if isinstance(holder, User):
+            rows = self.user_grants.filter(user=holder)
+        else:
+            rows = self.group_grants.filter(group=holder)
+        codename = rows.values_list("permission__codename", flat=True).first()
+        return Role(codename.removeprefix("role_")) if codename else None
+
     def roles_of(self, holder: User | Group) -> list[Role]:
         """For a user: those held through groups and mappings too."""
         held = set(get_perms(holder, self))

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
+from django.conf import settings
 from django.contrib.auth.models import Group
 from django.db import IntegrityError, transaction
+from django.db.models import QuerySet
 from guardian.shortcuts import assign_perm, remove_perm
 
 from accounts.access import Actor, require, require_superuser
 from accounts.models import User
 from accounts.roles import Perm, Role
-from environments.domain.errors import AccessDeniedError, ConflictError, NotFoundError
+from environments.domain.errors import (
+    AccessDeniedError,
+    ConflictError,
+    InvalidInputError,
+    LimitError,
+    NotFoundError,
+)
 from environments.domain.names import parse_name
-from environments.models import AuditEvent, Environment, Namespace, audited
+from environments.models import AuditEvent, Environment, Namespace, PendingGrant, audited
 from environments.models.environments import SHARED
 
 
@@ -70,22 +81,49 @@ def _require_unlimited(actor: Actor) -> None:
 def grant_role(
     *, actor: Actor, namespace: Namespace, role: Role, user: str = "", group: str = ""
 ) -> None:
-    """`user` or `group` holds `role` in the namespace, and no other one."""
+    """Grant `role`, in place of the role that was granted before.
+
+    A name that no account or group bears is accepted like another, and gets the role when one
+    does: so nobody learns by a grant which names exist. Who may see the names gets an error.
+    """
     require(actor, Perm.GRANT, namespace)
-    holder = _holder(user, group)
-    before = [held.value for held in namespace.roles_of(holder)]
-    namespace.grant(role, holder)
-    change = {"holder": user or f"group {group}", "before": before, "after": role.value}
+    holder = _find_holder(actor, user, group)
+    before = _granted(namespace, holder)
+    if before is None:
+        _require_room(namespace.user_grants, namespace.group_grants, namespace.pending_grants)
+    if holder.account is not None:
+        holder.pending(namespace.pending_grants).delete()
+        namespace.grant(role, holder.account)
+    else:
+        PendingGrant.objects.update_or_create(
+            namespace=namespace,
+            holder=holder.name,
+            is_group=holder.is_group,
+            defaults={"role": role.value},
+        )
+    change = {"holder": holder.label, "before": before, "after": role.value}
     AuditEvent.record(actor, "namespace.grant", namespace, change)
 
 
 @audited()
 def revoke_role(*, actor: Actor, namespace: Namespace, user: str = "", group: str = "") -> None:
+    """Take away the role that was granted to this name; roles by groups and mappings stay.
+
+    Raises:
+        ConflictError: none was granted to it, whether it exists or not.
+    """
     require(actor, Perm.GRANT, namespace)
-    holder = _holder(user, group)
-    before = [held.value for held in namespace.roles_of(holder)]
-    namespace.revoke(holder)
-    change = {"holder": user or f"group {group}", "before": before}
+    holder = _find_holder(actor, user, group)
+    before = _granted(namespace, holder)
+    if before is None:
+        raise ConflictError(
+            f"No role is granted to {holder.label} in {namespace}.",
+            hint="See who holds which with `condastore namespace show`.",
+        )
+    holder.pending(namespace.pending_grants).delete()
+    if holder.account is not None:
+        namespace.revoke(holder.account)
+    change = {"holder": holder.label, "before": before}
     AuditEvent.record(actor, "namespace.revoke", namespace, change)
 
 
@@ -93,24 +131,114 @@ def revoke_role(*, actor: Actor, namespace: Namespace, user: str = "", group: st
 def share_environment(
     *, actor: Actor, environment: Environment, user: str = "", group: str = ""
 ) -> None:
-    """Let somebody outside the namespace see and download one environment."""
+    """Let somebody outside the namespace see and download one environment.
+
+    A name that does not exist is accepted as by `grant_role`.
+    """
     require(actor, Perm.GRANT, environment)
-    assign_perm(SHARED, _holder(user, group), environment)
-    AuditEvent.record(actor, "environment.share", environment, {"with": user or f"group {group}"})
+    holder = _find_holder(actor, user, group)
+    if not _is_shared(environment, holder):
+        _require_room(environment.user_shares, environment.group_shares, environment.pending_shares)
+    if holder.account is not None:
+        assign_perm(SHARED, holder.account, environment)
+    else:
+        PendingGrant.objects.get_or_create(
+            environment=environment, holder=holder.name, is_group=holder.is_group
+        )
+    AuditEvent.record(actor, "environment.share", environment, {"with": holder.label})
 
 
 @audited()
 def unshare_environment(
     *, actor: Actor, environment: Environment, user: str = "", group: str = ""
 ) -> None:
+    """End the share of an environment.
+
+    Raises:
+        ConflictError: it is not shared with this name, whether it exists or not.
+    """
     require(actor, Perm.GRANT, environment)
-    remove_perm(SHARED, _holder(user, group), environment)
-    AuditEvent.record(actor, "environment.unshare", environment, {"with": user or f"group {group}"})
+    holder = _find_holder(actor, user, group)
+    if not _is_shared(environment, holder):
+        raise ConflictError(f"{environment} is not shared with {holder.label}.")
+    holder.pending(environment.pending_shares).delete()
+    if holder.account is not None:
+        remove_perm(SHARED, holder.account, environment)
+    AuditEvent.record(actor, "environment.unshare", environment, {"with": holder.label})
 
 
-def _holder(user: str, group: str) -> User | Group:
-    if user and (account := User.objects.filter(username=user, is_active=True).first()):
-        return account
-    if group and (found := Group.objects.filter(name=group).first()):
+#: Grants of one namespace, and shares of one environment.
+MAX_GRANTS = 2_000
+_LONGEST_NAME = 150
+
+
+def may_see_names(actor: Actor) -> bool:
+    """Whether errors may tell which user and group names exist."""
+    return actor.is_superuser or (settings.USERS_VISIBLE and actor.signed_in)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Holder:
+    """A name of a user or group, and who bears it, if anybody does."""
+
+    name: str
+    is_group: bool
+    account: User | Group | None
+
+    @property
+    def label(self) -> str:
+        return f"group {self.name}" if self.is_group else self.name
+
+    def pending(self, rows: Any) -> QuerySet[PendingGrant]:
+        """Those of `rows` that are for this name."""
+        found: QuerySet[PendingGrant] = rows.filter(holder=self.name, is_group=self.is_group)
         return found
-    raise NotFoundError(f"There is no user {user!r}." if user else f"There is no group {group!r}.")
+
+
+def _find_holder(actor: Actor, user: str, group: str) -> _Holder:
+    """The one who is named.
+
+    Raises:
+        InvalidInputError: not just one is named.
+        NotFoundError: nobody bears the name, and the actor may see that.
+    """
+    name = user or group
+    if bool(user) == bool(group) or len(name) > _LONGEST_NAME or not name.isprintable():
+        raise InvalidInputError(
+            f"Name one user or one group, in at most {_LONGEST_NAME} characters.",
+            where="group" if group else "user",
+        )
+    account: User | Group | None
+    if user:
+        account = User.objects.filter(username=user).first()
+        known = account is not None and account.is_active
+    else:
+        account = Group.objects.filter(name=group).first()
+        known = account is not None
+    if not known and may_see_names(actor):
+        raise NotFoundError(f"There is no {'user' if user else 'group'} {name!r}.")
+    return _Holder(name=name, is_group=bool(group), account=account)
+
+
+def _granted(namespace: Namespace, holder: _Holder) -> str | None:
+    """The role that was granted to the name itself.
+
+    Roles that a person has through groups are left out: who grants would learn of the membership.
+    """
+    if holder.account is not None and (role := namespace.granted_role(holder.account)):
+        return role.value
+    return holder.pending(namespace.pending_grants).values_list("role", flat=True).first()
+
+
+def _is_shared(environment: Environment, holder: _Holder) -> bool:
+    account = holder.account
+    if isinstance(account, User) and environment.user_shares.filter(user=account).exists():
+        return True
+    if isinstance(account, Group) and environment.group_shares.filter(group=account).exists():
+        return True
+    return holder.pending(environment.pending_shares).exists()
+
+
+def _require_room(*rows: Any) -> None:
+    if sum(one.count() for one in rows) >= MAX_GRANTS:
+        raise LimitError(f"There are {MAX_GRANTS} grants already.", hint="Grant to groups instead.")

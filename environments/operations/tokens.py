@@ -23,6 +23,8 @@ from environments.domain.errors import (
 from environments.domain.names import parse_name
 from environments.models import (
     AuditEvent,
+    Build,
+    HostedPackage,
     Namespace,
     NamespaceUserObjectPermission,
     audited,
@@ -119,8 +121,10 @@ def create_service_account(*, actor: Actor, name: str) -> User:
 
 
 def service_accounts(actor: Actor, *, owner_left: bool | None = None) -> QuerySet[User]:
-    """All for those who run the installation; else one's own, and those with a role where one
-    gives roles.
+    """All for administrators of the installation; else one's own, and those with a role in a
+    namespace in which one gives roles, once they have built or uploaded there.
+
+    A role alone shows nothing: who grants it must not learn whether the account exists.
     """
     found = User.objects.filter(is_service=True).select_related("owner").order_by("username")
     if owner_left is not None:
@@ -131,7 +135,11 @@ def service_accounts(actor: Actor, *, owner_left: bool | None = None) -> QuerySe
         return found.none()
     run = Namespace.objects.with_perm(actor, Perm.GRANT).order_by().values("pk")
     grants = NamespaceUserObjectPermission.objects.filter(content_object__in=run)
-    return found.filter(Q(owner=actor.account) | Q(pk__in=grants.values("user")))
+    built = Build.objects.filter(environment__namespace__in=run, requested_by__is_service=True)
+    uploaded = HostedPackage.objects.filter(channel__namespace__in=run)
+    active = Q(pk__in=built.order_by().values("requested_by"))
+    active |= Q(pk__in=uploaded.order_by().values("uploaded_by"))
+    return found.filter(Q(owner=actor.account) | Q(active, pk__in=grants.values("user")))
 
 
 @audited()

@@ -23,6 +23,7 @@ from environments.models import (
     Preview,
     Worker,
 )
+from environments.models.pending_grants import settle_all
 from environments.models.previews import PreviewState
 from environments.operations import audit, queueing, retention
 
@@ -53,6 +54,7 @@ def sweep() -> None:
         fold_logs()
         queue_indexing()
         mirrors.drop_views()
+        settle_all()
     queue_mirrors()
     if settings.AUDIT_ANCHOR and _every("anchor", settings.AUDIT_ANCHOR_INTERVAL):
         audit.store_checkpoint()

@@ -83,7 +83,8 @@ class World(RuleBasedStateMachine):
             change = lambda: namespaces.grant_role(  # noqa: E731
                 actor=actor, namespace=namespace, role=role, user=who
             )
-        if self.attempt(change, allowed=allowed):
+        granted = role is not None or (who, place) in self.held
+        if self.attempt(change, allowed=allowed and granted):
             self.held.pop((who, place), None)
             if role is not None:
                 self.held[(who, place)] = role

@@ -13,7 +13,7 @@ from accounts.directories import Person, lost, welcome
 from accounts.models import Identity, User
 from accounts.roles import Role
 from environments.domain.errors import AccessDeniedError, NotFoundError
-from environments.models import AuditEvent, Namespace, Notification, Webhook
+from environments.models import AuditEvent, Build, Namespace, Notification, Webhook
 from environments.operations.namespaces import grant_role
 from environments.operations.people import close_account
 from environments.operations.tokens import (
@@ -34,6 +34,8 @@ def owner(research: Namespace, dora: Actor) -> Actor:
     found = factories.actor(factories.make_user("owen", superuser=True))
     create_service_account(actor=found, name="robot")
     grant_role(actor=dora, namespace=research, role=Role.DEVELOPER, user="robot")
+    build = factories.make_build(factories.make_environment(research, "nightly"))
+    Build.objects.filter(pk=build.pk).update(requested_by=robot())
     return found
 
 

@@ -18,14 +18,16 @@ from typing import Any, ClassVar
 
 import pytest
 from django.apps import apps
+from django.contrib.auth.models import Group
 from django.core.management import CommandError, call_command
 from django.db import connection
 
-from accounts.access import Actor
+from accounts.access import Actor, may
 from accounts.models import User
-from accounts.roles import Role
+from accounts.roles import Perm, Role
 from condastore.cli import audit as cli_audit
 from environments import building
+from environments.approvals import decider_names
 from environments.domain.audit_chain import chain_key
 from environments.domain.audit_checkpoints import (
     Checkpoint,
@@ -45,6 +47,7 @@ from environments.models import (
     Environment,
     LockRow,
     Namespace,
+    PendingGrant,
     Policy,
     Preview,
 )
@@ -52,6 +55,8 @@ from environments.models.audit import seal_former_key, verify_chain
 from environments.operations import audit, builds
 from environments.operations.environments import delete_environment
 from environments.operations.mirrors import create_mirror
+from environments.operations.namespaces import create_namespace
+from environments.operations.people import close_account
 from environments.solving import credentials_for, mirror_credentials
 from tests import factories
 from tests.environments.graphql.asking import ERROR, ask
@@ -650,3 +655,123 @@ def test_where_self_approval_is_on_one_decides_on_ones_own(
 ) -> None:
     settings.SELF_APPROVAL = True
     assert decide(carol, build_of(carol, environment)) == ""
+
+
+# --- names of others ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def eve(db: None) -> Actor:
+    """An account with its personal namespace, as everybody has one."""
+    actor = factories.actor(factories.make_user("eve"))
+    create_namespace(actor=actor, name="eve")
+    return actor
+
+
+GRANT = (
+    "mutation($user: String, $group: String, $role: Role!) { grantRole("
+    'namespace: "eve", role: $role, user: $user, group: $group)'
+    f" {{ __typename ... on Namespace {{ name grants {{ user group role }} }} {ERROR} }} }}"
+)
+REVOKE = (
+    "mutation($user: String, $group: String) { revokeRole("
+    'namespace: "eve", user: $user, group: $group)'
+    f" {{ __typename ... on Namespace {{ name grants {{ user group role }} }} {ERROR} }} }}"
+)
+
+
+def as_anybody(answer: Any, name: str) -> str:
+    """What was answered, with the name taken out."""
+    return json.dumps(answer, sort_keys=True).replace(name, "NAME")
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("kind", ["user", "group"])
+def test_granting_and_revoking_tells_nobody_which_names_exist(
+    research: Namespace, eve: Actor, kind: str
+) -> None:
+    Group.objects.create(name="alice")
+    User.objects.create(username="closed", is_active=False)
+    answers = []
+    for name in ("alice", "aaron", *(["closed"] if kind == "user" else [])):
+        holder = {kind: name}
+        steps = [
+            ask(eve, REVOKE, **holder),
+            ask(eve, GRANT, role="VIEWER", **holder),
+            ask(eve, GRANT, role="APPROVER", **holder),
+            ask(eve, '{ namespace(name: "eve") { grants { user group role mapped } } }'),
+            ask(eve, REVOKE, **holder),
+            ask(eve, REVOKE, **holder),
+        ]
+        changes = AuditEvent.objects.visible_to(eve).matching(action="namespace.")
+        told = [(one.action, one.target, one.changes) for one in changes.order_by("position")]
+        answers.append(as_anybody([steps, told[-3:]], name))
+    assert len(set(answers)) == 1
+    assert '"code": "conflict"' in answers[0]
+
+
+@pytest.mark.django_db
+def test_an_administrator_is_told_that_a_name_does_not_exist(
+    eve: Actor, root: Actor, settings: Any
+) -> None:
+    assert code_of(ask(root, GRANT, role="VIEWER", user="nobody")) == "not-found"
+    settings.USERS_VISIBLE = True
+    assert code_of(ask(eve, GRANT, role="VIEWER", user="nobody")) == "not-found"
+
+
+@pytest.mark.django_db
+def test_a_grant_to_a_name_takes_effect_when_somebody_bears_it(eve: Actor) -> None:
+    ask(eve, GRANT, role="DEVELOPER", user="newcomer")
+    ask(eve, GRANT, role="VIEWER", group="ldap:crew")
+    place = Namespace.objects.get(name="eve")
+    environment = factories.make_environment(place, "ml")
+    share = (
+        f'mutation {{ shareEnvironment(environmentId: {environment.pk}, user: "reader") '
+        f"{{ __typename ... on Environment {{ sharedWith }} {ERROR} }} }}"
+    )
+    assert ask(eve, share)["shareEnvironment"]["sharedWith"] == ["user reader"]
+    newcomer, reader = (factories.actor(factories.make_user(n)) for n in ("newcomer", "reader"))
+    other = factories.make_user("other")
+    other.groups.add(Group.objects.create(name="ldap:crew"))
+    assert may(newcomer, Perm.BUILD, place)
+    assert may(factories.actor(other), Perm.VIEW, place)
+    assert not may(factories.actor(other), Perm.BUILD, place)
+    assert may(reader, Perm.VIEW, environment)
+    assert not may(reader, Perm.VIEW, place)
+    assert not PendingGrant.objects.exists()
+    ask(eve, REVOKE, user="newcomer")
+    assert not may(newcomer, Perm.VIEW, place)
+
+
+@pytest.mark.django_db
+def test_who_may_decide_shows_granted_names_and_no_members(research: Namespace, eve: Actor) -> None:
+    team = Group.objects.create(name="ldap:team")
+    User.objects.get(username="anna").groups.add(team)
+    for name in ("alice", "nobody"):
+        ask(eve, GRANT, role="APPROVER", user=name)
+    for name in ("ldap:team", "ldap:none"):
+        ask(eve, GRANT, role="APPROVER", group=name)
+    place = Namespace.objects.get(name="eve")
+    assert decider_names([place.pk])[place.pk] == [
+        "alice",
+        "eve",
+        "group ldap:none",
+        "group ldap:team",
+        "nobody",
+    ]
+
+
+@pytest.mark.django_db
+def test_a_service_account_is_not_found_by_granting_it_a_role(
+    eve: Actor, root: Actor, service: Actor
+) -> None:
+    ask(eve, GRANT, role="VIEWER", user="robot")
+    listed = "{ serviceAccounts { edges { node { username owner } } } }"
+    assert ask(eve, listed)["serviceAccounts"]["edges"] == []
+    close_account(actor=root, user=User.objects.get(username="carol"))
+    assert not AuditEvent.objects.visible_to(eve).filter(target="robot").exists()
+    # Once it has built there, who runs the namespace is told of it.
+    place = Namespace.objects.get(name="eve")
+    build = factories.make_build(factories.make_environment(place, "ml"))
+    Build.objects.filter(pk=build.pk).update(requested_by=service.account)
+    assert len(ask(eve, listed)["serviceAccounts"]["edges"]) == 1

@@ -17,6 +17,7 @@ from django.db import transaction
 from django.test import Client
 from django.utils import timezone
 from graphql import GraphQLObjectType
+from guardian.shortcuts import assign_perm
 
 from accounts.access import ANONYMOUS, Actor, may
 from accounts.authentication import actor_with_token
@@ -52,6 +53,7 @@ from environments.models import (
     WaitingBuild,
     Webhook,
 )
+from environments.models.environments import SHARED
 from environments.operations.policies import add_rule, change_rule
 from environments.operations.tokens import create_token
 from tests import factories
@@ -142,13 +144,15 @@ def make_world() -> World:
     User.objects.get(username="gus").groups.remove(group)
     factories.make_namespace("other", olga=Role.ADMIN)
     keeper = User.objects.create(username="keeper", is_service=True)
-    research.grant(Role.VIEWER, keeper)
+    research.grant(Role.VIEWER, keeper)  # and it builds there: see below
     factories.make_namespace("lab", dora=Role.DEVELOPER)
     environment = factories.make_environment(research, "ml")
+    assign_perm(SHARED, factories.make_user("sharon"), environment)
     old = factories.make_build(environment, lock=factories.make_lock(factories.make_package("a")))
     archived = factories.make_build(environment, BuildState.ARCHIVED)
     current = factories.make_build(environment)
     queued = factories.make_build(environment, BuildState.QUEUED)
+    Build.objects.filter(pk=archived.pk).update(requested_by=keeper)
     Channel.objects.create(url=factories.CHANNEL)
     IndexedPackage.objects.create(channel=Channel.objects.get(), name="python", versions=1)
     preview = Preview.objects.create(
@@ -426,7 +430,7 @@ CHANGES: dict[str, tuple[str, Perm]] = {
     "renameEnvironment": ('environmentId: $environment, name: "renamed"', Perm.BUILD),
     "deleteEnvironment": ("environmentId: $environment", Perm.MANAGE),
     "shareEnvironment": ('environmentId: $environment, user: "charlie"', Perm.GRANT),
-    "unshareEnvironment": ('environmentId: $environment, user: "charlie"', Perm.GRANT),
+    "unshareEnvironment": ('environmentId: $environment, user: "sharon"', Perm.GRANT),
     "submitBuild": (
         'namespace: "research", environment: "ml", specification: $text',
         Perm.BUILD,
