@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
-from environments.domain.errors import UnavailableError
+from environments.domain.errors import LeaseLostError, UnavailableError
 from environments.domain.linking import PackageContents, PythonInfo, prefix_path
 from environments.domain.progress import Cancelled, Progress, Report, ignore, never, obey
 from environments.domain.records import CondaPackage
@@ -250,7 +250,7 @@ class BytecodeCache:
                 this process.
         Raises:
             SandboxUnavailableError: there is no sandbox, and one is asked for.
-            UnavailableError: the interpreter does not work.
+            UnavailableError: a package could not be compiled; all others are.
             LeaseLostError: `cancelled` said so; what was finished stays.
         """
         entries = self.folder / interpreter.key
@@ -276,15 +276,12 @@ class BytecodeCache:
         wanted.sort(key=lambda each: len(each.files), reverse=True)  # the longest begin first
         try:
             with ThreadPoolExecutor(processes) as pool:
-                running = [pool.submit(job.run, each) for each in wanted]
-                try:
-                    for each in running:
-                        each.result()
-                finally:
-                    for each in running:
-                        each.cancel()
+                failed = [error for error in pool.map(job.attempt, wanted) if error]
         finally:
             shutil.rmtree(job.work, ignore_errors=True)
+        obey(cancelled)
+        if failed:
+            raise failed[0]
 
     def _prefix(self, interpreter: Interpreter) -> Path:
         """Return the prefix of `interpreter`, linked from its packages where it is missing."""
@@ -417,9 +414,20 @@ class _Compilation:
     total: int
     done: int = 0
 
+    def attempt(self, sources: PythonSources) -> UnavailableError | None:
+        """Make the entry of one package. What goes wrong with it hinders no other package."""
+        if self.cancelled():
+            return None
+        try:
+            self.run(sources)
+        except LeaseLostError:
+            return None
+        except UnavailableError as error:
+            return error
+        return None
+
     def run(self, sources: PythonSources) -> None:
         """Make the entry of one package. One whose process fails keeps what was finished."""
-        obey(self.cancelled)
         folder = self.work / sources.key
         folder.mkdir()
         shown = Path("/source") if self.sandboxed else sources.folder

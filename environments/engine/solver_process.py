@@ -222,8 +222,9 @@ def _sources(work: Work) -> frozenset[Path]:
     """Return the files and folders of this machine that a solve reads."""
     found = {path for hosted in work.hosted for path in hosted.files.values()}
     found |= {guard().path(url) for url in work.request.channels if url.startswith("file:")}
-    if work.request.rules is not None and work.request.rules.first_seen is not None:
-        found.add(work.request.rules.first_seen)
+    rules = work.request.rules
+    if rules is not None and rules.policy.hides and rules.first_seen is not None:
+        found.add(rules.first_seen)
     return frozenset(found)
 
 
