@@ -35,6 +35,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from environments.domain.errors import AddressRefusedError
@@ -66,6 +67,8 @@ _CONNECT_TIMEOUT = 20.0
 #: Seconds for a name that an upstream proxy resolves again.
 _LOCAL_LOOKUP = 5.0
 _CONNECTIONS = 512
+#: Seconds that a client waits for the order that makes its password known.
+_ORDER_TIMEOUT = 1.0
 #: Seconds before a proxy that ended is replaced.
 _PAUSE = 0.2
 #: Servers of one error's text that are looked at.
@@ -83,25 +86,18 @@ def upstream_proxies() -> dict[str, str]:
     }
 
 
-class ForwardProxy:
-    """The proxy of this process for one guard."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """How clients use the proxy under one guard."""
 
-    def __init__(self, guard: Guard) -> None:
-        self._guard = guard
-        self._password = secrets.token_urlsafe(24)
-        self._listener = socket.create_server((_LOOPBACK, 0), backlog=_CONNECTIONS)
-        self.port: int = self._listener.getsockname()[1]
-        self.url = f"http://{_USER}:{self._password}@{_LOOPBACK}:{self.port}"
-        self._owner = os.getpid()
-        self._closing = threading.Event()
-        self._process = self._start()
-        self._keeper = threading.Thread(
-            target=self._keep_running, name="forward-proxy", daemon=True
-        )
-        self._keeper.start()
+    url: str  # with user and password
+    port: int
+    proxy: ForwardProxy
+    guard: Guard
 
     def environment(self) -> dict[str, str]:
         """Return the variables with which a child that fetches is started."""
+        self.proxy.set_default(self.guard)
         return dict.fromkeys(VARIABLES, self.url)
 
     def use_in_this_process(self) -> None:
@@ -110,13 +106,48 @@ class ForwardProxy:
         Only native code sees it: `os.environ`, from which the Python clients of the object store
         and of directories take the operator's proxy, stays as it is.
         """
-        for name in VARIABLES:
-            os.putenv(name, self.url)
+        for name, value in self.environment().items():
+            os.putenv(name, value)
         for name in _OTHERS:
             os.unsetenv(name)
 
+
+class ForwardProxy:
+    """A process that serves as proxy, with a password for each guard."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server((_LOOPBACK, 0), backlog=_CONNECTIONS)
+        self._guards: dict[Guard, str] = {}
+        self._default: Guard | None = None
+        self._lock = threading.RLock()
+        self._owner = os.getpid()
+        self._closing = threading.Event()
+        self._process = self._start()
+        self._keeper = threading.Thread(
+            target=self._keep_running, name="forward-proxy", daemon=True
+        )
+        self._keeper.start()
+
+    def access(self, guard: Guard) -> Access:
+        """Return what a client needs whose requests `guard` decides."""
+        with self._lock:
+            if guard not in self._guards:
+                self._guards[guard] = secrets.token_urlsafe(24)
+                self._order(guard)
+            password = self._guards[guard]
+        port: int = self._listener.getsockname()[1]
+        url = f"http://{_USER}:{password}@{_LOOPBACK}:{port}"
+        return Access(url=url, port=port, proxy=self, guard=guard)
+
+    def set_default(self, guard: Guard) -> None:
+        """Let `guard` decide about requests of this user's processes that show no password."""
+        with self._lock:
+            if self._default != guard:
+                self._default = guard
+                self._order(guard)
+
     def close(self) -> None:
-        """End the proxy."""
+        """End the process."""
         self._closing.set()
         if os.getpid() == self._owner:
             self._process.kill()
@@ -126,50 +157,53 @@ class ForwardProxy:
     def _start(self) -> subprocess.Popen[bytes]:
         proxies = {name: os.environ[name] for name in (*VARIABLES, *_OTHERS) if name in os.environ}
         root = os.fspath(Path(__file__).resolve().parents[2])
-        process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM],
+        return subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM, str(self._listener.fileno())],
             env=child_environment({**proxies, "PYTHONPATH": root}),
             stdin=subprocess.PIPE,
             start_new_session=True,
             pass_fds=[self._listener.fileno()],
         )
-        assert process.stdin is not None
-        orders = {
-            "listener": self._listener.fileno(),
-            "password": self._password,
-            "networks": [str(network) for network in self._guard.networks],
-            "hosts": sorted(self._guard.hosts),
+
+    def _order(self, guard: Guard) -> None:
+        order = {
+            "password": self._guards[guard],
+            "networks": [str(network) for network in guard.networks],
+            "hosts": sorted(guard.hosts),
+            "default": guard == self._default,
         }
-        with contextlib.suppress(BrokenPipeError):  # it ended at once, and is replaced
-            process.stdin.write(json.dumps(orders).encode() + b"\n")
-            process.stdin.flush()
-        return process
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError, ValueError):  # it ended; its successor is told again
+            self._process.stdin.write(json.dumps(order).encode() + b"\n")
+            self._process.stdin.flush()
 
     def _keep_running(self) -> None:
         while True:
             self._process.wait()
-            assert self._process.stdin is not None
-            with contextlib.suppress(OSError):
+            with self._lock, contextlib.suppress(OSError):
+                assert self._process.stdin is not None
                 self._process.stdin.close()
             if self._closing.wait(_PAUSE):
                 return
-            self._process = self._start()
+            with self._lock:
+                self._process = self._start()
+                for guard in self._guards:
+                    self._order(guard)
             if self._closing.is_set():
                 self._process.kill()
 
 
-#: By process as well: after a fork, those of the parent are not ours.
-_proxies: dict[tuple[int, Guard], ForwardProxy] = {}
+_proxies: dict[int, ForwardProxy] = {}
 _lock = threading.Lock()
 
 
-def of(guard: Guard) -> ForwardProxy:
-    """Return the proxy of this process for `guard`, started at the first call."""
-    key = (os.getpid(), guard)
+def of(guard: Guard) -> Access:
+    """Return the access to the proxy of this process for `guard`; it starts at the first call."""
     with _lock:
-        if key not in _proxies:
-            _proxies[key] = ForwardProxy(guard)
-        return _proxies[key]
+        # By process: after a fork, that of the parent is not ours.
+        if os.getpid() not in _proxies:
+            _proxies[os.getpid()] = ForwardProxy()
+        return _proxies[os.getpid()].access(guard)
 
 
 #: The URL that reqwest could not fetch, and uv; not those of advice.
@@ -219,17 +253,50 @@ _PROGRAM = "from environments.engine.forward_proxy import main; main()"
 
 
 def main() -> None:
-    """Serve until standard input closes; its first line says what and how."""
-    orders = json.loads(sys.stdin.buffer.readline())
-    guard = Guard(
-        networks=tuple(ip_network(text) for text in orders["networks"]),
-        hosts=frozenset((host, port) for host, port in orders["hosts"]),
-    )
-    listener = socket.socket(fileno=orders["listener"])
-    server = _Server(guard=guard, password=orders["password"], upstream=Upstream.of_environment())
+    """Serve until standard input closes, each line of which adds a guard."""
+    listener = socket.socket(fileno=int(sys.argv[1]))
+    known = _Guards()
+    server = _Server(guards=known, upstream=Upstream.of_environment())
     threading.Thread(target=server.serve, args=(listener,), daemon=True).start()
-    sys.stdin.buffer.read()
+    for line in sys.stdin.buffer:
+        known.add(json.loads(line))
     os._exit(0)
+
+
+class _Guards:
+    """The guards, by the credentials that clients show."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._known: dict[str, Guard] = {}
+        self._default: Guard | None = None
+
+    def add(self, order: Mapping[str, Any]) -> None:
+        guard = Guard(
+            networks=tuple(ip_network(text) for text in order["networks"]),
+            hosts=frozenset((host, port) for host, port in order["hosts"]),
+        )
+        with self._changed:
+            self._known[_basic(f"{_USER}:{order['password']}")] = guard
+            if order["default"]:
+                self._default = guard
+            self._changed.notify_all()
+
+    def find(self, shown: str) -> Guard | None:
+        """Return the guard of a client; "" is shown by one whose user was looked up."""
+        with self._changed:
+            # An order may be on its way while the client that it is for is here.
+            self._changed.wait_for(lambda: self._find(shown) is not None, timeout=_ORDER_TIMEOUT)
+            return self._find(shown)
+
+    def _find(self, shown: str) -> Guard | None:
+        if not shown:
+            return self._default
+        given = shown.encode()
+        for known, found in self._known.items():
+            if hmac.compare_digest(given, known.encode()):
+                return found
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -389,8 +456,7 @@ class _Incoming:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Server:
-    guard: Guard
-    password: str
+    guards: _Guards
     upstream: Upstream
 
     def serve(self, listener: socket.socket) -> None:
@@ -417,40 +483,56 @@ class _Server:
             if content is None:
                 return
             head = _Head.parse(content)
-            self._require_own(head, connection)
+            exchange = _Exchange(
+                guard=self._guard_of(head, connection),
+                upstream=self.upstream,
+                connection=connection,
+                incoming=incoming,
+            )
             if head.method == "CONNECT":
-                self._tunnel(head, connection, incoming)
+                exchange.tunnel(head)
             else:
-                self._forward(head, connection, incoming)
+                exchange.forward(head)
         except _Failure as failure:
             connection.sendall(failure.answer())
 
-    def _require_own(self, head: _Head, connection: socket.socket) -> None:
-        shown = head.get("proxy-authorization").encode()
-        if hmac.compare_digest(shown, _basic(f"{_USER}:{self.password}").encode()):
-            return
-        if shown or _owner_of(connection) != os.geteuid():
-            raise _Failure(407, "Proxy Authentication Required")
+    def _guard_of(self, head: _Head, connection: socket.socket) -> Guard:
+        shown = head.get("proxy-authorization")
+        if shown or _owner_of(connection) == os.geteuid():
+            guard = self.guards.find(shown)
+            if guard is not None:
+                return guard
+        raise _Failure(407, "Proxy Authentication Required")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Exchange:
+    """What goes on on one connection of a client."""
+
+    guard: Guard
+    upstream: Upstream
+    connection: socket.socket
+    incoming: _Incoming
 
     # CONNECT
 
-    def _tunnel(self, head: _Head, connection: socket.socket, incoming: _Incoming) -> None:
+    def tunnel(self, head: _Head) -> None:
         host, port = _authority(head.target, default=0)
         with self._connected("https", host, port) as route:
             upstream = route.upstream
             if route.proxy is not None:
                 _ask_for_tunnel(upstream, route.proxy, head.target)
-            connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            _prepare(connection)
+            self.connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            _prepare(self.connection)
             _prepare(upstream)
-            if rest := incoming.rest():
+            if rest := self.incoming.rest():
                 upstream.sendall(rest)
-            with _answering(upstream, connection):
-                _relay(connection, upstream)
+            with _answering(upstream, self.connection):
+                _relay(self.connection, upstream)
 
     # Requests in absolute form
 
-    def _forward(self, head: _Head, connection: socket.socket, incoming: _Incoming) -> None:
+    def forward(self, head: _Head) -> None:
         """Forward requests to one server, as many as the client sends on this connection.
 
         Answers are passed on as they come: whatever their framing is, only this client and this
@@ -459,15 +541,15 @@ class _Server:
         host, port = _absolute(head)
         with self._connected("http", host, port) as route:
             upstream = route.upstream
-            _prepare(connection)
+            _prepare(self.connection)
             _prepare(upstream)
-            with _answering(upstream, connection):
+            with _answering(upstream, self.connection):
                 next_head: _Head | None = head
                 while next_head is not None and _absolute(next_head) == (host, port):
                     upstream.sendall(_outgoing(next_head, route.proxy))
-                    for part in incoming.body(next_head.length):
+                    for part in self.incoming.body(next_head.length):
                         upstream.sendall(part)
-                    content = incoming.head()
+                    content = self.incoming.head()
                     next_head = _Head.parse(content) if content is not None else None
 
     # Connections to servers

@@ -21,7 +21,7 @@ from environments.domain.names import Credential
 from environments.engine import addresses, forward_proxy, outgoing
 from environments.engine.addresses import Guard
 from environments.engine.channels import Channels
-from environments.engine.forward_proxy import ForwardProxy, refusal_in
+from environments.engine.forward_proxy import Access, ForwardProxy, refusal_in
 from tests.channels.server import ChannelServer, Fault, serving
 from tests.services.canary import Canary
 from tests.services.canary import canary as listening
@@ -45,11 +45,9 @@ def server(files: Path) -> Iterator[ChannelServer]:
 
 
 @pytest.fixture(scope="module")
-def proxy(server: ChannelServer) -> Iterator[ForwardProxy]:
+def proxy(server: ChannelServer) -> Access:
     """Leads to `server` and to nothing else of this machine."""
-    proxy = ForwardProxy(Guard.of(urls=[server.url]))
-    yield proxy
-    proxy.close()
+    return forward_proxy.of(Guard.of(urls=[server.url]))
 
 
 @pytest.fixture
@@ -59,7 +57,7 @@ def canary() -> Iterator[Canary]:
 
 
 def test_requests_in_absolute_form_reach_what_is_permitted(
-    proxy: ForwardProxy, server: ChannelServer, files: Path
+    proxy: Access, server: ChannelServer, files: Path
 ) -> None:
     server.requests.clear()
     with httpx.Client(proxy=proxy.url) as client:
@@ -73,7 +71,7 @@ def test_requests_in_absolute_form_reach_what_is_permitted(
     assert not {"proxy-authorization", "proxy-connection", "referer"} & set(seen)
 
 
-def test_tunnels_reach_what_is_permitted(proxy: ForwardProxy, server: ChannelServer) -> None:
+def test_tunnels_reach_what_is_permitted(proxy: Access, server: ChannelServer) -> None:
     with _connected(proxy) as connection:
         _send(connection, f"CONNECT 127.0.0.1:{server.server_port} HTTP/1.1", _shown(proxy))
         assert _head(connection).startswith("HTTP/1.1 200 ")
@@ -82,9 +80,7 @@ def test_tunnels_reach_what_is_permitted(proxy: ForwardProxy, server: ChannelSer
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "[::ffff:127.0.0.1]"])
-def test_nothing_else_of_this_machine_is_reached(
-    proxy: ForwardProxy, canary: Canary, host: str
-) -> None:
+def test_nothing_else_of_this_machine_is_reached(proxy: Access, canary: Canary, host: str) -> None:
     target = f"{host}:{canary.port}"
     for line, status in (
         (f"CONNECT {target} HTTP/1.1", forward_proxy.REFUSED_TUNNEL),
@@ -99,7 +95,7 @@ def test_nothing_else_of_this_machine_is_reached(
 
 
 def test_another_server_is_not_reached_on_a_connection_to_a_permitted_one(
-    proxy: ForwardProxy, server: ChannelServer, canary: Canary
+    proxy: Access, server: ChannelServer, canary: Canary
 ) -> None:
     with _connected(proxy) as connection:
         _send(connection, f"GET {server.url}small HTTP/1.1", _shown(proxy))
@@ -125,16 +121,15 @@ def test_another_server_is_not_reached_on_a_connection_to_a_permitted_one(
         "GET http://a b/ HTTP/1.1",
     ],
 )
-def test_what_is_no_request_to_a_proxy_is_refused(proxy: ForwardProxy, request_line: str) -> None:
+def test_what_is_no_request_to_a_proxy_is_refused(proxy: Access, request_line: str) -> None:
     with _connected(proxy) as connection:
         _send(connection, request_line, _shown(proxy))
         assert _head(connection).startswith("HTTP/1.1 400 ")
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root starts processes of others")
-def test_other_users_of_the_machine_are_sent_away(
-    proxy: ForwardProxy, server: ChannelServer
-) -> None:
+def test_other_users_of_the_machine_are_sent_away(proxy: Access, server: ChannelServer) -> None:
+    proxy.environment()
     script = f"""
 import socket
 connection = socket.create_connection(("127.0.0.1", {proxy.port}))
@@ -158,23 +153,36 @@ print(connection.recv(12).decode())
 
 
 def test_a_proxy_that_was_killed_is_replaced_at_its_address(server: ChannelServer) -> None:
-    proxy = ForwardProxy(Guard.of(urls=[server.url]))
+    proxy = ForwardProxy()
     try:
+        access = proxy.access(Guard.of(urls=[server.url]))
+        with httpx.Client(proxy=access.url, timeout=20) as client:
+            assert client.get(f"{server.url}small").content == b"small"
         before = _process_of(proxy)
         before.kill()
-        with httpx.Client(proxy=proxy.url, timeout=20) as client:
+        with httpx.Client(proxy=access.url, timeout=20) as client:
             assert client.get(f"{server.url}small").content == b"small"
         assert _process_of(proxy).pid != before.pid
     finally:
         proxy.close()
 
 
+def test_each_password_stands_for_its_guard(proxy: Access, server: ChannelServer) -> None:
+    closed = forward_proxy.of(Guard())
+    assert closed.port == proxy.port
+    for access, status in ((proxy, 200), (closed, forward_proxy.REFUSED), (proxy, 200)):
+        assert httpx.get(f"{server.url}small", proxy=access.url).status_code == status
+        access.environment()
+        with _connected(access) as connection:  # without a password the last that was given to one
+            _send(connection, f"GET {server.url}small HTTP/1.1")
+            assert _head(connection).startswith(f"HTTP/1.1 {status} ")
+
+
 def test_a_proxy_ends_with_the_process_that_started_it() -> None:
     script = """
 import os, sys
-from environments.engine.addresses import Guard
 from environments.engine.forward_proxy import ForwardProxy
-print(ForwardProxy(Guard())._process.pid, flush=True)
+print(ForwardProxy()._process.pid, flush=True)
 os._exit(1)
 """
     answer = subprocess.run(
@@ -188,20 +196,21 @@ os._exit(1)
 
 @pytest.fixture
 def corporate(
-    server: ChannelServer, proxy: ForwardProxy, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[ForwardProxy]:
+    server: ChannelServer, proxy: Access, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Access]:
     """Our proxy where the environment names another one: the `proxy` of this module."""
     for name in ("HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, proxy.url)
     for name in ("http_proxy", "https_proxy", "no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    found = ForwardProxy(Guard.of(urls=[server.url]))
-    yield found
+    found = ForwardProxy()
+    monkeypatch.setitem(forward_proxy._proxies, os.getpid(), found)
+    yield found.access(Guard.of(urls=[server.url]))
     found.close()
 
 
 def test_requests_are_handed_on_to_the_operators_proxy(
-    corporate: ForwardProxy, server: ChannelServer
+    corporate: Access, server: ChannelServer
 ) -> None:
     with httpx.Client(proxy=corporate.url) as client:
         assert client.get(f"{server.url}small").content == b"small"
@@ -213,7 +222,7 @@ def test_requests_are_handed_on_to_the_operators_proxy(
 
 
 def test_the_operators_proxy_is_not_asked_for_addresses_that_are_refused(
-    corporate: ForwardProxy, canary: Canary, monkeypatch: pytest.MonkeyPatch
+    corporate: Access, canary: Canary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with outgoing.client(within=Guard()) as client:
         for url in (canary.url, canary.url.replace("http:", "https:")):
@@ -222,9 +231,7 @@ def test_the_operators_proxy_is_not_asked_for_addresses_that_are_refused(
     assert canary.contacts == []
 
 
-def test_our_own_clients_use_the_operators_proxy(
-    corporate: ForwardProxy, server: ChannelServer
-) -> None:
+def test_our_own_clients_use_the_operators_proxy(corporate: Access, server: ChannelServer) -> None:
     within = Guard.of(urls=[server.url])
 
     async def ask() -> bytes:
@@ -329,11 +336,11 @@ def _process_of(proxy: ForwardProxy) -> psutil.Process:
     return psutil.Process(proxy._process.pid)
 
 
-def _connected(proxy: ForwardProxy) -> socket.socket:
+def _connected(proxy: Access) -> socket.socket:
     return socket.create_connection(("127.0.0.1", proxy.port), timeout=20)
 
 
-def _shown(proxy: ForwardProxy) -> str:
+def _shown(proxy: Access) -> str:
     user = httpx.URL(proxy.url).userinfo.decode()
     return f"Proxy-Authorization: {forward_proxy._basic(user)}"
 
