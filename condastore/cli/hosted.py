@@ -107,7 +107,7 @@ def create(
     public: Annotated[bool, typer.Option(help="Everybody may read it.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a hosted channel (who runs the namespace)."""
+    """Create a hosted channel, NAMESPACE/NAME; administrators may leave the namespace out."""
     made = connect().change(
         queries.CREATE_HOSTED_CHANNEL,
         name=name,

@@ -38,7 +38,9 @@ class ChannelForm(forms.Form):
 
 
 class NewChannelForm(ChannelForm):
-    name = forms.CharField(max_length=64)
+    name = forms.CharField(
+        max_length=128, help_text="NAMESPACE/NAME, or a name for the whole installation."
+    )
     namespace = forms.ModelChoiceField(
         Namespace.objects.all(), help_text="Its developers upload; those who run it yank."
     )

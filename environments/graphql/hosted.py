@@ -141,7 +141,10 @@ class HostedQuery:
 
 @strawberry.type
 class HostedMutation:
-    @field(description="Its name is unique in the installation, and never another namespace's.")
+    @field(
+        description="It is called NAMESPACE/NAME. Administrators may choose a name without a "
+        "namespace, which is unique in the installation. A name never becomes another namespace's."
+    )
     def create_hosted_channel(
         self,
         info: Info,

@@ -44,7 +44,9 @@ class HostedChannel(models.Model):
     packages of another team.
     """
 
-    name = models.CharField(max_length=64, unique=True)
+    name = models.CharField(
+        max_length=128, unique=True, help_text="NAMESPACE/NAME, or a name given by administrators."
+    )
     namespace = models.ForeignKey(Namespace, models.PROTECT, related_name="hosted_channels")
     description = models.TextField(blank=True)
     public = models.BooleanField(

@@ -20,6 +20,7 @@ from accounts.access import Actor, require
 from accounts.roles import Perm
 from environments import blobs, hosting
 from environments.domain.errors import (
+    AccessDeniedError,
     ConflictError,
     InvalidInputError,
     NotFoundError,
@@ -78,11 +79,18 @@ def create_channel(
     description: str = "",
     public: bool = False,
 ) -> HostedChannel:
-    """A name is taken once in the whole installation; of a deleted one it is its namespace's."""
+    """Create a channel called `NAMESPACE/NAME`; or, by administrators, one of any name.
+
+    Names without a namespace are unique in the installation. If everybody could take them, a
+    refusal would tell that a channel exists which they may not see. The name of a deleted channel
+    stays with its namespace.
+
+    Raises:
+        AccessDeniedError: the name has no namespace, and the actor is no administrator.
+        ConflictError: there is such a channel.
+    """
     require(actor, Perm.MANAGE, namespace)
-    parse_name(name, what="channel")
-    if name in SUBDIRS:
-        raise InvalidInputError(f"{name} is the name of a platform.", where="name")
+    _check_name(actor, namespace, name)
     _checked(description, "description")
     values: dict[str, Any] = {"description": description, "public": public}
     taken = ConflictError(
@@ -150,6 +158,23 @@ def delete_channel(*, actor: Actor, channel: HostedChannel) -> HostedChannel:
         {"channel": channel.name, "packages": packages},
     )
     return channel
+
+
+def _check_name(actor: Actor, namespace: Namespace, name: str) -> None:
+    owner, slash, own = name.rpartition("/")
+    if not slash and not actor.is_superuser:
+        raise AccessDeniedError(
+            "Only administrators of the installation choose names without a namespace.",
+            where="name",
+            hint=f"Call it {namespace}/NAME.",
+        )
+    if slash and owner != namespace.name:
+        raise InvalidInputError(
+            f"A channel of {namespace} is called {namespace}/NAME.", where="name"
+        )
+    parse_name(own, what="channel")
+    if own in SUBDIRS:
+        raise InvalidInputError(f"{own} is the name of a platform.", where="name")
 
 
 def _checked(text: str, where: str) -> None:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
+
 from django.urls import re_path
 
+from environments.domain.names import SUBDIRS
 from environments.rest import channels, hosted, mirrors
 
-_FILE = r"(?P<subdir>[^/]+)/(?P<name>(?:shards/)?[^/]+)"
+_NAME = r"(?P<name>(?:shards/)?[^/]+)"
+_FILE = rf"(?P<subdir>[^/]+)/{_NAME}"
+_SUBDIRS = "|".join(map(re.escape, SUBDIRS))
 
-#: Before the others: `hosted` and `mirror` are no namespaces' names.
-_HOSTED = r"^hosted/(?P<channel>[^/]+)"
+#: Before the others: `hosted` and `mirror` are no namespaces' names. A channel is called NAME or
+#: NAMESPACE/NAME, and a NAME is never that of a platform.
+_HOSTED = rf"^hosted/(?P<channel>[^/]+(?:/(?!(?:{_SUBDIRS})/)[^/]+)?)"
 _MIRROR = r"^mirror/(?P<mirror>[^/@]+)"
 
 urlpatterns = [
-    re_path(rf"{_HOSTED}/{_FILE}$", hosted.file, name="hosted-channel"),
+    re_path(rf"{_HOSTED}/(?P<subdir>{_SUBDIRS})/{_NAME}$", hosted.file, name="hosted-channel"),
     re_path(rf"{_HOSTED}/(?P<name>[^/]+)$", hosted.file, name="hosted-upload"),
     re_path(rf"{_MIRROR}/{_FILE}$", mirrors.of_mirror, name="mirror-channel"),
     re_path(rf"{_MIRROR}@(?P<day>[^/@]+)/{_FILE}$", mirrors.of_mirror, name="mirror-snapshot"),

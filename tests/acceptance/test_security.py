@@ -607,6 +607,9 @@ def test_eve_learns_no_name_of_others(world: World) -> None:
     assert str(known).replace("secretive-sam", "X") == str(unknown).replace(
         "nobody-of-this-name", "X"
     )
+    told = [world.ask("eve", create, name=name) for name in ("sams-tools", "tools-of-nobody")]
+    assert told[0] == told[1]
+    assert "code" in told[0]["createHostedChannel"]
     for path in ("/environments/research/governed-ml/", "/api/envs/research/governed-ml/1/log",
                  "/channel/research/governed-ml/current/noarch/repodata.json"):  # fmt: skip
         absent = path.replace("research", "absentees")

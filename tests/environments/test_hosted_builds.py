@@ -32,7 +32,7 @@ from tests.environments.conftest import Submit
 from tests.environments.engine.packing import named
 
 pytestmark = pytest.mark.django_db(transaction=True)
-TEXT = "channels: [hosted/tools]\ndependencies: [tool]\n"
+TEXT = "channels: [hosted/research/tools]\ndependencies: [tool]\n"
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def address(settings: Any) -> None:
 
 @pytest.fixture
 def tools(research: Namespace, dora: Actor, alice: Actor, tmp_path: Path) -> HostedChannel:
-    channel = hosted_channels.create_channel(actor=dora, namespace=research, name="tools")
+    channel = hosted_channels.create_channel(actor=dora, namespace=research, name="research/tools")
     for version in ("1.0", "2.0"):
         add(alice, channel, named(version), tmp_path)
     return channel
@@ -80,8 +80,10 @@ def test_a_build_has_a_hosted_package_and_its_lock_names_our_address(
     tools: HostedChannel, submit: Submit, bob: Actor, settings: Any
 ) -> None:
     settings.KEEP_PACKAGES = False  # uploads are kept all the same
-    build = finished(submit("channels: [hosted/tools]\ndependencies: ['tool', 'hello-noarch']\n"))
-    assert build.state == BuildState.FAILED  # hosted/tools alone has no hello-noarch
+    build = finished(
+        submit("channels: [hosted/research/tools]\ndependencies: ['tool', 'hello-noarch']\n")
+    )
+    assert build.state == BuildState.FAILED  # hosted/research/tools alone has no hello-noarch
     build = finished(submit(TEXT))
     assert build.state == BuildState.READY, build.failure
     assert versions(build) == {"tool": "2.0"}
@@ -90,8 +92,11 @@ def test_a_build_has_a_hosted_package_and_its_lock_names_our_address(
     assert found.read_text() == "2.0"
     assert build.lock is not None
     [package] = build.lock.value().platforms[0].conda
-    assert package.url == "https://store.example.org/channel/hosted/tools/noarch/tool-2.0-0.conda"
-    assert package.channel == "https://store.example.org/channel/hosted/tools"
+    assert (
+        package.url
+        == "https://store.example.org/channel/hosted/research/tools/noarch/tool-2.0-0.conda"
+    )
+    assert package.channel == "https://store.example.org/channel/hosted/research/tools"
     assert not Channel.objects.filter(url__contains="hosted").exists()  # not for search
 
 
@@ -101,9 +106,9 @@ def test_channels_are_mixed_and_keep_their_order(
     small_url = shared_server.url.rstrip("/")
     add(alice, tools, named("0.1", name="hello-noarch"), tmp_path)
     text = "channels: [{}]\ndependencies: [tool, hello-noarch, libalpha]\n"
-    ours = finished(submit(text.format(f"hosted/tools, {small_url}")))
+    ours = finished(submit(text.format(f"hosted/research/tools, {small_url}")))
     assert versions(ours)["hello-noarch"] == "0.1"
-    theirs = finished(submit(text.format(f"{small_url}, hosted/tools")))
+    theirs = finished(submit(text.format(f"{small_url}, hosted/research/tools")))
     assert versions(theirs)["hello-noarch"] != "0.1"
     assert versions(theirs)["tool"] == "2.0"
 
@@ -152,7 +157,7 @@ def test_a_wheel_is_added_to_an_environment_with_a_hosted_package(
     )
     build = finished(
         submit(
-            f"channels: [hosted/tools, {shared_server.url.rstrip('/')}]\n"
+            f"channels: [hosted/research/tools, {shared_server.url.rstrip('/')}]\n"
             "dependencies: [pytool, python, {pip: [tinyname]}]\n"
         )
     )
@@ -170,8 +175,8 @@ def test_one_who_may_not_read_a_channel_builds_nothing_from_it(
     url = f"{hosting.url_of(tools)}/noarch/{package.file_name}#{package.md5}"
     for text in (
         TEXT,
-        TEXT.replace("hosted/tools", "hosted/absent"),
-        "dependencies: ['hosted/tools::tool']\nchannels: [hosted/tools]\n",
+        TEXT.replace("hosted/research/tools", "hosted/absent"),
+        "dependencies: ['hosted/research/tools::tool']\nchannels: [hosted/research/tools]\n",
         f"channels: ['{hosting.url_of(tools)}']\ndependencies: [tool]\n",
         f"# platform: linux-64\n@EXPLICIT\n{url}\n",
     ):
@@ -190,7 +195,9 @@ def test_one_who_may_not_read_a_channel_builds_nothing_from_it(
 def test_a_token_in_the_address_is_kept_nowhere(
     tools: HostedChannel, submit: Submit, environment: Environment
 ) -> None:
-    text = TEXT.replace("hosted/tools", "https://store.example.org/t/SECRET/channel/hosted/tools")
+    text = TEXT.replace(
+        "hosted/research/tools", "https://store.example.org/t/SECRET/channel/hosted/research/tools"
+    )
     build = submit(text)
     assert "SECRET" not in build.source
     assert not ChannelCredential.objects.exists()
@@ -228,9 +235,9 @@ def test_a_rule_about_channels_holds_for_hosted_ones(
         kind="channels",
         effect="enforce",
         name="ours",
-        settings={"deny": ["hosted/tools"]},
+        settings={"deny": ["hosted/research/tools"]},
     )
-    with pytest.raises(Exception, match="hosted/tools"):
+    with pytest.raises(Exception, match="hosted/research/tools"):
         submit(TEXT)
 
 
@@ -238,22 +245,25 @@ def test_a_rule_about_channels_holds_for_hosted_ones(
 
 
 def test_a_name_never_comes_to_mean_the_packages_of_others(
-    tools: HostedChannel, dora: Actor, root: Actor, research: Namespace, alice: Actor
+    dora: Actor, root: Actor, research: Namespace
 ) -> None:
     other = factories.make_namespace("other")
+    tools = hosted_channels.create_channel(actor=root, namespace=research, name="tools")
     with pytest.raises(ConflictError):
         hosted_channels.create_channel(actor=root, namespace=other, name="tools")
     hosted_channels.delete_channel(actor=dora, channel=tools)
     with pytest.raises(ConflictError):
         hosted_channels.create_channel(actor=root, namespace=other, name="tools")
-    again = hosted_channels.create_channel(actor=dora, namespace=research, name="tools")
+    again = hosted_channels.create_channel(actor=root, namespace=research, name="tools")
     assert again.pk == tools.pk
     assert not again.packages.exists()
 
 
 @pytest.mark.parametrize("name", ["linux-64", "Tools", "a/b", "..", "", "new"])
 def test_a_name_that_leads_elsewhere_is_refused(
-    name: str, dora: Actor, research: Namespace
+    name: str, dora: Actor, root: Actor, research: Namespace
 ) -> None:
     with pytest.raises(InvalidInputError):
-        hosted_channels.create_channel(actor=dora, namespace=research, name=name)
+        hosted_channels.create_channel(actor=root, namespace=research, name=name)
+    with pytest.raises(InvalidInputError):
+        hosted_channels.create_channel(actor=dora, namespace=research, name=f"research/{name}")

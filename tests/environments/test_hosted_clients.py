@@ -21,7 +21,7 @@ from tests.environments.engine.packing import conda, named
 def test_what_the_command_line_uploads_a_conda_client_installs(
     server: str, dora: Actor, alice: Actor, bob: Actor, research: Namespace, tmp_path: Path
 ) -> None:
-    hosted_channels.create_channel(actor=dora, namespace=research, name="tools")
+    hosted_channels.create_channel(actor=dora, namespace=research, name="research/tools")
     files = []
     for name, content in (named("1.0"), ("bad-1.0-0.conda", conda()), named("2.0")):
         files.append(tmp_path / name)
@@ -29,17 +29,19 @@ def test_what_the_command_line_uploads_a_conda_client_installs(
     (tmp_path / "home").mkdir()
     token = factories.make_token(alice.account)
     person = Person(home=tmp_path / "home", url=server, token=token)
-    ended = person.does("channel", "upload", "tools", *map(str, files))
+    ended = person.does("channel", "upload", "research/tools", *map(str, files))
     assert ended.status == 6
     assert "bad-1.0-0.conda" in ended.err
     assert HostedPackage.objects.count() == 2  # the good ones, before and after
-    shown = person.does("channel", "show", "tools", "--json").succeeded().document
+    shown = person.does("channel", "show", "research/tools", "--json").succeeded().document
     assert [one["version"] for one in shown["listed"]] == ["2.0", "1.0"]
-    refused = person.does("channel", "yank", "tools", "noarch/tool-2.0-0.conda", "--reason", "x")
+    refused = person.does(
+        "channel", "yank", "research/tools", "noarch/tool-2.0-0.conda", "--reason", "x"
+    )
     assert refused.status == 3
 
     reading = factories.make_token(bob.account)
-    channel = f"{server}/t/{reading}/channel/hosted/tools"
+    channel = f"{server}/t/{reading}/channel/hosted/research/tools"
     prefix = tmp_path / "prefix"
 
     async def installed() -> None:

@@ -45,6 +45,7 @@ from environments.models import (
     ChannelCredential,
     Decision,
     Environment,
+    HostedChannel,
     LockRow,
     Namespace,
     PendingGrant,
@@ -52,7 +53,7 @@ from environments.models import (
     Preview,
 )
 from environments.models.audit import seal_former_key, verify_chain
-from environments.operations import audit, builds
+from environments.operations import audit, builds, hosted_channels
 from environments.operations.environments import delete_environment
 from environments.operations.mirrors import create_mirror
 from environments.operations.namespaces import create_namespace
@@ -775,3 +776,69 @@ def test_a_service_account_is_not_found_by_granting_it_a_role(
     build = factories.make_build(factories.make_environment(place, "ml"))
     Build.objects.filter(pk=build.pk).update(requested_by=service.account)
     assert len(ask(eve, listed)["serviceAccounts"]["edges"]) == 1
+
+
+def create_channel_as(actor: Actor, name: str, namespace: str = "eve") -> dict[str, Any]:
+    arguments = f'namespace: "{namespace}", name: "{name}"'
+    answer = ask(actor, f"mutation {{ createHostedChannel({arguments}) {{ __typename {ERROR} }} }}")
+    found: dict[str, Any] = answer["createHostedChannel"]
+    return found
+
+
+@pytest.mark.django_db
+def test_creating_a_hosted_channel_tells_nobody_of_hidden_ones(
+    research: Namespace, eve: Actor, root: Actor, dora: Actor
+) -> None:
+    assert create_channel_as(root, "secret", "research")["__typename"] == "HostedChannel"
+    assert create_channel_as(dora, "research/plans", "research")["__typename"] == "HostedChannel"
+    for taken, free in (("secret", "absent"), ("research/plans", "research/absent")):
+        told = [as_anybody(create_channel_as(eve, name), name) for name in (taken, free)]
+        assert told[0] == told[1]
+        assert "code" in told[0]
+    # The control: one's own names, of which one is told all.
+    assert create_channel_as(eve, "eve/secret")["__typename"] == "HostedChannel"
+    assert create_channel_as(eve, "eve/secret")["code"] == "conflict"
+    assert {one.name for one in hosted_channels.channels(eve)} == {"eve/secret"}
+
+
+@pytest.mark.django_db
+def test_what_one_may_not_see_is_answered_like_what_is_not_there(
+    research: Namespace, eve: Actor
+) -> None:
+    """Names of namespaces, environments, channels, mirrors and tokens in changes of others."""
+    environment = factories.make_environment(research, "ml")
+    own = factories.make_environment(Namespace.objects.get(name="eve"), "mine")
+    HostedChannel.objects.create(name="hidden", namespace=research)
+    text = json.dumps("channels: [hosted/NAME]\ndependencies: [x]")
+    for document, taken, free in (
+        ('createNamespace(name: "NAME")', "research", "absent"),
+        (f'moveEnvironment(environmentId: {own.pk}, namespace: "NAME")', "research", "absent"),
+        (
+            f'copyEnvironment(environmentId: {own.pk}, namespace: "NAME", name: "ml")',
+            "research",
+            "absent",
+        ),
+        ('createEnvironment(namespace: "NAME", name: "ml")', "research", "absent"),
+        ("deleteEnvironment(environmentId: NAME)", str(environment.pk), "999999"),
+        ('createToken(name: "x", namespaces: ["NAME"])', "research", "absent"),
+        ('createToken(name: "x", serviceAccount: "NAME")', "alice", "absent"),
+        ('createServiceAccount(name: "NAME")', "alice", "absent"),
+        ('createMirror(name: "NAME", upstream: "https://c.example.org/x")', "hidden", "absent"),
+        ('deleteHostedChannel(name: "NAME")', "hidden", "absent"),
+        (
+            'createWebhook(namespace: "NAME", url: "https://h.example.org/")',
+            "research",
+            "absent",
+        ),
+        (
+            f'submitBuild(namespace: "eve", environment: "mine", specification: {text})',
+            "hidden",
+            "absent",
+        ),
+    ):
+        answers = []
+        for name in (taken, free):
+            asked = f"mutation {{ {document.replace('NAME', name)} {{ __typename {ERROR} }} }}"
+            answers.append(as_anybody(ask(eve, asked), name))
+        assert answers[0] == answers[1], document
+        assert "OperationError" in answers[0], document

@@ -481,7 +481,7 @@ CHANGES: dict[str, tuple[str, Perm]] = {
         'namespace: "research", channel: "https://private.example.org/new", secret: "a:b"',
         Perm.MANAGE,
     ),
-    "createHostedChannel": ('namespace: "research", name: "fresh"', Perm.MANAGE),
+    "createHostedChannel": ('namespace: "research", name: "research/fresh"', Perm.MANAGE),
     "changeHostedChannel": ('name: "research", public: true', Perm.MANAGE),
     "deleteHostedChannel": ('name: "research"', Perm.MANAGE),
     "yankPackage": (

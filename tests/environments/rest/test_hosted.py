@@ -29,12 +29,12 @@ from tests import factories
 from tests.channels.simple_index import make_wheel
 from tests.environments.engine.packing import conda, entry, named
 
-TOOLS = "/channel/hosted/tools"
+TOOLS = "/channel/hosted/research/tools"
 
 
 @pytest.fixture
 def tools(dora: Actor, research: Namespace) -> HostedChannel:
-    return hosted_channels.create_channel(actor=dora, namespace=research, name="tools")
+    return hosted_channels.create_channel(actor=dora, namespace=research, name="research/tools")
 
 
 def ask(actor: Actor, method: str, path: str, content: bytes = b"", **headers: str) -> Any:
