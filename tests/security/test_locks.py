@@ -529,6 +529,8 @@ def test_the_age_of_a_package_does_not_rest_on_its_own_word_nor_on_its_spelling(
         refused = submit(explicit(one))
         assert refused.state == BuildState.FAILED
         assert "30 days are required" in refused.failure["message"], one.url
+    [row] = CondaRecord.objects.filter(name="fresh")
+    assert (row.url, row.listed) == (fresh.url, True), "both spellings are one resource"
     CondaRecord.objects.filter(name="fresh").update(
         first_seen_at=timezone.now() - timedelta(days=40)
     )
@@ -669,12 +671,12 @@ def test_a_request_shows_the_package_as_the_builds_own_lock_describes_it(
     other = factories.make_namespace("other")
     foreign = factories.make_package("numpy", license="MIT")
     own = factories.make_package("numpy", license="AGPL-3.0-only")
-    factories.make_build(factories.make_environment(other), lock=factories.make_lock(foreign))
     rule(dora, research, "packages-denied", "ask", packages=["numpy"])
     environment = factories.make_environment(research)
     build = factories.make_build(
         environment, BuildState.FETCHING, lock=factories.make_lock(own), current=False
     )
+    factories.make_build(factories.make_environment(other), lock=factories.make_lock(foreign))
     specification = factories.make_specification("dependencies: [numpy]").value()
     verdicts = judge(policy_of(research), build.lock.value(), specification)
     lease = Lease(build_id=build.pk, owner="", token=build.lease_token)
