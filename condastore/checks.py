@@ -102,7 +102,9 @@ def _modes(data: Path) -> Iterator[CheckMessage]:
             hint="Set CONDASTORE_BLOBS_GROUP to the group that nginx runs as.",
             id="condastore.W031",
         )
-    for found in private_files.still_open(data, blobs_group=group):
+    from condastore.starting import database_file
+
+    for found in private_files.still_open(data, database=database_file(), blobs_group=group):
         yield Error(
             f"Other accounts of this machine reach what is the service's: {found}.",
             hint="Let the account that runs condastore own it, and nobody else read it "

@@ -42,13 +42,15 @@ class OpenFile:
         return f"{self.path} {self.reason}"
 
 
-def close(data: Path, *, database: bool, blobs_group: int | None = None) -> list[OpenFile]:
+def close(
+    data: Path, *, database: Path | None = None, blobs_group: int | None = None
+) -> list[OpenFile]:
     """Create the folders of the data folder and give everything its mode.
 
     Looks at the top of the data folder only, so that it may run at every start.
 
     Args:
-        database: True where the database is the data folder's SQLite file.
+        database: the SQLite file, which may lie elsewhere; None for a server.
         blobs_group: numeric id of the group that reads `blobs/`.
 
     Returns:
@@ -65,17 +67,17 @@ def close(data: Path, *, database: bool, blobs_group: int | None = None) -> list
             (data / name).mkdir(mode=0o700)
     for name in TRAVERSED:
         _create_passage(data / name)
-    if database:
+    if database is not None:
         with contextlib.suppress(FileExistsError):
-            os.close(os.open(data / DATABASE, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            os.close(os.open(database, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     with contextlib.suppress(OSError):  # what is still open then is reported below
         mode = stat.S_IMODE(data.stat().st_mode)
         if mode & stat.S_IWOTH:
             data.chmod(mode & ~stat.S_IWOTH)
-    for path, mode, group in _modes(data, blobs_group):
+    for path, mode, group in _modes(data, database, blobs_group):
         with contextlib.suppress(OSError):
             _set_mode(path, mode, group)
-    return list(still_open(data, blobs_group=blobs_group))
+    return list(still_open(data, database=database, blobs_group=blobs_group))
 
 
 def _create_passage(path: Path) -> None:
@@ -85,7 +87,9 @@ def _create_passage(path: Path) -> None:
         path.chmod(0o711)
 
 
-def still_open(data: Path, *, blobs_group: int | None = None) -> Iterator[OpenFile]:
+def still_open(
+    data: Path, *, database: Path | None = None, blobs_group: int | None = None
+) -> Iterator[OpenFile]:
     """Find what other local users reach although nobody but the service should."""
     try:
         status = data.stat()
@@ -93,7 +97,7 @@ def still_open(data: Path, *, blobs_group: int | None = None) -> Iterator[OpenFi
         return
     if status.st_mode & stat.S_IWOTH:
         yield OpenFile(path=data, reason="can be written by everybody")
-    for path, mode, group in _modes(data, blobs_group):
+    for path, mode, group in _modes(data, database, blobs_group):
         try:
             status = path.stat()
         except FileNotFoundError:
@@ -114,13 +118,18 @@ def group_id(name: str) -> int | None:
         return None
 
 
-def _modes(data: Path, blobs_group: int | None) -> Iterator[tuple[Path, int, int | None]]:
-    """(path, mode, group) of everything at the top of the data folder that is there."""
+def _modes(
+    data: Path, database: Path | None, blobs_group: int | None
+) -> Iterator[tuple[Path, int, int | None]]:
+    """(path, mode, group) of everything at the top of the data folder, and of the database."""
     for name in (*PRIVATE, VALKEY):
         yield data / name, 0o700, None
     yield data / BLOBS, 0o700 if blobs_group is None else 0o750, blobs_group
     for name in TRAVERSED:
         yield data / name, 0o755, None  # at most: see environments/folder_access.py
+    if database is not None and database.parent != data:
+        for ending in ("", "-wal", "-shm", "-journal"):
+            yield database.with_name(database.name + ending), 0o700, None
     with contextlib.suppress(OSError), os.scandir(data) as entries:
         for entry in entries:
             # The database with its journals, and copies that somebody made of it.

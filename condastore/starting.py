@@ -33,9 +33,7 @@ def prepare_folder(data: Path) -> None:
         CommandError: it cannot be created, or something of it stays open.
     """
     try:
-        left = private_files.close(
-            data, database=not settings.DATABASE_URL, blobs_group=blobs_group()
-        )
+        left = private_files.close(data, database=database_file(), blobs_group=blobs_group())
     except OSError as error:
         raise CommandError(
             f"The data folder cannot be made: {error.strerror}.",
@@ -54,6 +52,16 @@ def prepare_folder(data: Path) -> None:
             hint="Let the account that runs condastore own it (chown), and nobody else read it "
             "(chmod go-rwx); the file system must have Unix permissions.",
         )
+
+
+def database_file() -> Path | None:
+    """The SQLite file; None where the database is a server, or in memory."""
+    if not settings.DATABASE_URL:
+        return Path(settings.DATA) / private_files.DATABASE
+    database = settings.DATABASES["default"]
+    if not database["ENGINE"].endswith("sqlite3") or ":memory:" in str(database["NAME"]):
+        return None
+    return Path(database["NAME"]).absolute()
 
 
 def blobs_group() -> int | None:

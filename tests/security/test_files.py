@@ -412,6 +412,21 @@ def test_every_folder_of_the_service_is_closed_whatever_the_umask(
     assert stat.S_IMODE(settings.DATA.stat().st_mode) == 0o711
 
 
+def test_a_database_file_in_another_folder_is_closed_too(
+    data: Path, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = data.parent / "rows.sqlite3"
+    database.write_text("")
+    database.chmod(0o644)
+    settings.DATABASE_URL = f"sqlite:///{database}"
+    monkeypatch.setitem(settings.DATABASES["default"], "ENGINE", "django.db.backends.sqlite3")
+    monkeypatch.setitem(settings.DATABASES["default"], "NAME", str(database))
+    assert "condastore.E030" in {message.id for message in checks.check(None)}
+    prepare_folder(data)
+    assert stat.S_IMODE(database.stat().st_mode) == 0o600
+    assert "condastore.E030" not in {message.id for message in checks.check(None)}
+
+
 def test_nginx_reads_the_blobs_folder_by_its_group_and_nobody_else_does(
     data: Path, settings: Any, tmp_path: Path
 ) -> None:
