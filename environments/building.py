@@ -17,7 +17,15 @@ import structlog
 from django.conf import settings
 from django.db import transaction
 
-from environments import approvals, bytecode, folder_access, folders, hosting, recalls
+from environments import (
+    approvals,
+    bytecode,
+    folder_access,
+    folders,
+    hosting,
+    package_claims,
+    recalls,
+)
 from environments.domain.errors import (
     LeaseLostError,
     StoreError,
@@ -29,7 +37,6 @@ from environments.domain.lifecycle import BuildState
 from environments.domain.policy import Effect, Verdict, judge_names
 from environments.engine import conda_lock_reader, disk, linking
 from environments.engine.bytecode import python_sources
-from environments.engine.package_cache import CachedPackage
 from environments.engine.pypi_install import install_wheels
 from environments.engine.smoke import run_smoke_tests
 from environments.isolation import sandboxed
@@ -37,7 +44,6 @@ from environments.leases import DATABASE_DOWN, Run
 from environments.models import (
     Artifact,
     Build,
-    CondaRecord,
     Environment,
     Preview,
     RecalledLock,
@@ -69,14 +75,13 @@ def solve(run: Run) -> None:
     recalls.mark_lock(answer.row)
     verdicts += judge(policy, answer.lock, specification)
     run.update(lock=answer.row)
-    run.judged = True
+    run.policy = policy
     _obey(run, verdicts)
 
 
 def judge_again(run: Run) -> None:
     """The rules on every record of a lock that is there already: they may have changed since."""
-    policy = policy_of(run.build.environment.namespace)
-    run.judged = True
+    run.policy = policy = policy_of(run.build.environment.namespace)
     assert run.build.lock is not None, "solved before it is fetched"
     _obey(run, judge(policy, run.build.lock.value(), run.specification))
 
@@ -95,7 +100,7 @@ def fetch(run: Run) -> None:
 
     Some rules are about what is in the packages: they are asked once more when that is known.
     """
-    if not run.judged:
+    if run.policy is None:
         judge_again(run)
     part = run.part
     needed = sum(package.size for package in part.conda) + sum(w.size for w in part.pypi)
@@ -103,26 +108,10 @@ def fetch(run: Run) -> None:
     run.log(f"{len(part.conda) + len(part.pypi)} packages, {needed / 1e6:.1f} MB")
     run.packages = run.tools.packages.ensure(part.conda, **run.fetching)
     run.wheels = run.tools.wheels.ensure(part.pypi, **run.fetching)
-    if _scripts_found(run.packages):
+    assert run.policy is not None, "the lock was judged"
+    if package_claims.learn(run.packages, run.wheels, policy=run.policy, log=run.log):
         judge_again(run)
     approvals.withdraw(run.build)  # held once, it may go on for another reason than a decision
-
-
-def _scripts_found(packages: Sequence[CachedPackage]) -> bool:
-    """Keep which packages have install scripts; True where some have that nobody knew of."""
-    opened = {
-        one.package.sha256: list(one.contents.link_scripts)
-        for one in packages
-        if one.package.sha256  # without it the rows of other packages would be meant too
-    }
-    unknown = CondaRecord.objects.filter(sha256__in=list(opened), link_scripts__isnull=True)
-    new = {sha256: opened[sha256] for sha256 in unknown.values_list("sha256", flat=True)}
-    none = [sha256 for sha256, scripts in new.items() if not scripts]
-    CondaRecord.objects.filter(sha256__in=none).update(link_scripts=[])
-    some = {sha256: scripts for sha256, scripts in new.items() if scripts}
-    for sha256, scripts in some.items():
-        CondaRecord.objects.filter(sha256=sha256).update(link_scripts=scripts)
-    return bool(some)
 
 
 def link(run: Run) -> None:

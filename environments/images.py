@@ -470,6 +470,7 @@ def pull_base(
         folder=work / "base",
         login=login or _login_of_base(name) or login_for(None, reference),
         within=within,
+        limits=settings.UNPACKING,
     )
 
 

@@ -28,6 +28,7 @@ from environments import folder_access, folders, platforms
 from environments.domain.errors import LeaseLostError, StoreError, TimeLimitError, TransitionError
 from environments.domain.lifecycle import BuildState
 from environments.domain.lock import PlatformLock
+from environments.domain.policy import Policy
 from environments.domain.progress import Progress
 from environments.domain.specification import Specification
 from environments.engine import linking
@@ -74,7 +75,7 @@ class Run:
         self.timings: dict[str, float] = {}
         self.packages: list[CachedPackage] = []
         self.wheels: list[CachedWheel] = []
-        self.judged = False  # the rules were asked about the lock in this attempt
+        self.policy: Policy | None = None  # by which the lock was judged in this attempt
         self.lost = False  # another worker has the build, or may have by now
         self._cancelling = False
         self._stopping: BaseException | None = None

@@ -21,7 +21,9 @@ from environments.domain.policy import (
     UNLISTED,
     Channels,
     Effect,
+    InstallScripts,
     Known,
+    Licences,
     Policy,
     Recalled,
     Rule,
@@ -99,11 +101,19 @@ def assemble(
     if recalled is not None:
         first.append(recalled)
     every = (*first, *rules)
-    scripts = _scripted() if any(rule.kind == "install-scripts" for rule in every) else {}
+    kinds = {rule.kind for rule in every}
+    scripts = _scripted() if InstallScripts.kind in kinds else {}
+    licenses = _own_licenses() if Licences.kind in kinds else {}
     # A rule's representation holds all that it says, in one form.
-    content = repr((every, tuple(rulings), sorted(scripts)))
+    content = repr((every, tuple(rulings), sorted(scripts), sorted(licenses.items())))
     version = hashlib.sha256(content.encode()).hexdigest()[:16]
-    return Policy(rules=every, version=version, rulings=tuple(rulings), scripts=scripts)
+    return Policy(
+        rules=every,
+        version=version,
+        rulings=tuple(rulings),
+        scripts=scripts,
+        own_licenses=licenses,
+    )
 
 
 def rule_of(row: PolicyRule) -> Rule:
@@ -148,6 +158,15 @@ def _scripted() -> dict[str, tuple[str, ...]]:
     """Packages that were seen to have install scripts, by sha256: few of all there are."""
     rows = CondaRecord.objects.filter(link_scripts__isnull=False).exclude(link_scripts=[])
     return {sha: tuple(found or ()) for sha, found in rows.values_list("sha256", "link_scripts")}
+
+
+def _own_licenses() -> dict[str, str]:
+    """Return the licences of packages that name another one than their record, by sha256."""
+    found: dict[str, str] = {}
+    for model in (CondaRecord, PypiRecord):
+        rows = model.objects.filter(own_license__isnull=False)
+        found |= {sha: own or "" for sha, own in rows.values_list("sha256", "own_license")}
+    return found
 
 
 def judge(policy: Policy, lock: Lock, specification: Specification) -> tuple[Verdict, ...]:
@@ -224,7 +243,7 @@ def evidence_for(policy: Policy, lock: Lock) -> Known:
             found = looks.sighting(channel, package.subdir, package.sha256)
             if found is not None:
                 _sight(seen, channel, package.sha256, found)
-    return Known(now=now, seen=seen, found_scripts=policy.scripts)
+    return Known(now=now, seen=seen, found_scripts=policy.scripts, own_licenses=policy.own_licenses)
 
 
 def _sight(

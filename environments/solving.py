@@ -18,7 +18,7 @@ from environments.domain.errors import LeaseLostError, UnsatisfiableError
 from environments.domain.lock import Lock
 from environments.domain.names import Credential
 from environments.domain.policy import Policy
-from environments.domain.records import CondaPackage, Package
+from environments.domain.records import CondaPackage, Package, require_sha256
 from environments.domain.specification import Specification
 from environments.domain.urls import canonical_or_same, is_below
 from environments.elsewhere import point_elsewhere
@@ -165,6 +165,8 @@ class Listings(History):
 
 
 def _store(lock: Lock) -> Answer:
+    if not settings.ALLOW_MD5:
+        require_sha256(package for part in lock for package in part.conda)
     return Answer(row=LockRow.store(lock), lock=lock, reused=False)
 
 
@@ -185,6 +187,7 @@ def _request(wanted: Specification, policy: Policy) -> SolveRequest:
         pypi_cutoff=_since(policy.pypi_age),
         pypi_cutoffs={name: _since(age) for name, age in policy.pypi_ages.items()},
         timeout=settings.SOLVE_TIME_LIMIT,
+        allow_md5=settings.ALLOW_MD5,
     )
 
 

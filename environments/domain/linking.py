@@ -7,12 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from environments.domain.errors import LinkError
+from environments.domain.names import printable
 from environments.domain.unpacking import LinkEnd, link_end
 
 FileKind = Literal["file", "link", "folder"]
 
 #: What a package may not bring: conda's own notes about the prefix.
 _RESERVED = re.compile(r"conda-meta/(history|frozen|state|pinned|[^/]*\.json)$")
+#: Names without a dot in front, so neither `.` nor `..`.
+_SITE_PACKAGES = re.compile(r"\w[\w.+-]*(?:/\w[\w.+-]*)*", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -42,6 +46,11 @@ class PackageContents:
     index: Mapping[str, Any] = field(default_factory=dict)
 
 
+def is_site_packages(path: str) -> bool:
+    """Whether `path` is a plain relative path, as `python_site_packages_path` must be."""
+    return _SITE_PACKAGES.fullmatch(path) is not None and len(path) <= 200
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PythonInfo:
     """The Python of an environment, as far as paths depend on it."""
@@ -52,8 +61,19 @@ class PythonInfo:
 
     @classmethod
     def of(cls, version: str, *, platform: str, site_packages: str = "") -> PythonInfo:
-        """Of a python package's version; `site_packages` where its record names it."""
+        """Derive the paths from a python package.
+
+        Args:
+            site_packages: `python_site_packages_path` of its record, or "".
+        Raises:
+            LinkError: it is no plain path within a prefix. Whoever links puts files there.
+        """
         minor = ".".join(version.split(".")[:2])
+        if site_packages and not is_site_packages(site_packages):
+            raise LinkError(
+                f"python {printable(version)} has a record whose python_site_packages_path is "
+                f"{printable(site_packages)}: that is no path within an environment."
+            )
         if platform.startswith("win-"):
             return cls(
                 version=minor, site_packages=site_packages or "Lib/site-packages", scripts="Scripts"

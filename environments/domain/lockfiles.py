@@ -34,6 +34,7 @@ _CONDA_FILE = re.compile(
     r"(?P<name>[a-z0-9_][a-z0-9_.+-]*)-(?P<version>[A-Za-z0-9_.!+~=]+)-(?P<build>[A-Za-z0-9_.!+~=]+)"
     r"\.(?:conda|tar\.bz2)"
 )
+_WHEEL_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+!-]*\.whl")
 #: What a fault says, and what to do about it.
 Fault = Callable[[str, str | None], None]
 _MAX_LOCK_BYTES = 64 * 2**20
@@ -67,6 +68,11 @@ def is_complete(package: CondaPackage) -> bool:
     are unknown: the channel, or the package's own `index.json`, has them.
     """
     return "build_number" in package.record
+
+
+def is_wheel_file_name(name: str) -> bool:
+    """Whether `name` has only the characters that wheels' names have, so no slash."""
+    return _WHEEL_FILE.fullmatch(name) is not None
 
 
 def conda_file_parts(file_name: str) -> dict[str, str]:
@@ -363,6 +369,9 @@ def _pypi_package(
         )
         return None
     try:
+        # Which takes slashes in a build tag.
+        if not is_wheel_file_name(file_name):
+            raise InvalidWheelFilename
         true_name, true_version, _, _ = parse_wheel_filename(file_name)
     except InvalidWheelFilename:
         fault(

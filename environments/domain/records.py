@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from environments.domain.errors import LinkError
 from environments.domain.names import printable
 
 
@@ -155,3 +156,19 @@ def _digest(content: list[Any]) -> str:
 
 
 Package = CondaPackage | PypiPackage
+
+
+def require_sha256(packages: Iterable[Package]) -> None:
+    """Refuse packages whose record names an md5 only: files with equal ones can be made.
+
+    Raises:
+        LinkError: names all of them.
+    """
+    weak = sorted({package.file_name for package in packages if not package.sha256})
+    if weak:
+        more = f" and {len(weak) - 10} more" if len(weak) > 10 else ""
+        raise LinkError(
+            f"There is no sha256 of {', '.join(weak[:10])}{more}: an md5 cannot prove its bytes.",
+            hint="Use packages whose channel lists their sha256, or ask an administrator to allow "
+            "md5 (CONDASTORE_ALLOW_MD5).",
+        )

@@ -17,7 +17,6 @@ from collections.abc import (
     Awaitable,
     Callable,
     Collection,
-    Iterable,
     Mapping,
     Sequence,
 )
@@ -97,22 +96,6 @@ class Download:
         )
         if got != expected:  # the digest of what came stays unsaid: it may be of somebody's file
             raise WrongBytes(f"it has another {kind}")
-
-
-def require_sha256(packages: Iterable[Package]) -> None:
-    """Refuse packages whose record names an md5 only: files with equal ones can be made.
-
-    Raises:
-        LinkError: names all of them.
-    """
-    weak = sorted({package.file_name for package in packages if not package.sha256})
-    if weak:
-        more = f" and {len(weak) - 10} more" if len(weak) > 10 else ""
-        raise LinkError(
-            f"There is no sha256 of {', '.join(weak[:10])}{more}: an md5 cannot prove its bytes.",
-            hint="Use packages whose channel lists their sha256, or ask an administrator to allow "
-            "md5 (CONDASTORE_ALLOW_MD5).",
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -79,10 +79,12 @@ def read_tree(
             if mode not in _USUAL and not stat.S_ISLNK(mode):
                 modes.append((path, shared_mode(mode)))
             if status.st_dev != own.st_dev or status.st_uid != own.st_uid:
-                raise LinkError(f"{name}: {path} was not made by its extraction.")
+                raise _fault(name, path, "was not made by its extraction.")
             if stat.S_ISREG(mode):
                 if mode & _SPECIAL_BITS:
-                    raise LinkError(f"{name}: {path} would run as another user (set-ID bit).")
+                    raise LinkError(
+                        f"{name}: {printable(path)} would run as another user (set-ID bit)."
+                    )
                 if status.st_nlink > 1 and not linked_elsewhere:
                     seen = shared.get(status.st_ino, (0,))[0]
                     shared[status.st_ino] = (seen + 1, status.st_nlink, path)
@@ -96,16 +98,24 @@ def read_tree(
             elif stat.S_ISDIR(mode):
                 found[path] = TreeEntry("folder", 0, "")
             else:
-                raise LinkError(f"{name}: {path} is neither a file nor a link nor a folder.")
+                raise LinkError(
+                    f"{name}: {printable(path)} is neither a file nor a link nor a folder."
+                )
     finally:
         os.close(descriptor)
     for seen, in_all, path in shared.values():
         if seen != in_all:
-            raise LinkError(f"{name}: {path} is a hard link to a file outside of the package.")
+            raise LinkError(
+                f"{name}: {printable(path)} is a hard link to a file outside of the package."
+            )
     _refuse_links(name, links)
     for path, wanted in modes:
         os.chmod(f"{root}/{path}", wanted)  # noqa: PTH101  # none of it lies behind a link
     return found
+
+
+def _fault(name: str, path: str, text: str) -> LinkError:
+    return LinkError(f"{name}: {printable(path)} {text}")
 
 
 def _refuse_links(name: str, links: Mapping[str, str]) -> None:
@@ -113,7 +123,7 @@ def _refuse_links(name: str, links: Mapping[str, str]) -> None:
         end = link_end(path, links)
         if end is not LinkEnd.INSIDE:
             way = "leads out of the package" if end is LinkEnd.OUTSIDE else "leads nowhere"
-            raise LinkError(f"{name}: the link {path} -> {printable(target)} {way}.")
+            raise LinkError(f"{name}: the link {printable(path)} -> {printable(target)} {way}.")
 
 
 def _walk(root: int, name: str) -> Iterator[tuple[str, os.stat_result, str]]:
@@ -155,9 +165,13 @@ def _opened(entry: str, folder: int, name: str, path: str) -> int:
         return os.open(entry, _OPEN, dir_fd=folder)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
-            raise LinkError(f"{name}: {path} was replaced while it was looked at.") from error
+            raise LinkError(
+                f"{name}: {printable(path)} was replaced while it was looked at."
+            ) from error
         if error.errno == errno.EACCES:
-            raise LinkError(f"{name}: the folder {path} cannot be read by its owner.") from error
+            raise LinkError(
+                f"{name}: the folder {printable(path)} cannot be read by its owner."
+            ) from error
         raise
 
 

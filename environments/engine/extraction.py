@@ -106,7 +106,7 @@ class Extractors:
         """
         attempts = 1 if archive.is_fifo() else 2
         for attempt in range(1, attempts + 1):
-            process = await asyncio.to_thread(self._take)
+            process = self._take()  # not in a thread: a cancelled wait would lose it
             try:
                 answer = await self._ask(process, archive, folder, name, packed, reserve)
             except ExtractorEndedError:

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import errno
 import json
+import logging
 import os
 import re
 import secrets
@@ -33,6 +34,9 @@ from environments.domain.records import CondaPackage
 from environments.engine.package_cache import CachedPackage, PackageCache
 from environments.engine.records import to_rattler
 
+logger = logging.getLogger(__name__)
+#: What a panic of rattler's becomes; neither class has a module to import it from.
+_PANICS = ("PanicException", "RustPanic")
 POLL = 0.1  # seconds between two looks at a cancel
 FROZEN = (
     "This environment is made and kept by condastore. Change its specification there, "
@@ -173,7 +177,16 @@ def _install(
             raise DiskSpaceError(
                 "The disk is full: the environment could not be linked."
             ) from error
+        # Where the cache lies is nothing to whoever reads the message.
+        message = message.replace(f"{view}/", "").replace(f"{target}/", "")
         raise LinkError(f"The packages cannot be linked: {message}.") from error
+    except BaseException as error:
+        if type(error).__name__ not in _PANICS:
+            raise
+        logger.exception("rattler panicked")
+        raise LinkError(
+            "The packages cannot be linked: one of them holds what the installer cannot handle."
+        ) from error
 
 
 class _Counter(InstallerReporter):

@@ -553,7 +553,7 @@ class _Clock:
 
     def __init__(self, work: Render, baseline: int) -> None:
         self.now = work.now
-        self._scripts = work.policy.scripts
+        self._policy = work.policy
         self._looks = FirstSeen(work.first_seen) if work.first_seen else None
         self._baseline = baseline
         self._seen: dict[str, int] = {}
@@ -579,7 +579,10 @@ class _Clock:
         return min(mine, other, key=lambda each: each.at)
 
     def scripts(self, subject: Subject) -> tuple[str, ...] | None:
-        return self._scripts.get(subject.sha256)
+        return self._policy.scripts.get(subject.sha256)
+
+    def own_license(self, subject: Subject) -> str:
+        return self._policy.own_licenses.get(subject.sha256, "")
 
 
 class _Document:

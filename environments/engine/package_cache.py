@@ -38,12 +38,13 @@ from rattler.package import PathsJson
 from environments.domain.errors import DiskSpaceError, LinkError
 from environments.domain.json_text import parse_json
 from environments.domain.linking import PackageContents, PackageFile
+from environments.domain.names import printable
 from environments.domain.progress import Cancelled, Report, ignore, never
-from environments.domain.records import CondaPackage, record_differences
+from environments.domain.records import CondaPackage, record_differences, require_sha256
 from environments.domain.unpacking import DEFAULT_LIMITS, Limits
 from environments.engine import downloads
 from environments.engine.credentials import CredentialSource, no_credentials
-from environments.engine.downloads import PATIENCE, Archive, Download, Patience, require_sha256
+from environments.engine.downloads import PATIENCE, Archive, Download, Patience
 from environments.engine.extracted_tree import TreeEntry, folder_of_links, read_tree
 from environments.engine.extraction import ExtractionError, ExtractorEndedError, Extractors
 
@@ -505,10 +506,19 @@ def _look(
         label=_label(package),
         noarch_python=noarch == "python" or package.noarch == "python",
         files=files,
-        entry_points=tuple(link.get("entry_points") or ()) if isinstance(link, dict) else (),
+        entry_points=_entry_points(package, link),
         link_scripts=scripts,
         index={key: index[key] for key in _OF_INDEX if key in index},
     )
+
+
+def _entry_points(package: CondaPackage, link: object) -> tuple[str, ...]:
+    listed = link.get("entry_points") if isinstance(link, dict) else None
+    if listed is None:
+        return ()
+    if not isinstance(listed, list) or not all(isinstance(text, str) for text in listed):
+        raise LinkError(f"{package.file_name}: entry_points of info/link.json must be texts.")
+    return tuple(listed)
 
 
 #: Of `info/index.json`: what is compared with the record, or judged beside it.
@@ -528,13 +538,15 @@ def _file(
     path = str(entry["_path"])
     found = tree.get(path)
     if found is None:
+        shown = printable(path)
         if path.startswith("/") or ".." in path.split("/"):
-            raise LinkError(f"{package.file_name}: the path {path!r} leads out of the environment.")
+            raise LinkError(f"{package.file_name}: the path {shown} leads out of the environment.")
         if link := folder_of_links(path, tree):
             raise LinkError(
-                f"{package.file_name} lists {path}, which is no path of it: {link} is no folder."
+                f"{package.file_name} lists {shown}, which is no path of it: {printable(link)} is "
+                "no folder."
             )
-        raise LinkError(f"{package.file_name} lists {path}, which its archive lacks.")
+        raise LinkError(f"{package.file_name} lists {shown}, which its archive lacks.")
     if found.kind == "file" and entry.get("path_type") != "softlink":
         placeholder = str(entry.get("prefix_placeholder") or "")
         return PackageFile(
@@ -547,7 +559,7 @@ def _file(
             binary=entry.get("file_mode") == "binary",
         )
     if found.kind == "file":
-        raise LinkError(f"{package.file_name} lists {path} as a link, which it is not.")
+        raise LinkError(f"{package.file_name} lists {printable(path)} as a link, and it is none.")
     return PackageFile(path, found.kind, 0, "", found.target, 0, binary=False)
 
 

@@ -319,7 +319,11 @@ class _Evidence:
 
     def __init__(self, rules: Rules) -> None:
         self.now = rules.now
-        self._known = Known(now=rules.now, found_scripts=rules.policy.scripts)
+        self._known = Known(
+            now=rules.now,
+            found_scripts=rules.policy.scripts,
+            own_licenses=rules.policy.own_licenses,
+        )
         self._seen = FirstSeen(rules.first_seen) if rules.first_seen else None
 
     def first_seen(self, subject: Subject) -> Any:
@@ -329,6 +333,9 @@ class _Evidence:
 
     def scripts(self, subject: Subject) -> tuple[str, ...] | None:
         return self._known.scripts(subject)
+
+    def own_license(self, subject: Subject) -> str:
+        return self._known.own_license(subject)
 
 
 class ChannelRecord:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 import uv
@@ -30,11 +30,13 @@ from rattler.package_streaming import PackageArchive
 from environments.domain.errors import (
     ChannelUnavailableError,
     FaultError,
+    LinkError,
     PypiError,
     SpecificationError,
     StoreError,
     TimeLimitError,
 )
+from environments.domain.json_text import parse_json
 from environments.domain.lock import PlatformLock
 from environments.domain.names import Credential, without_credentials
 from environments.domain.progress import Cancelled, obey
@@ -60,6 +62,9 @@ _DIST_INFO = re.compile(
     r"(?:lib/python[\d.]+t?/|Lib/)?site-packages/(?P<stem>[^/]+)"
     r"\.(?:dist-info/METADATA|egg-info/PKG-INFO|egg-info)"
 )
+#: Bytes that are read of a package: of METADATA, of the list of paths; and of one whose server
+#: gives no ranges, where nobody says its size.
+_LARGEST_METADATA, _LARGEST_PATHS, _LARGEST_SPOOL = 4 << 20, 64 << 20, 4 << 30
 _STEM = re.compile(r"(?P<name>.+?)-(?P<version>\d[^-]*)(?:-py[\d.]+)?")
 _NO_EXTRA = re.compile(r"`(?P<name>[\w.-]+) @ \S+` does not have an extra named")
 _GLIBC_MINORS = (*range(40, 30, -1), 28, 17)  # those that uv knows
@@ -240,11 +245,13 @@ class PypiResolver:
     def _look(self, package: CondaPackage, cancelled: Cancelled) -> list[str]:
         """The paths of the package's metadata files; only its list of paths is read for it."""
         folder = self._extracted(package)
-        if folder is not None:
-            content = json.loads((folder / "info" / "paths.json").read_bytes())
-            paths = [str(entry["_path"]) for entry in content["paths"]]
-        else:
+        if folder is None:
             paths = self._channels.run(self._remote_paths(package), cancelled=cancelled)
+        elif (listed := _bounded(folder / "info" / "paths.json", _LARGEST_PATHS)) is not None:
+            paths = _listed(listed)
+        else:  # as packages were before there was one
+            lines = _bounded(folder / "info" / "files", _LARGEST_PATHS) or b""
+            paths = lines.decode(errors="replace").splitlines()
         return sorted(path for path in paths if _DIST_INFO.fullmatch(path))
 
     async def _open(self, package: CondaPackage) -> PackageArchive:
@@ -253,12 +260,18 @@ class PypiResolver:
         return await PackageArchive.from_url(
             self._channels.client,
             request_url(self._channels.credential(package.url), package.url),
+            # Where the server gives no ranges, all of it is fetched.
+            max_spool_size=package.size or _LARGEST_SPOOL,
         )
 
     async def _remote_paths(self, package: CondaPackage) -> list[str]:
         try:
             archive = await self._open(package)
-            return [os.fspath(entry.relative_path) for entry in (await archive.paths_json()).paths]
+            listed = await _read_bounded(archive, "info", "info/paths.json", _LARGEST_PATHS)
+            if listed is not None:
+                return _listed(listed)
+            lines = await _read_bounded(archive, "info", "info/files", _LARGEST_PATHS)
+            return (lines or b"").decode(errors="replace").splitlines()
         except Exception as error:  # rattler's errors have no common base
             raise await self._unreadable(package, error) from error
 
@@ -278,7 +291,7 @@ class PypiResolver:
         for item in items:
             folder = self._extracted(item.package)
             content = (
-                (folder / item.path).read_bytes()
+                _bounded(folder / item.path, _LARGEST_METADATA)
                 if folder is not None
                 else self._channels.run(self._read(item))
             )
@@ -288,9 +301,47 @@ class PypiResolver:
 
     async def _read(self, item: Provided) -> bytes | None:
         try:
-            return await (await self._open(item.package)).read_file(item.path)
+            archive = await self._open(item.package)
+            return await _read_bounded(archive, "pkg", item.path, _LARGEST_METADATA)
         except Exception as error:  # rattler's errors have no common base
             raise await self._unreadable(item.package, error) from error
+
+
+def _listed(content: bytes) -> list[str]:
+    """Return the paths of `info/paths.json`."""
+    return [str(entry["_path"]) for entry in parse_json(content)["paths"]]
+
+
+def _bounded(path: Path, largest: int) -> bytes | None:
+    """Read a file of an extracted package; None where it has none.
+
+    Raises:
+        LinkError: it is larger than `largest` bytes.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(largest + 1)
+    except FileNotFoundError:
+        return None
+    if len(content) > largest:
+        raise LinkError(f"{path.name} of a package is larger than {largest:,} bytes.")
+    return content
+
+
+async def _read_bounded(
+    archive: PackageArchive, section: Literal["info", "pkg"], path: str, largest: int
+) -> bytes | None:
+    """Read a file of a package that is not extracted; None where it has none.
+
+    Raises:
+        LinkError: it is larger than `largest` bytes.
+    """
+    async for entry in archive.stream(section):
+        if entry.name == path:
+            if entry.size > largest:
+                raise LinkError(f"{path} of a package is larger than {largest:,} bytes.")
+            return await entry.read()
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,8 @@ def led_by_rules(resolve: Resolve, rules: Rules, *, log: Callable[[str], None]) 
         PypiError: there is no answer without the rules either.
     """
     hiding = [rule for rule in rules.policy.rules if rule.hides()]
-    known = Known(now=rules.now, found_scripts=rules.policy.scripts)
+    policy = rules.policy
+    known = Known(now=rules.now, found_scripts=policy.scripts, own_licenses=policy.own_licenses)
     screen = Screen(rules.policy, known, rules=hiding)
     first: Packages | None = None
     for effects in ({Effect.ENFORCE, Effect.ASK}, {Effect.ENFORCE}):

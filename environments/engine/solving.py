@@ -14,7 +14,6 @@ from rattler.exceptions import SolverError
 from environments.domain.diff import shortest_chains
 from environments.domain.errors import (
     FaultError,
-    RequestError,
     SpecificationError,
     StoreError,
     TimeLimitError,
@@ -23,7 +22,7 @@ from environments.domain.errors import (
 from environments.domain.lock import Lock, PlatformLock, dependency_order
 from environments.domain.names import without_credentials
 from environments.domain.progress import Cancelled
-from environments.domain.records import CondaPackage
+from environments.domain.records import CondaPackage, require_sha256
 from environments.engine import virtual_packages
 from environments.engine.channels import Channels, with_noarch
 from environments.engine.explanation import (
@@ -58,6 +57,7 @@ class SolveRequest:
     pypi_cutoff: datetime | None = None  # what the index got later is not taken: policy
     pypi_cutoffs: Mapping[str, datetime | None] = field(default_factory=dict)  # of some names
     locked: Lock | None = None  # where these packages still fit, they stay
+    allow_md5: bool = False  # packages of which the channel names no sha256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +154,7 @@ async def _solve_platform(
     except NoAnswerError as error:
         explainer = Explainer(question, specs, constraints=request.constraints)
         raise (await explainer.explain(probe=not work.explain_only)) from error
-    packages = _packages(channels, records)
+    packages = _packages(channels, records, allow_md5=request.allow_md5)
     log(f"{platform}: {len(packages)} packages, in {time.monotonic() - started:.2f} s.")
     return PlatformLock(platform=platform, conda=dependency_order(packages))
 
@@ -374,15 +374,9 @@ def _base(channel: str | None) -> str:
 
 
 def _packages(
-    channels: Channels, records: Sequence[rattler.RepoDataRecord]
+    channels: Channels, records: Sequence[rattler.RepoDataRecord], *, allow_md5: bool
 ) -> tuple[CondaPackage, ...]:
     packages = tuple(channels.package(record) for record in records)
-    unnamed = [package for package in packages if not package.sha256]
-    if unnamed:
-        raise RequestError(
-            "Their channel gives no sha256 of: "
-            + ", ".join(sorted(package.file_name for package in unnamed))
-            + ". What cannot be checked is not installed.",
-            hint="Ask the owner of the channel to index it again, or use another channel.",
-        )
+    if not allow_md5:
+        require_sha256(packages)
     return packages

@@ -23,10 +23,18 @@ import zstandard
 
 from environments.domain.errors import FaultError, PackageInvalidError, StoreError
 from environments.domain.json_text import parse_json
+from environments.domain.linking import is_site_packages
 from environments.domain.names import SUBDIRS, printable
 from environments.domain.records import CondaPackage
 from environments.domain.unpacking import Limits, LinkEnd, link_end, path_fault
 from environments.engine.records import to_rattler
+from environments.engine.tar_files import (
+    LONGEST_HEADER,
+    ForwardReader,
+    Left,
+    StopReadingError,
+    entries_of,
+)
 from environments.engine.zip_files import BoundedFile, DirectoryTooLongError
 
 ENDINGS = (".conda", ".tar.bz2")
@@ -41,9 +49,7 @@ _TEXTS = (
 _LISTS = ("constrains", "depends")
 _OTHERS = ("build_number", "noarch", "timestamp", "track_features")
 _MOST_FAULTS = 20
-_HEADER = 2 << 20  # bytes that the headers of one entry may take
 _WINDOW = 1 << 28  # of zstd; level 22 needs half of that
-_CHUNK = 1 << 18
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+!-]*(?:\.conda|\.tar\.bz2)")
 _NAME = re.compile(r"[a-z0-9_][a-z0-9_.-]*")
@@ -81,10 +87,6 @@ class _Found:
             raise PackageInvalidError(self.faults)
 
 
-class _Stop(Exception):  # noqa: N818 - an end, told by its words
-    """The rest is not worth reading."""
-
-
 def check_file_name(file_name: str) -> None:
     """Raises PackageInvalidError."""
     if len(file_name) > 255 or _FILE_NAME.fullmatch(file_name) is None:
@@ -103,11 +105,12 @@ def read_package(path: Path, file_name: str, *, limits: Limits) -> dict[str, Any
     check_file_name(file_name)
     found = _Found(limits=limits)
     read = _conda_parts if file_name.endswith(".conda") else _tar_parts
-    left = _Left(path.stat().st_size, limits)
+    left = Left(path.stat().st_size, limits)
     try:
         for part in read(path, file_name):
-            _read_tar(_Forward(part, left), found, left)
-    except (_Stop, DirectoryTooLongError) as stop:
+            for archive, member in entries_of(ForwardReader(part, left), left):
+                _look(archive, member, found)
+    except (StopReadingError, DirectoryTooLongError) as stop:
         found.fault(str(stop))
     except _UNREADABLE as error:
         reason = printable(str(error) or type(error).__name__, limit=160).strip("'\"")
@@ -120,73 +123,6 @@ def read_package(path: Path, file_name: str, *, limits: Limits) -> dict[str, Any
 # --- the archive --------------------------------------------------------------------------------
 
 
-class _Left:
-    """How much an archive may still unpack to."""
-
-    def __init__(self, packed: int, limits: Limits) -> None:
-        self._bytes = limits.bytes_for(packed)
-        self._packed = packed
-        self._limits = limits
-        self._entries = limits.entries
-
-    def take(self, size: int) -> None:
-        self._bytes -= size
-        if self._bytes < 0:
-            raise _Stop(self._limits.size_fault(self._packed))
-
-    def enter(self) -> None:
-        self._entries -= 1
-        if self._entries < 0:
-            raise _Stop(self._limits.entries_fault())
-
-
-class _Forward:
-    """What tarfile reads from: it goes forward only, and gives no more than is left.
-
-    In the headers of an entry, which tarfile keeps in memory, that is little.
-    """
-
-    def __init__(self, source: IO[bytes], left: _Left) -> None:
-        self._source = source
-        self._left = left
-        self._position = 0
-        self.header: int | None = _HEADER
-        self.last = b""
-
-    def tell(self) -> int:
-        return self._position
-
-    def read(self, size: int) -> bytes:
-        if self.header is not None:
-            self.header -= size
-            if self.header < 0:
-                raise _Stop("A header of the archive is absurdly long.")
-        parts = []
-        while size > 0 and (part := self._source.read(min(size, _CHUNK))):
-            self._left.take(len(part))
-            self._position += len(part)
-            size -= len(part)
-            parts.append(part)
-        self.last = b"".join(parts)
-        return self.last
-
-    def seek(self, position: int) -> None:
-        if position < self._position:
-            raise tarfile.ReadError("it leads backwards")
-        before, self.header = self.header, None
-        while self._position < position:
-            if not self.read(min(position - self._position, _CHUNK)):
-                raise tarfile.ReadError("it is cut off")
-        self.header = before
-
-    def finish(self) -> None:
-        """What follows the end of the archive has to be nothing."""
-        self.header = None
-        while part := self.read(_CHUNK):
-            if part.strip(b"\0"):
-                raise tarfile.ReadError("something follows its end")
-
-
 def _tar_parts(path: Path, file_name: str) -> Iterator[IO[bytes]]:
     with bz2.open(path, "rb") as file:
         yield file
@@ -195,41 +131,23 @@ def _tar_parts(path: Path, file_name: str) -> Iterator[IO[bytes]]:
 def _conda_parts(path: Path, file_name: str) -> Iterator[IO[bytes]]:
     stem = file_name.removesuffix(".conda")
     wanted = (f"info-{stem}.tar.zst", f"pkg-{stem}.tar.zst")
-    with path.open("rb") as file, zipfile.ZipFile(BoundedFile(file, _HEADER)) as archive:
+    with path.open("rb") as file, zipfile.ZipFile(BoundedFile(file, LONGEST_HEADER)) as archive:
         members = {info.filename: info for info in archive.infolist()}
         if len(members) != len(archive.infolist()) or set(members) - {"metadata.json", *wanted}:
-            raise _Stop("A .conda file holds metadata.json, one info- and one pkg- part only.")
+            raise StopReadingError(
+                "A .conda file holds metadata.json, one info- and one pkg- part only."
+            )
         for name in wanted:
             if name not in members:
-                raise _Stop(f"It has no {name}.")
+                raise StopReadingError(f"It has no {name}.")
             if members[name].compress_type != zipfile.ZIP_STORED:
-                raise _Stop(f"{name} is compressed twice.")
+                raise StopReadingError(f"{name} is compressed twice.")
         for name in wanted:
             with archive.open(members[name]) as member:
                 reader = zstandard.ZstdDecompressor(max_window_size=_WINDOW).stream_reader(
                     member, read_across_frames=True, closefd=False
                 )
                 yield reader
-
-
-def _read_tar(source: _Forward, found: _Found, left: _Left) -> None:
-    with tarfile.TarFile(fileobj=source, mode="r") as archive:  # type: ignore[arg-type]
-        while (entry := _next(archive, source)) is not None:
-            left.enter()
-            _look(archive, entry, found)
-            vars(archive)["members"].clear()  # it keeps each
-        # tarfile takes a broken header for the end: the end is a block of zeros.
-        if len(source.last) != tarfile.BLOCKSIZE or source.last.strip(b"\0"):
-            raise tarfile.ReadError("it is cut off, or damaged")
-        source.finish()
-
-
-def _next(archive: tarfile.TarFile, source: _Forward) -> tarfile.TarInfo | None:
-    source.header = _HEADER
-    entry = archive.next()
-    if entry is not None:
-        source.header = None
-    return entry
 
 
 def _look(archive: tarfile.TarFile, entry: tarfile.TarInfo, found: _Found) -> None:
@@ -345,6 +263,9 @@ def _record(index: Mapping[str, Any], found: _Found) -> dict[str, Any]:
         if not isinstance(value, str) or len(value) > 1000 or "\0" in value:
             fault(f"{key} is no text of a sensible length.")
             record.pop(key)
+    place = record.get("python_site_packages_path")
+    if place and not is_site_packages(place):
+        fault("python_site_packages_path is no path within an environment.")
     number = record.setdefault("build_number", 0)
     if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 2**31:
         fault("build_number is no number from 0 on.")

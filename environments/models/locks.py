@@ -73,6 +73,10 @@ class CondaRecord(models.Model):
     record = models.TextField(help_text="The channel's own JSON object.")
     #: Known before linking, once somebody has fetched the package; none while nobody has.
     link_scripts = models.JSONField(null=True, help_text="Its install scripts.")
+    #: Found when the package is fetched: rules judge this one too.
+    own_license = models.TextField(
+        null=True, help_text="The licence that the package itself names, where it is another."
+    )
     first_seen_at = models.DateTimeField(default=timezone.now, editable=False)
 
     class Meta:
@@ -82,6 +86,11 @@ class CondaRecord(models.Model):
         indexes = [
             models.Index(fields=["name", "version"]),
             models.Index(fields=["name"], name="record_named", opclasses=["varchar_pattern_ops"]),
+            models.Index(
+                fields=["sha256"],
+                name="record_own_license",
+                condition=models.Q(own_license__isnull=False),
+            ),
         ]
 
     def __str__(self) -> str:
@@ -148,6 +157,9 @@ class PypiRecord(models.Model):
     requires_python = models.CharField(max_length=200, blank=True)
     license = models.CharField(max_length=500, blank=True)
     uploaded = models.BigIntegerField(null=True, help_text="Milliseconds, by the index's clock.")
+    own_license = models.TextField(
+        null=True, help_text="The licence that the wheel itself names, where it is another."
+    )
     first_seen_at = models.DateTimeField(default=timezone.now, editable=False)
 
     class Meta:
@@ -157,6 +169,11 @@ class PypiRecord(models.Model):
         indexes = [
             models.Index(fields=["name", "version"]),
             models.Index(fields=["name"], name="wheel_named", opclasses=["varchar_pattern_ops"]),
+            models.Index(
+                fields=["sha256"],
+                name="wheel_own_license",
+                condition=models.Q(own_license__isnull=False),
+            ),
         ]
 
     def __str__(self) -> str:

@@ -538,7 +538,10 @@ class _Trial:
         looks = FirstSeen(folders.data() / folders.SEEN)
         seen: dict[tuple[str, str], Sighting] = {}
         scripts: dict[str, tuple[str, ...]] = {}
-        known = Known(now=self._now.timestamp(), seen=seen, found_scripts=scripts)
+        licenses: dict[str, str] = {}
+        known = Known(
+            now=self._now.timestamp(), seen=seen, found_scripts=scripts, own_licenses=licenses
+        )
         # Most packages are listed: the rule that looks at the others need not look at those.
         of_listed = [rule for rule in self._policy.rules if rule.kind != UnlistedPackages.kind]
         listed, unlisted = (
@@ -554,6 +557,9 @@ class _Trial:
             subject = LockedPackage(_value(row, whole=self._policy.ages))
             seen.clear()
             scripts.clear()
+            licenses.clear()
+            if row.own_license:
+                licenses[row.sha256] = row.own_license
             if self._policy.ages:
                 seen[subject.channel, row.sha256] = _seen(row, subject, looks)
             if isinstance(row, CondaRecord) and row.link_scripts:

@@ -32,6 +32,8 @@ class Policy:
     rulings: tuple[Ruling, ...] = ()
     #: sha256 -> install scripts, of the packages that were seen to have some.
     scripts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    #: sha256 -> licence, of the packages that name another one than their record.
+    own_licenses: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def constraints(self) -> tuple[str, ...]:

@@ -306,7 +306,7 @@ class PackagesAllowed(Rule):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Licences(Rule):
-    """Under which licences packages may be."""
+    """Under which licences packages may be: by their records, and by what they say themselves."""
 
     kind = "licences"
     title = "Licences"
@@ -375,13 +375,20 @@ class Licences(Rule):
             return None
         said, judge = self._said, self._judge
 
-        def look(subject: Subject) -> str:
-            text = subject.license or ""
+        def against(text: str) -> str:
             objection = said.get(text)
             if objection is None:
                 objection = judge(text)
                 if len(said) < 10_000:
                     said[text] = objection
+            return objection
+
+        def look(subject: Subject) -> str:
+            objection = against(subject.license or "")
+            if not objection and (own := evidence.own_license(subject)):
+                # The channel may correct a licence. Only people can tell that from a disguise.
+                objection = against(own)
+                objection = objection and f"says of itself that it {objection}"
             if objection and exempt and _covered(exempt, subject):
                 return ""
             return objection

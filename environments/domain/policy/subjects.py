@@ -66,6 +66,10 @@ class Evidence(Protocol):
     def scripts(self, subject: Subject) -> tuple[str, ...] | None:
         """Its install scripts; None while nobody has opened the package."""
 
+    def own_license(self, subject: Subject) -> str:
+        """The licence that the package itself names, where its record says otherwise; else ""."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
@@ -78,12 +82,16 @@ class Known:
     now: float
     seen: Mapping[tuple[str, str], Sighting] = field(default_factory=dict)
     found_scripts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    own_licenses: Mapping[str, str] = field(default_factory=dict)
 
     def first_seen(self, subject: Subject) -> Sighting | None:
         return self.seen.get((subject.channel, subject.sha256))
 
     def scripts(self, subject: Subject) -> tuple[str, ...] | None:
         return self.found_scripts.get(subject.sha256)
+
+    def own_license(self, subject: Subject) -> str:
+        return self.own_licenses.get(subject.sha256, "")
 
 
 class LockedPackage:

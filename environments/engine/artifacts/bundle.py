@@ -19,10 +19,12 @@ from typing import Any
 
 from environments.domain import rendering
 from environments.domain.artifacts import FORMS, ArtifactKind
-from environments.domain.errors import ConflictError
+from environments.domain.errors import ConflictError, LinkError
+from environments.domain.names import printable
 from environments.domain.progress import obey
 from environments.domain.records import CondaPackage, Package
 from environments.domain.sbom import cyclonedx
+from environments.domain.unpacking import path_fault
 from environments.engine.artifacts.archives import told_of_full_disk
 from environments.engine.artifacts.installer import SYSTEMS, make_installer
 from environments.engine.artifacts.staging import Material
@@ -118,6 +120,8 @@ def _packages(
     packages: list[Package] = [*_real(material), *material.part.pypi]
     for package in packages:
         folder = f"channel/{package.subdir}" if isinstance(package, CondaPackage) else "wheels"
+        if path_fault(package.file_name) or "/" in package.file_name:
+            raise LinkError(f"{printable(package.file_name)} is no name of a file.")
         source = originals[package.url]
         size = source.stat().st_size
         yield Entry(f"{top}/{folder}/{package.file_name}", str(source), size, moment)

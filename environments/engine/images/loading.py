@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
 import re
 import shutil
 import tarfile
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import zstandard
 
-from environments.domain.errors import InvalidInputError
+from environments.domain.errors import InvalidInputError, LinkError
 from environments.domain.images import LAYER, Compression, conda_platform
 from environments.domain.json_text import parse_json
+from environments.domain.names import printable
+from environments.domain.unpacking import DEFAULT_LIMITS, Limits, name_fault, path_fault
+from environments.engine.extracted_tree import read_tree
 from environments.engine.images.archives import compress, unpacked
+from environments.engine.tar_files import ForwardReader, Left, StopReadingError, entries_of
 
 LARGEST_DOCUMENT = 4 * 1024**2  # bytes, as registries have it
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
@@ -55,13 +61,20 @@ def digest_of(descriptor: Mapping[str, Any]) -> str:
     return found[1]
 
 
-def image_of(config: bytes, layers: Sequence[tuple[Path, str]], *, folder: Path) -> LoadedImage:
+def image_of(
+    config: bytes,
+    layers: Sequence[tuple[Path, str]],
+    *,
+    folder: Path,
+    limits: Limits = DEFAULT_LIMITS,
+) -> LoadedImage:
     """Of a config and its layers (file, media type), each held against its `diff_id`.
 
     Layers that are not compressed are compressed into `folder`.
 
     Raises:
-        InvalidInputError: it is not an image for Linux, or its bytes are others.
+        InvalidInputError: it is not an image for Linux, its bytes are others, or a layer unpacks to
+            more than `limits` or holds what no layer may.
     """
     document = read_json(config, "the config")
     try:
@@ -79,7 +92,7 @@ def image_of(config: bytes, layers: Sequence[tuple[Path, str]], *, folder: Path)
         digest=hashlib.sha256(config).hexdigest(),
         config=document,
         layers=tuple(
-            _checked(path, media_type, diff_id, folder / f"layer-{position}")
+            _checked(path, media_type, diff_id, folder / f"layer-{position}", limits)
             for position, ((path, media_type), diff_id) in enumerate(
                 zip(layers, named, strict=True)
             )
@@ -87,24 +100,65 @@ def image_of(config: bytes, layers: Sequence[tuple[Path, str]], *, folder: Path)
     )
 
 
-def _checked(path: Path, media_type: str, diff_id: str, to: Path) -> LoadedLayer:
+def _checked(path: Path, media_type: str, diff_id: str, to: Path, limits: Limits) -> LoadedLayer:
     if media_type not in _COMPRESSION:
         raise InvalidInputError(f"A layer is of the kind {media_type!r}, which is not known here.")
     compression = _COMPRESSION[media_type]
     try:
+        found = _diff_id(path, compression, limits)
         if compression is None:
-            found = compress(unpacked(path, None), to, "gzip").diff_id
+            compress(unpacked(path, None), to, "gzip")
             path, compression = to, "gzip"
-        else:
-            digest = hashlib.sha256()
-            for part in unpacked(path, compression):
-                digest.update(part)
-            found = digest.hexdigest()
-    except (ValueError, zstandard.ZstdError) as error:
+    except StopReadingError as stop:
+        raise InvalidInputError(f"A layer is refused. {stop}") from stop
+    except (ValueError, tarfile.TarError, OverflowError, zstandard.ZstdError) as error:
         raise InvalidInputError(f"A layer cannot be read: {error}.") from error
     if found != diff_id:
         raise InvalidInputError("A layer's bytes are not those that the image names.")
     return LoadedLayer(path=path, diff_id=diff_id, media_type=LAYER[compression])
+
+
+def _diff_id(path: Path, compression: Compression | None, limits: Limits) -> str:
+    """Return the sha256 of the archive in a layer, hex, whose entries are judged on the way.
+
+    Layers are given on and never unpacked here, and what they hold is for a root file system:
+    absolute links and character devices are right in them.
+    """
+    digest = hashlib.sha256()
+
+    def hashed() -> Iterator[bytes]:
+        for part in unpacked(path, compression):
+            digest.update(part)
+            yield part
+
+    left = Left(path.stat().st_size, limits)
+    source = ForwardReader(_Joined(hashed()), left)
+    for _, entry in entries_of(source, left, strict=False):
+        place = entry.name.lstrip("/")
+        fault = name_fault(place, longest=limits.path_bytes) if place else ""
+        if fault or ".." in place.split("/"):
+            raise StopReadingError(
+                f"Its path {printable(entry.name)} {fault or 'leads out of it'}."
+            )
+        if entry.islnk() and ".." in entry.linkname.split("/"):
+            raise StopReadingError(f"Its hard link {printable(entry.name)} leads out of it.")
+        if entry.isblk():
+            raise StopReadingError(f"{printable(entry.name)} is a block device.")
+    return digest.hexdigest()
+
+
+class _Joined:
+    """A file of the pieces that an iterator gives."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._rest = memoryview(b"")
+
+    def read(self, size: int) -> bytes:
+        if not self._rest:
+            self._rest = memoryview(next(self._pieces, b""))
+        found, self._rest = self._rest[:size], self._rest[size:]
+        return bytes(found)
 
 
 def read_json(content: bytes, what: str) -> dict[str, Any]:
@@ -117,11 +171,12 @@ def read_json(content: bytes, what: str) -> dict[str, Any]:
     return document
 
 
-def load(source: Path, *, folder: Path) -> list[LoadedImage]:
+def load(source: Path, *, folder: Path, limits: Limits = DEFAULT_LIMITS) -> list[LoadedImage]:
     """The images for Linux in an OCI layout (folder or archive) or a docker archive.
 
     Args:
         folder: an empty one, where layers are put.
+        limits: what the archive, and each layer, may unpack to.
     Raises:
         InvalidInputError: what is wrong with it.
     """
@@ -132,29 +187,40 @@ def load(source: Path, *, folder: Path) -> list[LoadedImage]:
         root = source
     else:
         root = folder / "unpacked"
-        _unpack(source, root)
+        _unpack(source, root, limits)
     if (root / "index.json").is_file():
-        return _oci(root, folder)
+        return _oci(root, folder, limits)
     if (root / "manifest.json").is_file():
-        return _docker(root, folder)
+        return _docker(root, folder, limits)
     raise InvalidInputError(
         f"{source.name} is neither an OCI layout nor a docker archive.",
         hint="Make one: skopeo copy docker://... oci-archive:FILE, or docker save -o FILE IMAGE.",
     )
 
 
-def _unpack(source: Path, root: Path) -> None:
+def _unpack(source: Path, root: Path, limits: Limits) -> None:
     """Plain files only; links are how docker names a layer that two images share."""
     root.mkdir()
+    left = Left(source.stat().st_size, limits)
     try:
         with tarfile.open(source) as archive:
-            archive.extractall(root, filter="data")
-    except (tarfile.TarError, OSError, EOFError) as error:
+            for member in archive:
+                left.enter()
+                left.take(member.size)
+                if fault := path_fault(member.name, longest=limits.path_bytes):
+                    raise StopReadingError(f"The path {printable(member.name)} {fault}.")
+                archive.extract(member, root, filter="data")
+        read_tree(root, name=source.name, packed=source.stat().st_size, limits=limits)
+    except StopReadingError as stop:
+        raise InvalidInputError(f"{source.name} is refused. {stop}") from stop
+    except LinkError as error:
+        raise InvalidInputError(error.message) from error
+    except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         told = str(error).partition("\n")[0].rstrip(":.")
         raise InvalidInputError(f"{source.name} cannot be unpacked: {told}.") from error
 
 
-def _oci(root: Path, folder: Path) -> list[LoadedImage]:
+def _oci(root: Path, folder: Path, limits: Limits) -> list[LoadedImage]:
     found: list[LoadedImage] = []
     waiting = list(_manifests(read_json(_document(root / "index.json"), "index.json")))
     while waiting:
@@ -170,7 +236,7 @@ def _oci(root: Path, folder: Path) -> list[LoadedImage]:
         place = folder / f"image-{len(found)}"
         place.mkdir()
         try:
-            found.append(image_of(_document(config), layers, folder=place))
+            found.append(image_of(_document(config), layers, folder=place, limits=limits))
         except InvalidInputError:
             if len(waiting) + len(found) == 0:
                 raise
@@ -204,7 +270,7 @@ def _document(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _docker(root: Path, folder: Path) -> list[LoadedImage]:
+def _docker(root: Path, folder: Path, limits: Limits) -> list[LoadedImage]:
     try:
         listed = parse_json(_document(root / "manifest.json"))
         images = [(one["Config"], list(one["Layers"])) for one in listed]
@@ -216,7 +282,7 @@ def _docker(root: Path, folder: Path) -> list[LoadedImage]:
         place.mkdir()
         files = [(_copy(_inside(root, name), folder), "") for name in layers]
         typed = [(path, _sniffed(path)) for path, _ in files]
-        found.append(image_of(_document(_inside(root, config)), typed, folder=place))
+        found.append(image_of(_document(_inside(root, config)), typed, folder=place, limits=limits))
     return found
 
 

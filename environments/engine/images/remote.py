@@ -22,6 +22,7 @@ from environments.domain.errors import (
 )
 from environments.domain.images import INDEX, MANIFEST, conda_platform
 from environments.domain.json_text import parse_json
+from environments.domain.unpacking import DEFAULT_LIMITS, Limits
 from environments.engine import outgoing
 from environments.engine.addresses import Guard
 from environments.engine.credentials import redact
@@ -238,7 +239,7 @@ class Repository:
     def fetch(self, descriptor: Mapping[str, Any], to: Path) -> None:
         """Write a blob to `to`, held against its digest."""
         wanted = digest_of(descriptor)
-        digest, left = hashlib.sha256(), int(descriptor.get("size") or 0)
+        digest, left = hashlib.sha256(), _size_of(descriptor)
         self.request("HEAD", f"blobs/sha256:{wanted}")  # signs in, before what is streamed
         headers = {"Authorization": self._authorization} if self._authorization else {}
         url = f"{self.reference.address}/blobs/sha256:{wanted}"
@@ -300,8 +301,12 @@ def pull(
     folder: Path,
     login: Login | None = None,
     within: Guard | None = None,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> LoadedImage:
     """The image of one platform, its layers in the new `folder`.
+
+    Args:
+        limits: what each layer may unpack to, and all of them together be, as they are sent.
 
     Raises:
         NotFoundError: it is not there, or not for this platform.
@@ -313,18 +318,29 @@ def pull(
         if "manifests" in document:
             document = repository.manifest(_choose(document, platform, reference))
         config = folder / "config"
-        repository.fetch(document.get("config") or {}, config)
-        if config.stat().st_size > LARGEST_DOCUMENT:
+        described, listed = document.get("config") or {}, document.get("layers") or ()
+        if _size_of(described) > LARGEST_DOCUMENT:
             raise InvalidInputError("The config of the image is too large.")
+        if sum(map(_size_of, listed)) > limits.unpacked:
+            raise InvalidInputError(f"The image has more than {limits.unpacked:,} bytes.")
+        repository.fetch(described, config)
         layers: list[tuple[Path, str]] = []
-        for position, layer in enumerate(document.get("layers") or ()):
+        for position, layer in enumerate(listed):
             path = folder / f"blob-{position}"
             repository.fetch(layer, path)
             layers.append((path, str(layer.get("mediaType"))))
-        image = image_of(config.read_bytes(), layers, folder=folder)
+        image = image_of(config.read_bytes(), layers, folder=folder, limits=limits)
     if image.platform != platform:
         raise NotFoundError(f"{reference} is for {image.platform}, not for {platform}.")
     return image
+
+
+def _size_of(descriptor: Any) -> int:
+    """Return the bytes that a descriptor names."""
+    size = descriptor.get("size") if isinstance(descriptor, Mapping) else None
+    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        raise InvalidInputError("The image names something without its size.")
+    return size
 
 
 def _choose(index: Mapping[str, Any], platform: str, reference: Reference) -> str:

@@ -8,6 +8,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
 from environments import blobs, images, platforms
@@ -58,7 +59,9 @@ class Command(BaseCommand):
     ) -> tuple[str, list[LoadedImage]]:
         match what:
             case "load":
-                return options["name"], load(options["file"], folder=work / "loaded")
+                return options["name"], load(
+                    options["file"], folder=work / "loaded", limits=settings.UNPACKING
+                )
             case "pull":
                 reference = options["reference"]
                 platform = parse_platform(options["platform"])

@@ -1,0 +1,119 @@
+"""Tar archives from outside, read forward only, within limits of memory, size and entries."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from typing import Protocol
+
+from environments.domain.unpacking import Limits
+
+#: Bytes that the headers of one entry may take: tarfile keeps them in memory.
+LONGEST_HEADER = 2 << 20
+_CHUNK = 1 << 18
+
+
+class Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+class StopReadingError(Exception):
+    """The rest of the archive is not worth reading; says why."""
+
+
+class Left:
+    """How much an archive may still unpack to."""
+
+    def __init__(self, packed: int, limits: Limits) -> None:
+        self._bytes = limits.bytes_for(packed)
+        self._packed = packed
+        self._limits = limits
+        self._entries = limits.entries
+
+    def take(self, size: int) -> None:
+        self._bytes -= size
+        if self._bytes < 0:
+            raise StopReadingError(self._limits.size_fault(self._packed))
+
+    def enter(self) -> None:
+        self._entries -= 1
+        if self._entries < 0:
+            raise StopReadingError(self._limits.entries_fault())
+
+
+class ForwardReader:
+    """What tarfile reads from: it goes forward only, and gives no more than is left.
+
+    In the headers of an entry, which tarfile keeps in memory, that is little.
+    """
+
+    def __init__(self, source: Readable, left: Left) -> None:
+        self._source = source
+        self._left = left
+        self._position = 0
+        self.header: int | None = LONGEST_HEADER
+        self.last = b""
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, size: int) -> bytes:
+        if self.header is not None:
+            self.header -= size
+            if self.header < 0:
+                raise StopReadingError("A header of the archive is absurdly long.")
+        parts = []
+        while size > 0 and (part := self._source.read(min(size, _CHUNK))):
+            self._left.take(len(part))
+            self._position += len(part)
+            size -= len(part)
+            parts.append(part)
+        self.last = b"".join(parts)
+        return self.last
+
+    def seek(self, position: int) -> None:
+        if position < self._position:
+            raise tarfile.ReadError("it leads backwards")
+        before, self.header = self.header, None
+        while self._position < position:
+            if not self.read(min(position - self._position, _CHUNK)):
+                raise tarfile.ReadError("it is cut off")
+        self.header = before
+
+    def drain(self, *, zeros_only: bool) -> None:
+        """Read what follows the end of the archive.
+
+        Raises:
+            tarfile.ReadError: it is something else than zeros, and must be that.
+        """
+        self.header = None
+        while part := self.read(_CHUNK):
+            if zeros_only and part.strip(b"\0"):
+                raise tarfile.ReadError("something follows its end")
+
+
+def entries_of(
+    source: ForwardReader, left: Left, *, strict: bool = True
+) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """Yield the entries of an archive, and read it to its end.
+
+    Args:
+        strict: refuse an archive without an end, or with something after it.
+    Raises:
+        StopReadingError: it goes past a limit.
+        tarfile.TarError: it cannot be read.
+    """
+    with tarfile.TarFile(fileobj=source, mode="r") as archive:  # type: ignore[arg-type]
+        while True:
+            source.header = LONGEST_HEADER
+            entry = archive.next()
+            if entry is None:
+                break
+            source.header = None
+            left.enter()
+            yield archive, entry
+            vars(archive)["members"].clear()  # it keeps each
+        # tarfile takes a broken header for the end: the end is a block of zeros.
+        if strict and (len(source.last) != tarfile.BLOCKSIZE or source.last.strip(b"\0")):
+            raise tarfile.ReadError("it is cut off, or damaged")
+        source.drain(zeros_only=strict)
