@@ -244,6 +244,36 @@ def test_a_role_is_granted_shown_and_taken(administrator: Person, namespace: str
     assert shown["grants"] == []
 
 
+def test_the_secret_of_a_channel_is_set_listed_and_removed(
+    administrator: Person, namespace: str
+) -> None:
+    url = "https://packages.example.org/team"
+    given = ("credential", "set", url, "--secret-stdin", "--json")
+    own = administrator.does(*given, "-n", namespace, "--user", "robot", says="hidden-word\n")
+    assert own.succeeded().document["kind"] == "basic"
+    common = administrator.does(*given, "--for", namespace, says="hidden-token\n").succeeded()
+    assert (common.document["kind"], common.document["namespaces"]) == ("token", [namespace])
+    assert administrator.does(*given, says="x\n").status == 2
+    listed = administrator.does("credential", "list").succeeded()
+    assert f"the installation, for {namespace}" in " ".join(listed.out.split())
+    assert "hidden" not in own.out + common.out + listed.out
+    for one in (own, common):
+        administrator.does("credential", "remove", one.document["id"]).succeeded()
+    assert url not in administrator.does("credential", "list").succeeded().out
+
+
+def test_the_audit_log_is_compared_with_a_file_of_checkpoints(
+    administrator: Person, running_server: System, tmp_path: Path
+) -> None:
+    line = running_server.person.does("manage", "audit", "checkpoint").succeeded().out
+    file = tmp_path / "checkpoints"
+    file.write_text(line)
+    verified = administrator.does("audit", "verify", "--anchor", str(file)).succeeded()
+    assert "1 checkpoints" in verified.out
+    file.write_text(line.replace('"counter":', '"counter":9'))
+    assert "line 1" in administrator.does("audit", "verify", "--anchor", str(file)).err
+
+
 def test_the_web_server_may_die_while_a_build_is_followed(
     administrator: Person, running_server: System, namespace: str
 ):

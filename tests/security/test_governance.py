@@ -51,9 +51,10 @@ from environments.models import (
     PendingGrant,
     Policy,
     Preview,
+    RequestAsker,
 )
 from environments.models.audit import seal_former_key, verify_chain
-from environments.operations import audit, builds, hosted_channels
+from environments.operations import audit, builds, hosted_channels, upkeep
 from environments.operations.environments import delete_environment
 from environments.operations.mirrors import create_mirror
 from environments.operations.namespaces import create_namespace
@@ -225,6 +226,24 @@ def test_the_secret_of_a_mirror_of_the_installation_opens_nothing_for_builds(
 
 
 @pytest.mark.django_db
+def test_an_upgrade_leaves_credentials_of_the_installation_to_shared_namespaces(
+    research: Namespace,
+) -> None:
+    personal = Namespace.objects.create(name="eve", personal=True)
+    for prefix in (CHANNEL, "oci://registry.example.org"):
+        row = ChannelCredential(url_prefix=prefix, kind="basic")
+        row.seal("svc:all")
+        row.save()
+    import_module("environments.migrations.0004_credential_scopes").keep_shared_namespaces(
+        apps, None
+    )
+    assert secrets_in(research) == ["svc:all"]
+    assert secrets_in(personal) == []
+    scopes = ChannelCredential.objects.order_by("url_prefix").values_list("namespaces", flat=True)
+    assert list(scopes) == [["*"], []]
+
+
+@pytest.mark.django_db
 def test_what_is_listed_of_credentials_has_no_secret(research: Namespace, dora: Actor) -> None:
     set_secret(dora, "svc:hidden-word")
     listed = ask(
@@ -382,6 +401,20 @@ def test_a_pruned_log_agrees_with_its_anchor(anchor: Path, root: Actor) -> None:
     put_head(row | {"cut_position": 7, "cut_digest": AuditEvent.objects.get(position=7).digest})
     sql("DELETE FROM environments_auditevent WHERE position <= 7")
     assert verify_chain().fault is not None
+
+
+@pytest.mark.django_db
+def test_the_scheduler_stores_a_checkpoint_when_the_log_has_changed(
+    anchor: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "_last", {})
+    for lines in (1, 1, 2):
+        record(lines - len(anchor.read_text().splitlines()) if anchor.exists() else 1)
+        upkeep._last.pop("anchor", None)  # the interval is over
+        upkeep.sweep()
+        if audit._sending is not None:
+            audit._sending.join(20)
+        assert len(anchor.read_text().splitlines()) == lines
 
 
 @pytest.mark.django_db
@@ -648,6 +681,20 @@ def test_two_people_who_did_not_ask_approve_together(
     second = f"mutation {{ secondDecision(id: {half.pk}) {{ __typename {ERROR} }} }}"
     assert code_of(ask(anna, second)) == ""
     assert Build.objects.get(pk=held.pk).state == BuildState.QUEUED
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_upgrade_knows_who_asked_before_it(
+    ask_about_tool: None, environment: Environment, carol: Actor, alice: Actor
+) -> None:
+    mine = build_of(carol, environment)
+    theirs = build_of(alice, environment)
+    builds.cancel_build(actor=carol, build=mine)
+    RequestAsker.objects.all().delete()
+    migrations = Path(building.__file__).parent / "migrations"
+    [name] = [path.stem for path in migrations.glob("*_request_askers.py")]
+    import_module(f"environments.migrations.{name}").record_askers(apps, None)
+    assert decide(carol, theirs) == "access-denied"
 
 
 @pytest.mark.django_db(transaction=True)
