@@ -240,6 +240,10 @@ for number, (kind, (effect, settings)) in enumerate({RULES!r}.items()):
 """
 
 
+_OWN_NAMESPACE = """mutation { createNamespace(name: "eve") {
+    __typename ... on OperationError { message } } }"""
+
+
 @dataclass(kw_only=True)
 class Eve:
     """An account without any role but in its personal namespace."""
@@ -280,6 +284,8 @@ def eve(small_channel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         with system:
             system.manage(_PEOPLE)
             token = system.sign_in("eve", PASSWORD)
+            answer = system.graphql(_OWN_NAMESPACE, token)["createNamespace"]
+            assert answer["__typename"] != "OperationError", answer
             yield Eve(
                 system=system, token=token, channel=folder / "channel", small=f"{server.url}small"
             )
@@ -361,9 +367,10 @@ def test_no_attack_left_anything_behind_or_stopped_a_worker(
 
 
 def test_a_hosted_channel_takes_none_of_them(eve: Eve) -> None:
-    create = """mutation { createHostedChannel(namespace: "eve", name: "eves") {
+    create = """mutation { createHostedChannel(namespace: "eve", name: "eve/eves") {
         __typename ... on OperationError { message } } }"""
-    eve.system.graphql(create, eve.token)
+    made = eve.system.graphql(create, eve.token)["createHostedChannel"]
+    assert made["__typename"] != "OperationError", made
     upload = httpx.Client(
         base_url=eve.system.url, headers={"Authorization": f"Bearer {eve.token}"}, timeout=60
     )
