@@ -2,9 +2,14 @@
 
 A compiled file is as trustworthy as everything that took part in making it. So an entry is found by
 the digests of the package and of the interpreter with all its dependencies, and no other package
-takes part: each is compiled by a process of its own, in the sandbox, which sees an interpreter
-linked from just these packages and the sources, and can write nothing. Results come back through a
-pipe; this side bounds and writes them.
+takes part: each is compiled by a process of its own, in a sandbox that shows an interpreter linked
+from just these packages and the sources, and in which nothing can be written. Results come back
+through a pipe for each package; this side bounds and writes them.
+
+One sandbox serves several packages: the interpreter forks for each before it reads any source, and
+the fork closes all pipes but its own. Forks cannot reach each other: there is no /proc, and the
+seccomp filter of the sandbox refuses ptrace and its kin. Where there is no filter, each package has
+a sandbox of its own.
 
     <folder>/<interpreter>/<package>/0.pyc, 1.pyc, ...
     <folder>/<interpreter>/<package>/contents.json     which is of which file; mtime: last use
@@ -28,7 +33,7 @@ import shutil
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -36,45 +41,66 @@ from environments.domain.errors import LeaseLostError, UnavailableError
 from environments.domain.linking import PackageContents, PythonInfo, prefix_path
 from environments.domain.progress import Cancelled, Progress, Report, ignore, never, obey
 from environments.domain.records import CondaPackage
+from environments.engine.confinement import sandbox_filter
 from environments.engine.package_cache import CachedPackage
 from environments.engine.processes import Sandbox, run_piped
 
 CONTENTS = "contents.json"
 #: Part of the key: entries of another format, or made in another way, are never used.
 _FORMAT = "2"
-_TIME_LIMIT = timedelta(minutes=10)  # of one package
+_TIME_LIMIT = timedelta(minutes=30)  # of one sandbox
 #: Entries that no build asked for in so long are removed; prefixes keep their links.
 _UNUSED = timedelta(days=30)
 _INTERPRETERS = "interpreters"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
-#: Runs in the interpreter alone, and imports next to nothing. It reads pairs (path, place), writes
-#: for each the length of the compiled file and the file; 0 where it does not compile: it could not
-#: be imported either.
+#: Runs in the interpreter alone, and imports next to nothing. A job is: the number of its pipe, its
+#: folder, pairs (path, place); an empty word ends it. It writes for each pair the length of the
+#: compiled file and the file; 0 where it does not compile: it could not be imported either.
 _COMPILE = """
-import sys, _imp
+import sys, posix, _imp
 from importlib import _bootstrap_external as files
 try:
     magic = files._RAW_MAGIC_NUMBER
 except AttributeError:
     magic = _imp.pyc_magic_number_token
-words = sys.stdin.buffer.read().decode("utf-8", "surrogateescape").split("\\0")
-sys.stdin.close()
-out = sys.stdout.buffer
-for path, place in zip(words[0:-1:2], words[1:-1:2]):
-    try:
-        with open(path, "rb") as file:
-            source = file.read()
-        code = compile(source, place, "exec", dont_inherit=True, optimize=0)
-        data = files._code_to_hash_pyc(code, _imp.source_hash(magic, source), False)
-    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError, OverflowError):
-        data = b""
-    out.write(len(data).to_bytes(4, "big"))
-    out.write(data)
-out.flush()
+
+def compile_all(pipe, folder, pairs):
+    posix.closerange(0, pipe)
+    posix.closerange(pipe + 1, 1 << 16)
+    out = open(pipe, "wb")
+    for path, place in pairs:
+        try:
+            with open(folder + "/" + path, "rb") as file:
+                source = file.read()
+            code = compile(source, place, "exec", dont_inherit=True, optimize=0)
+            data = files._code_to_hash_pyc(code, _imp.source_hash(magic, source), False)
+        except (OSError, SyntaxError, ValueError, RecursionError, MemoryError, OverflowError):
+            data = b""
+        out.write(len(data).to_bytes(4, "big"))
+        out.write(data)
+    out.flush()
+
+job = []
+for word in sys.stdin.buffer.read().decode("utf-8", "surrogateescape").split("\\0"):
+    if word:
+        job.append(word)
+    elif job:
+        pipe = int(job[0])
+        child = posix.fork()
+        if not child:
+            try:
+                compile_all(pipe, job[1], zip(job[2::2], job[3::2]))
+            finally:
+                posix._exit(0)
+        posix.close(pipe)
+        posix.waitpid(child, 0)
+        job = []
 """
-#: Of the process that compiles one package.
-_LIMITS = {"RLIMIT_AS": 4 << 30, "RLIMIT_CORE": 0, "RLIMIT_FSIZE": 1 << 20}
+#: Of a process that compiles.
+_LIMITS = {"RLIMIT_AS": 4 << 30, "RLIMIT_CORE": 0}
+#: Packages of one sandbox: each has a pipe, of which a process may have some hundred.
+_TOGETHER = 32
 #: A compiled file may have so many times the bytes of its source, and so many more.
 _GROWTH, _ALLOWANCE = 64, 1 << 20
 #: What of the standard library no compiler needs: a third of its files.
@@ -243,7 +269,7 @@ class BytecodeCache:
         processes: int = 2,
         sandboxed: bool = True,
     ) -> None:
-        """Compile `sources`, each package in a process and a sandbox of its own.
+        """Compile `sources`, each package in a process of its own, in a sandbox.
 
         Args:
             sandboxed: False runs the interpreter, which is code of packages, with all rights of
@@ -273,10 +299,11 @@ class BytecodeCache:
         )
         entries.mkdir(exist_ok=True)
         job.work.mkdir()
-        wanted.sort(key=lambda each: len(each.files), reverse=True)  # the longest begin first
+        together = 1 if sandboxed and sandbox_filter() is None else _TOGETHER
         try:
             with ThreadPoolExecutor(processes) as pool:
-                failed = [error for error in pool.map(job.attempt, wanted) if error]
+                done = pool.map(job.attempt, _batches(wanted, processes, most=together))
+                failed = [error for error in done if error]
         finally:
             shutil.rmtree(job.work, ignore_errors=True)
         obey(cancelled)
@@ -414,48 +441,62 @@ class _Compilation:
     total: int
     done: int = 0
 
-    def attempt(self, sources: PythonSources) -> UnavailableError | None:
-        """Make the entry of one package. What goes wrong with it hinders no other package."""
-        if self.cancelled():
-            return None
+    def attempt(self, batch: Sequence[PythonSources]) -> UnavailableError | None:
+        """Make the entries of some packages. What goes wrong with one hinders no other."""
         try:
-            self.run(sources)
+            return self.run(batch)
         except LeaseLostError:
             return None
-        except UnavailableError as error:
-            return error
-        return None
 
-    def run(self, sources: PythonSources) -> None:
-        """Make the entry of one package. One whose process fails keeps what was finished."""
-        folder = self.work / sources.key
-        folder.mkdir()
-        shown = Path("/source") if self.sandboxed else sources.folder
+    def run(self, batch: Sequence[PythonSources]) -> UnavailableError | None:
+        obey(self.cancelled)
         prefix = Path("/interpreter") if self.sandboxed else self.prefix
-        results = _Results(sources, folder)
-        pairs = "".join(f"{path}\0{place}\0" for path, place in sources.files)
+        shown = {
+            each.key: Path(f"/sources/{number}") if self.sandboxed else each.folder
+            for number, each in enumerate(batch)
+        }
+        results = [_Result(self, each) for each in batch]
+
+        def jobs(pipes: Sequence[int]) -> bytes:
+            words: list[str] = []
+            for pipe, each in zip(pipes, batch, strict=True):
+                words += [str(pipe), os.fspath(shown[each.key])]
+                words += [word for pair in each.files for word in pair]
+                words.append("")
+            return "\0".join([*words, ""]).encode(errors="surrogateescape")
+
         result = run_piped(
             [f"{prefix}/bin/python", "-I", "-S", "-B", "-W", "ignore", "-c", _COMPILE],
-            cwd=shown,
+            cwd=prefix,
             env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
-            stdin=pairs.encode(errors="surrogateescape"),
-            on_output=results.add,
+            stdin=jobs,
+            outputs=results,
             time_limit=_TIME_LIMIT,
             cancelled=self.cancelled,
             limits=_LIMITS,
             sandbox=(
-                Sandbox(readable={prefix: self.prefix, shown: sources.folder}, bare=True)
+                Sandbox(
+                    readable={
+                        prefix: self.prefix,
+                        **{shown[each.key]: each.folder for each in batch},
+                    },
+                    bare=True,
+                )
                 if self.sandboxed
                 else None
             ),
         )
-        if not result.succeeded and not results.number:
-            raise UnavailableError(
-                f"The Python files of {sources.name} could not be compiled: "
-                + (result.tail[-1] if result.tail else f"status {result.status}"),
-                details={"status": result.status, "tail": result.tail},
-            )
-        results.finish()
+        failed = [each.sources.name for each in results if not each.whole]
+        if not failed:
+            return None
+        return UnavailableError(
+            f"The Python files of {', '.join(sorted(failed))} could not be compiled: "
+            + (result.tail[-1] if result.tail else f"status {result.status}"),
+            details={"status": result.status, "tail": result.tail},
+        )
+
+    def take(self, sources: PythonSources, folder: Path) -> None:
+        """Make the entry of a package whose compiled files lie in `folder`."""
         with contextlib.suppress(OSError):  # another process compiled it too
             folder.rename(self.entries / sources.key)
         self.done += 1
@@ -464,39 +505,60 @@ class _Compilation:
         )
 
 
-@dataclass(slots=True)
-class _Results:
-    """Writes the compiled files of one package as they come; ends the process that sends more."""
+class _Result:
+    """Compiled files of one package, written as they come; a process that sends more is refused."""
 
-    sources: PythonSources
-    folder: Path
-    number: int = 0  # of the next source
-    compiled: list[str] = field(default_factory=list)
-    _pending: bytearray = field(default_factory=bytearray)
+    def __init__(self, job: _Compilation, sources: PythonSources) -> None:
+        self.sources = sources
+        self.whole = False
+        self._job = job
+        self._folder = job.work / sources.key
+        self._folder.mkdir()
+        self._number = 0  # of the next source
+        self._compiled: list[str] = []
+        self._pending = bytearray()
 
     def add(self, data: bytes) -> bool:
-        """Take what the process wrote. Returns False when it wrote what it must not."""
         self._pending += data
         while len(self._pending) >= 4:
-            if self.number >= len(self.sources.files):
+            if self._number >= len(self.sources.files):
                 return False
             size = int.from_bytes(self._pending[:4], "big")
-            path = self.sources.files[self.number][0]
+            path = self.sources.files[self._number][0]
             if size and size > self._most(path):
                 return False
             if len(self._pending) < 4 + size:
                 break
             if size:
-                with open(f"{self.folder}/{len(self.compiled)}.pyc", "xb") as file:  # noqa: PTH123
+                with open(f"{self._folder}/{len(self._compiled)}.pyc", "xb") as file:  # noqa: PTH123
                     file.write(self._pending[4 : 4 + size])
-                self.compiled.append(path)
+                self._compiled.append(path)
             del self._pending[: 4 + size]
-            self.number += 1
+            self._number += 1
         return True
 
     def _most(self, path: str) -> int:
         return _ALLOWANCE + _GROWTH * os.lstat(f"{self.sources.folder}/{path}").st_size
 
-    def finish(self) -> None:
-        document = {"version": 2, "files": self.compiled}
-        (self.folder / CONTENTS).write_text(json.dumps(document))
+    def end(self) -> None:
+        if self._pending or self._number < len(self.sources.files):
+            return
+        document = {"version": 2, "files": self._compiled}
+        (self._folder / CONTENTS).write_text(json.dumps(document))
+        self._job.take(self.sources, self._folder)
+        self.whole = True
+
+
+def _batches(
+    sources: Sequence[PythonSources], number: int, *, most: int
+) -> list[list[PythonSources]]:
+    """Return `sources` in parts of about as many files and at most `most` packages each."""
+    parts = max(min(number, len(sources)), -(-len(sources) // most))
+    batches: list[list[PythonSources]] = [[] for _ in range(parts)]
+    sizes = [0] * parts
+    for each in sorted(sources, key=lambda each: len(each.files), reverse=True):
+        free = (place for place in range(parts) if len(batches[place]) < most)
+        place = min(free, key=sizes.__getitem__)
+        batches[place].append(each)
+        sizes[place] += len(each.files)
+    return batches

@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol, cast
 
 from environments.domain.errors import SandboxUnavailableError
 from environments.domain.progress import Cancelled, obey
@@ -58,7 +58,10 @@ with open(int(sys.argv[2]), "rb") as file:
     start = json.load(file)
 child = os.fork()
 if not child:
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    first = 3
+    for kept in [*start["kept"], os.sysconf("SC_OPEN_MAX")]:
+        os.closerange(first, kept)
+        first = kept + 1
     if start["limits"]:
         import resource
         for name, value in start["limits"].items():
@@ -330,59 +333,100 @@ def run_tool(
     )
 
 
+class Output(Protocol):
+    """What takes the bytes of one pipe."""
+
+    def add(self, data: bytes) -> bool:
+        """Take what was written. False refuses it and all that follows."""
+
+    def end(self) -> None:
+        """The pipe ended, and nothing of it was refused."""
+
+
 def run_piped(
     command: Sequence[str],
     *,
     cwd: Path,
     env: Mapping[str, str],
-    stdin: bytes,
-    on_output: Callable[[bytes], bool],
+    stdin: Callable[[Sequence[int]], bytes],
+    outputs: Sequence[Output],
     time_limit: timedelta,
     cancelled: Cancelled,
     limits: Mapping[str, int] | None = None,
     sandbox: Sandbox | None = None,
-    confinement: Confinement | None = None,
 ) -> ToolResult:
-    """Run `command` to its end with `stdin`; `on_output` gets the bytes of its output as they come.
+    """Run `command` to its end, with a pipe for each of `outputs`.
 
     Args:
-        on_output: False ends the command.
-        cwd, env, limits, sandbox, confinement: as for `run_tool`.
+        stdin: what the command reads, of the numbers of its ends of the pipes.
+        cwd, env, limits, sandbox: as for `run_tool`.
     Returns:
-        The result, with the last lines of the errors.
+        The result, with the last lines of its output and errors.
     Raises:
         LeaseLostError, SandboxUnavailableError: as `run_tool`.
     """
     started = time.monotonic()
-    deadline = started + time_limit.total_seconds()
-    timed_out = False
-    with (
-        _descriptor(stdin) as given,
-        _descriptor(b"") as errors,
-        _running(
-            command,
-            cwd=cwd,
-            env=env,
-            limits={"RLIMIT_FSIZE": 1 << 20, **(limits or {})},  # of the errors
-            sandbox=sandbox,
-            confinement=confinement,
-            stdin=given,
-            stderr=errors,
-        ) as process,
-    ):
-        for chunk in _chunks(process):
-            obey(cancelled)
-            timed_out = time.monotonic() > deadline
-            if timed_out or (chunk is not None and not on_output(chunk)):
-                break
-        said = os.pread(errors, 65_536, 0)
+    with contextlib.ExitStack() as ours:
+        pipes = [_pipe(ours) for _ in outputs]
+        ends = [writer.fileno() for _, writer in pipes]
+        given = ours.enter_context(_descriptor(stdin(ends)))
+        said = ours.enter_context(_descriptor(b""))
+        process = ours.enter_context(
+            _running(
+                command,
+                cwd=cwd,
+                env=env,
+                limits={"RLIMIT_FSIZE": 1 << 20, **(limits or {})},  # of what it says
+                sandbox=sandbox,
+                confinement=None,
+                streams={"stdin": given, "stdout": said, "stderr": said},
+                pass_fds=ends,
+            )
+        )
+        for _, writer in pipes:
+            writer.close()
+        open_pipes = {reader: output for (reader, _), output in zip(pipes, outputs, strict=True)}
+        timed_out = not _collect(
+            process, open_pipes, deadline=started + time_limit.total_seconds(), cancelled=cancelled
+        )
+        lines = os.pread(said, 65_536, 0).splitlines()[-TAIL:]
     return ToolResult(
         status=process.returncode,
         timed_out=timed_out,
         sandboxed=sandbox is not None,
-        tail=tuple(map(_text, said.splitlines()[-TAIL:])),
+        tail=tuple(map(_text, lines)),
         seconds=time.monotonic() - started,
     )
+
+
+def _collect(
+    process: subprocess.Popen[bytes],
+    outputs: Mapping[BinaryIO, Output],
+    *,
+    deadline: float,
+    cancelled: Cancelled,
+) -> bool:
+    """Give the bytes of pipes to their outputs until `process` ends; False at `deadline`."""
+    with selectors.DefaultSelector() as selector:
+        for reader, output in outputs.items():
+            selector.register(reader, selectors.EVENT_READ, output)
+        while selector.get_map() or not _ended_within(process, POLL):
+            ended = process.poll() is not None
+            ready = selector.select(0 if ended else POLL)
+            for key, _ in ready:
+                reader = cast("BinaryIO", key.fileobj)
+                data = reader.read(1 << 20)
+                if not data:
+                    key.data.end()
+                if not data or not key.data.add(data):
+                    selector.unregister(reader)
+                    reader.close()
+            obey(cancelled)
+            if time.monotonic() > deadline:
+                return False
+            if ended and not ready:  # what it left running holds a pipe
+                return True
+    return True
 
 
 def _running(
@@ -393,20 +437,32 @@ def _running(
     limits: Mapping[str, int],
     sandbox: Sandbox | None,
     confinement: Confinement | None,
-    stdin: int = subprocess.DEVNULL,
-    stderr: int = subprocess.STDOUT,
+    streams: Mapping[str, int] | None = None,
+    pass_fds: Sequence[int] = (),
 ) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
-    streams = {"stdin": stdin, "stderr": stderr}
+    streams = streams or _STREAMS
     if sandbox is None:
         return _guarded(
-            command, cwd=cwd, env=env, limits=limits, confinement=confinement, streams=streams
+            command,
+            cwd=cwd,
+            env=env,
+            limits=limits,
+            confinement=confinement,
+            streams=streams,
+            kept=pass_fds,
         )
     require_sandbox()
-    return _sandboxed(command, cwd=cwd, env=env, limits=limits, sandbox=sandbox, streams=streams)
+    return _sandboxed(
+        command, cwd=cwd, env=env, limits=limits, sandbox=sandbox, streams=streams, kept=pass_fds
+    )
 
 
-#: Where a program reads from, and where its errors go: beside its output by default.
-_STREAMS = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
+#: Where a program reads from and writes to: nothing, and one pipe for output and errors.
+_STREAMS = {
+    "stdin": subprocess.DEVNULL,
+    "stdout": subprocess.PIPE,
+    "stderr": subprocess.STDOUT,
+}
 
 
 @contextlib.contextmanager
@@ -418,6 +474,7 @@ def _guarded(
     limits: Mapping[str, int],
     confinement: Confinement | None,
     streams: Mapping[str, int],
+    kept: Sequence[int] = (),
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A running `command`; when the block ends, its whole group is dead and collected."""
     start = {
@@ -426,6 +483,7 @@ def _guarded(
         "limits": dict(limits),
         "confinement": confinement.arguments() if confinement else None,
         "module": confining.__file__,
+        "kept": sorted(kept),
     }
     alive, held = os.pipe()  # `held` is ours alone: it closes when this process ends
     with _descriptor(json.dumps(start).encode()) as given:
@@ -433,7 +491,7 @@ def _guarded(
             process = _started(
                 [*_GUARD_COMMAND, str(alive), str(given)],
                 cwd=cwd,
-                pass_fds=[alive, given],
+                pass_fds=[alive, given, *kept],
                 streams=streams,
             )
         except BaseException:
@@ -457,6 +515,7 @@ def _sandboxed(
     limits: Mapping[str, int],
     sandbox: Sandbox,
     streams: Mapping[str, int],
+    kept: Sequence[int] = (),
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A `command` that runs in bubblewrap; when the block ends, all of the sandbox is gone.
 
@@ -480,7 +539,7 @@ def _sandboxed(
         process = _started(
             [shutil.which("bwrap") or "bwrap", "--args", str(given), "--", *command],
             cwd=Path("/"),
-            pass_fds=[*passed, given],
+            pass_fds=[*passed, given, *kept],
             streams=streams,
         )
         try:
@@ -543,7 +602,7 @@ def _started(
         cwd=cwd,
         env={},
         stdin=streams["stdin"],
-        stdout=subprocess.PIPE,
+        stdout=streams["stdout"],
         stderr=streams["stderr"],
         start_new_session=True,
         pass_fds=pass_fds,
@@ -617,24 +676,6 @@ def _lines(process: subprocess.Popen[bytes]) -> Iterator[str | None]:
                     last_look = time.monotonic()
     if pending:
         yield _text(pending)
-    while process.poll() is None and not _ended_within(process, POLL):
-        yield None
-
-
-def _chunks(process: subprocess.Popen[bytes]) -> Iterator[bytes | None]:
-    """The bytes that `process` prints, and None at least every `POLL` seconds, until it ends."""
-    assert process.stdout is not None  # it was opened as a pipe
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        while True:
-            ready = selector.select(POLL)
-            chunk = os.read(process.stdout.fileno(), 1 << 20) if ready else b""
-            if chunk:
-                yield chunk
-            elif ready or process.poll() is not None:  # what it left running may hold the pipe
-                break
-            else:
-                yield None
     while process.poll() is None and not _ended_within(process, POLL):
         yield None
 

@@ -364,13 +364,20 @@ def test_a_package_that_only_an_md5_names_shares_nothing(linked: Link) -> None:
     assert Interpreter.of(unnamed, made.python) is None
 
 
+#: What a program that compiles one package begins with: the number of its pipe.
+_PIPE = """
+import os, sys
+pipe = int(sys.stdin.buffer.read().split(b"\\0")[0])
+"""
+
+
 @pytest.mark.parametrize(
     ("answer", "accepted"),
     [
         (b"\0\0\0\1x", 1),
         (b"\0\0\0\0", 0),
         (b"\x7f\xff\xff\xffx", 0),
-        (b"\0\0\0\1x\0\0\0\1y", 1),
+        (b"\0\0\0\1x\0\0\0\1y", 0),
         (b"\0\0", 0),
     ],
     ids=["one file", "does not compile", "endless", "one too many", "cut"],
@@ -387,7 +394,7 @@ def test_what_an_interpreter_answers_is_bounded(
     made = linked(victim)
     sources = python_sources(made.packages, made.python)
     interpreter = Interpreter.of(made.packages, made.python)
-    program = f"import os\nos.write(1, {answer!r})\n"
+    program = f"{_PIPE}os.write(pipe, {answer!r})\n"
     monkeypatch.setattr(compiling, "_COMPILE", program)
     with suppress(UnavailableError):
         cache.compile(sources, interpreter=interpreter, sandboxed=can_sandbox())
@@ -406,10 +413,10 @@ def test_a_compiling_process_sees_the_interpreter_and_its_sources_alone(
     sources = python_sources(made.packages, made.python)
     interpreter = Interpreter.of(made.packages, made.python)
     look = f"""
-import os
+{_PIPE}
 found = [name for name in os.listdir("/") if name not in ("lib", "lib64", "usr", "nix")]
 names = []
-for path in ("/source/new", "/interpreter/new", "/new", "/usr/lib/new"):
+for path in ("/sources/0/new", "/sources/new", "/interpreter/new", "/new", "/usr/lib/new"):
     try:
         open(path, "w")
         names.append(path)
@@ -419,12 +426,62 @@ for path in ({os.fspath(cache.folder)!r}, "/usr/bin", "/etc", "/proc/self"):
     if os.path.exists(path):
         names.append(path)
 data = repr((sorted(found), names)).encode()
-os.write(1, len(data).to_bytes(4, "big") + data)
+os.write(pipe, len(data).to_bytes(4, "big") + data)
 """
     monkeypatch.setattr(compiling, "_COMPILE", look)
     cache.compile(sources, interpreter=interpreter)
     [entry] = cache.folder.glob(f"{interpreter.key}/*/0.pyc")
-    assert entry.read_text() == "(['interpreter', 'source'], [])"
+    assert entry.read_text() == "(['interpreter', 'sources'], [])"
+
+
+@needs_sandbox
+def test_the_process_of_one_package_changes_nothing_of_another(
+    linked: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a fault in Python's parser: the source of `attacker` runs code."""
+    specs = [
+        PackageSpec(
+            name,
+            "1.0",
+            noarch="python",
+            depends=["python"],
+            files=[PackageFile.text(f"site-packages/{name}.py", "VALUE = 'honest'\n")],
+        )
+        for name in ("attacker", "victim")
+    ]
+    packages = channel_of(tmp_path / "channel", *specs)
+    attack = """
+    if any("attacker" in place for _, place in pairs):
+        wrong = compile("VALUE = 'poisoned'", "", "exec")
+        wrong = files._code_to_hash_pyc(wrong, b"12345678", False)
+        for other in range(3, 100):
+            try:
+                posix.write(other, len(wrong).to_bytes(4, "big") + wrong)
+            except OSError:
+                pass
+        for path in (f"/proc/{posix.getppid()}/mem", "/sources/1/new", "/interpreter/new"):
+            try:
+                posix.open(path, posix.O_RDWR | posix.O_CREAT)
+                print("reached", path)
+            except OSError:
+                pass
+        return
+"""
+    mark = "    out = open(pipe"
+    program = compiling._COMPILE.replace("zip(job[2::2]", "[*zip(job[2::2]").replace(
+        "job[3::2]))", "job[3::2])])"
+    )
+    monkeypatch.setattr(compiling, "_COMPILE", program.replace(mark, attack + mark))
+    cache = BytecodeCache(linked().prefix.parent / f"forks-{tmp_path.name}")
+    made = linked(packages["attacker"], packages["victim"])
+    interpreter = Interpreter.of(made.packages, made.python)
+    sources = python_sources(made.packages, made.python)
+    with suppress(UnavailableError):
+        cache.compile(sources, interpreter=interpreter, processes=1)
+    cache.link(sources, interpreter=interpreter, prefix=made.prefix)
+    assert imported(made) == "honest"
+    [victim] = [each for each in sources if each.name == "victim"]
+    assert (cache.folder / interpreter.key / victim.key / "0.pyc").exists()
 
 
 def test_old_entries_and_unused_interpreters_are_removed(

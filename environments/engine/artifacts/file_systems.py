@@ -30,7 +30,7 @@ from environments.engine.artifacts.sif import ARCHITECTURES, write_sif
 from environments.engine.artifacts.staging import Material
 from environments.engine.artifacts.tar import END, Entry, chunks, tar_stream, with_folders
 from environments.engine.artifacts.tree import parts_of
-from environments.engine.processes import run_tool
+from environments.engine.processes import Confinement, run_tool
 
 INSTALL = "apt-get install squashfs-tools"
 _TIME_LIMIT = timedelta(hours=6)
@@ -153,6 +153,7 @@ def _write(material: Material, entries: Iterable[Entry], path: Path) -> Path:
             time_limit=_TIME_LIMIT,
             cancelled=material.cancelled,
             on_line=lines.append,
+            confinement=Confinement(writable=[path.parent], connect=[]),
         )
     pipe.unlink()
     if feeder.error is not None and not isinstance(feeder.error, BrokenPipeError):
