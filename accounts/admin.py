@@ -8,6 +8,7 @@ from allauth.account.models import EmailAddress
 from allauth.mfa.models import Authenticator
 from allauth.socialaccount.models import SocialAccount, SocialApp, SocialToken
 from django.contrib import admin
+from django.contrib.admin.widgets import AutocompleteSelect
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.db.models import QuerySet
 from django.http import HttpRequest
@@ -56,6 +57,13 @@ class OwnerLeft(admin.SimpleListFilter):
         return queryset.filter(OWNER_LEFT) if self.value() == "left" else queryset
 
 
+class OwnerSelect(AutocompleteSelect):
+    """Shows a form again whose owner is no key: Django looks each value up, and fails."""
+
+    def optgroups(self, name: str, value: Any, attrs: dict[str, Any] | None = None) -> Any:
+        return super().optgroups(name, [one for one in value if str(one).isdecimal()], attrs)
+
+
 @admin.register(User)
 class UserAdmin(_UserAdmin):
     list_display = ("username", "email", "is_active", "is_superuser", "service", "last_login")
@@ -72,6 +80,11 @@ class UserAdmin(_UserAdmin):
     autocomplete_fields = ("owner",)
     inlines = (Identities,)
     actions = ("remove_second_factors",)
+
+    def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **options: Any) -> Any:
+        if db_field.name == "owner":
+            options["widget"] = OwnerSelect(db_field, self.admin_site)
+        return super().formfield_for_foreignkey(db_field, request, **options)
 
     @admin.display(description="service account", ordering="is_service")
     def service(self, user: User) -> str:

@@ -245,6 +245,9 @@ class StoreErrors:
             return answer_to(request, too_large())
         if isinstance(exception, RecursionError) and _while_parsing(exception):
             return answer_to(request, InvalidInputError("The request is nested too deeply."))
+        if isinstance(exception, OverflowError) and "too large to convert" in str(exception):
+            # A form compares what it was sent with keys in the database, whatever their size is.
+            return answer_to(request, InvalidInputError("A number in the request is too large."))
         if isinstance(exception, DJANGOS):
             return None  # the handlers of 400, 403 and 404 answer these
         if isinstance(exception, AWAY):

@@ -480,7 +480,7 @@ def check_nested_pages(info: Info | GraphQLResolveInfo[Any]) -> None:
     """
     raw: GraphQLResolveInfo[Any] = info._raw_info if isinstance(info, Info) else info
     # graphql-core has the values in an object, the optimizer's copy of `info` as they are.
-    known = getattr(raw.variable_values, "coerced", raw.variable_values)
+    known: Any = getattr(raw.variable_values, "coerced", raw.variable_values)
     seen: set[str] = set()
 
     def check(selections: SelectionSetNode | None) -> None:

@@ -230,6 +230,26 @@ def _until(ended: asyncio.Future[str], receive: Any) -> Any:
     return received
 
 
+def _checked_message(message: dict[str, Any]) -> dict[str, Any]:
+    """Check the types of a client's message, which the protocol's handler takes for granted.
+
+    Raises:
+        InvalidInputError: one of them is another than graphql-transport-ws says.
+    """
+    kind, key = message.get("type"), message.get("id", "")
+    if not isinstance(kind, str) or not isinstance(key, str):
+        raise InvalidInputError("type and id must be strings.", where="request")
+    if kind != "subscribe":
+        return message
+    payload = message.get("payload")
+    if not isinstance(payload, dict) or not isinstance(payload.get("query"), str):
+        raise InvalidInputError("payload must hold a query.", where="payload.query")
+    for name, wanted in (("variables", dict), ("operationName", str), ("extensions", dict)):
+        if not isinstance(payload.get(name), wanted | None):
+            raise InvalidInputError(f"{name} has another type.", where=f"payload.{name}")
+    return message
+
+
 class GraphQLSocket(GraphQL[Any, None]):
     """graphql-transport-ws. Who asks is said by a session, a header, or the first message.
 
@@ -239,7 +259,7 @@ class GraphQLSocket(GraphQL[Any, None]):
 
     def decode_json(self, data: str | bytes) -> object:
         try:
-            return json_object(data)
+            return _checked_message(json_object(data))
         except InvalidInputError as error:  # the connection is closed, with status 4400
             raise JSONDecodeError(error.message, "", 0) from error
 

@@ -74,6 +74,16 @@ def test_what_django_refuses_is_no_error_of_ours_for_a_program(
     assert answer["Content-Type"] == "application/problem+json"
 
 
+@pytest.mark.parametrize(("values", "status"), [({"groups": "1" * 40}, 400), ({"owner": "x"}, 200)])
+def test_a_form_is_refused_whose_keys_no_database_has(
+    client: Client, db: None, values: dict[str, str], status: int
+) -> None:
+    root = factories.make_user("root", superuser=True)
+    client.force_login(root)
+    answer = client.post(f"/admin/accounts/user/{root.pk}/change/", values)
+    assert answer.status_code == status
+
+
 def test_every_error_has_a_status_of_its_own_kind() -> None:
     of_many = {kind for kind in all_kinds() if issubclass(kind, errors.SpecificationError)}
     for kind in all_kinds() - {StoreError, errors.UnexpectedError} - of_many:
