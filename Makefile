@@ -1,9 +1,9 @@
-# make demo | test | bench | lint | accept; each sets up what it needs.
+# make demo | test | fuzz | bench | lint | accept; each sets up what it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench lint accept schema lock clean
+.PHONY: demo test fuzz bench lint accept schema lock clean
 
 # The virtual environment, from the locked requirements. uv is quick; pip is the fallback for
 # machines whose package index only pip is configured for. All of it is compiled once: where
@@ -28,6 +28,11 @@ test: $(VENV)/ready-dev
 	@$(MAKE) --no-print-directory $(VENV)/ready-ldap \
 	  || echo "Tests of LDAP will fail: apt-get install gcc python3-dev libldap-dev libsasl2-dev"
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=20 $(ARGS)
+
+# At length what `make test` does in short: other seeds find other faults.
+fuzz: $(VENV)/ready-dev
+	CONDASTORE_FUZZ_SEED=$(or $(SEED),$(shell date +%s)) CONDASTORE_FUZZ_ROUNDS=$(or $(ROUNDS),10) \
+	  $(BIN)/python -m pytest tests/security/test_fuzz.py $(ARGS)
 
 accept: $(VENV)/ready-dev
 	$(BIN)/python -m pytest tests/acceptance $(ARGS)

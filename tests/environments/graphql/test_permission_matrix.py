@@ -202,23 +202,39 @@ def make_world() -> World:
     return world
 
 
-def govern(research: Namespace, waiting: Build) -> dict[str, str]:
-    """A request that waits, half a decision, a recall, a webhook, and a credential."""
-    package = factories.make_package("z")
+def govern(
+    research: Namespace,
+    waiting: Build,
+    *,
+    name: str = "research",
+    package_name: str = "z",
+    people: tuple[str, str] = ("alice", "olga"),
+) -> dict[str, str]:
+    """Add an approval request, half a decision, a recall, a webhook and a credential.
+
+    Args:
+        name: of the mirror and of the hosted channel.
+        people: who asked for the package, and who decided on another one.
+    """
+    package = factories.make_package(package_name)
     place = factories.make_environment(research, "gone")
     Environment.objects.filter(pk=place.pk).update(last_number=100)
     gone = factories.make_build(place, lock=factories.make_lock(package))
-    record = CondaRecord.objects.get(name="z")
+    record = CondaRecord.objects.get(name=package_name)
     request = ApprovalRequest.objects.create(
-        namespace=research, subject=f"conda:{record.sha256}", conda=record, name="z", version="1.0"
+        namespace=research,
+        subject=f"conda:{record.sha256}",
+        conda=record,
+        name=package_name,
+        version="1.0",
     )
-    alice, olga = User.objects.get(username="alice"), User.objects.get(username="olga")
-    WaitingBuild.objects.create(request=request, build=waiting, asked_by=alice)
+    asker, decider = (User.objects.get(username=one) for one in people)
+    WaitingBuild.objects.create(request=request, build=waiting, asked_by=asker)
     decision = Decision.objects.create(
-        approved=True, scope="version", spec="y", name="y", namespace=research, decided_by=olga,
+        approved=True, scope="version", spec="y", name="y", namespace=research, decided_by=decider,
         complete=False,
     )  # fmt: skip
-    recall = Recall.objects.create(spec="z", reason="it leaks")
+    recall = Recall.objects.create(spec=package_name, reason="it leaks")
     RecalledLock.objects.create(recall=recall, lock=gone.lock)
     hold = LegalHold.objects.create(environment=place, build=gone, reason="case 7")
     dropped = factories.make_build(place, BuildState.ARCHIVED)
@@ -235,10 +251,10 @@ def govern(research: Namespace, waiting: Build) -> dict[str, str]:
     rule = PushRule.objects.create(namespace=research, pattern="ml", target=target)
     Push.want(rule, waiting.environment, waiting)
     mirror = Mirror.objects.create(
-        name="research", upstream=factories.CHANNEL, namespace=research, subdirs=["noarch"]
+        name=name, upstream=factories.CHANNEL, namespace=research, subdirs=["noarch"]
     )
     MirrorIndex.objects.create(mirror=mirror, subdir="noarch")
-    channel = HostedChannel.objects.create(name="research", namespace=research)
+    channel = HostedChannel.objects.create(name=name, namespace=research)
     for number, yanked_at in ((1, None), (2, timezone.now())):
         HostedPackage.objects.create(
             channel=channel, subdir="noarch", file_name=f"tool-{number}-0.conda", name="tool",
