@@ -61,12 +61,13 @@ def learn(
     unknown_scripts = any(
         found and policy.scripts.get(sha256) != tuple(found) for sha256, found in scripts.items()
     )
+    rules = [rule for rule in policy.rules if isinstance(rule, Licences)]
     unknown_licenses = any(
-        policy.own_licenses.get(sha256) != own for sha256, own in (conda | pypi).items()
+        policy.own_licenses.get(sha256) != own
+        for sha256, own in (conda | pypi).items()
+        if any(rule.objection_to(own) for rule in rules)
     )
-    return (unknown_scripts and InstallScripts.kind in kinds) or (
-        unknown_licenses and Licences.kind in kinds
-    )
+    return unknown_licenses or (unknown_scripts and InstallScripts.kind in kinds)
 
 
 def _own_license(package: CachedPackage) -> str:
@@ -112,5 +113,8 @@ def _store_scripts(opened: dict[str, list[str]]) -> None:
 
 
 def _store_licenses(model: type[CondaRecord] | type[PypiRecord], licenses: dict[str, str]) -> None:
-    for sha256, own in licenses.items():
-        model.objects.filter(sha256=sha256, own_license__isnull=True).update(own_license=own)
+    if not licenses:
+        return
+    unknown = model.objects.filter(sha256__in=list(licenses), own_license__isnull=True)
+    for sha256 in set(unknown.values_list("sha256", flat=True)):
+        model.objects.filter(sha256=sha256).update(own_license=licenses[sha256])

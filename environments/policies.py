@@ -103,7 +103,7 @@ def assemble(
     every = (*first, *rules)
     kinds = {rule.kind for rule in every}
     scripts = _scripted() if InstallScripts.kind in kinds else {}
-    licenses = _own_licenses() if Licences.kind in kinds else {}
+    licenses = _own_licenses([rule for rule in every if isinstance(rule, Licences)])
     # A rule's representation holds all that it says, in one form.
     content = repr((every, tuple(rulings), sorted(scripts), sorted(licenses.items())))
     version = hashlib.sha256(content.encode()).hexdigest()[:16]
@@ -160,12 +160,19 @@ def _scripted() -> dict[str, tuple[str, ...]]:
     return {sha: tuple(found or ()) for sha, found in rows.values_list("sha256", "link_scripts")}
 
 
-def _own_licenses() -> dict[str, str]:
-    """Return the licences of packages that name another one than their record, by sha256."""
+def _own_licenses(rules: Sequence[Licences]) -> dict[str, str]:
+    """Return the licences that packages name themselves and that a rule objects to, by sha256.
+
+    The others change nothing, and would make each stored solve one of another policy.
+    """
     found: dict[str, str] = {}
+    if not rules:
+        return found
     for model in (CondaRecord, PypiRecord):
         rows = model.objects.filter(own_license__isnull=False)
-        found |= {sha: own or "" for sha, own in rows.values_list("sha256", "own_license")}
+        for sha256, own in rows.values_list("sha256", "own_license"):
+            if any(rule.objection_to(own or "") for rule in rules):
+                found[sha256] = own or ""
     return found
 
 

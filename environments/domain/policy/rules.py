@@ -373,27 +373,28 @@ class Licences(Rule):
         exempt = tuple(spec for spec in self.exempt if spec.concerns(manager, name))
         if any(spec.by_name and not spec.channel for spec in exempt):
             return None
-        said, judge = self._said, self._judge
-
-        def against(text: str) -> str:
-            objection = said.get(text)
-            if objection is None:
-                objection = judge(text)
-                if len(said) < 10_000:
-                    said[text] = objection
-            return objection
+        objection_to = self.objection_to
 
         def look(subject: Subject) -> str:
-            objection = against(subject.license or "")
+            objection = objection_to(subject.license or "")
             if not objection and (own := evidence.own_license(subject)):
                 # The channel may correct a licence. Only people can tell that from a disguise.
-                objection = against(own)
+                objection = objection_to(own)
                 objection = objection and f"says of itself that it {objection}"
             if objection and exempt and _covered(exempt, subject):
                 return ""
             return objection
 
         return look
+
+    def objection_to(self, text: str) -> str:
+        """Return what is wrong with this licence, as a predicate; "" if nothing is."""
+        objection = self._said.get(text)
+        if objection is None:
+            objection = self._judge(text)
+            if len(self._said) < 10_000:
+                self._said[text] = objection
+        return objection
 
     def _judge(self, text: str) -> str:
         text = " ".join(text.split())

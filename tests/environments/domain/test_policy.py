@@ -233,6 +233,22 @@ def test_install_scripts_are_refused_once_they_are_known():
     assert "post-link" in found.reason
 
 
+def test_the_licence_that_a_package_names_itself_counts_where_it_is_stricter():
+    package = make_package("a", license="MIT")
+    one = rule("licences", deny=["AGPL-*"], missing="accept")
+
+    def said(own: str) -> list[str]:
+        known = Known(now=NOW, own_licenses={package.sha256: own})
+        return [found.reason for found in judged(one, of=lock(package), evidence=known)]
+
+    assert said("") == said("BSD-3-Clause") == []
+    [reason] = said("AGPL-3.0-only")
+    assert "says of itself that it is under AGPL-3.0-only" in reason
+    worse = make_package("a", license="AGPL-3.0-only")
+    [found] = judged(one, of=lock(worse))
+    assert "itself" not in found.reason
+
+
 def test_a_source_distribution_is_no_wheel():
     wheel = pypi("app")
     assert not judged(rule("pypi", packages="wheels"), of=lock(wheels=(wheel,)))
