@@ -45,6 +45,7 @@ lint: $(VENV)/ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive accounts condastore environments deploy
 
 schema: $(VENV)/ready-dev
 	$(BIN)/python manage.py export_graphql
