@@ -93,8 +93,9 @@ class GuardedStream:
         self.unguarded = unguarded
         terminal = unguarded.isatty()
         self.buffer: Any = GuardedBytes(self) if terminal else getattr(unguarded, "buffer", None)
-        with contextlib.suppress(AttributeError, ValueError):
-            # A terminal of another encoding shows what it lacks, and ends no command.
+        # A terminal of another encoding shows what it lacks, and ends no command. OSError: the
+        # stream was opened on a file, and its descriptor is a pipe by now, as in a forked process.
+        with contextlib.suppress(AttributeError, OSError, ValueError):
             unguarded.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
 
     def write(self, text: str) -> int:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 import unicodedata
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -119,3 +121,17 @@ def test_a_console_sends_its_own_sequences_and_none_of_a_text(
     assert "[bold]b" in screen.sent
     for sequence in ("\x1b]", "\x1b[2J", "\x07"):
         assert sequence not in screen.sent
+
+
+def test_a_stream_whose_file_became_a_pipe_is_guarded(tmp_path: Path) -> None:
+    """As that of a process that was forked by one whose log is a file."""
+    reader, writer = os.pipe()
+    with (tmp_path / "log").open("a") as stream, os.fdopen(reader) as received:
+        stream.write("before")
+        stream.flush()
+        os.dup2(writer, stream.fileno())
+        os.close(writer)
+        guarded = terminal.GuardedStream(stream)
+        guarded.write("after\x1b\n")
+        stream.flush()
+        assert received.readline() == "after\N{REPLACEMENT CHARACTER}\n"
