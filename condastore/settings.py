@@ -106,12 +106,11 @@ SIGNING_KEY = env.secret(
 )
 
 # --- services ---------------------------------------------------------------------------------
-DATABASE_URL = env.text(
-    "DATABASE_URL", "", "postgresql://user:password@host/name; SQLite in the data folder if empty."
+DATABASE_URL = env.secret(
+    "DATABASE_URL", "postgresql://user:password@host/name; SQLite in the data folder if empty."
 )
-BROKER_URL = env.text(
+BROKER_URL = env.secret(
     "BROKER_URL",
-    "",
     "redis://, rediss://, unix:// or amqp:// of the queue; an embedded Valkey if empty.",
 )
 
