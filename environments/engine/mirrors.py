@@ -69,8 +69,9 @@ CHUNK = 1 << 20  # bytes
 LARGEST = 8 << 30
 #: Of packed bytes, given to zstd at once: they unpack to 32 MB at most.
 _SLICE = 1 << 10
-#: Bytes of repodata from which on a process of its own is worth its start.
-APART = 16 << 20
+#: Bytes from which on work has a process of its own: what a channel said always, because it may be
+#: hostile; a history that was written here, where that is worth its start.
+APART_FETCHED, APART = 0, 16 << 20
 #: Of zstd, for what is written once and read by many.
 LEVEL = 6
 _REFUSED = b"refused/"
@@ -270,17 +271,15 @@ def _unpacked(history: Path | None) -> int:
 def carry_out(
     work: Join | Render, *, folder: Path, cancelled: Cancelled, time_limit: timedelta
 ) -> dict[str, Any]:
-    """Run `work` here, or in a process of its own where it is large.
+    """Run `work`: what reads a channel in a confined process, the rest there too if it is large.
 
     Raises:
         ChannelUnavailableError: what was fetched is no repodata.
         WorkerLostError: the process ended without an answer.
     """
-    return (
-        work.run()
-        if work.size < APART
-        else run_apart(work, folder=folder, cancelled=cancelled, time_limit=time_limit)
-    )
+    if work.size < (APART_FETCHED if isinstance(work, Join) else APART):
+        return work.run()
+    return run_apart(work, folder=folder, cancelled=cancelled, time_limit=time_limit)
 
 
 def run_apart(

@@ -161,9 +161,11 @@ class Sandbox:
 SCRATCH = "/tmp/home"  # noqa: S108  # in the sandbox
 #: Bytes that code in the sandbox may write to /tmp and to /dev/shm: they lie in memory.
 _SCRATCH_SIZE, _SHARED_SIZE = 1 << 30, 512 << 20
-#: For a process in the sandbox. RLIMIT_NPROC counts the processes and threads of one sandbox.
+#: For a process in the sandbox; its memory is half of the machine's, or 2 GiB. RLIMIT_NPROC counts
+#: the processes and threads of one sandbox.
 _SANDBOX_LIMITS = {
     "RLIMIT_CORE": 0,
+    "RLIMIT_DATA": max(2 << 30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2),
     "RLIMIT_FSIZE": _SCRATCH_SIZE,
     "RLIMIT_NPROC": 1024 + 16 * (os.cpu_count() or 1),
 }

@@ -164,7 +164,7 @@ def test_code_in_the_sandbox_reaches_nothing_of_the_machine(linked: Link, tmp_pa
             "mount -t tmpfs none /tmp/home || echo no mounts",
             "touch /new /dev/new /usr/new || echo no writing",
             "ls /etc/ssl/private /etc/shadow || echo no keys",
-            "ulimit -c; ulimit -u",
+            "ulimit -c; ulimit -u; ulimit -d",
             "head -c 2000000000 /dev/zero > big || echo bounded",
             "exec 3<>/dev/tcp/127.0.0.1/9 || echo no network",
             "env | grep -c CONDASTORE || echo no settings",
@@ -183,6 +183,7 @@ def test_code_in_the_sandbox_reaches_nothing_of_the_machine(linked: Link, tmp_pa
     limits = [line for line in said if line.isdecimal()]
     assert limits[0] == "0"
     assert int(limits[1]) < 10_000
+    assert int(limits[2]) > 1_000_000  # KiB of memory of one process; not "unlimited"
 
 
 @needs_sandbox
