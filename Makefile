@@ -32,7 +32,7 @@ test: $(VENV)/ready-dev
 # At length what `make test` does in short: other seeds find other faults.
 fuzz: $(VENV)/ready-dev
 	CONDASTORE_FUZZ_SEED=$(or $(SEED),$(shell date +%s)) CONDASTORE_FUZZ_ROUNDS=$(or $(ROUNDS),10) \
-	  $(BIN)/python -m pytest tests/security/test_fuzz.py $(ARGS)
+	  $(BIN)/python -m pytest tests/security/test_fuzz.py tests/security/test_generated_inputs.py $(ARGS)
 
 accept: $(VENV)/ready-dev
 	$(BIN)/python -m pytest tests/acceptance $(ARGS)

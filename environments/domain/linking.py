@@ -14,7 +14,7 @@ from environments.domain.unpacking import LinkEnd, link_end
 FileKind = Literal["file", "link", "folder"]
 
 #: What a package may not bring: conda's own notes about the prefix.
-_RESERVED = re.compile(r"conda-meta/(history|frozen|state|pinned|[^/]*\.json)$")
+_RESERVED = re.compile(r"conda-meta(/(history|frozen|state|pinned|[^/]*\.json))?")
 #: Names without a dot in front, so neither `.` nor `..`.
 _SITE_PACKAGES = re.compile(r"\w[\w.+-]*(?:/\w[\w.+-]*)*", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -101,6 +101,11 @@ def prefix_path(path: str, *, noarch_python: bool, python: PythonInfo | None) ->
         if path.startswith("python-scripts/"):
             return python.scripts + path.removeprefix("python-scripts")
     return path
+
+
+def is_reserved(path: str) -> bool:
+    """Return True for a file or link that no package may bring: conda's own notes."""
+    return path.startswith("conda-meta") and _RESERVED.fullmatch(path) is not None
 
 
 def find_faults(
@@ -192,7 +197,7 @@ def _own_faults(
                 continue
         if not path or _CONTROL.search(path):
             yield fault(path, f"the path {path!r} has control characters in it or is empty.")
-        elif path.startswith("conda-meta/") and _RESERVED.match(path):
+        elif file.kind != "folder" and is_reserved(path):
             yield fault(path, f"{path} is conda's own note and cannot come from a package.")
         elif file.binary and 0 < file.placeholder < length:
             yield fault(

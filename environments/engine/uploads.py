@@ -23,7 +23,7 @@ import zstandard
 
 from environments.domain.errors import FaultError, PackageInvalidError, StoreError
 from environments.domain.json_text import parse_json
-from environments.domain.linking import is_site_packages
+from environments.domain.linking import is_reserved, is_site_packages
 from environments.domain.names import SUBDIRS, printable
 from environments.domain.records import CondaPackage
 from environments.domain.unpacking import Limits, LinkEnd, link_end, path_fault
@@ -246,6 +246,8 @@ def _judge_paths(found: _Found) -> None:
             found.fault("It lists a path that leads out of the package, or is none.", where=PATHS)
         elif path not in found.files and entry.get("path_type") != "directory":
             found.fault(f"It lists {printable(path)}, which the package lacks.", where=PATHS)
+        elif path in found.files and is_reserved(path):
+            found.fault("It is conda's own note and cannot come from a package.", where=path)
 
 
 def _record(index: Mapping[str, Any], found: _Found) -> dict[str, Any]:

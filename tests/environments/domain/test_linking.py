@@ -172,7 +172,14 @@ def test_an_odd_path_is_taken(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["conda-meta/history", "conda-meta/frozen", "conda-meta/state", "conda-meta/x.json"]
+    "path",
+    [
+        "conda-meta",
+        "conda-meta/history",
+        "conda-meta/frozen",
+        "conda-meta/state",
+        "conda-meta/x.json",
+    ],
 )
 def test_condas_own_notes_cannot_come_from_a_package(path: str) -> None:
     [fault] = faults(package("one", file(path)))

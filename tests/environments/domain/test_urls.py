@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import string
-from ipaddress import IPv4Address, IPv6Address
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from environments.domain.names import channel_allowed, in_channel
 from environments.domain.urls import UrlError, canonical_or_same, canonical_url
-
-_UNRESERVED = string.ascii_letters + string.digits + "-._~"
+from tests.security.strategies import plain_url, resources, respelt
 
 
 @pytest.mark.parametrize(
@@ -101,82 +97,13 @@ def test_what_has_no_canonical_form_is_refused(text: str) -> None:
 
 # --- any two spellings of one resource ------------------------------------------------------------
 
-_label = st.from_regex(r"[a-z]([a-z0-9-]{0,8}[a-z0-9])?", fullmatch=True)
-_names = st.lists(_label, min_size=1, max_size=3).map(".".join)
-_v4 = st.ip_addresses(v=4).map(str)
-_v6 = st.integers(1 << 64, (1 << 128) - 1).map(lambda number: f"[{IPv6Address(number)}]")
-_hosts = st.one_of(_names, _v4, _v6)
-_ports = st.one_of(st.none(), st.integers(1, 65535))
-_segment = st.text(_UNRESERVED + "!&(),;=:@+$", min_size=1, max_size=8)
-_segments = st.lists(
-    _segment.filter(lambda text: text not in (".", "..", "t")), min_size=1, max_size=4
-)
-_resources = st.tuples(st.sampled_from(["http", "https"]), _hosts, _ports, _segments)
-
-
-def _plain(resource: tuple[str, str, int | None, list[str]]) -> str:
-    scheme, host, port, segments = resource
-    authority = host if port is None else f"{host}:{port}"
-    return f"{scheme}://{authority}/" + "/".join(segments)
-
-
-@st.composite
-def _respelt(draw: st.DrawFn, resource: tuple[str, str, int | None, list[str]]) -> str:
-    """Another spelling of a resource: what servers and clients take for the same."""
-    scheme, host, port, segments = resource
-    host = draw(_host_spelt(host))
-    default = {"http": 80, "https": 443}[scheme]
-    written = "" if port is None else f":{'0' * draw(st.integers(0, 3))}{port}"
-    if port in (None, default):
-        written = draw(st.sampled_from(["", ":", f":{default}", f":00{default}"]))
-    userinfo = draw(st.sampled_from(["", "@", "user@", "user:p%40ss@", "a@b@"]))
-    slashes = st.integers(1, 3).map(lambda number: "/" * number)
-    token = draw(st.sampled_from([[], [], ["t", "tk-1"]]))
-    path = "".join(
-        draw(slashes) + "".join(draw(_character_spelt(c)) for c in segment)
-        for segment in [*token, *segments]
-    )
-    scheme = draw(st.sampled_from([scheme, scheme.upper(), scheme.title()]))
-    return f"{scheme}://{userinfo}{host}{written}{path}" + draw(st.sampled_from(["", "/", "//"]))
-
-
-def _character_spelt(character: str) -> st.SearchStrategy[str]:
-    escape = f"%{ord(character):02x}"
-    return st.sampled_from([character, character, character, escape, escape.upper()])
-
-
-@st.composite
-def _host_spelt(draw: st.DrawFn, host: str) -> str:
-    if host.startswith("["):
-        exploded = IPv6Address(host[1:-1]).exploded
-        return draw(st.sampled_from([host, host.upper(), f"[{exploded}]"]))
-    try:
-        address = IPv4Address(host)
-    except ValueError:
-        spelt = "".join(draw(_character_spelt(c)) for c in host)
-        return draw(st.sampled_from([spelt, host.upper(), f"{host}.", f"{spelt}."]))
-    numbers = address.packed
-    number = int(address)
-    forms = [
-        host,
-        f"{number}",
-        f"{number:#x}",
-        f"0{number:o}",
-        f"{numbers[0]}.{number & 0xFFFFFF}",
-        f"{numbers[0]:#x}.{numbers[1]}.{number & 0xFFFF}",
-        ".".join(f"0{part:o}" for part in numbers),
-        f"[::ffff:{host}]",
-        f"{host}.",
-    ]
-    return draw(st.sampled_from(forms))
-
 
 @settings(deadline=None, max_examples=150)
 @given(st.data())
 def test_any_two_spellings_of_one_resource_have_one_form(data: st.DataObject) -> None:
-    resource = data.draw(_resources)
-    plain = canonical_url(_plain(resource))
-    spelt = data.draw(_respelt(resource))
+    resource = data.draw(resources)
+    plain = canonical_url(plain_url(resource))
+    spelt = data.draw(respelt(resource))
     assert canonical_url(spelt) == plain
     assert canonical_url(plain) == plain
     # So no rule can be spelt past, whichever of the two its author wrote.
@@ -186,15 +113,15 @@ def test_any_two_spellings_of_one_resource_have_one_form(data: st.DataObject) ->
 
 
 @settings(deadline=None, max_examples=50)
-@given(_resources, _resources)
-def test_different_resources_stay_different(one, other) -> None:
+@given(resources, resources)
+def test_differentresources_stay_different(one, other) -> None:
     default = {"http": 80, "https": 443}
 
     def named(resource):
         scheme, host, port, segments = resource
         return scheme, host, port or default[scheme], segments
 
-    same = canonical_url(_plain(one)) == canonical_url(_plain(other))
+    same = canonical_url(plain_url(one)) == canonical_url(plain_url(other))
     assert same is (named(one) == named(other))
 
 

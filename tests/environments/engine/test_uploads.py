@@ -88,6 +88,8 @@ def link(path: str, target: str, kind: bytes = tarfile.SYMTYPE) -> Any:
         ([entry("a", b"", type=tarfile.CHRTYPE)], "device"),
         ([entry("a", b"", type=tarfile.FIFOTYPE)], "device"),
         ([entry("info/index.json", b"{}")], "twice"),
+        ([entry("conda-meta/history")], "own note"),
+        ([entry("conda-meta")], "own note"),
     ],
 )
 @pytest.mark.parametrize("kind", ["conda", "tar.bz2"])
