@@ -184,6 +184,8 @@ def _look(archive: tarfile.TarFile, entry: tarfile.TarInfo, found: _Found) -> No
 
 def _judged(found: _Found, file_name: str) -> dict[str, Any]:
     for path in sorted(found.files):
+        if is_reserved(path):
+            found.fault("It is conda's own note and cannot come from a package.", where=path)
         for parent in _parents(path):
             if parent in found.files:
                 found.fault(f"It lies below {printable(parent)}, which is no folder.", where=path)
@@ -246,8 +248,6 @@ def _judge_paths(found: _Found) -> None:
             found.fault("It lists a path that leads out of the package, or is none.", where=PATHS)
         elif path not in found.files and entry.get("path_type") != "directory":
             found.fault(f"It lists {printable(path)}, which the package lacks.", where=PATHS)
-        elif path in found.files and is_reserved(path):
-            found.fault("It is conda's own note and cannot come from a package.", where=path)
 
 
 def _record(index: Mapping[str, Any], found: _Found) -> dict[str, Any]:
