@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from environments.domain.errors import DiskSpaceError, InvalidInputError
+from environments.domain.progress import Cancelled, never, obey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +72,39 @@ def tree_size(path: Path) -> TreeSize:
         for here, size, links in linked.values()
     )
     return TreeSize(files=files, apparent=apparent, unique=unique, share=alone + share)
+
+
+def remove_tree(path: Path, *, cancelled: Cancelled = never) -> None:
+    """Remove `path`, folders without write permission too. Files are never made writable.
+
+    What cannot be removed, because somebody writes there, stays.
+    """
+    obey(cancelled)
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    # Not by recursion: an archive may have a thousand folders within each other.
+    pending, folders = [os.fspath(path)], list[str]()
+    while pending:
+        obey(cancelled)
+        folder = pending.pop()
+        with contextlib.suppress(PermissionError, FileNotFoundError):
+            os.chmod(folder, 0o700)  # noqa: PTH101  # a folder is never shared, unlike a file
+        try:
+            with os.scandir(folder) as entries:
+                listed = list(entries)
+        except FileNotFoundError:
+            continue
+        folders.append(folder)
+        for entry in listed:
+            if entry.is_dir(follow_symlinks=False):
+                pending.append(entry.path)
+            else:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(entry.path)  # noqa: PTH108  # no Path for each of 10,000 files
+    for folder in reversed(folders):
+        with contextlib.suppress(OSError):  # something appeared in it meanwhile
+            os.rmdir(folder)  # noqa: PTH106
 
 
 def require_same_file_system(cache: Path, prefixes: Path) -> None:

@@ -29,6 +29,7 @@ from typing import Any
 from environments.domain.errors import DiskSpaceError, LinkError
 from environments.domain.unpacking import Limits
 from environments.engine import confinement, extraction_worker
+from environments.engine.disk import remove_tree
 from environments.engine.extracted_tree import measure
 
 #: Seconds until a running extraction is measured, and at least between two measurements.
@@ -113,7 +114,7 @@ class Extractors:
                 process.end()
                 if attempt == attempts:
                     raise
-                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+                await asyncio.to_thread(remove_tree, folder)
                 continue
             except BaseException:
                 process.end()

@@ -31,6 +31,7 @@ from environments.domain.linking import PythonInfo, find_faults, prefix_path
 from environments.domain.lock import PlatformLock
 from environments.domain.progress import Cancelled, Progress, Report, ignore, never, obey
 from environments.domain.records import CondaPackage
+from environments.engine.disk import remove_tree
 from environments.engine.package_cache import CachedPackage, PackageCache
 from environments.engine.records import to_rattler
 
@@ -350,30 +351,9 @@ def empty_trash(trash: Path, *, cancelled: Cancelled = never) -> int:
     if not trash.exists():
         return removed
     for entry in sorted(trash.iterdir()):
-        _remove_tree(entry, cancelled)
+        remove_tree(entry, cancelled=cancelled)
         removed += not os.path.lexists(entry)
     return removed
-
-
-def _remove_tree(path: Path, cancelled: Cancelled) -> None:
-    """Remove `path`, folders without write permission too. Files are never made writable."""
-    obey(cancelled)
-    if path.is_symlink() or not path.is_dir():
-        path.unlink(missing_ok=True)
-        return
-    with contextlib.suppress(PermissionError, FileNotFoundError):
-        path.chmod(0o700)  # a folder is never shared between prefixes, unlike a file
-    with contextlib.suppress(FileNotFoundError):
-        with os.scandir(path) as entries:
-            listed = list(entries)
-        for entry in listed:
-            if entry.is_dir(follow_symlinks=False):
-                _remove_tree(Path(entry.path), cancelled)
-            else:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(entry.path)  # noqa: PTH108  # no Path for each of 10,000 files
-        with contextlib.suppress(OSError):  # something appeared in it meanwhile
-            path.rmdir()
 
 
 def _sync_file_system(path: Path) -> None:

@@ -44,6 +44,7 @@ from environments.domain.records import CondaPackage, record_differences, requir
 from environments.domain.unpacking import DEFAULT_LIMITS, Limits
 from environments.engine import downloads
 from environments.engine.credentials import CredentialSource, no_credentials
+from environments.engine.disk import remove_tree
 from environments.engine.downloads import PATIENCE, Archive, Download, Patience
 from environments.engine.extracted_tree import TreeEntry, folder_of_links, read_tree
 from environments.engine.extraction import ExtractionError, ExtractorEndedError, Extractors
@@ -218,7 +219,8 @@ class PackageCache:
         ]:
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mtime < limit:
-                    shutil.rmtree(path, ignore_errors=True)
+                    with contextlib.suppress(OSError):
+                        remove_tree(path)
 
     def _find(self, package: CondaPackage, download: Download) -> CachedPackage | None:
         """The entry, if it is there and whole; a damaged one is thrown away.
@@ -308,7 +310,8 @@ class PackageCache:
                 # Another process, that thought this one stopped, was faster; its entry is as good.
         finally:
             named.unlink(missing_ok=True)
-            shutil.rmtree(work, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                remove_tree(work)
         entry = self.folder / download.key
         return CachedPackage(package=package, folder=entry / _label(package), contents=contents)
 
@@ -358,7 +361,8 @@ class PackageCache:
         doomed = self._extracting / secrets.token_hex(8)
         with contextlib.suppress(FileNotFoundError):
             entry.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            remove_tree(doomed)
 
 
 def _label(package: CondaPackage) -> str:

@@ -54,8 +54,8 @@ _CONTENTS_VERSION = 2
 #: Of releases that did not compare a wheel with its METADATA.
 _UNCOMPARED_VERSION = 1
 INSTALLER = b"condastore\n"
-#: Bytes of a document in .dist-info; of RECORD, which lists every file.
-_LARGEST_DOCUMENT, _LARGEST_RECORD = 4 << 20, 64 << 20
+#: Bytes of a document in .dist-info; of a line of RECORD, beside that.
+_LARGEST_DOCUMENT, _LONGEST_LINE = 4 << 20, 512
 #: Bytes that are unpacked between two looks at the disk.
 _LOOK_EVERY = 64 << 20
 
@@ -352,7 +352,9 @@ def _refuse_members(name: str, members: zipfile.ZipFile, *, packed: int, limits:
     for member in members.infolist():
         folder, _, document = member.filename.partition("/")
         if folder.endswith(".dist-info"):
-            largest = _LARGEST_RECORD if document == "RECORD" else _LARGEST_DOCUMENT
+            # RECORD has a line for each file.
+            lines = len(members.infolist()) if document == "RECORD" else 0
+            largest = _LARGEST_DOCUMENT + lines * _LONGEST_LINE
             if document in _DOCUMENTS and member.file_size > largest:
                 raise LinkError(f"{name}: {member.filename} is larger than {largest:,} bytes.")
 

@@ -166,6 +166,15 @@ def attacks(data: Path) -> dict[str, Hostile]:
             payload=[entry(f"share/{number}", b"") for number in range(MOST_FILES + 10)],
             message="2,000 entries",
         ),
+        "deep": Hostile(payload=[entry("a/" * 1500 + "x")], listed=[], message="within another"),
+        "unwritable-folders": Hostile(
+            payload=[
+                entry("a", b"", type=tarfile.DIRTYPE, mode=0o500),
+                entry("a/x"),
+                symlink("b", "/"),
+            ],
+            message=outside,
+        ),
         "other-name": Hostile(index={"name": "numpy"}, record={"name": "other-name"}),
         "other-version": Hostile(index={"version": "0.9"}, record={"version": "1.0"}),
         "other-build": Hostile(index={"build": "1"}, record={"build": "0"}),
@@ -310,7 +319,7 @@ def test_a_package_that_attacks_is_refused_at_the_first_attempt(
     assert (done["failure"]["code"], done["attempt"]) == (attack.code, 1), done
     told = json.dumps(done["failure"])
     assert attack.message in told
-    if attack.record and not attack.message:  # both values
+    if attack.record and not attack.message:
         [(key, theirs)] = attack.record.items()
         assert str(theirs) in told
         assert str(attack.index[key]) in told

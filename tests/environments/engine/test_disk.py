@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
+import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from environments.domain.errors import DiskSpaceError, InvalidInputError
-from environments.engine.disk import require_same_file_system, require_space, tree_size
+from environments.engine.disk import (
+    remove_tree,
+    require_same_file_system,
+    require_space,
+    tree_size,
+)
 
 
 def test_more_than_is_free_is_refused(tmp_path: Path) -> None:
@@ -59,3 +67,31 @@ def test_one_file_system_is_accepted_and_left_clean(tmp_path: Path) -> None:
 def test_two_file_systems_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="cannot be hard-linked"):
         require_same_file_system(tmp_path, Path("/dev/shm"))
+
+
+def test_a_tree_is_removed_however_deep_it_is_and_whatever_its_modes() -> None:
+    place = Path(tempfile.mkdtemp())  # where another user may come
+    locked = place / "tree" / "locked"
+    locked.mkdir(parents=True)
+    for depth in range(250, 1501, 250):  # mkdir makes parents by recursion
+        (place / "tree" / "/".join("a" * depth)).mkdir(parents=True)
+    outside = place / "outside"
+    outside.mkdir(mode=0o500)
+    (locked / "link").symlink_to(outside)
+    (locked / "file").touch(mode=0o400)
+    locked.chmod(0o500)
+    if as_root := os.geteuid() == 0:  # who may write everywhere
+        subprocess.run(["chown", "-hR", "65534:65534", place], check=True)
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            if as_root:
+                os.seteuid(65534)
+            remove_tree(place / "tree")
+            status = int((place / "tree").exists())
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert stat.S_IMODE(outside.stat().st_mode) == 0o500
+    shutil.rmtree(place)
