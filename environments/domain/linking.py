@@ -13,6 +13,8 @@ from environments.domain.unpacking import LinkEnd, link_end
 
 FileKind = Literal["file", "link", "folder"]
 
+#: Major and minor version of a Python, as every reader of versions takes them.
+_MINOR = re.compile(r"([1-9][0-9]?\.(?:0|[1-9][0-9]{0,2}))(?=\.|\Z)")
 #: What a package may not bring: conda's own notes about the prefix.
 _RESERVED = re.compile(r"conda-meta(/(history|frozen|state|pinned|[^/]*\.json))?")
 #: Names without a dot in front, so neither `.` nor `..`.
@@ -66,9 +68,16 @@ class PythonInfo:
         Args:
             site_packages: `python_site_packages_path` of its record, or "".
         Raises:
-            LinkError: it is no plain path within a prefix. Whoever links puts files there.
+            LinkError: it is no plain path within a prefix, or the version has no minor release
+                that is read in one way only. Whoever links puts files there.
         """
-        minor = ".".join(version.split(".")[:2])
+        found = _MINOR.match(version)
+        if found is None:
+            raise LinkError(
+                f"The version {printable(version)} of python does not begin like 3.12: where it "
+                "looks for modules is unknown."
+            )
+        minor = found[1]
         if site_packages and not is_site_packages(site_packages):
             raise LinkError(
                 f"python {printable(version)} has a record whose python_site_packages_path is "
@@ -147,8 +156,9 @@ def find_clashes(
                 continue
             if kind == "link":
                 links[key] = content
-            held = claims.setdefault(key, (package.label, path, content))
-            if held[1:] != (path, content):
+            holds = f"{kind} {content}"
+            held = claims.setdefault(key, (package.label, path, holds))
+            if held[1:] != (path, holds):
                 fault = _clash(held[0], held[1], package.label, path)
                 faults[(*fault.packages, key)] = fault
     for key, (label, path, _) in claims.items():

@@ -251,9 +251,15 @@ class BytecodeCache:
                 for number, path in enumerate(compiled)
                 if path in places
             )
+        links = set()
         for folder in {os.path.dirname(place) for _, place in plan}:  # noqa: PTH120
-            with contextlib.suppress(FileExistsError):
+            try:
                 os.mkdir(folder)  # noqa: PTH102  # 10,000 times, and its parent is there
+            except FileExistsError:
+                if os.path.islink(folder):  # noqa: PTH114  # of a package: it may lead anywhere
+                    links.add(folder)
+        if links:
+            plan = [each for each in plan if os.path.dirname(each[1]) not in links]  # noqa: PTH120
         with ThreadPoolExecutor(2) as pool:
             half = len(plan) // 2
             list(pool.map(_link_all, (plan[:half], plan[half:])))

@@ -596,7 +596,14 @@ class _Exchange:
         raise AssertionError("one address at least was found")
 
 
+#: A server as it may stand in a target: what another proxy could read in another way is refused.
+_AUTHORITY = re.compile(r"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+_TARGET = re.compile(r"[!-~]+")
+
+
 def _authority(text: str, *, default: int) -> tuple[str, int]:
+    if _AUTHORITY.fullmatch(text) is None:
+        raise _Failure(400, "Bad Request")
     try:
         parts = urlsplit(f"//{text}")
         host, port = parts.hostname, parts.port or default
@@ -609,20 +616,20 @@ def _authority(text: str, *, default: int) -> tuple[str, int]:
 
 def _absolute(head: _Head) -> tuple[str, int]:
     scheme, _, rest = head.target.partition("://")
-    if scheme.lower() != "http":
+    plain = _TARGET.fullmatch(head.target) is not None and not set("#\\") & set(head.target)
+    if scheme.lower() != "http" or not plain:
         raise _Failure(400, "Bad Request")
-    return _authority(rest.partition("/")[0].partition("?")[0].rpartition("@")[2], default=80)
+    return _authority(rest.partition("/")[0].partition("?")[0], default=80)
 
 
 def _outgoing(head: _Head, proxy: _Proxy | None) -> bytes:
     """The request as the server gets it, or the operator's proxy."""
     rest = head.target.partition("://")[2]
-    authority = rest.partition("/")[0].partition("?")[0]
-    host = authority.rpartition("@")[2]
+    host = rest.partition("/")[0].partition("?")[0]
     if proxy is not None:
         shown = {"Proxy-Authorization": proxy.authorization} if proxy.authorization else {}
         return head.rewritten(head.target, host, shown)
-    path = rest[len(authority) :]
+    path = rest[len(host) :]
     return head.rewritten(path if path.startswith("/") else f"/{path}", host, {})
 
 

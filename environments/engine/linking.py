@@ -29,6 +29,7 @@ from rattler.platform import Subdir
 from environments.domain.errors import ConflictError, DiskSpaceError, LinkError
 from environments.domain.linking import PythonInfo, find_faults, prefix_path
 from environments.domain.lock import PlatformLock
+from environments.domain.names import printable
 from environments.domain.progress import Cancelled, Progress, Report, ignore, never, obey
 from environments.domain.records import CondaPackage
 from environments.engine.disk import remove_tree
@@ -116,6 +117,7 @@ def link(
         target.mkdir(parents=True, mode=0o700)  # until it is published
         with cache.view(packages) as view:
             _install(lock, target, final_prefix, view, requested, progress, cancelled)
+            _refuse_misplaced_links(packages, target, python)
             _tidy(target, view, packages)
         _make_folders(packages, target, python)
         _write_notes(lock, target, requested, variables, moment, note)
@@ -233,6 +235,32 @@ def _tidy(target: Path, view: Path, packages: Sequence[CachedPackage]) -> None:
             os.fchmod(file.fileno(), 0o644)
     if clobbered.exists():
         shutil.rmtree(clobbered)
+
+
+def _refuse_misplaced_links(
+    packages: Sequence[CachedPackage], target: Path, python: PythonInfo | None
+) -> None:
+    """Raise LinkError unless each symbolic link is where it was judged.
+
+    A link that rattler put elsewhere may lead out of the prefix, and what is written later would
+    follow it.
+    """
+    for cached in packages:
+        noarch = cached.contents.noarch_python
+        for file in cached.contents.files:
+            if file.kind != "link":
+                continue
+            place = prefix_path(file.path, noarch_python=noarch, python=python)
+            try:
+                found = os.readlink(f"{target}/{place}")  # noqa: PTH115  # Path rewrites "./x"
+            except OSError:
+                found = ""
+            if found != file.target:
+                raise LinkError(
+                    f"The link {printable(place)} of {cached.contents.label} was not linked where "
+                    "it was expected.",
+                    where=cached.package.url,
+                )
 
 
 def _make_folders(

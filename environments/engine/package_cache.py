@@ -50,7 +50,7 @@ from environments.engine.extracted_tree import TreeEntry, folder_of_links, read_
 from environments.engine.extraction import ExtractionError, ExtractorEndedError, Extractors
 
 CONTENTS = "contents.json"
-_CONTENTS_VERSION = 2
+_CONTENTS_VERSION = 3
 #: What the file of a validated entry begins with.
 _VALIDATED = b'{"version":%d,' % _CONTENTS_VERSION
 #: Of releases that did not validate the tree.
@@ -486,7 +486,12 @@ def _look(
     paths = _paths_document(package, folder, tree)
     link = _json(package, folder, "info/link.json", tree).get("noarch", {})
     index = _json(package, folder, "info/index.json", tree)
-    noarch = link.get("type") if isinstance(link, dict) else link
+    noarch = index.get("noarch")
+    if noarch != "python" and (link.get("type") if isinstance(link, dict) else link) == "python":
+        raise LinkError(
+            f"{package.file_name} is a noarch Python package by its info/link.json, and by its "
+            "info/index.json it is not."
+        )
     root = f"{folder}/"
     files = tuple(_file(package, root, entry, tree) for entry in paths["paths"])
     scripts = tuple(
@@ -508,7 +513,7 @@ def _look(
     return PackageContents(
         name=package.name,
         label=_label(package),
-        noarch_python=noarch == "python" or package.noarch == "python",
+        noarch_python=noarch == "python",  # as rattler judges where its files go
         files=files,
         entry_points=_entry_points(package, link),
         link_scripts=scripts,

@@ -508,9 +508,23 @@ class _Destination(SchemeDictionaryDestination):
         )
         self._wheel, self._target, self._python, self._owners = wheel, target, python, owners
         self._entries = {str(wheel.folder / entry.path): entry for entry in wheel.entries}
+        self._root = os.path.realpath(target)
+        self._inside: set[Path] = set()
         self.clashes: list[str] = []
         self.python_files: list[tuple[str, str]] = []
         self.paths = self.bytes_apparent = self.bytes_written = 0
+
+    def _path_with_destdir(self, scheme: Scheme, path: str) -> Path:
+        """Return where a file goes; LinkError if a link of a package leads out on the way there."""
+        place: Path = super()._path_with_destdir(scheme, path)
+        if place.parent not in self._inside:
+            real = os.path.realpath(place.parent)
+            if real != self._root and not real.startswith(f"{self._root}{os.sep}"):
+                raise LinkError(
+                    f"{self._wheel.label}: the path {printable(path)} leads out of the environment."
+                )
+            self._inside.add(place.parent)
+        return place
 
     def write_to_fs(
         self, scheme: Scheme, path: str, stream: BinaryIO, is_executable: bool

@@ -197,14 +197,22 @@ def _environment(prefix: Path, final_prefix: Path, scratch: Path) -> Mapping[str
         "PYTHONNOUSERSITE": "1",
     }
     for path in sorted((prefix / "etc" / "conda" / "env_vars.d").glob("*.json")):
-        environment |= _variables(path)
-    environment |= _variables(prefix / "conda-meta" / "state", "env_vars")
+        environment |= _variables(prefix, path)
+    environment |= _variables(prefix, prefix / "conda-meta" / "state", "env_vars")
     return environment
 
 
-def _variables(path: Path, key: str | None = None) -> dict[str, str]:
+#: Bytes of a file of variables.
+_LARGEST_VARIABLES = 1 << 20
+
+
+def _variables(prefix: Path, path: Path, key: str | None = None) -> dict[str, str]:
+    """Return what a JSON file of `prefix` sets; nothing of a file that is outside or too large."""
     try:
-        document = parse_json(path.read_bytes())
+        real = path.resolve(strict=True)
+        if not real.is_relative_to(prefix.resolve()) or real.stat().st_size > _LARGEST_VARIABLES:
+            return {}
+        document = parse_json(real.read_bytes())
         found = document.get(key, {}) if key else document
     except (OSError, ValueError, AttributeError):
         return {}

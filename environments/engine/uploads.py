@@ -39,8 +39,9 @@ from environments.engine.zip_files import BoundedFile, DirectoryTooLongError
 
 ENDINGS = (".conda", ".tar.bz2")
 INDEX, PATHS, FILES = "info/index.json", "info/paths.json", "info/files"
+LINK = "info/link.json"
 #: What is read of a package to be looked at, and how much of it at most.
-_DOCUMENTS = {INDEX: 1 << 20, PATHS: 64 << 20, FILES: 16 << 20}
+_DOCUMENTS = {INDEX: 1 << 20, LINK: 1 << 20, PATHS: 64 << 20, FILES: 16 << 20}
 #: Of the index: what a channel says of a package. Whatever else is there stays in the package.
 _TEXTS = (
     *("arch", "build", "features", "license", "license_family", "name", "platform"),
@@ -195,6 +196,11 @@ def _judged(found: _Found, file_name: str) -> dict[str, Any]:
     _judge_paths(found)
     index = _document(found, INDEX)
     record = _record(index, found) if index is not None else {}
+    if LINK in found.documents and (linking := _document(found, LINK)) is not None:
+        noarch = linking.get("noarch")
+        kind = noarch.get("type") if isinstance(noarch, dict) else noarch
+        if kind == "python" and record.get("noarch") != "python":
+            found.fault("It says noarch python, and info/index.json does not.", where=LINK)
     if record and not found.faults:
         ending = next(ending for ending in ENDINGS if file_name.endswith(ending))
         named = f"{record['name']}-{record['version']}-{record['build']}{ending}"

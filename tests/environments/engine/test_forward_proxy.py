@@ -119,6 +119,11 @@ def test_another_server_is_not_reached_on_a_connection_to_a_permitted_one(
         "CONNECT http://127.0.0.1:80/ HTTP/1.1",
         "nonsense",
         "GET http://a b/ HTTP/1.1",
+        # Another proxy may read another server in these.
+        "GET http://127.0.0.1:6379#@example.com/ HTTP/1.1",
+        "GET http://127.0.0.1\\@example.com/ HTTP/1.1",
+        "GET http://user@127.0.0.1/ HTTP/1.1",
+        "CONNECT 127.0.0.1:6379#@example.com:443 HTTP/1.1",
     ],
 )
 def test_what_is_no_request_to_a_proxy_is_refused(proxy: Access, request_line: str) -> None:
