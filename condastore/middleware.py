@@ -14,6 +14,7 @@ from http import HTTPStatus
 from typing import Any
 
 import structlog
+from allauth.core.exceptions import ImmediateHttpResponse, ReauthenticationRequired
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.conf import settings
 from django.core.exceptions import (
@@ -69,8 +70,11 @@ STATUSES: tuple[tuple[type[StoreError], HTTPStatus], ...] = (
 )
 #: What Django raises where the database cannot be reached, or has gone in mid-request.
 AWAY = (OperationalError, InterfaceError)
-#: What Django itself answers with 400, 403 or 404.
-DJANGOS = (Http404, PermissionDenied, SuspiciousOperation, BadRequest, MultiPartParserError)
+#: What Django itself answers with 400, 403 or 404, and allauth's middleware by a redirect.
+DJANGOS = (
+    *(Http404, PermissionDenied, SuspiciousOperation, BadRequest, MultiPartParserError),
+    *(ImmediateHttpResponse, ReauthenticationRequired),
+)
 #: Paths that answer programs, whatever kind of answer they say they take.
 FOR_PROGRAMS = (
     "/api/",
@@ -249,7 +253,7 @@ class StoreErrors:
             # A form compares what it was sent with keys in the database, whatever their size is.
             return answer_to(request, InvalidInputError("A number in the request is too large."))
         if isinstance(exception, DJANGOS):
-            return None  # the handlers of 400, 403 and 404 answer these
+            return None  # the handlers of 400, 403 and 404 answer these, or allauth
         if isinstance(exception, AWAY):
             logger.warning("database unreachable", error=str(exception))
             return answer_to(request, database_away())

@@ -84,6 +84,13 @@ def test_a_form_is_refused_whose_keys_no_database_has(
     assert answer.status_code == status
 
 
+def test_a_program_that_must_sign_in_again_is_sent_there(client: Client, db: None) -> None:
+    client.force_login(factories.make_user("bob", password="x"))
+    answer = client.get("/accounts/2fa/totp/activate/", headers={"Accept": "application/json"})
+    assert answer.status_code == 302
+    assert answer["Location"].startswith("/accounts/reauthenticate/")
+
+
 def test_every_error_has_a_status_of_its_own_kind() -> None:
     of_many = {kind for kind in all_kinds() if issubclass(kind, errors.SpecificationError)}
     for kind in all_kinds() - {StoreError, errors.UnexpectedError} - of_many:

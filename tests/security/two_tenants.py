@@ -73,6 +73,7 @@ from environments.models.approvals import RequestAsker
 from environments.models.audit import AuditHead
 from environments.models.environments import SHARED
 from environments.models.images import ImageIndex, ImageStatement
+from environments.models.pending_grants import PendingGrant
 from environments.operations.policies import add_rule
 from environments.operations.tokens import create_token
 from tests import factories
@@ -93,6 +94,7 @@ _OTHER_DIGITS = str.maketrans("0123456789abcdef", "123456789abcdef0")
 #: What belongs to a namespace, and by which relation.
 IN_NAMESPACE: dict[type[Model], str] = {
     **dict.fromkeys((Environment, Webhook, Mirror, HostedChannel, PushRule), "namespace"),
+    PendingGrant: "namespace",
     **dict.fromkeys((Preview, ApprovalRequest, Decision, ChannelCredential, Policy), "namespace"),
     **dict.fromkeys((Build, BuildTag, LegalHold), "environment__namespace"),
     **dict.fromkeys((PolicyRule, PolicyVersion), "policy__namespace"),
@@ -332,6 +334,7 @@ def _add_more(environment: Environment, build: Build) -> None:
     )
     request = ApprovalRequest.objects.get()
     RequestAsker.objects.create(request=request, user=User.objects.get(username="alice"))
+    PendingGrant.objects.create(namespace=research, holder="zoe", role=Role.VIEWER.value)
     assign_perm(SHARED, User.objects.get(username="charlie"), environment)
     webhook = Webhook.objects.get()
     Notification.objects.create(webhook=webhook, event="build.ready", subject="x", content={})
