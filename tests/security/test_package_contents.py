@@ -196,6 +196,7 @@ def attacks(data: Path) -> dict[str, Hostile]:
             message="python_site_packages_path",
         ),
         "pythonless-entry": Hostile(
+            index={"noarch": "python", "subdir": "noarch"},
             link={"noarch": {"type": "python", "entry_points": [7]}, "package_metadata_version": 1},
             message="entry_points",
         ),
@@ -541,7 +542,7 @@ def test_entries_of_older_releases_are_validated_at_their_next_use(tmp_path: Pat
     [again] = cache.ensure([good], patience=Patience(attempts=1))
     assert again.folder.stat().st_ino == cached.folder.stat().st_ino
     assert [file.path for file in again.contents.files if file.kind == "folder"] == ["empty"]
-    assert json.loads(contents.read_text())["version"] == 2
+    assert json.loads(contents.read_text())["version"] == 3
     # One that was poisoned by such a release is extracted again.
     as_of_old()
     (cached.folder / "d").symlink_to(tmp_path)
