@@ -17,17 +17,15 @@ import psycopg
 import pytest
 
 from condastore.threads import KEPT, POOL
-from tests.services import Service, postgres
+from tests.migrated import migrated_postgres
+from tests.services import Service
 from tests.services.processes import free_ports
 
-#: The tables of accounts are enough to look a token up; one process makes them and serves.
 SERVE = """
 import sys
 import django
 django.setup()
-from django.core.management import call_command
 from django.utils import timezone
-call_command("migrate", "accounts", verbosity=0)
 from accounts.models import ApiToken
 from tests import factories
 print(factories.make_token(factories.make_user("erin")), flush=True)
@@ -72,7 +70,7 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
     (port,) = free_ports()
     url = f"http://127.0.0.1:{port}"
     data = tmp_path_factory.mktemp("web")
-    with postgres() as database, (data / "log").open("w") as log:
+    with migrated_postgres() as database, (data / "log").open("w") as log:
         variables = os.environ | {
             "CONDASTORE_DATA": str(data),
             "CONDASTORE_DATABASE_URL": database.url,
