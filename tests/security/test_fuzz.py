@@ -361,6 +361,7 @@ def test_graphql_gives_one_tenant_nothing_of_another(
 ) -> None:
     """Every field with the names of the other's rows, and every id in every argument of ids."""
     random = Random(SEED)
+    # The keys of every table begin with the same number: the first few are rows of every kind.
     ids = ids_of(tenants, "id")
     digests = ids_of(tenants, "digest")
     for name, changes in (
@@ -378,6 +379,8 @@ def test_graphql_gives_one_tenant_nothing_of_another(
         for operation, field_name, argument in id_arguments(documents):
             if operation == "query" or name == "olga":
                 values = digests if argument == "digest" else ids
+                if operation == "mutation":  # each refusal is recorded, which takes its time
+                    values = [*ids[:4], *ids[-1:]]
                 for document in documents.every_id(operation, field_name, argument, values):
                     checker.graphql(document)
     report(checkers)
@@ -569,12 +572,12 @@ def test_no_route_gives_one_tenant_anything_of_another(
     others = [one for one in every if not one.name.startswith("admin:")]
     leading = [one for one in others if set(one.parts) & {"namespace", "channel", "mirror"}]
     for name, own, sample in (
-        *(("signed out", others, 20), ("olga", others, None)),
+        *(("signed out", others, 20), ("olga", [*others, *leading], 80)),
         *(("limited token of olga", leading, 20), ("dora", leading, 20), ("root", [], 40)),
     ):
         requests = Requests(random=random, pools=tenants.pools("theirs"))
         for _ in range(ROUNDS):
-            for route in (*own, *leading, *leading, *some(console, sample)):
+            for route in (*own, *leading, *some(console, sample)):
                 checkers[name].request(requests.request(route))
             for route in leading:
                 method = random.choice(("HEAD", "POST", "PUT"))
