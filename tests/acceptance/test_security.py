@@ -38,6 +38,8 @@ from tests.system import SUBMIT, System, until
 
 PASSWORD = "a password of many words, and long"
 PEOPLE = ("eve", "alice", "secretive-sam")
+#: Eve's hosted channel.
+TOOLS = "eve/tools"
 #: Names of others that Eve must not learn.
 HIDDEN = ("governed-ml", "secretive-sam", "research")
 EVIL_LIBRARY = """
@@ -145,13 +147,18 @@ def world(
             )
             tokens = {name: system.sign_in(name, PASSWORD) for name in PEOPLE}
             govern(system)
-            yield World(
+            world = World(
                 system=system, trusted=trusted, evil=evil, evil_folder=evil_folder, tokens=tokens
             )
+            # The first build creates her namespace.
+            world.ready("eve", "eve/first", "dependencies: [libalpha]\n")
+            created = world.ask("eve", CREATE_CHANNEL % ERROR, name=TOOLS)["createHostedChannel"]
+            assert created["__typename"] == "HostedChannel", created
+            yield world
 
 
 def govern(system: System) -> None:
-    """`research`: Alice develops, `libbeta` is refused, `apptool` waits for approval."""
+    """`research`: Alice develops, `libbeta` is refused, `large-data` waits for approval."""
     system.create("research/governed-ml")
     system.run("namespace", "grant", "research", "developer", "alice")
     for kind, effect, package in (
@@ -216,13 +223,15 @@ def test_a_package_brings_no_file_of_the_service(world: World, target: str) -> N
     for form in ("env.tar.gz", "env.tar.zst", "env.squashfs", "bundle.tar"):
         answer = world.send("eve", "GET", f"/api/envs/eve/{name}/1/{form}")
         assert answer.status_code in (404, 409), answer.text
-    upload = world.send("eve", "PUT", f"/channel/hosted/eves-tools/{name}-1.0-0.tar.bz2", content)
-    assert upload.status_code in (404, 422), "there is no such channel yet, or it refuses"
+    upload = world.send("eve", "PUT", f"/channel/hosted/{TOOLS}/{name}-1.0-0.tar.bz2", content)
+    assert upload.status_code == 422, upload.text
 
 
 def test_the_honest_twin_of_such_a_package_is_linked(world: World) -> None:
     payload = [entry("share/twin.txt", b"honest"), link_entry("share/link", "twin.txt")]
     content = tar_bz2(payload, info=listing({"name": "twin"}, "share/twin.txt"))
+    upload = world.send("eve", "PUT", f"/channel/hosted/{TOOLS}/twin-1.0-0.tar.bz2", content)
+    assert upload.status_code == 201, upload.text
     done = world.ready("eve", "eve/twin", explicit(world.publish("twin-1.0-0.tar.bz2", content)))
     assert (Path(done["prefixPath"]) / "share/twin.txt").read_bytes() == b"honest"
 
@@ -551,13 +560,10 @@ def test_no_url_of_eves_reaches_the_internal_network(world: World, canary: Canar
         for kind, text in (("channel", as_channel), ("lock", as_lock)):
             done = world.build("eve", f"eve/probe-{kind}-{number}", text)
             assert done["state"] in ("FAILED", "REFUSED"), (place, done)
-            message = done["failure"]["message"]
-            texts.add(message.replace(f"{place}/secret", "URL").replace(host, "HOST"))
+            texts.add(done["failure"]["message"].partition(" has ")[2])
             assert done["attempt"] <= 1, "another attempt would tell by its time"
     assert not canary.heard
-    assert not any(
-        word in text for text in texts for word in ("401", "200", "refused by", "sha256")
-    )
+    assert texts == {"no address that this installation connects to."}
 
 
 def test_the_channel_that_is_configured_is_reached(world: World) -> None:
@@ -585,12 +591,11 @@ def test_another_account_of_the_machine_reads_nothing_of_a_private_namespace(
 def test_a_stolen_secret_key_opens_no_other_door(world: World) -> None:
     key = (world.system.data / "secrets/secret_key").read_text().splitlines()[0].strip()
     scope = "repository:research/governed-ml"
-    for salt in ("condastore.registry",):
-        forged = signing.dumps({"token": 1, "for": [scope]}, key=key, salt=salt)
-        answer = world.system.http.get(
-            "/v2/research/governed-ml/tags/list", headers={"Authorization": f"Bearer {forged}"}
-        )
-        assert answer.status_code == 401
+    forged = signing.dumps({"token": 1, "for": [scope]}, key=key, salt="condastore.registry")
+    answer = world.system.http.get(
+        "/v2/research/governed-ml/tags/list", headers={"Authorization": f"Bearer {forged}"}
+    )
+    assert answer.status_code == 401
     with world.system.rows() as rows:
         sessions = [row[0] for row in rows.execute("SELECT session_key FROM django_session")]
     for stored in sessions:

@@ -172,15 +172,19 @@ def test_a_proxy_that_was_killed_is_replaced_at_its_address(server: ChannelServe
         proxy.close()
 
 
-def test_each_password_stands_for_its_guard(proxy: Access, server: ChannelServer) -> None:
-    closed = forward_proxy.of(Guard())
-    assert closed.port == proxy.port
-    for access, status in ((proxy, 200), (closed, forward_proxy.REFUSED), (proxy, 200)):
-        assert httpx.get(f"{server.url}small", proxy=access.url).status_code == status
-        access.environment()
-        with _connected(access) as connection:  # without a password the last that was given to one
-            _send(connection, f"GET {server.url}small HTTP/1.1")
-            assert _head(connection).startswith(f"HTTP/1.1 {status} ")
+def test_each_password_stands_for_its_guard(server: ChannelServer) -> None:
+    own = ForwardProxy()  # no thread of another test gives its guard to children meanwhile
+    try:
+        opened, closed = own.access(Guard.of(urls=[server.url])), own.access(Guard())
+        assert closed.port == opened.port
+        for access, status in ((opened, 200), (closed, forward_proxy.REFUSED), (opened, 200)):
+            assert httpx.get(f"{server.url}small", proxy=access.url).status_code == status
+            access.environment()
+            with _connected(access) as connection:  # no password: the guard given to children
+                _send(connection, f"GET {server.url}small HTTP/1.1")
+                assert _head(connection).startswith(f"HTTP/1.1 {status} ")
+    finally:
+        own.close()
 
 
 def test_a_proxy_ends_with_the_process_that_started_it() -> None:
