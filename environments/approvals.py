@@ -1,4 +1,4 @@
-"""What becomes of a build whose lock needs decisions, and of one about which people have decided?
+"""Hold builds whose lock needs decisions, and release them once people have decided.
 
 Everything here that writes runs in a transaction, and `in_turn`.
 """

@@ -1,4 +1,4 @@
-"""`condastore audit`: who did what, and is the log of it as it was written?"""
+"""`condastore audit`: list, verify, export and prune the audit log."""
 
 from __future__ import annotations
 

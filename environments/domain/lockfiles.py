@@ -1,4 +1,4 @@
-"""Which lock does a `conda-lock.yml` (v1) or an explicit list hold?"""
+"""Read a lock from a `conda-lock.yml` (v1) or an explicit list."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What does a remote channel list, and what is shown of it? Files in, files out, a name at a time.
+"""Index and filter the repodata of a remote channel: files in, files out, one name at a time.
 
 A look fetches the channel's repodata and joins it to the history of what it listed (`join`); a view
 is what the rules leave of that history at one moment, as the files that conda clients ask for

@@ -1,4 +1,4 @@
-"""Where is a package extracted, so that every build can link it and none can spoil another?
+"""Cache of extracted and validated packages, which builds share and cannot change.
 
     <folder>/<sha256>/<name>-<version>-<build>/   the extracted archive
     <folder>/<sha256>/contents.json               what is in it; its time is the last use

@@ -1,4 +1,4 @@
-"""Which wheels does the PyPI part need, beside what the conda packages already bring?"""
+"""Resolve the wheels of the PyPI part, beside what the conda packages already provide."""
 
 from __future__ import annotations
 

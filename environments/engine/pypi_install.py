@@ -1,4 +1,4 @@
-"""How do the wheels of a lock come into a prefix beside its conda packages?
+"""Install the wheels of a lock into a prefix, beside its conda packages.
 
 Each wheel is checked against its own RECORD and unpacked once, into `<folder>/<sha256>/`; every
 prefix gets hard links, and scripts and a RECORD of its own.

@@ -1,4 +1,4 @@
-"""Which image is in a folder or archive that other tools wrote (OCI layout, docker archive)?"""
+"""Load an image from a folder or archive of other tools (OCI layout, docker archive)."""
 
 from __future__ import annotations
 
