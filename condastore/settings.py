@@ -369,7 +369,7 @@ MAX_UPLOAD_BYTES = env.number(
 MAX_DOWNLOAD_BYTES = env.number(
     "MAX_DOWNLOAD_BYTES",
     21_474_836_480,
-    "The largest package, wheel or layer that is fetched where nobody says its size.",
+    "The largest package, wheel or layer that is fetched if its size is not stated.",
 )
 UNPACKING = Limits(
     unpacked=env.number(

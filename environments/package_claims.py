@@ -1,4 +1,4 @@
-"""What fetched packages say of themselves: stored where rules look, and judged where it is new.
+"""Claims of fetched packages about themselves: store them for rules, and judge the new ones.
 
 A record is what a channel says. Rules judge it before anything is fetched. Once a package is there,
 its own word counts too, where it is stricter: install scripts, and the licence that it names.
@@ -28,7 +28,7 @@ def learn(
 
     Args:
         policy: the one by which their lock was judged.
-        log: gets what is no fault, and yet worth to know.
+        log: receives notes that do not fail the build.
 
     Returns:
         True if `policy` judged the lock without knowing some of it: judge again.
@@ -57,7 +57,11 @@ def learn(
     _store_licenses(PypiRecord, pypi)
     for one in packages:
         if more := _unlisted_dependencies(one):
-            log(f"{one.contents.label} itself also depends on {', '.join(more)}; its record not")
+            names = ", ".join(more)
+            log(
+                f"{one.contents.label} itself also depends on {names}, which its channel's record "
+                "does not list"
+            )
     unknown_scripts = any(
         found and policy.scripts.get(sha256) != tuple(found) for sha256, found in scripts.items()
     )

@@ -190,7 +190,7 @@ class AccountRoom(Audited, UserAdmin):
             "opts": User._meta,
             "name": "Users",
             "title": f"A new password for {user.username}",
-            "text": f"Hand this link to {user.username} by a way that nobody else reads. It works "
+            "text": f"Hand this link to {user.username} over a private channel. It works "
             f"once, for {minutes} minutes, and is shown this once.",
             "rows": [link],
             "back": list_url(User),

@@ -142,7 +142,7 @@ def _float(text: str) -> float:
 
 
 def _constant(name: str) -> NoReturn:
-    raise JsonTextError(f"{name} is no JSON.")
+    raise JsonTextError(f"{name} is not valid JSON.")
 
 
 _STRICT = json.JSONDecoder(

@@ -121,7 +121,7 @@ def _packages(
     for package in packages:
         folder = f"channel/{package.subdir}" if isinstance(package, CondaPackage) else "wheels"
         if path_fault(package.file_name) or "/" in package.file_name:
-            raise LinkError(f"{printable(package.file_name)} is no name of a file.")
+            raise LinkError(f"{printable(package.file_name)} is not a file name.")
         source = originals[package.url]
         size = source.stat().st_size
         yield Entry(f"{top}/{folder}/{package.file_name}", str(source), size, moment)
