@@ -57,16 +57,16 @@ class Attempt:
 
 def begin(request: HttpRequest, login: str) -> Attempt | None:
     """Count an attempt to sign in as `login`; None where there were too many."""
-    name, address = canonical(login), client_address(request.META)
+    name, known, address = canonical(login), _known_name(login), client_address(request.META)
     limits: Mapping[str, str] = settings.SIGN_IN_LIMITS
     attempt = Attempt()
-    if device := _devices(request).get(name):
+    if device := _devices(request).get(known):
         return attempt if attempt.count(request, "device", limits["device"], device) else None
     if not attempt.count(request, "address", limits["address"]):
         return None
     if not attempt.count(request, "pair", limits["pair"], f"{name}\n{ratelimit.get_ip(request)}"):
         return None
-    if not _knows_address(name, address):
+    if not _knows_address(known, address):
         return attempt if attempt.count(request, "account", limits["account"], name) else None
     return attempt
 
@@ -80,7 +80,8 @@ def begin_bind(request: HttpRequest | None, login: str) -> Attempt | None:
     rate = settings.SIGN_IN_LIMITS["directory"]
     if request is None or not rate:
         return attempt
-    if _devices(request).get(name) or _knows_address(name, client_address(request.META)):
+    known = _known_name(login)
+    if _devices(request).get(known) or _knows_address(known, client_address(request.META)):
         return attempt
     return attempt if attempt.count(request, "directory", rate, name) else None
 
@@ -95,12 +96,12 @@ def canonical(login: str) -> str:
 
 def succeeded(request: HttpRequest, login: str) -> None:
     """Remember the address: the right password came from it."""
-    cache.set(_address_key(canonical(login), client_address(request.META)), True, _ADDRESS_LIFE)
+    cache.set(_address_key(_known_name(login), client_address(request.META)), True, _ADDRESS_LIFE)
 
 
 def remember_device(request: HttpRequest, response: HttpResponseBase, username: str) -> None:
     """Set the cookie by which this browser is known to `username`'s sign-in."""
-    name = canonical(username)
+    name = _known_name(username)
     devices = {name: secrets.token_urlsafe(16)} | _devices(request)
     kept = [name, *(other for other in devices if other != name)][:_MOST_NAMES]
     response.set_cookie(
@@ -111,6 +112,14 @@ def remember_device(request: HttpRequest, response: HttpResponseBase, username: 
         httponly=True,
         samesite="Lax",
     )
+
+
+def _known_name(login: str) -> str:
+    """Return the name under which a browser or an address is known.
+
+    `canonical` folds more, so that those of the account `straße` would be known to `strasse`.
+    """
+    return login[:1000].strip().lower()
 
 
 def _devices(request: HttpRequest) -> dict[str, str]:

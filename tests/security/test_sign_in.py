@@ -93,6 +93,18 @@ def test_the_cookie_of_ones_own_account_opens_no_other(erin: User, settings: Any
     assert not sign_in(forged)
 
 
+def test_a_browser_of_one_account_is_not_known_to_one_with_a_similar_name(settings: Any) -> None:
+    settings.SIGN_IN_LIMITS = settings.SIGN_IN_LIMITS | {"account": "2/h/key"}
+    for name in ("strasse", "straße"):
+        factories.make_user(name, password=PASSWORD)
+    client = browser(ATTACKER)
+    assert sign_in(client, name="straße")
+    client.post("/logout/")
+    assert not any(sign_in(client, "wrong", "strasse") for _ in range(2))
+    assert not sign_in(client, name="strasse"), "the account's limit holds for this browser"
+    assert sign_in(client, name="straße"), "its own account still knows it"
+
+
 def test_a_known_browser_cannot_guess_for_long_either(erin: User) -> None:
     client = browser()
     assert sign_in(client)
