@@ -34,12 +34,8 @@ from environments.domain.names import (
     printable,
     without_credentials,
 )
-from environments.domain.requirements import (
-    CondaRequirement,
-    PipRequirement,
-    parse_conda_requirement,
-    parse_pip_requirement,
-)
+from environments.domain.pip_requirements import PipRequirement, parse_pip_requirement
+from environments.domain.requirements import CondaRequirement, parse_conda_requirement
 from environments.domain.selectors import idle_selectors, lines_for, selector_faults
 from environments.domain.yaml_text import Node, checked_text, read_yaml
 
