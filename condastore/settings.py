@@ -351,7 +351,22 @@ DISK_RESERVE = env.number(
     "DISK_RESERVE", 1_073_741_824, "Bytes that builds leave free on the disk of the data folder."
 )
 DOWNLOADS_PARALLEL = env.number("DOWNLOADS_PARALLEL", 8, "Packages fetched at once by a build.")
-DOWNLOAD_TIMEOUT = env.seconds("DOWNLOAD_TIMEOUT", 30, "Silence after which a download is cut.")
+DOWNLOAD_TIMEOUT = env.seconds(
+    "DOWNLOAD_TIMEOUT",
+    30,
+    "Silence after which a request to a channel, an index or another server is given up.",
+)
+DOWNLOAD_MIN_RATE = env.number(
+    "DOWNLOAD_MIN_RATE",
+    1024,
+    "Bytes a second that a server must send, on average over DOWNLOAD_TIMEOUT; 0 for any.",
+)
+MAX_REPODATA_BYTES = env.number(
+    "MAX_REPODATA_BYTES",
+    4_294_967_296,
+    "The largest file that is read of what a channel lists, in bytes, as sent and unpacked; those "
+    "of conda-forge have 0.5 GB.",
+)
 CHANNEL_STATE_TTL = env.seconds(
     "CHANNEL_STATE_TTL", 5, "How long a channel's state is believed before it is asked again."
 )
