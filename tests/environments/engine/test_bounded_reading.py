@@ -117,7 +117,7 @@ def test_what_cannot_be_unpacked_is_an_error(encoding: str, content: bytes) -> N
 def test_only_the_wait_for_the_server_counts_towards_its_rate() -> None:
     meter = Meter(QUICK)
     for _ in range(100):
-        meter.add(10, waited=0)
+        meter.add(1, waited=0)
     for _ in range(9):
         meter.add(10, waited=0.1)
     with pytest.raises(TransferError):
