@@ -16,6 +16,7 @@ from django.utils import timezone
 
 from environments import folder_access
 from environments.domain.errors import InvalidInputError
+from environments.domain.lifecycle import BuildState
 from environments.engine import disk, linking
 from environments.models import Build, Environment, Prefix, RecalledLock
 
@@ -36,8 +37,8 @@ def link_path(namespace: str, name: str) -> Path:
 
 
 def prefix_path(build: Build) -> Path | None:
-    """Where the build's files are; None where it has none (any more), or was recalled."""
-    if build.prefix is None:
+    """Where the build's files are; None where it is not READY, or was recalled."""
+    if build.prefix is None or build.state != BuildState.READY:
         return None
     recalled = RecalledLock.objects.active().filter(lock=build.prefix.lock_id)
     return None if recalled.exists() else data() / build.prefix.path
@@ -49,9 +50,12 @@ def planned_prefix(build: Build) -> str:
     assert build.lock is not None
     leaf = f"{build.number}-{build.lock.digest[:12]}-{environment.name}"
     path = f"{PREFIXES}/{environment.namespace.name}/{leaf}"
-    # An environment that was renamed or moved keeps the folders that bear its old name.
-    taken = Prefix.objects.filter(path=path).exclude(builds=build).exists()
-    return f"{path}-{build.pk}" if taken else path
+    # An environment that was renamed or moved keeps the folders that bear its old name, and upkeep
+    # may be about to remove the folder of an attempt that ended after it was named.
+    for free in (path, f"{path}-{build.pk}"):
+        if not Prefix.objects.filter(path=free).exclude(builds=build).exists():
+            return free
+    return f"{path}-{build.pk}.{build.lease_token}"
 
 
 @contextmanager

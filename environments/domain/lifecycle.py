@@ -46,6 +46,8 @@ FINISHED = frozenset({_S.READY, _S.FAILED, _S.CANCELLED, _S.ARCHIVED})
 RUNNING = frozenset(
     {_S.SOLVING, _S.FETCHING, _S.LINKING, _S.CHECKING, _S.PUBLISHING, _S.CANCELLING}
 )
+#: A build may have a prefix in these only: named while it is published, READY, or stopped between.
+WITH_PREFIX = frozenset({_S.PUBLISHING, _S.READY, _S.CANCELLING})
 #: Judged, approved and published once: what it holds may be given away.
 SERVED = frozenset({_S.READY, _S.ARCHIVED})
 CANCELLABLE = frozenset(MOVES) - FINISHED - {_S.CANCELLING}

@@ -478,7 +478,7 @@ def _prefix(build: Any, annotation: str, attribute: str) -> Any:
 
 
 def _prefix_path(build: Any) -> str:
-    path = _prefix(build, "prefix_folder", "path")
+    path = _prefix(build, "prefix_folder", "path") if build.state == BuildState.READY else None
     return str(folders.data() / path) if path and _recalled(build) is None else ""
 
 
@@ -556,6 +556,7 @@ class BuildNode(Node):
     is_current: bool = computed(_is_current, annotate={"current_build": F("environment__current")})
     prefix_path: str = computed(
         _prefix_path,
+        only=["state"],
         annotate={"prefix_folder": F("prefix__path"), "recall_reason": recall_reason("lock")},
         description="Where its files are on the server; empty where it has none.",
     )

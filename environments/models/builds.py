@@ -17,7 +17,7 @@ from accounts.access import Actor
 from accounts.models import User
 from accounts.roles import Perm
 from environments.domain.errors import LeaseLostError, StoreError, TransitionError, WorkerLostError
-from environments.domain.lifecycle import FINISHED, RUNNING, BuildState, sources
+from environments.domain.lifecycle import FINISHED, RUNNING, WITH_PREFIX, BuildState, sources
 from environments.models.environments import Environment, allowed
 from environments.models.locks import LockRow, SpecificationRow
 from environments.models.notifications import Event, Notification
@@ -150,6 +150,10 @@ class Build(models.Model):
                 name="build_ready_has_prefix",
             ),
             models.CheckConstraint(
+                condition=Q(state__in=sorted(WITH_PREFIX)) | Q(prefix=None),
+                name="build_prefix_only_published",
+            ),
+            models.CheckConstraint(
                 condition=Q(state__in=sorted(RUNNING)) ^ Q(lease_expires_at=None),
                 name="build_leased_iff_running",
             ),
@@ -173,7 +177,7 @@ class Build(models.Model):
     def move(
         self, to: BuildState, *, lease: Lease | None = None, message: str = "", **changes: Any
     ) -> None:
-        """Move to `to` and record the event.
+        """Move to `to` and record the event; a build that is not published loses its prefix.
 
         Raises:
             LeaseLostError: with a lease that is no longer the build's.
@@ -187,6 +191,9 @@ class Build(models.Model):
         changes |= {"state": to, "finished_at": now if to in FINISHED else None}
         if to not in RUNNING:
             changes |= {"lease_expires_at": None, "lease_owner": ""}
+        if to not in WITH_PREFIX:
+            # Upkeep removes the row and the folder of a prefix that no build has.
+            changes |= {"prefix": None}
         origins = sources(to)
         if lease is not None:
             origins &= RUNNING  # one that was queued again meanwhile is nobody's
