@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
 from typing import Any
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "condastore.settings")
@@ -16,6 +17,7 @@ django_application.chunk_size = 1 << 18  # bytes that are sent at once: a quarte
 from django.conf import settings  # noqa: E402
 from django.http.request import split_domain_port, validate_host  # noqa: E402
 
+from condastore import turns  # noqa: E402
 from condastore.cli.errors import CommandError  # noqa: E402
 from condastore.private_files import PRIVATE_UMASK  # noqa: E402
 from condastore.schema import schema  # noqa: E402
@@ -26,15 +28,22 @@ from environments.rest import bodies  # noqa: E402
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+#: What watches the process must hear of it however many requests are waiting.
+NEVER_QUEUED = frozenset({"/healthz", "/readyz", "/metrics"})
 graphql_socket = make_socket(schema)
 keep_connections()
 
 
 async def application(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
     if scope["type"] == "http":
-        async with KeptThread():
+        async with KeptThread() as thread:
+            if scope["path"] in NEVER_QUEUED:
+                thread.begin()
+                await django_application(scope, receive, send)  # type: ignore[arg-type]
+                return
             receive = bodies.body_for(scope, receive)
-            await django_application(scope, receive, send)  # type: ignore[arg-type]
+            respond = partial(django_application, scope)
+            await turns.admit(respond, receive, send, admitted=thread.begin)  # type: ignore[arg-type]
     elif scope["type"] == "websocket":
         if scope["path"].rstrip("/") == "/graphql" and _host_allowed(scope):
             await graphql_socket(scope, receive, send)

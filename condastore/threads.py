@@ -27,10 +27,13 @@ class KeptThread(ThreadSensitiveContext):
 
     async def __aenter__(self) -> Self:
         await super().__aenter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def begin(self) -> None:
+        """Assign the thread. Before, while the request waits for its turn, it needs none."""
         if self.token is not None:
             executor: Any = self._free.pop() if self._free else ThreadPoolExecutor(max_workers=1)
             SyncToAsync.context_to_thread_executor[self] = executor
-        return self
 
     async def __aexit__(self, *exception: Any) -> None:
         # A subscription has given its thread back (graphql.views.release_thread).

@@ -5,7 +5,6 @@ A StoreError becomes the OperationError of the payload (`errors.StoreErrors`): n
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Annotated, Any
 
@@ -15,6 +14,7 @@ from strawberry import ID, Info
 
 from accounts.access import Actor
 from accounts.roles import Role
+from condastore import turns
 from environments.domain.artifacts import ArtifactKind
 from environments.domain.errors import NotFoundError
 from environments.graphql.artifacts import ArtifactNode, artifact_of
@@ -479,4 +479,4 @@ async def _solved(preview: Preview, wait: float) -> Preview:
         left = until - time.monotonic()
         if found.state in (PreviewState.READY, PreviewState.FAILED) or left <= 0:
             return found
-        await asyncio.sleep(min(LOOK, left))
+        await turns.pause(min(LOOK, left))

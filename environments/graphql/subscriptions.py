@@ -22,6 +22,7 @@ from strawberry import ID, Info
 
 from accounts.access import Actor
 from accounts.authentication import CHECK_INTERVAL, renewed
+from condastore import turns
 from environments.domain.lifecycle import BuildState
 from environments.graphql.pages import actor_in
 from environments.graphql.types import BuildNode, EnvironmentNode, find
@@ -72,7 +73,8 @@ async def looked(read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         finally:
             close_old_connections()
 
-    return await sync_to_async(look, thread_sensitive=False)()
+    async with turns.running():
+        return await sync_to_async(look, thread_sensitive=False)()
 
 
 @dataclass(slots=True)

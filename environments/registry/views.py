@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonRespons
 from django.utils.cache import patch_vary_headers
 
 from accounts.access import Actor
+from condastore import turns
 from environments.domain.artifacts import ArtifactState
 from environments.domain.errors import (
     InvalidInputError,
@@ -234,7 +234,7 @@ async def _built(request: HttpRequest, path: str, deadline: float) -> None:
             raise refusal
         if time.monotonic() >= deadline:
             raise UnderWayError(f"It is being built ({build.state}).", hint="Pull it again.")
-        await asyncio.sleep(LOOK)
+        await turns.pause(LOOK)
         await sync_to_async(build.refresh_from_db)()
 
 
@@ -247,7 +247,7 @@ async def _awaited(wanted: list[Artifact], deadline: float) -> list[Artifact]:
     while any(one.state in _UNFINISHED for one in wanted):
         if time.monotonic() >= deadline:
             raise UnderWayError("The image is being made.", hint="Pull it again in a while.")
-        await asyncio.sleep(LOOK)
+        await turns.pause(LOOK)
         wanted = await sync_to_async(_look)(wanted)
     return wanted
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 
@@ -10,6 +9,7 @@ from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.http import HttpRequest, HttpResponseBase, JsonResponse
 
+from condastore import turns
 from environments.domain.artifacts import FORMS, ArtifactState
 from environments.domain.errors import ArtifactFailedError
 from environments.models import Artifact, Build
@@ -62,13 +62,13 @@ async def download(
 
 
 def patience(request: HttpRequest) -> float:
-    """Seconds that the client waits, as it says itself."""
+    """Seconds that the client wants to wait, at most as long as making an artifact may take."""
+    limit: float = settings.ARTIFACT_TIME_LIMIT.total_seconds()
     preferred = request.headers.get("Prefer", "")
     if found := _WAIT.search(preferred):
-        return float(found[1])
+        return min(float(found[1]), limit)
     if _ASYNC.search(preferred) or request.method == "HEAD":
         return 0.0
-    limit: float = settings.ARTIFACT_TIME_LIMIT.total_seconds()
     return limit
 
 
@@ -76,7 +76,7 @@ async def _awaited(artifact: Artifact, seconds: float) -> Artifact:
     deadline = time.monotonic() + seconds
     unfinished = (ArtifactState.QUEUED, ArtifactState.MAKING)
     while artifact.state in unfinished and time.monotonic() < deadline:
-        await asyncio.sleep(LOOK)
+        await turns.pause(LOOK)
         artifact = await sync_to_async(_look)(artifact)
     return artifact
 

@@ -14,6 +14,7 @@ from typing import Any
 from asgiref.sync import sync_to_async
 from django.http import HttpRequest
 
+from condastore import turns
 from environments.domain.errors import InvalidInputError
 
 Message = MutableMapping[str, Any]
@@ -47,6 +48,12 @@ class _Body:
         return self._goodbye or await self._receive()
 
     async def parts(self) -> AsyncIterator[bytes]:
+        """The body as it arrives: at the client's speed, so without a turn until its end."""
+        async with turns.released():
+            async for part in self._parts():
+                yield part
+
+    async def _parts(self) -> AsyncIterator[bytes]:
         while not self._ended.is_set():
             message = await self._receive()
             if message["type"] == "http.disconnect":

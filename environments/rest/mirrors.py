@@ -25,6 +25,7 @@ from django.utils.cache import patch_vary_headers
 from django.utils.http import http_date, parse_etags
 from django.views.decorators.http import require_safe
 
+from condastore import turns
 from environments import blobs, mirrors
 from environments.domain.errors import DownloadError, NotFoundError, UnavailableError
 from environments.models import Blob
@@ -87,7 +88,7 @@ async def _opened(find: Callable[[], Found | None]) -> Found:
                 "What the channel lists is being read for the first time, or by new rules.",
                 hint="Ask again in a while.",
             )
-        await asyncio.sleep(_LOOK)
+        await turns.pause(_LOOK)
     return found
 
 
@@ -144,7 +145,8 @@ async def _package(request: HttpRequest, find: Callable[[], Package | None]) -> 
         credentials = await sync_to_async(mirrors.credential_source)(package.opened.mirror)
         coming = mirrors.fetching(package.download, credentials)
         try:
-            path = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(coming)), WAIT)
+            async with turns.released():
+                path = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(coming)), WAIT)
         except DownloadError as error:
             if error.details.get("gone"):
                 raise NotFoundError(error.message) from error  # another attempt would be in vain

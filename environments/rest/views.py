@@ -21,6 +21,7 @@ from django.utils.cache import patch_vary_headers
 from django.utils.http import content_disposition_header, parse_etags
 from django.views.decorators.http import require_POST, require_safe
 
+from condastore import turns
 from environments import signing
 from environments.domain.errors import InvalidInputError
 from environments.models import Build
@@ -145,7 +146,8 @@ async def log(
 async def _lines(build: Build) -> AsyncIterator[bytes]:
     start = 0
     while True:
-        lines = await sync_to_async(build.log_from)(start, limit=LINES)
+        async with turns.running():
+            lines = await sync_to_async(build.log_from)(start, limit=LINES)
         if lines:
             yield ("\n".join(lines) + "\n").encode()
         if len(lines) < LINES:
@@ -199,7 +201,11 @@ async def _parts(lines: Iterator[str]) -> AsyncIterator[bytes]:
     def part() -> bytes:
         return "".join(islice(lines, EVENTS)).encode()
 
-    while some := await sync_to_async(part)():
+    while True:
+        async with turns.running():
+            some = await sync_to_async(part)()
+        if not some:
+            return
         yield some
 
 

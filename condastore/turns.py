@@ -1,0 +1,218 @@
+"""Admission control of a web process: at most AT_ONCE requests run Python at the same time.
+
+The threads of one process share one interpreter lock: the more of them run, the more they switch,
+and all of them answer later. A request holds a turn from the end of its body to the start of its
+answer, and releases it while it only waits: for a build, for an upload, for SQLite's write lock.
+Requests queue in the order in which they came.
+
+A wait that nobody announced (an LDAP server, a slow disk, a row lock) does not hold up the others
+for long: a turn held for longer than PATIENCE no longer counts while somebody queues.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+#: Two, because a request leaves the interpreter free while its database answers.
+AT_ONCE = 2
+#: Seconds after which a held turn no longer counts while other requests queue.
+PATIENCE = 0.25
+
+
+class Turn:
+    """The turn of one request. Its methods run on the event loop."""
+
+    __slots__ = ("_turns", "ended")
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+        self.ended = False
+
+    @property
+    def held(self) -> bool:
+        return self in self._turns.held
+
+    async def take(self) -> None:
+        """Wait in the queue until this request may run."""
+        if not self.ended:
+            await self._turns.take(self)
+
+    def resume(self) -> None:
+        """Hold the turn again at once, beyond the limit if need be.
+
+        For a thread that may hold a lock which those that run are waiting for.
+        """
+        if not self.ended:
+            self._turns.hold(self)
+
+    def give(self) -> None:
+        self._turns.give(self)
+
+    def end(self) -> None:
+        self.ended = True
+        self.give()
+
+    def call(self, method: Callable[[], None]) -> None:
+        """Run `give` or `resume` from a thread."""
+        self._turns.loop.call_soon_threadsafe(method)
+
+
+class Turns:
+    """The turns of one event loop. Its methods run on that loop."""
+
+    def __init__(self, limit: int = AT_ONCE) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.held: dict[Turn, float] = {}
+        self._limit = limit
+        self._queue: deque[tuple[asyncio.Future[None], Turn]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def take(self, turn: Turn) -> None:
+        if turn in self.held:
+            return
+        if len(self.held) < self._limit and not self._queue:
+            self.hold(turn)
+            return
+        admitted = self.loop.create_future()
+        self._queue.append((admitted, turn))
+        self._watch()
+        try:
+            await admitted
+        except asyncio.CancelledError:
+            self.give(turn)  # it may have been admitted in the same moment
+            raise
+
+    def hold(self, turn: Turn) -> None:
+        self.held[turn] = self.loop.time()
+
+    def give(self, turn: Turn) -> None:
+        if self.held.pop(turn, None) is not None:
+            self._admit()
+
+    def _admit(self) -> None:
+        while self._queue and len(self.held) < self._limit:
+            admitted, turn = self._queue.popleft()
+            if not admitted.done():
+                self.hold(turn)
+                admitted.set_result(None)
+
+    def _watch(self) -> None:
+        if self._timer is None:
+            self._timer = self.loop.call_later(PATIENCE, self._pass_over)
+
+    def _pass_over(self) -> None:
+        """Stop counting turns that are held for too long."""
+        self._timer = None
+        if not self._queue:
+            return
+        latest = self.loop.time() - PATIENCE
+        for turn in [turn for turn, since in self.held.items() if since <= latest]:
+            self.give(turn)
+        if self._queue:
+            self._watch()
+
+
+_current: ContextVar[Turn | None] = ContextVar("condastore_turn", default=None)
+_turns: Turns | None = None
+
+
+def _of_this_loop() -> Turns:
+    global _turns
+    if _turns is None or _turns.loop is not asyncio.get_running_loop():
+        _turns = Turns()
+    return _turns
+
+
+async def admit(
+    application: Callable[[Receive, Send], Awaitable[None]],
+    receive: Receive,
+    send: Send,
+    *,
+    admitted: Callable[[], None],
+) -> None:
+    """Run an HTTP request of `application` in a turn of its own.
+
+    Args:
+        admitted: called when the request has its turn, before its body is passed on.
+    """
+    turn = Turn(_of_this_loop())
+    begun = False
+
+    async def received() -> Message:
+        nonlocal begun
+        message = await receive()
+        if not begun and not message.get("more_body", False):
+            begun = True
+            await turn.take()
+            admitted()
+        return message
+
+    async def sent(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            turn.end()  # the rest is written as fast as the client reads
+        await send(message)
+
+    before = _current.set(turn)
+    try:
+        await application(received, sent)
+    finally:
+        turn.end()
+        _current.reset(before)
+
+
+@asynccontextmanager
+async def running() -> AsyncIterator[None]:
+    """Hold a turn for work outside of a request's own, such as a subscription's query."""
+    turn = _current.get()
+    if turn is not None and turn.held:
+        yield
+        return
+    turn = Turn(_of_this_loop())
+    await turn.take()
+    try:
+        yield
+    finally:
+        turn.end()
+
+
+@asynccontextmanager
+async def released() -> AsyncIterator[None]:
+    """Release the turn of this request for a wait in a coroutine, then queue for it again."""
+    turn = _current.get()
+    if turn is None:
+        yield
+        return
+    turn.give()
+    try:
+        yield
+    finally:
+        await turn.take()
+
+
+async def pause(seconds: float) -> None:
+    """Sleep, with the turn released."""
+    async with released():
+        await asyncio.sleep(seconds)
+
+
+@contextmanager
+def waiting() -> Iterator[None]:
+    """Release the turn of this request for a wait in a thread."""
+    turn = _current.get()
+    if turn is None or not turn.held:
+        yield
+        return
+    turn.call(turn.give)
+    try:
+        yield
+    finally:
+        turn.call(turn.resume)
