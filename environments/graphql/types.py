@@ -904,6 +904,6 @@ def roles_of(account: User) -> dict[int, set[Role]]:
         for namespace, codename in rows.values_list("content_object", "permission__codename"):
             held.setdefault(namespace, set()).add(_role(codename))
     for role in Role:
-        for namespace in mapped(account, [role]).values_list("namespace", flat=True):
+        for namespace in mapped(account.pk, [role]).values_list("namespace", flat=True):
             held.setdefault(namespace, set()).add(role)
     return held

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from django.db import models, transaction
 from django.db.models import Case, F, Q, Value, When
+from django.db.models.expressions import RawSQL
 from django.utils import timezone
 from guardian.models import GroupObjectPermissionBase, UserObjectPermissionBase
 
 from accounts.access import Actor
 from accounts.models import User
 from accounts.roles import PUBLIC, Perm
-from environments.models.namespaces import Namespace, held
+from environments.models.namespaces import Namespace, conditions_of, held, key_of, kind_of, never
+from environments.models.statements import subquery
 
 if TYPE_CHECKING:
     from environments.models.builds import Build
@@ -25,12 +28,14 @@ class EnvironmentQuerySet(models.QuerySet["Environment"]):
         """By a role on the namespace; to view and download also where it is shared by itself."""
         # The names say nothing that `allowed` does not; with them a list in the order of names is
         # read from its beginning, and not sorted whole.
-        names = Namespace.objects.order_by()
-        if not actor.sees_everything:
-            shared = _shared(actor, perm, "pk", column="content_object__namespace")
-            names = names.filter(held(actor, perm) | shared)
-        found = self.present().filter(namespace__name__in=names.values("name"))
-        return found if actor.sees_everything else found.filter(allowed(actor, perm))
+        if never(actor, perm):
+            return self.none()
+        if actor.sees_everything:
+            names: Any = Namespace.objects.order_by().values("name")
+            return self.present().filter(namespace__name__in=names)
+        return self.present().filter(
+            allowed(actor, perm), namespace__name__in=_names_of_visible(actor, perm)
+        )
 
     def visible_to(self, actor: Actor) -> Self:
         return self.with_perm(actor, Perm.VIEW)
@@ -48,22 +53,50 @@ def allowed(actor: Actor, perm: Perm, *, through: str = "") -> Case | Value:
     if actor.sees_everything:
         return Value(True, output_field=models.BooleanField())
     own = held(actor, perm, through=f"{through}namespace__")
-    shared = _shared(actor, perm, f"{through}pk")
-    return Case(When(own | shared, then=True), default=False, output_field=models.BooleanField())
+    if _may_be_shared(actor, perm):
+        own |= Q(**{f"{through}pk__in": shared_environments(actor)})
+    return Case(When(own, then=True), default=False, output_field=models.BooleanField())
 
 
-def _shared(actor: Actor, perm: Perm, field: str, *, column: str = "content_object") -> Q:
-    """Is `field` the key of an environment that is shared by itself, or its `column`?"""
-    if not (perm in PUBLIC and actor.signed_in and actor.allows(perm)):
-        return Q(**{f"{field}__in": ()})
-    wanted: dict[str, Any] = {"permission__codename": SHARED}
-    if actor.only_namespaces is not None:
-        wanted["content_object__namespace__name__in"] = actor.only_namespaces
-    users = EnvironmentUserObjectPermission.objects.filter(user=actor.account, **wanted)
-    groups = EnvironmentGroupObjectPermission.objects.filter(group__user=actor.account, **wanted)
-    return Q(**{f"{field}__in": users.values(column)}) | Q(
-        **{f"{field}__in": groups.values(column)}
+def _may_be_shared(actor: Actor, perm: Perm) -> bool:
+    return perm in PUBLIC and actor.signed_in and actor.allows(perm)
+
+
+def shared_environments(actor: Actor) -> RawSQL:
+    """The subquery of the keys of the environments that are shared with `actor` by themselves."""
+    return subquery(
+        ("shared environments",),
+        lambda key, names: _shared(key, names, "content_object"),
+        key=actor.account.pk,
+        words=actor.only_namespaces,
     )
+
+
+def _names_of_visible(actor: Actor, perm: Perm) -> RawSQL:
+    """The subquery of the names of the namespaces that hold environments of `with_perm`."""
+    shared = _may_be_shared(actor, perm)
+
+    def build(key: int, names: Sequence[str] | None) -> models.QuerySet[Any, Any]:
+        found = conditions_of(actor, perm, key, names)
+        if shared:
+            found |= Q(pk__in=_shared(key, names, "content_object__namespace"))
+        return Namespace.objects.order_by().filter(found).values("name")
+
+    return subquery(
+        ("names", *kind_of(actor, perm), shared),
+        build,
+        key=key_of(actor),
+        words=actor.only_namespaces,
+    )
+
+
+def _shared(account: int, names: Sequence[str] | None, column: str) -> models.QuerySet[Any, Any]:
+    wanted: dict[str, Any] = {"permission__codename": SHARED}
+    if names is not None:
+        wanted["content_object__namespace__name__in"] = names
+    users = EnvironmentUserObjectPermission.objects.filter(user=account, **wanted)
+    groups = EnvironmentGroupObjectPermission.objects.filter(group__user=account, **wanted)
+    return users.values(column).union(groups.values(column))
 
 
 class Environment(models.Model):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, Self
 
 from django.contrib.auth.models import Group, Permission
 from django.db import models
 from django.db.models import Q
+from django.db.models.expressions import RawSQL
 from django.utils import timezone
 from guardian.models import GroupObjectPermissionBase, UserObjectPermissionBase
 from guardian.shortcuts import assign_perm, get_perms, remove_perm
@@ -15,6 +16,7 @@ from guardian.shortcuts import assign_perm, get_perms, remove_perm
 from accounts.access import Actor
 from accounts.models import User
 from accounts.roles import PUBLIC, Perm, Role, roles_with
+from environments.models.statements import subquery
 
 #: Django permissions, given in the admin to users or groups, that hold in all namespaces.
 DECIDE_EVERYWHERE = "decide_everywhere"
@@ -24,7 +26,10 @@ READ_METRICS = "read_metrics"
 
 def holding(actor: Actor, codename: str) -> models.QuerySet[Permission]:
     """The permission `codename`, where the actor's account or one of its groups holds it."""
-    account = actor.account
+    return _permission(actor.account.pk, codename)
+
+
+def _permission(account: int, codename: str) -> models.QuerySet[Permission]:
     named = Permission.objects.filter(codename=codename, content_type__app_label="environments")
     return named.filter(Q(user=account) | Q(group__user=account))
 
@@ -42,7 +47,7 @@ def holds_everywhere(actor: Actor, codename: str, perm: Perm) -> bool:
 class NamespaceQuerySet(models.QuerySet["Namespace"]):
     def with_perm(self, actor: Actor, perm: Perm) -> Self:
         """Those in which `actor` may do what `perm` names."""
-        return self.none() if not actor.allows(perm) else self.filter(held(actor, perm))
+        return self.none() if never(actor, perm) else self.filter(held(actor, perm))
 
     def visible_to(self, actor: Actor) -> Self:
         return self.with_perm(actor, Perm.VIEW)
@@ -50,32 +55,73 @@ class NamespaceQuerySet(models.QuerySet["Namespace"]):
 
 def held(actor: Actor, perm: Perm, *, through: str = "") -> Q:
     """Is the namespace, or the one that `through` leads to, among those of `with_perm`?"""
-    nothing = Q(**{f"{through}pk__in": ()})
-    if not actor.allows(perm):
-        return nothing
-    allowed = Q(**{f"{through}public": True}) if perm in PUBLIC else nothing
-    if actor.rules_everything:
-        allowed = ~nothing
-    elif actor.signed_in:
-        # As guardian's get_objects_for_user, which takes longer than the query itself.
-        roles = {"permission__codename__in": [role.codename for role in roles_with(perm)]}
-        own = NamespaceUserObjectPermission.objects.filter(user=actor.account, **roles)
-        shared = NamespaceGroupObjectPermission.objects.filter(group__user=actor.account, **roles)
-        allowed |= Q(**{f"{through}pk__in": own.values("content_object")})
-        allowed |= Q(**{f"{through}pk__in": shared.values("content_object")})
-        allowed |= Q(**{f"{through}pk__in": mapped(actor.account, roles_with(perm))})
-        if perm is Perm.APPROVE:
-            allowed |= Q(models.Exists(holding(actor, DECIDE_EVERYWHERE)))
-    if actor.only_namespaces is not None:
-        allowed &= Q(**{f"{through}name__in": actor.only_namespaces})
+    if never(actor, perm):
+        return Q(**{f"{through}pk__in": ()})
+    if actor.sees_everything:
+        return ~Q(**{f"{through}pk__in": ()})
+    return Q(**{f"{through}pk__in": _keys(actor, perm)})
+
+
+def never(actor: Actor, perm: Perm) -> bool:
+    """True where `actor` may do that in no namespace, whatever roles there are."""
+    return not actor.allows(perm) or (not actor.signed_in and perm not in PUBLIC)
+
+
+def _keys(actor: Actor, perm: Perm) -> RawSQL:
+    """The subquery of the keys of those namespaces.
+
+    Only its text is remembered: it reads the roles as they are when the statement runs.
+    """
+
+    def build(key: int, names: Sequence[str] | None) -> models.QuerySet[Any, Any]:
+        return (
+            Namespace.objects.order_by().filter(conditions_of(actor, perm, key, names)).values("pk")
+        )
+
+    return subquery(
+        ("keys", *kind_of(actor, perm)), build, key=key_of(actor), words=actor.only_namespaces
+    )
+
+
+def kind_of(actor: Actor, perm: Perm) -> tuple[Hashable, ...]:
+    """What the text of `conditions_of` depends on, beside the names that a token is limited to."""
+    return perm, actor.rules_everything, actor.signed_in
+
+
+def key_of(actor: Actor) -> int:
+    return int(actor.account.pk) if actor.signed_in else 0
+
+
+def conditions_of(actor: Actor, perm: Perm, key: int, names: Sequence[str] | None) -> Q:
+    """The conditions of `held`, of an account with this key and a token limited to these names."""
+    allowed = ~Q(pk__in=())
+    if not actor.rules_everything:
+        allowed = _by_roles(key if actor.signed_in else None, perm)
+    return allowed if names is None else allowed & Q(name__in=names)
+
+
+def _by_roles(account: int | None, perm: Perm) -> Q:
+    """By the roles of an account, granted to it, to its groups, or by mappings; by being public."""
+    allowed = Q(public=True) if perm in PUBLIC else Q(pk__in=())
+    if account is None:
+        return allowed
+    # As guardian's get_objects_for_user, which takes longer than the query itself.
+    roles = {"permission__codename__in": sorted(role.codename for role in roles_with(perm))}
+    own = NamespaceUserObjectPermission.objects.filter(user=account, **roles)
+    shared = NamespaceGroupObjectPermission.objects.filter(group__user=account, **roles)
+    allowed |= Q(pk__in=own.values("content_object"))
+    allowed |= Q(pk__in=shared.values("content_object"))
+    allowed |= Q(pk__in=mapped(account, roles_with(perm)))
+    if perm is Perm.APPROVE:
+        allowed |= Q(models.Exists(_permission(account, DECIDE_EVERYWHERE)))
     return allowed
 
 
-def mapped(account: User, roles: Iterable[Role]) -> models.QuerySet[Any, Any]:
+def mapped(account: int, roles: Iterable[Role]) -> models.QuerySet[Any, Any]:
     """The namespaces in which role mappings give `account` one of `roles`, by its groups."""
     from environments.models.role_mappings import MappedRole
 
-    rows = MappedRole.objects.filter(role__in=list(roles), group__user=account)
+    rows = MappedRole.objects.filter(role__in=sorted(roles), group__user=account)
     return rows.filter(Q(user=None) | Q(user=account)).values("namespace")
 
 
