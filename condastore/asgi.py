@@ -37,13 +37,13 @@ keep_connections()
 async def application(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
     if scope["type"] == "http":
         async with KeptThread() as thread:
+            respond: Any = partial(django_application, scope)  # type: ignore[arg-type]
             if scope["path"] in NEVER_QUEUED:
                 thread.begin()
-                await django_application(scope, receive, send)  # type: ignore[arg-type]
-                return
-            receive = bodies.body_for(scope, receive)
-            respond = partial(django_application, scope)
-            await turns.admit(respond, receive, send, admitted=thread.begin)  # type: ignore[arg-type]
+                await respond(receive, send)
+            else:
+                receive = bodies.body_for(scope, receive)
+                await turns.admit(respond, receive, send, admitted=thread.begin)
     elif scope["type"] == "websocket":
         if scope["path"].rstrip("/") == "/graphql" and _host_allowed(scope):
             await graphql_socket(scope, receive, send)
