@@ -163,6 +163,8 @@ def check(run: Run) -> None:
     if not run.runs_here:
         run.log(f"smoke tests left out: {run.part.platform} does not run on this machine")
         return
+    if run.uncompiled is not None:
+        run.uncompiled.compile_imported(run, tests.imports)
     report = run_smoke_tests(
         run.hidden_prefix,
         final_prefix=run.final_prefix,
@@ -174,6 +176,10 @@ def check(run: Run) -> None:
         sandboxed=sandboxed(),
     )
     run.update(sandboxed=report.sandboxed)
+    if run.uncompiled is not None:
+        run.uncompiled.compile_places(run, report.uncompiled)
+    if run.compile_later:
+        run.log("the rest of the Python files is compiled after the build")
 
 
 def publish(run: Run) -> None:

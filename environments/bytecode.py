@@ -1,13 +1,21 @@
 """Compiled Python files of a prefix: linked where they are known, made where they are few.
 
 Compiling a scientific stack takes longer than everything else in a cold build. So a build waits
-only for a small rest; the larger one is compiled when the build is READY, and linked into the
-prefix then. Both happen once for each package, whatever number of environments has it.
+only for a small rest, and for the modules that its smoke tests import: these the tests would
+compile in memory otherwise, more slowly and for nothing. The rest is compiled when the build is
+READY, with the lowest priority, and linked into the prefix then: first what the packages asked for
+import. All of it happens once for each package, whatever number of environments has it.
+
+What a smoke test itself compiles is never kept. Code of any package runs in the test, and so does
+the command of whoever submitted the build: either could write a file that says to be the compiled
+form of another package. The test only names the modules that it had to compile; they are compiled
+again, each package alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
@@ -16,7 +24,13 @@ from django.conf import settings
 from environments import folders
 from environments.domain.errors import SandboxUnavailableError, UnavailableError
 from environments.domain.linking import PythonInfo
-from environments.engine.bytecode import Interpreter, PythonSources, python_sources
+from environments.engine.bytecode import (
+    Interpreter,
+    PythonSources,
+    dependency_name,
+    python_sources,
+)
+from environments.engine.import_order import at_places, imported_by, top_level_modules
 from environments.engine.linking import python_of
 from environments.engine.processes import sandbox_problem
 from environments.engine.pypi_install import CachedWheel
@@ -41,32 +55,55 @@ def prepare(run: Run, sources: Sequence[PythonSources], python: PythonInfo) -> N
     interpreter = Interpreter.of(run.packages, python)
     if not settings.LINK_BYTECODE or interpreter is None:
         return
-    cache = run.tools.bytecode
-    linked = cache.link(sources, interpreter=interpreter, prefix=run.hidden_prefix)
-    rest = sum(len(each.files) for each in linked.missing)
+    linked = run.tools.bytecode.link(sources, interpreter=interpreter, prefix=run.hidden_prefix)
+    rest = _count(linked.missing)
     if rest and sandboxed() and (problem := sandbox_problem()):
         run.log(f"{rest} Python files are not compiled: this worker has no sandbox. {problem}")
-    elif 0 < rest <= FEW:
+        return
+    run.uncompiled = Uncompiled(interpreter, linked.missing)
+    if 0 < rest <= FEW:
+        run.uncompiled.compile(run, linked.missing)
+    elif rest:
+        run.compile_later = True
+
+
+@dataclass(slots=True)
+class Uncompiled:
+    """The Python files of a hidden prefix that are not compiled yet."""
+
+    interpreter: Interpreter
+    sources: Sequence[PythonSources]
+
+    def compile_imported(self, run: Run, modules: Sequence[str]) -> None:
+        """Compile what importing `modules` loads."""
+        if self.sources:
+            self.compile(run, imported_by(modules, self.sources, self.interpreter.python))
+
+    def compile_places(self, run: Run, places: Collection[str]) -> None:
+        """Compile the files at these paths in the prefix, where they are few."""
+        sources = at_places(places, self.sources)
+        if _count(sources) <= FEW:
+            self.compile(run, sources)
+
+    def compile(self, run: Run, sources: Sequence[PythonSources]) -> None:
+        """Compile `sources` and link them into the hidden prefix."""
+        if not sources:
+            return
+        cache, interpreter = run.tools.bytecode, self.interpreter
         try:
             cache.compile(
-                linked.missing,
-                interpreter=interpreter,
-                cancelled=run.cancelled,
-                sandboxed=sandboxed(),
+                sources, interpreter=interpreter, cancelled=run.cancelled, sandboxed=sandboxed()
             )
         except (SandboxUnavailableError, UnavailableError) as error:
             run.log(f"Not all Python files are compiled. {error.message}")
-        cache.link(linked.missing, interpreter=interpreter, prefix=run.hidden_prefix)
-    elif rest:
-        run.compile_later = True
-        run.log(f"{rest} Python files are compiled after the build")
+        cache.link(sources, interpreter=interpreter, prefix=run.hidden_prefix)
 
 
 def complete(build_id: int) -> None:
     """Compile and link what is missing in a published prefix. Done twice, it does nothing."""
-    build = Build.objects.select_related("lock", "prefix", "environment__namespace").get(
-        pk=build_id
-    )
+    build = Build.objects.select_related(
+        "lock", "prefix", "specification", "environment__namespace"
+    ).get(pk=build_id)
     prefix = folders.prefix_path(build)
     part = build.lock.value().on(build.platform) if build.lock else None
     python = python_of(part.conda, part.platform) if part else None
@@ -80,13 +117,30 @@ def complete(build_id: int) -> None:
     sources = python_sources(packages, python)
     sources += _in_wheels(engine.wheels.ensure(part.pypi), python)
     missing = engine.bytecode.link(sources, interpreter=interpreter, prefix=prefix).missing
-    try:
-        engine.bytecode.compile(missing, interpreter=interpreter, sandboxed=sandboxed())
-    except (SandboxUnavailableError, UnavailableError) as error:
-        logger.warning("not compiled", build=build.pk, error=error.message)
-    linked = engine.bytecode.link(missing, interpreter=interpreter, prefix=prefix)
+    specification = build.specification.value()
+    asked = {
+        dependency_name(text)
+        for texts in (specification.dependencies, specification.pip)
+        for text in texts.get(part.platform, ())
+    }
+    roots = [
+        *specification.smoke_tests.imports,
+        *top_level_modules(asked, sources, python),
+    ]
+    for batch in (imported_by(roots, missing, python), missing):
+        try:
+            engine.bytecode.compile(
+                batch, interpreter=interpreter, sandboxed=sandboxed(), background=True
+            )
+        except (SandboxUnavailableError, UnavailableError) as error:
+            logger.warning("not compiled", build=build.pk, error=error.message)
+        linked = engine.bytecode.link(batch, interpreter=interpreter, prefix=prefix)
     folders.measure(build)
     logger.info("compiled", build=build.pk, files=linked.files)
+
+
+def _count(sources: Sequence[PythonSources]) -> int:
+    return sum(len(each.files) for each in sources)
 
 
 def _in_wheels(wheels: Sequence[CachedWheel], python: PythonInfo) -> list[PythonSources]:

@@ -15,7 +15,7 @@ from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import structlog
 from django.conf import settings
@@ -38,6 +38,9 @@ from environments.models import Build, Prefix
 from environments.models.builds import Lease, backoff_delay
 from environments.solving import credentials_for
 from environments.tools import Tools, download_patience, source_of
+
+if TYPE_CHECKING:
+    from environments.bytecode import Uncompiled
 
 logger = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -85,6 +88,7 @@ class Run:
         self._guard = threading.Lock()
         self._write = threading.Lock()
         self._end = threading.Event()
+        self.uncompiled: Uncompiled | None = None
         self.compile_later = False
         self.apparent_size = self.unique_size = 0  # bytes, as the packages say
         self._named = False  # the final prefix is in place

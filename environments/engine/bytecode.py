@@ -11,11 +11,12 @@ the fork closes all pipes but its own. Forks cannot reach each other: there is n
 seccomp filter of the sandbox refuses ptrace and its kin. Where there is no filter, each package has
 a sandbox of its own.
 
-    <folder>/<interpreter>/<package>/0.pyc, 1.pyc, ...
-    <folder>/<interpreter>/<package>/contents.json     which is of which file; mtime: last use
+    <folder>/<interpreter>/<package>/<part>/0.pyc, 1.pyc, ...
+    <folder>/<interpreter>/<package>/<part>/contents.json    which is of which file; mtime: last use
     <folder>/interpreters/<interpreter>/               its prefix; mtime: last use
 
-`<interpreter>` is the key of an `Interpreter`, `<package>` the sha256 of a package or wheel. The
+`<interpreter>` is the key of an `Interpreter`, `<package>` the sha256 of a package or wheel. A part
+is what one process compiled of it: modules that are imported first need not wait for the rest. The
 files say "unchecked hash": they hold in an archive or image whose times are all zero, and Python
 compares nothing at import.
 """
@@ -31,9 +32,9 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -47,7 +48,7 @@ from environments.engine.processes import Sandbox, run_piped
 
 CONTENTS = "contents.json"
 #: Part of the key: entries of another format, or made in another way, are never used.
-_FORMAT = "2"
+_FORMAT = "3"
 _TIME_LIMIT = timedelta(minutes=30)  # of one sandbox
 #: Entries that no build asked for in so long are removed; prefixes keep their links.
 _UNUSED = timedelta(days=30)
@@ -146,7 +147,7 @@ class Interpreter:
             if name not in by_name or name in found:  # not in the lock: virtual, as __glibc
                 continue
             found[name] = by_name[name]
-            open_names += map(_name_of, by_name[name].package.depends)
+            open_names += map(dependency_name, by_name[name].package.depends)
         digests = sorted(cached.folder.parent.name for cached in found.values())
         if not all(map(_SHA256.fullmatch, digests)):
             return None
@@ -162,7 +163,7 @@ class Interpreter:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkedBytecode:
     files: int
-    missing: tuple[PythonSources, ...]  # packages that are not compiled yet
+    missing: tuple[PythonSources, ...]  # what is not compiled yet
 
 
 def bytecode_tag(python: CondaPackage) -> str | None:
@@ -172,7 +173,7 @@ def bytecode_tag(python: CondaPackage) -> str | None:
     return "cpython-" + "".join(python.version.split(".")[:2])
 
 
-def _name_of(dependency: str) -> str:
+def dependency_name(dependency: str) -> str:
     """Return the name in a dependency: of `python >=3.11,<3.12.0a0` and `openssl[version=3]`."""
     match = re.match(r"[\w.-]+", dependency.rpartition("::")[2].strip())
     return match[0].lower() if match else ""
@@ -233,24 +234,21 @@ class BytecodeCache:
         """
         missing: list[PythonSources] = []
         plan: list[tuple[str, str]] = []
-        entries = self.folder / interpreter.key
         for each in sources:
-            entry = entries / each.key
-            try:
-                compiled = json.loads((entry / CONTENTS).read_bytes())["files"]
-                os.utime(entry / CONTENTS)
-            except (FileNotFoundError, ValueError, KeyError):
-                missing.append(each)
-                continue
             places = dict(each.files)
-            plan += (
-                (
-                    f"{entry}/{number}.pyc",
-                    f"{prefix}/{_compiled_path(places[path], interpreter.tag)}",
+            for part, document in _parts(self.folder / interpreter.key / each.key, used=True):
+                plan += (
+                    (
+                        f"{part}/{number}.pyc",
+                        f"{prefix}/{_compiled_path(places[path], interpreter.tag)}",
+                    )
+                    for number, path in enumerate(document["files"])
+                    if path in places
                 )
-                for number, path in enumerate(compiled)
-                if path in places
-            )
+                for path in (*document["files"], *document["failed"]):
+                    places.pop(path, None)
+            if places:
+                missing.append(replace(each, files=tuple(places.items())))
         links = set()
         for folder in {os.path.dirname(place) for _, place in plan}:  # noqa: PTH120
             try:
@@ -274,10 +272,12 @@ class BytecodeCache:
         progress: Report = ignore,
         processes: int = 2,
         sandboxed: bool = True,
+        background: bool = False,
     ) -> None:
         """Compile `sources`, each package in a process of its own, in a sandbox.
 
         Args:
+            background: True leaves the processors to whatever else runs.
             sandboxed: False runs the interpreter, which is code of packages, with all rights of
                 this process.
         Raises:
@@ -287,9 +287,9 @@ class BytecodeCache:
         """
         entries = self.folder / interpreter.key
         wanted = [
-            each
+            rest
             for each in sources
-            if _SHA256.fullmatch(each.key) and not (entries / each.key).exists()
+            if _SHA256.fullmatch(each.key) and (rest := _rest_of(each, entries / each.key))
         ]
         if not wanted:
             return
@@ -299,6 +299,7 @@ class BytecodeCache:
             prefix=self._prefix(interpreter),
             work=self.folder / f".compiling-{secrets.token_hex(8)}",
             sandboxed=sandboxed,
+            background=background,
             cancelled=cancelled,
             progress=progress,
             total=len(wanted),
@@ -348,19 +349,22 @@ class BytecodeCache:
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mtime < limit:
                     self._remove(path)
-        for contents in self.folder.glob(f"*/{CONTENTS}"):  # made by any interpreter
-            self._remove(contents.parent)
+        for pattern in (f"*/{CONTENTS}", f"*/*/{CONTENTS}"):  # of older formats
+            for contents in self.folder.glob(pattern):
+                if not contents.parent.parent.name.startswith("."):  # not of a running process
+                    self._remove(contents.parent)
         if not self._swept or time.monotonic() - self._swept > 86_400:
             self._swept = time.monotonic()
             self._remove_unused(time.time() - _UNUSED.total_seconds())
 
     def _remove_unused(self, limit: float) -> None:
-        for contents in self.folder.glob(f"*/*/{CONTENTS}"):
+        for contents in self.folder.glob(f"*/*/*/{CONTENTS}"):
             with contextlib.suppress(FileNotFoundError):
                 if contents.stat().st_mtime < limit:
                     self._remove(contents.parent)
                     with contextlib.suppress(OSError):  # others are left
                         contents.parent.parent.rmdir()
+                        contents.parent.parent.parent.rmdir()
 
     def remove(self, digests: Iterable[str]) -> None:
         """Remove what was compiled of packages. Prefixes that were linked from it keep it."""
@@ -375,6 +379,38 @@ class BytecodeCache:
         with contextlib.suppress(FileNotFoundError):
             path.rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _parts(entry: Path, *, used: bool = False) -> Iterator[tuple[str, dict[str, list[str]]]]:
+    """Yield (folder, contents) of each part of an entry.
+
+    Args:
+        used: True notes that they were used now.
+    """
+    try:
+        names = sorted(os.listdir(entry))  # noqa: PTH208  # 50 times a build
+    except FileNotFoundError:
+        return
+    for name in names:
+        contents = f"{entry}/{name}/{CONTENTS}"
+        try:
+            with open(contents, "rb") as file:  # noqa: PTH123
+                document = json.load(file)
+            found = {key: document[key] for key in ("files", "failed")}
+            if used:
+                os.utime(contents)
+        except (FileNotFoundError, ValueError, KeyError):
+            continue
+        yield f"{entry}/{name}", found
+
+
+def _rest_of(sources: PythonSources, entry: Path) -> PythonSources | None:
+    """Return what of `sources` no part of `entry` has; None if that is nothing."""
+    there: set[str] = set()
+    for _, document in _parts(entry):
+        there.update(document["files"], document["failed"])
+    files = tuple(file for file in sources.files if file[0] not in there)
+    return replace(sources, files=files) if files else None
 
 
 def _link_interpreter(interpreter: Interpreter, prefix: Path) -> None:
@@ -442,6 +478,7 @@ class _Compilation:
     prefix: Path  # of the interpreter
     work: Path
     sandboxed: bool
+    background: bool
     cancelled: Cancelled
     progress: Report
     total: int
@@ -480,6 +517,7 @@ class _Compilation:
             time_limit=_TIME_LIMIT,
             cancelled=self.cancelled,
             limits=_LIMITS,
+            background=self.background,
             sandbox=(
                 Sandbox(
                     readable={
@@ -502,9 +540,11 @@ class _Compilation:
         )
 
     def take(self, sources: PythonSources, folder: Path) -> None:
-        """Make the entry of a package whose compiled files lie in `folder`."""
-        with contextlib.suppress(OSError):  # another process compiled it too
-            folder.rename(self.entries / sources.key)
+        """Add the compiled files of a package, which lie in `folder`, to its entry."""
+        entry = self.entries / sources.key
+        with contextlib.suppress(OSError):  # the entry is removed just now
+            entry.mkdir(exist_ok=True)
+            folder.rename(entry / secrets.token_hex(8))
         self.done += 1
         self.progress(
             Progress(stage="compiling", done=self.done, total=self.total, current=sources.name)
@@ -522,6 +562,7 @@ class _Result:
         self._folder.mkdir()
         self._number = 0  # of the next source
         self._compiled: list[str] = []
+        self._failed: list[str] = []
         self._pending = bytearray()
 
     def add(self, data: bytes) -> bool:
@@ -539,6 +580,8 @@ class _Result:
                 with open(f"{self._folder}/{len(self._compiled)}.pyc", "xb") as file:  # noqa: PTH123
                     file.write(self._pending[4 : 4 + size])
                 self._compiled.append(path)
+            else:
+                self._failed.append(path)
             del self._pending[: 4 + size]
             self._number += 1
         return True
@@ -549,7 +592,7 @@ class _Result:
     def end(self) -> None:
         if self._pending or self._number < len(self.sources.files):
             return
-        document = {"version": 2, "files": self._compiled}
+        document = {"files": self._compiled, "failed": self._failed}
         (self._folder / CONTENTS).write_text(json.dumps(document))
         self._job.take(self.sources, self._folder)
         self.whole = True

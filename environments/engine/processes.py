@@ -62,6 +62,9 @@ if not child:
     for kept in [*start["kept"], os.sysconf("SC_OPEN_MAX")]:
         os.closerange(first, kept)
         first = kept + 1
+    if start["background"]:
+        os.nice(19)
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     if start["limits"]:
         import resource
         for name, value in start["limits"].items():
@@ -356,12 +359,14 @@ def run_piped(
     cancelled: Cancelled,
     limits: Mapping[str, int] | None = None,
     sandbox: Sandbox | None = None,
+    background: bool = False,
 ) -> ToolResult:
     """Run `command` to its end, with a pipe for each of `outputs`.
 
     Args:
         stdin: what the command reads, of the numbers of its ends of the pipes.
         cwd, env, limits, sandbox: as for `run_tool`.
+        background: True runs it with the lowest priority for processors and disks.
     Returns:
         The result, with the last lines of its output and errors.
     Raises:
@@ -381,6 +386,7 @@ def run_piped(
                 limits={"RLIMIT_FSIZE": 1 << 20, **(limits or {})},  # of what it says
                 sandbox=sandbox,
                 confinement=None,
+                background=background,
                 streams={"stdin": given, "stdout": said, "stderr": said},
                 pass_fds=ends,
             )
@@ -441,6 +447,7 @@ def _running(
     confinement: Confinement | None,
     streams: Mapping[str, int] | None = None,
     pass_fds: Sequence[int] = (),
+    background: bool = False,
 ) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
     streams = streams or _STREAMS
     if sandbox is None:
@@ -452,10 +459,18 @@ def _running(
             confinement=confinement,
             streams=streams,
             kept=pass_fds,
+            background=background,
         )
     require_sandbox()
     return _sandboxed(
-        command, cwd=cwd, env=env, limits=limits, sandbox=sandbox, streams=streams, kept=pass_fds
+        command,
+        cwd=cwd,
+        env=env,
+        limits=limits,
+        sandbox=sandbox,
+        streams=streams,
+        kept=pass_fds,
+        background=background,
     )
 
 
@@ -477,6 +492,7 @@ def _guarded(
     confinement: Confinement | None,
     streams: Mapping[str, int],
     kept: Sequence[int] = (),
+    background: bool = False,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A running `command`; when the block ends, its whole group is dead and collected."""
     start = {
@@ -486,6 +502,7 @@ def _guarded(
         "confinement": confinement.arguments() if confinement else None,
         "module": confining.__file__,
         "kept": sorted(kept),
+        "background": background,
     }
     alive, held = os.pipe()  # `held` is ours alone: it closes when this process ends
     with _descriptor(json.dumps(start).encode()) as given:
@@ -518,6 +535,7 @@ def _sandboxed(
     sandbox: Sandbox,
     streams: Mapping[str, int],
     kept: Sequence[int] = (),
+    background: bool = False,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A `command` that runs in bubblewrap; when the block ends, all of the sandbox is gone.
 
@@ -549,6 +567,8 @@ def _sandboxed(
             first = _first_process(info)
             if first is not None:
                 _limit(first, {**_SANDBOX_LIMITS, **limits})
+                if background:
+                    _lower_priority(first)
             with contextlib.suppress(BrokenPipeError):  # it ended before it began
                 release.write(b".")
         except BaseException:
@@ -587,6 +607,16 @@ def _limit(pid: int, limits: Mapping[str, int]) -> None:
             resource.prlimit(pid, kind, (most, most))
     with contextlib.suppress(OSError):
         Path(f"/proc/{pid}/oom_score_adj").write_text("1000")
+
+
+def _lower_priority(pid: int) -> None:
+    """Give a process, and what it starts, the processors and disks that nothing else wants.
+
+    The kernel derives the priority of its reads and writes from that of its processor time.
+    """
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, pid, 19)
+        os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _counts_processes_by_sandbox() -> bool:

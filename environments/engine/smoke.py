@@ -26,8 +26,9 @@ exec "$@"
 """
 
 #: All imports in one process. What goes wrong is told apart by a word that no module can know.
+#: Then the sources that it had to compile are named.
 _IMPORT = """
-import importlib, sys, traceback
+import importlib, os, sys, traceback
 word, names = sys.argv[1], sys.argv[2:]
 for name in names:
     print(word, "start", name, flush=True)
@@ -39,7 +40,18 @@ for name in names:
         print(word, "failed", name, flush=True)
     else:
         print(word, "passed", name, flush=True)
+for module in list(sys.modules.values()):
+    try:
+        spec = module.__spec__
+        if spec.has_location and spec.cached and not os.path.exists(spec.cached):
+            print(word, "uncompiled", spec.origin)
+    except BaseException:  # of a module that is something else
+        pass
 """
+
+
+#: Sources that the tests may name as compiled by them.
+_MOST_UNCOMPILED = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +59,8 @@ class SmokeReport:
     tests: int
     sandboxed: bool  # without network and write access
     seconds: float
+    #: Paths in the prefix of sources that the imports compiled: as their code says, so a hint.
+    uncompiled: frozenset[str] = frozenset()
 
 
 def run_smoke_tests(
@@ -78,6 +92,7 @@ def run_smoke_tests(
     shell = shutil.which("bash") or "/bin/sh"
     with _in_place(prefix, final_prefix, sandboxed=sandboxed) as scratch:
         environment = _environment(prefix, final_prefix, scratch)
+        uncompiled: frozenset[str] = frozenset()
 
         def run(command: Sequence[str], look: Callable[[str], None]) -> ToolResult:
             return run_tool(
@@ -91,7 +106,7 @@ def run_smoke_tests(
             )
 
         if imports:
-            _check_imports(final_prefix, imports, run, on_line, time_limit)
+            uncompiled = _check_imports(final_prefix, imports, run, on_line, time_limit)
         for command in commands:
             on_line(f"$ {command}")
             result = run([shell, "-c", command], on_line)
@@ -101,6 +116,7 @@ def run_smoke_tests(
         tests=len(imports) + len(commands),
         sandboxed=sandboxed,
         seconds=time.monotonic() - started,
+        uncompiled=uncompiled,
     )
 
 
@@ -110,9 +126,11 @@ def _check_imports(
     run: Callable[[Sequence[str], Callable[[str], None]], ToolResult],
     on_line: Callable[[str], None],
     time_limit: timedelta,
-) -> None:
+) -> frozenset[str]:
+    """Import `imports` in one process; the paths of sources that it compiled."""
     word = secrets.token_hex(8)
     failed: list[str] = []
+    uncompiled: set[str] = set()
     last: list[str] = []
 
     def look(line: str) -> None:
@@ -121,6 +139,10 @@ def _check_imports(
             on_line(line)
             return
         outcome, _, name = rest.partition(" ")
+        if outcome == "uncompiled":
+            if len(uncompiled) < _MOST_UNCOMPILED:
+                uncompiled.add(name.removeprefix(f"{final_prefix}/"))
+            return
         if outcome == "start":
             on_line(f"import {name}")
             last[:] = [name]
@@ -139,6 +161,7 @@ def _check_imports(
         )
     if not result.succeeded:
         raise _failure("the interpreter", result, time_limit, hidden=word)
+    return frozenset(uncompiled)
 
 
 def _failure(

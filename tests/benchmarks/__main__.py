@@ -17,6 +17,7 @@ from tests.benchmarks import (
     audit,
     builds,
     collection,
+    first_use,
     images,
     lists,
     logs,
@@ -29,6 +30,7 @@ from tests.benchmarks.measure import Benchmark, Clock, Measure, show, write
 BENCHMARKS: Mapping[str, Benchmark] = {
     "ready": builds.ready,
     "cold": builds.cold,
+    "first-use": first_use.first_use,
     "eight": builds.eight,
     "workers": builds.workers,
     "lists": lists.lists,

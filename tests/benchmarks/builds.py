@@ -40,7 +40,7 @@ def ready() -> Iterator[Measure]:
         stack = environment_file(STACK, channel=channel)
         with Running(folder, channel=channel) as system, BareRattler() as bare:
             system.timed_build("stack", stack)
-            _await_bytecode(system.current_prefix("stack"))
+            await_bytecode(system.current_prefix("stack"))
             bare.run(channel, STACK, cache=folder / "bare", prefix=folder / "bare-0")
             ours, floors = [], []
             for number in range(1, ROUNDS + 1):
@@ -63,8 +63,8 @@ def ready() -> Iterator[Measure]:
             yield from _memory(system, f"{url}small", done=1 + ROUNDS + len(again) + 1)
 
 
-def _await_bytecode(prefix: Path) -> None:
-    """The first build of a stack leaves its Python files to be compiled afterwards."""
+def await_bytecode(prefix: Path) -> None:
+    """Wait until the Python files that the first build of a stack left are compiled."""
 
     def compiled() -> bool:
         return any(prefix.glob("lib/python3*/site-packages/sklearn/__pycache__/*.pyc")) and any(

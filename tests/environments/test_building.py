@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from environments import building, folders, housekeeping
+from environments import building, bytecode, folders, housekeeping
 from environments.domain.errors import LinkError
 from environments.domain.lifecycle import BuildState
+from environments.engine.processes import can_sandbox
 from environments.models import (
     Build,
     Channel,
@@ -132,6 +133,24 @@ def test_a_failed_smoke_test_leaves_the_old_environment_in_place(submit, environ
     assert link(environment).resolve() == folders.prefix_path(first)
     assert leftovers(data_folder) == [folders.prefix_path(first).name]
     assert second.prefix is None
+
+
+@pytest.mark.skipif(not can_sandbox(), reason="compiles in a sandbox")
+def test_what_smoke_tests_import_is_compiled_before_ready_and_the_rest_after_it(
+    submit, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(bytecode, "FEW", 0)  # as if the packages were large
+    text = "dependencies: [python, hello-noarch, hello-plugin]\n"
+    build = run(submit(f"{text}condastore: {{tests: {{imports: [hello_noarch]}}}}\n"))
+    assert build.state == S.READY, build.failure
+
+    def compiled() -> set[str]:
+        site_packages = folders.prefix_path(build) / "lib/python3.11/site-packages"
+        return {path.relative_to(site_packages).parts[0] for path in site_packages.rglob("*.pyc")}
+
+    assert compiled() == {"hello_noarch"}
+    bytecode.complete(build.pk)
+    assert compiled() == {"hello_noarch", "__pycache__"}  # that of hello_plugin.py
 
 
 def test_packages_that_overwrite_each_other_are_refused(submit, data_folder):

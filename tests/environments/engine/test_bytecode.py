@@ -18,6 +18,7 @@ from environments.engine.bytecode import (
     bytecode_tag,
     python_sources,
 )
+from environments.engine.import_order import imported_by
 from environments.engine.package_cache import PackageCache
 from environments.engine.processes import can_sandbox
 from tests.channels.conda_package import PLACEHOLDER, PackageFile, PackageSpec
@@ -204,7 +205,7 @@ def test_a_package_that_is_compiled_twice_at_once_is_no_harm(
     bytecode.compile(
         sources, interpreter=interpreter_of(made), sandboxed=can_sandbox(), progress=meanwhile
     )
-    assert len(list(bytecode.folder.glob("*/*/contents.json"))) == 1
+    assert len(list(bytecode.folder.glob("*/*/*/contents.json"))) == 1
 
 
 def test_only_cpython_is_compiled_for(small_channel: Path) -> None:
@@ -213,3 +214,43 @@ def test_only_cpython_is_compiled_for(small_channel: Path) -> None:
     python = packages_of(small_channel)["python"]
     assert bytecode_tag(replace(python, version="3.12.1")) == "cpython-312"
     assert bytecode_tag(replace(python, build="1_73_pypy")) is None
+
+
+def test_what_is_imported_first_can_be_compiled_alone(
+    linked: Link, bytecode: BytecodeCache, tmp_path: Path
+) -> None:
+    """The rest is another part of the same entry, and nothing is compiled twice."""
+    package = PackageSpec(
+        "big",
+        "1.0",
+        noarch="python",
+        depends=["python"],
+        files=[
+            PackageFile.text("site-packages/big/__init__.py", "from . import (\n    used,\n)\n"),
+            PackageFile.text("site-packages/big/used.py", "import big.below.deep as deep\n"),
+            PackageFile.text("site-packages/big/below/__init__.py", "def f():\n    import big.x\n"),
+            PackageFile.text("site-packages/big/below/deep.py", "VALUE = 1\n"),
+            PackageFile.text("site-packages/big/x.py", "VALUE = 2\n"),
+        ],
+    )
+    made = linked(channel_of(tmp_path / "channel", package)["big"])
+    interpreter = interpreter_of(made)
+    sources = python_sources(made.packages, made.python)
+    [first] = imported_by(["big"], sources, made.python)
+    assert sorted(path for path, _ in first.files) == [
+        "site-packages/big/__init__.py",
+        "site-packages/big/below/__init__.py",
+        "site-packages/big/below/deep.py",
+        "site-packages/big/used.py",
+    ]
+    bytecode.compile([first], interpreter=interpreter, sandboxed=can_sandbox())
+    early = bytecode.link(sources, interpreter=interpreter, prefix=made.prefix)
+    assert early.files == 4
+    assert [each.files for each in early.missing] == [
+        (("site-packages/big/x.py", "lib/python3.11/site-packages/big/x.py"),)
+    ]
+    bytecode.compile(sources, interpreter=interpreter, sandboxed=can_sandbox(), background=True)
+    late = bytecode.link(sources, interpreter=interpreter, prefix=made.prefix)
+    assert (late.files, late.missing) == (5, ())
+    bytecode.remove({first.key})
+    assert bytecode.link(sources, interpreter=interpreter, prefix=made.prefix).files == 0
