@@ -39,7 +39,7 @@ from environments.models.locks import BATCH
 from environments.tools import tools
 
 #: Part of every stored solve: a change of how we solve makes the old answers not ours any more.
-RECIPE = "1"
+RECIPE = "2"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +98,8 @@ def solve_or_reuse(
         )
         return _store(brought)
     state = solver.channel_state(wanted.channels, wanted.platforms)
-    key = _key(wanted, state, policy, credentials)
+    adds_pip = namespace.add_pip_as_python_dependency
+    key = _key(wanted, state, policy, credentials, adds_pip=adds_pip)
     if force or not settings.REUSE_LOCKS:
         SolveRow.objects.filter(key=key).exclude(lock=None).delete()
     while True:
@@ -113,9 +114,10 @@ def solve_or_reuse(
         if cancelled():
             raise LeaseLostError("cancelled while another solve of the same was under way")
         time.sleep(0.1)
+    request = _request(wanted, policy, adds_pip=adds_pip)
     try:
         started = time.monotonic()
-        answer = _store(solver.solve(_request(wanted, policy), cancelled=cancelled, log=log))
+        answer = _store(solver.solve(request, cancelled=cancelled, log=log))
         seconds = time.monotonic() - started
     except BaseException as error:
         SolveRow.objects.filter(pk=row.pk, lock=None).delete()
@@ -170,7 +172,7 @@ def _store(lock: Lock) -> Answer:
     return Answer(row=LockRow.store(lock), lock=lock, reused=False)
 
 
-def _request(wanted: Specification, policy: Policy) -> SolveRequest:
+def _request(wanted: Specification, policy: Policy, *, adds_pip: bool) -> SolveRequest:
     required = policy.required
     return SolveRequest(
         channels=wanted.channels,
@@ -188,6 +190,7 @@ def _request(wanted: Specification, policy: Policy) -> SolveRequest:
         pypi_cutoffs={name: _since(age) for name, age in policy.pypi_ages.items()},
         timeout=settings.SOLVE_TIME_LIMIT,
         allow_md5=settings.ALLOW_MD5,
+        add_pip_as_python_dependency=adds_pip,
     )
 
 
@@ -196,11 +199,16 @@ def _since(age: timedelta) -> datetime | None:
 
 
 def _key(
-    wanted: Specification, state: str, policy: Policy, credentials: tuple[Credential, ...]
+    wanted: Specification,
+    state: str,
+    policy: Policy,
+    credentials: tuple[Credential, ...],
+    *,
+    adds_pip: bool,
 ) -> str:
     # An age ("7 days") lets other packages in as time goes by: such an answer holds for an hour.
     ages = wanted.exclude_newer and not wanted.exclude_newer[:4].isdecimal()
     hour = timezone.now().strftime("%Y%m%d%H") if ages or policy.ages else ""
     who = sorted(f"{credential.url_prefix} {credential.secret}" for credential in credentials)
-    parts = (RECIPE, wanted.digest, state, policy.version, hour, *who)
+    parts = (RECIPE, wanted.digest, state, policy.version, hour, f"pip={adds_pip}", *who)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

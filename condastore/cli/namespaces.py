@@ -86,6 +86,7 @@ def show(name: Name, as_json: AsJson = False) -> None:
                 ("environments", found["environments"]["totalCount"]),
                 ("made of every build", ", ".join(map(_format, found["eagerArtifacts"]))),
                 ("images lie on", found["baseImage"] or "what the installation has"),
+                ("pip beside python", "yes" if found["addPipAsPythonDependency"] else "no"),
                 ("you may", ", ".join(perm.lower() for perm in found["myPermissions"])),
             ]
         )
@@ -129,6 +130,27 @@ def eager(
     changed = connect().change(queries.EAGER, namespace=namespace, kinds=kinds, repeat=True)
     made = ", ".join(map(_format, changed["eagerArtifacts"])) or "only what is asked for"
     render.answer(changed, as_json, lambda: render.say(f"Made of every new build: {made}."))
+
+
+@app.command("add-pip")
+def add_pip(
+    namespace: Name,
+    on: Annotated[
+        bool, typer.Option("--on/--off", help="Add pip to new solves with Python.")
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Set whether new solves add pip as a dependency of Python, as conda and mamba do.
+
+    A specification with a `pip:` part gets it in any case.
+    """
+    changed = connect().change(queries.ADD_PIP, namespace=namespace, on=on, repeat=True)
+    text = (
+        f"New solves of {namespace} add pip as a dependency of Python."
+        if changed["addPipAsPythonDependency"]
+        else f"New solves of {namespace} no longer add pip beside Python."
+    )
+    render.answer(changed, as_json, lambda: render.say(text))
 
 
 def _format(kind: str) -> str:

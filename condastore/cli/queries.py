@@ -142,10 +142,16 @@ EAGER = _mutation(
     "namespace: String!, kinds: [ArtifactKind!]!",
     "Namespace { id name eagerArtifacts }",
 )
+ADD_PIP = _mutation(
+    "setAddPipAsPythonDependency",
+    "namespace: String!, on: Boolean!",
+    "Namespace { id name addPipAsPythonDependency }",
+)
 NAMESPACE = """
 query Namespace($name: String!) {
   namespace(name: $name) {
     id name description personal public createdAt myPermissions eagerArtifacts baseImage
+    addPipAsPythonDependency
     environments { totalCount }
     quotas { kind used limit near }
     grants { role user group }

@@ -94,6 +94,13 @@ def _two_people(actor: Actor, namespace: Namespace, answers: Mapping[str, Any]) 
     return f"In {namespace} a package is approved by {'two people' if two else 'one person'} now."
 
 
+def _add_pip(actor: Actor, namespace: Namespace, answers: Mapping[str, Any]) -> str:
+    on = not namespace.add_pip_as_python_dependency
+    namespaces.set_add_pip(actor=actor, namespace=namespace, on=on)
+    added = "add pip as a dependency of Python" if on else "no longer add pip beside Python"
+    return f"New solves of {namespace} {added}."
+
+
 def _quota(actor: Actor, namespace: Namespace, answers: Mapping[str, Any]) -> str:
     quotas.set_quota(actor=actor, namespace=namespace, limits=answers)
     return f"The quotas of {namespace} are set."
@@ -117,6 +124,7 @@ class NamespaceRoom(Room):
         "public",
         "two_person_approval",
         "base_image",
+        "add_pip_as_python_dependency",
         "created_at",
         "created_by",
     )
@@ -136,6 +144,13 @@ class NamespaceRoom(Room):
             title="Switch approval by two people",
             text="Where it is on, two people must agree before a package is approved.",
             do=_two_people,
+        ),
+        Question(
+            name="add-pip",
+            title="Switch pip beside Python",
+            text="Where it is on, new solves add pip as a dependency of Python, as conda and mamba "
+            "do. Specifications with a pip: part get it in any case.",
+            do=_add_pip,
         ),
     )
 

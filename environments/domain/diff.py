@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -168,6 +168,7 @@ def why(
     if target is None:
         return ()
     roots = {node for text in requested if (node := _node_of(required_name(text), graph))}
+    graph = _with_added_pip(graph, roots)
     wanted_by: dict[str, list[str]] = {}
     for node, others in graph.items():
         for other in others:
@@ -200,6 +201,7 @@ def shortest_chains(
     """As the first chain of `why`, for every package that something asked for needs."""
     graph = _dependency_graph(platform_lock)
     roots = {node for text in requested if (node := _node_of(required_name(text), graph))}
+    graph = _with_added_pip(graph, roots)
     chains: dict[str, tuple[str, ...]] = {root: (root,) for root in sorted(roots)}
     queue = deque(chains)
     while queue:
@@ -257,6 +259,20 @@ def _dependency_graph(lock: PlatformLock) -> Mapping[str, tuple[str, ...]]:
         if "python" in conda:
             needs.setdefault("python")
     return {name: tuple(sorted(needs)) for name, needs in graph.items()}
+
+
+def _with_added_pip(
+    graph: Mapping[str, tuple[str, ...]], roots: Collection[str]
+) -> Mapping[str, tuple[str, ...]]:
+    """`graph` with the edge from python to pip where nothing else explains that pip is there.
+
+    The solver adds pip beside Python, which the records of the channel do not say.
+    """
+    if "pip" not in graph or "python" not in graph or "pip" in roots:
+        return graph
+    if any("pip" in others for others in graph.values()):
+        return graph
+    return {**graph, "python": (*graph["python"], "pip")}
 
 
 def needed_by(platform_lock: PlatformLock, name: str) -> tuple[str, ...]:

@@ -121,6 +121,17 @@ def required_name(depends: str) -> str:
     return match[1].lower() if match else ""
 
 
+def takes_pip(python_version: str) -> bool:
+    """Whether conda and mamba add pip beside this Python: the rule of their own record readers."""
+    return python_version.startswith(("2.", "3."))
+
+
+def lacks_pip(part: PlatformLock) -> bool:
+    """Whether conda and mamba would add a pip to the packages that the lock does not have."""
+    python = any(p.name == "python" and takes_pip(p.version) for p in part.conda)
+    return python and all(package.name != "pip" for package in part.conda)
+
+
 def dependency_order(packages: Iterable[CondaPackage]) -> tuple[CondaPackage, ...]:
     """Each package after what it depends on, by name where that leaves a choice.
 

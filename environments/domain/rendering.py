@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from environments.domain.errors import ConflictError, NotFoundError
-from environments.domain.lock import Lock, PlatformLock, required_name
+from environments.domain.lock import Lock, PlatformLock, lacks_pip, required_name
 from environments.domain.lockfiles import conda_file_parts
 from environments.domain.records import CondaPackage, PypiPackage
 from environments.domain.specification import Specification
@@ -21,6 +21,14 @@ _CONDA_LOCK_HEADER = """\
 #
 #     conda-lock install --name NAME conda-lock.yml
 #     micromamba create --name NAME --file conda-lock.yml
+"""
+#: Options of conda and of mamba: without them they ask for a pip that the lock does not have.
+WITHOUT_PIP = "CONDA_ADD_PIP_AS_PYTHON_DEPENDENCY=false MAMBA_ADD_PIP_AS_PYTHON_DEPENDENCY=false"
+_CONDA_LOCK_WITHOUT_PIP = """\
+#
+# It has packages of a Python index and no pip ({platforms}). Both commands would call the pip of
+# the environment: micromamba fails, and conda-lock may install into another environment. Build the
+# environment again, which adds pip, or take the archive, the installer or the image.
 """
 
 
@@ -58,7 +66,11 @@ def conda_lock_yml(lock: Lock, specification: Specification | None = None) -> st
         },
         "package": packages,
     }
-    return _CONDA_LOCK_HEADER + _yaml(content)
+    without_pip = sorted(part.platform for part in lock if part.pypi and lacks_pip(part))
+    header = _CONDA_LOCK_HEADER
+    if without_pip:
+        header += _CONDA_LOCK_WITHOUT_PIP.format(platforms=", ".join(without_pip))
+    return header + _yaml(content)
 
 
 def _content_hash(part: PlatformLock, specification: Specification | None) -> str:
@@ -190,7 +202,13 @@ def environment_yml(lock: Lock, platform: str, specification: Specification | No
     content["dependencies"] = dependencies
     if specification is not None and specification.variables:
         content["variables"] = dict(sorted(specification.variables.items()))
-    return f"# platform: {platform}\n{_yaml(content)}"
+    notes = [f"# platform: {platform}"]
+    if lacks_pip(part) and not part.pypi:
+        notes.append(
+            "# conda and mamba add pip to these packages, unless these variables are set:\n"
+            f"# {WITHOUT_PIP}"
+        )
+    return "\n".join(notes) + f"\n{_yaml(content)}"
 
 
 def pixi_lock(lock: Lock, *, indexes: Sequence[str] = ()) -> str:

@@ -275,13 +275,18 @@ class PlatformView:
                         )
         return None
 
+    async def offers(self, name: str) -> bool:
+        """Whether the solver sees, or would see after a decision, some record of `name`."""
+        for index in range(self._view.width):
+            found = await self._everywhere(index, name)
+            if not all(judged.empty for judged in found):
+                return any(judged.allowed or judged.asked for judged in found)
+        return False
+
     async def has_allowed(self, name: str) -> bool:
         """Whether the solver sees some record of `name`."""
         if self.showing is not Showing.ALLOWED:
-            for index in range(self._view.width):
-                found = await self._everywhere(index, name)
-                if not all(judged.empty for judged in found):
-                    return any(judged.allowed or judged.asked for judged in found)
+            return await self.offers(name)
         return await self._has_allowed(name)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from environments.domain.errors import (
     TimeLimitError,
     UnsatisfiableError,
 )
-from environments.domain.lock import Lock, PlatformLock, dependency_order
+from environments.domain.lock import Lock, PlatformLock, dependency_order, takes_pip
 from environments.domain.names import without_credentials
 from environments.domain.progress import Cancelled
 from environments.domain.records import CondaPackage, require_sha256
@@ -38,6 +39,10 @@ from environments.engine.records import from_rattler, to_rattler
 
 Log = Callable[[str], None]
 
+_PIP_HINT = (
+    "pip is added beside Python, as conda and mamba do. Ask for a version of Python that the "
+    "channel's pip supports, or ask an administrator of the namespace to switch that off."
+)
 _SPELT_OUT = 5  # packages that an error's message names
 
 
@@ -58,6 +63,11 @@ class SolveRequest:
     pypi_cutoffs: Mapping[str, datetime | None] = field(default_factory=dict)  # of some names
     locked: Lock | None = None  # where these packages still fit, they stay
     allow_md5: bool = False  # packages of which the channel names no sha256
+    #: Add `pip` to the dependencies of Python, as conda and mamba do; a `pip:` part implies it.
+    add_pip_as_python_dependency: bool = True
+
+    def adds_pip(self, platform: str) -> bool:
+        return self.add_pip_as_python_dependency or bool(self.pip.get(platform))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,15 +158,37 @@ async def _solve_platform(
         if work.explain_only:
             raise NoAnswerError
         if view is None:
-            records = await question.ask(specs, request.constraints)
+            records = await _with_pip_where_it_exists(question, specs, log)
         else:
             records = await _through(question, view.on(platform), specs, log)
     except NoAnswerError as error:
+        await question.drop_missing_pip()
         explainer = Explainer(question, specs, constraints=request.constraints)
-        raise (await explainer.explain(probe=not work.explain_only)) from error
+        conflict = await explainer.explain(probe=not work.explain_only)
+        if question.adds_pip and _names_pip(conflict, specs):
+            conflict.hint = _PIP_HINT
+        raise conflict from error
+    without_added_pip(records, added=question.adds_pip)
     packages = _packages(channels, records, allow_md5=request.allow_md5)
     log(f"{platform}: {len(packages)} packages, in {time.monotonic() - started:.2f} s.")
     return PlatformLock(platform=platform, conda=dependency_order(packages))
+
+
+async def _with_pip_where_it_exists(
+    question: RattlerQuestion, specs: Sequence[str], log: Log
+) -> list[rattler.RepoDataRecord]:
+    """Solve `specs`; without pip beside Python where no channel has a pip.
+
+    Raises:
+        NoAnswerError: there is no solution.
+    """
+    try:
+        return await question.ask(specs, question.constraints)
+    except NoAnswerError:
+        if not await question.drop_missing_pip():
+            raise
+        log(f"{question.platform}: no channel has pip; solving without pip beside Python.")
+        return await question.ask(specs, question.constraints)
 
 
 async def _through(
@@ -176,6 +208,13 @@ async def _through(
         try:
             records = await question.ask(specs, constraints, view=view)
         except NoAnswerError:
+            if question.adds_pip and not await view.offers("pip"):
+                question.adds_pip = False
+                log(
+                    f"{question.platform}: no pip that the rules allow; solving without pip "
+                    "beside Python."
+                )
+                continue
             if await view.show_more():
                 log(
                     f"{question.platform}: no answer without packages that need approval; "
@@ -254,6 +293,7 @@ class RattlerQuestion:
         self._repodata = channels
         self._request = work.request
         self.constraints = work.request.constraints
+        self.adds_pip = work.request.adds_pip(platform)
         self._sources = channels.sources(work.request.channels)
         part = work.request.locked.on(platform) if work.request.locked else None
         self._locked = [to_rattler(package) for package in part.conda] if part else []
@@ -293,6 +333,7 @@ class RattlerQuestion:
                     timestamp_policy="require-timestamp",
                     constraints=[match_spec(spec) for spec in constraints],
                     channel_relations="disabled",
+                    add_pip_as_python_dependency=self.adds_pip,
                 )
             )
         except SolverError as error:
@@ -333,6 +374,10 @@ class RattlerQuestion:
                 records.setdefault(_base(record.channel), []).append(record)
             for item in (item for part in found.removed for item in part):
                 removed.setdefault(_base(item.channel), set()).add(item.version)
+            if name == "python" and self.adds_pip:
+                for record in (each for found in records.values() for each in found):
+                    if takes_pip(str(record.version)):
+                        record.depends = [*record.depends, "pip"]
             self._tiers[name] = [
                 Tier(
                     channel=channel,
@@ -343,6 +388,13 @@ class RattlerQuestion:
                 if channel in records or channel in removed
             ]
         return self._tiers[name]
+
+    async def drop_missing_pip(self) -> bool:
+        """Stop adding pip if no channel has one; True if that changed something."""
+        if not self.adds_pip or any(tier.records for tier in await self.tiers("pip")):
+            return False
+        self.adds_pip = False
+        return True
 
     async def platforms_with(self, name: str) -> list[str]:
         """The other platforms of the request for which a channel has `name`."""
@@ -367,6 +419,21 @@ class RattlerQuestion:
             )
         )
         return sorted(name.normalized for name in found)
+
+
+def without_added_pip(records: Sequence[rattler.RepoDataRecord], *, added: bool) -> None:
+    """Restore the channel's own record of Python: rattler appends `pip` to its dependencies."""
+    for record in records:
+        if added and record.name.normalized == "python" and takes_pip(str(record.version)):
+            depends = record.depends
+            if depends and depends[-1] == "pip":
+                record.depends = depends[:-1]
+
+
+def _names_pip(error: StoreError, specs: Sequence[str]) -> bool:
+    """Whether a conflict is about the pip that was added, and not about one that was asked for."""
+    asked = any(spec_name(spec) == "pip" for spec in specs)
+    return not asked and re.search(r"(?<![\w.-])pip(?![\w.-])", error.message) is not None
 
 
 def _base(channel: str | None) -> str:

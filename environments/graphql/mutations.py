@@ -177,6 +177,19 @@ class Mutation(
         )
         return found  # type: ignore[no-any-return]
 
+    @field(
+        description="Whether new solves of the namespace add pip as a dependency of Python, as "
+        "conda and mamba do. A `pip:` part of a specification always adds it."
+    )
+    def set_add_pip_as_python_dependency(
+        self, info: Info, namespace: str, on: bool
+    ) -> NamespacePayload:
+        actor = actor_of(info)
+        found: Any = namespaces.set_add_pip(
+            actor=actor, namespace=find_namespace(actor, namespace), on=on
+        )
+        return found  # type: ignore[no-any-return]
+
     @field(description="The files that each new build of the namespace is made into.")
     def set_eager_artifacts(
         self, info: Info, namespace: str, kinds: list[ArtifactKind]

@@ -162,6 +162,11 @@ class NamespaceNode(Node):
         only=["base_image"],
         description="What its container images lie on; empty: what the installation's do.",
     )
+    add_pip_as_python_dependency: bool = computed(
+        lambda row: row.add_pip_as_python_dependency,
+        only=["add_pip_as_python_dependency"],
+        description="Whether solves add pip as a dependency of Python, as conda and mamba do.",
+    )
     created_at: datetime
     environments: Connection[EnvironmentNode] = connection(
         count="environment_total",

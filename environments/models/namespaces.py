@@ -158,6 +158,10 @@ class Namespace(models.Model):
         help_text="What its container images lie on: a reference, or a loaded name; the "
         "installation's if empty.",
     )
+    add_pip_as_python_dependency = models.BooleanField(
+        default=True,
+        help_text="Solve with pip as a dependency of Python, as conda and mamba do.",
+    )
     #: Retention; none: the installation's default (settings.RETENTION_...), within its bounds.
     keep_last = models.PositiveIntegerField(
         null=True, blank=True, help_text="Newest builds of each environment that stay."

@@ -78,6 +78,17 @@ def _require_unlimited(actor: Actor) -> None:
 
 
 @audited()
+def set_add_pip(*, actor: Actor, namespace: Namespace, on: bool) -> Namespace:
+    """Set whether new solves of the namespace add pip as a dependency of Python."""
+    require(actor, Perm.MANAGE, namespace)
+    before = namespace.add_pip_as_python_dependency
+    namespace.add_pip_as_python_dependency = on
+    namespace.save(update_fields=["add_pip_as_python_dependency"])
+    AuditEvent.record(actor, "namespace.add-pip", namespace, {"before": before, "after": on})
+    return namespace
+
+
+@audited()
 def grant_role(
     *, actor: Actor, namespace: Namespace, role: Role, user: str = "", group: str = ""
 ) -> None:

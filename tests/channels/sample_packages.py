@@ -39,6 +39,7 @@ def sample_packages(
     yield from _unsatisfiable()
     yield from _link_corner_cases()
     yield from _noarch_python()
+    yield _pip()
 
 
 def sample_patches() -> dict[str, dict[str, list[str]]]:
@@ -434,5 +435,81 @@ def _noarch_python() -> Iterator[PackageSpec]:
                 "Metadata-Version: 2.1\nName: tinyname\nVersion: 1.0\n",
             ),
             PackageFile.text("site-packages/tinyname-1.0.dist-info/INSTALLER", "conda\n"),
+        ],
+    )
+
+
+#: Enough of pip for `python -m pip --version` and `python -m pip install --no-deps WHEEL...`.
+_PIP_MAIN = '''\
+"""A stand-in for pip: installs pure wheels without their dependencies."""
+
+import hashlib
+import sys
+import sysconfig
+import urllib.parse
+import urllib.request
+import zipfile
+from pathlib import Path
+
+from pip import __version__
+
+
+def install(arguments):
+    wheels = []
+    for argument in arguments:
+        if argument in ("--no-deps", "--no-index", "--no-cache-dir"):
+            continue
+        if argument.startswith("-"):
+            sys.exit(f"ERROR: this pip does not know {argument}")
+        wheels.append(argument)
+    for wheel in wheels:
+        fetch_and_unpack(wheel.rpartition(" @ ")[2])
+
+
+def fetch_and_unpack(wheel):
+    url, _, fragment = wheel.partition("#")
+    path = Path(url)
+    if "://" in url:
+        path = Path(sys.prefix, urllib.parse.unquote(url.rpartition("/")[2]))
+        with urllib.request.urlopen(url) as answer:
+            path.write_bytes(answer.read())
+    algorithm, _, digest = fragment.partition("=")
+    if digest and hashlib.new(algorithm, path.read_bytes()).hexdigest() != digest:
+        sys.exit(f"ERROR: THESE PACKAGES DO NOT MATCH THE HASHES: {url}")
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(sysconfig.get_path("purelib"))
+    if "://" in url:
+        path.unlink()
+    print(f"Successfully installed {path.name}")
+
+
+if sys.argv[1:2] == ["install"]:
+    install(sys.argv[2:])
+elif sys.argv[1:] == ["--version"]:
+    print(f"pip {__version__} from {Path(__file__).parent}")
+else:
+    sys.exit("ERROR: this pip only installs")
+'''
+
+
+def _pip() -> PackageSpec:
+    """pip, which conda and mamba add beside Python: a small one that installs pure wheels."""
+    return PackageSpec(
+        "pip",
+        "24.0",
+        noarch="python",
+        depends=["python >=3.9"],
+        license="MIT",
+        timestamp=release_timestamp(400),
+        purls=["pkg:pypi/pip@24.0"],
+        summary="stand-in for pip that installs pure wheels",
+        files=[
+            PackageFile.text("site-packages/pip/__init__.py", '__version__ = "24.0"\n'),
+            PackageFile.text("site-packages/pip/__main__.py", _PIP_MAIN),
+            PackageFile.text(
+                "site-packages/pip-24.0.dist-info/METADATA",
+                "Metadata-Version: 2.1\nName: pip\nVersion: 24.0\n",
+            ),
+            PackageFile.text("site-packages/pip-24.0.dist-info/INSTALLER", "conda\n"),
         ],
     )

@@ -225,3 +225,28 @@ def test_what_is_made_of_every_build_is_named_as_export_names_it(
     for wrong in (["zip"], [], ["environment.yml"]):
         with pytest.raises(CommandError):
             namespaces.eager("research", wrong)
+
+
+def test_pip_beside_python_is_switched(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = {
+        "SetAddPipAsPythonDependency": lambda given: {
+            "data": {
+                "setAddPipAsPythonDependency": {
+                    "__typename": "Namespace",
+                    "name": given["namespace"],
+                    "addPipAsPythonDependency": given["on"],
+                }
+            }
+        }
+    }
+    with answering(answers) as script:
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+        api = client.Api(config.Server(url=script.url, username="a", token="t"))
+        monkeypatch.setattr(namespaces, "connect", lambda: api)
+        namespaces.add_pip("research", on=False)
+        assert "no longer add pip" in capsys.readouterr().out
+        namespaces.add_pip("research")
+        api._http.close()
+    assert [one.variables["on"] for one in script.asked] == [False, True]

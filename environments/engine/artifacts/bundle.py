@@ -20,6 +20,7 @@ from typing import Any
 from environments.domain import rendering
 from environments.domain.artifacts import FORMS, ArtifactKind
 from environments.domain.errors import ConflictError, LinkError
+from environments.domain.lock import lacks_pip
 from environments.domain.names import printable
 from environments.domain.progress import obey
 from environments.domain.records import CondaPackage, Package
@@ -40,10 +41,15 @@ With the installer, which needs nothing else:
 
 With micromamba, mamba or conda, from the channel in this folder:
 
-    micromamba create -p PREFIX --offline --override-channels \\
+    {variables}micromamba create -p PREFIX --offline --override-channels \\
         -c "file://$PWD/channel" --file packages.txt
 """
-_README_WHEELS = """\
+_README_WITHOUT_PIP = """
+The variables before the command keep conda and mamba from asking for pip, which is not here.
+"""
+_README_WHEELS = """
+and the packages of the Python index:
+
     PREFIX/bin/python -m pip install --no-index --no-deps wheels/*.whl
 """
 #: Not of the index: where the package was, which is nothing to whoever has the bundle.
@@ -73,9 +79,8 @@ def make_bundle(material: Material) -> Path:
 
 def _texts(material: Material, top: str, moment: int) -> Iterator[Entry]:
     lock, platform = material.lock, material.platform
-    readme = _README.format(digest=lock.digest, platform=platform)
     texts = {
-        "README.txt": readme + (_README_WHEELS if material.part.pypi else ""),
+        "README.txt": _readme(material),
         "explicit.txt": rendering.explicit_txt(lock, platform),
         "sbom.cdx.json": cyclonedx(lock, platform),
         "packages.txt": "".join(
@@ -88,6 +93,19 @@ def _texts(material: Material, top: str, moment: int) -> Iterator[Entry]:
         texts["conda-lock.yml"] = rendering.conda_lock_yml(lock)
     for name, text in texts.items():
         yield Entry.file(f"{top}/{name}", text.encode(), moment)
+
+
+def _readme(material: Material) -> str:
+    """How to use the bundle; conda and mamba add pip beside Python, which not every lock has."""
+    without_pip = lacks_pip(material.part)
+    text = _README.format(
+        digest=material.lock.digest,
+        platform=material.platform,
+        variables=f"{rendering.WITHOUT_PIP} \\\n        " if without_pip else "",
+    )
+    if without_pip:
+        return text + _README_WITHOUT_PIP
+    return text + (_README_WHEELS if material.part.pypi else "")
 
 
 def _real(material: Material) -> list[CondaPackage]:

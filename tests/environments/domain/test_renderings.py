@@ -197,6 +197,19 @@ def test_the_pinned_environment_file_asks_for_exactly_the_lock() -> None:
     assert specification.pip["linux-64"] == ("six==1.16",)
 
 
+def test_a_lock_without_pip_says_how_clients_take_it() -> None:
+    python, wheel = conda("python", "3.11.1"), pypi("six", "1.16")
+    pip = conda("pip", "24.0")
+    bare = Lock(channels=(CHANNEL,), platforms=(platform_lock(python),))
+    assert "CONDA_ADD_PIP_AS_PYTHON_DEPENDENCY=false" in environment_yml(bare, "linux-64")
+    wheels = Lock(channels=(CHANNEL,), platforms=(platform_lock(python, wheel),))
+    assert "no pip (linux-64)" in conda_lock_yml(wheels)
+    assert read_conda_lock(conda_lock_yml(wheels)).digest == wheels.digest
+    complete = Lock(channels=(CHANNEL,), platforms=(platform_lock(python, pip, wheel),))
+    assert "no pip" not in conda_lock_yml(complete)
+    assert "ADD_PIP" not in environment_yml(complete, "linux-64")
+
+
 def test_a_platform_that_is_not_locked_is_not_found() -> None:
     lock = Lock(channels=(), platforms=(platform_lock(conda("a")),))
     with pytest.raises(NotFoundError) as caught:

@@ -24,21 +24,27 @@ from tests.environments.engine.test_pypi_install import stored
 NAMES = ("python", "hello-noarch")
 
 
-def material(channel: Path, work: Path, cache: PackageCache, index: Path | None = None) -> Material:
+def material(
+    channel: Path,
+    work: Path,
+    cache: PackageCache,
+    index: Path | None = None,
+    names: tuple[str, ...] = NAMES,
+) -> Material:
     """Python, a noarch package of it, and a wheel, as a lock of `channel` has them."""
     found = packages_of(channel)
-    names = set(NAMES)
+    wanted = set(names)
     while (
         more := {
             need.split()[0]
-            for name in names
+            for name in wanted
             for need in found[name].depends
             if need.split()[0] in found
         }
-        - names
+        - wanted
     ):
-        names |= more
-    packages = dependency_order(found[name] for name in names)
+        wanted |= more
+    packages = dependency_order(found[name] for name in wanted)
     index = index or work.parent / f"index-{work.name}"
     wheel = stored(make_wheel("kept", "1.0", files={"kept.py": "x = 1\n"}), index)
     part = lock_of(*packages)
@@ -142,3 +148,18 @@ def test_the_same_lock_gives_the_same_bytes(
     other = PackageCache(tmp_path / "cache" / "packages")
     two = make_bundle(material(own_channel, tmp_path / "two", other, index))
     assert one.read_bytes() == two.read_bytes()
+
+
+def test_the_instructions_name_the_variables_that_a_lock_without_pip_needs(
+    own_channel: Path, tmp_path: Path
+) -> None:
+    cache = PackageCache(tmp_path / "cache" / "packages")
+    top = unpacked(make_bundle(material(own_channel, tmp_path / "work", cache)), tmp_path / "out")
+    readme = (top / "README.txt").read_text()
+    assert "CONDA_ADD_PIP_AS_PYTHON_DEPENDENCY=false" in readme
+    assert "-m pip" not in readme
+    complete = material(own_channel, tmp_path / "work2", cache, names=(*NAMES, "pip"))
+    top = unpacked(make_bundle(complete), tmp_path / "out2")
+    readme = (top / "README.txt").read_text()
+    assert "ADD_PIP" not in readme
+    assert "PREFIX/bin/python -m pip install" in readme

@@ -354,5 +354,5 @@ def test_a_solve_locks_both_parts(
     )
     found = solve(solver, "python", "hello-noarch 1.1", channels=[channel], pip=["needs-tinyname"])
     (platform,) = found.platforms
-    assert {package.name for package in platform.conda} == {"python", "hello-noarch"}
+    assert {package.name for package in platform.conda} == {"python", "pip", "hello-noarch"}
     assert {package.name for package in platform.pypi} == {"needs-tinyname", "tinyname"}

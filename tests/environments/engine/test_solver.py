@@ -216,7 +216,7 @@ def test_a_process_of_its_own_answers_as_this_one_does(
         request("hello-plugin", channels=[channel]), cancelled=never, log=lines.append
     )
     assert here == there
-    assert any("3 packages" in line for line in lines)
+    assert any("4 packages" in line for line in lines)
     with pytest.raises(UnsatisfiableError) as caught:
         solve(isolated, "conflict-left", "conflict-right", channels=[channel])
     assert caught.value.details["conflicts"]

@@ -468,6 +468,7 @@ CHANGES: dict[str, tuple[str, Perm]] = {
     "setRetention": ('namespace: "research", keepLast: 5', Perm.MANAGE),
     "placeHold": ('environmentId: $environment, build: "1", reason: "case 7"', Perm.MANAGE),
     "setEagerArtifacts": ('namespace: "research", kinds: [TAR_ZST]', Perm.MANAGE),
+    "setAddPipAsPythonDependency": ('namespace: "research", on: false', Perm.MANAGE),
     "addPolicyRule": (
         (
             'namespace: "research", kind: "size", effect: "warn", name: "small", '

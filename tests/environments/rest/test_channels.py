@@ -58,6 +58,7 @@ async def recreated(channel: str, prefix: Path, cache: Path) -> list[Any]:
         specs=[MatchSpec(name) for name in WISHES],
         platforms=["linux-64", "noarch"],
         virtual_packages=[found.into_generic() for found in VirtualPackage.detect()],
+        add_pip_as_python_dependency=True,  # as conda and mamba do
     )
     await install(records, prefix, cache_dir=cache / "packages", execute_link_scripts=False)
     return records
