@@ -5,7 +5,7 @@ What a list shows and what a check says come from the same query (`with_perm`), 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,6 +13,7 @@ from django.contrib.auth.models import AnonymousUser
 
 from accounts.models import ApiToken, User
 from accounts.roles import ROLES, Perm, Role
+from condastore.statements import KEY, marks, values_of
 from environments.domain.errors import AccessDeniedError, NotSignedInError
 
 
@@ -78,6 +79,33 @@ class Actor:
 
 
 ANONYMOUS = Actor(AnonymousUser())
+
+
+def kind_of(actor: Actor) -> tuple[Hashable, ...]:
+    """What the text of a statement with conditions of rights depends on (condastore.statements)."""
+    names = actor.only_namespaces
+    return (
+        actor.signed_in,
+        actor.rules_everything,
+        actor.token.role if actor.token else "",
+        None if names is None else len(names),
+    )
+
+
+def stand_in(actor: Actor) -> Actor:
+    """An actor of the same kind, whose key and names are those that are replaced later."""
+    if not actor.signed_in:
+        return ANONYMOUS
+    user = User(pk=KEY, is_active=True, is_superuser=actor.user.is_superuser)
+    if actor.token is None:
+        return Actor(user)
+    names = marks(actor.only_namespaces) or []
+    return Actor(user, token=ApiToken(user=user, role=actor.token.role, namespaces=names))
+
+
+def values_for(actor: Actor) -> dict[Any, Any]:
+    """What replaces the key and names of `stand_in`."""
+    return values_of(actor.account.pk if actor.signed_in else 0, actor.only_namespaces)
 
 
 @runtime_checkable

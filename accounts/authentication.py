@@ -17,15 +17,17 @@ from django.conf import settings
 from django.contrib.auth import get_user
 from django.contrib.auth.models import AnonymousUser
 from django.contrib.sessions.backends.base import SessionBase
+from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponseBase, HttpResponseRedirect, JsonResponse
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.module_loading import import_string
 
 from accounts.access import ANONYMOUS, Actor
-from accounts.models import ApiToken, User
+from accounts.models import ApiToken, User, token_digest
 from accounts.sign_in import SecondFactorError, TooManyAttemptsError, lacks_second_factor
 from accounts.signals import token_moved, token_refused
+from condastore.statements import KEY, MOMENT, Lookup, word
 from environments.domain.errors import NotSignedInError
 
 #: How old the recorded last use of a token may be before it is written again.
@@ -102,7 +104,7 @@ def secret_in(authorization: str) -> str | None:
 
 def actor_with_token(secret: str, *, address: str = "") -> Actor:
     """Raises TokenInvalidError for a token that is unknown, expired or revoked."""
-    token = ApiToken.objects.usable().with_secret(secret).select_related("user").first()
+    token = usable_token(digest=token_digest(secret))
     if token is None:
         known = ApiToken.objects.with_secret(secret).select_related("user").first()
         token_refused.send(ApiToken, address=address, token=known)
@@ -115,6 +117,28 @@ def actor_with_token(secret: str, *, address: str = "") -> Actor:
             token_moved.send(ApiToken, actor=actor)
         token.used(at=now, address=address or None)
     return actor
+
+
+_TOKEN_LOOKUP: Lookup[ApiToken] = Lookup(
+    ApiToken,
+    own=[field.attname for field in ApiToken._meta.concrete_fields],
+    user=[field.attname for field in User._meta.concrete_fields],
+)
+
+
+def usable_token(*, digest: str = "", key: int | None = None) -> ApiToken | None:
+    """The token with this digest, or else this key, and its user; None unless it is valid now."""
+
+    def build() -> QuerySet[ApiToken]:
+        rows = ApiToken.objects.usable(now=MOMENT).order_by()
+        return rows.filter(digest=word("digest")) if digest else rows.filter(pk=KEY)
+
+    switches = settings.SUSPEND_ORPHANED_SERVICE_ACCOUNTS, settings.LOCAL_ACCOUNTS
+    return _TOKEN_LOOKUP.first(
+        ("token", bool(digest), *switches),
+        build,
+        {word("digest"): digest, KEY: key, MOMENT: timezone.now()},
+    )
 
 
 def actor_of(request: HttpRequest) -> Actor:
@@ -188,7 +212,7 @@ def renewed(actor: Actor) -> Actor:
 
 def _looked_up(actor: Actor) -> Actor:
     if actor.token is not None:
-        token = ApiToken.objects.usable().filter(pk=actor.token.pk).select_related("user").first()
+        token = usable_token(key=actor.token.pk)
         if token is None:
             raise TokenInvalidError("The API token is not valid any more.")
         return Actor(token.user, token=token)

@@ -180,8 +180,10 @@ class DeviceSignIn(models.Model):
 
 
 class ApiTokenQuerySet(models.QuerySet["ApiToken"]):
-    def usable(self) -> Self:
-        rows = self.filter(Q(expires_at__gt=timezone.now()), revoked_at=None, user__is_active=True)
+    def usable(self, *, now: datetime | None = None) -> Self:
+        rows = self.filter(
+            Q(expires_at__gt=now or timezone.now()), revoked_at=None, user__is_active=True
+        )
         if settings.SUSPEND_ORPHANED_SERVICE_ACCOUNTS:
             rows = rows.filter(Q(user__is_service=False) | Q(user__owner__is_active=True))
         if settings.LOCAL_ACCOUNTS:

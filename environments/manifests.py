@@ -26,7 +26,7 @@ class Content:
 
     blob: Blob
     media_type: str
-    build: Build
+    build: Build | None  # looked up for manifests only
 
 
 def images_of(build: Build, *, compression: Compression = "gzip") -> list[Artifact]:

@@ -14,8 +14,8 @@ from guardian.models import GroupObjectPermissionBase, UserObjectPermissionBase
 from accounts.access import Actor
 from accounts.models import User
 from accounts.roles import PUBLIC, Perm
+from condastore.statements import subquery
 from environments.models.namespaces import Namespace, conditions_of, held, key_of, kind_of, never
-from environments.models.statements import subquery
 
 if TYPE_CHECKING:
     from environments.models.builds import Build

@@ -16,7 +16,7 @@ from guardian.shortcuts import assign_perm, get_perms, remove_perm
 from accounts.access import Actor
 from accounts.models import User
 from accounts.roles import PUBLIC, Perm, Role, roles_with
-from environments.models.statements import subquery
+from condastore.statements import subquery
 
 #: Django permissions, given in the admin to users or groups, that hold in all namespaces.
 DECIDE_EVERYWHERE = "decide_everywhere"

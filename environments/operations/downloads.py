@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 
 from django.conf import settings
@@ -22,6 +24,8 @@ from environments.platforms import own_platform
 #: Part of each ETag: grows when a rendering of the same lock changes.
 RENDERER = 1
 LOG = "log"
+#: Characters of rendered files that a process remembers.
+RENDERED_LENGTH = 16_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,23 +120,66 @@ class LockFile:
         return f'"{hashlib.sha256(" ".join(made_from).encode()).hexdigest()[:32]}"'
 
     def text(self) -> str:
-        assert self.build.lock is not None
-        lock, asked = self.build.lock.value(), self.build.specification.value()
-        return self.form.render(lock, asked, self.platform)
+        """Render the file, unless this process has rendered the same one lately."""
+        row = self.build.lock
+        assert row is not None
+        key = (row.pk, row.claims, self.etag)
+        if (known := _rendered.get(key)) is not None:
+            return known
+        text = self.form.render(row.value(), self.build.specification.value(), self.platform)
+        _rendered.put(key, text)
+        return text
+
+
+class RecentTexts:
+    """The last texts that were rendered, up to a size. A key says all that a text is made from."""
+
+    def __init__(self, size: int) -> None:
+        self._left, self._guard = size, threading.Lock()
+        self._texts: OrderedDict[Hashable, str] = OrderedDict()
+
+    def get(self, key: Hashable) -> str | None:
+        with self._guard:
+            if key in self._texts:
+                self._texts.move_to_end(key)
+            return self._texts.get(key)
+
+    def put(self, key: Hashable, text: str) -> None:
+        with self._guard:
+            if key in self._texts:
+                return
+            self._texts[key] = text
+            self._left -= len(text)
+            while self._left < 0:
+                _, oldest = self._texts.popitem(last=False)
+                self._left += len(oldest)
+
+
+_rendered = RecentTexts(RENDERED_LENGTH)
 
 
 def lock_file(*, actor: Actor, build: Build, name: str, platform: str = "") -> LockFile:
     """One of FORMS. Without a platform: that of the build's folder."""
     require(actor, Perm.DOWNLOAD, build)
-    if name not in FORMS:
-        raise NotFoundError(
-            f"There is no file {name!r} of a build.", hint=f"There are: {', '.join(FILES)}."
-        )
+    _require_form(name)
     chosen = platform_of(build, platform)
     if build.state not in SERVED and not may(actor, Perm.APPROVE, build.environment.namespace):
         require_served(build)  # only who decides reads it before
     refuse_recalled(build)
     return LockFile(build=build, name=name, platform=chosen)
+
+
+def served_file(*, build: Build, name: str, platform: str = "") -> LockFile:
+    """One of FORMS, of a build that `served_builds` found: its rights were checked there."""
+    _require_form(name)
+    return LockFile(build=build, name=name, platform=platform_of(build, platform))
+
+
+def _require_form(name: str) -> None:
+    if name not in FORMS:
+        raise NotFoundError(
+            f"There is no file {name!r} of a build.", hint=f"There are: {', '.join(FILES)}."
+        )
 
 
 def platform_of(build: Build, platform: str = "") -> str:

@@ -24,8 +24,8 @@ from accounts.authentication import (
     actor_with_token,
     client_address,
     secret_in,
+    usable_token,
 )
-from accounts.models import ApiToken
 from environments.domain.errors import NotSignedInError
 from environments.registry.errors import ChallengeError, ScopeError
 
@@ -114,7 +114,7 @@ def _known(said: dict[str, Any], scope: str, address: str) -> Actor:
         raise ScopeError("The token is for something else.")
     if not said["token"]:
         return Actor(AnonymousUser(), address=address)
-    token = ApiToken.objects.usable().filter(pk=said["token"]).select_related("user").first()
+    token = usable_token(key=said["token"])
     if token is None:
         raise TokenInvalidError("The API token behind this one is not valid any more.")
     return Actor(token.user, token=token, address=address)

@@ -135,18 +135,31 @@ def _repository(
     Raises:
         ChallengeError: nobody is signed in, and it is not public: if it is there at all.
     """
-    if not sign_in.NAME.fullmatch(f"{namespace}/{environment}"):
-        raise UnknownError("No repository has such a name.", kind="NAME_INVALID")
-    scope = f"repository:{namespace}/{environment}:pull"
-    actor = sign_in.actor_of(request, scope)
+    actor = _actor(request, namespace, environment)
     try:
         if namespace == ON_DEMAND:
             return actor, images.on_demand(actor, environment)
         return actor, images.find_repository(actor, namespace, environment)
     except NotFoundError as error:
         if not actor.signed_in:
+            scope = _scope(namespace, environment)
             raise ChallengeError(error.message, hint=error.hint, scope=scope) from error
         raise
+
+
+def _scope(namespace: str, environment: str) -> str:
+    return f"repository:{namespace}/{environment}:pull"
+
+
+def _actor(request: HttpRequest, namespace: str, environment: str) -> Actor:
+    """Who asks, with a token for this repository; found once for a request."""
+    if not sign_in.NAME.fullmatch(f"{namespace}/{environment}"):
+        raise UnknownError("No repository has such a name.", kind="NAME_INVALID")
+    known: Actor | None = getattr(request, "registry_actor", None)
+    if known is None:
+        known = sign_in.actor_of(request, _scope(namespace, environment))
+        request.registry_actor = known  # type: ignore[attr-defined]
+    return known
 
 
 @in_its_words
@@ -166,7 +179,7 @@ async def manifest(
         build, wanted = await sync_to_async(_wanted)(*place, reference)
         made = await _awaited(wanted, deadline)
         content = await sync_to_async(manifest_of)(build, made)
-    if request.method == "GET" and content.media_type != INDEX:
+    if request.method == "GET" and content.media_type != INDEX and content.build is not None:
         actor: Actor = request.actor  # type: ignore[attr-defined]
         await sync_to_async(audit.downloaded)(actor, content.build, "image")
     response = await _given(request, content)
@@ -193,9 +206,14 @@ def _wanted(
 def _by_digest(
     request: HttpRequest, namespace: str, environment: str, digest: str, *kinds: str
 ) -> Content:
-    actor, repository = _repository(request, namespace, environment)
     unknown = "MANIFEST_UNKNOWN" if kinds else "BLOB_UNKNOWN"
     found = _DIGEST.fullmatch(digest)
+    if found is not None and namespace != ON_DEMAND:
+        actor = _actor(request, namespace, environment)
+        content = images.served_content(actor, namespace, environment, found[1], kinds=kinds)
+        if content is not None:
+            return content
+    actor, repository = _repository(request, namespace, environment)
     if found is None:
         raise UnknownError(f"{digest!r:.100} is no sha256 digest.", kind=unknown)
     return _known(lambda: images.find_content(actor, repository, found[1], kinds=kinds), unknown)

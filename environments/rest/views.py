@@ -27,6 +27,7 @@ from environments.domain.errors import InvalidInputError
 from environments.models import Build
 from environments.operations import audit, downloads, provenance, served_folders, usage
 from environments.operations.artifacts import KIND_OF
+from environments.operations.served_builds import served_build
 from environments.rest import artifacts
 from environments.rest.finding import actor_of, build_of
 
@@ -53,17 +54,20 @@ def _lock_file(
     request: HttpRequest, namespace: str, environment: str, reference: str, name: str
 ) -> HttpResponse:
     """A lock as a file. It is rendered only for those who do not have it yet."""
-    build = build_of(request, namespace, environment, reference)
-    file = downloads.lock_file(
-        actor=actor_of(request), build=build, name=name, platform=request.GET.get("platform", "")
-    )
+    actor, platform = actor_of(request), request.GET.get("platform", "")
+    build = served_build(actor, namespace, environment, reference)
+    if build is not None:
+        file = downloads.served_file(build=build, name=name, platform=platform)
+    else:
+        build = build_of(request, namespace, environment, reference)
+        file = downloads.lock_file(actor=actor, build=build, name=name, platform=platform)
     known = parse_etags(request.headers.get("If-None-Match", ""))
     if "*" in known or file.etag in {tag.removeprefix("W/") for tag in known}:
         return _kept(HttpResponseNotModified(), file.etag)
     kind = f"{file.form.content_type}; charset=utf-8"
     response = HttpResponse(file.text(), content_type=kind)
     if request.method == "GET":
-        audit.downloaded(actor_of(request), build, name)
+        audit.downloaded(actor, build, name)
     response["Content-Disposition"] = content_disposition_header(True, file.file_name) or ""
     return _kept(response, file.etag)
 

@@ -1,0 +1,117 @@
+"""Builds that may be given away, found by one statement.
+
+It answers all that stands in the way of a download at once: the names, the rights, the state, and
+recalls. Where it finds nothing, the caller asks one by one, and learns what to say.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db.models import Exists, F, OuterRef, QuerySet
+
+from accounts.access import Actor, kind_of, stand_in, values_for
+from accounts.roles import Perm
+from condastore.statements import NUMBER, Lookup, word
+from environments.domain.lifecycle import SERVED
+from environments.models import (
+    Blob,
+    Build,
+    ImageBlob,
+)
+from environments.models.recalls import RecalledLock
+
+_BUILD = ("id", "environment_id", "number", "state", "lock_id", "specification_id", "platform")
+_ENVIRONMENT = ("id", "namespace_id", "name", "current_id", "used_at")
+_NAMESPACE = ("id", "name", "public")
+
+
+def _served(actor: Actor) -> QuerySet[Build]:
+    """Builds that may be downloaded by an actor of this kind, of the repository that is named."""
+    recalled = RecalledLock.objects.active().filter(lock=OuterRef("lock"))
+    return (
+        Build.objects.with_perm(stand_in(actor), Perm.DOWNLOAD)
+        .order_by()
+        .filter(
+            ~Exists(recalled),
+            environment__namespace__name=word("namespace"),
+            environment__name=word("environment"),
+            state__in=sorted(SERVED),
+            lock__isnull=False,
+        )
+    )
+
+
+def _values(actor: Actor, namespace: str, environment: str, **words: Any) -> dict[Any, Any]:
+    named = {"namespace": namespace, "environment": environment, **words}
+    return values_for(actor) | {word(name): value for name, value in named.items()}
+
+
+_LOCKED_BUILD: Lookup[Build] = Lookup(
+    Build,
+    own=_BUILD,
+    environment=_ENVIRONMENT,
+    environment__namespace=_NAMESPACE,
+    lock=("id", "digest", "claims", "platforms"),
+    specification=("id", "digest"),
+)
+
+
+def served_build(actor: Actor, namespace: str, environment: str, reference: str) -> Build | None:
+    """The build, with its lock and specification, if `actor` may download it now.
+
+    Args:
+        reference: a number, a tag, or `current`; others are not found here.
+    """
+    values = _values(actor, namespace, environment)
+    kind: str
+    found: dict[str, Any]
+    if reference in ("", "current"):
+        kind, found = "current", {"pk": F("environment__current")}
+    elif reference.isdecimal():
+        if len(reference) > 9:
+            return None
+        kind, found = "number", {"number": NUMBER}
+        values[NUMBER] = int(reference)
+    else:
+        kind, found = "tag", {"tags__name": word("tag"), "tags__environment": F("environment")}
+        values[word("tag")] = reference
+    return _LOCKED_BUILD.first(
+        ("served build", kind, *kind_of(actor)),
+        lambda: _served(actor).filter(**found),
+        values,
+    )
+
+
+_IMAGE_BLOB: Lookup[ImageBlob] = Lookup(
+    ImageBlob,
+    own=("id", "artifact_id", "blob_id", "media_type", "artifact_type"),
+    blob=[field.attname for field in Blob._meta.concrete_fields],
+)
+
+
+def served_blob(actor: Actor, namespace: str, environment: str, sha256: str) -> ImageBlob | None:
+    """A part of an image of these builds, if `actor` may have it now."""
+    return _IMAGE_BLOB.first(
+        ("served blob", *kind_of(actor)),
+        lambda: ImageBlob.objects.order_by().filter(
+            blob__sha256=word("digest"),
+            blob__damaged_at=None,
+            artifact__lock__in=_served(actor).values("lock"),
+        ),
+        _values(actor, namespace, environment, digest=sha256),
+    )
+
+
+_IMAGE_BUILD: Lookup[Build] = Lookup(
+    Build, own=_BUILD, environment=_ENVIRONMENT, environment__namespace=_NAMESPACE
+)
+
+
+def served_image(actor: Actor, namespace: str, environment: str, part: ImageBlob) -> Build | None:
+    """The newest of these builds with the image of `part`."""
+    return _IMAGE_BUILD.first(
+        ("served image", *kind_of(actor)),
+        lambda: _served(actor).filter(lock__artifacts=NUMBER).order_by("-number"),
+        _values(actor, namespace, environment) | {NUMBER: part.artifact_id},
+    )

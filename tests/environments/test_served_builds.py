@@ -1,0 +1,153 @@
+"""Downloads and pulls ask the database little, and see each change of rights at once."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.core import signing
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from accounts.access import Actor
+from accounts.models import ApiToken
+from accounts.roles import Role
+from environments import blobs
+from environments.domain.artifacts import ArtifactKind, ArtifactState
+from environments.domain.images import MANIFEST
+from environments.models import Artifact, Build, BuildTag, Environment, ImageBlob, Namespace
+from environments.operations.recalls import recall, undo_recall
+from environments.registry.sign_in import SALT
+from tests import factories
+
+pytestmark = pytest.mark.django_db
+FILE = "/api/envs/research/ml/{}/{}"
+MOST = 3  # statements
+
+
+@pytest.fixture(autouse=True)
+def no_audit(settings: Any) -> None:
+    """Recording a download is a transaction of its own, however the file was found."""
+    settings.AUDIT_DOWNLOADS = 0
+
+
+@pytest.fixture
+def namespace() -> Namespace:
+    return factories.make_namespace("research")
+
+
+@pytest.fixture
+def build(namespace: Namespace) -> Build:
+    return factories.make_build(factories.make_environment(namespace, "ml"))
+
+
+@pytest.fixture
+def token(namespace: Namespace) -> ApiToken:
+    bob = factories.make_user("bob")
+    namespace.grant(Role.VIEWER, bob)
+    secret = factories.make_token(bob)
+    ApiToken.objects.update(last_used_at=timezone.now(), last_used_address="127.0.0.1")
+    found = ApiToken.objects.select_related("user").get()
+    found.secret = secret  # type: ignore[attr-defined]
+    return found
+
+
+@pytest.fixture
+def bob(token: ApiToken) -> Client:
+    return Client(headers={"Authorization": f"Bearer {token.secret}"})  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def puller(token: ApiToken, settings: Any) -> Client:
+    """With the signed token of a registry's client."""
+    said = {"token": token.pk, "for": ["repository:research/ml"]}
+    signed = signing.dumps(said, key=settings.REGISTRY_KEY, salt=SALT)
+    return Client(headers={"Authorization": f"Bearer {signed}"})
+
+
+def image_of(build: Build, *contents: bytes) -> list[ImageBlob]:
+    """Parts of a made image: the first is its manifest."""
+    artifact = Artifact.wanted(build, ArtifactKind.IMAGE, factories.PLATFORM)
+    kept = [blobs.keep_bytes(content, folder=blobs.blobs_folder()) for content in contents]
+    Artifact.objects.filter(pk=artifact.pk).update(state=ArtifactState.READY, blob=kept[0])
+    return [
+        ImageBlob.objects.create(
+            artifact=artifact, blob=blob, media_type="a/layer" if number else MANIFEST
+        )
+        for number, blob in enumerate(kept)
+    ]
+
+
+def asked(client: Client, url: str, expected: int = 200, **headers: str) -> int:
+    """How many statements the second of two equal requests sends."""
+    client.get(url, headers=headers)
+    with CaptureQueriesContext(connection) as sent:
+        answer = client.get(url, headers=headers)
+    assert answer.status_code == expected, answer.content
+    return len(sent)
+
+
+@pytest.mark.parametrize("name", ["conda-lock.yml", "environment.yml", "explicit.txt"])
+@pytest.mark.parametrize("reference", ["current", "1", "stable"])
+def test_a_file_of_a_lock_takes_few_statements(
+    bob: Client, build: Build, name: str, reference: str
+) -> None:
+    BuildTag.objects.create(environment=build.environment, name="stable", build=build)
+    url = FILE.format(reference, name)
+    assert asked(bob, url) <= MOST
+    assert asked(bob, url, 304, **{"If-None-Match": bob.get(url)["ETag"]}) <= MOST
+    assert bob.get(url).content == bob.get(FILE.format("latest", name)).content
+
+
+def test_parts_of_an_image_take_few_statements(
+    puller: Client, build: Build, data_folder: object
+) -> None:
+    manifest, layer = image_of(build, b"{}", b"a layer")
+    place = "/v2/research/ml"
+    assert asked(puller, f"{place}/blobs/sha256:{layer.blob.sha256}") <= MOST
+    assert asked(puller, f"{place}/manifests/sha256:{manifest.blob.sha256}") <= MOST
+    assert puller.get(f"{place}/manifests/sha256:{layer.blob.sha256}").status_code == 404
+
+
+def test_what_changes_acts_on_the_next_request(
+    bob: Client, puller: Client, token: ApiToken, namespace: Namespace, build: Build,
+    data_folder: object,
+) -> None:  # fmt: skip
+    _, layer = image_of(build, b"{}", b"a layer")
+    root = Actor(factories.make_user("root", superuser=True))
+    urls = {
+        FILE.format("current", "explicit.txt"): bob,
+        f"/v2/research/ml/blobs/sha256:{layer.blob.sha256}": puller,
+    }
+
+    def statuses() -> list[int]:
+        return [client.get(url).status_code for url, client in urls.items()]
+
+    assert statuses() == [200, 200]
+    hit = recall(actor=root, spec="python", reason="a test")
+    assert statuses() == [403, 403]
+    undo_recall(actor=root, recall=hit, reason="a test")
+    assert statuses() == [200, 200]
+    namespace.revoke(token.user)
+    assert statuses() == [404, 404]
+    namespace.grant(Role.VIEWER, token.user)
+    Environment.objects.update(deleted_at=timezone.now())
+    assert statuses() == [404, 404]
+    Environment.objects.update(deleted_at=None)
+    Build.objects.update(deleted_at=timezone.now())
+    assert statuses() == [404, 404]
+    Build.objects.update(deleted_at=None)
+    ApiToken.objects.update(namespaces=["another"])
+    assert statuses() == [404, 404]
+    ApiToken.objects.update(namespaces=["research"])
+    assert statuses() == [200, 200]
+    ApiToken.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
+    assert statuses() == [401, 401]
+    ApiToken.objects.update(expires_at=timezone.now() + timedelta(days=1))
+    assert statuses() == [200, 200]
+    token.user.is_active = False
+    token.user.save()
+    assert statuses() == [401, 401]
