@@ -13,12 +13,12 @@ import structlog
 from django.db import transaction
 from django.db.models import Q
 from django.utils import timezone
-from rattler import RepoDataRecord
 
 from environments import blobs, folder_access, folders, mirrors, recalls
 from environments.domain.artifacts import ArtifactState
 from environments.domain.lifecycle import RUNNING
 from environments.engine import file_modes, linking
+from environments.engine.channel_jobs import Described
 from environments.engine.completion import UNLISTED
 from environments.engine.first_seen import Look
 from environments.models import (
@@ -39,6 +39,9 @@ GRACE = timedelta(minutes=10)
 LEFTOVER = timedelta(days=1)
 #: What the folder of an attempt at an artifact is called.
 _ATTEMPT = re.compile(r"(documents-)?(?P<artifact>[0-9]+)-(?P<token>[0-9]+)(-[0-9a-f]+)?")
+
+#: How long reading a whole channel for search may take.
+INDEX_TIME_LIMIT = timedelta(minutes=8)
 
 #: How old the count of what a prefix shares may become.
 REMEASURE = timedelta(hours=1)
@@ -224,27 +227,11 @@ def index_channel(channel_id: int) -> None:
     channel = Channel.objects.get(pk=channel_id)
     engine = tools().solver(())
     wanted = _platforms_in_use()
-    state = engine.channel_state((channel.url,), wanted)
+    state = engine.channel_state((channel.url,), wanted, time_limit=INDEX_TIME_LIMIT)
     if state == channel.indexed_state:
         Channel.objects.filter(pk=channel.pk).update(indexed_at=timezone.now())
         return
     look = Look(folders.data() / folders.SEEN, channel.url)
-
-    def see(record: RepoDataRecord) -> None:
-        look.add(record.subdir, record.sha256)
-
-    rows = (
-        IndexedPackage(
-            channel=channel,
-            name=entry.name,
-            latest_version=entry.latest_version,
-            versions=entry.versions,
-            subdirs=list(entry.subdirs),
-            license=entry.license,
-            summary=entry.summary,
-        )
-        for entry in engine.channels.describe(channel.url, wanted, each=see)
-    )
     updated = ("latest_version", "versions", "subdirs", "license", "summary")
     names: set[str] = set()
     batch: list[IndexedPackage] = []
@@ -258,11 +245,27 @@ def index_channel(channel_id: int) -> None:
         )
         batch.clear()
 
-    for row in rows:
-        names.add(row.name)
-        batch.append(row)
+    def see(described: Described) -> None:
+        entry = described.entry
+        for subdir, digests in described.digests.items():
+            for digest in digests:
+                look.add(subdir, digest)
+        names.add(entry.name)
+        batch.append(
+            IndexedPackage(
+                channel=channel,
+                name=entry.name,
+                latest_version=entry.latest_version,
+                versions=entry.versions,
+                subdirs=list(entry.subdirs),
+                license=entry.license,
+                summary=entry.summary,
+            )
+        )
         if len(batch) >= 100:
             store()
+
+    engine.describe(channel.url, wanted, each=see, time_limit=INDEX_TIME_LIMIT)
     store()
     look.keep(now=time.time())
     for old in IndexedPackage.objects.filter(channel=channel).iterator():

@@ -97,7 +97,12 @@ def solve_or_reuse(
             log=log,
         )
         return _store(brought)
-    state = solver.channel_state(wanted.channels, wanted.platforms)
+    state = solver.channel_state(
+        wanted.channels,
+        wanted.platforms,
+        cancelled=cancelled,
+        time_limit=settings.SOLVE_TIME_LIMIT,
+    )
     adds_pip = namespace.add_pip_as_python_dependency
     key = _key(wanted, state, policy, credentials, adds_pip=adds_pip)
     if force or not settings.REUSE_LOCKS:

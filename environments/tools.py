@@ -18,6 +18,7 @@ from environments import hosting
 from environments.domain.names import Credential
 from environments.domain.records import CondaPackage
 from environments.engine.artifacts.parts import PartFolder
+from environments.engine.bounded_reading import ReadLimits
 from environments.engine.bytecode import BytecodeCache
 from environments.engine.channels import Channels
 from environments.engine.credentials import CredentialSource
@@ -52,6 +53,16 @@ def download_patience() -> Patience:
         read=settings.DOWNLOAD_TIMEOUT,
         largest=settings.MAX_DOWNLOAD_BYTES,
         reserve=settings.DISK_RESERVE,
+    )
+
+
+def read_limits() -> ReadLimits:
+    """Return what is read of a channel's or an index's answer, by the installation's settings."""
+    return ReadLimits(
+        silence=settings.DOWNLOAD_TIMEOUT,
+        rate=settings.DOWNLOAD_MIN_RATE,
+        size=settings.MAX_REPODATA_BYTES,
+        ratio=settings.UNPACKING.ratio,
     )
 
 
@@ -113,6 +124,7 @@ class Tools:
             credentials=source_of(credentials),
             hosted=hosting.files_of,
             memo=settings.CHANNEL_STATE_TTL,
+            limits=read_limits(),
         )
         pypi = PypiResolver(
             index_urls=tuple(settings.PYPI_INDEX_URLS),

@@ -6,8 +6,10 @@ For code that fetches with `httpx`:
 - `read(answer, limits)` yields the body of a streamed response, unpacked, in small pieces;
 - `read_raw(answer, limits)` yields it as it came: for digests, and for files that a confined
   process unpacks with `Unpacker`;
-- `headers_within(limits)` limits the wait for the head of an answer, however slowly it comes:
-  `async with headers_within(limits): answer = await client.send(request, stream=True)`;
+- `stream(client, method, url, headers=..., limits=...)` opens an answer, also behind redirects, and
+  limits the wait for its head, however slowly that comes. Use it in place of `client.stream`:
+  httpx reads the whole body of each redirect into memory before it follows;
+- `headers_within(limits)` is that limit alone;
 - `run(work, cancelled=..., deadline=...)` runs a coroutine for a thread, and ends it within
   `POLL` seconds of a cancel or of the deadline;
 - `Meter` counts one transfer for readers of another kind: `meter.add(size, waited=seconds)`.
@@ -26,7 +28,7 @@ import bz2
 import threading
 import time
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -47,6 +49,7 @@ CHUNK = 256 << 10  # bytes: the largest piece that is unpacked at once, but for 
 ACCEPT_ENCODING = "gzip, deflate"
 #: Bytes of zstd that are unpacked at once: 1 KiB of blocks of one repeated byte gives 32 MiB.
 _ZSTD_SLICE = 1 << 10
+_MOST_REDIRECTS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,6 +251,37 @@ async def headers_within(limits: ReadLimits) -> AsyncIterator[None]:
         raise SlowTransferError(
             f"did not begin within {seconds:g} s (CONDASTORE_DOWNLOAD_TIMEOUT)"
         ) from error
+
+
+@asynccontextmanager
+async def stream(
+    client: httpx.AsyncClient,
+    method: str,
+    url: str,
+    *,
+    headers: Mapping[str, str],
+    limits: ReadLimits,
+) -> AsyncIterator[httpx.Response]:
+    """Open an answer and follow redirects, of which only the head is read.
+
+    Raises:
+        SlowTransferError: the head did not arrive in time.
+        httpx.HTTPError, httpx.InvalidURL: the request failed.
+    """
+    async with headers_within(limits):
+        request = client.build_request(method, url, headers=dict(headers))
+        for _ in range(_MOST_REDIRECTS):
+            answer = await client.send(request, stream=True, follow_redirects=False)
+            if answer.next_request is None:
+                break
+            request = answer.next_request
+            await answer.aclose()
+        else:
+            raise httpx.TooManyRedirects("Too many redirects", request=request)
+    try:
+        yield answer
+    finally:
+        await answer.aclose()
 
 
 async def read_raw(

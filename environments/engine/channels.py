@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import json
 import os
@@ -11,11 +12,12 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import httpx
 import rattler
@@ -37,8 +39,9 @@ from environments.domain.names import Credential, without_credentials
 from environments.domain.progress import Cancelled, never, obey
 from environments.domain.records import CondaPackage
 from environments.domain.urls import canonical_or_same
-from environments.engine import forward_proxy, outgoing
+from environments.engine import bounded_reading, forward_proxy, outgoing
 from environments.engine.addresses import guard
+from environments.engine.bounded_reading import ACCEPT_ENCODING, ReadLimits, TransferError
 from environments.engine.credentials import (
     CredentialSource,
     no_credentials,
@@ -54,6 +57,13 @@ Answer = TypeVar("Answer")
 #: In the order in which rattler asks for them: the first that is there is what it reads.
 _REPODATA = ("repodata_shards.msgpack.zst", "repodata.json.zst", "repodata.json")
 _POLL = 0.1  # seconds between two looks at `cancelled`
+DEFAULT_READ_LIMITS = ReadLimits()
+#: What rattler prints of EFBIG.
+_FILE_TOO_LARGE = "os error 27"
+#: Bytes of channeldata.json, which only describes packages; that of conda-forge has 15 MB.
+_CHANNELDATA_BYTES = 128 << 20
+#: Records of which the gateway keeps a copy while a whole channel is read; 2 KB each.
+_MOST_HELD = 100_000
 
 
 #: What rattler solves over: a channel, or a view of one through a rule.
@@ -86,13 +96,13 @@ class Channels:
         credentials: CredentialSource = no_credentials,
         hosted: HostedLookup = none_hosted,
         memo: timedelta = timedelta(seconds=5),
-        timeout: timedelta = timedelta(seconds=30),
+        limits: ReadLimits = DEFAULT_READ_LIMITS,
         confined: bool = False,
     ) -> None:
         """
         Args:
             memo: how long an observed state counts.
-            timeout: of one request for a state.
+            limits: of each request for a state, and of what is read of a channel.
             confined: the environment names the forward proxy of the process that started this one.
         """
         self._confined = confined
@@ -100,13 +110,14 @@ class Channels:
         self._credential_source = credentials
         self._hosted_lookup = hosted
         self._memo = memo
-        self._timeout = timeout
+        self.limits = limits
         self._lock = threading.RLock()
         self._credentials: dict[str, Credential | None] = {}
         self._hosted: dict[str, HostedSource] = {}
         self._observed: dict[tuple[str, str], tuple[float, str]] = {}
         self._loaded: dict[tuple[str, str], str] = {}
         self._forms: dict[tuple[str, str], str] = {}
+        self._unsharded: set[str] = set()
         self._gateway: rattler.Gateway | None = None
         self._client: Client | None = None
         self._mirrors: dict[str, list[str]] = {}
@@ -169,14 +180,19 @@ class Channels:
         platforms: Sequence[str],
         *,
         cancelled: Cancelled = never,
+        deadline: float | None = None,
     ) -> str:
-        """A digest of what `channels` hold for `platforms`: it changes when they do.
+        """Return a digest of what `channels` hold for `platforms`: it changes when they do.
 
+        Args:
+            deadline: of `time.monotonic()`.
         Raises:
             ChannelNotFoundError, ChannelNotAllowedError: the channel is not there, or not for us.
             ChannelUnavailableError: it does not answer now.
+            TimeLimitError: `deadline` passed.
+            LeaseLostError: `cancelled` answered True.
         """
-        states = self.observe(channels, platforms, cancelled=cancelled)
+        states = self.observe(channels, platforms, cancelled=cancelled, deadline=deadline)
         content = [[*key, states[key]] for key in _subdirs(channels, platforms)]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -186,8 +202,12 @@ class Channels:
         platforms: Sequence[str],
         *,
         cancelled: Cancelled = never,
+        deadline: float | None = None,
     ) -> dict[tuple[str, str], str]:
-        """The state of each (channel, subdir), "" where a channel has no such subdir."""
+        """Return the state of each (channel, subdir), "" where a channel has no such subdir.
+
+        All are asked for at once. See `state` for what is raised.
+        """
         here = [self._hosted_lookup(url) for url in channels]
         self.learn_hosted(hosted for hosted in here if hosted is not None)
         elsewhere = [url for url in channels if url not in self._hosted]
@@ -208,10 +228,17 @@ class Channels:
             }
         asked = [key for key in wanted if key not in fresh]
         if asked:
-            found = self.run(self._ask(asked), cancelled=cancelled)
+            try:
+                found = self.run(self._ask(asked), cancelled=cancelled, deadline=deadline)
+            except TimeLimitError as error:
+                slow = ", ".join(dict.fromkeys(channel for channel, _ in asked))
+                raise TimeLimitError(
+                    f"The channels did not answer within the time limit: {slow}."
+                ) from error
             _refuse_missing(channels, fresh | found)
+            seen = time.monotonic()
             with self._lock:
-                self._observed.update({key: (now, state) for key, state in found.items()})
+                self._observed.update({key: (seen, state) for key, state in found.items()})
             fresh |= found
         return {key: fresh[key] for key in wanted}
 
@@ -250,6 +277,31 @@ class Channels:
                 _write(note, state)
             self._loaded[channel, subdir] = state
 
+    def persistently(self, channels: Sequence[str], read: Callable[[], Answer]) -> Answer:
+        """Call `read`; once more where a server answered in a way that rattler cannot take.
+
+        A server without ETags may answer 304 without a Last-Modified date, as Python's own does.
+        That is right, and rattler fails on it for as long as it has a file to ask about. So what is
+        cached of the channels is removed; where that does not help, they are read without shards.
+        """
+        try:
+            return read()
+        except ChannelUnavailableError as error:
+            if not _is_unexpected_304(error):
+                raise
+        remote = [url for url in channels if url not in self._hosted]
+        for url in remote:
+            self.gateway.clear_repodata_cache(url, clear_disk=True)
+        try:
+            return read()
+        except ChannelUnavailableError as error:
+            if not _is_unexpected_304(error):
+                raise
+        with self._lock:
+            self._unsharded |= set(remote)
+            self._gateway = None
+        return read()
+
     def forget(self) -> None:
         """Free the memory that the repodata takes; the files stay, and are read again."""
         with self._lock:
@@ -264,8 +316,12 @@ class Channels:
         with self._lock:
             if self._gateway is None:
                 self.cache.mkdir(parents=True, exist_ok=True)
+                plain = SourceConfig(sharded_enabled=False)
                 self._gateway = rattler.Gateway(
-                    cache_dir=self.cache, default_config=SourceConfig(), client=self.client
+                    cache_dir=self.cache,
+                    default_config=SourceConfig(),
+                    per_channel_config=dict.fromkeys(self._unsharded, plain),
+                    client=self.client,
                 )
             return self._gateway
 
@@ -340,8 +396,7 @@ class Channels:
 
     async def _ask(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
         async with outgoing.async_client(
-            follow_redirects=True,
-            timeout=self._timeout.total_seconds(),
+            timeout=self.limits.timeout,
             limits=httpx.Limits(max_connections=20),
             headers={"User-Agent": "condastore"},
         ) as client:
@@ -369,12 +424,20 @@ class Channels:
         return ""
 
     async def _state_of_file(self, client: httpx.AsyncClient, channel: str, url: str) -> str:
+        """Return what identifies the current content of a file; "" where there is none.
+
+        Only heads of answers are looked at, and bodies are hashed as they come: nothing that a
+        channel sent is unpacked or parsed in this process.
+        """
         credential = self._credentials.get(channel)
         headers, asked = request_headers(credential), request_url(credential, url)
+        open_ = functools.partial(bounded_reading.stream, client, limits=self.limits)
         try:
-            answer = await client.head(asked, headers=headers)
+            async with open_("HEAD", asked, headers=headers) as answer:
+                pass
             if answer.status_code in (400, 403, 405, 501):  # some stores sign GET only
-                answer = await client.get(asked, headers={**headers, "Range": "bytes=0-0"})
+                async with open_("GET", asked, headers=headers | {"Range": "bytes=0-0"}) as answer:
+                    pass
             if answer.status_code in (404, 410):
                 return ""
             if answer.status_code in (401, 403):
@@ -388,9 +451,18 @@ class Channels:
                 )
             marks = [answer.headers.get(key, "") for key in ("ETag", "Last-Modified")]
             if not any(marks):  # nothing says when it changed but its bytes
-                answer = await client.get(asked, headers=headers)
-                marks = [hashlib.sha256(answer.content).hexdigest()]
+                digest = hashlib.sha256()
+                plain = headers | {"Accept-Encoding": "identity"}
+                async with open_("GET", asked, headers=plain) as answer:
+                    async for part in bounded_reading.read_raw(answer, self.limits):
+                        digest.update(part)
+                marks = [digest.hexdigest()]
             return " ".join(marks)
+        except TransferError as error:
+            name = url.removeprefix(f"{channel}/")
+            raise ChannelUnavailableError(
+                f"The channel {channel} cannot be read: {name} {error}."
+            ) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             reason = str(error) or type(error).__name__
             raise ChannelUnavailableError(
@@ -402,12 +474,22 @@ class Channels:
     def names(self, channels: Sequence[str], platforms: Sequence[str]) -> list[str]:
         """The names of all packages, sorted."""
         self.refresh(self.observe(channels, platforms))
+        return self._read_names(channels, platforms)
+
+    def _read_names(
+        self,
+        channels: Sequence[str],
+        platforms: Sequence[str],
+        *,
+        deadline: float | None = None,
+    ) -> list[str]:
         found = self.run(
             self.guarded(
                 self.gateway.names(
                     self.sources(channels), with_noarch(platforms), channel_relations="disabled"
                 )
-            )
+            ),
+            deadline=deadline,
         )
         return sorted(name.normalized for name in found)
 
@@ -417,7 +499,15 @@ class Channels:
         found = self.run(self._records(channel, with_noarch([platform]), name))
         return [self.package(record) for record in newest_first(found)]
 
-    def listed(
+    def hosted_packages(
+        self, channel: str, subdir: str, names: Sequence[str]
+    ) -> list[CondaPackage] | None:
+        """Every build of each of `names`, also what was yanked; None if it is not hosted here."""
+        if (hosted := self._hosted.get(channel)) is None:
+            return None
+        return [package for name in names for package, _ in hosted.packages(subdir, name)]
+
+    def read_listed(
         self,
         channel: str,
         subdir: str,
@@ -426,42 +516,62 @@ class Channels:
         cancelled: Cancelled = never,
         deadline: float | None = None,
     ) -> list[CondaPackage]:
-        """Every build of each of `names` in one subdir, in no order; also what was yanked here."""
-        self.refresh(self.observe([channel], [subdir], cancelled=cancelled))
-        if (hosted := self._hosted.get(channel)) is not None:
-            return [package for name in names for package, _ in hosted.packages(subdir, name)]
+        """Read every build of each of `names` in one subdir, in no order.
+
+        The states of the channel were observed, and `refresh` knows them.
+        """
         found = self.run(
             self._records(channel, [subdir], *names), cancelled=cancelled, deadline=deadline
         )
         return [self.package(record) for record in found]
 
-    def describe(
+    def read_entries(
         self,
         channel: str,
         platforms: Sequence[str] = ("linux-64",),
         *,
-        each: Callable[[rattler.RepoDataRecord], None] = lambda record: None,
-    ) -> Iterator[ChannelEntry]:
-        """Each package name of a channel, by name; holds one name's records at a time.
+        deadline: float | None = None,
+        most: int = 500_000,
+    ) -> Iterator[tuple[ChannelEntry, list[rattler.RepoDataRecord]]]:
+        """Yield each package name of a channel with its records, by name.
 
-        `each` is shown every record on the way.
+        The states of the channel were observed, and `refresh` knows them.
+
+        Args:
+            most: names that a channel may have.
+        Raises:
+            ChannelUnavailableError: it has more, or cannot be read.
         """
-        data = self._channeldata(channel)
-        for name in self.names([channel], platforms):
-            found = self.run(self._records(channel, with_noarch(platforms), name))
+        data = self._channeldata(channel, deadline=deadline)
+        names = self._read_names([channel], platforms, deadline=deadline)
+        if len(names) > most:
+            raise ChannelUnavailableError(
+                f"The channel {channel} lists more than {most:,} package names."
+            )
+        held = 0
+        for name in names:
+            found = self.run(
+                self._records(channel, with_noarch(platforms), name), deadline=deadline
+            )
+            held += len(found)
+            if held > _MOST_HELD:  # the gateway keeps what it was asked for
+                self.gateway.clear_repodata_cache(channel)
+                held = 0
             if not found:
                 continue
-            for record in found:
-                each(record)
-            about = data.get(name, {})
+            about = data.get(name)
+            about = about if isinstance(about, dict) else {}
             newest = newest_first(found)[0]
-            yield ChannelEntry(
-                name=name,
-                latest_version=str(newest.version),
-                versions=len({str(record.version) for record in found}),
-                subdirs=tuple(sorted({record.subdir for record in found})),
-                summary=str(about.get("summary") or ""),
-                license=newest.license or str(about.get("license") or ""),
+            yield (
+                ChannelEntry(
+                    name=name,
+                    latest_version=str(newest.version),
+                    versions=len({str(record.version) for record in found}),
+                    subdirs=tuple(sorted({record.subdir for record in found})),
+                    summary=str(about.get("summary") or ""),
+                    license=newest.license or str(about.get("license") or ""),
+                ),
+                found,
             )
 
     def package(self, record: rattler.RepoDataRecord) -> CondaPackage:
@@ -486,6 +596,11 @@ class Channels:
                 raise refused from error
             if "could not find subdir" in message:
                 raise ChannelNotFoundError(message.partition("\n")[0]) from error
+            if _FILE_TOO_LARGE in message:  # RLIMIT_FSIZE of a confined process
+                raise ChannelUnavailableError(
+                    f"The package list of a channel has more than {self.limits.size:,} bytes "
+                    "(CONDASTORE_MAX_REPODATA_BYTES): " + " ".join(message.split())
+                ) from error
             raise ChannelUnavailableError(
                 "The package list of a channel could not be read: " + " ".join(message.split())
             ) from error
@@ -504,31 +619,46 @@ class Channels:
         )
         return [record for records in found for record in records]
 
-    def _channeldata(self, channel: str) -> dict[str, dict[str, Any]]:
-        """The packages of channeldata.json; a channel need not have one."""
+    def _channeldata(self, channel: str, *, deadline: float | None) -> dict[str, Any]:
+        """Return the packages of channeldata.json; a channel need not have one."""
         if channel in self._hosted:
             return {}
-        if channel.startswith("file:"):
-            with suppress(OSError, ValueError):
-                content = parse_json((guard().path(channel) / "channeldata.json").read_bytes())
-                return dict(content.get("packages", {}))
-            return {}
-        credential = self._credentials.get(channel)
-        url = f"{channel}/channeldata.json"
-        with suppress(httpx.HTTPError, ValueError, AttributeError):
-            with outgoing.client(
-                timeout=self._timeout.total_seconds(), follow_redirects=True
-            ) as client:
-                answer = client.get(
-                    request_url(credential, url), headers=request_headers(credential)
-                )
-            if answer.is_success:
-                return dict(parse_json(answer.content).get("packages", {}))
+        with suppress(OSError, ValueError, AttributeError, httpx.HTTPError, TransferError):
+            if channel.startswith("file:"):
+                # A confined process opens only what its starter checked with the guard.
+                folder = Path(url2pathname(urlsplit(channel).path))
+                folder = folder if self._confined else guard().path(channel)
+                with (folder / "channeldata.json").open("rb") as file:
+                    content = file.read(_CHANNELDATA_BYTES)
+            else:
+                content = self.run(self._fetch_channeldata(channel), deadline=deadline)
+            packages = parse_json(content).get("packages", {})
+            return packages if isinstance(packages, dict) else {}
         return {}
+
+    async def _fetch_channeldata(self, channel: str) -> bytes:
+        credential = self._credentials.get(channel)
+        headers = request_headers(credential) | {"Accept-Encoding": ACCEPT_ENCODING}
+        limits = replace(self.limits, size=min(self.limits.size, _CHANNELDATA_BYTES))
+        url = request_url(credential, f"{channel}/channeldata.json")
+        options: dict[str, Any] = {"timeout": limits.timeout}
+        # A confined process has no other way out than the forward proxy, which checks addresses.
+        make = httpx.AsyncClient if self._confined else outgoing.async_client
+        async with (
+            make(**options) as client,
+            bounded_reading.stream(client, "GET", url, headers=headers, limits=limits) as answer,
+        ):
+            if not answer.is_success:
+                return b"{}"
+            return b"".join([part async for part in bounded_reading.read(answer, limits)])
 
 
 def newest_first(records: Iterable[rattler.RepoDataRecord]) -> list[rattler.RepoDataRecord]:
     return sorted(records, key=lambda record: (record.version, record.build_number), reverse=True)
+
+
+def _is_unexpected_304(error: ChannelUnavailableError) -> bool:
+    return isinstance(error.__cause__, GatewayError) and "304 Not Modified" in error.message
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:

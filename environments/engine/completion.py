@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from environments.domain.errors import (
     AddressRefusedError,
@@ -42,6 +42,22 @@ from environments.engine.python_indexes import Project, PythonIndexes
 from environments.engine.uploads import read_package
 
 Log = Callable[[str], None]
+
+
+class Listed(Protocol):
+    """Asks a channel for those of some files that it lists."""
+
+    def __call__(
+        self,
+        channel: str,
+        subdir: str,
+        names: Sequence[str],
+        *,
+        urls: Collection[str],
+        cancelled: Cancelled,
+        deadline: float,
+    ) -> Iterable[CondaPackage]: ...
+
 
 #: How the folders begin into which unlisted packages are fetched.
 UNLISTED = ".unlisted-"
@@ -73,6 +89,7 @@ def complete_lock(
     lock: Lock,
     *,
     channels: Channels,
+    listed: Listed,
     cancelled: Cancelled,
     log: Log,
     indexes: PythonIndexes | None = None,
@@ -83,6 +100,7 @@ def complete_lock(
     """`lock` with verified descriptions of its packages, dependencies first.
 
     Args:
+        listed: asks a channel for some of its files, as `RattlerSolver.listed` does.
         indexes: those that wheels may come from; None confirms no wheel.
         history: what they listed before; asked of packages that they no longer list.
         limits: to what a package that describes itself may unpack.
@@ -94,6 +112,7 @@ def complete_lock(
     deadline = time.monotonic() + time_limit.total_seconds()
     work = _Completion(
         channels=channels,
+        listed=listed,
         indexes=indexes,
         history=history or History(),
         limits=limits,
@@ -124,6 +143,7 @@ def _completed(part: PlatformLock, done: Mapping[str, Any]) -> PlatformLock:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Completion:
     channels: Channels
+    listed: Listed
     indexes: PythonIndexes | None
     history: History
     limits: Limits
@@ -163,10 +183,11 @@ class _Completion:
         self, channel: str, subdir: str, packages: Mapping[str, CondaPackage]
     ) -> dict[str, CondaPackage]:
         try:
-            found = self.channels.listed(
+            found = self.listed(
                 channel,
                 subdir,
                 sorted({package.name for package in packages.values()}),
+                urls=packages.keys(),
                 cancelled=self.cancelled,
                 deadline=self.deadline,
             )

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from environments.domain.errors import ChannelUnavailableError, RequestError, TimeLimitError
 from environments.domain.lock import Lock, PlatformLock
-from environments.domain.progress import Cancelled
-from environments.domain.records import PypiPackage
+from environments.domain.progress import Cancelled, never
+from environments.domain.records import CondaPackage, PypiPackage
 from environments.domain.specification import newest_allowed, parse_exclude_newer
 from environments.domain.unpacking import DEFAULT_LIMITS, Limits
+from environments.domain.urls import canonical_or_same
 from environments.engine import forward_proxy
+from environments.engine.channel_jobs import ChannelJob, Described, Description, Listing
 from environments.engine.channels import Channels
 from environments.engine.completion import History, complete_lock
 from environments.engine.pypi_rules import led_by_rules
@@ -31,7 +33,14 @@ __all__ = ["RattlerSolver", "SolveRequest", "Solver", "to_rattler"]
 class Solver(Protocol):
     def solve(self, request: SolveRequest, *, cancelled: Cancelled, log: Log) -> Lock: ...
 
-    def channel_state(self, channels: Sequence[str], platforms: Sequence[str]) -> str: ...
+    def channel_state(
+        self,
+        channels: Sequence[str],
+        platforms: Sequence[str],
+        *,
+        cancelled: Cancelled = ...,
+        time_limit: timedelta | None = None,
+    ) -> str: ...
 
 
 class PypiPart(Protocol):
@@ -91,6 +100,7 @@ class RattlerSolver:
                 memory_limit=memory_limit,
                 idle_memory=idle_memory,
                 readable=readable,
+                limits=channels.limits,
             )
             if isolated
             else None
@@ -107,8 +117,92 @@ class RattlerSolver:
             self._processes.close()
         self.channels.close()
 
-    def channel_state(self, channels: Sequence[str], platforms: Sequence[str]) -> str:
-        return self.channels.state(channels, platforms)
+    def channel_state(
+        self,
+        channels: Sequence[str],
+        platforms: Sequence[str],
+        *,
+        cancelled: Cancelled = never,
+        time_limit: timedelta | None = None,
+    ) -> str:
+        """Return a digest of what the channels hold; see `Channels.state`."""
+        deadline = None if time_limit is None else time.monotonic() + time_limit.total_seconds()
+        return self.channels.state(channels, platforms, cancelled=cancelled, deadline=deadline)
+
+    def describe(
+        self,
+        channel: str,
+        platforms: Sequence[str],
+        *,
+        each: Callable[[Described], None],
+        cancelled: Cancelled = never,
+        time_limit: timedelta,
+    ) -> None:
+        """Read everything that a channel lists; `each` gets its package names in their order.
+
+        Raises:
+            ChannelNotFoundError, ChannelNotAllowedError, ChannelUnavailableError: of the channel.
+            TimeLimitError: it was not read in time; LeaseLostError: `cancelled` answered True.
+        """
+        deadline = time.monotonic() + time_limit.total_seconds()
+        states = self.channels.observe([channel], platforms, cancelled=cancelled, deadline=deadline)
+        job = Description(
+            channel=channel, platforms=tuple(platforms), states=states, deadline=deadline
+        )
+        self._read(job, each=each, cancelled=cancelled)
+
+    def listed(
+        self,
+        channel: str,
+        subdir: str,
+        names: Sequence[str],
+        *,
+        urls: Collection[str],
+        cancelled: Cancelled = never,
+        deadline: float,
+    ) -> list[CondaPackage]:
+        """Return those files of one subdir that its channel lists, also what was yanked here.
+
+        Args:
+            names: of the packages of `urls`.
+            urls: canonical URLs of files.
+            deadline: of `time.monotonic()`.
+        Raises:
+            As `describe`.
+        """
+        states = self.channels.observe([channel], [subdir], cancelled=cancelled, deadline=deadline)
+        here = self.channels.hosted_packages(channel, subdir, names)
+        if here is not None:
+            return [package for package in here if canonical_or_same(package.url) in urls]
+        found: list[CondaPackage] = []
+        job = Listing(
+            channel=channel,
+            subdir=subdir,
+            names=tuple(names),
+            urls=frozenset(urls),
+            states=states,
+            deadline=deadline,
+        )
+        self._read(job, each=found.append, cancelled=cancelled)
+        return [package for package in found if package.url in urls]
+
+    def _read(self, job: ChannelJob, *, each: Callable[[Any], None], cancelled: Cancelled) -> None:
+        if self._processes is None:
+            self.channels.refresh(job.states)
+            job.carry_out(self.channels, lambda item: each(job.read_item(item)))
+            return
+        credentials = {channel: self.channels.credential(channel) for channel in job.channels}
+        try:
+            self._processes.run(job, credentials, each=each, cancelled=cancelled)
+        except ChannelUnavailableError as error:
+            if refused := forward_proxy.refusal_in(error.message):
+                raise refused from error
+            raise
+        except TooHardError as error:
+            raise ChannelUnavailableError(
+                f"What {', '.join(job.channels)} lists takes more memory than may be used to "
+                "read it."
+            ) from error
 
     def solve(self, request: SolveRequest, *, cancelled: Cancelled, log: Log) -> Lock:
         """The packages of every platform of `request`.
@@ -122,7 +216,9 @@ class RattlerSolver:
         deadline = time.monotonic() + request.timeout.total_seconds()
         cutoff = newest_allowed(parse_exclude_newer(request.exclude_newer), self._now())
         check(request)
-        states = self.channels.observe(request.channels, request.platforms, cancelled=cancelled)
+        states = self.channels.observe(
+            request.channels, request.platforms, cancelled=cancelled, deadline=deadline
+        )
         work = Work(
             request=request,
             cutoff=cutoff,
@@ -156,6 +252,7 @@ class RattlerSolver:
         return complete_lock(
             lock,
             channels=self.channels,
+            listed=self.listed,
             indexes=self.indexes,
             history=history,
             limits=limits,

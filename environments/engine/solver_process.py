@@ -1,8 +1,9 @@
-"""Processes that solve with rattler: killable at any moment, and confined.
+"""Processes that read channels and solve with rattler: killable at any moment, and confined.
 
 A request without a solution can make rattler take all memory of the machine while it puts the
-reason in words, and its time limit does not hold there. So each solve has a process to itself: it
-is ended when the solve is cancelled, late, or takes too much memory, and kept warm otherwise.
+reason in words, and its time limit does not hold there; what a channel lists can do the same. So
+each solve, and each other reading of a channel, has a process to itself: it is ended when the work
+is cancelled, late, or takes too much memory, and kept warm otherwise.
 
 It parses what channels say, so it is confined to its repodata and to what it solves from, and
 reaches the forward proxy only. What it answers is read as JSON: a pickle could run code here.
@@ -19,8 +20,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
@@ -38,13 +40,29 @@ from environments.domain.names import Credential
 from environments.domain.progress import Cancelled, never, obey
 from environments.engine import forward_proxy
 from environments.engine.addresses import guard
-from environments.engine.channels import Channels
+from environments.engine.bounded_reading import ReadLimits
+from environments.engine.channel_jobs import ChannelJob
+from environments.engine.channels import DEFAULT_READ_LIMITS, Channels
 from environments.engine.confinement import child_environment, confine
 from environments.engine.memory import give_back, resident
 from environments.engine.solving import Log, Work, solve_conda
 
 _POLL = 0.05  # seconds between two looks at a cancel and at the memory
 _IDLE = 900.0  # seconds after which a process that nobody asks ends by itself
+
+
+Job = Work | ChannelJob
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    """A job, and who waits for it."""
+
+    job: Job
+    credentials: Mapping[str, Credential | None]
+    cancelled: Cancelled
+    log: Log
+    each: Callable[[Any], None]
 
 
 class TooHardError(Exception):
@@ -60,20 +78,40 @@ class _Worker:
     process: subprocess.Popen[bytes]
     link: Connection
     readable: frozenset[Path]
+    cache: Path
 
     def end(self) -> None:
-        """Kill it: it keeps nothing that is worth a goodbye, and its exit may crash."""
+        """Kill it, as its exit may crash, and remove the files that it had not finished."""
+        unfinished = list(self._unfinished())
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.link.close()
+        for path in unfinished:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def _unfinished(self) -> Iterator[Path]:
+        """Yield the temporary files in its cache that it holds open: parts of downloads."""
+        with contextlib.suppress(OSError):
+            for entry in Path(f"/proc/{self.process.pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    path = entry.readlink()
+                    if path.name.startswith(".tmp") and path.is_relative_to(self.cache):
+                        yield path
 
 
 class SolverProcesses:
     """Processes that solve, one solve each at a time; one of them is kept for the next."""
 
     def __init__(
-        self, *, cache: Path, memory_limit: int, idle_memory: int, readable: Sequence[Path] = ()
+        self,
+        *,
+        cache: Path,
+        memory_limit: int,
+        idle_memory: int,
+        readable: Sequence[Path] = (),
+        limits: ReadLimits = DEFAULT_READ_LIMITS,
     ) -> None:
         """
         Args:
@@ -81,7 +119,9 @@ class SolverProcesses:
             memory_limit: bytes that one may take while it solves.
             idle_memory: bytes that one may hold while it waits.
             readable: what each of them may read beside its cache.
+            limits: of what one reads of a channel.
         """
+        self._limits = limits
         self._cache = cache
         self._readable = frozenset(readable)
         self._memory_limit = memory_limit
@@ -102,45 +142,45 @@ class SolverProcesses:
 
     def run(
         self,
-        work: Work,
+        job: Job,
         credentials: Mapping[str, Credential | None],
         *,
         cancelled: Cancelled,
-        log: Log,
+        log: Log = lambda line: None,
+        each: Callable[[Any], None] = lambda item: None,
     ) -> list[PlatformLock]:
-        """`solve_conda` in a process.
+        """Carry out a job in a process.
 
+        Args:
+            each: gets every item of a `ChannelJob`, as its `read_item` returns it.
+        Returns:
+            The answer to `Work`; nothing else has one.
         Raises:
             TooHardError: it took more memory than it may.
-            StoreError: what `solve_conda` raises.
+            StoreError: what `solve_conda`, or the job, raises.
         """
-        readable = self._readable | _sources(work)
+        readable = self._readable | _sources(job)
+        request = _Request(
+            job=job, credentials=credentials, cancelled=cancelled, log=log, each=each
+        )
         worker = self._take()
         if worker is not None and worker.readable != readable:
             worker.end()  # another tenant's hosted channel is none of this solve's business
         elif worker is not None:
             with contextlib.suppress(_GoneError):  # it ended just now, having been idle for long
-                return self._ask(worker, work, credentials, cancelled=cancelled, log=log)
+                return self._ask(worker, request)
         worker = self._start(readable)
         try:
-            return self._ask(worker, work, credentials, cancelled=cancelled, log=log)
+            return self._ask(worker, request)
         except _GoneError as error:
             raise WorkerLostError(
                 f"The solver ended unexpectedly (status {worker.process.returncode})."
             ) from error
 
-    def _ask(
-        self,
-        worker: _Worker,
-        work: Work,
-        credentials: Mapping[str, Credential | None],
-        *,
-        cancelled: Cancelled,
-        log: Log,
-    ) -> list[PlatformLock]:
+    def _ask(self, worker: _Worker, request: _Request) -> list[PlatformLock]:
         try:
-            worker.link.send((work, credentials))
-            answer = self._await(worker, work, cancelled=cancelled, log=log)
+            worker.link.send((request.job, request.credentials))
+            answer = self._await(worker, request)
             healthy = resident(worker.process.pid) <= self._idle_memory
         except (EOFError, OSError, _MalformedError) as error:
             worker.end()
@@ -153,20 +193,29 @@ class SolverProcesses:
             raise answer
         return answer
 
-    def _await(
-        self, worker: _Worker, work: Work, *, cancelled: Cancelled, log: Log
-    ) -> list[PlatformLock] | StoreError:
+    def _await(self, worker: _Worker, request: _Request) -> list[PlatformLock] | StoreError:
+        last = time.monotonic()
         while True:
-            while worker.link.poll(_POLL):
-                message = _read(worker.link.recv_bytes(_LONGEST_MESSAGE))
-                if not isinstance(message, str):
-                    return message
-                log(message)
-            obey(cancelled)
+            # What sends without a pause is watched, too.
+            while worker.link.poll(_POLL) and time.monotonic() - last < _POLL:
+                kind, content = _read(worker.link.recv_bytes(_LONGEST_MESSAGE), request.job)
+                if kind == "log":
+                    request.log(content)
+                elif kind == "item":
+                    request.each(content)
+                else:
+                    answer: list[PlatformLock] | StoreError = content
+                    return answer
+            last = time.monotonic()
+            obey(request.cancelled)
             if resident(worker.process.pid) > self._memory_limit:
                 raise TooHardError
-            if time.monotonic() > work.deadline + 2:  # its own limits come first, if they hold
-                raise TimeLimitError("The solver found no answer within the time limit.")
+            if last > request.job.deadline + 2:  # its own limits come first, if they hold
+                raise TimeLimitError(
+                    "The solver found no answer within the time limit."
+                    if isinstance(request.job, Work)
+                    else "The channel was not read within the time limit."
+                )
 
     def _start(self, readable: frozenset[Path]) -> _Worker:
         self._cache.mkdir(parents=True, exist_ok=True)
@@ -176,6 +225,9 @@ class SolverProcesses:
             "link": theirs.fileno(),
             "cache": os.fspath(self._cache),
             "memory_limit": self._memory_limit,
+            "silence": self._limits.silence.total_seconds(),
+            "rate": self._limits.rate,
+            "size": self._limits.size,
             "readable": sorted(map(os.fspath, readable)),
             "connect": [proxy.port],
         }
@@ -198,7 +250,7 @@ class SolverProcesses:
             raise
         finally:
             theirs.close()
-        return _Worker(process, ours, readable)
+        return _Worker(process, ours, readable, self._cache.resolve())
 
     def _take(self) -> _Worker | None:
         with self._lock:
@@ -218,33 +270,35 @@ class SolverProcesses:
         worker.end()
 
 
-def _sources(work: Work) -> frozenset[Path]:
-    """Return the files and folders of this machine that a solve reads."""
-    found = {path for hosted in work.hosted for path in hosted.files.values()}
-    found |= {guard().path(url) for url in work.request.channels if url.startswith("file:")}
-    rules = work.request.rules
+def _sources(job: Job) -> frozenset[Path]:
+    """Return the files and folders of this machine that a job reads."""
+    found = {path for hosted in job.hosted for path in hosted.files.values()}
+    found |= {guard().path(url) for url in job.channels if url.startswith("file:")}
+    rules = job.request.rules if isinstance(job, Work) else None
     if rules is not None and rules.policy.hides and rules.first_seen is not None:
         found.add(rules.first_seen)
     return frozenset(found)
 
 
 #: Bytes of one message of a process: a lock of a thousand packages has one million.
-_LONGEST_MESSAGE = 256 << 20
+_LONGEST_MESSAGE = 64 << 20
 
 
 class _MalformedError(Exception):
     """The process sent what it must not."""
 
 
-def _read(message: bytes) -> list[PlatformLock] | StoreError | str:
-    """Return what a message says: an answer, an error, or a line of the log."""
+def _read(message: bytes, job: Job) -> tuple[str, Any]:
+    """Return what a message says: its kind ("log", "item", "error" or "answer"), and a value."""
     try:
         kind, content = parse_json(message)
         if kind == "log":
-            return str(content)
+            return kind, str(content)
         if kind == "error":
-            return error_from_json(content)
-        return list(Lock.from_json({"channels": [], "platforms": content}))
+            return kind, error_from_json(content)
+        if kind == "item" and not isinstance(job, Work):
+            return kind, job.read_item(content)
+        return "answer", list(Lock.from_json({"channels": [], "platforms": content}))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _MalformedError from error
 
@@ -266,18 +320,25 @@ def main() -> None:
     limit = max(orders["memory_limit"] * 4, 1 << 30)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    limits = ReadLimits(
+        silence=timedelta(seconds=orders["silence"]), rate=orders["rate"], size=orders["size"]
+    )
+    # rattler unpacks what it fetches to files: a larger one fails with EFBIG, and is removed.
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limits.size, limits.size))
     credentials: dict[str, Credential | None] = {}
-    channels = Channels(cache=cache, credentials=lambda url: credentials.get(url), confined=True)
+    channels = Channels(
+        cache=cache, credentials=lambda url: credentials.get(url), limits=limits, confined=True
+    )
     requests = _Inbox(link)
     while True:
-        work, shown = requests.next()
+        job, shown = requests.next()
         credentials = dict(shown)
-        here = {hosted.url for hosted in work.hosted}
-        channels.learn_credentials(url for url in work.request.channels if url not in here)
+        here = {hosted.url for hosted in job.hosted}
+        channels.learn_credentials(url for url in job.channels if url not in here)
         answer: tuple[str, Any]
         try:
-            parts = solve_conda(channels, work, cancelled=never, log=requests.log)
-            answer = ("answer", Lock(channels=(), platforms=tuple(parts)).to_json()["platforms"])
+            answer = ("answer", _carried_out(job, channels, requests))
         except StoreError as error:
             answer = ("error", error_to_json(error))
         except Exception as error:
@@ -285,6 +346,19 @@ def main() -> None:
             answer = ("error", error_to_json(failed))
         give_back()
         requests.send(answer)
+
+
+def _carried_out(job: Job, channels: Channels, requests: _Inbox) -> list[Any]:
+    if isinstance(job, Work):
+        parts = solve_conda(channels, job, cancelled=never, log=requests.log)
+        return list(Lock(channels=(), platforms=tuple(parts)).to_json()["platforms"])
+    channels.refresh(job.states)
+    # Items that were sent before a fault are sent again: whoever gets them joins them.
+    channels.persistently(
+        job.channels, lambda: job.carry_out(channels, lambda item: requests.send(("item", item)))
+    )
+    channels.forget()  # a whole channel, where a solve reads some names
+    return []
 
 
 class _Inbox:

@@ -81,6 +81,10 @@ class Work:
     deadline: float  # of time.monotonic(), which all processes of a machine share
     explain_only: bool = False  # rattler's solver must not be asked again
 
+    @property
+    def channels(self) -> tuple[str, ...]:
+        return self.request.channels
+
 
 def check(request: SolveRequest) -> None:
     """Refuse what rattler cannot read, all of it at once.
@@ -119,9 +123,13 @@ def solve_conda(
     """The conda part of every platform; faults of all platforms in one error."""
     channels.learn_hosted(work.hosted)
     channels.refresh(work.states)
-    return channels.run(
-        _solve_platforms(channels, work, log), cancelled=cancelled, deadline=work.deadline + 1
-    )
+
+    def read() -> list[PlatformLock]:
+        return channels.run(
+            _solve_platforms(channels, work, log), cancelled=cancelled, deadline=work.deadline + 1
+        )
+
+    return channels.persistently(work.channels, read)
 
 
 async def _solve_platforms(channels: Channels, work: Work, log: Log) -> list[PlatformLock]:

@@ -24,11 +24,12 @@ from environments.engine.bounded_reading import (
     TooLargeError,
     TransferError,
     Unpacker,
-    headers_within,
     read,
     run,
+    stream,
 )
 from tests.channels.hostile_server import (
+    Asked,
     Script,
     dribble,
     endless,
@@ -44,13 +45,11 @@ GENEROUS = 60  # seconds: far more than a limit, far less than the answer would 
 
 def fetched(script: Script, limits: ReadLimits = QUICK) -> bytes:
     async def fetch(url: str) -> bytes:
-        async with httpx.AsyncClient(timeout=limits.timeout) as client:
-            async with headers_within(limits):
-                answer = await client.send(client.build_request("GET", url), stream=True)
-            try:
-                return b"".join([part async for part in read(answer, limits)])
-            finally:
-                await answer.aclose()
+        async with (
+            httpx.AsyncClient(timeout=limits.timeout) as client,
+            stream(client, "GET", url, headers={}, limits=limits) as answer,
+        ):
+            return b"".join([part async for part in read(answer, limits)])
 
     with hostile(script) as server:
         return run(fetch(server.url), deadline=time.monotonic() + GENEROUS)
@@ -94,6 +93,20 @@ def test_an_endless_answer_is_cut_at_the_limit() -> None:
         TooLargeError, match=r"than 8,388,608 bytes \(CONDASTORE_MAX_REPODATA_BYTES"
     ):
         fetched(lambda asked: endless(head()))
+
+
+def test_the_bodies_of_redirects_are_not_read() -> None:
+    def script(asked: Asked) -> Iterator[bytes | float]:
+        if asked.path == "there":
+            return whole(b"hello")
+        return endless(head("302 Found", Location="/there"))
+
+    assert fetched(script) == b"hello"
+
+
+def test_a_circle_of_redirects_ends() -> None:
+    with pytest.raises(httpx.TooManyRedirects):
+        fetched(lambda asked: iter([head("302 Found", Location="/", Content_Length=0)]))
 
 
 def test_a_bomb_is_cut_before_it_fills_the_memory() -> None:

@@ -17,6 +17,7 @@ from environments.domain.errors import (
     StoreError,
 )
 from environments.domain.names import Credential
+from environments.engine.channel_jobs import Described
 from environments.engine.channels import Channels
 from environments.engine.credentials import redact
 from environments.engine.solver import RattlerSolver
@@ -235,9 +236,16 @@ def test_names_are_those_of_the_platform_and_of_all(open_channels: Open, channel
 
 
 def test_a_description_counts_versions_and_says_where_they_are(
-    open_channels: Open, channel: str
+    open_channels: Open, channel: str, tmp_path: Path
 ) -> None:
-    entries = {entry.name: entry for entry in open_channels().describe(channel)}
+    solver = RattlerSolver(cache=tmp_path / "r", channels=open_channels())
+    found: list[Described] = []
+    solver.describe(channel, LINUX, each=found.append, time_limit=timedelta(minutes=2))
+    solver.close()
+    entries = {described.entry.name: described.entry for described in found}
     alpha = entries["libalpha"]
+    assert list(entries) == sorted(entries)
+    [digests] = [each.digests for each in found if each.entry.name == "libalpha"]
+    assert [len(digest) for digest in digests["linux-64"]] == [8] * len(digests["linux-64"])
     assert (alpha.latest_version, alpha.versions, alpha.subdirs) == ("2.1", 4, ("linux-64",))
     assert entries["licence-gpl"].license.startswith("GPL")

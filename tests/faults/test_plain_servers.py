@@ -1,0 +1,92 @@
+"""Channels on a plain web server, which has no ETags and answers 304 without a date."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from environments.domain.progress import never
+from environments.engine.channel_jobs import Described
+from environments.engine.channels import Channels
+from environments.engine.solver import RattlerSolver
+from tests.environments.engine.solving import NO_MEMO, solve, versions
+
+
+@contextlib.contextmanager
+def plain_server(folder: Path) -> Iterator[str]:
+    """`python -m http.server` over a folder; its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        end = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(url, timeout=5).close()
+                break
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        yield url
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def url(own_channel: Path) -> Iterator[str]:
+    # Without a max-age, what was cached counts as fresh for a tenth of its age: these are new.
+    indexes = list(own_channel.glob("*/repodata_shards.msgpack.zst"))
+    assert indexes
+    for path in indexes:
+        path.touch()
+    with plain_server(own_channel) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def opened(cache: Path) -> Iterator[RattlerSolver]:
+    """A solver whose process has nothing in memory, as after a restart."""
+    solver = RattlerSolver(cache=cache, channels=Channels(cache=cache, memo=NO_MEMO))
+    try:
+        yield solver
+    finally:
+        solver.close()
+
+
+def test_a_channel_with_shards_stays_readable_for_the_next_process(
+    url: str, tmp_path: Path
+) -> None:
+    cache = tmp_path / "repodata"
+    for _ in range(3):
+        with opened(cache) as solver:
+            assert versions(solve(solver, "libalpha", channels=[url])) == {"libalpha": "2.1"}
+
+
+def test_reading_for_search_recovers_too(url: str, tmp_path: Path) -> None:
+    cache = tmp_path / "repodata"
+    for _ in range(2):
+        found: list[Described] = []
+        with opened(cache) as solver:
+            solver.describe(
+                url,
+                ["linux-64"],
+                each=found.append,
+                cancelled=never,
+                time_limit=timedelta(minutes=2),
+            )
+        assert "libalpha" in {described.entry.name for described in found}
