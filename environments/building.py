@@ -135,7 +135,8 @@ def link(run: Run) -> None:
     for package, scripts in report.link_scripts.items():
         run.log(f"{package} has link scripts, which were not run: {', '.join(scripts)}")
     run.update(link_scripts=sorted(report.link_scripts))
-    run.apparent_size, run.unique_size = report.bytes_apparent, report.bytes_unique
+    run.size.add_packages(run.packages)
+    run.size.add_folder(run.hidden_prefix / "conda-meta")
     if report.python is None:
         return
     sources = python_sources(run.packages, report.python)
@@ -148,8 +149,9 @@ def link(run: Run) -> None:
             progress=run.progress,
             cancelled=run.cancelled,
         )
-        run.apparent_size += installed.bytes_apparent
-        run.unique_size += installed.bytes_unique
+        run.size.add_wheels(
+            run.wheels, apparent=installed.bytes_apparent, written=installed.bytes_unique
+        )
         sources += installed.sources
     if run.runs_here:
         bytecode.prepare(run, sources, report.python)
@@ -243,7 +245,6 @@ def run(build_id: int) -> bool | None:
             build.archive_log()
     if build.state != BuildState.READY:
         return False
-    folders.measure(build)
     return running.compile_later
 
 

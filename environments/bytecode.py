@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 from django.conf import settings
+from django.db.models import F
 
 from environments import folders
 from environments.domain.errors import SandboxUnavailableError, UnavailableError
@@ -32,10 +33,11 @@ from environments.engine.bytecode import (
 )
 from environments.engine.import_order import at_places, imported_by, top_level_modules
 from environments.engine.linking import python_of
+from environments.engine.prefix_sizes import PrefixSize
 from environments.engine.processes import sandbox_problem
 from environments.engine.pypi_install import CachedWheel
 from environments.isolation import sandboxed
-from environments.models import Build
+from environments.models import Build, Prefix
 from environments.tools import tools
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ def prepare(run: Run, sources: Sequence[PythonSources], python: PythonInfo) -> N
     if not settings.LINK_BYTECODE or interpreter is None:
         return
     linked = run.tools.bytecode.link(sources, interpreter=interpreter, prefix=run.hidden_prefix)
+    run.size.add_compiled(linked)
     rest = _count(linked.missing)
     if rest and sandboxed() and (problem := sandbox_problem()):
         run.log(f"{rest} Python files are not compiled: this worker has no sandbox. {problem}")
@@ -96,7 +99,8 @@ class Uncompiled:
             )
         except (SandboxUnavailableError, UnavailableError) as error:
             run.log(f"Not all Python files are compiled. {error.message}")
-        cache.link(sources, interpreter=interpreter, prefix=run.hidden_prefix)
+        linked = cache.link(sources, interpreter=interpreter, prefix=run.hidden_prefix)
+        run.size.add_compiled(linked)
 
 
 def complete(build_id: int) -> None:
@@ -107,7 +111,9 @@ def complete(build_id: int) -> None:
     prefix = folders.prefix_path(build)
     part = build.lock.value().on(build.platform) if build.lock else None
     python = python_of(part.conda, part.platform) if part else None
-    if part is None or python is None or prefix is None or not prefix.is_dir():
+    if part is None or python is None or build.prefix is None or prefix is None:
+        return
+    if not prefix.is_dir():
         return
     engine = tools()
     packages = engine.packages.ensure(part.conda)
@@ -116,7 +122,9 @@ def complete(build_id: int) -> None:
         return
     sources = python_sources(packages, python)
     sources += _in_wheels(engine.wheels.ensure(part.pypi), python)
-    missing = engine.bytecode.link(sources, interpreter=interpreter, prefix=prefix).missing
+    linked = engine.bytecode.link(sources, interpreter=interpreter, prefix=prefix)
+    missing, added = linked.missing, PrefixSize()
+    added.add_compiled(linked)
     specification = build.specification.value()
     asked = {
         dependency_name(text)
@@ -135,7 +143,12 @@ def complete(build_id: int) -> None:
         except (SandboxUnavailableError, UnavailableError) as error:
             logger.warning("not compiled", build=build.pk, error=error.message)
         linked = engine.bytecode.link(batch, interpreter=interpreter, prefix=prefix)
-    folders.measure(build)
+        added.add_compiled(linked)
+    Prefix.objects.filter(pk=build.prefix.pk).update(
+        apparent_size=F("apparent_size") + added.apparent,
+        unique_size=F("unique_size") + added.unique,
+        share_size=F("share_size") + added.share,
+    )
     logger.info("compiled", build=build.pk, files=linked.files)
 
 

@@ -178,12 +178,6 @@ def _renamed(old: Path, new: Path) -> bool:
     return True
 
 
-def measure(build: Build) -> None:
-    """Count what the prefix really takes; a look at every file, so it comes after READY."""
-    if build.prefix is not None:
-        measure_prefix(build.prefix)
-
-
 #: What the installation itself reads of a prefix, it reads within this time after making it.
 OWN_READS = timedelta(minutes=10)
 
@@ -208,6 +202,7 @@ def last_read(prefix: Prefix) -> datetime | None:
 
 
 def measure_prefix(prefix: Prefix) -> None:
+    """Measure a prefix by a look at each of its files; `prefix_sizes` is what a build does."""
     size = disk.tree_size(data() / prefix.path)
     Prefix.objects.filter(pk=prefix.pk).update(
         apparent_size=size.apparent,

@@ -33,6 +33,7 @@ from environments.domain.progress import Progress
 from environments.domain.specification import Specification
 from environments.engine import linking
 from environments.engine.package_cache import CachedPackage
+from environments.engine.prefix_sizes import PrefixSize
 from environments.engine.pypi_install import CachedWheel
 from environments.models import Build, Prefix
 from environments.models.builds import Lease, backoff_delay
@@ -90,7 +91,7 @@ class Run:
         self._end = threading.Event()
         self.uncompiled: Uncompiled | None = None
         self.compile_later = False
-        self.apparent_size = self.unique_size = 0  # bytes, as the packages say
+        self.size = PrefixSize()  # of what was linked
         self._named = False  # the final prefix is in place
         self._renewed = time.monotonic()
         self._thread = threading.Thread(target=self._watch, name=f"build-{build.pk}", daemon=True)
@@ -274,8 +275,10 @@ class Run:
                 defaults={
                     "lock": self.build.lock,
                     "platform": self.build.platform,
-                    "apparent_size": self.apparent_size,
-                    "unique_size": self.unique_size,
+                    "apparent_size": self.size.apparent,
+                    "unique_size": self.size.unique,
+                    "share_size": self.size.share,
+                    "measured_at": timezone.now(),
                 },
             )
             self.update(prefix=prefix)

@@ -26,17 +26,19 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import os
 import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from environments.domain.errors import LeaseLostError, UnavailableError
 from environments.domain.linking import PackageContents, PythonInfo, prefix_path
@@ -162,7 +164,11 @@ class Interpreter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkedBytecode:
-    files: int
+    """What was linked."""
+
+    files: int  # that have a compiled form in the prefix now
+    #: Of files that it did not have before: one of each package -> bytes of all of the package.
+    samples: Mapping[str, int]
     missing: tuple[PythonSources, ...]  # what is not compiled yet
 
 
@@ -234,18 +240,17 @@ class BytecodeCache:
         """
         missing: list[PythonSources] = []
         plan: list[tuple[str, str]] = []
+        sizes: dict[str, int] = {}
         for each in sources:
             places = dict(each.files)
             for part, document in _parts(self.folder / interpreter.key / each.key, used=True):
-                plan += (
-                    (
-                        f"{part}/{number}.pyc",
-                        f"{prefix}/{_compiled_path(places[path], interpreter.tag)}",
-                    )
-                    for number, path in enumerate(document["files"])
-                    if path in places
-                )
-                for path in (*document["files"], *document["failed"]):
+                for number, (path, size) in enumerate(document["files"].items()):
+                    if path in places:
+                        compiled = f"{part}/{number}.pyc"
+                        place = _compiled_path(places.pop(path), interpreter.tag)
+                        plan.append((compiled, f"{prefix}/{place}"))
+                        sizes[compiled] = size
+                for path in document["failed"]:
                     places.pop(path, None)
             if places:
                 missing.append(replace(each, files=tuple(places.items())))
@@ -260,8 +265,17 @@ class BytecodeCache:
             plan = [each for each in plan if os.path.dirname(each[1]) not in links]  # noqa: PTH120
         with ThreadPoolExecutor(2) as pool:
             half = len(plan) // 2
-            list(pool.map(_link_all, (plan[:half], plan[half:])))
-        return LinkedBytecode(files=len(plan), missing=tuple(missing))
+            made = [*itertools.chain(*pool.map(_link_all, (plan[:half], plan[half:])))]
+        samples: dict[str, tuple[str, int]] = {}
+        for compiled in made:
+            part = compiled.rpartition("/")[0]
+            sample, size = samples.get(part, (compiled, 0))
+            samples[part] = sample, size + sizes[compiled]
+        return LinkedBytecode(
+            files=len(plan),
+            samples=dict(samples.values()),
+            missing=tuple(missing),
+        )
 
     def compile(
         self,
@@ -381,11 +395,14 @@ class BytecodeCache:
             shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _parts(entry: Path, *, used: bool = False) -> Iterator[tuple[str, dict[str, list[str]]]]:
+def _parts(entry: Path, *, used: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (folder, contents) of each part of an entry.
 
     Args:
         used: True notes that they were used now.
+    Yields:
+        The contents have `files`, {path in the package: bytes compiled} in the order of numbers,
+        and `failed`, paths that do not compile.
     """
     try:
         names = sorted(os.listdir(entry))  # noqa: PTH208  # 50 times a build
@@ -457,8 +474,10 @@ def _compiled_path(path: str, tag: str) -> str:
     return f"{folder}{slash}__pycache__/{name.removesuffix('.py')}.{tag}.pyc"
 
 
-def _link_all(plan: Sequence[tuple[str, str]]) -> None:
+def _link_all(plan: Sequence[tuple[str, str]]) -> list[str]:
+    """Link each (source, place) whose place is free; the sources that were linked."""
     link = os.link
+    made = []
     for source, place in plan:
         try:
             link(source, place)
@@ -468,6 +487,8 @@ def _link_all(plan: Sequence[tuple[str, str]]) -> None:
             if error.errno != errno.EMLINK:  # a file system counts links up to some 65,000
                 raise
             shutil.copyfile(source, place)
+        made.append(source)
+    return made
 
 
 @dataclass(slots=True, kw_only=True)
@@ -561,7 +582,7 @@ class _Result:
         self._folder = job.work / sources.key
         self._folder.mkdir()
         self._number = 0  # of the next source
-        self._compiled: list[str] = []
+        self._compiled: dict[str, int] = {}  # path: bytes
         self._failed: list[str] = []
         self._pending = bytearray()
 
@@ -579,7 +600,7 @@ class _Result:
             if size:
                 with open(f"{self._folder}/{len(self._compiled)}.pyc", "xb") as file:  # noqa: PTH123
                     file.write(self._pending[4 : 4 + size])
-                self._compiled.append(path)
+                self._compiled[path] = size
             else:
                 self._failed.append(path)
             del self._pending[: 4 + size]

@@ -6,6 +6,7 @@ import json
 import subprocess
 import threading
 import time
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from environments import building, bytecode, folders, housekeeping
 from environments.domain.errors import LinkError
 from environments.domain.lifecycle import BuildState
+from environments.engine.disk import tree_size
 from environments.engine.processes import can_sandbox
 from environments.models import (
     Build,
@@ -30,6 +32,7 @@ from environments.operations.environments import (
     move_environment,
     rename_environment,
 )
+from environments.tools import tools
 from tests.channels.server import Fault
 from tests.factories import make_namespace
 
@@ -116,6 +119,22 @@ def test_environments_share_the_files_of_their_packages(submit):
     assert (one / name).samefile(two / name)
 
 
+def test_sizes_of_a_build_are_those_that_a_look_at_each_file_finds(submit):
+    """No build walks over its prefix, but what is shown must be right."""
+    text = "dependencies: [python, hello-noarch, hello-plugin, pip: ['tinyname ~=1.0']]"
+    first, second = run(submit(text)), run(submit(text))
+    for build in (second, first):  # the first was alone when it was measured
+        bytecode.complete(build.pk)
+    for build, shares in ((second, True), (first, False)):
+        shown = Prefix.objects.get(pk=build.prefix_id)
+        found = tree_size(folders.prefix_path(build))
+        assert shown.apparent_size == pytest.approx(found.apparent, rel=0.01)
+        assert shown.unique_size == pytest.approx(found.unique, rel=0.05)
+        assert (shown.share_size == pytest.approx(found.share, rel=0.02)) == shares
+    housekeeping.measure_again(older=timedelta(0))
+    assert Prefix.objects.get(pk=first.prefix_id).share_size == pytest.approx(found.share)
+
+
 def test_a_failed_request_is_final_and_leaves_no_folder(submit, environment, data_folder):
     build = run(submit("dependencies: [conflict-left, conflict-right]"))
     assert (build.state, build.attempt) == (S.FAILED, 1)
@@ -140,6 +159,7 @@ def test_what_smoke_tests_import_is_compiled_before_ready_and_the_rest_after_it(
     submit, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(bytecode, "FEW", 0)  # as if the packages were large
+    tools().bytecode.remove(digest for digest, _ in tools().packages.entries())
     text = "dependencies: [python, hello-noarch, hello-plugin]\n"
     build = run(submit(f"{text}condastore: {{tests: {{imports: [hello_noarch]}}}}\n"))
     assert build.state == S.READY, build.failure

@@ -186,7 +186,7 @@ def test_no_compiled_file_goes_through_a_link(tmp_path: Path, prefix: Path, vict
         compiled = bytecode.folder / interpreter.key / source.key / "part"
         compiled.mkdir(parents=True)
         (compiled / "0.pyc").write_bytes(b"compiled")
-        names = {"files": [source.files[0][0]], "failed": []}
+        names = {"files": {source.files[0][0]: 8}, "failed": []}
         (compiled / "contents.json").write_text(json.dumps(names))
     place = prefix / "lib/python3.11/site-packages/foo/__pycache__"
     place.symlink_to(victim)
