@@ -143,6 +143,24 @@ def _confinement() -> str:
     return _unprotected("confinement")
 
 
+def _folders() -> str:
+    """Return how many READY builds wait for their folder; see `missing_folders`."""
+    from environments.models import FolderRestore
+    from environments.models.folder_restores import RestoreState
+
+    states = Counter(FolderRestore.objects.missing().values_list("state", flat=True))
+    failed = states.pop(RestoreState.FAILED, 0)
+    said = []
+    if waiting := sum(states.values()):
+        said.append(f"{waiting:,} folders of READY builds are missing and are linked again.")
+    if failed:
+        said.append(
+            f"{failed:,} folders of READY builds are missing and cannot be linked again; "
+            "see Missing folders in the console."
+        )
+    return " ".join(said)
+
+
 CHECKS: dict[str, Callable[[], str]] = {
     "database": _database,
     "broker": _broker,
@@ -159,6 +177,7 @@ IN_DATABASE: dict[str, Callable[[], str]] = {
 ADVICE: dict[str, Callable[[], str]] = {
     "sandbox": _sandbox,
     "confinement": _confinement,
+    "folders": _folders,
 }
 NOT_ASKED = "Not known: the database does not answer."
 

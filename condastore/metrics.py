@@ -10,7 +10,13 @@ from django.db.models import Count, Sum
 from django.utils import timezone
 from graphql import OperationDefinitionNode
 from prometheus_client import Histogram
-from prometheus_client.core import REGISTRY, GaugeMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.core import (
+    REGISTRY,
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
 from prometheus_client.registry import Collector
 from strawberry.extensions import SchemaExtension
 
@@ -90,11 +96,35 @@ class StoreCollector(Collector):
         bytes_.add_metric([], unneeded.aggregate(size=Sum("size"))["size"] or 0)
         yield bytes_
 
+        yield from _folder_metrics()
+
         yield _stage_times(
             Build.objects.filter(state__in=FINISHED)
             .order_by("-pk")
             .values_list("timings", flat=True)[:RECENT]
         )
+
+
+def _folder_metrics() -> Iterator[Metric]:
+    from environments.models import FolderRestore
+    from environments.models.folder_restores import MISSING
+
+    rows = FolderRestore.objects.order_by().values_list("state")
+    found = list(rows.annotate(number=Count("pk"), times=Sum("restored")))
+    counts = {state: number for state, number, _ in found}
+    missing = GaugeMetricFamily(
+        "condastore_folders_missing",
+        "READY builds' folders that are missing, by the state of linking them again.",
+        labels=["state"],
+    )
+    for state in MISSING:
+        missing.add_metric([state.value], counts.get(state.value, 0))
+    yield missing
+    restored = CounterMetricFamily(
+        "condastore_folders_restored", "Missing folders that were linked again."
+    )
+    restored.add_metric([], sum(times for *_, times in found))
+    yield restored
 
 
 def _stage_times(recent: Any) -> Metric:

@@ -347,6 +347,11 @@ BACKOFF = env.seconds("BACKOFF", 5, "Wait before the second attempt; doubles wit
 LEASE = env.seconds("LEASE", 30, "How long a worker that says nothing keeps its build.")
 SWEEP_INTERVAL = env.seconds("SWEEP_INTERVAL", 5, "How often lost builds are looked for.")
 TRASH_INTERVAL = env.seconds("TRASH_INTERVAL", 60, "How often the trash is emptied.")
+RESTORES_AT_ONCE = env.number(
+    "RESTORES_AT_ONCE",
+    2,
+    "Missing folders of READY builds that are linked again at once, in the whole installation.",
+)
 DISK_RESERVE = env.number(
     "DISK_RESERVE", 1_073_741_824, "Bytes that builds leave free on the disk of the data folder."
 )

@@ -102,16 +102,21 @@ def fetch(run: Run) -> None:
     """
     if run.policy is None:
         judge_again(run)
+    fetch_packages(run)
+    assert run.policy is not None, "the lock was judged"
+    if package_claims.learn(run.packages, run.wheels, policy=run.policy, log=run.log):
+        judge_again(run)
+    approvals.withdraw(run.build)  # held once, it may go on for another reason than a decision
+
+
+def fetch_packages(run: Run) -> None:
+    """Fetch and extract what the caches lack; kept packages need no channel."""
     part = run.part
     needed = sum(package.size for package in part.conda) + sum(w.size for w in part.pypi)
     disk.require_space(folders.data(), needed=0, reserve=settings.DISK_RESERVE)
     run.log(f"{len(part.conda) + len(part.pypi)} packages, {needed / 1e6:.1f} MB")
     run.packages = run.tools.packages.ensure(part.conda, **run.fetching)
     run.wheels = run.tools.wheels.ensure(part.pypi, **run.fetching)
-    assert run.policy is not None, "the lock was judged"
-    if package_claims.learn(run.packages, run.wheels, policy=run.policy, log=run.log):
-        judge_again(run)
-    approvals.withdraw(run.build)  # held once, it may go on for another reason than a decision
 
 
 def link(run: Run) -> None:

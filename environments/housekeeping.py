@@ -14,7 +14,7 @@ from django.db import transaction
 from django.db.models import Q
 from django.utils import timezone
 
-from environments import blobs, folder_access, folders, mirrors, recalls
+from environments import blobs, folder_access, folders, mirrors, missing_folders, recalls
 from environments.domain.artifacts import ArtifactState
 from environments.domain.lifecycle import RUNNING
 from environments.engine import file_modes, linking
@@ -51,6 +51,7 @@ def tidy() -> None:
     """Safe beside everything else, and beside itself."""
     drop_prefixes()
     recalls.follow_all()
+    missing_folders.find()
     drop_orphans()
     drop_leftovers()
     follow_pointers()
@@ -144,12 +145,15 @@ def _known(path: Path) -> bool:
     if Prefix.objects.filter(path=relative).exists():
         return True
     # Hidden folders are `.<final name>.<lease token>`; other ones may be about to get their row.
+    if missing_folders.is_being_linked(path):
+        return True
     number = path.name.lstrip(".").split("-", 1)[0]
     running = Build.objects.filter(state__in=RUNNING, environment__namespace__name=path.parent.name)
     if number.isdecimal():
         running = running.filter(number=int(number))
     if path.name.startswith("."):
-        running = running.filter(lease_token=path.name.rsplit(".", 1)[-1])
+        token = path.name.rsplit(".", 1)[-1]
+        running = running.filter(lease_token=token) if token.isdecimal() else running.none()
     return running.exists()
 
 

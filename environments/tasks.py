@@ -15,6 +15,8 @@ broker.configure()
 _MILLISECOND = 0.001
 #: Milliseconds until a message that is for workers of another platform is offered again.
 OTHERS_TURN = 500
+#: Priority of what yields to everything else that waits in a worker; the default is 0.
+LATER = 100
 
 
 def _limit(seconds: float) -> int:
@@ -110,6 +112,27 @@ def compile_bytecode(build_id: int) -> None:
     from environments import bytecode
 
     bytecode.complete(build_id)
+
+
+@dramatiq.actor(
+    queue_name="upkeep",
+    max_retries=0,
+    throws=Shutdown,
+    priority=LATER,
+    time_limit=_limit(settings.BUILD_TIME_LIMIT.total_seconds()),
+)
+def restore_folder() -> None:
+    """Link the most urgent missing folder again. A message too many finds nothing to do."""
+    from environments import folder_restoring
+
+    restored = folder_restoring.restore_next()
+    if restored is None:
+        return
+    with contextlib.suppress(Exception):  # the queue may be down: the sweep sends it again
+        if restored.compile_later:
+            compile_bytecode.send(restored.build_id)
+        if folder_restoring.is_more_due():
+            restore_folder.send()
 
 
 @dramatiq.actor(queue_name="upkeep", max_retries=0, throws=Shutdown, time_limit=_limit(3600))

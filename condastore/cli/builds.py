@@ -331,7 +331,7 @@ def archive(environment: BuildOf, as_json: AsJson = False) -> None:
 
 @app.command()
 def restore(environment: BuildOf, wait: Wait = True, as_json: AsJson = False) -> None:
-    """Link an archived build again, from the same lock."""
+    """Link an archived build again, from the same lock; or a READY one whose folder is missing."""
     api = connect()
     ref = _named(reference(api, environment))
     changed = api.change(queries.RESTORE, id=find_build(api, ref)["id"])
@@ -366,6 +366,7 @@ def show_build(api: Api, ref: Reference, *, as_json: bool) -> None:
                 ("size", render.size(found["apparentSize"])),
                 ("of its own", render.size(found["uniqueSize"])),
                 ("folder", found["prefixPath"]),
+                ("missing folder", (found.get("missingFolder") or {}).get("state", "").lower()),
             ]
         )
         for request in found.get("approvals") or ():

@@ -33,6 +33,7 @@ fragment Full on Build {
   failure { ...Explained }
   downloads { name url }
   recalled reason
+  missingFolder { state failure { message hint } }
   approvals { id name version state chain deciders }
 }
 """
@@ -379,6 +380,7 @@ PREFIX = """
 query Prefix($namespace: String!, $environment: String!, $number: String!) {
   build(namespace: $namespace, environment: $environment, number: $number) {
     ref number state platform prefixPath recalled
+    missingFolder { state failure { message hint } }
     environment { name lastUsedAt namespace { name } }
   }
 }

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -81,6 +81,8 @@ def from_server(api: Api, ref: Reference) -> Prefix:
             code="recalled",
             hint="Build the environment again: another version of the package is chosen.",
         )
+    if missing := build.get("missingFolder"):
+        raise _missing_folder(build["ref"], missing)
     if not path:
         hint = f"Link it again: `condastore env restore {build['ref']}`."
         if build["state"] != "ARCHIVED":
@@ -103,6 +105,32 @@ def from_server(api: Api, ref: Reference) -> Prefix:
         folder = kept
     return Prefix(
         folder=folder, name=build["ref"], used_at=str(environment.get("lastUsedAt") or "")
+    )
+
+
+def _missing_folder(ref: str, missing: Mapping[str, Any]) -> CommandError:
+    """The error for a READY build whose folder is missing on the server."""
+    failure = missing.get("failure") or {}
+    if missing["state"] != "FAILED":
+        return CommandError(
+            f"{ref} is being restored: its folder is missing on the server, and is linked again.",
+            status=Status.NOT_FOUND,
+            code="folder-missing",
+            hint=f"Try again in a while. See how far it is: `condastore env show {ref}`.",
+        )
+    return CommandError(
+        f"The folder of {ref} is missing on the server, and cannot be linked again: "
+        f"{failure.get('message') or 'its last attempt failed.'}",
+        status=Status.NOT_FOUND,
+        code="folder-missing",
+        hint=" ".join(
+            text
+            for text in (
+                failure.get("hint"),
+                f"Then try again at once: `condastore env restore {ref}`.",
+            )
+            if text
+        ),
     )
 
 

@@ -20,12 +20,14 @@ from environments.domain.lifecycle import RUNNING, BuildState
 from environments.models import (
     ApprovalRequest,
     Build,
+    FolderRestore,
     Namespace,
     Prefix,
     Recall,
     RecalledLock,
     Worker,
 )
+from environments.models.folder_restores import RestoreState
 from environments.operations import quotas
 
 #: Namespaces in a table.
@@ -47,7 +49,7 @@ def numbers(actor: Actor) -> Sequence[Number]:
     """Those of an approver are about decisions alone."""
     found = [_waiting(actor)]
     if actor.is_superuser:
-        found += [_failed(), *_queue(), _workers(), _disk(), _recalled()]
+        found += [_failed(), *_queue(), _workers(), _disk(), _folders(), _recalled()]
     return found
 
 
@@ -124,6 +126,20 @@ def _disk() -> Number:
         note=f"{size(free)} free; {size(settings.DISK_RESERVE)} are kept in reserve",
         url=list_url(Namespace),
         alarming=free < 2 * settings.DISK_RESERVE,
+    )
+
+
+def _folders() -> Number:
+    missing = FolderRestore.objects.missing()
+    failed = missing.filter(state=RestoreState.FAILED).count()
+    note = f"{failed:,} cannot be linked again" if failed else "linked again by themselves"
+    count = missing.count()
+    return Number(
+        title="Missing folders",
+        value=f"{count:,}",
+        note=note if count else "",
+        url=list_url(FolderRestore),
+        alarming=count > 0,
     )
 
 

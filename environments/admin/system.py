@@ -14,9 +14,9 @@ from django.utils import timezone
 from accounts.access import Actor
 from environments.admin.rooms import BESIDE, Panel, Question, Room, badge, link, list_url, moment
 from environments.domain.errors import NotFoundError
-from environments.models import Leader, Namespace, Notification, Webhook, Worker
+from environments.models import FolderRestore, Leader, Namespace, Notification, Webhook, Worker
 from environments.models.notifications import Event
-from environments.operations import notifications
+from environments.operations import builds, notifications
 
 
 @admin.register(Worker)
@@ -38,6 +38,62 @@ class LeaderRoom(Room):
     title = "Duties"
     list_display = ("duty", "owner", "expires_at")
     facts = ("duty", "owner", "expires_at")
+
+
+def _again(actor: Actor, row: FolderRestore, answers: Mapping[str, Any]) -> None:
+    build = row.build
+    if build is None:
+        raise NotFoundError("No READY build needs this folder any more.")
+    builds.restore_build(actor=actor, build=build)
+
+
+@admin.register(FolderRestore)
+class FolderRestoreRoom(Room):
+    title = "Missing folders"
+    list_display = ("prefix", "shown_state", "attempt", "found", "restored")
+    list_filter = ("state",)
+    list_select_related = ("prefix",)
+    ordering = ("-found_at",)
+    facts = (
+        "prefix",
+        "shown_state",
+        "build_link",
+        "attempt",
+        "problem",
+        "hint",
+        "not_before",
+        "found_at",
+        "finished_at",
+        "restored",
+    )
+    questions = (
+        Question(
+            name="again",
+            title="Try again now",
+            text="Link the folder again without waiting for the next attempt.",
+            do=_again,
+        ),
+    )
+
+    @admin.display(description="state")
+    def shown_state(self, row: FolderRestore) -> object:
+        return badge(row.state)
+
+    @admin.display(description="build")
+    def build_link(self, row: FolderRestore) -> object:
+        return link(row.build) if row.build else "none any more"
+
+    @admin.display(description="problem")
+    def problem(self, row: FolderRestore) -> str:
+        return (row.failure or {}).get("message", "")
+
+    @admin.display(description="what to do")
+    def hint(self, row: FolderRestore) -> str:
+        return (row.failure or {}).get("hint") or ""
+
+    @admin.display(description="found missing")
+    def found(self, row: FolderRestore) -> object:
+        return moment(row.found_at)
 
 
 class WebhookForm(forms.Form):

@@ -16,7 +16,7 @@ from environments import approvals, folders
 from environments.console.taking import taking
 from environments.domain.errors import NotFoundError, RecalledError
 from environments.domain.lifecycle import BuildState
-from environments.models import ApprovalRequest, Build, Environment
+from environments.models import ApprovalRequest, Build, Environment, FolderRestore
 from environments.models.recalls import refuse_recalled
 from environments.operations import device_sign_in
 from environments.operations.environments import find_build, find_environment
@@ -73,6 +73,7 @@ def environment(request: HttpRequest, namespace: str, name: str) -> HttpResponse
 def build(request: HttpRequest, namespace: str, name: str, reference: str) -> HttpResponse:
     actor = _actor(request)
     found = find_build(actor, find_environment(actor, namespace, name), reference)
+    missing = FolderRestore.objects.missing().filter(prefix=found.prefix_id).first()
     lines = found.log_lines or (found.origin.log_lines if found.origin else 0)
     order = [state.value for state in BuildState]
     context = {
@@ -86,7 +87,8 @@ def build(request: HttpRequest, namespace: str, name: str, reference: str) -> Ht
         ),
         "events": found.events.all(),
         "taking": taking(request, actor, found, str(found.number)),
-        "prefix": folders.prefix_path(found),
+        "missing": missing,
+        "prefix": None if missing else folders.prefix_path(found),
         "recalled": _recalled(found),
         "requests": _requests(found),
     }

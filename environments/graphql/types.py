@@ -33,6 +33,7 @@ from environments.domain.artifacts import ArtifactKind
 from environments.domain.errors import NotFoundError
 from environments.domain.lifecycle import FINISHED, BuildState
 from environments.domain.policy import Effect
+from environments.graphql import folder_restores
 from environments.graphql.approvals import (
     ApprovalRequestNode,
     of_builds,
@@ -484,7 +485,9 @@ def _prefix(build: Any, annotation: str, attribute: str) -> Any:
 
 def _prefix_path(build: Any) -> str:
     path = _prefix(build, "prefix_folder", "path") if build.state == BuildState.READY else None
-    return str(folders.data() / path) if path and _recalled(build) is None else ""
+    if not path or _recalled(build) is not None or folder_restores.missing_state(build):
+        return ""
+    return str(folders.data() / path)
 
 
 def _recalled(build: Any) -> str | None:
@@ -561,9 +564,22 @@ class BuildNode(Node):
     is_current: bool = computed(_is_current, annotate={"current_build": F("environment__current")})
     prefix_path: str = computed(
         _prefix_path,
-        only=["state"],
-        annotate={"prefix_folder": F("prefix__path"), "recall_reason": recall_reason("lock")},
+        only=["state", "prefix"],
+        annotate={
+            "prefix_folder": F("prefix__path"),
+            "recall_reason": recall_reason("lock"),
+            "folder_state": folder_restores.STATE,
+        },
         description="Where its files are on the server; empty where it has none.",
+    )
+    missing_folder: folder_restores.MissingFolder | None = computed(
+        folder_restores.missing_folder,
+        only=["prefix"],
+        annotate={
+            "folder_state": folder_restores.STATE,
+            "folder_failure": folder_restores.FAILURE,
+        },
+        description="That its folder is missing, and what becomes of it; null if it is there.",
     )
     recalled: str | None = computed(
         _recalled,

@@ -18,6 +18,7 @@ from environments.models.environments import (
     EnvironmentGroupObjectPermission,
     EnvironmentUserObjectPermission,
 )
+from environments.models.folder_restores import FolderRestore
 from environments.models.holds import LegalHold
 from environments.models.hosted import HostedChannel, HostedPackage
 from environments.models.images import (
@@ -71,6 +72,7 @@ __all__ = [
     "Environment",
     "EnvironmentGroupObjectPermission",
     "EnvironmentUserObjectPermission",
+    "FolderRestore",
     "HostedChannel",
     "HostedPackage",
     "ImageBlob",

@@ -30,6 +30,7 @@ from environments.models import (
     BuildTag,
     Channel,
     Environment,
+    FolderRestore,
     LegalHold,
     Namespace,
     RecalledLock,
@@ -256,9 +257,16 @@ def put_away(build: Build, *, by: Actor | None, message: str) -> None:
 
 @audited()
 def restore_build(*, actor: Actor, build: Build) -> Build:
-    """Link the same lock again. The build does not become current by it."""
+    """Link the same lock again. The build does not become current by it.
+
+    Of a READY build whose folder is missing, the next attempt to link that again begins now.
+    """
     require(actor, Perm.BUILD, build)
     build.refresh_from_db()
+    if build.state == BuildState.READY and FolderRestore.hurry(build):
+        AuditEvent.record(actor, "build.restore", build)
+        transaction.on_commit(queueing.send_restores)
+        return build
     if build.state != BuildState.ARCHIVED:
         raise TransitionError(f"{build} is {build.state}; only an ARCHIVED build is restored.")
     refuse_recalled(build)

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import structlog
+from django.conf import settings
 from django.db import transaction
 from django.db.models import Q
 from django.utils import timezone
@@ -16,6 +17,7 @@ from environments import tasks
 from environments.models import (
     Artifact,
     Build,
+    FolderRestore,
     MirrorIndex,
     MirrorView,
     Notification,
@@ -75,6 +77,22 @@ def _send_for_mirror(task: Any, row: MirrorIndex | MirrorView) -> None:
     except DOWN as error:
         logger.warning("queue unreachable", mirror=str(row), error=str(error))
         type(row)._default_manager.filter(pk=row.pk).update(message_sent_at=None)
+
+
+def send_restores() -> None:
+    """Say that missing folders are due, as many as are restored at once.
+
+    Each worker that ends one sends for the next; these are for the first ones, and for lost ones.
+    """
+    now = timezone.now()
+    running = FolderRestore.objects.running(now).count()
+    free = max(0, settings.RESTORES_AT_ONCE - running)
+    for _ in FolderRestore.objects.due(now).values_list("pk")[:free]:
+        try:
+            tasks.restore_folder.send()
+        except DOWN as error:
+            logger.warning("queue unreachable", task="restore_folder", error=str(error))
+            return
 
 
 def send_preview(preview: Preview) -> None:

@@ -18,6 +18,7 @@ from environments.models import (
     Artifact,
     Build,
     Channel,
+    FolderRestore,
     MirrorView,
     Notification,
     Preview,
@@ -43,7 +44,9 @@ def sweep() -> None:
     """One round. Each step is a guarded UPDATE: two schedulers at once do no harm."""
     give_up_lost_builds()
     give_up_lost_artifacts()
+    give_up_lost_restores()
     send_forgotten_messages()
+    queueing.send_restores()
     queueing.send_notifications()
     queueing.send_pushes()
     if _every("tidy", settings.TRASH_INTERVAL):
@@ -81,6 +84,13 @@ def give_up_lost_artifacts() -> None:
         with contextlib.suppress(TransitionError, LeaseLostError):
             artifact.give_up_lost(attempts=settings.BUILD_ATTEMPTS, backoff=settings.BACKOFF)
         logger.warning("worker lost", artifact=artifact.pk, attempt=artifact.attempt)
+
+
+def give_up_lost_restores() -> None:
+    for restore in FolderRestore.objects.lost(timezone.now()).select_related("prefix"):
+        with contextlib.suppress(LeaseLostError):
+            restore.give_up_lost(attempts=settings.BUILD_ATTEMPTS, backoff=settings.BACKOFF)
+        logger.warning("worker lost", folder=str(restore), attempt=restore.attempt)
 
 
 def send_forgotten_messages() -> None:

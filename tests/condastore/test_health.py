@@ -118,7 +118,7 @@ def test_metrics_cost_as_many_queries_however_much_there_is(
     for _ in range(20):
         factories.make_build(environment)
     metrics(Client())
-    with django_assert_max_num_queries(7):
+    with django_assert_max_num_queries(8):
         metrics(Client())
 
 

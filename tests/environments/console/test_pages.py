@@ -168,7 +168,7 @@ def test_a_build_is_taken_in_every_form_once_it_may_be(
     assert text.count("made when it is asked for") == 6
     create_artifact(actor=bob, build=build, kind=ArtifactKind.TAR_ZST)
     assert "being made" in shown()
-    Build.objects.filter(pk=build.pk).update(state=BuildState.HELD, finished_at=None)
+    Build.objects.filter(pk=build.pk).update(state=BuildState.HELD, finished_at=None, prefix=None)
     text = shown()
     assert all(name in text for name in rendered)
     assert not any(name in text for name in made)
