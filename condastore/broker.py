@@ -10,7 +10,7 @@ from pathlib import Path
 import dramatiq
 from django.conf import settings
 from django.db import close_old_connections
-from dramatiq import Broker, MessageProxy
+from dramatiq import Broker, MessageProxy, Worker
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import (
     AgeLimit,
@@ -52,6 +52,23 @@ class DatabaseConnections(Middleware):
         close_old_connections()
 
 
+class Backlog(Middleware):
+    """Knows whether this process has fetched messages that no thread has begun with."""
+
+    def __init__(self) -> None:
+        self._worker: Worker | None = None
+
+    def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
+        self._worker = worker
+
+    @property
+    def is_empty(self) -> bool:
+        return self._worker is None or self._worker.work_queue.empty()
+
+
+backlog = Backlog()
+
+
 def embedded_socket(data: Path) -> Path:
     """Where the Valkey of `condastore up` listens: in the data folder, or in a short private one.
 
@@ -72,6 +89,7 @@ def broker_url() -> str:
 def make_broker(url: str) -> Broker:
     middleware: list[Middleware] = [
         DatabaseConnections(),
+        backlog,
         AgeLimit(),
         TimeLimit(),
         ShutdownNotifications(notify_shutdown=True),

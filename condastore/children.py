@@ -15,8 +15,9 @@ from typing import IO, Protocol
 
 from condastore import forks
 
-#: Seconds before a child that died is started again: doubles, and begins anew after a good run.
-FIRST_PAUSE, LONGEST_PAUSE, GOOD_RUN = 0.5, 30.0, 60.0
+#: Seconds before a child that died is started again: doubles in a crash loop, and begins anew after
+#: a good run. A child that ran well for so long was killed from outside, or met a rare fault.
+FIRST_PAUSE, LONGEST_PAUSE, GOOD_RUN = 0.5, 30.0, 10.0
 _PR_SET_PDEATHSIG = 1
 
 

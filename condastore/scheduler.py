@@ -33,7 +33,7 @@ def run() -> None:
 
 
 def sweep_once() -> None:
-    from django.db import DatabaseError, close_old_connections
+    from django.db import Error, close_old_connections
 
     from environments.models import Leader
     from environments.operations import upkeep
@@ -44,7 +44,8 @@ def sweep_once() -> None:
         life = max(3 * settings.SWEEP_INTERVAL, settings.LEASE / 2)
         if Leader.lead("scheduler", process_name(), life=life):
             upkeep.sweep()
-    except DatabaseError as error:
+    except Error as error:
+        upkeep.outage()
         logger.warning("database unreachable", error=str(error))
     except Exception:
         # Whatever one round met (a full disk), the next one may not.

@@ -22,8 +22,8 @@ from condastore.private_files import SHARED_UMASK
 from condastore.starting import prepare_folder, prepare_process
 
 logger = structlog.get_logger(__name__)
-#: How often a worker says that it lives, and how long that is believed.
-ANNOUNCE, LIFE = timedelta(seconds=5), timedelta(seconds=20)
+#: How often a worker says that it lives; `Worker.LIFE` is how long that is believed.
+ANNOUNCE = timedelta(seconds=5)
 #: Seconds to give running builds back when it stops; then it ends whatever they do.
 GRACE, HARD_END = 8.0, 12.0
 #: New objects until the collector looks at them: a build notes ten thousands of files, and keeps
@@ -88,13 +88,13 @@ def run(*, queues: Sequence[str], threads: int | None = None) -> None:
 
 def _announce(queues: list[str], stop: threading.Event) -> None:
     while True:
-        _say(queues, LIFE)
+        _say(queues)
         if stop.wait(ANNOUNCE.total_seconds()):
             return
 
 
-def _say(queues: list[str], life: timedelta) -> None:
-    from django.db import DatabaseError, close_old_connections
+def _say(queues: list[str], life: timedelta | None = None) -> None:
+    from django.db import Error, close_old_connections
 
     from environments import isolation
     from environments.models import Worker
@@ -106,10 +106,10 @@ def _say(queues: list[str], life: timedelta) -> None:
             process_name(),
             platform=own_platform(),
             queues=queues,
-            life=life,
+            life=Worker.LIFE if life is None else life,
             unprotected=isolation.problems(),
         )
-    except DatabaseError as error:
+    except Error as error:
         logger.warning("database unreachable", error=str(error))
     finally:
         close_old_connections()

@@ -18,7 +18,7 @@ from typing import Any
 
 import structlog
 from django.conf import settings
-from django.db import DatabaseError, connection
+from django.db import Error, connection
 from django.utils import timezone
 from dramatiq.middleware import Shutdown
 
@@ -40,9 +40,9 @@ from environments.engine.artifacts.staging import Material
 from environments.engine.downloads import bring
 from environments.engine.package_cache import CachedPackage
 from environments.engine.pypi_install import CachedWheel
-from environments.leases import DATABASE_DOWN, persist
 from environments.models import Artifact, Blob, Build
 from environments.models.artifacts import MakingLease
+from environments.outages import DATABASE_DOWN, is_outage, persist
 from environments.package_archive import package_archive
 from environments.solving import credentials_for
 from environments.tools import download_patience, source_of, tools
@@ -99,7 +99,10 @@ def _attempt(making: Making) -> None:
             making.give_up(TimeLimitError(f"Making the file took longer than {limit:.0f} s."))
         logger.warning("lease lost", artifact=artifact.pk)
     except DATABASE_DOWN as error:
-        making.give_up(UnavailableError(f"The database could not be reached: {error}"))
+        if is_outage(error):
+            making.give_back()  # an outage is no attempt
+        else:
+            making.give_up(UnavailableError(f"The database could not be reached: {error}"))
     except StoreError as error:
         making.give_up(error)
     except Exception:
@@ -204,7 +207,7 @@ class Making:
         self._progress = progress
 
     def give_up(self, error: StoreError) -> None:
-        with contextlib.suppress(LeaseLostError, TransitionError, DatabaseError):
+        with contextlib.suppress(LeaseLostError, TransitionError, Error):
             persist(
                 lambda: self.artifact.give_up(
                     error,
@@ -215,7 +218,7 @@ class Making:
             )
 
     def give_back(self) -> None:
-        with contextlib.suppress(LeaseLostError, TransitionError, DatabaseError):
+        with contextlib.suppress(LeaseLostError, TransitionError, Error):
             persist(lambda: self.artifact.give_back(self.lease))
 
     def __enter__(self) -> Making:
@@ -250,5 +253,3 @@ class Making:
         except DATABASE_DOWN as error:
             connection.close()
             logger.warning("database unreachable", artifact=self.artifact.pk, error=str(error))
-        if time.monotonic() - self._renewed > life:
-            self.lost = True

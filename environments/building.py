@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
+from functools import partial
 
 import structlog
 from django.conf import settings
@@ -28,6 +30,8 @@ from environments import (
 )
 from environments.domain.errors import (
     LeaseLostError,
+    SmokeTestError,
+    SmokeTestKilledError,
     StoreError,
     TransitionError,
     UnavailableError,
@@ -38,9 +42,9 @@ from environments.domain.policy import Effect, Verdict, judge_names
 from environments.engine import conda_lock_reader, disk, linking
 from environments.engine.bytecode import python_sources
 from environments.engine.pypi_install import install_wheels
-from environments.engine.smoke import run_smoke_tests
+from environments.engine.smoke import SmokeReport, run_smoke_tests
 from environments.isolation import sandboxed
-from environments.leases import DATABASE_DOWN, Run
+from environments.leases import Run
 from environments.models import (
     Artifact,
     Build,
@@ -49,11 +53,14 @@ from environments.models import (
     RecalledLock,
 )
 from environments.models.recalls import refuse_recalled
+from environments.outages import DATABASE_DOWN, is_outage, persist
 from environments.policies import judge, policy_of
 from environments.solving import solve_or_reuse
 from environments.tools import tools
 
 logger = structlog.get_logger(__name__)
+#: Statuses of a test that was ended by SIGKILL: of its sandbox, and of a program inside it.
+KILLED = (-9, 128 + 9)
 
 
 def solve(run: Run) -> None:
@@ -172,21 +179,43 @@ def check(run: Run) -> None:
         return
     if run.uncompiled is not None:
         run.uncompiled.compile_imported(run, tests.imports)
-    report = run_smoke_tests(
-        run.hidden_prefix,
-        final_prefix=run.final_prefix,
-        imports=tests.imports,
-        commands=tests.commands,
-        time_limit=settings.SMOKE_TEST_TIME_LIMIT,
-        cancelled=run.cancelled,
-        on_line=run.log,
-        sandboxed=sandboxed(),
-    )
+    report = _smoke_tested(run)
     run.update(sandboxed=report.sandboxed)
     if run.uncompiled is not None:
         run.uncompiled.compile_places(run, report.uncompiled)
     if run.compile_later:
         run.log("the rest of the Python files is compiled after the build")
+
+
+def _smoke_tested(run: Run) -> SmokeReport:
+    """Run the smoke tests; once more where they were killed from outside.
+
+    Raises:
+        SmokeTestKilledError: they were killed twice.
+    """
+    tests = run.specification.smoke_tests
+    for again in (False, True):
+        try:
+            return run_smoke_tests(
+                run.hidden_prefix,
+                final_prefix=run.final_prefix,
+                imports=tests.imports,
+                commands=tests.commands,
+                time_limit=settings.SMOKE_TEST_TIME_LIMIT,
+                cancelled=run.cancelled,
+                on_line=run.log,
+                sandboxed=sandboxed(),
+            )
+        except SmokeTestError as error:
+            if error.details.get("status") not in KILLED:
+                raise
+            if again:
+                raise SmokeTestKilledError(
+                    f"The smoke test ({error.details.get('test')}) was killed twice by SIGKILL.",
+                    details=error.details,
+                ) from error
+            run.log("the test was killed by SIGKILL, as the kernel does when memory runs out")
+    raise AssertionError("unreachable")
 
 
 def publish(run: Run) -> None:
@@ -270,6 +299,9 @@ def _run_stages(run: Run) -> None:
     except (LeaseLostError, TransitionError):
         run.abandon()
     except DATABASE_DOWN as error:
+        if is_outage(error):
+            run.outlast(error)
+            return
         run.give_up(UnavailableError(f"The database could not be reached: {error}"))
     except StoreError as error:
         run.give_up(error)
@@ -302,9 +334,16 @@ def run_preview(preview_id: str) -> None:
         )
         verdicts += judge(policy, answer.lock, preview.specification.value())
     except StoreError as error:
-        preview.finish(error=error)
+        persist(partial(preview.finish, error=error))
+    except DATABASE_DOWN:
+        persist(preview.give_back)
+        raise  # Dramatiq delivers the message again
     except Exception:
         logger.exception("preview failed", preview=preview_id)
-        preview.finish(error=UnexpectedError(f"Preview {preview_id} stopped unexpectedly."))
+        unexpected = UnexpectedError(f"Preview {preview_id} stopped unexpectedly.")
+        persist(partial(preview.finish, error=unexpected))
+    except BaseException:  # Dramatiq stops the thread: the next worker begins anew
+        persist(preview.give_back, patience=timedelta(seconds=1))
+        raise
     else:
-        preview.finish(lock=answer.row, verdicts=verdicts)
+        persist(lambda: preview.finish(lock=answer.row, verdicts=verdicts))

@@ -17,7 +17,7 @@ from typing import Any
 
 import structlog
 from django.conf import settings
-from django.db import DatabaseError
+from django.db import Error
 from django.utils import timezone
 from dramatiq.middleware import Shutdown
 
@@ -31,9 +31,10 @@ from environments.domain.errors import (
     UnexpectedError,
 )
 from environments.engine import linking
-from environments.leases import DATABASE_DOWN, Run, persist
+from environments.leases import Run
 from environments.models import Build, Environment, FolderRestore, Namespace, RecalledLock
 from environments.models.builds import Lease
+from environments.outages import DATABASE_DOWN, is_outage, persist
 from environments.tools import Tools, tools
 
 logger = structlog.get_logger(__name__)
@@ -94,6 +95,9 @@ def _work(run: FolderRun) -> None:
         else:
             logger.warning("lease lost")
     except DATABASE_DOWN as error:
+        if is_outage(error):
+            run.give_back_restore()  # an outage is no attempt
+            return
         run.fail(UnavailableError(f"The database could not be reached: {error}"))
     except StoreError as error:
         run.fail(error)
@@ -173,7 +177,7 @@ class FolderRun(Run):
         self._note(lambda: self.restore.give_back(self.lease))
 
     def _note(self, write: Callable[[], None]) -> None:
-        with contextlib.suppress(LeaseLostError, DatabaseError):
+        with contextlib.suppress(LeaseLostError, Error):
             persist(write)
 
     # --- the watching thread -------------------------------------------------------------------

@@ -21,6 +21,7 @@ from environments.engine import file_modes, linking
 from environments.engine.channel_jobs import Described
 from environments.engine.completion import UNLISTED
 from environments.engine.first_seen import Look
+from environments.engine.pypi import WORK_FOLDER
 from environments.models import (
     Artifact,
     Build,
@@ -166,6 +167,7 @@ def drop_leftovers(*, grace: timedelta = GRACE) -> None:
     tools().remove_former_caches()
     mirrors.drop_leftovers(older_than=LEFTOVER)
     _drop_unlisted(older=LEFTOVER)
+    _drop_of_uv(older=LEFTOVER)
     _drop_uploads(older=LEFTOVER)
     oldest = time.time() - grace.total_seconds()
     _drop_attempts(oldest)
@@ -195,6 +197,21 @@ def _drop_unlisted(*, older: timedelta) -> None:
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_mtime < oldest:
                 shutil.rmtree(path)
+
+
+def _drop_of_uv(*, older: timedelta) -> None:
+    """Remove temporary files and folders of uv processes that were killed, from its caches."""
+    oldest = time.time() - older.total_seconds()
+    cache = tools().cache / "uv"
+    work = cache.glob(f"{WORK_FOLDER}*")
+    for path in (*work, *cache.glob("*/.tmp*"), *cache.glob("*/*/.tmp*")):
+        with contextlib.suppress(FileNotFoundError):
+            if path.lstat().st_mtime >= oldest:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
 
 
 def _drop_uploads(*, older: timedelta) -> None:

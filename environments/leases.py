@@ -9,20 +9,18 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 import structlog
 from django.conf import settings
-from django.db import DatabaseError, InterfaceError, OperationalError, connection, transaction
+from django.db import Error, connection, transaction
 from django.utils import timezone
 from dramatiq.middleware import Shutdown
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from environments import folder_access, folders, platforms
 from environments.domain.errors import LeaseLostError, StoreError, TimeLimitError, TransitionError
@@ -37,6 +35,7 @@ from environments.engine.prefix_sizes import PrefixSize
 from environments.engine.pypi_install import CachedWheel
 from environments.models import Build, Prefix
 from environments.models.builds import Lease, backoff_delay
+from environments.outages import DATABASE_DOWN, persist
 from environments.solving import credentials_for
 from environments.tools import Tools, download_patience, source_of
 
@@ -44,30 +43,9 @@ if TYPE_CHECKING:
     from environments.bytecode import Uncompiled
 
 logger = structlog.get_logger(__name__)
-T = TypeVar("T")
 
 #: A cancel is seen, and log and progress are written, at least so often.
 BEAT = 0.4
-#: What a database that is down or restarting raises.
-DATABASE_DOWN = (OperationalError, InterfaceError)
-
-
-def persist(write: Callable[[], T], *, patience: timedelta | None = None) -> T:
-    """Do `write`, again for a while where the database cannot be reached."""
-    for attempt in Retrying(
-        retry=retry_if_exception_type(DATABASE_DOWN),
-        stop=stop_after_delay((patience or settings.LEASE).total_seconds()),
-        wait=wait_fixed(0.5),
-        reraise=True,
-    ):
-        with attempt:
-            try:
-                return write()
-            except DATABASE_DOWN:
-                if not connection.in_atomic_block:
-                    connection.close()
-                raise
-    raise AssertionError("unreachable")
 
 
 class Run:
@@ -93,6 +71,7 @@ class Run:
         self.compile_later = False
         self.size = PrefixSize()  # of what was linked
         self._named = False  # the final prefix is in place
+        self._locked = build.lock_id is not None  # what the folders are named after is known
         self._renewed = time.monotonic()
         self._thread = threading.Thread(target=self._watch, name=f"build-{build.pk}", daemon=True)
 
@@ -156,6 +135,8 @@ class Run:
             raise LeaseLostError(f"{self.build} is run by another worker.")
         for name, value in changes.items():
             setattr(self.build, name, value)
+        if "lock" in changes:
+            self._locked = True
 
     def abandon(self) -> None:
         """The work was told to stop: say what became of the build, and leave nothing behind."""
@@ -193,6 +174,19 @@ class Run:
                 persist(lambda: build.fail(error, lease=self.lease))
         except TransitionError:  # a cancel came first
             self.abandon()
+        except LeaseLostError:  # done already, by a commit whose answer was cut off
+            logger.warning("lease lost", build=build.pk)
+
+    def outlast(self, error: BaseException) -> None:
+        """Wait until the database is back, and give the build back: an outage is no attempt."""
+        self.log(f"the database could not be reached: {error}".strip())
+        try:
+            if self.clean_up() and not self.lost:
+                persist(lambda: self.give_back("the database could not be reached"))
+        except TransitionError:  # a cancel came first
+            self.abandon()
+        except LeaseLostError:
+            logger.warning("lease lost", build=self.build.pk)
 
     def interrupted(self, error: BaseException) -> None:
         """Dramatiq stops the thread: the worker shuts down, or its own time limit struck."""
@@ -202,16 +196,17 @@ class Run:
             self._deadline = 0.0
         self.abandon()
 
-    def give_back(self) -> None:
-        """A worker that is stopped hands its builds to the others; no attempt is counted."""
+    def give_back(self, message: str = "its worker was stopped") -> None:
+        """Hand the build to whichever worker is next; no attempt is counted."""
         build = self.build
+        build.refresh_from_db(fields=["state", "attempt"])
         if build.state == BuildState.CANCELLING:
             build.move(BuildState.CANCELLED, lease=self.lease)
             return
         build.move(
             BuildState.QUEUED,
             lease=self.lease,
-            message="its worker was stopped",
+            message=message,
             attempt=max(0, build.attempt - 1),
             not_before=timezone.now(),
             message_sent_at=None,
@@ -290,8 +285,9 @@ class Run:
         folder. The rest is found by the next attempt, or by the upkeep.
         """
         build = self.build
-        if self.build.lock is not None:
-            linking.to_trash(self.hidden_prefix, folders.data() / folders.TRASH)
+        if self._locked:
+            hidden = persist(lambda: self.hidden_prefix)  # its name may have to be asked for
+            linking.to_trash(hidden, folders.data() / folders.TRASH)
         if self.lost:
             return True
         # A commit whose answer was cut off may have been done.
@@ -300,11 +296,15 @@ class Run:
             return False
         if build.lease_token == self.lease.token and self._named:
             folders.discard(self.final_prefix, build.environment)
-            Build.objects.filter(pk=build.pk).update(prefix=None)
-            if build.prefix is not None:
-                Prefix.objects.filter(pk=build.prefix.pk, builds=None).delete()
+            named = build.prefix_id
+            persist(lambda: self._forget_prefix(named))
             build.prefix = None
         return True
+
+    def _forget_prefix(self, named: int | None) -> None:
+        Build.objects.filter(pk=self.build.pk, lease_token=self.lease.token).update(prefix=None)
+        if named is not None:
+            Prefix.objects.filter(pk=named, builds=None).delete()
 
     # --- the watching thread -------------------------------------------------------------------
 
@@ -320,7 +320,7 @@ class Run:
     ) -> None:
         self._end.set()
         self._thread.join()
-        with contextlib.suppress(LeaseLostError, DatabaseError):
+        with contextlib.suppress(LeaseLostError, Error):
             self.flush()
 
     def _watch(self) -> None:
@@ -344,9 +344,8 @@ class Run:
             logger.warning("database unreachable", build=self.build.pk, error=str(error))
         except Exception:
             logger.exception("watching a build failed", build=self.build.pk)
-        # Nobody has heard of us for a whole lease: another worker may have the build.
-        if time.monotonic() - self._renewed > life:
-            self.lost = True
+        # Where nobody could be asked for long, the work goes on: every write carries the token, and
+        # `_look` sees in the row, once it can be read again, whether another worker has the build.
 
     def _look(self) -> None:
         row = Build.objects.filter(pk=self.build.pk).values_list("state", "lease_token").first()

@@ -42,6 +42,7 @@ from environments.engine.addresses import Guard, guard
 from environments.engine.credentials import CredentialSource
 from environments.engine.downloads import Download, download_all, remove_leftovers
 from environments.models import Blob, Mirror, MirrorIndex, MirrorPackage, MirrorView
+from environments.models.clock_bounds import SKEW, older
 from environments.models.mirrors import Worked
 from environments.policies import policy_of
 from environments.solving import mirror_credentials
@@ -412,6 +413,7 @@ def _fetch(download: Download, credentials: CredentialSource, within: Guard) -> 
 
 def due(now: datetime, *, interval: timedelta) -> QuerySet[MirrorIndex]:
     """Indexes that were not looked at for `interval`, and that nobody looks at."""
-    old = Q(looked_at=None) | Q(looked_at__lt=now - interval)
-    rests = Q(failure__isnull=False, tried_at__gt=now - min(interval, 2 * Worked.REST))
+    old = Q(looked_at=None) | older("looked_at", now, than=interval)
+    rest = min(interval, 2 * Worked.REST)
+    rests = Q(failure__isnull=False, tried_at__gt=now - rest, tried_at__lte=now + SKEW)
     return MirrorIndex.objects.filter(old, Worked.free(now)).exclude(rests)

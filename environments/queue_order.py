@@ -56,6 +56,26 @@ def left_to_others(platform: str) -> bool:
     return _due().filter(platform__in=_served_by_others(platform)).exists()
 
 
+def due_here(platform: str) -> bool:
+    """Return True where something is due that a worker of this platform should take."""
+    return _due().exclude(platform__in=_served_by_others(platform)).exists()
+
+
+def somebody_is_idle() -> bool:
+    """Return True where a worker is alive that takes builds and runs none."""
+    running = (
+        Build.objects.filter(state__in=RUNNING).order_by().values_list("lease_owner").distinct()
+    )
+    busy = {process_of(owner) for (owner,) in running}
+    alive = Worker.objects.alive().exclude(platform="").values_list("name", "queues")
+    return any(QUEUE in (queues or (QUEUE,)) and name not in busy for name, queues in alive)
+
+
+def process_of(owner: str) -> str:
+    """Return the name of the worker process that is the owner of a lease."""
+    return "-".join(owner.split(":")[:2])
+
+
 def _due() -> BuildQuerySet:
     return Build.objects.due(timezone.now()).order_by()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import dramatiq
 from django.conf import settings
@@ -13,6 +14,9 @@ from condastore import broker
 broker.configure()
 
 _MILLISECOND = 0.001
+#: Rows count their attempts themselves. An exception that reaches Dramatiq came before that, as
+#: from a database that was away: the message must not be lost with it.
+REDELIVERY: dict[str, Any] = {"max_retries": 100, "min_backoff": 250, "max_backoff": 5_000}
 #: Milliseconds until a message that is for workers of another platform is offered again.
 OTHERS_TURN = 500
 #: Priority of what yields to everything else that waits in a worker; the default is 0.
@@ -26,7 +30,7 @@ def _limit(seconds: float) -> int:
 
 @dramatiq.actor(
     queue_name="builds",
-    max_retries=0,
+    **REDELIVERY,
     throws=Shutdown,  # a worker that is stopped says so; it is no fault
     time_limit=_limit(settings.BUILD_TIME_LIMIT.total_seconds()),
 )
@@ -46,15 +50,26 @@ def build_environment(build_id: int) -> None:
         if compile_later:
             with contextlib.suppress(Exception):  # it costs speed alone, and the queue may be down
                 compile_bytecode.send(build)
+        if broker.backlog.is_empty:
+            _cover_what_is_due(build_id, own)
         return
     if queue_order.left_to_others(own):
         with contextlib.suppress(Exception):  # the sweep says it again
             build_environment.send_with_options(args=(build_id,), delay=OTHERS_TURN)
 
 
+def _cover_what_is_due(build_id: int, platform: str) -> None:
+    """Send a message for a build whose own was lost; one too many finds nothing to do."""
+    from environments import queue_order
+
+    with contextlib.suppress(Exception):  # the sweep does the same, later
+        if queue_order.due_here(platform):
+            build_environment.send(build_id)
+
+
 @dramatiq.actor(
     queue_name="solves",
-    max_retries=0,
+    **REDELIVERY,
     throws=Shutdown,  # a worker that is stopped says so; it is no fault
     time_limit=_limit(settings.SOLVE_TIME_LIMIT.total_seconds()),
 )
@@ -66,7 +81,7 @@ def solve_preview(preview_id: str) -> None:
 
 @dramatiq.actor(
     queue_name="artifacts",
-    max_retries=0,
+    **REDELIVERY,
     throws=Shutdown,
     time_limit=_limit(settings.ARTIFACT_TIME_LIMIT.total_seconds()),
 )
@@ -77,7 +92,7 @@ def make_artifact(artifact_id: int) -> None:
     artifacts.make(artifact_id)
 
 
-@dramatiq.actor(queue_name="artifacts", max_retries=0, throws=Shutdown, time_limit=_limit(3600))
+@dramatiq.actor(queue_name="artifacts", throws=Shutdown, time_limit=_limit(3600), **REDELIVERY)
 def look_at_mirror(index_id: int) -> None:
     """See what a mirrored channel lists now. A message delivered twice does nothing."""
     from environments import mirrors
@@ -85,7 +100,7 @@ def look_at_mirror(index_id: int) -> None:
     mirrors.look(index_id)
 
 
-@dramatiq.actor(queue_name="artifacts", max_retries=0, throws=Shutdown, time_limit=_limit(3600))
+@dramatiq.actor(queue_name="artifacts", throws=Shutdown, time_limit=_limit(3600), **REDELIVERY)
 def make_mirror_view(view_id: int) -> None:
     """Render what is shown of a mirrored channel. A message delivered twice does nothing."""
     from environments import mirrors
@@ -95,7 +110,7 @@ def make_mirror_view(view_id: int) -> None:
 
 @dramatiq.actor(
     queue_name="artifacts",
-    max_retries=0,
+    **REDELIVERY,
     throws=Shutdown,
     time_limit=_limit(2 * settings.ARTIFACT_TIME_LIMIT.total_seconds()),
 )
@@ -160,7 +175,7 @@ def index_channel(channel_id: int) -> None:
     housekeeping.index_channel(channel_id)
 
 
-@dramatiq.actor(queue_name="upkeep", max_retries=0, throws=Shutdown, time_limit=_limit(120))
+@dramatiq.actor(queue_name="upkeep", throws=Shutdown, time_limit=_limit(120), **REDELIVERY)
 def deliver_notification(notification_id: int) -> None:
     """One attempt at one mail or webhook. A message delivered twice does nothing."""
     from environments import delivery

@@ -191,6 +191,17 @@ class System:
         else:
             raise AssertionError(f"condastore did not start:\n{self.log()}")
 
+    def restart(self, number: signal.Signals) -> None:
+        """End `up` by a signal, and start it again on the same data; it has another URL then."""
+        assert self._up is not None
+        assert self._up.stdout is not None
+        if self._client is not None:
+            self._client.close()
+        self._up.send_signal(number)
+        self._up.wait(60)
+        self._up.stdout.close()
+        self.start()
+
     def stop(self) -> None:
         if self._client is not None:
             self._client.close()
@@ -335,6 +346,10 @@ class System:
         """What `up`, its children and the processes that were added wrote."""
         paths = sorted(self.data.parent.glob(f"{self.data.name}.*.log"))
         return "\n".join(path.read_text(errors="replace") for path in paths if path.exists())
+
+    def until_logged(self, text: str, seconds: float = 60) -> None:
+        """Wait until one of the processes has written `text`."""
+        until(lambda: text in self.log(), seconds, self.log)
 
     def _log(self, name: str) -> Path:
         return self.data.parent / f"{self.data.name}.{name}.log"

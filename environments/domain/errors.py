@@ -166,6 +166,16 @@ class SmokeTestError(RequestError):
     hint = "See the end of the log for what the test printed."
 
 
+class SmokeTestKilledError(SmokeTestError):
+    """The test was ended from outside by SIGKILL, twice."""
+
+    code = "smoke-test-killed"
+    hint = (
+        "The machine probably ran out of memory (`dmesg` says so). Test with less memory, or run "
+        "workers on a machine that has more."
+    )
+
+
 class SandboxUnavailableError(RequestError):
     """Code of packages was to run, and there is no sandbox for it."""
 

@@ -67,6 +67,8 @@ _DIST_INFO = re.compile(
 _LARGEST_METADATA, _LARGEST_PATHS, _LARGEST_SPOOL = 4 << 20, 64 << 20, 4 << 30
 _STEM = re.compile(r"(?P<name>.+?)-(?P<version>\d[^-]*)(?:-py[\d.]+)?")
 _NO_EXTRA = re.compile(r"`(?P<name>[\w.-]+) @ \S+` does not have an extra named")
+#: Begins the names of the folders in which uv is run.
+WORK_FOLDER = "condastore-uv-"
 _GLIBC_MINORS = (*range(40, 30, -1), 28, 17)  # those that uv knows
 
 
@@ -194,7 +196,11 @@ class PypiResolver:
                     if canonicalize_name(Requirement(text).name) not in provided
                 ],
             )
-            with tempfile.TemporaryDirectory(prefix="condastore-uv-") as folder:
+            # Beside the caches, where the upkeep finds what a killed worker leaves.
+            self._uv_cache.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(
+                prefix=WORK_FOLDER, dir=self._uv_cache.parent
+            ) as folder:
                 packages, missing = run.resolve(
                     Path(folder), cancelled=cancelled, time_limit=time_limit
                 )

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Any, Self
 
+from django.conf import settings
 from django.db import models
 from django.db.models import F, Q
 from django.utils import timezone
@@ -20,6 +21,7 @@ from environments.domain.errors import (
     WorkerLostError,
 )
 from environments.models.builds import Build, backoff_delay
+from environments.models.clock_bounds import expired
 from environments.models.locks import LockRow
 from environments.models.previews import failure_json
 
@@ -58,7 +60,8 @@ class MakingLease:
 class ArtifactQuerySet(models.QuerySet["Artifact"]):
     def lost(self, now: datetime) -> Self:
         """Made by a worker that has not been heard of."""
-        return self.filter(state=ArtifactState.MAKING, lease_expires_at__lt=now)
+        over = expired("lease_expires_at", now, life=settings.LEASE)
+        return self.filter(over, state=ArtifactState.MAKING)
 
     def due(self, now: datetime) -> Self:
         return self.filter(state=ArtifactState.QUEUED, not_before__lte=now)

@@ -18,6 +18,7 @@ from accounts.models import User
 from accounts.roles import Perm
 from environments.domain.errors import LeaseLostError, StoreError, TransitionError, WorkerLostError
 from environments.domain.lifecycle import FINISHED, RUNNING, WITH_PREFIX, BuildState, sources
+from environments.models.clock_bounds import expired
 from environments.models.environments import Environment, allowed
 from environments.models.locks import LockRow, SpecificationRow
 from environments.models.notifications import Event, Notification
@@ -70,7 +71,8 @@ class BuildQuerySet(models.QuerySet["Build"]):
 
     def lost(self, now: datetime) -> Self:
         """Run by a worker that has not been heard of."""
-        return self.filter(state__in=RUNNING, lease_expires_at__lt=now)
+        over = expired("lease_expires_at", now, life=settings.LEASE)
+        return self.filter(over, state__in=RUNNING)
 
     def due(self, now: datetime) -> Self:
         return self.filter(state=BuildState.QUEUED, not_before__lte=now)
@@ -237,10 +239,9 @@ class Build(models.Model):
         now = timezone.now()
         # A build that is restored from its archive, or tried again, has its lock: no new solve.
         first = BuildState.SOLVING if self.lock_id is None else BuildState.FETCHING
-        claimed = (
-            Build.objects.due(now)
-            .filter(pk=self.pk, lock_id=self.lock_id)
-            .update(
+        rows = Build.objects.due(now).filter(pk=self.pk, lock_id=self.lock_id)
+        with transaction.atomic():
+            claimed = rows.update(
                 state=first,
                 attempt=F("attempt") + 1,
                 lease_owner=owner,
@@ -249,11 +250,10 @@ class Build(models.Model):
                 attempt_started_at=now,
                 progress={},
             )
-        )
-        if not claimed:
-            return None
-        self.refresh_from_db()
-        BuildEvent.objects.create(build=self, state=first, message=f"attempt {self.attempt}")
+            if not claimed:
+                return None
+            self.refresh_from_db()
+            BuildEvent.objects.create(build=self, state=first, message=f"attempt {self.attempt}")
         return Lease(build_id=self.pk, owner=owner, token=self.lease_token)
 
     def fail(self, error: StoreError, *, lease: Lease | None = None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any, Self
 
+from django.conf import settings
 from django.db import models
 from django.db.models import Case, Exists, F, OuterRef, Q, QuerySet, Value, When
 from django.utils import timezone
@@ -12,6 +13,7 @@ from django.utils import timezone
 from environments.domain.errors import LeaseLostError, StoreError, WorkerLostError
 from environments.domain.lifecycle import BuildState
 from environments.models.builds import Build, BuildTag, Lease, Prefix, backoff_delay
+from environments.models.clock_bounds import expired, valid
 from environments.models.environments import Environment
 from environments.models.previews import failure_json
 from environments.models.recalls import RecalledLock
@@ -45,10 +47,12 @@ class FolderRestoreQuerySet(models.QuerySet["FolderRestore"]):
         return self.filter(state__in=MISSING)
 
     def running(self, now: datetime) -> Self:
-        return self.filter(state=RestoreState.RESTORING, lease_expires_at__gte=now)
+        still = valid("lease_expires_at", now, life=settings.LEASE)
+        return self.filter(still, state=RestoreState.RESTORING)
 
     def lost(self, now: datetime) -> Self:
-        return self.filter(state=RestoreState.RESTORING, lease_expires_at__lt=now)
+        over = expired("lease_expires_at", now, life=settings.LEASE)
+        return self.filter(over, state=RestoreState.RESTORING)
 
     def due(self, now: datetime) -> Self:
         return self.filter(

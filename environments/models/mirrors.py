@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any, Self
 
+from django.conf import settings
 from django.db import models
 from django.db.models import F, Q
 from django.utils import timezone
@@ -14,6 +15,7 @@ from accounts.models import User
 from accounts.roles import PUBLIC, Perm
 from environments.domain.errors import LeaseLostError, StoreError
 from environments.models.artifacts import Blob
+from environments.models.clock_bounds import SKEW, expired
 from environments.models.namespaces import Namespace, held
 from environments.models.previews import failure_json
 
@@ -83,7 +85,7 @@ class Worked(models.Model):
 
     @classmethod
     def free(cls, now: datetime) -> Q:
-        return Q(lease_expires_at=None) | Q(lease_expires_at__lt=now)
+        return Q(lease_expires_at=None) | expired("lease_expires_at", now, life=settings.LEASE)
 
     def claim(self, *, life: timedelta) -> int | None:
         """The token of a new lease; None where another worker has it."""
@@ -117,7 +119,7 @@ class Worked(models.Model):
         return (
             self.failure is not None
             and self.tried_at is not None
-            and self.tried_at > timezone.now() - self.REST
+            and timedelta(0) <= timezone.now() + SKEW - self.tried_at < self.REST + SKEW
         )
 
 

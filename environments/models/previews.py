@@ -15,6 +15,7 @@ from accounts.access import Actor
 from accounts.models import User
 from environments.domain.errors import StoreError
 from environments.domain.policy import Verdict
+from environments.models.clock_bounds import older
 from environments.models.environments import Environment
 from environments.models.locks import LockRow, SpecificationRow
 from environments.models.namespaces import Namespace
@@ -67,11 +68,18 @@ class Preview(models.Model):
 
     def claim(self, *, patience: timedelta) -> bool:
         """Start it, or start it again where whoever started it was silent for `patience`."""
-        lost = Q(state=PreviewState.SOLVING, started_at__lt=timezone.now() - patience)
+        now = timezone.now()
+        lost = older("started_at", now, than=patience) & Q(state=PreviewState.SOLVING)
         return bool(
             Preview.objects.filter(Q(state=PreviewState.QUEUED) | lost, pk=self.pk).update(
-                state=PreviewState.SOLVING, started_at=timezone.now()
+                state=PreviewState.SOLVING, started_at=now
             )
+        )
+
+    def give_back(self) -> None:
+        """Let another worker begin anew: this one stops, or the database was away."""
+        Preview.objects.filter(pk=self.pk, state=PreviewState.SOLVING).update(
+            state=PreviewState.QUEUED
         )
 
     def finish(

@@ -11,18 +11,21 @@ from django.db import models
 from django.db.models import Q
 from django.utils import timezone
 
+from environments.models.clock_bounds import expired, valid
 from environments.models.namespaces import READ_METRICS
 
 
 class WorkerQuerySet(models.QuerySet["Worker"]):
     def alive(self) -> Self:
-        return self.filter(expires_at__gt=timezone.now())
+        return self.filter(valid("expires_at", timezone.now(), life=Worker.LIFE))
 
 
 class Worker(models.Model):
     """A worker or scheduler process; its row expires unless it says that it lives."""
 
     SCHEDULER = "scheduler"
+    #: How long a worker is believed to be alive after it has said so.
+    LIFE = timedelta(seconds=20)
 
     name = models.CharField(max_length=200, unique=True)
     platform = models.CharField(max_length=32, blank=True)
@@ -80,7 +83,7 @@ class Leader(models.Model):
     def lead(cls, duty: str, owner: str, *, life: timedelta) -> bool:
         """True while `owner` has the duty; takes it where nobody has."""
         now = timezone.now()
-        free = Q(owner=owner) | Q(expires_at__lt=now)
+        free = Q(owner=owner) | expired("expires_at", now, life=life)
         changes = {"owner": owner, "expires_at": now + life}
         if cls.objects.filter(free, duty=duty).update(**changes):
             return True

@@ -24,6 +24,7 @@ from environments.models import (
     Preview,
     Push,
 )
+from environments.models.clock_bounds import older
 
 logger = structlog.get_logger(__name__)
 #: What a broker that cannot be reached raises, by its kind.
@@ -109,7 +110,7 @@ def queue_preview(preview: Preview) -> None:
 def _send_due(rows: type[Notification] | type[Push], task: Any) -> None:
     """Say which rows are due; each is said again where nothing came of it."""
     now = timezone.now()
-    unsent = Q(message_sent_at=None) | Q(message_sent_at__lt=now - NOTIFICATION_PATIENCE)
+    unsent = Q(message_sent_at=None) | older("message_sent_at", now, than=NOTIFICATION_PATIENCE)
     due = rows.objects.due(now).filter(unsent).order_by("not_before")
     for key in list(due.values_list("pk", flat=True)[:500]):
         # First, for a worker that is quick may have set another time by the end of `send`.

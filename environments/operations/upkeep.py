@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import Any
 
 import structlog
 from django.conf import settings
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 from django.utils import timezone
 
-from environments import mirrors, tasks
+from environments import mirrors, queue_order, tasks
+from environments.domain.artifacts import ArtifactState
 from environments.domain.errors import LeaseLostError, TransitionError
-from environments.domain.lifecycle import FINISHED
+from environments.domain.lifecycle import FINISHED, RUNNING
 from environments.models import (
     Artifact,
     Build,
@@ -24,27 +26,38 @@ from environments.models import (
     Preview,
     Worker,
 )
+from environments.models.clock_bounds import older
+from environments.models.folder_restores import RestoreState
 from environments.models.pending_grants import settle_all
 from environments.models.previews import PreviewState
-from environments.operations import audit, queueing, retention
+from environments.operations import audit, due_times, queueing, retention
+from environments.operations.lease_watch import LeaseWatch, Seen
 
 logger = structlog.get_logger(__name__)
-#: A message that was sent so many sweeps ago, for a build that is still queued, is taken for lost.
-#: Behind a long queue it is only sent again: the second delivery of a build does nothing.
-RESEND = 6
+#: A message that was sent so many sweeps ago, for a build that is still queued, is taken for lost;
+#: while a worker is idle, after fewer. Behind a long queue it is only sent again: the second
+#: delivery of a build does nothing.
+RESEND, RESEND_TO_IDLE = 6, 2
 INDEX_AGE = timedelta(hours=1)
 #: How often the rows are compared with what the blob store lists.
 ORPHANS = timedelta(days=1)
 #: A message about a mirror of which nothing came for so long is taken for lost.
 MIRROR_PATIENCE = timedelta(minutes=2)
 _last: dict[str, float] = {}
+_watch = LeaseWatch(lease=settings.LEASE, interval=settings.SWEEP_INTERVAL)
+
+
+def outage() -> None:
+    """Give workers time to renew their leases: the database could not be reached."""
+    _watch.forget()
 
 
 def sweep() -> None:
     """One round. Each step is a guarded UPDATE: two schedulers at once do no harm."""
-    give_up_lost_builds()
-    give_up_lost_artifacts()
-    give_up_lost_restores()
+    due_times.correct(timezone.now())
+    give_up_lost_builds(_watch)
+    give_up_lost_artifacts(_watch)
+    give_up_lost_restores(_watch)
     send_forgotten_messages()
     queueing.send_restores()
     queueing.send_notifications()
@@ -68,10 +81,17 @@ def sweep() -> None:
         queueing.queue_check_of_people()
 
 
-def give_up_lost_builds() -> None:
-    """Builds whose worker went silent: another attempt, or the end."""
-    now = timezone.now()
-    for build in Build.objects.lost(now).select_related("environment__namespace"):
+def give_up_lost_builds(watch: LeaseWatch | None = None) -> None:
+    """Requeue or end builds whose worker went silent.
+
+    Args:
+        watch: what the scheduler has seen of the leases; without it a lease that is over is enough.
+    """
+    if watch is not None:
+        watch.observe("build", _leases(Build.objects.filter(state__in=RUNNING)))
+    for build in Build.objects.lost(timezone.now()).select_related("environment__namespace"):
+        if watch is not None and not watch.is_silent("build", build.pk):
+            continue
         try:
             build.give_up_lost(attempts=settings.BUILD_ATTEMPTS, backoff=settings.BACKOFF)
         except (TransitionError, LeaseLostError):
@@ -79,33 +99,59 @@ def give_up_lost_builds() -> None:
         logger.warning("worker lost", build=build.pk, attempt=build.attempt, state=build.state)
 
 
-def give_up_lost_artifacts() -> None:
+def give_up_lost_artifacts(watch: LeaseWatch | None = None) -> None:
+    """Requeue or fail artifacts whose worker went silent; see `give_up_lost_builds`."""
+    if watch is not None:
+        watch.observe("artifact", _leases(Artifact.objects.filter(state=ArtifactState.MAKING)))
     for artifact in Artifact.objects.lost(timezone.now()).select_related("lock"):
+        if watch is not None and not watch.is_silent("artifact", artifact.pk):
+            continue
         with contextlib.suppress(TransitionError, LeaseLostError):
             artifact.give_up_lost(attempts=settings.BUILD_ATTEMPTS, backoff=settings.BACKOFF)
         logger.warning("worker lost", artifact=artifact.pk, attempt=artifact.attempt)
 
 
-def give_up_lost_restores() -> None:
+def give_up_lost_restores(watch: LeaseWatch | None = None) -> None:
+    """Requeue folders whose worker went silent; see `give_up_lost_builds`."""
+    if watch is not None:
+        running = FolderRestore.objects.filter(state=RestoreState.RESTORING)
+        watch.observe("restore", _leases(running))
     for restore in FolderRestore.objects.lost(timezone.now()).select_related("prefix"):
+        if watch is not None and not watch.is_silent("restore", restore.pk):
+            continue
         with contextlib.suppress(LeaseLostError):
             restore.give_up_lost(attempts=settings.BUILD_ATTEMPTS, backoff=settings.BACKOFF)
         logger.warning("worker lost", folder=str(restore), attempt=restore.attempt)
 
 
+def _leases(rows: QuerySet[Any]) -> dict[int, Seen]:
+    found = rows.order_by().values_list("pk", "lease_token", "lease_expires_at")
+    return {key: (token, end) for key, token, end in found}
+
+
 def send_forgotten_messages() -> None:
     """Rows that are due and that no message covers: the queue lost it, or was down."""
     now = timezone.now()
-    lost_since = now - RESEND * settings.SWEEP_INTERVAL
-    uncovered = Q(message_sent_at=None) | Q(message_sent_at__lt=lost_since)
-    for build in Build.objects.due(now).filter(uncovered).order_by("pk")[:500]:
-        queueing.send_build(build)
+    uncovered = _uncovered(now, RESEND)
+    builds = Build.objects.due(now)
+    if builds.exists():
+        covered_again = RESEND_TO_IDLE if queue_order.somebody_is_idle() else RESEND
+        for build in builds.filter(_uncovered(now, covered_again)).order_by("pk")[:500]:
+            queueing.send_build(build)
     for artifact in Artifact.objects.due(now).filter(uncovered).order_by("pk")[:500]:
         queueing.send_artifact(artifact)
-    waiting = Q(state=PreviewState.QUEUED, created_at__lt=now - timedelta(seconds=5))
-    lost = Q(state=PreviewState.SOLVING, started_at__lt=now - settings.SOLVE_TIME_LIMIT)
+    waiting = older("created_at", now, than=timedelta(seconds=5)) & Q(state=PreviewState.QUEUED)
+    silent = older("started_at", now, than=settings.SOLVE_TIME_LIMIT)
+    lost = silent & Q(state=PreviewState.SOLVING)
     for preview in Preview.objects.filter(waiting | lost)[:100]:
         queueing.send_preview(preview)
+
+
+def _uncovered(now: datetime, sweeps: int) -> Q:
+    """Match rows whose message was not sent, or so many sweeps ago that it is taken for lost."""
+    return Q(message_sent_at=None) | older(
+        "message_sent_at", now, than=sweeps * settings.SWEEP_INTERVAL
+    )
 
 
 def fold_logs() -> None:
@@ -119,7 +165,7 @@ def fold_logs() -> None:
 
 
 def queue_indexing() -> None:
-    old = Q(indexed_at=None) | Q(indexed_at__lt=timezone.now() - INDEX_AGE)
+    old = Q(indexed_at=None) | older("indexed_at", timezone.now(), than=INDEX_AGE)
     for channel in Channel.objects.filter(old)[:20]:
         try:
             tasks.index_channel.send(channel.pk)
@@ -131,7 +177,7 @@ def queue_indexing() -> None:
 def queue_mirrors() -> None:
     """Look at the channels that are mirrored; say again what a message was lost of."""
     now = timezone.now()
-    unsent = Q(message_sent_at=None) | Q(message_sent_at__lt=now - MIRROR_PATIENCE)
+    unsent = Q(message_sent_at=None) | older("message_sent_at", now, than=MIRROR_PATIENCE)
     due = mirrors.due(now, interval=settings.MIRROR_INTERVAL).filter(unsent)
     # A platform that is not mirrored any more keeps its history, in case it is again.
     mirrored = [one for one in due.select_related("mirror") if one.subdir in one.mirror.subdirs]

@@ -112,12 +112,12 @@ def test_builds_go_to_a_worker_of_their_platform_where_there_is_one():
     [build] = queue(place("one"))
     Build.objects.update(platform="linux-aarch64")
     assert next_build("linux-64") == build.pk
-    Worker.announce("far", platform="linux-aarch64", queues=["builds"], life=LIFE)
+    Worker.announce("far", platform="linux-aarch64", queues=["builds"], life=Worker.LIFE)
     assert next_build("linux-64") is None
     assert queue_order.left_to_others("linux-64")
     assert next_build("linux-aarch64") == build.pk
     assert not queue_order.left_to_others("linux-aarch64")
-    Worker.announce("far", platform="linux-aarch64", queues=["solves"], life=LIFE)
+    Worker.announce("far", platform="linux-aarch64", queues=["solves"], life=Worker.LIFE)
     assert next_build("linux-64") == build.pk
 
 

@@ -90,6 +90,9 @@ def test_what_killed_workers_left_in_the_caches_goes_when_nobody_continues_it(
         data_folder / "cache/wheels/downloads/abc.part",
         data_folder / "cache/packages/views/1234/x",
         data_folder / "cache/packages/.extracting-1/x",
+        data_folder / "cache/uv/shared/.tmpAbCdEf/x",
+        data_folder / "cache/uv/shared/builds-v0/.tmpGhIjKl/x",
+        data_folder / "cache/uv/condastore-uv-abc/x",
     ]
     fresh = data_folder / "cache/packages/downloads/def.part"
     for path in (*left, fresh):

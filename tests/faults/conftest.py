@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -36,13 +37,19 @@ def start(channel: ChannelServer, tmp_path_factory: pytest.TempPathFactory) -> S
     """Start a system; at the end nothing of it may be left running."""
 
     @contextlib.contextmanager
-    def do(*, workers: int = 1, **environ: str) -> Iterator[System]:
+    def do(
+        *, workers: int = 1, preload: Mapping[str, str] = MappingProxyType({}), **environ: str
+    ) -> Iterator[System]:
         folder = tmp_path_factory.mktemp("s")
         system = System(
             folder / "data",
             channel=channel.url,
             workers=workers,
-            environ=QUICK | {f"CONDASTORE_{name}": value for name, value in environ.items()},
+            environ={
+                **QUICK,
+                **{f"CONDASTORE_{name}": value for name, value in environ.items()},
+                **preload,
+            },
         )
         try:
             yield system.start()
