@@ -342,6 +342,9 @@ BUILD_TIME_LIMIT = env.seconds(
     "BUILD_TIME_LIMIT", 3600, "How long one attempt of a build may take."
 )
 SMOKE_TEST_TIME_LIMIT = env.seconds("SMOKE_TEST_TIME_LIMIT", 120, "How long smoke tests may take.")
+SOURCE_BUILD_TIME_LIMIT = env.seconds(
+    "SOURCE_BUILD_TIME_LIMIT", 900, "How long one wheel may be built from a Git commit."
+)
 BUILD_ATTEMPTS = env.number("BUILD_ATTEMPTS", 5, "Attempts before a build fails for good.")
 BACKOFF = env.seconds("BACKOFF", 5, "Wait before the second attempt; doubles with each one.")
 LEASE = env.seconds("LEASE", 30, "How long a worker that says nothing keeps its build.")

@@ -162,6 +162,7 @@ def drop_leftovers(*, grace: timedelta = GRACE) -> None:
     """Remove what killed workers left half done in the caches and among the links."""
     tools().packages.remove_leftovers(older_than=LEFTOVER)
     tools().wheels.remove_leftovers(older_than=LEFTOVER)
+    tools().remove_leftover_builds(older_than=LEFTOVER)
     tools().parts.remove_leftovers(older_than=LEFTOVER)
     tools().bytecode.remove_leftovers(older_than=LEFTOVER)
     tools().remove_former_caches()

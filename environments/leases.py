@@ -36,7 +36,7 @@ from environments.engine.pypi_install import CachedWheel
 from environments.models import Build, Prefix
 from environments.models.builds import Lease, backoff_delay
 from environments.outages import DATABASE_DOWN, persist
-from environments.solving import credentials_for
+from environments.solving import credentials_for, source_urls
 from environments.tools import Tools, download_patience, source_of
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Run:
     @property
     def fetching(self) -> dict[str, Any]:
         """How this build fetches: with which credentials, how many at once, told to whom."""
-        urls = tuple(self.specification.channels) + tuple(settings.PYPI_INDEX_URLS)
+        urls = source_urls(self.specification)
         return {
             "credentials": source_of(credentials_for(self.build.environment.namespace, urls)),
             "parallel": settings.DOWNLOADS_PARALLEL,

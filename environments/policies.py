@@ -18,12 +18,14 @@ from environments import folders
 from environments.domain.errors import StoreError
 from environments.domain.lock import Lock
 from environments.domain.policy import (
+    PIP_SOURCES,
     UNLISTED,
     Channels,
     Effect,
     InstallScripts,
     Known,
     Licences,
+    PipSources,
     Policy,
     Recalled,
     Rule,
@@ -65,13 +67,26 @@ def policy_of(namespace: Namespace | None) -> Policy:
     )
     # The installation's come first; within each, as they are ordered.
     ordered = sorted(rows, key=lambda row: (row.policy.namespace_id is not None, row.position))
-    own = {row.kind for row in ordered if row.policy.namespace_id is None}
+    everywhere = [rule_of(row) for row in ordered if row.policy.namespace_id is None]
+    everywhere = holding(everywhere, namespace)
+    own = {rule.kind for rule in everywhere}
     return assemble(
-        [rule_of(row) for row in ordered],
+        [*everywhere, *(rule_of(row) for row in ordered if row.policy.namespace_id is not None)],
         rulings_of(namespace, now),
         recalled=recalls_in_force(),
         built_in=built_in(own),
     )
+
+
+def holding(rules: Sequence[Rule], namespace: Namespace | None) -> list[Rule]:
+    """Rules of the installation as they hold in a namespace; grants of sources become one rule."""
+    name = namespace.name if namespace is not None else ""
+    found = [rule for rule in rules if rule.holds_in(name)]
+    grants = [rule for rule in found if isinstance(rule, PipSources)]
+    if not grants:
+        return found
+    merged = PipSources.merged(grants)
+    return [*(rule for rule in found if not isinstance(rule, PipSources)), merged]
 
 
 def built_in(kinds: Collection[str]) -> tuple[Rule, ...]:
@@ -86,6 +101,8 @@ def built_in(kinds: Collection[str]) -> tuple[Rule, ...]:
         found.append(Channels(name=CHANNELS_RULE, effect=Effect.ENFORCE, allow=allow))
     if UNLISTED.kind not in kinds:
         found.append(UNLISTED)
+    if PIP_SOURCES.kind not in kinds:
+        found.append(PIP_SOURCES)
     return tuple(found)
 
 
@@ -100,7 +117,11 @@ def assemble(
     first = [*built_in]
     if recalled is not None:
         first.append(recalled)
-    every = (*first, *rules)
+    indexes = tuple(canonical_or_same(url) for url in settings.PYPI_INDEX_URLS)
+    every = tuple(
+        replace(rule, configured=indexes) if isinstance(rule, PipSources) else rule
+        for rule in (*first, *rules)
+    )
     kinds = {rule.kind for rule in every}
     scripts = _scripted() if InstallScripts.kind in kinds else {}
     licenses = _own_licenses([rule for rule in every if isinstance(rule, Licences)])

@@ -50,6 +50,7 @@ class _Candidate:
     file_name: str = ""
     license: str = ""
     listed: bool = True
+    source: str = ""
     published: float | None = None
     indexed: float | None = None
 

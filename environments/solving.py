@@ -17,6 +17,7 @@ from environments import folders, hosting
 from environments.domain.errors import LeaseLostError, UnsatisfiableError
 from environments.domain.lock import Lock
 from environments.domain.names import Credential
+from environments.domain.pip_requirements import DirectReference
 from environments.domain.policy import Policy
 from environments.domain.records import CondaPackage, Package, require_sha256
 from environments.domain.specification import Specification
@@ -54,6 +55,21 @@ def credentials_for(namespace: Namespace, urls: tuple[str, ...]) -> tuple[Creden
     return _covering(ChannelCredential.objects.usable_in(namespace), urls)
 
 
+def source_urls(wanted: Specification) -> tuple[str, ...]:
+    """URLs below which packages of a specification may be: credentials for these are used."""
+    pip = any(wanted.pip.values()) or (
+        wanted.lock is not None and any(part.pypi for part in wanted.lock)
+    )
+    indexes = tuple(settings.PYPI_INDEX_URLS) if pip else ()
+    named = [
+        DirectReference.of_location(package.url, sha256=package.sha256).url
+        for part in wanted.lock or ()
+        for package in part.pypi
+    ]
+    urls = (*wanted.channels, *indexes, *wanted.pip_urls, *named)
+    return tuple(dict.fromkeys(canonical_or_same(url) for url in urls))
+
+
 def mirror_credentials(namespace: Namespace | None, upstream: str) -> tuple[Credential, ...]:
     """Credentials that a mirror of `namespace` (None: of the installation) may use."""
     return _covering(ChannelCredential.objects.usable_by_mirror(namespace), (upstream,))
@@ -85,7 +101,7 @@ def solve_or_reuse(
     """
     wanted = specification.value()
     hosting.require_readable(actor, namespace, wanted)
-    credentials = credentials_for(namespace, wanted.channels)
+    credentials = credentials_for(namespace, source_urls(wanted))
     engine = tools()
     solver = engine.solver(credentials)
     if wanted.lock is not None:
@@ -186,6 +202,7 @@ def _request(wanted: Specification, policy: Policy, *, adds_pip: bool) -> SolveR
             for platform in wanted.platforms
         },
         pip=wanted.pip,
+        pip_options=wanted.pip_options,
         platforms=wanted.platforms,
         virtual_packages=wanted.virtual_packages,
         exclude_newer=wanted.exclude_newer,

@@ -9,6 +9,7 @@ import shutil
 import socket
 import threading
 from collections import OrderedDict
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 
@@ -22,14 +23,18 @@ from environments.engine.bounded_reading import ReadLimits
 from environments.engine.bytecode import BytecodeCache
 from environments.engine.channels import Channels
 from environments.engine.credentials import CredentialSource
+from environments.engine.direct_wheels import DirectWheels, remove_leftover_downloads
 from environments.engine.downloads import Patience
 from environments.engine.package_cache import PackageCache
 from environments.engine.pypi import PypiResolver
 from environments.engine.pypi_install import WheelCache
 from environments.engine.python_indexes import PythonIndexes
 from environments.engine.solver import RattlerSolver
+from environments.engine.wheel_builds import WheelBuilder
 from environments.folders import SEEN
-from environments.package_archive import package_archive
+from environments.isolation import sandboxed
+from environments.package_archive import PackageArchive, package_archive
+from environments.platforms import own_platform
 
 #: What no secret opened, below the caches of repodata and of uv.
 SHARED = "shared"
@@ -91,6 +96,17 @@ class Tools:
         )
 
     @cached_property
+    def builder(self) -> WheelBuilder:
+        return WheelBuilder(
+            packages=self.packages,
+            wheels=self.wheels,
+            work=self.cache / "wheel-builds",
+            platform=own_platform(),
+            sandboxed=sandboxed(),
+            time_limit=settings.SOURCE_BUILD_TIME_LIMIT,
+        )
+
+    @cached_property
     def parts(self) -> PartFolder:
         return PartFolder(self.cache / "parts")
 
@@ -133,6 +149,14 @@ class Tools:
             channels=channels,
             extracted=self._extracted,
             uv_cache=self.cache / "uv" / name,
+            direct=DirectWheels(
+                folder=self.cache / "direct",
+                wheels=self.wheels,
+                archive=PackageArchive(),
+                builder=self.builder,
+                credentials=source_of(credentials),
+                patience=download_patience(),
+            ),
         )
         indexes = PythonIndexes(settings.PYPI_INDEX_URLS, credentials=source_of(credentials))
         return RattlerSolver(
@@ -141,7 +165,13 @@ class Tools:
             pypi=pypi,
             indexes=indexes,
             readable=[self.cache.parent / SEEN],
+            platform=own_platform(),
         )
+
+    def remove_leftover_builds(self, *, older_than: timedelta) -> None:
+        """Remove what killed workers left of wheels that they fetched or built."""
+        self.builder.remove_leftovers(older_than=older_than)
+        remove_leftover_downloads(self.cache / "direct", older_than=older_than)
 
     def _extracted(self, package: CondaPackage) -> Path | None:
         """Where it lies unpacked. One of a hosted channel is unpacked now: it is on no server."""

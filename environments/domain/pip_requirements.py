@@ -1,17 +1,66 @@
-"""Parse the lines of a `pip:` section."""
+"""Parse the lines of a `pip:` section: requirements, direct references and options.
+
+A direct reference names its own source (PEP 508, `name @ URL`). Two forms are accepted, because
+their bytes cannot change: the URL of a wheel with its sha256, and Git at a full commit. Whether a
+namespace may use them is decided by its policy (`policy.rules.PipSources`), not here.
+"""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
 
 from packaging.requirements import InvalidRequirement, Requirement
-from packaging.utils import canonicalize_name
+from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
 from environments.domain.errors import InvalidInputError
 from environments.domain.names import printable
+from environments.domain.urls import UrlError, canonical_url
 
 _LONGEST = 1_000  # characters
+#: Hashes of one requirement; pip-compile writes one for each file of a release.
+_MOST_HASHES = 500
+_LONGEST_WITH_HASHES = _LONGEST + 100 * _MOST_HASHES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectReference:
+    """The source that a requirement names itself: a wheel with its sha256, or a Git commit."""
+
+    kind: Literal["wheel", "git"]
+    url: str  # canonical, without credentials and fragment
+    sha256: str = ""  # of a wheel: hex
+    commit: str = ""  # of Git: 40 hex digits
+    subdirectory: str = ""  # of Git: relative, or ""
+
+    @property
+    def location(self) -> str:
+        """URL of a locked package: that of the wheel, or `git+URL@COMMIT#subdirectory=...`."""
+        if self.kind == "wheel":
+            return self.url
+        below = f"#subdirectory={self.subdirectory}" if self.subdirectory else ""
+        return f"git+{self.url}@{self.commit}{below}"
+
+    @property
+    def text(self) -> str:
+        """The reference as PEP 508 writes it after the name."""
+        return f"{self.url}#sha256={self.sha256}" if self.kind == "wheel" else self.location
+
+    @classmethod
+    def of_location(cls, location: str, *, sha256: str) -> Self:
+        """Parse what `location` returns."""
+        if not location.startswith("git+"):
+            return cls(kind="wheel", url=location, sha256=sha256)
+        url, _, fragment = location.removeprefix("git+").partition("#")
+        url, _, commit = url.rpartition("@")
+        return cls(
+            kind="git",
+            url=url,
+            commit=commit,
+            subdirectory=fragment.removeprefix("subdirectory="),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,14 +70,85 @@ class PipRequirement:
     text: str
     name: str  # normalised (PEP 503)
     requirement: Requirement
+    direct: DirectReference | None = None
+    hashes: tuple[str, ...] = ()  # sha256, hex, one of which the wheel must have; empty: any
+    warnings: tuple[str, ...] = ()
 
     def excludes(self, other: PipRequirement) -> bool:
         """True only where no version can satisfy both, wherever both apply."""
         if self.name != other.name or self.requirement.marker != other.requirement.marker:
             return False
+        if self.direct and other.direct:
+            return self.direct != other.direct
         return _pinned_outside(self.requirement, other.requirement) or _pinned_outside(
             other.requirement, self.requirement
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipOption:
+    """An option of pip, alone on its line."""
+
+    kind: Literal["index", "extra-index", "find-links", "prereleases", "ignored"]
+    written: str  # the option's name
+    url: str = ""  # canonical
+    warning: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipOptions:
+    """The options of a `pip:` section."""
+
+    index: str = ""  # takes the place of the installation's indexes; "" keeps them
+    extra_indexes: tuple[str, ...] = ()  # searched before the others, in this order
+    find_links: tuple[str, ...] = ()  # pages whose links are candidates beside the indexes' files
+    prereleases: bool = False
+    #: Name -> sha256, hex: the wheel of this name must have one of them.
+    hashes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Indexes and pages that are named, each once."""
+        named = (*([self.index] if self.index else []), *self.extra_indexes, *self.find_links)
+        return tuple(dict.fromkeys(named))
+
+    def __bool__(self) -> bool:
+        return bool(self.urls or self.prereleases or self.hashes)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "index": self.index,
+            "extra_indexes": list(self.extra_indexes),
+            "find_links": list(self.find_links),
+            "prereleases": self.prereleases,
+            "hashes": {name: list(hashes) for name, hashes in sorted(self.hashes.items())},
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        return cls(
+            index=content["index"],
+            extra_indexes=tuple(content["extra_indexes"]),
+            find_links=tuple(content["find_links"]),
+            prereleases=content["prereleases"],
+            hashes={name: tuple(hashes) for name, hashes in content["hashes"].items()},
+        )
+
+
+#: Without an option.
+NO_OPTIONS = PipOptions()
+
+
+def direct_reference(requirement: str) -> DirectReference | None:
+    """The direct reference of a requirement of a specification; None for one of an index."""
+    _, at, rest = requirement.partition(" @ ")
+    if not at:
+        return None
+    url = rest.partition(" ; ")[0].strip()
+    if url.startswith("git+"):
+        return DirectReference.of_location(url, sha256="")
+    url, _, digest = url.partition("#sha256=")
+    return DirectReference(kind="wheel", url=url, sha256=digest)
 
 
 def _pinned_outside(one: Requirement, other: Requirement) -> bool:
@@ -41,32 +161,204 @@ def _pinned_outside(one: Requirement, other: Requirement) -> bool:
     )
 
 
-_INDEX_OPTIONS = (
-    "-i",
-    "-f",
-    "--index-url",
-    "--extra-index-url",
-    "--find-links",
-    "--no-index",
-    "--trusted-host",
+# --- lines ------------------------------------------------------------------------------------
+
+_URL_OPTIONS: Mapping[str, Literal["index", "extra-index", "find-links"]] = {
+    "-i": "index",
+    "--index-url": "index",
+    "--pypi-url": "index",
+    "--extra-index-url": "extra-index",
+    "-f": "find-links",
+    "--find-links": "find-links",
+}
+_FILE_OPTIONS = {
+    "-r": "requirement",
+    "--requirement": "requirement",
+    "-c": "constraint",
+    "--constraint": "constraint",
+}
+#: Options that change nothing here, and why.
+_IDLE = {
+    "--prefer-binary": "only wheels are taken from an index",
+    "--only-binary": "only wheels are taken from an index",
+    "--require-hashes": "every package is locked with its sha256",
+    "--upgrade": "every lock is a new solve",
+    "-U": "every lock is a new solve",
+    "--no-cache-dir": "the server's cache holds verified packages only",
+    "--disable-pip-version-check": "pip itself is not run",
+    "--no-build-isolation": "a source is always built apart from the environment",
+    "--use-pep517": "a source is always built by PEP 517",
+}
+#: Options that are refused: what is wrong, and what to do.
+_REFUSED_OPTIONS = {
+    "--no-index": (
+        "leaves no index to take packages from",
+        "Remove the line, or give a wheel by its URL with #sha256=... for each package.",
+    ),
+    "--trusted-host": (
+        "turns off the check of a server's certificate",
+        "Remove the line, and ask an administrator to trust the server's certificate authority.",
+    ),
+    "--no-deps": (
+        "leaves out dependencies, so the environment would not work as locked",
+        "Remove the option. A dependency that is wrong is replaced by naming another version.",
+    ),
+    "--no-binary": (
+        "asks for source distributions, which are not built here",
+        "Remove the line, or name the project's Git repository at a full commit.",
+    ),
+}
+_HASH = re.compile(r"\s--hash[=\s]+([A-Za-z0-9]+):([0-9A-Fa-f]*)(?=\s|$)")
+_VCS = re.compile(r"(?i)^(git|hg|svn|bzr)\+")
+_SCHEME = re.compile(r"(?i)^[a-z][a-z0-9+.-]*:")
+_NAMED = re.compile(
+    r"(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)\s*(?P<extras>\[[^\]]*\])?\s*@\s*(?P<url>.*)"
 )
-_FILE_OPTIONS = ("-r", "--requirement", "-c", "--constraint")
-_ADDRESS = re.compile(r"(?i)^(?:(?:git|hg|svn|bzr)\+|[a-z][a-z0-9+.-]*://)|\s@\s|@\s*[a-z+]+://")
 _PATH = re.compile(r"^(?:[.~/\\]|[A-Za-z]:[\\/])|[/\\]|\.(?:whl|zip|tar\.gz|tgz|tar\.bz2)\s*$")
+_SCP = re.compile(r"^(?:[\w.-]+@)?[\w.-]+\.[A-Za-z]{2,}:(?!//)\S+")
+_COMMIT = re.compile(r"[0-9a-fA-F]{40}")
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+_SUBDIRECTORY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
+
+_PUBLISH = (
+    "Build a wheel of it (`python -m build --wheel`) and publish it: to a channel of this "
+    "installation (`condastore channel upload`), or to an index that it reads."
+)
+_CREDENTIAL = "Leave the login out of the line, and store it: `condastore credential set`."
 
 
-def parse_pip_requirement(text: str) -> PipRequirement:
-    """One requirement of PEP 508, as `pip` takes it from an index.
+def parse_pip_line(text: str) -> PipRequirement | PipOption:
+    """Parse one line of a `pip:` section.
 
     Raises:
-        InvalidInputError: it is none, or asks for what is not an index. The message repeats no
-            credentials.
+        InvalidInputError: it cannot be read, or names what cannot be locked. The message shows
+            the line as it was written, without logins.
     """
     text = text.strip()
-    option = re.split(r"[\s=]", text, maxsplit=1)[0]
-    problem = _not_from_an_index(text, option)
-    if problem:
-        raise InvalidInputError(problem[0], hint=problem[1])
+    if not text:
+        raise InvalidInputError("A requirement is empty.", hint="Remove the line.")
+    if len(text) > _LONGEST_WITH_HASHES or (len(text) > _LONGEST and " --hash" not in text):
+        raise InvalidInputError(f"A requirement of {len(text)} characters.", hint="Shorten it.")
+    if not text.isprintable():
+        raise InvalidInputError(f"{printable(text)} holds control characters.", hint="Remove them.")
+    if text.startswith("-"):
+        option, value = _split_option(text)
+        if option not in ("-e", "--editable"):
+            return _option(text, option, value)
+        return _editable(text, value)
+    body, hashes = _without_hashes(text)
+    if re.search(r"\s--?[A-Za-z]", body):
+        raise InvalidInputError(
+            f"{printable(text)} holds an option, which is not read.", hint="Remove the option."
+        )
+    return _requirement(text, body, hashes)
+
+
+def _split_option(text: str) -> tuple[str, str]:
+    """(`-f`, `https://...`), whether a space, `=` or nothing is between them."""
+    if text.startswith("--"):
+        option, _, value = re.sub(r"[\s=]+", " ", text, count=1).partition(" ")
+        return option, value.strip()
+    return text[:2], text[2:].strip().removeprefix("=").strip()
+
+
+def _option(text: str, option: str, value: str) -> PipOption:
+    if option in _FILE_OPTIONS:
+        kind = _FILE_OPTIONS[option]
+        does = (
+            "Paste the lines of that file into this list, each as one item."
+            if kind == "requirement"
+            else "Write its versions into the requirements of this list, or under 'dependencies:'."
+        )
+        raise InvalidInputError(
+            f"{printable(text)} refers to a file on your machine, which the server cannot read.",
+            hint=does,
+        )
+    if option == "--pre" and not value:
+        return PipOption(kind="prereleases", written=option)
+    if option in _URL_OPTIONS:
+        url = _index_url(text, option, value)
+        return PipOption(kind=_URL_OPTIONS[option], written=option, url=url)
+    if option in _IDLE:
+        return PipOption(
+            kind="ignored", written=option, warning=f"'{option}' is ignored: {_IDLE[option]}."
+        )
+    if option in _REFUSED_OPTIONS:
+        what, hint = _REFUSED_OPTIONS[option]
+        raise InvalidInputError(f"{printable(text)} {what}.", hint=hint)
+    raise InvalidInputError(
+        f"{printable(text)} holds an option, which is not read.", hint="Remove the option."
+    )
+
+
+def _index_url(text: str, option: str, value: str) -> str:
+    if not value:
+        raise InvalidInputError(
+            f"{option} names no index.", hint=f"Write it like {option} https://HOST/simple."
+        )
+    if not re.match(r"(?i)https?://", value):
+        raise InvalidInputError(
+            f"{printable(text)} is not the URL of an index that the server can read.",
+            hint="Write a URL that starts with https://.",
+        )
+    return _address(text, value)
+
+
+def _editable(text: str, value: str) -> PipRequirement:
+    if not _VCS.match(value):
+        raise InvalidInputError(
+            f"{printable(text)} is a folder on your machine, which the server cannot read.",
+            hint=f"{_PUBLISH} Then name it and its version.",
+        )
+    body, hashes = _without_hashes(value)
+    found = _requirement(text, body, hashes)
+    warning = (
+        f"{printable(text)} is installed as a package: an environment of the server is never "
+        "edited in place."
+    )
+    return PipRequirement(
+        text=found.text,
+        name=found.name,
+        requirement=found.requirement,
+        direct=found.direct,
+        warnings=(warning, *found.warnings),
+    )
+
+
+def _without_hashes(text: str) -> tuple[str, tuple[str, ...]]:
+    """The line without its `--hash=sha256:...`, and those digests."""
+    hashes: dict[str, None] = {}
+    for algorithm, digest in _HASH.findall(text):
+        if algorithm.lower() != "sha256" or not _SHA256.fullmatch(digest):
+            raise InvalidInputError(
+                f"{printable(text)} has a --hash that is not the sha256 of a file.",
+                hint="Write --hash=sha256: and 64 hexadecimal digits; `pip hash FILE` prints it.",
+            )
+        hashes[digest.lower()] = None
+    if len(hashes) > _MOST_HASHES:
+        raise InvalidInputError(
+            f"A requirement of {len(hashes)} hashes.", hint="Name the hashes of its wheels only."
+        )
+    return _HASH.sub("", text).strip(), tuple(hashes)
+
+
+def _requirement(written: str, text: str, hashes: tuple[str, ...]) -> PipRequirement:
+    named = _NAMED.fullmatch(text)
+    if named is not None and not _SCHEME.match(text):
+        return _direct(
+            written,
+            named["url"].strip(),
+            hashes,
+            name=named["name"],
+            extras=(named["extras"] or "").replace(" ", ""),
+        )
+    if _VCS.match(text) or re.match(r"(?i)[a-z][a-z0-9+.-]*://", text) or _SCP.match(text):
+        return _direct(written, text, hashes)
+    if _PATH.search(text.partition(";")[0]):
+        raise InvalidInputError(
+            f"{printable(written)} is a path on your machine, which the server cannot read.",
+            hint=f"{_PUBLISH} Then name it and its version.",
+        )
     try:
         requirement = Requirement(text)
     except InvalidRequirement as error:
@@ -74,45 +366,183 @@ def parse_pip_requirement(text: str) -> PipRequirement:
         if re.match(r"[A-Za-z0-9._-]+\s*=[^=]", text):
             hint = "pip writes an exact version with '=='."
         raise InvalidInputError(
-            f"{printable(text)} is not a requirement of PyPI.", hint=hint
+            f"{printable(written)} is not a requirement of PyPI.", hint=hint
         ) from error
     requirement.name = canonicalize_name(requirement.name)
-    return PipRequirement(text=str(requirement), name=requirement.name, requirement=requirement)
+    return PipRequirement(
+        text=str(requirement), name=requirement.name, requirement=requirement, hashes=hashes
+    )
 
 
-def _not_from_an_index(text: str, option: str) -> tuple[str, str] | None:
-    if not text:
-        return "A requirement is empty.", "Remove the line."
-    if len(text) > _LONGEST:
-        return f"A requirement of {len(text)} characters.", "Shorten it."
-    if not text.isprintable():
-        return f"{printable(text)} holds control characters.", "Remove them."
-    if option in _FILE_OPTIONS or text.startswith(("-r", "-c")):
-        return (
-            f"{printable(text)} refers to a file on your machine, which the server cannot read.",
-            "Copy the requirements of that file into this list.",
+# --- direct references --------------------------------------------------------------------------
+
+
+def _direct(
+    written: str, text: str, hashes: tuple[str, ...], *, name: str = "", extras: str = ""
+) -> PipRequirement:
+    url, marker = _split_marker(text)
+    vcs = _VCS.match(url)
+    if url.lower().startswith("file:") or (
+        not vcs and not re.match(r"(?i)https?://|[a-z][a-z0-9+.-]*://", url) and _PATH.match(url)
+    ):
+        raise InvalidInputError(
+            f"{printable(written)} is a path on your machine, which the server cannot read.",
+            hint=f"{_PUBLISH} Then name it and its version.",
         )
-    if option in _INDEX_OPTIONS or text.startswith(("-i", "-f")):
-        # The rest of the line may hold a credential: never repeated.
-        return (
-            f"{option[:20] if option.startswith('--') else option[:2]} chooses an index.",
-            "Indexes are configured by the administrators of this installation; remove the line.",
+    if vcs is not None and vcs[1].lower() != "git":
+        raise InvalidInputError(
+            f"{printable(written)} is a repository of {vcs[1].lower()}; only Git is read.",
+            hint=f"Name a Git repository at a full commit. Or: {_PUBLISH}",
         )
-    if option in ("-e", "--editable"):
-        return (
-            f"{printable(text)} is an editable installation, which cannot be reproduced.",
-            "Publish the package to an index and name its version.",
+    if vcs is not None:
+        reference, egg = _git(written, url[vcs.end() :], hashes)
+        egg_name, _, egg_extras = egg.partition("[")
+        base = reference.url.rpartition("/")[2].removesuffix(".git")
+        name = name or egg_name or base
+        extras = extras or (f"[{egg_extras}" if egg_extras else "")
+    else:
+        reference, file_name = _wheel(written, url, hashes)
+        if name and canonicalize_name(name) != file_name:
+            raise InvalidInputError(
+                f"{printable(written)} names {printable(name)}, but the file is a wheel of "
+                f"{file_name}.",
+                hint=f"Write {file_name} @ URL, or the URL alone.",
+            )
+        name = name or file_name
+    try:
+        requirement = Requirement(
+            f"{name}{extras} @ {reference.text}" + (f" ; {marker}" if marker else "")
         )
-    if text.startswith("-") or " --" in text:
-        return f"{printable(text)} holds an option, which is not read.", "Remove the option."
-    if _ADDRESS.search(text):
-        return (
-            f"{printable(text)} is an address, not a package of an index.",
-            "Publish the package to an index: what an address gives can change later.",
+    except InvalidRequirement as error:
+        raise InvalidInputError(
+            f"{printable(written)} is not a requirement of PyPI.",
+            hint="Write it like NAME @ URL, with '; MARKER' after a space.",
+        ) from error
+    requirement.name = canonicalize_name(requirement.name)
+    chosen = f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
+    after = f" ; {requirement.marker}" if requirement.marker else ""
+    return PipRequirement(
+        text=f"{requirement.name}{chosen} @ {reference.text}{after}",
+        name=requirement.name,
+        requirement=requirement,
+        direct=reference,
+    )
+
+
+def _split_marker(text: str) -> tuple[str, str]:
+    """The URL, and the marker that follows it after a space and a semicolon."""
+    parts = re.split(r"\s+;\s*|;\s+", text, maxsplit=1)
+    return parts[0].strip(), parts[1].strip() if len(parts) == 2 else ""
+
+
+def _git(written: str, url: str, hashes: tuple[str, ...]) -> tuple[DirectReference, str]:
+    """The reference, and what `#egg=` says."""
+    if hashes:
+        raise InvalidInputError(
+            f"{printable(written)} has a --hash, which says nothing of a Git repository.",
+            hint="Remove the option: the commit names the contents.",
         )
-    if _PATH.search(text.partition(";")[0]):
-        return (
-            f"{printable(text)} is a path on your machine, which the server cannot read.",
-            "Publish the package to an index and name its version.",
+    url, _, fragment = url.partition("#")
+    said = {"egg": "", "subdirectory": ""}
+    for entry in filter(None, fragment.split("&")):
+        key, _, value = entry.partition("=")
+        if key not in said or not value:
+            raise InvalidInputError(
+                f"{printable(written)} has {printable(entry)} after '#', which is not read.",
+                hint="Only #egg=NAME and #subdirectory=FOLDER have a meaning.",
+            )
+        said[key] = value
+    if not re.match(r"(?i)https?://", url):
+        raise InvalidInputError(
+            f"{printable(written)} is a Git repository that is not read over https.",
+            hint="Write git+https://HOST/PATH.git@COMMIT. For a private repository, store a login "
+            "for its URL: `condastore credential set`.",
         )
-    return None
+    scheme, _, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    path, at, commit = path.rpartition("@")
+    if not at:
+        path, commit = commit, ""
+    if not _COMMIT.fullmatch(commit):
+        shown = commit if re.fullmatch(r"[\w./-]{1,60}", commit) else "HEAD"
+        what = f"{printable(commit)} is no full commit" if commit else "it names no commit"
+        raise InvalidInputError(
+            f"{printable(written)} cannot be locked: {what}, so what it gives can change.",
+            hint="Write the 40 digits of the commit after '@'; "
+            f"`git ls-remote URL {shown}` prints them.",
+        )
+    folder = said["subdirectory"].strip("/")
+    if folder and not _SUBDIRECTORY.fullmatch(folder):
+        raise InvalidInputError(
+            f"{printable(written)} has a subdirectory that is not read.",
+            hint="Write a folder of the repository, such as #subdirectory=python/lib.",
+        )
+    address = _address(written, f"{scheme}://{authority}{slash}{path}")
+    if said["egg"] and not re.fullmatch(r"[A-Za-z0-9][\w.-]*(?:\[[\w.,\s-]*\])?", said["egg"]):
+        raise InvalidInputError(
+            f"{printable(written)} has an '#egg=' that is no name.", hint="Write #egg=NAME."
+        )
+    return (
+        DirectReference(kind="git", url=address, commit=commit.lower(), subdirectory=folder),
+        said["egg"],
+    )
+
+
+def _wheel(written: str, url: str, hashes: tuple[str, ...]) -> tuple[DirectReference, str]:
+    """The reference, and the normalised name that the file's name holds."""
+    plain, _, fragment = url.partition("#")
+    if not re.match(r"(?i)https?://", plain):
+        raise InvalidInputError(
+            f"{printable(written)} is not a URL that the server reads.",
+            hint="Write an https:// URL of a wheel with #sha256=DIGEST, or "
+            "git+https://HOST/PATH.git@COMMIT.",
+        )
+    digests = set(hashes)
+    for entry in filter(None, fragment.split("&")):
+        key, _, value = entry.partition("=")
+        if key == "sha256" and _SHA256.fullmatch(value):
+            digests.add(value.lower())
+        elif key != "egg":
+            raise InvalidInputError(
+                f"{printable(written)} has {printable(entry)} after '#', which is not a sha256.",
+                hint="Write #sha256= and 64 hexadecimal digits; `pip hash FILE` prints it.",
+            )
+    address = _address(written, plain)
+    file_name = address.rpartition("/")[2].replace("%2B", "+")
+    if not file_name.endswith(".whl"):
+        git = " A repository is named as git+https://HOST/PATH.git@COMMIT."
+        raise InvalidInputError(
+            f"{printable(written)} is not the URL of a wheel; sources are built from Git only.",
+            hint=f"Write the URL of a .whl file with #sha256=DIGEST.{git}",
+        )
+    try:
+        name = parse_wheel_filename(file_name)[0]
+    except InvalidWheelFilename as error:
+        raise InvalidInputError(
+            f"{printable(written)} is not the URL of a wheel: its file name is none of a wheel.",
+            hint="A wheel is named NAME-VERSION-PYTHON-ABI-PLATFORM.whl.",
+        ) from error
+    if len(digests) != 1:
+        raise InvalidInputError(
+            f"{printable(written)} names "
+            + ("two digests." if digests else "no sha256, so its bytes can change."),
+            hint="Append #sha256=DIGEST to the URL; `pip hash FILE` prints it.",
+        )
+    return DirectReference(kind="wheel", url=address, sha256=digests.pop()), name
+
+
+def _address(written: str, url: str) -> str:
+    """The canonical URL; refused with a login in it."""
+    authority = re.sub(r"(?i)^[a-z][a-z0-9+.-]*://", "", url).partition("/")[0]
+    if "@" in authority or "$" in url:
+        raise InvalidInputError(f"{printable(written)} holds a login.", hint=_CREDENTIAL)
+    try:
+        found = canonical_url(url)
+    except UrlError as error:
+        raise InvalidInputError(
+            f"{printable(written)} holds a URL that is not read: {error}.",
+            hint="Write it plainly: https://HOST/PATH.",
+        ) from error
+    if "/t/" in url and found.count("/t/") < url.count("/t/"):
+        raise InvalidInputError(f"{printable(written)} holds a login.", hint=_CREDENTIAL)
+    return found

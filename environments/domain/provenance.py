@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from environments.domain.lock import Lock
-from environments.domain.records import CondaPackage, Package
+from environments.domain.pip_requirements import DirectReference
+from environments.domain.records import CondaPackage, Package, PypiPackage
 from environments.domain.sbom import package_url
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -104,6 +105,9 @@ def statement(origin: Origin, lock: Lock, subjects: Sequence[Subject]) -> bytes:
 def _digest(package: Package) -> dict[str, str]:
     if isinstance(package, CondaPackage) and not package.sha256:
         return {"md5": package.md5}
+    if isinstance(package, PypiPackage) and package.built:
+        reference = DirectReference.of_location(package.url, sha256="")
+        return {"sha256": package.sha256, "gitCommit": reference.commit}
     return {"sha256": package.sha256}
 
 

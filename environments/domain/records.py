@@ -129,7 +129,7 @@ def _shown(value: object) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PypiPackage:
-    """One wheel of a Python index. `url` holds no credentials."""
+    """One wheel. `url` holds no credentials; for one built from Git see `DirectReference`."""
 
     name: str  # normalised (PEP 503)
     version: str
@@ -143,12 +143,20 @@ class PypiPackage:
     uploaded: int | None = None  # milliseconds since the epoch, by the index's clock
     #: Whether a Python index of this installation links to the file.
     listed: bool = True
+    #: Whether the specification or the lock names the source itself: a wheel by its URL, or Git.
+    direct: bool = False
 
     @property
     def claim(self) -> str:
         """As `CondaPackage.claim`."""
         said = (self.name, self.version, self.file_name, self.size, self.requires)
-        return _digest([*said, self.requires_python, self.license, self.uploaded, self.listed])
+        said_of_file = (self.requires_python, self.license, self.uploaded, self.listed)
+        return _digest([*said, *said_of_file, *(["direct"] if self.direct else [])])
+
+    @property
+    def built(self) -> bool:
+        """Whether the wheel was built here from a Git repository: its URL gives no file."""
+        return self.url.startswith("git+")
 
 
 def _digest(content: list[Any]) -> str:

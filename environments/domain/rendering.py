@@ -13,6 +13,7 @@ import yaml
 from environments.domain.errors import ConflictError, NotFoundError
 from environments.domain.lock import Lock, PlatformLock, lacks_pip, required_name
 from environments.domain.lockfiles import conda_file_parts
+from environments.domain.pip_requirements import DirectReference
 from environments.domain.records import CondaPackage, PypiPackage
 from environments.domain.specification import Specification
 
@@ -99,6 +100,11 @@ def _conda_lock_entry(package: CondaPackage, platform: str) -> dict[str, Any]:
 
 
 def _conda_lock_pip(package: PypiPackage, platform: str) -> dict[str, Any]:
+    digest, source = package.sha256, {}
+    if package.built:  # as conda-lock writes it: pip builds the commit again
+        digest = DirectReference.of_location(package.url, sha256="").commit
+    if package.direct:
+        source = {"source": {"type": "url", "url": package.url}}
     return {
         "name": package.name,
         "version": package.version,
@@ -106,7 +112,8 @@ def _conda_lock_pip(package: PypiPackage, platform: str) -> dict[str, Any]:
         "platform": platform,
         "dependencies": {required_name(text): "" for text in sorted(package.requires)},
         "url": package.url,
-        "hash": {"sha256": package.sha256},
+        "hash": {"sha256": digest},
+        **source,
         "category": "main",
         "optional": False,
     }
@@ -151,7 +158,7 @@ def explicit_txt(lock: Lock, platform: str) -> str:
             lines.append(f"{package.url}#{package.md5}")
         else:
             lines.append(f"{package.url}#sha256:{package.sha256}")
-    lines += [f"# pip {item.name} @ {item.url}#sha256={item.sha256}" for item in part.pypi]
+    lines += [f"# pip {item.name} @ {_source(item)}" for item in part.pypi]
     return "\n".join(lines) + "\n"
 
 
@@ -194,7 +201,16 @@ def environment_yml(lock: Lock, platform: str, specification: Specification | No
         if all(package.name != "pip" for package in part.conda):
             # conda installs what stands under `pip:` with the environment's own pip.
             dependencies.append("pip")
-        dependencies.append({"pip": [f"{item.name}=={item.version}" for item in part.pypi]})
+        dependencies.append(
+            {
+                "pip": [
+                    f"{item.name} @ {_source(item)}"
+                    if item.direct
+                    else f"{item.name}=={item.version}"
+                    for item in part.pypi
+                ]
+            }
+        )
     content: dict[str, Any] = {}
     if specification is not None and specification.name:
         content["name"] = specification.name
@@ -228,8 +244,9 @@ def pixi_lock(lock: Lock, *, indexes: Sequence[str] = ()) -> str:
             listed.append({"conda": package.url})
             entries[package.url] = dict(_pixi_conda(package))
         for wheel in sorted(part.pypi, key=lambda wheel: wheel.url):
-            listed.append({"pypi": wheel.url})
-            entries[wheel.url] = _pixi_pypi(wheel)
+            entry = _pixi_pypi(wheel)
+            listed.append({"pypi": entry["pypi"]})
+            entries[entry["pypi"]] = entry
     environment: dict[str, Any] = {"channels": [{"url": f"{url}/"} for url in lock.channels]}
     if indexes and any(part.pypi for part in lock):
         environment["indexes"] = list(indexes)
@@ -282,12 +299,24 @@ def _pixi_conda(package: CondaPackage) -> Iterator[tuple[str, Any]]:
         yield "python_site_packages_path", minor
 
 
+def _source(package: PypiPackage) -> str:
+    """The URL of a wheel with its sha256, or the Git commit from which it was built."""
+    reference = DirectReference.of_location(package.url, sha256=package.sha256)
+    return reference.text
+
+
 def _pixi_pypi(package: PypiPackage) -> dict[str, Any]:
+    url, digest = package.url, {"sha256": package.sha256}
+    if package.built:  # pixi builds it again, and knows no digest of the wheel
+        source = DirectReference.of_location(package.url, sha256="")
+        below = f"&subdirectory={source.subdirectory}" if source.subdirectory else ""
+        url = f"git+{source.url}?rev={source.commit}{below}#{source.commit}"
+        digest = {}
     return {
-        "pypi": package.url,
+        "pypi": url,
         "name": package.name,
         "version": package.version,
-        "sha256": package.sha256,
+        **digest,
         **({"requires_dist": sorted(package.requires)} if package.requires else {}),
         **({"requires_python": package.requires_python} if package.requires_python else {}),
     }

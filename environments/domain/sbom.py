@@ -13,6 +13,7 @@ from urllib.parse import quote
 from environments.domain.errors import NotFoundError
 from environments.domain.lock import Lock, required_name
 from environments.domain.moments import newest
+from environments.domain.pip_requirements import DirectReference
 from environments.domain.policy.licences import expression
 from environments.domain.records import CondaPackage, Package, PypiPackage
 
@@ -69,7 +70,7 @@ def package_url(package: Package) -> str:
     """`pkg:conda/numpy@2.1?build=...&channel=...&subdir=...&type=conda`, `pkg:pypi/six@1.16`."""
     name, version = quote(package.name.lower(), safe=""), quote(package.version, safe=":")
     if isinstance(package, PypiPackage):
-        return f"pkg:pypi/{name}@{version}"
+        return f"pkg:pypi/{name}@{version}{_source(package)}"
     kind = "conda" if package.file_name.endswith(".conda") else "tar.bz2"
     qualifiers = {
         "build": package.build,
@@ -81,6 +82,23 @@ def package_url(package: Package) -> str:
         f"{key}={quote(value, safe=':/')}" for key, value in qualifiers.items() if value
     )
     return f"pkg:conda/{name}@{version}?{told}"
+
+
+def _origin(package: Package) -> dict[str, str]:
+    built = isinstance(package, PypiPackage) and package.built
+    return {"type": "vcs" if built else "distribution", "url": quote(package.url, safe=_URL)}
+
+
+def _source(package: PypiPackage) -> str:
+    """Qualifiers of a wheel that is of no index."""
+    if not package.direct:
+        return ""
+    if not package.built:
+        return f"?download_url={quote(package.url, safe=':/')}"
+    reference = DirectReference.of_location(package.url, sha256="")
+    below = f"#{reference.subdirectory}" if reference.subdirectory else ""
+    vcs = quote(f"git+{reference.url}@{reference.commit}", safe=":/")
+    return f"?vcs_url={vcs}{below}"
 
 
 def _component(package: Package) -> dict[str, Any]:
@@ -96,7 +114,7 @@ def _component(package: Package) -> dict[str, Any]:
         "hashes": hashes,
         "licenses": _licences(package.license),
         "purl": url,
-        "externalReferences": [{"type": "distribution", "url": quote(package.url, safe=_URL)}],
+        "externalReferences": [_origin(package)],
     }
     return {key: value for key, value in component.items() if value}
 

@@ -34,7 +34,14 @@ from environments.domain.names import (
     printable,
     without_credentials,
 )
-from environments.domain.pip_requirements import PipRequirement, parse_pip_requirement
+from environments.domain.pip_requirements import (
+    NO_OPTIONS,
+    PipOption,
+    PipOptions,
+    PipRequirement,
+    direct_reference,
+    parse_pip_line,
+)
 from environments.domain.requirements import CondaRequirement, parse_conda_requirement
 from environments.domain.selectors import idle_selectors, lines_for, selector_faults
 from environments.domain.yaml_text import Node, checked_text, read_yaml
@@ -68,6 +75,8 @@ class Specification:
     dependencies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     #: Platform -> sorted requirements of PEP 508; their markers stay.
     pip: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    #: Platform -> options of the pip part; only platforms that have some.
+    pip_options: Mapping[str, PipOptions] = field(default_factory=dict)
     variables: Mapping[str, str] = field(default_factory=dict)
     virtual_packages: tuple[str, ...] = ()  # "__cuda=12", sorted
     exclude_newer: str = ""  # "", an ISO date or time in UTC, or an age such as "P7D"
@@ -91,9 +100,20 @@ class Specification:
         """No package that is newer may be chosen; None where `exclude_newer` says nothing."""
         return newest_allowed(self.exclude_newer, now)
 
+    @property
+    def pip_urls(self) -> tuple[str, ...]:
+        """URLs that the pip part names itself: of wheels, repositories and indexes."""
+        direct = (direct_reference(text) for texts in self.pip.values() for text in texts)
+        found = [reference.url for reference in direct if reference is not None]
+        found += [url for options in self.pip_options.values() for url in options.urls]
+        return tuple(dict.fromkeys(found))
+
     def to_json(self) -> dict[str, Any]:
         """JSON values only; `from_json` gives an equal specification back."""
+        options = {key: value.to_json() for key, value in self.pip_options.items()}
         return {
+            # Left out where there are none: the digests of older specifications stay.
+            **({"pip_options": options} if options else {}),
             "kind": self.kind,
             "channels": list(self.channels),
             "platforms": list(self.platforms),
@@ -120,6 +140,10 @@ class Specification:
             platforms=tuple(content["platforms"]),
             dependencies={key: tuple(value) for key, value in content["dependencies"].items()},
             pip={key: tuple(value) for key, value in content["pip"].items()},
+            pip_options={
+                key: PipOptions.from_json(value)
+                for key, value in content.get("pip_options", {}).items()
+            },
             variables=dict(content["variables"]),
             virtual_packages=tuple(content["virtual_packages"]),
             exclude_newer=content["exclude_newer"],
@@ -266,7 +290,7 @@ class _Reader:
             self.warn(f"Line {number}: selectors have an effect under 'dependencies' only.")
         platforms = self.platforms(root.get("platforms"))
         channels = self.channels(root.get("channels"))
-        dependencies, pip = self.requirements(text, root, platforms)
+        dependencies, pip, pip_options = self.requirements(text, root, platforms)
         ours = ours or Node(kind="mapping", line=0)
         self.check_keys(ours, _OURS, "condastore.")
         specification = Specification(
@@ -275,6 +299,7 @@ class _Reader:
             platforms=platforms,
             dependencies=dependencies,
             pip=pip,
+            pip_options=pip_options,
             variables=self.variables(root.get("variables")),
             virtual_packages=self.virtual_packages(ours.get("virtual-packages")),
             exclude_newer=self.exclude_newer(ours.get("exclude-newer")),
@@ -517,20 +542,23 @@ class _Reader:
 
     def requirements(
         self, text: str, root: Node, platforms: tuple[str, ...]
-    ) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
-        """The requirements of conda and of pip, by platform."""
+    ) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]], dict[str, PipOptions]]:
+        """The requirements of conda and of pip, and pip's options, by platform."""
         dependencies: dict[str, tuple[str, ...]] = {}
         pip: dict[str, tuple[str, ...]] = {}
-        by_text: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+        options: dict[str, PipOptions] = {}
+        by_text: dict[str, tuple[tuple[str, ...], tuple[str, ...], PipOptions]] = {}
         if self.too_many(root.get("dependencies")):
-            return {}, {}
+            return {}, {}, {}
         for platform in platforms:
             lines = lines_for(text, platform)
             if lines not in by_text:
                 node = (root if lines == text else read_yaml(lines)).get("dependencies")
                 by_text[lines] = self.requirements_of(node, root.line)
-            dependencies[platform], pip[platform] = by_text[lines]
-        return dependencies, pip
+            dependencies[platform], pip[platform], chosen = by_text[lines]
+            if chosen:
+                options[platform] = chosen
+        return dependencies, pip, options
 
     def too_many(self, node: Node | None) -> bool:
         if node is None:
@@ -547,25 +575,26 @@ class _Reader:
 
     def requirements_of(
         self, node: Node | None, root_line: int
-    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    ) -> tuple[tuple[str, ...], tuple[str, ...], PipOptions]:
         if node is None:
             self.fault(
                 "The key 'dependencies' is missing.",
                 f"line {root_line}",
                 "List the packages under 'dependencies:'.",
             )
-            return (), ()
+            return (), (), NO_OPTIONS
         if node.empty:
-            return (), ()
+            return (), (), NO_OPTIONS
         if node.kind != "list":
             self.expected("a list of packages", node, "dependencies")
-            return (), ()
+            return (), (), NO_OPTIONS
         conda: list[tuple[CondaRequirement, _At]] = []
         pip: list[tuple[PipRequirement, _At]] = []
+        options: list[PipOption] = []
         for index, item in enumerate(node.items):
             where = f"dependencies[{index}]"
             if item.kind == "mapping":
-                self.pip_section(item, where, pip)
+                self.pip_section(item, where, pip, options)
             elif item.kind != "text" or item.empty:
                 self.expected("a package", item, where)
             else:
@@ -577,7 +606,7 @@ class _Reader:
                     f"{at.where}: {requirement.name} is asked of conda too; what conda installs "
                     "is what counts."
                 )
-        return self.settled(conda), self.settled(pip)
+        return self.settled(conda), self.settled(pip), self.pip_options(pip, options)
 
     def conda_entry(
         self, item: Node, where: str, found: list[tuple[CondaRequirement, _At]]
@@ -599,7 +628,13 @@ class _Reader:
             self.extra_channels.setdefault(channel.url, f"{at.where}: {requirement.text}")
         found.append((requirement, at))
 
-    def pip_section(self, item: Node, where: str, found: list[tuple[PipRequirement, _At]]) -> None:
+    def pip_section(
+        self,
+        item: Node,
+        where: str,
+        found: list[tuple[PipRequirement, _At]],
+        options: list[PipOption],
+    ) -> None:
         for name, value in item.pairs:
             if name.text != "pip":
                 hint = did_you_mean(name.text, ("pip",)) or "Only 'pip:' can stand here."
@@ -612,12 +647,42 @@ class _Reader:
                 )
                 continue
             for at, entry in self.entries(value, f"{where}.pip", "requirements"):
-                requirement = self.attempt(
-                    lambda text=entry.text: parse_pip_requirement(text),  # type: ignore[misc]
+                parsed = self.attempt(
+                    lambda text=entry.text: parse_pip_line(text),  # type: ignore[misc]
                     at,
                 )
-                if requirement is not None:
-                    found.append((requirement, _At(at, entry.line)))
+                if isinstance(parsed, PipOption):
+                    options.append(parsed)
+                    if parsed.warning:
+                        self.warn(f"{at}: {parsed.warning}")
+                elif parsed is not None:
+                    found.append((parsed, _At(at, entry.line)))
+                    for warning in parsed.warnings:
+                        self.warn(f"{at}: {warning}")
+
+    def pip_options(
+        self, found: list[tuple[PipRequirement, _At]], options: list[PipOption]
+    ) -> PipOptions:
+        """The options of one pip part, with the hashes that its requirements name."""
+
+        def urls(kind: str) -> tuple[str, ...]:
+            return tuple(dict.fromkeys(each.url for each in options if each.kind == kind))
+
+        hashes: dict[str, tuple[str, ...]] = {}
+        for requirement, _ in found:
+            if requirement.hashes:
+                held = hashes.get(requirement.name, ())
+                hashes[requirement.name] = tuple(sorted({*held, *requirement.hashes}))
+        indexes = urls("index")
+        for url in indexes[1:]:
+            self.warn(f"--index-url {url}: the index {indexes[0]} was named before, and is used.")
+        return PipOptions(
+            index=indexes[0] if indexes else "",
+            extra_indexes=urls("extra-index"),
+            find_links=urls("find-links"),
+            prereleases=any(each.kind == "prereleases" for each in options),
+            hashes=hashes,
+        )
 
     def settled(self, found: list[tuple[_R, _At]]) -> tuple[str, ...]:
         """Sorted, each once; what excludes each other is a fault that names both lines."""

@@ -586,6 +586,12 @@ class _Fetcher:
         self, download: Download, start: int, client: httpx.AsyncClient
     ) -> AsyncGenerator[bytes | None, None]:
         """The bytes from `start` on; None first where the server begins from 0 instead."""
+        if download.url.startswith("git+"):
+            raise DownloadError(
+                f"{download.name} was built here from {download.url}, and is no longer kept.",
+                where=download.url,
+                hint="Solve the environment again (`--force-solve`): the commit is built anew.",
+            )
         url, headers = self.targets[download.url]
         asked = {**headers, "Accept-Encoding": "identity"}
         if start:

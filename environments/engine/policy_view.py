@@ -349,6 +349,7 @@ class ChannelRecord:
     __slots__ = ("channel", "name", "record")
     manager = "conda"
     listed = True
+    source = ""
 
     def __init__(self, record: rattler.RepoDataRecord, name: str, channel: str) -> None:
         """`channel`: its base URL, which all records of a channel share."""

@@ -12,7 +12,7 @@ import tempfile
 import tomllib
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
@@ -39,6 +39,7 @@ from environments.domain.errors import (
 from environments.domain.json_text import parse_json
 from environments.domain.lock import PlatformLock
 from environments.domain.names import Credential, without_credentials
+from environments.domain.pip_requirements import NO_OPTIONS, PipOptions, direct_reference
 from environments.domain.progress import Cancelled, obey
 from environments.domain.records import CondaPackage, PypiPackage
 from environments.domain.urls import canonical_or_same
@@ -52,7 +53,9 @@ from environments.engine.credentials import (
     redact,
     request_url,
 )
+from environments.engine.direct_wheels import DirectWheel, DirectWheels
 from environments.engine.processes import Confinement, run_tool
+from environments.engine.virtual_packages import virtual_packages as of_platform
 
 Log = Callable[[str], None]
 NO_NAMES: Mapping[str, Any] = MappingProxyType({})
@@ -124,6 +127,7 @@ class PypiResolver:
         extracted: Callable[[CondaPackage], Path | None] = lambda package: None,
         uv_program: str = "",
         uv_cache: Path | None = None,
+        direct: DirectWheels | None = None,
     ) -> None:
         """
         Args:
@@ -133,7 +137,9 @@ class PypiResolver:
             channels: reads the conda packages that are not here yet.
             extracted: where a conda package lies unpacked already, if it does.
             uv_cache: what uv keeps, if not below `cache`. Nothing else may lie in it.
+            direct: wheels that requirements name by their source; None: there are none.
         """
+        self._direct = direct
         self._indexes = tuple(index_urls)
         self._cache = cache
         self._channels = channels
@@ -154,10 +160,14 @@ class PypiResolver:
         time_limit: timedelta,
         constraints: Sequence[str] = (),
         exclude_newer_of: Mapping[str, datetime | None] = NO_NAMES,
+        options: PipOptions = NO_OPTIONS,
+        direct: Mapping[str, DirectWheel] = NO_NAMES,
     ) -> tuple[PypiPackage, ...]:
         """The wheels for `requirements` (PEP 508), by name, without what conda brings.
 
         Args:
+            options: of the pip part: indexes and pages to search beside the installation's.
+            direct: what `provide` gave for the same requirements.
             virtual_packages: `name=version=build`, of which glibc and macOS choose the wheels.
             constraints: PEP 508; what conda brings is not held to them.
             exclude_newer_of: other limits for some names; None is no limit.
@@ -165,14 +175,10 @@ class PypiResolver:
             PypiError: there is no answer, or only one that contradicts a conda package.
             ChannelUnavailableError: an index or a conda package cannot be read now.
         """
-        parsed = _parse(requirements)
+        parsed = _parse(requirements, direct)
         target = _target(platform_lock, virtual_packages)
         provided = self.provided(platform_lock, cancelled=cancelled)
-        wanted = [
-            requirement
-            for requirement in parsed
-            if requirement.marker is None or requirement.marker.evaluate(dict(target.markers))
-        ]
+        wanted = _applying(parsed, target)
         _refuse_contradictions(wanted, provided, platform_lock.platform)
         with_extras: set[str] = {
             canonicalize_name(requirement.name) for requirement in wanted if requirement.extras
@@ -181,13 +187,15 @@ class PypiResolver:
         for _ in range(3):  # again where an extra of a conda package turns out to be needed
             run = _Run(
                 resolver=self,
-                requirements=[str(requirement) for requirement in wanted],
+                requirements=wanted,
                 platform=platform_lock.platform,
                 provided=provided,
                 metadata=self._metadata(
                     [item for item in provided.values() if item.name in with_extras]
                 ),
                 target=target,
+                options=options,
+                direct=direct,
                 exclude_newer=exclude_newer,
                 exclude_newer_of=exclude_newer_of,
                 constraints=[
@@ -209,6 +217,66 @@ class PypiResolver:
             with_extras |= missing
         log(f"{platform_lock.platform}: {len(packages)} packages of PyPI.")
         return packages
+
+    def provide(
+        self,
+        requirements: Sequence[str],
+        platform_lock: PlatformLock,
+        *,
+        host: PlatformLock | None,
+        virtual_packages: Sequence[str],
+        exclude_newer: datetime | None,
+        cancelled: Cancelled,
+        log: Log,
+        time_limit: timedelta,
+    ) -> dict[str, DirectWheel]:
+        """Fetch or build what requirements name by its source, by name.
+
+        Args:
+            host: the lock of the machine that runs this, whose Python builds from source.
+            exclude_newer, time_limit: of the solves for build requirements.
+        Raises:
+            As `DirectWheels.provide`. PypiError: a wheel does not fit the platform.
+        """
+        target = _target(platform_lock, virtual_packages)
+        found: dict[str, DirectWheel] = {}
+
+        def resolve(texts: Sequence[str], part: PlatformLock) -> tuple[PypiPackage, ...]:
+            return self.lock(
+                texts,
+                part,
+                virtual_packages=of_platform(part.platform, ()),
+                exclude_newer=exclude_newer,
+                cancelled=cancelled,
+                log=lambda line: None,
+                time_limit=time_limit,
+            )
+
+        for requirement in _applying(_parse(requirements, None), target):
+            reference = direct_reference(f"{requirement.name} @ {requirement.url}")
+            if not requirement.url or reference is None:
+                continue
+            name = canonicalize_name(requirement.name)
+            if self._direct is None:
+                raise PypiError(
+                    f"“{without_credentials(str(requirement))}” names its own source; only indexes "
+                    "are asked here.",
+                    where="dependencies.pip",
+                )
+            wheel = self._direct.provide(
+                name, reference, host=host, resolve=resolve, cancelled=cancelled, log=log
+            )
+            if target.rank(wheel.package.file_name) is None:
+                raise PypiError(
+                    f"On {platform_lock.platform}: {wheel.package.file_name} of "
+                    f"{reference.location} does not fit Python {target.python} on "
+                    f"{target.uv_platform}.",
+                    where="dependencies.pip",
+                    hint="Name a wheel for this platform, with a marker such as "
+                    "; platform_machine == 'x86_64'.",
+                )
+            found[name] = wheel
+        return found
 
     def provided(self, platform_lock: PlatformLock, *, cancelled: Cancelled) -> dict[str, Provided]:
         """The distributions that the conda packages hold, by name: what their files say."""
@@ -355,11 +423,13 @@ class _Run:
     """One run of uv in a folder of its own."""
 
     resolver: PypiResolver
-    requirements: Sequence[str]
+    requirements: Sequence[Requirement]
     platform: str
     provided: Mapping[str, Provided]
     metadata: Mapping[str, bytes]
     target: _Target
+    options: PipOptions
+    direct: Mapping[str, DirectWheel]
     exclude_newer: datetime | None
     exclude_newer_of: Mapping[str, datetime | None]
     constraints: Sequence[str]
@@ -369,15 +439,15 @@ class _Run:
     ) -> tuple[tuple[PypiPackage, ...], set[str]]:
         """The packages, and the provided distributions whose extras uv did not find."""
         environment, credentials = self._write_settings(folder)
-        (folder / "requirements.in").write_text("\n".join(self.requirements))
+        named = dict(self._write_direct(folder))
+        lines_in = [self._line(requirement, named) for requirement in self.requirements]
+        (folder / "requirements.in").write_text("\n".join(lines_in))
         fixed = (*self._write_stand_ins(folder), *self.constraints)
         (folder / "constraints.txt").write_text("\n".join(fixed))
         lines: list[str] = []
         self.resolver._uv_cache.mkdir(parents=True, exist_ok=True)
         confinement = Confinement(
-            readable=[
-                guard().path(url) for url in self.resolver._indexes if url.startswith("file:")
-            ],
+            readable=[guard().path(url) for url in self._indexes if url.startswith("file:")],
             writable=[folder, self.resolver._uv_cache],
             connect=[forward_proxy.of(guard()).port],
         )
@@ -392,6 +462,7 @@ class _Run:
                     *("--python-platform", self.target.uv_platform),
                     *("--no-header", "--color", "never", "--no-progress"),
                     *("--only-binary", ":all:"),  # a source distribution runs code to be read
+                    *(("--prerelease", "allow") if self.options.prereleases else ()),
                     *self._cutoff(),
                     *arguments,
                 ],
@@ -436,20 +507,84 @@ class _Run:
             environment["MACOSX_DEPLOYMENT_TARGET"] = self.target.macos
         credentials: list[Credential | None] = []
         sections = []
-        for number, url in enumerate(self.resolver._indexes):
+        indexes, pages = self._indexes, self.options.find_links
+        for number, url in enumerate((*indexes, *pages)):
             credential = self.resolver._credentials(url)
             credentials.append(credential)
             if credential is not None and credential.kind == "basic":
                 user, _, password = credential.secret.partition(":")
                 environment[f"UV_INDEX_I{number}_USERNAME"] = user
                 environment[f"UV_INDEX_I{number}_PASSWORD"] = password
-            last = str(number == len(self.resolver._indexes) - 1).lower()
+            kind = "default = true\n" if number == len(indexes) - 1 else ""
+            kind = 'format = "flat"\n' if number >= len(indexes) else kind
             sections.append(
                 f'[[index]]\nname = "i{number}"\nurl = {json.dumps(request_url(credential, url))}\n'
-                f"default = {last}\n"
+                f"{kind}"
             )
-        (folder / "uv.toml").write_text("\n".join(sections) or "no-index = true\n")
+        text = "\n".join(sections)
+        if not indexes:  # uv would ask pypi.org
+            urls = [request_url(self.resolver._credentials(url), url) for url in pages]
+            text = f"no-index = true\nfind-links = {json.dumps(urls)}\n"
+        (folder / "uv.toml").write_text(text)
         return environment, credentials
+
+    @property
+    def _indexes(self) -> tuple[str, ...]:
+        """Simple indexes in the order of priority: a name is taken from the first that has it."""
+        usual = (self.options.index,) if self.options.index else self.resolver._indexes
+        return tuple(dict.fromkeys((*self.options.extra_indexes, *usual)))
+
+    def _line(self, requirement: Requirement, named: Mapping[str, str]) -> str:
+        """A requirement for uv, which never sees a URL of a pip part."""
+        place = named.get(canonicalize_name(requirement.name))
+        if not requirement.url or place is None:
+            return str(requirement)
+        extras = f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
+        return f"{requirement.name}{extras} @ {place}"
+
+    def _write_direct(self, folder: Path) -> Iterator[tuple[str, str]]:
+        """(name, URL) of a stand-in for each direct wheel: empty, with the wheel's METADATA.
+
+        What it needs is resolved with all else. A need that names a source of its own is met by a
+        line of the specification only: those were judged.
+        """
+        below = folder / "direct"
+        below.mkdir()
+        for name, wheel in self.direct.items():
+            stem = wheel.package.file_name.split("-")[0]
+            version = Version(wheel.package.version)
+            path = below / f"{stem}-{version}-py3-none-any.whl"
+            _write_empty_wheel(path, stem, version, self._direct_metadata(wheel))
+            yield name, path.as_uri()
+
+    def _direct_metadata(self, wheel: DirectWheel) -> str:
+        lines = []
+        for line in wheel.metadata.decode(errors="replace").splitlines():
+            if not line:
+                break
+            if line.startswith("Requires-Dist:") and "@" in line:
+                line = self._without_source(wheel.package, line)
+            lines.append(line)
+        return "\n".join(lines) + "\n"
+
+    def _without_source(self, package: PypiPackage, line: str) -> str:
+        try:
+            need = Requirement(line.partition(":")[2].strip())
+        except InvalidRequirement:
+            return line  # uv says what is wrong with it
+        if not need.url:
+            return line
+        extra = need.marker is not None and "extra" in str(need.marker)
+        if canonicalize_name(need.name) not in self.direct and not extra:
+            raise PypiError(
+                f"{package.name} {package.version} needs {need.name} from "
+                f"{without_credentials(need.url)}, which the specification does not name.",
+                where="dependencies.pip",
+                hint=f"Add a line for {need.name} under pip: a wheel by its URL with #sha256=..., "
+                "or Git at a full commit.",
+            )
+        need.url = None
+        return f"Requires-Dist: {need}"
 
     def _write_stand_ins(self, folder: Path) -> Iterator[str]:
         """A constraint for each distribution of conda: exactly that version, from nowhere else.
@@ -459,12 +594,9 @@ class _Run:
         """
         for item in self.provided.values():
             stem = re.sub(r"[-_.]+", "_", item.name)
-            path = folder / f"{stem}-{Version(item.version)}-py3-none-any.whl"
-            with zipfile.ZipFile(path, "w") as wheel:
-                info = f"{stem}-{Version(item.version)}.dist-info"
-                wheel.writestr(f"{info}/METADATA", self._stand_in_metadata(item))
-                wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
-                wheel.writestr(f"{info}/RECORD", "")
+            version = Version(item.version)
+            path = folder / f"{stem}-{version}-py3-none-any.whl"
+            _write_empty_wheel(path, stem, version, self._stand_in_metadata(item))
             yield f"{item.name} @ {path.as_uri()}"
 
     def _stand_in_metadata(self, item: Provided) -> str:
@@ -504,6 +636,8 @@ class _Run:
 
     def _package(self, entry: Mapping[str, Any], needed: Mapping[str, set[str]]) -> PypiPackage:
         name = canonicalize_name(entry["name"])
+        if name in self.direct:
+            return replace(self.direct[name].package, requires=tuple(sorted(needed.get(name, ()))))
         file = self._file(name, entry)
         url = canonical_or_same(without_credentials(file["url"]))
         return PypiPackage(
@@ -522,6 +656,9 @@ class _Run:
     def _file(self, name: str, entry: Mapping[str, Any]) -> Mapping[str, Any]:
         """The wheel that fits best; it must have a sha256, and be on a server."""
         files = [file for file in entry.get("wheels", ()) if _is_taken(file)]
+        hashes = self.options.hashes.get(name)
+        if hashes:
+            files = [file for file in files if file["hashes"]["sha256"] in hashes]
         ranked = [
             (rank, file)
             for file in files
@@ -529,6 +666,14 @@ class _Run:
         ]
         if ranked:
             return min(ranked, key=lambda pair: pair[0])[1]  # type: ignore[no-any-return]
+        if hashes:
+            raise PypiError(
+                f"On {self.platform}: no wheel of {name} {entry.get('version', '')} that fits "
+                f"{self.target.uv_platform} has a hash that the specification names.",
+                where="dependencies.pip",
+                hint="Add the --hash of the wheel for this platform, or leave the hashes out: "
+                "the lock holds the sha256 of every wheel.",
+            )
         raise PypiError(
             f"On {self.platform}: the index has no wheel of {name} {entry.get('version', '')} with "
             f"a sha256 that fits {self.target.uv_platform}.",
@@ -585,7 +730,18 @@ class _Run:
         )
 
 
-def _parse(requirements: Sequence[str]) -> list[Requirement]:
+def _write_empty_wheel(path: Path, stem: str, version: Version, metadata: str) -> None:
+    with zipfile.ZipFile(path, "w") as wheel:
+        info = f"{stem}-{version}.dist-info"
+        wheel.writestr(f"{info}/METADATA", metadata)
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+
+
+def _parse(
+    requirements: Sequence[str], direct: Mapping[str, DirectWheel] | None
+) -> list[Requirement]:
+    """Parse PEP 508; URLs are refused that no wheel of `direct`, if given, stands for."""
     parsed: list[Requirement] = []
     faults: list[StoreError] = []
     for text in requirements:
@@ -594,7 +750,8 @@ def _parse(requirements: Sequence[str]) -> list[Requirement]:
         except InvalidRequirement as error:
             faults.append(FaultError(f"“{text}” cannot be read: {error}", where="dependencies.pip"))
             continue
-        if requirement.url:
+        known = direct is None or canonicalize_name(requirement.name) in direct
+        if requirement.url and not known:
             faults.append(
                 FaultError(
                     f"“{without_credentials(text)}” names a URL; only indexes are asked.",
@@ -607,6 +764,15 @@ def _parse(requirements: Sequence[str]) -> list[Requirement]:
     return parsed
 
 
+def _applying(requirements: Sequence[Requirement], target: _Target) -> list[Requirement]:
+    """Those whose markers hold for the target."""
+    return [
+        requirement
+        for requirement in requirements
+        if requirement.marker is None or requirement.marker.evaluate(dict(target.markers))
+    ]
+
+
 def _refuse_contradictions(
     wanted: Sequence[Requirement], provided: Mapping[str, Provided], platform: str
 ) -> None:
@@ -614,7 +780,7 @@ def _refuse_contradictions(
         (requirement, held)
         for requirement in wanted
         if (held := provided.get(canonicalize_name(requirement.name))) is not None
-        and not requirement.specifier.contains(held.version, prereleases=True)
+        and (requirement.url or not requirement.specifier.contains(held.version, prereleases=True))
     ]
     if clashes:
         raise PypiError(

@@ -338,8 +338,9 @@ def _unpack(
         zipfile.LargeZipFile,
         zlib.error,
     ) as error:
+        said = str(error).replace(f"{alone}/", "")  # where the cache lies is nobody's concern
         raise LinkError(
-            f"{name} is no wheel that can be installed: {error}.", where=wheel.url
+            f"{name} is no wheel that can be installed: {said}.", where=wheel.url
         ) from error
     finally:
         shutil.rmtree(alone, ignore_errors=True)

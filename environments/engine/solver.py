@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from environments.domain.errors import ChannelUnavailableError, RequestError, TimeLimitError
 from environments.domain.lock import Lock, PlatformLock
+from environments.domain.pip_requirements import NO_OPTIONS, PipOptions
 from environments.domain.progress import Cancelled, never
 from environments.domain.records import CondaPackage, PypiPackage
 from environments.domain.specification import newest_allowed, parse_exclude_newer
@@ -20,6 +21,7 @@ from environments.engine import forward_proxy
 from environments.engine.channel_jobs import ChannelJob, Described, Description, Listing
 from environments.engine.channels import Channels
 from environments.engine.completion import History, complete_lock
+from environments.engine.direct_wheels import DirectWheel
 from environments.engine.pypi_rules import led_by_rules
 from environments.engine.python_indexes import PythonIndexes
 from environments.engine.records import to_rattler
@@ -46,6 +48,19 @@ class Solver(Protocol):
 class PypiPart(Protocol):
     """What `pypi.PypiResolver` does."""
 
+    def provide(
+        self,
+        requirements: Sequence[str],
+        platform_lock: PlatformLock,
+        *,
+        host: PlatformLock | None,
+        virtual_packages: Sequence[str],
+        exclude_newer: datetime | None,
+        cancelled: Cancelled,
+        log: Log,
+        time_limit: timedelta,
+    ) -> Mapping[str, DirectWheel]: ...
+
     def lock(
         self,
         requirements: Sequence[str],
@@ -58,6 +73,8 @@ class PypiPart(Protocol):
         time_limit: timedelta,
         constraints: Sequence[str] = (),
         exclude_newer_of: Mapping[str, datetime | None] = ...,
+        options: PipOptions = ...,
+        direct: Mapping[str, DirectWheel] = ...,
     ) -> tuple[PypiPackage, ...]: ...
 
 
@@ -79,6 +96,7 @@ class RattlerSolver:
         memory_limit: int = 1 << 30,
         idle_memory: int = 220 << 20,
         readable: Sequence[Path] = (),
+        platform: str = "",
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """
@@ -88,11 +106,13 @@ class RattlerSolver:
             isolated: False solves in this process, for tests of what happens inside.
             memory_limit: bytes that a solve may take before it is stopped as too hard.
             readable: what the processes may read beside their cache and what a request names.
+            platform: of this machine, whose Python builds wheels from source.
             idle_memory: bytes above which an idle process of the solver makes way for a new one.
         """
         self.channels = channels
         self.indexes = indexes
         self._pypi = pypi
+        self._platform = platform
         self._now = now
         self._processes = (
             SolverProcesses(
@@ -229,7 +249,7 @@ class RattlerSolver:
         parts = self._conda(work, cancelled=cancelled, log=log)
         if any(request.pip.get(platform) for platform in request.platforms):
             parts = [
-                replace(part, pypi=self._wheels(work, part, cancelled=cancelled, log=log))
+                replace(part, pypi=self._wheels(work, part, parts, cancelled=cancelled, log=log))
                 for part in parts
             ]
         return Lock(channels=request.channels, platforms=tuple(parts))
@@ -286,7 +306,13 @@ class RattlerSolver:
             ) from error
 
     def _wheels(
-        self, work: Work, part: PlatformLock, *, cancelled: Cancelled, log: Log
+        self,
+        work: Work,
+        part: PlatformLock,
+        parts: Sequence[PlatformLock],
+        *,
+        cancelled: Cancelled,
+        log: Log,
     ) -> tuple[PypiPackage, ...]:
         request = work.request
         wanted = request.pip.get(part.platform, ())
@@ -304,14 +330,31 @@ class RattlerSolver:
             name: _earlier(work.cutoff, moment) for name, moment in request.pypi_cutoffs.items()
         }
 
+        started = time.monotonic()
+        cutoff = _earlier(work.cutoff, request.pypi_cutoff)
+        direct = pypi.provide(
+            wanted,
+            part,
+            host=next((each for each in parts if each.platform == self._platform), None),
+            virtual_packages=virtual,
+            exclude_newer=cutoff,
+            cancelled=cancelled,
+            log=log,
+            time_limit=request.timeout,
+        )
+        # Building a wheel has a time limit of its own.
+        deadline = work.deadline + (time.monotonic() - started if direct else 0)
+
         def resolve(constraints: Sequence[str]) -> tuple[PypiPackage, ...]:
-            left = work.deadline - time.monotonic()
+            left = deadline - time.monotonic()
             return pypi.lock(
                 wanted,
                 part,
                 virtual_packages=virtual,
-                exclude_newer=_earlier(work.cutoff, request.pypi_cutoff),
+                exclude_newer=cutoff,
                 exclude_newer_of=others,
+                options=request.pip_options.get(part.platform, NO_OPTIONS),
+                direct=direct,
                 constraints=constraints,
                 cancelled=cancelled,
                 log=log,

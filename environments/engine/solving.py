@@ -22,6 +22,7 @@ from environments.domain.errors import (
 )
 from environments.domain.lock import Lock, PlatformLock, dependency_order, takes_pip
 from environments.domain.names import without_credentials
+from environments.domain.pip_requirements import PipOptions
 from environments.domain.progress import Cancelled
 from environments.domain.records import CondaPackage, require_sha256
 from environments.engine import virtual_packages
@@ -55,6 +56,7 @@ class SolveRequest:
     platforms: tuple[str, ...]
     timeout: timedelta
     pip: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # platform -> PEP 508
+    pip_options: Mapping[str, PipOptions] = field(default_factory=dict)  # by platform
     virtual_packages: tuple[str, ...] = ()  # overrides: "__cuda=12"
     exclude_newer: str = ""  # "", an ISO date or time, or an age: "7 days", "P7D", "36h"
     constraints: tuple[str, ...] = ()  # MatchSpecs that hold in every answer: policy

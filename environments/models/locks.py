@@ -149,6 +149,11 @@ class PypiRecord(models.Model):
     listed = models.BooleanField(
         null=True, help_text="Whether an index links to it; rows of older releases: unknown."
     )
+    direct = models.BooleanField(
+        default=False,
+        db_default=False,
+        help_text="Whether it was named by its own URL, or by a Git commit from which it is built.",
+    )
     name = models.CharField(max_length=200)
     version = models.CharField(max_length=100)
     file_name = models.CharField(max_length=400)
@@ -194,6 +199,7 @@ class PypiRecord(models.Model):
             requires_python=package.requires_python,
             license=package.license,
             uploaded=package.uploaded,
+            direct=package.direct,
         )
 
     def value(self) -> PypiPackage:
@@ -209,6 +215,7 @@ class PypiRecord(models.Model):
             license=self.license,
             uploaded=self.uploaded,
             listed=self.listed is not False,
+            direct=self.direct,
         )
 
 

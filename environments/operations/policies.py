@@ -55,7 +55,14 @@ from environments.models import (
     audited,
 )
 from environments.operations.approvals import reconsider
-from environments.policies import assemble, built_in, recalls_in_force, rule_of, rulings_of
+from environments.policies import (
+    assemble,
+    built_in,
+    holding,
+    recalls_in_force,
+    rule_of,
+    rulings_of,
+)
 
 #: Rules of one policy. Each name of a solve is held against each.
 MOST_RULES = 500
@@ -470,7 +477,7 @@ def simulate(
 def rules_in_force(namespace: Namespace | None) -> list[Rule]:
     """Of the installation (None), or of a namespace, in which both hold."""
     rows = PolicyRule.objects.filter(enabled=True, policy__namespace=None)
-    found = [rule_of(row) for row in rows]
+    found = holding([rule_of(row) for row in rows], namespace)
     rules = built_in({rule.kind for rule in found})
     if namespace is not None:
         own = PolicyRule.objects.filter(enabled=True, policy__namespace=namespace)

@@ -11,10 +11,12 @@ from environments.domain.policy.judging import (
 from environments.domain.policy.package_specs import PackageSpec, package_spec
 from environments.domain.policy.rules import (
     KINDS,
+    PIP_SOURCES,
     UNLISTED,
     Channels,
     InstallScripts,
     Licences,
+    PipSources,
     Recalled,
     Rule,
     UnlistedPackages,
@@ -25,6 +27,7 @@ from environments.domain.policy.verdicts import WHOLE, Effect, PackageKey, Rulin
 
 __all__ = [
     "KINDS",
+    "PIP_SOURCES",
     "UNLISTED",
     "WHOLE",
     "Channels",
@@ -37,6 +40,7 @@ __all__ = [
     "Objection",
     "PackageKey",
     "PackageSpec",
+    "PipSources",
     "Policy",
     "Recalled",
     "Rule",

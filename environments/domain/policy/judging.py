@@ -12,6 +12,7 @@ from packaging.utils import canonicalize_name
 from environments.domain.diff import shortest_chains
 from environments.domain.errors import ChannelNotAllowedError, PolicyError, StoreError
 from environments.domain.lock import Lock, PlatformLock, required_name
+from environments.domain.pip_requirements import direct_reference
 from environments.domain.policy.package_specs import PackageSpec, package_spec
 from environments.domain.policy.rules import Channels, Check, MinimumAge, Rule
 from environments.domain.policy.subjects import Evidence, LockedPackage, Subject
@@ -221,7 +222,33 @@ def judge_names(policy: Policy, specification: Specification) -> tuple[Verdict, 
                 if rule.effect is Effect.ASK or not (text := rule.of_name(manager, name)):
                     continue
                 verdicts.append(_verdict(policy, Objection(rule, rule.effect, text), name, (name,)))
+    verdicts += _of_sources(policy, specification)
     return _refuse_enforced(verdicts)
+
+
+def _of_sources(policy: Policy, specification: Specification) -> Iterator[Verdict]:
+    """Verdicts on the sources that a pip part names itself. What is asked is judged in the lock."""
+    direct = {
+        required_name(text): reference
+        for texts in specification.pip.values()
+        for text in texts
+        if (reference := direct_reference(text)) is not None
+    }
+    urls = {url: None for options in specification.pip_options.values() for url in options.urls}
+    if not direct and not urls:
+        return
+    for rule in policy.rules:
+        for subject, sentence in rule.of_sources(direct, tuple(urls)):
+            # No package could be held for a decision on an index.
+            effect = Effect.ENFORCE if rule.effect is Effect.ASK else rule.effect
+            yield Verdict(
+                rule=rule.name,
+                effect=effect,
+                subject=subject,
+                reason=f"{sentence} {_source(rule)}.",
+                package=PackageKey(manager="pypi", name=required_name(subject)),
+                policy=policy.version,
+            )
 
 
 def judge_lock(

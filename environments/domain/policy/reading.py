@@ -201,5 +201,16 @@ def channel_pattern(text: str) -> str:
     return text
 
 
+def source_pattern(text: str) -> str:
+    """A URL pattern with its scheme: what is not encrypted is allowed only where it says so."""
+    pattern = channel_pattern(text)
+    if not pattern.lower().startswith(("https://", "http://")) or pattern.count("/") < 3:
+        raise InvalidInputError(
+            f"{printable(text)} is not a pattern of URLs.",
+            hint="Write it like https://github.com/acme/*.",
+        )
+    return pattern
+
+
 def plain(text: str) -> str:
     return " ".join(text.split())

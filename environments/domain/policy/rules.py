@@ -6,14 +6,16 @@ those of a namespace can tighten what the installation says, never loosen it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 from environments.domain.errors import FaultError, RuleError
 from environments.domain.lock import PlatformLock
-from environments.domain.names import did_you_mean, in_channel, printable
+from environments.domain.names import channel_allowed, did_you_mean, in_channel, printable
+from environments.domain.pip_requirements import DirectReference
 from environments.domain.policy.licences import (
     FREE_TEXT,
     acceptable,
@@ -26,7 +28,7 @@ from environments.domain.policy.package_specs import (
     pypi_keeping,
     pypi_leaving_out,
 )
-from environments.domain.policy.reading import Settings, channel_pattern, plain
+from environments.domain.policy.reading import Settings, channel_pattern, plain, source_pattern
 from environments.domain.policy.subjects import Evidence, LockedPackage, Subject
 from environments.domain.policy.verdicts import Effect
 from environments.domain.records import Package
@@ -91,9 +93,24 @@ class Rule:
         """What there is against this name, whatever the version."""
         return ""
 
+    def of_sources(
+        self, direct: Mapping[str, DirectReference], indexes: tuple[str, ...]
+    ) -> Iterator[tuple[str, str]]:
+        """(subject, sentence) of sources that a pip part names itself and may not use.
+
+        Args:
+            direct: by the name of the package.
+            indexes: URLs of indexes and of pages of links.
+        """
+        yield from ()
+
     def of_whole(self, part: PlatformLock) -> Iterator[str]:
         """Sentences about everything in one platform's lock."""
         yield from ()
+
+    def holds_in(self, namespace: str) -> bool:
+        """Whether a rule of the installation holds in the namespace of this name."""
+        return True
 
 
 _REASON_HELP = "Why, in your own words; shown to people with every refusal."
@@ -774,11 +791,128 @@ class UnlistedPackages(Rule):
         def look(subject: Subject) -> str:
             if subject.listed or any(in_channel(subject.channel, one) for one in self.allow):
                 return ""
+            if subject.source:  # no index is said to have it; see `PipSources`
+                return ""
             if _covered(self.exempt, subject):
                 return ""
             return f"is not listed by {subject.channel or 'its Python index'}"
 
         return look
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipSources(Rule):
+    """Sources that a pip part may name itself: wheels by URL, Git at a commit, other indexes.
+
+    Only the installation can allow them: without a rule of its own a built-in one refuses all. Its
+    rules of this kind grant together (`merged`); one of a namespace narrows what they grant.
+    """
+
+    kind = "pip-sources"
+    title = "Sources of pip parts"
+    settings_help = {
+        "wheels": "URL patterns of wheels that may be named with their sha256: "
+        "https://github.com/acme/*.",
+        "git": "URL patterns of Git repositories that may be named at a full commit and are built "
+        "in the sandbox: https://github.com/acme/*.",
+        "indexes": "URL patterns for --extra-index-url, --index-url and --find-links, beside the "
+        "indexes of the installation: https://download.pytorch.org/whl/*.",
+        "namespaces": "Names or globs of the namespaces in which a rule of the installation "
+        "holds; none means all.",
+        "reason": _REASON_HELP,
+    }
+
+    wheels: tuple[str, ...] = ()
+    git: tuple[str, ...] = ()
+    indexes: tuple[str, ...] = ()
+    namespaces: tuple[str, ...] = ()
+    #: The indexes of the installation, which may always be named.
+    configured: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, settings: Settings) -> dict[str, Any]:
+        return {
+            "wheels": settings.listed("wheels", source_pattern),
+            "git": settings.listed("git", source_pattern),
+            "indexes": settings.listed("indexes", source_pattern),
+            "namespaces": settings.listed("namespaces", plain),
+        }
+
+    @classmethod
+    def merged(cls, rules: Sequence[PipSources]) -> PipSources:
+        """One rule that allows what any of these does, with the mildest effect among them."""
+        mildest = max(rules, key=lambda rule: [*Effect].index(rule.effect))
+        return replace(
+            mildest,
+            wheels=tuple(dict.fromkeys(text for rule in rules for text in rule.wheels)),
+            git=tuple(dict.fromkeys(text for rule in rules for text in rule.git)),
+            indexes=tuple(dict.fromkeys(text for rule in rules for text in rule.indexes)),
+        )
+
+    @property
+    def summary(self) -> str:
+        parts = [
+            f"{what} {_listed(patterns)}"
+            for what, patterns in (
+                ("wheels of", self.wheels),
+                ("Git repositories of", self.git),
+                ("indexes", self.indexes),
+            )
+            if patterns
+        ]
+        where = f" in {_listed(self.namespaces)}" if self.namespaces else ""
+        if not parts:
+            return f"Pip parts take packages from the installation's indexes only{where}"
+        return f"Pip parts may name {', '.join(parts)}{where}"
+
+    def holds_in(self, namespace: str) -> bool:
+        return not self.namespaces or any(fnmatchcase(namespace, one) for one in self.namespaces)
+
+    def hides(self) -> bool:
+        return False  # no other version of the package is at the source that was named
+
+    def _against(self, reference: DirectReference) -> str:
+        """What there is against a source, in words that follow the package's name."""
+        patterns = self.git if reference.kind == "git" else self.wheels
+        if any(channel_allowed(reference.url, (pattern,)) for pattern in patterns):
+            return ""
+        what = "Git repositories" if reference.kind == "git" else "wheels by URL"
+        why = f"only {_listed(patterns)} may be named" if patterns else f"{what} are not allowed"
+        return f"comes from {reference.location}: {why} here"
+
+    def check(self, manager: str, name: str, evidence: Evidence) -> Check | None:
+        if manager != "pypi":
+            return None
+
+        def look(subject: Subject) -> str:
+            if not subject.source:
+                return ""
+            return self._against(DirectReference.of_location(subject.source, sha256=subject.sha256))
+
+        return look
+
+    def of_sources(
+        self, direct: Mapping[str, DirectReference], indexes: tuple[str, ...]
+    ) -> Iterator[tuple[str, str]]:
+        if self.effect is not Effect.ASK:  # what is asked is judged in the lock
+            for name, reference in direct.items():
+                if against := self._against(reference):
+                    yield name, f"{name} {against}"
+        for url in indexes:
+            if url in self.configured or channel_allowed(url, self.indexes):
+                continue
+            allowed = (*self.configured, *self.indexes)
+            named = f"Allowed are {_listed(allowed, most=10)}" if allowed else "None is allowed"
+            yield url, f"The Python index {url} is not allowed here. {named}"
+
+
+#: The rule that holds where the installation has none of this kind.
+PIP_SOURCES = PipSources(
+    name="pip-sources",
+    effect=Effect.ENFORCE,
+    because="an administrator of the installation allows other sources of pip parts, by a rule of "
+    "the kind pip-sources",
+)
 
 
 #: The rule that holds where the installation has none of this kind.
@@ -835,6 +969,7 @@ KINDS: Mapping[str, type[Rule]] = {
         InstallScripts,
         Size,
         Pypi,
+        PipSources,
         UnlistedPackages,
     )
 }

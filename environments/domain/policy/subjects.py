@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from rattler import PackageRecord
 from rattler.package import BuildString
 
-from environments.domain.records import CondaPackage, Package
+from environments.domain.records import CondaPackage, Package, PypiPackage
 from environments.domain.urls import canonical_or_same
 
 
@@ -35,6 +35,10 @@ class Subject(Protocol):
     @property
     def listed(self) -> bool:
         """Whether its channel or index states what is known of it."""
+
+    @property
+    def source(self) -> str:
+        """URL of a direct reference (see `pip_requirements`); "" for a channel or an index."""
 
     @property
     def published(self) -> float | None:
@@ -141,6 +145,11 @@ class LockedPackage:
     @property
     def listed(self) -> bool:
         return self._package.listed
+
+    @property
+    def source(self) -> str:
+        package = self._package
+        return package.url if isinstance(package, PypiPackage) and package.direct else ""
 
     @property
     def published(self) -> float | None:
