@@ -56,6 +56,8 @@ def download_patience() -> Patience:
     """How packages are fetched here, by the installation's settings."""
     return Patience(
         read=settings.DOWNLOAD_TIMEOUT,
+        rate=settings.DOWNLOAD_MIN_RATE,
+        total=settings.BUILD_TIME_LIMIT,
         largest=settings.MAX_DOWNLOAD_BYTES,
         reserve=settings.DISK_RESERVE,
     )

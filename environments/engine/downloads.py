@@ -39,8 +39,9 @@ from environments.domain.errors import (
 )
 from environments.domain.progress import Cancelled, Progress, Report, ignore, never, obey
 from environments.domain.records import CondaPackage, Package
-from environments.engine import outgoing
+from environments.engine import bounded_reading, outgoing
 from environments.engine.addresses import Guard, guard
+from environments.engine.bounded_reading import ReadLimits
 from environments.engine.credentials import (
     CredentialSource,
     no_credentials,
@@ -52,6 +53,7 @@ from environments.engine.credentials import (
 POLL = 0.1  # seconds between two looks at a cancel
 CHUNK = 256 * 1024  # bytes
 STREAMED = 512 * 1024  # bytes: smaller files are there before a pipe would be
+PIPE_SIZE = 1 << 20  # bytes: what a pipe holds, so that neither end waits for the other so often
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +105,9 @@ class Patience:
     """How long a server may take, how often it may fail, and how much it may send."""
 
     connect: timedelta = timedelta(seconds=15)
-    read: timedelta = timedelta(seconds=30)  # between two pieces of an answer
+    read: timedelta = timedelta(seconds=30)  # for the head of an answer, and between two pieces
+    rate: int = 1024  # bytes a second that the server must send, on average over `read`; 0 for any
+    total: timedelta | None = None  # for all files together
     attempts: int = 6  # for one file, each with more time before it
     longest_pause: timedelta = timedelta(seconds=20)
     #: A worker that holds a file's lock and adds nothing to it for so long is taken for stopped.
@@ -382,7 +386,7 @@ class _Fetcher:
             self.patience.read.total_seconds(), connect=self.patience.connect.total_seconds()
         )
         async with outgoing.async_client(
-            within=self.within, limits=limits, timeout=timeout, follow_redirects=True
+            within=self.within, limits=limits, timeout=timeout
         ) as client:
             using = asyncio.Semaphore(_CORES)
 
@@ -392,7 +396,7 @@ class _Fetcher:
 
             async with asyncio.TaskGroup() as group:
                 workers = [group.create_task(work()) for _ in range(min(parallel, len(downloads)))]
-                group.create_task(_watch(workers, cancelled))
+                group.create_task(_watch(workers, cancelled, self.patience.total))
 
     async def _one(
         self, download: Download, client: httpx.AsyncClient, using: asyncio.Semaphore
@@ -597,7 +601,15 @@ class _Fetcher:
         if start:
             asked["Range"] = f"bytes={start}-"
         try:
-            async with client.stream("GET", url, headers=asked) as answer:
+            limits = ReadLimits(
+                silence=self.patience.read,
+                rate=self.patience.rate,
+                size=max(download.size, self.patience.largest),
+                size_setting="CONDASTORE_MAX_DOWNLOAD_BYTES",
+            )
+            async with bounded_reading.stream(
+                client, "GET", url, headers=asked, limits=limits
+            ) as answer:
                 _judge(answer, download)
                 resumed = answer.status_code == httpx.codes.PARTIAL_CONTENT
                 if resumed and not _continues(answer, start):
@@ -605,10 +617,12 @@ class _Fetcher:
                 _judge_length(answer, download, held=start if resumed else 0)
                 if start and not resumed:
                     yield None
-                received = 0
-                async for chunk in answer.aiter_bytes():
-                    received += len(chunk)
+                async for chunk in bounded_reading.read(answer, limits):
                     yield chunk
+        except bounded_reading.SlowTransferError as error:
+            raise _Interrupted(f"the server {error}") from error
+        except bounded_reading.TooLargeError as error:
+            raise WrongBytes(f"it {error}") from error
         except AddressRefusedError as error:
             raise AddressRefusedError(error.message, where=download.url) from error
         except (httpx.TransportError, httpx.DecodingError) as error:
@@ -633,6 +647,8 @@ class _Pipe:
         while self._descriptor is None and not reader.done():
             try:
                 self._descriptor = os.open(self.path, os.O_WRONLY | os.O_NONBLOCK)
+                with contextlib.suppress(OSError):  # the user's pipes hold much already
+                    fcntl.fcntl(self._descriptor, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
             except OSError as error:
                 if error.errno != errno.ENXIO:  # nobody reads yet
                     raise
@@ -744,9 +760,17 @@ def _read_all(file: IO[bytes], hasher: hashlib._Hash | None) -> int:
     return file.tell()
 
 
-async def _watch(workers: Sequence[asyncio.Task[None]], cancelled: Cancelled) -> None:
+async def _watch(
+    workers: Sequence[asyncio.Task[None]], cancelled: Cancelled, total: timedelta | None
+) -> None:
+    """Wait for `workers`; end them at a cancel, and when all files took too long."""
+    deadline = None if total is None else time.monotonic() + total.total_seconds()
     # Only those that still run: a wait that one of the others has ended returns at once.
     running = set(workers)
     while running:
         obey(cancelled)
+        if total is not None and deadline is not None and time.monotonic() > deadline:
+            raise DownloadError(
+                f"The packages were not fetched within {total.total_seconds():,.0f} s."
+            )
         _, running = await asyncio.wait(running, timeout=POLL)

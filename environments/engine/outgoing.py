@@ -21,6 +21,7 @@ from environments.engine import forward_proxy
 from environments.engine._private import connect_through
 from environments.engine.addresses import Guard, ResolverError, guard, patience_for
 
+_READ_SIZE = 256 << 10  # bytes
 _Options = Iterable[httpcore.SOCKET_OPTION] | None
 
 
@@ -54,6 +55,34 @@ class Backend(httpcore.SyncBackend):
         raise AssertionError("one address at least was found")
 
 
+class _LargeReads(httpcore.AsyncNetworkStream):
+    """Reads more at once than httpcore asks for: the steps of Python are what takes time."""
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
+        self._stream = stream
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return await self._stream.read(max(max_bytes, _READ_SIZE), timeout)
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        opened = await self._stream.start_tls(ssl_context, server_hostname, timeout)
+        return _LargeReads(opened)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
 class AsyncBackend(httpcore.AnyIOBackend):
     """`Backend`, for asyncio."""
 
@@ -77,9 +106,10 @@ class AsyncBackend(httpcore.AnyIOBackend):
         for position, address in enumerate(found):
             patience = patience_for(position, len(found), timeout)
             try:
-                return await super().connect_tcp(
+                opened = await super().connect_tcp(
                     address, port, patience, local_address, socket_options
                 )
+                return _LargeReads(opened)
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
                 if position == len(found) - 1:
                     raise

@@ -21,7 +21,9 @@ AS_SHIPPED = {
     "CONDASTORE_DEFAULT_PLATFORMS": "linux-64",
 }
 NAMESPACE = "research"
-_LOOK = 0.02  # seconds between two looks at a build's state
+#: A state is looked at after this part of the time so far, and so many seconds at least: a look
+#: takes the system 5 ms.
+_LOOK_SHARE, _SHORTEST_LOOK = 0.04, 0.01
 
 STATE = "query($id: ID!) { build(id: $id) { state } }"
 CREATE = """
@@ -51,9 +53,10 @@ class Running(System):
 
     def finish(self, build: str) -> None:
         """Wait until it is READY; anything else is an error."""
+        clock = Clock()
         while (state := self.state(build)) != "READY":
             assert state not in FINISHED, self.show(build)
-            time.sleep(_LOOK)
+            time.sleep(max(_SHORTEST_LOOK, _LOOK_SHARE * clock.seconds))
 
     def state(self, build: str) -> str:
         return str(self.graphql(STATE, id=build)["build"]["state"])

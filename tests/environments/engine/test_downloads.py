@@ -205,7 +205,7 @@ def test_an_announced_size_other_than_the_locks_is_refused_unread(
 
 def test_an_endless_file_of_unknown_size_is_stopped(server: ChannelServer, folder: Path) -> None:
     download = replace(download_of(server), size=0)
-    with pytest.raises(DownloadError, match="more than the 100000 bytes"):
+    with pytest.raises(DownloadError, match="CONDASTORE_MAX_DOWNLOAD_BYTES"):
         fetch(folder, download, patience=replace(SHORT, largest=100_000))
 
 
@@ -276,6 +276,22 @@ def test_a_cancel_ends_a_hanging_download(server: ChannelServer, folder: Path) -
             cancelled=cancel.is_set,
             patience=replace(SHORT, read=timedelta(hours=1)),
         )
+
+
+def test_a_server_that_trickles_is_given_up(server: ChannelServer, folder: Path) -> None:
+    """Each byte comes in time, and the file would take an hour."""
+    server.faults.add(Fault("large.conda", bytes_per_second=100))
+    started = time.monotonic()
+    with pytest.raises(DownloadError, match="CONDASTORE_DOWNLOAD_MIN_RATE"):
+        fetch(folder, download_of(server), patience=replace(SHORT, rate=1000))
+    assert time.monotonic() - started < 20
+    assert fetch(folder, download_of(server, "small-0.conda"), patience=replace(SHORT, rate=1000))
+
+
+def test_all_files_together_have_a_time_limit(server: ChannelServer, folder: Path) -> None:
+    server.faults.add(Fault("large.conda", bytes_per_second=20_000))
+    with pytest.raises(DownloadError, match="not fetched within 1 s"):
+        fetch(folder, download_of(server), patience=replace(SHORT, total=timedelta(seconds=1)))
 
 
 def test_progress_counts_files_and_bytes(server: ChannelServer, folder: Path) -> None:
