@@ -62,6 +62,8 @@ class Listed(Protocol):
 #: How the folders begin into which unlisted packages are fetched.
 UNLISTED = ".unlisted-"
 _PATIENCE = Patience(attempts=3)
+#: A channel or an index does not answer now.
+UNANSWERED = (ChannelUnavailableError, TimeLimitError)
 _PARALLEL = 4  # packages that are fetched at a time to be asked themselves
 
 
@@ -107,7 +109,8 @@ def complete_lock(
     Raises:
         SpecificationError: a digest differs from the channel's, a package is gone, a wheel is not
             what an index links to: every one.
-        ChannelUnavailableError: a channel or an index does not answer now.
+        ChannelUnavailableError: a channel or an index does not answer now, and was not seen to list
+            all of these packages before.
     """
     deadline = time.monotonic() + time_limit.total_seconds()
     work = _Completion(
@@ -158,11 +161,17 @@ class _Completion:
         for package in packages:
             wanted.setdefault((package.channel, package.subdir), {})[package.url] = package
         listed: dict[str, CondaPackage] = {}
-        for (channel, subdir), some in wanted.items():
-            listed |= self._listed(channel, subdir, some)
         outcome = _Outcome(done={}, faults=[])
         unlisted: list[CondaPackage] = []
-        for package in (package for some in wanted.values() for package in some.values()):
+        answered: list[CondaPackage] = []
+        for (channel, subdir), some in wanted.items():
+            try:
+                listed |= self._listed(channel, subdir, some)
+            except UNANSWERED as error:
+                outcome.done.update(self._as_listed_before(channel, some, error))
+            else:
+                answered += some.values()
+        for package in answered:
             record = listed.get(package.url)
             if record is None:
                 unlisted.append(package)
@@ -196,6 +205,30 @@ class _Completion:
             return {}
         by_url = {canonical_or_same(package.url): package for package in found}
         return {url: package for url, package in by_url.items() if url in packages}
+
+    def _as_listed_before(
+        self, channel: str, packages: Mapping[str, CondaPackage], error: StoreError
+    ) -> dict[str, CondaPackage]:
+        """Complete packages of a channel that does not answer now from what it listed before.
+
+        Each must have been listed by this channel, at this URL, with this sha256. The package
+        archive is not asked: that bytes are kept says nothing of the channel they came from.
+
+        Raises:
+            StoreError: `error`, if one of them was not.
+        """
+        known = self.history.records(list(packages.values()))
+        done: dict[str, CondaPackage] = {}
+        for url, package in packages.items():
+            before = known.get(url)
+            if not isinstance(before, CondaPackage) or _difference(package, before):
+                raise error
+            done[url] = _joined(package, before.record, listed=True)
+        self.log(
+            f"The channel {channel} does not answer: {len(done)} packages are taken as it listed "
+            f"them before. {error.message}"
+        )
+        return done
 
     def _ask_themselves(self, packages: Sequence[CondaPackage], outcome: _Outcome) -> None:
         """Complete packages that nobody listed from their own `info/index.json`."""
@@ -299,11 +332,15 @@ class _Completion:
         files: dict[str, set[str]] = {}
         for package in packages:
             files.setdefault(package.name, set()).add(package.file_name)
-        projects = self.channels.run(
-            self.indexes.projects(files),
-            cancelled=self.cancelled,
-            deadline=self.deadline,
-        )
+        try:
+            projects = self.channels.run(
+                self.indexes.projects(files),
+                cancelled=self.cancelled,
+                deadline=self.deadline,
+            )
+        except UNANSWERED as error:
+            outcome.done.update(self._wheels_listed_before(list(wanted.values()), error))
+            return outcome
         unlisted: list[PypiPackage] = []
         for package in packages:
             answer = self._confirmed(package, projects[package.name])
@@ -315,6 +352,24 @@ class _Completion:
                 outcome.done[package.url] = answer
         self._remember(unlisted, projects, outcome)
         return outcome
+
+    def _wheels_listed_before(
+        self, packages: Sequence[PypiPackage], error: StoreError
+    ) -> dict[str, PypiPackage]:
+        """As `_as_listed_before`, of wheels at a host of an index that is configured now."""
+        assert self.indexes is not None, "asked before"
+        known = self.history.records(packages)
+        done: dict[str, PypiPackage] = {}
+        for package in packages:
+            before = known.get(package.url)
+            if not isinstance(before, PypiPackage) or not self.indexes.hold(package.url):
+                raise error
+            done[package.url] = replace(before, requires=package.requires)
+        self.log(
+            f"A Python index does not answer: {len(done)} wheels are taken as they were listed "
+            f"before. {error.message}"
+        )
+        return done
 
     def _confirmed(
         self, package: PypiPackage, project: Project | None
