@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sqlite3
 import stat
 from collections.abc import Iterator, Sequence
@@ -15,12 +16,13 @@ from urllib.parse import urlsplit
 
 from django.apps.config import AppConfig
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, register
+from django.core.checks import CheckMessage, Error, Info, register
 from django.core.checks import Warning as Warned
 
 from condastore import env, private_files
 from environments.domain.errors import InvalidInputError
 from environments.domain.folder_access import EVERYONE, parse_group_rules
+from environments.engine import git_sources
 from environments.engine.addresses import parse_networks
 from environments.engine.audit_anchor import parse_audit_anchor
 from environments.engine.confinement import python_paths
@@ -55,6 +57,7 @@ def check(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckM
         *_accounts(),
         *_sign_in(),
         *_isolation(),
+        *_optional_programs(),
         *_outgoing_requests(data),
     ]
 
@@ -155,6 +158,15 @@ def _isolation() -> Iterator[CheckMessage]:
             f"The data folder lies below {above}, which code of packages or of solvers may read.",
             hint="Set CONDASTORE_DATA to a folder elsewhere, such as /srv/condastore.",
             id="condastore.E010",
+        )
+
+
+def _optional_programs() -> Iterator[CheckMessage]:
+    if shutil.which("git") is None:
+        yield Info(
+            "git is not installed: pip parts cannot name Git repositories.",
+            hint=f"Where a rule of the kind pip-sources allows them: {git_sources.INSTALL}",
+            id="condastore.I001",
         )
 
 
