@@ -110,6 +110,7 @@ def solve_or_reuse(
             history=Listings(namespace),
             limits=engine.packages.limits,
             cancelled=cancelled,
+            direct=policy.may_name,
             log=log,
         )
         return _store(brought)

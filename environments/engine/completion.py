@@ -98,6 +98,7 @@ def complete_lock(
     history: History | None = None,
     limits: Limits = DEFAULT_LIMITS,
     time_limit: timedelta = timedelta(minutes=5),
+    direct: Callable[[str], bool] = lambda url: False,
 ) -> Lock:
     """`lock` with verified descriptions of its packages, dependencies first.
 
@@ -106,6 +107,7 @@ def complete_lock(
         indexes: those that wheels may come from; None confirms no wheel.
         history: what they listed before; asked of packages that they no longer list.
         limits: to what a package that describes itself may unpack.
+        direct: whether a wheel may be named by this URL, which is of no index.
     Raises:
         SpecificationError: a digest differs from the channel's, a package is gone, a wheel is not
             what an index links to: every one.
@@ -122,6 +124,7 @@ def complete_lock(
         cancelled=cancelled,
         deadline=deadline,
         log=log,
+        direct=direct,
     )
     conda = work.conda([p for part in lock for p in part.conda if not is_complete(p)])
     pypi = work.pypi([package for part in lock for package in part.pypi])
@@ -151,6 +154,7 @@ class _Completion:
     history: History
     limits: Limits
     cancelled: Cancelled
+    direct: Callable[[str], bool]
     deadline: float  # of time.monotonic()
     log: Log
 
@@ -317,6 +321,14 @@ class _Completion:
 
     def pypi(self, packages: Sequence[PypiPackage]) -> _Outcome:
         outcome = _Outcome(done={}, faults=[])
+        for package in packages:
+            if self.direct(package.url) and not (self.indexes and self.indexes.hold(package.url)):
+                named = self._named(package)
+                if isinstance(named, StoreError):
+                    outcome.faults.append(named)
+                else:
+                    outcome.done[package.url] = named
+        packages = [package for package in packages if not self._is_named(package, outcome)]
         wanted = {package.url: package for package in packages}
         if not wanted:
             return outcome
@@ -370,6 +382,19 @@ class _Completion:
             f"before. {error.message}"
         )
         return done
+
+    @staticmethod
+    def _is_named(package: PypiPackage, outcome: _Outcome) -> bool:
+        wheres = {fault.where for fault in outcome.faults}
+        return package.url in outcome.done or package.url in wheres
+
+    def _named(self, package: PypiPackage) -> PypiPackage | StoreError:
+        """A wheel of no index, once its URL gave the bytes that the lock names."""
+        with self._folder() as folder:
+            path = self._fetched(package, Path(folder))
+            if isinstance(path, StoreError):
+                return path
+            return replace(package, size=path.stat().st_size, listed=False, direct=True)
 
     def _confirmed(
         self, package: PypiPackage, project: Project | None

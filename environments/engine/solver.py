@@ -263,6 +263,7 @@ class RattlerSolver:
         history: History | None = None,
         limits: Limits = DEFAULT_LIMITS,
         time_limit: timedelta = timedelta(minutes=5),
+        direct: Callable[[str], bool] = lambda url: False,
     ) -> Lock:
         """`lock`, which somebody brought, with what its channels and indexes say of each package.
 
@@ -279,6 +280,7 @@ class RattlerSolver:
             cancelled=cancelled,
             log=log,
             time_limit=time_limit,
+            direct=direct,
         )
 
     def _conda(self, work: Work, *, cancelled: Cancelled, log: Log) -> list[PlatformLock]:

@@ -20,7 +20,7 @@ from environments.domain.rendering import (
     pixi_lock,
 )
 from environments.domain.sbom import cyclonedx
-from environments.models import Blob, Build, Namespace, PypiRecord
+from environments.models import Blob, Build, Namespace, PolicyRule, PypiRecord
 from environments.operations import policies
 from environments.operations.provenance import provenance
 from environments.policies import policy_of
@@ -230,3 +230,29 @@ def test_the_indexes_of_the_installation_may_always_be_named(submit, engine, set
     [url] = settings.PYPI_INDEX_URLS
     build = run(submit(text("tinyname", f"--extra-index-url {url}", f"--index-url {url}")))
     assert build.state == S.READY, said(build)
+
+
+def test_a_lock_may_name_wheels_that_a_rule_allows(submit, root, tmp_path):
+    wheel = make_wheel("outside", "1.0")
+    (tmp_path / "files").mkdir()
+    place = tmp_path / "files" / wheel.file_name
+    place.write_bytes(wheel.content)
+    with serving({"": tmp_path / "files"}) as server:
+        line = f"outside @ {server.url}{wheel.file_name}#sha256={wheel.sha256}"
+        allow(root, wheels=[f"{server.url}*"])
+        first = run(submit(text(line)))
+        assert first.state == S.READY, said(first)
+        explicit = explicit_txt(first.lock.value(), "linux-64")
+        assert f"# pip {line}" in explicit
+        again = run(submit(explicit))
+        assert again.state == S.READY, said(again)
+        [package] = again.lock.value().platforms[0].pypi
+        assert (package.direct, package.listed, package.size) == (True, False, wheel.size)
+        place.write_bytes(b"other bytes")
+        changed = run(submit(explicit + "# changed\n"))
+        assert changed.state == S.FAILED
+        rule = PolicyRule.objects.get(name="sources")
+        policies.change_rule(actor=root, rule=rule, settings={"wheels": ["https://h.org/*"]})
+        refused = run(submit(explicit + "# refused\n"))
+        assert refused.state == S.FAILED
+        assert "outside" in refused.failure["message"]

@@ -12,9 +12,9 @@ from packaging.utils import canonicalize_name
 from environments.domain.diff import shortest_chains
 from environments.domain.errors import ChannelNotAllowedError, PolicyError, StoreError
 from environments.domain.lock import Lock, PlatformLock, required_name
-from environments.domain.pip_requirements import direct_reference
+from environments.domain.pip_requirements import DirectReference, direct_reference
 from environments.domain.policy.package_specs import PackageSpec, package_spec
-from environments.domain.policy.rules import Channels, Check, MinimumAge, Rule
+from environments.domain.policy.rules import Channels, Check, MinimumAge, PipSources, Rule
 from environments.domain.policy.subjects import Evidence, LockedPackage, Subject
 from environments.domain.policy.verdicts import WHOLE, Effect, PackageKey, Ruling, Verdict
 from environments.domain.records import Package
@@ -82,6 +82,14 @@ class Policy:
             and rule.hides()
             and not any("*" in spec.name for spec in rule.exempt if spec.manager != "conda")
         ]
+
+    def may_name(self, url: str) -> bool:
+        """Whether a lock may name a wheel by this URL, which is of no index, if perhaps asked."""
+        reference = DirectReference(kind="wheel", url=url)
+        grants = [rule for rule in self.rules if isinstance(rule, PipSources)]
+        return bool(grants) and not any(
+            rule.effect is Effect.ENFORCE and rule.against(reference) for rule in grants
+        )
 
     @property
     def hides(self) -> bool:

@@ -871,7 +871,7 @@ class PipSources(Rule):
     def hides(self) -> bool:
         return False  # no other version of the package is at the source that was named
 
-    def _against(self, reference: DirectReference) -> str:
+    def against(self, reference: DirectReference) -> str:
         """What there is against a source, in words that follow the package's name."""
         patterns = self.git if reference.kind == "git" else self.wheels
         if any(channel_allowed(reference.url, (pattern,)) for pattern in patterns):
@@ -887,7 +887,7 @@ class PipSources(Rule):
         def look(subject: Subject) -> str:
             if not subject.source:
                 return ""
-            return self._against(DirectReference.of_location(subject.source, sha256=subject.sha256))
+            return self.against(DirectReference.of_location(subject.source, sha256=subject.sha256))
 
         return look
 
@@ -896,7 +896,7 @@ class PipSources(Rule):
     ) -> Iterator[tuple[str, str]]:
         if self.effect is not Effect.ASK:  # what is asked is judged in the lock
             for name, reference in direct.items():
-                if against := self._against(reference):
+                if against := self.against(reference):
                     yield name, f"{name} {against}"
         for url in indexes:
             if url in self.configured or channel_allowed(url, self.indexes):
