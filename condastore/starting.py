@@ -204,10 +204,12 @@ def prepare_database(*, ask: bool) -> Administrator | None:
     from django.core.management import call_command
     from django.db import DatabaseError, connections
 
+    from condastore.empty_database import create_tables
     from environments import folder_access
 
     try:
-        if _tables_are_behind():  # to ask is quick; the command takes seconds to do nothing
+        # To ask is quick; the command takes seconds, also to do nothing.
+        if _tables_are_behind() and not create_tables():
             call_command("migrate", interactive=False, verbosity=0)
         require_keys()
         folder_access.apply()
