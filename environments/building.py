@@ -38,6 +38,7 @@ from environments.domain.errors import (
     UnexpectedError,
 )
 from environments.domain.lifecycle import BuildState
+from environments.domain.linking import check_paths
 from environments.domain.policy import Effect, Verdict, judge_names
 from environments.engine import conda_lock_reader, disk, linking
 from environments.engine.bytecode import python_sources
@@ -49,12 +50,13 @@ from environments.models import (
     Artifact,
     Build,
     Environment,
+    LockConflicts,
     Preview,
     RecalledLock,
 )
 from environments.models.recalls import refuse_recalled
 from environments.outages import DATABASE_DOWN, is_outage, persist
-from environments.policies import judge, policy_of
+from environments.policies import judge, judge_paths, policy_of
 from environments.solving import solve_or_reuse
 from environments.tools import tools
 
@@ -113,6 +115,7 @@ def fetch(run: Run) -> None:
     assert run.policy is not None, "the lock was judged"
     if package_claims.learn(run.packages, run.wheels, policy=run.policy, log=run.log):
         judge_again(run)
+    _judge_paths(run)
     approvals.withdraw(run.build)  # held once, it may go on for another reason than a decision
 
 
@@ -126,6 +129,26 @@ def fetch_packages(run: Run) -> None:
     run.wheels = run.tools.wheels.ensure(part.pypi, **run.fetching)
 
 
+def _judge_paths(run: Run) -> None:
+    """The rules on files that packages replace of others, which only fetched packages show."""
+    build, part = run.build, run.part
+    run.paths = check_paths(
+        [cached.contents for cached in run.packages],
+        python=linking.python_of(part.conda, part.platform),
+        platform=part.platform,
+        prefix=str(run.final_prefix),
+    )
+    conflicts = run.paths.conflicts
+    if not conflicts or run.paths.faults:  # faults are reported when it is linked
+        return
+    assert build.lock is not None, "solved before it is fetched"
+    assert run.policy is not None, "the lock was judged"
+    LockConflicts.note(build.lock, part.platform, conflicts)
+    verdicts = judge_paths(run.policy, part, conflicts, run.specification)
+    before = [Verdict.from_json(verdict) for verdict in build.verdicts]
+    _obey(run, [*before, *verdicts])
+
+
 def link(run: Run) -> None:
     """Caches -> a hidden folder, as if it stood under its final name already."""
     part, build = run.part, run.build
@@ -137,6 +160,7 @@ def link(run: Run) -> None:
         final_prefix=run.final_prefix,
         cache=run.tools.packages,
         packages=run.packages,
+        checked=run.paths,
         requested=run.specification.dependencies.get(part.platform, ()),
         variables=run.specification.variables,
         moment=build.created_at,
@@ -151,7 +175,7 @@ def link(run: Run) -> None:
     run.size.add_folder(run.hidden_prefix / "conda-meta")
     if report.python is None:
         return
-    sources = python_sources(run.packages, report.python)
+    sources = python_sources(run.packages, report.python, conflicts=report.conflicts)
     if run.wheels:
         installed = install_wheels(
             run.wheels,

@@ -37,7 +37,7 @@ from environments.engine.prefix_sizes import PrefixSize
 from environments.engine.processes import sandbox_problem
 from environments.engine.pypi_install import CachedWheel
 from environments.isolation import sandboxed
-from environments.models import Build, Prefix
+from environments.models import Build, LockConflicts, Prefix
 from environments.tools import tools
 
 if TYPE_CHECKING:
@@ -120,7 +120,8 @@ def complete(build_id: int) -> None:
     interpreter = Interpreter.of(packages, python)
     if interpreter is None:
         return
-    sources = python_sources(packages, python)
+    conflicts = LockConflicts.of(build.lock_id or 0, build.platform)
+    sources = python_sources(packages, python, conflicts=conflicts)
     sources += _in_wheels(engine.wheels.ensure(part.pypi), python)
     linked = engine.bytecode.link(sources, interpreter=interpreter, prefix=prefix)
     missing, added = linked.missing, PrefixSize()

@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -53,10 +53,11 @@ from environments.domain.sbom import cyclonedx
 from environments.engine import linking
 from environments.engine.addresses import Guard
 from environments.engine.artifacts.tar import Entry
-from environments.engine.artifacts.tree import package_parts
+from environments.engine.artifacts.tree import find_conflicts, package_parts
+from environments.engine.artifacts.variables import variables_of
 from environments.engine.images.archives import FIXED_TIME, recompress, write_layer
 from environments.engine.images.base import make_base
-from environments.engine.images.layers import make_layer, variables_of
+from environments.engine.images.layers import make_layer
 from environments.engine.images.loading import LoadedImage
 from environments.engine.images.remote import Login, Reference, pull
 from environments.engine.package_cache import CachedPackage
@@ -70,6 +71,7 @@ from environments.models import (
     ChannelCredential,
     ImageBlob,
     Layer,
+    LockConflicts,
     Namespace,
 )
 
@@ -115,7 +117,7 @@ class Wanted:
             artifact=artifact,
             lock=lock,
             part=part,
-            layers=plan_layers(part, python),
+            layers=plan_layers(part, python, conflicting=_conflicting(artifact)),
             base=base,
         )
 
@@ -158,11 +160,10 @@ def make(attempt: Attempt) -> Blob:
         )
     if wanted.base is None:
         base = find_base(_base_name(artifact), artifact.platform, work=attempt.folder)
-        wanted = Wanted(
-            artifact=artifact, lock=wanted.lock, part=wanted.part, layers=wanted.layers, base=base
-        )
+        wanted = replace(wanted, base=base)
     if not _known_to_stand(artifact):
         _refuse_clashes(attempt, wanted)
+        wanted = replace(Wanted.of(artifact), base=wanted.base)
     _make_missing(attempt, wanted)
     return compose(wanted, work=attempt.folder)
 
@@ -187,8 +188,16 @@ def _known_to_stand(artifact: Artifact) -> bool:
     )
 
 
+def _conflicting(artifact: Artifact) -> set[str]:
+    """Labels of the packages of which one replaces a file of another."""
+    conflicts = LockConflicts.of(artifact.lock_id, artifact.platform)
+    return {label for each in conflicts for label in (each.winner, *each.replaced)}
+
+
 def _refuse_clashes(attempt: Attempt, wanted: Wanted) -> None:
     """For a platform that no build here has linked: a layer knows nothing of the others.
+
+    Notes the files that packages replace of others.
 
     Raises:
         LinkError: packages that clash; all of them are named.
@@ -196,15 +205,19 @@ def _refuse_clashes(attempt: Attempt, wanted: Wanted) -> None:
     packages, wheels = attempt.fetch(wanted.part.conda, wanted.part.pypi)
     work = attempt.folder / "together"
     work.mkdir()
+    platform = wanted.part.platform
+    python = linking.python_of(wanted.part.conda, platform)
+    conflicts = find_conflicts(packages, python=python, platform=platform, prefix=STANDARD_PREFIX)
     package_parts(
         packages,
         wheels,
-        python=linking.python_of(wanted.part.conda, wanted.part.platform),
-        platform=wanted.part.platform,
+        python=python,
+        platform=platform,
         prefix=STANDARD_PREFIX,
         work=work,
         cancelled=attempt.cancelled,
     )
+    LockConflicts.note(wanted.artifact.lock, platform, conflicts)
 
 
 def finish_at_once(artifact: Artifact) -> None:

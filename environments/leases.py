@@ -25,6 +25,7 @@ from dramatiq.middleware import Shutdown
 from environments import folder_access, folders, platforms
 from environments.domain.errors import LeaseLostError, StoreError, TimeLimitError, TransitionError
 from environments.domain.lifecycle import BuildState
+from environments.domain.linking import PathCheck
 from environments.domain.lock import PlatformLock
 from environments.domain.policy import Policy
 from environments.domain.progress import Progress
@@ -57,6 +58,7 @@ class Run:
         self.timings: dict[str, float] = {}
         self.packages: list[CachedPackage] = []
         self.wheels: list[CachedWheel] = []
+        self.paths: PathCheck | None = None  # of `packages`, once they are fetched
         self.policy: Policy | None = None  # by which the lock was judged in this attempt
         self.lost = False  # another worker has the build, or may have by now
         self._cancelling = False

@@ -16,8 +16,10 @@ from django.utils import timezone
 
 from environments import folders
 from environments.domain.errors import StoreError
-from environments.domain.lock import Lock
+from environments.domain.linking import PathConflict
+from environments.domain.lock import Lock, PlatformLock
 from environments.domain.policy import (
+    PATH_CONFLICTS,
     PIP_SOURCES,
     UNLISTED,
     Channels,
@@ -32,6 +34,7 @@ from environments.domain.policy import (
     Ruling,
     Sighting,
     Verdict,
+    judge_conflicts,
     judge_lock,
     package_spec,
     parse_rule,
@@ -43,6 +46,7 @@ from environments.models import (
     Build,
     CondaRecord,
     Decision,
+    LockConflicts,
     Namespace,
     PolicyRule,
     PypiRecord,
@@ -99,10 +103,8 @@ def built_in(kinds: Collection[str]) -> tuple[Rule, ...]:
     if tuple(settings.ALLOWED_CHANNELS) != ("*",):
         allow = tuple(settings.ALLOWED_CHANNELS)
         found.append(Channels(name=CHANNELS_RULE, effect=Effect.ENFORCE, allow=allow))
-    if UNLISTED.kind not in kinds:
-        found.append(UNLISTED)
-    if PIP_SOURCES.kind not in kinds:
-        found.append(PIP_SOURCES)
+    built_ins = (UNLISTED, PIP_SOURCES, PATH_CONFLICTS)
+    found += [rule for rule in built_ins if rule.kind not in kinds]
     return tuple(found)
 
 
@@ -206,6 +208,23 @@ def judge(policy: Policy, lock: Lock, specification: Specification) -> tuple[Ver
     return judge_lock(policy, lock, specification, evidence=evidence_for(policy, lock))
 
 
+def judge_paths(
+    policy: Policy,
+    part: PlatformLock,
+    conflicts: Sequence[PathConflict],
+    specification: Specification,
+) -> tuple[Verdict, ...]:
+    """`judge_conflicts`, by all that this installation knows of the packages now.
+
+    Raises:
+        PolicyError: what is refused, all of it.
+    """
+    if not conflicts:
+        return ()
+    now = timezone.now().timestamp()
+    return judge_conflicts(policy, part, conflicts, specification, evidence=Known(now=now))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
     """What the rules of a namespace say of a build that is brought into it from another one."""
@@ -239,7 +258,11 @@ def judge_arrivals(namespace: Namespace, builds: Sequence[Build]) -> list[Arriva
         if key in found or build.lock is None:
             continue
         try:
-            verdicts = judge(policy, build.lock.value(), build.specification.value())
+            lock, specification = build.lock.value(), build.specification.value()
+            verdicts = judge(policy, lock, specification)
+            for part in lock:
+                conflicts = LockConflicts.of(build.lock, part.platform)
+                verdicts += judge_paths(policy, part, conflicts, specification)
         except StoreError as error:
             found[key] = Arrival(build=build, refusal=error)
         else:

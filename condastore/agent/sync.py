@@ -266,7 +266,7 @@ class Agent:
                 cancelled=self.stopped,
             )
             if report.python is not None:
-                sources = python_sources(packages, report.python)
+                sources = python_sources(packages, report.python, conflicts=report.conflicts)
                 if wheels:
                     installed = install_wheels(
                         wheels,

@@ -268,7 +268,8 @@ def _rules(
                 status=Status.USAGE,
                 code="invalid-input",
                 hint="The kinds: channels, packages-denied, packages-allowed, licences, age, "
-                "constraints, pins, required, install-scripts, size, pypi, unlisted-packages.",
+                "constraints, pins, required, install-scripts, size, pypi, unlisted-packages, "
+                "path-conflicts.",
             )
         content = {"kind": kind, "effect": effect.value, "name": name or kind}
         return [{**content, "settings": _settings(settings)}]

@@ -46,7 +46,8 @@ def verify(
     if unknown:
         raise _invalid(
             f"{', '.join(map(str, unknown))}: not among the files of this statement.",
-            hint="Either the file was changed, or the statement is of another build.",
+            hint="The file was changed, the statement is of another build, or the file was made "
+            "later than the statement was exported: then export the statement again.",
         )
     definition = said["predicate"]["buildDefinition"]
     run = said["predicate"]["runDetails"]

@@ -34,22 +34,22 @@ class Form:
 
 
 FORMS: Mapping[ArtifactKind, Form] = {
-    ArtifactKind.TAR_GZ: Form(file_name="env.tar.gz", content_type="application/gzip", recipe=2),
-    ArtifactKind.TAR_ZST: Form(file_name="env.tar.zst", content_type="application/zstd", recipe=2),
+    ArtifactKind.TAR_GZ: Form(file_name="env.tar.gz", content_type="application/gzip", recipe=3),
+    ArtifactKind.TAR_ZST: Form(file_name="env.tar.zst", content_type="application/zstd", recipe=3),
     ArtifactKind.SQUASHFS: Form(
-        file_name="env.squashfs", content_type="application/vnd.squashfs", recipe=2
+        file_name="env.squashfs", content_type="application/vnd.squashfs", recipe=3
     ),
     ArtifactKind.SIF: Form(
-        file_name="env.sif", content_type="application/vnd.sylabs.sif", recipe=2
+        file_name="env.sif", content_type="application/vnd.sylabs.sif", recipe=3
     ),
     ArtifactKind.INSTALLER: Form(
-        file_name="install.sh", content_type="application/x-shellscript", recipe=2
+        file_name="install.sh", content_type="application/x-shellscript", recipe=3
     ),
-    ArtifactKind.BUNDLE: Form(file_name="bundle.tar", content_type="application/x-tar", recipe=2),
+    ArtifactKind.BUNDLE: Form(file_name="bundle.tar", content_type="application/x-tar", recipe=3),
     ArtifactKind.IMAGE: Form(
         file_name="image.json",
         content_type="application/vnd.oci.image.manifest.v1+json",
-        recipe=2,
+        recipe=3,
     ),
 }
 

@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
@@ -31,7 +31,7 @@ from environments.domain.lock import PlatformLock, required_name
 from environments.domain.records import CondaPackage, Package, PypiPackage
 
 #: Part of each layer's key: grows when the same package gives other bytes.
-LAYER_RECIPE = 2
+LAYER_RECIPE = 3
 #: 88 layers of packages; with the last one and a base of up to ten, an image has under 100.
 ALONE, GROUPS = 64, 24
 
@@ -91,8 +91,20 @@ class PackageLayer:
         return " ".join(names)
 
 
-def plan_layers(part: PlatformLock, python: PythonInfo | None) -> tuple[PackageLayer, ...]:
-    """The layers of a platform's packages, what others need first."""
+def plan_layers(
+    part: PlatformLock, python: PythonInfo | None, *, conflicting: Collection[str] = ()
+) -> tuple[PackageLayer, ...]:
+    """The layers of a platform's packages, what others need first.
+
+    Args:
+        conflicting: labels (name-version-build) of conda packages with a path of which another one
+            has a different file. They share the last layer, in which the package that is linked
+            last keeps its file.
+    """
+    together = [one for one in part.conda if _label(one) in conflicting]
+    if together:
+        rest = tuple(one for one in part.conda if _label(one) not in conflicting)
+        return (*plan_layers(replace(part, conda=rest), python), _layer(together, python))
     everything: tuple[Package, ...] = (*part.conda, *part.pypi)
     if len(everything) <= ALONE + GROUPS:
         return tuple(_layer([package], python) for package in everything)
@@ -105,6 +117,10 @@ def plan_layers(part: PlatformLock, python: PythonInfo | None) -> tuple[PackageL
         place = package.url if package.url in alone else (needs, _bucket(package.name))
         layers.setdefault(place, []).append(package)
     return tuple(_layer(packages, python) for packages in layers.values())
+
+
+def _label(package: CondaPackage) -> str:
+    return f"{package.name}-{package.version}-{package.build}"
 
 
 def _layer(packages: Sequence[Package], python: PythonInfo | None) -> PackageLayer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +17,10 @@ FileKind = Literal["file", "link", "folder"]
 _MINOR = re.compile(r"([1-9][0-9]?\.(?:0|[1-9][0-9]{0,2}))(?=\.|\Z)")
 #: What a package may not bring: conda's own notes about the prefix.
 _RESERVED = re.compile(r"conda-meta(/(history|frozen|state|pinned|[^/]*\.json))?")
+#: Where rattler puts files that another package replaces while it links.
+CLOBBERS = "__clobbers__"
+#: Conflicting paths of one environment; more are refused, so that the record of them is complete.
+MOST_CONFLICTS = 10_000
 #: Names without a dot in front, so neither `.` nor `..`.
 _SITE_PACKAGES = re.compile(r"\w[\w.+-]*(?:/\w[\w.+-]*)*", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -90,6 +94,10 @@ class PythonInfo:
         return cls(version=minor, site_packages=site_packages or f"lib/python{minor}/site-packages")
 
 
+#: How the content of an entry point begins in a claim: `file runs module:function`.
+_ENTRY_POINT = "file runs "
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkFault:
     """Why packages cannot be linked."""
@@ -100,6 +108,46 @@ class LinkFault:
 
     def __str__(self) -> str:
         return self.reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathConflict:
+    """One path for which several packages bring different files: the last one linked is kept."""
+
+    path: str  # in the prefix
+    winner: str  # label of the package whose file is there
+    replaced: tuple[str, ...]  # labels of the others, in the order in which they are linked
+
+    @property
+    def sentence(self) -> str:
+        others = " and ".join(self.replaced)
+        return f"{self.winner} replaces {printable(self.path)} of {others}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"path": self.path, "winner": self.winner, "replaced": list(self.replaced)}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> PathConflict:
+        return cls(
+            path=content["path"], winner=content["winner"], replaced=tuple(content["replaced"])
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathCheck:
+    """What there is to say of the paths of packages that are to be linked together."""
+
+    faults: tuple[LinkFault, ...] = ()
+    conflicts: tuple[PathConflict, ...] = ()  # by path
+
+
+def replaced_paths(conflicts: Iterable[PathConflict]) -> dict[str, set[str]]:
+    """Label of a package -> paths in the prefix at which another package's file is."""
+    found: dict[str, set[str]] = {}
+    for conflict in conflicts:
+        for label in conflict.replaced:
+            found.setdefault(label, set()).add(conflict.path)
+    return found
 
 
 def prefix_path(path: str, *, noarch_python: bool, python: PythonInfo | None) -> str:
@@ -113,37 +161,50 @@ def prefix_path(path: str, *, noarch_python: bool, python: PythonInfo | None) ->
 
 
 def is_reserved(path: str) -> bool:
-    """Return True for a file or link that no package may bring: conda's own notes."""
+    """Return True for a file or link that no package may bring: notes of conda and rattler."""
+    if path.startswith(CLOBBERS):
+        return path == CLOBBERS or path.startswith(f"{CLOBBERS}/")
     return path.startswith("conda-meta") and _RESERVED.fullmatch(path) is not None
 
 
-def find_faults(
+def check_paths(
     packages: Sequence[PackageContents],
     *,
     python: PythonInfo | None,
     platform: str,
     prefix: str,
-) -> list[LinkFault]:
-    """Everything that keeps `packages` from being linked into `prefix`, all of it at once."""
+) -> PathCheck:
+    """Check that `packages` can be linked into `prefix`: all faults and conflicts at once.
+
+    Args:
+        packages: in the order in which they are linked, dependencies first (`dependency_order`).
+    """
     faults = [fault for package in packages for fault in _own_faults(package, python, prefix)]
-    if not faults:  # paths that make no sense would make none here either
-        faults = find_clashes(packages, python=python, platform=platform)
-    return faults
+    if faults:  # paths that make no sense would make none among others either
+        return PathCheck(faults=tuple(faults))
+    return _check_together(packages, python=python, platform=platform)
 
 
-def find_clashes(
+class _Claim(NamedTuple):
+    label: str
+    path: str
+    holds: str  # kind, and what tells its content from another
+
+
+def _check_together(
     packages: Sequence[PackageContents], *, python: PythonInfo | None, platform: str
-) -> list[LinkFault]:
+) -> PathCheck:
     """Paths that two packages claim with different contents, and links that lead out.
 
-    The same content twice is no clash. On file systems that ignore case two spellings of a path
+    The same content twice is no conflict. On file systems that ignore case two spellings of a path
     are one path.
     """
     ignores_case = platform.startswith(("osx-", "win-"))
-    claims: dict[str, tuple[str, str, str]] = {}  # key: (label, path, what it holds)
+    claims: dict[str, _Claim] = {}
+    same: dict[str, list[_Claim]] = {}  # later claims of a path that equal the first
+    rivals: dict[str, list[_Claim]] = {}  # all claims of a path that has different ones, in order
     links: dict[str, str] = {}
     folders: dict[str, str] = {}  # folder: the label of a package that has something in it
-    faults: dict[tuple[str, ...], LinkFault] = {}
     for package in packages:
         for path, kind, content in _claims(package, python):
             key = path.casefold() if ignores_case else path
@@ -156,18 +217,80 @@ def find_clashes(
                 continue
             if kind == "link":
                 links[key] = content
-            holds = f"{kind} {content}"
-            held = claims.setdefault(key, (package.label, path, holds))
-            if held[1:] != (path, holds):
-                fault = _clash(held[0], held[1], package.label, path)
-                faults[(*fault.packages, key)] = fault
+            claim = _Claim(package.label, path, f"{kind} {content}")
+            held = claims.setdefault(key, claim)
+            if held is claim:
+                continue
+            if key in rivals:
+                rivals[key].append(claim)
+            elif held[1:] == claim[1:]:
+                same.setdefault(key, []).append(claim)
+            else:
+                rivals[key] = [held, *same.pop(key, ()), claim]
+    faults: dict[tuple[str, ...], LinkFault] = {}
+    conflicts: list[PathConflict] = []
+    for key, rival in sorted(rivals.items()):
+        conflict = _conflict(rival)
+        if conflict is not None:
+            conflicts.append(conflict)
+            continue
+        first, other = rival[0], next(each for each in rival if each[1:] != rival[0][1:])
+        fault = _clash(first.label, first.path, other.label, other.path)
+        faults[(*fault.packages, key)] = fault
+    for conflict, label, path in _compiled_of_others(conflicts, claims):
+        reason = f"{conflict.sentence}, and {label} brings {path}, which Python would run instead."
+        packages_of = (conflict.winner, *conflict.replaced)
+        faults[path,] = LinkFault(packages=packages_of, path=path, reason=reason)
     for key, (label, path, _) in claims.items():
         if key in folders:
             faults[key,] = _blocked(label, path, folders[key], is_link=key in links)
         elif key in links and link_end(key, links) is LinkEnd.OUTSIDE:
             reason = f"{label}: the link {path} -> {links[key]} leads out of the environment."
             faults[key,] = LinkFault(packages=(label,), path=path, reason=reason)
-    return list(faults.values())
+    if len(conflicts) > MOST_CONFLICTS:
+        labels = tuple(dict.fromkeys(conflict.winner for conflict in conflicts))
+        reason = f"Packages replace {len(conflicts)} files of others; {MOST_CONFLICTS} are allowed."
+        faults[("",)] = LinkFault(packages=labels, path="", reason=reason)
+    return PathCheck(faults=tuple(faults.values()), conflicts=tuple(conflicts))
+
+
+def _conflict(rival: Sequence[_Claim]) -> PathConflict | None:
+    """The conflict of one path; None where it must be refused.
+
+    Only ordinary files of different packages replace each other. A link could lead elsewhere than
+    the file it replaces, entry points are written while packages are linked, in no fixed order, and
+    Python runs compiled files that nobody reads.
+    """
+    labels = [claim.label for claim in rival]
+    path = rival[-1].path
+    if (
+        len(set(labels)) < len(labels)
+        or any(claim.path != path or not claim.holds.startswith("file ") for claim in rival)
+        or any(claim.holds.startswith(_ENTRY_POINT) for claim in rival)
+        or path.casefold().endswith((".pyc", ".pyo"))
+    ):
+        return None
+    return PathConflict(path=path, winner=labels[-1], replaced=tuple(labels[:-1]))
+
+
+def _compiled_of_others(
+    conflicts: Sequence[PathConflict], claims: Mapping[str, _Claim]
+) -> Iterator[tuple[PathConflict, str, str]]:
+    """(conflict, label, path) of compiled files for a source that another package's replaces."""
+    sources = {c.path: c for c in conflicts if c.path.endswith(".py")}
+    if not sources:
+        return
+    for claim in claims.values():
+        if not claim.path.endswith(".pyc"):
+            continue
+        folder, _, name = claim.path.rpartition("/")
+        if folder == "__pycache__" or folder.endswith("/__pycache__"):
+            source = f"{folder.removesuffix('__pycache__')}{name.partition('.')[0]}.py"
+        else:
+            source = claim.path.removesuffix("c")
+        conflict = sources.get(source)
+        if conflict is not None and claim.label != conflict.winner:
+            yield conflict, claim.label, claim.path
 
 
 def _claims(

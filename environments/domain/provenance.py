@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from environments.domain.linking import PathConflict
 from environments.domain.lock import Lock
 from environments.domain.pip_requirements import DirectReference
 from environments.domain.records import CondaPackage, Package, PypiPackage
@@ -47,6 +48,8 @@ class Origin:
     channel_state: str
     #: Whose rules held (the installation's, the namespace's) -> the number of their version.
     policy: Mapping[str, int]
+    #: Files that packages replace of others: no digest of a replaced package says what is there.
+    conflicts: Sequence[PathConflict] = ()
     started: datetime
     finished: datetime | None
 
@@ -64,6 +67,8 @@ def statement(origin: Origin, lock: Lock, subjects: Sequence[Subject]) -> bytes:
     }
     if origin.channel_state:
         internal["channelState"] = origin.channel_state
+    if origin.conflicts:
+        internal["pathConflicts"] = [conflict.to_json() for conflict in origin.conflicts]
     document = {
         "_type": STATEMENT,
         "subject": [

@@ -214,7 +214,9 @@ def environment_yml(lock: Lock, platform: str, specification: Specification | No
     content: dict[str, Any] = {}
     if specification is not None and specification.name:
         content["name"] = specification.name
-    content["channels"] = [*lock.channels, "nodefaults"]
+    # No `nodefaults`: conda with the rattler solver asks for a channel of that name. A list of
+    # channels in a file replaces conda's defaults only in part, but pinned packages name theirs.
+    content["channels"] = [*lock.channels]
     content["dependencies"] = dependencies
     if specification is not None and specification.variables:
         content["variables"] = dict(sorted(specification.variables.items()))

@@ -41,7 +41,13 @@ from pathlib import Path
 from typing import Any
 
 from environments.domain.errors import LeaseLostError, UnavailableError
-from environments.domain.linking import PackageContents, PythonInfo, prefix_path
+from environments.domain.linking import (
+    PackageContents,
+    PathConflict,
+    PythonInfo,
+    prefix_path,
+    replaced_paths,
+)
 from environments.domain.progress import Cancelled, Progress, Report, ignore, never, obey
 from environments.domain.records import CondaPackage
 from environments.engine.confinement import sandbox_filter
@@ -185,11 +191,24 @@ def dependency_name(dependency: str) -> str:
     return match[0].lower() if match else ""
 
 
-def python_sources(packages: Sequence[CachedPackage], python: PythonInfo) -> list[PythonSources]:
-    """What there is to compile in the site-packages of conda packages."""
+def python_sources(
+    packages: Sequence[CachedPackage],
+    python: PythonInfo,
+    *,
+    conflicts: Sequence[PathConflict] = (),
+) -> list[PythonSources]:
+    """What there is to compile in the site-packages of conda packages.
+
+    Args:
+        conflicts: where the prefix has another package's file, nothing is compiled of this one.
+    """
+    replaced = replaced_paths(conflicts)
     found: list[PythonSources] = []
     for cached in packages:
-        files = sources_among(cached.contents, python)
+        gone = replaced.get(cached.contents.label, set())
+        files = tuple(
+            each for each in sources_among(cached.contents, python) if each[1] not in gone
+        )
         if files:
             found.append(
                 PythonSources(

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -27,7 +28,14 @@ from rattler.package_cache import ValidationMode
 from rattler.platform import Subdir
 
 from environments.domain.errors import ConflictError, DiskSpaceError, LinkError
-from environments.domain.linking import PythonInfo, find_faults, prefix_path
+from environments.domain.linking import (
+    CLOBBERS,
+    PathCheck,
+    PathConflict,
+    PythonInfo,
+    check_paths,
+    prefix_path,
+)
 from environments.domain.lock import PlatformLock
 from environments.domain.names import printable
 from environments.domain.progress import Cancelled, Progress, Report, ignore, never, obey
@@ -55,6 +63,7 @@ class LinkReport:
     bytes_unique: int  # of files that were copied to replace the prefix in them
     link_scripts: Mapping[str, tuple[str, ...]]  # package: its scripts, none of which was run
     python: PythonInfo | None
+    conflicts: tuple[PathConflict, ...] = ()  # files of packages that others replaced
 
 
 def python_of(packages: Sequence[CondaPackage], platform: str) -> PythonInfo | None:
@@ -80,6 +89,7 @@ def link(
     variables: Mapping[str, str],
     moment: datetime,
     note: str,
+    checked: PathCheck | None = None,
     progress: Report = ignore,
     cancelled: Cancelled = never,
 ) -> LinkReport:
@@ -90,18 +100,19 @@ def link(
         requested: the conda requirements of the specification, for conda's own notes.
         variables: what activation sets.
         moment, note: go into the history: when, and what made the prefix.
+        checked: what `check_paths` says of these packages and `final_prefix`, where it is known.
     Raises:
         LinkError: packages that clash or cannot be linked; every one of them is named.
         DiskSpaceError, LeaseLostError: `target` is left as it is, to be thrown away.
     """
     python = python_of(lock.conda, lock.platform)
-    faults = find_faults(
+    checked = checked or check_paths(
         [cached.contents for cached in packages],
         python=python,
         platform=lock.platform,
         prefix=str(final_prefix),
     )
-    if faults:
+    if faults := checked.faults:
         raise LinkError(
             "; ".join(fault.reason.rstrip(".") for fault in faults[:20]) + ".",
             hint="Ask for other versions of these packages, or leave one of them out.",
@@ -118,7 +129,9 @@ def link(
         with cache.view(packages) as view:
             _install(lock, target, final_prefix, view, requested, progress, cancelled)
             _refuse_misplaced_links(packages, target, python)
+            _keep_winners(checked.conflicts, packages, target)
             _tidy(target, view, packages)
+        _close_entry_points(packages, target, python)
         _make_folders(packages, target, python)
         _write_notes(lock, target, requested, variables, moment, note)
     except OSError as error:
@@ -127,7 +140,7 @@ def link(
                 "The disk is full: the environment could not be linked."
             ) from error
         raise
-    return _report(packages, python)
+    return _report(packages, python, checked.conflicts)
 
 
 def _install(
@@ -212,6 +225,51 @@ class _Counter(InstallerReporter):
         )
 
 
+def _keep_winners(
+    conflicts: Sequence[PathConflict], packages: Sequence[CachedPackage], target: Path
+) -> None:
+    """Have the file of the package that is linked last at each conflicting path.
+
+    rattler keeps the file of another one where neither needs the other, and moves the rest into
+    `__clobbers__/NAME/`. What is at the path afterwards must be what the winner's record says.
+
+    Raises:
+        LinkError: it is something else.
+    """
+    if not conflicts:
+        return
+    names = {cached.contents.label: cached.contents.name for cached in packages}
+    expected: dict[str, dict[str, str]] = {}
+    for conflict in conflicts:
+        label, place = conflict.winner, target / conflict.path
+        aside = target / CLOBBERS / names[label] / conflict.path
+        if os.path.lexists(aside):
+            aside.replace(place)
+        if label not in expected:
+            expected[label] = _linked_digests(target, label)
+        if place.is_symlink() or _sha256(place) != expected[label].get(conflict.path):
+            raise LinkError(
+                f"{printable(conflict.path)} of {label} was not linked as its record says.",
+                hint="Leave out one of the packages that bring this file: "
+                f"{', '.join((label, *conflict.replaced))}.",
+            )
+
+
+def _linked_digests(target: Path, label: str) -> dict[str, str]:
+    """Path in the prefix -> sha256 of its content there, by conda's note of a linked package."""
+    note = json.loads((target / "conda-meta" / f"{label}.json").read_bytes())
+    return {
+        entry.get("original_path") or entry["_path"]: entry.get("sha256_in_prefix")
+        or entry.get("sha256", "")
+        for entry in note["paths_data"]["paths"]
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _tidy(target: Path, view: Path, packages: Sequence[CachedPackage]) -> None:
     """Take what rattler leaves that is not of the environment out of `target`.
 
@@ -219,7 +277,7 @@ def _tidy(target: Path, view: Path, packages: Sequence[CachedPackage]) -> None:
     files of two packages stand twice; and a tag tells backups that the folder is a mere cache.
     """
     (target / "CACHEDIR.TAG").unlink(missing_ok=True)
-    clobbered = target / "__clobbers__"
+    clobbered = target / CLOBBERS
     parents = {cached.folder.name: cached.folder.parent for cached in packages}
     for path in (target / "conda-meta").glob("*.json"):
         with path.open("r+b") as file:  # rewritten in place: no other prefix has this inode
@@ -263,6 +321,19 @@ def _refuse_misplaced_links(
                 )
 
 
+def _close_entry_points(
+    packages: Sequence[CachedPackage], target: Path, python: PythonInfo | None
+) -> None:
+    """Let nobody but the owner write entry points, which rattler writes for this prefix as 0775."""
+    for cached in packages:
+        if python is None or not cached.contents.noarch_python:
+            continue
+        for entry_point in cached.contents.entry_points:
+            script = target / python.scripts / entry_point.partition("=")[0].strip()
+            with contextlib.suppress(FileNotFoundError):  # of another form on this platform
+                script.chmod(0o755, follow_symlinks=False)
+
+
 def _make_folders(
     packages: Sequence[CachedPackage], target: Path, python: PythonInfo | None
 ) -> None:
@@ -300,7 +371,11 @@ def _write_notes(
     )
 
 
-def _report(packages: Sequence[CachedPackage], python: PythonInfo | None) -> LinkReport:
+def _report(
+    packages: Sequence[CachedPackage],
+    python: PythonInfo | None,
+    conflicts: Sequence[PathConflict],
+) -> LinkReport:
     files = [file for cached in packages for file in cached.contents.files if file.kind != "folder"]
     return LinkReport(
         paths=len(files),
@@ -312,6 +387,7 @@ def _report(packages: Sequence[CachedPackage], python: PythonInfo | None) -> Lin
             if cached.contents.link_scripts
         },
         python=python,
+        conflicts=tuple(conflicts),
     )
 
 

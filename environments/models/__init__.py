@@ -31,6 +31,7 @@ from environments.models.images import (
 )
 from environments.models.locks import (
     CondaRecord,
+    LockConflicts,
     LockedConda,
     LockedPypi,
     LockRow,
@@ -82,6 +83,7 @@ __all__ = [
     "Layer",
     "Leader",
     "LegalHold",
+    "LockConflicts",
     "LockRow",
     "LockedConda",
     "LockedPypi",

@@ -12,6 +12,7 @@ from typing import Any, Self
 from django.db import IntegrityError, models, transaction
 from django.utils import timezone
 
+from environments.domain.linking import PathConflict
 from environments.domain.lock import Lock, PlatformLock
 from environments.domain.policy.subjects import in_seconds
 from environments.domain.records import CondaPackage, PypiPackage
@@ -440,3 +441,35 @@ class SolveRow(models.Model):
         now = timezone.now()
         silent = SolveRow.objects.filter(pk=self.pk, lock=None, created_at__lt=now - patience)
         return bool(silent.update(created_at=now))
+
+
+class LockConflicts(models.Model):
+    """Paths of a lock's packages at which one replaces the file of another, on one platform.
+
+    A function of the lock, known once its packages are fetched; no row where there are none.
+    """
+
+    lock = models.ForeignKey(LockRow, models.CASCADE, related_name="conflicts")
+    platform = models.CharField(max_length=32)
+    conflicts = models.JSONField(help_text="Path, package whose file is there, packages replaced.")
+
+    class Meta:
+        default_permissions = ()
+        constraints = [
+            models.UniqueConstraint(fields=["lock", "platform"], name="lock_conflicts_once")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.lock} {self.platform}"
+
+    @classmethod
+    def note(cls, lock: LockRow, platform: str, conflicts: Sequence[PathConflict]) -> None:
+        if conflicts:
+            content = [conflict.to_json() for conflict in conflicts]
+            cls.objects.get_or_create(lock=lock, platform=platform, defaults={"conflicts": content})
+
+    @classmethod
+    def of(cls, lock: LockRow | int, platform: str) -> tuple[PathConflict, ...]:
+        """In the order of their paths; none where none were found, or nobody has looked."""
+        row = cls.objects.filter(lock=lock, platform=platform).first()
+        return tuple(map(PathConflict.from_json, row.conflicts)) if row else ()

@@ -28,6 +28,7 @@ from environments.domain.errors import (
     RuleError,
     StoreError,
 )
+from environments.domain.linking import PathConflict
 from environments.domain.policy import (
     Effect,
     Known,
@@ -38,13 +39,14 @@ from environments.domain.policy import (
     UnlistedPackages,
     parse_rule,
 )
-from environments.domain.policy.rules import Channels, Required, Size
+from environments.domain.policy.rules import Channels, PathConflicts, Required, Size
 from environments.domain.records import CondaPackage, PypiPackage
 from environments.engine.first_seen import FirstSeen
 from environments.models import (
     AuditEvent,
     CondaRecord,
     Environment,
+    LockConflicts,
     LockedConda,
     LockedPypi,
     Namespace,
@@ -532,6 +534,7 @@ class _Trial:
             "pypi": self._judge("pypi", PypiRecord, LockedPypi, locks),
         }
         self._sizes = [rule for rule in rules if isinstance(rule, Size)]
+        self._paths = [rule for rule in rules if isinstance(rule, PathConflicts)]
         self._required = self._required_keys([rule for rule in rules if isinstance(rule, Required)])
         self._decided: tuple[int, Screen | None] = (0, None)
 
@@ -687,6 +690,10 @@ class _Trial:
                 for rule in self._sizes:
                     for text in rule.of_sums(platform, size, count):
                         yield lock, _whole(rule, platform, text)
+        if self._paths:
+            for row in LockConflicts.objects.filter(lock__in=locks).select_related("lock"):
+                for against in self._of_paths(row):
+                    yield row.lock_id, against
         for required, spec, conda, pypi in self._required:
             have: set[tuple[int, str]] = set()
             for model, keys in ((LockedConda, conda), (LockedPypi, pypi)):
@@ -699,6 +706,24 @@ class _Trial:
                     if (lock_row.pk, platform) not in have:
                         text = f"{spec} is missing on {platform}"
                         yield lock_row.pk, _whole(required, platform, text)
+
+    def _of_paths(self, row: LockConflicts) -> Iterator[_Against]:
+        """What the rules have against packages that replace files of others."""
+        part = row.lock.value().on(row.platform)
+        by_winner: dict[str, list[PathConflict]] = {}
+        for conflict in map(PathConflict.from_json, row.conflicts):
+            by_winner.setdefault(conflict.winner, []).append(conflict)
+        for package in part.conda if part else ():
+            mine = by_winner.get(f"{package.name}-{package.version}-{package.build}", ())
+            for rule in self._paths:
+                if text := rule.of_conflicts(LockedPackage(package), mine):
+                    yield _Against(
+                        rule=rule.name,
+                        effect=rule.effect,
+                        package=f"{package.name} {package.version}",
+                        name=package.name,
+                        text=text,
+                    )
 
 
 def _whole(rule: Rule, platform: str, text: str) -> _Against:

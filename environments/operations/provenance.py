@@ -17,7 +17,7 @@ from environments.domain.artifacts import FORMS as ARTIFACTS
 from environments.domain.artifacts import ArtifactKind, ArtifactState, variant_of
 from environments.domain.errors import ConflictError
 from environments.domain.provenance import Origin, Subject, envelope, statement
-from environments.models import Artifact, Build, PolicyVersion, SolveRow
+from environments.models import Artifact, Build, LockConflicts, PolicyVersion, SolveRow
 from environments.models.recalls import refuse_recalled
 from environments.operations.downloads import FORMS, LockFile, platform_of
 
@@ -61,6 +61,7 @@ def _origin(build: Build) -> Origin:
         platform=build.platform,
         channel_state=solved.channel_state if solved else "",
         policy=_policy(build),
+        conflicts=LockConflicts.of(build.lock_id or 0, build.platform),
         started=build.created_at,
         finished=build.finished_at,
     )

@@ -124,6 +124,11 @@ def in_its_words(view: Any) -> Any:
             logger.exception("registry failed", path=request.path)
             status = HTTPStatus.INTERNAL_SERVER_ERROR
             return refusal(status, "UNKNOWN", "Something went wrong on our side.")
+        if answer.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            message = f"The range is outside of the blob ({answer['Content-Range']})."
+            told = refusal(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, "SIZE_INVALID", message)
+            told["Content-Range"] = answer["Content-Range"]
+            return told
         answer[API_VERSION[0]] = API_VERSION[1]
         return answer
 

@@ -18,6 +18,7 @@ from django.http import (
     HttpResponseBase,
     HttpResponseNotModified,
     HttpResponseRedirect,
+    JsonResponse,
     StreamingHttpResponse,
 )
 from django.utils.cache import patch_vary_headers
@@ -81,7 +82,11 @@ async def _streamed(request: HttpRequest, served: Served, path: Path | None) -> 
     try:
         wanted = _range(request, served)
     except ValueError:
-        response: HttpResponseBase = HttpResponse(status=416)
+        message = f"The range is outside of the file, which has {size} bytes."
+        fault = {"title": "Requested Range Not Satisfiable", "status": 416, "detail": message}
+        response: HttpResponseBase = JsonResponse(
+            fault, status=416, content_type="application/problem+json"
+        )
         response["Content-Range"] = f"bytes */{size}"
         return _told(response, served)
     first, last = wanted or (0, size - 1)

@@ -4,6 +4,7 @@ from environments.domain.policy.judging import (
     Objection,
     Policy,
     Screen,
+    judge_conflicts,
     judge_lock,
     judge_names,
     key_of,
@@ -11,11 +12,13 @@ from environments.domain.policy.judging import (
 from environments.domain.policy.package_specs import PackageSpec, package_spec
 from environments.domain.policy.rules import (
     KINDS,
+    PATH_CONFLICTS,
     PIP_SOURCES,
     UNLISTED,
     Channels,
     InstallScripts,
     Licences,
+    PathConflicts,
     PipSources,
     Recalled,
     Rule,
@@ -27,6 +30,7 @@ from environments.domain.policy.verdicts import WHOLE, Effect, PackageKey, Rulin
 
 __all__ = [
     "KINDS",
+    "PATH_CONFLICTS",
     "PIP_SOURCES",
     "UNLISTED",
     "WHOLE",
@@ -40,6 +44,7 @@ __all__ = [
     "Objection",
     "PackageKey",
     "PackageSpec",
+    "PathConflicts",
     "PipSources",
     "Policy",
     "Recalled",
@@ -50,6 +55,7 @@ __all__ = [
     "Subject",
     "UnlistedPackages",
     "Verdict",
+    "judge_conflicts",
     "judge_lock",
     "judge_names",
     "key_of",

@@ -11,10 +11,18 @@ from packaging.utils import canonicalize_name
 
 from environments.domain.diff import shortest_chains
 from environments.domain.errors import ChannelNotAllowedError, PolicyError, StoreError
+from environments.domain.linking import PathConflict
 from environments.domain.lock import Lock, PlatformLock, required_name
 from environments.domain.pip_requirements import DirectReference, direct_reference
 from environments.domain.policy.package_specs import PackageSpec, package_spec
-from environments.domain.policy.rules import Channels, Check, MinimumAge, PipSources, Rule
+from environments.domain.policy.rules import (
+    Channels,
+    Check,
+    MinimumAge,
+    PathConflicts,
+    PipSources,
+    Rule,
+)
 from environments.domain.policy.subjects import Evidence, LockedPackage, Subject
 from environments.domain.policy.verdicts import WHOLE, Effect, PackageKey, Ruling, Verdict
 from environments.domain.records import Package
@@ -150,19 +158,24 @@ class Screen:
         """In the order of the rules."""
         found: list[Objection] = []
         for rule, check in self.checks(subject.manager, subject.name):
-            text = check(subject)
-            if not text:
-                continue
-            effect, decision = rule.effect, None
-            if effect is Effect.ASK:
-                ruling = self.ruling(subject)
-                if ruling is not None and ruling.approved:
-                    continue
-                if ruling is not None:
-                    effect, decision = Effect.ENFORCE, ruling.id
-                    text = f"{text}, and was rejected: {ruling.reason}"
-            found.append(Objection(rule, effect, text, decision))
+            objection = self.decided(rule, subject, check(subject))
+            if objection is not None:
+                found.append(objection)
         return found
+
+    def decided(self, rule: Rule, subject: Subject, text: str) -> Objection | None:
+        """The objection that is left of `text` after the decisions of people; "" is none."""
+        if not text:
+            return None
+        effect, decision = rule.effect, None
+        if effect is Effect.ASK:
+            ruling = self.ruling(subject)
+            if ruling is not None and ruling.approved:
+                return None
+            if ruling is not None:
+                effect, decision = Effect.ENFORCE, ruling.id
+                text = f"{text}, and was rejected: {ruling.reason}"
+        return Objection(rule, effect, text, decision)
 
     def ruling(self, subject: Subject) -> Ruling | None:
         """The decision that holds for a package.
@@ -289,6 +302,41 @@ def judge_lock(
                 chain = chains.get(subject.name, ())
                 verdicts.append(_verdict(policy, objection, str(key), chain, key))
         verdicts += _of_whole(screen, part)
+    return _refuse_enforced(verdicts)
+
+
+def judge_conflicts(
+    policy: Policy,
+    part: PlatformLock,
+    conflicts: Sequence[PathConflict],
+    specification: Specification,
+    *,
+    evidence: Evidence,
+) -> tuple[Verdict, ...]:
+    """Verdicts on the packages that replace files of others, one for each package and rule.
+
+    Raises:
+        PolicyError: the refusals, all of them in one error.
+    """
+    if not conflicts:
+        return ()
+    screen = Screen(policy, evidence)
+    by_winner: dict[str, list[PathConflict]] = {}
+    for conflict in conflicts:
+        by_winner.setdefault(conflict.winner, []).append(conflict)
+    chains = shortest_chains(part, _roots(policy, specification, part.platform))
+    verdicts: list[Verdict] = []
+    for package in part.conda:
+        mine = by_winner.get(f"{package.name}-{package.version}-{package.build}", ())
+        subject = LockedPackage(package)
+        for rule in policy.rules:
+            if not isinstance(rule, PathConflicts):
+                continue
+            objection = screen.decided(rule, subject, rule.of_conflicts(subject, mine))
+            if objection is not None:
+                key = key_of(subject)
+                chain = chains.get(subject.name, ())
+                verdicts.append(_verdict(policy, objection, str(key), chain, key))
     return _refuse_enforced(verdicts)
 
 

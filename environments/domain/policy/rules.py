@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 from environments.domain.errors import FaultError, RuleError
+from environments.domain.linking import PathConflict
 from environments.domain.lock import PlatformLock
 from environments.domain.names import channel_allowed, did_you_mean, in_channel, printable
 from environments.domain.pip_requirements import DirectReference
@@ -915,6 +916,42 @@ PIP_SOURCES = PipSources(
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathConflicts(Rule):
+    """Packages that replace files of others: known once they are fetched, not to the solver."""
+
+    kind = "path-conflicts"
+    title = "Path conflicts"
+    settings_help = {
+        "except": "Packages that may replace files of others, as MatchSpecs.",
+        "reason": _REASON_HELP,
+    }
+
+    exempt: tuple[PackageSpec, ...] = ()
+
+    @classmethod
+    def read(cls, settings: Settings) -> dict[str, Any]:
+        return {"exempt": settings.specs("except", wide=False)}
+
+    @property
+    def summary(self) -> str:
+        return f"No packages that replace files of others{_but(self.exempt)}"
+
+    def hides(self) -> bool:
+        return False
+
+    def of_conflicts(self, winner: Subject, conflicts: Sequence[PathConflict]) -> str:
+        """What the rule has against `winner`, which replaces files of others; "" is nothing."""
+        if not conflicts or _covered(self.exempt, winner):
+            return ""
+        others = dict.fromkeys(label for each in conflicts for label in each.replaced)
+        more = f" and {len(conflicts) - 1} more files" if len(conflicts) > 1 else ""
+        return f"replaces {printable(conflicts[0].path)}{more} of {_listed(tuple(others))}"
+
+
+#: The rule that holds where the installation has none of this kind.
+PATH_CONFLICTS = PathConflicts(name="path-conflicts", effect=Effect.WARN)
+
 #: The rule that holds where the installation has none of this kind.
 UNLISTED = UnlistedPackages(name="unlisted-packages", effect=Effect.ASK)
 
@@ -971,6 +1008,7 @@ KINDS: Mapping[str, type[Rule]] = {
         Pypi,
         PipSources,
         UnlistedPackages,
+        PathConflicts,
     )
 }
 

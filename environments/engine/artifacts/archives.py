@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from importlib.metadata import version
@@ -23,8 +22,9 @@ from environments.engine.artifacts.parts import GZIP, ZSTD, Compression, PartFol
 from environments.engine.artifacts.staging import Material
 from environments.engine.artifacts.tar import END, Entry
 from environments.engine.artifacts.tree import Part, PrefixRecord, parts_of
+from environments.engine.artifacts.variables import exports, variables_of
 
-#: Set by the activation script, as the specification says.
+#: Set by the activation script: variables of packages and of the specification.
 _VARIABLES = "etc/conda/{moment}.d/condastore-variables.sh"
 
 
@@ -68,7 +68,7 @@ def archive_parts(material: Material) -> list[Part]:
     prefixes = [record for part in parts for record in part.prefixes]
     moment = int(material.moment.timestamp())
     own = sorted(
-        [*notes.entries, *_added(prefixes, material.variables, moment)],
+        [*notes.entries, *_added(prefixes, _variables(material), moment)],
         key=lambda entry: entry.path,
     )
     names = {entry.path for entry in own}
@@ -99,11 +99,14 @@ def _added(
     yield entry("bin/conda_unpack_progress.py", (package / "_progress.py").read_text())
     yield entry("bin/conda-unpack", _unpacker(prefixes), executable=True)
     if variables:
-        quoted = sorted((name, shlex.quote(value)) for name, value in variables.items())
-        exports = "".join(f"export {name}={value}\n" for name, value in quoted)
-        yield entry(_VARIABLES.format(moment="activate"), exports)
-        unset = "".join(f"unset {name}\n" for name, _ in quoted)
+        yield entry(_VARIABLES.format(moment="activate"), exports(variables))
+        unset = "".join(f"unset {name}\n" for name in sorted(variables))
         yield entry(_VARIABLES.format(moment="deactivate"), unset)
+
+
+def _variables(material: Material) -> dict[str, str]:
+    """What activation sets: the packages' variables, then the specification's, as conda does."""
+    return variables_of(material.packages) | dict(material.variables)
 
 
 def _unpacker(prefixes: Sequence[PrefixRecord]) -> str:

@@ -11,9 +11,9 @@ processors work.
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
-import shlex
 import shutil
 import threading
 import time
@@ -30,6 +30,7 @@ from environments.engine.artifacts.sif import ARCHITECTURES, write_sif
 from environments.engine.artifacts.staging import Material
 from environments.engine.artifacts.tar import END, Entry, chunks, tar_stream, with_folders
 from environments.engine.artifacts.tree import parts_of
+from environments.engine.artifacts.variables import exports, variables_of
 from environments.engine.processes import Confinement, run_tool
 
 INSTALL = "apt-get install squashfs-tools"
@@ -58,7 +59,14 @@ def make_sif(material: Material) -> Path:
     system = _write(material, [*inside, *_root(material, moment)], material.work / "root.squashfs")
     path = material.work / "env.sif"
     with whole_or_nothing(path):
-        write_sif(path, system, platform=material.platform, moment=material.moment)
+        write_sif(
+            path,
+            system,
+            platform=material.platform,
+            moment=material.moment,
+            labels=_labels(material),
+            run_script=_RUN,
+        )
     return path
 
 
@@ -106,24 +114,25 @@ unset condastore_script
 """
 
 
+def _labels(material: Material) -> dict[str, str]:
+    return {"condastore.lock": material.lock.digest, "condastore.platform": material.platform}
+
+
 def _root(material: Material, moment: int) -> Iterable[Entry]:
     def file(path: str, text: str, *, executable: bool = False) -> Entry:
         return Entry.file(path, text.encode(), moment, executable=executable)
 
-    exports = "".join(
-        f"export {name}={shlex.quote(value)}\n"
-        for name, value in sorted(material.variables.items())
-    )
+    variables = variables_of(material.packages) | dict(material.variables)
     for folder in _MOUNT_POINTS:
         yield Entry.folder(folder, moment)
     compiled = _COMPILED.format(lock=material.lock.digest[:12])
     yield file(
         ".singularity.d/env/90-environment.sh",
-        _ACTIVATE + compiled + exports + _SCRIPTS,
+        _ACTIVATE + compiled + exports(variables) + _SCRIPTS,
         executable=True,
     )
     yield file(".singularity.d/runscript", _RUN, executable=True)
-    yield file(".singularity.d/labels.json", f'{{"condastore.lock": "{material.lock.digest}"}}\n')
+    yield file(".singularity.d/labels.json", json.dumps(_labels(material)) + "\n")
     for name in ("group", "hosts", "passwd", "resolv.conf"):
         yield file(f"etc/{name}", "")
 

@@ -1,8 +1,8 @@
 """How is a squashfs put into an Apptainer image, so that its bytes depend on nothing else?
 
-A SIF is a header, a table of descriptors and the objects they describe; here one object, the root
-file system. Its id comes from its content and its times from the lock. (`siftool` gives both at
-random, and is seldom installed.)
+A SIF is a header, a table of descriptors and the objects they describe: the root file system, its
+labels, and what `apptainer inspect` shows without starting the image. Its id comes from its content
+and its times from the lock. (`siftool` gives both at random, and is seldom installed.)
 
 Source: github.com/sylabs/sif, pkg/sif (version 1 of the format): all numbers are little-endian, and
 nothing is aligned but the objects.
@@ -11,6 +11,7 @@ nothing is aligned but the objects.
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import struct
 import uuid
@@ -37,22 +38,50 @@ _DESCRIPTOR = struct.Struct("<iBIIIqqqqqqq128s384s")
 #: Of a partition: file system, kind, architecture.
 _PARTITION = struct.Struct("<ii3s")
 _DESCRIPTORS, _DESCRIPTORS_AT, DATA_AT = 48, 4096, 32768
+_ALIGNMENT = 4096
+_TYPE_LABELS, _TYPE_JSON = 0x4003, 0x4006
 _TYPE_PARTITION, _SQUASHFS, _PRIMARY_SYSTEM = 0x4004, 1, 2
 _FIRST_GROUP = 0xF0000001
 
 
-def write_sif(path: Path, system: Path, *, platform: str, moment: datetime) -> None:
-    """Write an image around the squashfs in the file `system` to the new file at `path`."""
+def write_sif(
+    path: Path,
+    system: Path,
+    *,
+    platform: str,
+    moment: datetime,
+    labels: Mapping[str, str],
+    run_script: str,
+) -> None:
+    """Write an image around the squashfs in the file `system` to the new file at `path`.
+
+    Args:
+        labels, run_script: as in the file system; `apptainer inspect` reads them from here.
+    """
     size, when = system.stat().st_size, int(moment.timestamp())
     architecture = ARCHITECTURES[platform]
+    attributes = {"labels": dict(labels), "runscript": run_script}
+    documents = [
+        (_TYPE_LABELS, b"labels.json", _json(labels)),
+        (
+            _TYPE_JSON,
+            b"inspect-metadata.json",
+            _json({"data": {"attributes": attributes}, "type": "container"}),
+        ),
+    ]
+    places: list[int] = []
+    end = DATA_AT + size
+    for _, _, content in documents:
+        places.append(_aligned(end))
+        end = places[-1] + len(content)
     with system.open("rb") as file, path.open("xb") as out:
         digest = hashlib.file_digest(file, "sha256").digest()
         out.write(
             _HEADER.pack(
                 *(_LAUNCH, b"SIF_MAGIC", b"01", architecture),
                 uuid.UUID(bytes=digest[:16], version=5).bytes,
-                *(when, when, _DESCRIPTORS - 1, _DESCRIPTORS),
-                *(_DESCRIPTORS_AT, _DESCRIPTORS * _DESCRIPTOR.size, DATA_AT, size),
+                *(when, when, _DESCRIPTORS - 1 - len(documents), _DESCRIPTORS),
+                *(_DESCRIPTORS_AT, _DESCRIPTORS * _DESCRIPTOR.size, DATA_AT, end - DATA_AT),
             )
         )
         out.seek(_DESCRIPTORS_AT)
@@ -64,6 +93,29 @@ def write_sif(path: Path, system: Path, *, platform: str, moment: datetime) -> N
                 _PARTITION.pack(_SQUASHFS, _PRIMARY_SYSTEM, architecture),
             )
         )
+        before = DATA_AT + size
+        for number, (kind, name, content) in enumerate(documents):
+            place, length = places[number], len(content)
+            padded = place + length - before
+            out.write(
+                _DESCRIPTOR.pack(
+                    *(kind, 1, 2 + number, _FIRST_GROUP, 0),
+                    *(place, length, padded, when, when, 0, 0),
+                    *(name, b""),
+                )
+            )
+            before = place + length
         out.seek(DATA_AT)
         file.seek(0)
         shutil.copyfileobj(file, out, 1 << 20)
+        for place, (_, _, content) in zip(places, documents, strict=True):
+            out.seek(place)
+            out.write(content)
+
+
+def _json(content: object) -> bytes:
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _aligned(position: int) -> int:
+    return -(-position // _ALIGNMENT) * _ALIGNMENT

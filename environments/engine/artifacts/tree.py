@@ -27,7 +27,14 @@ from conda_pack.core import PREFIX_PLACEHOLDER, rewrite_shebang
 from rattler.package import PathsJson
 
 from environments.domain.errors import LinkError
-from environments.domain.linking import PackageFile, PythonInfo, find_faults, prefix_path
+from environments.domain.linking import (
+    PackageFile,
+    PathConflict,
+    PythonInfo,
+    check_paths,
+    prefix_path,
+    replaced_paths,
+)
 from environments.domain.moments import EARLIEST
 from environments.domain.policy.subjects import in_seconds
 from environments.domain.progress import Cancelled, never, obey
@@ -37,7 +44,7 @@ from environments.engine.package_cache import CachedPackage
 from environments.engine.pypi_install import CachedWheel, install_wheels
 
 #: Part of what compressed parts are kept by: grows when the same package gives other entries.
-RECIPE = 2
+RECIPE = 3
 #: What stands for the prefix where no one knows it yet.
 UNKNOWN_PREFIX: str = PREFIX_PLACEHOLDER
 #: Flags, then the source's time, of a compiled Python file (PEP 552).
@@ -101,13 +108,21 @@ def package_parts(
     work: Path,
     cancelled: Cancelled = never,
 ) -> list[Part]:
-    """Those of packages that stand together, by name, and of wheels, which are put in `work`."""
-    _refuse_faults(packages, python, platform, prefix or "")
+    """Those of packages that stand together, by name, and of wheels, which are put in `work`.
+
+    Args:
+        packages: in the order in which they are linked: of two different files at one path, that of
+            the later package is taken.
+    """
+    conflicts = find_conflicts(packages, python=python, platform=platform, prefix=prefix or "")
+    replaced = replaced_paths(conflicts)
     parts: list[Part] = []
     taken: dict[str, str] = {}
     for package in sorted(packages, key=lambda each: each.contents.name):
         obey(cancelled)
-        parts.append(_without(_package_part(package, python, prefix), taken))
+        part = _package_part(package, python, prefix)
+        part = _leaving_out(part, replaced.get(package.contents.label, set()))
+        parts.append(_without(part, taken))
     for number, wheel in enumerate(sorted(wheels, key=lambda each: each.label)):
         obey(cancelled)
         assert python is not None, "wheels are locked beside a python only"
@@ -117,33 +132,43 @@ def package_parts(
     return parts
 
 
-def _refuse_faults(
-    packages: Sequence[CachedPackage], python: PythonInfo | None, platform: str, prefix: str
-) -> None:
-    faults = find_faults(
+def find_conflicts(
+    packages: Sequence[CachedPackage], *, python: PythonInfo | None, platform: str, prefix: str
+) -> tuple[PathConflict, ...]:
+    """The files that packages replace of others.
+
+    Raises:
+        LinkError: the packages cannot stand together; each fault is named.
+    """
+    checked = check_paths(
         [package.contents for package in packages],
         python=python,
         platform=platform,
         prefix=prefix,
     )
-    if faults:
+    if checked.faults:
         raise LinkError(
-            "; ".join(fault.reason.rstrip(".") for fault in faults[:20]) + ".",
+            "; ".join(fault.reason.rstrip(".") for fault in checked.faults[:20]) + ".",
             hint="Ask for other versions of these packages, or leave one of them out.",
         )
+    return checked.conflicts
 
 
 def _without(part: Part, taken: dict[str, str]) -> Part:
     """`part` without the paths that an earlier one has with the same content."""
     again = {entry.path for entry in part.entries if entry.path in taken}
     taken.update((entry.path, part.name) for entry in part.entries)
-    if not again:
+    return _leaving_out(part, again)
+
+
+def _leaving_out(part: Part, paths: set[str]) -> Part:
+    if not paths:
         return part
     return Part(
-        key=_digest([part.key, sorted(again)]),
+        key=_digest([part.key, sorted(paths)]),
         name=part.name,
-        entries=[entry for entry in part.entries if entry.path not in again],
-        prefixes=[record for record in part.prefixes if record.path not in again],
+        entries=[entry for entry in part.entries if entry.path not in paths],
+        prefixes=[record for record in part.prefixes if record.path not in paths],
     )
 
 
@@ -185,7 +210,8 @@ def _package_part(package: CachedPackage, python: PythonInfo | None, prefix: str
         if record is not None and file.kind == "file":
             note |= {"file_mode": record.mode, "prefix_placeholder": record.placeholder}
             entry, kept = _filled_in(entry, record, prefix)
-            if kept:
+            if kept:  # whoever unpacks it writes into it
+                entry = entry._replace(mode=entry.mode | stat.S_IWUSR)
                 prefixes.append(record._replace(path=place))
             if prefix is not None:
                 assert isinstance(entry.content, bytes), "it was just replaced"
@@ -224,7 +250,9 @@ def _plain(file: PackageFile, source: str, place: str, moment: int) -> Entry:
 
 
 def _mode(status: os.stat_result) -> int:
-    return 0o755 if status.st_mode & stat.S_IXUSR else 0o644
+    """0644 or 0755, without the owner's write where the package's file has none."""
+    readable = 0o555 if status.st_mode & stat.S_IXUSR else 0o444
+    return readable | (status.st_mode & stat.S_IWUSR)
 
 
 def _filled_in(entry: Entry, record: PrefixRecord, prefix: str | None) -> tuple[Entry, bool]:
@@ -385,6 +413,7 @@ def _wheel_part(wheel: CachedWheel, python: PythonInfo, prefix: str | None, work
             if prefix is None and status.st_nlink == 1:
                 entry, kept = _filled_in_script(entry)
                 if kept:
+                    entry = entry._replace(mode=entry.mode | stat.S_IWUSR)
                     prefixes.append(PrefixRecord(entry.path, UNKNOWN_PREFIX, "text"))
             entries.append(entry)
     key = {

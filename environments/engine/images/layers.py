@@ -7,13 +7,11 @@ prefix, and of the Python whose folders a `noarch: python` package is put into.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from environments.domain.artifacts import STANDARD_PREFIX
 from environments.domain.images import Compression, PackageLayer
-from environments.domain.json_text import parse_json
 from environments.domain.progress import Cancelled, never
 from environments.engine.artifacts.tree import package_parts
 from environments.engine.images.archives import LayerFile, write_layer
@@ -21,9 +19,6 @@ from environments.engine.package_cache import CachedPackage
 from environments.engine.pypi_install import CachedWheel
 
 _ROOT = STANDARD_PREFIX.lstrip("/")
-_VARIABLES = re.compile(r"etc/conda/env_vars\.d/[^/]+\.json")
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_MOST = 1 << 20  # bytes of such a file
 
 
 def make_layer(
@@ -57,22 +52,3 @@ def make_layer(
         entry._replace(path=f"{_ROOT}/{entry.path}") for part in parts for entry in part.entries
     )
     return write_layer(entries, to, compression=compression, cancelled=cancelled)
-
-
-def variables_of(packages: Sequence[CachedPackage]) -> dict[str, str]:
-    """What `packages` want to be set while their environment is active (env_vars.d)."""
-    found: dict[str, str] = {}
-    for package in packages:
-        for file in package.contents.files:
-            if file.kind == "file" and _VARIABLES.fullmatch(file.path) and file.size < _MOST:
-                try:
-                    told = parse_json((package.folder / file.path).read_bytes())
-                except ValueError:
-                    continue  # conda too goes on without it
-                if isinstance(told, dict):
-                    found |= {
-                        str(name): str(value)
-                        for name, value in told.items()
-                        if _NAME.fullmatch(str(name)) and "\0" not in str(value)
-                    }
-    return found

@@ -10,8 +10,9 @@ from environments.domain.linking import (
     LinkFault,
     PackageContents,
     PackageFile,
+    PathConflict,
     PythonInfo,
-    find_faults,
+    check_paths,
     prefix_path,
 )
 
@@ -50,7 +51,13 @@ def faults(
     platform: str = "linux-64",
     prefix: str = "/store/prefixes/research/12-ml",
 ) -> list[LinkFault]:
-    return find_faults(packages, python=python, platform=platform, prefix=prefix)
+    return [*check_paths(packages, python=python, platform=platform, prefix=prefix).faults]
+
+
+def conflicts(*packages: PackageContents, platform: str = "linux-64") -> list[PathConflict]:
+    checked = check_paths(packages, python=PYTHON, platform=platform, prefix="/p")
+    assert not checked.faults
+    return [*checked.conflicts]
 
 
 def test_packages_side_by_side_have_no_fault() -> None:
@@ -65,31 +72,73 @@ def test_packages_side_by_side_have_no_fault() -> None:
     )
 
 
-def test_one_path_with_two_contents_names_both_packages_and_the_path() -> None:
-    [fault] = faults(
-        package("one", file("share/x", "one")),
-        package("two", file("share/x", "two")),
+def test_of_two_files_at_one_path_that_of_the_package_linked_last_is_kept() -> None:
+    one, two = package("one", file("share/x", "one")), package("two", file("share/x", "two"))
+    [conflict] = conflicts(one, two)
+    assert conflict.path == "share/x"
+    assert (conflict.winner, conflict.replaced) == ("two-1.0-0", ("one-1.0-0",))
+    assert conflict.sentence == "two-1.0-0 replaces 'share/x' of one-1.0-0"
+    assert PathConflict.from_json(conflict.to_json()) == conflict
+    [other] = conflicts(two, one)
+    assert other.winner == "one-1.0-0"
+
+
+def test_the_last_of_several_packages_is_kept_also_where_some_are_equal() -> None:
+    [conflict] = conflicts(
+        package("one", file("share/x", "same")),
+        package("two", file("share/x", "same")),
+        package("three", file("share/x", "other")),
+        package("four", file("share/x", "same")),
     )
-    assert fault.packages == ("one-1.0-0", "two-1.0-0")
-    assert fault.path == "share/x"
-    assert "one-1.0-0 and two-1.0-0 both bring share/x" in fault.reason
+    assert conflict.winner == "four-1.0-0"
+    assert conflict.replaced == ("one-1.0-0", "two-1.0-0", "three-1.0-0")
 
 
 def test_one_path_with_one_content_is_no_fault() -> None:
     assert not faults(package("one", file("share/x")), package("two", file("share/x")))
 
 
-def test_every_clash_is_reported() -> None:
+def test_every_fault_is_reported_beside_conflicts() -> None:
     found = faults(
-        package("one", file("a", "1"), file("b", "1")),
-        package("two", file("a", "2"), file("b", "2")),
-        package("three", file("a", "3")),
+        package("one", file("a", "1"), link("b", "1"), file("c.pyc", "1")),
+        package("two", file("a", "2"), link("b", "2"), file("c.pyc", "2")),
     )
-    assert sorted((fault.path, fault.packages[1][:3]) for fault in found) == [
-        ("a", "thr"),
-        ("a", "two"),
-        ("b", "two"),
-    ]
+    assert sorted(fault.path for fault in found) == ["b", "c.pyc"]
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        (link("x", "one"), link("x", "two")),
+        (link("x", "one"), file("x")),
+        (file("lib/a.pyc", "1"), file("lib/a.pyc", "2")),
+        (file("lib/A.PYC", "1"), file("lib/A.PYC", "2")),
+    ],
+)
+def test_links_and_compiled_files_are_never_replaced(pair: tuple[PackageFile, PackageFile]) -> None:
+    assert len(faults(package("one", pair[0]), package("two", pair[1]))) == 1
+    assert len(faults(package("two", pair[1]), package("one", pair[0]))) == 1
+
+
+@pytest.mark.parametrize("compiled", ["lib/__pycache__/x.cpython-311.pyc", "lib/x.pyc"])
+def test_a_source_is_not_replaced_beside_the_compiled_file_of_another_package(
+    compiled: str,
+) -> None:
+    old = package("old", file("lib/x.py", "1"), file(compiled, "1"))
+    new = package("new", file("lib/x.py", "2"))
+    [fault] = faults(old, new)
+    assert fault.path == compiled
+    assert "Python would run instead" in fault.reason
+    assert conflicts(new, old)[0].winner == "old-1.0-0"
+
+
+def test_a_package_does_not_replace_its_own_file() -> None:
+    assert len(faults(package("one", file("x", "1"), file("x", "2")))) == 1
+
+
+def test_the_folder_of_replaced_files_comes_from_no_package() -> None:
+    assert len(faults(package("one", file("__clobbers__/two/share/x")))) == 1
+    assert not faults(package("one", file("__clobbersx")))
 
 
 def test_a_file_and_a_link_at_one_path_clash() -> None:
@@ -199,12 +248,12 @@ def test_a_python_package_without_python_is_refused() -> None:
     assert "the environment has no python" in fault.reason
 
 
-def test_noarch_files_clash_where_they_go() -> None:
-    [fault] = faults(
+def test_noarch_files_conflict_where_they_go() -> None:
+    [conflict] = conflicts(
         package("one", file("site-packages/x.py", "one"), noarch=True),
         package("two", file("lib/python3.11/site-packages/x.py", "two")),
     )
-    assert fault.path == "lib/python3.11/site-packages/x.py"
+    assert conflict.path == "lib/python3.11/site-packages/x.py"
 
 
 def test_an_entry_point_clashes_with_a_file() -> None:

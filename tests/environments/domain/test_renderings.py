@@ -187,6 +187,7 @@ def test_the_pinned_environment_file_asks_for_exactly_the_lock() -> None:
     text = environment_yml(lock, "linux-64", SPECIFICATION)
     specification = parse_specification(text, defaults=Defaults()).specification
     assert specification.channels == lock.channels
+    assert "nodefaults" not in text  # conda with the rattler solver asks for such a channel
     assert specification.name == "ml"
     assert specification.variables == {"A": "1"}
     assert specification.dependencies["linux-64"] == (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import shlex
 import struct
 import subprocess
@@ -23,7 +24,7 @@ from environments.engine.artifacts import archives, parts
 from environments.engine.artifacts.parts import GZIP, ZSTD, write_parts
 from environments.engine.artifacts.staging import Material
 from environments.engine.package_cache import PackageCache
-from tests.channels.conda_package import PackageFile, PackageSpec
+from tests.channels.conda_package import PLACEHOLDER, PackageFile, PackageSpec
 from tests.channels.simple_index import make_wheel
 from tests.environments.engine.artifacts import NAMES, material_of, stack
 from tests.environments.engine.packages import channel_of, packages_of
@@ -279,3 +280,56 @@ def test_the_compressors_give_the_bytes_that_they_always_gave(
         words.append(f"{state % 997:03d} ")
     content = "".join(words).encode()
     assert hashlib.sha256(compression.compress(memoryview(content))).hexdigest() == digest
+
+
+@KINDS
+def test_read_only_files_stay_so(
+    small_channel: Path, shared_cache: PackageCache, tmp_path: Path, make: Make
+) -> None:
+    filled = replace(PackageFile.text("share/filled.txt", f"in {PLACEHOLDER}\n"), mode=0o444)
+    made = channel_of(
+        tmp_path / "channel", PackageSpec("filled", "1.0", noarch="generic", files=[filled])
+    )
+    odd = packages_of(small_channel)["odd-paths"]
+    place = unpacked(make(material_of(shared_cache, odd, made["filled"])), tmp_path / "place")
+    folder = place / "share/odd paths"
+    assert (folder / "read-only.txt").stat().st_mode & 0o777 == 0o444
+    assert (folder / "with space.txt").stat().st_mode & 0o777 == 0o644
+    # conda-unpack writes into it, for people who are not root.
+    assert (place / "share/filled.txt").stat().st_mode & 0o777 == 0o644
+
+
+def test_activation_sets_the_variables_of_packages_before_those_of_the_specification(
+    small_channel: Path, shared_cache: PackageCache, tmp_path: Path
+) -> None:
+    """Values are data for the shell; names that are none are left out."""
+    value = "a 'b' \"c\" $HOME `id` $(id) \\ ; & |\nend"
+    hostile = PackageSpec(
+        "hostile",
+        "1.0",
+        noarch="generic",
+        files=[
+            PackageFile.text("etc/conda/env_vars.d/z.json", json.dumps({"VALUE": value})),
+            PackageFile.text(
+                "etc/conda/env_vars.d/a.json",
+                json.dumps({"VALUE": "early", "A;touch pwned": "x", "GREETING": "package"}),
+            ),
+            PackageFile.text("etc/conda/env_vars.d/broken.json", "{"),
+        ],
+    )
+    found = channel_of(tmp_path / "channel", hostile)
+    activating = packages_of(small_channel)["activating"]
+    made = material_of(
+        shared_cache, activating, found["hostile"], variables={"GREETING": "specification"}
+    )
+    place = unpacked(archives.make_tar_gz(made), tmp_path / "place")
+    shown = "cd / && env -0 | grep -z -e ^VALUE= -e ^GREETING= -e ^ACTIVATING_ -e pwned | sort -z"
+    said = run("bash", "-c", f"source {place}/bin/activate && {shown}").split("\0")
+    assert said == [
+        "ACTIVATING_SCRIPT=active",
+        "ACTIVATING_VARIABLE=set",
+        "GREETING=specification",
+        f"VALUE={value}",
+    ]
+    left = f"source {place}/bin/activate && source {place}/bin/deactivate && env"
+    assert "ACTIVATING_VARIABLE" not in run("bash", "-c", left)

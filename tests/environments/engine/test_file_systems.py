@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import subprocess
 from collections.abc import Callable, Iterator
@@ -103,7 +104,18 @@ def test_an_apptainer_image_is_one_to_other_tools_and_runs(material: Material) -
     assert f"{material.moment:%Y-%m-%d %H:%M:%S}" in ask("header")
     dumped = subprocess.run([siftool, "dump", "1", image], capture_output=True, check=True).stdout
     assert dumped == (material.work / "root.squashfs").read_bytes()
+    listed = ask("list")
+    assert re.search(r"\|JSON\.(Labels|Generic)|Labels", listed)
+    labels, inspected = (
+        json.loads(subprocess.run([siftool, "dump", each, image], capture_output=True).stdout)
+        for each in ("2", "3")
+    )
+    assert labels["condastore.lock"] == material.lock.digest
+    attributes = inspected["data"]["attributes"]
+    assert attributes["labels"] == labels
     with mounted(image, offset=DATA_AT) as root:
+        assert attributes["runscript"] == (root / ".singularity.d/runscript").read_text()
+        assert labels == json.loads((root / ".singularity.d/labels.json").read_text())
         binds: list[str | Path] = ["--ro-bind", root, "/"]
         activated = ". /.singularity.d/env/90-environment.sh; hello-noarch; echo $GREETING"
         said = run_in(binds, "/.singularity.d/runscript", "bash", "-c", activated)
@@ -128,6 +140,18 @@ def test_another_linux_needs_no_program_of_it(
         [tool("siftool", "siftool"), "list", image], capture_output=True, text=True, check=True
     )
     assert "*System/arm64" in listed.stdout
+
+
+def test_read_only_files_stay_so(small_channel: Path, shared_cache: PackageCache) -> None:
+    odd = packages_of(small_channel)["odd-paths"]
+    with mounted(file_systems.make_squashfs(material_of(shared_cache, odd))) as root:
+        folder = root / "share/odd paths"
+        modes = {path.name: path.lstat().st_mode & 0o777 for path in folder.iterdir()}
+    assert (modes["read-only.txt"], modes["with space.txt"], modes["run.sh"]) == (
+        0o444,
+        0o644,
+        0o755,
+    )
 
 
 def test_a_file_system_for_another_system_is_refused(

@@ -64,6 +64,7 @@ def test_a_prefix_is_linked_for_its_final_place(
     stack: list[CondaPackage], target: Path, cache: PackageCache
 ) -> None:
     report = link(stack, target, cache)
+    assert (target / "bin/hello-noarch").stat().st_mode & 0o777 == 0o755
     final = target.with_name("1-final")
     publish_prefix(target, final)
     assert run(final / "bin" / "apptool") == f"{final}/share/apptool"
@@ -132,15 +133,19 @@ def test_conda_finds_its_notes(
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in meta.iterdir())
 
 
-def test_clashing_packages_are_refused_before_anything_is_linked(
-    small_channel: Path, target: Path, cache: PackageCache
+def test_what_cannot_replace_a_file_is_refused_before_anything_is_linked(
+    tmp_path: Path, target: Path, cache: PackageCache
 ) -> None:
-    found = packages_of(small_channel)
-    with pytest.raises(LinkError, match=r"share/clobber/shared\.txt") as caught:
-        link([found["clobber-one"], found["clobber-two"]], target, cache)
-    assert "clobber-one-1.0" in str(caught.value)
-    assert "clobber-two-1.0" in str(caught.value)
-    assert caught.value.details["faults"][0]["path"] == "share/clobber/shared.txt"
+    found = channel_of(
+        tmp_path / "channel",
+        PackageSpec("one", "1.0", noarch="generic", files=[PackageFile.text("share/x", "one")]),
+        PackageSpec("two", "1.0", noarch="generic", files=[PackageFile.link("share/x", "y")]),
+    )
+    with pytest.raises(LinkError, match="share/x") as caught:
+        link([found["one"], found["two"]], target, cache)
+    assert "one-1.0" in str(caught.value)
+    assert "two-1.0" in str(caught.value)
+    assert caught.value.details["faults"][0]["path"] == "share/x"
     assert not target.exists()
 
 

@@ -188,25 +188,32 @@ def test_no_image_is_made_where_there_is_nothing_beneath_it(
     assert "base_image load" in row.failure["hint"]
 
 
-def test_packages_that_clash_make_no_image_of_a_platform_that_nobody_linked(
+def test_conflicting_files_of_a_platform_that_nobody_linked_share_the_last_layer(
     environment: Environment, small_channel: Path, engine: Tools, unsent: list[int], tmp_path: Path
 ) -> None:
     images.keep_base(BaseImage.OWN, small_base(tmp_path, platform="linux-aarch64"))
     known = packages_of(small_channel)
+    clobbering = (known["clobber-one"], known["clobber-two"], known["licence-bsd"])
     parts = [
         PlatformLock(platform="linux-64", conda=(known["licence-mit"],)),
-        PlatformLock(platform="linux-aarch64", conda=(known["clobber-one"], known["clobber-two"])),
+        PlatformLock(platform="linux-aarch64", conda=clobbering),
     ]
     lock = Lock(channels=(small_channel.as_uri(),), platforms=tuple(parts))
     build = factories.make_build(environment, lock=lock)
-    for _ in range(2):  # with the layers there, too
-        row = Artifact.wanted(build, ArtifactKind.IMAGE, "linux-aarch64")
-        images.finish_at_once(row)
-        artifacts.make(row.pk)
-        row.refresh_from_db()
-        assert row.state == ArtifactState.FAILED
-        assert "share/clobber/shared.txt" in row.failure["message"]
-        row.again()
+    row = Artifact.wanted(build, ArtifactKind.IMAGE, "linux-aarch64")
+    artifacts.make(row.pk)
+    row.refresh_from_db()
+    assert row.state == ArtifactState.READY, row.failure
+    [*_, last] = images.Wanted.of(row).layers
+    assert [package.name for package in last.conda] == ["clobber-one", "clobber-two"]
+    layer = Layer.objects.get(key=last.key)
+    blobs.fetch(layer.gzip, tmp_path / "layer.tar.gz")
+    with tarfile.open(tmp_path / "layer.tar.gz") as archive:
+        path = "opt/env/share/clobber/shared.txt"
+        assert archive.getnames().count(path) == 1
+        file = archive.extractfile(path)
+        assert file is not None
+        assert file.read() == b"from clobber-two\n"
 
 
 def test_a_layer_that_is_compressed_anew_has_the_bytes_that_it_would_have_had_at_once(

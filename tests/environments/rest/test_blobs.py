@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,7 @@ def test_a_range_beyond_the_end_is_refused_with_the_size(
 ) -> None:
     got = get(bob, Range=asked)
     assert (got.status, got.headers["Content-Range"]) == (416, f"bytes */{len(CONTENT)}")
+    assert f"{len(CONTENT)} bytes" in json.loads(got.content)["detail"]
 
 
 def test_a_download_goes_on_only_with_the_same_bytes(artifact: Artifact, bob: Actor) -> None:

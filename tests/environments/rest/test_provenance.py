@@ -135,7 +135,7 @@ def test_the_command_line_checks_it_offline(
     assert "The signature is right" in said
     assert "research-ml-1-conda-lock.yml" in said
     lock.write_text("another one")
-    with pytest.raises(CommandError, match="not among the files"):
+    with pytest.raises(CommandError, match="not among the files") as caught:
         verifying.verify(file, [lock], key=key)
     document = json.loads(content)
     payload = base64.b64decode(document["payload"]).replace(b"ml:1", b"ml:2")
@@ -146,6 +146,7 @@ def test_the_command_line_checks_it_offline(
         file.write_text(broken)
         with pytest.raises(CommandError, match="not a signed statement"):
             verifying.verify(file, key=key)
+    assert "export the statement again" in caught.value.hint
 
 
 def test_the_key_is_made_once_and_for_its_owner_alone(data_folder: Path) -> None:
