@@ -48,7 +48,9 @@ def run(*, queues: Sequence[str], threads: int | None = None) -> None:
 
     from environments import tasks  # noqa: F401 - makes the broker and registers the actors
     from environments.engine import addresses, forward_proxy
+    from environments.tools import pace
 
+    forward_proxy.use_pace(pace)
     # Before there are threads: it changes the environment of the process.
     forward_proxy.of(addresses.guard()).use_in_this_process()
 

@@ -18,6 +18,7 @@ from django.conf import settings
 from environments import hosting
 from environments.domain.names import Credential
 from environments.domain.records import CondaPackage
+from environments.engine import forward_proxy
 from environments.engine.artifacts.parts import PartFolder
 from environments.engine.bounded_reading import ReadLimits
 from environments.engine.bytecode import BytecodeCache
@@ -73,6 +74,13 @@ def read_limits() -> ReadLimits:
     )
 
 
+def pace() -> forward_proxy.Pace:
+    """Return how slow servers may be that rattler and uv ask, by the installation's settings."""
+    return forward_proxy.Pace(
+        silence=settings.DOWNLOAD_TIMEOUT.total_seconds(), rate=settings.DOWNLOAD_MIN_RATE
+    )
+
+
 class Tools:
     """Everything here is safe to use from several threads at once."""
 
@@ -81,6 +89,7 @@ class Tools:
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
         self._solvers: OrderedDict[tuple[Credential, ...], RattlerSolver] = OrderedDict()
         self._guard = threading.Lock()
+        forward_proxy.use_pace(pace)
 
     @cached_property
     def packages(self) -> PackageCache:

@@ -13,6 +13,10 @@ replaced, and its address stays. It ends with that process, when its standard in
 Only programs of the same user may use it: they show a password, which is in the environment of
 those that were started for fetching. reqwest does not send it again when it follows a redirect from
 one `http:` server to another; then the kernel's table of connections says whose it is.
+
+rattler and uv wait for a server without a limit of their own. So a connection is closed over which
+the server sends less than a minimum rate, or nothing, for as long as a server may be silent;
+idle connections are closed then, too. Clients with limits of their own say so by their user name.
 """
 
 from __future__ import annotations
@@ -25,13 +29,15 @@ import json
 import os
 import re
 import secrets
+import select
 import socket
 import ssl
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
@@ -60,6 +66,8 @@ VARIABLES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
 _OTHERS = ("all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY")
 _LOOPBACK = "127.0.0.1"
 _USER = "condastore"
+#: User name of clients that limit by themselves how long they wait.
+_PATIENT_USER = "condastore-patient"
 _HEAD_BYTES = 64 * 1024
 _CHUNK = 1 << 20  # bytes
 _HEAD_TIMEOUT = 60.0  # seconds
@@ -90,7 +98,8 @@ def upstream_proxies() -> dict[str, str]:
 class Access:
     """How clients use the proxy under one guard."""
 
-    url: str  # with user and password
+    url: str  # with user and password; slow servers are cut off
+    patient_url: str  # for clients that limit by themselves how long they wait
     port: int
     proxy: ForwardProxy
     guard: Guard
@@ -136,8 +145,14 @@ class ForwardProxy:
                 self._order(guard)
             password = self._guards[guard]
         port: int = self._listener.getsockname()[1]
-        url = f"http://{_USER}:{password}@{_LOOPBACK}:{port}"
-        return Access(url=url, port=port, proxy=self, guard=guard)
+        place = f"{password}@{_LOOPBACK}:{port}"
+        return Access(
+            url=f"http://{_USER}:{place}",
+            patient_url=f"http://{_PATIENT_USER}:{place}",
+            port=port,
+            proxy=self,
+            guard=guard,
+        )
 
     def set_default(self, guard: Guard) -> None:
         """Let `guard` decide about requests of this user's processes that show no password."""
@@ -158,7 +173,7 @@ class ForwardProxy:
         proxies = {name: os.environ[name] for name in (*VARIABLES, *_OTHERS) if name in os.environ}
         root = os.fspath(Path(__file__).resolve().parents[2])
         return subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, str(self._listener.fileno())],
+            [sys.executable, "-c", _PROGRAM, str(self._listener.fileno()), *_pace().arguments()],
             env=child_environment({**proxies, "PYTHONPATH": root}),
             stdin=subprocess.PIPE,
             start_new_session=True,
@@ -191,6 +206,26 @@ class ForwardProxy:
                     self._order(guard)
             if self._closing.is_set():
                 self._process.kill()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How slow a server may be: below `rate` bytes a second over `silence` seconds, it is cut."""
+
+    silence: float = 30.0
+    rate: int = 1024
+
+    def arguments(self) -> list[str]:
+        return [str(self.silence), str(self.rate)]
+
+
+_pace: Callable[[], Pace] = Pace
+
+
+def use_pace(find: Callable[[], Pace]) -> None:
+    """Let proxies that start from now on have the pace that `find` returns."""
+    global _pace
+    _pace = find
 
 
 _proxies: dict[int, ForwardProxy] = {}
@@ -256,7 +291,8 @@ def main() -> None:
     """Serve until standard input closes, each line of which adds a guard."""
     listener = socket.socket(fileno=int(sys.argv[1]))
     known = _Guards()
-    server = _Server(guards=known, upstream=Upstream.of_environment())
+    pace = Pace(silence=float(sys.argv[2]), rate=int(sys.argv[3]))
+    server = _Server(guards=known, upstream=Upstream.of_environment(), pace=pace)
     threading.Thread(target=server.serve, args=(listener,), daemon=True).start()
     for line in sys.stdin.buffer:
         known.add(json.loads(line))
@@ -277,7 +313,8 @@ class _Guards:
             hosts=frozenset((host, port) for host, port in order["hosts"]),
         )
         with self._changed:
-            self._known[_basic(f"{_USER}:{order['password']}")] = guard
+            for user in (_USER, _PATIENT_USER):
+                self._known[_basic(f"{user}:{order['password']}")] = guard
             if order["default"]:
                 self._default = guard
             self._changed.notify_all()
@@ -458,6 +495,7 @@ class _Incoming:
 class _Server:
     guards: _Guards
     upstream: Upstream
+    pace: Pace
 
     def serve(self, listener: socket.socket) -> None:
         free = threading.BoundedSemaphore(_CONNECTIONS)
@@ -488,6 +526,7 @@ class _Server:
                 upstream=self.upstream,
                 connection=connection,
                 incoming=incoming,
+                pace=None if _is_patient(head) else self.pace,
             )
             if head.method == "CONNECT":
                 exchange.tunnel(head)
@@ -513,6 +552,7 @@ class _Exchange:
     upstream: Upstream
     connection: socket.socket
     incoming: _Incoming
+    pace: Pace | None  # None: the client limits by itself how long it waits
 
     # CONNECT
 
@@ -527,8 +567,9 @@ class _Exchange:
             _prepare(upstream)
             if rest := self.incoming.rest():
                 upstream.sendall(rest)
-            with _answering(upstream, self.connection):
-                _relay(self.connection, upstream)
+            watch = _Watch(self.pace)
+            with _answering(upstream, self.connection, watch):
+                _relay(self.connection, upstream, sent=watch.restart)
 
     # Requests in absolute form
 
@@ -543,12 +584,15 @@ class _Exchange:
             upstream = route.upstream
             _prepare(self.connection)
             _prepare(upstream)
-            with _answering(upstream, self.connection):
+            watch = _Watch(self.pace)
+            with _answering(upstream, self.connection, watch):
                 next_head: _Head | None = head
                 while next_head is not None and _absolute(next_head) == (host, port):
+                    watch.restart()
                     upstream.sendall(_outgoing(next_head, route.proxy))
                     for part in self.incoming.body(next_head.length):
                         upstream.sendall(part)
+                        watch.restart()
                     content = self.incoming.head()
                     next_head = _Head.parse(content) if content is not None else None
 
@@ -651,19 +695,71 @@ def _ask_for_tunnel(upstream: socket.socket, proxy: _Proxy, target: str) -> None
 
 
 def _prepare(connection: socket.socket) -> None:
-    """Wait without a limit from now on: how long a server may be silent is the client's to say."""
+    """Wait without a limit from now on: `_Watch` ends it, or the client."""
     connection.settimeout(None)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
+class _Watch:
+    """Measures how fast a server sends; the time that the client takes to read does not count."""
+
+    def __init__(self, pace: Pace | None) -> None:
+        self._pace = pace
+        self._waited = 0.0
+        self._arrived = 0
+        self._sent = False
+        self.gave_up = False
+
+    def restart(self) -> None:
+        """The client sent something: what the server owes begins anew. From another thread."""
+        self._sent = True
+
+    def wait(self, source: socket.socket) -> bool:
+        """Wait until `source` can be read; False if its server is too slow."""
+        if self._pace is None or _pending(source):
+            return True
+        poll = select.poll()
+        poll.register(source, select.POLLIN)
+        while True:
+            if self._sent:
+                self._sent, self._waited, self._arrived = False, 0.0, 0
+            started = time.monotonic()
+            left = self._pace.silence - self._waited
+            ready = poll.poll(max(0.0, left) * 1000)
+            self._waited += time.monotonic() - started
+            if ready and self._waited < self._pace.silence:
+                return True
+            if self._sent or self._waited < self._pace.silence:
+                continue
+            if not self._arrived or self._arrived < self._pace.rate * self._waited:
+                self.gave_up = True
+                return False
+            self._waited, self._arrived = 0.0, 0
+
+    def arrived(self, count: int) -> None:
+        self._arrived += count
+
+
+def _pending(connection: socket.socket) -> bool:
+    """Whether TLS holds bytes that were received already."""
+    return isinstance(connection, ssl.SSLSocket) and connection.pending() > 0
+
+
 @contextlib.contextmanager
-def _answering(upstream: socket.socket, connection: socket.socket) -> Iterator[None]:
+def _answering(upstream: socket.socket, connection: socket.socket, watch: _Watch) -> Iterator[None]:
     """Relay what comes from the server in a thread; when the block ends, so does the connection.
 
     Neither socket is closed before the thread has ended: its number could be another's by then.
     """
-    thread = threading.Thread(target=_relay, args=(upstream, connection), daemon=True)
+
+    def answer() -> None:
+        _relay(upstream, connection, wait=watch.wait, arrived=watch.arrived)
+        if watch.gave_up:  # no more requests of the client are waited for
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RD)
+
+    thread = threading.Thread(target=answer, daemon=True)
     thread.start()
     try:
         yield
@@ -673,30 +769,56 @@ def _answering(upstream: socket.socket, connection: socket.socket) -> Iterator[N
         thread.join()
 
 
-def _relay(source: socket.socket, sink: socket.socket) -> None:
-    """Pass on bytes until `source` ends, then say so to `sink`."""
+def _relay(
+    source: socket.socket,
+    sink: socket.socket,
+    *,
+    wait: Callable[[socket.socket], bool] = lambda source: True,
+    arrived: Callable[[int], None] = lambda count: None,
+    sent: Callable[[], None] = lambda: None,
+) -> None:
+    """Pass on bytes until `source` ends or `wait` gives it up, then say so to `sink`."""
     with contextlib.suppress(OSError):
         if isinstance(source, ssl.SSLSocket) or isinstance(sink, ssl.SSLSocket):
-            while part := source.recv(_CHUNK):
+            while wait(source) and (part := source.recv(_CHUNK)):
+                arrived(len(part))
                 sink.sendall(part)
+                sent()
         else:
-            _splice(source.fileno(), sink.fileno())
+            _splice(source, sink, wait=wait, arrived=arrived, sent=sent)
     with contextlib.suppress(OSError):
         sink.shutdown(socket.SHUT_WR)
 
 
-def _splice(source: int, sink: int) -> None:
+def _splice(
+    source: socket.socket,
+    sink: socket.socket,
+    *,
+    wait: Callable[[socket.socket], bool],
+    arrived: Callable[[int], None],
+    sent: Callable[[], None],
+) -> None:
     """Relay within the kernel, through a pipe."""
     out, into = os.pipe()
     try:
         with contextlib.suppress(OSError):  # over the user's limit for large pipes
             fcntl.fcntl(into, fcntl.F_SETPIPE_SZ, _CHUNK)
-        while count := os.splice(source, into, _CHUNK):
+        while wait(source) and (count := os.splice(source.fileno(), into, _CHUNK)):
+            arrived(count)
             while count:
-                count -= os.splice(out, sink, count)
+                count -= os.splice(out, sink.fileno(), count)
+            sent()
     finally:
         os.close(out)
         os.close(into)
+
+
+def _is_patient(head: _Head) -> bool:
+    kind, _, shown = head.get("proxy-authorization").partition(" ")
+    with contextlib.suppress(ValueError):
+        user = base64.b64decode(shown).decode(errors="replace").partition(":")[0]
+        return kind == "Basic" and user == _PATIENT_USER
+    return False
 
 
 def _basic(user: str) -> str:

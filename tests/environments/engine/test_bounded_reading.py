@@ -33,7 +33,7 @@ from tests.channels.hostile_server import (
     Script,
     dribble,
     endless,
-    gzip_zeros,
+    gzip_spaces,
     head,
     hostile,
     whole,
@@ -112,10 +112,10 @@ def test_a_circle_of_redirects_ends() -> None:
 def test_a_bomb_is_cut_before_it_fills_the_memory() -> None:
     before = psutil.Process().memory_info().rss
     limits = ReadLimits(size=1 << 40)
-    packed = gzip_zeros(4 << 30)
+    packed = gzip_spaces(1 << 30)
     with pytest.raises(TooLargeError, match="100 times its size"):
         fetched(lambda asked: whole(packed, Content_Encoding="gzip"), limits)
-    assert psutil.Process().memory_info().rss - before < 1 << 30
+    assert psutil.Process().memory_info().rss - before < 256 << 20
 
 
 @pytest.mark.parametrize(

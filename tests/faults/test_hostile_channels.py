@@ -1,0 +1,170 @@
+"""Channels that dribble, never end or send bombs: no worker is held, and no memory is taken."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import psutil
+import pytest
+
+from tests.channels.hostile_server import (
+    Asked,
+    HostileServer,
+    Script,
+    dribble,
+    endless,
+    gzip_spaces,
+    head,
+    hostile,
+    missing,
+    whole,
+)
+from tests.faults.conftest import Start
+from tests.faults.watching import settle
+from tests.system import System, until
+
+#: Seconds in which something happens on a busy machine; unbounded work would take far longer.
+GENEROUS = 60
+#: Bytes that a worker and its children may hold beyond what they held before.
+GROWTH = 1500 << 20
+EMPTY = json.dumps({"info": {"subdir": "noarch"}, "packages": {}, "packages.conda": {}}).encode()
+DRIBBLED = head("200 OK", Content_Length=1_000_000)
+
+
+def only_json(answer: Callable[[Asked], Iterator[bytes | float]]) -> Script:
+    """Answer requests for `repodata.json`; all else is missing."""
+
+    def script(asked: Asked) -> Iterator[bytes | float]:
+        return answer(asked) if asked.path.endswith("/repodata.json") else missing()
+
+    return script
+
+
+def with_etag(body: Callable[[], Iterator[bytes | float]]) -> Script:
+    """A state that is asked for with HEAD is there at once; the body is hostile."""
+
+    def answer(asked: Asked) -> Iterator[bytes | float]:
+        if asked.method == "HEAD":
+            return iter([head("200 OK", Content_Length=len(EMPTY), ETag='"1"')])
+        return body()
+
+    return only_json(answer)
+
+
+def without_etag(body: Callable[[], Iterator[bytes | float]]) -> Script:
+    def answer(asked: Asked) -> Iterator[bytes | float]:
+        return iter([head("200 OK", Content_Length=9)]) if asked.method == "HEAD" else body()
+
+    return only_json(answer)
+
+
+def text_of(server: HostileServer) -> str:
+    return f"channels: [{server.url}/c]\ndependencies: [anything]"
+
+
+class Peak:
+    """The most bytes that a system's processes hold, looked at all the time."""
+
+    def __init__(self, system: System) -> None:
+        self._system = system
+        self._end = threading.Event()
+        self.start = self._held()
+        self.most = self.start
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def _held(self) -> int:
+        """Without mapped files, of all that was started by `up`."""
+        total = 0
+        with contextlib.suppress(psutil.Error):
+            for process in self._system.supervisor.children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    memory = process.memory_info()
+                    total += memory.rss - memory.shared
+        return total
+
+    def _look(self) -> None:
+        while not self._end.wait(0.1):
+            self.most = max(self.most, self._held())
+
+    def __enter__(self) -> Peak:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+
+@pytest.fixture(scope="module")
+def system(start: Start) -> Iterator[System]:
+    with start(
+        DOWNLOAD_TIMEOUT="2",
+        SOLVE_TIME_LIMIT="60",
+        BUILD_ATTEMPTS="1",
+        WORKER_THREADS="4",
+        MAX_REPODATA_BYTES=str(256 << 20),
+    ) as running:
+        for name in ("honest/one", "hostile/one", "hostile/two", "hostile/three", "hostile/four"):
+            running.create(name)
+        running.build("honest/one", "dependencies: [libalpha]")
+        yield running
+
+
+SLOW = {
+    "a state that dribbles": without_etag(lambda: dribble(b"", first=DRIBBLED, pause=0.5)),
+    "a head that dribbles": only_json(lambda asked: dribble(DRIBBLED, pause=0.5)),
+    "repodata that dribbles": with_etag(lambda: dribble(b"", first=DRIBBLED, pause=0.5)),
+    "repodata that never comes": with_etag(lambda: iter([DRIBBLED, 3600.0])),
+}
+
+
+@pytest.mark.parametrize("script", SLOW.values(), ids=SLOW.keys())
+def test_a_channel_that_dribbles_is_given_up_and_named(system: System, script: Script) -> None:
+    with hostile(script) as server:
+        done = system.wait(system.submit("hostile/one", text_of(server)), seconds=GENEROUS)
+        assert done["state"] == "FAILED"
+        assert done["failure"]["code"] == "channel-unavailable", done["failure"]
+        assert server.url in done["failure"]["message"]
+
+
+@pytest.mark.parametrize("script", SLOW.values(), ids=SLOW.keys())
+def test_a_build_on_such_a_channel_can_be_cancelled(start: Start, script: Script) -> None:
+    # The limits alone would let it go on for an hour.
+    with (
+        start(DOWNLOAD_TIMEOUT="3600", SOLVE_TIME_LIMIT="3600") as system,
+        hostile(script) as server,
+    ):
+        system.create("hostile/one")
+        build = system.submit("hostile/one", text_of(server))
+        until(lambda: any(asked.path.endswith("repodata.json") for asked in server.requests))
+        time.sleep(1)
+        system.change("cancelBuild", id=build)
+        assert system.wait(build, seconds=GENEROUS)["state"] == "CANCELLED"
+
+
+LARGE = {
+    "an endless state": without_etag(lambda: endless(head("200 OK"))),
+    "endless repodata": with_etag(lambda: endless(head("200 OK"))),
+    "a gzip bomb": with_etag(lambda: whole(gzip_spaces(512 << 20), Content_Encoding="gzip")),
+}
+
+
+@pytest.mark.parametrize("script", LARGE.values(), ids=LARGE.keys())
+def test_an_answer_without_end_takes_no_memory_and_names_the_limit(
+    system: System, script: Script
+) -> None:
+    gzip_spaces(512 << 20)  # takes longer to pack than a server may be silent
+    with hostile(script) as server, Peak(system) as peak:
+        done = system.wait(system.submit("hostile/one", text_of(server)), seconds=GENEROUS)
+    assert done["failure"]["code"] == "channel-unavailable", done["failure"]
+    assert "CONDASTORE_MAX_REPODATA_BYTES" in done["failure"]["message"]
+    assert peak.most - peak.start < GROWTH
+
+
+def test_nothing_is_left_of_all_this(system: System) -> None:
+    settle(system, ["honest/one"])
+    until(lambda: not list((system.data / "cache" / "repodata").rglob(".tmp*")), GENEROUS)
