@@ -112,6 +112,16 @@ class PipOptions:
         named = (*([self.index] if self.index else []), *self.extra_indexes, *self.find_links)
         return tuple(dict.fromkeys(named))
 
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The options as pip reads them, without hashes."""
+        return (
+            *([f"--index-url {self.index}"] if self.index else []),
+            *(f"--extra-index-url {url}" for url in self.extra_indexes),
+            *(f"--find-links {url}" for url in self.find_links),
+            *(["--pre"] if self.prereleases else []),
+        )
+
     def __bool__(self) -> bool:
         return bool(self.urls or self.prereleases or self.hashes)
 

@@ -201,13 +201,17 @@ def environment_yml(lock: Lock, platform: str, specification: Specification | No
         if all(package.name != "pip" for package in part.conda):
             # conda installs what stands under `pip:` with the environment's own pip.
             dependencies.append("pip")
+        options = specification.pip_options.get(platform) if specification is not None else None
         dependencies.append(
             {
                 "pip": [
-                    f"{item.name} @ {_source(item)}"
-                    if item.direct
-                    else f"{item.name}=={item.version}"
-                    for item in part.pypi
+                    *(options.lines if options is not None else ()),
+                    *(
+                        f"{item.name} @ {_source(item)}"
+                        if item.direct
+                        else f"{item.name}=={item.version}"
+                        for item in part.pypi
+                    ),
                 ]
             }
         )

@@ -224,6 +224,8 @@ def test_an_extra_index_that_is_allowed_is_searched_first(submit, root, tmp_path
     assert build.state == S.READY, said(build)
     [package] = build.lock.value().platforms[0].pypi
     assert package.version == "0.1+ours"
+    exported = environment_yml(build.lock.value(), "linux-64", build.specification.value())
+    assert f"- --extra-index-url {server.url}pypi/simple\n" in exported
 
 
 def test_the_indexes_of_the_installation_may_always_be_named(submit, engine, settings):

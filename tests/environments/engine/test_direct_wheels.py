@@ -582,6 +582,18 @@ def test_pages_of_links_and_prereleases_and_hashes(
         place.lock("geometric", options=wrong)
 
 
+def test_a_page_of_links_may_name_no_digests(
+    place: Place, files: ChannelServer, tmp_path: Path
+) -> None:
+    wheel = make_wheel("geometric", "1.0")
+    put(tmp_path, wheel)
+    page = tmp_path / "files" / "torch.html"
+    page.write_text(f'<a href="{wheel.file_name}">{wheel.file_name}</a>')
+    options = PipOptions(find_links=(f"{files.url}torch.html",))
+    found = place.lock("geometric", options=options)["geometric"]
+    assert found.sha256 == wheel.sha256  # uv fetches the file to compute it
+
+
 def test_notes_hold_no_more_than_what_was_built(place: Place, git: GitServer) -> None:
     repository = git.create("acme/lib", project())
     place.lock(f"lib @ git+{repository.url}@{repository.head}")
