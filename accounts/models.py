@@ -17,6 +17,7 @@ from django.utils import timezone
 
 from accounts.roles import Role
 from accounts.sealing import seal, unseal
+from condastore.databases.writers import optional_write
 
 _LETTERS = string.ascii_letters + string.digits
 TOKEN_PREFIX = "cs-"  # noqa: S105 - what scanners for leaked secrets look for
@@ -240,7 +241,8 @@ class ApiToken(models.Model):
 
     def used(self, *, at: datetime, address: str | None) -> None:
         """Record the last use; at most once a minute, so that reads stay reads."""
-        ApiToken.objects.filter(pk=self.pk).update(last_used_at=at, last_used_address=address)
+        with optional_write():
+            ApiToken.objects.filter(pk=self.pk).update(last_used_at=at, last_used_address=address)
 
 
 class InstallationKey(models.Model):

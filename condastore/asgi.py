@@ -43,7 +43,8 @@ async def application(scope: MutableMapping[str, Any], receive: Receive, send: S
                 await respond(receive, send)
             else:
                 receive = bodies.body_for(scope, receive)
-                await turns.admit(respond, receive, send, admitted=thread.begin)
+                method = scope["method"]
+                await turns.admit(respond, receive, send, method=method, admitted=thread.begin)
     elif scope["type"] == "websocket":
         if scope["path"].rstrip("/") == "/graphql" and _host_allowed(scope):
             await graphql_socket(scope, receive, send)

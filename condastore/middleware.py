@@ -23,13 +23,13 @@ from django.core.exceptions import (
     RequestDataTooBig,
     SuspiciousOperation,
 )
-from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.http.multipartparser import MultiPartParserError
 from django.shortcuts import render
 
 from accounts.sign_in import TooManyAttemptsError
 from condastore.metrics import REQUESTS
+from condastore.outages import AWAY, RETRY_AFTER, unavailable
 from environments.domain.errors import (
     AccessDeniedError,
     ChannelNotAllowedError,
@@ -68,8 +68,6 @@ STATUSES: tuple[tuple[type[StoreError], HTTPStatus], ...] = (
     (UnexpectedError, HTTPStatus.INTERNAL_SERVER_ERROR),
     (UnavailableError, HTTPStatus.SERVICE_UNAVAILABLE),
 )
-#: What Django raises where the database cannot be reached, or has gone in mid-request.
-AWAY = (OperationalError, InterfaceError)
 #: What Django itself answers with 400, 403 or 404, and allauth's middleware by a redirect.
 DJANGOS = (
     *(Http404, PermissionDenied, SuspiciousOperation, BadRequest, MultiPartParserError),
@@ -116,7 +114,7 @@ def problem(error: StoreError, *, status: HTTPStatus | None = None) -> JsonRespo
     if status == HTTPStatus.UNAUTHORIZED:
         answer["WWW-Authenticate"] = 'Bearer realm="condastore"'
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        answer["Retry-After"] = "10"
+        answer["Retry-After"] = str(RETRY_AFTER)
     return answer
 
 
@@ -256,7 +254,7 @@ class StoreErrors:
             return None  # the handlers of 400, 403 and 404 answer these, or allauth
         if isinstance(exception, AWAY):
             logger.warning("database unreachable", error=str(exception))
-            return answer_to(request, database_away())
+            return answer_to(request, unavailable(exception))
         if not prefers_html(request) and not settings.DEBUG:
             from environments.graphql.errors import unexpected
 
@@ -315,18 +313,15 @@ def page_bad(request: HttpRequest, exception: Exception | None = None) -> HttpRe
     return answer_to(request, InvalidInputError("The request cannot be read."))
 
 
-def database_away() -> UnavailableError:
-    return UnavailableError("The database does not answer.", hint="Try again in a while.")
-
-
 def page_failed(request: HttpRequest) -> HttpResponse:
     number = structlog.contextvars.get_contextvars().get("request", "")
     error: StoreError = UnexpectedError(
         "Something went wrong on our side.",
         hint=f"Try again; if it stays, tell the administrators the number {number}.",
     )
-    if isinstance(sys.exception(), AWAY):  # in a middleware, or in what looks a session up
-        error = database_away()
+    cause = sys.exception()
+    if isinstance(cause, AWAY):  # in a middleware, or in what looks a session up
+        error = unavailable(cause)
     try:
         return answer_to(request, error)
     except Exception:  # whatever broke the page may break this one too

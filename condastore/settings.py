@@ -568,7 +568,7 @@ if DATABASE_URL:
 else:
     DATABASES = {
         "default": {
-            "ENGINE": "django.db.backends.sqlite3",
+            "ENGINE": "condastore.databases.sqlite3",
             "NAME": str(DATA / "db.sqlite3"),
             "OPTIONS": SQLITE_OPTIONS,
         }

@@ -19,6 +19,9 @@ KEPT = 8
 #: while it looks. Who has waited `timeout` seconds for one is told that the database is away.
 POOL = {"min_size": 0, "max_size": 32, "timeout": 5, "max_idle": 60}
 
+#: Seconds that a request waits for SQLite's write lock before it is answered with 503.
+WRITE_PATIENCE = 10
+
 
 class KeptThread(ThreadSensitiveContext):
     """Run what is synchronous in one request in one thread, which the next request may have."""
@@ -54,6 +57,7 @@ def keep_connections() -> None:
     database = connections.settings["default"]
     if database["ENGINE"].endswith("sqlite3"):
         database["CONN_MAX_AGE"] = None
+        database.setdefault("OPTIONS", {})["timeout"] = WRITE_PATIENCE
     elif database["ENGINE"].endswith("postgresql"):
         database["CONN_MAX_AGE"] = 0
         database.setdefault("OPTIONS", {}).setdefault("pool", dict(POOL))

@@ -3,7 +3,8 @@
 The threads of one process share one interpreter lock: the more of them run, the more they switch,
 and all of them answer later. A request holds a turn from the end of its body to the start of its
 answer, and releases it while it only waits: for a build, for an upload, for SQLite's write lock.
-Requests queue in the order in which they came.
+Requests of one kind queue in the order in which they came; the kinds take turns, so that a burst of
+changes holds up neither those who read, nor many open subscriptions those who change something.
 
 A wait that nobody announced (an LDAP server, a slow disk, a row lock) does not hold up the others
 for long: a turn held for longer than PATIENCE no longer counts while somebody queues.
@@ -16,6 +17,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
+from enum import StrEnum
+from itertools import cycle
 from typing import Any
 
 Message = MutableMapping[str, Any]
@@ -24,6 +27,16 @@ Send = Callable[[Message], Awaitable[None]]
 
 #: Two, because a request leaves the interpreter free while its database answers.
 AT_ONCE = 2
+
+
+class Kind(StrEnum):
+    READ = "read"
+    CHANGE = "change"
+    WATCH = "watch"
+
+
+#: Which kind is next where several are waiting, again and again.
+SHARES = (Kind.READ, Kind.CHANGE, Kind.READ, Kind.CHANGE, Kind.WATCH)
 #: Seconds after which a held turn no longer counts while other requests queue.
 PATIENCE = 0.25
 
@@ -31,10 +44,11 @@ PATIENCE = 0.25
 class Turn:
     """The turn of one request. Its methods run on the event loop."""
 
-    __slots__ = ("_turns", "ended")
+    __slots__ = ("_turns", "ended", "kind")
 
-    def __init__(self, turns: Turns) -> None:
+    def __init__(self, turns: Turns, kind: Kind = Kind.READ) -> None:
         self._turns = turns
+        self.kind = kind
         self.ended = False
 
     @property
@@ -73,17 +87,20 @@ class Turns:
         self.loop = asyncio.get_running_loop()
         self.held: dict[Turn, float] = {}
         self._limit = limit
-        self._queue: deque[tuple[asyncio.Future[None], Turn]] = deque()
+        self._queues: dict[Kind, deque[tuple[asyncio.Future[None], Turn]]] = {
+            kind: deque() for kind in Kind
+        }
+        self._shares = cycle(SHARES)
         self._timer: asyncio.TimerHandle | None = None
 
     async def take(self, turn: Turn) -> None:
         if turn in self.held:
             return
-        if len(self.held) < self._limit and not self._queue:
+        if len(self.held) < self._limit and not self._queued:
             self.hold(turn)
             return
         admitted = self.loop.create_future()
-        self._queue.append((admitted, turn))
+        self._queues[turn.kind].append((admitted, turn))
         self._watch()
         try:
             await admitted
@@ -98,9 +115,14 @@ class Turns:
         if self.held.pop(turn, None) is not None:
             self._admit()
 
+    @property
+    def _queued(self) -> bool:
+        return any(self._queues.values())
+
     def _admit(self) -> None:
-        while self._queue and len(self.held) < self._limit:
-            admitted, turn = self._queue.popleft()
+        while self._queued and len(self.held) < self._limit:
+            queue = next(queue for kind in self._shares if (queue := self._queues[kind]))
+            admitted, turn = queue.popleft()
             if not admitted.done():
                 self.hold(turn)
                 admitted.set_result(None)
@@ -112,15 +134,16 @@ class Turns:
     def _pass_over(self) -> None:
         """Stop counting turns that are held for too long."""
         self._timer = None
-        if not self._queue:
+        if not self._queued:
             return
         latest = self.loop.time() - PATIENCE
         for turn in [turn for turn, since in self.held.items() if since <= latest]:
             self.give(turn)
-        if self._queue:
+        if self._queued:
             self._watch()
 
 
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _current: ContextVar[Turn | None] = ContextVar("condastore_turn", default=None)
 _turns: Turns | None = None
 
@@ -137,11 +160,13 @@ async def admit(
     receive: Receive,
     send: Send,
     *,
+    method: str,
     admitted: Callable[[], None],
 ) -> None:
     """Run an HTTP request of `application` in a turn of its own.
 
     Args:
+        method: of the request. A POST that names no mutation only reads: such are most of GraphQL.
         admitted: called when the request has its turn, before its body is passed on.
     """
     turn = Turn(_of_this_loop())
@@ -150,6 +175,8 @@ async def admit(
     async def received() -> Message:
         nonlocal begun
         message = await receive()
+        if method not in _READING and (method != "POST" or b"mutation" in message.get("body", b"")):
+            turn.kind = Kind.CHANGE
         if not begun and not message.get("more_body", False):
             begun = True
             await turn.take()
@@ -170,13 +197,13 @@ async def admit(
 
 
 @asynccontextmanager
-async def running() -> AsyncIterator[None]:
+async def running(kind: Kind) -> AsyncIterator[None]:
     """Hold a turn for work outside of a request's own, such as a subscription's query."""
     turn = _current.get()
     if turn is not None and turn.held:
         yield
         return
-    turn = Turn(_of_this_loop())
+    turn = Turn(_of_this_loop(), kind)
     await turn.take()
     try:
         yield

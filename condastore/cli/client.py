@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT, READ_TIMEOUT = 5.0, 90.0
 #: The server says something on a subscription each 15 s; silence of this length is a cut.
 STREAM_TIMEOUT = 25.0
+#: How often a request is sent again to a server that is busy, and the longest pause before that.
+BUSY_ATTEMPTS, LONGEST_PAUSE = 3, 15.0
 PAGE = 100
 Json = dict[str, Any]
 
@@ -94,9 +96,19 @@ class Api:
         httpx = _httpx()
         for pause in (0.1, 0.4):
             try:
-                return send()
+                return self._until_available(send)
             except (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError):
                 time.sleep(pause)
+        return self._until_available(send)
+
+    def _until_available(self, send: Callable[[], httpx.Response]) -> httpx.Response:
+        """Send again where a busy server says when (503 with Retry-After)."""
+        for _ in range(BUSY_ATTEMPTS):
+            response = send()
+            after = response.headers.get("Retry-After", "")
+            if response.status_code != 503 or not after.isdecimal():
+                return response
+            time.sleep(min(float(after), LONGEST_PAUSE))
         return send()
 
     # --- GraphQL -----------------------------------------------------------------------------
@@ -111,10 +123,17 @@ class Api:
         Raises:
             CommandError: the server answered with an OperationError.
         """
-        data = self._graphql(document, variables, repeat=repeat)
-        payload: Json = next(iter(data.values()))
-        if payload.pop("__typename") == "OperationError":
-            raise operation_error(payload)
+        for attempt in range(BUSY_ATTEMPTS + 1):
+            data = self._graphql(document, variables, repeat=repeat)
+            payload: Json = next(iter(data.values()))
+            if payload.pop("__typename") != "OperationError":
+                break
+            after: Any = (payload.get("details") or {}).get("retry_after")
+            if not (repeat and payload["code"] == "unavailable" and after):
+                raise operation_error(payload)
+            if attempt == BUSY_ATTEMPTS:
+                raise operation_error(payload)
+            time.sleep(min(float(after), LONGEST_PAUSE))
         return payload
 
     def every(self, document: str, *way: str, limit: int = 0, **variables: Any) -> list[Json]:

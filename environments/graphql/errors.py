@@ -17,6 +17,7 @@ from strawberry.scalars import JSON
 from strawberry.types.field import StrawberryField
 
 from accounts.access import Actor
+from condastore.outages import AWAY, unavailable
 from environments.domain.errors import StoreError, UnexpectedError
 from environments.operations import audit
 
@@ -78,6 +79,14 @@ def unexpected(error: BaseException, *, doing: str) -> UnexpectedError:
     )
 
 
+def translated(error: BaseException, *, doing: str) -> StoreError:
+    """An outage of the database as what it is; all else is unexpected."""
+    if isinstance(error, AWAY):
+        logger.warning("database unreachable", doing=doing, error=str(error))
+        return unavailable(error)
+    return unexpected(error, doing=doing)
+
+
 class StoreErrors(strawberry.ExceptionHandler[Exception, OperationError]):
     """Every field whose union has OperationError answers errors with it: so do all mutations."""
 
@@ -87,7 +96,7 @@ class StoreErrors(strawberry.ExceptionHandler[Exception, OperationError]):
         if isinstance(exception, GraphQLError):
             return None  # the query's own mistake
         if not isinstance(exception, StoreError):
-            exception = unexpected(exception, doing=field.name)
+            exception = translated(exception, doing=field.name)
         answer = operation_error(exception)
         if not audit.is_refusal(exception, changing=True):
             return answer
@@ -147,7 +156,7 @@ def told(error: GraphQLError) -> GraphQLError:
         error.extensions = {"code": "bad-query", **(error.extensions or {})}
         return error
     if not isinstance(cause, StoreError):
-        cause = unexpected(cause, doing=".".join(map(str, error.path or ("graphql",))))
+        cause = translated(cause, doing=".".join(map(str, error.path or ("graphql",))))
     return GraphQLError(
         cause.message,
         nodes=error.nodes,

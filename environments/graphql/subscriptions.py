@@ -73,7 +73,7 @@ async def looked(read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         finally:
             close_old_connections()
 
-    async with turns.running():
+    async with turns.running(turns.Kind.WATCH):
         return await sync_to_async(look, thread_sensitive=False)()
 
 

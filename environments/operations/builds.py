@@ -70,7 +70,6 @@ def read_submission(
     return submission
 
 
-@audited()
 def submit_build(
     *,
     actor: Actor,
@@ -84,15 +83,45 @@ def submit_build(
     """Queue a build of `specification` (any of the forms that are read) in `environment`.
 
     `reason` tells those who approve packages what the build is for.
+
+    It is read and judged before the transaction, which on SQLite keeps everybody else from writing.
     """
     require(actor, Perm.BUILD, environment)
-    if len(reason) > LONGEST_REASON or "\0" in reason:
-        raise InvalidInputError(f"At most {LONGEST_REASON} characters of text.", where="reason")
+    require_reason(reason)
     if idempotency_key and (known := _with_key(environment, idempotency_key)):
         return Submitted(build=known, warnings=(), created=False)
-    namespace = environment.namespace
-    submission = read_submission(namespace, specification, platforms_wanted=platforms_wanted)
-    value = submission.specification
+    return accept(
+        actor=actor,
+        environment=environment,
+        submission=read_submission(
+            environment.namespace, specification, platforms_wanted=platforms_wanted
+        ),
+        idempotency_key=idempotency_key,
+        force_solve=force_solve,
+        reason=reason,
+    )
+
+
+def require_reason(reason: str) -> None:
+    """Raises InvalidInputError for what cannot be kept."""
+    if len(reason) > LONGEST_REASON or "\0" in reason:
+        raise InvalidInputError(f"At most {LONGEST_REASON} characters of text.", where="reason")
+
+
+@audited()
+def accept(
+    *,
+    actor: Actor,
+    environment: Environment,
+    submission: Submission,
+    idempotency_key: str,
+    force_solve: bool,
+    reason: str,
+) -> Submitted:
+    """Queue a build of what was read and judged, for an actor who may build there."""
+    namespace, value = environment.namespace, submission.specification
+    if not Environment.objects.present().filter(pk=environment.pk).exists():
+        raise NotFoundError(f"There is no environment {environment} any more.")
     hosting.require_readable(actor, namespace, value)
     near = quotas.require_room(namespace, builds=1)
     credentials.store_from_urls(

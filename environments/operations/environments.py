@@ -34,7 +34,14 @@ from environments.models import (
 )
 from environments.models.approvals import in_turn
 from environments.operations import queueing, quotas
-from environments.operations.builds import Submitted, refuse_held, submit_build
+from environments.operations.builds import (
+    Submitted,
+    accept,
+    read_submission,
+    refuse_held,
+    require_reason,
+    submit_build,
+)
 from environments.policies import Arrival, judge_arrivals
 
 
@@ -82,7 +89,6 @@ def create_environment(
     return environment
 
 
-@audited()
 def submit_to(
     *,
     actor: Actor,
@@ -100,19 +106,32 @@ def submit_to(
     A specification that is refused leaves no environment behind.
     """
     require(actor, Perm.BUILD, namespace)
-    found = Environment.objects.present().filter(namespace=namespace, name=name).first()
-    environment = found or create_environment(
-        actor=actor, namespace=namespace, name=name, description=description
-    )
-    return submit_build(
-        actor=actor,
-        environment=environment,
-        specification=specification,
-        idempotency_key=idempotency_key,
-        force_solve=force_solve,
-        platforms_wanted=platforms_wanted,
-        reason=reason,
-    )
+    rows = Environment.objects.present().select_related("namespace")
+    rows = rows.filter(namespace=namespace, name=name)
+    if (found := rows.first()) is not None:
+        return submit_build(
+            actor=actor,
+            environment=found,
+            specification=specification,
+            idempotency_key=idempotency_key,
+            force_solve=force_solve,
+            platforms_wanted=platforms_wanted,
+            reason=reason,
+        )
+    require_reason(reason)
+    submission = read_submission(namespace, specification, platforms_wanted=platforms_wanted)
+    with audited():
+        environment = rows.first() or create_environment(
+            actor=actor, namespace=namespace, name=name, description=description
+        )
+        return accept(
+            actor=actor,
+            environment=environment,
+            submission=submission,
+            idempotency_key=idempotency_key,
+            force_solve=force_solve,
+            reason=reason,
+        )
 
 
 @audited()

@@ -9,6 +9,7 @@ from django.utils import timezone
 
 from accounts.access import Actor, require
 from accounts.roles import Perm
+from condastore.databases.writers import optional_write
 from environments.models import Build, Environment
 
 #: A last use is written no more often.
@@ -27,5 +28,6 @@ def used(environment: Environment) -> None:
     if environment.used_at is not None and environment.used_at > now - AGAIN:
         return
     older = Q(used_at=None) | Q(used_at__lt=now)
-    Environment.objects.filter(older, pk=environment.pk).update(used_at=now)
+    with optional_write():
+        Environment.objects.filter(older, pk=environment.pk).update(used_at=now)
     environment.used_at = now

@@ -150,7 +150,7 @@ async def log(
 async def _lines(build: Build) -> AsyncIterator[bytes]:
     start = 0
     while True:
-        async with turns.running():
+        async with turns.running(turns.Kind.READ):
             lines = await sync_to_async(build.log_from)(start, limit=LINES)
         if lines:
             yield ("\n".join(lines) + "\n").encode()
@@ -206,7 +206,7 @@ async def _parts(lines: Iterator[str]) -> AsyncIterator[bytes]:
         return "".join(islice(lines, EVENTS)).encode()
 
     while True:
-        async with turns.running():
+        async with turns.running(turns.Kind.READ):
             some = await sync_to_async(part)()
         if not some:
             return

@@ -18,7 +18,9 @@ class Requests:
     def __init__(self) -> None:
         self.running = self.most = self.answered = 0
 
-    async def send(self, view: View, *, body: asyncio.Event | None = None) -> None:
+    async def send(
+        self, view: View, *, body: asyncio.Event | None = None, method: str = "GET"
+    ) -> None:
         async def receive() -> Message:
             if body is not None:
                 await body.wait()
@@ -38,7 +40,7 @@ class Requests:
             await send({"type": "http.response.start"})
             self.answered += 1
 
-        await turns.admit(application, receive, send, admitted=lambda: None)
+        await turns.admit(application, receive, send, method=method, admitted=lambda: None)
 
     async def in_thread(self) -> None:
         await asyncio.to_thread(threading.Event().wait, 0.002)
@@ -166,3 +168,23 @@ def test_a_client_that_goes_away_in_the_queue_leaves_no_turn_behind() -> None:
 
     asyncio.run(main())
     assert requests.answered == AT_ONCE + 5
+
+
+def test_a_burst_of_changes_does_not_hold_up_those_who_read() -> None:
+    requests, order = Requests(), []
+
+    async def main() -> None:
+        def view(kind: str) -> View:
+            async def run() -> None:
+                order.append(kind)
+                await asyncio.sleep(0)
+
+            return run
+
+        changes = [requests.send(view("change"), method="DELETE") for _ in range(50)]
+        reads = [requests.send(view("read")) for _ in range(5)]
+        await asyncio.gather(*changes, *reads)
+
+    asyncio.run(main())
+    assert len(order) == 55
+    assert "read" not in order[20:]
