@@ -69,6 +69,8 @@ def solve(run: Run) -> None:
     """Specification -> lock, seen through the policy; then the rules on every record."""
     build, specification = run.build, run.specification
     policy = policy_of(build.environment.namespace)
+    for warning in build.submission_warnings():
+        run.log(f"warning: {warning}")
     verdicts = list(judge_names(policy, specification))
     if specification.kind == "lock" and specification.lock is not None:
         conda_lock_reader.confirm(build.source, specification.lock)

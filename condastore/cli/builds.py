@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import sys
 import uuid
 from pathlib import Path
@@ -402,10 +403,12 @@ def end(status: Status) -> None:
 
 
 def read(file: Path) -> str:
-    """The text of a specification; `-` is stdin."""
+    """Read the text of a specification; `-` is stdin."""
     try:
         content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-        return content.decode()
+        # PowerShell's `>` writes UTF-16 with a byte order mark.
+        utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        return content.decode("utf-16" if utf_16 else "utf-8-sig")
     except OSError as error:
         message = f"The file cannot be read: {error.strerror}."
     except UnicodeDecodeError as error:

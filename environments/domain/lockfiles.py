@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import unquote
 
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 
+from environments.domain.default_channels import CONDA_DEFAULTS, channels_of
 from environments.domain.errors import FaultError, InvalidInputError, SpecificationError
 from environments.domain.lock import Lock, PlatformLock, dependency_order
 from environments.domain.names import (
@@ -38,6 +39,22 @@ _WHEEL_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+!-]*\.whl")
 #: What a fault says, and what to do about it.
 Fault = Callable[[str, str | None], None]
 _MAX_LOCK_BYTES = 64 * 2**20
+_SPELT_OUT = 10  # names of packages in one fault
+_REPOSITORY = re.compile(r"(?i)(?:git|hg|svn|bzr)\+")
+
+_NO_HASH = (
+    "No hash, so that the bytes could not be checked: {}.",
+    "Lock it again with conda-lock, which writes hashes.",
+)
+_CUT_HASH = ("A hash is not hexadecimal, or cut: {}.", "Write the whole md5 or sha256.")
+_FROM_REPOSITORY = (
+    "From a repository of source code, not from a Python index: {}.",
+    "Locks hold wheels. Submit the environment file, where a rule may allow Git at a full commit.",
+)
+_NOT_A_WHEEL = (
+    "Not the URL of a wheel: {}.",
+    "Only wheels are installed from a lock: lock it again with wheels.",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,12 +66,39 @@ class ReadLock:
     warnings: tuple[str, ...] = ()
 
 
-def is_conda_lock(text: str) -> bool:
-    return (
-        re.search(r"^version:\s*\S", text, re.MULTILINE) is not None
-        and re.search(r"^metadata:", text, re.MULTILINE) is not None
-        and re.search(r"^package:", text, re.MULTILINE) is not None
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockDocument:
+    """The mapping that is a `conda-lock.yml`, and the description of the environment, or ""."""
+
+    root: Node
+    description: str = ""
+
+
+def may_be_conda_lock(text: str) -> bool:
+    """Whether `text` has the words that a `conda-lock.yml` has; cheap."""
+    return "package" in text and "metadata" in text
+
+
+def find_conda_lock(root: Node) -> LockDocument | None:
+    """Return the lock that `root` is, or that conda-store keeps in it; None where it is neither.
+
+    conda-store keeps `{"name": ..., "description": ..., "lockfile": {...}}` of an environment that
+    was made from a lock.
+    """
+    if _is_conda_lock(root):
+        return LockDocument(root=root)
+    inner = root.get("lockfile")
+    if inner is not None and _is_conda_lock(inner):
+        description = root.get("description")
+        text = description is not None and description.kind == "text" and not description.empty
+        return LockDocument(
+            root=inner, description=description.text.strip() if text and description else ""
+        )
+    return None
+
+
+def _is_conda_lock(root: Node) -> bool:
+    return root.get("package") is not None and root.get("metadata") is not None
 
 
 def is_explicit(text: str) -> bool:
@@ -68,6 +112,13 @@ def is_complete(package: CondaPackage) -> bool:
     are unknown: the channel, or the package's own `index.json`, has them.
     """
     return "build_number" in package.record
+
+
+def unhashed(lock: Lock, platform: str) -> tuple[str, ...]:
+    """Return the files of a brought lock whose hash is not in it: the channel's record has it."""
+    part = lock.on(platform)
+    conda = part.conda if part is not None else ()
+    return tuple(package.file_name for package in conda if not (package.md5 or package.sha256))
 
 
 def is_wheel_file_name(name: str) -> bool:
@@ -87,7 +138,8 @@ def read_conda_lock(text: str | bytes) -> Lock:
     Raises:
         SpecificationError: every fault that was found, each with its line.
     """
-    return scan_conda_lock(checked_text(text, max_bytes=_MAX_LOCK_BYTES)).lock
+    root = read_yaml(checked_text(text, max_bytes=_MAX_LOCK_BYTES))
+    return scan_conda_lock(root).lock
 
 
 def read_explicit(text: str | bytes, *, default_platform: str) -> Lock:
@@ -105,6 +157,8 @@ class _Gathered:
 
     def __init__(self) -> None:
         self.faults: list[FaultError] = []
+        #: Faults that many packages share: (message, hint) -> names with key and line.
+        self.shared: dict[tuple[str, str], list[tuple[str, str, int]]] = {}
         self.credentials: dict[Credential, None] = {}
         self.conda: dict[str, dict[str, CondaPackage]] = {}
         self.pypi: dict[str, dict[str, PypiPackage]] = {}
@@ -113,6 +167,26 @@ class _Gathered:
     def fault(self, message: str, line: int, hint: str | None = None, key: str = "") -> None:
         where = f"{key}, line {line}" if key else f"line {line}"
         self.faults.append(FaultError(message, where=where, hint=hint))
+
+    def shared_fault(self, kind: tuple[str, str], name: str, line: int, key: str) -> None:
+        """Note a fault of a package that is reported once, with all the packages that have it."""
+        self.shared.setdefault(kind, []).append((name, key, line))
+
+    def all_faults(self) -> list[FaultError]:
+        found = []
+        for (message, hint), packages in self.shared.items():
+            names = list(dict.fromkeys(printable(name).strip("'\"") for name, _, _ in packages))
+            more = f" and {len(names) - _SPELT_OUT} more" if len(names) > _SPELT_OUT else ""
+            _, key, line = packages[0]
+            where = f"{key}, line {line}" if key else f"line {line}"
+            listed = f"{', '.join(names[:_SPELT_OUT])}{more}"
+            found.append(FaultError(message.format(listed), where=where, hint=hint))
+        said: set[str] = set()
+        for fault in self.faults:
+            if fault.message not in said:
+                said.add(fault.message)
+                found.append(fault)
+        return found
 
     def plain_url(self, url: str, line: int) -> str:
         """The canonical form of `url`, without credentials, which are kept apart."""
@@ -153,8 +227,8 @@ class _Gathered:
         self, channels: Iterable[str], platforms: Iterable[str], *, in_order: bool = False
     ) -> ReadLock:
         """`in_order`: the text itself has the dependencies first, and does not name them."""
-        if self.faults:
-            raise SpecificationError(self.faults)
+        if faults := self.all_faults():
+            raise SpecificationError(faults)
         seen = dict.fromkeys(channels)
         for packages in self.conda.values():
             for package in packages.values():
@@ -180,16 +254,14 @@ class _Gathered:
 # --- conda-lock.yml ---------------------------------------------------------------------------
 
 
-def scan_conda_lock(text: str) -> ReadLock:
-    """`read_conda_lock` of a checked text, with the credentials."""
+def scan_conda_lock(root: Node) -> ReadLock:
+    """`read_conda_lock` of a parsed text, with the credentials; no version is version 1."""
     gathered = _Gathered()
-    root = read_yaml(text)
     version, packages = root.get("version"), root.get("package")
-    if version is None or version.text != "1":
-        written = printable(version.text) if version is not None else "none"
+    if version is not None and version.text != "1":
         gathered.fault(
-            f"The version of this lock file is {written}; version 1 is read.",
-            version.line if version is not None else root.line,
+            f"The version of this lock file is {printable(version.text)}; version 1 is read.",
+            version.line,
             "Write it with conda-lock, which makes version 1.",
         )
     elif packages is None or packages.kind != "list":
@@ -202,29 +274,28 @@ def scan_conda_lock(text: str) -> ReadLock:
 
 
 def _metadata(gathered: _Gathered, node: Node | None) -> tuple[list[str], list[str]]:
-    channels: list[str] = []
+    channels: dict[str, None] = {}
     if node is None or node.kind != "mapping":
-        return channels, []
+        return [], []
     listed = node.get("channels")
     for item in listed.items if listed is not None else ():
         url = item.get("url") if item.kind == "mapping" else item
         if url is None or url.kind != "text":
             gathered.fault("A channel without its URL.", item.line, key="metadata.channels")
             continue
-        try:
-            # References to variables are conda-lock's way of leaving credentials out.
-            reference = canonical_channel(
-                split_credentials(url.text)[0] if "$" in url.text else url.text,
-                alias="https://conda.anaconda.org",
-            )
-        except InvalidInputError as error:
-            gathered.fault(error.message, url.line, error.hint, key="metadata.channels")
-            continue
-        gathered.credentials.update(dict.fromkeys(reference.credentials))
-        channels.append(reference.url)
+        # References to variables are conda-lock's way of leaving credentials out.
+        written = split_credentials(url.text)[0] if "$" in url.text else url.text
+        for name in channels_of(written, CONDA_DEFAULTS):
+            try:
+                reference = canonical_channel(name, alias="https://conda.anaconda.org")
+            except InvalidInputError as error:
+                gathered.fault(error.message, url.line, error.hint, key="metadata.channels")
+                continue
+            gathered.credentials.update(dict.fromkeys(reference.credentials))
+            channels[reference.url] = None
     listed = node.get("platforms")
     names = [(item.text, item.line) for item in listed.items] if listed is not None else []
-    return channels, [name for name, line in names if _known_platform(gathered, name, line)]
+    return [*channels], [name for name, line in names if _known_platform(gathered, name, line)]
 
 
 def _known_platform(gathered: _Gathered, platform: str, line: int) -> bool:
@@ -253,7 +324,13 @@ def _conda_lock_entry(gathered: _Gathered, entry: Node, key: str) -> None:
     hashes = entry.get("hash")
     found = {name: value.text.lower() for name, value in hashes.values()} if hashes else {}
     md5, sha256 = found.get("md5", ""), found.get("sha256", "")
-    if not _hashes_hold(gathered, md5, sha256, line, key):
+    if _REPOSITORY.match(text["url"]):
+        gathered.shared_fault(_FROM_REPOSITORY, text["name"], line, key)
+        return
+    if not md5 and not sha256:
+        gathered.shared_fault(_NO_HASH, text["name"], line, key)
+        return
+    if not _hashes_hold(gathered, md5, sha256, text["name"], line, key):
         return
     if not _known_platform(gathered, text["platform"], line):
         return
@@ -291,6 +368,7 @@ def _conda_lock_entry(gathered: _Gathered, entry: Node, key: str) -> None:
             sha256=sha256,
             requires=wanted,
             fault=fault,
+            not_a_wheel=lambda: gathered.shared_fault(_NOT_A_WHEEL, url, line, key),
         )
         if not sha256:
             gathered.fault(f"{text['name']} of PyPI has no sha256.", line, "Lock it again.", key)
@@ -301,17 +379,11 @@ def _conda_lock_entry(gathered: _Gathered, entry: Node, key: str) -> None:
         gathered.add(package, text["platform"], line)
 
 
-def _hashes_hold(gathered: _Gathered, md5: str, sha256: str, line: int, key: str = "") -> bool:
-    if not md5 and not sha256:
-        gathered.fault(
-            "The package has no hash, so that its bytes could not be checked.",
-            line,
-            "Lock it again with hashes: conda list --explicit --sha256, or --md5.",
-            key,
-        )
-        return False
+def _hashes_hold(
+    gathered: _Gathered, md5: str, sha256: str, name: str, line: int, key: str = ""
+) -> bool:
     if (md5 and not _MD5.fullmatch(md5)) or (sha256 and not _SHA256.fullmatch(sha256)):
-        gathered.fault("The package's hash is not hexadecimal, or cut.", line, key=key)
+        gathered.shared_fault(_CUT_HASH, name, line, key)
         return False
     return True
 
@@ -359,6 +431,7 @@ def _pypi_package(
     sha256: str,
     requires: Iterable[str] = (),
     fault: Fault,
+    not_a_wheel: Callable[[], None],
 ) -> PypiPackage | None:
     """The wheel at `url`; its name and version are those of the file, whatever the lock claims."""
     file_name = unquote(url.rsplit("/", 1)[-1])
@@ -374,11 +447,7 @@ def _pypi_package(
             raise InvalidWheelFilename
         true_name, true_version, _, _ = parse_wheel_filename(file_name)
     except InvalidWheelFilename:
-        fault(
-            f"{printable(url)} is not the URL of a wheel.",
-            "Only wheels are installed from a lock: lock it again with wheels, or submit an "
-            "environment file.",
-        )
+        not_a_wheel()
         return None
     if canonicalize_name(name) != true_name or (
         version and not _same_version(version, true_version)
@@ -434,13 +503,15 @@ def scan_explicit(text: str, *, default_platform: str) -> ReadLock:
             _explicit_line(gathered, stripped, platform, sha256s, number)
     platforms = [platform] if platform in KNOWN_PLATFORMS else []
     read = gathered.finished((), platforms, in_order=True)
-    if any(_PLATFORM.match(line.strip()) for _, line in lines):
-        return read
-    return ReadLock(
-        lock=read.lock,
-        credentials=read.credentials,
-        warnings=(f"The list does not say its platform ('# platform:'): read as {platform}.",),
-    )
+    warnings = []
+    if not any(_PLATFORM.match(line.strip()) for _, line in lines):
+        warnings.append(f"The list does not say its platform ('# platform:'): read as {platform}.")
+    if names := unhashed(read.lock, platform):
+        warnings.append(
+            f"The list has no hash of {len(names)} of its packages: what their channels list when "
+            "the build starts is taken."
+        )
+    return replace(read, warnings=tuple(warnings))
 
 
 def _explicit_line(
@@ -459,7 +530,7 @@ def _explicit_line(
             "An explicit list holds one URL a line, with its hash: URL#MD5 or URL#sha256:HASH.",
         )
         return
-    if not _hashes_hold(gathered, md5, sha256, line):
+    if not _hashes_hold(gathered, md5, sha256, written.rstrip().rsplit("/", 1)[-1], line):
         return
     url = gathered.plain_url(written.strip(), line)
     sha256 = sha256 or sha256s.get(unquote(url.rsplit("/", 1)[-1]), "")
@@ -476,6 +547,8 @@ def _explicit_line(
     if package is None:
         return
     if package.subdir not in (platform, "noarch"):
+        if platform not in KNOWN_PLATFORMS:
+            return  # which was said
         gathered.fault(
             f"{package.file_name} is for {package.subdir}; the list is for {platform}.",
             line,
@@ -487,6 +560,9 @@ def _explicit_line(
 
 def _explicit_pip(gathered: _Gathered, name: str, text: str, platform: str, line: int) -> None:
     written, _, digest = text.partition("#")
+    if _REPOSITORY.match(text):
+        gathered.shared_fault(_FROM_REPOSITORY, name, line, "pip")
+        return
     sha256 = re.sub(r"^sha256[=:]", "", digest)
     if not _SHA256.fullmatch(sha256):
         gathered.fault(
@@ -500,6 +576,7 @@ def _explicit_pip(gathered: _Gathered, name: str, text: str, platform: str, line
         version="",
         sha256=sha256,
         fault=lambda message, hint: gathered.fault(message, line, hint, "pip"),
+        not_a_wheel=lambda: gathered.shared_fault(_NOT_A_WHEEL, url, line, "pip"),
     )
     if package is not None:
         gathered.add(package, platform, line)

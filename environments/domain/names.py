@@ -134,10 +134,30 @@ def did_you_mean(text: str, known: Iterable[str]) -> str:
 
 
 def printable(text: str, *, limit: int = 80) -> str:
-    """`text` quoted for a message: shortened, one line, no control characters, no credentials."""
-    # A password with an unquoted '/' is no credential by the rules, and a secret all the same.
-    shown = re.sub(r"://\S*@", "://", without_credentials(text[:2000]))
+    """Quote `text` for a message: shortened, one line, no control characters, no credentials."""
+    shown = _AT_SIGN.sub(_without_slashed_login, without_credentials(text[:2000]))
     return ascii(shown[:limit] + ("..." if len(shown) > limit else ""))
+
+
+#: A URL up to the last `@` of its path.
+_AT_SIGN = re.compile(
+    r"(?i)(?P<scheme>[a-z][a-z0-9+.-]{0,15})://(?P<authority>[^\s/@]*)/(?:(?!://)\S)*@"
+)
+_HOST = re.compile(r"(?i)(?:[a-z0-9-]+(?:\.[a-z0-9-]+)+|localhost)(?P<port>:\d{1,5})?")
+_OF_REPOSITORIES = ("git+", "hg+", "svn+", "bzr+")
+
+
+def _without_slashed_login(match: re.Match[str]) -> str:
+    """Return the URL without a login whose password has an unquoted slash.
+
+    That is no login by the rules of URLs, and a secret all the same. Behind the name of a host, `@`
+    stands before the revision of a repository: `git+https://host/repository.git@master`.
+    """
+    host = _HOST.fullmatch(match["authority"])
+    repository = match["scheme"].lower().startswith(_OF_REPOSITORIES)
+    if host is not None and (repository or not host["port"]):
+        return match[0]
+    return f"{match['scheme']}://"
 
 
 # --- channels ---------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import yaml
 
 from environments.domain.errors import ConflictError, NotFoundError
 from environments.domain.lock import Lock, PlatformLock, lacks_pip, required_name
-from environments.domain.lockfiles import conda_file_parts
+from environments.domain.lockfiles import conda_file_parts, unhashed
 from environments.domain.pip_requirements import DirectReference
 from environments.domain.records import CondaPackage, PypiPackage
 from environments.domain.specification import Specification
@@ -71,7 +71,28 @@ def conda_lock_yml(lock: Lock, specification: Specification | None = None) -> st
     header = _CONDA_LOCK_HEADER
     if without_pip:
         header += _CONDA_LOCK_WITHOUT_PIP.format(platforms=", ".join(without_pip))
+    for part in lock:
+        header += "".join(f"{line}\n" for line in _hash_notes(specification, part.platform))
     return header + _yaml(content)
+
+
+def _hash_notes(specification: Specification | None, platform: str) -> list[str]:
+    """Return comments that say which hashes are not those of the list that was submitted."""
+    names = _hashes_from_channel(specification, platform)
+    if not names:
+        return []
+    return [
+        f"# The submitted list for {platform} had no hash of these packages.",
+        "# The hash of each is that of its channel's record:",
+        *(f"#   {name}" for name in names),
+    ]
+
+
+def _hashes_from_channel(specification: Specification | None, platform: str) -> tuple[str, ...]:
+    """Return the files whose hash the channel gave, because the submitted list had none."""
+    if specification is None or specification.lock is None:
+        return ()
+    return unhashed(specification.lock, platform)
 
 
 def _content_hash(part: PlatformLock, specification: Specification | None) -> str:
@@ -135,7 +156,7 @@ def _dependencies(depends: Iterable[str]) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def explicit_txt(lock: Lock, platform: str) -> str:
+def explicit_txt(lock: Lock, platform: str, specification: Specification | None = None) -> str:
     """One platform as an explicit list for `conda create --file`, dependencies first.
 
     Each URL ends in the md5, which every reader takes; the sha256 stands in a comment before it.
@@ -149,6 +170,7 @@ def explicit_txt(lock: Lock, platform: str) -> str:
     lines = [
         "# An explicit list: conda create --name NAME --file explicit.txt",
         f"# platform: {platform}",
+        *_hash_notes(specification, platform),
         "@EXPLICIT",
     ]
     for package in part.conda:
@@ -180,6 +202,8 @@ def lock_json(lock: Lock, specification: Specification, platform: str) -> str:
         "variables": dict(specification.variables),
         "lock": part.to_json(),
     }
+    if names := _hashes_from_channel(specification, platform):
+        document["hashes_from_channel"] = list(names)
     return json.dumps(document, sort_keys=True, separators=(",", ":")) + "\n"
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
 from rattler import MatchSpec
 
+from environments.domain.default_channels import CONDA_DEFAULTS, default_channel_of
 from environments.domain.errors import InvalidInputError
 from environments.domain.names import SUBDIRS, ChannelRef, canonical_channel, printable
 from environments.domain.version_ranges import disjoint, impossible
@@ -26,6 +28,7 @@ class CondaRequirement:
     build: str  # exact, a glob, or ""
     channel: str  # base URL, or ""
     subdir: str
+    note: str = ""  # what a person should know of how it was read
 
     def excludes(self, other: CondaRequirement) -> bool:
         """True only where no package at all can satisfy both."""
@@ -50,15 +53,18 @@ def _builds_differ(one: str, other: str) -> bool:
 # --- conda ------------------------------------------------------------------------------------
 
 _PREFIX = re.compile(r"(?P<channel>[^\s\[\]]*[^\s\[\]:]):(?P<namespace>[^\s\[\]:/]*):(?=[^/:])")
+_NAME = re.compile(r"[^\s=<>!~\[\]]+")
 _BRACKET_CHANNEL = re.compile(
     r"""(?P<key>\[(?:[^\]]*[,\s])?channel\s*=\s*)(?P<quote>["']?)(?P<channel>[^"',\]\s]+)(?P=quote)"""
 )
 _RELATIONAL_STAR = re.compile(r"([<>]=?\s*[0-9][0-9A-Za-z_.!+-]*?)\.\*")
+#: `=>3.1`, which conda reads as `>=3.1`. Its reading of `=<3.1`, less than, is not what is meant.
+_AT_LEAST = re.compile(r"^(?P<name>[^\s=<>!~\[\]]+)\s*=>\s*(?P<version>[0-9][0-9A-Za-z_.!+-]*)$")
 _HINT = "Write it like 'numpy', 'numpy >=1.26,<3', 'numpy =1.26' or 'conda-forge::numpy'."
 
 
 def parse_conda_requirement(
-    text: str, *, alias: str, hosted: str = ""
+    text: str, *, alias: str, hosted: str = "", default_channels: Sequence[str] = CONDA_DEFAULTS
 ) -> tuple[CondaRequirement, ChannelRef | None]:
     """One requirement of conda in any form that conda documents, with the channel that it names.
 
@@ -74,7 +80,10 @@ def parse_conda_requirement(
     problem = _not_a_requirement(text)
     if problem:
         raise InvalidInputError(f"{shown} {problem[0]}", hint=problem[1])
-    plain, reference = _with_canonical_channel(text, alias=alias, hosted=hosted)
+    plain, reference = _with_canonical_channel(
+        text, alias=alias, hosted=hosted, default_channels=default_channels
+    )
+    plain, reversed_operator = _AT_LEAST.subn(r"\g<name> >=\g<version>", plain)
     try:
         spec = _match_spec(_RELATIONAL_STAR.sub(r"\1", plain))
     except Exception as error:  # rattler's errors have no common base
@@ -104,6 +113,9 @@ def parse_conda_requirement(
             build=spec.build or "",
             channel=reference.url if reference else "",
             subdir=spec.subdir or "",
+            note=f"{shown} is read as {canonical!r}, as conda reads it."
+            if reversed_operator
+            else "",
         ),
         reference,
     )
@@ -121,6 +133,8 @@ def _not_a_requirement(text: str) -> tuple[str, str] | None:
         return "is empty.", _HINT
     if not text.isascii() or not text.isprintable():
         return "holds characters that no package's name or version has.", _HINT
+    if "{{" in text or "{%" in text:
+        return "is a template, which is not read.", "Render the file first, and submit the result."
     if "$" in head:
         return (
             "refers to a variable of your shell, or is a regular expression; neither is read.",
@@ -157,7 +171,9 @@ def _hint(text: str) -> str:
     return _HINT
 
 
-def _with_canonical_channel(text: str, *, alias: str, hosted: str) -> tuple[str, ChannelRef | None]:
+def _with_canonical_channel(
+    text: str, *, alias: str, hosted: str, default_channels: Sequence[str]
+) -> tuple[str, ChannelRef | None]:
     """`text` with its channel as a URL without credentials, and that channel."""
     reference: ChannelRef | None = None
     match = _PREFIX.match(text) or _BRACKET_CHANNEL.search(text)
@@ -174,7 +190,13 @@ def _with_canonical_channel(text: str, *, alias: str, hosted: str) -> tuple[str,
         raise InvalidInputError(
             f"{printable(text)} leaves the channel open.", hint="Name one channel."
         )
-    reference = canonical_channel(written, alias=alias, hosted=hosted)
+    channel_name = written
+    if written == "defaults" and default_channels:
+        name = _NAME.match(text[match.end() :] if match.re is _PREFIX else text)
+        channel_name = default_channel_of(name[0] if name else "", default_channels)
+    reference = canonical_channel(channel_name, alias=alias, hosted=hosted)
+    if channel_name != written:
+        reference = replace(reference, name=written)
     channel = reference.url + (f"/{subdir}" if subdir else "")
     if match.re is _PREFIX:
         return f"{channel}::{text[match.end() :]}", reference

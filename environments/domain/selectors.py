@@ -1,8 +1,8 @@
-"""Which lines of an environment file are for which platform (`- pywin32  # [win]`)?
+"""Selectors of platforms in environment files: `- pywin32  # [win]` and `- sel(win): pywin32`.
 
-The reading is conda-lock's (`conda_lock.src_parser.selectors`), line by line; a test holds the two
-together. It is written again here because importing conda-lock costs seconds and much memory, and
-this runs in the web process.
+For those in comments the reading is conda-lock's (`conda_lock.src_parser.selectors`), line by
+line; a test holds the two together. It is written again here because importing conda-lock costs
+seconds and much memory, and this runs in the web process.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 
 from environments.domain.errors import FaultError
 from environments.domain.names import KNOWN_PLATFORMS, printable
+from environments.domain.yaml_text import Node
 
 _BRACKETS = re.compile(r"\[([^\[\]]+)\]")
 _WORDS = {
@@ -27,6 +28,25 @@ _WORDS = {
     "win-arm64": {"win"},
 }
 _KNOWN = frozenset().union(*_WORDS.values())
+
+
+#: mamba's form, `- sel(linux): gdb`: the platforms for which each selector holds.
+MAMBA_SELECTORS = {
+    "sel(linux)": frozenset(name for name in KNOWN_PLATFORMS if name.startswith("linux-")),
+    "sel(osx)": frozenset(name for name in KNOWN_PLATFORMS if name.startswith("osx-")),
+    "sel(unix)": frozenset(name for name in KNOWN_PLATFORMS if not name.startswith("win-")),
+    "sel(win)": frozenset(name for name in KNOWN_PLATFORMS if name.startswith("win-")),
+}
+
+
+def is_mamba_selector(item: Node) -> bool:
+    """Whether an entry of `dependencies` has a key such as `sel(linux)`."""
+    return any(name.text.startswith("sel(") for name, _ in item.pairs)
+
+
+def mamba_selector(text: str) -> frozenset[str] | None:
+    """Return the platforms of `sel(linux)`; None where that is not a selector."""
+    return MAMBA_SELECTORS.get(text)
 
 
 def lines_for(text: str, platform: str) -> str:

@@ -6,22 +6,28 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
+from difflib import get_close_matches
 from typing import Any, Literal, Self, TypeVar
 
+from environments.domain.default_channels import CONDA_DEFAULTS, channels_of
 from environments.domain.errors import (
     FaultError,
     InvalidInputError,
     SpecificationError,
     StoreError,
 )
+from environments.domain.export_lists import export_list_root, is_export_list
+from environments.domain.file_keys import CONDASTORE_KEYS, READ_KEYS, ignored_key_warning
 from environments.domain.lock import Lock
 from environments.domain.lockfiles import (
+    LockDocument,
     ReadLock,
-    is_conda_lock,
+    find_conda_lock,
     is_explicit,
+    may_be_conda_lock,
     scan_conda_lock,
     scan_explicit,
 )
@@ -43,7 +49,14 @@ from environments.domain.pip_requirements import (
     parse_pip_line,
 )
 from environments.domain.requirements import CondaRequirement, parse_conda_requirement
-from environments.domain.selectors import idle_selectors, lines_for, selector_faults
+from environments.domain.selectors import (
+    MAMBA_SELECTORS,
+    idle_selectors,
+    is_mamba_selector,
+    lines_for,
+    mamba_selector,
+    selector_faults,
+)
 from environments.domain.yaml_text import Node, checked_text, read_yaml
 
 MAX_DEPENDENCIES = 2_000
@@ -52,8 +65,6 @@ MAX_ALIKE = 20
 MAX_TESTS = 100
 MAX_FAULTS = 100  # that are reported; of more, the number
 MAX_DESCRIPTION = 4_000  # characters
-#: What conda reads for the channel `defaults` where nobody configured it.
-CONDA_DEFAULTS = ("https://repo.anaconda.com/pkgs/main", "https://repo.anaconda.com/pkgs/r")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +194,10 @@ class Defaults:
 
 
 def parse_specification(text: str | bytes, *, defaults: Defaults) -> Submission:
-    """An `environment.yml`, a `conda-lock.yml` (v1) or an explicit list, told apart by content.
+    """Read a specification in any of its forms, which are recognised by their content.
+
+    They are: `environment.yml`, `conda-lock.yml` (version 1), both as YAML or JSON; explicit
+    lists (`@EXPLICIT`); and what `conda list --export` writes.
 
     Raises:
         SpecificationError: every fault that was found, each with its key and line.
@@ -192,28 +206,78 @@ def parse_specification(text: str | bytes, *, defaults: Defaults) -> Submission:
     if is_explicit(checked):
         platform = defaults.platforms[0] if defaults.platforms else ""
         return _locked("explicit", checked, scan_explicit(checked, default_platform=platform))
-    if is_conda_lock(checked):
-        return _locked("lock", checked, scan_conda_lock(checked))
+    if is_export_list(checked):
+        checked_text(checked, max_bytes=defaults.max_bytes)
+        return _Reader(defaults).read_export_list(checked)
+    if not may_be_conda_lock(checked):
+        checked_text(checked, max_bytes=defaults.max_bytes)
+    root = read_yaml(checked)
+    if document := find_conda_lock(root):
+        return _locked("lock", checked, scan_conda_lock(document.root), document)
     checked_text(checked, max_bytes=defaults.max_bytes)
-    submission = _Reader(defaults).read(checked)
-    if submission.credentials:
-        # Nothing secret may stay in what is kept: proven on the text itself, not assumed.
-        again = _Reader(defaults).read(submission.source)
-        if again.credentials or again.specification != submission.specification:
-            raise SpecificationError(
-                [FaultError("The credentials of a channel are written in a form that hides them.")],
-                hint="Write the channel's URL plainly, without escapes.",
-            )
+    reader = _Reader(defaults)
+    submission = reader.read(checked, root)
+    if reader.credentials:
+        return _without_credentials(checked, root, submission, defaults)
     return submission
 
 
-def _locked(kind: Literal["lock", "explicit"], source: str, read: ReadLock) -> Submission:
+def _without_credentials(text: str, root: Node, read: Submission, defaults: Defaults) -> Submission:
+    """Return `read` with a source that holds no credentials of channels.
+
+    That nothing secret stays in what is kept is proven on the text itself: it is read again.
+
+    Raises:
+        SpecificationError: they cannot be taken out; it names the place.
+    """
+    everywhere = without_credentials(text)
+    # A value that is no channel may hold a login too, such as the URL of a database.
+    last = text.count("\n") + 1
+    lines = [*_lines_of(root, "channels", last), *_lines_of(root, "dependencies", last)]
+    in_channels = _in_lines(text, without_credentials, lines)
+    reader = _Reader(defaults)
+    for source in (everywhere, in_channels):
+        reader = _Reader(defaults)
+        try:
+            again = reader.read(source, read_yaml(source))
+        except SpecificationError:
+            continue
+        if not reader.credentials and again.specification == read.specification:
+            return replace(read, source=source)
+    where = next((place for place in reader.credentials.values()), "channels")
+    raise SpecificationError(
+        [
+            FaultError(
+                "The credentials of a channel are written in a form that hides them.",
+                where=where,
+                hint="Write the channel's URL plainly in one line, without escapes.",
+            )
+        ],
+    )
+
+
+def _in_lines(text: str, change: Callable[[str], str], numbers: Iterable[int]) -> str:
+    """Return `text` with those of its lines changed, and all that are comments."""
+    chosen = set(numbers)
+    return "\n".join(
+        change(line) if number in chosen or line.lstrip().startswith("#") else line
+        for number, line in enumerate(text.split("\n"), start=1)
+    )
+
+
+def _locked(
+    kind: Literal["lock", "explicit"],
+    source: str,
+    read: ReadLock,
+    document: LockDocument | None = None,
+) -> Submission:
     lock = read.lock
     return Submission(
         specification=Specification(
             kind=kind,
             channels=lock.channels,
             platforms=tuple(sorted(part.platform for part in lock)),
+            description=document.description[:MAX_DESCRIPTION] if document else "",
             lock=lock,
         ),
         source=without_credentials(source),
@@ -224,15 +288,9 @@ def _locked(kind: Literal["lock", "explicit"], source: str, read: ReadLock) -> S
 
 # --- environment.yml --------------------------------------------------------------------------
 
-_KEYS = ("name", "channels", "dependencies", "variables", "platforms", "condastore")
-_OURS = ("tests", "virtual-packages", "description", "exclude-newer")
-#: Keys of other tools, and what becomes of them here.
-_IGNORED = {
-    "prefix": "where an environment lies is decided by the server",
-    "category": "every package belongs to the one environment",
-    "allow-pypi-requests": "an environment without 'pip:' asks no index",
-}
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+#: A URL with a password in it.
+_LOGIN = re.compile(r"(?i)\b[a-z][a-z0-9+.-]{0,15}://[^/\s?#@:]{0,200}:[^/\s?#@]{1,200}@")
 _MODULE = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*")
 _VIRTUAL = re.compile(r"__[a-z0-9][a-z0-9_-]*(?:=[A-Za-z0-9_.!+]+(?:=[A-Za-z0-9_.]+)?)?")
 
@@ -250,10 +308,10 @@ class _At:
     line: int
 
 
-def _lines_of(root: Node, key: str) -> range:
-    """From the line of `key` to that of the next key."""
+def _lines_of(root: Node, key: str, last: int = sys.maxsize) -> range:
+    """Return the lines from that of `key` to that of the next key, or to `last`."""
     lines = [name.line for name, _ in root.pairs]
-    for (name, _), after in zip(root.pairs, [*lines[1:], sys.maxsize], strict=False):
+    for (name, _), after in zip(root.pairs, [*lines[1:], last + 1], strict=False):
         if name.text == key:
             return range(name.line, max(after, name.line + 1))
     return range(0)
@@ -266,14 +324,14 @@ class _Reader:
         self.defaults = defaults
         self.faults: dict[tuple[str, str], FaultError] = {}  # by line and message
         self.warnings: dict[str, None] = {}
-        self.credentials: dict[Credential, None] = {}
+        self.credentials: dict[Credential, str] = {}  # and where each was first written
         self.extra_channels: dict[str, str] = {}  # URL -> the requirement that names it
 
-    def read(self, text: str) -> Submission:
-        root = read_yaml(text)
+    def read(self, text: str, root: Node) -> Submission:
+        """Read an environment file; `root` is what `text` holds, whose selectors apply."""
         if root.kind != "mapping":
             self.fault(
-                f"The text is {root.described}, not an environment file.",
+                f"The text is not an environment file: it holds {root.described}, no keys.",
                 f"line {root.line}",
                 "Start it with 'dependencies:', or submit a conda-lock.yml or an @EXPLICIT list.",
             )
@@ -282,7 +340,7 @@ class _Reader:
         if ours is not None and ours.kind != "mapping":
             self.expected("a mapping", ours, "condastore")
             ours = None
-        self.check_keys(root, _KEYS, "")
+        self.check_file_keys(root)
         lines = _lines_of(root, "dependencies")
         for fault in selector_faults(text, lines):
             self.fault(fault.message, fault.where, fault.hint)
@@ -292,7 +350,7 @@ class _Reader:
         channels = self.channels(root.get("channels"))
         dependencies, pip, pip_options = self.requirements(text, root, platforms)
         ours = ours or Node(kind="mapping", line=0)
-        self.check_keys(ours, _OURS, "condastore.")
+        self.check_keys(ours, CONDASTORE_KEYS, "condastore.")
         specification = Specification(
             kind="environment",
             channels=(*channels, *(url for url in self.extra_channels if url not in channels)),
@@ -304,7 +362,8 @@ class _Reader:
             virtual_packages=self.virtual_packages(ours.get("virtual-packages")),
             exclude_newer=self.exclude_newer(ours.get("exclude-newer")),
             smoke_tests=self.smoke_tests(ours.get("tests")),
-            description=self.description(ours.get("description")),
+            description=self.description(ours.get("description"))
+            or self.file_description(root.get("description")),
             name=self.name(root.get("name")),
         )
         for url, requirement in self.extra_channels.items():
@@ -317,12 +376,27 @@ class _Reader:
             raise self.error()
         return Submission(
             specification=specification,
-            source=without_credentials(text) if self.credentials else text,
+            source=text,
             credentials=tuple(self.credentials),
             warnings=tuple(self.warnings),
         )
 
+    def read_export_list(self, text: str) -> Submission:
+        """Read what `conda list --export` wrote."""
+        root = export_list_root(text)
+        submission = self.read("", root)
+        channels = ", ".join(submission.specification.channels)
+        self.warn(f"The list names no channels: its packages are looked for in {channels}.")
+        if not root.get("platforms").items:  # type: ignore[union-attr]
+            platforms = ", ".join(submission.specification.platforms)
+            self.warn(f"The list does not say its platform: read as {platforms}.")
+        return replace(submission, source=text, warnings=tuple(self.warnings))
+
     # --- what was found
+
+    def note_credentials(self, channel: ChannelRef, where: str) -> None:
+        for credential in channel.credentials:
+            self.credentials.setdefault(credential, where)
 
     def fault(self, message: str, where: str, hint: str | None = None) -> None:
         # Platforms read their own lines: the same fault has another index there, and one line.
@@ -359,25 +433,25 @@ class _Reader:
 
     # --- the simple keys
 
-    def check_keys(self, node: Node, known: Sequence[str], prefix: str) -> None:
-        for name, _ in node.pairs:
-            where = f"{prefix}{printable(name.text).strip(chr(39))}, line {name.line}"
-            if name.text in known:
-                continue
-            if not prefix and name.text in _IGNORED:
-                self.warn(f"Line {name.line}: '{name.text}' is ignored: {_IGNORED[name.text]}.")
-            elif not prefix and name.text == "pip-repositories":
+    def check_file_keys(self, root: Node) -> None:
+        """Warn of top-level keys that are not read; refuse the one that chooses an index."""
+        for name, value in root.pairs:
+            if value.empty:
+                continue  # conda-store writes `prefix: null`
+            if name.text == "pip-repositories":
                 self.fault(
                     "The environment chooses an index.",
-                    where,
+                    f"pip-repositories, line {name.line}",
                     "Indexes are configured by the administrators; remove the key.",
                 )
-            else:
+            elif name.text not in READ_KEYS:
+                self.warn(ignored_key_warning(name.text, name.line))
+
+    def check_keys(self, node: Node, known: Sequence[str], prefix: str) -> None:
+        for name, _ in node.pairs:
+            if name.text not in known:
+                where = f"{prefix}{printable(name.text).strip(chr(39))}, line {name.line}"
                 hint = did_you_mean(name.text, known) or f"Known are: {', '.join(known)}."
-                if not prefix and name.text in _OURS:
-                    hint = f"'{name.text}' stands under 'condastore:'."
-                elif not prefix and name.text == "pip":
-                    hint = "'pip:' stands as an entry of 'dependencies'."
                 self.fault(f"The key {printable(name.text)} is not known.", where, hint)
 
     def entries(self, node: Node | None, where: str, what: str) -> Iterator[tuple[str, Node]]:
@@ -403,13 +477,16 @@ class _Reader:
         return node.text, f"{where}, line {node.line}"
 
     def name(self, node: Node | None) -> str:
+        """Return the name in the file; a path, which `conda env export -p` writes, is ignored."""
         text, where = self.text(node, "name")
-        if len(text) > 255 or re.search(r"[/\\:#\x00-\x1f\x7f]", text) or text in (".", ".."):
-            self.fault(
-                f"{printable(text)} is not a name for an environment.",
-                where,
-                "Leave out '/', '\\', ':' and '#'.",
+        if re.search(r"[/\\]", text):
+            self.warn(f"{where}: the name is a path, and is ignored: the request names the place.")
+            return ""
+        if len(text) > 255 or re.search(r"[:#\x00-\x1f\x7f]", text) or text in (".", ".."):
+            self.warn(
+                f"{where}: {printable(text)} is not a name for an environment, and is ignored."
             )
+            return ""
         return text
 
     def description(self, node: Node | None) -> str:
@@ -421,6 +498,24 @@ class _Reader:
                 "Shorten it.",
             )
         return text.strip()
+
+    def file_description(self, node: Node | None) -> str:
+        """Return the top-level `description`, where other tools have one; never a reason to fail.
+
+        `condastore.description` is stronger.
+        """
+        if node is None or node.empty:
+            return ""
+        if node.kind != "text":
+            self.warn(f"Line {node.line}: 'description' is ignored: it is {node.described}.")
+            return ""
+        if len(node.text) > MAX_DESCRIPTION:
+            self.warn(
+                f"Line {node.line}: 'description' is ignored: it has {len(node.text):,} "
+                f"characters, and {MAX_DESCRIPTION:,} are allowed."
+            )
+            return ""
+        return node.text.strip()
 
     def platforms(self, node: Node | None) -> tuple[str, ...]:
         found: dict[str, None] = {}
@@ -437,8 +532,7 @@ class _Reader:
         for where, item in self.entries(node, "channels", "channels"):
             if item.text == "nodefaults":
                 continue
-            names = self.defaults.default_channels if item.text == "defaults" else (item.text,)
-            for name in names:
+            for name in channels_of(item.text, self.defaults.default_channels):
                 channel = self.channel(name, where)
                 if channel is None:
                     continue
@@ -446,9 +540,10 @@ class _Reader:
                     self.warn(f"{where}: the channel {channel.name} stands twice.")
                 urls[channel.url] = None
         if not urls:
-            for name in self.defaults.channels:
-                if channel := self.channel(name, "channels"):
-                    urls[channel.url] = None
+            for entry in self.defaults.channels:
+                for name in channels_of(entry, self.defaults.default_channels):
+                    if channel := self.channel(name, "channels"):
+                        urls[channel.url] = None
         return tuple(urls)
 
     def channel(self, text: str, where: str) -> ChannelRef | None:
@@ -458,7 +553,7 @@ class _Reader:
         }
         channel = self.attempt(lambda: canonical_channel(text, **places), where)
         if channel is not None:
-            self.credentials.update(dict.fromkeys(channel.credentials))
+            self.note_credentials(channel, where)
         return channel
 
     def variables(self, node: Node | None) -> dict[str, str]:
@@ -482,6 +577,11 @@ class _Reader:
                 self.fault("The value holds a line break.", where, "Write it in one line.")
             else:
                 found[name.text] = "" if value.empty else value.text
+                if _LOGIN.search(found[name.text]):
+                    self.warn(
+                        f"{where}: the value holds a login, which everybody who may see the "
+                        "environment can read."
+                    )
         return dict(sorted(found.items()))
 
     def virtual_packages(self, node: Node | None) -> tuple[str, ...]:
@@ -547,18 +647,29 @@ class _Reader:
         dependencies: dict[str, tuple[str, ...]] = {}
         pip: dict[str, tuple[str, ...]] = {}
         options: dict[str, PipOptions] = {}
-        by_text: dict[str, tuple[tuple[str, ...], tuple[str, ...], PipOptions]] = {}
+        by_text: dict[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...], PipOptions]] = {}
         if self.too_many(root.get("dependencies")):
             return {}, {}, {}
         for platform in platforms:
             lines = lines_for(text, platform)
-            if lines not in by_text:
-                node = (root if lines == text else read_yaml(lines)).get("dependencies")
-                by_text[lines] = self.requirements_of(node, root.line)
-            dependencies[platform], pip[platform], chosen = by_text[lines]
+            key = (lines, platform if "sel(" in text else "")
+            if key not in by_text:
+                own = root if lines == text else read_yaml(lines)
+                by_text[key] = self.requirements_of(own, platform)
+            dependencies[platform], pip[platform], chosen = by_text[key]
             if chosen:
                 options[platform] = chosen
         return dependencies, pip, options
+
+    def dependencies_hint(self, root: Node) -> str:
+        """Say what to do where `dependencies` is missing: often another key was meant for it."""
+        if root.get("environments") is not None and root.get("packages") is not None:
+            return "This is a pixi.lock, which is not read: submit the environment's packages."
+        near = get_close_matches("dependencies", [name.text for name, _ in root.pairs], n=1)
+        if not near:
+            return "List the packages under 'dependencies:'."
+        line = next(name.line for name, _ in root.pairs if name.text == near[0])
+        return f"Line {line} has {printable(near[0])}: write 'dependencies'."
 
     def too_many(self, node: Node | None) -> bool:
         if node is None:
@@ -574,13 +685,14 @@ class _Reader:
         return False
 
     def requirements_of(
-        self, node: Node | None, root_line: int
+        self, root: Node, platform: str
     ) -> tuple[tuple[str, ...], tuple[str, ...], PipOptions]:
+        node = root.get("dependencies")
         if node is None:
             self.fault(
                 "The key 'dependencies' is missing.",
-                f"line {root_line}",
-                "List the packages under 'dependencies:'.",
+                f"line {root.line}",
+                self.dependencies_hint(root),
             )
             return (), (), NO_OPTIONS
         if node.empty:
@@ -593,7 +705,10 @@ class _Reader:
         options: list[PipOption] = []
         for index, item in enumerate(node.items):
             where = f"dependencies[{index}]"
-            if item.kind == "mapping":
+            if item.kind == "mapping" and is_mamba_selector(item):
+                for package in self.selected(item, where, platform):
+                    self.conda_entry(package, where, conda)
+            elif item.kind == "mapping":
                 self.pip_section(item, where, pip, options)
             elif item.kind != "text" or item.empty:
                 self.expected("a package", item, where)
@@ -608,6 +723,21 @@ class _Reader:
                 )
         return self.settled(conda), self.settled(pip), self.pip_options(pip, options)
 
+    def selected(self, item: Node, where: str, platform: str) -> Iterator[Node]:
+        """Yield the packages of a `sel(linux): gdb` of mamba that are for `platform`."""
+        for name, value in item.pairs:
+            selector = mamba_selector(name.text)
+            if selector is None:
+                self.fault(
+                    f"The selector {printable(name.text)} is not known.",
+                    f"{where}, line {name.line}",
+                    f"Use one of {', '.join(MAMBA_SELECTORS)}; a list has no other key.",
+                )
+            elif value.kind != "text" or value.empty:
+                self.expected("a package", value, where)
+            elif platform in selector:
+                yield value
+
     def conda_entry(
         self, item: Node, where: str, found: list[tuple[CondaRequirement, _At]]
     ) -> None:
@@ -619,13 +749,23 @@ class _Reader:
             "alias": self.defaults.channel_alias,
             "hosted": self.defaults.hosted_channels,
         }
-        parsed = self.attempt(lambda: parse_conda_requirement(item.text, **places), at.where)
+        defaults = self.defaults.default_channels
+        parsed = self.attempt(
+            lambda: parse_conda_requirement(item.text, default_channels=defaults, **places),
+            at.where,
+        )
         if parsed is None:
             return
         requirement, channel = parsed
         if channel is not None:
-            self.credentials.update(dict.fromkeys(channel.credentials))
-            self.extra_channels.setdefault(channel.url, f"{at.where}: {requirement.text}")
+            self.note_credentials(channel, at.where)
+            urls = [channel.url]
+            if channel.name == "defaults":  # what one of them needs may be in another
+                urls = [canonical_channel(name, **places).url for name in defaults]
+            for url in urls:
+                self.extra_channels.setdefault(url, f"{at.where}: {printable(item.text)}")
+        if requirement.note:
+            self.warn(f"{at.where}: {requirement.note}")
         found.append((requirement, at))
 
     def pip_section(

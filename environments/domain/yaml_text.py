@@ -1,7 +1,8 @@
-"""How is YAML of strangers read: within limits, with the line of every value?"""
+"""Parse YAML of strangers within limits, with the line of every value."""
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Literal
 import yaml
 
 from environments.domain.errors import FaultError, SpecificationError
+from environments.domain.json_text import JsonTextError, parse_strict_json
 from environments.domain.names import printable
 
 #: Levels of lists and mappings in each other.
@@ -20,7 +22,11 @@ MAX_ALIASES = 20
 
 # Tab, line feed and carriage return are text; so is the byte order mark at the very start.
 # U+0085, U+2028 and U+2029 end a line for YAML and not for those who read the file.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
+_LINE_END = re.compile("\r\n?")
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+#: JSON writes what is beyond U+FFFF as two escapes; YAML knows one escape of eight digits.
+_PAIR = re.compile(r"(?i)(?<!\\)((?:\\\\)*)\\u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})")
 _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 _PLAIN_WORDS = (
     ("cannot start any token", "A character stands here that cannot start a value."),
@@ -68,10 +74,15 @@ class Node:
 
 
 def checked_text(text: str | bytes, *, max_bytes: int) -> str:
-    """`text` as a string, where it is UTF-8 of at most `max_bytes` without control characters.
+    """Return `text` as a string whose lines end in a line feed, without a byte order mark.
+
+    As in YAML, a carriage return ends a line, alone or before a line feed.
+
+    Args:
+        text: bytes are UTF-8, or UTF-16 with a byte order mark, which PowerShell writes.
 
     Raises:
-        SpecificationError: it is not.
+        SpecificationError: it has more than `max_bytes`, another encoding, or control characters.
     """
     size = len(text) if isinstance(text, bytes) else len(text.encode(errors="surrogatepass"))
     if size > max_bytes:
@@ -80,13 +91,15 @@ def checked_text(text: str | bytes, *, max_bytes: int) -> str:
             hint="Remove what is not needed, or split it into two environments.",
         )
     if isinstance(text, bytes):
+        encoding = "utf-16" if text.startswith(_UTF_16) else "utf-8"
         try:
-            text = text.decode()
+            text = text.decode(encoding)
         except UnicodeDecodeError as error:
             line = error.object[: error.start].count(b"\n") + 1
             raise _fault(
                 "The text is not UTF-8.", line=line, hint="Save the file as UTF-8."
             ) from error
+    text = _LINE_END.sub("\n", text.removeprefix("\ufeff"))
     strange = _CONTROL.search(text)
     if strange is not None:
         line = text.count("\n", 0, strange.start()) + 1
@@ -101,13 +114,15 @@ def checked_text(text: str | bytes, *, max_bytes: int) -> str:
 
 
 def read_yaml(text: str) -> Node:
-    """The one document of `text`, which `checked_text` has passed.
+    """Parse the one document of `text`, which `checked_text` has passed; JSON is read too.
 
     Raises:
         SpecificationError: it is not YAML, is too deep or too large, repeats a key, or uses what
             is not read here (tags, merge keys, several documents). Repeated keys are all reported.
     """
     builder = _Builder()
+    if text.lstrip().startswith("{") and _PAIR.search(text) and _is_json(text):
+        text = _PAIR.sub(_one_escape, text)
     try:
         return builder.read(text)
     except yaml.MarkedYAMLError as error:
@@ -116,6 +131,19 @@ def read_yaml(text: str) -> Node:
         raise _yaml_fault(text, error.problem or "", line) from error
     except yaml.YAMLError as error:
         raise _fault("The text is not YAML.") from error
+
+
+def _is_json(text: str) -> bool:
+    try:
+        parse_strict_json(text)
+    except JsonTextError:
+        return False
+    return True
+
+
+def _one_escape(match: re.Match[str]) -> str:
+    high, low = int(match[2], 16), int(match[3], 16)
+    return f"{match[1]}\\U{0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00):08X}"
 
 
 class _Builder:
@@ -211,6 +239,12 @@ class _Builder:
             holder.items.append(node)
         elif waiting:
             holder.pairs.append((waiting.pop(), node))
+        elif node.kind == "mapping":  # also what YAML makes of `{{ package }}`
+            raise _fault(
+                "A mapping stands where a key must be; templates are not read.",
+                line=node.line,
+                hint="Render the file first, and submit the result.",
+            )
         elif node.kind != "text":
             raise _fault("A key must be text.", line=node.line)
         elif node.text == "<<" and node.plain:

@@ -167,6 +167,12 @@ class _Completion:
         listed: dict[str, CondaPackage] = {}
         outcome = _Outcome(done={}, faults=[])
         unlisted: list[CondaPackage] = []
+        without_hash = [package for package in packages if not _has_hash(package)]
+        if without_hash:
+            self.log(
+                f"The hashes of {len(without_hash)} packages, which the list does not have, are "
+                "those that their channels list now."
+            )
         answered: list[CondaPackage] = []
         for (channel, subdir), some in wanted.items():
             try:
@@ -177,8 +183,12 @@ class _Completion:
                 answered += some.values()
         for package in answered:
             record = listed.get(package.url)
-            if record is None:
+            if record is None and not _has_hash(package):
+                outcome.faults.append(_hash_unknown(package, "does not list"))
+            elif record is None:
                 unlisted.append(package)
+            elif not _has_hash(package) and not _has_hash(record):
+                outcome.faults.append(_hash_unknown(package, "has no hash of"))
             elif fault := _difference(package, record):
                 outcome.faults.append(fault)
             else:
@@ -457,6 +467,18 @@ class _Completion:
     def _of_an_index(self, package: PypiPackage, project: Project | None) -> bool:
         assert self.indexes is not None, "asked before"
         return self.indexes.hold(package.url) if project is None else project.holds(package.url)
+
+
+def _has_hash(package: CondaPackage) -> bool:
+    return bool(package.sha256 or package.md5)
+
+
+def _hash_unknown(package: CondaPackage, reason: str) -> FaultError:
+    return FaultError(
+        f"The list has no hash of {package.file_name}, and {package.channel} {reason} it.",
+        where=package.url,
+        hint="Write the list with hashes: conda list --explicit --sha256, or --md5.",
+    )
 
 
 def _difference(package: CondaPackage, record: CondaPackage) -> FaultError | None:

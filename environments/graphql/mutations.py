@@ -330,7 +330,8 @@ class Mutation(
         )
 
     @field(
-        description="What would it give, and what would change? Waits up to `wait` seconds for it."
+        description="Solve a specification without building it, and compare the answer with the "
+        "current build of the environment, which need not exist yet. Waits up to `wait` seconds."
     )
     async def preview_solve(
         self,
@@ -345,15 +346,10 @@ class Mutation(
         actor = actor_of(info)
 
         def ask() -> previews.Previewed:
-            place = (
-                environments.find_environment(actor, namespace, environment)
-                if environment is not None
-                else None
-            )
-            return previews.preview_solve(
+            return previews.preview_for(
                 actor=actor,
-                namespace=namespace_to_build_in(actor, namespace),
-                environment=place,
+                namespace=namespace,
+                environment=environment,
                 specification=specification,
                 force_solve=force_solve,
                 platforms_wanted=tuple(platforms or ()),

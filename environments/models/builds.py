@@ -174,6 +174,11 @@ class Build(models.Model):
     def finished(self) -> bool:
         return self.state in FINISHED
 
+    def submission_warnings(self) -> list[str]:
+        """Return what was accepted in the submitted text but may not be what was meant."""
+        first = self.events.filter(state=BuildState.QUEUED).order_by("pk").first()
+        return first.message.splitlines() if first is not None else []
+
     # --- moves ---------------------------------------------------------------------------------
 
     def move(

@@ -147,7 +147,9 @@ def accept(
         if known := _with_key(environment, idempotency_key):
             return Submitted(build=known, warnings=(), created=False)
         raise
-    BuildEvent.objects.create(build=build, state=BuildState.QUEUED)
+    BuildEvent.objects.create(
+        build=build, state=BuildState.QUEUED, message="\n".join(submission.warnings)
+    )
     if value.description and not environment.description:
         Environment.objects.filter(pk=environment.pk).update(description=value.description)
     AuditEvent.record(actor, "build.submit", build, {"specification": value.digest})

@@ -53,7 +53,7 @@ FORMS: Mapping[str, Form] = {
         one_platform=True,
     ),
     "explicit.txt": Form(
-        render=lambda lock, asked, platform: rendering.explicit_txt(lock, platform),
+        render=lambda lock, asked, platform: rendering.explicit_txt(lock, platform, asked),
         content_type="text/plain",
         suffix="explicit.txt",
         one_platform=True,

@@ -1,4 +1,4 @@
-"""Previews: what would this specification give, and what would change?"""
+"""Previews: solve a specification without building it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,53 @@ from django.db import transaction
 from accounts.access import Actor, require
 from accounts.roles import Perm
 from environments import hosting
+from environments.domain.names import parse_name
 from environments.models import Environment, Namespace, Preview, SpecificationRow
 from environments.operations import credentials, queueing
 from environments.operations.builds import read_submission
+from environments.operations.namespaces import namespace_to_build_in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Previewed:
     preview: Preview
     warnings: tuple[str, ...]
+
+
+@transaction.atomic
+def preview_for(
+    *,
+    actor: Actor,
+    namespace: str,
+    environment: str | None,
+    specification: str,
+    force_solve: bool = False,
+    platforms_wanted: Sequence[str] = (),
+) -> Previewed:
+    """Preview what `submit_to` would build, in an environment that need not exist yet.
+
+    Args:
+        namespace: the caller's own is created where it does not exist, as by a submission.
+        environment: a name; None compares with nothing.
+    Raises:
+        InvalidInputError: no environment could have this name.
+        NotFoundError: there is no such namespace that the caller may see.
+    """
+    place = namespace_to_build_in(actor, namespace)
+    found = None
+    if environment is not None:
+        visible = Environment.objects.visible_to(actor).select_related("namespace", "current")
+        found = visible.filter(namespace=place, name=environment).first()
+        if found is None:
+            parse_name(environment, what="environment")
+    return preview_solve(
+        actor=actor,
+        namespace=place,
+        environment=found,
+        specification=specification,
+        force_solve=force_solve,
+        platforms_wanted=platforms_wanted,
+    )
 
 
 @transaction.atomic

@@ -30,6 +30,9 @@ dependencies:
 """
 
 
+FROM_WINDOWS = "dependencies:\r\n- libalpha\r\nextras: {}\r\nname: C:\\envs\\new\r\n"
+
+
 @pytest.fixture
 def namespace(administrator: Person) -> str:
     """A namespace of this test alone."""
@@ -51,6 +54,23 @@ def build(person: Person, name: str, text: str, *more: str) -> Any:
 def current(person: Person, name: str) -> int:
     shown = person.does("env", "show", name, "--json").succeeded().document
     return int(shown["current"]["number"])
+
+
+def test_a_file_of_powershell_is_previewed_before_its_environment_exists(
+    administrator: Person, namespace: str
+):
+    name = f"{namespace}/first"
+    (administrator.home / "new.yml").write_bytes(FROM_WINDOWS.encode("utf-16"))
+    warnings = (
+        "warning: Line 3: 'extras' is ignored: no key of that name is read here.",
+        "warning: name, line 4: the name is a path, and is ignored",
+    )
+    previewed = administrator.does("env", "preview", name, "-f", "new.yml").succeeded()
+    assert "1 packages for linux-64" in previewed.out
+    assert all(warning in previewed.err for warning in warnings)
+    assert administrator.does("env", "show", name).status != 0
+    created = administrator.does("env", "create", name, "-f", "new.yml", seconds=300).succeeded()
+    assert all(warning in created.out + created.err for warning in warnings)
 
 
 def test_from_a_file_to_a_running_command_and_back(

@@ -11,9 +11,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import yaml
 
 from environments import building, bytecode, folders, housekeeping
 from environments.domain.lifecycle import BuildState
+from environments.domain.lockfiles import read_explicit
+from environments.domain.rendering import conda_lock_yml, explicit_txt, lock_json
 from environments.engine.disk import tree_size
 from environments.engine.processes import can_sandbox
 from environments.models import (
@@ -408,14 +411,49 @@ def _until(what, seconds: float = 30) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_lock_that_somebody_brings_is_linked_as_it_is(submit):
-    from environments.domain.rendering import conda_lock_yml, explicit_txt
-
     first = run(submit(HELLO))
     lock = first.lock.value()
     for text in (conda_lock_yml(lock, first.specification.value()), explicit_txt(lock, "linux-64")):
         again = run(submit(text))
         assert again.failure is None, again.failure
         assert again.lock == first.lock
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_lock_is_linked_as_conda_store_stores_it(submit):
+    first = run(submit(HELLO))
+    lock = yaml.safe_load(conda_lock_yml(first.lock.value(), first.specification.value()))
+    unversioned = {key: value for key, value in lock.items() if key != "version"}
+    kept = {"name": "ml", "description": "A \U0001f40d.", "lockfile": lock}
+    for document in (lock, unversioned, kept):
+        for text in (json.dumps(document, indent=4), yaml.safe_dump(document)):
+            again = run(submit(text))
+            assert again.failure is None, again.failure
+            assert again.lock == first.lock
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_list_without_hashes_takes_those_that_its_channels_list(submit):
+    first = run(submit(HELLO))
+    text = explicit_txt(first.lock.value(), "linux-64")
+    bare = "".join(line.partition("#")[0] + "\n" for line in text.splitlines() if line[0] != "#")
+    build = submit(f"# platform: linux-64\n{bare}")
+    again = run(build)
+    assert again.failure is None, again.failure
+    assert again.lock == first.lock
+    log = "\n".join(again.log_from())
+    assert "warning: The list has no hash of " in log
+    assert "are those that their channels list now" in log
+    specification = again.specification.value()
+    names = [package.file_name for package in first.lock.value().on("linux-64").conda]
+    lock = first.lock.value()
+    said = explicit_txt(lock, "linux-64", specification)
+    assert all(f"#   {name}" in said for name in names)
+    assert read_explicit(said, default_platform="linux-64").digest == lock.digest
+    assert "is that of its channel's record" in conda_lock_yml(lock, specification)
+    document = json.loads(lock_json(lock, specification, "linux-64"))
+    assert sorted(document["hashes_from_channel"]) == sorted(names)
+    assert "channel's record" not in explicit_txt(lock, "linux-64", first.specification.value())
 
 
 def test_a_restore_that_fails_can_be_tried_another_day(alice, submit, settings):

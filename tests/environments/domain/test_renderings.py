@@ -243,7 +243,7 @@ def _lock_text(url: str = f"{CHANNEL}/linux-64/a-1-0.conda", digest: str = "") -
     ("text", "message", "where"),
     [
         (_lock_text().replace("version: 1\n", "version: 2\n"), "version 1 is read", "line 1"),
-        (_lock_text(digest="{}"), "no hash", "package[0], line 4"),
+        (_lock_text(digest="{}"), "No hash", "package[0], line 4"),
         (_lock_text(digest="{md5: xyz}"), "not hexadecimal", "package[0], line 4"),
         (_lock_text().replace("manager: conda, ", ""), "no manager", "package[0], line 4"),
         (_lock_text().replace("manager: conda", "manager: npm"), "'npm' manages", "package[0], li"),
@@ -271,13 +271,12 @@ def test_a_fault_of_a_lock_file_is_named(text: str, message: str, where: str) ->
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (f"{CHANNEL}/linux-64/a-1-0.conda", "no hash"),
         (f"{CHANNEL}/linux-64/a-1-0.conda#abc", "not hexadecimal"),
         (f"{CHANNEL}/win-64/a-1-0.conda#{'0' * 32}", "is for win-64; the list is for linux-64"),
         ("numpy=1.24", "not the URL of a package"),
         ("/home/me/a-1-0.conda", "not the URL of a package"),
         (f"# pip six @ https://h/six-1.16-py3-none-any.whl#md5={'0' * 32}", "no sha256"),
-        (f"# pip six @ https://h/six.zip#sha256={'0' * 64}", "not the URL of a wheel"),
+        (f"# pip six @ https://h/six.zip#sha256={'0' * 64}", "Not the URL of a wheel"),
     ],
 )
 def test_a_fault_of_an_explicit_list_is_named_with_its_line(line: str, message: str) -> None:

@@ -227,7 +227,7 @@ def test_each_form_that_conda_documents_is_read_with_condas_meaning(
     [
         ("1.2", "is a number, not a package", "Name the package"),
         ("'num py'", "which has no number", "holds no space"),
-        ("numpy=>1.2", "is not a requirement", "Write '>='"),
+        ("numpy=<1.2", "is not a requirement", "Write '>='"),
         ("numpy@1.2", "is not a requirement", "numpy =1.26"),
         ("numpy===1.2", "is not a requirement", "exact version"),
         ("numpy>=", "is not a requirement", "Write it like"),
@@ -444,13 +444,7 @@ def test_a_channel_that_cannot_be_is_refused_with_its_line(channel: str, message
 @pytest.mark.parametrize(
     ("text", "where", "message", "hint"),
     [
-        ("chanels: [x]", "chanels, line 2", "'chanels' is not known", "'channels'"),
-        ("tests: {}", "tests, line 2", "'tests' is not known", "under 'condastore:'"),
-        ("pip: [x]", "pip, line 2", "'pip' is not known", "entry of 'dependencies'"),
-        ("zzz: 1", "zzz, line 2", "'zzz' is not known", "Known are: name"),
         ("pip-repositories: [x]", "pip-repositories, line 2", "an index", "administrators"),
-        ("name: ../up", "name, line 2", "not a name", "Leave out"),
-        ('name: "a\\nb"', "name, line 2", "not a name", "Leave out"),
         ("name: [x]", "name, line 2", "Expected text, found a list", "indentation"),
         ("channels: conda-forge", "channels, line 2", "Expected a list of channels", "'-'"),
         ("channels: [[x]]", "channels[0], line 2", "Expected text, found a list", "'-'"),
@@ -484,20 +478,13 @@ def test_a_value_that_cannot_be_is_refused_with_its_key_and_line(
 
 
 def test_every_fault_is_reported_at_once_in_the_order_of_the_lines() -> None:
-    found = faults("zzz: 1\nchannels: ['..']\ndependencies:\n- numpy=>1\n- pip:\n  - ./x\n")
+    found = faults("name: [x]\nchannels: ['..']\ndependencies:\n- numpy=<1\n- pip:\n  - ./x\n")
     assert [where for where, _, _ in found] == [
-        "zzz, line 1",
+        "name, line 1",
         "channels[0], line 2",
         "dependencies[0], line 4",
         "dependencies[1].pip[0], line 6",
     ]
-
-
-@pytest.mark.parametrize("key", ["prefix: /home/me/env", "category: dev"])
-def test_a_key_of_another_tool_is_ignored_with_a_warning(key: str) -> None:
-    submission = parse(f"{key}\ndependencies: [x]")
-    assert "is ignored" in submission.warnings[0]
-    assert submission.specification == parse("dependencies: [x]").specification
 
 
 @pytest.mark.parametrize(
@@ -505,8 +492,8 @@ def test_a_key_of_another_tool_is_ignored_with_a_warning(key: str) -> None:
     [
         ("", "empty"),
         ("# nothing\n", "empty"),
-        ("just text", "is text, not an environment file"),
-        ("- numpy", "is a list, not an environment file"),
+        ("just text", "not an environment file: it holds text"),
+        ("- numpy", "not an environment file: it holds a list"),
         ("name: x", "'dependencies' is missing"),
         ("dependencies: numpy", "Expected a list of packages"),
     ],
@@ -596,7 +583,7 @@ def test_more_requirements_of_one_package_than_anyone_needs_are_refused() -> Non
 
 
 def test_of_very_many_faults_the_first_are_reported_and_the_rest_counted() -> None:
-    found = faults(dependencies(*(f"p{i}=>1" for i in range(500))))
+    found = faults(dependencies(*(f"p{i}=<1" for i in range(500))))
     assert len(found) == 101
     assert found[-1][1] == "There are 400 more faults."
 

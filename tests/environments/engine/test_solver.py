@@ -341,6 +341,40 @@ def test_a_lock_that_somebody_brought_is_completed_from_its_channel(
     assert {package.size for package in lock.platforms[0].conda} == {p.size for p in wanted}
 
 
+def test_a_list_without_hashes_is_completed_from_what_its_channel_lists(
+    solver: RattlerSolver, small_channel: Path
+) -> None:
+    known = packages_of(small_channel)
+    wanted = [known["python"], known["hello-noarch-1.1"]]
+    lines = [package.url for package in wanted]
+    brought = read_explicit("\n".join(["@EXPLICIT", *lines]), default_platform="linux-64")
+    lock = solver.complete_lock(brought, cancelled=never, log=print)
+    assert {(p.url, p.sha256) for p in lock.platforms[0].conda} == {
+        (package.url, package.sha256) for package in wanted
+    }
+
+
+def test_a_package_without_hash_that_its_channel_does_not_list_is_refused(
+    solver: RattlerSolver, own_channel: Path
+) -> None:
+    packages = packages_of(own_channel)
+    gone, bare = packages["libalpha-1.0"], packages["libbeta"]
+    path = own_channel / "linux-64" / "repodata.json"
+    repodata = json.loads(path.read_text())
+    del repodata["packages.conda"][gone.file_name]
+    for name in ("md5", "sha256"):
+        repodata["packages.conda"][bare.file_name].pop(name, None)
+    path.write_text(json.dumps(repodata))
+    brought = read_explicit(f"@EXPLICIT\n{gone.url}\n{bare.url}", default_platform="linux-64")
+    with pytest.raises(SpecificationError) as caught:
+        solver.complete_lock(brought, cancelled=never, log=print)
+    assert {fault.message for fault in caught.value.faults} == {
+        f"The list has no hash of {gone.file_name}, and {gone.channel} does not list it.",
+        f"The list has no hash of {bare.file_name}, and {bare.channel} has no hash of it.",
+    }
+    assert all("--sha256" in fault.hint for fault in caught.value.faults)
+
+
 def test_a_package_that_its_channel_no_longer_lists_is_asked_itself(
     solver: RattlerSolver, own_channel: Path
 ) -> None:
