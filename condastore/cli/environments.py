@@ -13,7 +13,7 @@ from condastore.cli.client import Api, connect
 from condastore.cli.errors import CommandError, Status
 from condastore.cli.lookup import environment_only, find_build, find_environment, reference
 from condastore.cli.namespaces import Group, User, holder_of, named
-from condastore.cli.options import AsJson, BuildOf, Environment, File, Limit, Yes
+from condastore.cli.options import AsJson, BuildOf, Environment, Limit, OptionalFile, Yes
 
 app = typer.Typer(help="Environments and their builds.", no_args_is_help=True)
 app.add_typer(builds.app)
@@ -24,7 +24,7 @@ exports.add_to(app)
 def create(
     environment: Environment,
     description: Annotated[str, typer.Option(help="What it is for.")] = "",
-    file: File | None = None,
+    file: OptionalFile = None,
     wait: builds.Wait = True,
     as_json: AsJson = False,
 ) -> None:

@@ -36,6 +36,15 @@ File = Annotated[
         show_default=False,
     ),
 ]
+OptionalFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--file",
+        "-f",
+        help="environment.yml, conda-lock.yml or an explicit list; - for stdin.",
+        show_default=False,
+    ),
+]
 Platform = Annotated[
     str | None, typer.Option("--platform", help="For example linux-64.", show_default=False)
 ]
