@@ -3,42 +3,83 @@
 from __future__ import annotations
 
 import os
-import platform
 import sys
 from typing import Annotated
 
 import typer
 
-from condastore import __version__, terminal
-from condastore.cli import (
-    approvals,
-    audit,
-    config,
-    credentials,
-    environments,
-    hosted,
-    images,
-    mirrors,
-    namespaces,
-    packages,
-    policies,
-    recalls,
-    render,
-    retention,
-    run,
-    server,
-    sync,
-    tokens,
-    verifying,
-    webhooks,
-)
+from condastore import terminal
+from condastore.cli import config, render
 from condastore.cli.errors import CommandError, Status
-from condastore.cli.options import AsJson
+from condastore.cli.lazy import Lazy, LazyGroup
 
 INTERRUPTED = 130  # as shells say that Ctrl-C ended a command
 
+
+class Commands(LazyGroup):
+    """All commands, in the order in which they are listed."""
+
+    lazy = {
+        "login": Lazy("tokens", "Sign in to a server; later commands go to it."),
+        "logout": Lazy("tokens", "Forget the sign-in; the token that `login` made is revoked."),
+        "whoami": Lazy("tokens", "Show who you are on the server, and your roles."),
+        "run": Lazy("run", "Run a command in an environment of this machine."),
+        "search": Lazy(
+            "packages", "Search the packages of all channels that are known to the server."
+        ),
+        "contains": Lazy("packages", "Show which environments contain a package."),
+        "verify": Lazy(
+            "verifying",
+            "Check the signature of a build's provenance, and files against it. Works offline.",
+        ),
+        "collect": Lazy("retention", "Remove kept bytes that nothing needs, on the server itself."),
+        "sync": Lazy(
+            "sync",
+            "Keep environments as folders on this machine: DIR/NAMESPACE/ENV is the current build.",
+        ),
+        "up": Lazy(
+            "server",
+            "Run everything on this machine: database, queue, workers, scheduler and web server.",
+        ),
+        "worker": Lazy(
+            "server", "Run a worker: solves, builds and makes files, as they are queued."
+        ),
+        "scheduler": Lazy(
+            "server", "Run the scheduler: finds lost builds and tidies up. Of several, one acts."
+        ),
+        "manage": Lazy("server", "Run one of Django's management commands."),
+        "version": Lazy("version", "Show the version of this program."),
+        "token": Lazy("tokens", "API tokens: what programs sign in with."),
+        "namespace": Lazy("namespaces", "Namespaces, and who may do what in them."),
+        "env": Lazy("environments", "Environments and their builds."),
+        "approval": Lazy("approvals", "Packages that need a decision of people."),
+        "recall": Lazy("recalls", "Call packages back: nothing that holds one is built or served."),
+        "credential": Lazy(
+            "credentials",
+            "Secrets of channels, of the namespaces that you manage; they are never shown.",
+        ),
+        "audit": Lazy("audit", "The audit log: search, verify, export, prune."),
+        "policy": Lazy("policies", "Rules for packages, and what they would do."),
+        "webhook": Lazy("webhooks", "Addresses that are told of events."),
+        "mirror": Lazy(
+            "mirrors", "Remote channels, read here through the rules, now or as they were on a day."
+        ),
+        "channel": Lazy(
+            "hosted",
+            "Channels on the server itself: upload your own packages, for builds and conda's "
+            "tools.",
+        ),
+        "image": Lazy("images", "Container images: their base, and where they are sent."),
+        "retention": Lazy(
+            "retention", "How long builds stay, what holds them, and what can be brought back."
+        ),
+        "storage": Lazy("retention", "Where a server keeps its bytes."),
+    }
+
+
 app = typer.Typer(
     name="condastore",
+    cls=Commands,
     help="Conda environments for teams: versioned, reproducible, and built on a server.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -61,36 +102,6 @@ def common(
     """Conda environments for teams: versioned, reproducible, and built on a server."""
     if server_url:
         os.environ[config.URL_VARIABLE] = server_url
-
-
-def version(as_json: AsJson = False) -> None:
-    """Show the version of this program."""
-    found = {"version": __version__, "python": platform.python_version()}
-    render.answer(found, as_json, lambda: render.say(f"condastore {__version__}"))
-
-
-tokens.add_to(app)
-app.add_typer(namespaces.app, name="namespace")
-app.add_typer(environments.app, name="env")
-app.add_typer(approvals.app, name="approval")
-app.add_typer(recalls.app, name="recall")
-app.add_typer(credentials.app, name="credential")
-app.add_typer(audit.app, name="audit")
-app.add_typer(policies.app, name="policy")
-app.add_typer(webhooks.app, name="webhook")
-app.add_typer(mirrors.app, name="mirror")
-app.add_typer(hosted.app, name="channel")
-app.add_typer(images.app, name="image")
-app.command(
-    # What follows the environment is the command's own, options too.
-    context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True},
-)(run.run)
-packages.add_to(app)
-verifying.add_to(app)
-retention.add_to(app)
-sync.add_to(app)
-server.add_to(app)
-app.command()(version)
 
 
 def main() -> None:

@@ -38,6 +38,12 @@ class Prefix:
     used_at: str = ""  # when the server last heard of a use
 
 
+def add_to(root: typer.Typer) -> None:
+    # What follows the environment is the command's own, options too.
+    settings = {"allow_interspersed_args": False, "ignore_unknown_options": True}
+    root.command(context_settings=settings)(run)
+
+
 def run(
     environment: BuildOf,
     command: Annotated[

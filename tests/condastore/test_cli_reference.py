@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import typer.main
 
 from condastore.cli.errors import Status
+from condastore.cli.lazy import load
 from condastore.cli.main import INTERRUPTED, app
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
@@ -23,7 +26,36 @@ def commands(group: Any, name: str) -> Iterator[tuple[str, Any]]:
             yield f"{name} {word}", command
 
 
-ALL = dict(commands(typer.main.get_command(app), "condastore"))
+def everything() -> Any:
+    group: Any = typer.main.get_command(app)
+    group.load_all()
+    return group
+
+
+ALL = dict(commands(everything(), "condastore"))
+
+
+def test_the_list_of_commands_shows_what_the_commands_say_and_imports_none():
+    group = everything()
+    assert list(group.commands) == list(group.lazy), "each command has its row in `main.Commands`"
+    for name, lazy in group.lazy.items():
+        assert lazy.help == group.commands[name].help.partition("\n")[0]
+        assert name in load(lazy.module, name)
+    code = (
+        "import sys; from condastore.cli.main import app\n"
+        "try: app(['--help'])\n"
+        "except SystemExit: print([m for m in sys.modules if m.startswith('condastore.cli.')])"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "condastore.cli.environments" not in said.stdout
+    assert all(f"  {name}  " in said.stdout for name in group.lazy)
+
+
+def test_a_mistyped_command_is_compared_with_all():
+    code = "from condastore.cli.main import main; import sys; sys.argv[1:] = ['nmespace']; main()"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert said.returncode == 2
+    assert "namespace" in said.stderr
 
 
 def test_the_document_has_a_row_for_each_command_and_no_other():
