@@ -74,15 +74,16 @@ def solve(run: Run) -> None:
     verdicts = list(judge_names(policy, specification))
     if specification.kind == "lock" and specification.lock is not None:
         conda_lock_reader.confirm(build.source, specification.lock)
-    answer = solve_or_reuse(
-        build.specification,
-        policy=policy,
-        namespace=build.environment.namespace,
-        actor=hosting.submitter(build.requested_by),
-        force=build.force_solve,
-        cancelled=run.cancelled,
-        log=run.log,
-    )
+    with run.sharing_slot():
+        answer = solve_or_reuse(
+            build.specification,
+            policy=policy,
+            namespace=build.environment.namespace,
+            actor=hosting.submitter(build.requested_by),
+            force=build.force_solve,
+            cancelled=run.cancelled,
+            log=run.log,
+        )
     recalls.mark_lock(answer.row)
     verdicts += judge(policy, answer.lock, specification)
     run.update(lock=answer.row)

@@ -37,6 +37,7 @@ from environments.engine.pypi_install import CachedWheel
 from environments.models import Build, Prefix
 from environments.models.builds import Lease, backoff_delay
 from environments.outages import DATABASE_DOWN, persist
+from environments.slot_sharing import SlotSharing
 from environments.solving import credentials_for, source_urls
 from environments.tools import Tools, download_patience, source_of
 
@@ -63,6 +64,8 @@ class Run:
         self.lost = False  # another worker has the build, or may have by now
         self._cancelling = False
         self._stopping: BaseException | None = None
+        self._sharing: SlotSharing | None = None
+        self._made_way = False  # the slot is handed to another namespace
         self._deadline = time.monotonic() + settings.BUILD_TIME_LIMIT.total_seconds()
         self._lines: list[str] = []
         self._progress: Progress | None = None
@@ -122,8 +125,18 @@ class Run:
             self.lost
             or self._cancelling
             or self._stopping is not None
+            or self._made_way
             or time.monotonic() > self._deadline
         )
+
+    @contextlib.contextmanager
+    def sharing_slot(self) -> Iterator[None]:
+        """Let the work make way for a build of another namespace; see `slot_sharing`."""
+        self._sharing = SlotSharing(self.build)
+        try:
+            yield
+        finally:
+            self._sharing = None
 
     def check(self) -> None:
         if self.cancelled():
@@ -150,6 +163,8 @@ class Run:
         with contextlib.suppress(TransitionError, LeaseLostError):
             if self._stopping is not None:
                 persist(self.give_back)
+            elif self._made_way and not self._cancelling:
+                persist(lambda: self.give_back("made way for a build of another namespace"))
             elif time.monotonic() > self._deadline and self.build.state != BuildState.CANCELLING:
                 limit = settings.BUILD_TIME_LIMIT.total_seconds()
                 error = TimeLimitError(f"The build took longer than {limit:.0f} s.")
@@ -355,6 +370,8 @@ class Run:
             self.lost = True
         elif row[0] == BuildState.CANCELLING:
             self._cancelling = True
+        elif (sharing := self._sharing) is not None and sharing.makes_way():
+            self._made_way = True
 
     def _renew(self) -> None:
         started = time.monotonic()

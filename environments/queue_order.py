@@ -58,7 +58,12 @@ def left_to_others(platform: str) -> bool:
 
 def due_here(platform: str) -> bool:
     """Return True where something is due that a worker of this platform should take."""
-    return _due().exclude(platform__in=_served_by_others(platform)).exists()
+    return due_for(platform).exists()
+
+
+def due_for(platform: str) -> BuildQuerySet:
+    """Return what is due that a worker of this platform should take."""
+    return _due().exclude(platform__in=_served_by_others(platform))
 
 
 def somebody_is_idle() -> bool:

@@ -14,7 +14,7 @@ import pytest
 from django.utils import timezone
 
 from condastore import broker
-from environments import building, queue_order, tasks, tools
+from environments import building, queue_order, slot_sharing, tasks, tools
 from environments.domain.errors import RequestError
 from environments.domain.lifecycle import BuildState
 from environments.leases import Run
@@ -119,6 +119,58 @@ def test_builds_go_to_a_worker_of_their_platform_where_there_is_one():
     assert not queue_order.left_to_others("linux-aarch64")
     Worker.announce("far", platform="linux-aarch64", queues=["solves"], life=Worker.LIFE)
     assert next_build("linux-64") == build.pk
+
+
+def solving(environment: Environment, number: int) -> list[Build]:
+    """Builds that run; the last began last."""
+    found = [factories.make_build(environment, S.SOLVING) for _ in range(number)]
+    for position, build in enumerate(found):
+        Build.objects.filter(pk=build.pk).update(
+            attempt_started_at=timezone.now() - timedelta(minutes=1) + position * LIFE / 60
+        )
+    return found
+
+
+def waiting(environment: Environment) -> Build:
+    """A build that is due for longer than it takes to find a free slot."""
+    [build] = queue(environment)
+    past = timezone.now() - LIFE
+    Build.objects.filter(pk=build.pk).update(not_before=past, created_at=past)
+    return build
+
+
+def make_way(builds: list[Build]) -> list[bool]:
+    return [slot_sharing.should_make_way(build, factories.PLATFORM) for build in builds]
+
+
+@pytest.mark.django_db
+def test_the_newest_of_several_solves_makes_way_for_a_namespace_that_has_none():
+    builds = solving(place("big"), 3)
+    assert make_way(builds) == [False] * 3
+    waiting(place("small"))
+    assert make_way(builds) == [False, False, True]
+
+
+@pytest.mark.django_db
+def test_nobody_makes_way_for_whoever_has_a_running_build():
+    builds, small = solving(place("big"), 3), place("small")
+    solving(small, 1)
+    waiting(small)
+    assert make_way(builds) == [False] * 3
+
+
+@pytest.mark.django_db
+def test_the_only_build_of_a_namespace_goes_on():
+    builds = solving(place("one"), 1)
+    waiting(place("two"))
+    assert make_way(builds) == [False]
+
+
+@pytest.mark.django_db
+def test_a_build_that_was_queued_just_now_is_waited_with():
+    builds = solving(place("big"), 2)
+    queue(place("small"))
+    assert make_way(builds) == [False] * 2
 
 
 # --- with a broker and workers ------------------------------------------------------------------

@@ -146,6 +146,28 @@ def test_a_build_on_such_a_channel_can_be_cancelled(start: Start, script: Script
         assert system.wait(build, seconds=GENEROUS)["state"] == "CANCELLED"
 
 
+def test_builds_on_a_slow_channel_do_not_keep_another_namespace_out(start: Start) -> None:
+    # The limits alone would let the four go on for an hour, on the worker's four threads.
+    with (
+        start(DOWNLOAD_TIMEOUT="3600", SOLVE_TIME_LIMIT="3600", WORKER_THREADS="4") as system,
+        hostile(SLOW["repodata that dribbles"]) as server,
+    ):
+        slow = [f"hostile/{number}" for number in ("one", "two", "three", "four")]
+        for name in (*slow, "honest/one"):
+            system.create(name)
+        builds = [system.submit(name, text_of(server)) for name in slow]
+        for build in builds:
+            system.wait(build, ["SOLVING"], seconds=GENEROUS)
+        system.build("honest/one", "dependencies: [libalpha]")
+        shown = [system.show(build) for build in builds]
+        assert {build["state"] for build in shown} <= {"SOLVING", "QUEUED"}
+        assert [build["attempt"] for build in shown if build["state"] == "SOLVING"] == [1] * sum(
+            build["state"] == "SOLVING" for build in shown
+        )
+        messages = [event["message"] for build in shown for event in build["events"]]
+        assert "made way for a build of another namespace" in messages
+
+
 LARGE = {
     "an endless state": without_etag(lambda: endless(head("200 OK"))),
     "endless repodata": with_etag(lambda: endless(head("200 OK"))),
