@@ -242,8 +242,8 @@ def environment_yml(lock: Lock, platform: str, specification: Specification | No
     content: dict[str, Any] = {}
     if specification is not None and specification.name:
         content["name"] = specification.name
-    # No `nodefaults`: conda with the rattler solver asks for a channel of that name. A list of
-    # channels in a file replaces conda's defaults only in part, but pinned packages name theirs.
+    # No `nodefaults`: conda with the rattler solver asks for a channel of that name, and fails
+    # offline. Channels of a file come before those of conda's own configuration.
     content["channels"] = [*lock.channels]
     content["dependencies"] = dependencies
     if specification is not None and specification.variables:
