@@ -25,6 +25,7 @@ from tests.benchmarks import (
     policies,
     previews,
     serving,
+    starts,
 )
 from tests.benchmarks.measure import Benchmark, Clock, Measure, show, write
 
@@ -45,6 +46,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "collection": collection.collection,
     "images": images.images,
     "serving": serving.serving,
+    "starts": starts.starts,
 }
 
 
