@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 from asgiref.sync import sync_to_async
 from django.conf import settings
-from django.db import DatabaseError, connection
+from django.db import Error, connection
 from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.utils import timezone
@@ -19,7 +19,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from accounts.access import Actor
 from accounts.roles import Perm
-from condastore import metrics
+from condastore import metrics, object_store, start_faults
 from environments.domain.errors import AccessDeniedError, NotSignedInError, UnavailableError
 
 logger = structlog.get_logger(__name__)
@@ -53,9 +53,10 @@ def _result(check: Callable[[], str]) -> dict[str, Any]:
         wrong = check()
     except UnavailableError as error:
         wrong = error.message
-    except DatabaseError as error:
-        logger.warning("database unreachable", error=str(error))
-        wrong = "The database does not answer."
+    except Error as error:
+        found = start_faults.of_database(error)
+        logger.warning("database unreachable", error=str(error), hint=found.hint)
+        wrong = str(found)
     except Exception:
         logger.exception("a check failed")
         wrong = "The check itself failed; see the log."
@@ -90,6 +91,13 @@ def _broker() -> str:
         logger.warning("queue unreachable", error=str(error))
         return "The queue does not answer."
     return ""
+
+
+def _blob_store() -> str:
+    found = object_store.fault()
+    if found is not None:
+        logger.warning("object store unusable", error=str(found), hint=found.hint)
+    return str(found) if found is not None else ""
 
 
 def _keys() -> str:
@@ -165,6 +173,7 @@ CHECKS: dict[str, Callable[[], str]] = {
     "database": _database,
     "broker": _broker,
     "data_folder": _data_folder,
+    "blob_store": _blob_store,
 }
 #: What only the database can say.
 IN_DATABASE: dict[str, Callable[[], str]] = {

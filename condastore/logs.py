@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging.config
-import time
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,32 +45,6 @@ class NotProbes(logging.Filter):
         return "/readyz" not in record.getMessage()
 
 
-class OnceAMinute(logging.Filter):
-    """Of an outage that every thread meets at each try: one line a minute, with how many more."""
-
-    EVENTS = frozenset({"database unreachable"})
-    PAUSE = 60.0
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._last: dict[str, float] = {}
-        self._unsaid: Counter[str] = Counter()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        said: Any = record.msg  # of structlog a dictionary
-        event = said.get("event") if isinstance(said, dict) else None
-        if event not in self.EVENTS:
-            return True
-        now = time.monotonic()
-        if now - self._last.get(event, -self.PAUSE) < self.PAUSE:
-            self._unsaid[event] += 1
-            return False
-        self._last[event] = now
-        if unsaid := self._unsaid.pop(event, 0):
-            record.msg = said | {"unsaid": unsaid}
-        return True
-
-
 def configure(options: Mapping[str, Any]) -> None:
     """`options`: {"level": "INFO", "format": "console" | "json"}; Django calls this at start."""
     rendering: list[Any] = (
@@ -103,19 +75,20 @@ def configure(options: Mapping[str, Any]) -> None:
             },
             "filters": {
                 "not_probes": {"()": NotProbes},
-                "once_a_minute": {"()": OnceAMinute},
             },
             "handlers": {
                 "stderr": {
-                    "class": "logging.StreamHandler",
+                    "class": "condastore.log_folding.FoldingHandler",
                     "formatter": "structured",
-                    "filters": ["not_probes", "once_a_minute"],
+                    "filters": ["not_probes"],
                 },
             },
             "root": {"handlers": ["stderr"], "level": options.get("level", "INFO")},
             "loggers": {
                 "httpx": {"level": "WARNING"},
                 "dramatiq": {"level": "WARNING"},
+                # It raises what it logs, and logs each connection seven times.
+                "pika": {"level": "CRITICAL"},
                 "uvicorn.access": {"level": "WARNING"},
                 "django.request": {"level": "ERROR"},
             },

@@ -77,7 +77,8 @@ def _keys(name: str, help_: str) -> list[str]:
     except OSError as error:
         raise ImproperlyConfigured(
             f"The key {error.filename} cannot be used: {error.strerror}. Run this as the account "
-            f"that owns the data folder, or set {env.PREFIX}{name}."
+            f"that owns the data folder, on a writable file system, or name another folder "
+            f"({env.PREFIX}DATA), or set {env.PREFIX}{name}."
         ) from error
     if not found:
         raise ImproperlyConfigured(f"{env.PREFIX}{name} is empty: it must hold a key.")

@@ -12,15 +12,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from sqlite3 import OperationalError
 from typing import IO, Any
 
 import django
 import psutil
+import structlog
 from django.conf import settings
 
-from condastore import private_files
+from condastore import object_store, private_files, start_faults
 from condastore.cli.errors import CommandError, Status
 
+logger = structlog.get_logger(__name__)
 #: Seconds that children of an `up` that was killed have to end by themselves: longer than the
 #: longest grace, as each of them got its signal when their parent died.
 ORPHANS_END = 20.0
@@ -32,15 +35,22 @@ def prepare_folder(data: Path) -> None:
     Raises:
         CommandError: it cannot be created, or something of it stays open.
     """
+    database = database_file()
     try:
-        left = private_files.close(data, database=database_file(), blobs_group=blobs_group())
+        left = private_files.close(data, database=database, blobs_group=blobs_group())
     except OSError as error:
+        if database is not None and str(error.filename) == str(database):
+            raise start_faults.of_database(
+                OperationalError("unable to open database file")
+            ) from error
+        if found := start_faults.explain(error):
+            raise found from error
         raise CommandError(
-            f"The data folder cannot be made: {error.strerror}.",
+            f"The data folder cannot be created: {error.strerror}.",
             status=Status.INVALID,
-            code="invalid-input",
+            code="data-folder-unusable",
             where=str(data),
-            hint="Name another one: CONDASTORE_DATA.",
+            hint="Mount its file system, or name another folder: CONDASTORE_DATA.",
         ) from error
     if left:
         raise CommandError(
@@ -202,7 +212,7 @@ def prepare_database(*, ask: bool) -> Administrator | None:
     django.setup()
     from django.contrib.auth import get_user_model
     from django.core.management import call_command
-    from django.db import DatabaseError, connections
+    from django.db import Error, connections
 
     from condastore.empty_database import create_tables
     from environments import folder_access
@@ -222,13 +232,8 @@ def prepare_database(*, ask: bool) -> Administrator | None:
         account.is_superuser = account.is_staff = account.is_active = True
         account.set_password(password)
         account.save()
-    except DatabaseError as error:
-        raise CommandError(
-            f"The database cannot be used: {error}",
-            status=Status.UNREACHABLE,
-            code="unavailable",
-            hint="Check CONDASTORE_DATABASE_URL, and that the database server runs.",
-        ) from error
+    except Error as error:
+        raise start_faults.of_database(error) from error
     finally:
         connections.close_all()
     return Administrator(username=username, password=password if generated else "")
@@ -250,17 +255,52 @@ def prepare_process() -> None:
     While the database is away, or has no tables yet, nothing can be compared: the upkeep closes
     what was left open.
     """
-    from django.db import DatabaseError, connections
+    from django.db import Error, connections
 
     from environments import folder_access
+
+    for found in services_away():
+        _warn(found)
 
     try:
         require_keys()
         folder_access.apply()
-    except DatabaseError:
+    except Error as error:
+        _warn(start_faults.of_database(error))
         return
     finally:
         connections.close_all()
+
+
+def services_away() -> list[CommandError]:
+    """Return what is wrong with the queue and the object store; the system runs, and waits."""
+    found = [queue_fault(), object_store.fault()]
+    return [fault for fault in found if fault is not None]
+
+
+def queue_fault() -> CommandError | None:
+    """Return what is wrong with the queue of CONDASTORE_BROKER_URL; None for that of `up`."""
+    import dramatiq
+
+    from environments import tasks  # noqa: F401 - makes the broker
+    from environments.operations.queueing import DOWN
+
+    if not settings.BROKER_URL:
+        return None
+    broker = dramatiq.get_broker()
+    try:
+        if client := getattr(broker, "client", None):
+            client.ping()
+        elif hasattr(broker, "channel"):
+            assert broker.channel.is_open
+            broker.close()  # this thread sends nothing soon
+    except (*DOWN, AssertionError) as error:
+        return start_faults.of_queue(error)
+    return None
+
+
+def _warn(found: CommandError) -> None:
+    logger.warning(str(found), where=found.where, hint=found.hint)
 
 
 def _tables_are_behind() -> bool:

@@ -22,6 +22,7 @@ from typing import Any
 
 from django.conf import settings
 
+from condastore import object_store
 from condastore.broker import embedded_socket
 from condastore.children import Child, Program
 from condastore.private_files import PRIVATE_UMASK
@@ -78,7 +79,7 @@ def up(
                 administrator=administrator,
                 as_json=as_json,
                 open_browser=open_browser,
-                warnings=() if number else (NOBODY_BUILDS,),
+                warnings=[*store_warnings(), *([] if number else [NOBODY_BUILDS])],
             )
             Supervisor(
                 programs,
@@ -87,6 +88,12 @@ def up(
                 state=state,
                 dispensable=() if number else ("workers",),
             ).run()
+
+
+def store_warnings() -> list[str]:
+    """Return what is wrong with the object store; the queue's faults are said by the children."""
+    found = object_store.fault()
+    return [] if found is None else [f"{found} {found.hint}"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,7 +52,10 @@ def _server_parts() -> Iterator[None]:
     except Exception as error:
         # Django's, by its name: Django itself may not be there to import it from.
         if type(error).__name__ != "ImproperlyConfigured":
-            raise
+            found = importlib.import_module("condastore.start_faults").explain(error)
+            if found is None:
+                raise
+            raise found from error
         raise CommandError(
             str(error), status=Status.INVALID, code="invalid-input", where="settings"
         ) from error

@@ -12,6 +12,7 @@ from django.conf import settings
 from django.db.models import Q, QuerySet
 from django.utils import timezone
 
+from accounts.sessions import SessionStore
 from environments import mirrors, queue_order, tasks
 from environments.domain.artifacts import ArtifactState
 from environments.domain.errors import LeaseLostError, TransitionError
@@ -67,6 +68,7 @@ def sweep() -> None:
         Worker.objects.filter(expires_at__lt=timezone.now() - timedelta(hours=1)).delete()
         Preview.objects.filter(created_at__lt=timezone.now() - Preview.KEPT).delete()
         Notification.objects.filter(created_at__lt=timezone.now() - Notification.KEPT).delete()
+        SessionStore.clear_expired()
         fold_logs()
         queue_indexing()
         mirrors.drop_views()

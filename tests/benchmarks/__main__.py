@@ -26,6 +26,7 @@ from tests.benchmarks import (
     previews,
     serving,
     starts,
+    waits,
 )
 from tests.benchmarks.measure import Benchmark, Clock, Measure, show, write
 
@@ -35,8 +36,9 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "first-use": first_use.first_use,
     "eight": builds.eight,
     "workers": builds.workers,
-    "lists": lists.lists,
     "bursts": bursts.bursts,
+    "waits": waits.waits,
+    "lists": lists.lists,
     "log": logs.log,
     "admin": admin.admin,
     "preview": previews.preview,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import threading
@@ -10,6 +11,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -486,3 +488,30 @@ def test_a_missing_package_is_looked_for_in_other_channels(submit, environment):
     (missing,) = build.failure["details"]["missing"]
     assert "https://packages.example/other" in missing["note"]
     assert "secret" not in json.dumps(build.failure)
+
+
+def test_a_smoke_test_that_is_killed_once_is_run_again(submit):
+    def kill_once() -> None:
+        # As the kernel ends a process for lack of memory.
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if process.cmdline() == ["sleep", "1.7"]:
+                        process.kill()
+                        return
+            time.sleep(0.01)
+
+    killer = threading.Thread(target=kill_once)
+    killer.start()
+    build = run(submit(HELLO + "\ncondastore: {tests: {commands: ['sleep 1.7']}}\n"))
+    killer.join()
+    assert (build.state, build.attempt) == (S.READY, 1), build.failure
+    assert any("killed by SIGKILL" in line for line in build.log_from())
+
+
+def test_a_smoke_test_that_is_killed_twice_says_so(submit):
+    build = run(submit(HELLO + "\ncondastore: {tests: {commands: ['kill -9 $$']}}\n"))
+    assert build.failure["code"] == "smoke-test-killed"
+    assert "killed twice by SIGKILL" in build.failure["message"]
+    assert "memory" in build.failure["hint"]

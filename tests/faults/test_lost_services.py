@@ -6,7 +6,10 @@ import os
 import signal
 import sqlite3
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
+import psycopg
 import pytest
 import redis
 
@@ -14,7 +17,8 @@ from tests.channels.server import ChannelServer, Fault
 from tests.faults.conftest import Start
 from tests.faults.watching import Watch, owner_of, settle
 from tests.migrated import migrated_postgres
-from tests.services import valkey
+from tests.services import Service, rabbitmq, valkey
+from tests.services.processes import ServiceFailedError
 from tests.system import System, until
 
 HELLO = "dependencies: [licence-mit]"
@@ -74,6 +78,88 @@ def test_a_database_that_is_killed_and_restarted_loses_no_build(start: Start) ->
                 states = [event["state"] for event in done["events"]]
                 assert states.count("READY") == 1
         settle(system, ["lost/database"])
+
+
+@pytest.mark.parametrize("broker", [valkey, rabbitmq])
+def test_a_queue_that_is_away_for_seconds_is_some_lines_of_the_log(
+    start: Start, broker: Callable[[], AbstractContextManager[Service]]
+) -> None:
+    with broker() as queue, start(BROKER_URL=queue.url) as system:
+        system.create("lost/lines")
+        before = len(system.log().splitlines())
+        queue.kill()
+        builds = [system.submit("lost/lines", HELLO) for _ in range(3)]
+        time.sleep(8)
+        _start_again(queue)
+        for build in builds:
+            assert system.wait(build)["state"] == "READY"
+        lines = system.log().splitlines()[before:]
+        assert len(lines) < 150, lines
+        assert not [line for line in lines if "Traceback" in line]
+
+
+def test_connections_that_the_database_ends_again_and_again_are_no_attempts(start: Start) -> None:
+    with (
+        migrated_postgres() as database,
+        start(DATABASE_URL=database.url, BUILD_ATTEMPTS="1") as system,
+    ):
+        system.create("lost/connections")
+        builds = [system.submit("lost/connections", TESTED) for _ in range(4)]
+        # Nobody else is let in meanwhile: each of the twenty meets a moment of some build.
+        for _ in range(20):
+            _end_connections(database.url)
+            time.sleep(0.3)
+        for build in builds:
+            done = system.wait(build, through_outage=True)
+            assert (done["state"], done["attempt"]) == ("READY", 1), done
+        assert "worker lost" not in system.log()
+        settle(system, ["lost/connections"])
+
+
+def test_a_database_that_is_away_for_longer_than_a_lease_costs_no_attempt(start: Start) -> None:
+    with (
+        migrated_postgres() as database,
+        start(DATABASE_URL=database.url, BUILD_ATTEMPTS="1") as system,
+    ):
+        system.create("lost/outage")
+        for state in ("CHECKING", "FETCHING", "SOLVING"):
+            builds = [system.submit("lost/outage", TESTED) for _ in range(2)]
+            system.wait(builds[0], [state, *later_states(state)])
+            database.stop()
+            time.sleep(5)  # the lease is 3 s
+            database.start()
+            for build in builds:
+                done = system.wait(build, through_outage=True)
+                assert (done["state"], done["attempt"]) == ("READY", 1), done
+        assert "worker lost" not in system.log()
+        assert "Traceback" not in system.log()
+        settle(system, ["lost/outage"])
+
+
+def later_states(state: str) -> list[str]:
+    """The states that follow, for a build that is quicker than we look."""
+    states = ["SOLVING", "FETCHING", "LINKING", "CHECKING", "PUBLISHING", "READY"]
+    return states[states.index(state) + 1 :]
+
+
+def _start_again(queue: Service) -> None:
+    """Start it on its ports, one of which another program may have taken for a moment."""
+    for _ in range(10):
+        try:
+            queue.start()
+        except ServiceFailedError:
+            time.sleep(2)
+        else:
+            return
+    queue.start()
+
+
+def _end_connections(url: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
+        )
 
 
 def test_a_worker_that_slept_past_its_lease_does_no_harm(start: Start) -> None:
