@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from email.parser import HeaderParser
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -23,6 +24,7 @@ import uv
 from packaging import tags
 from packaging.markers import default_environment
 from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 from rattler.package_streaming import PackageArchive
@@ -38,7 +40,7 @@ from environments.domain.errors import (
 )
 from environments.domain.json_text import parse_json
 from environments.domain.lock import PlatformLock
-from environments.domain.names import Credential, without_credentials
+from environments.domain.names import Credential, printable, without_credentials
 from environments.domain.pip_requirements import NO_OPTIONS, PipOptions, direct_reference
 from environments.domain.progress import Cancelled, obey
 from environments.domain.records import CondaPackage, PypiPackage
@@ -558,33 +560,42 @@ class _Run:
             yield name, path.as_uri()
 
     def _direct_metadata(self, wheel: DirectWheel) -> str:
-        lines = []
-        for line in wheel.metadata.decode(errors="replace").splitlines():
-            if not line:
-                break
-            if line.startswith("Requires-Dist:") and "@" in line:
-                line = self._without_source(wheel.package, line)
-            lines.append(line)
+        """What uv must know of a wheel, one field a line, whatever the wheel's own form."""
+        headers = HeaderParser().parsestr(wheel.metadata.decode(errors="replace"))
+        lines = ["Metadata-Version: 2.1"]
+        for field in ("Name", "Version", "Requires-Python", "Provides-Extra"):
+            lines += [f"{field}: {_unfolded(value)}" for value in headers.get_all(field, [])]
+        for value in headers.get_all("Requires-Dist", []):
+            lines.append(f"Requires-Dist: {self._without_source(wheel.package, _unfolded(value))}")
         return "\n".join(lines) + "\n"
 
-    def _without_source(self, package: PypiPackage, line: str) -> str:
+    def _without_source(self, package: PypiPackage, text: str) -> str:
+        """A need of a direct wheel; its own source is left out where a line names one."""
         try:
-            need = Requirement(line.partition(":")[2].strip())
-        except InvalidRequirement:
-            return line  # uv says what is wrong with it
-        if not need.url:
-            return line
-        extra = need.marker is not None and "extra" in str(need.marker)
-        if canonicalize_name(need.name) not in self.direct and not extra:
+            need = Requirement(text)
+        except InvalidRequirement as error:
             raise PypiError(
-                f"{package.name} {package.version} needs {need.name} from "
-                f"{without_credentials(need.url)}, which the specification does not name.",
+                f"{package.name} {package.version} needs {printable(text)}, which is no "
+                "requirement.",
                 where="dependencies.pip",
-                hint=f"Add a line for {need.name} under pip: a wheel by its URL with #sha256=..., "
-                "or Git at a full commit.",
-            )
-        need.url = None
-        return f"Requires-Dist: {need}"
+                hint="Report it to the project, or name another version.",
+            ) from error
+        if not need.url:
+            return text
+        need_url, need.url = need.url, None
+        if canonicalize_name(need.name) in self.direct:
+            return str(need)
+        if need.marker is not None and "extra" in str(need.marker):
+            # No index may stand in for the source, should the extra be asked for.
+            need.specifier = SpecifierSet("<0")
+            return str(need)
+        raise PypiError(
+            f"{package.name} {package.version} needs {need.name} from "
+            f"{without_credentials(need_url)}, which the specification does not name.",
+            where="dependencies.pip",
+            hint=f"Add a line for {need.name} under pip: a wheel by its URL with #sha256=..., or "
+            "Git at a full commit.",
+        )
 
     def _write_stand_ins(self, folder: Path) -> Iterator[str]:
         """A constraint for each distribution of conda: exactly that version, from nowhere else.
@@ -728,6 +739,10 @@ class _Run:
             hint="Correct the requirement, or ask for the conda package of it.",
             details={"explanation": text},
         )
+
+
+def _unfolded(value: object) -> str:
+    return " ".join(str(value).split())
 
 
 def _write_empty_wheel(path: Path, stem: str, version: Version, metadata: str) -> None:

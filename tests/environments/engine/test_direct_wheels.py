@@ -483,6 +483,21 @@ def test_a_wheel_whose_needs_name_a_source_wants_a_line_for_it(
     assert files.requests.count("stolen/*") == 0
 
 
+@pytest.mark.parametrize(
+    "field", ["Requires-Dist: inner\n @ {url}", "requires-dist: inner @ {url}"]
+)
+def test_no_form_of_metadata_hides_a_source(
+    place: Place, files: ChannelServer, tmp_path: Path, git: GitServer, field: str
+) -> None:
+    inner = make_wheel("inner", "1.0")
+    put(tmp_path, inner)
+    line = field.format(url=f"{files.url}{inner.file_name}").replace("\n", "\\n") + "\\n"
+    repository = git.create("acme/lib", project(metadata=line))
+    with pytest.raises(PypiError, match="needs inner from"):
+        place.lock(f"lib @ git+{repository.url}@{repository.head}")
+    assert files.requests.count("*") == 0
+
+
 def test_a_wheel_with_other_bytes_or_another_name_is_refused(
     place: Place, files: ChannelServer, tmp_path: Path
 ) -> None:
