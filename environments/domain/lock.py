@@ -67,10 +67,7 @@ class Lock:
                 {
                     "platform": part.platform,
                     "conda": [_conda_json(package) for package in part.conda],
-                    "pypi": [
-                        asdict(package) | {"requires": list(package.requires)}
-                        for package in part.pypi
-                    ],
+                    "pypi": [_pypi_json(package) for package in part.pypi],
                 }
                 for part in self.platforms
             ],
@@ -109,6 +106,13 @@ def _conda_json(package: CondaPackage) -> dict[str, Any]:
         "channel": package.channel,
         "file_name": package.file_name,
     }
+
+
+def _pypi_json(package: PypiPackage) -> dict[str, Any]:
+    content = asdict(package) | {"requires": list(package.requires)}
+    if not package.direct:  # older agents do not know the key
+        del content["direct"]
+    return content
 
 
 _NAME = re.compile(r"(?:[^\s\[]*::)?([^\s=<>!~\[;,]+)")
