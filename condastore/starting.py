@@ -29,13 +29,27 @@ logger = structlog.get_logger(__name__)
 ORPHANS_END = 20.0
 
 
-def prepare_folder(data: Path) -> None:
+#: In the data folder while `condastore restore` has not finished.
+UNFINISHED_RESTORE = "restore.json"
+
+
+def prepare_folder(data: Path, *, restoring: bool = False) -> None:
     """Create what is missing of the data folder, and close it to other local users.
 
+    Args:
+        restoring: by `condastore restore`, which brings the database itself.
     Raises:
-        CommandError: it cannot be created, or something of it stays open.
+        CommandError: it cannot be created, something of it stays open, or it was restored in part.
     """
-    database = database_file()
+    if not restoring and (data / UNFINISHED_RESTORE).exists():
+        raise CommandError(
+            "A backup was restored into this data folder in part.",
+            status=Status.INVALID,
+            code="conflict",
+            where=str(data),
+            hint="Finish it: run `condastore restore` with the same backup again.",
+        )
+    database = None if restoring else database_file()
     try:
         left = private_files.close(data, database=database, blobs_group=blobs_group())
     except OSError as error:

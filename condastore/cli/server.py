@@ -6,20 +6,22 @@ import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from condastore.cli.errors import CommandError, Status
+from condastore.cli import render
+from condastore.cli.errors import CommandError, Fault, Status
 from condastore.cli.options import AsJson
 
 INSTALL = "pip install 'condastore[server]'"
 
 
 def add_to(root: typer.Typer) -> None:
-    for command in (up, worker, scheduler):
+    for command in (up, worker, scheduler, backup, restore):
         root.command()(command)
     root.command(
         context_settings={
@@ -105,6 +107,88 @@ def scheduler() -> None:
     """Run the scheduler: finds lost builds and tidies up. Of several, one acts."""
     with _server_parts():
         importlib.import_module("condastore.scheduler").run()
+
+
+def backup(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DEST", help="Folder of the backup, on another disk.")
+    ],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Only read the backup again, and compare digests.")
+    ] = False,
+    blobs: Annotated[
+        bool,
+        typer.Option(
+            "--blobs/--no-blobs",
+            help="Copy the bytes of an object store, too; those of a data folder always are.",
+        ),
+    ] = False,
+    hard_links: Annotated[
+        bool,
+        typer.Option("--hard-links", help="Link blobs instead of copying them: not another disk."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Back up this installation while it runs: database, secrets and kept packages.
+
+    The folder holds the secrets of the installation: keep it closed. The same folder again copies
+    only what is new; so does a second run after one that was stopped.
+    """
+    os.umask(0o077)
+    with _server_parts():
+        importlib.import_module("django").setup()
+        create = importlib.import_module("condastore.backups.create")
+        if not verify:
+            made = create.back_up(folder, blobs=blobs, link=hard_links, report=_say(as_json))
+            render.answer(
+                {"snapshot": made.snapshot, "blobs": made.blobs, "absent": list(made.absent)},
+                as_json,
+                lambda: render.say(f"The backup in {folder} is complete."),
+            )
+            return
+        faults = create.verify(folder, report=_say(as_json))
+    if faults:
+        raise CommandError(
+            f"The backup is damaged: {len(faults)} files.",
+            status=Status.INVALID,
+            code="damaged",
+            where=str(folder),
+            hint="Back up again into this folder after you removed the damaged files.",
+            faults=[Fault(message=message) for message in faults],
+        )
+    render.answer({"whole": True}, as_json, lambda: render.say("Every file is as it was copied."))
+
+
+def restore(
+    folder: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of the backup.")],
+    replace: Annotated[
+        bool,
+        typer.Option("--replace", help="Also where there is an installation; it goes aside."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Restore an installation from a backup into an empty data folder and database.
+
+    Then run `condastore up`: it links the folders of all environments again by itself.
+    """
+    os.umask(0o077)
+    with _server_parts():
+        importlib.import_module("django").setup()
+        restoring = importlib.import_module("condastore.backups.restore")
+        done = restoring.restore(folder, replace=replace, report=_say(as_json))
+    render.answer(
+        {"snapshot": done.snapshot, "created_at": done.created_at},
+        as_json,
+        lambda: render.say(
+            f"The installation is as it was at {done.created_at}. Start it: `condastore up`. It "
+            "links the folders of the environments again."
+        ),
+    )
+
+
+def _say(as_json: bool) -> Callable[[str], None]:
+    """Progress goes to stderr, where the answer is JSON."""
+    return render.warn if as_json else render.say
 
 
 def manage(

@@ -1,0 +1,1 @@
+"""Backups of a whole installation: database, secrets, first-seen times and kept bytes."""
