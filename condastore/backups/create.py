@@ -121,7 +121,9 @@ def back_up(folder: Path, *, blobs: bool, link: bool, report: Report) -> Manifes
             blob_bytes=done.size,
             absent=tuple(done.absent),
             keys_from_settings=tuple(
-                name for name in KEYS if not (settings.DATA / SECRETS / name).exists()
+                name
+                for name, setting in KEYS.items()
+                if {f"CONDASTORE_{setting}", f"CONDASTORE_{setting}_FILE"} & set(os.environ)
             ),
         )
         manifest.write(folder)

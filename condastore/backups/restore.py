@@ -92,7 +92,7 @@ def restore(folder: Path, *, replace: bool, report: Report) -> Manifest:
         prepare_folder(data)
     for name in manifest.keys_from_settings:
         report(
-            f"note: the key {name} was no file of the data folder. If it was a setting, set "
+            f"note: the key {name} was a setting, which is no part of the backup: set "
             f"CONDASTORE_{KEYS[name]} as it was."
         )
     return manifest

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from condastore.cli import builds, exports, queries, render
+from condastore.cli import builds, exports, queries, render, run
 from condastore.cli.client import Api, connect
 from condastore.cli.errors import CommandError, Status
 from condastore.cli.lookup import environment_only, find_build, find_environment, reference
@@ -18,6 +18,7 @@ from condastore.cli.options import AsJson, BuildOf, Environment, Limit, Optional
 app = typer.Typer(help="Environments and their builds.", no_args_is_help=True)
 app.add_typer(builds.app)
 exports.add_to(app)
+app.command()(run.path)
 
 
 @app.command()

@@ -44,6 +44,14 @@ class Commands(LazyGroup):
         "worker": Lazy(
             "server", "Run a worker: solves, builds and makes files, as they are queued."
         ),
+        "backup": Lazy(
+            "server",
+            "Back up this installation while it runs: database, secrets and kept packages.",
+        ),
+        "restore": Lazy(
+            "server",
+            "Restore an installation from a backup into an empty data folder and database.",
+        ),
         "scheduler": Lazy(
             "server", "Run the scheduler: finds lost builds and tidies up. Of several, one acts."
         ),

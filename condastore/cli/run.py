@@ -19,7 +19,7 @@ from condastore.cli import config, queries, render
 from condastore.cli.client import Api, UnreachableError, connect
 from condastore.cli.errors import CommandError, Status
 from condastore.cli.lookup import ask_build, not_found, reference
-from condastore.cli.options import BuildOf
+from condastore.cli.options import AsJson, BuildOf
 from condastore.cli.references import CURRENT, Reference
 
 #: What conda writes for a variable that the environment takes away.
@@ -74,6 +74,20 @@ def run(
         render.warn(f"note: {api.server.url} cannot be reached; {found.name} is used as it is here")
         prefix = found
     execute(prefix, command)
+
+
+def path(environment: BuildOf, as_json: AsJson = False) -> None:
+    """Print the folder of one build on this machine: it stays that build when the pointer moves.
+
+    For programs started without `condastore run`: `"$(condastore env path ENV)"/bin/python`.
+    """
+    api = connect()
+    try:
+        prefix = from_server(api, reference(api, environment))
+    except UnreachableError as unreachable:
+        prefix = from_folder(environment, unreachable)
+    found = {"build": prefix.name, "path": str(prefix.folder)}
+    render.answer(found, as_json, lambda: render.say(str(prefix.folder)))
 
 
 def from_server(api: Api, ref: Reference) -> Prefix:
