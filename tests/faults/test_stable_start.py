@@ -29,6 +29,7 @@ def test_a_start_by_the_path_of_a_build_is_stable_across_switches(
         system.create(REFERENCE)
         first = system.build(REFERENCE, "dependencies: [python, hello-noarch 1.1]")
         system.build(REFERENCE, "dependencies: [libalpha]")  # without any Python
+        system.change("setCurrentBuild", id=first["id"], pin=True)
         link = system.folder(REFERENCE)
         ways = {
             "path": [f"{_path(system)}/bin/python"],
