@@ -237,6 +237,11 @@ _PUBLISH = (
 _CREDENTIAL = "Leave the login out of the line, and store it: `condastore credential set`."
 
 
+def _shown(line: str) -> str:
+    """A line as it was written, without logins; URLs with a commit are long."""
+    return printable(line, limit=400)
+
+
 def parse_pip_line(text: str) -> PipRequirement | PipOption:
     """Parse one line of a `pip:` section.
 
@@ -250,7 +255,7 @@ def parse_pip_line(text: str) -> PipRequirement | PipOption:
     if len(text) > _LONGEST_WITH_HASHES or (len(text) > _LONGEST and " --hash" not in text):
         raise InvalidInputError(f"A requirement of {len(text)} characters.", hint="Shorten it.")
     if not text.isprintable():
-        raise InvalidInputError(f"{printable(text)} holds control characters.", hint="Remove them.")
+        raise InvalidInputError(f"{_shown(text)} holds control characters.", hint="Remove them.")
     if text.startswith("-"):
         option, value = _split_option(text)
         if option not in ("-e", "--editable"):
@@ -259,7 +264,7 @@ def parse_pip_line(text: str) -> PipRequirement | PipOption:
     body, hashes = _without_hashes(text)
     if re.search(r"\s--?[A-Za-z]", body):
         raise InvalidInputError(
-            f"{printable(text)} holds an option, which is not read.", hint="Remove the option."
+            f"{_shown(text)} holds an option, which is not read.", hint="Remove the option."
         )
     return _requirement(text, body, hashes)
 
@@ -281,7 +286,7 @@ def _option(text: str, option: str, value: str) -> PipOption:
             else "Write its versions into the requirements of this list, or under 'dependencies:'."
         )
         raise InvalidInputError(
-            f"{printable(text)} refers to a file on your machine, which the server cannot read.",
+            f"{_shown(text)} refers to a file on your machine, which the server cannot read.",
             hint=does,
         )
     if option == "--pre" and not value:
@@ -295,9 +300,9 @@ def _option(text: str, option: str, value: str) -> PipOption:
         )
     if option in _REFUSED_OPTIONS:
         what, hint = _REFUSED_OPTIONS[option]
-        raise InvalidInputError(f"{printable(text)} {what}.", hint=hint)
+        raise InvalidInputError(f"{_shown(text)} {what}.", hint=hint)
     raise InvalidInputError(
-        f"{printable(text)} holds an option, which is not read.", hint="Remove the option."
+        f"{_shown(text)} holds an option, which is not read.", hint="Remove the option."
     )
 
 
@@ -308,7 +313,7 @@ def _index_url(text: str, option: str, value: str) -> str:
         )
     if not re.match(r"(?i)https?://", value):
         raise InvalidInputError(
-            f"{printable(text)} is not the URL of an index that the server can read.",
+            f"{_shown(text)} is not the URL of an index that the server can read.",
             hint="Write a URL that starts with https://.",
         )
     return _address(text, value)
@@ -317,13 +322,13 @@ def _index_url(text: str, option: str, value: str) -> str:
 def _editable(text: str, value: str) -> PipRequirement:
     if not _VCS.match(value):
         raise InvalidInputError(
-            f"{printable(text)} is a folder on your machine, which the server cannot read.",
+            f"{_shown(text)} is a folder on your machine, which the server cannot read.",
             hint=f"{_PUBLISH} Then name it and its version.",
         )
     body, hashes = _without_hashes(value)
     found = _requirement(text, body, hashes)
     warning = (
-        f"{printable(text)} is installed as a package: an environment of the server is never "
+        f"{_shown(text)} is installed as a package: an environment of the server is never "
         "edited in place."
     )
     return PipRequirement(
@@ -341,7 +346,7 @@ def _without_hashes(text: str) -> tuple[str, tuple[str, ...]]:
     for algorithm, digest in _HASH.findall(text):
         if algorithm.lower() != "sha256" or not _SHA256.fullmatch(digest):
             raise InvalidInputError(
-                f"{printable(text)} has a --hash that is not the sha256 of a file.",
+                f"{_shown(text)} has a --hash that is not the sha256 of a file.",
                 hint="Write --hash=sha256: and 64 hexadecimal digits; `pip hash FILE` prints it.",
             )
         hashes[digest.lower()] = None
@@ -366,7 +371,7 @@ def _requirement(written: str, text: str, hashes: tuple[str, ...]) -> PipRequire
         return _direct(written, text, hashes)
     if _PATH.search(text.partition(";")[0]):
         raise InvalidInputError(
-            f"{printable(written)} is a path on your machine, which the server cannot read.",
+            f"{_shown(written)} is a path on your machine, which the server cannot read.",
             hint=f"{_PUBLISH} Then name it and its version.",
         )
     try:
@@ -376,7 +381,7 @@ def _requirement(written: str, text: str, hashes: tuple[str, ...]) -> PipRequire
         if re.match(r"[A-Za-z0-9._-]+\s*=[^=]", text):
             hint = "pip writes an exact version with '=='."
         raise InvalidInputError(
-            f"{printable(written)} is not a requirement of PyPI.", hint=hint
+            f"{_shown(written)} is not a requirement of PyPI.", hint=hint
         ) from error
     requirement.name = canonicalize_name(requirement.name)
     return PipRequirement(
@@ -396,12 +401,12 @@ def _direct(
         not vcs and not re.match(r"(?i)https?://|[a-z][a-z0-9+.-]*://", url) and _PATH.match(url)
     ):
         raise InvalidInputError(
-            f"{printable(written)} is a path on your machine, which the server cannot read.",
+            f"{_shown(written)} is a path on your machine, which the server cannot read.",
             hint=f"{_PUBLISH} Then name it and its version.",
         )
     if vcs is not None and vcs[1].lower() != "git":
         raise InvalidInputError(
-            f"{printable(written)} is a repository of {vcs[1].lower()}; only Git is read.",
+            f"{_shown(written)} is a repository of {vcs[1].lower()}; only Git is read.",
             hint=f"Name a Git repository at a full commit. Or: {_PUBLISH}",
         )
     if vcs is not None:
@@ -414,7 +419,7 @@ def _direct(
         reference, file_name = _wheel(written, url, hashes)
         if name and canonicalize_name(name) != file_name:
             raise InvalidInputError(
-                f"{printable(written)} names {printable(name)}, but the file is a wheel of "
+                f"{_shown(written)} names {printable(name)}, but the file is a wheel of "
                 f"{file_name}.",
                 hint=f"Write {file_name} @ URL, or the URL alone.",
             )
@@ -425,7 +430,7 @@ def _direct(
         )
     except InvalidRequirement as error:
         raise InvalidInputError(
-            f"{printable(written)} is not a requirement of PyPI.",
+            f"{_shown(written)} is not a requirement of PyPI.",
             hint="Write it like NAME @ URL, with '; MARKER' after a space.",
         ) from error
     requirement.name = canonicalize_name(requirement.name)
@@ -449,7 +454,7 @@ def _git(written: str, url: str, hashes: tuple[str, ...]) -> tuple[DirectReferen
     """The reference, and what `#egg=` says."""
     if hashes:
         raise InvalidInputError(
-            f"{printable(written)} has a --hash, which says nothing of a Git repository.",
+            f"{_shown(written)} has a --hash, which says nothing of a Git repository.",
             hint="Remove the option: the commit names the contents.",
         )
     url, _, fragment = url.partition("#")
@@ -458,13 +463,13 @@ def _git(written: str, url: str, hashes: tuple[str, ...]) -> tuple[DirectReferen
         key, _, value = entry.partition("=")
         if key not in said or not value:
             raise InvalidInputError(
-                f"{printable(written)} has {printable(entry)} after '#', which is not read.",
+                f"{_shown(written)} has {printable(entry)} after '#', which is not read.",
                 hint="Only #egg=NAME and #subdirectory=FOLDER have a meaning.",
             )
         said[key] = value
     if not re.match(r"(?i)https?://", url):
         raise InvalidInputError(
-            f"{printable(written)} is a Git repository that is not read over https.",
+            f"{_shown(written)} is a Git repository that is not read over https.",
             hint="Write git+https://HOST/PATH.git@COMMIT. For a private repository, store a login "
             "for its URL: `condastore credential set`.",
         )
@@ -477,20 +482,20 @@ def _git(written: str, url: str, hashes: tuple[str, ...]) -> tuple[DirectReferen
         shown = commit if re.fullmatch(r"[\w./-]{1,60}", commit) else "HEAD"
         what = f"{printable(commit)} is no full commit" if commit else "it names no commit"
         raise InvalidInputError(
-            f"{printable(written)} cannot be locked: {what}, so what it gives can change.",
+            f"{_shown(written)} cannot be locked: {what}, so what it gives can change.",
             hint="Write the 40 digits of the commit after '@'; "
             f"`git ls-remote URL {shown}` prints them.",
         )
     folder = said["subdirectory"].strip("/")
     if folder and not _SUBDIRECTORY.fullmatch(folder):
         raise InvalidInputError(
-            f"{printable(written)} has a subdirectory that is not read.",
+            f"{_shown(written)} has a subdirectory that is not read.",
             hint="Write a folder of the repository, such as #subdirectory=python/lib.",
         )
     address = _address(written, f"{scheme}://{authority}{slash}{path}")
     if said["egg"] and not re.fullmatch(r"[A-Za-z0-9][\w.-]*(?:\[[\w.,\s-]*\])?", said["egg"]):
         raise InvalidInputError(
-            f"{printable(written)} has an '#egg=' that is no name.", hint="Write #egg=NAME."
+            f"{_shown(written)} has an '#egg=' that is no name.", hint="Write #egg=NAME."
         )
     return (
         DirectReference(kind="git", url=address, commit=commit.lower(), subdirectory=folder),
@@ -503,7 +508,7 @@ def _wheel(written: str, url: str, hashes: tuple[str, ...]) -> tuple[DirectRefer
     plain, _, fragment = url.partition("#")
     if not re.match(r"(?i)https?://", plain):
         raise InvalidInputError(
-            f"{printable(written)} is not a URL that the server reads.",
+            f"{_shown(written)} is not a URL that the server reads.",
             hint="Write an https:// URL of a wheel with #sha256=DIGEST, or "
             "git+https://HOST/PATH.git@COMMIT.",
         )
@@ -514,7 +519,7 @@ def _wheel(written: str, url: str, hashes: tuple[str, ...]) -> tuple[DirectRefer
             digests.add(value.lower())
         elif key != "egg":
             raise InvalidInputError(
-                f"{printable(written)} has {printable(entry)} after '#', which is not a sha256.",
+                f"{_shown(written)} has {printable(entry)} after '#', which is not a sha256.",
                 hint="Write #sha256= and 64 hexadecimal digits; `pip hash FILE` prints it.",
             )
     address = _address(written, plain)
@@ -522,19 +527,19 @@ def _wheel(written: str, url: str, hashes: tuple[str, ...]) -> tuple[DirectRefer
     if not file_name.endswith(".whl"):
         git = " A repository is named as git+https://HOST/PATH.git@COMMIT."
         raise InvalidInputError(
-            f"{printable(written)} is not the URL of a wheel; sources are built from Git only.",
+            f"{_shown(written)} is not the URL of a wheel; sources are built from Git only.",
             hint=f"Write the URL of a .whl file with #sha256=DIGEST.{git}",
         )
     try:
         name = parse_wheel_filename(file_name)[0]
     except InvalidWheelFilename as error:
         raise InvalidInputError(
-            f"{printable(written)} is not the URL of a wheel: its file name is none of a wheel.",
+            f"{_shown(written)} is not the URL of a wheel: its file name is none of a wheel.",
             hint="A wheel is named NAME-VERSION-PYTHON-ABI-PLATFORM.whl.",
         ) from error
     if len(digests) != 1:
         raise InvalidInputError(
-            f"{printable(written)} names "
+            f"{_shown(written)} names "
             + ("two digests." if digests else "no sha256, so its bytes can change."),
             hint="Append #sha256=DIGEST to the URL; `pip hash FILE` prints it.",
         )
@@ -545,14 +550,14 @@ def _address(written: str, url: str) -> str:
     """The canonical URL; refused with a login in it."""
     authority = re.sub(r"(?i)^[a-z][a-z0-9+.-]*://", "", url).partition("/")[0]
     if "@" in authority or "$" in url:
-        raise InvalidInputError(f"{printable(written)} holds a login.", hint=_CREDENTIAL)
+        raise InvalidInputError(f"{_shown(written)} holds a login.", hint=_CREDENTIAL)
     try:
         found = canonical_url(url)
     except UrlError as error:
         raise InvalidInputError(
-            f"{printable(written)} holds a URL that is not read: {error}.",
+            f"{_shown(written)} holds a URL that is not read: {error}.",
             hint="Write it plainly: https://HOST/PATH.",
         ) from error
     if "/t/" in url and found.count("/t/") < url.count("/t/"):
-        raise InvalidInputError(f"{printable(written)} holds a login.", hint=_CREDENTIAL)
+        raise InvalidInputError(f"{_shown(written)} holds a login.", hint=_CREDENTIAL)
     return found

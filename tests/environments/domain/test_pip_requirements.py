@@ -152,3 +152,18 @@ def test_sources_that_differ_exclude_each_other() -> None:
     assert one.excludes(other)
     assert not one.excludes(one)
     assert not one.excludes(index)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "-e git+https://github.com/CompVis/taming-transformers.git@master#egg=taming-transformers",
+        "git+https://github.com/openai/CLIP.git@a1d0717",
+        f"lib @ git+ssh://github.com/acme/a-repository-with-a-long-name.git@{COMMIT}#egg=lib",
+        "https://download.example.org/whl/a-very-long-name-of-a-wheel-1.0-cp311-cp311-linux.zip",
+    ],
+)
+def test_a_refusal_shows_what_was_written(line: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        parse_pip_line(line)
+    assert line in caught.value.message
