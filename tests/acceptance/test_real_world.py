@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import rattler
 
+from environments.domain.rendering import WITHOUT_PIP
 from tests.acceptance import forms
 from tests.channels.server import serving
 from tests.clients import reading
@@ -101,6 +102,29 @@ def test_clients_create_from_a_channel(
     client.create(prefix, "python", "numpy", channels=[served.channel(path)])
     assert packages(prefix) == locked(served, "plain")
     assert runs(prefix, IMPORTED)
+
+
+def test_clients_take_a_lock_without_pip_as_its_bundle_says(served: Served, tmp_path: Path) -> None:
+    system = served.system
+    system.run("namespace", "create", "bare")
+    system.run("namespace", "add-pip", "bare", "--off")
+    system.create("bare/plain")
+    system.build("bare/plain", PLAIN)
+    channel = served.channel("bare/plain/1")
+    for kind in (Conda, Micromamba):
+        with pytest.raises(reading.ClientError, match="pip"):
+            kind(tmp_path / kind.name).create(tmp_path / "none", "python", channels=[channel])
+        variables = dict(each.split("=") for each in WITHOUT_PIP.split())
+        told = kind(tmp_path / kind.name, environ=variables)
+        prefix = tmp_path / f"env-{kind.name}"
+        told.create(prefix, "python", "numpy", channels=[channel])
+        assert not any(name.startswith("pip-") for name in packages(prefix))
+    forms.fetch(system, "bare/plain/1", "bundle.tar", tmp_path)
+    with tarfile.open(tmp_path / "bundle.tar") as archive:
+        [readme] = (name for name in archive.getnames() if name.endswith("/README.txt"))
+        file = archive.extractfile(readme)
+        assert file is not None
+        assert WITHOUT_PIP in file.read().decode()
 
 
 def test_clients_are_let_in_by_every_kind_of_credential(served: Served, tmp_path: Path) -> None:
