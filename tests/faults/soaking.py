@@ -131,6 +131,7 @@ class Soak:
             if worker.poll() is not None:
                 self.workers[index] = self.system.add_worker()
         if self.done.total() % 20 == 0:
+            self._check_database()
             self.say(f"{self.done.total()} of {self.faults} {dict(self.done)}")
 
     # --- requests, which may meet a system that is away -------------------------------------------
@@ -346,7 +347,14 @@ class Soak:
             0.5,
         )
 
+    def _check_database(self) -> None:
+        """The file of SQLite is sound; the faults so far say between which two looks it broke."""
+        if self.database is None:
+            found = self._query("PRAGMA integrity_check")
+            assert found == [("ok",)], found
+
     def _check_rows(self) -> None:
+        self._check_database()
         found = {
             str(key): (state, failure)
             for key, state, failure in self._query(
