@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import os
 import signal
 import subprocess
@@ -26,13 +27,15 @@ class Program:
     """What a child runs.
 
     `module`: one of ours, of which `main()` runs, and `command` are its arguments; else `command`
-    is another program. `grace`: seconds that it has to stop when told to; `unsaid`: lines with one
-    of these are not passed on.
+    is another program. `preload`: modules that this process imports before it is copied, so that
+    a restart takes a moment, and several share the memory. `grace`: seconds that it has to stop
+    when told to; `unsaid`: lines with one of these are not passed on.
     """
 
     name: str
     command: Sequence[str]
     module: str = ""
+    preload: Sequence[str] = ()
     environ: Mapping[str, str] = field(default_factory=dict)
     descriptors: Sequence[int] = ()
     unsaid: Sequence[str] = ()
@@ -76,6 +79,9 @@ def _start(program: Program) -> Process:
     A module of ours goes on in a fork: what it would import for a second or more is here already.
     """
     tie = die_with(os.getpid())
+    if program.module and forks.safe():
+        for name in program.preload:
+            importlib.import_module(name)
     if program.module and forks.safe():
         return forks.Fork(
             program.module,

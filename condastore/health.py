@@ -15,7 +15,7 @@ from django.db import Error, connection
 from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.utils import timezone
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from accounts.access import Actor
 from accounts.roles import Perm
@@ -209,6 +209,5 @@ async def measured(request: HttpRequest) -> HttpResponse:
     """Answer Prometheus: superusers and who holds READ_METRICS, unless METRICS_PUBLIC."""
     if not settings.METRICS_PUBLIC:
         await sync_to_async(_require_metrics)(request)
-    metrics.register()
-    text = await sync_to_async(generate_latest)()
+    text = await sync_to_async(metrics.exposition)()
     return HttpResponse(text, content_type=CONTENT_TYPE_LATEST)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from django.db.models import Count, Sum
 from django.utils import timezone
 from graphql import OperationDefinitionNode
-from prometheus_client import Histogram
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import (
     REGISTRY,
     CounterMetricFamily,
@@ -17,8 +18,11 @@ from prometheus_client.core import (
     Metric,
     SummaryMetricFamily,
 )
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from strawberry.extensions import SchemaExtension
+
+from condastore.shared_metrics import SHARED_METRICS
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 REQUESTS = Histogram(
@@ -140,6 +144,19 @@ def _stage_times(recent: Any) -> Metric:
     for stage, times in sorted(sums.items()):
         summary.add_metric([stage], count_value=len(times), sum_value=sum(times))
     return summary
+
+
+def exposition() -> bytes:
+    """The text that Prometheus reads: of all web processes together where there are several."""
+    folder = os.environ.get(SHARED_METRICS)
+    registry = REGISTRY
+    if folder:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, path=folder)  # type: ignore[no-untyped-call]
+        registry.register(StoreCollector())
+    else:
+        register()
+    return generate_latest(registry)
 
 
 def register() -> None:

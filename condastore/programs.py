@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 from condastore.children import Program
 from condastore.cli.errors import CommandError, Status
 
+#: What takes a web process longest to import; it starts no thread and opens nothing.
+PRELOADED = ("condastore.schema", "condastore.urls", "environments.graphql.views", "uvicorn")
 #: What Valkey says of a setting of the machine: it concerns snapshots, of which we make none.
 OF_NO_CONCERN = ("overcommit",)
 
 
 def plan(
-    *, data: Path, listener: socket.socket, valkey: Path | None, workers: int
+    *, data: Path, listeners: Sequence[socket.socket], valkey: Path | None, workers: int
 ) -> list[Program]:
     """The programs in the order in which they start; they stop in the opposite one."""
     ours = "condastore.cli.main"
@@ -32,17 +35,19 @@ def plan(
         Program(name=f"worker-{number}", module=ours, command=["worker"], environ=environ, grace=15)
         for number in range(1, workers + 1)
     ]
-    descriptor = listener.fileno()
-    programs.append(
-        Program(
-            name="web",
-            module="condastore.web",
-            command=[str(descriptor)],
-            environ=environ,
-            descriptors=[descriptor],
-            grace=8,
+    for number, listener in enumerate(listeners, start=1):
+        descriptor = listener.fileno()
+        programs.append(
+            Program(
+                name="web" if len(listeners) == 1 else f"web-{number}",
+                module="condastore.web",
+                preload=PRELOADED,
+                command=[str(descriptor)],
+                environ=environ,
+                descriptors=[descriptor],
+                grace=8,
+            )
         )
-    )
     return programs
 
 

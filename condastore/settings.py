@@ -432,6 +432,9 @@ SANDBOX = env.choice(
     "Where code of packages runs: in bubblewrap or not at all, or `off`: with all rights of the "
     "worker, for installations where everybody who may build is trusted.",
 )
+WEB_PROCESSES = env.number(
+    "WEB_PROCESSES", 1, "Web processes that `condastore up` starts; one uses one core."
+)
 WORKERS = env.number("WORKERS", 1, "Worker processes that `condastore up` starts.")
 WORKER_THREADS = env.number("WORKER_THREADS", 4, "Builds that one worker runs at once.")
 HOST = env.text("HOST", "127.0.0.1", "Address that `condastore up` listens on.")

@@ -175,24 +175,51 @@ def _ours(pid: int, *, started_before: float) -> psutil.Process | None:
     return process if "condastore" in words or "valkey" in words else None
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Take the address now: it is known before the web server starts, and outlives its restarts."""
+@contextlib.contextmanager
+def listen(host: str, port: int, *, number: int = 1) -> Iterator[list[socket.socket]]:
+    """Take the address now: it is known before the web server starts, and outlives its restarts.
+
+    Yields `number` sockets of the same address, among which the kernel distributes connections. Of
+    a process that is started again, they wait in its socket.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            family, *_, address = socket.getaddrinfo(
+                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            listener = _bound(family, address)
+            listeners = [stack.enter_context(listener)]
+            if number > 1:
+                # The first has found that nobody else is there: several of one address would share
+                # it with another condastore of this account.
+                address = listener.getsockname()
+                listener.close()
+                listeners = [
+                    stack.enter_context(_bound(family, address, shared=True)) for _ in range(number)
+                ]
+            for listener in listeners:
+                listener.listen(2048)
+        except OSError as error:
+            hint = "Choose another: `condastore up --port 0` takes a free one."
+            raise CommandError(
+                f"Cannot listen on {host} port {port}: {error.strerror}.",
+                status=Status.INVALID,
+                code="conflict",
+                hint=hint,
+            ) from error
+        yield listeners
+
+
+def _bound(family: int, address: Any, *, shared: bool = False) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        family, *_, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(address)
-        listener.listen(2048)
-    except OSError as error:
-        hint = "Choose another: `condastore up --port 0` takes a free one."
-        raise CommandError(
-            f"Cannot listen on {host} port {port}: {error.strerror}.",
-            status=Status.INVALID,
-            code="conflict",
-            hint=hint,
-        ) from error
+    except OSError:
+        listener.close()
+        raise
     return listener
 
 

@@ -27,6 +27,7 @@ from condastore.broker import embedded_socket
 from condastore.children import Child, Program
 from condastore.private_files import PRIVATE_UMASK
 from condastore.programs import end_left_valkey, plan, require_private
+from condastore.shared_metrics import share_metrics
 from condastore.starting import (
     Administrator,
     end_orphans,
@@ -63,15 +64,19 @@ def up(
     with only_one(data) as lock:
         end_orphans(state)
         with listen(
-            settings.HOST if host is None else host, settings.PORT if port is None else port
-        ) as listener:
-            url = public_url(listener)
+            settings.HOST if host is None else host,
+            settings.PORT if port is None else port,
+            number=max(1, settings.WEB_PROCESSES),
+        ) as listeners:
+            url = public_url(listeners[0])
+            if len(listeners) > 1:
+                share_metrics(data)
             lock.write({"pid": os.getpid(), "url": url})
             administrator = prepare_database(ask=sys.stdin.isatty() and not as_json)
             socket_path = None if settings.BROKER_URL else embedded_socket(data)
             if socket_path is not None:
                 require_private(socket_path.parent)
-            programs = plan(data=data, listener=listener, valkey=socket_path, workers=number)
+            programs = plan(data=data, listeners=listeners, valkey=socket_path, workers=number)
             if socket_path is not None:
                 end_left_valkey(socket_path)
             announcement = Announcement(
@@ -83,7 +88,7 @@ def up(
             )
             Supervisor(
                 programs,
-                listener=listener,
+                listener=listeners[0],
                 announcement=announcement,
                 state=state,
                 dispensable=() if number else ("workers",),

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
@@ -33,7 +33,7 @@ COUNTS = (10, 100, 1_000, 100_000)
 OWN = 100  # what the others are held against
 #: Budget: one process answers 60 requests a second.
 REQUEST_MS = 1000 / 60
-CLIENTS, SECONDS, ROUNDS = 4, 4.0, 25
+CLIENTS, CROWD, SECONDS, ROUNDS = 4, 16, 4.0, 25
 
 #: What a page with a list of environments shows.
 LIST = """{
@@ -100,6 +100,7 @@ def lists() -> Iterator[Measure]:
                     note=note,
                 )
         yield _throughput(systems[1_000], tokens[ADMINISTRATOR, 1_000])
+        yield from _crowds(systems[1_000], tokens)
         memory = memory_of(systems[COUNTS[-1]].process)
         yield Measure(
             name=f"memory of the web process among {COUNTS[-1]:,}",
@@ -113,15 +114,25 @@ def lists() -> Iterator[Measure]:
 class Web:
     """A web process alone on a data folder whose database is full of rows."""
 
-    def __init__(self, data: Path, count: int) -> None:
+    def __init__(
+        self,
+        data: Path,
+        count: int = 0,
+        *,
+        module: str = "condastore.web",
+        beside: Web | None = None,
+    ) -> None:
+        """`beside`: another process, whose address this one shares."""
         self.data = data
-        data.mkdir()
+        if count:
+            data.mkdir()
+            inside(data, "rows", count)
         environ = os.environ | {"CONDASTORE_DATA": str(data), "CONDASTORE_LOG_LEVEL": "WARNING"}
-        inside(data, "rows", count)
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.port = listener.getsockname()[1]
+        address = ("127.0.0.1", beside.port if beside else 0)
+        with socket.create_server(address, reuse_port=True, backlog=2048) as listener:
+            self.port: int = listener.getsockname()[1]
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "condastore.web", str(listener.fileno())],
+                [sys.executable, "-m", module, str(listener.fileno())],
                 env=environ,
                 cwd=PROJECT,
                 pass_fds=[listener.fileno()],
@@ -168,6 +179,63 @@ def _in_turn(clients: dict[int, Client]) -> dict[int, float]:
             if number >= 3:
                 taken[count].append(seconds)
     return {count: median(seconds) for count, seconds in taken.items()}
+
+
+def _crowds(system: Web, tokens: Mapping[tuple[str, int], str]) -> Iterator[Measure]:
+    """Many connections at once: beside the least that the same server can do, and to two of it."""
+    with Web(system.data, module="tests.benchmarks.bare_list") as bare:
+        token = tokens[ADMINISTRATOR, 1_000]
+        _crowd(bare, token)  # it has imported everything
+        floor = _crowd(bare, token)
+    for who in (ADMINISTRATOR, MEMBER):
+        ours = _crowd(system, tokens[who, 1_000])
+        yield Measure(
+            name=f"list of 100 among 1,000, {CROWD} connections, {who} / ORM values and orjson",
+            value=len(ours) / len(floor),
+            unit="x",
+            note=f"{len(ours) / SECONDS:.0f} / {len(floor) / SECONDS:.0f} requests/s; more is "
+            "better",
+        )
+        slow, usual = ours[int(0.99 * len(ours))], median(ours)
+        yield Measure(
+            name=f"99 of 100 of these lists / the median, {who}",
+            value=slow / usual,
+            unit="x",
+            ceiling=3,
+            note=f"{1000 * slow:.0f} ms / {1000 * usual:.0f} ms",
+        )
+    one = len(_crowd(system, token))
+    with Web(system.data, beside=system) as second:
+        # Connections are distributed by their port: so many that each gets its share.
+        Client(second, token).ask()
+        _crowd(system, token)
+        two = len(_crowd(system, token))
+    yield Measure(
+        name="the same with one web process / with two",
+        value=one / two,
+        unit="x",
+        ceiling=1 / 1.7 if len(os.sched_getaffinity(0)) > 2 else None,
+        note=f"{one / SECONDS:.0f} / {two / SECONDS:.0f} requests/s; with two processors the "
+        "clients take their part of them",
+    )
+
+
+def _crowd(system: Web, token: str) -> list[float]:
+    """Seconds of each request of many connections in `SECONDS`, sorted."""
+    taken: list[float] = []
+    clock = Clock()
+
+    def work() -> None:
+        client = Client(system, token)
+        while clock.seconds < SECONDS:
+            taken.append(client.ask())
+
+    threads = [threading.Thread(target=work) for _ in range(CROWD)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sorted(taken)
 
 
 def _throughput(system: Web, token: str) -> Measure:
