@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
 
 import structlog
+from django.conf import settings
 from django.db import transaction
 from django.db.models import Q
 from django.utils import timezone
 
 from environments import blobs, folder_access, folders, mirrors, missing_folders, recalls
 from environments.domain.artifacts import ArtifactState
+from environments.domain.errors import StoreError
 from environments.domain.lifecycle import RUNNING
 from environments.engine import file_modes, linking
 from environments.engine.channel_jobs import Described
@@ -41,6 +44,8 @@ LEFTOVER = timedelta(days=1)
 #: What the folder of an attempt at an artifact is called.
 _ATTEMPT = re.compile(r"(documents-)?(?P<artifact>[0-9]+)-(?P<token>[0-9]+)(-[0-9a-f]+)?")
 
+#: Slow channels leave half of a worker's threads to builds.
+_INDEXING = threading.BoundedSemaphore(max(1, settings.WORKER_THREADS // 2))
 #: How long reading a whole channel for search may take.
 INDEX_TIME_LIMIT = timedelta(minutes=8)
 
@@ -241,11 +246,26 @@ def follow_pointers() -> int:
     return changed
 
 
-def index_channel(channel_id: int) -> None:
+def index_channel(channel_id: int) -> bool:
     """Read what a channel offers into rows, for search, and remember when each file came.
 
-    Nothing to do if it has not changed.
+    Nothing to do if it has not changed. A channel that cannot be read is noted in the log.
+
+    Returns:
+        False if half of this worker's threads read channels already: try again later.
     """
+    if not _INDEXING.acquire(blocking=False):
+        return False
+    try:
+        _index_channel(channel_id)
+    except StoreError as error:
+        logger.warning("channel not indexed", channel=channel_id, error=str(error))
+    finally:
+        _INDEXING.release()
+    return True
+
+
+def _index_channel(channel_id: int) -> None:
     channel = Channel.objects.get(pk=channel_id)
     engine = tools().solver(())
     wanted = _platforms_in_use()

@@ -46,7 +46,7 @@ from environments.models.clock_bounds import SKEW, older
 from environments.models.mirrors import Worked
 from environments.policies import policy_of
 from environments.solving import mirror_credentials
-from environments.tools import download_patience, source_of
+from environments.tools import download_patience, read_limits, source_of
 
 logger = structlog.get_logger(__name__)
 #: Part of each view's key: grows when the same records are told in another way.
@@ -201,7 +201,7 @@ def _looked(row: MirrorIndex, work: _Work, at: datetime) -> bool:
         known=engine.State(**row.state) if history else engine.State(),
         credential=credential_source(mirror)(mirror.upstream),
         cancelled=work.cancelled,
-        timeout=settings.DOWNLOAD_TIMEOUT,
+        limits=read_limits(),
         within=guard().allowing(urls=[mirror.upstream]),
     )
     done: dict[str, Any] = {"looked_at": at, "failure": None}

@@ -19,6 +19,8 @@ _MILLISECOND = 0.001
 REDELIVERY: dict[str, Any] = {"max_retries": 100, "min_backoff": 250, "max_backoff": 5_000}
 #: Milliseconds until a message that is for workers of another platform is offered again.
 OTHERS_TURN = 500
+#: Milliseconds until a channel is read for which no thread was free.
+INDEX_LATER = 10_000
 #: Priority of what yields to everything else that waits in a worker; the default is 0.
 LATER = 100
 
@@ -172,7 +174,9 @@ def index_channel(channel_id: int) -> None:
     """Read the names that a channel offers, for search."""
     from environments import housekeeping
 
-    housekeeping.index_channel(channel_id)
+    if not housekeeping.index_channel(channel_id):
+        with contextlib.suppress(Exception):  # the sweep sends it again
+            index_channel.send_with_options(args=(channel_id,), delay=INDEX_LATER)
 
 
 @dramatiq.actor(queue_name="upkeep", throws=Shutdown, time_limit=_limit(120), **REDELIVERY)

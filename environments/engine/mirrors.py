@@ -17,7 +17,8 @@ import os
 import pickle
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import groupby
@@ -36,6 +37,7 @@ from environments.domain.errors import (
     ChannelNotFoundError,
     ChannelUnavailableError,
     StoreError,
+    TimeLimitError,
     WorkerLostError,
     error_from_json,
     error_to_json,
@@ -52,11 +54,12 @@ from environments.domain.policy import (
     UnlistedPackages,
 )
 from environments.domain.policy.subjects import LockedPackage
-from environments.domain.progress import Cancelled, obey
+from environments.domain.progress import Cancelled
 from environments.domain.records import CondaPackage
 from environments.domain.shard_pack import PackWriter
-from environments.engine import outgoing
+from environments.engine import bounded_reading, outgoing
 from environments.engine.addresses import Guard, guard
+from environments.engine.bounded_reading import ACCEPT_ENCODING, Meter, ReadLimits, Unpacker
 from environments.engine.confinement import child_environment, confine
 from environments.engine.credentials import redact, request_headers, request_url
 from environments.engine.first_seen import FirstSeen
@@ -65,10 +68,8 @@ from environments.engine.processes import Confinement, read_output, require_outp
 #: In the order in which they are asked for: the first that is there is taken.
 FORMS = ("repodata.json.zst", "repodata.json")
 CHUNK = 1 << 20  # bytes
-#: Bytes of one subdir's repodata, as JSON.
-LARGEST = 8 << 30
-#: Of packed bytes, given to zstd at once: they unpack to 32 MB at most.
-_SLICE = 1 << 10
+#: How long fetching what one subdir lists may take.
+FETCH_SECONDS = 1800.0
 #: Bytes from which on work has a process of its own: what a channel said always, because it may be
 #: hostile; a history that was written here, where that is worth its start.
 APART_FETCHED, APART = 0, 16 << 20
@@ -101,7 +102,7 @@ def fetch_index(
     known: State,
     credential: Credential | None,
     cancelled: Cancelled,
-    timeout: timedelta,
+    limits: ReadLimits,
     within: Guard | None = None,
 ) -> State | None:
     """Write what the channel lists to `to`, as plain JSON; None where it is as `known`.
@@ -116,38 +117,75 @@ def fetch_index(
     if channel.startswith("file:"):
         folder = (within or guard()).path(channel)
         return _copied(channel, folder / subdir, to=to, known=known)
+    fetch = _Fetch(
+        channel=channel, subdir=subdir, to=to, known=known, credential=credential, limits=limits
+    )
     try:
-        with outgoing.client(
+        return bounded_reading.run(
+            fetch.run(within), cancelled=cancelled, deadline=time.monotonic() + FETCH_SECONDS
+        )
+    except (
+        *(httpx.HTTPError, httpx.InvalidURL, bounded_reading.TransferError),
+        *(TimeLimitError, ValueError),
+    ) as error:
+        reason = redact(str(error) or type(error).__name__, [credential])
+        raise ChannelUnavailableError(
+            f"What the channel {channel} lists for {subdir} could not be fetched: {reason}"
+        ) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fetch:
+    channel: str
+    subdir: str
+    to: Path
+    known: State
+    credential: Credential | None
+    limits: ReadLimits
+
+    async def run(self, within: Guard | None) -> State | None:
+        async with outgoing.async_client(
             within=within,
-            follow_redirects=True,
-            timeout=timeout.total_seconds(),
+            timeout=self.limits.timeout,
             headers={"User-Agent": "condastore"},
         ) as client:
-            for form in sorted(FORMS, key=lambda form: form != known.form):
-                url = f"{channel}/{subdir}/{form}"
-                headers = request_headers(credential)
-                if form.endswith(".zst"):  # packed once is enough
-                    headers["Accept-Encoding"] = "identity"
-                if form == known.form:
-                    headers |= known.headers()
-                with client.stream("GET", request_url(credential, url), headers=headers) as answer:
+            for form in sorted(FORMS, key=lambda form: form != self.known.form):
+                url = f"{self.channel}/{self.subdir}/{form}"
+                # What is packed is packed once.
+                encoding = "identity" if form.endswith(".zst") else ACCEPT_ENCODING
+                headers = request_headers(self.credential) | {"Accept-Encoding": encoding}
+                if form == self.known.form:
+                    headers |= self.known.headers()
+                async with bounded_reading.stream(
+                    client,
+                    "GET",
+                    request_url(self.credential, url),
+                    headers=headers,
+                    limits=self.limits,
+                ) as answer:
                     if answer.status_code in (404, 410):
                         continue
                     if answer.status_code == 304:
                         return None
-                    _refuse(channel, answer.status_code)
-                    _write(answer, form, to, cancelled)
+                    _refuse(self.channel, answer.status_code)
+                    await self._write(answer, form)
                     return State(
                         form=form,
                         etag=answer.headers.get("ETag", ""),
                         modified=answer.headers.get("Last-Modified", ""),
                     )
-    except (httpx.HTTPError, httpx.InvalidURL, zstandard.ZstdError, EOFError) as error:
-        reason = redact(str(error) or type(error).__name__, [credential])
-        raise ChannelUnavailableError(
-            f"What the channel {channel} lists for {subdir} could not be fetched: {reason}"
-        ) from error
-    raise ChannelNotFoundError(f"The channel {channel} has no {subdir}.")
+        raise ChannelNotFoundError(f"The channel {self.channel} has no {self.subdir}.")
+
+    async def _write(self, answer: httpx.Response, form: str) -> None:
+        unpacker = Unpacker("zst" if form.endswith(".zst") else "identity")
+        meter = Meter(self.limits)
+        with self.to.open("wb") as out:
+            async for part in bounded_reading.read(answer, self.limits):
+                meter.add(len(part), waited=0)
+                for piece in unpacker.feed(part):
+                    meter.add_unpacked(len(piece))
+                    out.write(piece)
+        unpacker.end()
 
 
 def _refuse(channel: str, status: int) -> None:
@@ -158,36 +196,6 @@ def _refuse(channel: str, status: int) -> None:
         )
     if status != 200:
         raise ChannelUnavailableError(f"The channel {channel} answers with status {status}.")
-
-
-def _write(answer: httpx.Response, form: str, to: Path, cancelled: Cancelled) -> None:
-    parts = _decompressed(answer.iter_raw()) if form.endswith(".zst") else answer.iter_bytes()
-    with to.open("wb") as out:
-        size = 0
-        for part in parts:
-            obey(cancelled)
-            size += out.write(part)
-            if size > LARGEST:
-                raise EOFError(f"it has more than {LARGEST:,} bytes")
-
-
-def _decompressed(packed: Iterable[bytes]) -> Iterator[bytes]:
-    """What one zstd frame after the other holds, some at a time however well it was packed.
-
-    Raises:
-        EOFError: the last one was cut.
-    """
-    frame = zstandard.ZstdDecompressor().decompressobj()
-    for part in packed:
-        for start in range(0, len(part), _SLICE):
-            rest = part[start : start + _SLICE]
-            while rest:
-                if frame.eof:
-                    frame = zstandard.ZstdDecompressor().decompressobj()
-                yield frame.decompress(rest)
-                rest = frame.unused_data if frame.eof else b""
-    if not frame.eof:
-        raise EOFError("it was cut")
 
 
 def _copied(channel: str, folder: Path, *, to: Path, known: State) -> State | None:

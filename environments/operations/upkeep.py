@@ -40,6 +40,8 @@ logger = structlog.get_logger(__name__)
 #: delivery of a build does nothing.
 RESEND, RESEND_TO_IDLE = 6, 2
 INDEX_AGE = timedelta(hours=1)
+#: Seconds until a channel is read again that could not be read.
+INDEX_RETRY = 300.0
 #: How often the rows are compared with what the blob store lists.
 ORPHANS = timedelta(days=1)
 #: A message about a mirror of which nothing came for so long is taken for lost.
@@ -166,11 +168,18 @@ def fold_logs() -> None:
         build.archive_log()
 
 
+#: When this process last sent a channel to be read, by its key.
+_indexing_sent: dict[int, float] = {}
+
+
 def queue_indexing() -> None:
     old = Q(indexed_at=None) | older("indexed_at", timezone.now(), than=INDEX_AGE)
-    for channel in Channel.objects.filter(old)[:20]:
+    now = time.monotonic()
+    recent = [key for key, sent in _indexing_sent.items() if now - sent < INDEX_RETRY]
+    for channel in Channel.objects.filter(old).exclude(pk__in=recent)[:20]:
         try:
             tasks.index_channel.send(channel.pk)
+            _indexing_sent[channel.pk] = now
         except queueing.DOWN as error:
             logger.warning("queue unreachable", task="index_channel", error=str(error))
             return

@@ -1,0 +1,101 @@
+"""Mirrored channels that dribble, never end or send bombs: fetching what they list ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from environments.domain.errors import ChannelUnavailableError, LeaseLostError
+from environments.domain.progress import Cancelled, never
+from environments.engine import mirrors
+from environments.engine.addresses import UNRESTRICTED
+from environments.engine.bounded_reading import ReadLimits
+from tests.channels.hostile_server import (
+    Asked,
+    HostileServer,
+    Script,
+    dribble,
+    endless,
+    gzip_spaces,
+    head,
+    hostile,
+    missing,
+    whole,
+)
+
+QUICK = ReadLimits(silence=timedelta(seconds=2), size=96 << 20)
+DRIBBLED = head("200 OK", Content_Length=1_000_000)
+
+
+def fetch(
+    server: HostileServer, to: Path, *, limits: ReadLimits = QUICK, cancelled: Cancelled = never
+) -> mirrors.State | None:
+    return mirrors.fetch_index(
+        server.url,
+        "noarch",
+        to=to,
+        known=mirrors.State(),
+        credential=None,
+        cancelled=cancelled,
+        limits=limits,
+        within=UNRESTRICTED,
+    )
+
+
+def packed(asked: Asked) -> Iterator[bytes | float]:
+    return (
+        whole(zstandard.compress(b" " * (512 << 20))) if asked.path.endswith("zst") else missing()
+    )
+
+
+def plain(asked: Asked) -> Iterator[bytes | float]:
+    if not asked.path.endswith(".json"):
+        return missing()
+    return whole(gzip_spaces(512 << 20), Content_Encoding="gzip")
+
+
+def slow(asked: Asked) -> Iterator[bytes | float]:
+    if not asked.path.endswith(".json"):
+        return missing()
+    return dribble(b"", first=DRIBBLED, pause=0.1)
+
+
+HOSTILE = {
+    "a body that dribbles": slow,
+    "a head that dribbles": lambda asked: dribble(DRIBBLED, pause=0.1),
+    "an endless body": lambda asked: endless(head("200 OK")),
+    "a bomb in zstd": packed,
+    "a bomb in gzip": plain,
+    "a body that is cut": lambda asked: iter([DRIBBLED + b"x"]),
+}
+
+
+@pytest.mark.parametrize("script", HOSTILE.values(), ids=HOSTILE.keys())
+def test_what_a_hostile_channel_lists_is_given_up(tmp_path: Path, script: Script) -> None:
+    gzip_spaces(512 << 20)  # takes longer to pack than a server may be silent
+    with hostile(script) as server, pytest.raises(ChannelUnavailableError):
+        fetch(server, tmp_path / "fetched")
+    fetched = tmp_path / "fetched"
+    assert not fetched.exists() or fetched.stat().st_size <= QUICK.size + (33 << 20)
+
+
+def test_a_fetch_that_dribbles_can_be_cancelled(tmp_path: Path) -> None:
+    with hostile(slow) as server, pytest.raises(LeaseLostError):
+        fetch(
+            server,
+            tmp_path / "fetched",
+            limits=ReadLimits(silence=timedelta(hours=1)),
+            cancelled=lambda: len(server.requests) == 2,
+        )
+
+
+def test_an_ordinary_answer_is_unpacked(tmp_path: Path) -> None:
+    content = b'{"packages": {}}'
+    with hostile(lambda asked: whole(zstandard.compress(content), ETag="1")) as server:
+        state = fetch(server, tmp_path / "fetched")
+    assert state == mirrors.State(form="repodata.json.zst", etag="1")
+    assert (tmp_path / "fetched").read_bytes() == content
