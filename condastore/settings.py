@@ -562,8 +562,8 @@ SQLITE_OPTIONS = {
     # would else end in "database is locked" at once, whatever the timeout.
     "transaction_mode": "IMMEDIATE",
     "timeout": 60,
-    # No mmap_size: with it the WAL-reset race of SQLite before 3.51.3 corrupted a database whose
-    # processes were killed at random.
+    # No mmap_size: SQLite before 3.51.3 has a race between checkpoints of several processes (its
+    # "WAL-reset bug"), which memory maps are reported to make worse.
     "init_command": (
         "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON;"
         "PRAGMA journal_size_limit=67108864; PRAGMA cache_size=-20000;"
