@@ -5,6 +5,7 @@ Only a parent with one thread may be copied: a lock that another thread holds wo
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
@@ -139,14 +140,22 @@ def _forget_signals() -> None:
 
 
 def _take_descriptors(output: int, descriptors: Sequence[int]) -> None:
+    """Keep the open files that `descriptors` names, and none of the parent's other ones.
+
+    Their numbers lead to /dev/null and stay taken. An object of the parent that lives on in the
+    copy (a connection in a pool) closes its number some day: freed now, that number would be a
+    file of somebody else by then.
+    """
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    above = 3
-    for kept in sorted(descriptors):
-        os.closerange(above, kept)
-        above = kept + 1
-    os.closerange(above, os.sysconf("SC_OPEN_MAX"))
+    for entry in list(Path("/proc/self/fd").iterdir()):
+        number = int(entry.name)
+        if number > 2 and number not in descriptors:
+            with contextlib.suppress(OSError):  # the one of this listing is closed by now
+                os.fstat(number)
+                os.dup2(null, number, inheritable=False)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
