@@ -46,9 +46,12 @@ class Fork:
     ) -> None:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()  # else the copy says it again
-        # What is unreachable now must not be closed in the copy, where its numbers are others';
-        # and what is here stays shared memory, as the collector does not touch it.
-        gc.collect()
+        # What is here stays shared memory, as the collector of neither process touches it. What is
+        # unreachable must not be closed in the copy, where its numbers are others'. While imports
+        # have stopped the collector, that is what they left: it is kept, as finding it takes longer
+        # than some of the imports.
+        if gc.isenabled():
+            gc.collect()
         gc.freeze()
         ours, theirs = os.pipe()
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -100,6 +103,7 @@ def _become(
     """In the copy: run the module, and end the process; nothing of the parent's goes on here."""
     status = 1
     try:
+        gc.enable()  # the parent may have stopped it for its imports
         first()
         os.setsid()
         _forget_signals()

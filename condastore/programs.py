@@ -10,6 +10,12 @@ from pathlib import Path
 from condastore.children import Program
 from condastore.cli.errors import CommandError, Status
 
+#: What the scheduler and the workers import, and most of it the web processes, too.
+SHARED = (
+    *("condastore.scheduler", "condastore.worker"),
+    *("environments.building", "environments.key_rotation", "environments.tasks"),
+    "environments.operations.upkeep",
+)
 #: What takes a web process longest to import; it starts no thread and opens nothing.
 PRELOADED = ("condastore.schema", "condastore.urls", "environments.graphql.views", "uvicorn")
 #: What Valkey says of a setting of the machine: it concerns snapshots, of which we make none.
@@ -29,10 +35,24 @@ def plan(
             Program(name="valkey", command=valkey_command(data, valkey), unsaid=OF_NO_CONCERN)
         )
     programs.append(
-        Program(name="scheduler", module=ours, command=["scheduler"], environ=environ, grace=5)
+        Program(
+            name="scheduler",
+            module=ours,
+            preload=SHARED,
+            command=["scheduler"],
+            environ=environ,
+            grace=5,
+        )
     )
     programs += [
-        Program(name=f"worker-{number}", module=ours, command=["worker"], environ=environ, grace=15)
+        Program(
+            name=f"worker-{number}",
+            module=ours,
+            preload=SHARED,
+            command=["worker"],
+            environ=environ,
+            grace=15,
+        )
         for number in range(1, workers + 1)
     ]
     for number, listener in enumerate(listeners, start=1):

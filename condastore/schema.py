@@ -3,43 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import strawberry
 from django.conf import settings
-from django.db.models import QuerySet
 from graphql import GraphQLError
-from strawberry.extensions import SchemaExtension
 from strawberry.schema.config import StrawberryConfig
 from strawberry.types import ExecutionContext
-from strawberry_django.optimizer import DjangoOptimizerExtension
 
 from condastore.metrics import OperationTimes
 from environments.graphql.errors import StoreErrors, refused_query, told
 from environments.graphql.execution import Straight
 from environments.graphql.limits import Limits
 from environments.graphql.mutations import Mutation
+from environments.graphql.optimizer import Optimizer
 from environments.graphql.packages import BIG_INT, BigInt
-from environments.graphql.pages import check_nested_pages
 from environments.graphql.queries import Query
 from environments.graphql.subscriptions import Subscription
 
 #: The committed text of the schema; `manage.py export_graphql` writes it.
 SCHEMA_FILE = Path(__file__).resolve().parent.parent / "schema.graphql"
-
-
-class Optimizer(DjangoOptimizerExtension):
-    """The fields optimize their querysets themselves; a hook around each field would cost more."""
-
-    resolve = SchemaExtension.resolve  # type: ignore[assignment]
-
-    def optimize(self, qs: Any, info: Any, *, store: Any = None) -> QuerySet[Any]:
-        try:
-            return super().optimize(qs, info, store=store)
-        except ValueError:
-            # A nested list is sliced before its own field can refuse the arguments of its page.
-            check_nested_pages(info)
-            raise
 
 
 class Schema(strawberry.Schema):

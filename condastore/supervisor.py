@@ -7,6 +7,7 @@ one selector. Output of the children goes to stderr, each line behind the name o
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import selectors
@@ -57,6 +58,7 @@ def up(
 ) -> None:
     """Run the whole system on this machine until a signal ends it."""
     os.umask(PRIVATE_UMASK)
+    gc.disable()  # what is imported until the children start stays: the collector finds nothing
     data: Path = settings.DATA
     prepare_folder(data)
     state = data / "run" / "up.json"
@@ -251,6 +253,7 @@ class Supervisor:
         with self._signals():
             try:
                 self._start_due()
+                gc.enable()
                 self._watch()
             finally:
                 self._stop()
