@@ -1,7 +1,7 @@
 """Wheels that a pip part names by their source: fetched or built once, kept by their digest.
 
     <folder>/<scope>/access/<key>        this scope has fetched this URL with this digest
-    <folder>/<scope>/built/<key>.json    the wheel that a commit gave
+    <folder>/<scope>/built/<key>.json    the wheel that a commit gave, built by equal packages
 
 The bytes lie in the archive of packages, from which builds take them as any other package: a lock
 is built again for years without the server that they came from. `<scope>` is the credential with
@@ -17,7 +17,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -35,19 +35,20 @@ from environments.domain.progress import Cancelled, obey
 from environments.domain.records import PypiPackage
 from environments.engine import downloads
 from environments.engine.credentials import CredentialSource
-from environments.engine.downloads import PATIENCE, Archive, FileLock, Patience
+from environments.engine.downloads import PATIENCE, Archive, Download, FileLock, Patience
 from environments.engine.git_sources import Repository
 from environments.engine.pypi_install import CachedWheel, WheelCache
 from environments.engine.wheel_builds import (
     Resolve,
     WheelBuilder,
+    python_closure,
     read_build_system,
     refuse_other_name,
 )
 
 Log = Callable[[str], None]
 #: Part of every key: what another version built is built again.
-_FORMAT = "1"
+_FORMAT = "2"
 _SHARED = "shared"
 _POLL = 0.1  # seconds
 _LARGEST_METADATA = 4 << 20
@@ -93,6 +94,7 @@ class DirectWheels:
         *,
         host: PlatformLock | None,
         resolve: Resolve,
+        inputs: Sequence[str],
         cancelled: Cancelled,
         log: Log,
     ) -> DirectWheel:
@@ -103,6 +105,7 @@ class DirectWheels:
             host: the lock for the platform of this machine, whose Python builds; None: there is
                 none.
             resolve: finds build requirements.
+            inputs: what `resolve` depends on. Wheels are shared only where it is the same.
         Raises:
             PypiError, LinkError: it is no wheel of that name, or cannot be built.
             SandboxUnavailableError: it is a source, and there is no sandbox.
@@ -113,7 +116,13 @@ class DirectWheels:
             package = self._fetched(name, reference, cancelled=cancelled, log=log)
         else:
             package = self._built(
-                name, reference, host=host, resolve=resolve, cancelled=cancelled, log=log
+                name,
+                reference,
+                host=host,
+                resolve=resolve,
+                inputs=inputs,
+                cancelled=cancelled,
+                log=log,
             )
         [cached] = self._wheels.ensure(
             [package],
@@ -166,6 +175,7 @@ class DirectWheels:
         *,
         host: PlatformLock | None,
         resolve: Resolve,
+        inputs: Sequence[str],
         cancelled: Cancelled,
         log: Log,
     ) -> PypiPackage:
@@ -180,12 +190,13 @@ class DirectWheels:
                 where="platforms",
                 hint=f"Add {builder.platform} to the platforms, or name a wheel by its URL.",
             )
-        minor = ".".join(python.version.split(".")[:2])
+        # The interpreter and what it loads decide what is built, and may come from any channel.
+        closure = sorted(Download.of(package).key for package in python_closure(host).conda)
         note = self._place(
             reference.url,
             "built",
             *(reference.url, reference.commit, reference.subdirectory),
-            *(f"cp{minor}", builder.platform),
+            *(builder.platform, *closure, *inputs),
         ).with_suffix(".json")
         with self._locked(note, cancelled):
             package = self._known(note, reference)

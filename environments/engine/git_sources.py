@@ -44,6 +44,7 @@ from environments.engine.processes import Confinement, ToolResult, run_tool
 
 Log = Callable[[str], None]
 
+_OUTPUT_LIMIT = 64 << 20  # bytes
 INSTALL = "apt-get install git, or the like, where the workers run."
 
 
@@ -108,11 +109,12 @@ class Repository:
             ChannelUnavailableError: it does not answer now.
             TimeLimitError: it took too long. LeaseLostError: `cancelled` said so.
         """
-        self._run("init", "--quiet", "--template=", "--", os.fspath(self._tree), at_home=False)
-        self._fetch()
+        self._run("init", "--quiet", "--template=", "--", os.fspath(self._tree), cwd=self._folder)
+        everything = self._fetch()
         kind = self._lines("cat-file", "-t", self.reference.commit)
         if kind != ["commit"]:
             raise self._missing()
+        self._require_reachable(self._tree if everything else None)
         submodules = self._measure()
         self._run(
             *("checkout", "--quiet", "--force", "--no-recurse-submodules", "--detach"),
@@ -155,13 +157,14 @@ class Repository:
 
     # --- steps
 
-    def _fetch(self) -> None:
+    def _fetch(self) -> bool:
+        """Fetch the commit; whether all branches and tags came with it."""
         options = ("--quiet", "--no-tags", "--no-recurse-submodules")
         result = self._git_run(
             "fetch", *options, "--depth=1", "--", self.reference.url, self.reference.commit
         )
         if result.succeeded:
-            return
+            return False
         said = "\n".join(result.tail)
         # Servers of old protocols name branches and tags only, files on a plain server no depth.
         if re.search(r"unadvertised object|dumb http transport|does not support shallow", said):
@@ -171,6 +174,41 @@ class Repository:
             )
         if not result.succeeded:
             raise self._failure(result)
+        return True
+
+    def _require_reachable(self, fetched: Path | None) -> None:
+        """Refuse a commit that no branch or tag of the repository holds.
+
+        Hosts give the commits of every fork by the URL of the original too: whoever may fork a
+        repository could name code of their own as that of its owners.
+
+        Args:
+            fetched: a repository with all branches and tags; None if they must be fetched.
+        """
+        url, commit = self.reference.url, self.reference.commit
+        if fetched is None:
+            tips = self._lines("ls-remote", "--heads", "--tags", "--", url)
+            if any(line.startswith(f"{commit}\trefs/") for line in tips):
+                return
+            fetched = self._folder / "references"
+            init = ("init", "--quiet", "--bare", "--template=", "--", os.fspath(fetched))
+            self._run(*init, cwd=self._folder)
+            # Commits alone, where the server can leave out their files.
+            self._run(
+                *("fetch", "--quiet", "--no-tags", "--filter=tree:0", "--", url),
+                *("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"),
+                cwd=fetched,
+            )
+        lines: list[str] = []
+        asked = ("for-each-ref", "--count=1", f"--contains={commit}", "--format=%(refname)")
+        result = self._git_run(*asked, on_line=lines.append, cwd=fetched)
+        if not result.succeeded or not any(line.startswith("refs/") for line in lines):
+            raise PypiError(
+                f"The commit {commit} is of no branch or tag of {url}.",
+                where="dependencies.pip",
+                hint="Name a commit of a branch or tag. Commits of forks and pull requests, and of "
+                "branches that were rewritten, are not those of the repository.",
+            )
 
     def _measure(self) -> bool:
         """Refuse a tree that is larger than it may be; whether it has submodules.
@@ -178,18 +216,23 @@ class Repository:
         Trees may name each other so that a few kilobytes hold millions of files: the listing ends
         at the limit.
         """
-        files = size = 0
+        files = size = listed = 0
         submodules = False
 
         def count(line: str) -> None:
-            nonlocal files, size, submodules
+            nonlocal files, size, listed, submodules
+            # What is beyond the limit of the output is not counted: long paths reach it early.
+            listed += len(line) + 1
             entry = re.match(r"(\d+) (\w+) [0-9a-f]+ +(\d+|-)\t", line)
-            if entry is None:
-                return
-            files += 1
-            size += int(entry[3]) if entry[3].isdecimal() else 0
-            submodules |= entry[2] == "commit"
-            if files > self._limits.files or size > self._limits.tree_bytes:
+            if entry is not None:
+                files += 1
+                size += int(entry[3]) if entry[3].isdecimal() else 0
+                submodules |= entry[2] == "commit"
+            if (
+                files > self._limits.files
+                or size > self._limits.tree_bytes
+                or listed > _OUTPUT_LIMIT // 2
+            ):
                 raise PypiError(
                     f"{self.reference.location} holds more than {self._limits.files:,} files or "
                     f"{self._limits.tree_bytes >> 20:,} MiB, which is not built here.",
@@ -211,9 +254,9 @@ class Repository:
         self,
         *arguments: str,
         on_line: Callable[[str], None] = lambda line: None,
-        at_home: bool = True,
+        cwd: Path | None = None,
     ) -> None:
-        result = self._git_run(*arguments, on_line=on_line, at_home=at_home)
+        result = self._git_run(*arguments, on_line=on_line, cwd=cwd)
         if not result.succeeded:
             raise self._failure(result)
 
@@ -221,12 +264,12 @@ class Repository:
         self,
         *arguments: str,
         on_line: Callable[[str], None] = lambda line: None,
-        at_home: bool = True,
+        cwd: Path | None = None,
     ) -> ToolResult:
         left = timedelta(seconds=max(self._deadline - monotonic(), 0.1))
         result = run_tool(
             [self._git, *arguments],
-            cwd=self._tree if at_home else self._folder,
+            cwd=cwd or self._tree,
             env=self._environment(),
             time_limit=left,
             cancelled=self._cancelled,
@@ -239,7 +282,7 @@ class Repository:
             confinement=Confinement(
                 writable=[self._folder], connect=[forward_proxy.of(guard()).port]
             ),
-            output_limit=64 << 20,
+            output_limit=_OUTPUT_LIMIT,
         )
         if result.timed_out:
             raise TimeLimitError(

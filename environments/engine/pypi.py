@@ -242,13 +242,15 @@ class PypiResolver:
         """
         target = _target(platform_lock, virtual_packages)
         found: dict[str, DirectWheel] = {}
+        # Of a day: a limit that moves with the clock would build a commit again for each solve.
+        limit = None if exclude_newer is None else _day(exclude_newer)
 
         def resolve(texts: Sequence[str], part: PlatformLock) -> tuple[PypiPackage, ...]:
             return self.lock(
                 texts,
                 part,
                 virtual_packages=of_platform(part.platform, ()),
-                exclude_newer=exclude_newer,
+                exclude_newer=limit,
                 cancelled=cancelled,
                 log=lambda line: None,
                 time_limit=time_limit,
@@ -266,7 +268,13 @@ class PypiResolver:
                     where="dependencies.pip",
                 )
             wheel = self._direct.provide(
-                name, reference, host=host, resolve=resolve, cancelled=cancelled, log=log
+                name,
+                reference,
+                host=host,
+                resolve=resolve,
+                inputs=self._inputs(limit),
+                cancelled=cancelled,
+                log=log,
             )
             if target.rank(wheel.package.file_name) is None:
                 raise PypiError(
@@ -279,6 +287,14 @@ class PypiResolver:
                 )
             found[name] = wheel
         return found
+
+    def _inputs(self, limit: datetime | None) -> tuple[str, ...]:
+        """What the choice of build requirements depends on, beside the packages of conda."""
+        found = [f"until {limit.isoformat() if limit else 'now'}"]
+        for url in self._indexes:
+            credential = self._credentials(url)
+            found.append(f"{url} {credential.secret if credential else ''}")
+        return tuple(found)
 
     def provided(self, platform_lock: PlatformLock, *, cancelled: Cancelled) -> dict[str, Provided]:
         """The distributions that the conda packages hold, by name: what their files say."""
@@ -739,6 +755,10 @@ class _Run:
             hint="Correct the requirement, or ask for the conda package of it.",
             details={"explanation": text},
         )
+
+
+def _day(moment: datetime) -> datetime:
+    return moment.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 
 
 def _unfolded(value: object) -> str:

@@ -32,6 +32,7 @@ from environments.domain.errors import (
 )
 from environments.domain.json_text import parse_json
 from environments.domain.lock import PlatformLock, required_name
+from environments.domain.lockfiles import is_wheel_file_name
 from environments.domain.names import printable
 from environments.domain.progress import Cancelled
 from environments.domain.records import PypiPackage
@@ -398,6 +399,8 @@ class _Frontend:
             size = file.tell() - start
         path.unlink()
         try:
+            if not is_wheel_file_name(name):  # a build tag may hold slashes
+                raise InvalidWheelFilename
             parse_wheel_filename(name)
         except InvalidWheelFilename as error:
             raise self._failure(result, f"made {printable(name)}, which is no wheel") from error

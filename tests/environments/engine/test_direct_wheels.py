@@ -7,7 +7,7 @@ import json
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from environments.domain.lock import PlatformLock
 from environments.domain.names import Credential
 from environments.domain.pip_requirements import PipOptions
 from environments.domain.progress import never
-from environments.domain.records import PypiPackage
+from environments.domain.records import CondaPackage, PypiPackage
 from environments.engine.channels import Channels
 from environments.engine.credentials import CredentialSource, no_credentials
 from environments.engine.direct_wheels import DirectWheels
@@ -33,6 +33,8 @@ from environments.engine.pypi import PypiResolver
 from environments.engine.pypi_install import WheelCache
 from environments.engine.virtual_packages import virtual_packages
 from environments.engine.wheel_builds import WheelBuilder
+from tests.channels.channel_index import index_channel
+from tests.channels.conda_package import PackageFile, PackageSpec, write_package
 from tests.channels.server import ChannelServer, serving
 from tests.channels.simple_index import Distribution, make_wheel, write_simple_index
 from tests.environments.engine.packages import packages_of
@@ -132,7 +134,7 @@ class Place:
         virtual = virtual_packages(part.platform, ())
         given: dict[str, Any] = {
             "virtual_packages": virtual,
-            "exclude_newer": None,
+            "exclude_newer": more.pop("exclude_newer", None),
             "cancelled": never,
             "log": self.log.append,
             "time_limit": timedelta(minutes=1),
@@ -274,6 +276,50 @@ def test_a_commit_is_built_once_and_installed_without_its_server(
     assert "VALUE = 1" in value_of(place, found[0]["lib"])
 
 
+def test_a_wheel_that_another_interpreter_built_is_built_again(
+    place: Place, git: GitServer, tmp_path: Path
+) -> None:
+    """Whoever runs a channel decides what an interpreter does, and so what it builds."""
+    [python] = place.part.conda
+    minor = ".".join(python.version.split(".")[:2])
+    hook = PackageSpec(
+        "hook",
+        "1.0",
+        build="0",
+        files=[
+            PackageFile.text(
+                f"lib/python{minor}/site-packages/hook.pth", "import sys; sys.forged = 'forged'\n"
+            )
+        ],
+    )
+    write_package(hook, tmp_path / "evil")
+    index_channel(tmp_path / "evil")
+    hostile = CondaPackage.from_record(
+        {**python.record, "depends": [*python.depends, "hook"]},
+        url=python.url,
+        channel=python.channel,
+        file_name=python.file_name,
+    )
+    evil = PlatformLock(
+        platform="linux-64", conda=(hostile, packages_of(tmp_path / "evil")["hook"])
+    )
+    body = "    value = getattr(sys, 'forged', 'honest')"
+    repository = git.create("acme/lib", project(body=body))
+    line = f"lib @ git+{repository.url}@{repository.head}"
+    assert "forged" in value_of(place, place.lock(line, host=evil)["lib"])
+    assert "honest" in value_of(place, place.lock(line)["lib"])
+
+
+def test_a_limit_of_age_decides_what_builds_a_wheel(place: Place, git: GitServer) -> None:
+    """Old build requirements of one namespace build nothing for another."""
+    body = "    import helper\n    value = helper.WORD"
+    repository = git.create("acme/lib", project(body=body, requires='"helper"'))
+    line = f"lib @ git+{repository.url}@{repository.head}"
+    assert place.lock(line)
+    with pytest.raises(PypiError):
+        place.lock(line, exclude_newer=datetime(2001, 1, 1, tzinfo=UTC))
+
+
 def test_a_project_with_a_setup_py_only_is_built_by_setuptools(
     place: Place, git: GitServer
 ) -> None:
@@ -350,6 +396,12 @@ def test_a_build_that_fails_says_what_it_printed(place: Place, git: GitServer) -
         place.lock(f"broken @ git+{broken.url}@{broken.head}")
 
 
+SLASHES = """
+    name = 'lib-1.0-1/../../x-py3-none-any.whl'
+    os.makedirs(os.path.join(folder, 'lib-1.0-1'))
+    open('/tmp/x-py3-none-any.whl', 'wb').close()
+    return name
+"""
 TOO_LARGE = """
     p = os.path.join(folder, 'lib-1.0-py3-none-any.whl')
     with open(p, 'wb') as file:
@@ -374,6 +426,7 @@ BOMB = """
     [
         ("    return '../../x-1-py3-none-any.whl'", "is no wheel|failed"),
         ("    return 'lib-1.0.tar.gz'", "failed"),
+        (SLASHES, "is no wheel"),
         (TOO_LARGE, "failed|more than"),
         (BOMB, "unpack|larger|bomb|times"),
     ],

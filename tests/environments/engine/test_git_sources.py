@@ -53,18 +53,42 @@ def test_a_commit_is_fetched_as_its_files_without_those_of_other_commits(
     assert git("rev-list", "--all", "--count", cwd=found.folder) in ("0", "1")
 
 
-def test_a_commit_is_found_after_its_branch_moved_and_not_after_it_is_gone(
-    server: GitServer, tmp_path: Path
-) -> None:
+def test_a_commit_is_not_found_after_it_is_gone(server: GitServer, tmp_path: Path) -> None:
     repository = server.create("acme/lib")
     first = repository.head
     git("commit", "--quiet", "--amend", "--message", "Rewritten", cwd=repository.work)
     repository.publish()
-    assert fetch(repository.url, first, tmp_path / "one").committed
+    with pytest.raises(PypiError, match="of no branch or tag"):
+        fetch(repository.url, first, tmp_path / "one")
     git("reflog", "expire", "--expire=now", "--all", cwd=repository.folder)
     git("gc", "--quiet", "--prune=now", cwd=repository.folder)
     with pytest.raises(PypiError, match=f"has no commit {first}"):
         fetch(repository.url, first, tmp_path / "two")
+
+
+@pytest.mark.parametrize("filters", [False, True])
+@pytest.mark.parametrize("reference", ["refs/pull/1/head", ""])
+def test_a_commit_of_a_fork_is_not_one_of_the_repository(
+    server: GitServer, tmp_path: Path, reference: str, filters: bool
+) -> None:
+    repository = server.create("acme/lib", {"setup.py": "of its owners\n"})
+    git("config", "uploadpack.allowFilter", str(filters).lower(), cwd=repository.folder)
+    old = repository.head
+    repository.commit({"a": "1"}, tag="v1")
+    tagged = repository.commit({"a": "2"})
+    git("checkout", "--quiet", "-b", "fork", cwd=repository.work)
+    (repository.work / "setup.py").write_text("of the attacker\n")
+    git("commit", "--quiet", "--all", "--message", "Fork", cwd=repository.work)
+    # As hosts that keep the objects of all forks together.
+    place = reference or "refs/kept/1"
+    git("push", "--quiet", str(repository.folder), f"HEAD:{place}", cwd=repository.work)
+    fork = repository.head
+    if not reference:
+        git("update-ref", "-d", place, cwd=repository.folder)
+    with pytest.raises(PypiError, match=f"{fork} is of no branch or tag"):
+        fetch(repository.url, fork, tmp_path / "fork")
+    for number, commit in enumerate((old, tagged)):
+        assert fetch(repository.url, commit, tmp_path / str(number)).committed
 
 
 def test_a_tree_or_a_tag_is_no_commit(server: GitServer, tmp_path: Path) -> None:
@@ -215,3 +239,26 @@ def test_a_server_that_does_not_answer_is_left_in_time(tmp_path: Path) -> None:
 def test_what_is_not_there_is_said(server: GitServer, tmp_path: Path) -> None:
     with pytest.raises(PypiError, match="There is no Git repository at"):
         fetch(f"{server.url}/acme/none.git", "a" * 40, tmp_path / "x")
+
+
+def test_a_tree_whose_paths_fill_the_listing_is_refused_before_it_is_written(
+    server: GitServer, tmp_path: Path
+) -> None:
+    repository = server.create("acme/bomb")
+    blob = git("hash-object", "-w", "--stdin", cwd=repository.work, stdin="boom\n")
+    lines = "".join(f"100644 blob {blob}\t{number:03}{'x' * 250}\n" for number in range(1000))
+    key = git("mktree", cwd=repository.work, stdin=lines)
+    for _ in range(14):
+        key = git("mktree", cwd=repository.work, stdin=f"040000 tree {key}\t{'d' * 250}\n")
+    lines = "".join(f"040000 tree {key}\t{number:03}\n" for number in range(40))
+    long = git("mktree", cwd=repository.work, stdin=lines)
+    zeros = repository.work / "zeros"
+    zeros.write_bytes(bytes(3 << 20))
+    large = git("hash-object", "-w", "zeros", cwd=repository.work)
+    lines = f"040000 tree {long}\ta\n100644 blob {large}\tz\n"
+    key = git("mktree", cwd=repository.work, stdin=lines)
+    commit = git("commit-tree", "-m", "Bomb", key, cwd=repository.work)
+    git("reset", "--quiet", "--soft", commit, cwd=repository.work)
+    repository.publish()
+    with pytest.raises(PypiError, match="holds more than"):
+        fetch(repository.url, commit, tmp_path / "x", limits=GitLimits(tree_bytes=2 << 20))
