@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -196,8 +197,8 @@ def _check_together(
 ) -> PathCheck:
     """Paths that two packages claim with different contents, and links that lead out.
 
-    The same content twice is no conflict. On file systems that ignore case two spellings of a path
-    are one path.
+    The same content twice is no conflict, unless a prefix is written into it. On file systems that
+    ignore case two spellings of a path are one path, and so are two forms of an accented letter.
     """
     ignores_case = platform.startswith(("osx-", "win-"))
     claims: dict[str, _Claim] = {}
@@ -207,7 +208,7 @@ def _check_together(
     folders: dict[str, str] = {}  # folder: the label of a package that has something in it
     for package in packages:
         for path, kind, content in _claims(package, python):
-            key = path.casefold() if ignores_case else path
+            key = _folded(path) if ignores_case else path
             folder = key.rpartition("/")[0]
             while folder and folder not in folders:
                 folders[folder] = package.label
@@ -252,6 +253,12 @@ def _check_together(
         reason = f"Packages replace {len(conflicts)} files of others; {MOST_CONFLICTS} are allowed."
         faults[("",)] = LinkFault(packages=labels, path="", reason=reason)
     return PathCheck(faults=tuple(faults.values()), conflicts=tuple(conflicts))
+
+
+def _folded(path: str) -> str:
+    if path.isascii():
+        return path.lower()
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", path).casefold())
 
 
 def _conflict(rival: Sequence[_Claim]) -> PathConflict | None:
@@ -300,7 +307,10 @@ def _claims(
     noarch = package.noarch_python
     for file in package.files:
         path = prefix_path(file.path, noarch_python=noarch, python=python) if noarch else file.path
-        yield path, file.kind, file.target if file.kind == "link" else file.sha256
+        holds = file.target if file.kind == "link" else file.sha256
+        if file.placeholder:  # which bytes of it become the prefix is the package's own word
+            holds = f"{holds} of {package.label}"
+        yield path, file.kind, holds
     if python is not None:
         for entry_point in package.entry_points:
             command, _, function = entry_point.partition("=")

@@ -98,6 +98,26 @@ def test_one_path_with_one_content_is_no_fault() -> None:
     assert not faults(package("one", file("share/x")), package("two", file("share/x")))
 
 
+@pytest.mark.parametrize("placeholder", [0, 10])
+def test_equal_bytes_into_which_a_prefix_is_written_are_a_conflict(placeholder: int) -> None:
+    """Each package names the bytes that become the prefix: what is installed may differ."""
+    one = package("one", file("bin/x", "#!/opt/old", placeholder=placeholder))
+    two = package("two", file("bin/x", "#!/opt/old", placeholder=10))
+    [conflict] = conflicts(one, two)
+    assert (conflict.path, conflict.winner) == ("bin/x", "two-1.0-0")
+    assert conflict.replaced == ("one-1.0-0",)
+
+
+def test_two_forms_of_an_accented_letter_are_one_path_on_a_mac() -> None:
+    one = package("one", file("share/caf\u00e9", "a"))
+    two = package("two", file("share/CAFE\u0301", "b"))
+    python = PythonInfo.of("3.11.1", platform="osx-arm64")
+    checked = check_paths([one, two], python=python, platform="osx-arm64", prefix="/x")
+    [fault] = checked.faults
+    assert "one path there" in fault.reason
+    assert not conflicts(one, two)
+
+
 def test_every_fault_is_reported_beside_conflicts() -> None:
     found = faults(
         package("one", file("a", "1"), link("b", "1"), file("c.pyc", "1")),
