@@ -354,7 +354,10 @@ def _without_hashes(text: str) -> tuple[str, tuple[str, ...]]:
         raise InvalidInputError(
             f"A requirement of {len(hashes)} hashes.", hint="Name the hashes of its wheels only."
         )
-    return _HASH.sub("", text).strip(), tuple(hashes)
+    body = _HASH.sub("", text).strip()
+    if len(body) > _LONGEST:  # what follows takes time by the square of its length
+        raise InvalidInputError(f"A requirement of {len(body)} characters.", hint="Shorten it.")
+    return body, tuple(hashes)
 
 
 def _requirement(written: str, text: str, hashes: tuple[str, ...]) -> PipRequirement:
@@ -376,7 +379,7 @@ def _requirement(written: str, text: str, hashes: tuple[str, ...]) -> PipRequire
         )
     try:
         requirement = Requirement(text)
-    except InvalidRequirement as error:
+    except (InvalidRequirement, RecursionError) as error:
         hint = "Write it like httpx>=0.28 or httpx[http2]>=0.28; sys_platform == 'linux'."
         if re.match(r"[A-Za-z0-9._-]+\s*=[^=]", text):
             hint = "pip writes an exact version with '=='."
@@ -428,7 +431,7 @@ def _direct(
         requirement = Requirement(
             f"{name}{extras} @ {reference.text}" + (f" ; {marker}" if marker else "")
         )
-    except InvalidRequirement as error:
+    except (InvalidRequirement, RecursionError) as error:
         raise InvalidInputError(
             f"{_shown(written)} is not a requirement of PyPI.",
             hint="Write it like NAME @ URL, with '; MARKER' after a space.",

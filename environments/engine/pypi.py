@@ -589,7 +589,7 @@ class _Run:
         """A need of a direct wheel; its own source is left out where a line names one."""
         try:
             need = Requirement(text)
-        except InvalidRequirement as error:
+        except (InvalidRequirement, RecursionError) as error:
             raise PypiError(
                 f"{package.name} {package.version} needs {printable(text)}, which is no "
                 "requirement.",

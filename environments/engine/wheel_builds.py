@@ -143,8 +143,10 @@ def _requirements(texts: Sequence[Any], where: str) -> tuple[str, ...]:
     found = []
     for text in texts:
         try:
+            if not str(text).isprintable():  # it becomes a line of a file that uv reads
+                raise InvalidRequirement("control characters")
             requirement = Requirement(str(text))
-        except InvalidRequirement as error:
+        except (InvalidRequirement, RecursionError) as error:
             raise PypiError(
                 f"{where} needs {printable(str(text))} to be built, which is no requirement."
             ) from error

@@ -167,3 +167,21 @@ def test_a_refusal_shows_what_was_written(line: str) -> None:
     with pytest.raises(InvalidInputError) as caught:
         parse_pip_line(line)
     assert line in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "line", ["a{}b", "a @ https://example.org/x{}y", "-e git+https://h.org/x{}y"]
+)
+def test_only_hashes_make_a_line_long(line: str) -> None:
+    """What else is in it would be matched in a time that grows by the square of its length."""
+    digest = f" --hash=sha256:{'0' * 64}"
+    assert parse_pip_line("a==1.0" + digest * 100)
+    with pytest.raises(InvalidInputError, match=r"A requirement of [\d]+ characters"):
+        parse_pip_line(line.format(" " * 40_000) + digest)
+
+
+def test_deep_markers_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match="is not a requirement of PyPI"):
+        parse_pip_line("a ; " + "(" * 900)
+    with pytest.raises(InvalidInputError, match="is not a requirement of PyPI"):
+        parse_pip_line(f"a @ https://h.org/a-1-py3-none-any.whl#sha256={'0' * 64} ; " + "(" * 800)

@@ -32,7 +32,7 @@ from environments.engine.package_cache import PackageCache
 from environments.engine.pypi import PypiResolver
 from environments.engine.pypi_install import WheelCache
 from environments.engine.virtual_packages import virtual_packages
-from environments.engine.wheel_builds import WheelBuilder
+from environments.engine.wheel_builds import WheelBuilder, read_build_system
 from tests.channels.channel_index import index_channel
 from tests.channels.conda_package import PackageFile, PackageSpec, write_package
 from tests.channels.server import ChannelServer, serving
@@ -402,6 +402,24 @@ SLASHES = """
     open('/tmp/x-py3-none-any.whl', 'wb').close()
     return name
 """
+
+
+@pytest.mark.parametrize(
+    "need",
+    [
+        "helper; os_name != 'x"
+        + chr(10)
+        + "--extra-index-url https://example.org/simple"
+        + chr(10)
+        + "'",
+        "helper; " + "(" * 3000,
+    ],
+)
+def test_build_requirements_are_single_lines(need: str) -> None:
+    with pytest.raises(PypiError, match="which is no requirement"):
+        read_build_system(f"[build-system]\nrequires = [{json.dumps(need)}]\n", where="lib")
+
+
 TOO_LARGE = """
     p = os.path.join(folder, 'lib-1.0-py3-none-any.whl')
     with open(p, 'wb') as file:
