@@ -46,7 +46,10 @@ def run(*, queues: Sequence[str], threads: int | None = None) -> None:
     prepare_process()
     import dramatiq
 
-    from environments import tasks  # noqa: F401 - makes the broker and registers the actors
+    from environments import (
+        tasks,  # noqa: F401 - makes the broker and registers the actors
+        thread_bounds,
+    )
     from environments.engine import addresses, forward_proxy
     from environments.tools import pace
 
@@ -65,10 +68,12 @@ def run(*, queues: Sequence[str], threads: int | None = None) -> None:
             hint=f"Choose among {', '.join(sorted(known))}.",
         )
     broker.emit_after("process_boot")
+    threads = threads or settings.WORKER_THREADS
+    thread_bounds.set_threads(threads)
     worker = dramatiq.Worker(
         broker,
         queues=set(queues) or known,
-        worker_threads=threads or settings.WORKER_THREADS,
+        worker_threads=threads,
         worker_timeout=200,  # ms: idle, it looks so often, where nothing wakes it
     )
     worker.start()

@@ -10,7 +10,6 @@ attempt, any other one is the outcome. Nothing here trusts the queue: the row is
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
@@ -26,6 +25,7 @@ from environments import (
     folders,
     hosting,
     package_claims,
+    preview_order,
     recalls,
 )
 from environments.domain.errors import (
@@ -340,13 +340,13 @@ def _run_stages(run: Run) -> None:
         raise
 
 
-def run_preview(preview_id: str) -> None:
-    """Solve without building. Delivered twice, the second does nothing."""
+def run_preview(preview_id: str) -> bool:
+    """Solve without building; returns False if another worker was faster."""
     preview = Preview.objects.select_related("specification", "namespace").get(pk=preview_id)
     limit = settings.SOLVE_TIME_LIMIT
     if not preview.claim(patience=limit):
-        return
-    deadline = time.monotonic() + 2 * limit.total_seconds()
+        return False
+    watch = preview_order.Watch(preview, limit=2 * limit)
     try:
         policy = policy_of(preview.namespace)
         verdicts = list(judge_names(policy, preview.specification.value()))
@@ -356,12 +356,15 @@ def run_preview(preview_id: str) -> None:
             namespace=preview.namespace,
             actor=hosting.submitter(preview.requested_by),
             force=preview.force_solve,
-            cancelled=lambda: time.monotonic() > deadline,
+            cancelled=watch.should_stop,
             log=lambda line: logger.debug(line, preview=preview_id),
         )
         verdicts += judge(policy, answer.lock, preview.specification.value())
     except StoreError as error:
-        persist(partial(preview.finish, error=error))
+        if watch.made_way and isinstance(error, LeaseLostError):
+            persist(preview.give_back)
+        else:
+            persist(partial(preview.finish, error=error))
     except DATABASE_DOWN:
         persist(preview.give_back)
         raise  # Dramatiq delivers the message again
@@ -374,3 +377,4 @@ def run_preview(preview_id: str) -> None:
         raise
     else:
         persist(lambda: preview.finish(lock=answer.row, verdicts=verdicts))
+    return True

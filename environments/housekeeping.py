@@ -5,18 +5,24 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-import threading
 import time
 from datetime import timedelta
 from pathlib import Path
 
 import structlog
-from django.conf import settings
 from django.db import transaction
 from django.db.models import Q
 from django.utils import timezone
 
-from environments import blobs, folder_access, folders, mirrors, missing_folders, recalls
+from environments import (
+    blobs,
+    folder_access,
+    folders,
+    mirrors,
+    missing_folders,
+    recalls,
+    thread_bounds,
+)
 from environments.domain.artifacts import ArtifactState
 from environments.domain.errors import StoreError
 from environments.domain.lifecycle import RUNNING
@@ -44,8 +50,6 @@ LEFTOVER = timedelta(days=1)
 #: What the folder of an attempt at an artifact is called.
 _ATTEMPT = re.compile(r"(documents-)?(?P<artifact>[0-9]+)-(?P<token>[0-9]+)(-[0-9a-f]+)?")
 
-#: Slow channels leave half of a worker's threads to builds.
-_INDEXING = threading.BoundedSemaphore(max(1, settings.WORKER_THREADS // 2))
 #: How long reading a whole channel for search may take.
 INDEX_TIME_LIMIT = timedelta(minutes=8)
 
@@ -252,17 +256,15 @@ def index_channel(channel_id: int) -> bool:
     Nothing to do if it has not changed. A channel that cannot be read is noted in the log.
 
     Returns:
-        False if half of this worker's threads read channels already: try again later.
+        False if no more of this worker's threads may read channels now: try again later.
     """
-    if not _INDEXING.acquire(blocking=False):
-        return False
-    try:
-        _index_channel(channel_id)
-    except StoreError as error:
-        logger.warning("channel not indexed", channel=channel_id, error=str(error))
-    finally:
-        _INDEXING.release()
-    return True
+    with thread_bounds.hold(thread_bounds.Kind.INDEXING) as free:
+        if free:
+            try:
+                _index_channel(channel_id)
+            except StoreError as error:
+                logger.warning("channel not indexed", channel=channel_id, error=str(error))
+    return free
 
 
 def _index_channel(channel_id: int) -> None:

@@ -19,6 +19,8 @@ _MILLISECOND = 0.001
 REDELIVERY: dict[str, Any] = {"max_retries": 100, "min_backoff": 250, "max_backoff": 5_000}
 #: Milliseconds until a message that is for workers of another platform is offered again.
 OTHERS_TURN = 500
+#: Milliseconds until a preview for which no thread was free is offered again.
+PREVIEW_LATER = 500
 #: Milliseconds until a channel is read for which no thread was free.
 INDEX_LATER = 10_000
 #: Priority of what yields to everything else that waits in a worker; the default is 0.
@@ -76,9 +78,20 @@ def _cover_what_is_due(build_id: int, platform: str) -> None:
     time_limit=_limit(settings.SOLVE_TIME_LIMIT.total_seconds()),
 )
 def solve_preview(preview_id: str) -> None:
-    from environments import building
+    """Run the preview whose turn it is, which need not be the one of the message.
 
-    building.run_preview(preview_id)
+    Where no thread is free for one, whatever ends a preview sends for the next, and so does the
+    sweep: another worker may be free before.
+    """
+    from environments import building, preview_order, thread_bounds
+
+    with thread_bounds.hold(thread_bounds.Kind.PREVIEW) as free:
+        ran = free and any(map(building.run_preview, preview_order.next_previews()))
+    with contextlib.suppress(Exception):  # the sweep says it again
+        if not free and preview_order.is_covered(preview_id):
+            solve_preview.send_with_options(args=(preview_id,), delay=PREVIEW_LATER)
+        elif ran and (following := next(preview_order.next_previews(), None)) is not None:
+            solve_preview.send(following)
 
 
 @dramatiq.actor(

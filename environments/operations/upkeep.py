@@ -13,7 +13,7 @@ from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from accounts.sessions import SessionStore
-from environments import mirrors, queue_order, tasks
+from environments import mirrors, preview_order, queue_order, tasks
 from environments.domain.artifacts import ArtifactState
 from environments.domain.errors import LeaseLostError, TransitionError
 from environments.domain.lifecycle import FINISHED, RUNNING
@@ -30,7 +30,6 @@ from environments.models import (
 from environments.models.clock_bounds import older
 from environments.models.folder_restores import RestoreState
 from environments.models.pending_grants import settle_all
-from environments.models.previews import PreviewState
 from environments.operations import audit, due_times, queueing, retention
 from environments.operations.lease_watch import LeaseWatch, Seen
 
@@ -144,10 +143,7 @@ def send_forgotten_messages() -> None:
             queueing.send_build(build)
     for artifact in Artifact.objects.due(now).filter(uncovered).order_by("pk")[:500]:
         queueing.send_artifact(artifact)
-    waiting = older("created_at", now, than=timedelta(seconds=5)) & Q(state=PreviewState.QUEUED)
-    silent = older("started_at", now, than=settings.SOLVE_TIME_LIMIT)
-    lost = silent & Q(state=PreviewState.SOLVING)
-    for preview in Preview.objects.filter(waiting | lost)[:100]:
+    for preview in preview_order.due().exclude(preview_order.is_fresh(now))[:100]:
         queueing.send_preview(preview)
 
 

@@ -147,17 +147,18 @@ def test_a_build_on_such_a_channel_can_be_cancelled(start: Start, script: Script
 
 
 def test_builds_on_a_slow_channel_do_not_keep_another_namespace_out(start: Start) -> None:
-    # The limits alone would let the four go on for an hour, on the worker's four threads.
+    # The limits alone would let these go on for an hour, on all four threads of the worker, of
+    # which reading the channel for search may take one.
     with (
         start(DOWNLOAD_TIMEOUT="3600", SOLVE_TIME_LIMIT="3600", WORKER_THREADS="4") as system,
         hostile(SLOW["repodata that dribbles"]) as server,
     ):
-        slow = [f"hostile/{number}" for number in ("one", "two", "three", "four")]
+        slow = [f"hostile/{number}" for number in ("one", "two", "three", "four", "five")]
         for name in (*slow, "honest/one"):
             system.create(name)
         builds = [system.submit(name, text_of(server)) for name in slow]
-        for build in builds:
-            system.wait(build, ["SOLVING"], seconds=GENEROUS)
+        until(lambda: [system.show(build)["state"] for build in builds].count("SOLVING") >= 3)
+        time.sleep(2)  # the fourth thread finds work, too
         system.build("honest/one", "dependencies: [libalpha]")
         shown = [system.show(build) for build in builds]
         assert {build["state"] for build in shown} <= {"SOLVING", "QUEUED"}
@@ -166,6 +167,41 @@ def test_builds_on_a_slow_channel_do_not_keep_another_namespace_out(start: Start
         )
         messages = [event["message"] for build in shown for event in build["events"]]
         assert "made way for a build of another namespace" in messages
+
+
+PREVIEW = """
+mutation($namespace: String!, $text: String!) {
+  previewSolve(namespace: $namespace, specification: $text, forceSolve: true, wait: 0) {
+    __typename
+    ... on Preview { id state }
+  }
+}
+"""
+PREVIEWED = "query($id: ID!) { preview(id: $id) { state } }"
+
+
+def test_previews_on_a_slow_channel_keep_nobody_out(start: Start) -> None:
+    # The limits alone would let these go on for an hour, on all four threads of the worker.
+    with (
+        start(DOWNLOAD_TIMEOUT="3600", SOLVE_TIME_LIMIT="3600", WORKER_THREADS="4") as system,
+        hostile(SLOW["repodata that dribbles"]) as server,
+    ):
+        system.create("hostile/one")
+        system.create("honest/one")
+
+        def preview(namespace: str, text: str) -> str:
+            asked = system.graphql(PREVIEW, namespace=namespace, text=text)["previewSolve"]
+            return str(asked["id"])
+
+        def state(key: str) -> str:
+            return str(system.graphql(PREVIEWED, id=key)["preview"]["state"])
+
+        slow = [preview("hostile", text_of(server)) for _ in range(5)]
+        until(lambda: list(map(state, slow)).count("SOLVING") == 2, GENEROUS)
+        system.build("honest/one", "dependencies: [libalpha]")
+        honest = preview("honest", "dependencies: [libalpha]")
+        until(lambda: state(honest) == "READY", GENEROUS)
+        assert set(map(state, slow)) <= {"QUEUED", "SOLVING"}
 
 
 LARGE = {

@@ -1,0 +1,56 @@
+"""Bounds on the threads of a worker that other work than builds holds at once.
+
+Channels that dribble hold a thread for as long as their limits allow. Previews take at most half of
+a worker's threads, reading channels for search a quarter, and both together leave one to builds. A
+worker with a single thread does one of all these at a time.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from enum import StrEnum
+
+from django.conf import settings
+
+
+class Kind(StrEnum):
+    PREVIEW = "preview"
+    INDEXING = "indexing"
+
+
+class ThreadBounds:
+    """The bounds of one worker."""
+
+    def __init__(self, threads: int) -> None:
+        self._together = threading.BoundedSemaphore(max(1, threads - 1))
+        self._kinds = {
+            Kind.PREVIEW: threading.BoundedSemaphore(max(1, threads // 2)),
+            Kind.INDEXING: threading.BoundedSemaphore(max(1, threads // 4)),
+        }
+
+    @contextmanager
+    def hold(self, kind: Kind) -> Iterator[bool]:
+        """Take a thread for work of this kind; yields False where its bound is reached."""
+        with ExitStack() as taken:
+            for bound in (self._kinds[kind], self._together):
+                if not bound.acquire(blocking=False):
+                    yield False
+                    return
+                taken.callback(bound.release)
+            yield True
+
+
+_bounds = ThreadBounds(settings.WORKER_THREADS)
+
+
+def set_threads(threads: int) -> None:
+    """Set the number of this worker's threads, before they start."""
+    global _bounds
+    _bounds = ThreadBounds(threads)
+
+
+def hold(kind: Kind) -> AbstractContextManager[bool]:
+    """Take a thread of this worker; see `ThreadBounds.hold`."""
+    return _bounds.hold(kind)
