@@ -169,7 +169,9 @@ class Tools:
                 patience=download_patience(),
             ),
         )
-        indexes = PythonIndexes(settings.PYPI_INDEX_URLS, credentials=source_of(credentials))
+        indexes = PythonIndexes(
+            settings.PYPI_INDEX_URLS, credentials=source_of(credentials), limits=read_limits()
+        )
         return RattlerSolver(
             cache=folder,
             channels=channels,

@@ -9,15 +9,16 @@ import os
 import re
 import sys
 import tempfile
+import time
 import tomllib
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from email.parser import HeaderParser
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import uv
@@ -60,6 +61,7 @@ from environments.engine.processes import Confinement, run_tool
 from environments.engine.virtual_packages import virtual_packages as of_platform
 
 Log = Callable[[str], None]
+Answer = TypeVar("Answer")
 NO_NAMES: Mapping[str, Any] = MappingProxyType({})
 
 #: In site-packages itself: what lies deeper was vendored, and is not there for others.
@@ -70,6 +72,8 @@ _DIST_INFO = re.compile(
 #: Bytes that are read of a package: of METADATA, of the list of paths; and of one whose server
 #: gives no ranges, where nobody says its size.
 _LARGEST_METADATA, _LARGEST_PATHS, _LARGEST_SPOOL = 4 << 20, 64 << 20, 4 << 30
+#: What is left to uv where reading conda packages took all of the time.
+_LEAST_SECONDS = 1.0
 _STEM = re.compile(r"(?P<name>.+?)-(?P<version>\d[^-]*)(?:-py[\d.]+)?")
 _NO_EXTRA = re.compile(r"`(?P<name>[\w.-]+) @ \S+` does not have an extra named")
 #: Begins the names of the folders in which uv is run.
@@ -173,13 +177,17 @@ class PypiResolver:
             virtual_packages: `name=version=build`, of which glibc and macOS choose the wheels.
             constraints: PEP 508; what conda brings is not held to them.
             exclude_newer_of: other limits for some names; None is no limit.
+            time_limit: of all that is read and resolved.
         Raises:
             PypiError: there is no answer, or only one that contradicts a conda package.
             ChannelUnavailableError: an index or a conda package cannot be read now.
+            TimeLimitError: there is no answer within `time_limit`.
+            LeaseLostError: `cancelled` answered True.
         """
+        deadline = time.monotonic() + time_limit.total_seconds()
         parsed = _parse(requirements, direct)
         target = _target(platform_lock, virtual_packages)
-        provided = self.provided(platform_lock, cancelled=cancelled)
+        provided = self.provided(platform_lock, cancelled=cancelled, deadline=deadline)
         wanted = _applying(parsed, target)
         _refuse_contradictions(wanted, provided, platform_lock.platform)
         with_extras: set[str] = {
@@ -193,7 +201,9 @@ class PypiResolver:
                 platform=platform_lock.platform,
                 provided=provided,
                 metadata=self._metadata(
-                    [item for item in provided.values() if item.name in with_extras]
+                    [item for item in provided.values() if item.name in with_extras],
+                    cancelled=cancelled,
+                    deadline=deadline,
                 ),
                 target=target,
                 options=options,
@@ -212,7 +222,7 @@ class PypiResolver:
                 prefix=WORK_FOLDER, dir=self._uv_cache.parent
             ) as folder:
                 packages, missing = run.resolve(
-                    Path(folder), cancelled=cancelled, time_limit=time_limit
+                    Path(folder), cancelled=cancelled, deadline=deadline
                 )
             if missing <= with_extras:
                 break
@@ -296,8 +306,21 @@ class PypiResolver:
             found.append(f"{url} {credential.secret if credential else ''}")
         return tuple(found)
 
-    def provided(self, platform_lock: PlatformLock, *, cancelled: Cancelled) -> dict[str, Provided]:
-        """The distributions that the conda packages hold, by name: what their files say."""
+    def provided(
+        self,
+        platform_lock: PlatformLock,
+        *,
+        cancelled: Cancelled,
+        deadline: float | None = None,
+    ) -> dict[str, Provided]:
+        """Return the distributions that the conda packages hold, by name: what their files say.
+
+        Args:
+            deadline: of `time.monotonic()`.
+        Raises:
+            ChannelUnavailableError: a package cannot be read.
+            TimeLimitError: `deadline` passed; LeaseLostError: `cancelled` answered True.
+        """
         found: dict[str, Provided] = {}
         unread: list[CondaPackage] = []
         for package in platform_lock.conda:
@@ -310,7 +333,7 @@ class PypiResolver:
             found |= _distributions(package, listed)
         for package in unread:
             obey(cancelled)
-            listed = self._look(package, cancelled)
+            listed = self._look(package, cancelled, deadline)
             self._remember(package, listed)
             found |= _distributions(package, listed)
         return found
@@ -334,17 +357,40 @@ class PypiResolver:
         digest = hashlib.sha256(known_as.encode()).hexdigest()
         return self._cache / "provided" / digest[:2] / f"{digest}.json"
 
-    def _look(self, package: CondaPackage, cancelled: Cancelled) -> list[str]:
+    def _look(
+        self, package: CondaPackage, cancelled: Cancelled, deadline: float | None
+    ) -> list[str]:
         """The paths of the package's metadata files; only its list of paths is read for it."""
         folder = self._extracted(package)
         if folder is None:
-            paths = self._channels.run(self._remote_paths(package), cancelled=cancelled)
+            paths = self._fetch(
+                self._remote_paths(package), package, cancelled=cancelled, deadline=deadline
+            )
         elif (listed := _bounded(folder / "info" / "paths.json", _LARGEST_PATHS)) is not None:
             paths = _listed(listed)
         else:  # as packages were before there was one
             lines = _bounded(folder / "info" / "files", _LARGEST_PATHS) or b""
             paths = lines.decode(errors="replace").splitlines()
         return sorted(path for path in paths if _DIST_INFO.fullmatch(path))
+
+    def _fetch(
+        self,
+        work: Coroutine[Any, Any, Answer],
+        package: CondaPackage,
+        *,
+        cancelled: Cancelled,
+        deadline: float | None,
+    ) -> Answer:
+        """Run what reads parts of a package that is not extracted.
+
+        rattler fetches through the forward proxy, which ends what is slower than the minimum rate.
+        """
+        try:
+            return self._channels.run(work, cancelled=cancelled, deadline=deadline)
+        except TimeLimitError as error:
+            raise TimeLimitError(
+                f"{package.file_name} was not read within the time limit.", where=package.url
+            ) from error
 
     async def _open(self, package: CondaPackage) -> PackageArchive:
         if package.url.startswith("file:"):
@@ -377,15 +423,19 @@ class PypiResolver:
             f"{package.file_name} could not be read: {message}", where=package.url
         )
 
-    def _metadata(self, items: Iterable[Provided]) -> dict[str, bytes]:
-        """The metadata files of `items`, by name of the distribution."""
+    def _metadata(
+        self, items: Iterable[Provided], *, cancelled: Cancelled, deadline: float
+    ) -> dict[str, bytes]:
+        """Return the metadata files of `items`, by name of the distribution."""
         found: dict[str, bytes] = {}
         for item in items:
             folder = self._extracted(item.package)
             content = (
                 _bounded(folder / item.path, _LARGEST_METADATA)
                 if folder is not None
-                else self._channels.run(self._read(item))
+                else self._fetch(
+                    self._read(item), item.package, cancelled=cancelled, deadline=deadline
+                )
             )
             if content is not None:
                 found[item.name] = content
@@ -453,9 +503,9 @@ class _Run:
     constraints: Sequence[str]
 
     def resolve(
-        self, folder: Path, *, cancelled: Cancelled, time_limit: timedelta
+        self, folder: Path, *, cancelled: Cancelled, deadline: float
     ) -> tuple[tuple[PypiPackage, ...], set[str]]:
-        """The packages, and the provided distributions whose extras uv did not find."""
+        """Return the packages, and the provided distributions whose extras uv did not find."""
         environment, credentials = self._write_settings(folder)
         named = dict(self._write_direct(folder))
         lines_in = [self._line(requirement, named) for requirement in self.requirements]
@@ -472,6 +522,7 @@ class _Run:
 
         def run(*arguments: str) -> None:
             lines.clear()
+            left = timedelta(seconds=max(deadline - time.monotonic(), _LEAST_SECONDS))
             result = run_tool(
                 [
                     *(self.resolver._uv, "pip", "compile", "requirements.in"),
@@ -486,7 +537,7 @@ class _Run:
                 ],
                 cwd=folder,
                 env=environment,
-                time_limit=time_limit,
+                time_limit=left,
                 cancelled=cancelled,
                 on_line=lines.append,
                 confinement=confinement,

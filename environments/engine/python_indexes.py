@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
@@ -21,7 +21,8 @@ from environments.domain.errors import ChannelNotAllowedError, ChannelUnavailabl
 from environments.domain.json_text import parse_json
 from environments.domain.names import without_credentials
 from environments.domain.urls import canonical_or_same
-from environments.engine import outgoing
+from environments.engine import bounded_reading, outgoing
+from environments.engine.bounded_reading import ACCEPT_ENCODING, ReadLimits, TransferError
 from environments.engine.credentials import (
     CredentialSource,
     no_credentials,
@@ -33,7 +34,8 @@ from environments.engine.credentials import (
 _JSON = "application/vnd.pypi.simple.v1+json"
 _ACCEPT = f"{_JSON}, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
 #: The largest pages of pypi.org have some 20 MB.
-_LARGEST_PAGE = 64 * 2**20
+PAGE_BYTES = 64 << 20
+DEFAULT_PAGE_LIMITS = ReadLimits(size=PAGE_BYTES)
 #: Where an index keeps its files, beside what its pages link to.
 _FILE_HOSTS = {"https://pypi.org": "https://files.pythonhosted.org"}
 
@@ -77,12 +79,18 @@ class PythonIndexes:
         urls: Sequence[str],
         *,
         credentials: CredentialSource = no_credentials,
-        timeout: timedelta = timedelta(seconds=30),
+        limits: ReadLimits = DEFAULT_PAGE_LIMITS,
         parallel: int = 4,
     ) -> None:
+        """
+        Args:
+            limits: of each page; `PAGE_BYTES` bounds its size, too.
+        """
         self.urls = tuple(url.rstrip("/") for url in urls)
         self._credentials = credentials
-        self._timeout = timeout
+        if limits.size > PAGE_BYTES:
+            limits = replace(limits, size=PAGE_BYTES, size_setting="the limit of an index page")
+        self._limits = limits
         self._parallel = parallel
 
     def hold(self, url: str) -> bool:
@@ -94,16 +102,22 @@ class PythonIndexes:
 
         Args:
             wanted: names of files, by normalised name of the project.
+        Whoever runs this limits the time that all pages take together.
+
         Raises:
-            ChannelUnavailableError: an index does not answer now.
+            ChannelUnavailableError: an index does not answer now, or is too slow, or a page is
+                too large.
             ChannelNotAllowedError: an index refuses us.
         """
         asked = {url: self._credentials(url) for url in self.urls}
         limit = asyncio.Semaphore(self._parallel)
         async with outgoing.async_client(
-            follow_redirects=True,
-            timeout=self._timeout.total_seconds(),
-            headers={"User-Agent": "condastore", "Accept": _ACCEPT},
+            timeout=self._limits.timeout,
+            headers={
+                "User-Agent": "condastore",
+                "Accept": _ACCEPT,
+                "Accept-Encoding": ACCEPT_ENCODING,
+            },
         ) as client:
 
             async def find(name: str) -> Project | None:
@@ -111,7 +125,8 @@ class PythonIndexes:
                     for index in self.urls:
                         credential = asked[index]
                         url = request_url(credential, f"{index}/{canonicalize_name(name)}/")
-                        files = await _page(client, url, request_headers(credential))
+                        headers = request_headers(credential)
+                        files = await _page(client, url, headers, self._limits)
                         if files is not None:
                             return _project(index, files, wanted[name])
                 return None
@@ -139,13 +154,15 @@ def _project(index: str, files: Iterable[IndexedFile], wanted: Collection[str]) 
 
 
 async def _page(
-    client: httpx.AsyncClient, url: str, headers: Mapping[str, str]
+    client: httpx.AsyncClient, url: str, headers: Mapping[str, str], limits: ReadLimits
 ) -> list[IndexedFile] | None:
-    """What a project's page links to; None where there is no such page."""
+    """Return what a project's page links to; None where there is no such page."""
     shown = redact(url)
     content = bytearray()
     try:
-        async with client.stream("GET", url, headers=dict(headers)) as answer:
+        async with bounded_reading.stream(
+            client, "GET", url, headers=headers, limits=limits
+        ) as answer:
             if answer.status_code in (404, 410):
                 return None
             if answer.status_code in (401, 403):
@@ -155,12 +172,12 @@ async def _page(
                 )
             if answer.is_error:
                 raise _unavailable(shown, f"status {answer.status_code}")
-            async for part in answer.aiter_bytes():
+            async for part in bounded_reading.read(answer, limits):
                 content += part
-                if len(content) > _LARGEST_PAGE:
-                    raise _unavailable(shown, f"a page of more than {_LARGEST_PAGE:,} bytes")
             kind = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
             base = str(answer.url)
+    except TransferError as error:
+        raise _unavailable(shown, f"it {error}") from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise _unavailable(shown, redact(str(error) or type(error).__name__)) from error
     try:
