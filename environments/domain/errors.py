@@ -197,6 +197,13 @@ class TimeLimitError(RequestError):
     hint = "Ask for fewer packages, or ask an administrator for a longer limit."
 
 
+class MemoryLimitError(RequestError):
+    """A solve takes more memory than it may."""
+
+    code = "memory-limit"
+    hint = "Give versions for more of the requirements, or ask for fewer packages or channels."
+
+
 class TransitionError(StoreError):
     """Another came first: the row is no longer in the state that this move starts from."""
 

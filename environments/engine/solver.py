@@ -9,8 +9,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
-from environments.domain.errors import ChannelUnavailableError, RequestError, TimeLimitError
+from environments.domain.errors import (
+    ChannelUnavailableError,
+    LeaseLostError,
+    MemoryLimitError,
+    RequestError,
+    StoreError,
+)
 from environments.domain.lock import Lock, PlatformLock
+from environments.domain.names import Credential
 from environments.domain.pip_requirements import NO_OPTIONS, PipOptions
 from environments.domain.progress import Cancelled, never
 from environments.domain.records import CondaPackage, PypiPackage
@@ -22,6 +29,7 @@ from environments.engine.channel_jobs import ChannelJob, Described, Description,
 from environments.engine.channels import Channels
 from environments.engine.completion import History, complete_lock
 from environments.engine.direct_wheels import DirectWheel
+from environments.engine.explanation import spec_name
 from environments.engine.pypi_rules import led_by_rules
 from environments.engine.python_indexes import PythonIndexes
 from environments.engine.records import to_rattler
@@ -112,6 +120,7 @@ class RattlerSolver:
         self.channels = channels
         self.indexes = indexes
         self._pypi = pypi
+        self._memory_limit = memory_limit
         self._platform = platform
         self._now = now
         self._processes = (
@@ -232,6 +241,7 @@ class RattlerSolver:
             UnsatisfiableError, PypiError: there is no answer; the message says why.
             ChannelNotFoundError, ChannelNotAllowedError, ChannelUnavailableError: of a channel.
             TimeLimitError: no answer in time; LeaseLostError: `cancelled` said yes.
+            MemoryLimitError: it takes more memory than it may.
         """
         deadline = time.monotonic() + request.timeout.total_seconds()
         cutoff = newest_allowed(parse_exclude_newer(request.exclude_newer), self._now())
@@ -294,6 +304,8 @@ class RattlerSolver:
         except ChannelUnavailableError as error:
             if refused := forward_proxy.refusal_in(error.message):
                 raise refused from error
+            if not any(channel in error.message for channel in work.request.channels):
+                raise _naming(error, work.request.channels) from error
             raise
         except TooHardError:
             log("The solver needed too much memory; looking for the reason without it.")
@@ -302,10 +314,52 @@ class RattlerSolver:
                 replace(work, explain_only=True), credentials, cancelled=cancelled, log=log
             )
         except TooHardError as error:
-            raise TimeLimitError(
-                "The solver needed more memory than it may take.",
-                hint="Give versions for more of the requirements, or ask for fewer packages.",
-            ) from error
+            raise self._memory_fault(work, credentials, cancelled=cancelled) from error
+
+    def _memory_fault(
+        self, work: Work, credentials: Mapping[str, Credential | None], *, cancelled: Cancelled
+    ) -> StoreError:
+        """Return the error of a solve that took too much memory.
+
+        Where reading the required names from one channel alone takes too much, it names that
+        channel. A listing may be a bomb in a name that only other packages need: then all channels
+        are named.
+        """
+        assert self._processes is not None, "only these are ended for their memory"
+        request = work.request
+        here = {hosted.url for hosted in work.hosted}
+        most = f"{self._memory_limit >> 20:,} MiB of memory"
+        for channel, subdir in work.states:
+            names = {
+                spec_name(spec)
+                for platform, specs in request.dependencies.items()
+                if subdir in (platform, "noarch")
+                for spec in specs
+            }
+            job = Listing(
+                channel=channel,
+                subdir=subdir,
+                names=tuple(sorted(name for name in names if not name.startswith("__"))),
+                urls=frozenset(),
+                states={(channel, subdir): work.states[channel, subdir]},
+                deadline=work.deadline,
+            )
+            if channel in here or not work.states[channel, subdir] or not job.names:
+                continue
+            try:
+                self._processes.run(job, credentials, cancelled=cancelled)
+            except TooHardError:
+                return ChannelUnavailableError(
+                    f"Reading what {channel} lists for {subdir} takes more than {most}.",
+                    hint="Leave the channel out, or ask its owner to check its repodata.",
+                )
+            except LeaseLostError:
+                raise
+            except StoreError:
+                continue
+        return MemoryLimitError(
+            f"Solving with what {', '.join(request.channels)} list takes more than {most}."
+        )
 
     def _wheels(
         self,
@@ -366,6 +420,17 @@ class RattlerSolver:
         if request.rules is None:
             return resolve(())
         return led_by_rules(resolve, request.rules, log=log)
+
+
+def _naming(error: ChannelUnavailableError, channels: Sequence[str]) -> ChannelUnavailableError:
+    """Return `error`, whose message names no channel, with those that it may be about."""
+    which = "The channel is" if len(channels) == 1 else "The channel is one of"
+    return ChannelUnavailableError(
+        f"{error.message.rstrip('.')}. {which} {', '.join(channels)}.",
+        where=error.where,
+        hint=error.hint,
+        details=error.details,
+    )
 
 
 def _earlier(*moments: datetime | None) -> datetime | None:

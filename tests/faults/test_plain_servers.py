@@ -18,6 +18,7 @@ from environments.domain.progress import never
 from environments.engine.channel_jobs import Described
 from environments.engine.channels import Channels
 from environments.engine.solver import RattlerSolver
+from tests.channels.hostile_server import Asked, head, hostile, missing, whole
 from tests.environments.engine.solving import NO_MEMO, solve, versions
 
 
@@ -75,6 +76,30 @@ def test_a_channel_with_shards_stays_readable_for_the_next_process(
     for _ in range(3):
         with opened(cache) as solver:
             assert versions(solve(solver, "libalpha", channels=[url])) == {"libalpha": "2.1"}
+
+
+def test_a_channel_whose_shards_are_never_sent_is_read_without_them(
+    own_channel: Path, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+
+    def script(request: Asked) -> Iterator[bytes | float]:
+        asked.append(f"{request.method} {request.path.rpartition('/')[2]}")
+        path = own_channel / request.path
+        if request.path.endswith("/repodata_shards.msgpack.zst"):
+            if request.method == "HEAD":
+                return iter([head("200 OK", Content_Length=9, ETag='"1"')])
+            return iter([head("304 Not Modified")])  # whatever was asked
+        if request.method != "GET" or not path.is_file():
+            return missing()
+        return whole(path.read_bytes(), ETag='"1"')
+
+    with hostile(script) as server, opened(tmp_path / "repodata") as solver:
+        for _ in range(2):
+            found = solve(solver, "libalpha", channels=[server.url])
+            assert versions(found) == {"libalpha": "2.1"}
+    assert "GET repodata_shards.msgpack.zst" in asked
+    assert asked[-1].startswith("GET repodata.json") or "HEAD" in asked[-1]
 
 
 def test_reading_for_search_recovers_too(url: str, tmp_path: Path) -> None:
