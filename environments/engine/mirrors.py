@@ -16,6 +16,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -73,6 +74,8 @@ FETCH_SECONDS = 1800.0
 #: Bytes from which on work has a process of its own: what a channel said always, because it may be
 #: hostile; a history that was written here, where that is worth its start.
 APART_FETCHED, APART = 0, 16 << 20
+#: Bytes of memory of such a process. All records of one name are held at once.
+MEMORY_LIMIT = 2 << 30
 #: Of zstd, for what is written once and read by many.
 LEVEL = 6
 _REFUSED = b"refused/"
@@ -277,21 +280,39 @@ def _unpacked(history: Path | None) -> int:
 
 
 def carry_out(
-    work: Join | Render, *, folder: Path, cancelled: Cancelled, time_limit: timedelta
+    work: Join | Render,
+    *,
+    folder: Path,
+    cancelled: Cancelled,
+    time_limit: timedelta,
+    memory_limit: int = MEMORY_LIMIT,
 ) -> dict[str, Any]:
     """Run `work`: what reads a channel in a confined process, the rest there too if it is large.
 
+    Args:
+        memory_limit: bytes that the process may take, without mapped files.
     Raises:
-        ChannelUnavailableError: what was fetched is no repodata.
+        ChannelUnavailableError: what was fetched is no repodata, or takes too much memory.
         WorkerLostError: the process ended without an answer.
     """
     if work.size < (APART_FETCHED if isinstance(work, Join) else APART):
         return work.run()
-    return run_apart(work, folder=folder, cancelled=cancelled, time_limit=time_limit)
+    return run_apart(
+        work,
+        folder=folder,
+        cancelled=cancelled,
+        time_limit=time_limit,
+        memory_limit=memory_limit,
+    )
 
 
 def run_apart(
-    work: Join | Render, *, folder: Path, cancelled: Cancelled, time_limit: timedelta
+    work: Join | Render,
+    *,
+    folder: Path,
+    cancelled: Cancelled,
+    time_limit: timedelta,
+    memory_limit: int = MEMORY_LIMIT,
 ) -> dict[str, Any]:
     task, answer = folder / "task", folder / "answer"
     task.write_bytes(pickle.dumps(work))
@@ -308,7 +329,14 @@ def run_apart(
         time_limit=time_limit,
         cancelled=cancelled,
         on_line=lambda line: None,
+        limits={"RLIMIT_DATA": memory_limit},
     )
+    if result.status in _OUT_OF_MEMORY and not answer.exists():
+        raise ChannelUnavailableError(
+            f"Reading what the channel {work.channel} lists for {work.subdir} takes more than "
+            f"{memory_limit >> 20:,} MiB of memory.",
+            hint="Ask the owner of the channel to check its repodata.",
+        )
     try:
         # It read what a channel said: a pickle of it could run code here.
         found = parse_json(read_output(answer, most=_LONGEST_ANSWER))
@@ -323,6 +351,8 @@ def run_apart(
         ) from error
 
 
+#: Statuses of a process that may take no more memory: its own, and of Rust's SIGABRT.
+_OUT_OF_MEMORY = (75, 128 + signal.SIGABRT, -signal.SIGABRT)
 _LONGEST_ANSWER = 64 << 20  # bytes
 _PROGRAM = "from environments.engine.mirrors import main; main()"
 
@@ -337,6 +367,8 @@ def main() -> None:
         found = {"answer": work.run()}
     except StoreError as error:
         found = {"error": error_to_json(error)}
+    except MemoryError:
+        os._exit(_OUT_OF_MEMORY[0])
     except Exception as error:
         found = {"error": error_to_json(WorkerLostError(f"Reading the channel failed: {error!r}"))}
     temporary = answer.with_suffix(".new")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
@@ -91,6 +93,34 @@ def test_a_fetch_that_dribbles_can_be_cancelled(tmp_path: Path) -> None:
             limits=ReadLimits(silence=timedelta(hours=1)),
             cancelled=lambda: len(server.requests) == 2,
         )
+
+
+def test_reading_one_name_with_too_many_records_is_ended(tmp_path: Path) -> None:
+    record = {"name": "a", "version": "1", "build_number": 0, "depends": ["b"] * 40}
+    packages = {f"a-1-{number}.conda": record | {"build": str(number)} for number in range(50_000)}
+    fetched = tmp_path / "fetched"
+    fetched.write_text(json.dumps({"info": {"subdir": "noarch"}, "packages.conda": packages}))
+    work = mirrors.Join(
+        channel="https://example.org/c",
+        subdir="noarch",
+        fetched=fetched,
+        history=None,
+        out=tmp_path / "out",
+        minute=1,
+    )
+
+    def join(memory_limit: int) -> dict[str, Any]:
+        return mirrors.carry_out(
+            work,
+            folder=tmp_path,
+            cancelled=never,
+            time_limit=timedelta(minutes=5),
+            memory_limit=memory_limit,
+        )
+
+    with pytest.raises(ChannelUnavailableError, match=r"example\.org/c .* 200 MiB of memory"):
+        join(200 << 20)
+    assert join(mirrors.MEMORY_LIMIT)["records"] == 50_000
 
 
 def test_an_ordinary_answer_is_unpacked(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_a_channel_whose_shards_are_never_sent_is_read_without_them(
             found = solve(solver, "libalpha", channels=[server.url])
             assert versions(found) == {"libalpha": "2.1"}
     assert "GET repodata_shards.msgpack.zst" in asked
-    assert asked[-1].startswith("GET repodata.json") or "HEAD" in asked[-1]
+    assert any(line.startswith("GET repodata.json") for line in asked)
 
 
 def test_reading_for_search_recovers_too(url: str, tmp_path: Path) -> None:
