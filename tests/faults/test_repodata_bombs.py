@@ -16,7 +16,7 @@ import psutil
 import pytest
 import zstandard
 
-from environments.domain.errors import ChannelUnavailableError
+from environments.domain.errors import ChannelUnavailableError, MemoryLimitError
 from environments.engine.bounded_reading import ReadLimits
 from environments.engine.channels import Channels
 from environments.engine.solver import RattlerSolver
@@ -63,17 +63,31 @@ def _head(body: bytes) -> bytes:
     )
 
 
-def shards(bomb: bytes) -> dict[str, bytes]:
-    """An index of shards with one name, whose shard is `bomb`."""
+def shards(**content: bytes) -> dict[str, bytes]:
+    """An index of shards, and the shards, by name of the package."""
     index: dict[str, Any] = {
         "info": {"subdir": "noarch", "base_url": "./", "shards_base_url": "./"},
-        "shards": {"anything": hashlib.sha256(bomb).digest()},
+        "shards": {name: hashlib.sha256(shard).digest() for name, shard in content.items()},
     }
-    packed = zstandard.compress(msgpack.packb(index))
     return {
-        "repodata_shards.msgpack.zst": packed,
-        f"{hashlib.sha256(bomb).hexdigest()}.msgpack.zst": bomb,
+        "repodata_shards.msgpack.zst": zstandard.compress(msgpack.packb(index)),
+        **{f"{hashlib.sha256(shard).hexdigest()}.msgpack.zst": shard for shard in content.values()},
     }
+
+
+def shard_of(name: str, *depends: str) -> bytes:
+    """A shard with one release."""
+    record = {
+        "name": name,
+        "version": "1",
+        "build": "0",
+        "build_number": 0,
+        "depends": depends,
+        "subdir": "noarch",
+        "sha256": bytes(32),
+    }
+    sections = {"packages": {}, "packages.conda": {f"{name}-1-0.conda": record}, "removed": []}
+    return zstandard.compress(msgpack.packb(sections))
 
 
 BOMBS: dict[str, Callable[[], Mapping[str, bytes]]] = {
@@ -83,7 +97,7 @@ BOMBS: dict[str, Callable[[], Mapping[str, bytes]]] = {
         "repodata_shards.msgpack.zst": zst_spaces(),
         "repodata.json": EMPTY,
     },
-    "a shard": lambda: shards(zst_spaces()) | {"repodata.json": EMPTY},
+    "a shard": lambda: shards(anything=zst_spaces()) | {"repodata.json": EMPTY},
 }
 
 
@@ -146,3 +160,16 @@ def test_a_bomb_takes_no_memory_and_the_limit_is_named(
     assert peak.most < MEMORY + SLACK
     kept = sum(path.stat().st_size for path in (tmp_path / "repodata").rglob("*") if path.is_file())
     assert kept <= LIMITS.size
+
+
+def test_a_bomb_in_what_a_package_needs_ends_the_solve_for_its_memory(
+    solver: RattlerSolver,
+) -> None:
+    content = shards(anything=shard_of("anything", "other"), other=zst_spaces())
+    with hostile(files(content | {"repodata.json": EMPTY})) as server, Peak() as peak:
+        url = f"{server.url}/c"
+        with pytest.raises(MemoryLimitError) as caught:
+            solve(solver, "anything", channels=[url])
+    assert url in caught.value.message
+    assert HELD in caught.value.message
+    assert peak.most < MEMORY + SLACK

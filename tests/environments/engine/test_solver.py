@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from environments.domain.errors import (
+    ChannelUnavailableError,
     InvalidInputError,
     LeaseLostError,
     RequestError,
@@ -266,7 +267,7 @@ def test_a_solve_that_takes_too_long_is_ended(
 def test_a_solve_that_takes_too_much_memory_is_ended(tmp_path: Path, channel: str) -> None:
     cache = tmp_path / "repodata"
     solver = RattlerSolver(cache=cache, channels=Channels(cache=cache), memory_limit=1)
-    with pytest.raises(TimeLimitError, match="memory"):
+    with pytest.raises(ChannelUnavailableError, match=r"takes more than .* of memory"):
         solve(solver, "conflict-left", "conflict-right", channels=[channel])
     assert solver._processes is not None
     assert solver._processes._idle is None
