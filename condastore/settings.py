@@ -655,7 +655,7 @@ MFA_ALLOW_UNVERIFIED_EMAIL = True
 # What counts failed sign-ins must be seen by every web process, and outlive each.
 CACHES = {
     "default": {
-        "BACKEND": "django.core.cache.backends.db.DatabaseCache",
+        "BACKEND": "condastore.databases.cache.DatabaseCache",
         "LOCATION": "accounts_cache",
         # Above what many addresses can fill in the minutes that a count lives: an early one that
         # was thrown away would allow more attempts.

@@ -1,40 +1,34 @@
-"""What happens, as it happens: a build's states and log, and the builds of a namespace.
+"""GraphQL subscriptions: the states and log of a build, and the builds of a namespace.
 
-Each subscription looks at the database a few times a second, by index, and holds neither a thread
-nor a connection in between. Whether its reader may still see it is asked again every few seconds.
+A subscription holds neither a thread nor a connection while it waits. One poll per process tells
+all of them what has changed (`polling`); whether a reader may still see it is checked again every
+few seconds.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import strawberry
-from asgiref.sync import sync_to_async
-from django.db import close_old_connections
 from django.db.models import BooleanField, ExpressionWrapper, Max, Q
 from django.utils import timezone
 from strawberry import ID, Info
 
 from accounts.access import Actor
 from accounts.authentication import CHECK_INTERVAL, renewed
-from condastore import turns
 from environments.domain.lifecycle import BuildState
 from environments.graphql.pages import actor_in
+from environments.graphql.polling import Poll, read_in_thread
 from environments.graphql.types import BuildNode, EnvironmentNode, find
 from environments.models import Build, BuildEvent
 from environments.operations.namespaces import find_namespace
 
-P = ParamSpec("P")
-T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: Seconds between two looks; CHECK_INTERVAL is for whether the reader may still see it.
-LOOK = 0.25
 #: Lines that one update brings at most.
 LINES = 5_000
 #: After a build is finished its worker may still write the last lines of the log.
@@ -64,17 +58,30 @@ class EnvironmentEvent:
     message: str
 
 
-async def looked(read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run one look in a thread of the pool, which has no connection afterwards."""
+ARCHIVED = ExpressionWrapper(Q(log_archive__isnull=False), output_field=BooleanField())
 
-    def look() -> T:
-        try:
-            return read(*args, **kwargs)
-        finally:
-            close_old_connections()
 
-    async with turns.running(turns.Kind.WATCH):
-        return await sync_to_async(look, thread_sensitive=False)()
+def _settled(archived: bool, finished_at: datetime | None) -> bool:
+    """Whether the worker has written all of the log that it ever will."""
+    return archived or (finished_at is not None and timezone.now() - finished_at > LAST_LINES)
+
+
+def _states_of(builds: Collection[int]) -> Mapping[int, object]:
+    """What a subscription shows of each of these builds: a change of it is an update."""
+    rows = Build.objects.filter(pk__in=builds).values_list(
+        "pk", "state", "attempt", "progress", "log_lines", ARCHIVED, "finished_at"
+    )
+    return {pk: (*shown, _settled(archived, end)) for pk, *shown, archived, end in rows}
+
+
+def _newest_events(_: Collection[None]) -> Mapping[None, object]:
+    """The newest event, and how many there are of those that may still come in before it."""
+    newest = BuildEvent.objects.aggregate(last=Max("pk"))["last"] or 0
+    return {None: (newest, BuildEvent.objects.filter(pk__gt=newest - OVERLAP).count())}
+
+
+_builds = Poll[int](_states_of)
+_events = Poll[None](_newest_events)
 
 
 @dataclass(slots=True)
@@ -101,37 +108,44 @@ class Watch:
         self.checked = time.monotonic()
         return True
 
+    @property
+    def due_in(self) -> float:
+        """Seconds until the right to read is to be checked again."""
+        return max(0.0, self.checked + CHECK_INTERVAL - time.monotonic())
+
 
 @dataclass(slots=True)
 class BuildWatch(Watch):
     key: str = ""
     next_line: int = 0
     seen: object = None
+    build: int = 0
+    state: tuple[object, ...] = ()
+
+    def check(self) -> None:
+        if self.due():
+            find(Build.objects.visible_to(self.actor).only("pk"), self.key, "build")
 
     def look(self) -> tuple[BuildUpdate | None, bool]:
         """What is new, if anything, and whether it was the last."""
-        if self.due():
-            find(Build.objects.visible_to(self.actor).only("pk"), self.key, "build")
+        self.check()
         build = (
             Build.objects.select_related("environment__namespace", "prefix", "lock")
             .defer("source", "log_archive", "verdicts")
-            .annotate(
-                archived=ExpressionWrapper(
-                    Q(log_archive__isnull=False), output_field=BooleanField()
-                )
-            )
+            .annotate(archived=ARCHIVED)
             .get(pk=self.key)
         )
-        state = (build.state, build.attempt, build.progress, build.log_lines)
+        archived: bool = build.archived  # type: ignore[attr-defined]
+        settled = _settled(archived, build.finished_at)
+        self.build = build.pk
+        self.state = (build.state, build.attempt, build.progress, build.log_lines, settled)
+        state = self.state[:-1]
         first = self.seen is None
         lines: list[str] = []
         if first or build.log_lines > self.next_line:
             lines = build.log_from(self.next_line, limit=LINES)
             self.next_line += len(lines)
-        told = build.archived or (  # type: ignore[attr-defined]
-            build.finished_at is not None and timezone.now() - build.finished_at > LAST_LINES
-        )
-        last = build.finished and bool(told) and self.next_line >= build.log_lines
+        last = build.finished and settled and self.next_line >= build.log_lines
         if state == self.seen and not lines:
             return None, last
         self.seen = state
@@ -144,10 +158,16 @@ class NamespaceWatch(Watch):
     name: str = ""
     key: int = 0
     newest: int = -1
+    state: object = None
 
-    def look(self, told: set[int]) -> list[EnvironmentEvent]:
+    def check(self) -> None:
         if self.due():
             self.key = find_namespace(self.actor, self.name).pk
+
+    def look(self, told: set[int]) -> list[EnvironmentEvent]:
+        self.check()
+        # Before the events are read: what comes in between wakes this one again.
+        self.state = _newest_events(())[None]
         if self.newest < 0:
             self.newest = BuildEvent.objects.aggregate(last=Max("pk"))["last"] or 0
             told.update(self._recent().values_list("pk", flat=True))
@@ -196,13 +216,14 @@ class Subscription:
             request=info.context.request, key=str(build_id), next_line=max(0, from_line)
         )
         while True:
-            update, last = await looked(watch.look)
+            update, last = await read_in_thread(watch.look)
             if update is not None:
                 yield update
             if last:
                 return
             if update is None or len(update.new_lines) < LINES:
-                await asyncio.sleep(LOOK)
+                while not await _builds.changed(watch.build, watch.state, timeout=watch.due_in):
+                    await read_in_thread(watch.check)
 
     @subscription(description="Each move of a build of the namespace, from now on.")
     async def environment_events(
@@ -211,6 +232,7 @@ class Subscription:
         watch = NamespaceWatch(request=info.context.request, name=namespace)
         told: set[int] = set()
         while True:
-            for event in await looked(watch.look, told):
+            for event in await read_in_thread(watch.look, told):
                 yield event
-            await asyncio.sleep(LOOK)
+            while not await _events.changed(None, watch.state, timeout=watch.due_in):
+                await read_in_thread(watch.check)

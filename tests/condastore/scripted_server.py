@@ -31,6 +31,7 @@ class Page:
     status: int
     body: str
     kind: str = "text/html"
+    retry_after: int | None = None
 
 
 @dataclass(slots=True)
@@ -70,14 +71,18 @@ class _Handler(BaseHTTPRequestHandler):
             case Events():
                 self._stream(answer)
             case Page():
-                self._send(answer.status, answer.body.encode(), answer.kind)
+                self._send(answer.status, answer.body.encode(), answer.kind, answer.retry_after)
             case None:
                 self.close_connection = True  # it breaks without an answer
             case _:
                 self._send(200, json.dumps(answer).encode(), "application/json")
 
-    def _send(self, status: int, body: bytes, kind: str) -> None:
+    def _send(
+        self, status: int, body: bytes, kind: str, retry_after: int | None = None
+    ) -> None:
         self.send_response(status)
+        if retry_after is not None:
+            self.send_header("Retry-After", str(retry_after))
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

@@ -16,6 +16,7 @@ from tests.faults.conftest import Start
 from tests.faults.watching import settle
 from tests.system import SUBMIT, System
 
+WRONG = {"username": "nobody", "password": "not the password"}
 PEOPLE, BUILDS = 8, 40
 BURST, READERS, SUBSCRIPTIONS = 120, 4, 40
 LIST = """{ environments(first: 50) { totalCount edges { node { name
@@ -97,19 +98,22 @@ def test_while_another_program_writes_changes_are_unavailable_and_reading_goes_o
     with start(workers=0) as system:
         system.create("held/ml")
         system.submit("held/ml", _text("first"))
-        with _held(system.data / "db.sqlite3"), ThreadPoolExecutor(6) as people:
+        with _held(system.data / "db.sqlite3"), ThreadPoolExecutor(9) as people:
             changes = [
                 people.submit(_submit, system, "held/ml", _text(str(number))) for number in range(4)
             ]
             download = people.submit(system.get, "/api/envs/held/ml/latest/log")  # is recorded
+            sign_ins = [people.submit(system.http.post, "/api/device", json={}) for _ in range(2)]
+            sign_ins.append(people.submit(system.http.post, "/api/token", json=WRONG))
             assert system.graphql(LIST)["environments"]["totalCount"] == 1
             answers = [change.result() for change in changes]
-            answer = download.result()
+            others = [one.result(timeout=300) for one in (download, *sign_ins)]
         assert {answer["code"] for answer in answers} == {"unavailable"}
         assert all("10 seconds" in answer["hint"] for answer in answers)
-        assert answer.status_code == 503, answer.text
-        assert answer.headers["Retry-After"] == "10"
-        assert answer.json()["code"] == "unavailable"
+        for answer in others:
+            assert answer.status_code == 503, answer.text
+            assert answer.headers["Retry-After"] == "10"
+            assert answer.json()["code"] == "unavailable"
         assert "unexpected" not in system.log()
         assert "build" in _submit(system, "held/ml", _text("again"))
 
