@@ -77,7 +77,7 @@ def subquery(
 
 
 class Lookup(Generic[M]):
-    """A statement that finds one row, and rows that it refers to, with the columns named here."""
+    """A statement that finds rows, and rows that they refer to, with the columns named here."""
 
     def __init__(self, model: type[M], **columns: Sequence[str]) -> None:
         """`own`: columns of the model; the others by the path of their relation."""
@@ -97,15 +97,30 @@ class Lookup(Generic[M]):
             build: makes the queryset, of stand-ins; called once for each kind.
             values: what replaces each stand-in.
         """
-        sql, parameters = _text(kind, lambda: build().values_list(*self._paths())[:1])
+        rows = self._rows((*kind, "first"), lambda: build().values_list(*self._paths())[:1], values)
+        return self._instance(rows[0]) if rows else None
+
+    def all(
+        self,
+        kind: tuple[Hashable, ...],
+        build: Callable[[], QuerySet[M]],
+        values: Values,
+    ) -> list[M]:
+        """Return all rows of the queryset that `build` describes; see `first`."""
+        rows = self._rows((*kind, "all"), lambda: build().values_list(*self._paths()), values)
+        return [self._instance(row) for row in rows]
+
+    def _rows(
+        self, kind: tuple[Hashable, ...], build: Callable[[], QuerySet[Any, Any]], values: Values
+    ) -> Sequence[Sequence[Any]]:
+        sql, parameters = _text(kind, build)
         adapt = connection.ops.adapt_datetimefield_value
         given = dict(values)
         if MOMENT in given:
             given[adapt(MOMENT)] = adapt(given.pop(MOMENT))
         with connection.cursor() as cursor:
             cursor.execute(sql, [given.get(one, one) for one in parameters])
-            row = cursor.fetchone()
-        return None if row is None else self._instance(row)
+            return cursor.fetchall()
 
     def _paths(self) -> list[str]:
         return [

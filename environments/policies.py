@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 from django.db.models import Q
 from django.utils import timezone
 
+from condastore.statements import KEY, MOMENT, Lookup
 from environments import folders
 from environments.domain.errors import StoreError
 from environments.domain.linking import PathConflict
@@ -59,15 +60,46 @@ if TYPE_CHECKING:
 #: The rule that settings.ALLOWED_CHANNELS makes, before all others.
 CHANNELS_RULE = "channels-allowed"
 _BATCH = 500
+#: What each submission and each solve reads, as statements whose text is compiled once.
+_RULES = Lookup(
+    PolicyRule,
+    own=("id", "policy_id", "position", "kind", "effect", "name", "settings"),
+    policy=("id", "namespace_id"),
+)
+_DECISIONS = Lookup(
+    Decision,
+    own=(
+        "id",
+        "approved",
+        "manager",
+        "name",
+        "spec",
+        "channel",
+        "sha256",
+        "reason",
+        "namespace_id",
+    ),
+)
+_RECALLS = Lookup(Recall, own=("id", "manager", "spec", "sha256", "reason"))
+
+
+def _stand_in(namespace: Namespace | None) -> Namespace | None:
+    return None if namespace is None else Namespace(pk=KEY)
+
+
+def _value(namespace: Namespace | None) -> dict[Any, Any]:
+    return {} if namespace is None else {KEY: namespace.pk}
 
 
 def policy_of(namespace: Namespace | None) -> Policy:
     """The installation's rules, then those of the namespace; decisions and recalls in force."""
     now = timezone.now()
-    rows = (
-        PolicyRule.objects.filter(enabled=True)
-        .filter(Q(policy__namespace=None) | Q(policy__namespace=namespace))
-        .select_related("policy")
+    rows = _RULES.all(
+        ("rules", namespace is None),
+        lambda: PolicyRule.objects.filter(enabled=True).filter(
+            Q(policy__namespace=None) | Q(policy__namespace=_stand_in(namespace))
+        ),
+        _value(namespace),
     )
     # The installation's come first; within each, as they are ordered.
     ordered = sorted(rows, key=lambda row: (row.policy.namespace_id is not None, row.position))
@@ -144,7 +176,13 @@ def rule_of(row: PolicyRule) -> Rule:
 
 
 def rulings_of(namespace: Namespace | None, now: datetime) -> tuple[Ruling, ...]:
-    rows = Decision.objects.in_force(now).for_namespace(namespace).order_by("pk")
+    rows = _DECISIONS.all(
+        ("decisions", namespace is None),
+        lambda: (
+            Decision.objects.in_force(MOMENT).for_namespace(_stand_in(namespace)).order_by("pk")
+        ),
+        {**_value(namespace), MOMENT: now},
+    )
     return tuple(
         Ruling(
             id=row.pk,
@@ -162,7 +200,7 @@ def rulings_of(namespace: Namespace | None, now: datetime) -> tuple[Ruling, ...]
 
 
 def recalls_in_force() -> Rule | None:
-    rows = list(Recall.objects.active().order_by("pk"))
+    rows = _RECALLS.all(("recalls",), lambda: Recall.objects.active().order_by("pk"), {})
     if not rows:
         return None
     return Recalled(

@@ -300,7 +300,7 @@ def audited() -> Iterator[None]:
 def _append(events: Sequence[AuditEvent]) -> None:
     if not events:
         return
-    with transaction.atomic():
+    with transaction.atomic(savepoint=False):
         head, secret = AuditHead.locked(), key()
         if not _continues(head):
             # To continue from here would hide it: the gap in the positions stays.

@@ -15,6 +15,7 @@ from accounts.access import Actor
 from accounts.models import User
 from accounts.roles import PUBLIC, Perm
 from condastore.statements import subquery
+from environments.domain.errors import NotFoundError
 from environments.models.namespaces import Namespace, conditions_of, held, key_of, kind_of, never
 
 if TYPE_CHECKING:
@@ -148,11 +149,18 @@ class Environment(models.Model):
         return f"{self.namespace.name}/{self.name}"
 
     def take_number(self) -> int:
-        """The next build's number: one guarded UPDATE, so that two never get the same."""
-        Environment.objects.filter(pk=self.pk).update(
-            last_number=F("last_number") + 1, updated_at=timezone.now()
-        )
-        self.refresh_from_db(fields=["last_number", "updated_at"])
+        """Return the number of the next build: a guarded UPDATE, so that two never get the same.
+
+        Call it in a transaction, which holds the row.
+
+        Raises:
+            NotFoundError: the environment was deleted.
+        """
+        now = timezone.now()
+        mine = Environment.objects.filter(pk=self.pk)
+        if not mine.present().update(last_number=F("last_number") + 1, updated_at=now):
+            raise NotFoundError(f"There is no environment {self} any more.")
+        self.last_number, self.updated_at = mine.values_list("last_number", flat=True).get(), now
         return self.last_number
 
     def advance(self, build: Build) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from django.conf import settings
@@ -87,6 +88,28 @@ def submit_build(
     It is read and judged before the transaction, which on SQLite keeps everybody else from writing.
     """
     require(actor, Perm.BUILD, environment)
+    return submit_permitted(
+        actor=actor,
+        environment=environment,
+        specification=specification,
+        idempotency_key=idempotency_key,
+        force_solve=force_solve,
+        platforms_wanted=platforms_wanted,
+        reason=reason,
+    )
+
+
+def submit_permitted(
+    *,
+    actor: Actor,
+    environment: Environment,
+    specification: str,
+    idempotency_key: str,
+    force_solve: bool,
+    platforms_wanted: Sequence[str],
+    reason: str,
+) -> Submitted:
+    """Submit a build for an actor whose right to build there was checked."""
     require_reason(reason)
     if idempotency_key and (known := _with_key(environment, idempotency_key)):
         return Submitted(build=known, warnings=(), created=False)
@@ -120,18 +143,18 @@ def accept(
 ) -> Submitted:
     """Queue a build of what was read and judged, for an actor who may build there."""
     namespace, value = environment.namespace, submission.specification
-    if not Environment.objects.present().filter(pk=environment.pk).exists():
-        raise NotFoundError(f"There is no environment {environment} any more.")
     hosting.require_readable(actor, namespace, value)
     near = quotas.require_room(namespace, builds=1)
     credentials.store_from_urls(
         actor=actor, namespace=namespace, credentials=submission.credentials
     )
-    for url in value.channels:
-        if not hosting.is_hosted(url):  # what those offer is not for everybody's search
-            Channel.objects.get_or_create(url=url)
+    # What hosted channels offer is not for everybody's search.
+    urls = {url for url in value.channels if not hosting.is_hosted(url)}
+    for url in urls - set(Channel.objects.filter(url__in=urls).values_list("url", flat=True)):
+        Channel.objects.get_or_create(url=url)
     try:
-        with transaction.atomic():
+        # Only a key that was used before makes this fail, which is to be read afterwards.
+        with transaction.atomic() if idempotency_key else nullcontext():
             build = Build.objects.create(
                 environment=environment,
                 number=environment.take_number(),
@@ -142,6 +165,7 @@ def accept(
                 requested_by=actor.account,
                 idempotency_key=idempotency_key,
                 reason=reason,
+                message_sent_at=timezone.now(),  # by `queueing`, once this is committed
             )
     except IntegrityError:
         if known := _with_key(environment, idempotency_key):
@@ -153,7 +177,7 @@ def accept(
     if value.description and not environment.description:
         Environment.objects.filter(pk=environment.pk).update(description=value.description)
     AuditEvent.record(actor, "build.submit", build, {"specification": value.digest})
-    queueing.queue_build(build)
+    queueing.queue_marked_build(build)
     return Submitted(build=build, warnings=(*submission.warnings, *near), created=True)
 
 

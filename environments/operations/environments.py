@@ -40,7 +40,7 @@ from environments.operations.builds import (
     read_submission,
     refuse_held,
     require_reason,
-    submit_build,
+    submit_permitted,
 )
 from environments.policies import Arrival, judge_arrivals
 
@@ -109,7 +109,8 @@ def submit_to(
     rows = Environment.objects.present().select_related("namespace")
     rows = rows.filter(namespace=namespace, name=name)
     if (found := rows.first()) is not None:
-        return submit_build(
+        # A right to build in the namespace holds for each of its environments.
+        return submit_permitted(
             actor=actor,
             environment=found,
             specification=specification,

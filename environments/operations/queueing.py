@@ -47,6 +47,23 @@ def queue_build(build: Build) -> None:
     transaction.on_commit(lambda: send_build(build))
 
 
+def queue_marked_build(build: Build) -> None:
+    """Send a build that this transaction creates with `message_sent_at`.
+
+    That saves a write after the commit, for which SQLite's writers would queue once more. A message
+    that is lost between the commit and the queue is sent again by the sweep, like any other.
+    """
+
+    def send() -> None:
+        try:
+            tasks.build_environment.send(build.pk)
+        except DOWN as error:
+            logger.warning("queue unreachable", build=build.pk, error=str(error))
+            Build.objects.filter(pk=build.pk).update(message_sent_at=None)
+
+    transaction.on_commit(send)
+
+
 def send_artifact(artifact: Artifact) -> None:
     """Say that `artifact` is due. Where the queue is down, the sweep says it again later."""
     Artifact.objects.filter(pk=artifact.pk).update(message_sent_at=timezone.now())

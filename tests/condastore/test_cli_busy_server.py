@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from condastore.cli import client, config
 from condastore.cli.errors import CommandError
 from tests.condastore.scripted_server import Page, answering
 
+Api = Callable[[str], client.Api]
 QUERY = "query Names { namespaces { name } }"
 SUBMIT = "mutation Submit { submitBuild { __typename } }"
 DONE = {"data": {"submitBuild": {"__typename": "SubmittedBuild", "created": True}}}
@@ -36,8 +38,18 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return found
 
 
-def _api(url: str) -> client.Api:
-    return client.Api(config.Server(url=url, token="a-token"))
+@pytest.fixture
+def api() -> Iterator[Api]:
+    """A client of the server at a URL, which is closed at the end."""
+    made: list[client.Api] = []
+
+    def connect(url: str) -> client.Api:
+        made.append(client.Api(config.Server(url=url, token="a-token")))
+        return made[-1]
+
+    yield connect
+    for one in made:
+        one._http.close()
 
 
 def _in_turn(*answers: Any) -> Any:
@@ -45,42 +57,42 @@ def _in_turn(*answers: Any) -> Any:
     return lambda _: left.pop(0) if len(left) > 1 else left[0]
 
 
-def test_a_request_is_sent_again_when_the_server_says(pauses: list[float]) -> None:
+def test_a_request_is_sent_again_when_the_server_says(api: Api, pauses: list[float]) -> None:
     full = Page(status=503, body="{}", kind="application/json", retry_after=7)
     with answering({"Names": _in_turn(full, full, {"data": {"namespaces": []}})}) as server:
-        assert _api(server.url).ask(QUERY) == {"namespaces": []}
+        assert api(server.url).ask(QUERY) == {"namespaces": []}
         assert len(server.asked) == 3
     assert pauses == [7, 7]
 
 
-def test_a_long_pause_is_cut_short(pauses: list[float]) -> None:
+def test_a_long_pause_is_cut_short(api: Api, pauses: list[float]) -> None:
     full = Page(status=503, body="{}", kind="application/json", retry_after=3600)
     with answering({"Names": _in_turn(full, {"data": {"namespaces": []}})}) as server:
-        _api(server.url).ask(QUERY)
+        api(server.url).ask(QUERY)
     assert pauses == [client.LONGEST_PAUSE]
 
 
 def test_a_change_that_may_be_repeated_is_sent_again_while_the_database_is_busy(
-    pauses: list[float],
+    api: Api, pauses: list[float]
 ) -> None:
     with answering({"Submit": _in_turn(BUSY, BUSY, DONE)}) as server:
-        assert _api(server.url).change(SUBMIT, repeat=True) == {"created": True}
+        assert api(server.url).change(SUBMIT, repeat=True) == {"created": True}
         assert len(server.asked) == 3
     assert pauses == [1, 1]
 
 
-def test_in_the_end_the_server_is_believed() -> None:
+def test_in_the_end_the_server_is_believed(api: Api) -> None:
     with (
         answering({"Submit": _in_turn(BUSY)}) as server,
         pytest.raises(CommandError, match="database is busy") as refused,
     ):
-        _api(server.url).change(SUBMIT, repeat=True)
+        api(server.url).change(SUBMIT, repeat=True)
     assert len(server.asked) == client.BUSY_ATTEMPTS + 1
     assert refused.value.code == "unavailable"
 
 
-def test_a_change_that_may_not_be_repeated_is_sent_once(pauses: list[float]) -> None:
+def test_a_change_that_may_not_be_repeated_is_sent_once(api: Api, pauses: list[float]) -> None:
     with answering({"Submit": _in_turn(BUSY, DONE)}) as server, pytest.raises(CommandError):
-        _api(server.url).change(SUBMIT)
+        api(server.url).change(SUBMIT)
     assert len(server.asked) == 1
     assert pauses == []
