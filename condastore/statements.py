@@ -120,7 +120,8 @@ class Lookup(Generic[M]):
             given[adapt(MOMENT)] = adapt(given.pop(MOMENT))
         with connection.cursor() as cursor:
             cursor.execute(sql, [given.get(one, one) for one in parameters])
-            return cursor.fetchall()
+            rows: Sequence[Sequence[Any]] = cursor.fetchall()
+        return rows
 
     def _paths(self) -> list[str]:
         return [

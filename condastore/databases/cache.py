@@ -10,13 +10,14 @@ from collections.abc import Callable
 from typing import Any
 
 from django.core.cache.backends import db
+from django.core.cache.backends.base import DEFAULT_TIMEOUT
 from django.db import connections, router
 
 from condastore.outages import AWAY
 
 
 class DatabaseCache(db.DatabaseCache):
-    def _base_set(self, mode: str, key: str, value: Any, timeout: Any = db.DEFAULT_TIMEOUT) -> Any:
+    def _base_set(self, mode: str, key: str, value: Any, timeout: Any = DEFAULT_TIMEOUT) -> Any:
         outages: list[BaseException] = []
 
         def watched(execute: Callable[..., Any], *arguments: Any) -> Any:

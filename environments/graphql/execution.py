@@ -172,9 +172,16 @@ def _listed(complete: Read) -> Read:
     return completed
 
 
+def _id_of(coerce: Read) -> Read:
+    """Write keys of rows directly, which graphql-core would look at in several ways first."""
+    return lambda value: str(value) if type(value) is int else coerce(value)
+
+
 def _leaf(kind: Any) -> Read:
     coerce = kind.coerce_output_value
     same = AS_IT_IS.get(kind.name)
+    if kind is GraphQLID:
+        coerce = _id_of(coerce)
     known: dict[Any, Any] = {}  # an enum has few values, and looks long for each
 
     def completed(value: Any) -> Any:

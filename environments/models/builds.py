@@ -23,6 +23,7 @@ from environments.models.environments import Environment, allowed
 from environments.models.locks import LockRow, SpecificationRow
 from environments.models.notifications import Event, Notification
 from environments.models.previews import failure_json
+from environments.models.row_loading import LoadedDirectly
 
 
 class Prefix(models.Model):
@@ -78,7 +79,7 @@ class BuildQuerySet(models.QuerySet["Build"]):
         return self.filter(state=BuildState.QUEUED, not_before__lte=now)
 
 
-class Build(models.Model):
+class Build(LoadedDirectly):
     """One specification, one lock, one history of attempts, one outcome."""
 
     environment = models.ForeignKey(Environment, models.PROTECT, related_name="builds")

@@ -17,6 +17,7 @@ from accounts.roles import PUBLIC, Perm
 from condastore.statements import subquery
 from environments.domain.errors import NotFoundError
 from environments.models.namespaces import Namespace, conditions_of, held, key_of, kind_of, never
+from environments.models.row_loading import LoadedDirectly
 
 if TYPE_CHECKING:
     from environments.models.builds import Build
@@ -100,7 +101,7 @@ def _shared(account: int, names: Sequence[str] | None, column: str) -> models.Qu
     return users.values(column).union(groups.values(column))
 
 
-class Environment(models.Model):
+class Environment(LoadedDirectly):
     """A name in a namespace, with numbered builds and a pointer to its current one.
 
     `pinned` keeps the pointer where a person put it: builds that finish later do not move it.

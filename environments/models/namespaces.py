@@ -17,6 +17,7 @@ from accounts.access import Actor
 from accounts.models import User
 from accounts.roles import PUBLIC, Perm, Role, roles_with
 from condastore.statements import subquery
+from environments.models.row_loading import LoadedDirectly
 
 #: Django permissions, given in the admin to users or groups, that hold in all namespaces.
 DECIDE_EVERYWHERE = "decide_everywhere"
@@ -125,7 +126,7 @@ def mapped(account: int, roles: Iterable[Role]) -> models.QuerySet[Any, Any]:
     return rows.filter(Q(user=None) | Q(user=account)).values("namespace")
 
 
-class Namespace(models.Model):
+class Namespace(LoadedDirectly):
     """Owns environments; the unit of rights, policy and quota."""
 
     name = models.CharField(max_length=64, unique=True)

@@ -33,7 +33,9 @@ COUNTS = (10, 100, 1_000, 100_000)
 OWN = 100  # what the others are held against
 #: Budget: one process answers 60 requests a second.
 REQUEST_MS = 1000 / 60
-CLIENTS, CROWD, SECONDS, ROUNDS = 4, 16, 4.0, 25
+CLIENTS, CROWD, SECONDS, ROUNDS, CROWD_ROUNDS = 4, 16, 4.0, 25, 3
+#: How many times as many requests the least list may answer.
+CROWD_CEILINGS = {ADMINISTRATOR: 1 / 0.5, MEMBER: 1 / 0.45}
 
 #: What a page with a list of environments shows.
 LIST = """{
@@ -184,26 +186,32 @@ def _in_turn(clients: dict[int, Client]) -> dict[int, float]:
 def _crowds(system: Web, tokens: Mapping[tuple[str, int], str]) -> Iterator[Measure]:
     """Many connections at once: beside the least that the same server can do, and to two of it."""
     with Web(system.data, module="tests.benchmarks.bare_list") as bare:
-        token = tokens[ADMINISTRATOR, 1_000]
-        _crowd(bare, token)  # it has imported everything
-        floor = _crowd(bare, token)
-    for who in (ADMINISTRATOR, MEMBER):
-        ours = _crowd(system, tokens[who, 1_000])
-        yield Measure(
-            name=f"list of 100 among 1,000, {CROWD} connections, {who} / ORM values and orjson",
-            value=len(ours) / len(floor),
-            unit="x",
-            note=f"{len(ours) / SECONDS:.0f} / {len(floor) / SECONDS:.0f} requests/s; more is "
-            "better",
-        )
-        slow, usual = ours[int(0.99 * len(ours))], median(ours)
-        yield Measure(
-            name=f"99 of 100 of these lists / the median, {who}",
-            value=slow / usual,
-            unit="x",
-            ceiling=3,
-            note=f"{1000 * slow:.0f} ms / {1000 * usual:.0f} ms",
-        )
+        for who, ceiling in CROWD_CEILINGS.items():
+            token = tokens[who, 1_000]
+            for server in (bare, system):
+                _crowd(server, token)  # imports and compiles what it needs
+            floor, ours = list[float](), list[float]()
+            for _ in range(CROWD_ROUNDS):  # in turns, so that both meet the same neighbours
+                floor += _crowd(bare, token)
+                ours += _crowd(system, token)
+            seconds = CROWD_ROUNDS * SECONDS
+            yield Measure(
+                name=f"ORM values and orjson / list of 100 among 1,000, {who}, "
+                f"{CROWD} connections, requests",
+                value=len(floor) / len(ours),
+                unit="x",
+                ceiling=ceiling,
+                note=f"{len(floor) / seconds:.0f} / {len(ours) / seconds:.0f} requests/s",
+            )
+            slow, usual = sorted(ours)[int(0.99 * len(ours))], median(ours)
+            yield Measure(
+                name=f"99 of 100 of these lists / the median, {who}",
+                value=slow / usual,
+                unit="x",
+                ceiling=3,
+                note=f"{1000 * slow:.0f} ms / {1000 * usual:.0f} ms",
+            )
+    token = tokens[ADMINISTRATOR, 1_000]
     one = len(_crowd(system, token))
     with Web(system.data, beside=system) as second:
         # Connections are distributed by their port: so many that each gets its share.

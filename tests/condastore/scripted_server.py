@@ -77,9 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
             case _:
                 self._send(200, json.dumps(answer).encode(), "application/json")
 
-    def _send(
-        self, status: int, body: bytes, kind: str, retry_after: int | None = None
-    ) -> None:
+    def _send(self, status: int, body: bytes, kind: str, retry_after: int | None = None) -> None:
         self.send_response(status)
         if retry_after is not None:
             self.send_header("Retry-After", str(retry_after))

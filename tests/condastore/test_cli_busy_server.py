@@ -34,7 +34,7 @@ BUSY = {
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses between two requests, which are not waited for."""
     found: list[float] = []
-    monkeypatch.setattr(client.time, "sleep", found.append)
+    monkeypatch.setattr("condastore.cli.client.time.sleep", found.append)
     return found
 
 
