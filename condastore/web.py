@@ -17,6 +17,9 @@ from condastore.private_files import PRIVATE_UMASK
 
 #: Seconds that a request, or a subscription, has to end when the server stops.
 GRACE = 5
+#: Seconds that an idle connection stays open: longer than clients and nginx keep theirs (5 and 60),
+#: so that none sends a request on a connection that is being closed.
+KEEP_ALIVE = 75
 #: New objects until the collector looks at them: a list of a hundred rows would let it look a dozen
 #: times, for what is gone with the answer.
 COLLECT = (10_000, 10, 10)
@@ -30,6 +33,7 @@ def serve(descriptor: int) -> None:
         proxy_headers=False,  # Django reads them, where CONDASTORE_BEHIND_PROXY says so
         server_header=False,
         timeout_graceful_shutdown=GRACE,
+        timeout_keep_alive=KEEP_ALIVE,
     )
     config.load()
     # What is imported by now stays: the collector need not look at it again and again.
