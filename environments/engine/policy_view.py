@@ -4,6 +4,12 @@ The view answers rattler name by name: it asks the gateway for the records of a 
 channel, judges each once, and hands on what is allowed. What only needs a decision is hidden too
 at first, so that an allowed answer is found where there is one (`Showing`).
 
+Passing a record through Python takes longer than solving with it, and rules object to few names.
+So rattler reads the other names from the channel itself (`Reading`), and gets from the view only
+these, with a channel name of their own: by strict priority they hide what the channel itself has of
+the name. What was found of a name is remembered between solves, so the records of an answer are
+judged again before it is given.
+
 Which channel comes first must not depend on the rules: a name whose every record in the first
 channel is refused is not to be taken from a lower one, or a rule would open the door to whoever
 publishes the same name there. So what is hidden in a channel that others follow stays in sight as
@@ -17,7 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import rattler
 
@@ -30,14 +36,26 @@ from environments.engine.first_seen import FirstSeen
 _BARRIER = "__condastore_refused"
 _MOST_LINES = 10  # of the log, about what was passed over
 _MOST_COMPARED = 5_000
-
-#: What was found of a name: how many records there were, and the files of those that the rules
-#: objected to. By the policy's version, the channel, the subdir and its state; a solver's process
-#: looks at most names in every solve. What was allowed stays so: the version changes with the rules
-#: and decisions, the state with the records, and time makes them older only.
-_FOUND: dict[tuple[tuple[str, str, str, str], str], tuple[int, frozenset[str]]] = {}
 _MOST_FOUND = 20_000  # names
-_MOST_FILES = 200  # of one name
+_MOST_FILES = 100_000  # of all names; 10 MB
+#: Ends the channel name of a record that the view shows beside the channel itself.
+_FILTERED = "#filtered"
+
+
+class _Found(NamedTuple):
+    """What was found of a name in one subdir of a channel."""
+
+    count: int  # of records
+    hidden: frozenset[str] = frozenset()  # files that the rules object to
+    newest: bool = False  # whether a release of the newest version is hidden
+    asks: bool = False  # whether a decision would show one of the hidden
+
+
+#: By the policy's version, the channel, the subdir and its state; a solver's process looks at most
+#: names in every solve. What was allowed stays so: the version changes with the rules and
+#: decisions, the state with the records, and time makes them older only.
+_FOUND: dict[tuple[tuple[str, str, str, str], str], _Found] = {}
+_UNKNOWN = _Found(count=-1, hidden=frozenset([""]), newest=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +75,14 @@ class Showing(IntEnum):
     ALL = 2
 
 
+class Reading(IntEnum):
+    """Which names rattler reads from the channels themselves, and not through the view."""
+
+    NEWEST_ALLOWED = 0  # those with no hidden release of the newest version: most answers hold
+    ALLOWED = 1  # those that have nothing hidden
+    NONE = 2  # only here it counts when there is no answer
+
+
 @dataclass(slots=True)
 class _Judged:
     """The records of one name in one subdir of one channel."""
@@ -65,6 +91,17 @@ class _Judged:
     asked: list[tuple[rattler.RepoDataRecord, Objection]] = field(default_factory=list)
     refused: list[tuple[rattler.RepoDataRecord, Objection]] = field(default_factory=list)
     depends: dict[int, list[str]] = field(default_factory=dict)  # of `asked`, by position
+    filtered: bool = False  # whether the channel names of the records end with `_FILTERED`
+
+    def found(self) -> _Found:
+        hidden = [record for record, _ in (*self.asked, *self.refused)]
+        newest = max((record.version for record in self.allowed), default=None)
+        return _Found(
+            count=len(self.allowed) + len(hidden),
+            hidden=frozenset(record.file_name for record in hidden),
+            newest=any(newest is None or record.version >= newest for record in hidden),
+            asks=bool(self.asked),
+        )
 
     @property
     def empty(self) -> bool:
@@ -96,13 +133,20 @@ class PolicyView:
         self._channels = channels
         self._urls = urls
         self._raw = channels.sources(urls)
-        self._states = states
         policy = rules.policy
         # Most packages have no scripts: where none is known, no record need be looked at for them.
         idle = () if policy.scripts else ("install-scripts",)
         hiding = [rule for rule in policy.rules if rule.hides() and rule.kind not in idle]
         self._screen = Screen(policy, _Evidence(rules), rules=hiding)
         self._judged: dict[tuple[int, str, str], asyncio.Future[_Judged]] = {}
+        #: Part of the keys of `_FOUND`, and the channel's name for rules.
+        self._places = {
+            (index, subdir): (policy.version, url, subdir, state)
+            for index, url in enumerate(urls)
+            for (channel, subdir), state in states.items()
+            if channel == url
+        }
+        self._names = [without_credentials(url).rstrip("/") for url in urls]
 
     def on(self, platform: str) -> PlatformView:
         return PlatformView(self, platform)
@@ -110,6 +154,46 @@ class PolicyView:
     @property
     def width(self) -> int:
         return len(self._raw)
+
+    def raw(self, index: int) -> Source:
+        """Return the channel itself."""
+        return self._raw[index]
+
+    async def found(self, index: int, subdirs: Iterable[str], name: str) -> list[_Found]:
+        """Return what the rules hide of a name in a channel.
+
+        What an earlier solve found is taken where the channel has the same state.
+        """
+        found = []
+        for subdir in subdirs:
+            key = (self._place(index, subdir), name)
+            if key not in _FOUND:
+                await self.judged(index, subdir, name)
+            found.append(_FOUND.get(key, _UNKNOWN))
+        return found
+
+    def still_allows(self, record: rattler.RepoDataRecord) -> bool:
+        """Return whether the rules object to nothing of a record that came past the view.
+
+        Where they do, a channel changed within one state: nothing that was found of it counts.
+        """
+        own = without_credentials(str(record.channel)).rstrip("/")
+        held = [name for name in self._names if record.url.startswith(f"{name}/")]
+        name = own if own in self._names or not held else max(held, key=len)
+        subject = ChannelRecord(record, record.name.normalized, name)
+        if self._objection(subject) is None:
+            return True
+        _FOUND.clear()
+        self._judged.clear()
+        return False
+
+    def _place(self, index: int, subdir: str) -> tuple[str, str, str, str]:
+        return self._places.get((index, subdir)) or (
+            self._screen.policy.version,
+            self._urls[index],
+            subdir,
+            "",
+        )
 
     async def judged(self, index: int, subdir: str, name: str) -> _Judged:
         key = (index, subdir, name)
@@ -129,14 +213,14 @@ class PolicyView:
         )
         records = [record for part in found for record in part]
         judged = _Judged()
-        url = self._urls[index]
-        place = (self._screen.policy.version, url, subdir, self._states.get((url, subdir), ""))
-        count, suspects = _FOUND.get((place, name), (-1, frozenset()))
-        known = count == len(records)
+        place = self._place(index, subdir)
+        before = _FOUND.get((place, name), _UNKNOWN)
+        suspects, known = before.hidden, before.count == len(records)
         if not self._screen.checks("conda", name) or (known and not suspects):
             judged.allowed = records
+            _remember(place, name, _Found(len(records)))
             return judged
-        channel = without_credentials(url).rstrip("/")
+        channel = self._names[index]
         for record in records:
             if known and record.file_name not in suspects:
                 judged.allowed.append(record)
@@ -148,20 +232,17 @@ class PolicyView:
                 judged.asked.append((record, objection))
             else:
                 judged.refused.append((record, objection))
-        hidden = frozenset(record.file_name for record, _ in (*judged.asked, *judged.refused))
-        if len(hidden) <= _MOST_FILES:
-            if len(_FOUND) >= _MOST_FOUND:
-                _FOUND.clear()
-            _FOUND[place, name] = (len(records), hidden)
+        _remember(place, name, judged.found())
         return judged
 
     def _objection(self, subject: Subject) -> Objection | None:
-        """The gravest, the first of its kind."""
-        found = self._screen.objections(subject)
-        if not found:
-            return None
-        refusals = (each for each in found if each.effect is Effect.ENFORCE)
-        return next(refusals, found[0] if found else None)
+        """Return the gravest objection, the first of its kind."""
+        first: Objection | None = None
+        for objection in self._screen.found(subject):
+            if objection.effect is Effect.ENFORCE:
+                return objection
+            first = first or objection
+        return first
 
 
 class PlatformView:
@@ -171,22 +252,58 @@ class PlatformView:
         self._view = view
         self._subdirs = [str(subdir) for subdir in with_noarch([platform])]
         self.showing = Showing.ALLOWED
+        self.reading = Reading.NEWEST_ALLOWED
         self._names: set[str] = set()  # that the solver has asked for
 
     def sources(self) -> list[Source]:
-        return [_ChannelView(self, index) for index in range(self._view.width)]
+        if self.reading is Reading.NONE:
+            return [_ChannelView(self, index) for index in range(self._view.width)]
+        return [
+            source
+            for index in range(self._view.width)
+            for source in (_ChannelView(self, index), self._view.raw(index))
+        ]
+
+    def accepts(self, answer: Sequence[rattler.RepoDataRecord]) -> bool:
+        """Return whether an answer may be given; its records get their channel's name again."""
+        allowed = True
+        for record in answer:
+            channel = str(record.channel)
+            if channel.endswith(_FILTERED):
+                record.channel = channel.removesuffix(_FILTERED)
+            elif self.reading is not Reading.NONE:
+                allowed = allowed and self._view.still_allows(record)
+        return allowed
 
     async def shown(self, index: int, subdir: str, name: str) -> list[rattler.RepoDataRecord]:
+        """Return what the solver gets of a name from the view of a channel."""
+        if self.reading is Reading.NONE:
+            return await self._seen(index, subdir, name, walled=index + 1 < self._view.width)
+        found = await self._view.found(index, self._subdirs, name)
+        if self.reading is Reading.NEWEST_ALLOWED:
+            hides = any(each.newest for each in found)
+        else:
+            hides = any(each.hidden for each in found)
+        if not hides:
+            return []
+        return await self._seen(index, subdir, name, walled=True)
+
+    async def _seen(
+        self, index: int, subdir: str, name: str, *, walled: bool
+    ) -> list[rattler.RepoDataRecord]:
+        """Return what is shown of a name; `walled` adds the rest as what nothing can install."""
         self._names.add(name)
         judged = await self._view.judged(index, subdir, name)
+        with_asked = bool(judged.asked) and await self._shows_asked(name)
+        # Another platform may change the records of `noarch` wherever this one waits.
+        _name_channel(judged, filtered=self.reading is not Reading.NONE)
         if not judged.asked and not judged.refused:
             return judged.allowed
         records = [*judged.allowed]
-        with_asked = bool(judged.asked) and await self._shows_asked(name)
         if with_asked:
             _restore(judged)
             records += [record for record, _ in judged.asked]
-        if index + 1 < self._view.width:
+        if walled:
             for record, _ in judged.refused:
                 record.depends = [_BARRIER]
             records += [record for record, _ in judged.refused]
@@ -237,6 +354,9 @@ class PlatformView:
             name, version = record.name.normalized, record.version
             newest: tuple[Any, Objection] | None = None
             for index in range(self._view.width):
+                found = await self._view.found(index, self._subdirs, name)
+                if not any(each.asks for each in found):
+                    continue
                 for judged in await self._everywhere(index, name):
                     compared += len(judged.asked)
                     if compared > _MOST_COMPARED:
@@ -288,6 +408,23 @@ class PlatformView:
         if self.showing is not Showing.ALLOWED:
             return await self.offers(name)
         return await self._has_allowed(name)
+
+
+def _remember(place: tuple[str, str, str, str], name: str, found: _Found) -> None:
+    files = sum(len(each.hidden) for each in _FOUND.values()) if found.hidden else 0
+    if len(_FOUND) >= _MOST_FOUND or files + len(found.hidden) > _MOST_FILES:
+        _FOUND.clear()
+    _FOUND[place, name] = found
+
+
+def _name_channel(judged: _Judged, *, filtered: bool) -> None:
+    if judged.filtered is filtered:
+        return
+    judged.filtered = filtered
+    hidden = (record for record, _ in (*judged.asked, *judged.refused))
+    for record in (*judged.allowed, *hidden):
+        channel = str(record.channel).removesuffix(_FILTERED)
+        record.channel = f"{channel}{_FILTERED}" if filtered else channel
 
 
 def _wall_in(judged: _Judged) -> None:

@@ -35,7 +35,7 @@ from environments.engine.explanation import (
     unsatisfiable,
 )
 from environments.engine.hosted import HostedFiles
-from environments.engine.policy_view import PlatformView, PolicyView, Refused, Rules
+from environments.engine.policy_view import PlatformView, PolicyView, Reading, Refused, Rules
 from environments.engine.records import from_rattler, to_rattler
 
 Log = Callable[[str], None]
@@ -214,10 +214,17 @@ async def _through(
         UnsatisfiableError: the rules leave none; it says which of them removed what.
     """
     constraints = question.constraints
+    # What names a channel knows the records by the channel's own name.
+    if any(match_spec(spec).channel for spec in (*specs, *constraints)):
+        view.reading = Reading.NONE
     while True:
         try:
             records = await question.ask(specs, constraints, view=view)
         except NoAnswerError:
+            if view.reading is not Reading.NONE:
+                # A package may name a channel, and the view has another name for it.
+                view.reading = Reading.NONE
+                continue
             if question.adds_pip and not await view.offers("pip"):
                 question.adds_pip = False
                 log(
@@ -234,6 +241,9 @@ async def _through(
             # Is it the rules at all? If nothing answers without them, they are not to blame.
             free = await question.ask(specs, constraints)
             raise await _refused_by_rules(question, view, specs, free) from None
+        if not view.accepts(records):
+            view.reading = Reading(view.reading + 1)
+            continue
         for line in await view.passed_over(records):
             log(f"{question.platform}: {line}")
         return records

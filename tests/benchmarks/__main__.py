@@ -42,6 +42,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "log": logs.log,
     "admin": admin.admin,
     "preview": previews.preview,
+    "preview-rules": previews.ruled,
     "policies": policies.policies,
     "audit": audit.audit,
     "archives": archives.archives,

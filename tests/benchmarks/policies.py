@@ -30,7 +30,7 @@ SPECS = (
 )
 
 
-def rules() -> Policy:
+def written_rules() -> list[tuple[str, str, dict[str, Any]]]:
     """Fifty rules of many kinds, as an organisation may come to have them."""
     written: list[tuple[str, str, dict[str, Any]]] = [
         ("licences", "enforce", {"deny": ["AGPL-*"], "unknown": "accept", "missing": "accept"}),
@@ -46,9 +46,14 @@ def rules() -> Policy:
         ("packages-denied", "enforce", {"packages": [f"left-pad-{number}", "numpy <1"]})
         for number in range(RULES - len(written))
     ]
+    return written
+
+
+def rules() -> Policy:
+    """The policy of `written_rules`."""
     parsed = [
         parse_rule(kind=kind, effect=effect, name=f"rule {number}", settings=settings)
-        for number, (kind, effect, settings) in enumerate(written)
+        for number, (kind, effect, settings) in enumerate(written_rules())
     ]
     return Policy(rules=tuple(parsed), version="1")
 

@@ -19,9 +19,11 @@ from tests.benchmarks.measure import (
     peak_memory,
     scratch,
 )
-from tests.benchmarks.running import NAMESPACE, STACK, Running, environment_file
+from tests.benchmarks.policies import RULES, written_rules
+from tests.benchmarks.running import CREATE, NAMESPACE, STACK, Running, environment_file
 
 ROUNDS, HOT = 3, 3
+TURNS, RULED = 8, "ruled"
 OTHER = ("libalpha",)
 PREVIEW = """
 mutation($namespace: String!, $text: String!, $force: Boolean!) {
@@ -30,6 +32,12 @@ mutation($namespace: String!, $text: String!, $force: Boolean!) {
     ... on Preview { id state lock { packageCount } failure { message } }
     ... on OperationError { code message where hint }
   }
+}
+"""
+ADD_RULE = """
+mutation($namespace: String!, $kind: String!, $effect: String!, $name: String!, $settings: JSON!) {
+  addPolicyRule(namespace: $namespace, kind: $kind, effect: $effect, name: $name,
+                settings: $settings) { __typename ... on OperationError { code message } }
 }
 """
 AGAIN = "query($id: ID!) { preview(id: $id) { id state failure { message } } }"
@@ -91,10 +99,57 @@ def preview() -> Iterator[Measure]:
     )
 
 
-def _preview(system: Running, text: str, *, force: bool = False) -> float:
+def ruled() -> Iterator[Measure]:
+    """Measure previews of a namespace with rules and of one without, in turns."""
+    spent: dict[str, list[float]] = {NAMESPACE: [], RULED: []}
+    waited: dict[str, list[float]] = {NAMESPACE: [], RULED: []}
+    with served("synthetic") as url, scratch() as folder:
+        channel = f"{url}synthetic"
+        text = environment_file(STACK, channel=channel)
+        with Running(folder, channel=channel) as system:
+            system.graphql(CREATE, name=RULED)
+            for number, (kind, effect, settings) in enumerate(written_rules()):
+                answer = system.graphql(
+                    ADD_RULE,
+                    namespace=RULED,
+                    kind=kind,
+                    effect=effect,
+                    name=f"rule {number}",
+                    settings=settings,
+                )["addPolicyRule"]
+                assert answer["__typename"] != "OperationError", answer
+            worker = system.processes("worker")[0]
+            for turn in range(TURNS + 1):
+                for namespace in spent:
+                    before = _solver_seconds(worker)
+                    seconds = _preview(system, text, force=True, namespace=namespace)
+                    if turn:  # the first one of each reads the channel
+                        spent[namespace].append(_solver_seconds(worker) - before)
+                        waited[namespace].append(seconds)
+    mine, plain = median(spent[RULED]), median(spent[NAMESPACE])
+    yield Measure(
+        name=f"preview under {RULES} rules among 790,000 records, hot / without rules",
+        value=mine / plain,
+        unit="x",
+        ceiling=1.25,
+        note=f"{mine:.2f} s / {plain:.2f} s of the solver's processor time, medians of {TURNS} in "
+        f"turns; from request to answer {median(waited[RULED]):.2f} s / "
+        f"{median(waited[NAMESPACE]):.2f} s",
+    )
+
+
+def _solver_seconds(worker: psutil.Process) -> float:
+    """Return the processor time of what the worker started, in seconds."""
+    times = [child.cpu_times() for child in worker.children(recursive=True)]
+    return sum(each.user + each.system for each in times)
+
+
+def _preview(
+    system: Running, text: str, *, force: bool = False, namespace: str = NAMESPACE
+) -> float:
     """Seconds from the request to its answer."""
     clock = Clock()
-    answer: dict[str, Any] = system.graphql(PREVIEW, namespace=NAMESPACE, text=text, force=force)[
+    answer: dict[str, Any] = system.graphql(PREVIEW, namespace=namespace, text=text, force=force)[
         "previewSolve"
     ]
     assert answer["__typename"] == "Preview", answer

@@ -155,13 +155,15 @@ class Screen:
         return found
 
     def objections(self, subject: Subject) -> list[Objection]:
-        """In the order of the rules."""
-        found: list[Objection] = []
+        """Return all objections, in the order of the rules."""
+        return [*self.found(subject)]
+
+    def found(self, subject: Subject) -> Iterator[Objection]:
+        """Yield objections in the order of the rules; a rule is asked when it is its turn."""
         for rule, check in self.checks(subject.manager, subject.name):
             objection = self.decided(rule, subject, check(subject))
             if objection is not None:
-                found.append(objection)
-        return found
+                yield objection
 
     def decided(self, rule: Rule, subject: Subject, text: str) -> Objection | None:
         """The objection that is left of `text` after the decisions of people; "" is none."""

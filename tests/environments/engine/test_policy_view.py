@@ -57,6 +57,32 @@ def test_a_denied_package_deep_below_moves_what_needs_it(solver, channel):
     assert versions(lock)["apptool"] == "1.0"
 
 
+@pytest.mark.parametrize("named", ["", "channel"])
+def test_an_old_version_that_is_denied_is_not_taken_where_the_newest_is_allowed(
+    solver, channel, named
+):
+    """The first answer has it, read from the channel itself: it must not be given."""
+    ours = rules(rule("packages-denied", packages=["libalpha <2"]))
+    spec = f"{channel}::libalpha" if named else "libalpha"
+    assert versions(solve(solver, spec, channels=[channel], rules=ours)) == {"libalpha": "2.1"}
+    for _ in range(2):  # the second time from what is remembered
+        with pytest.raises(UnsatisfiableError) as caught:
+            solve(solver, "libalpha <2", channels=[channel], rules=ours)
+        assert "rule “our packages-denied”" in caught.value.message
+    assert versions(solve(solver, "libalpha", channels=[channel], rules=ours)) == {
+        "libalpha": "2.1"
+    }
+
+
+def test_a_denied_old_version_below_moves_what_needs_it(solver, channel):
+    ours = rules(rule("packages-denied", packages=["libalpha <2"]))
+    free = solve(solver, "apptool", channels=[channel])
+    lock = solve(solver, "apptool", channels=[channel], rules=ours)
+    assert versions(lock) == versions(free)
+    with pytest.raises(UnsatisfiableError, match="rule “our packages-denied”"):
+        solve(solver, "apptool =1.0", channels=[channel], rules=ours)
+
+
 def test_where_nothing_is_allowed_the_error_names_rule_package_and_chain(solver, channel):
     with pytest.raises(UnsatisfiableError) as caught:
         solve(
