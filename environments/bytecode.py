@@ -10,11 +10,15 @@ What a smoke test itself compiles is never kept. Code of any package runs in the
 the command of whoever submitted the build: either could write a file that says to be the compiled
 form of another package. The test only names the modules that it had to compile; they are compiled
 again, each package alone.
+
+Files in which the prefix is replaced are compiled for each prefix anew, meanwhile the others are
+linked (`engine/prefix_bytecode.py`): CPython has one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,6 +37,7 @@ from environments.engine.bytecode import (
 )
 from environments.engine.import_order import at_places, imported_by, top_level_modules
 from environments.engine.linking import python_of
+from environments.engine.prefix_bytecode import compile_relocated, relocated_sources
 from environments.engine.prefix_sizes import PrefixSize
 from environments.engine.processes import sandbox_problem
 from environments.engine.pypi_install import CachedWheel
@@ -57,8 +62,31 @@ def prepare(run: Run, sources: Sequence[PythonSources], python: PythonInfo) -> N
     interpreter = Interpreter.of(run.packages, python)
     if not settings.LINK_BYTECODE or interpreter is None:
         return
-    linked = run.tools.bytecode.link(sources, interpreter=interpreter, prefix=run.hidden_prefix)
+    conflicts = run.paths.conflicts if run.paths else ()
+    relocated = relocated_sources(run.packages, python, conflicts=conflicts)
+    if _count(relocated) > FEW:
+        run.log(f"{_count(relocated)} Python files have the prefix in them; they are not compiled.")
+        relocated = []
+    problem = sandbox_problem() if relocated and sandboxed() else ""
+    with ThreadPoolExecutor(1) as pool:
+        own = None
+        if relocated and not problem:
+            own = pool.submit(
+                compile_relocated,
+                run.tools.bytecode,
+                relocated,
+                interpreter=interpreter,
+                prefix=run.hidden_prefix,
+                cancelled=run.cancelled,
+                sandboxed=sandboxed(),
+            )
+        linked = run.tools.bytecode.link(sources, interpreter=interpreter, prefix=run.hidden_prefix)
     run.size.add_compiled(linked)
+    if own is not None:
+        try:
+            run.size.add_own(own.result())
+        except (SandboxUnavailableError, UnavailableError) as error:
+            run.log(f"Not all Python files are compiled. {error.message}")
     rest = _count(linked.missing)
     if rest and sandboxed() and (problem := sandbox_problem()):
         run.log(f"{rest} Python files are not compiled: this worker has no sandbox. {problem}")

@@ -235,7 +235,7 @@ def sources_among(contents: PackageContents, python: PythonInfo) -> tuple[tuple[
     minor = python.version.replace(".", "")
     found: list[tuple[str, str]] = []
     for path, placeholder in paths:
-        if placeholder or path in compiled or _compiled_path(path, f"cpython-{minor}") in compiled:
+        if placeholder or path in compiled or compiled_path(path, f"cpython-{minor}") in compiled:
             continue
         place = prefix_path(path, noarch_python=contents.noarch_python, python=python)
         if place.startswith(f"{python.site_packages}/"):
@@ -246,9 +246,14 @@ def sources_among(contents: PackageContents, python: PythonInfo) -> tuple[tuple[
 class BytecodeCache:
     """The compiled files of packages, below one folder; any number of processes may use it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, interpreters: Path | None = None) -> None:
         self.folder = folder
+        self._interpreters = interpreters or folder / _INTERPRETERS
         self._swept = 0.0  # when unused entries were looked for, in monotonic seconds
+
+    def beside(self, folder: Path) -> BytecodeCache:
+        """Return a cache with entries of its own that compiles with the same interpreters."""
+        return BytecodeCache(folder, interpreters=self._interpreters)
 
     def link(
         self, sources: Sequence[PythonSources], *, interpreter: Interpreter, prefix: Path
@@ -266,7 +271,7 @@ class BytecodeCache:
                 for number, (path, size) in enumerate(document["files"].items()):
                     if path in places:
                         compiled = f"{part}/{number}.pyc"
-                        place = _compiled_path(places.pop(path), interpreter.tag)
+                        place = compiled_path(places.pop(path), interpreter.tag)
                         plan.append((compiled, f"{prefix}/{place}"))
                         sizes[compiled] = size
                 for path in document["failed"]:
@@ -352,7 +357,7 @@ class BytecodeCache:
 
     def _prefix(self, interpreter: Interpreter) -> Path:
         """Return the prefix of `interpreter`, linked from its packages where it is missing."""
-        folder = self.folder / _INTERPRETERS
+        folder = self._interpreters
         prefix = folder / interpreter.key
         with contextlib.suppress(FileNotFoundError):
             os.utime(prefix)
@@ -488,7 +493,8 @@ def _is_needed(path: str, library: str) -> bool:
     return _LEFT_OUT.isdisjoint(path[len(library) + 1 :].split("/")[:-1])
 
 
-def _compiled_path(path: str, tag: str) -> str:
+def compiled_path(path: str, tag: str) -> str:
+    """Return where Python looks for the compiled form of a source."""
     folder, slash, name = path.rpartition("/")
     return f"{folder}{slash}__pycache__/{name.removesuffix('.py')}.{tag}.pyc"
 
