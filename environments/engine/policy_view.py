@@ -45,7 +45,7 @@ _FILTERED = "#filtered"
 class _Found(NamedTuple):
     """What was found of a name in one subdir of a channel."""
 
-    count: int  # of records
+    records: int
     hidden: frozenset[str] = frozenset()  # files that the rules object to
     newest: bool = False  # whether a release of the newest version is hidden
     asks: bool = False  # whether a decision would show one of the hidden
@@ -55,7 +55,7 @@ class _Found(NamedTuple):
 #: names in every solve. What was allowed stays so: the version changes with the rules and
 #: decisions, the state with the records, and time makes them older only.
 _FOUND: dict[tuple[tuple[str, str, str, str], str], _Found] = {}
-_UNKNOWN = _Found(count=-1, hidden=frozenset([""]), newest=True)
+_UNKNOWN = _Found(records=-1, hidden=frozenset([""]), newest=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +97,7 @@ class _Judged:
         hidden = [record for record, _ in (*self.asked, *self.refused)]
         newest = max((record.version for record in self.allowed), default=None)
         return _Found(
-            count=len(self.allowed) + len(hidden),
+            records=len(self.allowed) + len(hidden),
             hidden=frozenset(record.file_name for record in hidden),
             newest=any(newest is None or record.version >= newest for record in hidden),
             asks=bool(self.asked),
@@ -215,7 +215,7 @@ class PolicyView:
         judged = _Judged()
         place = self._place(index, subdir)
         before = _FOUND.get((place, name), _UNKNOWN)
-        suspects, known = before.hidden, before.count == len(records)
+        suspects, known = before.hidden, before.records == len(records)
         if not self._screen.checks("conda", name) or (known and not suspects):
             judged.allowed = records
             _remember(place, name, _Found(len(records)))
