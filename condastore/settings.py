@@ -563,7 +563,8 @@ SQLITE_OPTIONS = {
     "transaction_mode": "IMMEDIATE",
     "timeout": 60,
     # No mmap_size: SQLite before 3.51.3 has a race between checkpoints of several processes (its
-    # "WAL-reset bug"), which memory maps are reported to make worse.
+    # "WAL-reset bug"), which memory maps are reported to make worse. Writers that queue (the engine
+    # below) never meet it; other programs that write to the file may.
     "init_command": (
         "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON;"
         "PRAGMA journal_size_limit=67108864; PRAGMA cache_size=-20000;"
@@ -571,6 +572,11 @@ SQLITE_OPTIONS = {
 }
 if DATABASE_URL:
     DATABASES = {"default": dj_database_url.parse(DATABASE_URL, conn_health_checks=True)}
+    if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
+        DATABASES["default"] |= {
+            "ENGINE": "condastore.databases.sqlite3",
+            "OPTIONS": SQLITE_OPTIONS | DATABASES["default"].get("OPTIONS", {}),
+        }
 else:
     DATABASES = {
         "default": {

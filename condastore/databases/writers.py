@@ -4,6 +4,10 @@ SQLite itself lets a writer poll, at longer and longer intervals: among many, so
 lock free. Here the threads of a process take turns in the order in which they came, and one of each
 process at a time asks for a lock on a file beside the database. Whoever waits longer than the
 patience given gets `WriteQueueTimeoutError`, which is a database that is locked.
+
+The lock is POSIX (`fcntl.lockf`): it ends with its process, and a forked child does not hold it.
+Closing any descriptor of the file would end it, too, so a process opens the file once and never
+closes it.
 """
 
 from __future__ import annotations
@@ -59,6 +63,7 @@ class WriteQueue:
             What is left of the patience, in seconds.
         Raises:
             WriteQueueTimeoutError: others write for longer than that.
+            OSError: the file of the lock cannot be opened.
         """
         until = time.monotonic() + patience
         self._enter(patience)
@@ -81,8 +86,17 @@ class WriteQueue:
                 return
             mine = _Waiting()
             self._queue.append(mine)
-        with turns.waiting():
-            mine.ready.wait(patience)
+        try:
+            with turns.waiting():
+                mine.ready.wait(patience)
+        except BaseException:
+            # Dramatiq raises time limits and shutdowns in the thread, at any line.
+            with self._guard:
+                if waits := not mine.ready.is_set():
+                    self._queue.remove(mine)
+            if not waits:
+                self._leave()
+            raise
         with self._guard:
             if mine.ready.is_set():
                 return  # also where that came in the last moment
@@ -100,11 +114,8 @@ class WriteQueue:
         if self._path is None:
             return
         if self._descriptor is None:
-            with contextlib.suppress(OSError):  # a folder that nobody can write to: SQLite says so
-                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-                self._descriptor = os.open(self._path, flags, 0o600)
-            if self._descriptor is None:
-                return
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+            self._descriptor = os.open(self._path, flags, 0o600)
         if _locked(self._descriptor):
             return
         pause = _FIRST_LOOK

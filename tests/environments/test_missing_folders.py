@@ -156,7 +156,7 @@ def test_workers_restore_no_more_at_once_than_allowed(
     missing_folders.find()
     first = FolderRestore.objects.first()
     assert first is not None
-    assert first.claim("worker", life=timedelta(minutes=1))
+    assert first.claim("worker", life=settings.LEASE)
     assert folder_restoring.restore_next() is None
     assert first.claim("another", life=timedelta(minutes=1)) is None
 

@@ -7,7 +7,6 @@ import os
 import random
 import re
 import signal
-import sqlite3
 import subprocess
 import time
 from collections import Counter
@@ -19,7 +18,7 @@ import httpx
 import psutil
 import psycopg
 
-from tests.faults.watching import Watch, end_all, missing
+from tests.faults.watching import Watch, can_write, end_all, missing
 from tests.services import Service
 from tests.system import GraphQLFailedError, System, Worker, until
 
@@ -263,7 +262,7 @@ class Soak:
         seconds = self.chance.choice((0.3, 1.0, 6.0))
         for _ in range(20):
             process.suspend()
-            if self.database or self._can_write():
+            if self.database or can_write(self.system.data / "db.sqlite3"):
                 break
             process.resume()
             time.sleep(0.05)
@@ -273,17 +272,6 @@ class Soak:
             time.sleep(seconds)
         finally:
             process.resume()
-
-    def _can_write(self) -> bool:
-        with contextlib.closing(
-            sqlite3.connect(self.system.data / "db.sqlite3", timeout=0.3)
-        ) as rows:
-            try:
-                rows.execute("BEGIN IMMEDIATE")
-                rows.rollback()
-            except sqlite3.OperationalError:
-                return False
-        return True
 
     def _end_connections(self) -> bool:
         self._query(

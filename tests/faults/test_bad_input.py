@@ -23,9 +23,9 @@ REFUSED: dict[str, tuple[str, list[str]]] = {
     "tabs": ("dependencies:\n\t- python\n", ["line 2"]),
     "yaml bomb": (BOMB + "dependencies: [python]\n", ["alias"]),
     "five megabytes": (f"dependencies: [python]\n#{'x' * 5_000_000}\n", ["5,0", "1,048,576"]),
-    "a list": ("- python\n", ["The text is a list"]),
+    "a list": ("- python\n", ["The text is not an environment", "line 1", "dependencies:"]),
     "nothing": ("", ["empty"]),
-    "unknown key": ("dependancies: [python]\n", ["dependancies", "Did you mean 'dependencies'"]),
+    "unknown key": ("dependancies: [python]\n", ["dependancies", "write 'dependencies'"]),
     "unknown key of ours": ("dependencies: [python]\ncondastore: {tets: 1}\n", ["tets", "line 2"]),
     "unknown platform": (
         "dependencies: [python]\nplatforms: [linux-65]\n",
@@ -100,9 +100,11 @@ def test_a_bad_specification_is_refused_with_its_reason(system: System, case: st
 
 def test_every_fault_of_a_specification_is_told_at_once(system: System) -> None:
     refusal = _refusal(
-        system, "nam: x\nplatforms: [linux-65]\ndependencies: ['python >>3', {pip: ['./mine']}]\n"
+        system,
+        "condastore: {tets: 1}\nplatforms: [linux-65]\n"
+        "dependencies: ['python >>3', {pip: ['./mine']}]\n",
     )
-    for part in ("nam", "linux-65", "python >>3", "./mine", "line 1", "line 2", "line 3"):
+    for part in ("tets", "linux-65", "python >>3", "./mine", "line 1", "line 2", "line 3"):
         assert part in refusal
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sqlite3
@@ -14,7 +13,7 @@ import pytest
 
 from tests.channels.server import ChannelServer
 from tests.faults.conftest import Start
-from tests.faults.watching import state_of
+from tests.faults.watching import can_write, state_of
 from tests.system import FINISHED, System, Worker, until
 
 TEXT = "dependencies: [hello-noarch]"
@@ -74,23 +73,13 @@ def _stop_when_named(database: Path, rows: sqlite3.Connection, worker: Worker, b
             worker.send_signal(signal.SIGSTOP)
             until(lambda: psutil.Process(worker.pid).status() == psutil.STATUS_STOPPED, pause=0)
             # Not inside of a transaction: nobody else could write while it is stopped.
-            if rows.execute(NAMED, (build,)).fetchall() and _can_write(database):
+            if rows.execute(NAMED, (build,)).fetchall() and can_write(database, patience=0.01):
                 return True
             worker.send_signal(signal.SIGCONT)
         if state_of(rows, build) in FINISHED:
             return False
         os.sched_yield()
     raise AssertionError(f"build {build} did not end")
-
-
-def _can_write(database: Path) -> bool:
-    with contextlib.closing(sqlite3.connect(database, timeout=0, isolation_level=None)) as other:
-        try:
-            other.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError:
-            return False
-        other.execute("ROLLBACK")
-    return True
 
 
 def _folder(rows: sqlite3.Connection, build: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -15,7 +14,7 @@ import redis
 
 from tests.channels.server import ChannelServer, Fault
 from tests.faults.conftest import Start
-from tests.faults.watching import Watch, owner_of, settle
+from tests.faults.watching import Watch, can_write, owner_of, settle
 from tests.migrated import migrated_postgres
 from tests.services import Service, rabbitmq, valkey
 from tests.services.processes import ServiceFailedError
@@ -223,14 +222,8 @@ def _stop_without_a_lock(system: System, pid: int) -> None:
     """SIGSTOP at a moment when the worker is not writing: else everybody would wait for it."""
     for _ in range(50):
         os.kill(pid, signal.SIGSTOP)
-        try:
-            with sqlite3.connect(system.data / "db.sqlite3", timeout=0.3) as rows:
-                rows.execute("BEGIN IMMEDIATE")
-                rows.rollback()
-            rows.close()
-        except sqlite3.OperationalError:
-            os.kill(pid, signal.SIGCONT)
-            time.sleep(0.05)
-        else:
+        if can_write(system.data / "db.sqlite3"):
             return
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(0.05)
     pytest.fail("the worker always writes")

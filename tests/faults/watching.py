@@ -16,7 +16,29 @@ from typing import Self
 
 import psutil
 
+from condastore.databases.sqlite3.base import queue_of
+from condastore.databases.writers import WriteQueueTimeoutError
 from tests.system import FINISHED, System, Worker, until
+
+
+def can_write(database: Path, *, patience: float = 0.3) -> bool:
+    """Whether neither SQLite's write lock nor a turn to write is held by a stopped process."""
+    queue = queue_of(str(database))
+    try:
+        queue.acquire(patience)
+    except WriteQueueTimeoutError:
+        return False
+    try:
+        with contextlib.closing(
+            sqlite3.connect(database, timeout=patience, isolation_level=None)
+        ) as rows:
+            rows.execute("BEGIN IMMEDIATE")
+            rows.execute("ROLLBACK")
+    except sqlite3.OperationalError:
+        return False
+    finally:
+        queue.release()
+    return True
 
 
 class Watch:
