@@ -181,6 +181,22 @@ def served_content(
     return Content(blob=part.blob, media_type=part.media_type, build=build)
 
 
+def served_manifest(
+    actor: Actor, namespace: str, environment: str, tag: str, *, compression: Compression
+) -> Content | None:
+    """The manifest that a tag leads to, by two statements, where it is ready to be given away.
+
+    None: ask `find_tagged` and `request_images`, which also create images, and say what is wrong.
+    """
+    if tag == "current" or not _TAG.fullmatch(tag):
+        return None
+    build = served_builds.served_build(actor, namespace, environment, tag, of_registry=True)
+    image = None if build is None else served_builds.ready_image(build, compression)
+    if image is None or image.blob is None or not blobs.is_whole(image.blob):
+        return None
+    return Content(blob=image.blob, media_type=MANIFEST, build=build)
+
+
 def find_content(
     actor: Actor, environment: Environment, sha256: str, *, kinds: Iterable[str] = ()
 ) -> Content:

@@ -6,24 +6,33 @@ recalls. Where it finds nothing, the caller asks one by one, and learns what to 
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from django.db.models import Exists, F, OuterRef, QuerySet
+from django.db.models import Exists, F, OuterRef, QuerySet, Subquery
+from django.db.models.fields.json import KT
 
 from accounts.access import Actor, kind_of, stand_in, values_for
 from accounts.roles import Perm
-from condastore.statements import NUMBER, Lookup, word
+from condastore.statements import KEY, NUMBER, Lookup, word
+from environments.domain.artifacts import FORMS, ArtifactKind, ArtifactState
+from environments.domain.images import ARCHITECTURES, Compression
 from environments.domain.lifecycle import SERVED
 from environments.models import (
+    Artifact,
+    BaseImage,
     Blob,
     Build,
+    BuildTag,
     ImageBlob,
 )
+from environments.models.images import base_name
 from environments.models.recalls import RecalledLock
 
+_LOCK = re.compile(r"lock-([0-9a-f]{64})")
 _BUILD = ("id", "environment_id", "number", "state", "lock_id", "specification_id", "platform")
 _ENVIRONMENT = ("id", "namespace_id", "name", "current_id", "used_at")
-_NAMESPACE = ("id", "name", "public")
+_NAMESPACE = ("id", "name", "public", "base_image")
 
 
 def _served(actor: Actor) -> QuerySet[Build]:
@@ -57,15 +66,20 @@ _LOCKED_BUILD: Lookup[Build] = Lookup(
 )
 
 
-def served_build(actor: Actor, namespace: str, environment: str, reference: str) -> Build | None:
+def served_build(
+    actor: Actor, namespace: str, environment: str, reference: str, *, of_registry: bool = False
+) -> Build | None:
     """The build, with its lock and specification, if `actor` may download it now.
 
     Args:
         reference: a number, a tag, or `current`; others are not found here.
+        of_registry: also `lock-DIGEST`, and `latest` for the current build where no tag has that
+            name.
     """
     values = _values(actor, namespace, environment)
     kind: str
     found: dict[str, Any]
+    conditions: list[Any] = []
     if reference in ("", "current"):
         kind, found = "current", {"pk": F("environment__current")}
     elif reference.isdecimal():
@@ -73,12 +87,19 @@ def served_build(actor: Actor, namespace: str, environment: str, reference: str)
             return None
         kind, found = "number", {"number": NUMBER}
         values[NUMBER] = int(reference)
+    elif of_registry and reference == "latest":
+        named = BuildTag.objects.filter(environment=OuterRef("environment"), name="latest")
+        kind, found = "latest", {"pk": F("environment__current")}
+        conditions = [~Exists(named)]
+    elif of_registry and (digest := _LOCK.fullmatch(reference)):
+        kind, found = "lock", {"lock__digest": word("lock")}
+        values[word("lock")] = digest[1]
     else:
         kind, found = "tag", {"tags__name": word("tag"), "tags__environment": F("environment")}
         values[word("tag")] = reference
     return _LOCKED_BUILD.first(
         ("served build", kind, *kind_of(actor)),
-        lambda: _served(actor).filter(**found),
+        lambda: _served(actor).filter(*conditions, **found).order_by("-number"),
         values,
     )
 
@@ -114,4 +135,56 @@ def served_image(actor: Actor, namespace: str, environment: str, part: ImageBlob
         ("served image", *kind_of(actor)),
         lambda: _served(actor).filter(lock__artifacts=NUMBER).order_by("-number"),
         _values(actor, namespace, environment) | {NUMBER: part.artifact_id},
+    )
+
+
+_IMAGE: Lookup[Artifact] = Lookup(
+    Artifact,
+    own=("id", "lock_id", "kind", "platform", "state", "blob_id"),
+    blob=[field.attname for field in Blob._meta.concrete_fields],
+)
+
+
+def ready_image(build: Build, compression: Compression) -> Artifact | None:
+    """The image of a build that `served_build` found, if it is ready, whole, and its only one.
+
+    Of a lock for several platforms that containers run on, nothing is found here: it has an index.
+    """
+    assert build.lock is not None, "found among those that have one"
+    platforms = [one for one in build.lock.platforms if one in ARCHITECTURES]
+    if len(platforms) != 1:
+        return None
+    values = {
+        KEY: build.lock_id,
+        word("platform"): platforms[0],
+        word("specification"): build.specification.digest,
+        word("compression"): compression,
+        word("base"): base_name(build.environment.namespace),
+    }
+    return _IMAGE.first(("ready image",), _ready_images, values)
+
+
+def _ready_images() -> QuerySet[Artifact]:
+    """Images by what they are made from (`image_options`); the specification says the variables."""
+    bases = BaseImage.objects.filter(name=word("base"), platform=word("platform"))
+    damaged = ImageBlob.objects.filter(artifact=OuterRef("pk"), blob__damaged_at__isnull=False)
+    return (
+        Artifact.objects.order_by()
+        .alias(
+            of=KT("options__specification"),
+            packed=KT("options__compression"),
+            on=KT("options__base"),
+        )
+        .filter(
+            ~Exists(damaged),
+            lock=KEY,
+            kind=ArtifactKind.IMAGE,
+            platform=word("platform"),
+            recipe=FORMS[ArtifactKind.IMAGE].recipe,
+            state=ArtifactState.READY,
+            blob__damaged_at=None,
+            of=word("specification"),
+            packed=word("compression"),
+            on=Subquery(bases.order_by("-pk").values("digest")[:1]),
+        )
     )

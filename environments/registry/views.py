@@ -23,7 +23,7 @@ from environments.domain.errors import (
     NotSignedInError,
     StoreError,
 )
-from environments.domain.images import INDEX, LAYER, MANIFEST
+from environments.domain.images import INDEX, LAYER, MANIFEST, Compression
 from environments.domain.lifecycle import SERVED
 from environments.manifests import Content, manifest_of
 from environments.models import Artifact, Build, Environment
@@ -171,20 +171,37 @@ async def manifest(
         return _only_pulls()
     place = (request, namespace, environment)
     if ":" in reference:
-        content = await sync_to_async(_by_digest)(*place, reference, MANIFEST, INDEX)
+        content: Content | None = await sync_to_async(_by_digest)(
+            *place, reference, MANIFEST, INDEX
+        )
     else:
         deadline = time.monotonic() + settings.REGISTRY_WAIT.total_seconds()
         if namespace == ON_DEMAND:
             await _built(request, environment, deadline)
-        build, wanted = await sync_to_async(_wanted)(*place, reference)
-        made = await _awaited(wanted, deadline)
-        content = await sync_to_async(manifest_of)(build, made)
+        content = await sync_to_async(_ready)(*place, reference)
+        if content is None:
+            build, wanted = await sync_to_async(_wanted)(*place, reference)
+            made = await _awaited(wanted, deadline)
+            content = await sync_to_async(manifest_of)(build, made)
     if request.method == "GET" and content.media_type != INDEX and content.build is not None:
         actor: Actor = request.actor  # type: ignore[attr-defined]
         await sync_to_async(audit.downloaded)(actor, content.build, "image")
     response = await _given(request, content)
     patch_vary_headers(response, ("Accept",))
     return response
+
+
+def _ready(request: HttpRequest, namespace: str, environment: str, tag: str) -> Content | None:
+    """The manifest of an image that exists; None where more has to be looked up."""
+    if namespace == ON_DEMAND:
+        return None
+    actor = _actor(request, namespace, environment)
+    compression = _compression(request)
+    return images.served_manifest(actor, namespace, environment, tag, compression=compression)
+
+
+def _compression(request: HttpRequest) -> Compression:
+    return "zstd" if LAYER["zstd"] in request.headers.get("Accept", "") else "gzip"
 
 
 def _wanted(
@@ -194,7 +211,7 @@ def _wanted(
     build, compression = _known(
         lambda: images.find_tagged(actor, repository, tag), "MANIFEST_UNKNOWN"
     )
-    if LAYER["zstd"] in request.headers.get("Accept", ""):
+    if _compression(request) == "zstd":
         compression = "zstd"
     found = _known(
         lambda: images.request_images(actor=actor, build=build, compression=compression),

@@ -15,6 +15,7 @@ from django.contrib.auth.signals import user_login_failed
 from django.core.management import CommandError, call_command
 from django.db import DatabaseError, connection, transaction
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from accounts.access import ANONYMOUS, Actor
@@ -432,6 +433,29 @@ def test_downloads_are_recorded_as_the_setting_says(environment: Environment, se
     settings.AUDIT_DOWNLOADS = 0
     client.get(address)
     assert len(events("build.download")) == 1
+
+
+def _appended(action: str) -> int:
+    """How many statements the transaction of one event takes."""
+    with CaptureQueriesContext(connection) as sent:
+        AuditEvent.record(None, action, "a test")
+    return len(sent)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_head_is_read_only_where_another_has_written_it() -> None:
+    AuditEvent.record(None, "first", "a test")
+    few = _appended("second")
+    assert few <= 4  # begin, the head, the event, commit
+    with transaction.atomic():
+        AuditEvent.record(None, "rolled back", "a test")
+        transaction.set_rollback(True)
+    assert _appended("third") > few
+    assert _appended("fourth") <= few
+    assert [one.action for one in AuditEvent.objects.order_by("position")] == [
+        "first", "second", "third", "fourth",
+    ]  # fmt: skip
+    assert verify_chain().fault is None
 
 
 # --- who reads it -------------------------------------------------------------------------------

@@ -234,6 +234,15 @@ def test_who_does_not_want_to_wait_is_told_how_far_it_is(
     assert len(sent) == 1  # one making for all who ask
 
 
+@pytest.mark.django_db(transaction=True)  # messages are sent after the commit
+@pytest.mark.parametrize("seconds", ["9", "99999", "999999999999", "-1"])
+def test_nobody_waits_longer_than_making_the_file_may_take(
+    build: Build, bob: Actor, sent: list[int], settings: Any, seconds: str
+) -> None:
+    settings.ARTIFACT_TIME_LIMIT = timedelta(seconds=0.1)
+    assert get(bob, Prefer=f"wait={seconds}").status == 202
+
+
 @pytest.mark.parametrize(
     ("path", "says"),
     [
