@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from django.db.models import Exists, F, OuterRef, QuerySet, Subquery
+from django.db.models import Exists, F, OuterRef, QuerySet, Subquery, TextField
 from django.db.models.fields.json import KT
+from django.db.models.functions import Cast
 
 from accounts.access import Actor, kind_of, stand_in, values_for
 from accounts.roles import Perm
@@ -164,6 +165,11 @@ def ready_image(build: Build, compression: Compression) -> Artifact | None:
     return _IMAGE.first(("ready image",), _ready_images, values)
 
 
+def _option(name: str) -> Cast:
+    """An option as text: an exact lookup of a JSON key would encode what it is compared with."""
+    return Cast(KT(f"options__{name}"), TextField())
+
+
 def _ready_images() -> QuerySet[Artifact]:
     """Images by what they are made from (`image_options`); the specification says the variables."""
     bases = BaseImage.objects.filter(name=word("base"), platform=word("platform"))
@@ -171,9 +177,9 @@ def _ready_images() -> QuerySet[Artifact]:
     return (
         Artifact.objects.order_by()
         .alias(
-            of=KT("options__specification"),
-            packed=KT("options__compression"),
-            on=KT("options__base"),
+            of=_option("specification"),
+            packed=_option("compression"),
+            on=_option("base"),
         )
         .filter(
             ~Exists(damaged),

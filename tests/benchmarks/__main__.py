@@ -18,6 +18,7 @@ from tests.benchmarks import (
     builds,
     bursts,
     collection,
+    downloads,
     first_use,
     images,
     lists,
@@ -48,6 +49,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "archives": archives.archives,
     "collection": collection.collection,
     "images": images.images,
+    "downloads": downloads.downloads,
     "serving": serving.serving,
     "starts": starts.starts,
 }
