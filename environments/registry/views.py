@@ -171,15 +171,15 @@ async def manifest(
         return _only_pulls()
     place = (request, namespace, environment)
     if ":" in reference:
-        content: Content | None = await sync_to_async(_by_digest)(
-            *place, reference, MANIFEST, INDEX
-        )
+        content = await sync_to_async(_by_digest)(*place, reference, MANIFEST, INDEX)
     else:
         deadline = time.monotonic() + settings.REGISTRY_WAIT.total_seconds()
         if namespace == ON_DEMAND:
             await _built(request, environment, deadline)
-        content = await sync_to_async(_ready)(*place, reference)
-        if content is None:
+        ready = await sync_to_async(_ready)(*place, reference)
+        if ready is not None:
+            content = ready
+        else:
             build, wanted = await sync_to_async(_wanted)(*place, reference)
             made = await _awaited(wanted, deadline)
             content = await sync_to_async(manifest_of)(build, made)
