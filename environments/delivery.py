@@ -18,6 +18,7 @@ from environments.engine import webhooks
 from environments.engine.addresses import guard, parse_networks
 from environments.models import Notification, Webhook
 from environments.models.builds import backoff_delay
+from environments.outages import DATABASE_DOWN, is_outage, persist
 
 logger = structlog.get_logger(__name__)
 #: How long a receiver may take to answer.
@@ -46,25 +47,33 @@ def deliver(notification_id: int) -> None:
     if message is None or not message.claim(patience=PATIENCE):
         return
     row = Notification.objects.filter(pk=message.pk)
+    mine = row.filter(attempts=message.attempts)  # until another attempt begins
     try:
         if message.webhook is not None:
             _call(message, message.webhook)
         else:
             _mail(message)
+    except DATABASE_DOWN as error:
+        if not is_outage(error):
+            raise
+        logger.warning("not delivered", notification=message.pk, error=str(error).strip())
+        persist(message.give_back)  # an outage of the database is no attempt
     except StoreError as error:
         now = timezone.now()
         logger.warning("not delivered", notification=message.pk, code=error.code, error=str(error))
         if isinstance(error, webhooks.WebhookGoneError):
-            Webhook.objects.filter(notifications=message).update(enabled=False)
+            persist(lambda: Webhook.objects.filter(notifications=message).update(enabled=False))
         if not error.transient or message.attempts >= settings.NOTIFICATION_ATTEMPTS:
-            row.update(failed_at=now, problem=str(error))
+            problem = str(error)
+            persist(lambda: mine.update(failed_at=now, problem=problem))
             return
         delay = backoff_delay(
             message.attempts, first=settings.NOTIFICATION_BACKOFF, ceiling=LONGEST_WAIT
         )
-        row.update(not_before=now + delay, message_sent_at=None, problem=str(error))
+        again = {"not_before": now + delay, "message_sent_at": None, "problem": str(error)}
+        persist(lambda: mine.update(**again))
     else:
-        row.update(delivered_at=timezone.now(), problem="")
+        persist(lambda: row.update(delivered_at=timezone.now(), problem=""))
 
 
 def _call(message: Notification, hook: Webhook) -> None:

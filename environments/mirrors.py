@@ -44,6 +44,7 @@ from environments.engine.downloads import Download, download_all, remove_leftove
 from environments.models import Blob, Mirror, MirrorIndex, MirrorPackage, MirrorView
 from environments.models.clock_bounds import SKEW, older
 from environments.models.mirrors import Worked
+from environments.outages import is_outage, persist
 from environments.policies import policy_of
 from environments.solving import mirror_credentials
 from environments.tools import download_patience, read_limits, source_of
@@ -292,12 +293,18 @@ def _made(row: MirrorView, work: _Work) -> None:
 
 
 def _gave_up(row: Worked, token: int, error: Exception) -> None:
+    if is_outage(error):  # of the database, not of the channel: looked at again at once
+        logger.warning("mirror interrupted", mirror=str(row), error=str(error).strip())
+        with suppress(LeaseLostError):
+            persist(lambda: row.finish(token))
+        return
     if not isinstance(error, StoreError):
         logger.exception("mirror stopped unexpectedly", mirror=str(row))
         error = UnexpectedError("Reading the channel stopped unexpectedly.")
     logger.warning("mirror failed", mirror=str(row), error=str(error))
+    failed = error
     with suppress(LeaseLostError):
-        row.fail(token, error)
+        persist(lambda: row.fail(token, failed))
 
 
 def drop_views(*, now: datetime | None = None) -> int:

@@ -37,6 +37,7 @@ from environments.models import (
 )
 from environments.models.builds import backoff_delay
 from environments.models.recalls import refuse_recalled
+from environments.outages import DATABASE_DOWN, is_outage, persist
 
 logger = structlog.get_logger(__name__)
 #: An attempt that was not heard of for so long is made again.
@@ -130,16 +131,23 @@ def push(push_id: int) -> None:
         top, done = _attempt(row)
     except LeaseLostError:
         logger.info("push superseded", push=row.pk)
+    except DATABASE_DOWN as error:
+        logger.warning("not pushed", push=row.pk, error=str(error).strip())
+        if is_outage(error):
+            persist(row.give_back)  # an outage of the database is no attempt
+        else:
+            reached = UnavailableError(f"The database could not be reached: {error}")
+            persist(partial(_give_up, row, reached))
     except StoreError as error:
-        _give_up(row, error)
+        persist(partial(_give_up, row, error))
     except Exception:
         logger.exception("push stopped unexpectedly", push=row.pk)
-        _give_up(row, UnexpectedError("The push stopped unexpectedly."))
+        persist(partial(_give_up, row, UnexpectedError("The push stopped unexpectedly.")))
     except BaseException:  # Dramatiq stops the thread: shutdown, or its own time limit
         _give_up(row, UnavailableError("Its worker was stopped."))
         raise
     else:
-        _finish(row, top, done)
+        persist(lambda: _finish(row, top, done))
 
 
 def _attempt(row: Push) -> tuple[Content, Pushed]:

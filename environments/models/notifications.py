@@ -169,3 +169,9 @@ class Notification(models.Model):
             return False
         self.refresh_from_db()
         return True
+
+    def give_back(self) -> bool:
+        """Make the attempt undone; False where another has begun."""
+        mine = Notification.objects.filter(pk=self.pk, attempts=self.attempts)
+        again = {"not_before": timezone.now(), "message_sent_at": None}
+        return bool(mine.update(attempts=F("attempts") - 1, **again))

@@ -158,3 +158,8 @@ class Push(models.Model):
         return bool(
             Push.objects.filter(pk=self.pk, turn=self.turn).update(**changes, turn=F("turn") + 1)
         )
+
+    def give_back(self) -> bool:
+        """Make the attempt undone; False where it is another's turn by now."""
+        again = {"not_before": timezone.now(), "message_sent_at": None}
+        return self.end(attempts=F("attempts") - 1, **again)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from email import message_from_bytes
@@ -15,6 +15,7 @@ import pytest
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import Envelope
 from django.conf import settings as django_settings
+from django.db import OperationalError, connection
 from django.utils import timezone
 from standardwebhooks.webhooks import Webhook as Verifier
 from standardwebhooks.webhooks import WebhookVerificationError
@@ -22,12 +23,14 @@ from standardwebhooks.webhooks import WebhookVerificationError
 from accounts.access import Actor
 from accounts.models import User
 from accounts.roles import Role
+from condastore.databases.sqlite3.base import queue_of
 from environments import building, delivery, tasks
 from environments.domain.errors import AccessDeniedError, ConflictError, InvalidInputError
 from environments.models import Build, Namespace, Notification, Policy, Webhook
 from environments.models.notifications import Event
 from environments.operations import approvals, queueing, recalls, upkeep
 from environments.operations.notifications import create_webhook, delete_webhook, try_webhook
+from environments.outages import persist
 from tests import factories
 from tests.services.processes import free_ports
 
@@ -41,6 +44,7 @@ class Receiver:
     url: str
     got: list[tuple[dict[str, str], str]] = field(default_factory=list)
     answers: list[int] = field(default_factory=list)
+    during: Callable[[], None] = lambda: None
 
 
 @pytest.fixture
@@ -50,6 +54,7 @@ def receiver(settings: Any) -> Iterator[Receiver]:
             body = self.rfile.read(int(self.headers["Content-Length"])).decode()
             headers = {name.lower(): value for name, value in self.headers.items()}
             found.got.append((headers, body))
+            found.during()
             self.send_response(found.answers.pop(0) if found.answers else 204)
             self.send_header("Location", found.url + "elsewhere")
             self.send_header("Content-Length", "0")
@@ -282,6 +287,45 @@ def test_the_sweep_sends_what_the_queue_lost(hook, receiver, research, monkeypat
         queueing.send_notifications()
     assert receiver.got == []
     upkeep.sweep()
+    assert len(receiver.got) == 1
+
+
+def test_what_is_delivered_while_the_database_is_away_is_written_down_later(
+    hook, receiver, research, monkeypatch
+):
+    queue = queue_of(str(connection.settings_dict["NAME"]))
+    monkeypatch.setitem(connection.settings_dict["OPTIONS"], "timeout", 0.2)
+
+    def lock_out() -> None:
+        queue.acquire(30)
+        threading.Timer(1, queue.release).start()
+
+    receiver.during = lock_out
+    tell(research)
+    connection.close()
+    queueing.send_notifications()
+    row = Notification.objects.get()
+    assert row.delivered_at is not None
+    assert (row.attempts, len(receiver.got)) == (1, 1)
+
+
+def test_an_outage_of_the_database_is_no_attempt_at_a_message(
+    hook, receiver, research, monkeypatch
+):
+    tell(research)
+    queue = queue_of(str(connection.settings_dict["NAME"]))
+    monkeypatch.setitem(connection.settings_dict["OPTIONS"], "timeout", 0.2)
+    connection.close()
+    [message] = Notification.objects.all()
+    assert message.claim(patience=delivery.PATIENCE)
+    queue.acquire(30)
+    threading.Timer(1, queue.release).start()
+    with pytest.raises(OperationalError):
+        message.give_back()
+    assert persist(message.give_back)
+    assert Notification.objects.get().attempts == 0
+    assert not message.give_back()  # it is another's by now
+    queueing.send_notifications()
     assert len(receiver.got) == 1
 
 
