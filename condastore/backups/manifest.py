@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from condastore.cli.errors import CommandError, Status
 FORMAT = 1
 MANIFEST, SNAPSHOTS, PARTIAL, BLOB_LIST = "manifest.json", "snapshots", ".partial", "blobs.txt"
 LOCK = ".lock"
+_BLOB_LINE = re.compile(r"(?P<sha256>[0-9a-f]{64}) (?P<size>[0-9]{1,18})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,12 +96,22 @@ class Manifest:
             found["files"] = tuple(FileEntry(**entry) for entry in found["files"])
             for name in ("absent", "keys_from_settings"):
                 found[name] = tuple(found[name])
-            return cls(**found)
-        except (KeyError, TypeError) as error:
+            manifest = cls(**found)
+            for path in (manifest.snapshot, *(entry.path for entry in manifest.files)):
+                _require_inside(path)
+            return manifest
+        except (KeyError, TypeError, ValueError) as error:
             raise fault(f"The manifest cannot be read: {error}.", folder / MANIFEST) from error
 
     def folder(self, backup: Path) -> Path:
         return backup / SNAPSHOTS / self.snapshot
+
+
+def _require_inside(path: str) -> None:
+    """ValueError where a path of the manifest could lead out of the backup."""
+    parts = path.split("/")
+    if "\0" in path or any(part in {"", ".", ".."} for part in parts):
+        raise ValueError(f"{path!r} is not a path inside the backup")
 
 
 def fault(
@@ -128,11 +140,22 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def read_blob_list(path: Path) -> Iterator[tuple[str, int]]:
-    """Yield (sha256, size in bytes) of each kept blob."""
+    """Yield (sha256, size in bytes) of each kept blob.
+
+    Raises:
+        CommandError: a line of the list is not a digest and a size.
+    """
     with path.open() as lines:
-        for line in lines:
-            sha256, _, size = line.strip().partition(" ")
-            yield sha256, int(size)
+        for number, line in enumerate(lines, start=1):
+            found = _BLOB_LINE.fullmatch(line.strip())
+            if found is None:
+                raise fault(
+                    f"Line {number} of the list of blobs is not a sha256 and a size.",
+                    path,
+                    hint="The backup is damaged: use another one.",
+                    code="damaged",
+                )
+            yield found["sha256"], int(found["size"])
 
 
 def blob_path(backup: Path, sha256: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sqlite3
@@ -147,6 +148,37 @@ def test_damage_is_found_and_never_restored(machine: Machine, backup: Path, tmp_
     assert "db.sqlite3" in machine.run("backup", "--verify", backup, status=6).stderr
     refused = Machine(tmp_path, "third").run("restore", backup, status=6)
     assert "db.sqlite3" in refused.stderr
+
+
+@pytest.mark.parametrize("path", ["../../../secrets", "/etc", "secrets/../../x", ""])
+def test_a_manifest_names_only_files_of_its_backup(
+    path: str, machine: Machine, backup: Path, tmp_path: Path
+) -> None:
+    manifest = backup / "manifest.json"
+    document = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(document | {"snapshot": path}))
+    refused = Machine(tmp_path, "other").run("restore", backup, status=6)
+    assert "not a path inside the backup" in refused.stderr
+    document["files"][0]["path"] = path
+    manifest.write_text(json.dumps(document))
+    refused = Machine(tmp_path, "third").run("restore", backup, status=6)
+    assert "not a path inside the backup" in refused.stderr
+
+
+def test_a_list_of_blobs_names_digests_only(machine: Machine, backup: Path, tmp_path: Path) -> None:
+    manifest = backup / "manifest.json"
+    document = json.loads(manifest.read_text())
+    [listed] = backup.glob("snapshots/*/blobs.txt")
+    listed.write_text("../../../../etc/passwd 10\n")
+    for entry in document["files"]:
+        if entry["path"] == "blobs.txt":
+            entry["sha256"] = hashlib.sha256(listed.read_bytes()).hexdigest()
+            entry["size"] = listed.stat().st_size
+    manifest.write_text(json.dumps(document))
+    other = Machine(tmp_path, "other")
+    refused = other.run("restore", backup, status=6)
+    assert "not a sha256 and a size" in refused.stderr
+    assert not (other.data / "db.sqlite3").exists()
 
 
 def test_a_restore_that_was_stopped_is_finished_by_the_same_command(
