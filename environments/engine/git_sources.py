@@ -289,6 +289,7 @@ class Repository:
                 f"{self.reference.location} could not be fetched within "
                 f"{self._limits.time.total_seconds():g} seconds."
             )
+        result.require_not_killed("git")
         return result
 
     def _environment(self) -> dict[str, str]:

@@ -35,7 +35,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
-from environments.domain.errors import SandboxUnavailableError
+from environments.domain.errors import SandboxUnavailableError, UnavailableError
 from environments.domain.progress import Cancelled, obey
 from environments.engine import confinement as confining
 from environments.engine.confinement import SYSTEM, sandbox_filter
@@ -43,6 +43,13 @@ from environments.engine.confinement import SYSTEM, sandbox_filter
 POLL = 0.1  # seconds between two looks at a cancel
 LINE_LENGTH = 4_000  # characters; what is longer is cut
 TAIL = 40  # lines kept for messages
+#: Status -> signal, of programs that were killed from outside: as a shell gives it, and as `Popen`
+#: does where the guard was killed as well.
+_KILLED = {
+    status: number.name
+    for number in (signal.SIGKILL, signal.SIGTERM)
+    for status in (128 + number, -number)
+}
 #: Bytes of a program's output that are passed on; what follows is read and dropped.
 OUTPUT_LIMIT = 4 << 20
 
@@ -105,6 +112,21 @@ class ToolResult:
     @property
     def succeeded(self) -> bool:
         return self.status == 0 and not self.timed_out
+
+    def require_not_killed(self, program: str) -> None:
+        """Raise UnavailableError where a signal from outside ended the program.
+
+        The kernel kills when memory runs out, and an administrator may: that says nothing about
+        the program's input.
+        """
+        if self.timed_out or self.status not in _KILLED:
+            return
+        raise UnavailableError(
+            f"{program} was killed ({_KILLED[self.status]}).",
+            hint="It is tried again. If it happens again, the machine is short of memory: ask an "
+            "administrator.",
+            details={"status": self.status, "tail": self.tail},
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -544,6 +544,7 @@ class _Run:
             )
             if result.timed_out:
                 raise TimeLimitError("The PyPI part has no answer within the time limit.")
+            result.require_not_killed("uv")
             if not result.succeeded:
                 raise self._error(redact("\n".join(lines), credentials), folder)
 

@@ -435,6 +435,7 @@ class _Frontend:
             )
         if answer.too_large:
             raise self._failure(result, f"gives more than {largest >> 20:,} MiB")
+        result.require_not_killed(f"The build of {self.label}")
         if not result.succeeded or not answer.whole:
             raise self._failure(result, f"failed (status {result.status})")
         return result

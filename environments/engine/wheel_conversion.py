@@ -97,6 +97,7 @@ def _converted(wheel: Path, out: Path) -> _Answer:
         cancelled=never,
         on_line=lambda line: None,
     )
+    result.require_not_killed("The converter of wheels")
     try:
         answer = parse_json(read_output(out / _ANSWER, most=_LONGEST_ANSWER))
         if "refused" in answer:

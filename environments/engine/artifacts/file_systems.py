@@ -168,8 +168,9 @@ def _write(material: Material, entries: Iterable[Entry], path: Path) -> Path:
     if feeder.error is not None and not isinstance(feeder.error, BrokenPipeError):
         raise feeder.error
     if not result.succeeded:
-        said = "; ".join(line for line in lines[-3:] if line)
         path.unlink(missing_ok=True)
+        result.require_not_killed("mksquashfs")
+        said = "; ".join(line for line in lines[-3:] if line)
         if re.search("No space left|Disk quota", said):
             raise DiskSpaceError("The disk is full: the file system could not be made.")
         raise ArtifactFailedError(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from environments.domain.errors import (
@@ -16,6 +18,7 @@ from environments.domain.errors import (
     PypiError,
     SpecificationError,
     TimeLimitError,
+    UnavailableError,
 )
 from environments.domain.lock import PlatformLock
 from environments.domain.names import Credential
@@ -344,6 +347,26 @@ def test_a_cancel_and_a_time_limit_end_uv(
         lock(resolver, part("python"), "tinyname", cancelled=lambda: True)
     with pytest.raises(TimeLimitError):
         lock(resolver, part("python"), "tinyname", time_limit=timedelta(seconds=1))
+
+
+def test_a_killed_uv_is_no_answer_about_the_requirements(
+    resolver: PypiResolver, part: Callable[..., PlatformLock], channel_server: ChannelServer
+) -> None:
+    channel_server.faults.add(Fault("pypi/*", hang=60))
+    killed: list[int] = []
+
+    def kill_uv() -> bool:
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if child.name() == "uv":
+                    child.kill()
+                    killed.append(child.pid)
+        return False
+
+    with pytest.raises(UnavailableError, match=r"uv was killed \(SIGKILL\)") as found:
+        lock(resolver, part("python"), "tinyname", cancelled=kill_uv)
+    assert killed
+    assert found.value.transient
 
 
 def test_a_solve_locks_both_parts(
