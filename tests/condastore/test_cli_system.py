@@ -148,10 +148,10 @@ def test_a_misspelt_package_is_told_with_similar_names(administrator: Person, na
 
 
 def test_every_fault_of_a_file_is_told_at_once(administrator: Person, namespace: str):
-    text = "dependencies:\n  - 'libalpha =='\n  - python >=\nplatforms: [linux-65]\nnonsense: 1\n"
+    text = "dependencies:\n  - 'libalpha =='\n  - python >=\nplatforms: [linux-65]\nvariables: 1\n"
     ended = build(administrator, f"{namespace}/odd", text)
     assert ended.status == 6
-    for place in ("line 2", "line 3", "linux-65", "nonsense"):
+    for place in ("line 2", "line 3", "linux-65", "variables"):
         assert place in ended.err
 
 
