@@ -22,7 +22,7 @@ from django.db import Error, connection
 from django.utils import timezone
 from dramatiq.middleware import Shutdown
 
-from environments import blobs, folders, images
+from environments import blobs, claiming, folders, images
 from environments.domain.artifacts import ArtifactKind, ArtifactState
 from environments.domain.errors import (
     LeaseLostError,
@@ -70,7 +70,7 @@ def make(artifact_id: int) -> None:
     collected before its turn came.
     """
     artifact = Artifact.objects.select_related("lock").filter(pk=artifact_id).first()
-    lease = artifact.claim(tools().owner, life=settings.LEASE) if artifact is not None else None
+    lease = claiming.claim(artifact) if artifact is not None else None
     if artifact is None or lease is None:
         return
     with (

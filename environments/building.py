@@ -21,6 +21,7 @@ from django.db import transaction
 from environments import (
     approvals,
     bytecode,
+    claiming,
     folder_access,
     folders,
     hosting,
@@ -296,7 +297,7 @@ def run(build_id: int) -> bool | None:
     build = Build.objects.select_related(
         "environment__namespace", "specification", "lock", "prefix"
     ).get(pk=build_id)
-    lease = build.claim(tools().owner, life=settings.LEASE)
+    lease = claiming.claim(build)
     if lease is None:
         return None
     with structlog.contextvars.bound_contextvars(build=build.pk, attempt=build.attempt):

@@ -21,7 +21,7 @@ from django.db import Error
 from django.utils import timezone
 from dramatiq.middleware import Shutdown
 
-from environments import building, folder_access, folders, missing_folders, recalls
+from environments import building, claiming, folder_access, folders, missing_folders, recalls
 from environments.domain.errors import (
     ConflictError,
     LeaseLostError,
@@ -62,7 +62,7 @@ def restore_next() -> Restored | None:
     due = FolderRestore.objects.due(now).by_urgency().select_related("prefix__lock")
     for restore in due[:TRIES]:
         build = restore.build
-        lease = restore.claim(tools().owner, life=settings.LEASE)
+        lease = claiming.claim(restore)
         if build is not None and lease is not None:
             return _attempt(restore, build, lease)
     return None

@@ -214,6 +214,13 @@ class Artifact(models.Model):
         self.refresh_from_db()
         return MakingLease(artifact_id=self.pk, token=self.lease_token)
 
+    def lease_held_by(self, owner: str, *, token: int) -> MakingLease | None:
+        """The lease of `owner` if its token is this one; reads the row anew."""
+        self.refresh_from_db()
+        if (self.lease_owner, self.lease_token) != (owner, token):
+            return None
+        return MakingLease(artifact_id=self.pk, token=token)
+
     def renew(self, lease: MakingLease, *, life: timedelta, progress: dict[str, Any]) -> None:
         rows = Artifact.objects.filter(
             pk=self.pk, state=ArtifactState.MAKING, lease_token=lease.token

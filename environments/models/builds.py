@@ -262,6 +262,13 @@ class Build(LoadedDirectly):
             BuildEvent.objects.create(build=self, state=first, message=f"attempt {self.attempt}")
         return Lease(build_id=self.pk, owner=owner, token=self.lease_token)
 
+    def lease_held_by(self, owner: str, *, token: int) -> Lease | None:
+        """The lease of `owner` if its token is this one; reads the row anew."""
+        self.refresh_from_db()
+        if (self.lease_owner, self.lease_token) != (owner, token):
+            return None
+        return Lease(build_id=self.pk, owner=owner, token=token)
+
     def fail(self, error: StoreError, *, lease: Lease | None = None) -> None:
         self.move(BuildState.FAILED, lease=lease, message=str(error), failure=failure_json(error))
 

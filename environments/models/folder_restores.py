@@ -141,6 +141,14 @@ class FolderRestore(models.Model):
         self.refresh_from_db()
         return Lease(build_id=build.pk, owner=owner, token=self.lease_token)
 
+    def lease_held_by(self, owner: str, *, token: int) -> Lease | None:
+        """The lease of `owner` if its token is this one; reads the row anew."""
+        self.refresh_from_db()
+        build = self.build
+        if build is None or (self.lease_owner, self.lease_token) != (owner, token):
+            return None
+        return Lease(build_id=build.pk, owner=owner, token=token)
+
     def renew(self, lease: Lease, *, life: timedelta) -> None:
         if not self._leased(lease).update(lease_expires_at=timezone.now() + life):
             raise LeaseLostError(f"{self} is restored by another worker.")
