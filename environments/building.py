@@ -301,7 +301,7 @@ def run(build_id: int) -> bool | None:
     if lease is None:
         return None
     with structlog.contextvars.bound_contextvars(build=build.pk, attempt=build.attempt):
-        with Run(build, lease, tools()) as running:
+        with persist(lambda: Run(build, lease, tools())) as running:  # it reads the specification
             _run_stages(running)
         if build.finished:
             build.archive_log()

@@ -50,7 +50,7 @@ def claim(row: Leased[L]) -> L | None:
         except DATABASE_DOWN as error:
             if not is_outage(error):
                 raise
-            lease = persist(lambda: row.lease_held_by(owner, token=token), patience=settings.LEASE)
+            lease = persist(lambda: row.lease_held_by(owner, token=token))
             if lease is None:
                 raise
             return lease

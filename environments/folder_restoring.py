@@ -71,7 +71,7 @@ def restore_next() -> Restored | None:
 def _attempt(restore: FolderRestore, build: Build, lease: Lease) -> Restored:
     with (
         structlog.contextvars.bound_contextvars(build=build.pk, folder=str(restore)),
-        FolderRun(build, lease, tools(), restore=restore) as run,
+        persist(lambda: FolderRun(build, lease, tools(), restore=restore)) as run,
     ):
         try:
             _work(run)
