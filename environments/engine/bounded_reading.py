@@ -36,7 +36,6 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import httpx
-import zstandard
 
 from environments.domain.errors import TimeLimitError
 from environments.domain.progress import Cancelled, never, obey
@@ -167,6 +166,8 @@ class Unpacker:
             case "bz2":
                 return bz2.BZ2Decompressor()
             case "zst":
+                import zstandard  # node agents have none, and read nothing that needs it
+
                 return zstandard.ZstdDecompressor().decompressobj()
         raise ValueError(f"is sent with an encoding that is not read: {self._encoding[:40]!r}")
 
@@ -178,7 +179,7 @@ class Unpacker:
         """
         try:
             yield from self._feed(data)
-        except (zlib.error, OSError, EOFError, zstandard.ZstdError) as error:
+        except (zlib.error, OSError, EOFError) as error:
             raise ValueError(f"cannot be unpacked: {error}") from error
 
     def end(self) -> None:
@@ -198,11 +199,17 @@ class Unpacker:
             yield from self._zlib(data)
 
     def _frames(self, rest: bytes) -> Iterator[bytes]:
+        from zstandard import ZstdError
+
         while rest:
             if self._packer.eof:
                 self._packer = self._new()
             self._begun = True
-            yield self._packer.decompress(rest)
+            try:
+                piece = self._packer.decompress(rest)
+            except ZstdError as error:
+                raise ValueError(f"cannot be unpacked: {error}") from error
+            yield piece
             rest = self._packer.unused_data if self._packer.eof else b""
 
     def _zlib(self, rest: bytes) -> Iterator[bytes]:

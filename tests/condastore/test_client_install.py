@@ -30,7 +30,12 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [uv, "venv", "--quiet", "--python", sys.executable, folder / "venv"],
         [uv, "pip", "install", "--quiet", "--python", folder / "venv" / "bin" / "python", PROJECT],
     ):
-        subprocess.run([str(part) for part in command], check=True, cwd=folder)
+        subprocess.run(
+            [str(part) for part in command],
+            check=True,
+            cwd=folder,
+            env=os.environ | {"UV_HTTP_RETRIES": "8"},  # beside other tests, an index may be slow
+        )
     return folder / "venv" / "bin"
 
 

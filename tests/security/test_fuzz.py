@@ -301,6 +301,8 @@ NOT_OF_A_TENANT = {
     "Layer": "is shared by equal packages, and no interface shows it",
     "BaseLayer": "no interface shows it",
     "MappedRole": "is shown as a role",
+    "LockConflicts": "is shown in the verdicts and the provenance of a build only",
+    "FolderRestore": "is shown with its build only",
     "Leader": "no interface shows it",
     "EnvironmentGroupObjectPermission": "is shown like that of a user",
 }
