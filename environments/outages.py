@@ -10,9 +10,11 @@ from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from condastore.outages import AWAY
+
 T = TypeVar("T")
 #: What a database that is down or restarting raises.
-DATABASE_DOWN = (OperationalError, InterfaceError)
+DATABASE_DOWN = AWAY
 #: PostgreSQL: connection failures; shut down by an administrator, a crash or a start; too many
 #: connections.
 _CONNECTION, _SHUTDOWNS = "08", frozenset({"57P01", "57P02", "57P03", "53300"})

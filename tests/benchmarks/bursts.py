@@ -1,4 +1,4 @@
-"""How long do many submissions at once take while workers build, and what do readers feel of it?"""
+"""Time of many submissions at once while workers build, and latency of readers meanwhile."""
 
 from __future__ import annotations
 

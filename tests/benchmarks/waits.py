@@ -1,4 +1,4 @@
-"""Does a build of a burst ever wait although a worker is free, as one whose message was lost?"""
+"""Longest wait of a build in a burst beyond its place in the queue, as after a lost message."""
 
 from __future__ import annotations
 

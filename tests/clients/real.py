@@ -19,11 +19,8 @@ class RealClient:
         program: str,
         folder: Path,
         *,
-        bearer: str = "",
         environ: Mapping[str, str] | None = None,
     ) -> None:
-        if bearer:
-            raise NotImplementedError("the programs take tokens in the address or from a file")
         folder.mkdir(parents=True, exist_ok=True)
         self.name, self.program = Path(program).name, program
         self.environ = {
