@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import signal
 import sqlite3
+import struct
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import psutil
 import pytest
 
 from tests.channels.server import ChannelServer
 from tests.faults.conftest import Start
-from tests.faults.watching import can_write, state_of
+from tests.faults.watching import state_of
 from tests.system import FINISHED, System, Worker, until
 
 TEXT = "dependencies: [hello-noarch]"
@@ -57,29 +62,68 @@ def _worker(system: System) -> Worker:
 def _stopped_when_named(system: System, rows: sqlite3.Connection) -> str:
     """A build whose worker is stopped in the moment after it named the folder."""
     worker = _worker(system)
-    for _ in range(60):
-        build = system.submit("kill/env", TEXT)
-        if _stop_when_named(system.data / "db.sqlite3", rows, worker, build):
-            return build
+    with _TurnToWrite(system.data / "db.sqlite3") as turn:
+        for _ in range(60):
+            build = system.submit("kill/env", TEXT)
+            if _stop_when_named(rows, worker, build, turn):
+                return build
     raise AssertionError("never caught")
 
 
-def _stop_when_named(database: Path, rows: sqlite3.Connection, worker: Worker, build: str) -> bool:
-    """False where the build was faster."""
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        named = rows.execute(NAMED, (build,)).fetchall()
-        if named and named[0][0] is not None:
-            worker.send_signal(signal.SIGSTOP)
-            until(lambda: psutil.Process(worker.pid).status() == psutil.STATUS_STOPPED, pause=0)
-            # Not inside of a transaction: nobody else could write while it is stopped.
-            if rows.execute(NAMED, (build,)).fetchall() and can_write(database, patience=0.01):
+def _stop_when_named(
+    rows: sqlite3.Connection, worker: Worker, build: str, turn: _TurnToWrite
+) -> bool:
+    """False where the build was faster.
+
+    From PUBLISHING on, this process asks for the next turn while the worker has one: it gets it
+    between the write that names the folder and the one that makes the build READY. The stopped
+    worker then holds no turn, so others can write.
+    """
+    until(lambda: state_of(rows, build) in {"PUBLISHING", *FINISHED}, pause=0)
+    while state_of(rows, build) not in FINISHED:
+        with turn.next():
+            named = rows.execute(NAMED, (build,)).fetchall()
+            if named and named[0][0] is not None:
+                worker.send_signal(signal.SIGSTOP)
+                until(lambda: psutil.Process(worker.pid).status() == psutil.STATUS_STOPPED, pause=0)
                 return True
-            worker.send_signal(signal.SIGCONT)
-        if state_of(rows, build) in FINISHED:
-            return False
-        os.sched_yield()
-    raise AssertionError(f"build {build} did not end")
+    return False
+
+
+class _TurnToWrite:
+    """The turn to write to a SQLite database, as its processes take it."""
+
+    #: Seconds without any writer after which the turn is taken all the same.
+    PATIENCE = 0.05
+    #: `struct flock`: type, whence, start, length, process.
+    LOCK = struct.Struct("hhqqi4x")
+
+    def __init__(self, database: Path) -> None:
+        self._path = database.with_name(f"{database.name}-writers")
+
+    def __enter__(self) -> Self:
+        self._file = self._path.open("r+b")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    @contextlib.contextmanager
+    def next(self) -> Iterator[None]:
+        """Wait for a writer, and take the turn that follows it."""
+        end = time.monotonic() + self.PATIENCE
+        while not self._taken() and time.monotonic() < end:
+            pass
+        fcntl.lockf(self._file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self._file, fcntl.LOCK_UN)
+
+    def _taken(self) -> bool:
+        asked = self.LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind, *_ = self.LOCK.unpack(fcntl.fcntl(self._file, fcntl.F_GETLK, asked))
+        return bool(kind != fcntl.F_UNLCK)
 
 
 def _folder(rows: sqlite3.Connection, build: str) -> str:
