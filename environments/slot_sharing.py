@@ -16,6 +16,7 @@ from django.utils import timezone
 from environments import platforms, queue_order
 from environments.domain.lifecycle import RUNNING, BuildState
 from environments.models import Build
+from environments.models.clock_bounds import older
 
 #: A solve that takes less is not disturbed.
 UNDISTURBED = timedelta(seconds=5)
@@ -41,7 +42,7 @@ def should_make_way(build: Build, platform: str) -> bool:
         return False
     now = timezone.now()
     waiting = queue_order.due_for(platform).filter(
-        not_before__lt=now - PATIENCE, created_at__lt=now - PATIENCE
+        older("created_at", now, than=PATIENCE), not_before__lt=now - PATIENCE
     )
     occupied = Build.objects.filter(state__in=RUNNING).values("environment__namespace")
     return waiting.exclude(environment__namespace__in=occupied).exists()

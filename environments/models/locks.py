@@ -17,6 +17,7 @@ from environments.domain.lock import Lock, PlatformLock
 from environments.domain.policy.subjects import in_seconds
 from environments.domain.records import CondaPackage, PypiPackage
 from environments.domain.specification import Specification
+from environments.models.clock_bounds import older
 
 #: SQLite takes a limited number of variables in one statement.
 BATCH = 500
@@ -437,10 +438,14 @@ class SolveRow(models.Model):
         return f"{self.specification} -> {self.lock}"
 
     def take_over(self, *, patience: timedelta) -> bool:
-        """True for the one who may solve in place of somebody who was silent for `patience`."""
+        """True for the one who may solve in place of somebody who was silent for `patience`.
+
+        Also of somebody who began in the future: the clock was set back, and would let others wait
+        for as long.
+        """
         now = timezone.now()
-        silent = SolveRow.objects.filter(pk=self.pk, lock=None, created_at__lt=now - patience)
-        return bool(silent.update(created_at=now))
+        silent = older("created_at", now, than=patience)
+        return bool(SolveRow.objects.filter(silent, pk=self.pk, lock=None).update(created_at=now))
 
 
 class LockConflicts(models.Model):

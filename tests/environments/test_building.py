@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from django.utils import timezone
 
 from environments import building, bytecode, folders, housekeeping
 from environments.domain.lifecycle import BuildState
@@ -28,6 +29,7 @@ from environments.models import (
     Environment,
     IndexedPackage,
     Prefix,
+    SolveRow,
 )
 from environments.operations import builds, upkeep
 from environments.operations.environments import (
@@ -112,6 +114,18 @@ def test_the_second_build_of_the_same_specification_is_not_solved_again(submit, 
     forced = run(submit(HELLO, force_solve=True))
     assert forced.lock == first.lock
     assert not any("have not changed" in line for line in forced.log_from())
+
+
+@pytest.mark.parametrize("began", [-timedelta(hours=2), timedelta(hours=2)])
+def test_a_solve_whose_worker_died_is_done_by_the_next_also_after_the_clock_was_set_back(
+    submit, settings, began
+):
+    settings.BUILD_TIME_LIMIT = timedelta(seconds=30)  # the wait for the dead worker ends in time
+    first = run(submit(HELLO))
+    SolveRow.objects.update(lock=None, created_at=timezone.now() + began)
+    second = run(submit(HELLO))
+    assert second.failure is None
+    assert (second.state, second.attempt, second.lock) == (S.READY, 1, first.lock)
 
 
 def test_environments_share_the_files_of_their_packages(submit):

@@ -144,6 +144,14 @@ def make_way(builds: list[Build]) -> list[bool]:
 
 
 @pytest.mark.django_db
+def test_a_solve_makes_way_for_a_build_that_was_made_before_the_clock_was_set_back():
+    builds = solving(place("big"), 2)
+    late = waiting(place("small"))
+    Build.objects.filter(pk=late.pk).update(created_at=timezone.now() + timedelta(hours=2))
+    assert make_way(builds) == [False, True]
+
+
+@pytest.mark.django_db
 def test_the_newest_of_several_solves_makes_way_for_a_namespace_that_has_none():
     builds = solving(place("big"), 3)
     assert make_way(builds) == [False] * 3

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -249,8 +250,16 @@ def connections(server: str) -> dict[str, tuple[dict[str, str], Callable[[], obj
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """How far a test with many connections has come."""
+
+    answered: asyncio.Semaphore  # released by each connection after its first answer
+    ended: asyncio.Event  # all sign-ins that end have ended
+
+
 async def over_websocket(
-    server: str, headers: dict[str, str], build: str, ended: asyncio.Event
+    server: str, headers: dict[str, str], build: str, stages: Stages
 ) -> list[Any]:
     """What comes after the end of the sign-in: the errors' codes, and the connection's status."""
     async with websockets.connect(
@@ -264,7 +273,8 @@ async def over_websocket(
         await socket.send(json.dumps({"id": "1", "type": "subscribe", "payload": asked}))
         first = json.loads(await socket.recv())
         assert "errors" not in first["payload"], first
-        await ended.wait()
+        stages.answered.release()
+        await stages.ended.wait()
         got: list[Any] = []
         try:
             while message := json.loads(await asyncio.wait_for(socket.recv(), SOON)):
@@ -280,7 +290,7 @@ async def over_websocket(
 
 
 async def over_events(
-    server: str, headers: dict[str, str], build: str, ended: asyncio.Event
+    server: str, headers: dict[str, str], build: str, stages: Stages
 ) -> list[Any]:
     """Likewise, of server-sent events; `complete` for their end."""
     body = {"query": FOLLOW, "variables": {"id": build}}
@@ -290,7 +300,7 @@ async def over_events(
         headers |= {"X-CSRFToken": "a" * 32, "Origin": server}
     got: list[Any] = []
     async with (
-        httpx.AsyncClient(timeout=SOON) as client,
+        httpx.AsyncClient(timeout=60) as client,
         client.stream("POST", f"{server}/graphql", json=body, headers=headers) as answer,
     ):
         assert answer.status_code == 200, await answer.aread()
@@ -298,14 +308,16 @@ async def over_events(
         while not (line := await anext(lines)).startswith("data:"):
             pass
         assert "errors" not in line, line
-        await ended.wait()
-        with contextlib.suppress(httpx.ReadTimeout):
-            async for line in lines:
-                if line.startswith("data:") and "errors" in line:
-                    document = json.loads(line.removeprefix("data:"))
-                    got += [error["extensions"]["code"] for error in document["errors"]]
-                if line == "event: complete":
-                    return [*got, "complete"]
+        stages.answered.release()
+        await stages.ended.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SOON):
+                async for line in lines:
+                    if line.startswith("data:") and "errors" in line:
+                        document = json.loads(line.removeprefix("data:"))
+                        got += [error["extensions"]["code"] for error in document["errors"]]
+                    if line == "event: complete":
+                        return [*got, "complete"]
     return [*got, "open"]
 
 
@@ -316,20 +328,22 @@ def test_a_subscription_ends_soon_after_its_sign_in_and_no_other_does(
     way: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tests.security.test_web.SOON", 8)
+    monkeypatch.setattr("tests.security.test_web.SOON", 10)
     build = str(Build.objects.get().pk)
 
     async def everybody() -> dict[str, list[Any]]:
-        ended = asyncio.Event()
-        running = {
-            name: asyncio.ensure_future(way(server, headers, build, ended))
-            for name, (headers, _) in connections.items()
-        }
-        await asyncio.sleep(1.5)
-        for _, end in connections.values():
-            await asyncio.to_thread(_apart, end)
-        ended.set()
-        return {name: await one for name, one in running.items()}
+        stages = Stages(asyncio.Semaphore(0), asyncio.Event())
+        async with asyncio.TaskGroup() as group:
+            running = {
+                name: group.create_task(way(server, headers, build, stages))
+                for name, (headers, _) in connections.items()
+            }
+            for _ in running:
+                await stages.answered.acquire()
+            for _, end in connections.values():
+                await asyncio.to_thread(_apart, end)
+            stages.ended.set()
+        return {name: one.result() for name, one in running.items()}
 
     found = asyncio.run(everybody())
     last: Any = 4401 if way is over_websocket else "complete"
