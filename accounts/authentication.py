@@ -290,7 +290,15 @@ class ActorMiddleware:
             if actor.token is None and lacks_second_factor(request):
                 return _to_second_factor(request)
         except NotSignedInError as error:
-            body = {"code": error.code, "detail": error.message, "hint": error.hint, "status": 401}
+            body = {
+                "title": "Unauthorized",
+                "status": 401,
+                "code": error.code,
+                "detail": error.message,
+                "where": error.where,
+                "hint": error.hint,
+                "details": dict(error.details),
+            }
             answer = JsonResponse(body, status=401, content_type="application/problem+json")
             answer["WWW-Authenticate"] = 'Bearer realm="condastore"'
             return answer

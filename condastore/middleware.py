@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -19,11 +19,19 @@ from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.conf import settings
 from django.core.exceptions import (
     BadRequest,
+    DisallowedHost,
     PermissionDenied,
     RequestDataTooBig,
     SuspiciousOperation,
 )
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
+from django.http import (
+    Http404,
+    HttpRequest,
+    HttpResponse,
+    HttpResponseBase,
+    HttpResponseNotAllowed,
+    JsonResponse,
+)
 from django.http.multipartparser import MultiPartParserError
 from django.shortcuts import render
 
@@ -37,6 +45,7 @@ from environments.domain.errors import (
     InvalidInputError,
     LeaseLostError,
     LimitError,
+    MethodNotAllowedError,
     NotFoundError,
     NotSignedInError,
     PolicyError,
@@ -45,6 +54,7 @@ from environments.domain.errors import (
     TransitionError,
     UnavailableError,
     UnexpectedError,
+    UnsupportedMediaTypeError,
 )
 from environments.operations import audit
 
@@ -63,6 +73,8 @@ STATUSES: tuple[tuple[type[StoreError], HTTPStatus], ...] = (
     (TransitionError, HTTPStatus.CONFLICT),
     (LeaseLostError, HTTPStatus.CONFLICT),
     (LimitError, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
+    (MethodNotAllowedError, HTTPStatus.METHOD_NOT_ALLOWED),
+    (UnsupportedMediaTypeError, HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
     (InvalidInputError, HTTPStatus.BAD_REQUEST),
     (RequestError, HTTPStatus.UNPROCESSABLE_ENTITY),
     (UnexpectedError, HTTPStatus.INTERNAL_SERVER_ERROR),
@@ -113,6 +125,8 @@ def problem(error: StoreError, *, status: HTTPStatus | None = None) -> JsonRespo
     answer = JsonResponse(body, status=status, content_type="application/problem+json")
     if status == HTTPStatus.UNAUTHORIZED:
         answer["WWW-Authenticate"] = 'Bearer realm="condastore"'
+    if isinstance(error, MethodNotAllowedError):
+        answer["Allow"] = ", ".join(error.details["allowed"])
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         answer["Retry-After"] = str(RETRY_AFTER)
     return answer
@@ -148,6 +162,17 @@ def _protect(request: HttpRequest, response: HttpResponseBase) -> None:
     if request.path.startswith(FOR_PROGRAMS) and not kind.startswith("text/html"):
         response.headers["Content-Security-Policy"] = _NO_PAGE
         response.headers["X-Content-Type-Options"] = "nosniff"
+
+
+def _drop_false_length(request: HttpRequest, response: HttpResponseBase) -> None:
+    """Remove a Content-Length that would be taken for that of the answer to a GET (RFC 9110, 8.6).
+
+    Django counts the body of each answer; the one to a HEAD may have been left out.
+    """
+    without_body = response.status_code in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
+    left_out = request.method == "HEAD" and response.headers.get("Content-Length") == "0"
+    if without_body or left_out:
+        response.headers.pop("Content-Length", None)
 
 
 class _Both:
@@ -197,6 +222,7 @@ class RequestContext(_Both):
     ) -> HttpResponseBase:
         response[REQUEST_ID] = number
         _protect(request, response)
+        _drop_false_length(request, response)
         match = request.resolver_match
         # Only names of routes: a path is what a client makes up.
         route = (match.view_name or match.route) if match else "none"
@@ -231,11 +257,12 @@ class StoreErrors:
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         limit = _limit(request)
-        return (
-            answer_to(request, too_large(limit))
-            if _too_large(request, limit)
-            else self.get_response(request)
-        )
+        if _too_large(request, limit):
+            return answer_to(request, too_large(limit))
+        response = self.get_response(request)
+        if isinstance(response, HttpResponseNotAllowed) and not prefers_html(request):
+            return problem(method_not_allowed(request, response.headers["Allow"].split(", ")))
+        return response
 
     def process_exception(
         self, request: HttpRequest, exception: Exception
@@ -299,6 +326,14 @@ def too_large(limit: Limit | None = None) -> LimitError:
     )
 
 
+def method_not_allowed(request: HttpRequest, allowed: Sequence[str]) -> MethodNotAllowedError:
+    return MethodNotAllowedError(
+        f"This address does not answer {request.method}.",
+        hint=f"Send {' or '.join(allowed)}.",
+        details={"allowed": list(allowed)},
+    )
+
+
 def page_not_found(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
     return answer_to(request, NotFoundError("There is nothing at this address."))
 
@@ -310,6 +345,13 @@ def page_refused(request: HttpRequest, exception: Exception | None = None) -> Ht
 
 
 def page_bad(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
+    if isinstance(exception, DisallowedHost):
+        error = InvalidInputError(
+            "This server does not answer to the host name of the request.",
+            where="Host",
+            hint="Use its own address; an administrator adds names to CONDASTORE_ALLOWED_HOSTS.",
+        )
+        return answer_to(request, error)
     return answer_to(request, InvalidInputError("The request cannot be read."))
 
 

@@ -47,6 +47,14 @@ class InvalidInputError(RequestError):
     code = "invalid-input"
 
 
+class MethodNotAllowedError(InvalidInputError):
+    """The address does not answer this method; `details` has the methods that it answers."""
+
+
+class UnsupportedMediaTypeError(InvalidInputError):
+    """The body has a content type that is not read here."""
+
+
 class SpecificationError(RequestError):
     """One or more faults of a specification, all reported at once."""
 

@@ -145,6 +145,14 @@ class Measure:
         return None
 
 
+def _is_ambiguous(document: DocumentNode) -> bool:
+    """Whether the document alone does not say what is run; strawberry would run the first."""
+    operations = [
+        node for node in document.definitions if isinstance(node, OperationDefinitionNode)
+    ]
+    return len(operations) > 1
+
+
 def page_limit() -> int:
     return int(settings.GRAPHQL_MAX_PAGE)
 
@@ -223,6 +231,10 @@ class Limits(SchemaExtension):
         key = (id(context.schema), context.query or "")
         if found := refused(context.graphql_document, context.variables or {}):
             context.pre_execution_errors = found
+        elif context._provided_operation_name is None and _is_ambiguous(context.graphql_document):
+            context.pre_execution_errors = [
+                GraphQLError("The document has several operations: operationName must choose one.")
+            ]
         elif key in _fitting:
             context.pre_execution_errors = []
         else:

@@ -47,8 +47,10 @@ from environments.domain.errors import (
     AccessDeniedError,
     InvalidInputError,
     LimitError,
+    MethodNotAllowedError,
     NotSignedInError,
     StoreError,
+    UnsupportedMediaTypeError,
 )
 from environments.domain.json_text import json_object
 
@@ -96,7 +98,7 @@ class GraphQLView(AsyncGraphQLView[Any, None]):
         try:
             return await self.run(request=request)
         except HTTPException as error:
-            raise _refused(error) from error
+            raise _refused(error, request) from error
 
     async def render_graphql_ide(self, request: HttpRequest) -> HttpResponse:
         return await sync_to_async(render)(request, "graphiql.html")
@@ -112,23 +114,27 @@ class GraphQLView(AsyncGraphQLView[Any, None]):
     ) -> ExecutionResult:
         query = request_data.query or ""
         if "mutation" in query or "subscription" in query:
-            return await super().execute_single(
-                request, request_adapter, sub_response, context, root_value, request_data
-            )
+            execute: Any = self.schema.execute
+            allowed = {OperationType.QUERY, OperationType.MUTATION}
+        else:
+            execute = sync_to_async(self.schema.execute_sync)
+            allowed = {OperationType.QUERY}
         try:
-            return await sync_to_async(self.schema.execute_sync)(
+            result: ExecutionResult = await execute(
                 query,
                 variable_values=request_data.variables,
                 context_value=context,
                 operation_name=request_data.operation_name,
-                allowed_operation_types={OperationType.QUERY} if request.method == "POST" else (),
+                operation_extensions=request_data.extensions,
+                allowed_operation_types=allowed if request.method == "POST" else (),
             )
         except CannotGetOperationTypeError as error:
             raise HTTPException(400, error.as_http_error_reason()) from error
         except InvalidOperationTypeError as error:
-            raise HTTPException(400, error.as_http_error_reason(request.method or "")) from error
+            raise _not_allowed(error.operation_type, request.method or "") from error
         except MissingQueryError as error:
             raise HTTPException(400, "No GraphQL query found in the request") from error
+        return result
 
     def decode_json(self, data: str | bytes) -> object:
         return json_object(data, hint='Send {"query": "...", "variables": {...}}.')
@@ -164,10 +170,35 @@ def release_thread() -> None:
         executor.shutdown(wait=False)
 
 
-def _refused(error: HTTPException) -> StoreError:
+def _not_allowed(operation: OperationType, method: str) -> StoreError:
+    """Why an operation is not run by a request of this method that wants one answer."""
+    if operation == OperationType.SUBSCRIPTION:
+        return InvalidInputError(
+            "A subscription has many answers, and the request takes one.",
+            where="request",
+            hint="Send Accept: text/event-stream, or use a WebSocket (graphql-transport-ws).",
+        )
+    return MethodNotAllowedError(
+        f"A {operation.value} is not run by {method}.",
+        where="request",
+        hint="Send it by POST, as JSON.",
+        details={"allowed": ["POST"]},
+    )
+
+
+def _refused(error: HTTPException, request: HttpRequest) -> StoreError:
+    message = f"{error.reason}.".replace("..", ".")
     if error.status_code == 413:
         return LimitError(error.reason)
-    return InvalidInputError(f"{error.reason}.".replace("..", "."), where="request")
+    if error.status_code == 405:
+        return MethodNotAllowedError(
+            message, where="request", hint="Send POST.", details={"allowed": ["GET", "POST"]}
+        )
+    if request.content_type and error.reason == "Unsupported content type":
+        return UnsupportedMediaTypeError(
+            message, where="Content-Type", hint="Send JSON, with Content-Type: application/json."
+        )
+    return InvalidInputError(message, where="request")
 
 
 # --- WebSockets --------------------------------------------------------------------------------

@@ -54,12 +54,14 @@ def _reading(request: HttpRequest) -> bool:
     return request.method in ("GET", "HEAD")
 
 
-def _only_pulls() -> JsonResponse:
-    return refusal(
+def _only_pulls(*allowed: str) -> JsonResponse:
+    response = refusal(
         HTTPStatus.METHOD_NOT_ALLOWED,
         "UNSUPPORTED",
         "Images are made of environments here; none is pushed.",
     )
+    response["Allow"] = ", ".join(allowed or ("GET", "HEAD"))
+    return response
 
 
 @in_its_words
@@ -72,7 +74,7 @@ async def base(request: HttpRequest) -> HttpResponseBase:
 @in_its_words
 async def token(request: HttpRequest) -> HttpResponseBase:
     if request.method not in ("GET", "POST"):
-        return _only_pulls()
+        return _only_pulls("GET", "POST")
     try:
         return await sync_to_async(sign_in.token_for)(request)
     except StoreError as error:

@@ -49,7 +49,7 @@ async def download(
             details={"failure": failure},
         )
     if artifact.state != ArtifactState.READY or artifact.blob is None:
-        return _under_way(artifact)
+        return _under_way(request, artifact)
     served = Served(
         blob=artifact.blob,
         content_type=FORMS[kind].content_type,
@@ -85,7 +85,7 @@ def _look(artifact: Artifact) -> Artifact:
     return Artifact.objects.select_related("lock", "blob").get(pk=artifact.pk)
 
 
-def _under_way(artifact: Artifact) -> JsonResponse:
+def _under_way(request: HttpRequest, artifact: Artifact) -> JsonResponse:
     body = {
         "state": artifact.state,
         "kind": artifact.kind,
@@ -96,6 +96,15 @@ def _under_way(artifact: Artifact) -> JsonResponse:
     }
     response = JsonResponse(body, status=202)
     response["Retry-After"] = "2"
-    response["Preference-Applied"] = "respond-async"
+    if applied := _applied(request):
+        response["Preference-Applied"] = applied
     response["Cache-Control"] = "private, no-store"
     return response
+
+
+def _applied(request: HttpRequest) -> str:
+    """The preference of the client that made this answer come before the file."""
+    preferred = request.headers.get("Prefer", "")
+    if found := _WAIT.search(preferred):
+        return f"wait={found[1]}"
+    return "respond-async" if _ASYNC.search(preferred) else ""

@@ -119,12 +119,15 @@ def _told(response: HttpResponseBase, served: Served) -> HttpResponseBase:
 def _range(request: HttpRequest, served: Served) -> tuple[int, int] | None:
     """First and last byte that are asked for; None for the whole.
 
-    Of several ranges none is obeyed: the whole is a right answer (RFC 9110, 14.2).
+    Of several ranges none is obeyed: the whole is a right answer. Only a GET has ranges (RFC 9110,
+    14.2).
 
     Raises:
         ValueError: there are no such bytes.
     """
     size = served.blob.size
+    if request.method != "GET":
+        return None
     if (validator := request.headers.get("If-Range")) and validator != served.etag:
         return None
     found = _RANGE.match(request.headers.get("Range", ""))

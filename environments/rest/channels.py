@@ -70,7 +70,7 @@ def told(request: HttpRequest, document: Document) -> HttpResponse:
     """A document of a channel, or that the client has it already."""
     known = parse_etags(request.headers.get("If-None-Match", ""))
     response: HttpResponse
-    if document.etag in {tag.removeprefix("W/") for tag in known}:
+    if "*" in known or document.etag in {tag.removeprefix("W/") for tag in known}:
         response = HttpResponseNotModified()
     else:
         response = HttpResponse(document.content, content_type=document.content_type)

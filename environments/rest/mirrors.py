@@ -111,7 +111,7 @@ async def _document(request: HttpRequest, opened: Opened, name: str) -> HttpResp
     known = {
         tag.removeprefix("W/") for tag in parse_etags(request.headers.get("If-None-Match", ""))
     }
-    if etag in known:
+    if "*" in known or etag in known:
         response = HttpResponseNotModified()
     elif request.method == "HEAD":
         response = HttpResponse(content_type=CONTENT_TYPES[REPODATA])

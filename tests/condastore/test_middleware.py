@@ -56,6 +56,69 @@ def test_each_kind_of_error_has_its_status(error: type[StoreError], status: int)
 
 
 @pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/api/whoami", "GET, HEAD"),
+        ("/api/envs/research/ml/1/conda-lock.yml", "GET, HEAD"),
+        ("/channel/research/ml/1/linux-64/repodata.json", "GET, HEAD"),
+        ("/v2/research/ml/manifests/1", "GET, HEAD"),
+    ],
+)
+def test_a_method_that_is_not_answered_is_named_with_those_that_are(
+    client: Client, db: None, path: str, allowed: str
+) -> None:
+    answer = client.delete(path)
+    assert (answer.status_code, answer["Allow"]) == (405, allowed)
+    if path.startswith("/v2/"):
+        assert answer.json()["errors"][0]["code"] == "UNSUPPORTED"
+    else:
+        assert answer["Content-Type"] == "application/problem+json"
+        assert "DELETE" in answer.json()["detail"]
+        assert "GET or HEAD" in answer.json()["hint"]
+
+
+@pytest.mark.parametrize("path", ["/api/whoami", "/"])
+def test_a_host_name_that_is_not_answered_to_is_named_with_the_setting(
+    client: Client, db: None, path: str
+) -> None:
+    answer = client.get(path, headers={"Host": "elsewhere.example.org", "Accept": "text/html"})
+    assert answer.status_code == 400
+    assert b"CONDASTORE_ALLOWED_HOSTS" in answer.content
+    assert b"host name" in answer.content
+
+
+def test_a_refused_token_is_a_whole_problem(client: Client, db: None) -> None:
+    answer = client.get("/api/whoami", headers={"Authorization": "Bearer cs-wrong"})
+    assert answer.status_code == 401
+    wanted = {"title", "status", "code", "detail", "where", "hint", "details"}
+    assert set(answer.json()) == wanted
+
+
+@pytest.mark.parametrize(
+    ("method", "status", "content", "length"),
+    [
+        ("get", 304, b"", None),
+        ("get", 204, b"", None),
+        ("head", 200, b"", None),
+        ("head", 200, b"1234", "4"),
+        ("get", 200, b"", "0"),
+    ],
+)
+def test_no_answer_without_a_body_says_that_the_resource_is_empty(
+    method: str, status: int, content: bytes, length: str | None
+) -> None:
+    def view(request: HttpRequest) -> HttpResponse:
+        answer = HttpResponse(content, status=status)
+        answer["Content-Length"] = str(len(content))
+        return answer
+
+    request = getattr(RequestFactory(), method)("/channel/x")
+    request.resolver_match = None
+    answer: Any = middleware.RequestContext(view)(request)
+    assert answer.headers.get("Content-Length") == length
+
+
+@pytest.mark.parametrize(
     ("path", "status"),
     [
         ("/admin/environments/build/1/change/", 403),

@@ -91,9 +91,49 @@ def test_nothing_is_asked_or_changed_by_get(alice: Actor) -> None:
     client.force_login(alice.account)
     for document in ("{ me { username } }", MUTATION):
         answer = client.get("/graphql", {"query": document})
-        assert answer.status_code == 400
+        assert (answer.status_code, answer["Allow"]) == (405, "POST")
         assert answer["Content-Type"] == "application/problem+json"
     assert not ApiToken.objects.exists()
+
+
+def test_other_methods_and_content_types_are_named_with_what_is_read(client: Client) -> None:
+    put = client.put("/graphql", "{}", content_type="application/json")
+    assert (put.status_code, put["Allow"]) == (405, "GET, POST")
+    text = client.post("/graphql", "{ me { username } }", content_type="application/graphql")
+    assert (text.status_code, text.json()["where"]) == (415, "Content-Type")
+    assert "application/json" in text.json()["hint"]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        "query A { me { username } } query B { __typename }",
+        f"query A {{ __typename }} mutation B {MUTATION.removeprefix('mutation')}",
+        f"mutation B {MUTATION.removeprefix('mutation')} query A {{ __typename }}",
+    ],
+)
+def test_of_several_operations_none_runs_unless_it_is_named(alice: Actor, document: str) -> None:
+    client = Client()
+    client.force_login(alice.account)
+    answer = post(client, document).json()
+    assert answer["data"] is None
+    assert "operationName" in answer["errors"][0]["message"]
+    assert answer["errors"][0]["extensions"]["code"] == "bad-query"
+    named = client.post(
+        "/graphql",
+        {"query": document, "operationName": "A"},
+        content_type="application/json",
+    )
+    assert "errors" not in named.json()
+    assert not ApiToken.objects.exists()
+
+
+def test_a_subscription_that_wants_one_answer_is_told_how_to_follow(alice: Actor) -> None:
+    client = Client()
+    client.force_login(alice.account)
+    answer = post(client, FOLLOW.replace("$id: ID!, ", "").replace("$id", '"1"'))
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid-input")
+    assert "text/event-stream" in answer.json()["hint"]
 
 
 def test_a_wrong_token_is_refused_and_never_taken_for_nobody(client: Client, db: None) -> None:

@@ -121,6 +121,24 @@ def test_ranges_that_are_none_are_answered_with_the_whole(
     assert (got.status, got.content) == (200, CONTENT)
 
 
+def test_only_a_get_has_ranges(artifact: Artifact, bob: Actor) -> None:
+    for asked in ("bytes=0-9", f"bytes={len(CONTENT)}-"):
+        head = get(bob, method="head", Range=asked)
+        assert (head.status, head.headers["Content-Length"]) == (200, str(len(CONTENT)))
+        assert "Content-Range" not in head.headers
+
+
+@pytest.mark.parametrize(
+    ("preferred", "applied"),
+    [({"Prefer": "respond-async"}, "respond-async"), ({"Prefer": "wait=0"}, "wait=0"), ({}, None)],
+)
+def test_only_a_preference_that_was_sent_is_said_to_be_obeyed(
+    build: Build, bob: Actor, sent: list[int], preferred: dict[str, str], applied: str | None
+) -> None:
+    got = get(bob, method="get" if preferred else "head", **preferred)
+    assert (got.status, got.headers.get("Preference-Applied")) == (202, applied)
+
+
 @pytest.mark.parametrize(
     "asked", [f"bytes={len(CONTENT)}-", "bytes=-0", f"bytes={'9' * 5000}-", "bytes=99999999999-"]
 )
