@@ -25,18 +25,19 @@ PERIOD = 60.0
 KINDS = 1000
 #: What says that a service is away: exceptions of clients, by the package that defines them.
 _CLIENTS = frozenset({"dramatiq", "pika", "psycopg", "redis"})
-_DATABASE = frozenset({"OperationalError", "InterfaceError"})
 #: Loggers of dramatiq name their queue, such as `dramatiq.worker.ConsumerThread(builds)`.
 _INSTANCE = re.compile(r"\(.*\)$")
 
 
 def is_outage(error: BaseException) -> bool:
     """Return True for what a client library raises where its server is away."""
+    if type(error).__module__.startswith("django.db"):
+        from condastore import outages  # it needs Django, and settings import this module
+
+        return outages.unavailable(error) is not None
     kinds = [kind for kind in type(error).__mro__ if kind not in (Exception, BaseException)]
     return isinstance(error, ConnectionError) or any(
-        kind.__module__.partition(".")[0] in _CLIENTS
-        or (kind.__module__.startswith("django.db") and kind.__name__ in _DATABASE)
-        for kind in kinds
+        kind.__module__.partition(".")[0] in _CLIENTS for kind in kinds
     )
 
 

@@ -37,7 +37,7 @@ from django.shortcuts import render
 
 from accounts.sign_in import TooManyAttemptsError
 from condastore.metrics import REQUESTS
-from condastore.outages import AWAY, RETRY_AFTER, unavailable
+from condastore.outages import RETRY_AFTER, migration_hint, unavailable
 from environments.domain.errors import (
     AccessDeniedError,
     ChannelNotAllowedError,
@@ -279,9 +279,9 @@ class StoreErrors:
             return answer_to(request, InvalidInputError("A number in the request is too large."))
         if isinstance(exception, DJANGOS):
             return None  # the handlers of 400, 403 and 404 answer these, or allauth
-        if isinstance(exception, AWAY):
+        if (away := unavailable(exception)) is not None:
             logger.warning("database unreachable", error=str(exception))
-            return answer_to(request, unavailable(exception))
+            return answer_to(request, away)
         if not prefers_html(request) and not settings.DEBUG:
             from environments.graphql.errors import unexpected
 
@@ -357,13 +357,13 @@ def page_bad(request: HttpRequest, exception: Exception | None = None) -> HttpRe
 
 def page_failed(request: HttpRequest) -> HttpResponse:
     number = structlog.contextvars.get_contextvars().get("request", "")
-    error: StoreError = UnexpectedError(
-        "Something went wrong on our side.",
-        hint=f"Try again; if it stays, tell the administrators the number {number}.",
-    )
     cause = sys.exception()
-    if isinstance(cause, AWAY):  # in a middleware, or in what looks a session up
-        error = unavailable(cause)
+    away = unavailable(cause) if cause else None  # in a middleware, or where a session is read
+    error = away or UnexpectedError(
+        "Something went wrong on our side.",
+        hint=(cause and migration_hint(cause))
+        or f"Try again; if it stays, tell the administrators the number {number}.",
+    )
     try:
         return answer_to(request, error)
     except Exception:  # whatever broke the page may break this one too

@@ -33,8 +33,9 @@ def run() -> None:
 
 
 def sweep_once() -> None:
-    from django.db import Error, close_old_connections
+    from django.db import close_old_connections
 
+    from condastore import outages
     from environments.models import Leader
     from environments.operations import upkeep
 
@@ -44,11 +45,12 @@ def sweep_once() -> None:
         life = max(3 * settings.SWEEP_INTERVAL, settings.LEASE / 2)
         if Leader.lead("scheduler", process_name(), life=life):
             upkeep.sweep()
-    except Error as error:
+    except Exception as error:
+        # Whatever one round met (a full disk), the next one may not.
+        if outages.unavailable(error) is None:
+            logger.exception("a sweep failed", hint=outages.migration_hint(error))
+            return
         upkeep.outage()
         logger.warning("database unreachable", error=str(error))
-    except Exception:
-        # Whatever one round met (a full disk), the next one may not.
-        logger.exception("a sweep failed")
     finally:
         close_old_connections()

@@ -103,6 +103,7 @@ def _announce(queues: list[str], stop: threading.Event) -> None:
 def _say(queues: list[str], life: timedelta | None = None) -> None:
     from django.db import Error, close_old_connections
 
+    from condastore import outages
     from environments import isolation
     from environments.models import Worker
     from environments.platforms import own_platform
@@ -117,7 +118,10 @@ def _say(queues: list[str], life: timedelta | None = None) -> None:
             unprotected=isolation.problems(),
         )
     except Error as error:
-        logger.warning("database unreachable", error=str(error))
+        if outages.unavailable(error) is None:
+            logger.exception("a worker cannot announce itself", hint=outages.migration_hint(error))
+        else:
+            logger.warning("database unreachable", error=str(error))
     finally:
         close_old_connections()
 

@@ -22,6 +22,7 @@ from django.db import Error, connection
 from django.utils import timezone
 from dramatiq.middleware import Shutdown
 
+from condastore.outages import DATABASE_ERRORS, failure, is_outage, persist
 from environments import blobs, claiming, folders, images
 from environments.domain.artifacts import ArtifactKind, ArtifactState
 from environments.domain.errors import (
@@ -30,7 +31,6 @@ from environments.domain.errors import (
     TimeLimitError,
     TransitionError,
     UnavailableError,
-    UnexpectedError,
 )
 from environments.domain.progress import Progress
 from environments.domain.records import CondaPackage, Package, PypiPackage
@@ -42,7 +42,6 @@ from environments.engine.package_cache import CachedPackage
 from environments.engine.pypi_install import CachedWheel
 from environments.models import Artifact, Blob, Build
 from environments.models.artifacts import MakingLease
-from environments.outages import DATABASE_DOWN, is_outage, persist
 from environments.package_archive import package_archive
 from environments.solving import credentials_for
 from environments.tools import download_patience, source_of, tools
@@ -98,16 +97,13 @@ def _attempt(making: Making) -> None:
             limit = settings.ARTIFACT_TIME_LIMIT.total_seconds()
             making.give_up(TimeLimitError(f"Making the file took longer than {limit:.0f} s."))
         logger.warning("lease lost", artifact=artifact.pk)
-    except DATABASE_DOWN as error:
+    except StoreError as error:
+        making.give_up(error)
+    except Exception as error:
         if is_outage(error):
             making.give_back()  # an outage is no attempt
         else:
-            making.give_up(UnavailableError(f"The database could not be reached: {error}"))
-    except StoreError as error:
-        making.give_up(error)
-    except Exception:
-        logger.exception("artifact stopped unexpectedly", artifact=artifact.pk)
-        making.give_up(UnexpectedError(f"Artifact {artifact.pk} stopped unexpectedly."))
+            making.give_up(failure(error, what=f"Artifact {artifact.pk}"))
     except Shutdown:
         making.give_back()
         raise
@@ -250,6 +246,6 @@ class Making:
                 self._renewed = started
         except LeaseLostError:
             self.lost = True
-        except DATABASE_DOWN as error:
+        except DATABASE_ERRORS as error:
             connection.close()
             logger.warning("database unreachable", artifact=self.artifact.pk, error=str(error))

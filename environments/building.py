@@ -18,6 +18,7 @@ import structlog
 from django.conf import settings
 from django.db import transaction
 
+from condastore.outages import failure, is_outage, persist
 from environments import (
     approvals,
     bytecode,
@@ -36,7 +37,6 @@ from environments.domain.errors import (
     StoreError,
     TransitionError,
     UnavailableError,
-    UnexpectedError,
 )
 from environments.domain.lifecycle import BuildState
 from environments.domain.linking import check_paths
@@ -56,7 +56,6 @@ from environments.models import (
     RecalledLock,
 )
 from environments.models.recalls import refuse_recalled
-from environments.outages import DATABASE_DOWN, is_outage, persist
 from environments.policies import judge, judge_paths, policy_of
 from environments.solving import solve_or_reuse
 from environments.tools import tools
@@ -326,16 +325,13 @@ def _run_stages(run: Run) -> None:
                 return
     except (LeaseLostError, TransitionError):
         run.abandon()
-    except DATABASE_DOWN as error:
-        if is_outage(error):
-            run.outlast(error)
-            return
-        run.give_up(UnavailableError(f"The database could not be reached: {error}"))
     except StoreError as error:
         run.give_up(error)
-    except Exception:
-        logger.exception("build stopped unexpectedly", build=build.pk)
-        run.give_up(UnexpectedError(f"Build {build.pk} stopped unexpectedly."))
+    except Exception as error:
+        if is_outage(error):
+            run.outlast(error)
+        else:
+            run.give_up(failure(error, what=f"Build {build.pk}"))
     except BaseException as error:  # Dramatiq stops the thread: shutdown, or its own time limit
         run.interrupted(error)
         raise
@@ -366,13 +362,12 @@ def run_preview(preview_id: str) -> bool:
             persist(preview.give_back)
         else:
             persist(partial(preview.finish, error=error))
-    except DATABASE_DOWN:
-        persist(preview.give_back)
-        raise  # Dramatiq delivers the message again
-    except Exception:
-        logger.exception("preview failed", preview=preview_id)
-        unexpected = UnexpectedError(f"Preview {preview_id} stopped unexpectedly.")
-        persist(partial(preview.finish, error=unexpected))
+    except Exception as error:
+        if is_outage(error):
+            persist(preview.give_back)
+            raise  # Dramatiq delivers the message again
+        failed = failure(error, what=f"Preview {preview_id}")
+        persist(partial(preview.finish, error=failed))
     except BaseException:  # Dramatiq stops the thread: the next worker begins anew
         persist(preview.give_back, patience=timedelta(seconds=1))
         raise

@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 
 from django.conf import settings
 
-from environments.outages import DATABASE_DOWN, is_outage, persist
+from condastore.outages import DATABASE_ERRORS, is_outage, persist
 from environments.tools import tools
 
 #: Claims of this process, one at a time: the token after the one that is read here is of this
@@ -47,7 +47,7 @@ def claim(row: Leased[L]) -> L | None:
         token = row.lease_token + 1
         try:
             return row.claim(owner, life=settings.LEASE)
-        except DATABASE_DOWN as error:
+        except DATABASE_ERRORS as error:
             if not is_outage(error):
                 raise
             lease = persist(lambda: row.lease_held_by(owner, token=token))

@@ -12,13 +12,13 @@ from django.core.mail import EmailMessage
 from django.utils import timezone
 
 from condastore import __version__
+from condastore.outages import DATABASE_ERRORS, is_outage, persist
 from environments.account_mail import texts_of
 from environments.domain.errors import RequestError, StoreError, UnavailableError
 from environments.engine import webhooks
 from environments.engine.addresses import guard, parse_networks
 from environments.models import Notification, Webhook
 from environments.models.builds import backoff_delay
-from environments.outages import DATABASE_DOWN, is_outage, persist
 
 logger = structlog.get_logger(__name__)
 #: How long a receiver may take to answer.
@@ -53,7 +53,7 @@ def deliver(notification_id: int) -> None:
             _call(message, message.webhook)
         else:
             _mail(message)
-    except DATABASE_DOWN as error:
+    except DATABASE_ERRORS as error:
         if not is_outage(error):
             raise
         logger.warning("not delivered", notification=message.pk, error=str(error).strip())

@@ -21,20 +21,18 @@ from django.db import Error
 from django.utils import timezone
 from dramatiq.middleware import Shutdown
 
+from condastore.outages import failure, is_outage, persist
 from environments import building, claiming, folder_access, folders, missing_folders, recalls
 from environments.domain.errors import (
     ConflictError,
     LeaseLostError,
     StoreError,
     TimeLimitError,
-    UnavailableError,
-    UnexpectedError,
 )
 from environments.engine import linking
 from environments.leases import Run
 from environments.models import Build, Environment, FolderRestore, Namespace, RecalledLock
 from environments.models.builds import Lease
-from environments.outages import DATABASE_DOWN, is_outage, persist
 from environments.tools import Tools, tools
 
 logger = structlog.get_logger(__name__)
@@ -94,19 +92,16 @@ def _work(run: FolderRun) -> None:
             run.fail(TimeLimitError(f"Linking the folder again took longer than {limit:.0f} s."))
         else:
             logger.warning("lease lost")
-    except DATABASE_DOWN as error:
-        if is_outage(error):
-            run.give_back_restore()  # an outage is no attempt
-            return
-        run.fail(UnavailableError(f"The database could not be reached: {error}"))
     except StoreError as error:
         run.fail(error)
     except Shutdown:
         run.give_back_restore()
         raise
-    except Exception:
-        logger.exception("restoring a folder stopped unexpectedly")
-        run.fail(UnexpectedError(f"Restoring {run.restore} stopped unexpectedly."))
+    except Exception as error:
+        if is_outage(error):
+            run.give_back_restore()  # an outage is no attempt
+        else:
+            run.fail(failure(error, what=f"Restoring {run.restore}"))
 
 
 class FolderRun(Run):

@@ -22,6 +22,7 @@ from django.db import Error, connection, transaction
 from django.utils import timezone
 from dramatiq.middleware import Shutdown
 
+from condastore.outages import DATABASE_ERRORS, persist
 from environments import folder_access, folders, platforms
 from environments.domain.errors import LeaseLostError, StoreError, TimeLimitError, TransitionError
 from environments.domain.lifecycle import BuildState
@@ -36,7 +37,6 @@ from environments.engine.prefix_sizes import PrefixSize
 from environments.engine.pypi_install import CachedWheel
 from environments.models import Build, Prefix
 from environments.models.builds import Lease, backoff_delay
-from environments.outages import DATABASE_DOWN, persist
 from environments.slot_sharing import SlotSharing
 from environments.solving import credentials_for, source_urls
 from environments.tools import Tools, download_patience, source_of
@@ -257,7 +257,7 @@ class Run:
             progress, self._progress = self._progress, None
             try:
                 self.build.append_log(lines, lease=self.lease)
-            except DATABASE_DOWN:
+            except DATABASE_ERRORS:
                 with self._guard:
                     self._lines = lines + self._lines
                 raise
@@ -356,7 +356,7 @@ class Run:
             self.flush()
         except LeaseLostError:
             self.lost = True
-        except DATABASE_DOWN as error:
+        except DATABASE_ERRORS as error:
             connection.close()
             logger.warning("database unreachable", build=self.build.pk, error=str(error))
         except Exception:

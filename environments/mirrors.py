@@ -25,6 +25,7 @@ from django.conf import settings
 from django.db.models import Q, QuerySet
 from django.utils import timezone
 
+from condastore.outages import failure, is_outage, persist
 from environments import blobs, folders
 from environments.domain.errors import (
     ChannelNotAllowedError,
@@ -32,7 +33,6 @@ from environments.domain.errors import (
     LeaseLostError,
     StoreError,
     UnavailableError,
-    UnexpectedError,
 )
 from environments.domain.mirrors import end_of
 from environments.domain.policy import Effect, Policy
@@ -44,7 +44,6 @@ from environments.engine.downloads import Download, download_all, remove_leftove
 from environments.models import Blob, Mirror, MirrorIndex, MirrorPackage, MirrorView
 from environments.models.clock_bounds import SKEW, older
 from environments.models.mirrors import Worked
-from environments.outages import is_outage, persist
 from environments.policies import policy_of
 from environments.solving import mirror_credentials
 from environments.tools import download_patience, read_limits, source_of
@@ -299,8 +298,7 @@ def _gave_up(row: Worked, token: int, error: Exception) -> None:
             persist(lambda: row.finish(token))
         return
     if not isinstance(error, StoreError):
-        logger.exception("mirror stopped unexpectedly", mirror=str(row))
-        error = UnexpectedError("Reading the channel stopped unexpectedly.")
+        error = failure(error, what=f"Reading {row}")
     logger.warning("mirror failed", mirror=str(row), error=str(error))
     failed = error
     with suppress(LeaseLostError):

@@ -13,6 +13,7 @@ from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
 
+from condastore.outages import failure, is_outage, persist
 from environments import blobs
 from environments.domain.artifacts import ArtifactState
 from environments.domain.errors import (
@@ -20,7 +21,6 @@ from environments.domain.errors import (
     LeaseLostError,
     StoreError,
     UnavailableError,
-    UnexpectedError,
 )
 from environments.domain.images import INDEX, MANIFEST
 from environments.domain.lifecycle import SERVED
@@ -37,7 +37,6 @@ from environments.models import (
 )
 from environments.models.builds import backoff_delay
 from environments.models.recalls import refuse_recalled
-from environments.outages import DATABASE_DOWN, is_outage, persist
 
 logger = structlog.get_logger(__name__)
 #: An attempt that was not heard of for so long is made again.
@@ -131,18 +130,14 @@ def push(push_id: int) -> None:
         top, done = _attempt(row)
     except LeaseLostError:
         logger.info("push superseded", push=row.pk)
-    except DATABASE_DOWN as error:
-        logger.warning("not pushed", push=row.pk, error=str(error).strip())
-        if is_outage(error):
-            persist(row.give_back)  # an outage of the database is no attempt
-        else:
-            reached = UnavailableError(f"The database could not be reached: {error}")
-            persist(partial(_give_up, row, reached))
     except StoreError as error:
         persist(partial(_give_up, row, error))
-    except Exception:
-        logger.exception("push stopped unexpectedly", push=row.pk)
-        persist(partial(_give_up, row, UnexpectedError("The push stopped unexpectedly.")))
+    except Exception as error:
+        if is_outage(error):
+            logger.warning("not pushed", push=row.pk, error=str(error).strip())
+            persist(row.give_back)  # an outage of the database is no attempt
+        else:
+            persist(partial(_give_up, row, failure(error, what=f"Push {row.pk}")))
     except BaseException:  # Dramatiq stops the thread: shutdown, or its own time limit
         _give_up(row, UnavailableError("Its worker was stopped."))
         raise

@@ -37,6 +37,7 @@ def _server_parts() -> Iterator[None]:
     """Around what needs the server's dependencies and settings: says what is missing or wrong."""
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "condastore.settings")
     try:
+        _import_without_rich()
         yield
     except ModuleNotFoundError as error:
         if error.name and error.name.partition(".")[0] in {
@@ -61,6 +62,12 @@ def _server_parts() -> Iterator[None]:
         raise CommandError(
             str(error), status=Status.INVALID, code="invalid-input", where="settings"
         ) from error
+
+
+def _import_without_rich() -> None:
+    """Import structlog and httpx before anything else does: they are slow to import with rich."""
+    optional_packages = importlib.import_module("environments.domain.optional_packages")
+    optional_packages.import_without_rich("structlog", "httpx")
 
 
 def up(

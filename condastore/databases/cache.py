@@ -13,7 +13,7 @@ from django.core.cache.backends import db
 from django.core.cache.backends.base import DEFAULT_TIMEOUT
 from django.db import connections, router
 
-from condastore.outages import AWAY
+from condastore.outages import DATABASE_ERRORS
 
 
 class DatabaseCache(db.DatabaseCache):
@@ -23,7 +23,7 @@ class DatabaseCache(db.DatabaseCache):
         def watched(execute: Callable[..., Any], *arguments: Any) -> Any:
             try:
                 return execute(*arguments)
-            except AWAY as error:
+            except DATABASE_ERRORS as error:
                 outages.append(error)
                 raise
 

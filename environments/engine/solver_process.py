@@ -303,7 +303,12 @@ def _read(message: bytes, job: Job) -> tuple[str, Any]:
         raise _MalformedError from error
 
 
-_PROGRAM = "from environments.engine.solver_process import main; main()"
+_PROGRAM = """
+from environments.domain.optional_packages import import_without_rich
+import_without_rich("httpx")
+from environments.engine.solver_process import main
+main()
+"""
 
 
 def main() -> None:

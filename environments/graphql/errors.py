@@ -17,7 +17,7 @@ from strawberry.scalars import JSON
 from strawberry.types.field import StrawberryField
 
 from accounts.access import Actor
-from condastore.outages import AWAY, unavailable
+from condastore.outages import migration_hint, unavailable
 from environments.domain.errors import StoreError, UnexpectedError
 from environments.operations import audit
 
@@ -74,16 +74,17 @@ def unexpected(error: BaseException, *, doing: str) -> UnexpectedError:
     logger.error("unexpected error", error_id=number, doing=doing, exc_info=error)
     return UnexpectedError(
         f"Something went wrong on our side (error {number}).",
-        hint="Try again; if it stays, tell the administrators the number of the error.",
+        hint=migration_hint(error)
+        or "Try again; if it stays, tell the administrators the number of the error.",
         details={"error": number},
     )
 
 
 def translated(error: BaseException, *, doing: str) -> StoreError:
     """An outage of the database as what it is; all else is unexpected."""
-    if isinstance(error, AWAY):
+    if (away := unavailable(error)) is not None:
         logger.warning("database unreachable", doing=doing, error=str(error))
-        return unavailable(error)
+        return away
     return unexpected(error, doing=doing)
 
 
@@ -95,28 +96,27 @@ class StoreErrors(strawberry.ExceptionHandler[Exception, OperationError]):
     ) -> OperationError | Awaitable[OperationError] | None:
         if isinstance(exception, GraphQLError):
             return None  # the query's own mistake
-        if not isinstance(exception, StoreError):
-            exception = translated(exception, doing=field.name)
-        answer = operation_error(exception)
-        if not audit.is_refusal(exception, changing=True):
-            return answer
-        recording = partial(
-            audit.refused_field,
-            info.context.request.actor,
-            info.field_name,
-            getattr(info.selected_fields[0], "arguments", {}),
-            exception,
-            changing=True,
+
+        def answer() -> OperationError:
+            error = exception
+            if not isinstance(error, StoreError):
+                error = translated(error, doing=field.name)
+            if audit.is_refusal(error, changing=True):
+                audit.refused_field(
+                    info.context.request.actor,
+                    info.field_name,
+                    getattr(info.selected_fields[0], "arguments", {}),
+                    error,
+                    changing=True,
+                )
+            return operation_error(error)
+
+        asks_database = not isinstance(exception, StoreError) or audit.is_refusal(
+            exception, changing=True
         )
-        if not in_event_loop():
-            recording()
-            return answer
-
-        async def recorded() -> OperationError:
-            await sync_to_async(recording)()
-            return answer
-
-        return recorded()
+        if asks_database and in_event_loop():
+            return sync_to_async(answer)()
+        return answer()
 
 
 def in_event_loop() -> bool:

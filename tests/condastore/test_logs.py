@@ -72,6 +72,17 @@ def test_a_service_that_is_away_has_no_traceback(error: str) -> None:
     assert all("gone" in line and "Traceback" not in line for line in lines)
 
 
+def test_a_missing_table_is_no_service_that_is_away() -> None:
+    lines = lines_of("""
+import sqlite3
+from django.db import OperationalError
+missing = OperationalError("no such table: words")
+missing.__cause__ = sqlite3.OperationalError("no such table: words")
+raised(missing)
+""")
+    assert any("Traceback" in line for line in lines)
+
+
 def test_of_our_own_faults_a_few_tracebacks_are_written_and_then_their_words() -> None:
     lines = lines_of("for number in range(20): raised(ZeroDivisionError(f'number {number}'))")
     assert sum("Traceback" in line for line in lines) == 10

@@ -7,6 +7,7 @@ import logging
 from typing import Any
 
 import pytest
+from django.db import connection
 from django.http import HttpRequest, HttpResponse
 from django.test import AsyncClient, Client, RequestFactory
 
@@ -238,3 +239,39 @@ def test_the_same_holds_where_everything_is_asynchronous(settings: Any) -> None:
     assert missing.status_code == 404
     assert missing["Content-Type"] == "application/problem+json"
     assert missing["X-Request-ID"]
+
+
+QUERY = "{ namespaces(first: 1) { edges { node { id } } } }"
+MUTATION = """mutation {
+    createNamespace(name: "fresh") { ... on OperationError { code message hint } }
+}"""
+
+
+@pytest.mark.parametrize("behind", [True, False], ids=["migrations behind", "migrations applied"])
+def test_a_missing_column_is_a_fault_of_ours_with_its_traceback(
+    client: Client, db: None, caplog: pytest.LogCaptureFixture, behind: bool
+) -> None:
+    client.force_login(factories.make_user("root", superuser=True))
+    client.raise_request_exception = False
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE environments_namespace RENAME COLUMN name TO former")
+        if behind:
+            cursor.execute(
+                "DELETE FROM django_migrations WHERE id = "
+                "(SELECT MAX(id) FROM django_migrations WHERE app = 'environments')"
+            )
+    answers = [
+        client.post("/graphql", {"query": query}, content_type="application/json").json()
+        for query in (QUERY, MUTATION)
+    ]
+    read, changed = answers[0]["errors"][0], answers[1]["data"]["createNamespace"]
+    page = client.get("/", headers={"Accept": "text/html"})
+    for code in (read["extensions"]["code"], changed["code"]):
+        assert code == "internal-error", answers
+    hints = [read["extensions"]["hint"], changed["hint"]]
+    assert all(("`condastore manage migrate`" in hint) == behind for hint in hints)
+    assert page.status_code == 500
+    assert ("condastore manage migrate" in page.content.decode()) == behind
+    logged = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert len(logged) == 3
+    assert all(record.exc_info or "exc_info" in record.msg for record in logged)

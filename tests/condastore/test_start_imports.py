@@ -14,6 +14,8 @@ IMPORTS = """
 import importlib, json, sys
 started = []
 sys.addaudithook(lambda event, args: event == "subprocess.Popen" and started.append(args[0]))
+from environments.domain.optional_packages import import_without_rich
+import_without_rich("structlog", "httpx")
 import django
 django.setup()
 for name in json.loads(sys.argv[1]):
@@ -52,3 +54,21 @@ def test_a_worker_shares_no_import_of_the_web_server(tmp_path: Path):
     modules = imported(SHARED, tmp_path)["modules"]
     assert isinstance(modules, list)
     assert not {"condastore.schema", "strawberry", "uvicorn"} & set(modules)
+
+
+def test_a_server_does_not_import_optional_packages_that_it_does_not_use(tmp_path: Path):
+    """httpx and structlog would import rich, Strawberry's Django types psycopg, with SQLite."""
+    modules = imported((*SHARED, *PRELOADED, "condastore.supervisor"), tmp_path)["modules"]
+    assert isinstance(modules, list)
+    assert not {"rich", "pygments", "psycopg", "httpx._main"} & set(modules)
+
+
+def test_packages_that_were_left_out_of_an_import_can_be_imported_later():
+    program = """
+from environments.domain.optional_packages import import_without_rich
+import_without_rich("structlog", "httpx", "not_installed_at_all")
+import structlog, httpx
+assert structlog.dev.rich is None
+import rich.console, click
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -24,13 +24,13 @@ from accounts.access import Actor
 from accounts.models import User
 from accounts.roles import Role
 from condastore.databases.sqlite3.base import queue_of
+from condastore.outages import persist
 from environments import building, delivery, tasks
 from environments.domain.errors import AccessDeniedError, ConflictError, InvalidInputError
 from environments.models import Build, Namespace, Notification, Policy, Webhook
 from environments.models.notifications import Event
 from environments.operations import approvals, queueing, recalls, upkeep
 from environments.operations.notifications import create_webhook, delete_webhook, try_webhook
-from environments.outages import persist
 from tests import factories
 from tests.services.processes import free_ports
 

@@ -12,7 +12,7 @@ from django.db import OperationalError
 from django.db.utils import ConnectionHandler
 
 from condastore.databases.sqlite3.base import DatabaseWrapper, queue_of
-from environments.outages import is_outage
+from condastore.outages import is_outage, unavailable
 
 pytestmark = pytest.mark.django_db  # a database of its own: access has to be allowed
 
@@ -61,3 +61,15 @@ def test_a_statement_that_is_refused_is_no_outage(database: DatabaseWrapper) -> 
     with pytest.raises(OperationalError) as refused, database.cursor() as cursor:
         cursor.execute("INSERT INTO missing VALUES (1)")
     assert not is_outage(refused.value)
+    assert unavailable(refused.value) is None
+
+
+def test_a_full_disk_is_no_outage_and_is_named(database: DatabaseWrapper) -> None:
+    with database.cursor() as cursor:
+        cursor.execute("PRAGMA max_page_count = 2")
+        with pytest.raises(OperationalError) as full:
+            cursor.execute("INSERT INTO words VALUES (hex(zeroblob(1000000)))")
+    assert not is_outage(full.value)
+    answer = unavailable(full.value)
+    assert answer is not None
+    assert str(answer) == "The disk of the database is full."
