@@ -17,6 +17,7 @@ from functools import partial
 import structlog
 from django.conf import settings
 from django.db import transaction
+from dramatiq.threading import Interrupt
 
 from condastore.outages import failure, is_outage, persist
 from environments import (
@@ -249,13 +250,30 @@ def publish(run: Run) -> None:
     """The folder gets its name by one rename; READY and the pointer come in one transaction.
 
     `envs/` follows before that is committed: whoever sees READY finds it switched. An older build
-    that finishes late, or a pinned pointer, leaves it where it is.
+    that finishes late, or a pinned pointer, leaves it where it is. A worker that is told to stop
+    meanwhile publishes first: users may have the folder open, so it is not taken away again.
     """
     build = run.build
     assert build.lock is not None
     recalls.mark_lock(build.lock)
     refuse_recalled(build)
     run.name_prefix()
+    try:
+        moved = _make_ready(run)
+    except Interrupt:
+        build.refresh_from_db(fields=["state", "lease_token"])
+        if build.state == BuildState.READY:  # committed a moment before
+            moved = Environment.objects.filter(pk=build.environment_id, current=build).exists()
+        else:
+            moved = _make_ready(run)
+    if RecalledLock.objects.active().filter(lock=build.lock).exists():  # meanwhile
+        recalls.follow_lock(build.lock)
+    run.log(f"{build.environment} is now at build {build.number}" if moved else "not made current")
+
+
+def _make_ready(run: Run) -> bool:
+    """One transaction: READY, and where it is newer than the current build, current."""
+    build = run.build
     with transaction.atomic():
         build.move(BuildState.READY, lease=run.lease, progress={}, timings=run.timings)
         judged_in = build.environment.namespace_id
@@ -265,9 +283,7 @@ def publish(run: Run) -> None:
         moved = build.environment.advance(build)
         if moved:
             folders.follow_environment(build.environment)
-    if RecalledLock.objects.active().filter(lock=build.lock).exists():  # meanwhile
-        recalls.follow_lock(build.lock)
-    run.log(f"{build.environment} is now at build {build.number}" if moved else "not made current")
+    return moved
 
 
 STAGES: Sequence[tuple[BuildState, Callable[[Run], None]]] = (

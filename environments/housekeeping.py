@@ -130,9 +130,18 @@ def drop_prefixes() -> int:
             gone, _ = Prefix.objects.filter(pk=prefix.pk, builds=None).delete()
             path = folders.data() / prefix.path
             if gone and path.is_dir():
+                _lead_away(path)
                 linking.to_trash(path, folders.data() / folders.TRASH)
         dropped += bool(gone)
     return dropped
+
+
+def _lead_away(prefix: Path) -> None:
+    """Let no folder of `envs/` lead to this prefix, whose worker was killed before READY."""
+    for link in (folders.data() / folders.ENVS / prefix.parent.name).glob("[!.]*"):
+        with contextlib.suppress(OSError):
+            if link.readlink().name == prefix.name:
+                folders.follow(prefix.parent.name, link.name)
 
 
 def drop_orphans(*, grace: timedelta = GRACE) -> int:

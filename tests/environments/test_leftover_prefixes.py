@@ -13,6 +13,7 @@ from django.utils import timezone
 from accounts.access import Actor
 from environments import building, folders, housekeeping
 from environments.domain.lifecycle import FINISHED, BuildState
+from environments.engine import linking
 from environments.models import Build, Environment, Prefix
 from environments.operations import builds, upkeep
 from tests.environments.conftest import Submit
@@ -80,6 +81,24 @@ def test_a_build_stopped_while_it_is_published_keeps_no_folder(
     housekeeping.drop_prefixes()
     assert not folder.exists()
     assert not Prefix.objects.exists()
+
+
+def test_the_folder_in_envs_leads_to_the_current_build_before_a_leftover_goes(
+    environment: Environment, submit: Submit, unsent: list[int]
+) -> None:
+    """A killed worker may have switched it already: READY was not committed."""
+    current = submit("dependencies: [hello-noarch]")
+    building.run(current.pk)
+    current.refresh_from_db()
+    leftover = named(environment)
+    assert leftover.prefix is not None
+    folder = folders.data() / leftover.prefix.path
+    link = folders.link_path(environment.namespace.name, environment.name)
+    linking.point(link, folder)
+    upkeep.give_up_lost_builds()
+    housekeeping.drop_prefixes()
+    assert not folder.exists()
+    assert link.resolve() == folders.prefix_path(current)
 
 
 def test_the_next_attempt_does_not_use_a_folder_that_upkeep_may_remove(

@@ -11,7 +11,7 @@ import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
+from typing import IO, Self
 
 import psutil
 import pytest
@@ -52,6 +52,37 @@ def test_a_build_that_is_killed_when_its_folder_is_named_keeps_none(
         assert "has no folder" in refused.stderr
         system.add_worker()  # which does the upkeep
         until(lambda: not folder.exists(), say=system.log)
+
+
+def test_a_worker_that_is_told_to_stop_while_it_publishes_does_so_first(start: Start) -> None:
+    """`envs/` leads to the folder before the build is READY: users may have it open already."""
+    with start(workers=0) as system, system.rows() as rows:
+        system.create("kill/env")
+        links = system.data / "run" / "links"
+        links.mkdir(parents=True, exist_ok=True)
+        worker = system.add_worker()
+        with (links / "kill~env").open("w") as lock:  # the switch of `envs/kill/env` waits for it
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            build = system.submit("kill/env", TEXT)
+            until(lambda: rows.execute(NAMED, (build,)).fetchall() not in ([], [(None,)]))
+            folder = system.data / "prefixes" / "kill" / _folder(rows, build)
+            before = folder.stat().st_ino
+            until(lambda: _waits_for(lock, worker))
+            worker.terminate()
+            time.sleep(1)  # its threads are told soon
+        worker.wait(60)
+        assert state_of(rows, build) == "READY"
+        assert folder.stat().st_ino == before
+        assert system.folder("kill/env").samefile(folder)
+
+
+def _waits_for(lock: IO[str], worker: Worker) -> bool:
+    """Whether the process waits for a lock that another holds, which the kernel says as `->`."""
+    inode = f":{os.fstat(lock.fileno()).st_ino} "
+    return any(
+        "->" in line and f" {worker.pid} " in line and inode in line
+        for line in Path("/proc/locks").read_text().splitlines()
+    )
 
 
 def _worker(system: System) -> Worker:

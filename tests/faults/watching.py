@@ -81,15 +81,28 @@ class Watch:
             self.looks += 1
 
     def _look(self, link: Path) -> None:
+        target = None
         try:
             target = link.readlink()
             prefix = link.parent / target
             (prefix / "conda-meta" / "history").read_bytes()
             if prefix.name not in self.seen:
-                self.faults += [f"{prefix.name}: no {name}" for name in missing(prefix)]
+                lacking = missing(prefix)
+                if self._withdrawn(link, target):
+                    return
+                self.faults += [f"{prefix.name}: no {name}" for name in lacking]
                 self.seen.add(prefix.name)
         except OSError as error:
-            self.faults.append(f"{link.name}: {error!r}")
+            if target is None or not self._withdrawn(link, target):
+                self.faults.append(f"{link.name}: {error!r}")
+
+    def _withdrawn(self, link: Path, target: Path) -> bool:
+        """Whether its worker was killed before READY: `envs/` first leads elsewhere again."""
+        try:
+            now = link.readlink()
+        except FileNotFoundError:  # the look that follows says so
+            return True
+        return now != target and not (link.parent / target).exists()
 
 
 def missing(prefix: Path) -> list[str]:
