@@ -9,16 +9,16 @@ from typing import Any
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "condastore.settings")
 
-from django.core.asgi import get_asgi_application
+import django
 
-django_application = get_asgi_application()  # first: what follows needs the apps
-django_application.chunk_size = 1 << 18  # bytes that are sent at once: a quarter of the calls
+django.setup(set_prefix=False)  # first: what follows needs the apps
 
 from django.conf import settings  # noqa: E402
 from django.http.request import split_domain_port, validate_host  # noqa: E402
 
 from condastore import turns  # noqa: E402
 from condastore.cli.errors import CommandError  # noqa: E402
+from condastore.file_responses import PART, FileHandler  # noqa: E402
 from condastore.private_files import PRIVATE_UMASK  # noqa: E402
 from condastore.schema import schema  # noqa: E402
 from condastore.starting import prepare_folder  # noqa: E402
@@ -32,6 +32,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 NEVER_QUEUED = frozenset({"/healthz", "/readyz", "/metrics"})
 graphql_socket = make_socket(schema)
 keep_connections()
+django_application = FileHandler()
+django_application.chunk_size = PART  # bytes that are sent at once: a quarter of the calls
 
 
 async def application(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:

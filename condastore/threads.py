@@ -11,7 +11,8 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from typing import Any, ClassVar, Self
 
-from asgiref.sync import SyncToAsync, ThreadSensitiveContext
+from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
+from django.db import connections
 
 #: Threads that wait for a request; what comes beyond them gets one of its own.
 KEPT = 8
@@ -46,14 +47,40 @@ class KeptThread(ThreadSensitiveContext):
             self._free.append(executor)
         await super().__aexit__(*exception)  # type: ignore[no-untyped-call]
 
+    @classmethod
+    def give_back(cls) -> None:
+        """Let the next request have the thread of this one, which still sends its answer.
+
+        What needs a thread later in this request gets another one.
+        """
+        context = SyncToAsync.thread_sensitive_context.get(None)
+        executor = SyncToAsync.context_to_thread_executor.pop(context, None) if context else None
+        if executor is None:
+            return
+        if len(cls._free) < KEPT:
+            cls._free.append(executor)
+        else:
+            executor.shutdown(wait=False)
+
+
+async def release() -> None:
+    """Give back the thread and the connection of a request that only sends its answer now."""
+    await sync_to_async(_close_obsolete)()
+    KeptThread.give_back()
+
+
+def _close_obsolete() -> None:
+    """Close connections as at the end of a request, but for those of an open transaction."""
+    for connection in connections.all(initialized_only=True):
+        if not connection.in_atomic_block:
+            connection.close_if_unusable_or_obsolete()
+
 
 def keep_connections() -> None:
     """For a web process, before its first request: keep what is open between requests.
 
     Of PostgreSQL in a pool, so that there are no more than it may hold, whichever thread asks.
     """
-    from django.db import connections
-
     database = connections.settings["default"]
     if database["ENGINE"].endswith("sqlite3"):
         database["CONN_MAX_AGE"] = None

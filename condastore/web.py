@@ -1,7 +1,8 @@
 """The web server of `condastore up`: uvicorn on a socket that its parent opened.
 
 The parent keeps the socket open, so that requests wait, and are not refused, while this process is
-started again. Elsewhere run `uvicorn condastore.asgi:application`.
+started again. Elsewhere run `uvicorn condastore.asgi:application --http
+condastore.http_protocol:HttpProtocol`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 
 import uvicorn
 
+from condastore.http_protocol import HttpProtocol
 from condastore.private_files import PRIVATE_UMASK
 
 #: Seconds that a request, or a subscription, has to end when the server stops.
@@ -28,6 +30,7 @@ COLLECT = (10_000, 10, 10)
 def serve(descriptor: int) -> None:
     config = uvicorn.Config(
         "condastore.asgi:application",
+        http=HttpProtocol,
         log_config=None,
         lifespan="off",
         proxy_headers=False,  # Django reads them, where CONDASTORE_BEHIND_PROXY says so

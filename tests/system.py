@@ -285,6 +285,7 @@ class System:
         """One more web server, as it runs in production; its URL."""
         (port,) = free_ports()
         command = [sys.executable, "-m", "uvicorn", "condastore.asgi:application"]
+        command += ["--http", "condastore.http_protocol:HttpProtocol"]
         with self._log("web").open("ab") as log:
             self._webs.append(
                 subprocess.Popen(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -24,11 +22,12 @@ from django.http import (
 from django.utils.cache import patch_vary_headers
 from django.utils.http import content_disposition_header, parse_etags
 
+from condastore.file_responses import PART, FileRange
+from condastore.threads import release
 from environments import blobs
 from environments.models import Blob
 from environments.operations import artifacts
 
-PART = 1 << 18  # bytes that one request holds in memory
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)\s*\Z")
 
 
@@ -93,8 +92,11 @@ async def _streamed(request: HttpRequest, served: Served, path: Path | None) -> 
     status = 206 if wanted else 200
     if request.method == "HEAD":
         response = HttpResponse(content_type=served.content_type, status=status)
+    elif path:
+        kind = served.content_type
+        response = FileRange(request, path, first, last, content_type=kind, status=status)
     else:
-        parts = _file_parts(path, first, last) if path else _store_parts(served.blob, first, last)
+        parts = _store_parts(served.blob, first, last)
         response = StreamingHttpResponse(parts, content_type=served.content_type, status=status)
     response["Content-Length"] = str(last - first + 1)
     if wanted:
@@ -147,36 +149,9 @@ def _range(request: HttpRequest, served: Served) -> tuple[int, int] | None:
     return first, last
 
 
-async def _file_parts(path: Path, first: int, last: int) -> AsyncIterator[bytes]:
-    descriptor = await asyncio.to_thread(os.open, path, os.O_RDONLY)
-    try:
-        while first <= last:
-            size = min(PART, last + 1 - first)
-            if _is_in_memory(descriptor, first + size - 1):
-                part = os.pread(descriptor, size, first)
-            else:
-                part = await asyncio.to_thread(os.pread, descriptor, size, first)
-            if not part:
-                break  # cut short: the client sees that bytes are missing
-            first += len(part)
-            yield part
-    finally:
-        os.close(descriptor)
-
-
-def _is_in_memory(descriptor: int, offset: int) -> bool:
-    """Whether the disk need not be waited for: asking a thread takes longer than such a read.
-
-    Files are read ahead in order, so it is the last byte that is asked for.
-    """
-    try:
-        return os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
-    except (OSError, AttributeError):  # not there yet, or a system that cannot tell
-        return False
-
-
 async def _store_parts(blob: Blob, first: int, last: int) -> AsyncIterator[bytes]:
     url = await sync_to_async(blobs.signed_url)(blob)
+    await release()
     headers = {"Range": f"bytes={first}-{last}"}
     async with (
         httpx.AsyncClient(timeout=60) as client,

@@ -26,13 +26,14 @@ from django.utils.http import http_date, parse_etags
 from django.views.decorators.http import require_safe
 
 from condastore import turns
+from condastore.file_responses import PART
 from environments import blobs, mirrors
 from environments.domain.errors import DownloadError, NotFoundError, UnavailableError
 from environments.models import Blob
 from environments.operations import mirrors as operations
 from environments.operations.mirrors import Opened, Package
 from environments.operations.served_channels import CONTENT_TYPES, REPODATA, SHARDS, ZSTD
-from environments.rest.blobs import PART, Served, answer
+from environments.rest.blobs import Served, answer
 from environments.rest.finding import actor_of
 
 Found = TypeVar("Found", Opened, Package)

@@ -108,6 +108,7 @@ def _seconds(port: int) -> float:
 @contextmanager
 def _web(port: int, environ: Mapping[str, str]) -> Iterator[psutil.Process]:
     command = [sys.executable, "-m", "uvicorn", "condastore.asgi:application"]
+    command += ["--http", "condastore.http_protocol:HttpProtocol"]
     with _running([*command, "--port", str(port), "--lifespan", "off"], environ, port) as process:
         yield process
 

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,22 +28,37 @@ django.setup()
 from django.utils import timezone
 from accounts.models import ApiToken
 from tests import factories
+from environments import blobs
+from environments.models import Artifact
+from environments.domain.artifacts import ArtifactKind, ArtifactState
+from pathlib import Path
+build = factories.make_build(factories.make_environment(factories.make_namespace(public=True)))
+artifact = Artifact.wanted(build, ArtifactKind.TAR_ZST, factories.PLATFORM)
+made = Path(sys.argv[2])
+with made.open("wb") as file:
+    file.truncate(int(sys.argv[3]))
+ready = {"state": ArtifactState.READY, "blob": blobs.keep(made)}
+Artifact.objects.filter(pk=artifact.pk).update(**ready)
+print(build.environment, flush=True)
 print(factories.make_token(factories.make_user("erin")), flush=True)
 # Its last use need not be written.
 ApiToken.objects.update(last_used_at=timezone.now(), last_used_address="127.0.0.1")
 ApiToken.objects.update(last_used_at=timezone.now().replace(year=2100))
 import uvicorn
 from condastore.asgi import application
-uvicorn.run(application, port=int(sys.argv[1]), log_level="warning")
+from condastore.http_protocol import HttpProtocol
+uvicorn.run(application, port=int(sys.argv[1]), log_level="warning", http=HttpProtocol)
 """
 PROJECT = Path(__file__).resolve().parents[2]
 PATIENCE = 120.0  # seconds; for a machine that is busy
+LARGE = 24_000_000  # bytes; more than the kernel keeps for a client that does not read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Web:
     client: httpx.Client
     database: Service
+    file: str  # the address of LARGE bytes
 
     def get(self, path: str = "/api/whoami", **headers: str) -> httpx.Response:
         return self.client.get(path, headers=headers)
@@ -76,13 +91,13 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
             "CONDASTORE_DATABASE_URL": database.url,
             "DJANGO_SETTINGS_MODULE": "condastore.settings",
         }
-        command = [sys.executable, "-c", SERVE, str(port)]
+        command = [sys.executable, "-c", SERVE, str(port), str(data / "made"), str(LARGE)]
         process = subprocess.Popen(
             command, env=variables, cwd=PROJECT, stdout=subprocess.PIPE, stderr=log, text=True
         )
         try:
             assert process.stdout is not None
-            token = process.stdout.readline().strip()
+            place, token = (process.stdout.readline().strip() for _ in range(2))
             end = time.monotonic() + PATIENCE
             while time.monotonic() < end:
                 assert process.poll() is None, (data / "log").read_text()
@@ -91,8 +106,14 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
                     break
                 time.sleep(0.1)
             header = {"Authorization": f"Bearer {token}"}
-            with httpx.Client(base_url=url, headers=header, timeout=PATIENCE) as client:
-                yield Web(client=client, database=database)
+            with httpx.Client(
+                base_url=url,
+                headers=header,
+                timeout=PATIENCE,
+                limits=httpx.Limits(max_connections=None),
+            ) as client:
+                file = f"/api/envs/{place}/1/env.tar.zst"
+                yield Web(client=client, database=database, file=file)
         finally:
             process.terminate()
             process.communicate(timeout=PATIENCE)
@@ -110,6 +131,16 @@ def test_connections_do_not_grow_with_requests(web: Web) -> None:
     while (left := web.connections()) > max(held, 20) and time.monotonic() < end:
         time.sleep(0.5)
     assert left <= max(held, 20)
+
+
+def test_slow_downloads_hold_no_connection_of_the_database(web: Web) -> None:
+    with ExitStack() as stack:
+        for _ in range(POOL["max_size"] + KEPT):
+            answer = stack.enter_context(web.client.stream("GET", web.file))
+            assert answer.status_code == 200
+            assert answer.headers["Content-Length"] == str(LARGE)
+        assert web.many(20) == {200}
+        assert web.connections() < POOL["max_size"]
 
 
 def test_while_the_database_is_away_it_is_told_within_seconds_and_is_back_at_once(

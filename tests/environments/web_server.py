@@ -10,6 +10,7 @@ import pytest
 import uvicorn
 from django.db import connections
 
+from condastore.http_protocol import HttpProtocol
 from tests.services.processes import free_ports
 
 
@@ -20,7 +21,12 @@ def server(transactional_db: None) -> Iterator[str]:
 
     (port,) = free_ports()
     config = uvicorn.Config(
-        application, host="127.0.0.1", port=port, log_level="error", lifespan="off"
+        application,
+        host="127.0.0.1",
+        port=port,
+        log_level="error",
+        lifespan="off",
+        http=HttpProtocol,
     )
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run)

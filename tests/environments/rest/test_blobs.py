@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import boto3
+import httpx
 import pytest
 from asgiref.sync import async_to_sync
 from django.test import AsyncClient
@@ -154,6 +156,30 @@ def test_a_download_goes_on_only_with_the_same_bytes(artifact: Artifact, bob: Ac
     etag = get(bob, method="head").headers["ETag"]
     assert get(bob, Range="bytes=5-", If_Range=etag).status == 206
     assert get(bob, Range="bytes=5-", If_Range='"other"').content == CONTENT
+
+
+def test_the_kernel_copies_what_a_server_sends(
+    server: str, artifact: Artifact, bob: Actor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied: list[int] = []
+    sendfile = os.sendfile
+
+    def counted(*arguments: int) -> int:
+        copied.append(sendfile(*arguments))
+        return copied[-1]
+
+    monkeypatch.setattr(os, "sendfile", counted)
+    header = {"Authorization": f"Bearer {factories.make_token(bob.account)}"}
+    with httpx.Client(base_url=server, headers=header, timeout=60) as client:
+        got = client.get(ADDRESS)
+        assert (got.status_code, got.content, sum(copied)) == (200, CONTENT, len(CONTENT))
+        assert got.headers["ETag"] == f'"sha256:{hashlib.sha256(CONTENT).hexdigest()}"'
+        got = client.get(ADDRESS, headers={"Range": "bytes=7-70006"})
+        assert (got.status_code, got.content) == (206, CONTENT[7:70007])
+        assert sum(copied) == len(CONTENT) + 70_000
+        head = client.head(ADDRESS)
+        assert (head.status_code, head.headers["Content-Length"]) == (200, str(len(CONTENT)))
+        assert client.get("/api/whoami").json()["username"] == bob.name
 
 
 def test_nginx_gives_the_file_where_it_is_set_up(
