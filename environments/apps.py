@@ -7,7 +7,7 @@ from typing import Any
 import structlog
 from django.apps import AppConfig
 from django.db import DatabaseError, transaction
-from django.db.models.signals import post_migrate, post_save
+from django.db.models.signals import post_migrate, post_save, pre_migrate
 
 logger = structlog.get_logger(__name__)
 
@@ -19,6 +19,7 @@ class EnvironmentsConfig(AppConfig):
         from environments import directories as directories  # listens
         from environments.engine import addresses
         from environments.models.audit import guard_rows
+        from environments.models.audit_swap import forget
         from environments.operations import account_mail as account_mail  # likewise
         from environments.operations import audit
         from environments.outgoing import configured_guard
@@ -27,6 +28,7 @@ class EnvironmentsConfig(AppConfig):
         addresses.install(configured_guard)
         audit.listen()
         post_save.connect(_close_folders, sender="environments.Namespace", dispatch_uid="folders")
+        pre_migrate.connect(forget, sender=self, dispatch_uid="audit")
         post_migrate.connect(guard_rows, sender=self, dispatch_uid="audit")
         post_migrate.connect(_renew_keys, sender=self, dispatch_uid="keys")
 

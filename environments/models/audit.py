@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import structlog
 from django.conf import settings
-from django.db import IntegrityError, connections, models, transaction
+from django.db import IntegrityError, connections, models, router, transaction
 from django.db.models import Max, Q, Subquery
 from django.db.models.functions import Coalesce
 from django.utils import timezone
@@ -32,6 +32,7 @@ from environments.domain.audit_chain import (
     written,
 )
 from environments.domain.audit_checkpoints import HeadState, is_seal_of, seal_head
+from environments.models.audit_swap import SealedHead, swap
 from environments.models.namespaces import Namespace
 
 logger = structlog.get_logger(__name__)
@@ -298,15 +299,15 @@ def audited() -> Iterator[None]:
 
 
 #: The head that this process wrote last, and the key that sealed it.
-_last_written: tuple[bytes, HeadState, str] | None = None
+_last_written: tuple[bytes, SealedHead] | None = None
+#: Attempts to append by one statement; others that append may be faster each time.
+ATTEMPTS = 3
 
 
 def _append(events: Sequence[AuditEvent]) -> None:
-    if not events:
+    if not events or (len(events) == 1 and _append_by_one_statement(events[0])):
         return
     with transaction.atomic(savepoint=False):
-        if _append_to_last_written(events):
-            return
         head, secret = AuditHead.locked(), key()
         if not _continues(head):
             # To continue from here would hide it: the gap in the positions stays.
@@ -316,29 +317,33 @@ def _append(events: Sequence[AuditEvent]) -> None:
         _chain(events, head, secret)
         unguarded().bulk_create(events)
         head.save_sealed()
-        _remember(head, secret)
+        _remember(SealedHead(state=head.state, seal=head.seal), secret)
 
 
-def _append_to_last_written(events: Sequence[AuditEvent]) -> bool:
-    """Append without reading the head, if the database still has the one that was written here.
+def _append_by_one_statement(event: AuditEvent) -> bool:
+    """Append without locking the head; False where that did not succeed.
 
-    The update compares the whole head, so it changes nothing where anybody else has appended,
-    pruned or edited since, or where the transaction that wrote it was rolled back.
+    The first attempt takes the head that was written here last. The statement compares the whole
+    head, so it changes nothing where anybody else has appended, pruned or edited since, or where
+    the transaction that wrote it was rolled back: the next attempt reads the head.
     """
     secret = key()
-    if _last_written is None or _last_written[0] != secret:
-        return False
-    _, state, last_seal = _last_written
-    head = AuditHead(pk=1, **asdict(state))
-    _chain(events, head, secret)
-    head.counter += 1
-    head.seal = seal_head(secret, head.state)
-    same = AuditHead.objects.filter(pk=1, seal=last_seal, **asdict(state))
-    if not same.update(seal=head.seal, **asdict(head.state)):
-        return False
-    unguarded().bulk_create(events)
-    _remember(head, secret)
-    return True
+    before = _last_written[1] if _last_written and _last_written[0] == secret else None
+    for _ in range(ATTEMPTS):
+        if before is None:
+            found = AuditHead.objects.filter(pk=1).first()
+            if found is None or not found.is_sealed or found.state.is_new:
+                return False
+            before = SealedHead(state=found.state, seal=found.seal)
+        head = AuditHead(pk=1, **asdict(before.state))
+        _chain([event], head, secret)
+        head.counter += 1
+        after = SealedHead(state=head.state, seal=seal_head(secret, head.state))
+        if swap(before, after, event, using=router.db_for_write(AuditEvent)):
+            _remember(after, secret)
+            return True
+        before = None
+    return False
 
 
 def _chain(events: Sequence[AuditEvent], head: AuditHead, secret: bytes) -> None:
@@ -349,9 +354,9 @@ def _chain(events: Sequence[AuditEvent], head: AuditHead, secret: bytes) -> None
         event.digest = head.digest = seal(secret, head.digest, _covered(event))
 
 
-def _remember(head: AuditHead, secret: bytes) -> None:
+def _remember(head: SealedHead, secret: bytes) -> None:
     global _last_written
-    _last_written = (secret, head.state, head.seal)
+    _last_written = (secret, head)
 
 
 def _continues(head: AuditHead) -> bool:
