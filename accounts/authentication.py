@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import re
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Hashable, Mapping
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any
@@ -17,7 +18,8 @@ from django.conf import settings
 from django.contrib.auth import get_user
 from django.contrib.auth.models import AnonymousUser
 from django.contrib.sessions.backends.base import SessionBase
-from django.db.models import QuerySet
+from django.db.models import Exists, QuerySet, TextField
+from django.db.models.functions import Cast
 from django.http import HttpRequest, HttpResponseBase, HttpResponseRedirect, JsonResponse
 from django.urls import reverse
 from django.utils import timezone
@@ -30,6 +32,8 @@ from accounts.signals import token_moved, token_refused
 from condastore.statements import KEY, MOMENT, Lookup, word
 from environments.domain.errors import NotSignedInError
 
+#: The stand-in of a token's key (condastore.statements).
+TOKEN_KEY = KEY + 1
 #: How old the recorded last use of a token may be before it is written again.
 LAST_USE_RESOLUTION = timedelta(minutes=1)
 #: Where a token may stand in the path, as conda's clients put it: `/t/<token>/channel/...`.
@@ -133,12 +137,80 @@ def usable_token(*, digest: str = "", key: int | None = None) -> ApiToken | None
         rows = ApiToken.objects.usable(now=MOMENT).order_by()
         return rows.filter(digest=word("digest")) if digest else rows.filter(pk=KEY)
 
-    switches = settings.SUSPEND_ORPHANED_SERVICE_ACCOUNTS, settings.LOCAL_ACCOUNTS
     return _TOKEN_LOOKUP.first(
-        ("token", bool(digest), *switches),
+        ("token", bool(digest), *_switches()),
         build,
         {word("digest"): digest, KEY: key, MOMENT: timezone.now()},
     )
+
+
+@dataclass(frozen=True, slots=True)
+class TokenClaim:
+    """What a word that was signed here says of an API token and its user: valid when it was signed.
+
+    A statement that is answered for `actor` has to hold `proof` against the database, too. Until
+    then nobody may act as `actor`.
+    """
+
+    actor: Actor
+
+    @property
+    def kind(self) -> tuple[Hashable, ...]:
+        """What the text of a statement with `proof` depends on."""
+        return "claim", self.actor.user.is_superuser, *_switches()
+
+    def proof(self) -> Exists:
+        """Whether the token is valid now, and its user is who they were: with stand-ins."""
+        user = {
+            "user": KEY,
+            "user__username": word("username"),
+            "user__is_superuser": self.actor.user.is_superuser,
+        }
+        rows = ApiToken.objects.usable(now=MOMENT).order_by()
+        rows = rows.alias(limits=Cast("namespaces", TextField()))
+        limits = {"role": word("role"), "limits": word("limits")}
+        return Exists(rows.filter(pk=TOKEN_KEY, **user, **limits))
+
+    def values(self) -> dict[Any, Any]:
+        """What replaces the stand-ins of `proof`, but for KEY."""
+        token = self.actor.token
+        assert token is not None, "it is of a token"
+        return {
+            TOKEN_KEY: token.pk,
+            MOMENT: timezone.now(),
+            word("username"): self.actor.name,
+            word("role"): token.role,
+            word("limits"): json.dumps(token.namespaces),  # as the databases write it
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        token, account = self.actor.token, self.actor.account
+        assert token is not None, "it is of a token"
+        return {
+            "user": account.pk,
+            "name": account.username,
+            "super": account.is_superuser,
+            "role": token.role,
+            "namespaces": token.namespaces,
+        }
+
+    @classmethod
+    def parse(cls, said: Mapping[str, Any], *, key: int, address: str) -> TokenClaim:
+        """Read `to_json` of a signed word.
+
+        Args:
+            key: of the token.
+        """
+        user = User(
+            pk=said["user"], username=said["name"], is_superuser=said["super"], is_active=True
+        )
+        token = ApiToken(pk=key, user=user, role=said["role"], namespaces=said["namespaces"])
+        return cls(Actor(user, token=token, address=address))
+
+
+def _switches() -> tuple[bool, bool]:
+    """The settings that say whose tokens are usable."""
+    return settings.SUSPEND_ORPHANED_SERVICE_ACCOUNTS, settings.LOCAL_ACCOUNTS
 
 
 def actor_of(request: HttpRequest) -> Actor:

@@ -66,6 +66,7 @@ from environments.models.recalls import RecalledLock, refuse_recalled
 from environments.operations import queueing, served_builds
 from environments.operations.environments import find_environment, submit_to
 from environments.operations.provenance import image_provenance
+from environments.operations.served_builds import Asking
 from environments.pushing import Pushed
 
 #: Seconds between two looks at an image that is made.
@@ -166,23 +167,26 @@ def request_images(
 
 
 def served_content(
-    actor: Actor, namespace: str, environment: str, sha256: str, *, kinds: Iterable[str] = ()
+    asking: Asking, namespace: str, environment: str, sha256: str, *, kinds: Iterable[str] = ()
 ) -> Content | None:
     """What `find_content` finds, by one statement, where nothing stands in the way of it.
 
     None: ask `find_content`, which also knows of indexes, and says what is wrong.
     """
-    part = served_builds.served_blob(actor, namespace, environment, sha256)
+    part = served_builds.served_blob(asking, namespace, environment, sha256)
     if part is None or (kinds and part.media_type not in kinds) or not blobs.is_whole(part.blob):
         return None
     build = None
-    if kinds and (build := served_builds.served_image(actor, namespace, environment, part)) is None:
+    if (
+        kinds
+        and (build := served_builds.served_image(asking, namespace, environment, part)) is None
+    ):
         return None  # changed in between
     return Content(blob=part.blob, media_type=part.media_type, build=build)
 
 
 def served_manifest(
-    actor: Actor, namespace: str, environment: str, tag: str, *, compression: Compression
+    asking: Asking, namespace: str, environment: str, tag: str, *, compression: Compression
 ) -> Content | None:
     """The manifest that a tag leads to, by two statements, where it is ready to be given away.
 
@@ -190,7 +194,7 @@ def served_manifest(
     """
     if tag == "current" or not _TAG.fullmatch(tag):
         return None
-    build = served_builds.served_build(actor, namespace, environment, tag, of_registry=True)
+    build = served_builds.served_build(asking, namespace, environment, tag, of_registry=True)
     image = None if build is None else served_builds.ready_image(build, compression)
     if image is None or image.blob is None or not blobs.is_whole(image.blob):
         return None

@@ -7,6 +7,7 @@ recalls. Where it finds nothing, the caller asks one by one, and learns what to 
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable
 from typing import Any
 
 from django.db.models import Exists, F, OuterRef, QuerySet, Subquery, TextField
@@ -14,6 +15,7 @@ from django.db.models.fields.json import KT
 from django.db.models.functions import Cast
 
 from accounts.access import Actor, kind_of, stand_in, values_for
+from accounts.authentication import TokenClaim
 from accounts.roles import Perm
 from condastore.statements import KEY, NUMBER, Lookup, word
 from environments.domain.artifacts import FORMS, ArtifactKind, ArtifactState
@@ -36,25 +38,39 @@ _ENVIRONMENT = ("id", "namespace_id", "name", "current_id", "used_at")
 _NAMESPACE = ("id", "name", "public", "base_image")
 
 
-def _served(actor: Actor) -> QuerySet[Build]:
+#: Who asks: an actor, or what a signed word says of one; the statement proves it in passing.
+Asking = Actor | TokenClaim
+
+
+def _actor(asking: Asking) -> Actor:
+    return asking.actor if isinstance(asking, TokenClaim) else asking
+
+
+def _kind(asking: Asking) -> tuple[Hashable, ...]:
+    claimed = asking.kind if isinstance(asking, TokenClaim) else ()
+    return (*kind_of(_actor(asking)), *claimed)
+
+
+def _served(asking: Asking) -> QuerySet[Build]:
     """Builds that may be downloaded by an actor of this kind, of the repository that is named."""
+    builds = Build.objects.with_perm(stand_in(_actor(asking)), Perm.DOWNLOAD)
+    if isinstance(asking, TokenClaim):
+        builds = builds.filter(asking.proof())
     recalled = RecalledLock.objects.active().filter(lock=OuterRef("lock"))
-    return (
-        Build.objects.with_perm(stand_in(actor), Perm.DOWNLOAD)
-        .order_by()
-        .filter(
-            ~Exists(recalled),
-            environment__namespace__name=word("namespace"),
-            environment__name=word("environment"),
-            state__in=sorted(SERVED),
-            lock__isnull=False,
-        )
+    return builds.order_by().filter(
+        ~Exists(recalled),
+        environment__namespace__name=word("namespace"),
+        environment__name=word("environment"),
+        state__in=sorted(SERVED),
+        lock__isnull=False,
     )
 
 
-def _values(actor: Actor, namespace: str, environment: str, **words: Any) -> dict[Any, Any]:
+def _values(asking: Asking, namespace: str, environment: str, **words: Any) -> dict[Any, Any]:
     named = {"namespace": namespace, "environment": environment, **words}
-    return values_for(actor) | {word(name): value for name, value in named.items()}
+    claimed = asking.values() if isinstance(asking, TokenClaim) else {}
+    values = values_for(_actor(asking)) | claimed
+    return values | {word(name): value for name, value in named.items()}
 
 
 _LOCKED_BUILD: Lookup[Build] = Lookup(
@@ -68,16 +84,16 @@ _LOCKED_BUILD: Lookup[Build] = Lookup(
 
 
 def served_build(
-    actor: Actor, namespace: str, environment: str, reference: str, *, of_registry: bool = False
+    asking: Asking, namespace: str, environment: str, reference: str, *, of_registry: bool = False
 ) -> Build | None:
-    """The build, with its lock and specification, if `actor` may download it now.
+    """The build, with its lock and specification, if who asks may download it now.
 
     Args:
         reference: a number, a tag, or `current`; others are not found here.
         of_registry: also `lock-DIGEST`, and `latest` for the current build where no tag has that
             name.
     """
-    values = _values(actor, namespace, environment)
+    values = _values(asking, namespace, environment)
     kind: str
     found: dict[str, Any]
     conditions: list[Any] = []
@@ -99,8 +115,8 @@ def served_build(
         kind, found = "tag", {"tags__name": word("tag"), "tags__environment": F("environment")}
         values[word("tag")] = reference
     return _LOCKED_BUILD.first(
-        ("served build", kind, *kind_of(actor)),
-        lambda: _served(actor).filter(*conditions, **found).order_by("-number"),
+        ("served build", kind, *_kind(asking)),
+        lambda: _served(asking).filter(*conditions, **found).order_by("-number"),
         values,
     )
 
@@ -112,16 +128,16 @@ _IMAGE_BLOB: Lookup[ImageBlob] = Lookup(
 )
 
 
-def served_blob(actor: Actor, namespace: str, environment: str, sha256: str) -> ImageBlob | None:
-    """A part of an image of these builds, if `actor` may have it now."""
+def served_blob(asking: Asking, namespace: str, environment: str, sha256: str) -> ImageBlob | None:
+    """A part of an image of these builds, if who asks may have it now."""
     return _IMAGE_BLOB.first(
-        ("served blob", *kind_of(actor)),
+        ("served blob", *_kind(asking)),
         lambda: ImageBlob.objects.order_by().filter(
             blob__sha256=word("digest"),
             blob__damaged_at=None,
-            artifact__lock__in=_served(actor).values("lock"),
+            artifact__lock__in=_served(asking).values("lock"),
         ),
-        _values(actor, namespace, environment, digest=sha256),
+        _values(asking, namespace, environment, digest=sha256),
     )
 
 
@@ -130,12 +146,12 @@ _IMAGE_BUILD: Lookup[Build] = Lookup(
 )
 
 
-def served_image(actor: Actor, namespace: str, environment: str, part: ImageBlob) -> Build | None:
+def served_image(asking: Asking, namespace: str, environment: str, part: ImageBlob) -> Build | None:
     """The newest of these builds with the image of `part`."""
     return _IMAGE_BUILD.first(
-        ("served image", *kind_of(actor)),
-        lambda: _served(actor).filter(lock__artifacts=NUMBER).order_by("-number"),
-        _values(actor, namespace, environment) | {NUMBER: part.artifact_id},
+        ("served image", *_kind(asking)),
+        lambda: _served(asking).filter(lock__artifacts=NUMBER).order_by("-number"),
+        _values(asking, namespace, environment) | {NUMBER: part.artifact_id},
     )
 
 

@@ -2,8 +2,9 @@
 
 Docker's token flow: a request without one is answered with where to get it; there an API token (as
 the password of any user name) or nobody at all gets a signed word of who asks and for what, which
-holds for minutes. It names the API token, so that a revoked one ends with it, and gives no rights:
-what its holder may see is asked each time.
+holds for minutes. It says who that is, so that nobody has to be looked up, and gives no rights: the
+statement that finds a blob holds the API token, its user and their rights against the database, so
+a right that was revoked, or a token, ends with the next request.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from django.utils import timezone
 
 from accounts.access import Actor
 from accounts.authentication import (
+    TokenClaim,
     TokenInvalidError,
     actor_with_token,
     client_address,
@@ -27,6 +29,7 @@ from accounts.authentication import (
     usable_token,
 )
 from environments.domain.errors import NotSignedInError
+from environments.operations.served_builds import Asking
 from environments.registry.errors import ChallengeError, ScopeError
 
 LIFE = 300  # seconds; at most: clients take 60 for granted
@@ -53,8 +56,10 @@ def token_for(request: HttpRequest) -> JsonResponse:
     asked = [scope for text in given.getlist("scope") for scope in text.split()]
     scopes = [scope for scope in asked if _SCOPES.fullmatch(scope)][:MOST_SCOPES]
     names = [scope.rpartition(":")[0] for scope in scopes]
-    held = actor.token.pk if actor is not None and actor.token is not None else 0
-    signed = signing.dumps({"token": held, "for": names}, key=settings.REGISTRY_KEY, salt=SALT)
+    said: dict[str, Any] = {"token": 0, "for": names}
+    if actor is not None and actor.token is not None:
+        said |= {"token": actor.token.pk, "as": TokenClaim(actor).to_json()}
+    signed = signing.dumps(said, key=settings.REGISTRY_KEY, salt=SALT)
     body: dict[str, Any] = {
         "token": signed,
         "access_token": signed,
@@ -85,28 +90,60 @@ def actor_of(request: HttpRequest, scope: str = "") -> Actor:
     return actor
 
 
+def asking(request: HttpRequest, scope: str) -> Asking | None:
+    """What the token of `request` says of who asks, for a statement that proves it.
+
+    Returns:
+        None where it is none of ours, is for something else, or has expired: `actor_of` says what
+        is wrong. Nothing is looked up.
+    """
+    header = request.headers.get("Authorization", "")
+    try:
+        said = _said(header)
+    except NotSignedInError:
+        return None
+    if said is None or scope.rpartition(":")[0] not in said["for"]:
+        return None
+    address = client_address(request.META)
+    if not said["token"]:
+        return Actor(AnonymousUser(), address=address)
+    claimed = said.get("as")
+    return TokenClaim.parse(claimed, key=said["token"], address=address) if claimed else None
+
+
 def _actor(request: HttpRequest, scope: str) -> Actor:
     header = request.headers.get("Authorization", "")
     secret = secret_in(header)
     if secret is None:
         raise NotSignedInError("This needs a token.")
     address = client_address(request.META)
-    if header.lower().startswith("bearer "):
-        try:
-            said = signing.loads(
-                secret,
-                key=settings.REGISTRY_KEY,
-                salt=SALT,
-                max_age=LIFE,
-                fallback_keys=list(settings.REGISTRY_KEY_FALLBACKS),
-            )
-        except signing.SignatureExpired:
-            raise TokenInvalidError("The token has expired.") from None
-        except signing.BadSignature:
-            said = None
-        if said is not None:
-            return _known(said, scope, address)
+    said = _said(header)
+    if said is not None:
+        return _known(said, scope, address)
     return actor_with_token(secret, address=address)
+
+
+def _said(header: str) -> dict[str, Any] | None:
+    """What a token of this service says; None for other credentials.
+
+    Raises:
+        TokenInvalidError: it has expired.
+    """
+    if not header.lower().startswith("bearer "):
+        return None
+    try:
+        said: dict[str, Any] = signing.loads(
+            secret_in(header) or "",
+            key=settings.REGISTRY_KEY,
+            salt=SALT,
+            max_age=LIFE,
+            fallback_keys=list(settings.REGISTRY_KEY_FALLBACKS),
+        )
+    except signing.SignatureExpired:
+        raise TokenInvalidError("The token has expired.") from None
+    except signing.BadSignature:
+        return None
+    return said
 
 
 def _known(said: dict[str, Any], scope: str, address: str) -> Actor:

@@ -15,6 +15,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonRespons
 from django.utils.cache import patch_vary_headers
 
 from accounts.access import Actor
+from accounts.authentication import TokenClaim
 from condastore import turns
 from environments.domain.artifacts import ArtifactState
 from environments.domain.errors import (
@@ -28,6 +29,7 @@ from environments.domain.lifecycle import SERVED
 from environments.manifests import Content, manifest_of
 from environments.models import Artifact, Build, Environment
 from environments.operations import audit, images
+from environments.operations.served_builds import Asking
 from environments.registry import sign_in
 from environments.registry.errors import (
     ChallengeError,
@@ -164,6 +166,19 @@ def _actor(request: HttpRequest, namespace: str, environment: str) -> Actor:
     return known
 
 
+def _asking(request: HttpRequest, namespace: str, environment: str) -> Asking:
+    """Who asks, without a look into the database where the token says it (`_prove`)."""
+    name = f"{namespace}/{environment}"
+    known = sign_in.NAME.fullmatch(name) and sign_in.asking(request, _scope(namespace, environment))
+    return known or _actor(request, namespace, environment)
+
+
+def _prove(request: HttpRequest, asking: Asking) -> None:
+    """Let the request be of who asks: something was found for them."""
+    actor = asking.actor if isinstance(asking, TokenClaim) else asking
+    request.actor = actor  # type: ignore[attr-defined]
+
+
 @in_its_words
 async def manifest(
     request: HttpRequest, namespace: str, environment: str, reference: str
@@ -197,9 +212,12 @@ def _ready(request: HttpRequest, namespace: str, environment: str, tag: str) -> 
     """The manifest of an image that exists; None where more has to be looked up."""
     if namespace == ON_DEMAND:
         return None
-    actor = _actor(request, namespace, environment)
+    asking = _asking(request, namespace, environment)
     compression = _compression(request)
-    return images.served_manifest(actor, namespace, environment, tag, compression=compression)
+    found = images.served_manifest(asking, namespace, environment, tag, compression=compression)
+    if found is not None:
+        _prove(request, asking)
+    return found
 
 
 def _compression(request: HttpRequest) -> Compression:
@@ -228,9 +246,10 @@ def _by_digest(
     unknown = "MANIFEST_UNKNOWN" if kinds else "BLOB_UNKNOWN"
     found = _DIGEST.fullmatch(digest)
     if found is not None and namespace != ON_DEMAND:
-        actor = _actor(request, namespace, environment)
-        content = images.served_content(actor, namespace, environment, found[1], kinds=kinds)
+        asking = _asking(request, namespace, environment)
+        content = images.served_content(asking, namespace, environment, found[1], kinds=kinds)
         if content is not None:
+            _prove(request, asking)
             return content
     actor, repository = _repository(request, namespace, environment)
     if found is None:

@@ -30,6 +30,7 @@ from tests.services.processes import find_program, free_ports
 
 SIZE = 1_000_000_000  # bytes
 ROUNDS = 5
+CONNECTIONS = (1, 4, 16)
 ADDRESS = "/api/envs/research/ml/current/env.tar.zst"
 _START_WAIT = 120  # seconds
 _CURL = ("curl", "-sf", "-o", "/dev/null", "-w", "%{size_download}")
@@ -69,20 +70,20 @@ def serving() -> Iterator[Measure]:
         stack.enter_context(_web(behind, put | {"CONDASTORE_ACCEL_REDIRECT": "/_blobs/"}))
         stack.enter_context(_running([str(nginx), "-c", str(folder / "nginx.conf")], put, front))
         before = memory_of(web).rss
-        ours, theirs = [], []
-        for _ in range(ROUNDS):
-            ours.append(_seconds(alone))
-            theirs.append(_seconds(front))
+        found: list[Measure] = []
+        for number in CONNECTIONS:
+            ours, theirs = [], []
+            for _ in range(ROUNDS):
+                ours.append(_seconds(alone, number))
+                theirs.append(_seconds(front, number))
+            over = "" if number == 1 else f" over {number} connections"
+            name = f"1 GB{over} from the web process itself / from nginx by X-Accel-Redirect"
+            speeds = [f"{SIZE / MEGABYTE / median(each):.0f} MB/s" for each in (ours, theirs)]
+            note = f"{' / '.join(speeds)} of curl, in turns"
+            value = median(ours) / median(theirs)
+            found.append(Measure(name=name, value=value, unit="x", ceiling=1.25, note=note))
         most = peak_memory(web.pid)
-    yield Measure(
-        name="1 GB from the web process itself / from nginx by X-Accel-Redirect",
-        value=median(ours) / median(theirs),
-        unit="x",
-        ceiling=1.25,
-        note=f"{SIZE / MEGABYTE / median(ours):.0f} MB/s / "
-        f"{SIZE / MEGABYTE / median(theirs):.0f} MB/s of curl, in turns; the kernel copies for "
-        "nginx alone, so networks above 8 Gbit/s want it",
-    )
+    yield from found
     yield Measure(
         name="memory that the web process takes on while it serves 1 GB",
         value=(most - before) / MEGABYTE,
@@ -91,17 +92,20 @@ def serving() -> Iterator[Measure]:
     )
 
 
-def _seconds(port: int) -> float:
-    """Of curl that fetches the artifact."""
+def _seconds(port: int, connections: int) -> float:
+    """Of curls that fetch the artifact, each a part of it."""
     clock = Clock()
-    got = subprocess.run(
-        [*_CURL, f"http://127.0.0.1:{port}{ADDRESS}"],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    part = SIZE // connections
+    curls = [
+        subprocess.Popen(
+            [*_CURL, "-r", f"{start}-{start + part - 1}", f"http://127.0.0.1:{port}{ADDRESS}"],
+            stdout=subprocess.PIPE,
+        )
+        for start in range(0, SIZE, part)
+    ]
+    got = [int(curl.communicate()[0]) for curl in curls]
     seconds = clock.seconds
-    assert int(got.stdout) == SIZE
+    assert (sum(got), len(got)) == (SIZE, connections)
     return seconds
 
 
