@@ -24,8 +24,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from condastore.file_responses import PART, ZERO_COPY, Message, Receive, Send, is_in_memory
 
 logger = structlog.get_logger(__name__)
-#: Bytes that the kernel is asked to copy at once: less than a millisecond of the event loop.
-WINDOW = 1 << 20
+#: Bytes that the kernel is asked to copy at once, in about a millisecond of the event loop; nginx
+#: has the same (`sendfile_max_chunk`). With a quarter of it, a download takes a third more time.
+WINDOW = 1 << 21
 #: Seconds between two looks at a client that takes nothing: by the second one it has taken some, or
 #: is given up, as nginx does after a minute (`send_timeout`).
 STALLED = 30.0

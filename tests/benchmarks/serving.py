@@ -21,6 +21,7 @@ from tests.benchmarks.measure import (
     MEGABYTE,
     Clock,
     Measure,
+    cpu_seconds,
     median,
     memory_of,
     peak_memory,
@@ -67,19 +68,27 @@ def serving() -> Iterator[Measure]:
         (folder / "nginx.conf").write_text(_NGINX.format(**values))
         nginx = find_program("nginx", component="nginx", install="apt-get install nginx-light")
         web = stack.enter_context(_web(alone, put))
-        stack.enter_context(_web(behind, put | {"CONDASTORE_ACCEL_REDIRECT": "/_blobs/"}))
-        stack.enter_context(_running([str(nginx), "-c", str(folder / "nginx.conf")], put, front))
+        command = [str(nginx), "-c", str(folder / "nginx.conf")]
+        others = [
+            stack.enter_context(_web(behind, put | {"CONDASTORE_ACCEL_REDIRECT": "/_blobs/"})),
+            stack.enter_context(_running(command, put, front)),
+        ]
         before = memory_of(web).rss
         found: list[Measure] = []
         for number in CONNECTIONS:
-            ours, theirs = [], []
+            ours, theirs, costs = [], [], []
             for _ in range(ROUNDS):
+                begun = cpu_seconds(web), sum(map(cpu_seconds, others))
                 ours.append(_seconds(alone, number))
                 theirs.append(_seconds(front, number))
+                costs.append(
+                    (cpu_seconds(web) - begun[0], sum(map(cpu_seconds, others)) - begun[1])
+                )
             over = "" if number == 1 else f" over {number} connections"
             name = f"1 GB{over} from the web process itself / from nginx by X-Accel-Redirect"
             speeds = [f"{SIZE / MEGABYTE / median(each):.0f} MB/s" for each in (ours, theirs)]
-            note = f"{' / '.join(speeds)} of curl, in turns"
+            cost = " / ".join(f"{median(each):.2f} s" for each in zip(*costs, strict=True))
+            note = f"{' / '.join(speeds)} of curl, in turns; {cost} of a processor"
             value = median(ours) / median(theirs)
             found.append(Measure(name=name, value=value, unit="x", ceiling=1.25, note=note))
         most = peak_memory(web.pid)
