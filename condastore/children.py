@@ -29,7 +29,8 @@ class Program:
     `module`: one of ours, of which `main()` runs, and `command` are its arguments; else `command`
     is another program. `preload`: modules that this process imports before it is copied, so that
     a restart takes a moment, and several share the memory. `grace`: seconds that it has to stop
-    when told to; `unsaid`: lines with one of these are not passed on.
+    when told to; `unsaid`: lines with one of these are not passed on; `niceness`: how much lower
+    than this process's its priority is.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Program:
     descriptors: Sequence[int] = ()
     unsaid: Sequence[str] = ()
     grace: float = 10.0
+    niceness: int = 0
 
 
 def die_with(parent: int) -> Callable[[], None]:
@@ -79,6 +81,11 @@ def _start(program: Program) -> Process:
     A module of ours goes on in a fork: what it would import for a second or more is here already.
     """
     tie = die_with(os.getpid())
+
+    def first() -> None:
+        os.nice(program.niceness)
+        tie()
+
     if program.module and forks.safe():
         for name in program.preload:
             importlib.import_module(name)
@@ -89,7 +96,7 @@ def _start(program: Program) -> Process:
             title=f"condastore {program.name}",
             environ=program.environ,
             descriptors=program.descriptors,
-            first=tie,
+            first=first,
         )
     ours = [sys.executable, "-m", program.module] if program.module else []
     return subprocess.Popen(
@@ -100,7 +107,7 @@ def _start(program: Program) -> Process:
         stderr=subprocess.STDOUT,
         pass_fds=program.descriptors,
         start_new_session=True,
-        preexec_fn=tie,  # safe: the supervisor has one thread
+        preexec_fn=first,  # safe: the supervisor has one thread
     )
 
 

@@ -18,6 +18,8 @@ SHARED = (
 )
 #: What takes a web process longest to import; it starts no thread and opens nothing.
 PRELOADED = ("condastore.schema", "condastore.urls", "environments.graphql.views", "uvicorn")
+#: Builds leave the processors to requests: a web process gets three times a worker's share.
+WORKER_NICENESS = 5
 #: What Valkey says of a setting of the machine: it concerns snapshots, of which we make none.
 OF_NO_CONCERN = ("overcommit",)
 
@@ -52,6 +54,7 @@ def plan(
             command=["worker"],
             environ=environ,
             grace=15,
+            niceness=WORKER_NICENESS,
         )
         for number in range(1, workers + 1)
     ]

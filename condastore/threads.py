@@ -14,6 +14,8 @@ from typing import Any, ClassVar, Self
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
 from django.db import connections
 
+from condastore import turns
+
 #: Threads that wait for a request; what comes beyond them gets one of its own.
 KEPT = 8
 #: PostgreSQL connections of one web process: a request has one while it runs, a subscription only
@@ -86,6 +88,7 @@ def keep_connections() -> None:
         database["CONN_MAX_AGE"] = None
         database.setdefault("OPTIONS", {})["timeout"] = WRITE_PATIENCE
     elif database["ENGINE"].endswith("postgresql"):
+        turns.set_limit(turns.AT_ONCE_WITH_SERVER)
         database["CONN_MAX_AGE"] = 0
         database.setdefault("OPTIONS", {}).setdefault("pool", dict(POOL))
         pool: Any = connections["default"].pool  # type: ignore[attr-defined]  # PostgreSQL's

@@ -1,4 +1,4 @@
-"""Admission control of a web process: at most AT_ONCE requests run Python at the same time.
+"""Admission control of a web process: only a few requests run Python at the same time.
 
 The threads of one process share one interpreter lock: the more of them run, the more they switch,
 and all of them answer later. A request holds a turn from the end of its body to the start of its
@@ -25,8 +25,10 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-#: Two, because a request leaves the interpreter free while its database answers.
-AT_ONCE = 2
+#: Requests that run at once. Two, because a request leaves the interpreter free while its database
+#: answers; more where that is a server: each statement waits until other processes have had their
+#: share of the processors.
+AT_ONCE, AT_ONCE_WITH_SERVER = 2, 4
 
 
 class Kind(StrEnum):
@@ -83,7 +85,7 @@ class Turn:
 class Turns:
     """The turns of one event loop. Its methods run on that loop."""
 
-    def __init__(self, limit: int = AT_ONCE) -> None:
+    def __init__(self, limit: int) -> None:
         self.loop = asyncio.get_running_loop()
         self.held: dict[Turn, float] = {}
         self._limit = limit
@@ -146,12 +148,19 @@ class Turns:
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _current: ContextVar[Turn | None] = ContextVar("condastore_turn", default=None)
 _turns: Turns | None = None
+_limit = AT_ONCE
+
+
+def set_limit(requests: int) -> None:
+    """Set how many requests of this process run at once, before the first of them."""
+    global _limit
+    _limit = requests
 
 
 def _of_this_loop() -> Turns:
     global _turns
     if _turns is None or _turns.loop is not asyncio.get_running_loop():
-        _turns = Turns()
+        _turns = Turns(_limit)
     return _turns
 
 

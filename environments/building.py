@@ -359,7 +359,12 @@ def run_preview(preview_id: str) -> bool:
     limit = settings.SOLVE_TIME_LIMIT
     if not preview.claim(patience=limit):
         return False
-    watch = preview_order.Watch(preview, limit=2 * limit)
+    with preview_order.watching(preview, limit=2 * limit) as watch:
+        _solve_preview(preview, watch)
+    return True
+
+
+def _solve_preview(preview: Preview, watch: preview_order.Watch) -> None:
     try:
         policy = policy_of(preview.namespace)
         verdicts = list(judge_names(policy, preview.specification.value()))
@@ -370,7 +375,7 @@ def run_preview(preview_id: str) -> bool:
             actor=hosting.submitter(preview.requested_by),
             force=preview.force_solve,
             cancelled=watch.should_stop,
-            log=lambda line: logger.debug(line, preview=preview_id),
+            log=lambda line: logger.debug(line, preview=str(preview.pk)),
         )
         verdicts += judge(policy, answer.lock, preview.specification.value())
     except StoreError as error:
@@ -382,11 +387,10 @@ def run_preview(preview_id: str) -> bool:
         if is_outage(error):
             persist(preview.give_back)
             raise  # Dramatiq delivers the message again
-        failed = failure(error, what=f"Preview {preview_id}")
+        failed = failure(error, what=f"Preview {preview.pk}")
         persist(partial(preview.finish, error=failed))
     except BaseException:  # Dramatiq stops the thread: the next worker begins anew
         persist(preview.give_back, patience=timedelta(seconds=1))
         raise
     else:
         persist(lambda: preview.finish(lock=answer.row, verdicts=verdicts))
-    return True

@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 
 from django.conf import settings
@@ -38,7 +39,11 @@ STALE = timedelta(hours=1)
 
 def base_url() -> str:
     """Below which URL the hosted channels lie, as locks name them."""
-    public = settings.PUBLIC_URL or f"http://{settings.HOST}:{settings.PORT}"
+    return _hosted_below(settings.PUBLIC_URL or f"http://{settings.HOST}:{settings.PORT}")
+
+
+@cache
+def _hosted_below(public: str) -> str:
     return canonical_channel(f"{public.rstrip('/')}/channel/hosted", alias="").url
 
 

@@ -1,22 +1,27 @@
 """Order in which previews run, and when a slow one makes way for another namespace.
 
 As for builds (`queue_order`, `slot_sharing`): a message says only that a preview is due. The next
-one is the oldest of the namespace with the fewest previews running. Where a namespace has several
-running and one of another namespace waits that has none, the newest that takes more than moments
-goes back to the queue, and starts again later.
+one is the oldest of the namespace with the fewest previews running, then of that which was served
+longest ago. Where a preview waits of a namespace that has none running, one that takes more than
+moments goes back to the queue, and starts again later: the newest of a namespace with several; or,
+where slow ones of several namespaces hold all of a worker's slots, the newest of that worker. The
+oldest of a worker always goes on, so each comes to its end.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 
 from django.conf import settings
 from django.db import Error
-from django.db.models import Count, Min, Q, QuerySet
+from django.db.models import Count, Max, Min, Q, QuerySet
 from django.utils import timezone
 
+from environments import thread_bounds
 from environments.models import Preview
 from environments.models.clock_bounds import older
 from environments.models.previews import PreviewState
@@ -28,6 +33,7 @@ FRESH = timedelta(seconds=5)
 _TRIES = 100
 #: Seconds between two questions to the database whether a preview should make way.
 _INTERVAL = 1.0
+NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 def due() -> QuerySet[Preview]:
@@ -53,23 +59,28 @@ def next_previews() -> Iterator[str]:
     Ends where nothing is due.
     """
     for _ in range(_TRIES):
-        oldest = due().order_by().values_list("namespace").annotate(first=Min("created_at"))
-        waiting = dict(oldest)
+        places = due().order_by().values_list("namespace")
+        found = places.annotate(served=Max("started_at"), first=Min("created_at"))
+        waiting = {key: (served or NEVER, first) for key, served, first in found}
         if not waiting:
             return
         counts = _running().order_by().values_list("namespace").annotate(Count("pk"))
         running = dict(counts)
         namespace = min(waiting, key=lambda key: (running.get(key, 0), waiting[key]))
-        found = due().filter(namespace=namespace).values_list("pk", flat=True).first()
-        if found is not None:
-            yield str(found)
+        preview = due().filter(namespace=namespace).values_list("pk", flat=True).first()
+        if preview is not None:
+            yield str(preview)
 
 
-def should_make_way(preview: Preview) -> bool:
-    """Return whether `preview` should give its slot to one of another namespace."""
+def should_make_way(preview: Preview, *, last_slot: bool = False) -> bool:
+    """Return whether `preview` should give its slot to one of another namespace.
+
+    Args:
+        last_slot: it is the newest of a worker that has no slot free.
+    """
     mine = _running().filter(namespace=preview.namespace_id)
     newest = mine.order_by("-started_at", "-pk").values_list("pk", flat=True).first()
-    if newest != preview.pk or mine.count() < 2:
+    if not last_slot and (newest != preview.pk or mine.count() < 2):
         return False
     others = due().filter(older("created_at", timezone.now(), than=PATIENCE))
     occupied = _running().order_by().values("namespace")
@@ -97,7 +108,36 @@ class Watch:
         if not self.made_way and now >= self._next:
             self._next = now + _INTERVAL
             try:
-                self.made_way = should_make_way(self._preview)
+                last_slot = _has_last_slot(self)
+                self.made_way = should_make_way(self._preview, last_slot=last_slot)
             except Error:
                 return now > self._deadline  # an outage is no reason to stop
         return self.made_way or now > self._deadline
+
+
+#: Of the previews that this worker runs, the newest last.
+_watches: list[Watch] = []
+_guard = threading.Lock()
+
+
+@contextmanager
+def watching(preview: Preview, *, limit: timedelta) -> Iterator[Watch]:
+    """Watch a preview while this worker runs it."""
+    watch = Watch(preview, limit=limit)
+    with _guard:
+        _watches.append(watch)
+    try:
+        yield watch
+    finally:
+        with _guard:
+            _watches.remove(watch)
+
+
+def _has_last_slot(watch: Watch) -> bool:
+    """Return whether it is the newest of several, which hold all slots of this worker."""
+    with _guard:
+        return (
+            len(_watches) > 1
+            and _watches[-1] is watch
+            and thread_bounds.is_reached(thread_bounds.Kind.PREVIEW)
+        )

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import dramatiq
 from django.conf import settings
 from dramatiq.middleware import Shutdown
 
 from condastore import broker
+
+if TYPE_CHECKING:
+    from environments.thread_bounds import Kind
 
 broker.configure()
 
@@ -23,6 +27,8 @@ OTHERS_TURN = 500
 PREVIEW_LATER = 500
 #: Milliseconds until a channel is read for which no thread was free.
 INDEX_LATER = 10_000
+#: Milliseconds until a mirror or a push for which no thread was free is offered again.
+BOUNDED_LATER = 2_000
 #: Priority of what yields to everything else that waits in a worker; the default is 0.
 LATER = 100
 
@@ -30,6 +36,18 @@ LATER = 100
 def _limit(seconds: float) -> int:
     """Dramatiq's own time limit only backs up the one that the work itself keeps."""
     return int((seconds + 300) / _MILLISECOND)
+
+
+def _run_bounded(kind: Kind, work: Callable[[int], object], task: Any, key: int) -> None:
+    """Do work of this kind, or offer it again later where its bound of threads is reached."""
+    from environments import thread_bounds
+
+    with thread_bounds.hold(kind) as free:
+        if free:
+            work(key)
+            return
+    with contextlib.suppress(Exception):  # the sweep says it again
+        task.send_with_options(args=(key,), delay=BOUNDED_LATER)
 
 
 @dramatiq.actor(
@@ -110,17 +128,17 @@ def make_artifact(artifact_id: int) -> None:
 @dramatiq.actor(queue_name="artifacts", throws=Shutdown, time_limit=_limit(3600), **REDELIVERY)
 def look_at_mirror(index_id: int) -> None:
     """See what a mirrored channel lists now. A message delivered twice does nothing."""
-    from environments import mirrors
+    from environments import mirrors, thread_bounds
 
-    mirrors.look(index_id)
+    _run_bounded(thread_bounds.Kind.MIRRORING, mirrors.look, look_at_mirror, index_id)
 
 
 @dramatiq.actor(queue_name="artifacts", throws=Shutdown, time_limit=_limit(3600), **REDELIVERY)
 def make_mirror_view(view_id: int) -> None:
     """Render what is shown of a mirrored channel. A message delivered twice does nothing."""
-    from environments import mirrors
+    from environments import mirrors, thread_bounds
 
-    mirrors.make(view_id)
+    _run_bounded(thread_bounds.Kind.MIRRORING, mirrors.make, make_mirror_view, view_id)
 
 
 @dramatiq.actor(
@@ -131,9 +149,9 @@ def make_mirror_view(view_id: int) -> None:
 )
 def push_image(push_id: int) -> None:
     """One attempt to send an image where a rule says. A message delivered twice does nothing."""
-    from environments import pushing
+    from environments import pushing, thread_bounds
 
-    pushing.push(push_id)
+    _run_bounded(thread_bounds.Kind.PUSHING, pushing.push, push_image, push_id)
 
 
 @dramatiq.actor(queue_name="upkeep", max_retries=0, throws=Shutdown, time_limit=_limit(3600))

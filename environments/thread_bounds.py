@@ -1,8 +1,9 @@
 """Bounds on the threads of a worker that other work than builds holds at once.
 
-Channels that dribble hold a thread for as long as their limits allow. Previews take at most half of
-a worker's threads, reading channels for search a quarter, and both together leave one to builds. A
-worker with a single thread does one of all these at a time.
+Servers that dribble hold a thread for as long as their limits allow. Previews take at most half of
+a worker's threads; reading channels for search, mirrors, and pushes to other registries a quarter
+each; all together leave one to builds. A worker with a single thread does one of all these at a
+time.
 """
 
 from __future__ import annotations
@@ -18,6 +19,12 @@ from django.conf import settings
 class Kind(StrEnum):
     PREVIEW = "preview"
     INDEXING = "indexing"
+    MIRRORING = "mirroring"
+    PUSHING = "pushing"
+
+
+#: Of how many threads a kind may hold one.
+_SHARES = {Kind.PREVIEW: 2, Kind.INDEXING: 4, Kind.MIRRORING: 4, Kind.PUSHING: 4}
 
 
 class ThreadBounds:
@@ -26,8 +33,8 @@ class ThreadBounds:
     def __init__(self, threads: int) -> None:
         self._together = threading.BoundedSemaphore(max(1, threads - 1))
         self._kinds = {
-            Kind.PREVIEW: threading.BoundedSemaphore(max(1, threads // 2)),
-            Kind.INDEXING: threading.BoundedSemaphore(max(1, threads // 4)),
+            kind: threading.BoundedSemaphore(max(1, threads // share))
+            for kind, share in _SHARES.items()
         }
 
     @contextmanager
@@ -40,6 +47,11 @@ class ThreadBounds:
                     return
                 taken.callback(bound.release)
             yield True
+
+    def is_reached(self, kind: Kind) -> bool:
+        """Return whether no more threads may be held for work of this kind now."""
+        with self.hold(kind) as free:
+            return not free
 
 
 _bounds = ThreadBounds(settings.WORKER_THREADS)
@@ -54,3 +66,8 @@ def set_threads(threads: int) -> None:
 def hold(kind: Kind) -> AbstractContextManager[bool]:
     """Take a thread of this worker; see `ThreadBounds.hold`."""
     return _bounds.hold(kind)
+
+
+def is_reached(kind: Kind) -> bool:
+    """Return whether this worker may hold no more threads for work of this kind now."""
+    return _bounds.is_reached(kind)

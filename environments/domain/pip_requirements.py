@@ -123,7 +123,8 @@ class PipOptions:
         )
 
     def __bool__(self) -> bool:
-        return bool(self.urls or self.prereleases or self.hashes)
+        named = self.index or self.extra_indexes or self.find_links
+        return bool(named or self.prereleases or self.hashes)
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from json import JSONDecodeError
 from types import SimpleNamespace
 from typing import Any
@@ -55,6 +56,7 @@ from environments.domain.errors import (
 from environments.domain.json_text import json_object
 
 logger = structlog.get_logger(__name__)
+_BY_POST = frozenset({OperationType.QUERY, OperationType.MUTATION})
 
 
 class ForgeryCheck(CsrfViewMiddleware):
@@ -82,7 +84,10 @@ def _no_view(request: HttpRequest) -> HttpResponse:
 
 @method_decorator(csrf_exempt, name="dispatch")  # `forged` asks only those with a session
 class GraphQLView(AsyncGraphQLView[Any, None]):
-    """Queries run in one thread from end to end; mutations and subscriptions may wait."""
+    """Runs an operation in one thread from end to end, unless it may wait for something else.
+
+    Such are subscriptions and the few mutations whose resolvers are coroutines.
+    """
 
     allow_queries_via_get = False
 
@@ -113,12 +118,11 @@ class GraphQLView(AsyncGraphQLView[Any, None]):
         request_data: GraphQLRequestData,
     ) -> ExecutionResult:
         query = request_data.query or ""
-        if "mutation" in query or "subscription" in query:
+        schema: Any = self.schema
+        if any(word in query for word in _words_of_waiting(schema)):
             execute: Any = self.schema.execute
-            allowed = {OperationType.QUERY, OperationType.MUTATION}
         else:
             execute = sync_to_async(self.schema.execute_sync)
-            allowed = {OperationType.QUERY}
         try:
             result: ExecutionResult = await execute(
                 query,
@@ -126,7 +130,7 @@ class GraphQLView(AsyncGraphQLView[Any, None]):
                 context_value=context,
                 operation_name=request_data.operation_name,
                 operation_extensions=request_data.extensions,
-                allowed_operation_types=allowed if request.method == "POST" else (),
+                allowed_operation_types=_BY_POST if request.method == "POST" else (),
             )
         except CannotGetOperationTypeError as error:
             raise HTTPException(400, error.as_http_error_reason()) from error
@@ -157,6 +161,14 @@ class GraphQLView(AsyncGraphQLView[Any, None]):
         response = await super().create_streaming_response(request, stream, sub_response, headers)
         response["X-Accel-Buffering"] = "no"  # nginx would keep events back
         return response
+
+
+@cache
+def _words_of_waiting(schema: Any) -> Sequence[str]:
+    """Return words of which one is in the text of every operation that may wait."""
+    waiting = [field for field in schema.get_type_by_name("Mutation").fields if field.is_async]
+    named = schema.config.name_converter.get_graphql_name
+    return ("subscription", *(named(field) for field in waiting))
 
 
 def release_thread() -> None:

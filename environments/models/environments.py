@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
-from django.db import models, transaction
-from django.db.models import Case, F, Q, Value, When
+from django.db import connection, models, transaction
+from django.db.models import Case, Q, Value, When
 from django.db.models.expressions import RawSQL
 from django.utils import timezone
 from guardian.models import GroupObjectPermissionBase, UserObjectPermissionBase
@@ -158,10 +158,17 @@ class Environment(LoadedDirectly):
             NotFoundError: the environment was deleted.
         """
         now = timezone.now()
-        mine = Environment.objects.filter(pk=self.pk)
-        if not mine.present().update(last_number=F("last_number") + 1, updated_at=now):
+        with connection.cursor() as cursor:
+            # One statement, which the ORM has none for: others wait for this transaction.
+            cursor.execute(
+                "UPDATE environments_environment SET last_number = last_number + 1, "
+                "updated_at = %s WHERE id = %s AND deleted_at IS NULL RETURNING last_number",
+                [connection.ops.adapt_datetimefield_value(now), self.pk],
+            )
+            found = cursor.fetchone()
+        if found is None:
             raise NotFoundError(f"There is no environment {self} any more.")
-        self.last_number, self.updated_at = mine.values_list("last_number", flat=True).get(), now
+        self.last_number, self.updated_at = int(found[0]), now
         return self.last_number
 
     def advance(self, build: Build) -> bool:

@@ -36,11 +36,14 @@ class SpecificationRow(models.Model):
     def __str__(self) -> str:
         return self.digest[:12]
 
-    @classmethod
-    def store(cls, specification: Specification) -> SpecificationRow:
-        return cls.objects.get_or_create(
-            digest=specification.digest, defaults={"content": specification.to_json()}
-        )[0]
+    @staticmethod
+    def store(specification: Specification) -> SpecificationRow:
+        digest = specification.digest
+        row = SpecificationRow(digest=digest, content=specification.to_json())
+        # Nearly every request is new. One that another transaction stores just now is waited for.
+        SpecificationRow.objects.bulk_create([row], ignore_conflicts=True)
+        # What is stored may have another name and description than this one.
+        return SpecificationRow.objects.defer("content").get(digest=digest)
 
     def value(self) -> Specification:
         return Specification.from_json(self.content)

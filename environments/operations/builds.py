@@ -13,6 +13,7 @@ from django.utils import timezone
 
 from accounts.access import Actor, require
 from accounts.roles import Perm
+from condastore.statements import Lookup, marks, values_of
 from environments import approvals, folders, hosting, platforms
 from environments.domain.errors import (
     ConflictError,
@@ -149,16 +150,17 @@ def accept(
         actor=actor, namespace=namespace, credentials=submission.credentials
     )
     # What hosted channels offer is not for everybody's search.
-    urls = {url for url in value.channels if not hosting.is_hosted(url)}
-    for url in urls - set(Channel.objects.filter(url__in=urls).values_list("url", flat=True)):
+    urls = [url for url in dict.fromkeys(value.channels) if not hosting.is_hosted(url)]
+    for url in _unknown_channels(urls):
         Channel.objects.get_or_create(url=url)
     try:
         # Only a key that was used before makes this fail, which is to be read afterwards.
         with transaction.atomic() if idempotency_key else nullcontext():
+            specification = SpecificationRow.store(value)
             build = Build.objects.create(
                 environment=environment,
                 number=environment.take_number(),
-                specification=SpecificationRow.store(value),
+                specification=specification,
                 source=submission.source,
                 platform=platforms.to_link(value.platforms),
                 force_solve=force_solve,
@@ -176,9 +178,23 @@ def accept(
     )
     if value.description and not environment.description:
         Environment.objects.filter(pk=environment.pk).update(description=value.description)
-    AuditEvent.record(actor, "build.submit", build, {"specification": value.digest})
+    AuditEvent.record(actor, "build.submit", build, {"specification": specification.digest})
     queueing.queue_marked_build(build)
     return Submitted(build=build, warnings=(*submission.warnings, *near), created=True)
+
+
+_CHANNELS = Lookup(Channel, own=("id", "url"))
+
+
+def _unknown_channels(urls: Sequence[str]) -> list[str]:
+    if not urls:
+        return []
+    known = _CHANNELS.all(
+        ("channels", len(urls)),
+        lambda: Channel.objects.order_by().filter(url__in=marks(urls) or ()),
+        values_of(0, urls),
+    )
+    return sorted(set(urls) - {channel.url for channel in known})
 
 
 def _with_key(environment: Environment, key: str) -> Build | None:

@@ -12,6 +12,7 @@ from django.utils import timezone
 
 from accounts.access import Actor, require
 from accounts.roles import Perm
+from condastore.statements import KEY, Lookup, word
 from environments import approvals, folder_access, folders
 from environments.domain.errors import (
     ConflictError,
@@ -79,6 +80,21 @@ def find_build(actor: Actor, environment: Environment, reference: str) -> Build:
     return found
 
 
+_PRESENT = Lookup(Environment, own=[field.attname for field in Environment._meta.concrete_fields])
+
+
+def _present(namespace: Namespace, name: str) -> Environment | None:
+    """Return the environment of this name that is not deleted."""
+    found = _PRESENT.first(
+        ("present environment",),
+        lambda: Environment.objects.present().order_by().filter(namespace=KEY, name=word("name")),
+        {KEY: namespace.pk, word("name"): name},
+    )
+    if found is not None:
+        found.namespace = namespace
+    return found
+
+
 @audited()
 def create_environment(
     *, actor: Actor, namespace: Namespace, name: str, description: str = ""
@@ -106,9 +122,7 @@ def submit_to(
     A specification that is refused leaves no environment behind.
     """
     require(actor, Perm.BUILD, namespace)
-    rows = Environment.objects.present().select_related("namespace")
-    rows = rows.filter(namespace=namespace, name=name)
-    if (found := rows.first()) is not None:
+    if (found := _present(namespace, name)) is not None:
         # A right to build in the namespace holds for each of its environments.
         return submit_permitted(
             actor=actor,
@@ -122,7 +136,7 @@ def submit_to(
     require_reason(reason)
     submission = read_submission(namespace, specification, platforms_wanted=platforms_wanted)
     with audited():
-        environment = rows.first() or create_environment(
+        environment = _present(namespace, name) or create_environment(
             actor=actor, namespace=namespace, name=name, description=description
         )
         return accept(

@@ -25,6 +25,7 @@ from django.utils import timezone
 from accounts.access import Actor, require_superuser
 from accounts.models import User
 from accounts.roles import Role
+from condastore.statements import KEY, Lookup
 from environments.domain.errors import InvalidInputError, QuotaError
 from environments.domain.lifecycle import RUNNING, BuildState
 from environments.models import (
@@ -85,6 +86,10 @@ KINDS = (
         hint="Submit it again later",
     ),
 )
+
+
+#: What every submission reads, as a statement whose text is compiled once.
+_LIMITS = Lookup(Namespace, own=("id", *(kind.limit for kind in KINDS)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,7 +204,13 @@ def require_bytes(namespace: Namespace, size: int) -> list[str]:
 
 def _check(namespace: Namespace, asked: Mapping[str, int]) -> list[str]:
     # `no_key`: rows that name the namespace may be made meanwhile, by those who count nothing.
-    fresh = Namespace.objects.filter(pk=namespace.pk).get()
+    fresh = _LIMITS.first(
+        ("limits of a namespace",),
+        lambda: Namespace.objects.order_by().filter(pk=KEY),
+        {KEY: namespace.pk},
+    )
+    if fresh is None:
+        raise Namespace.DoesNotExist
     kinds = [kind for kind in KINDS if kind.name in asked and _limit(fresh, kind) is not None]
     if not kinds:
         return []

@@ -28,6 +28,7 @@ from tests.benchmarks import (
     serving,
     starts,
     waits,
+    web_processes,
 )
 from tests.benchmarks.measure import Benchmark, Clock, Measure, show, write
 
@@ -40,6 +41,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "bursts": bursts.bursts,
     "waits": waits.waits,
     "lists": lists.lists,
+    "web-processes": web_processes.web_processes,
     "log": logs.log,
     "admin": admin.admin,
     "preview": previews.preview,

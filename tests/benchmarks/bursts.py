@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import threading
+import asyncio
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
-from typing import Any
-
-import httpx
 
 from tests.benchmarks.builds import SMALL
 from tests.benchmarks.channels import served
+from tests.benchmarks.connections import Connection
 from tests.benchmarks.lists import LIST
 from tests.benchmarks.measure import Clock, Measure, scratch
 from tests.benchmarks.running import NAMESPACE, Running, environment_file
@@ -75,71 +73,51 @@ def _burst(channel: str, environ: Mapping[str, str]) -> Burst:
 
 
 def _submit_all(system: Running, channel: str) -> Burst:
-    limits = httpx.Limits(max_connections=None)
-    headers = {"Authorization": f"Bearer {system.token}"}
-    client = httpx.Client(base_url=system.url, headers=headers, timeout=120, limits=limits)
-
-    def ask(query: str, **variables: object) -> dict[str, Any]:
-        answer = client.post("/graphql", json={"query": query, "variables": variables})
-        data: dict[str, Any] = answer.json()["data"]
-        return data
-
-    def submit(number: int) -> tuple[float, str]:
+    def body(number: int) -> bytes:
         text = environment_file(
             SMALL[number % len(SMALL)], channel=channel, variables={"NUMBER": number}
         )
+        name = f"burst-{number % ENVIRONMENTS}"
+        variables = {"namespace": NAMESPACE, "environment": name, "text": text, "force": False}
+        return json.dumps({"query": SUBMIT, "variables": variables}).encode()
+
+    before = range(BURST, BURST + ENVIRONMENTS)
+    return asyncio.run(_submit(system, [body(n) for n in range(BURST)], [body(n) for n in before]))
+
+
+async def _submit(system: Running, burst: Sequence[bytes], before: Sequence[bytes]) -> Burst:
+    """Send `burst` at once, while the builds of `before` are followed and lists are read."""
+    ended, read = asyncio.Event(), list[float]()
+
+    async def submit(body: bytes) -> tuple[float, str]:
         clock = Clock()
-        answer = ask(
-            SUBMIT,
-            namespace=NAMESPACE,
-            environment=f"burst-{number % ENVIRONMENTS}",
-            text=text,
-            force=False,
-        )["submitBuild"]
+        async with Connection(system.url, system.token) as connection:
+            answer = (await connection.post(body))["data"]["submitBuild"]
         return clock.seconds, answer["build"]["id"] if "build" in answer else ""
 
-    ended, read = threading.Event(), list[float]()
+    async def look() -> None:
+        async with Connection(system.url, system.token) as connection:
+            while not ended.is_set():
+                clock = Clock()
+                assert "data" in await connection.post(json.dumps({"query": LIST}).encode())
+                read.append(clock.seconds)
 
-    def look() -> None:
-        while not ended.is_set():
-            clock = Clock()
-            ask(LIST)
-            read.append(clock.seconds)
-
-    first = [submit(number)[1] for number in range(BURST, BURST + ENVIRONMENTS)]
-    with (
-        ThreadPoolExecutor(BURST) as senders,
-        ThreadPoolExecutor(READERS) as readers,
-        _subscribed(system, (first * SUBSCRIPTIONS)[:SUBSCRIPTIONS]),
-    ):
-        looking = [readers.submit(look) for _ in range(READERS)]
+    first = [(await submit(body))[1] for body in before]
+    async with asyncio.TaskGroup() as group, AsyncExitStack() as followed:
+        for build in (first * SUBSCRIPTIONS)[:SUBSCRIPTIONS]:
+            connection = await followed.enter_async_context(Connection(system.url, system.token))
+            await connection.follow(FOLLOW, id=build)
+        readers = [group.create_task(look()) for _ in range(READERS)]
+        await asyncio.sleep(1)  # whatever the start of the readers takes
+        read.clear()
         clock = Clock()
-        answers = list(senders.map(submit, range(BURST)))
+        answers = await asyncio.gather(*map(submit, burst))
         whole = clock.seconds
         ended.set()
-        for one in looking:
-            one.result()
+        await asyncio.wait(readers)
     return Burst(
         whole=whole,
         refused=sum(not build for _, build in answers),
         submitted=[seconds for seconds, _ in answers],
         read=read,
     )
-
-
-@contextmanager
-def _subscribed(system: Running, builds: Sequence[str]) -> Iterator[None]:
-    headers = {"Authorization": f"Bearer {system.token}", "Accept": "text/event-stream"}
-
-    def follow(build: str) -> None:
-        body = {"query": FOLLOW, "variables": {"id": build}}
-        url = f"{system.url}/graphql"
-        with httpx.stream("POST", url, json=body, headers=headers, timeout=120) as response:
-            for _ in response.iter_bytes():
-                pass
-
-    with ThreadPoolExecutor(len(builds)) as followers:
-        following = [followers.submit(follow, build) for build in builds]
-        yield
-        for one in following:
-            one.result()

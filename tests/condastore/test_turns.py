@@ -57,6 +57,20 @@ def test_no_more_than_the_limit_run_at_once_and_all_are_answered() -> None:
     assert requests.answered == 40
 
 
+def test_the_limit_of_a_process_can_be_another() -> None:
+    requests = Requests()
+
+    async def main() -> None:
+        await asyncio.gather(*(requests.send(requests.in_thread) for _ in range(40)))
+
+    turns.set_limit(turns.AT_ONCE_WITH_SERVER)
+    try:
+        asyncio.run(main())
+    finally:
+        turns.set_limit(AT_ONCE)
+    assert requests.most == turns.AT_ONCE_WITH_SERVER > AT_ONCE
+
+
 def test_requests_run_in_the_order_in_which_they_came() -> None:
     requests, order = Requests(), []
 

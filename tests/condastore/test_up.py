@@ -51,6 +51,13 @@ def test_it_tells_when_it_is_ready_and_where(system: System):
     assert set(state["children"]) == CHILDREN
 
 
+def test_builds_run_at_a_lower_priority_than_requests(system: System):
+    priority = {name: psutil.Process(pid).nice() for name, pid in system.state["children"].items()}
+    others = {priority[name] for name in CHILDREN - {"worker-1"}}
+    assert others == {psutil.Process(system.state["pid"]).nice()}
+    assert priority["worker-1"] > max(others)
+
+
 def test_the_first_administrator_signs_in(system: System, tmp_path: Path):
     admin = system.administrator(tmp_path / "admin")
     shown = admin.does("whoami", "--json").succeeded().document

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import datetime, timedelta
 from itertools import islice
+from typing import Any
 
 import pytest
 from django.utils import timezone
 
-from environments import preview_order
+from environments import preview_order, tasks, thread_bounds
 from environments.models import Namespace, Preview
 from environments.models.previews import PreviewState
 from environments.operations import queueing, upkeep
@@ -95,14 +97,70 @@ def test_the_message_of_its_submission_covers_a_new_preview(
     assert sent == [old.pk]
 
 
+@pytest.mark.parametrize("kind", [Kind.MIRRORING, Kind.PUSHING])
+def test_mirrors_and_pushes_hold_a_quarter_of_the_threads_each(kind: Kind) -> None:
+    bounds = ThreadBounds(8)
+    with ExitStack() as held:
+        assert not bounds.is_reached(kind)
+        assert [held.enter_context(bounds.hold(kind)) for _ in range(3)] == [True, True, False]
+        assert bounds.is_reached(kind)
+    assert not bounds.is_reached(kind)
+
+
 @pytest.mark.parametrize(
-    ("threads", "previews", "indexing"),
-    [(1, 1, 0), (2, 1, 0), (3, 1, 1), (4, 2, 1), (8, 4, 2)],
+    ("task", "kind"),
+    [
+        (tasks.look_at_mirror, Kind.MIRRORING),
+        (tasks.make_mirror_view, Kind.MIRRORING),
+        (tasks.push_image, Kind.PUSHING),
+    ],
+    ids=["look", "view", "push"],
 )
-def test_builds_keep_a_thread(threads: int, previews: int, indexing: int) -> None:
+def test_a_mirror_or_push_without_a_free_thread_is_offered_again(
+    task: Any, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later: list[Any] = []
+    monkeypatch.setattr(task, "send_with_options", lambda **options: later.append(options["args"]))
+    with ExitStack() as held:
+        while held.enter_context(thread_bounds.hold(kind)):
+            pass
+        task.fn(7)
+    assert later == [(7,)]
+
+
+def test_the_newest_of_slow_previews_that_hold_all_slots_makes_way_for_a_third_namespace(
+    big: Namespace, small: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preview_order, "UNDISTURBED", timedelta(0))
+    limit = timedelta(hours=1)
+    slow = [preview(big, running=True, ago=MINUTE), preview(small, running=True, ago=MINUTE / 2)]
+    waiting = preview(factories.make_namespace("third"), ago=MINUTE / 3)
+    with ExitStack() as held:
+        watches = [held.enter_context(preview_order.watching(one, limit=limit)) for one in slow]
+        assert [watch.should_stop() for watch in watches] == [False, False], "a slot is free"
+        while held.enter_context(thread_bounds.hold(Kind.PREVIEW)):
+            pass
+        again = [held.enter_context(preview_order.watching(one, limit=limit)) for one in slow]
+        assert [watch.should_stop() for watch in again] == [False, True]
+    slow[1].give_back()
+    assert next(preview_order.next_previews()) == str(waiting.pk), "not the one that made way"
+
+
+@pytest.mark.parametrize(
+    ("threads", "most_of_kinds"),
+    [
+        (1, (1, 0, 0, 0)),
+        (2, (1, 0, 0, 0)),
+        (3, (1, 1, 0, 0)),
+        (4, (2, 1, 0, 0)),
+        (8, (4, 2, 1, 0)),
+        (16, (8, 4, 3, 0)),
+    ],
+)
+def test_builds_keep_a_thread(threads: int, most_of_kinds: Sequence[int]) -> None:
     bounds = ThreadBounds(threads)
     with ExitStack() as held:
-        for kind, most in ((Kind.PREVIEW, previews), (Kind.INDEXING, indexing)):
+        for kind, most in zip(Kind, most_of_kinds, strict=True):
             taken = [held.enter_context(bounds.hold(kind)) for _ in range(threads)]
             assert sum(taken) == most
     with bounds.hold(Kind.INDEXING) as again:
