@@ -21,6 +21,7 @@ from environments.domain.errors import (
 )
 from environments.domain.export_lists import export_list_root, is_export_list
 from environments.domain.file_keys import CONDASTORE_KEYS, READ_KEYS, ignored_key_warning
+from environments.domain.foreign_files import FOREIGN_HINT, foreign_kind, text_hint
 from environments.domain.lock import Lock
 from environments.domain.lockfiles import (
     LockDocument,
@@ -333,7 +334,12 @@ class _Reader:
             self.fault(
                 f"The text is not an environment file: it holds {root.described}, no keys.",
                 f"line {root.line}",
-                "Start it with 'dependencies:', or submit a conda-lock.yml or an @EXPLICIT list.",
+                text_hint(text),
+            )
+            raise self.error()
+        if kind := foreign_kind(root):
+            self.fault(
+                f"The file is {kind}, and no environment file.", f"line {root.line}", FOREIGN_HINT
             )
             raise self.error()
         ours = root.get("condastore")
@@ -663,8 +669,6 @@ class _Reader:
 
     def dependencies_hint(self, root: Node) -> str:
         """Say what to do where `dependencies` is missing: often another key was meant for it."""
-        if root.get("environments") is not None and root.get("packages") is not None:
-            return "This is a pixi.lock, which is not read: submit the environment's packages."
         near = get_close_matches("dependencies", [name.text for name, _ in root.pairs], n=1)
         if not near:
             return "List the packages under 'dependencies:'."

@@ -154,12 +154,46 @@ def test_the_description_is_that_of_the_file_unless_there_is_one_for_condastore(
     [
         ("name: x", "List the packages under 'dependencies:'."),
         ("channels: [x]\ndependancies: [x]", "Line 2 has 'dependancies': write 'dependencies'."),
-        ("version: 6\nenvironments: {}\npackages: []\n", "This is a pixi.lock, which is not read"),
     ],
 )
 def test_a_file_without_dependencies_is_refused(text: str, hint: str) -> None:
     ((where, message, advice),) = faults(text)
     assert (where, message) == ("line 1", "The key 'dependencies' is missing.")
+    assert hint in advice
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("version: 6\nenvironments: {}\npackages: []\n", "a pixi.lock"),
+        (
+            '{"bomFormat": "CycloneDX", "specVersion": "1.6", "dependencies": [{"ref": "a"}]}',
+            "a bill of materials",
+        ),
+        ('{"payloadType": "x", "payload": "eA==", "signatures": []}', "a signed statement"),
+        ('{"_type": "x", "predicateType": "y", "subject": []}', "a statement (in-toto)"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_once(text: str, kind: str) -> None:
+    ((where, message, advice),) = faults(text)
+    assert where == "line 1"
+    assert message.startswith(f"The file is {kind}")
+    assert "conda-lock.yml" in advice
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("numpy==1.0\npandas[excel] >=2 ; python_version > '3'\n# more\n", "requirements.txt"),
+        ("numpy\n", "requirements.txt"),
+        ("# packages in environment at /opt:\nnumpy 1 0 main\n", "conda list --export"),
+        ("<!DOCTYPE html>\n<p>no</p>\n", "web page"),
+        ("Dear all,\nthis is what I need.\n", "Start it with 'dependencies:'"),
+    ],
+)
+def test_a_text_without_keys_is_refused_with_what_to_submit(text: str, hint: str) -> None:
+    ((_, message, advice),) = faults(text)
+    assert message == "The text is not an environment file: it holds text, no keys."
     assert hint in advice
 
 
