@@ -36,6 +36,7 @@ from condastore.backups.manifest import (
     fault,
     read_blob_list,
     sync_folder,
+    written_to,
 )
 from condastore.cli.errors import CommandError, Status
 
@@ -75,8 +76,9 @@ def back_up(folder: Path, *, blobs: bool, link: bool, report: Report) -> Manifes
     from environments import blobs as store
 
     _require_fit(folder)
-    create_private(folder)
-    with alone(folder):
+    with written_to(folder):
+        create_private(folder)
+    with written_to(folder), alone(folder):
         create_private(folder / SNAPSHOTS)
         for left in (folder / SNAPSHOTS).glob(f"*{PARTIAL}"):
             report(f"The backup {left.stem} was not finished; its blobs are used.")

@@ -11,6 +11,7 @@ Everything is closed to other accounts (0700, 0600): a backup holds the secrets 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -121,9 +122,38 @@ def fault(
 
 
 @contextlib.contextmanager
+def written_to(folder: Path) -> Iterator[None]:
+    """Around what writes to a backup: CommandError where the folder or its disk does not take it."""
+    try:
+        yield
+    except OSError as error:
+        if not _is_about(error, folder.absolute()):
+            raise
+        hint = "Name a folder that this account can write to, on a disk with space."
+        raise fault(f"The backup cannot be written: {error.strerror}.", folder, hint=hint) from error
+
+
+def _is_about(error: OSError, folder: Path) -> bool:
+    """Whether `folder`, one that holds it or a file in it is at fault; a write names no file."""
+    if not isinstance(error.filename, str | os.PathLike):
+        return error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+    path = Path(os.fspath(error.filename)).absolute()
+    return path.is_relative_to(folder) or folder.is_relative_to(path)
+
+
+@contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Hold a backup's folder; CommandError if another command does."""
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    """Hold a backup's folder; CommandError if another command does.
+
+    On a read-only file system nobody writes to it: then there is nothing to hold.
+    """
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        yield
+        return
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -105,7 +105,9 @@ def from_server(api: Api, ref: Reference) -> Prefix:
         raise _missing_folder(build["ref"], missing)
     if not path:
         hint = f"Link it again: `condastore env restore {build['ref']}`."
-        if build["state"] != "ARCHIVED":
+        if build["state"] in ("FAILED", "CANCELLED"):
+            hint = f"See why: `condastore env log {build['ref']}`."
+        elif build["state"] != "ARCHIVED":
             hint = f"Follow it: `condastore env wait {build['ref']}`."
         raise not_found(f"{build['ref']} is {build['state']}: it has no folder.", hint=hint)
     environment = build["environment"]

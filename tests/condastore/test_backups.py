@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import sqlite3
 import subprocess
+from collections.abc import Sequence
 from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
@@ -32,9 +34,11 @@ class Machine:
             "CONDASTORE_DATA": str(self.data),
         }
 
-    def run(self, *arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: object, status: int = 0, within: Sequence[str] = ()
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [*CONDASTORE, *map(str, arguments)],
+            [*within, *CONDASTORE, *map(str, arguments)],
             env=self.environ,
             cwd=PROJECT,
             capture_output=True,
@@ -244,6 +248,39 @@ def test_folders_that_are_not_fit_for_a_backup_are_refused(
     ):
         assert said in machine.run("backup", folder, status=6).stderr
     assert "There is no backup" in machine.run("restore", tmp_path / "letters", status=6).stderr
+
+
+def mounted_read_only(folder: Path) -> list[str]:
+    """What runs a command for which `folder` is on a read-only file system."""
+    mount = f'mount --bind {folder} {folder} && mount -o remount,ro,bind {folder} && exec "$@"'
+    as_root = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    return ["unshare", *as_root, "--mount", "sh", "-c", mount, "sh"]
+
+
+def test_a_destination_that_cannot_be_written_is_named(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "mounted").mkdir()
+    for folder, within, said in (
+        (tmp_path / "file" / "backup", [], "Not a directory"),
+        (Path("/proc/backup"), [], "No such file or directory"),
+        (tmp_path / "mounted" / "x", mounted_read_only(tmp_path / "mounted"), "Read-only"),
+    ):
+        refused = machine.run("backup", folder, status=6, within=within).stderr
+        assert "The backup cannot be written" in refused
+        assert said in refused
+        assert str(folder) in refused
+        assert "hint:" in refused
+
+
+def test_a_backup_on_a_read_only_disk_is_verified_and_restored(
+    machine: Machine, backup: Path, tmp_path: Path
+) -> None:
+    within = mounted_read_only(backup)
+    (backup / ".lock").unlink()
+    machine.run("backup", "--verify", backup, within=within)
+    other = Machine(tmp_path, "other")
+    other.run("restore", backup, within=within)
+    assert other.execute("SELECT username FROM accounts_user") == [("admin",)]
 
 
 def test_hard_links_share_the_bytes(machine: Machine, tmp_path: Path) -> None:
