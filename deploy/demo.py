@@ -97,17 +97,20 @@ def _stop(signum: int, frame: FrameType | None) -> None:
 def _show(channels: str, steps: Steps, *, once: bool) -> int:
     password = _kept("password", secrets.token_urlsafe(9))
     sandbox = _sandbox()
+    port = _kept_port("web")
+    address = f"http://127.0.0.1:{port}"
     environ = os.environ | {
+        "CONDASTORE_PUBLIC_URL": address,  # locks name hosted channels by it
         "CONDASTORE_DATA": str(FOLDER / "data"),
         "CONDASTORE_CHANNEL_ALIAS": channels,
         "CONDASTORE_DEFAULT_CHANNELS": "demo",
-        "CONDASTORE_ALLOWED_CHANNELS": f"{channels}/*",
+        "CONDASTORE_ALLOWED_CHANNELS": f"{channels}/*,{address}/channel/hosted/*",
         "CONDASTORE_PYPI_INDEX_URLS": f"{channels}/demo/{building.INDEX_FOLDER}/simple/",
         "CONDASTORE_ADMIN_PASSWORD": password,
         "CONDASTORE_SANDBOX": sandbox,
         "CONDASTORE_LOG_LEVEL": "WARNING",
     }
-    command = [*CONDASTORE, "up", "--json", "--port", str(_kept_port("web"))]
+    command = [*CONDASTORE, "up", "--json", "--port", str(port)]
     server = subprocess.Popen(command, env=environ, cwd=PROJECT, stdout=subprocess.PIPE)
     try:
         with steps.step("The system: web, worker, scheduler, queue"):

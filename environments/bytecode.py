@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -132,7 +133,20 @@ class Uncompiled:
 
 
 def complete(build_id: int) -> None:
-    """Compile and link what is missing in a published prefix. Done twice, it does nothing."""
+    """Compile and link what is missing in a published prefix. Done twice, it does nothing.
+
+    A build that is archived, deleted or recalled meanwhile is left as it is.
+    """
+    try:
+        _complete(build_id)
+    except FileNotFoundError as error:
+        place = error.filename2 or error.filename
+        if place is None or not Path(place).is_relative_to(folders.data() / "prefixes"):
+            raise
+        logger.info("not compiled, as the folder is gone", build=build_id)
+
+
+def _complete(build_id: int) -> None:
     build = Build.objects.select_related(
         "lock", "prefix", "specification", "environment__namespace"
     ).get(pk=build_id)

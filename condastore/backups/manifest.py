@@ -123,14 +123,16 @@ def fault(
 
 @contextlib.contextmanager
 def written_to(folder: Path) -> Iterator[None]:
-    """Around what writes to a backup: CommandError where the folder or its disk does not take it."""
+    """Around what writes to a backup; CommandError where the folder or its disk refuses it."""
     try:
         yield
     except OSError as error:
         if not _is_about(error, folder.absolute()):
             raise
         hint = "Name a folder that this account can write to, on a disk with space."
-        raise fault(f"The backup cannot be written: {error.strerror}.", folder, hint=hint) from error
+        raise fault(
+            f"The backup cannot be written: {error.strerror}.", folder, hint=hint
+        ) from error
 
 
 def _is_about(error: OSError, folder: Path) -> bool:

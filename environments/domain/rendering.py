@@ -109,7 +109,7 @@ def _conda_lock_entry(package: CondaPackage, platform: str) -> dict[str, Any]:
         "manager": "conda",
         "platform": platform,
         "dependencies": _dependencies(package.depends),
-        "url": package.url,
+        "url": _url_for_conda(package),
         "hash": {
             "md5": package.md5,
             **({"sha256": package.sha256} if package.sha256 else {}),
@@ -156,6 +156,18 @@ def _dependencies(depends: Iterable[str]) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
+def _url_for_conda(package: CondaPackage) -> str:
+    """The package's URL with `+` and `!` in its file name as they are.
+
+    conda takes the version from the file name without decoding it, and refuses `1.0%2Bcu118`
+    (conda/conda-lock#764). rattler, of whose records the URLs are, writes `+` as `%2B`.
+    """
+    folder, _, name = package.url.rpartition("/")
+    for escape, character in (("%2B", "+"), ("%21", "!")):
+        name = name.replace(escape, character)
+    return f"{folder}/{name}"
+
+
 def explicit_txt(lock: Lock, platform: str, specification: Specification | None = None) -> str:
     """One platform as an explicit list for `conda create --file`, dependencies first.
 
@@ -174,12 +186,13 @@ def explicit_txt(lock: Lock, platform: str, specification: Specification | None 
         "@EXPLICIT",
     ]
     for package in part.conda:
+        url = _url_for_conda(package)
         if package.md5:
             if package.sha256:
-                lines.append(f"# sha256:{package.sha256} {package.url.rsplit('/', 1)[-1]}")
-            lines.append(f"{package.url}#{package.md5}")
+                lines.append(f"# sha256:{package.sha256} {url.rsplit('/', 1)[-1]}")
+            lines.append(f"{url}#{package.md5}")
         else:
-            lines.append(f"{package.url}#sha256:{package.sha256}")
+            lines.append(f"{url}#sha256:{package.sha256}")
     lines += [f"# pip {item.name} @ {_source(item)}" for item in part.pypi]
     return "\n".join(lines) + "\n"
 

@@ -339,7 +339,16 @@ def restore_build(*, actor: Actor, build: Build) -> Build:
         transaction.on_commit(queueing.send_restores)
         return build
     if build.state != BuildState.ARCHIVED:
-        raise TransitionError(f"{build} is {build.state}; only an ARCHIVED build is restored.")
+        hint = None
+        if build.state == BuildState.READY:
+            seconds = round(settings.TRASH_INTERVAL.total_seconds())
+            hint = (
+                "Its folder is not known to be missing. One that somebody removed is found within "
+                f"{seconds} seconds, and linked again by itself."
+            )
+        raise TransitionError(
+            f"{build} is {build.state}; only an ARCHIVED build is restored.", hint=hint
+        )
     refuse_recalled(build)
     quotas.require_place(build.environment.namespace)
     build.move(

@@ -22,7 +22,7 @@ from environments.models.recalls import refuse_recalled
 from environments.platforms import own_platform
 
 #: Part of each ETag: grows when a rendering of the same lock changes.
-RENDERER = 1
+RENDERER = 2
 LOG = "log"
 #: Characters of rendered files that a process remembers.
 RENDERED_LENGTH = 16_000_000

@@ -86,6 +86,14 @@ def test_an_archived_build_says_how_to_restore_it(person: Person):
     assert "condastore env restore research/ml:2" in ended.err
 
 
+@pytest.mark.parametrize("state", ["FAILED", "CANCELLED"])
+def test_a_build_that_came_to_nothing_says_where_the_reason_is(person: Person, state: str):
+    with answering({"Prefix": lambda _: built("", state=state)}) as server:
+        ended = replace(person, url=server.url).does("env", "path", "research/ml:2")
+    assert ended.status == 4
+    assert "condastore env log research/ml:2" in ended.err
+
+
 def test_without_the_server_the_current_folder_is_used(offline: Person):
     ended = offline.does("run", "research/ml", "--", "greet").succeeded()
     assert ended.out == "build 2\n"

@@ -192,6 +192,25 @@ def test_what_smoke_tests_import_is_compiled_before_ready_and_the_rest_after_it(
     assert compiled() == {"hello_noarch", "__pycache__"}  # that of hello_plugin.py
 
 
+@pytest.mark.skipif(not can_sandbox(), reason="compiles in a sandbox")
+def test_a_build_whose_folder_goes_while_it_is_compiled_is_left(
+    submit, monkeypatch: pytest.MonkeyPatch
+):
+    build = run(submit("dependencies: [python, hello-noarch]"))
+    prefix = folders.prefix_path(build)
+    tools().bytecode.remove(digest for digest, _ in tools().packages.entries())
+    compile_all = tools().bytecode.compile
+
+    def archived_meanwhile(*args, **settings):
+        compile_all(*args, **settings)
+        if prefix.exists():
+            prefix.rename(prefix.with_name("thrown-away"))
+
+    monkeypatch.setattr(tools().bytecode, "compile", archived_meanwhile)
+    bytecode.complete(build.pk)
+    assert not prefix.exists()
+
+
 def test_link_scripts_do_not_run_and_are_named(submit):
     build = run(submit("dependencies: [post-linked]"))
     assert build.state == S.READY

@@ -27,6 +27,7 @@ from environments import (
     missing_folders,
     tools,
 )
+from environments.domain.errors import StoreError
 from environments.domain.lifecycle import BuildState
 from environments.engine import linking
 from environments.models import Blob, Build, Environment, FolderRestore
@@ -309,5 +310,6 @@ def test_only_those_who_may_build_hurry_a_restore(
     builds.restore_build(actor=alice, build=build)
     assert folder_restoring.is_more_due()
     other = make_build(make_environment(environment.namespace, "other"))
-    with pytest.raises(Exception, match="only an ARCHIVED build"):
+    with pytest.raises(StoreError, match="only an ARCHIVED build") as refused:
         builds.restore_build(actor=alice, build=other)
+    assert "found within 60 seconds" in refused.value.hint

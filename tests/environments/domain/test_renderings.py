@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,23 @@ def test_a_lock_survives_its_explicit_lists(lock: Lock) -> None:
         read = read_explicit(explicit_txt(lock, part.platform), default_platform="linux-64")
         assert read.digest == Lock(channels=(), platforms=(part,)).digest
         assert [p.url for p in read.platforms[0].conda] == [p.url for p in part.conda]
+
+
+@pytest.mark.parametrize(
+    ("version", "escaped"), [("1.0+cu118", "1.0%2Bcu118"), ("1!2.0", "1%212.0")]
+)
+def test_conda_finds_the_version_in_the_file_name(version: str, escaped: str) -> None:
+    """conda does not decode what it reads there (conda/conda-lock#764)."""
+    package = conda("torch", version=version)
+    package = replace(package, url=package.url.replace(version, escaped))
+    assert escaped in package.url
+    lock = Lock(channels=(CHANNEL,), platforms=(platform_lock(package),))
+    listed = explicit_txt(lock, "linux-64")
+    for text in (listed, conda_lock_yml(lock)):
+        assert f"/torch-{version}-" in text
+        assert escaped not in text
+    (read,) = read_explicit(listed, default_platform="linux-64").platforms[0].conda
+    assert (read.version, read.sha256) == (version, package.sha256)
 
 
 @settings(max_examples=40, deadline=None)
