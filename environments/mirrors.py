@@ -44,6 +44,7 @@ from environments.engine.downloads import Download, download_all, remove_leftove
 from environments.models import Blob, Mirror, MirrorIndex, MirrorPackage, MirrorView
 from environments.models.clock_bounds import SKEW, older
 from environments.models.mirrors import Worked
+from environments.package_archive import PackageArchive
 from environments.policies import policy_of
 from environments.solving import mirror_credentials
 from environments.tools import download_patience, read_limits, source_of
@@ -342,26 +343,37 @@ def credential_source(mirror: Mirror) -> CredentialSource:
     return source_of(mirror_credentials(mirror.namespace, mirror.upstream))
 
 
-def kept_package(mirror: Mirror, subdir: str, file_name: str, sha256: str) -> Blob | None:
-    """The bytes, where they are kept already for whatever reason: now for the mirror, too."""
-    rows = Blob.objects.filter(sha256=sha256, damaged_at=None)
+def kept_package(mirror: Mirror, subdir: str, download: Download) -> Blob | None:
+    """Return the bytes where they are kept, and the mirror's own upstream delivered them before.
+
+    What an upstream lists is no right to bytes that are kept for others.
+    """
+    rows = Blob.objects.filter(sha256=download.sha256, damaged_at=None)
+    ours = MirrorPackage.objects.filter(
+        mirror=mirror, subdir=subdir, file_name=download.name, blob__in=rows
+    )
+    if not ours.exists() and download.key not in PackageArchive().delivered([download]):
+        return None
+    return _add_package(mirror, subdir, download)
+
+
+def _add_package(mirror: Mirror, subdir: str, download: Download) -> Blob | None:
+    rows = Blob.objects.filter(sha256=download.sha256, damaged_at=None)
     blobs.want(rows)
     blob = rows.first()
     if blob is None or not blobs.is_whole(blob):
         return None
     MirrorPackage.objects.get_or_create(
-        mirror=mirror, subdir=subdir, file_name=file_name, blob=blob
+        mirror=mirror, subdir=subdir, file_name=download.name, blob=blob
     )
     return blob
 
 
-def keep_package(
-    mirror: Mirror, subdir: str, file_name: str, sha256: str, path: Path
-) -> Blob | None:
+def keep_package(mirror: Mirror, subdir: str, download: Download, path: Path) -> Blob | None:
     """Keep a fetched file; None where somebody else took it and does so at this moment."""
     with suppress(FileNotFoundError):
-        blobs.keep(path, sha256)
-    return kept_package(mirror, subdir, file_name, sha256)
+        blobs.keep(path, download.sha256)
+    return _add_package(mirror, subdir, download)
 
 
 def fetching(download: Download, credentials: CredentialSource) -> Future[Path]:
@@ -370,13 +382,13 @@ def fetching(download: Download, credentials: CredentialSource) -> Future[Path]:
     It goes on where whoever asked goes away; the next one finds it.
     """
     with _guard:
-        running = _running.get(download.key)
+        running = _running.get(download.stem)
         if running is None:
             credential = credentials(download.url)
             within = guard().allowing(urls=[download.url])
             running = _pool().submit(_fetch, download, lambda url: credential, within)
-            _running[download.key] = running
-            running.add_done_callback(lambda future: _running.pop(download.key, None))
+            _running[download.stem] = running
+            running.add_done_callback(lambda future: _running.pop(download.stem, None))
         return running
 
 
@@ -395,7 +407,7 @@ def _pool() -> ThreadPoolExecutor:
 def _fetch(download: Download, credentials: CredentialSource, within: Guard) -> Path:
     """Asks no database: it may outlive the request."""
     place = folder()
-    final = place / download.key
+    final = place / download.stem
     disk.require_space(place, needed=download.size, reserve=settings.DISK_RESERVE)
 
     async def use(one: Download, part: Path) -> None:

@@ -2,6 +2,7 @@
 
 In the blob store, once: a package's sha256 names its blob. A worker takes from there what it misses
 before it asks the channel, and adds what it fetched. A damaged one is fetched again from upstream.
+A sha256 is no right to the bytes: they are taken for a URL that delivered them before.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ from pathlib import Path
 import structlog
 from django.conf import settings
 from django.db import DatabaseError
+from django.db.models import Exists, OuterRef
 from django.utils import timezone
 
-from environments import blobs
+from environments import blobs, hosting
 from environments.domain.errors import StoreError
+from environments.domain.lifecycle import SERVED
 from environments.domain.records import Package
-from environments.models import Blob
+from environments.engine.downloads import Download
+from environments.models import Blob, Build, CondaRecord
+from environments.models.locks import LockedConda
 
 logger = structlog.get_logger(__name__)
 #: SQLite takes a limited number of variables in one statement.
@@ -99,6 +104,32 @@ class PackageArchive:
             rows = Blob.objects.filter(sha256__in=ordered[start : start + BATCH], damaged_at=None)
             found.update(rows.values_list("sha256", flat=True))
         return found
+
+    def delivered(self, downloads: Collection[Download]) -> set[str]:
+        """Return the keys of those whose bytes may be used without asking their URL.
+
+        A package of a build that was finished came from its URL then. Hosted packages are here
+        only, and whoever reads them was asked for before. Wheels come from indexes that the
+        installation allows, or were fetched from their own URL in the solve.
+        """
+        exempt = {
+            each.key
+            for each in downloads
+            if each.name.endswith(".whl") or hosting.is_hosted(each.url)
+        }
+        asked = {(each.url, each.sha256): each.key for each in downloads if each.sha256}
+        digests = sorted({sha256 for _, sha256 in asked})
+        finished = Build.objects.filter(
+            lock=OuterRef("lock"), platform=OuterRef("platform"), state__in=SERVED
+        )
+        used = LockedConda.objects.filter(Exists(finished), package=OuterRef("pk")).order_by()
+        found: set[tuple[str, str]] = set()
+        for start in range(0, len(digests), BATCH):
+            rows = CondaRecord.objects.filter(
+                Exists(used), sha256__in=digests[start : start + BATCH]
+            )
+            found.update(rows.order_by().values_list("url", "sha256"))
+        return exempt | {key for place, key in asked.items() if place in found}
 
     def missing(self, packages: Sequence[Package]) -> list[Package]:
         """Those that are not kept; a package without a sha256 never is."""

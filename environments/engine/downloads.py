@@ -19,6 +19,7 @@ from collections.abc import (
     Collection,
     Mapping,
     Sequence,
+    Set,
 )
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -56,6 +57,11 @@ STREAMED = 512 * 1024  # bytes: smaller files are there before a pipe would be
 PIPE_SIZE = 1 << 20  # bytes: what a pipe holds, so that neither end waits for the other so often
 
 
+def origin_key(url: str) -> str:
+    """A name of a file for where bytes came from; `url` without credentials."""
+    return hashlib.sha256(url.encode()).hexdigest()[:16]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Download:
     """A file to fetch, and what its bytes must be. `sha256` or `md5` is there."""
@@ -87,6 +93,11 @@ class Download:
     def key(self) -> str:
         """What names the file: its digest."""
         return self.sha256 or f"md5-{self.md5}"
+
+    @property
+    def stem(self) -> str:
+        """What names its parts on the disk: what one server began, another does not complete."""
+        return f"{self.key}.{origin_key(self.url)}"
 
     def hasher(self) -> hashlib._Hash:
         return hashlib.sha256() if self.sha256 else hashlib.md5(usedforsecurity=False)
@@ -150,6 +161,13 @@ class Archive(Protocol):
 
     def opened(self, digests: Collection[str]) -> AbstractContextManager[Kept]: ...
 
+    def delivered(self, downloads: Collection[Download]) -> Collection[str]:
+        """Keys of those that came from their own URL before, or need not be asked for there.
+
+        A digest is no right to bytes: a channel may list one that it never had.
+        """
+        ...
+
 
 Use = Callable[[Download, Path], Awaitable[None]]
 #: Uses a file while it comes through a pipe; False where that was not the file, or not all of it.
@@ -172,6 +190,7 @@ def download_all(
     stage: str = "fetching",
     verify: bool = True,
     archive: Archive | None = None,
+    unproven: Collection[str] | None = None,
     within: Guard | None = None,
 ) -> None:
     """Fetch what is not `present` into `folder`, check it and hand it to `use`.
@@ -184,6 +203,8 @@ def download_all(
         stream: to use large files while they arrive; `use` gets what it did not manage.
         verify: False where `use` finds the digest anyway: it then raises WrongBytes itself.
         archive: is asked before the server, and keeps what was fetched.
+        unproven: keys of files that are fetched even if the archive has them, as their server never
+            showed that it has them; the archive knows by default.
         within: what may be reached; the process's guard by default.
 
     Raises:
@@ -197,6 +218,8 @@ def download_all(
     if not wanted:
         return
     folder.mkdir(parents=True, exist_ok=True)
+    if unproven is None:
+        unproven = _unproven(list(wanted.values()), archive)
     known = {download.url: credentials(download.url) for download in wanted.values()}
     fetcher = _Fetcher(
         folder=folder,
@@ -209,6 +232,7 @@ def download_all(
         },
         patience=patience,
         verify=verify,
+        unproven=frozenset(unproven),
         within=within or guard(),
         tally=_Tally(stage=stage, downloads=list(wanted.values()), report=progress),
     )
@@ -222,6 +246,11 @@ def download_all(
             for download in wanted.values():
                 discard(folder, download)
         raise error from group
+
+
+def _unproven(downloads: Sequence[Download], archive: Archive | None) -> set[str]:
+    keys = {download.key for download in downloads}
+    return keys.difference(archive.delivered(downloads)) if archive is not None else set()
 
 
 def bring(
@@ -263,9 +292,9 @@ def bring(
 
 def discard(folder: Path, download: Download) -> None:
     """Remove what was received of `download`, unless another process is receiving it now."""
-    lock = FileLock(folder / f"{download.key}.lock")
+    lock = FileLock(folder / f"{download.stem}.lock")
     if lock.acquire():
-        (folder / f"{download.key}.part").unlink(missing_ok=True)
+        (folder / f"{download.stem}.part").unlink(missing_ok=True)
         lock.release()
 
 
@@ -370,6 +399,7 @@ class _Fetcher:
     targets: Mapping[str, tuple[str, Mapping[str, str]]]  # URL: the URL and headers to ask with
     patience: Patience
     verify: bool
+    unproven: Set[str]
     within: Guard
     tally: _Tally
     kept: Kept | None = None
@@ -401,10 +431,10 @@ class _Fetcher:
     async def _one(
         self, download: Download, client: httpx.AsyncClient, using: asyncio.Semaphore
     ) -> None:
-        lock = FileLock(self.folder / f"{download.key}.lock")
-        part = self.folder / f"{download.key}.part"
+        lock = FileLock(self.folder / f"{download.stem}.lock")
+        part = self.folder / f"{download.stem}.part"
         if not await self._locked(lock, part):
-            part = self.folder / f"{download.key}.{secrets.token_hex(4)}.part"
+            part = self.folder / f"{download.stem}.{secrets.token_hex(4)}.part"
         try:
             if not self.present(download) and not await self._taken(download, part, using):
                 await self._fetched_and_used(download, part, client, using)
@@ -436,7 +466,9 @@ class _Fetcher:
 
     async def _taken(self, download: Download, part: Path, using: asyncio.Semaphore) -> bool:
         """Use what the archive has; False where it is to be fetched after all."""
-        if self.kept is None or not self.kept.has(download.sha256):
+        if self.kept is None or download.key in self.unproven:
+            return False
+        if not self.kept.has(download.sha256):
             return False
         part.unlink(missing_ok=True)  # what came of it from the server
         if not await asyncio.to_thread(self.kept.take, download.sha256, part):

@@ -2,6 +2,7 @@
 
     <folder>/<sha256>/<name>-<version>-<build>/   the extracted archive
     <folder>/<sha256>/contents.json               what is in it; its time is the last use
+    <folder>/<sha256>/origins/<key of a URL>      a URL that gave these bytes
     <folder>/downloads/                           what is being fetched
     <folder>/.extracting/                         what is being extracted
     <folder>/views/                               what rattler sees during one link
@@ -50,6 +51,7 @@ from environments.engine.extracted_tree import TreeEntry, folder_of_links, read_
 from environments.engine.extraction import ExtractionError, ExtractorEndedError, Extractors
 
 CONTENTS = "contents.json"
+ORIGINS = "origins"
 _CONTENTS_VERSION = 3
 #: What the file of a validated entry begins with.
 _VALIDATED = b'{"version":%d,' % _CONTENTS_VERSION
@@ -125,10 +127,13 @@ class PackageCache:
         if not self.allow_md5:
             require_sha256(packages)
         wanted = [Download.of(package) for package in packages]
+        unproven = self._unproven(wanted)
         by_key = {download.key: package for download, package in zip(wanted, packages, strict=True)}
 
         def present(download: Download) -> bool:
             package = by_key[download.key]
+            if download.key in unproven and not self._delivered(download):
+                return False
             if download.key not in found and (cached := self._find(package, download)):
                 found[download.key] = cached
             return download.key in found
@@ -142,6 +147,7 @@ class PackageCache:
             found[download.key] = await self._extract(
                 package, download, archive, packed, patience.reserve
             )
+            self._note_delivery(download)
 
         async def extract_pipe(download: Download, pipe: Path, arrived: Callable[[], int]) -> bool:
             try:
@@ -163,6 +169,7 @@ class PackageCache:
             patience=patience,
             verify=False,  # extraction computes the digests as it reads
             archive=self.archive,
+            unproven=unproven,
         )
         return [found[download.key] for download in wanted]
 
@@ -184,8 +191,10 @@ class PackageCache:
             shutil.rmtree(view, ignore_errors=True)
 
     def extracted(self, package: CondaPackage) -> Path | None:
-        """Return where `package` lies, if it is here; not whether all of it is there."""
+        """Return where `package` lies, if it came from its URL; not whether all of it is there."""
         download = Download.of(package)
+        if self.archive is not None and not self._delivered(download):
+            return None
         folder = self.folder / download.key / _label(package)
         try:
             with (folder.parent / CONTENTS).open("rb") as file:
@@ -195,6 +204,38 @@ class PackageCache:
             return None
         found = self._find(package, download)
         return found.folder if found else None
+
+    # Entries are shared by all tenants, and a digest is no right to bytes: a channel may list that
+    # of somebody's private package. So an entry is used for a URL that gave the same bytes before.
+
+    def _unproven(self, wanted: Sequence[Download]) -> set[str]:
+        """Keys of packages that are to be fetched although their bytes may be here.
+
+        Without an archive all packages come from one server, which answers for them.
+        """
+        if self.archive is None:
+            return set()
+        new = [download for download in wanted if not self._delivered(download)]
+        if not new:
+            return set()
+        proven = set(self.archive.delivered(new))
+        for download in new:
+            if download.key in proven and (self.folder / download.key).is_dir():
+                self._note_delivery(download)
+        noted = {download.key for download in wanted}.difference(each.key for each in new)
+        return {download.key for download in new} - proven - noted
+
+    def _delivered(self, download: Download) -> bool:
+        return self._delivery(download).exists()
+
+    def _note_delivery(self, download: Download) -> None:
+        note = self._delivery(download)
+        with contextlib.suppress(OSError):  # the entry was removed at this moment
+            note.parent.mkdir(exist_ok=True)
+            note.touch()
+
+    def _delivery(self, download: Download) -> Path:
+        return self.folder / download.key / ORIGINS / downloads.origin_key(download.url)
 
     def entries(self) -> Iterator[tuple[str, datetime]]:
         """(digest, last use) of every entry."""

@@ -293,7 +293,7 @@ def open_package(
         sha256=record["sha256"].hex(),
         size=int(record.get("size") or 0),
     )
-    blob = mirrors.kept_package(opened.mirror, subdir, file_name, download.sha256)
+    blob = mirrors.kept_package(opened.mirror, subdir, download)
     return Package(opened=opened, file_name=file_name, download=download, blob=blob)
 
 
@@ -355,9 +355,7 @@ def _digests(view: MirrorView) -> Mapping[str, bytes]:
 def fetched(package: Package, path: Any) -> Blob:
     """Keep what was fetched for a package."""
     opened = package.opened
-    blob = mirrors.keep_package(
-        opened.mirror, opened.index.subdir, package.file_name, package.download.sha256, path
-    )
+    blob = mirrors.keep_package(opened.mirror, opened.index.subdir, package.download, path)
     if blob is None:
         raise UnavailableError(f"{package.file_name} could not be kept. Ask for it again.")
     return blob

@@ -19,6 +19,7 @@ from environments.engine.package_cache import PackageCache
 from environments.engine.pypi_install import WheelCache
 from environments.models import Blob, Build
 from environments.package_archive import PackageArchive, package_archive
+from tests import factories
 from tests.channels.server import ChannelServer, Fault
 from tests.channels.simple_index import make_wheel
 from tests.environments.engine.packages import packages_of
@@ -43,6 +44,12 @@ def gone(package: CondaPackage) -> CondaPackage:
     return replace(package, url="http://127.0.0.1:9/" + package.file_name)
 
 
+def used(*packages: CondaPackage) -> None:
+    """A build came to its end with these packages, from their URLs."""
+    environment = factories.make_environment(factories.make_namespace())
+    factories.make_build(environment, lock=factories.make_lock(*packages))
+
+
 def damage(blob: Blob) -> None:
     path = blobs.local_path(blob)
     assert path is not None
@@ -62,12 +69,25 @@ def test_a_package_is_kept_once_and_serves_a_worker_whose_channel_is_gone(
     original = small_channel / package.subdir / package.file_name
     assert blobs.local_path(blob).read_bytes() == original.read_bytes()
     channel_server.requests.clear()
+    used(gone(package), gone(small))
     [large, _] = cache_in(tmp_path / "two").ensure([gone(package), gone(small)], patience=HASTY)
     assert (large.folder / "info" / "index.json").is_file()
     assert len(channel_server.requests) == 0
     assert not list((tmp_path / "two" / "downloads").iterdir())
     assert Blob.objects.count() == 2
     assert Blob.objects.get(sha256=package.sha256).checked_at is not None
+
+
+def test_kept_bytes_are_not_used_for_a_url_that_never_gave_them(
+    package: CondaPackage, tmp_path: Path
+) -> None:
+    cache = cache_in(tmp_path / "one")
+    cache.ensure([package])
+    for place in (cache, cache_in(tmp_path / "two")):
+        with pytest.raises(DownloadError):
+            place.ensure([gone(package)], patience=HASTY)
+        assert place.extracted(gone(package)) is None
+    assert cache.extracted(package) is not None
 
 
 def test_a_damaged_one_is_fetched_again_and_is_whole_from_then_on(
@@ -79,6 +99,7 @@ def test_a_damaged_one_is_fetched_again_and_is_whole_from_then_on(
     cache_in(tmp_path / "two").ensure([package])
     assert channel_server.requests.count("*large-data-*") == 1
     assert Blob.objects.get().damaged_at is None
+    used(gone(package))
     cache_in(tmp_path / "three").ensure([gone(package)], patience=HASTY)
 
 
@@ -87,6 +108,7 @@ def test_a_damaged_one_whose_channel_is_gone_is_told_of_and_never_used(
 ) -> None:
     cache_in(tmp_path / "one").ensure([package])
     damage(Blob.objects.get())
+    used(gone(package))
     with pytest.raises(DownloadError):
         cache_in(tmp_path / "two").ensure([gone(package)], patience=HASTY)
     assert Blob.objects.get().damaged_at is not None

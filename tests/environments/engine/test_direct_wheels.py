@@ -28,6 +28,7 @@ from environments.domain.records import CondaPackage, PypiPackage
 from environments.engine.channels import Channels
 from environments.engine.credentials import CredentialSource, no_credentials
 from environments.engine.direct_wheels import DirectWheels
+from environments.engine.downloads import Download
 from environments.engine.package_cache import PackageCache
 from environments.engine.pypi import PypiResolver
 from environments.engine.pypi_install import WheelCache
@@ -54,6 +55,9 @@ class Archive:
     @contextmanager
     def opened(self, digests: Collection[str]) -> Iterator[Archive]:
         yield self
+
+    def delivered(self, downloads: Collection[Download]) -> set[str]:
+        return {each.key for each in downloads}
 
     def has(self, sha256: str) -> bool:
         return (self.folder / sha256).exists()

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import random
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -390,6 +391,18 @@ def test_a_package_is_fetched_once_and_stays(
     assert (part.status_code, part.body) == (206, whole.body[10:20])
     assert upstream.requests.count(f"linux-64/{file_name}") == 1
     assert mirror.packages.get().blob == Blob.objects.get(sha256=sha256)
+
+
+def test_bytes_that_are_kept_for_others_are_not_given_to_a_channel_that_lists_them(
+    mirror: Mirror, bob: Actor, upstream: ChannelServer, channel: Path, tmp_path: Path
+) -> None:
+    file_name, sha256 = package(listed(bob), "large-data")
+    copy = shutil.copy(channel / "linux-64" / file_name, tmp_path)
+    blobs.keep(Path(copy), sha256)
+    upstream.faults.add(Fault("*large-data*", status=404))
+    answer = get(bob, f"/channel/mirror/small/linux-64/{file_name}")
+    assert answer.status_code == 404
+    assert not mirror.packages.exists()
 
 
 def test_a_cut_package_is_continued(mirror: Mirror, bob: Actor, upstream: ChannelServer) -> None:
