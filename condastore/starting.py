@@ -262,6 +262,7 @@ def prepare_database(*, ask: bool) -> Administrator | None:
         # To ask is quick; the command takes seconds, also to do nothing.
         if _tables_are_behind() and not create_tables():
             call_command("migrate", interactive=False, verbosity=0)
+        require_data_folder()
         require_keys()
         folder_access.apply()
         users = get_user_model()._default_manager
@@ -290,8 +291,26 @@ def require_keys() -> None:
         )
 
 
-def prepare_process() -> None:
+def require_data_folder() -> None:
+    """Refuse to run on the mount point of a data folder that is not mounted."""
+    from environments import folder_marker
+
+    if fault := folder_marker.fault():
+        message, _, hint = fault.partition(". ")
+        raise CommandError(
+            f"{message}.",
+            status=Status.INVALID,
+            code="data-folder-unusable",
+            where=str(settings.DATA),
+            hint=hint,
+        )
+
+
+def prepare_process(*, links_folders: bool = False) -> None:
     """Compare keys and close folders at the start of a process that others do not prepare.
+
+    Args:
+        links_folders: it links folders of builds, so the data folder must be the installation's.
 
     While the database is away, or has no tables yet, nothing can be compared: the upkeep closes
     what was left open.
@@ -304,6 +323,8 @@ def prepare_process() -> None:
         _warn(found)
 
     try:
+        if links_folders:
+            require_data_folder()
         require_keys()
         folder_access.apply()
     except Error as error:

@@ -43,7 +43,7 @@ def run(*, queues: Sequence[str], threads: int | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     django.setup()
-    prepare_process()
+    prepare_process(links_folders=True)
     import dramatiq
 
     from environments import (

@@ -22,7 +22,15 @@ from django.utils import timezone
 from dramatiq.middleware import Shutdown
 
 from condastore.outages import failure, is_outage, persist
-from environments import building, claiming, folder_access, folders, missing_folders, recalls
+from environments import (
+    building,
+    claiming,
+    folder_access,
+    folder_marker,
+    folders,
+    missing_folders,
+    recalls,
+)
 from environments.domain.errors import (
     ConflictError,
     LeaseLostError,
@@ -55,6 +63,9 @@ def is_more_due() -> bool:
 def restore_next() -> Restored | None:
     """Link the most urgent missing folder again; None if nothing is due, or enough are linked."""
     now = timezone.now()
+    if FolderRestore.objects.due(now).exists() and (fault := folder_marker.fault()):
+        logger.error("no folder is linked again", reason=fault)
+        return None
     if FolderRestore.objects.running(now).count() >= settings.RESTORES_AT_ONCE:
         return None
     due = FolderRestore.objects.due(now).by_urgency().select_related("prefix__lock")

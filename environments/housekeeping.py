@@ -17,6 +17,7 @@ from django.utils import timezone
 from environments import (
     blobs,
     folder_access,
+    folder_marker,
     folders,
     mirrors,
     missing_folders,
@@ -58,7 +59,13 @@ REMEASURE = timedelta(hours=1)
 
 
 def tidy() -> None:
-    """Safe beside everything else, and beside itself."""
+    """Safe beside everything else, and beside itself.
+
+    Nothing is done in a data folder that is not the installation's: every folder seems lost there.
+    """
+    if fault := folder_marker.fault():
+        logger.error("no upkeep of the data folder", reason=fault)
+        return
     drop_prefixes()
     recalls.follow_all()
     missing_folders.find()

@@ -86,6 +86,7 @@ def restore(folder: Path, *, replace: bool, report: Report) -> Manifest:
             if (snapshot / part).is_dir():
                 copy_private(snapshot / part, data / part)
         _restore_database(folder, manifest, replace=replace)
+        _accept_data_folder()
         os.sync()
         marker.unlink()
         sync_folder(data)
@@ -309,6 +310,18 @@ def _restore_database(folder: Path, manifest: Manifest, *, replace: bool) -> Non
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     partial.rename(path)
+
+
+def _accept_data_folder() -> None:
+    """Record this data folder: the database names the one that was backed up."""
+    from django.db import Error, connection
+
+    from environments import folder_marker
+
+    connection.close()  # it may be of the database that was replaced
+    with contextlib.suppress(Error):  # a backup of a release without the table
+        folder_marker.accept()
+    connection.close()
 
 
 def _mark_lost_in_server(lost: list[str]) -> None:

@@ -115,7 +115,7 @@ def test_what_a_killed_worker_left_is_continued(server: ChannelServer, folder: P
     download = download_of(server)
     folder.mkdir()
     content = (server.folders[""] / "large.conda").read_bytes()
-    (folder / f"{download.key}.part").write_bytes(content[:100_000])
+    (folder / f"{download.stem}.part").write_bytes(content[:100_000])
     assert fetch(folder, download)["large.conda"] == content
     assert [request.range for request in server.requests] == ["bytes=100000-"]
 
@@ -125,7 +125,7 @@ def test_a_left_over_with_wrong_bytes_costs_one_more_request(
 ) -> None:
     download = download_of(server)
     folder.mkdir()
-    (folder / f"{download.key}.part").write_bytes(b"\0" * 100_000)
+    (folder / f"{download.stem}.part").write_bytes(b"\0" * 100_000)
     assert len(fetch(folder, download)["large.conda"]) == SIZE
     assert [request.range for request in server.requests] == ["bytes=100000-", ""]
 
@@ -133,9 +133,21 @@ def test_a_left_over_with_wrong_bytes_costs_one_more_request(
 def test_a_left_over_that_is_whole_is_not_fetched(server: ChannelServer, folder: Path) -> None:
     download = download_of(server)
     folder.mkdir()
-    (folder / f"{download.key}.part").write_bytes((server.folders[""] / "large.conda").read_bytes())
+    (folder / f"{download.stem}.part").write_bytes(
+        (server.folders[""] / "large.conda").read_bytes()
+    )
     assert len(fetch(folder, download)["large.conda"]) == SIZE
     assert len(server.requests) == 0
+
+
+def test_what_another_server_sent_is_not_used(server: ChannelServer, folder: Path) -> None:
+    """Its digest is what this one only claims: the bytes may be somebody's private package."""
+    download = download_of(server)
+    folder.mkdir()
+    other = replace(download, url="http://127.0.0.1:9/large.conda")
+    (folder / f"{other.stem}.part").write_bytes((server.folders[""] / "large.conda").read_bytes())
+    fetch(folder, download)
+    assert server.requests.count("large.conda") == 1
 
 
 def test_a_server_that_knows_no_ranges_is_read_from_the_start(folder: Path) -> None:
@@ -145,7 +157,7 @@ def test_a_server_that_knows_no_ranges_is_read_from_the_start(folder: Path) -> N
             name="x.conda", url=url, sha256=hashlib.sha256(content).hexdigest(), size=SIZE
         )
         folder.mkdir()
-        (folder / f"{download.key}.part").write_bytes(content[:1000])
+        (folder / f"{download.stem}.part").write_bytes(content[:1000])
         assert fetch(folder, download) == {"x.conda": content}
 
 
@@ -337,9 +349,9 @@ download_all([Download(name="large.conda", url={download.url!r}, sha256={downloa
 def test_a_stopped_worker_does_not_hold_up_the_others(server: ChannelServer, folder: Path) -> None:
     folder.mkdir()
     download = download_of(server)
-    held = FileLock(folder / f"{download.key}.lock")
+    held = FileLock(folder / f"{download.stem}.lock")
     assert held.acquire()
-    part = folder / f"{download.key}.part"
+    part = folder / f"{download.stem}.part"
     part.write_bytes(b"of the stopped worker")
     assert len(fetch(folder, download)["large.conda"]) == SIZE
     assert part.read_bytes() == b"of the stopped worker"
@@ -382,9 +394,9 @@ def test_left_overs_go_when_they_are_old_and_nobody_writes_them(
     assert not old.exists()
     assert new.exists()
     download = download_of(server)
-    part = folder / f"{download.key}.part"
+    part = folder / f"{download.stem}.part"
     part.write_bytes(b"x")
-    held = FileLock(folder / f"{download.key}.lock")
+    held = FileLock(folder / f"{download.stem}.lock")
     assert held.acquire()
     discard(folder, download)
     assert part.exists()

@@ -1,0 +1,90 @@
+"""Marker of the data folder: tells it from the mount point of a file system that is not mounted.
+
+The folder holds a file with a random name of the installation's folder, and the database the same
+name. While they differ nothing is linked into the folder or removed because of it: all folders of
+builds would seem lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+from django.utils import timezone
+
+from accounts.models import InstallationKey
+from environments import folders
+
+#: The file in the data folder, and the row of `InstallationKey`.
+FILE, ROW = "installation", "data_folder"
+
+
+def fault() -> str:
+    """Return why this data folder must not be used; empty where it is the installation's.
+
+    The first process that asks creates the marker and records it.
+    """
+    known = _recorded()
+    if known is None:
+        marker = _create()
+        row, _ = InstallationKey.objects.get_or_create(name=ROW, defaults={"fingerprint": marker})
+        known = row.fingerprint
+    found = _read()
+    if found == known:
+        return ""
+    path = folders.data()
+    wrong = (
+        f"The data folder {path} has no marker of this installation"
+        if not found
+        else f"The data folder {path} is another installation's"
+    )
+    return (
+        f"{wrong}: its file system may not be mounted. Mount it, or name the right folder "
+        "(CONDASTORE_DATA). If the folder was lost for good, run `condastore manage data_folder "
+        "--accept`: the folders of all environments are linked again."
+    )
+
+
+def accept() -> bool:
+    """Make this data folder the installation's; False where it was already."""
+    if _recorded() is not None and not fault():
+        return False
+    marker = _read() or _create()
+    InstallationKey.objects.update_or_create(
+        name=ROW, defaults={"fingerprint": marker, "since": timezone.now()}
+    )
+    return True
+
+
+def _recorded() -> str | None:
+    return InstallationKey.objects.filter(name=ROW).values_list("fingerprint", flat=True).first()
+
+
+def _path() -> Path:
+    return folders.data() / FILE
+
+
+def _read() -> str:
+    try:
+        return _path().read_text().strip()
+    except FileNotFoundError:
+        return ""
+
+
+def _create() -> str:
+    """Write a new marker unless there is one; the first of several processes wins."""
+    path = _path()
+    part = path.with_name(f".{FILE}.{secrets.token_hex(8)}")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(part, path)
+    finally:
+        part.unlink()
+    return _read()

@@ -1,0 +1,31 @@
+"""Check the marker of the data folder; accept an empty one in the place of one that was lost."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from environments import folder_marker
+
+
+class Command(BaseCommand):
+    help = (
+        "Check that the data folder is the installation's, and not the mount point of a file "
+        "system that is not mounted."
+    )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "--accept",
+            action="store_true",
+            help="make this data folder the installation's, where the former one was lost",
+        )
+
+    def handle(self, *, accept: bool, **options: Any) -> None:
+        if accept and folder_marker.accept():
+            self.stdout.write("this data folder is the installation's from now on")
+        if fault := folder_marker.fault():
+            raise CommandError(fault)
+        self.stdout.write("the data folder is the installation's")
