@@ -24,7 +24,7 @@ from dramatiq.middleware import Shutdown
 
 from condastore.outages import DATABASE_ERRORS, failure, is_outage, persist
 from environments import blobs, claiming, folders, images
-from environments.domain.artifacts import ArtifactKind, ArtifactState
+from environments.domain.artifacts import STANDARD_PREFIX, ArtifactKind, ArtifactState
 from environments.domain.errors import (
     LeaseLostError,
     StoreError,
@@ -32,6 +32,9 @@ from environments.domain.errors import (
     TransitionError,
     UnavailableError,
 )
+from environments.domain.lifecycle import SERVED
+from environments.domain.linking import check_paths
+from environments.domain.lock import PlatformLock
 from environments.domain.progress import Progress
 from environments.domain.records import CondaPackage, Package, PypiPackage
 from environments.engine import disk, linking
@@ -40,9 +43,10 @@ from environments.engine.artifacts.staging import Material
 from environments.engine.downloads import bring
 from environments.engine.package_cache import CachedPackage
 from environments.engine.pypi_install import CachedWheel
-from environments.models import Artifact, Blob, Build
+from environments.models import Artifact, Blob, Build, LockConflicts
 from environments.models.artifacts import MakingLease
 from environments.package_archive import package_archive
+from environments.policies import refuse_paths_everywhere
 from environments.solving import credentials_for
 from environments.tools import download_patience, source_of, tools
 
@@ -156,6 +160,7 @@ class Making:
         assert part is not None, "asked for platforms of the lock only"
         self.folder.mkdir(parents=True)
         packages, wheels = self.fetch(part.conda, part.pypi)
+        self._judge_paths(part, packages)
         return Material(
             lock=lock,
             platform=artifact.platform,
@@ -168,6 +173,24 @@ class Making:
             cancelled=self.cancelled,
             originals=self.originals,
         )
+
+    def _judge_paths(self, part: PlatformLock, packages: Sequence[CachedPackage]) -> None:
+        """The rules on path conflicts, for a platform that no build was judged for.
+
+        Raises:
+            PolicyError: every namespace with the lock refuses them.
+        """
+        lock = self.artifact.lock
+        if Build.objects.filter(lock=lock, platform=part.platform, state__in=SERVED).exists():
+            return
+        checked = check_paths(
+            [package.contents for package in packages],
+            python=linking.python_of(part.conda, part.platform),
+            platform=part.platform,
+            prefix=STANDARD_PREFIX,
+        )
+        LockConflicts.note(lock, part.platform, checked.conflicts)  # faults are told by its maker
+        refuse_paths_everywhere(lock, part.platform)
 
     def fetch(
         self, conda: Sequence[CondaPackage], pypi: Sequence[PypiPackage]

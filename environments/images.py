@@ -74,6 +74,7 @@ from environments.models import (
     LockConflicts,
     Namespace,
 )
+from environments.policies import refuse_paths_everywhere
 
 #: Layers that are compressed at once.
 PARALLEL = 2
@@ -218,6 +219,7 @@ def _refuse_clashes(attempt: Attempt, wanted: Wanted) -> None:
         cancelled=attempt.cancelled,
     )
     LockConflicts.note(wanted.artifact.lock, platform, conflicts)
+    refuse_paths_everywhere(wanted.artifact.lock, platform)
 
 
 def finish_at_once(artifact: Artifact) -> None:

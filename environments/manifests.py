@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from environments import blobs, images, platforms
 from environments.domain.artifacts import ArtifactKind, ArtifactState
-from environments.domain.errors import ArtifactFailedError, NotFoundError
+from environments.domain.errors import ArtifactFailedError, NotFoundError, PolicyError
 from environments.domain.images import (
     ARCHITECTURES,
     INDEX,
@@ -18,6 +18,7 @@ from environments.domain.images import (
 )
 from environments.models import Artifact, BaseImage, Blob, Build, ImageBlob, ImageIndex
 from environments.models.images import base_name
+from environments.policies import refuse_paths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +44,18 @@ def images_of(build: Build, *, compression: Compression = "gzip") -> list[Artifa
             f"{build} has no image: its lock is for {', '.join(build.lock.platforms)}.",
             hint=f"Containers run on: {', '.join(ARCHITECTURES)}.",
         )
-    return [_image(build, platform, compression) for platform in wanted]
+    refusals: list[PolicyError] = []
+    made = []
+    for platform in wanted:
+        try:
+            refuse_paths(build, platform)
+        except PolicyError as error:  # the image of the others leaves it out
+            refusals.append(error)
+        else:
+            made.append(_image(build, platform, compression))
+    if not made:
+        raise refusals[0]
+    return made
 
 
 def _has_base(build: Build, platform: str) -> bool:

@@ -16,7 +16,8 @@ from django.utils import timezone
 
 from condastore.statements import KEY, MOMENT, Lookup
 from environments import folders
-from environments.domain.errors import StoreError
+from environments.domain.errors import PolicyError, StoreError
+from environments.domain.lifecycle import SERVED
 from environments.domain.linking import PathConflict
 from environments.domain.lock import Lock, PlatformLock
 from environments.domain.policy import (
@@ -48,6 +49,7 @@ from environments.models import (
     CondaRecord,
     Decision,
     LockConflicts,
+    LockRow,
     Namespace,
     PolicyRule,
     PypiRecord,
@@ -261,6 +263,55 @@ def judge_paths(
         return ()
     now = timezone.now().timestamp()
     return judge_conflicts(policy, part, conflicts, specification, evidence=Known(now=now))
+
+
+def refuse_paths(build: Build, platform: str) -> None:
+    """Refuse what is made of a build's lock for another platform, by the rules on path conflicts.
+
+    A build is judged by the packages of its own platform, as only those are fetched for it. Those
+    of others are known once something was made of them. No person is asked about them: a rule that
+    asks refuses until the packages are approved.
+
+    Raises:
+        PolicyError: the rules of the namespace refuse packages that replace files of others.
+    """
+    if build.lock is None or platform == build.platform:
+        return
+    conflicts = LockConflicts.of(build.lock, platform)
+    part = build.lock.value().on(platform) if conflicts else None
+    if part is None:
+        return
+    policy = policy_of(build.environment.namespace)
+    verdicts = judge_paths(policy, part, conflicts, build.specification.value())
+    asked = [verdict for verdict in verdicts if verdict.effect is Effect.ASK]
+    if asked:
+        raise PolicyError(
+            f"For {platform}: " + " ".join(verdict.sentence for verdict in asked),
+            details={"verdicts": [verdict.to_json() for verdict in asked]},
+        )
+
+
+def refuse_paths_everywhere(lock: LockRow, platform: str) -> None:
+    """Refuse to make a file of a lock that no namespace with a build of it may have.
+
+    Raises:
+        PolicyError: the refusal of the oldest build.
+    """
+    refusal: PolicyError | None = None
+    judged: set[int] = set()
+    builds = Build.objects.filter(lock=lock, state__in=SERVED, deleted_at=None).order_by("pk")
+    for build in builds.select_related("environment__namespace", "specification", "lock"):
+        if build.environment.namespace_id in judged:
+            continue
+        judged.add(build.environment.namespace_id)
+        try:
+            refuse_paths(build, platform)
+        except PolicyError as error:
+            refusal = refusal or error
+        else:
+            return
+    if refusal is not None:
+        raise refusal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from environments.models import Artifact, AuditEvent, Blob, Build, Namespace, au
 from environments.models.recalls import refuse_recalled
 from environments.operations import queueing
 from environments.operations.downloads import platform_of, require_served
+from environments.policies import refuse_paths
 
 KIND_OF = {form.file_name: kind for kind, form in FORMS.items()}
 
@@ -33,11 +34,13 @@ def create_artifact(
         NotFoundError: the build has no lock, or none for the platform.
         ConflictError: it is held, or was never READY.
         RecalledError: it holds a package that was called back.
+        PolicyError: its packages for another platform replace files, and a rule refuses that.
     """
     require(actor, Perm.DOWNLOAD, build)
     chosen = platform_of(build, platform)
     require_served(build)
     refuse_recalled(build)
+    refuse_paths(build, chosen)
     artifact = Artifact.wanted(build, kind, chosen)
     if artifact.state == ArtifactState.READY and not (
         artifact.blob and blobs.is_whole(artifact.blob)

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 
-from environments import building, folders
+from environments import artifacts, building, folders
+from environments.domain.artifacts import ArtifactKind, ArtifactState
+from environments.domain.errors import PolicyError
 from environments.domain.lifecycle import BuildState
 from environments.domain.policy import Effect
-from environments.models import Build, LockConflicts
+from environments.models import Build, LockConflicts, LockRow
+from environments.operations import queueing
 from environments.operations.approvals import decide
+from environments.operations.artifacts import create_artifact
 from environments.operations.policies import Draft, add_rule, simulate
 from environments.operations.provenance import provenance
 from environments.policies import judge_arrivals
-from tests.factories import make_namespace
+from tests.factories import make_build, make_environment, make_namespace
 
 pytestmark = pytest.mark.django_db(transaction=True)
 CLOBBERING = "dependencies: [clobber-one, clobber-two]"
@@ -109,7 +115,6 @@ def test_a_copy_into_a_namespace_is_judged_by_its_rule(submit, environment, dora
 
 def test_the_image_has_the_file_of_the_prefix(submit) -> None:
     """Layers of an image hide each other: the winner's has to come last."""
-    from environments.domain.artifacts import ArtifactKind
     from environments.images import Wanted
     from environments.models import Artifact
 
@@ -129,3 +134,60 @@ def test_a_simulation_finds_the_environments_that_a_rule_would_refuse(submit, en
         told = [hit for touched in found.touched for hit in touched.hits]
         assert len(told) == hits
         assert all("replaces" in hit.reason for hit in told)
+
+
+@pytest.fixture
+def other_platform(submit, environment) -> Build:
+    """READY on this platform, and locked for another where one package replaces a file."""
+    build = run(submit("dependencies: [libalpha]"))
+    lock = build.lock.value()
+    [part] = run(submit(CLOBBERING)).lock.value().platforms
+    both = replace(lock, platforms=(*lock.platforms, replace(part, platform="linux-aarch64")))
+    Build.objects.filter(pk=build.pk).update(lock=LockRow.store(both))
+    return Build.objects.get(pk=build.pk)
+
+
+@pytest.mark.parametrize("effect", ["enforce", "ask", "warn"])
+def test_an_archive_for_another_platform_is_judged_when_it_is_made(
+    other_platform, environment, dora, effect, monkeypatch
+):
+    monkeypatch.setattr(queueing, "queue_artifact", lambda artifact: None)
+    rule(dora, environment.namespace, effect)
+    wanted = partial(
+        create_artifact,
+        actor=dora,
+        build=other_platform,
+        kind=ArtifactKind.BUNDLE,
+        platform="linux-aarch64",
+    )
+    made = wanted()
+    artifacts.make(made.pk)
+    made.refresh_from_db()
+    if effect == "warn":
+        assert made.state == ArtifactState.READY, made.failure
+        assert wanted() == made
+        return
+    assert made.state == ArtifactState.FAILED
+    assert made.failure["code"] == "package-not-approved"
+    assert PATH in made.failure["message"]
+    with pytest.raises(PolicyError, match="replaces"):
+        wanted()
+
+
+def test_a_namespace_without_the_rule_still_gets_the_archive_for_another_platform(
+    other_platform, environment, dora, root, monkeypatch
+):
+    monkeypatch.setattr(queueing, "queue_artifact", lambda artifact: None)
+    rule(dora, environment.namespace, "enforce")
+    elsewhere = make_environment(make_namespace("other"))
+    theirs = make_build(elsewhere, lock=other_platform.lock.value())
+    made = create_artifact(
+        actor=root, build=theirs, kind=ArtifactKind.BUNDLE, platform="linux-aarch64"
+    )
+    artifacts.make(made.pk)
+    made.refresh_from_db()
+    assert made.state == ArtifactState.READY, made.failure
+    with pytest.raises(PolicyError, match="replaces"):
+        create_artifact(
+            actor=dora, build=other_platform, kind=ArtifactKind.BUNDLE, platform="linux-aarch64"
+        )
