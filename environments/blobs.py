@@ -25,6 +25,7 @@ from django.db import transaction
 from django.db.models import Q, QuerySet
 from django.utils import timezone
 
+from environments import folder_marker
 from environments.domain.errors import DamagedError, DiskSpaceError, UnavailableError
 from environments.engine import linking
 from environments.models import Blob
@@ -296,6 +297,21 @@ def parts(sha256: str, kept_in: Storage | None = None) -> Iterator[bytes]:
         yield from answer.iter_raw(CHUNK)
 
 
+def whole(blob: Blob) -> Iterator[bytes]:
+    """All of its bytes, without a look at their digest.
+
+    Raises:
+        DamagedError: they are not there; the row says so from now on.
+        UnavailableError: the store does not answer.
+    """
+    try:
+        yield from parts(blob.sha256)
+    except FileNotFoundError:
+        raise damaged(blob, "its bytes are gone") from None
+    except httpx.HTTPError as error:
+        raise UnavailableError(f"The blob store does not answer: {error}") from error
+
+
 def read(blob: Blob, start: int, length: int) -> bytes:
     """So many bytes of it from `start` on, without a look at its digest.
 
@@ -342,10 +358,26 @@ def is_whole(blob: Blob) -> bool:
 
 
 def damaged(blob: Blob, why: str) -> DamagedError:
-    """Note and report it: who asks next finds that it is to be made again."""
+    """Note and report it: who asks next finds that it is to be made again.
+
+    Raises:
+        UnavailableError: all bytes are gone, as the data folder is not mounted.
+    """
+    require_mounted()
     logger.error("damaged blob", sha256=blob.sha256, reason=why)
     Blob.objects.filter(pk=blob.pk).update(damaged_at=timezone.now())
     return DamagedError(f"A kept file is damaged ({blob}): {why}.")
+
+
+def require_mounted() -> None:
+    """Before bytes are taken for lost: refuse where the whole data folder is not there.
+
+    Raises:
+        UnavailableError: it is not the installation's.
+    """
+    if isinstance(storage(), BlobFolder) and (fault := folder_marker.fault()):
+        logger.error("blob store not mounted", reason=fault)
+        raise UnavailableError("The data folder of the installation is not mounted.")
 
 
 def blobs_folder() -> Path:

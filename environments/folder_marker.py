@@ -12,10 +12,10 @@ import os
 import secrets
 from pathlib import Path
 
+from django.conf import settings
 from django.utils import timezone
 
 from accounts.models import InstallationKey
-from environments import folders
 
 #: The file in the data folder, and the row of `InstallationKey`.
 FILE, ROW = "installation", "data_folder"
@@ -34,7 +34,7 @@ def fault() -> str:
     found = _read()
     if found == known:
         return ""
-    path = folders.data()
+    path = _path().parent
     wrong = (
         f"The data folder {path} has no marker of this installation"
         if not found
@@ -63,7 +63,7 @@ def _recorded() -> str | None:
 
 
 def _path() -> Path:
-    return folders.data() / FILE
+    return Path(settings.DATA) / FILE
 
 
 def _read() -> str:

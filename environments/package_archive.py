@@ -20,7 +20,7 @@ from django.db.models import Exists, OuterRef
 from django.utils import timezone
 
 from environments import blobs, hosting
-from environments.domain.errors import StoreError
+from environments.domain.errors import StoreError, UnavailableError
 from environments.domain.lifecycle import SERVED
 from environments.domain.records import Package
 from environments.engine.downloads import Download
@@ -93,7 +93,7 @@ class PackageArchive:
         finally:
             try:
                 _note(kept)
-            except DatabaseError as error:
+            except (DatabaseError, UnavailableError) as error:
                 # Files without a row: `keeping` brings them again.
                 logger.warning("kept packages not noted", error=str(error))
 
@@ -156,6 +156,8 @@ def _note(kept: Kept) -> None:
             update_fields=["size", "used_at", "damaged_at", "removing_at"],
             batch_size=BATCH // 5,
         )
+    if kept.damaged:
+        blobs.require_mounted()
     for sha256, why in kept.damaged.items():
         logger.error("damaged package", sha256=sha256, reason=why, again=sha256 in kept.added)
         if sha256 not in kept.added:

@@ -12,6 +12,7 @@ import structlog
 from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
+from dramatiq.middleware import Shutdown
 
 from condastore.outages import failure, is_outage, persist
 from environments import blobs
@@ -31,6 +32,7 @@ from environments.manifests import Content, images_of, manifest_of
 from environments.models import (
     Artifact,
     AuditEvent,
+    Blob,
     Build,
     ImageBlob,
     Push,
@@ -44,6 +46,8 @@ PATIENCE = timedelta(minutes=10)
 #: Seconds between two looks whether to go on, while a blob is sent.
 BEAT = 30
 LONGEST_WAIT = timedelta(hours=6)
+#: How long a worker that is stopped tries to give a push back.
+STOPPING = timedelta(seconds=1)
 #: Seconds between two looks at an image that another worker makes.
 LOOK = 0.5
 
@@ -81,22 +85,22 @@ def send(
         for part in parts.exclude(media_type=MANIFEST).select_related("blob"):
             still()
             blob = part.blob
-            if repository.push_blob(blob.sha256, blob.size, partial(_parts, blob.sha256, still)):
+            if repository.push_blob(blob.sha256, blob.size, partial(_parts, blob, still)):
                 sent, sent_bytes = sent + 1, sent_bytes + blob.size
             else:
                 there += 1
         if artifact.blob is not None and top.media_type == INDEX:
-            document = b"".join(blobs.parts(artifact.blob.sha256))
+            document = b"".join(blobs.whole(artifact.blob))
             repository.push_manifest(f"sha256:{artifact.blob.sha256}", document, MANIFEST)
     still()
-    document = b"".join(blobs.parts(top.blob.sha256))
+    document = b"".join(blobs.whole(top.blob))
     repository.push_manifest(repository.reference.tag, document, top.media_type)
     return Pushed(sent=sent, sent_bytes=sent_bytes, there=there)
 
 
-def _parts(sha256: str, still: Callable[[], None]) -> Iterator[bytes]:
+def _parts(blob: Blob, still: Callable[[], None]) -> Iterator[bytes]:
     told = time.monotonic()
-    for part in blobs.parts(sha256):
+    for part in blobs.whole(blob):
         if time.monotonic() - told > BEAT:
             still()
             told = time.monotonic()
@@ -138,7 +142,10 @@ def push(push_id: int) -> None:
             persist(row.give_back)  # an outage of the database is no attempt
         else:
             persist(partial(_give_up, row, failure(error, what=f"Push {row.pk}")))
-    except BaseException:  # Dramatiq stops the thread: shutdown, or its own time limit
+    except Shutdown:  # the worker is stopped: no attempt
+        persist(row.give_back, patience=STOPPING)
+        raise
+    except BaseException:  # Dramatiq's own time limit
         _give_up(row, UnavailableError("Its worker was stopped."))
         raise
     else:
@@ -174,13 +181,20 @@ def _made(wanted: Sequence[Artifact]) -> list[Artifact]:
     for artifact in wanted:
         artifacts.make(artifact.pk)
         artifact.refresh_from_db()
-        while artifact.state == ArtifactState.MAKING and time.monotonic() < deadline:
+        while _is_to_come(artifact) and time.monotonic() < deadline:
             time.sleep(LOOK)
+            artifacts.make(artifact.pk)  # nothing, while another worker makes it
             artifact.refresh_from_db()
         if artifact.state not in (ArtifactState.READY, ArtifactState.FAILED):
             told = (artifact.failure or {}).get("message", "")
             raise UnavailableError(f"The image is not made yet. {told}".strip())
     return list(wanted)
+
+
+def _is_to_come(artifact: Artifact) -> bool:
+    """Whether a worker makes it, or has given it back: stopped, or in an outage."""
+    given_back = artifact.state == ArtifactState.QUEUED and artifact.failure is None
+    return artifact.state == ArtifactState.MAKING or given_back
 
 
 def _finish(row: Push, top: Content, done: Pushed) -> None:

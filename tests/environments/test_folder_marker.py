@@ -13,9 +13,10 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from accounts.models import InstallationKey
-from environments import building, folder_marker, folder_restoring, folders, housekeeping
+from environments import blobs, building, folder_marker, folder_restoring, folders, housekeeping
+from environments.domain.errors import UnavailableError
 from environments.domain.lifecycle import BuildState
-from environments.models import Build, Environment, FolderRestore
+from environments.models import Blob, Build, Environment, FolderRestore
 from tests.services.databases import postgres
 from tests.system import CONDASTORE, PROJECT
 
@@ -73,6 +74,22 @@ def test_a_lost_folder_that_is_due_is_not_linked_into_a_mount_point(
     assert not list((data_folder / folders.PREFIXES).iterdir())
 
 
+def test_kept_bytes_are_not_taken_for_lost_while_the_folder_is_not_mounted(
+    submit: Any, data_folder: Path
+) -> None:
+    building.run(submit("dependencies: [libalpha]").pk)
+    housekeeping.tidy()
+    blob = Blob.objects.order_by("pk").first()
+    assert blob is not None
+    aside = unmount(data_folder)
+    with pytest.raises(UnavailableError, match="not mounted"):
+        blobs.is_whole(blob)
+    assert not Blob.objects.exclude(damaged_at=None).exists()
+    shutil.rmtree(data_folder)
+    aside.rename(data_folder)
+    assert blobs.is_whole(blob)
+
+
 def test_a_folder_that_was_lost_for_good_is_accepted(submit: Any, data_folder: Path) -> None:
     build = submit("dependencies: [libalpha]")
     building.run(build.pk)
@@ -107,7 +124,7 @@ def test_a_start_on_an_empty_mount_point_is_refused_with_the_next_step(tmp_path:
             env={**os.environ, **environ},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
 
     with postgres() as server:

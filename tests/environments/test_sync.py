@@ -281,8 +281,11 @@ def test_an_agent_that_is_killed_leaves_nothing_half_made_and_goes_on(
     command = "sync", "--namespace", "research", "--to", str(node.folder.root)
     with person.start(*command, "--once") as process:
         digest = CondaRecord.objects.get(name="large-data").sha256
-        part = node.folder.packages.downloads / f"{digest}.part"
-        wait_for(lambda: part.stat().st_size, seconds=120)
+        downloads = node.folder.packages.downloads
+        wait_for(
+            lambda: any(part.stat().st_size for part in downloads.glob(f"{digest}.*.part")),
+            seconds=120,
+        )
         process.kill()
     assert not os.path.lexists(node.link)
     channel_server.faults.clear()

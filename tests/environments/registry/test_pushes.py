@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -10,15 +13,21 @@ from typing import Any
 
 import httpx
 import pytest
+import redis
+from django.db import connection
 from django.test import Client
 from django.utils import timezone
+from dramatiq.middleware import Shutdown
+from dramatiq.middleware.threading import raise_thread_exception
 from typer.testing import CliRunner
 
 from accounts.access import Actor
 from condastore.cli import client
 from condastore.cli import images as commands
 from condastore.cli.main import app
-from environments import pushing, tasks
+from condastore.databases.sqlite3.base import queue_of
+from environments import folder_marker, pushing, tasks
+from environments.domain.artifacts import ArtifactState
 from environments.domain.errors import (
     AccessDeniedError,
     AddressRefusedError,
@@ -27,7 +36,9 @@ from environments.domain.errors import (
     LeaseLostError,
 )
 from environments.domain.images import MANIFEST
+from environments.manifests import images_of
 from environments.models import (
+    Artifact,
     AuditEvent,
     BaseImage,
     Build,
@@ -304,3 +315,126 @@ def test_administrators_see_rules_and_bases_in_the_console(
     assert research.base_image == "machine"
     base = BaseImage.objects.get()
     assert base.digest in browser.get(f"{place}/baseimage/{base.pk}/change/").content.decode()
+
+
+# --- outages --------------------------------------------------------------------------------------
+
+
+class Outage:
+    """Holds SQLite's turn to write for longer than anybody waits: for writers it is away."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._queue = queue_of(str(connection.settings_dict["NAME"]))
+        monkeypatch.setitem(connection.settings_dict["OPTIONS"], "timeout", 0.2)
+        connection.close()
+        self._ended = threading.Event()
+        self.began = threading.Event()
+
+    def once(self, begins: Callable[[], bool], *, seconds: float = 1.5) -> threading.Thread:
+        """Begin as soon as `begins` says so, and end after some seconds."""
+
+        def run() -> None:
+            try:
+                while not begins():
+                    time.sleep(0.002)
+                self._queue.acquire(30)
+                self.began.set()
+                time.sleep(seconds)
+                self._queue.release()
+            finally:
+                connection.close()
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        return thread
+
+
+@pytest.mark.parametrize("made", [False, True], ids=["while it is made", "while it is sent"])
+def test_an_outage_of_the_database_is_no_attempt_at_a_push(
+    small: Build, research: Namespace, dora: Actor, registry: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, made: bool,
+) -> None:  # fmt: skip
+    rule_to(dora, research, f"http://{registry}/team/ml:1")
+    if made:
+        to = f"http://{registry}/before/ml:1"
+        push_image(actor=dora, environment=small.environment, tag="1", to=to)
+    uploads = tmp_path / "registry"
+
+    def begins() -> bool:
+        if made:  # the registry has the first bytes of it
+            return (uploads / "docker/registry/v2/repositories/team").exists()
+        return Artifact.objects.filter(state=ArtifactState.MAKING).exists()
+
+    outage = Outage(monkeypatch)
+    thread = outage.once(begins)
+    first = sweep()
+    thread.join()
+    assert outage.began.is_set()
+    last = first if first.state == "pushed" else sweep()
+    assert (last.state, last.problem) == ("pushed", "")
+    assert last.attempts == 1
+
+
+def test_a_worker_that_is_stopped_gives_its_push_back(
+    small: Build, research: Namespace, dora: Actor, registry: str
+) -> None:
+    rule_to(dora, research, f"http://{registry}/team/ml:1")
+    [artifact] = images_of(small)
+    Artifact.objects.filter(pk=artifact.pk).update(state="QUEUED", blob=None)
+    artifact.refresh_from_db()
+    assert artifact.claim("another worker", life=timedelta(minutes=1))
+    Push.objects.update(not_before=timezone.now())
+    stopped: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            pushing.push(Push.objects.get().pk)
+        except Shutdown as error:
+            stopped.append(error)
+        finally:
+            connection.close()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    until = time.monotonic() + 20
+    while Push.objects.get().attempts == 0 and time.monotonic() < until:
+        time.sleep(0.02)
+    time.sleep(1)  # it waits for the image that another worker makes
+    raise_thread_exception(thread.ident, Shutdown)
+    thread.join(30)
+    assert stopped
+    row = Push.objects.get()
+    assert (row.attempts, row.state, row.problem) == (0, "waiting", "")
+
+
+def test_a_push_waits_for_a_blob_store_that_is_away(
+    small: Build, research: Namespace, dora: Actor, registry: str, data_folder: Path
+) -> None:
+    rule_to(dora, research, f"http://{registry}/team/ml:1")
+    images_of(small)
+    folder_marker.fault()
+    aside = data_folder.with_name(f"{data_folder.name}-unmounted")
+    data_folder.rename(aside)
+    data_folder.mkdir()
+    away = sweep()
+    assert (away.state, away.attempts) == ("waiting", 1)
+    assert "not mounted" in away.problem
+    shutil.rmtree(data_folder)
+    aside.rename(data_folder)
+    back = sweep()
+    assert (back.state, back.problem) == ("pushed", "")
+
+
+def test_a_push_that_the_queue_does_not_take_is_sent_by_a_later_sweep(
+    small: Build, research: Namespace, dora: Actor, registry: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule_to(dora, research, f"http://{registry}/team/ml:1")
+
+    def away(*arguments: Any) -> None:
+        raise redis.ConnectionError("the queue is away")
+
+    with monkeypatch.context() as context:
+        context.setattr(tasks.push_image, "send", away)
+        waiting = sweep()
+    assert (waiting.state, waiting.attempts, waiting.message_sent_at) == ("waiting", 0, None)
+    assert sweep().state == "pushed"

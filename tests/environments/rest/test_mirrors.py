@@ -7,6 +7,8 @@ import hashlib
 import json
 import random
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,12 +18,14 @@ import msgpack
 import pytest
 import zstandard
 from asgiref.sync import async_to_sync
+from django.db import connection
 from django.test import AsyncClient
 from django.utils import timezone
 from rattler import Gateway, MatchSpec, install, solve
 
 from accounts.access import Actor
-from environments import blobs, collection, mirrors, tasks
+from condastore.databases.sqlite3.base import queue_of
+from environments import blobs, collection, folder_marker, mirrors, tasks
 from environments.domain.errors import AccessDeniedError, ChannelNotAllowedError
 from environments.engine import mirrors as engine
 from environments.models import AuditEvent, Blob, Mirror, MirrorIndex, MirrorView, Namespace
@@ -579,3 +583,51 @@ def test_a_client_makes_an_environment_from_a_mirror(
 
     assert len(asyncio.run(make())) == 3
     assert (tmp_path / "made" / "share" / "noise").stat().st_size == 400_000
+
+
+# --- outages --------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_outage_of_the_database_is_no_failure_of_a_mirror(
+    mirror: Mirror, bob: Actor, channel: Path, upstream: ChannelServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    publish(channel, "alpha", "3.0")
+    queue = queue_of(str(connection.settings_dict["NAME"]))
+    monkeypatch.setitem(connection.settings_dict["OPTIONS"], "timeout", 0.2)
+    connection.close()
+    upstream.faults.add(Fault("linux-64/repodata*", hang=0.5, times=1))
+    upstream.requests.clear()
+
+    def outage() -> None:
+        while not len(upstream.requests):
+            time.sleep(0.002)
+        queue.acquire(30)
+        time.sleep(1.5)
+        queue.release()
+
+    thread = threading.Thread(target=outage)
+    thread.start()
+    look(mirror, AT + timedelta(minutes=1))
+    thread.join()
+    assert not mirror.indexes.exclude(failure=None).exists()
+    look(mirror, AT + timedelta(minutes=2))
+    assert "3.0" in versions(listed(bob))
+
+
+def test_a_blob_store_that_is_away_does_not_cost_a_mirror_its_history(
+    mirror: Mirror, channel: Path, data_folder: Path
+) -> None:
+    folder_marker.fault()
+    before = set(mirror.indexes.values_list("history", flat=True))
+    publish(channel, "alpha", "3.0")
+    aside = data_folder.with_name(f"{data_folder.name}-unmounted")
+    data_folder.rename(aside)
+    data_folder.mkdir()
+    look(mirror, AT + timedelta(minutes=1))
+    assert set(mirror.indexes.values_list("history", flat=True)) == before
+    assert not Blob.objects.exclude(damaged_at=None).exists()
+    shutil.rmtree(data_folder)
+    aside.rename(data_folder)
+    assert all(index.history and blobs.is_whole(index.history) for index in mirror.indexes.all())
