@@ -127,6 +127,8 @@ def put(path: Path, sha256: str, *, durable: bool = True) -> None:
         DiskSpaceError, UnavailableError: the store does not take it; the file stays.
     """
     store, name = storage(), name_of(sha256)
+    if isinstance(store, BlobFolder) and folder_marker.has_vanished():
+        raise UnavailableError("The data folder of the installation is not mounted.")
     try:
         if isinstance(store, BlobFolder) and _same_file_system(path, Path(store.location)):
             store.adopt(path, name, durable=durable)

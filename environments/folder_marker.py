@@ -19,6 +19,8 @@ from accounts.models import InstallationKey
 
 #: The file in the data folder, and the row of `InstallationKey`.
 FILE, ROW = "installation", "data_folder"
+#: Markers that this process has compared with the database.
+_seen: set[Path] = set()
 
 
 def fault() -> str:
@@ -33,6 +35,7 @@ def fault() -> str:
         known = row.fingerprint
     found = _read()
     if found == known:
+        _seen.add(_path())
         return ""
     path = _path().parent
     wrong = (
@@ -45,6 +48,11 @@ def fault() -> str:
         "(CONDASTORE_DATA). If the folder was lost for good, run `condastore manage data_folder "
         "--accept`: the folders of all environments are linked again."
     )
+
+
+def has_vanished() -> bool:
+    """Whether this process has seen the marker and it is gone; asks no database."""
+    return _path() in _seen and not _path().exists()
 
 
 def accept() -> bool:

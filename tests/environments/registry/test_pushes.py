@@ -421,6 +421,7 @@ def test_a_push_waits_for_a_blob_store_that_is_away(
     assert "not mounted" in away.problem
     shutil.rmtree(data_folder)
     aside.rename(data_folder)
+    Artifact.objects.update(not_before=timezone.now())  # its image is composed again
     back = sweep()
     assert (back.state, back.problem) == ("pushed", "")
 
