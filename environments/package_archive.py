@@ -16,15 +16,15 @@ from pathlib import Path
 import structlog
 from django.conf import settings
 from django.db import DatabaseError
-from django.db.models import Exists, OuterRef
+from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
 
 from environments import blobs, hosting
 from environments.domain.errors import StoreError, UnavailableError
-from environments.domain.lifecycle import SERVED
+from environments.domain.lifecycle import SERVED, BuildState
 from environments.domain.records import Package
 from environments.engine.downloads import Download
-from environments.models import Blob, Build, CondaRecord
+from environments.models import Blob, Build, BuildEvent, CondaRecord
 from environments.models.locks import LockedConda
 
 logger = structlog.get_logger(__name__)
@@ -119,8 +119,12 @@ class PackageArchive:
         }
         asked = {(each.url, each.sha256): each.key for each in downloads if each.sha256}
         digests = sorted({sha256 for _, sha256 in asked})
+        # A build that was archived is fetched again in other states.
+        was_ready = BuildEvent.objects.filter(build=OuterRef("pk"), state=BuildState.READY)
         finished = Build.objects.filter(
-            lock=OuterRef("lock"), platform=OuterRef("platform"), state__in=SERVED
+            Q(state__in=SERVED) | Exists(was_ready.order_by()),
+            lock=OuterRef("lock"),
+            platform=OuterRef("platform"),
         )
         used = LockedConda.objects.filter(Exists(finished), package=OuterRef("pk")).order_by()
         found: set[tuple[str, str]] = set()
