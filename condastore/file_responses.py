@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from django.core.handlers.asgi import ASGIHandler
 from django.http import HttpRequest, HttpResponseBase, StreamingHttpResponse
 
+from condastore.handler import Handler
 from condastore.threads import release
 
 Message = Mapping[str, Any]
@@ -43,8 +43,8 @@ class FileRange(StreamingHttpResponse):
         self["Content-Length"] = str(self.count)
 
 
-class FileHandler(ASGIHandler):
-    """Django's handler, which has the server copy files."""
+class FileHandler(Handler):
+    """The handler of requests, which has the server copy files."""
 
     async def send_response(self, response: HttpResponseBase, send: Send) -> None:
         if not isinstance(response, FileRange) or not response.zero_copy:

@@ -10,12 +10,10 @@ from django.urls import include, path
 from condastore import checks as checks  # registers the system checks
 from condastore import health
 from condastore.schema import schema
-from environments.graphql.views import GraphQLView
+from environments.graphql.views import make_view
 
 admin.autodiscover()
-graphql = GraphQLView.as_view(
-    schema=schema, subscription_protocols=["graphql-transport-ws", "graphql-sse"]
-)
+graphql = make_view(schema)
 
 urlpatterns = [
     path("graphql", graphql, name="graphql"),

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
 
+from django.db import connection
 from django.db.models import QuerySet
 from graphql import (
     GraphQLBoolean,
@@ -25,11 +26,16 @@ from graphql import (
     is_list_type,
     is_non_null_type,
 )
+from graphql.execution.executor import to_nodes
+from graphql.execution.values import get_argument_values
 from graphql.pyutils import Path
 from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext
 from strawberry.types.field import StrawberryField
 
-from environments.graphql.pages import Column
+from accounts.access import kind_of
+from environments.graphql.errors import in_event_loop
+from environments.graphql.pages import Column, Pages, RowsWanted, actor_in, page_part
+from environments.graphql.prepared import LONGEST, NotPlainError, Remembered, prepare
 
 Read = Callable[[Any], Any]
 #: What these types answer as it is.
@@ -40,8 +46,8 @@ AS_IT_IS: dict[str, type] = {
 }
 
 
-class NotPlainError(Exception):
-    """The field, or one below it, needs more than its row."""
+#: Lists of which the statement and the shape of the answer are known.
+_pages = Remembered()
 
 
 class Straight(StrawberryGraphQLCoreExecutionContext):
@@ -68,8 +74,15 @@ class Straight(StrawberryGraphQLCoreExecutionContext):
                 results[name] = read(source_value)
             except Exception:  # noqa: S112 - it is met again below, and told there
                 continue
+        if parent_type is self.schema.query_type and not in_event_loop():
+            for name, details in grouped_field_set.items():
+                if name not in results:
+                    try:
+                        results[name] = self._page(parent_type, source_value, path, name, details)
+                    except Exception:  # noqa: S112 - it is met again below, and told there
+                        continue
         if len(results) == len(grouped_field_set):
-            return results
+            return _in_order(grouped_field_set, results)
         left = {name: it for name, it in grouped_field_set.items() if name not in results}
         others: Any = super().execute_fields(
             parent_type, source_value, path, left, position_context
@@ -81,6 +94,49 @@ class Straight(StrawberryGraphQLCoreExecutionContext):
 
             return later()
         return _in_order(grouped_field_set, results | others)
+
+    def _page(
+        self,
+        parent_type: GraphQLObjectType,
+        source: Any,
+        path: Path | None,
+        name: str,
+        details: Any,
+    ) -> Any:
+        """Answer a list by its prepared statement.
+
+        Raises:
+            NotPlainError: there is none.
+        """
+        node = details[0].node
+        field = self.schema.get_field(parent_type, node.name.value)
+        if field is None or self._wrapped or not _is_prepared(field):
+            raise NotPlainError
+        text = node.loc.source.body if node.loc else ""
+        if not text or len(text) > LONGEST or "@" in text:  # a directive may change its shape
+            raise NotPlainError
+        given = get_argument_values(field, node, self.variable_values)
+        first, after, order = (given.pop(one, None) for one in ("first", "after", "order"))
+        if any(value is not None for value in given.values()):
+            raise NotPlainError
+        nodes = to_nodes(details)
+        info = self.build_resolve_info(field, nodes, parent_type, Path(path, name, ""))
+        actor = actor_in(self.context_value.request)
+
+        def find(context: RowsWanted) -> None:
+            assert field.resolve is not None
+            field.resolve(source, info._replace(context=context), order=order)
+
+        key = *map(id, nodes), repr(order), kind_of(actor), connection.vendor
+        page = _pages.get(key, nodes, lambda: prepare(self, field.type, details, find, actor))
+        if page is None:
+            raise NotPlainError
+        part = page_part(first=first, after=after)
+        try:
+            return page.read(actor, part)
+        except NotPlainError:
+            _pages.forget(key)
+            raise
 
     def _readers(self, parent_type: GraphQLObjectType, fields: Any) -> dict[str, Read]:
         """By name in the answer: how a plain field is read and completed."""
@@ -98,6 +154,8 @@ class Straight(StrawberryGraphQLCoreExecutionContext):
 
     def _reader(self, parent_type: GraphQLObjectType, details: Any) -> Read:
         node = details[0].node
+        if node.name.value == "__typename":
+            return lambda row: parent_type.name
         field = self.schema.get_field(parent_type, node.name.value)
         if field is None or field.args or node.arguments:
             raise NotPlainError
@@ -135,6 +193,13 @@ class Straight(StrawberryGraphQLCoreExecutionContext):
             return {name: read(row) for name, read in pairs}
 
         return complete
+
+
+def _is_prepared(field: GraphQLField) -> bool:
+    definition = field.extensions.get("strawberry-definition")
+    return any(
+        isinstance(one, Pages) and one.prepared for one in getattr(definition, "extensions", ())
+    )
 
 
 def _in_order(fields: Any, results: dict[str, Any]) -> dict[str, Any]:

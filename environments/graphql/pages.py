@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from operator import attrgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Self, TypeVar
@@ -177,6 +178,17 @@ class Column(StrawberryDjangoField):
         return getattr(source, name)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outline:
+    """What is shown of a joined row to those who may not see it."""
+
+    #: The annotation that says who may; where it is absent, everybody may.
+    unless: str
+    #: Columns of the row that it is joined to, and what makes the outline of their values.
+    columns: Sequence[str]
+    row: Callable[..., Any]
+
+
 class Join:
     """Hints of a foreign key that is read in the same statement as its row.
 
@@ -196,9 +208,13 @@ class Join:
         *,
         only: Sequence[str] = (),
         annotated: Callable[[Info], Mapping[str, Any]] = lambda info: {},
+        hidden_by: str = "",
+        outline: Outline | None = None,
     ) -> None:
+        """`hidden_by`: column of the joined row; where it is set there is no row to be seen."""
         self.relation, self.model, self.rows = relation, model, rows
         self.only, self.annotated = only, annotated
+        self.hidden_by, self.outline = hidden_by, outline
 
     def copy(self) -> Self:
         return self
@@ -264,12 +280,21 @@ def computed(
     return column
 
 
+@dataclass
+class RowsWanted:
+    """The context of a list of which the queryset is wanted, and not a page (`prepared`)."""
+
+    request: Any
+    rows: Any = None
+
+
 class Pages(StrawberryDjangoConnectionExtension):
     """Slices a list. Says what is wrong with the arguments, and counts apart from the rows."""
 
-    def __init__(self, *, count: str = "") -> None:
+    def __init__(self, *, count: str = "", prepared: bool = False) -> None:
         super().__init__()
         self.count = count  # attribute of the parent that holds the total
+        self.prepared = prepared
 
     def resolve(
         self,
@@ -286,6 +311,9 @@ class Pages(StrawberryDjangoConnectionExtension):
         page = {"before": before, "after": after, "first": first, "last": last}
         check_page(info, **page)  # type: ignore[arg-type]
         nodes = next_(source, info, **kwargs)
+        if isinstance(info.context, RowsWanted):
+            info.context.rows = nodes
+            return None
         if inspect.isawaitable(nodes):
 
             async def later() -> Any:
@@ -363,13 +391,20 @@ def connection(
     annotate: Any = None,
     prefetch_related: Any = None,
     description: str | None = None,
+    prepared: bool = False,
 ) -> Any:
-    """A list in pages; `count` names an annotation of the parent that holds the total."""
+    """A list in pages.
+
+    Args:
+        count: an annotation of the parent that holds the total.
+        prepared: its queryset, without filters, depends on nothing but its order and the actor,
+            so that it may be compiled once (`environments.graphql.prepared`).
+    """
     found: Any = strawberry_django.field(
         resolver,  # type: ignore[arg-type]
         graphql_type=graphql_type,
         description=description,
-        extensions=[Pages(count=count)],
+        extensions=[Pages(count=count, prepared=prepared)],
         annotate=annotate,
         prefetch_related=prefetch_related,
     )
@@ -470,6 +505,20 @@ def _check_page(
                 where=name,
                 hint="Take endCursor or startCursor of a page before.",
             ) from None
+
+
+def page_part(*, first: int | None, after: str | None) -> SliceMetadata:
+    """Return which rows of a list a page holds.
+
+    Raises:
+        InvalidInputError: the arguments make no sense.
+    """
+    most = int(settings.GRAPHQL_MAX_PAGE)
+    _check_page(most=most, before=None, after=after, first=first, last=None)
+    info: Any = None  # of which it reads the largest page only
+    return SliceMetadata.from_arguments(
+        info, after=after, first=most if first is None else first, max_results=most
+    )
 
 
 def check_nested_pages(info: Info | GraphQLResolveInfo[Any]) -> None:

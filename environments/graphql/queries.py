@@ -277,13 +277,16 @@ class Query(
     ServiceAccountQueries,
 ):
     namespaces: Connection[NamespaceNode] = connection(
-        _namespaces, graphql_type=Connection[NamespaceNode]
+        _namespaces, graphql_type=Connection[NamespaceNode], prepared=True
     )
     environments: Connection[EnvironmentNode] = connection(
-        _environments, graphql_type=Connection[EnvironmentNode]
+        _environments, graphql_type=Connection[EnvironmentNode], prepared=True
     )
     builds: Connection[BuildNode] = connection(
-        _builds, graphql_type=Connection[BuildNode], description="The newest first."
+        _builds,
+        graphql_type=Connection[BuildNode],
+        description="The newest first.",
+        prepared=True,
     )
     channels: Connection[ChannelNode] = connection(_channels, graphql_type=Connection[ChannelNode])
     packages: Connection[IndexedPackageNode] = connection(

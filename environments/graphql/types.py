@@ -54,6 +54,7 @@ from environments.graphql.pages import (
     Column,
     Connection,
     Join,
+    Outline,
     absolute,
     actor_of,
     below,
@@ -295,7 +296,10 @@ def _namespace(environment: Any) -> Any:
     with suppress(Namespace.DoesNotExist):  # not among those that the actor may see
         if environment.__dict__.get("namespace_shown", True):
             return environment.namespace
-    name, created_at = _namespace_name(environment), environment.created_at
+    return _outline(_namespace_name(environment), environment.created_at)
+
+
+def _outline(name: str, created_at: datetime) -> Namespace:
     return Namespace(pk=0, name=name, created_at=created_at)
 
 
@@ -352,6 +356,7 @@ class EnvironmentNode(Node):
             Build,
             lambda info: Build.objects.filter(deleted_at=None),
             only=["current__deleted_at"],
+            hidden_by="deleted_at",
         ),
         _current,
     )
@@ -378,6 +383,9 @@ class EnvironmentNode(Node):
             Namespace,
             lambda info: Namespace.objects.visible_to(actor_of(info)),
             annotated=lambda info: {"namespace_name": F("namespace__name"), **_shown(info)},
+            outline=Outline(
+                unless="namespace_shown", columns=["namespace__name", "created_at"], row=_outline
+            ),
         ),
         _namespace,
         description="Of an environment that was only shared with you it tells just the name.",

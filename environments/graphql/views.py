@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from json import JSONDecodeError
@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 import structlog
-from asgiref.sync import SyncToAsync, sync_to_async
+from asgiref.sync import SyncToAsync, async_to_sync, sync_to_async
 from cross_web import AsyncHTTPRequestAdapter, HTTPException
 from django.conf import settings
 from django.db import close_old_connections, connections
@@ -82,6 +82,10 @@ def _no_view(request: HttpRequest) -> HttpResponse:
     raise AssertionError("only its attributes are looked at")
 
 
+class NeedsLoopError(Exception):
+    """The operation may wait, and so runs on the event loop."""
+
+
 @method_decorator(csrf_exempt, name="dispatch")  # `forged` asks only those with a session
 class GraphQLView(AsyncGraphQLView[Any, None]):
     """Runs an operation in one thread from end to end, unless it may wait for something else.
@@ -90,6 +94,8 @@ class GraphQLView(AsyncGraphQLView[Any, None]):
     """
 
     allow_queries_via_get = False
+    #: Refuse what would have to wait with NeedsLoopError, before any of it has run.
+    at_once = False
 
     async def dispatch(  # type: ignore[override]
         self, request: HttpRequest, *args: Any, **kwargs: Any
@@ -105,6 +111,13 @@ class GraphQLView(AsyncGraphQLView[Any, None]):
         except HTTPException as error:
             raise _refused(error, request) from error
 
+    async def execute_operation(  # type: ignore[override]
+        self, *, request_data: GraphQLRequestData | list[GraphQLRequestData], **given: Any
+    ) -> Any:
+        if self.at_once and _may_wait(request_data, self.schema):
+            raise NeedsLoopError
+        return await super().execute_operation(request_data=request_data, **given)
+
     async def render_graphql_ide(self, request: HttpRequest) -> HttpResponse:
         return await sync_to_async(render)(request, "graphiql.html")
 
@@ -118,9 +131,11 @@ class GraphQLView(AsyncGraphQLView[Any, None]):
         request_data: GraphQLRequestData,
     ) -> ExecutionResult:
         query = request_data.query or ""
-        schema: Any = self.schema
-        if any(word in query for word in _words_of_waiting(schema)):
-            execute: Any = self.schema.execute
+        execute: Any
+        if _may_wait(request_data, self.schema):
+            execute = self.schema.execute
+        elif self.at_once:
+            execute = _now(self.schema.execute_sync)
         else:
             execute = sync_to_async(self.schema.execute_sync)
         try:
@@ -169,6 +184,55 @@ def _words_of_waiting(schema: Any) -> Sequence[str]:
     waiting = [field for field in schema.get_type_by_name("Mutation").fields if field.is_async]
     named = schema.config.name_converter.get_graphql_name
     return ("subscription", *(named(field) for field in waiting))
+
+
+def _may_wait(data: GraphQLRequestData | list[GraphQLRequestData], schema: Any) -> bool:
+    """True for several operations, for one that is streamed, or whose resolver is a coroutine."""
+    if isinstance(data, list) or data.protocol != "http":
+        return True
+    query = data.query or ""
+    return any(word in query for word in _words_of_waiting(schema))
+
+
+def _now(function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+    async def call(*args: Any, **given: Any) -> Any:
+        return function(*args, **given)
+
+    return call
+
+
+def make_view(schema: Any) -> Callable[..., HttpResponseBase]:
+    """Return the view of GraphQL over HTTP.
+
+    It is synchronous: the thread of the request, in which its middleware runs, answers what
+    cannot wait without going to the event loop and back.
+    """
+    options: dict[str, Any] = {
+        "schema": schema,
+        "subscription_protocols": ["graphql-transport-ws", "graphql-sse"],
+    }
+    asynchronous: Any = GraphQLView.as_view(**options)
+    waiting: Callable[..., HttpResponseBase] = async_to_sync(asynchronous)
+    at_once: Any = GraphQLView.as_view(**options, at_once=True)
+
+    @csrf_exempt
+    def view(request: HttpRequest, *args: Any, **given: Any) -> HttpResponseBase:
+        if request.method == "POST":
+            answering = at_once(request, *args, **given)
+            try:
+                answering.send(None)
+            except StopIteration as done:
+                answer: HttpResponseBase = done.value
+                return answer
+            except NeedsLoopError:
+                pass
+            else:
+                answering.close()
+                raise RuntimeError("an operation waits for the event loop")
+        return waiting(request, *args, **given)
+
+    found: Callable[..., HttpResponseBase] = view
+    return found
 
 
 def release_thread() -> None:

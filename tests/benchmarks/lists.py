@@ -33,7 +33,10 @@ COUNTS = (10, 100, 1_000, 100_000)
 OWN = 100  # what the others are held against
 #: Budget: one process answers 60 requests a second.
 REQUEST_MS = 1000 / 60
-CLIENTS, CROWD, SECONDS, ROUNDS, CROWD_ROUNDS = 4, 16, 4.0, 25, 3
+CLIENTS, SECONDS, ROUNDS = 4, 4.0, 25
+#: Connections at once, and seconds of each of the rounds.
+CROWDS, CROWD_SECONDS, CROWD_ROUNDS = (1, 4, 16), 2.0, 4
+CROWD = CROWDS[-1]
 #: How many times as many requests the least list may answer.
 CROWD_CEILINGS = {ADMINISTRATOR: 1 / 0.5, MEMBER: 1 / 0.45}
 
@@ -186,64 +189,81 @@ def _in_turn(clients: dict[int, Client]) -> dict[int, float]:
 def _crowds(system: Web, tokens: Mapping[tuple[str, int], str]) -> Iterator[Measure]:
     """Many connections at once: beside the least that the same server can do, and to two of it."""
     with Web(system.data, module="tests.benchmarks.bare_list") as bare:
-        for who, ceiling in CROWD_CEILINGS.items():
-            token = tokens[who, 1_000]
-            for server in (bare, system):
-                _crowd(server, token)  # imports and compiles what it needs
-            floor, ours = list[float](), list[float]()
-            for _ in range(CROWD_ROUNDS):  # in turns, so that both meet the same neighbours
-                floor += _crowd(bare, token)
-                ours += _crowd(system, token)
-            seconds = CROWD_ROUNDS * SECONDS
-            yield Measure(
-                name=f"ORM values and orjson / list of 100 among 1,000, {who}, "
-                f"{CROWD} connections, requests",
-                value=len(floor) / len(ours),
-                unit="x",
-                ceiling=ceiling,
-                note=f"{len(floor) / seconds:.0f} / {len(ours) / seconds:.0f} requests/s",
-            )
-            slow, usual = sorted(ours)[int(0.99 * len(ours))], median(ours)
-            yield Measure(
-                name=f"99 of 100 of these lists / the median, {who}",
-                value=slow / usual,
-                unit="x",
-                ceiling=3,
-                note=f"{1000 * slow:.0f} ms / {1000 * usual:.0f} ms",
-            )
+        for size in CROWDS:
+            yield from _crowd_of(size, bare, system, tokens)
     token = tokens[ADMINISTRATOR, 1_000]
-    one = len(_crowd(system, token))
+    one = len(_crowd(system, token, CROWD))
     with Web(system.data, beside=system) as second:
         # Connections are distributed by their port: so many that each gets its share.
         Client(second, token).ask()
-        _crowd(system, token)
-        two = len(_crowd(system, token))
+        _crowd(system, token, CROWD)
+        two = len(_crowd(system, token, CROWD))
     yield Measure(
         name="the same with one web process / with two",
         value=one / two,
         unit="x",
         ceiling=1 / 1.7 if len(os.sched_getaffinity(0)) > 2 else None,
-        note=f"{one / SECONDS:.0f} / {two / SECONDS:.0f} requests/s; with two processors the "
-        "clients take their part of them",
+        note=f"{one / CROWD_SECONDS:.0f} / {two / CROWD_SECONDS:.0f} requests/s; with two "
+        "processors the clients take their part of them",
     )
 
 
-def _crowd(system: Web, token: str) -> list[float]:
-    """Seconds of each request of many connections in `SECONDS`, sorted."""
+def _crowd_of(
+    size: int, bare: Web, system: Web, tokens: Mapping[tuple[str, int], str]
+) -> Iterator[Measure]:
+    used: dict[str, float] = {}
+    for who, ceiling in CROWD_CEILINGS.items():
+        token = tokens[who, 1_000]
+        for server in (bare, system):
+            _crowd(server, token, size)  # imports and compiles what it needs
+        floor, ours, before = list[float](), list[float](), cpu_seconds(system.process)
+        for _ in range(CROWD_ROUNDS):  # in turns, so that both meet the same neighbours
+            floor += _crowd(bare, token, size)
+            ours += _crowd(system, token, size)
+        used[who] = (cpu_seconds(system.process) - before) / len(ours)
+        seconds = CROWD_ROUNDS * CROWD_SECONDS
+        yield Measure(
+            name=f"ORM values and orjson / list of 100 among 1,000, {who}, "
+            f"connections: {size}, requests",
+            value=len(floor) / len(ours),
+            unit="x",
+            ceiling=ceiling,
+            note=f"{len(floor) / seconds:.0f} / {len(ours) / seconds:.0f} requests/s",
+        )
+        ours.sort()
+        slow, usual = ours[int(0.99 * len(ours))], median(ours)
+        yield Measure(
+            name=f"99 of 100 of these lists / the median, {who}, connections: {size}",
+            value=slow / usual,
+            unit="x",
+            ceiling=3,
+            note=f"{1000 * slow:.0f} ms / {1000 * usual:.0f} ms",
+        )
+    yield Measure(
+        name=f"a member's list / an administrator's, connections: {size}, processor time",
+        value=used[MEMBER] / used[ADMINISTRATOR],
+        unit="x",
+        ceiling=1.25,
+        note=f"{1000 * used[MEMBER]:.1f} ms / {1000 * used[ADMINISTRATOR]:.1f} ms",
+    )
+
+
+def _crowd(system: Web, token: str, size: int) -> list[float]:
+    """Seconds of each request of `size` connections in CROWD_SECONDS."""
     taken: list[float] = []
     clock = Clock()
 
     def work() -> None:
         client = Client(system, token)
-        while clock.seconds < SECONDS:
+        while clock.seconds < CROWD_SECONDS:
             taken.append(client.ask())
 
-    threads = [threading.Thread(target=work) for _ in range(CROWD)]
+    threads = [threading.Thread(target=work) for _ in range(size)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return sorted(taken)
+    return taken
 
 
 def _throughput(system: Web, token: str) -> Measure:

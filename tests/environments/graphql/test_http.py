@@ -86,6 +86,15 @@ def test_a_token_needs_no_csrf_token_and_neither_does_who_is_signed_out(alice: A
     assert post(client, "{ me { username } }").json() == {"data": {"me": None}}
 
 
+def test_a_mutation_that_is_spelled_with_escapes_is_run_as_one(alice: Actor) -> None:
+    client = Client()
+    client.force_login(alice.account)
+    body = json.dumps({"query": MUTATION}).replace("mutation", "\\u006d\\u0075tation")
+    answer = client.post("/graphql", body, content_type="application/json")
+    assert answer.json() == {"data": {"createToken": {"__typename": "CreatedToken"}}}
+    assert ApiToken.objects.count() == 1
+
+
 def test_nothing_is_asked_or_changed_by_get(alice: Actor) -> None:
     client = Client()
     client.force_login(alice.account)

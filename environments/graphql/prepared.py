@@ -1,0 +1,435 @@
+"""Pages of lists by statements that are compiled once, answered column by column.
+
+Most of the time of a list goes into building and compiling its queryset, into an object for each
+row and each row beside it, and into a call for each field of each row. A page whose fields are all
+columns needs none of it: the same queryset is read as values, each column is completed at once, and
+the answer's objects are put together of them.
+
+Only the text of the statement and the shape of the answer are remembered, by the field of the
+document, the order, and the kind of actor (`accounts.access.kind_of`). Who asks is a parameter, as
+in `condastore.statements`: each request reads rows and rights as they are then. Whatever is not
+plain enough is left to the ordinary way, errors too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+from django.core.exceptions import EmptyResultSet, FieldDoesNotExist
+from django.db import DEFAULT_DB_ALIAS, connection, connections
+from django.db.models import Model, QuerySet
+from graphql import (
+    GraphQLBoolean,
+    GraphQLID,
+    GraphQLInt,
+    GraphQLObjectType,
+    GraphQLOutputType,
+    GraphQLString,
+    get_named_type,
+    is_list_type,
+    is_non_null_type,
+)
+from strawberry.relay.types import Edge
+from strawberry.relay.utils import SliceMetadata, to_base64
+
+from accounts.access import Actor, stand_in, values_for
+from environments.graphql.pages import Column, Join, RowsWanted
+
+Read = Callable[[Any], Any]
+Values = Sequence[Any]
+Columns = Sequence[Values]
+#: Makes the values of one field of the answer, one for each row, of the columns that were selected.
+Part = Callable[[Columns], Values]
+#: Makes an answer of the columns of its rows, the number of the first row, and if more follow.
+Whole = Callable[[Columns, SliceMetadata, int, bool], Any]
+
+#: Lists that are remembered, and the length of their documents at most, in characters.
+KEPT, LONGEST = 256, 4_000
+#: Types whose values are answered as they are.
+_SAME: dict[Any, type] = {GraphQLString: str, GraphQLID: str, GraphQLBoolean: bool}
+
+
+#: What a GraphQL Int holds.
+_INTEGERS = -(2**31), 2**31 - 1
+
+
+class NotPlainError(Exception):
+    """The field, or one below it, needs more than its row."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedPage:
+    """One list of one document, as actors of one kind see it."""
+
+    sql: str
+    parameters: tuple[Any, ...]
+    #: By the number of the column: what turns the database's values into Python's.
+    converters: Mapping[int, tuple[Sequence[Callable[..., Any]], Any]]
+    width: int
+    answer: Whole
+
+    def read(self, actor: Actor, part: SliceMetadata) -> Any:
+        """Return the answer's page.
+
+        Raises:
+            NotPlainError: a value is not what its field says.
+        """
+        assert part.expected is not None
+        database = connections[DEFAULT_DB_ALIAS]  # not its proxy, which takes long for each value
+        limit = database.ops.limit_offset_sql(part.start, part.overfetch)
+        values = values_for(actor)
+        with database.cursor() as cursor:
+            cursor.execute(f"{self.sql} {limit}", [values.get(one, one) for one in self.parameters])
+            rows = cursor.fetchall()
+        more = len(rows) > part.expected
+        rows = rows[: part.expected]
+        columns: list[Values] = list(zip(*rows, strict=True)) if rows else [()] * self.width
+        for position, (converters, expression) in self.converters.items():
+            column = columns[position]
+            for convert in converters:
+                column = [convert(value, expression, database) for value in column]
+            columns[position] = column
+        try:
+            return self.answer(columns, part, len(rows), more)
+        except Exception as error:  # it is met again the ordinary way, and told there
+            raise NotPlainError from error
+
+
+def prepare(
+    execution: Any,
+    kind: GraphQLOutputType,
+    details: Any,
+    find: Callable[[Any], Any],
+    actor: Actor,
+) -> PreparedPage:
+    """Compile a list.
+
+    Args:
+        execution: what completes values and collects fields (`execution.Straight`).
+        kind: type of the connection.
+        details: the selections of its field.
+        find: runs the field with a context; it leaves its queryset there.
+        actor: of the kind that it is for.
+    Raises:
+        NotPlainError: a field needs more than columns, or the queryset more than one statement.
+    """
+    wanted = RowsWanted(request=SimpleNamespace(actor=stand_in(actor)))
+    with connection.execute_wrapper(_refuse):  # what was read would be the same for ever
+        find(wanted)
+    rows = wanted.rows
+    if not isinstance(rows, QuerySet) or rows._prefetch_related_lookups or rows.query.distinct:  # type: ignore[attr-defined]
+        raise NotPlainError
+    shapes = _Shapes(execution, frozenset(rows.query.annotations))
+    answer = shapes.connection(kind, rows.model, details)
+    compiler = rows.values_list(*shapes.paths).query.get_compiler(connection=connection)
+    try:
+        sql, parameters = compiler.as_sql()
+    except EmptyResultSet:
+        raise NotPlainError from None
+    if not all(isinstance(one, str | int) for one in parameters):
+        raise NotPlainError  # such as a moment, which is another one at the next request
+    selected = [one[0] for one in compiler.select[: compiler.col_count]]
+    return PreparedPage(
+        sql=sql,
+        # A database's adapter takes long for what is more than a text.
+        parameters=tuple(one.value if isinstance(one, Enum) else one for one in parameters),
+        converters=compiler.get_converters(selected),
+        width=len(selected),
+        answer=answer,
+    )
+
+
+def _refuse(*_: Any) -> NoReturn:
+    raise NotPlainError
+
+
+class _Shapes:
+    """Makes the parts of an answer of the selections of an operation."""
+
+    def __init__(self, execution: Any, annotations: frozenset[str]) -> None:
+        self._execution, self._annotations = execution, annotations
+        self.paths: list[str] = []  # the columns to select, each once
+
+    def connection(self, kind: Any, model: type[Model], details: Any) -> Whole:
+        kind = _nullable(kind)
+        parts: dict[str, Whole] = {}
+        for name, below in self._fields(kind, details).items():
+            match below[0].node.name.value:
+                case "edges":
+                    parts[name] = self._edges(_field_type(kind, "edges"), model, below)
+                case "pageInfo":
+                    parts[name] = self._page_info(_field_type(kind, "pageInfo"), below)
+                case "__typename":
+                    parts[name] = lambda *_: kind.name
+                case _:
+                    raise NotPlainError
+        if not self.paths:  # without rows it is another statement
+            raise NotPlainError
+
+        def whole(columns: Columns, part: SliceMetadata, count: int, more: bool) -> Any:
+            return {name: made(columns, part, count, more) for name, made in parts.items()}
+
+        return whole
+
+    def _edges(self, kind: Any, model: type[Model], details: Any) -> Whole:
+        edge = get_named_type(kind)
+        parts: dict[str, Part | None] = {}  # None: the cursor
+        for name, below in self._fields(edge, details).items():
+            match below[0].node.name.value:
+                case "node":
+                    node: Any = get_named_type(_field_type(edge, "node"))
+                    parts[name] = self._objects(node, model, below, "")
+                case "cursor":
+                    parts[name] = None
+                case "__typename":
+                    parts[name] = _named(edge.name)
+                case _:
+                    raise NotPlainError
+
+        def edges(columns: Columns, part: SliceMetadata, count: int, more: bool) -> Any:
+            made = [
+                [_cursor(part.start + number) for number in range(count)]
+                if make is None
+                else make(columns)
+                for make in parts.values()
+            ]
+            return _rows(list(parts), made)
+
+        return edges
+
+    def _page_info(self, kind: Any, details: Any) -> Whole:
+        info = get_named_type(kind)
+        names = {name: one[0].node.name.value for name, one in self._fields(info, details).items()}
+        if not set(names.values()) <= _PAGE_INFO.keys() | {"__typename"}:
+            raise NotPlainError
+
+        def page_info(columns: Columns, part: SliceMetadata, count: int, more: bool) -> Any:
+            return {
+                name: info.name if one == "__typename" else _PAGE_INFO[one](part, count, more)
+                for name, one in names.items()
+            }
+
+        return page_info
+
+    def _fields(self, kind: Any, details: Any) -> dict[str, Any]:
+        if not isinstance(kind, GraphQLObjectType):
+            raise NotPlainError
+        fields, deferred, _ = self._execution.collect_subfields(kind, details)
+        if deferred:
+            raise NotPlainError
+        found: dict[str, Any] = fields
+        return found
+
+    def _path(self, name: str) -> int:
+        if name not in self.paths:
+            self.paths.append(name)
+        return self.paths.index(name)
+
+    def _objects(self, kind: Any, model: type[Model], details: Any, prefix: str) -> Part:
+        fields = self._fields(kind, details)
+        parts = [self._part(kind, model, below, prefix) for below in fields.values()]
+        names = list(fields)
+        return lambda columns: _rows(names, [part(columns) for part in parts])
+
+    def _part(self, kind: GraphQLObjectType, model: type[Model], details: Any, prefix: str) -> Part:
+        node = details[0].node
+        if node.name.value == "__typename":
+            self._path(prefix + _key(model))
+            return _named(kind.name)
+        found = self._execution.schema.get_field(kind, node.name.value)
+        column = found.extensions.get("strawberry-definition") if found else None
+        if not isinstance(column, Column) or not column.is_basic_field:
+            raise NotPlainError
+        if found.args or node.arguments:
+            raise NotPlainError
+        store: Any = column.store
+        if isinstance(store, Join):
+            if prefix:
+                raise NotPlainError
+            return self._joined(store, found.type, details)
+        complete = self._execution._completion(found.type, details)
+        name = str(column.django_name or column.python_name)
+        if column.read is not None:
+            return self._computed(column.read, store, model, name, complete, prefix)
+        attribute = _attribute(model, name)
+        if attribute != name:  # the key of another row, of which the field shows more
+            raise NotPlainError
+        position = self._path(prefix + attribute)
+        finish = _finish(found.type, complete)
+        return lambda columns: finish(columns[position])
+
+    def _computed(
+        self, read: Read, hints: Any, model: type[Model], name: str, complete: Read, prefix: str
+    ) -> Part:
+        """A field that is made of a few columns of its row: of nothing but its hints."""
+        annotated = list(hints.annotate)
+        if hints.prefetch_related or (prefix and annotated):
+            raise NotPlainError
+        own = hints.only or ([] if annotated else [name])
+        attributes = [_attribute(model, one) for one in own] + annotated
+        positions = [self._path(prefix + one) for one in [*attributes, _key(model)]]
+        attributes.append("pk")
+
+        def part(columns: Columns) -> Values:
+            rows = zip(*(columns[position] for position in positions), strict=True)
+            return [
+                complete(read(SimpleNamespace(**dict(zip(attributes, values, strict=True)))))
+                for values in rows
+            ]
+
+        return part
+
+    def _joined(self, join: Join, kind: GraphQLOutputType, details: Any) -> Part:
+        prefix = f"{join.relation}__"
+        required = is_non_null_type(kind)
+        if is_list_type(_nullable(kind)):
+            raise NotPlainError
+        objects = self._objects(get_named_type(kind), join.model, details, prefix)
+        key = self._path(prefix + _key(join.model))
+        hidden = self._path(prefix + join.hidden_by) if join.hidden_by else None
+        shown = outline = complete = None
+        needed: list[int] = []
+        if join.outline is not None and join.outline.unless in self._annotations:
+            shown, outline = self._path(join.outline.unless), join.outline.row
+            needed = [self._path(one) for one in join.outline.columns]
+            complete = self._execution._completion(kind, details)
+
+        def part(columns: Columns) -> Values:
+            there = [one is not None for one in columns[key]]
+            if hidden is not None:
+                there = [
+                    one and off is None for one, off in zip(there, columns[hidden], strict=True)
+                ]
+            whole = there
+            if shown is not None:
+                whole = [one and bool(may) for one, may in zip(there, columns[shown], strict=True)]
+            if all(whole):
+                return objects(columns)
+            if required and not all(there):
+                raise NotPlainError
+            chosen = [at for at, one in enumerate(whole) if one]
+            made: list[Any] = [None] * len(whole)
+            parts = [[column[at] for at in chosen] for column in columns]
+            for at, value in zip(chosen, objects(parts), strict=True):
+                made[at] = value
+            if outline is not None and complete is not None:
+                for at, one in enumerate(whole):
+                    if there[at] and not one:
+                        made[at] = complete(outline(*(columns[each][at] for each in needed)))
+            return made
+
+        return part
+
+
+def _rows(names: Sequence[str], columns: Columns) -> list[dict[str, Any]]:
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _named(name: str) -> Part:
+    return lambda columns: [name] * len(columns[0])
+
+
+def _nullable(kind: Any) -> Any:
+    return kind.of_type if is_non_null_type(kind) else kind
+
+
+def _field_type(kind: Any, name: str) -> Any:
+    return kind.fields[name].type
+
+
+def _key(model: type[Model]) -> str:
+    key: Any = model._meta.pk
+    return str(key.attname)
+
+
+def _attribute(model: type[Model], name: str) -> str:
+    """The attribute of a column of its own."""
+    try:
+        column: Any = model._meta.get_field(name)
+    except FieldDoesNotExist:
+        raise NotPlainError from None
+    if not column.concrete:
+        raise NotPlainError
+    return str(column.attname)
+
+
+def _cursor(number: int) -> str:
+    return to_base64(Edge.CURSOR_PREFIX, number)
+
+
+def _finish(kind: GraphQLOutputType, complete: Read) -> Callable[[Values], Values]:
+    """Complete a column. Where all of its values are of one simple type, at once."""
+    leaf = _nullable(kind)
+    empty = set() if is_non_null_type(kind) else {type(None)}
+    same, moments = {_SAME.get(leaf)} | empty, {datetime} | empty
+    is_moment = getattr(leaf, "name", "") == "DateTime"  # strawberry writes it by isoformat()
+
+    def finish(values: Values) -> Values:
+        types = set(map(type, values))
+        if types <= same:
+            return values
+        if leaf is GraphQLID and types == {int}:
+            return list(map(str, values))
+        if (
+            leaf is GraphQLInt
+            and types == {int}
+            and _INTEGERS[0] <= min(values) <= max(values) <= _INTEGERS[1]
+        ):
+            return values
+        if is_moment and types <= moments:
+            return [value and value.isoformat() for value in values]
+        return [complete(value) for value in values]
+
+    return finish
+
+
+_PAGE_INFO: Mapping[str, Callable[[SliceMetadata, int, bool], Any]] = {
+    "hasNextPage": lambda part, count, more: more,
+    "hasPreviousPage": lambda part, count, more: part.start > 0,
+    "startCursor": lambda part, count, more: _cursor(part.start) if count else None,
+    "endCursor": lambda part, count, more: _cursor(part.start + count - 1) if count else None,
+}
+
+
+class Remembered:
+    """Prepared pages, by what they depend on. A list is prepared when it is asked for again."""
+
+    def __init__(self, most: int = KEPT) -> None:
+        self._most = most
+        self._pages: dict[Hashable, tuple[Any, PreparedPage | None]] = {}
+
+    def get(
+        self, key: Hashable, anchor: Any, make: Callable[[], PreparedPage]
+    ) -> PreparedPage | None:
+        """Return the page; None where there is none, or where this is the first time.
+
+        Args:
+            anchor: what the identities in the key belong to; it lives as long as the key.
+        """
+        known = self._pages.get(key)
+        if known is None:
+            while len(self._pages) >= self._most:
+                self._pages.pop(next(iter(self._pages)), None)
+            self._pages[key] = (anchor, _NEVER)
+            return None
+        if known[1] is not _NEVER:
+            return known[1]
+        try:
+            page: PreparedPage | None = make()
+        except NotPlainError:
+            page = None
+        self._pages[key] = (anchor, page)
+        return page
+
+    def forget(self, key: Hashable) -> None:
+        """Leave this list to the ordinary way from now on."""
+        if (known := self._pages.get(key)) is not None:
+            self._pages[key] = (known[0], None)
+
+
+_NEVER: Any = object()
