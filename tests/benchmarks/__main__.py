@@ -28,7 +28,6 @@ from tests.benchmarks import (
     serving,
     starts,
     waits,
-    web_processes,
 )
 from tests.benchmarks.measure import Benchmark, Clock, Measure, show, write
 
@@ -41,7 +40,6 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "bursts": bursts.bursts,
     "waits": waits.waits,
     "lists": lists.lists,
-    "web-processes": web_processes.web_processes,
     "log": logs.log,
     "admin": admin.admin,
     "preview": previews.preview,
