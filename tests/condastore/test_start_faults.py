@@ -16,7 +16,7 @@ from condastore import start_faults
 from tests.services import postgres
 from tests.services.processes import free_ports
 from tests.services.storage import seaweed_s3
-from tests.system import CONDASTORE, PROJECT, until
+from tests.system import CONDASTORE, PROJECT
 
 UNREACHABLE, INVALID = 5, 6
 FAULT = """
@@ -141,33 +141,6 @@ def test_faults_of_an_object_store_are_named(tmp_path: Path) -> None:
             answer = run(tmp_path, sys.executable, "-c", FAULT, BLOBS="s3", BLOBS_OPTIONS=options)
             assert message in answer.stdout, (change, answer.stdout, answer.stderr)
             assert "CONDASTORE_BLOBS_OPTIONS" in answer.stdout
-
-
-@pytest.mark.parametrize("command", ["worker", "scheduler"])
-def test_a_queue_that_is_away_is_a_warning_at_the_start_without_its_password(
-    tmp_path: Path, command: str
-) -> None:
-    [port] = free_ports()
-    environ = {
-        "CONDASTORE_DATA": str(tmp_path / "data"),
-        "CONDASTORE_BROKER_URL": f"redis://me:sesame@127.0.0.1:{port}",
-    }
-    said = tmp_path / "said"
-    with said.open("w") as output:
-        process = subprocess.Popen(
-            [*CONDASTORE, command], env={**os.environ, **environ}, cwd=PROJECT, stderr=output
-        )
-    try:
-        until(lambda: "The queue" in said.read_text(), seconds=120)
-        line = next(line for line in said.read_text().splitlines() if "The queue" in line)
-        assert "The queue does not answer." in line
-        assert f"redis://127.0.0.1:{port}" in line
-        assert "correct CONDASTORE_BROKER_URL" in line
-        assert "sesame" not in line
-        assert process.poll() is None  # it waits for the queue
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
 
 
 def test_a_worker_ends_with_a_named_error_while_rabbitmq_is_away(tmp_path: Path) -> None:
