@@ -30,6 +30,8 @@ WINDOW = 1 << 21
 #: Seconds between two looks at a client that takes nothing: by the second one it has taken some, or
 #: is given up, as nginx does after a minute (`send_timeout`).
 STALLED = 30.0
+#: Seconds that a new connection has for its first request while the server stops.
+FIRST_REQUEST = 1.0
 #: What `sendfile` says of file systems that have none.
 _NO_SENDFILE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 
@@ -43,9 +45,27 @@ class HttpProtocol(HttpToolsProtocol):
         self.app = self._serve
         self._copying = False
         self._writable: asyncio.Future[None] | None = None
+        self._stopping = False
+
+    def shutdown(self) -> None:
+        """Close when the request that runs is answered; a new connection may have its first one.
+
+        That one may be on its way: it would be reset, and no client tries a POST again.
+        """
+        if self.cycle is not None or self._stopping:
+            super().shutdown()
+            return
+        self._stopping = True
+        self.loop.call_later(FIRST_REQUEST, self._shut_down)
+
+    def _shut_down(self) -> None:
+        if not self.transport.is_closing():
+            self.shutdown()
 
     async def _serve(self, scope: Any, receive: Receive, send: Send) -> None:
         """Run the application with an offer to copy files; what is encrypted is not offered."""
+        if self._stopping:
+            send.__self__.keep_alive = False  # type: ignore[attr-defined]
         if self.scheme != "http" or not hasattr(os, "sendfile"):
             await self._inner(scope, receive, send)
             return

@@ -275,3 +275,29 @@ def test_memory_stays_the_same_whatever_is_sent(web: Web) -> None:
     for one in opened:
         one.close()
     wait_for(lambda: web.answering == 0)
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_the_first_request_of_a_new_connection_is_answered_while_the_server_stops(
+    file: Path, loop: str
+) -> None:
+    web = Web(file, file.read_bytes())
+    with serving(web, loop) as server, closing(web.connect()) as connection:
+        connection.connect()
+        wait_for(lambda: server.server_state.connections)
+        server.should_exit = True
+        time.sleep(0.3)  # it looks ten times a second whether to stop
+        connection.request("GET", "/file/0-9")
+        answer = connection.getresponse()
+        assert answer.read() == web.content[:10]
+        assert answer.getheader("Connection") == "close"
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_a_connection_without_a_request_holds_up_no_stop(file: Path, loop: str) -> None:
+    web = Web(file, b"")
+    with serving(web, loop) as server, closing(web.connect()) as connection:
+        connection.connect()
+        wait_for(lambda: server.server_state.connections)
+        server.should_exit = True
+        wait_for(lambda: not server.server_state.connections)
