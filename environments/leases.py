@@ -25,7 +25,7 @@ from dramatiq.middleware import Shutdown
 from condastore.outages import DATABASE_ERRORS, persist
 from environments import folder_access, folders, platforms
 from environments.domain.errors import LeaseLostError, StoreError, TimeLimitError, TransitionError
-from environments.domain.lifecycle import BuildState
+from environments.domain.lifecycle import RUNNING, BuildState
 from environments.domain.linking import PathCheck
 from environments.domain.lock import PlatformLock
 from environments.domain.policy import Policy
@@ -274,7 +274,8 @@ class Run:
         if final.is_symlink():  # of smoke tests that were killed
             final.unlink()
         elif final.exists():  # of an attempt that ended between this rename and its outcome
-            folders.discard(final, self.build.environment)
+            with self.holding():
+                folders.discard(final, self.build.environment)
         namespace = self.build.environment.namespace
         folder_access.set_mode(self.hidden_prefix, folder_access.mode_of(namespace))
         linking.publish_prefix(self.hidden_prefix, final, mode=None)
@@ -312,11 +313,35 @@ class Run:
         if build.state == BuildState.READY:
             return False
         if build.lease_token == self.lease.token and self._named:
-            folders.discard(self.final_prefix, build.environment)
+            try:
+                persist(self._discard_named)
+            except LeaseLostError:  # a moment ago
+                return True
             named = build.prefix_id
             persist(lambda: self._forget_prefix(named))
             build.prefix = None
         return True
+
+    def _discard_named(self) -> None:
+        with self.holding():
+            folders.discard(self.final_prefix, self.build.environment)
+
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[None]:
+        """Let nobody take the build over meanwhile.
+
+        Another attempt has the same final folder: what a worker that was stopped, and goes on
+        later, takes for a leftover may be the folder of the READY build.
+
+        Raises:
+            LeaseLostError: somebody has.
+        """
+        with transaction.atomic():
+            held = Build.objects.select_for_update().filter(pk=self.build.pk, state__in=RUNNING)
+            if held.filter(lease_token=self.lease.token).first() is None:
+                self.lost = True
+                raise LeaseLostError(f"{self.build} is run by another worker.")
+            yield
 
     def _forget_prefix(self, named: int | None) -> None:
         Build.objects.filter(pk=self.build.pk, lease_token=self.lease.token).update(prefix=None)

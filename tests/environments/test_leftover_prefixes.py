@@ -101,6 +101,33 @@ def test_the_folder_in_envs_leads_to_the_current_build_before_a_leftover_goes(
     assert link.resolve() == folders.prefix_path(current)
 
 
+def test_a_worker_that_wakes_up_late_leaves_the_folder_of_the_next_attempt(
+    environment: Environment, submit: Submit, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was stopped when it was about to name its own, and both have the same name."""
+    settings.BACKOFF = timedelta(0)
+    build = submit("dependencies: [hello-noarch]")
+    published: list[int] = []
+
+    def stopped_here(row: Build) -> None:
+        monkeypatch.undo()
+        Build.objects.filter(pk=build.pk).update(lease_expires_at=timezone.now())
+        upkeep.give_up_lost_builds()
+        building.run(build.pk)
+        folder = folders.prefix_path(Build.objects.get(pk=build.pk))
+        assert folder is not None
+        published.append(folder.stat().st_ino)
+
+    monkeypatch.setattr(building, "refuse_recalled", stopped_here)
+    building.run(build.pk)
+    build.refresh_from_db()
+    assert build.state == S.READY
+    folder = folders.prefix_path(build)
+    assert folder is not None
+    assert [folder.stat().st_ino] == published
+    assert folders.link_path(environment.namespace.name, environment.name).resolve() == folder
+
+
 def test_the_next_attempt_does_not_use_a_folder_that_upkeep_may_remove(
     environment: Environment, submit: Submit, settings: Any
 ) -> None:
