@@ -23,8 +23,6 @@ Send = Callable[[Message], Awaitable[None]]
 ZERO_COPY = "http.response.zerocopysend"
 #: Bytes of one part where the kernel does not copy.
 PART = 1 << 18
-#: Bytes from which an answer may last long, so that it holds no thread and no connection.
-LONG = 1 << 20
 
 
 class FileRange(StreamingHttpResponse):
@@ -50,6 +48,8 @@ class FileHandler(Handler):
         if not isinstance(response, FileRange) or not response.zero_copy:
             await super().send_response(response, send)
             return
+        # However short it is: the client may not have read the answers before it.
+        await release()
         file = await asyncio.to_thread(open, response.path, "rb", 0)
         with file:
 
@@ -58,8 +58,6 @@ class FileHandler(Handler):
                 if message["type"] == "http.response.start":
                     await send(message)
                     return
-                if response.count > LONG:
-                    await release()
                 await send(
                     {
                         "type": ZERO_COPY,

@@ -5,7 +5,7 @@ ranges, too. `condastore up` serves with it; elsewhere give uvicorn
 `--http condastore.http_protocol:HttpProtocol`. Without it, files are read and written in parts.
 
 A download costs two descriptors and no memory. It is cut off where the client takes no byte for a
-minute.
+minute, as every other answer is.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ class HttpProtocol(HttpToolsProtocol):
             if message["type"] == ZERO_COPY:
                 await self._send_file(cycle, message)
             else:
+                await self._wait_for_room()
                 await send(message)
 
         await self._inner(scope, receive, send_or_copy)
@@ -90,6 +91,13 @@ class HttpProtocol(HttpToolsProtocol):
             self.transport.abort()
         else:
             super().send_400_response(msg)
+
+    def handle_websocket_upgrade(self) -> None:
+        """Change the protocol, but not while an answer is being sent: it would lose its end."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.transport.abort()
+        else:
+            super().handle_websocket_upgrade()
 
     async def _send_file(self, cycle: RequestResponseCycle, message: Message) -> None:
         """Answer `http.response.zerocopysend`; `offset` and `count` are in bytes.
@@ -171,10 +179,22 @@ class HttpProtocol(HttpToolsProtocol):
         if not self.transport.get_write_buffer_size() or self.transport.is_closing():
             return
         self.transport.set_write_buffer_limits(high=0)
-        while self.flow.write_paused:
-            await self.flow.drain()
+        await self._wait_for_room()
         if not self.transport.is_closing():
             self.transport.set_write_buffer_limits()
+
+    async def _wait_for_room(self) -> None:
+        """Wait until the transport takes more; cut off a client that reads nothing."""
+        unread: int | None = None
+        while self.flow.write_paused and not self.transport.is_closing():
+            try:
+                async with asyncio.timeout(STALLED):
+                    await self.flow.drain()
+            except TimeoutError:
+                before, unread = unread, self.transport.get_write_buffer_size()
+                if before is not None and unread >= before:
+                    self._cut_off()
+                    return
 
     async def _wait_until_writable(self, out: int) -> None:
         """Wait until the client has read something, or is gone; cut off one that reads nothing."""
@@ -191,12 +211,15 @@ class HttpProtocol(HttpToolsProtocol):
                     # There may be room only after a third of a large buffer was read.
                     before, unread = unread, _unread(out)
                     if before is not None and unread >= before:
-                        logger.info("download stalled", client=self.client)
-                        self.transport.abort()
+                        self._cut_off()
                         return
         finally:
             self.loop.remove_writer(out)
             self._writable = None
+
+    def _cut_off(self) -> None:
+        logger.info("download stalled", client=self.client)
+        self.transport.abort()
 
     def _wake(self) -> None:
         if self._writable is not None and not self._writable.done():

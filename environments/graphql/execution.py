@@ -119,6 +119,9 @@ class Straight(StrawberryGraphQLCoreExecutionContext):
         first, after, order = (given.pop(one, None) for one in ("first", "after", "order"))
         if any(value is not None for value in given.values()):
             raise NotPlainError
+        part = page_part(first=first, after=after)
+        if order is not None and len(order) > len(dict.fromkeys(order)):
+            raise NotPlainError  # a key of any length would be remembered
         nodes = to_nodes(details)
         info = self.build_resolve_info(field, nodes, parent_type, Path(path, name, ""))
         actor = actor_in(self.context_value.request)
@@ -131,7 +134,6 @@ class Straight(StrawberryGraphQLCoreExecutionContext):
         page = _pages.get(key, nodes, lambda: prepare(self, field.type, details, find, actor))
         if page is None:
             raise NotPlainError
-        part = page_part(first=first, after=after)
         try:
             return page.read(actor, part)
         except NotPlainError:

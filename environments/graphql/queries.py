@@ -75,7 +75,9 @@ from environments.operations.environments import find_build, find_environment
 
 
 def _ordered(rows: QuerySet[Any], order: list[Any] | None) -> QuerySet[Any]:
-    return rows.order_by(*(key for one in order for key in one.value)) if order else rows
+    # Each once: what is named again changes nothing, and a statement may not grow with a request.
+    names = dict.fromkeys(order or ())
+    return rows.order_by(*(key for one in names for key in one.value)) if names else rows
 
 
 def _namespaces(

@@ -40,6 +40,9 @@ class Web:
     failed: list[BaseException] = field(default_factory=list)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.accept"})
+            return
         assert "http.response.zerocopysend" in scope["extensions"]
         kind, _, place = scope["path"].strip("/").partition("/")
         first, last = (int(one) for one in place.split("-"))
@@ -209,6 +212,19 @@ def test_a_client_that_reads_nothing_is_cut_off_and_a_slow_one_is_not(
             if got.endswith(web.content[-100:]):
                 break
     assert bytes(got).partition(b"\r\n\r\n")[2] == web.content
+
+
+def test_an_upgrade_asked_for_while_a_file_is_sent_ends_the_connection(web: Web) -> None:
+    upgrade = (
+        "GET /file/0-9 HTTP/1.1\r\nHost: here\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    got = bytearray()
+    with web.ask(get_of(f"/file/{whole()}") + upgrade) as connection, suppress(ConnectionError):
+        while part := connection.recv(1 << 20):
+            got += part
+    assert b"HTTP/1.1 101" not in got
+    wait_for(lambda: not web.answering)
 
 
 @pytest.mark.parametrize("place", ["/longer/0-99", f"/file/100-{SIZE + 100}"])

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import psycopg
@@ -139,6 +141,21 @@ def test_slow_downloads_hold_no_connection_of_the_database(web: Web) -> None:
             answer = stack.enter_context(web.client.stream("GET", web.file))
             assert answer.status_code == 200
             assert answer.headers["Content-Length"] == str(LARGE)
+        assert web.many(20) == {200}
+        assert web.connections() < POOL["max_size"]
+
+
+def test_short_answers_that_nobody_reads_hold_no_connection_either(web: Web) -> None:
+    """Each is shorter than what the kernel keeps for a client; all that were asked for are not."""
+    address = urlsplit(str(web.client.base_url))
+    request = (
+        f"GET {web.file} HTTP/1.1\r\nHost: {address.netloc}\r\nRange: bytes=0-1048575\r\n"
+        f"Authorization: {web.client.headers['Authorization']}\r\n\r\n"
+    )
+    with ExitStack() as stack:
+        for _ in range(POOL["max_size"] + KEPT):
+            opened = socket.create_connection((address.hostname, address.port), timeout=PATIENCE)
+            stack.enter_context(closing(opened)).sendall(24 * request.encode())
         assert web.many(20) == {200}
         assert web.connections() < POOL["max_size"]
 

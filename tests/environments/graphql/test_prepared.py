@@ -249,3 +249,20 @@ def test_what_is_remembered_is_bounded() -> None:
     assert get(9) == 9
     assert get(0) is None
     assert made == [9]
+
+
+@pytest.mark.parametrize("first", [2, 1000])
+def test_an_order_of_any_length_is_neither_remembered_nor_made_a_statement(
+    shelf: dict[str, Environment], remembered: Remembered, first: int
+) -> None:
+    chief = actors()["administrator"]
+    order = ["NAME_DESC", "NAME"] * 2_000
+    with CaptureQueriesContext(connection) as statements:
+        answer = execute(chief, LIST, n=first, order=order)
+    if first == 2:
+        assert answer.data is not None
+        assert names(answer.data) == ["secret-2", "secret-1"]
+    else:
+        assert answer.errors
+    assert max((len(one["sql"]) for one in statements), default=0) < 10_000
+    assert all(len(repr(key)) < 1_000 for key in remembered._pages)
