@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -60,16 +60,25 @@ def next_previews() -> Iterator[str]:
     """
     for _ in range(_TRIES):
         places = due().order_by().values_list("namespace")
-        found = places.annotate(served=Max("started_at"), first=Min("created_at"))
-        waiting = {key: (served or NEVER, first) for key, served, first in found}
-        if not waiting:
+        oldest = dict(places.annotate(Min("created_at")))
+        if not oldest:
             return
+        served = _served(oldest)
+        waiting = {key: (served.get(key, NEVER), first) for key, first in oldest.items()}
         counts = _running().order_by().values_list("namespace").annotate(Count("pk"))
         running = dict(counts)
         namespace = min(waiting, key=lambda key: (running.get(key, 0), waiting[key]))
         preview = due().filter(namespace=namespace).values_list("pk", flat=True).first()
         if preview is not None:
             yield str(preview)
+
+
+def _served(namespaces: Collection[int]) -> dict[int, datetime]:
+    """Return when a preview of each namespace last started, those included that are finished."""
+    unlikely = older("started_at", timezone.now(), than=Preview.KEPT)
+    started = Preview.objects.filter(namespace__in=namespaces, started_at__isnull=False)
+    found = started.exclude(unlikely).order_by().values_list("namespace")
+    return dict(found.annotate(Max("started_at")))
 
 
 def should_make_way(preview: Preview, *, last_slot: bool = False) -> bool:

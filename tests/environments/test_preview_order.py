@@ -146,6 +146,20 @@ def test_the_newest_of_slow_previews_that_hold_all_slots_makes_way_for_a_third_n
     assert next(preview_order.next_previews()) == str(waiting.pk), "not the one that made way"
 
 
+def test_a_namespace_with_a_new_preview_each_time_does_not_overtake_one_that_made_way(
+    big: Namespace, small: Namespace
+) -> None:
+    slow = preview(big)
+    assert slow.claim(patience=MINUTE)
+    slow.give_back()
+    first = preview(small, ago=MINUTE / 2)
+    assert next(preview_order.next_previews()) == str(first.pk), "it was never served"
+    assert first.claim(patience=MINUTE)
+    first.finish()
+    preview(small, ago=MINUTE / 3)
+    assert next(preview_order.next_previews()) == str(slow.pk)
+
+
 @pytest.mark.parametrize(
     ("threads", "most_of_kinds"),
     [
