@@ -40,16 +40,18 @@ class Handler(ASGIHandler):
             exchange = _Exchange(self, scope, body)
             answering = asyncio.create_task(self._answer(exchange, send))
             leaving = asyncio.create_task(self.listen_for_disconnect(receive))
-            await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
             try:
-                for task in (leaving, answering):
-                    if not task.done():
-                        task.cancel()
-                    with suppress(RequestAborted, asyncio.CancelledError):
-                        await task
-            finally:
-                if not exchange.closed:
-                    await sync_to_async(exchange.close)()
+                await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+            finally:  # the request's own task may have been cancelled, too
+                try:
+                    for task in (leaving, answering):
+                        if not task.done():
+                            task.cancel()
+                        with suppress(RequestAborted, asyncio.CancelledError):
+                            await task
+                finally:
+                    if not exchange.closed:
+                        await sync_to_async(exchange.close)()
         finally:
             body.close()
 

@@ -42,6 +42,7 @@ async def waits(request: HttpRequest) -> HttpResponse:
 
 async def forever(request: HttpRequest) -> HttpResponse:
     try:
+        seen.append("waiting")
         await asyncio.sleep(600)
     except asyncio.CancelledError:
         seen.append("cancelled")
@@ -156,7 +157,37 @@ def test_a_stream_is_finished_after_its_last_part(handler: Handler) -> None:
 
 def test_an_asynchronous_view_is_cancelled_when_its_client_leaves(handler: Handler) -> None:
     assert send(handler, "/forever", leave_after=0) == []
-    assert seen[2:] == ["cancelled", "finished"]
+    assert seen[2:] == ["waiting", "cancelled", "finished"]
+
+
+def test_an_asynchronous_view_is_cancelled_with_its_request(handler: Handler) -> None:
+    async def exchange() -> list[str]:
+        async def receive() -> dict[str, Any]:
+            if "asked" in seen:
+                await asyncio.sleep(600)
+            seen.append("asked")
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def answered(message: Any) -> None:
+            raise AssertionError("nothing is answered")
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/forever",
+            "query_string": b"",
+            "headers": [(b"host", b"localhost")],
+        }
+        async with ThreadSensitiveContext():
+            asked = asyncio.create_task(handler(scope, receive, answered))
+            while "waiting" not in seen:
+                await asyncio.sleep(0.01)
+            asked.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.wait_for(asked, 60)
+            return seen[-2:]  # before the loop ends, which cancels whatever still runs
+
+    assert asyncio.run(exchange()) == ["cancelled", "finished"]
 
 
 def test_a_view_that_breaks_is_answered_and_finished_too(handler: Handler) -> None:
