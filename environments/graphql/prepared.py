@@ -13,6 +13,7 @@ plain enough is left to the ordinary way, errors too.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -54,6 +55,8 @@ KEPT, LONGEST = 256, 4_000
 _SAME: dict[Any, type] = {GraphQLString: str, GraphQLID: str, GraphQLBoolean: bool}
 
 
+#: How a date, a moment, or a time of day begins as a text.
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\d|\d\d:\d\d")
 #: What a GraphQL Int holds.
 _INTEGERS = -(2**31), 2**31 - 1
 
@@ -131,8 +134,8 @@ def prepare(
         sql, parameters = compiler.as_sql()
     except EmptyResultSet:
         raise NotPlainError from None
-    if not all(isinstance(one, str | int) for one in parameters):
-        raise NotPlainError  # such as a moment, which is another one at the next request
+    if not all(map(_is_lasting, parameters)):
+        raise NotPlainError
     selected = [one[0] for one in compiler.select[: compiler.col_count]]
     return PreparedPage(
         sql=sql,
@@ -142,6 +145,13 @@ def prepare(
         width=len(selected),
         answer=answer,
     )
+
+
+def _is_lasting(parameter: Any) -> bool:
+    """Return whether it is the same at each request: not a moment, which SQLite takes as a text."""
+    if isinstance(parameter, str):
+        return _MOMENT.match(parameter) is None
+    return isinstance(parameter, int)
 
 
 def _refuse(*_: Any) -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -230,6 +231,23 @@ def test_each_field_answers_alone_what_it_answers_to_a_list_that_is_built_anew(
         assert first[field]["edges"]
         for _ in range(2):
             assert ask(viewer, document) == first, name
+
+
+def test_a_count_of_the_last_day_ends_at_the_moment_of_each_request(
+    shelf: dict[str, Environment],
+) -> None:
+    chief = factories.actor(factories.make_user("chief", superuser=True))
+    listed = "{ namespaces { edges { node { name quotas { kind used } } } } }"
+
+    def builds_a_day() -> int:
+        edges = ask(chief, listed)["namespaces"]["edges"]
+        quotas = next(edge["node"]["quotas"] for edge in edges if edge["node"]["name"] == "secret")
+        return int(next(one["used"] for one in quotas if one["kind"] == "BUILDS_A_DAY"))
+
+    assert [builds_a_day() for _ in range(3)] == [1, 1, 1]
+    of_secret = Build.objects.filter(environment=shelf["secret-0"])
+    of_secret.update(created_at=timezone.now() - timedelta(days=1))
+    assert builds_a_day() == 0
 
 
 def test_what_is_remembered_is_bounded() -> None:
