@@ -182,7 +182,7 @@ class Column(StrawberryDjangoField):
 class Outline:
     """What is shown of a joined row to those who may not see it."""
 
-    #: The annotation that says who may; where it is absent, everybody may.
+    #: The annotation that says who may; absent for actors who see everything.
     unless: str
     #: Columns of the row that it is joined to, and what makes the outline of their values.
     columns: Sequence[str]

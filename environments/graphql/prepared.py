@@ -127,7 +127,8 @@ def prepare(
     rows = wanted.rows
     if not isinstance(rows, QuerySet) or rows._prefetch_related_lookups or rows.query.distinct:  # type: ignore[attr-defined]
         raise NotPlainError
-    shapes = _Shapes(execution, frozenset(rows.query.annotations))
+    annotations = frozenset(rows.query.annotations)
+    shapes = _Shapes(execution, annotations, sees_everything=actor.sees_everything)
     answer = shapes.connection(kind, rows.model, details)
     compiler = rows.values_list(*shapes.paths).query.get_compiler(connection=connection)
     try:
@@ -161,8 +162,11 @@ def _refuse(*_: Any) -> NoReturn:
 class _Shapes:
     """Makes the parts of an answer of the selections of an operation."""
 
-    def __init__(self, execution: Any, annotations: frozenset[str]) -> None:
+    def __init__(
+        self, execution: Any, annotations: frozenset[str], *, sees_everything: bool
+    ) -> None:
         self._execution, self._annotations = execution, annotations
+        self._sees_everything = sees_everything
         self.paths: list[str] = []  # the columns to select, each once
 
     def connection(self, kind: Any, model: type[Model], details: Any) -> Whole:
@@ -304,7 +308,9 @@ class _Shapes:
         hidden = self._path(prefix + join.hidden_by) if join.hidden_by else None
         shown = outline = complete = None
         needed: list[int] = []
-        if join.outline is not None and join.outline.unless in self._annotations:
+        if join.outline is not None and not self._sees_everything:
+            if join.outline.unless not in self._annotations:  # nothing says who may see the row
+                raise NotPlainError
             shown, outline = self._path(join.outline.unless), join.outline.row
             needed = [self._path(one) for one in join.outline.columns]
             complete = self._execution._completion(kind, details)
