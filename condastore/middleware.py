@@ -361,9 +361,10 @@ def page_failed(request: HttpRequest) -> HttpResponse:
     away = unavailable(cause) if cause else None  # in a middleware, or where a session is read
     error = away or UnexpectedError(
         "Something went wrong on our side.",
-        hint=(cause and migration_hint(cause))
-        or f"Try again; if it stays, tell the administrators the number {number}.",
+        hint=f"Try again; if it stays, tell the administrators the number {number}.",
     )
+    if cause and (hint := migration_hint(cause)):
+        logger.error("migrations were not run", hint=hint)
     try:
         return answer_to(request, error)
     except Exception:  # whatever broke the page may break this one too

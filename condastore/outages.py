@@ -7,7 +7,10 @@ without its migrations: it is logged with its traceback, and no client is asked 
 
 from __future__ import annotations
 
+import math
 import sqlite3
+import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from enum import Enum
@@ -124,24 +127,53 @@ def failure(error: Exception, *, what: str) -> StoreError:
     if (refused := unavailable(error)) is not None:
         logger.warning("database unusable", attempt=what, error=str(error).strip())
         return refused
-    logger.error(f"{what} stopped unexpectedly", exc_info=error)
-    return UnexpectedError(f"{what} stopped unexpectedly.", hint=migration_hint(error) or None)
+    logger.error(f"{what} stopped unexpectedly", hint=migration_hint(error), exc_info=error)
+    return UnexpectedError(f"{what} stopped unexpectedly.")
+
+
+class PendingMigrations:
+    """Whether migrations were not run. Reading the graph takes long, so the answer is reused."""
+
+    REUSED = 5.0  # seconds
+
+    def __init__(self) -> None:
+        self._found, self._read_at = False, -math.inf
+        self._guard = threading.Lock()
+
+    def exist(self) -> bool:
+        """Return whether the database is behind this version.
+
+        Raises:
+            Error: the database does not answer, or the transaction has failed.
+            SynchronousOnlyOperation: this is the event loop.
+        """
+        from django.db.migrations.executor import MigrationExecutor
+
+        with self._guard:
+            if time.monotonic() - self._read_at >= self.REUSED:
+                executor = MigrationExecutor(connection)
+                self._found = bool(executor.migration_plan(executor.loader.graph.leaf_nodes()))
+                self._read_at = time.monotonic()
+            return self._found
+
+
+_pending = PendingMigrations()
 
 
 def migration_hint(error: BaseException) -> str:
-    """Return what to do where a table or column is missing because migrations were not run."""
+    """Return what to do where a table or column is missing because migrations were not run.
+
+    For logs: clients are not told what the installation lacks. Empty where it is something else.
+    """
     if not isinstance(error, OperationalError | ProgrammingError):
         return ""
     cause = error.__cause__
     state = getattr(cause, "sqlstate", None)
     if state not in _MISSING_STATES and not _names_what_is_missing(str(error)):
         return ""
-    from django.db.migrations.executor import MigrationExecutor
-
     try:
-        executor = MigrationExecutor(connection)
-        behind = executor.migration_plan(executor.loader.graph.leaf_nodes())
-    except (Error, SynchronousOnlyOperation):  # a failed transaction; the event loop
+        behind = _pending.exist()
+    except (Error, SynchronousOnlyOperation):
         return ""
     if not behind:
         return ""

@@ -71,11 +71,16 @@ def operation_error(error: StoreError) -> OperationError:
 def unexpected(error: BaseException, *, doing: str) -> UnexpectedError:
     """Log what is our own fault; what the person gets is the id under which it is in the log."""
     number = uuid.uuid4().hex[:12]
-    logger.error("unexpected error", error_id=number, doing=doing, exc_info=error)
+    logger.error(
+        "unexpected error",
+        error_id=number,
+        doing=doing,
+        hint=migration_hint(error),
+        exc_info=error,
+    )
     return UnexpectedError(
         f"Something went wrong on our side (error {number}).",
-        hint=migration_hint(error)
-        or "Try again; if it stays, tell the administrators the number of the error.",
+        hint="Try again; if it stays, tell the administrators the number of the error.",
         details={"error": number},
     )
 
