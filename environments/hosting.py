@@ -22,11 +22,11 @@ from accounts.access import Actor, may
 from accounts.models import User
 from accounts.roles import Perm
 from environments import folders
-from environments.domain.errors import ChannelNotFoundError
+from environments.domain.errors import ChannelNotAllowedError, ChannelNotFoundError
 from environments.domain.names import canonical_channel
 from environments.domain.policy import Known
 from environments.domain.policy.subjects import LockedPackage
-from environments.domain.records import CondaPackage
+from environments.domain.records import CondaPackage, folder_url
 from environments.domain.specification import Specification
 from environments.engine import hosted
 from environments.engine.hosted import HostedFiles
@@ -64,7 +64,7 @@ def channels_of(specification: Specification) -> set[str]:
     for part in specification.lock or ():
         urls |= {package.channel for package in part.conda}
         # A lock may say one thing of a package's channel and another of its address.
-        urls |= {package.url.rsplit("/", 2)[0] for package in part.conda}
+        urls |= {folder_url(package.url) for package in part.conda}
     return urls
 
 
@@ -83,6 +83,26 @@ def require_readable(actor: Actor, namespace: Namespace, specification: Specific
         raise ChannelNotFoundError(
             " ".join(f"There is no channel at {url}." for url in hidden),
             hint="See the hosted channels that you may read with `condastore channel list`.",
+        )
+
+
+def require_own_channel(packages: Iterable[CondaPackage]) -> None:
+    """Refuse packages that another channel lists at the URL of a hosted channel (`base_url`).
+
+    Raises:
+        ChannelNotAllowedError: names all of them, whether or not there is such a hosted channel.
+    """
+    foreign = [
+        f"{package.channel} lists {package.file_name} at {package.url}."
+        for package in packages
+        if is_hosted(package.url) and package.is_foreign
+    ]
+    if foreign:
+        more = f" And {len(foreign) - 10} more." if len(foreign) > 10 else ""
+        raise ChannelNotAllowedError(
+            "Packages of a channel that is hosted here are taken through that channel only. "
+            f"{' '.join(foreign[:10])}{more}",
+            hint="Name the hosted channel itself, or remove the channel that lists them.",
         )
 
 

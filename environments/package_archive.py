@@ -23,8 +23,9 @@ from environments import blobs, hosting
 from environments.domain.errors import StoreError, UnavailableError
 from environments.domain.lifecycle import SERVED, BuildState
 from environments.domain.records import Package
+from environments.domain.urls import canonical_or_same, is_below
 from environments.engine.downloads import Download
-from environments.models import Blob, Build, BuildEvent, CondaRecord
+from environments.models import Blob, Build, BuildEvent, ChannelCredential, CondaRecord
 from environments.models.locks import LockedConda
 
 logger = structlog.get_logger(__name__)
@@ -108,17 +109,24 @@ class PackageArchive:
     def delivered(self, downloads: Collection[Download]) -> set[str]:
         """Return the keys of those whose bytes may be used without asking their URL.
 
-        A package of a build that was finished came from its URL then. Hosted packages are here
-        only, and whoever reads them was asked for before. Wheels come from indexes that the
-        installation allows, or were fetched from their own URL in the solve.
+        A package of a build that was finished came from its URL then, through its channel. Hosted
+        packages are here only, and whoever reads their channel was asked for before. Wheels come
+        from indexes that the installation allows, or were fetched from their own URL in the solve.
+        A channel may list files outside of itself (`base_url`). Those of a hosted channel, and
+        those below a URL for which anybody stored a credential, are asked for every time.
         """
         exempt = {
             each.key
             for each in downloads
-            if each.name.endswith(".whl") or hosting.is_hosted(each.url)
+            if each.wheel or (each.channel and not each.is_foreign and hosting.is_hosted(each.url))
         }
-        asked = {(each.url, each.sha256): each.key for each in downloads if each.sha256}
-        digests = sorted({sha256 for _, sha256 in asked})
+        closed = _closed([each.url for each in downloads if each.is_foreign])
+        asked = {
+            (each.url, each.sha256, each.channel): each.key
+            for each in downloads
+            if each.sha256 and not (each.is_foreign and each.url in closed)
+        }
+        digests = sorted({sha256 for _, sha256, _ in asked})
         # A build that was archived is fetched again in other states.
         was_ready = BuildEvent.objects.filter(build=OuterRef("pk"), state=BuildState.READY)
         finished = Build.objects.filter(
@@ -127,18 +135,31 @@ class PackageArchive:
             platform=OuterRef("platform"),
         )
         used = LockedConda.objects.filter(Exists(finished), package=OuterRef("pk")).order_by()
-        found: set[tuple[str, str]] = set()
+        found: set[tuple[str, str, str]] = set()
         for start in range(0, len(digests), BATCH):
             rows = CondaRecord.objects.filter(
                 Exists(used), sha256__in=digests[start : start + BATCH]
             )
-            found.update(rows.order_by().values_list("url", "sha256"))
+            found.update(rows.order_by().values_list("url", "sha256", "channel"))
         return exempt | {key for place, key in asked.items() if place in found}
 
     def missing(self, packages: Sequence[Package]) -> list[Package]:
         """Those that are not kept; a package without a sha256 never is."""
         known = self.kept([package.sha256 for package in packages if package.sha256])
         return [package for package in packages if package.sha256 not in known]
+
+
+def _closed(urls: Collection[str]) -> set[str]:
+    """Those of `urls` that are of a hosted channel, or covered by a credential of anybody."""
+    if not urls:
+        return set()
+    stored = ChannelCredential.objects.order_by().values_list("url_prefix", flat=True).distinct()
+    prefixes = [canonical_or_same(prefix) for prefix in stored]
+    return {
+        url
+        for url in urls
+        if hosting.is_hosted(url) or any(is_below(url, prefix) for prefix in prefixes)
+    }
 
 
 def package_archive() -> PackageArchive:

@@ -19,7 +19,12 @@ from environments.domain.lock import Lock
 from environments.domain.names import Credential
 from environments.domain.pip_requirements import DirectReference
 from environments.domain.policy import Policy
-from environments.domain.records import CondaPackage, Package, require_sha256
+from environments.domain.records import (
+    CondaPackage,
+    Package,
+    require_archives,
+    require_sha256,
+)
 from environments.domain.specification import Specification
 from environments.domain.urls import canonical_or_same, is_below
 from environments.elsewhere import point_elsewhere
@@ -159,14 +164,20 @@ class Listings(History):
         self._looks = FirstSeen(folders.data() / folders.SEEN)
 
     def records(self, packages: Sequence[Package]) -> Mapping[str, Package]:
-        wanted = {(package.url, package.sha256) for package in packages if package.sha256}
-        digests = sorted({sha256 for _, sha256 in wanted})
+        wanted = {
+            (package.url, package.sha256, _channel(package))
+            for package in packages
+            if package.sha256
+        }
+        digests = sorted({sha256 for _, sha256, _ in wanted})
         found: dict[str, Package] = {}
         for start in range(0, len(digests), BATCH):
             some = {"sha256__in": digests[start : start + BATCH], "listed": True}
             for model in (CondaRecord, PypiRecord):
                 for row in model.objects.filter(**some).order_by("pk"):
-                    if (row.url, row.sha256) in wanted:
+                    # Another channel may list a file at this URL too, and describe it otherwise.
+                    channel = row.channel if isinstance(row, CondaRecord) else ""
+                    if (row.url, row.sha256, channel) in wanted:
                         found[row.url] = row.value()
         return {url: package for url, package in found.items() if not self._private(url)}
 
@@ -188,9 +199,16 @@ class Listings(History):
         return own, {canonical_or_same(prefix) for prefix in every} - own
 
 
+def _channel(package: Package) -> str:
+    return package.channel if isinstance(package, CondaPackage) else ""
+
+
 def _store(lock: Lock) -> Answer:
+    conda = [package for part in lock for package in part.conda]
+    require_archives(conda)
+    hosting.require_own_channel(conda)
     if not settings.ALLOW_MD5:
-        require_sha256(package for part in lock for package in part.conda)
+        require_sha256(conda)
     return Answer(row=LockRow.store(lock), lock=lock, reused=False)
 
 

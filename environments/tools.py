@@ -189,7 +189,7 @@ class Tools:
     def _extracted(self, package: CondaPackage) -> Path | None:
         """Where it lies unpacked. One of a hosted channel is unpacked now: it is on no server."""
         found = self.packages.extracted(package)
-        if found is None and hosting.is_hosted(package.url):
+        if found is None and hosting.is_hosted(package.url) and not package.is_foreign:
             [cached] = self.packages.ensure([package])
             return cached.folder
         return found

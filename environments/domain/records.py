@@ -11,6 +11,8 @@ from typing import Any
 from environments.domain.errors import LinkError
 from environments.domain.names import printable
 
+_ARCHIVES = (".conda", ".tar.bz2")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CondaPackage:
@@ -73,6 +75,11 @@ class CondaPackage:
             record=record,
             listed=listed,
         )
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether its channel lists it at a URL outside of the channel (`base_url`, CEP 15)."""
+        return folder_url(self.url) != self.channel
 
     @property
     def claim(self) -> str:
@@ -164,6 +171,26 @@ def _digest(content: list[Any]) -> str:
 
 
 Package = CondaPackage | PypiPackage
+
+
+def folder_url(url: str) -> str:
+    """Return the URL of the channel to which a package's URL belongs: without subdir and file."""
+    return url.rsplit("/", 2)[0]
+
+
+def require_archives(packages: Iterable[CondaPackage]) -> None:
+    """Refuse packages whose file is not a conda package by its name.
+
+    Raises:
+        LinkError: names all of them.
+    """
+    others = sorted({p.file_name for p in packages if not p.file_name.endswith(_ARCHIVES)})
+    if others:
+        more = f" and {len(others) - 10} more" if len(others) > 10 else ""
+        raise LinkError(
+            f"{', '.join(others[:10])}{more}: a conda package is a .conda or a .tar.bz2 file.",
+            hint="Ask the owner of the channel to index it again, or ask for another version.",
+        )
 
 
 def require_sha256(packages: Iterable[Package]) -> None:

@@ -126,6 +126,7 @@ def complete_lock(
         log=log,
         direct=direct,
     )
+    _require_one_channel([package for part in lock for package in part.conda])
     conda = work.conda([p for part in lock for p in part.conda if not is_complete(p)])
     pypi = work.pypi([package for part in lock for package in part.pypi])
     faults = [*conda.faults, *pypi.faults]
@@ -136,6 +137,28 @@ def complete_lock(
         raise SpecificationError(faults)
     done = conda.done | pypi.done
     return replace(lock, platforms=tuple(_completed(part, done) for part in lock))
+
+
+def _require_one_channel(packages: Sequence[CondaPackage]) -> None:
+    """Refuse a URL that is said to be of two channels: one could describe the other's file.
+
+    Raises:
+        SpecificationError: every one.
+    """
+    channels: dict[str, set[str]] = {}
+    for package in packages:
+        channels.setdefault(package.url, set()).add(package.channel)
+    faults = [
+        FaultError(
+            f"The lock takes one file from {len(of)} channels: {', '.join(sorted(of))}.",
+            where=url,
+            hint="Lock the environment again.",
+        )
+        for url, of in channels.items()
+        if len(of) > 1
+    ]
+    if faults:
+        raise SpecificationError(faults)
 
 
 def _completed(part: PlatformLock, done: Mapping[str, Any]) -> PlatformLock:

@@ -39,7 +39,7 @@ from environments.domain.errors import (
     StoreError,
 )
 from environments.domain.progress import Cancelled, Progress, Report, ignore, never, obey
-from environments.domain.records import CondaPackage, Package
+from environments.domain.records import CondaPackage, Package, PypiPackage, folder_url
 from environments.engine import bounded_reading, outgoing
 from environments.engine.addresses import Guard, guard
 from environments.engine.bounded_reading import ReadLimits
@@ -71,6 +71,8 @@ class Download:
     sha256: str
     md5: str = ""
     size: int = 0  # bytes; 0 where nobody said
+    channel: str = ""  # the conda channel that lists it; "" for what no channel lists
+    wheel: bool = False  # by the type of the package: a channel may give a file any name
 
     @classmethod
     def of(cls, package: Package) -> Download:
@@ -87,7 +89,14 @@ class Download:
             sha256=package.sha256,
             md5=md5,
             size=package.size,
+            channel=package.channel if isinstance(package, CondaPackage) else "",
+            wheel=isinstance(package, PypiPackage),
         )
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether its channel lists it at a URL outside of the channel (`base_url`, CEP 15)."""
+        return bool(self.channel) and folder_url(self.url) != self.channel
 
     @property
     def key(self) -> str:
@@ -96,8 +105,12 @@ class Download:
 
     @property
     def stem(self) -> str:
-        """What names its parts on the disk: what one server began, another does not complete."""
-        return f"{self.key}.{origin_key(self.url)}"
+        """What names its parts on the disk: what one server began, another does not complete.
+
+        Nor does another channel that lists a file of the same server.
+        """
+        origin = f"{self.channel} {self.url}" if self.is_foreign else self.url
+        return f"{self.key}.{origin_key(origin)}"
 
     def hasher(self) -> hashlib._Hash:
         return hashlib.sha256() if self.sha256 else hashlib.md5(usedforsecurity=False)

@@ -194,7 +194,10 @@ class PackageCache:
         """Return where `package` lies, if it came from its URL; not whether all of it is there."""
         download = Download.of(package)
         if self.archive is not None and not self._delivered(download):
-            return None
+            # Only of a foreign file the archive knows more than the notes of this cache.
+            unproven = not download.is_foreign or bool(self._unproven([download]))
+            if unproven:
+                return None
         folder = self.folder / download.key / _label(package)
         try:
             with (folder.parent / CONTENTS).open("rb") as file:
@@ -226,9 +229,12 @@ class PackageCache:
         return {download.key for download in new} - proven - noted
 
     def _delivered(self, download: Download) -> bool:
-        return self._delivery(download).exists()
+        # A channel may list files of another that needs a credential: the archive is asked.
+        return not download.is_foreign and self._delivery(download).exists()
 
     def _note_delivery(self, download: Download) -> None:
+        if download.is_foreign:
+            return
         note = self._delivery(download)
         with contextlib.suppress(OSError):  # the entry was removed at this moment
             note.parent.mkdir(exist_ok=True)

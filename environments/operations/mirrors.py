@@ -292,6 +292,7 @@ def open_package(
         url=f"{opened.mirror.upstream}/{subdir}/{file_name}",
         sha256=record["sha256"].hex(),
         size=int(record.get("size") or 0),
+        channel=opened.mirror.upstream,
     )
     blob = mirrors.kept_package(opened.mirror, subdir, download)
     return Package(opened=opened, file_name=file_name, download=download, blob=blob)

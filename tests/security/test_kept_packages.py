@@ -5,10 +5,12 @@ Packages are kept once for all tenants, by their sha256. Knowing one is no right
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,18 @@ import pytest
 from accounts.access import Actor
 from accounts.models import User
 from accounts.roles import Role
-from environments import building, folders, tasks, tools
+from environments import building, folders, hosting, tasks, tools
+from environments.domain.errors import DownloadError, SpecificationError
 from environments.domain.lifecycle import BuildState
+from environments.domain.lock import Lock, PlatformLock
+from environments.domain.records import CondaPackage
+from environments.engine.downloads import Download
 from environments.models import Build, Environment, Namespace
 from environments.operations.builds import submit_build
+from environments.package_archive import PackageArchive
+from environments.solving import Listings
 from tests import factories
-from tests.channels.channel_index import index_channel
+from tests.channels.channel_index import index_channel, write_repodata
 from tests.channels.conda_package import PackageFile, PackageSpec, write_package
 from tests.channels.server import ChannelServer, Fault, serving
 
@@ -140,3 +148,173 @@ def test_a_channel_that_has_the_package_is_asked_once(
     world.hostile.faults.add(Fault("*.conda", status=404))
     build = submit("other", world.text(world.hostile, size))
     assert build.state == BuildState.READY, build.failure
+
+
+# --- channels that name files of others ---------------------------------------------------------
+
+
+def relist(world: World, *, base_url: str = "", extension: str = ".conda") -> None:
+    """Let the hostile channel list the private packages at other URLs, without their files."""
+    folder = world.files / "linux-64"
+    repodata = json.loads((folder / "repodata.json").read_text())
+    if base_url:
+        repodata["info"]["base_url"] = base_url
+    repodata["packages.conda"] = {
+        name.removesuffix(".conda") + extension: record
+        for name, record in repodata["packages.conda"].items()
+    }
+    write_repodata(folder, repodata)
+
+
+@pytest.mark.parametrize("cached", [True, False], ids=["extracted", "kept as it came"])
+def test_a_conda_package_with_the_name_of_a_wheel_is_refused(
+    world: World, submit: Submit, cached: bool
+) -> None:
+    victim = submit("victim", world.text(world.private, "small"))
+    assert victim.state == BuildState.READY, victim.failure
+    if not cached:
+        shutil.rmtree(tools.tools().packages.folder)
+    relist(world, extension=".whl")
+    attack = submit("attacker", world.text(world.hostile, "small"))
+    assert attack.state == BuildState.FAILED
+    assert attack.failure is not None
+    assert attack.failure["code"] == "cannot-link"
+    assert re.search(r"secret-small-1\.0-\w+\.whl", attack.failure["message"])
+    assert ".tar.bz2" in attack.failure["message"]
+
+
+def test_the_name_of_a_file_makes_no_wheel_of_it(world: World, submit: Submit) -> None:
+    victim = submit("victim", world.text(world.private, "small"))
+    assert victim.lock is not None
+    [package] = victim.lock.value().platforms[0].conda
+    archive = PackageArchive()
+    assert archive.delivered([Download.of(package)]) == {package.sha256}
+    url = f"{world.hostile.url}linux-64/secret-small-1.0-0.whl"
+    named = replace(
+        package, url=url, channel=world.hostile.url.rstrip("/"), file_name="secret-small-1.0-0.whl"
+    )
+    assert archive.delivered([Download.of(named)]) == set()
+    with pytest.raises(DownloadError):
+        tools.tools().packages.ensure([named])
+
+
+@pytest.mark.parametrize("cached", [True, False], ids=["extracted", "kept as it came"])
+def test_a_channel_that_lists_files_of_a_private_channel_does_not_get_them(
+    world: World, submit: Submit, cached: bool
+) -> None:
+    victim = submit("victim", world.text(world.private, "small"))
+    assert victim.state == BuildState.READY, victim.failure
+    relist(world, base_url=f"{world.private.url}linux-64/")
+    if not cached:
+        shutil.rmtree(tools.tools().packages.folder)
+    for _ in range(2):
+        attack = submit("attacker", world.text(world.hostile, "small"))
+        assert attack.state == BuildState.FAILED
+        assert attack.failure is not None
+        assert attack.failure["code"] == "download-failed", attack.failure
+        assert folders.prefix_path(attack) is None
+    again = submit("victim", world.text(world.private, "small"))
+    assert again.state == BuildState.READY, again.failure
+
+
+@pytest.mark.parametrize("cached", [True, False], ids=["extracted", "kept as it came"])
+def test_nor_after_the_owner_of_the_private_channel_used_that_channel(
+    world: World, submit: Submit, cached: bool
+) -> None:
+    """With the credential the file came through the hostile channel; without it, it does not."""
+    relist(world, base_url=f"{world.private.url}linux-64/")
+    hostile = world.hostile.url.replace("127.0.0.1", "localhost").rstrip("/")
+    both = f"'{hostile}', '{world.private.url_with_credentials}'"
+    text = f"channels: [{both}]\ndependencies: [secret-small]\n"
+    victim = submit("victim", text)
+    assert victim.state == BuildState.READY, victim.failure
+    assert victim.lock is not None
+    [package] = victim.lock.value().platforms[0].conda
+    assert package.channel == hostile
+    assert package.url.startswith(world.private.url)
+    if not cached:
+        shutil.rmtree(tools.tools().packages.folder)
+    attack = submit("attacker", f"channels: ['{hostile}']\ndependencies: [secret-small]\n")
+    assert attack.state == BuildState.FAILED
+    assert attack.failure is not None
+    assert attack.failure["code"] == "download-failed", attack.failure
+    again = submit("victim", text)
+    assert again.state == BuildState.READY, again.failure
+
+
+@pytest.mark.parametrize("cached", [True, False], ids=["extracted", "kept as it came"])
+def test_a_channel_that_lists_files_of_a_hosted_channel_is_refused(
+    world: World, submit: Submit, cached: bool
+) -> None:
+    assert submit("victim", world.text(world.private, "small")).state == BuildState.READY
+    relist(world, base_url=f"{hosting.base_url()}/victim/tools/linux-64/")
+    if not cached:
+        shutil.rmtree(tools.tools().packages.folder)
+    attack = submit("attacker", world.text(world.hostile, "small"))
+    assert attack.state == BuildState.FAILED
+    assert attack.failure is not None
+    assert attack.failure["code"] == "channel-not-allowed", attack.failure
+    assert world.hostile.url.rstrip("/") in attack.failure["message"]
+
+
+def test_the_url_of_a_hosted_channel_gives_nothing_through_another_channel(
+    world: World, submit: Submit
+) -> None:
+    victim = submit("victim", world.text(world.private, "small"))
+    assert victim.lock is not None
+    [package] = victim.lock.value().platforms[0].conda
+    url = f"{hosting.base_url()}/victim/tools/linux-64/{package.file_name}"
+    hostile = replace(package, url=url, channel=world.hostile.url.rstrip("/"))
+    archive = PackageArchive()
+    assert archive.delivered([Download.of(hostile)]) == set()
+    ours = replace(package, url=url, channel=f"{hosting.base_url()}/victim/tools")
+    assert archive.delivered([Download.of(ours)]) == {package.sha256}
+
+
+def test_a_channel_whose_files_are_on_another_server_works(
+    world: World, submit: Submit, private_files: Path
+) -> None:
+    with serving(private_files) as public:
+        relist(world, base_url=f"{public.url}linux-64/")
+        build = submit("other", world.text(world.hostile, "small"))
+        assert build.state == BuildState.READY, build.failure
+        assert public.requests.count("linux-64/secret-small-*") == 1
+        shutil.rmtree(tools.tools().packages.folder)
+        public.faults.add(Fault("*.conda", status=404))
+        build = submit("other", world.text(world.hostile, "small"))
+        assert build.state == BuildState.READY, build.failure
+
+
+def test_what_a_channel_says_of_a_file_of_another_describes_it_for_nobody_else(
+    world: World, submit: Submit, private_files: Path
+) -> None:
+    with serving(private_files) as public:
+        honest = submit("victim", world.text(public, "small"))
+        assert honest.lock is not None
+        [package] = honest.lock.value().platforms[0].conda
+        relist(world, base_url=f"{public.url}linux-64/")
+        folder = world.files / "linux-64"
+        repodata = json.loads((folder / "repodata.json").read_text())
+        for record in repodata["packages.conda"].values():
+            record["license"] = "made up by the attacker"
+        write_repodata(folder, repodata)
+        hostile = submit("attacker", world.text(world.hostile, "small"))
+        assert hostile.lock is not None
+        [listed] = hostile.lock.value().platforms[0].conda
+        assert (listed.url, listed.sha256) == (package.url, package.sha256)
+        assert listed.license != package.license
+        known = Listings(honest.environment.namespace).records([package])
+        described = known[package.url]
+        assert isinstance(described, CondaPackage)
+        assert (described.channel, described.license) == (package.channel, package.license)
+        # A lock that takes the file from both channels would join what they say.
+        both = Lock(
+            channels=(package.channel, listed.channel),
+            platforms=(
+                PlatformLock(platform="linux-64", conda=(package,)),
+                PlatformLock(platform="linux-aarch64", conda=(listed,)),
+            ),
+        )
+        solver = tools.tools().solver(())
+        with pytest.raises(SpecificationError, match="from 2 channels"):
+            solver.complete_lock(both, cancelled=lambda: False, log=lambda text: None)
