@@ -44,7 +44,8 @@ from environments.engine.processes import sandbox_problem
 from environments.engine.pypi_install import CachedWheel
 from environments.isolation import sandboxed
 from environments.models import Build, LockConflicts, Prefix
-from environments.tools import tools
+from environments.solving import credentials_for, source_urls
+from environments.tools import source_of, tools
 
 if TYPE_CHECKING:
     from environments.leases import Run
@@ -158,7 +159,9 @@ def _complete(build_id: int) -> None:
     if not prefix.is_dir():
         return
     engine = tools()
-    packages = engine.packages.ensure(part.conda)
+    specification = build.specification.value()
+    known = credentials_for(build.environment.namespace, source_urls(specification))
+    packages = engine.packages.ensure(part.conda, credentials=source_of(known))
     interpreter = Interpreter.of(packages, python)
     if interpreter is None:
         return
@@ -168,7 +171,6 @@ def _complete(build_id: int) -> None:
     linked = engine.bytecode.link(sources, interpreter=interpreter, prefix=prefix)
     missing, added = linked.missing, PrefixSize()
     added.add_compiled(linked)
-    specification = build.specification.value()
     asked = {
         dependency_name(text)
         for texts in (specification.dependencies, specification.pip)
