@@ -24,6 +24,8 @@ from condastore.starting import prepare_folder, prepare_process
 logger = structlog.get_logger(__name__)
 #: How often a worker says that it lives; `Worker.LIFE` is how long that is believed.
 ANNOUNCE = timedelta(seconds=5)
+#: A worker of these queues alone may have a data folder of its own, with an object store.
+WITHOUT_SHARED_FOLDER = frozenset({"artifacts"})
 #: Seconds to give running builds back when it stops; then it ends whatever they do.
 GRACE, HARD_END = 8.0, 12.0
 #: New objects until the collector looks at them: a build notes ten thousands of files, and keeps
@@ -43,7 +45,7 @@ def run(*, queues: Sequence[str], threads: int | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     django.setup()
-    prepare_process(links_folders=True)
+    prepare_process(links_folders=set(queues) != WITHOUT_SHARED_FOLDER)
     import dramatiq
 
     from environments import (

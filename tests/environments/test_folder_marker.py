@@ -75,12 +75,12 @@ def test_a_lost_folder_that_is_due_is_not_linked_into_a_mount_point(
 
 
 def test_kept_bytes_are_not_taken_for_lost_while_the_folder_is_not_mounted(
-    submit: Any, data_folder: Path
+    db: None, data_folder: Path
 ) -> None:
-    building.run(submit("dependencies: [libalpha]").pk)
     housekeeping.tidy()
-    blob = Blob.objects.order_by("pk").first()
-    assert blob is not None
+    made = data_folder / "made"
+    made.write_bytes(b"bytes")
+    blob = blobs.keep(made)
     aside = unmount(data_folder)
     with pytest.raises(UnavailableError, match="not mounted"):
         blobs.is_whole(blob)
