@@ -274,7 +274,7 @@ class Run:
         if final.is_symlink():  # of smoke tests that were killed
             final.unlink()
         elif final.exists():  # of an attempt that ended between this rename and its outcome
-            with self.holding():
+            with self._holding():
                 folders.discard(final, self.build.environment)
         namespace = self.build.environment.namespace
         folder_access.set_mode(self.hidden_prefix, folder_access.mode_of(namespace))
@@ -315,7 +315,7 @@ class Run:
         if build.lease_token == self.lease.token and self._named:
             try:
                 persist(self._discard_named)
-            except LeaseLostError:  # a moment ago
+            except LeaseLostError:  # taken over since the row was read
                 return True
             named = build.prefix_id
             persist(lambda: self._forget_prefix(named))
@@ -323,18 +323,18 @@ class Run:
         return True
 
     def _discard_named(self) -> None:
-        with self.holding():
+        with self._holding():
             folders.discard(self.final_prefix, self.build.environment)
 
     @contextlib.contextmanager
-    def holding(self) -> Iterator[None]:
-        """Let nobody take the build over meanwhile.
+    def _holding(self) -> Iterator[None]:
+        """Lock the build's row, so that no other worker takes the build over meanwhile.
 
-        Another attempt has the same final folder: what a worker that was stopped, and goes on
-        later, takes for a leftover may be the folder of the READY build.
+        Attempts of a build share their final folder. A worker that was suspended for longer than
+        its lease would otherwise take the folder of a later attempt for its own leftover.
 
         Raises:
-            LeaseLostError: somebody has.
+            LeaseLostError: another worker has the build.
         """
         with transaction.atomic():
             held = Build.objects.select_for_update().filter(pk=self.build.pk, state__in=RUNNING)

@@ -225,8 +225,7 @@ class PackageCache:
         for download in new:
             if download.key in proven and (self.folder / download.key).is_dir():
                 self._note_delivery(download)
-        noted = {download.key for download in wanted}.difference(each.key for each in new)
-        return {download.key for download in new} - proven - noted
+        return {download.key for download in new} - proven
 
     def _delivered(self, download: Download) -> bool:
         # A channel may list files of another that needs a credential: the archive is asked.
