@@ -35,7 +35,7 @@ class Form:
 
 FORMS: Mapping[ArtifactKind, Form] = {
     ArtifactKind.TAR_GZ: Form(file_name="env.tar.gz", content_type="application/gzip", recipe=3),
-    ArtifactKind.TAR_ZST: Form(file_name="env.tar.zst", content_type="application/zstd", recipe=4),
+    ArtifactKind.TAR_ZST: Form(file_name="env.tar.zst", content_type="application/zstd", recipe=3),
     ArtifactKind.SQUASHFS: Form(
         file_name="env.squashfs", content_type="application/vnd.squashfs", recipe=3
     ),

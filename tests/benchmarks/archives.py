@@ -24,7 +24,7 @@ from environments.engine.artifacts.archives import archive_parts
 from environments.engine.artifacts.file_systems import make_squashfs
 from environments.engine.artifacts.parts import (
     GZIP,
-    LONG_ZSTD,
+    ZSTD,
     Compression,
     PartFolder,
     write_parts,
@@ -40,7 +40,7 @@ ROUNDS = 2
 #: Packages that come on top: the rest, nine of ten, is shared.
 MORE = ("requests",)
 #: Each with the most that it may take of the processor time of conda-pack's command.
-FORMATS = {"tar.zst": (LONG_ZSTD, 0.28), "tar.gz": (GZIP, 0.5)}
+FORMATS = {"tar.zst": (ZSTD, 0.28), "tar.gz": (GZIP, 0.5)}
 
 
 def archives() -> Iterator[Measure]:

@@ -18,13 +18,7 @@ from pathlib import Path
 from conda_pack import core as conda_pack
 
 from environments.domain.errors import DiskSpaceError, InvalidInputError
-from environments.engine.artifacts.parts import (
-    GZIP,
-    LONG_ZSTD,
-    Compression,
-    PartFolder,
-    write_parts,
-)
+from environments.engine.artifacts.parts import GZIP, ZSTD, Compression, PartFolder, write_parts
 from environments.engine.artifacts.staging import Material
 from environments.engine.artifacts.tar import END, Entry
 from environments.engine.artifacts.tree import Part, PrefixRecord, parts_of
@@ -39,7 +33,7 @@ def make_tar_gz(material: Material) -> Path:
 
 
 def make_tar_zst(material: Material) -> Path:
-    return _make(material, "env.tar.zst", LONG_ZSTD)
+    return _make(material, "env.tar.zst", ZSTD)
 
 
 def parts_folder(material: Material) -> PartFolder:

@@ -7,8 +7,7 @@ are compressed alone, and kept; the next archive with the package copies them.
     <folder>/<key of the part>-<name of the compression>     sha256 of the rest (32 bytes), the rest
 
 The bytes are the same however many threads work: a stream is cut at fixed places, and each piece is
-compressed by itself. Compressors and the memory of pieces are used again: page faults of fresh
-memory cost processor time.
+compressed by itself.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import hashlib
 import os
 import secrets
 import shutil
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -36,44 +34,22 @@ from environments.domain.progress import Cancelled, Progress, Report, ignore, ne
 from environments.engine.artifacts.tar import chunks
 from environments.engine.artifacts.tree import Part
 
-#: Bytes of an image's layer, and of a gzip archive, that are compressed at once.
+#: Bytes that are compressed at once; memory is a few times that for each thread.
 PIECE = 8 << 20
-#: Those of a zstd archive; memory is a few times that for each thread.
-LONG_PIECE = 16 << 20
 Packed = bytes | bytearray
 _DIGEST = 32  # bytes of a sha256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compression:
-    """`name` says with what, so that parts of another encoder or version are never mixed in.
-
-    `piece` is the number of bytes that are compressed at once.
-    """
+    """`name` says with what, so that parts of another library's version are never mixed in."""
 
     name: str
     compress: Callable[[memoryview], Packed]
-    piece: int = PIECE
 
 
 def _zstd(piece: memoryview) -> bytes:
     return zstandard.ZstdCompressor(level=3, write_checksum=True).compress(piece)
-
-
-#: Level 3 with a window of 8 MiB, the largest that RFC 8878 recommends every reader to support, and
-#: with tables of twice the size: 1.5 MiB, which stay in a processor's cache. Twice as large again,
-#: they take half as long again.
-_LONG = zstandard.ZstdCompressionParameters.from_level(
-    3, window_log=23, hash_log=18, chain_log=17, write_checksum=True
-)
-_compressors = threading.local()
-
-
-def _long_zstd(piece: memoryview) -> bytes:
-    compressor: zstandard.ZstdCompressor | None = getattr(_compressors, "long", None)
-    if compressor is None:
-        compressor = _compressors.long = zstandard.ZstdCompressor(compression_params=_LONG)
-    return compressor.compress(piece)
 
 
 def _gzip(piece: memoryview) -> Packed:
@@ -81,11 +57,7 @@ def _gzip(piece: memoryview) -> Packed:
     return deflate.gzip_compress(piece, 3)
 
 
-_VERSION = ".".join(map(str, zstandard.ZSTD_VERSION))
-#: Of layers of images, which registries know by their digests.
-ZSTD = Compression(name=f"zst-{_VERSION}", compress=_zstd)
-#: Of archives.
-LONG_ZSTD = Compression(name=f"zst-long-{_VERSION}", compress=_long_zstd, piece=LONG_PIECE)
+ZSTD = Compression(name="zst-" + ".".join(map(str, zstandard.ZSTD_VERSION)), compress=_zstd)
 GZIP = Compression(name=f"gz-{version('deflate')}", compress=_gzip)
 
 
@@ -135,9 +107,8 @@ def write_parts(
     """
     threads = threads or len(os.sched_getaffinity(0))
     kept.folder.mkdir(parents=True, exist_ok=True)
-    memory = _Memory(compression)
     with ThreadPoolExecutor(threads) as pool, contextlib.ExitStack() as cleanup:
-        line = _Line(out, pool=pool, most=2 * threads * PIECE // compression.piece)
+        line = _Line(out, pool=pool, most=2 * threads)
         cleanup.callback(pool.shutdown, cancel_futures=True)
         for number, part in enumerate(parts):
             obey(cancelled)
@@ -146,31 +117,12 @@ def write_parts(
             if path is not None and line.copy(path):
                 continue
             copy = cleanup.enter_context(_Copy(path)) if path is not None else None
-            for piece in chunks(part.stream(), compression.piece, fresh=memory.take):
+            for piece in chunks(part.stream(), PIECE):
                 obey(cancelled)
-                line.add(piece, memory.compress, copy)
+                line.add(piece, compression.compress, copy)
             line.end(copy)
         line.finish()
     progress(Progress(stage="packing", done=len(parts), total=len(parts)))
-
-
-class _Memory:
-    """The memory of pieces, which the next piece takes once this one is compressed."""
-
-    def __init__(self, compression: Compression) -> None:
-        self._compression = compression
-        self._free: deque[bytearray] = deque()
-
-    def take(self) -> memoryview:
-        with contextlib.suppress(IndexError):
-            return memoryview(self._free.popleft())
-        return memoryview(bytearray(self._compression.piece))
-
-    def compress(self, piece: memoryview) -> Packed:
-        packed = self._compression.compress(piece)
-        assert isinstance(piece.obj, bytearray), "came from take"
-        self._free.append(piece.obj)
-        return packed
 
 
 class _Copy:

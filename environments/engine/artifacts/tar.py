@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from environments.domain.errors import LinkError
@@ -79,11 +79,7 @@ def tar_stream(entries: Iterable[Entry]) -> Iterator[bytes | Source]:
 
 
 def chunks(
-    stream: Iterable[bytes | Source],
-    size: int,
-    *,
-    reuse: bool = False,
-    fresh: Callable[[], memoryview] | None = None,
+    stream: Iterable[bytes | Source], size: int, *, reuse: bool = False
 ) -> Iterator[memoryview]:
     """`stream` in pieces of `size` bytes; the last one may be shorter.
 
@@ -91,12 +87,10 @@ def chunks(
 
     Args:
         reuse: the next piece takes the memory of the one before.
-        fresh: gives the memory of the next piece, of `size` bytes.
     Raises:
         LinkError: a file is shorter than it was.
     """
-    fresh = fresh or (lambda: memoryview(bytearray(size)))
-    piece, filled = fresh(), 0
+    piece, filled = memoryview(bytearray(size)), 0
     for data in stream:
         descriptor = os.open(data.path, os.O_RDONLY) if isinstance(data, Source) else -1
         try:
@@ -112,7 +106,7 @@ def chunks(
                 done, filled = done + taken, filled + taken
                 if filled == size:
                     yield piece
-                    piece, filled = piece if reuse else fresh(), 0
+                    piece, filled = piece if reuse else memoryview(bytearray(size)), 0
         finally:
             if descriptor >= 0:
                 os.close(descriptor)

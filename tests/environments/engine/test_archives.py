@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-import random
 import shlex
 import struct
 import subprocess
@@ -18,15 +17,12 @@ from pathlib import Path
 
 import conda_pack
 import pytest
-import zstandard
 
 from environments.domain.errors import InvalidInputError, LeaseLostError, LinkError
 from environments.engine import linking
 from environments.engine.artifacts import archives, parts
-from environments.engine.artifacts.parts import GZIP, LONG_ZSTD, ZSTD, write_parts
+from environments.engine.artifacts.parts import GZIP, ZSTD, write_parts
 from environments.engine.artifacts.staging import Material
-from environments.engine.artifacts.tar import END, Entry
-from environments.engine.artifacts.tree import Part
 from environments.engine.package_cache import PackageCache
 from tests.channels.conda_package import PLACEHOLDER, PackageFile, PackageSpec
 from tests.channels.simple_index import make_wheel
@@ -119,57 +115,15 @@ def test_neither_threads_nor_what_is_kept_changes_a_byte(material: Material) -> 
         kept = parts.PartFolder(material.work / folder)
         path = material.work / f"{folder}-{threads}"
         with path.open("xb") as out:
-            write_parts(pieces, out, compression=LONG_ZSTD, kept=kept, threads=threads)
+            write_parts(pieces, out, compression=ZSTD, kept=kept, threads=threads)
         made.add(hashlib.sha256(path.read_bytes()).hexdigest())
     assert len(made) == 1
-
-
-def part_of(name: str, *contents: bytes) -> Part:
-    entries = [
-        Entry.file(f"{name}/{number}", content, 0) for number, content in enumerate(contents)
-    ]
-    return Part(key=hashlib.sha256(name.encode()).hexdigest(), name=name, entries=entries)
-
-
-def written(folder: Path, *made_of: Part, threads: int = 1) -> Path:
-    path = folder / "-".join((*(part.name for part in made_of), f"{threads}.tar.zst"))
-    kept = parts.PartFolder(path.with_suffix(".parts"))
-    with path.open("xb") as out:
-        write_parts(made_of, out, compression=LONG_ZSTD, kept=kept, threads=threads)
-    return path
-
-
-def test_equal_files_of_a_package_are_compressed_once_where_they_are_near(tmp_path: Path) -> None:
-    """Readers have to support windows of 8 MiB (RFC 8878)."""
-    library = random.Random(1).randbytes(3_000_000)
-    archive = written(
-        tmp_path, part_of("twice", library, library), Part(key="", name="", entries=(), tail=END)
-    )
-    assert archive.stat().st_size < 1.01 * len(library)
-    frame = zstandard.get_frame_parameters(archive.read_bytes())
-    assert frame.window_size <= 8 << 20
-    assert len(list(members(archive))) == 2
-
-
-def test_pieces_have_the_same_bytes_whatever_was_compressed_before_them(tmp_path: Path) -> None:
-    """Compressors and the memory of pieces are used again."""
-    source = random.Random(2)
-    words = [source.randbytes(source.randrange(6, 16)) for _ in range(5_000)]
-    text = b"".join(source.choices(words, k=1_800_000))
-    assert len(text) > LONG_ZSTD.piece
-    long, short = part_of("long", text, text[::-1]), part_of("short", text[:100_000])
-    alone = written(tmp_path, long).read_bytes(), written(tmp_path, short).read_bytes()
-    for threads in (1, 3):
-        beside = written(tmp_path, short, long, part_of("other", text[5:]), threads=threads)
-        assert beside.read_bytes().startswith(alone[1] + alone[0])
-        frames = zstandard.get_frame_parameters(alone[0])
-        assert frames.window_size <= 8 << 20
 
 
 def test_a_damaged_part_is_not_used_again(material: Material) -> None:
     whole = archives.make_tar_zst(material).read_bytes()
     kept = archives.parts_folder(material)
-    victim = max(kept.folder.glob(f"*-{LONG_ZSTD.name}"), key=lambda path: path.stat().st_size)
+    victim = max(kept.folder.glob(f"*-{ZSTD.name}"), key=lambda path: path.stat().st_size)
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
@@ -313,9 +267,8 @@ def test_a_wheel_and_a_package_with_the_same_path_are_refused(
     [
         (GZIP, "cf0fa5d96c4dd5015e81aa24b76e61a340025151a2b567fe5c925af09dc69e89"),
         (ZSTD, "531f71c3fbf2f364bd6b38b4a67a4d39def6a9e550fa9a8328c6ee1b6b1d2b0a"),
-        (LONG_ZSTD, "82146f5b40a585ee7d5595c5ba58d6b7662ba86b0274402b386e8de713753314"),
     ],
-    ids=["gzip", "zstd", "long-zstd"],
+    ids=["gzip", "zstd"],
 )
 def test_the_compressors_give_the_bytes_that_they_always_gave(
     compression: parts.Compression, digest: str
