@@ -13,8 +13,8 @@ from django.contrib.auth.models import AnonymousUser
 
 from accounts.models import ApiToken, User
 from accounts.roles import ROLES, Perm, Role
+from condastore.errors import AccessDeniedError, NotSignedInError
 from condastore.statements import KEY, marks, values_of
-from environments.domain.errors import AccessDeniedError, NotSignedInError
 
 
 @dataclass(frozen=True, slots=True)

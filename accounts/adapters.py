@@ -19,7 +19,7 @@ from accounts.models import User
 from accounts.providers import OpenIdProvider, SamlProvider
 from accounts.sealing import SECOND_FACTORS, seal, unseal
 from accounts.signals import mail_wanted
-from environments.domain.errors import AccessDeniedError, UnavailableError
+from condastore.errors import AccessDeniedError, UnavailableError
 
 if TYPE_CHECKING:
     from allauth.socialaccount.models import SocialLogin

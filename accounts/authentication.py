@@ -29,8 +29,8 @@ from accounts.access import ANONYMOUS, Actor
 from accounts.models import ApiToken, User, token_digest
 from accounts.sign_in import SecondFactorError, TooManyAttemptsError, lacks_second_factor
 from accounts.signals import token_moved, token_refused
+from condastore.errors import NotSignedInError
 from condastore.statements import KEY, MOMENT, Lookup, word
-from environments.domain.errors import NotSignedInError
 
 #: The stand-in of a token's key (condastore.statements).
 TOKEN_KEY = KEY + 1

@@ -7,7 +7,7 @@ from typing import Any
 
 from accounts.directories import Person
 from accounts.providers import OpenIdProvider, SamlProvider
-from environments.domain.errors import AccessDeniedError
+from condastore.errors import AccessDeniedError
 
 
 def refused(provider: str, why: str) -> AccessDeniedError:

@@ -20,7 +20,7 @@ from django.utils.module_loading import import_string
 
 from accounts.models import DirectoryGroup, Identity, User
 from accounts.signals import account_closed, account_opened, groups_mirrored
-from environments.domain.errors import AccessDeniedError, ConflictError, UnavailableError
+from condastore.errors import AccessDeniedError, ConflictError, UnavailableError
 
 logger = structlog.get_logger(__name__)
 #: A round that would end more accounts than this, and more than this part of all it looked at, is

@@ -30,7 +30,7 @@ from django_auth_ldap.config import (
 from accounts import throttling
 from accounts.directories import Person, welcome
 from accounts.models import Identity, User
-from environments.domain.errors import StoreError, UnavailableError
+from condastore.errors import StoreError, UnavailableError
 
 #: How the directory says who is in a group: the value of CONDASTORE_LDAP_GROUP_TYPE.
 GROUP_TYPES: Mapping[str, Any] = {

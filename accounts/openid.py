@@ -16,7 +16,7 @@ from accounts.claims import of_userinfo
 from accounts.directories import Person
 from accounts.models import Identity
 from accounts.providers import OpenIdProvider
-from environments.domain.errors import UnavailableError
+from condastore.errors import UnavailableError
 
 TIMEOUT = 20.0  # seconds
 WELL_KNOWN = "/.well-known/openid-configuration"

@@ -8,7 +8,7 @@ from django.core.exceptions import ValidationError
 from django.http import HttpRequest
 
 from accounts.models import User
-from environments.domain.errors import AccessDeniedError, NotSignedInError
+from condastore.errors import AccessDeniedError, NotSignedInError
 
 
 class TooManyAttemptsError(AccessDeniedError):

@@ -14,7 +14,7 @@ from django.views.decorators.cache import never_cache
 
 from accounts.password_reset import by_mail
 from accounts.throttling import remember_device
-from environments.domain.errors import AccessDeniedError
+from condastore.errors import AccessDeniedError
 
 
 class OwnPassword(views.PasswordChangeView):  # type: ignore[misc]

@@ -41,7 +41,7 @@ class Console(AdminSite):
     index_title = "How the installation is"
 
     def has_permission(self, request: HttpRequest) -> bool:
-        from environments.admin.entry import may_enter
+        from environments.admin.access import may_enter
 
         return may_enter(request)
 

@@ -16,15 +16,15 @@ django.setup(set_prefix=False)  # first: what follows needs the apps
 from django.conf import settings  # noqa: E402
 from django.http.request import split_domain_port, validate_host  # noqa: E402
 
-from condastore import turns  # noqa: E402
 from condastore.cli.errors import CommandError  # noqa: E402
-from condastore.file_responses import PART, FileHandler  # noqa: E402
+from condastore.http import request_turns  # noqa: E402
+from condastore.http.file_responses import PART, FileHandler  # noqa: E402
+from condastore.http.request_threads import KeptThread, keep_connections  # noqa: E402
 from condastore.private_files import PRIVATE_UMASK  # noqa: E402
 from condastore.schema import schema  # noqa: E402
-from condastore.starting import prepare_folder  # noqa: E402
-from condastore.threads import KeptThread, keep_connections  # noqa: E402
+from condastore.supervisor.startup import prepare_folder  # noqa: E402
 from environments.graphql.views import make_socket  # noqa: E402
-from environments.rest import bodies  # noqa: E402
+from environments.rest import uploads  # noqa: E402
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -44,9 +44,11 @@ async def application(scope: MutableMapping[str, Any], receive: Receive, send: S
                 thread.begin()
                 await respond(receive, send)
             else:
-                receive = bodies.body_for(scope, receive)
+                receive = uploads.body_for(scope, receive)
                 method = scope["method"]
-                await turns.admit(respond, receive, send, method=method, admitted=thread.begin)
+                await request_turns.admit(
+                    respond, receive, send, method=method, admitted=thread.begin
+                )
     elif scope["type"] == "websocket":
         if scope["path"].rstrip("/") == "/graphql" and _host_allowed(scope):
             await graphql_socket(scope, receive, send)

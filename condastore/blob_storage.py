@@ -45,7 +45,7 @@ def blob_storage(kind: str, options: str) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise ImproperlyConfigured("CONDASTORE_BLOBS_OPTIONS must be a JSON object.")
     if kind == "files":
-        return {"BACKEND": "environments.blobs.BlobFolder", "OPTIONS": given}
+        return {"BACKEND": "environments.services.blobs.BlobFolder", "OPTIONS": given}
     if kind not in STORES:
         raise ImproperlyConfigured(
             f"CONDASTORE_BLOBS is {kind!r}; there are: files, {', '.join(STORES)}."

@@ -104,7 +104,7 @@ def make_broker(url: str) -> Broker:
         from dramatiq.brokers.rabbitmq import RabbitmqBroker
 
         return RabbitmqBroker(url=url, middleware=middleware)
-    from condastore.waking import WakingBroker
+    from condastore.redis_wakeup import WakingBroker
 
     return WakingBroker(
         url=url,

@@ -20,15 +20,15 @@ from django.core.checks import CheckMessage, Error, Info, register
 from django.core.checks import Warning as Warned
 
 from condastore import env, private_files
-from environments.domain.errors import InvalidInputError
+from condastore.errors import InvalidInputError
 from environments.domain.folder_access import EVERYONE, parse_group_rules
-from environments.engine import git_sources
-from environments.engine.addresses import parse_networks
-from environments.engine.audit_anchor import parse_audit_anchor
-from environments.engine.confinement import python_paths
-from environments.engine.disk import require_same_file_system
-from environments.engine.processes import SHOWN
-from environments.outgoing import configured_guard
+from environments.engine.network.addresses import parse_networks
+from environments.engine.network.audit_anchors import parse_audit_anchor
+from environments.engine.pypi import git_sources
+from environments.engine.system.confinement import python_paths
+from environments.engine.system.disk import require_same_file_system
+from environments.engine.system.processes import SHOWN
+from environments.services.outgoing_guard import configured_guard
 
 #: The length of the placeholder in which conda packages keep room for a prefix.
 CONDA_PREFIX_LENGTH = 255
@@ -105,7 +105,7 @@ def _modes(data: Path) -> Iterator[CheckMessage]:
             hint="Set CONDASTORE_BLOBS_GROUP to the group that nginx runs as.",
             id="condastore.W031",
         )
-    from condastore.starting import database_file
+    from condastore.supervisor.startup import database_file
 
     for found in private_files.still_open(data, database=database_file(), blobs_group=group):
         yield Error(

@@ -19,8 +19,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from accounts.access import Actor
 from accounts.roles import Perm
-from condastore import metrics, object_store, start_faults
-from environments.domain.errors import AccessDeniedError, NotSignedInError, UnavailableError
+from condastore import metrics, object_store, startup_errors
+from condastore.errors import AccessDeniedError, NotSignedInError, UnavailableError
 
 logger = structlog.get_logger(__name__)
 
@@ -54,7 +54,7 @@ def _result(check: Callable[[], str]) -> dict[str, Any]:
     except UnavailableError as error:
         wrong = error.message
     except Error as error:
-        found = start_faults.of_database(error)
+        found = startup_errors.of_database(error)
         logger.warning("database unreachable", error=str(error), hint=found.hint)
         wrong = str(found)
     except Exception:
@@ -101,7 +101,7 @@ def _blob_store() -> str:
 
 
 def _keys() -> str:
-    from environments import key_rotation
+    from environments.services import key_rotation
 
     return key_rotation.fault()
 

@@ -10,7 +10,7 @@ import threading
 from django.conf import settings
 from django.core.files.storage import storages
 
-from condastore import start_faults
+from condastore import startup_errors
 from condastore.cli.errors import CommandError
 
 #: A name that no blob has.
@@ -34,7 +34,7 @@ def fault() -> CommandError | None:
         asking = _asking
     asking.join(PATIENCE)
     if asking.is_alive():
-        return start_faults.of_object_store(TimeoutError("no answer"))
+        return startup_errors.of_object_store(TimeoutError("no answer"))
     return _found
 
 
@@ -43,7 +43,7 @@ def _ask() -> None:
     try:
         probe()
     except Exception as error:
-        _found = start_faults.of_object_store(error)
+        _found = startup_errors.of_object_store(error)
     else:
         _found = None
 

@@ -22,7 +22,7 @@ from django.core.exceptions import SynchronousOnlyOperation
 from django.db import Error, InterfaceError, OperationalError, ProgrammingError, connection
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
-from environments.domain.errors import StoreError, UnavailableError, UnexpectedError
+from condastore.errors import StoreError, UnavailableError, UnexpectedError
 
 logger = structlog.get_logger(__name__)
 T = TypeVar("T")

@@ -126,7 +126,7 @@ def _modes(
         yield data / name, 0o700, None
     yield data / BLOBS, 0o700 if blobs_group is None else 0o750, blobs_group
     for name in TRAVERSED:
-        yield data / name, 0o755, None  # at most: see environments/folder_access.py
+        yield data / name, 0o755, None  # at most: see environments/services/folder_access.py
     if database is not None and database.parent != data:
         for ending in ("", "-wal", "-shm", "-journal"):
             yield database.with_name(database.name + ending), 0o700, None

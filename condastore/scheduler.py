@@ -11,7 +11,7 @@ import structlog
 from django.conf import settings
 
 from condastore.private_files import PRIVATE_UMASK
-from condastore.starting import prepare_folder, prepare_process
+from condastore.supervisor.startup import prepare_folder, prepare_process
 from condastore.worker import process_name
 
 logger = structlog.get_logger(__name__)

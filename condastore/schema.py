@@ -12,7 +12,7 @@ from strawberry.types import ExecutionContext
 
 from condastore.metrics import OperationTimes
 from environments.graphql.errors import StoreErrors, refused_query, told
-from environments.graphql.execution import Straight
+from environments.graphql.fast_execution import Straight
 from environments.graphql.limits import Limits
 from environments.graphql.mutations import Mutation
 from environments.graphql.optimizer import Optimizer

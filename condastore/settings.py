@@ -524,7 +524,7 @@ INSTALLED_APPS = [
     "guardian",
 ]
 MIDDLEWARE = [
-    "condastore.middleware.RequestContext",
+    "condastore.http.middleware.RequestContext",
     "django.middleware.security.SecurityMiddleware",
     "csp.middleware.CSPMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
@@ -536,7 +536,7 @@ MIDDLEWARE = [
     "accounts.authentication.ActorMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
-    "condastore.middleware.StoreErrors",
+    "condastore.http.middleware.StoreErrors",
 ]
 ROOT_URLCONF = "condastore.urls"
 ASGI_APPLICATION = "condastore.asgi.application"
@@ -677,7 +677,7 @@ _prefix = "__Host-" if SECURE_COOKIES else ""
 SESSION_COOKIE_NAME = f"{_prefix}condastore_session"
 CSRF_COOKIE_NAME = f"{_prefix}condastore_csrf"
 DEVICE_COOKIE_NAME = f"{_prefix}condastore_device"
-CSRF_FAILURE_VIEW = "condastore.middleware.refusal"
+CSRF_FAILURE_VIEW = "condastore.http.middleware.refusal"
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_COOKIES
 SECURE_HSTS_SECONDS = 31_536_000 if SECURE_COOKIES else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = SECURE_COOKIES

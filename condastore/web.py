@@ -2,7 +2,7 @@
 
 The parent keeps the socket open, so that requests wait, and are not refused, while this process is
 started again. Elsewhere run `uvicorn condastore.asgi:application --http
-condastore.http_protocol:HttpProtocol`.
+condastore.http.protocol:HttpProtocol`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 
 import uvicorn
 
-from condastore.http_protocol import HttpProtocol
+from condastore.http.protocol import HttpProtocol
 from condastore.private_files import PRIVATE_UMASK
 
 #: Seconds that a request, or a subscription, has to end when the server stops.

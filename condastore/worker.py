@@ -19,7 +19,7 @@ from django.conf import settings
 
 from condastore.cli.errors import CommandError, Status
 from condastore.private_files import SHARED_UMASK
-from condastore.starting import prepare_folder, prepare_process
+from condastore.supervisor.startup import prepare_folder, prepare_process
 
 logger = structlog.get_logger(__name__)
 #: How often a worker says that it lives; `Worker.LIFE` is how long that is believed.
@@ -48,12 +48,10 @@ def run(*, queues: Sequence[str], threads: int | None = None) -> None:
     prepare_process(links_folders=set(queues) != WITHOUT_SHARED_FOLDER)
     import dramatiq
 
-    from environments import (
-        tasks,  # noqa: F401 - makes the broker and registers the actors
-        thread_bounds,
-    )
-    from environments.engine import addresses, forward_proxy
-    from environments.tools import pace
+    from environments import tasks  # noqa: F401 - makes the broker and registers the actors
+    from environments.engine.network import addresses, forward_proxy
+    from environments.services import thread_bounds
+    from environments.services.engine_context import pace
 
     forward_proxy.use_pace(pace)
     # Before there are threads: it changes the environment of the process.
@@ -79,7 +77,7 @@ def run(*, queues: Sequence[str], threads: int | None = None) -> None:
         worker_timeout=200,  # ms: idle, it looks so often, where nothing wakes it
     )
     worker.start()
-    from environments import isolation
+    from environments.services import isolation
 
     for kind, sentence in isolation.problems().items():
         logger.warning(sentence, kind=kind)
@@ -106,9 +104,9 @@ def _say(queues: list[str], life: timedelta | None = None) -> None:
     from django.db import Error, close_old_connections
 
     from condastore import outages
-    from environments import isolation
     from environments.models import Worker
-    from environments.platforms import own_platform
+    from environments.services import isolation
+    from environments.services.platforms import own_platform
 
     close_old_connections()
     try:
@@ -135,7 +133,7 @@ def _say_gone(queues: list[str]) -> None:
 def _preload() -> None:
     """Import what every build needs, so that the first one does not wait for it."""
     started = time.monotonic()
-    building = importlib.import_module("environments.building")
+    building = importlib.import_module("environments.jobs.builds")
     building.tools().solver().warm_up()
     building.tools().packages.warm_up()
     # What is imported by now stays: the collector need not look at it again and again.

@@ -16,13 +16,13 @@ class EnvironmentsConfig(AppConfig):
     name = "environments"
 
     def ready(self) -> None:
-        from environments import directories as directories  # listens
-        from environments.engine import addresses
+        from environments import receivers  # noqa: F401 - connects them
+        from environments.engine.network import addresses
         from environments.models.audit import guard_rows
         from environments.models.audit_swap import forget
         from environments.operations import account_mail as account_mail  # likewise
         from environments.operations import audit
-        from environments.outgoing import configured_guard
+        from environments.services.outgoing_guard import configured_guard
 
         configured_guard()  # a setting that cannot be read is reported now
         addresses.install(configured_guard)
@@ -35,7 +35,7 @@ class EnvironmentsConfig(AppConfig):
 
 def _close_folders(instance: Any, created: bool, **kwargs: Any) -> None:
     """Open or close a namespace's folders when its visibility changes, by whomever."""
-    from environments import folder_access
+    from environments.services import folder_access
 
     if not created:
         transaction.on_commit(lambda: folder_access.apply_to_namespace(instance))
@@ -43,7 +43,7 @@ def _close_folders(instance: Any, created: bool, **kwargs: Any) -> None:
 
 def _renew_keys(*, using: str = "default", plan: Any = None, **kwargs: Any) -> None:
     """Renew what former keys protect, after an upgrade: the secret key once did it all."""
-    from environments import key_rotation
+    from environments.services import key_rotation
 
     if using != "default" or not plan:
         return

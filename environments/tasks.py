@@ -13,7 +13,7 @@ from dramatiq.middleware import Shutdown
 from condastore import broker
 
 if TYPE_CHECKING:
-    from environments.thread_bounds import Kind
+    from environments.services.thread_bounds import Kind
 
 broker.configure()
 
@@ -40,7 +40,7 @@ def _limit(seconds: float) -> int:
 
 def _run_bounded(kind: Kind, work: Callable[[int], object], task: Any, key: int) -> None:
     """Do work of this kind, or offer it again later where its bound of threads is reached."""
-    from environments import thread_bounds
+    from environments.services import thread_bounds
 
     with thread_bounds.hold(kind) as free:
         if free:
@@ -62,11 +62,12 @@ def build_environment(build_id: int) -> None:
     It need not be the one that the message was sent for (`queue_order` says why). A message that
     is delivered twice finds nothing to do the second time.
     """
-    from environments import building, platforms, queue_order
+    from environments.jobs import builds, fair_queue
+    from environments.services import platforms
 
     own = platforms.own_platform()
-    for build in queue_order.next_builds(own):
-        compile_later = building.run(build)
+    for build in fair_queue.next_builds(own):
+        compile_later = builds.run(build)
         if compile_later is None:
             continue  # another worker was faster
         if compile_later:
@@ -75,17 +76,17 @@ def build_environment(build_id: int) -> None:
         if broker.backlog.is_empty:
             _cover_what_is_due(build_id, own)
         return
-    if queue_order.left_to_others(own):
+    if fair_queue.left_to_others(own):
         with contextlib.suppress(Exception):  # the sweep says it again
             build_environment.send_with_options(args=(build_id,), delay=OTHERS_TURN)
 
 
 def _cover_what_is_due(build_id: int, platform: str) -> None:
     """Send a message for a build whose own was lost; one too many finds nothing to do."""
-    from environments import queue_order
+    from environments.jobs import fair_queue
 
     with contextlib.suppress(Exception):  # the sweep does the same, later
-        if queue_order.due_here(platform):
+        if fair_queue.due_here(platform):
             build_environment.send(build_id)
 
 
@@ -101,14 +102,15 @@ def solve_preview(preview_id: str) -> None:
     Where no thread is free for one, whatever ends a preview sends for the next, and so does the
     sweep: another worker may be free before.
     """
-    from environments import building, preview_order, thread_bounds
+    from environments.jobs import builds, fair_previews
+    from environments.services import thread_bounds
 
     with thread_bounds.hold(thread_bounds.Kind.PREVIEW) as free:
-        ran = free and any(map(building.run_preview, preview_order.next_previews()))
+        ran = free and any(map(builds.run_preview, fair_previews.next_previews()))
     with contextlib.suppress(Exception):  # the sweep says it again
-        if not free and preview_order.is_covered(preview_id):
+        if not free and fair_previews.is_covered(preview_id):
             solve_preview.send_with_options(args=(preview_id,), delay=PREVIEW_LATER)
-        elif ran and (following := next(preview_order.next_previews(), None)) is not None:
+        elif ran and (following := next(fair_previews.next_previews(), None)) is not None:
             solve_preview.send(following)
 
 
@@ -120,7 +122,7 @@ def solve_preview(preview_id: str) -> None:
 )
 def make_artifact(artifact_id: int) -> None:
     """Make a file of a lock. A message delivered twice does nothing the second time."""
-    from environments import artifacts
+    from environments.jobs import artifacts
 
     artifacts.make(artifact_id)
 
@@ -128,7 +130,8 @@ def make_artifact(artifact_id: int) -> None:
 @dramatiq.actor(queue_name="artifacts", throws=Shutdown, time_limit=_limit(3600), **REDELIVERY)
 def look_at_mirror(index_id: int) -> None:
     """See what a mirrored channel lists now. A message delivered twice does nothing."""
-    from environments import mirrors, thread_bounds
+    from environments.jobs import mirrors
+    from environments.services import thread_bounds
 
     _run_bounded(thread_bounds.Kind.MIRRORING, mirrors.look, look_at_mirror, index_id)
 
@@ -136,7 +139,8 @@ def look_at_mirror(index_id: int) -> None:
 @dramatiq.actor(queue_name="artifacts", throws=Shutdown, time_limit=_limit(3600), **REDELIVERY)
 def make_mirror_view(view_id: int) -> None:
     """Render what is shown of a mirrored channel. A message delivered twice does nothing."""
-    from environments import mirrors, thread_bounds
+    from environments.jobs import mirrors
+    from environments.services import thread_bounds
 
     _run_bounded(thread_bounds.Kind.MIRRORING, mirrors.make, make_mirror_view, view_id)
 
@@ -149,15 +153,16 @@ def make_mirror_view(view_id: int) -> None:
 )
 def push_image(push_id: int) -> None:
     """One attempt to send an image where a rule says. A message delivered twice does nothing."""
-    from environments import pushing, thread_bounds
+    from environments.jobs import image_pushes
+    from environments.services import thread_bounds
 
-    _run_bounded(thread_bounds.Kind.PUSHING, pushing.push, push_image, push_id)
+    _run_bounded(thread_bounds.Kind.PUSHING, image_pushes.push, push_image, push_id)
 
 
 @dramatiq.actor(queue_name="upkeep", max_retries=0, throws=Shutdown, time_limit=_limit(3600))
 def compile_bytecode(build_id: int) -> None:
     """Compile what a published build could not wait for."""
-    from environments import bytecode
+    from environments.jobs import bytecode
 
     bytecode.complete(build_id)
 
@@ -171,41 +176,41 @@ def compile_bytecode(build_id: int) -> None:
 )
 def restore_folder() -> None:
     """Link the most urgent missing folder again. A message too many finds nothing to do."""
-    from environments import folder_restoring
+    from environments.jobs import folder_restores
 
-    restored = folder_restoring.restore_next()
+    restored = folder_restores.restore_next()
     if restored is None:
         return
     with contextlib.suppress(Exception):  # the queue may be down: the sweep sends it again
         if restored.compile_later:
             compile_bytecode.send(restored.build_id)
-        if folder_restoring.is_more_due():
+        if folder_restores.is_more_due():
             restore_folder.send()
 
 
 @dramatiq.actor(queue_name="upkeep", max_retries=0, throws=Shutdown, time_limit=_limit(3600))
 def tidy() -> None:
     """Empty the trash, move orphans there, put the folders under `envs/` right; keep packages."""
-    from environments import housekeeping, keeping
+    from environments.jobs import cleanup, package_backfill
 
-    housekeeping.tidy()
-    keeping.go_on()
+    cleanup.tidy()
+    package_backfill.go_on()
 
 
 @dramatiq.actor(queue_name="upkeep", max_retries=0, throws=Shutdown, time_limit=_limit(3600))
 def collect(orphans: bool = False) -> None:
     """Mark the kept bytes that nothing needs, and remove those that were marked long enough."""
-    from environments import collection
+    from environments.jobs import blob_gc
 
-    collection.collect(orphans=orphans)
+    blob_gc.collect(orphans=orphans)
 
 
 @dramatiq.actor(queue_name="upkeep", max_retries=0, throws=Shutdown, time_limit=_limit(600))
 def index_channel(channel_id: int) -> None:
     """Read the names that a channel offers, for search."""
-    from environments import housekeeping
+    from environments.jobs import cleanup
 
-    if not housekeeping.index_channel(channel_id):
+    if not cleanup.index_channel(channel_id):
         with contextlib.suppress(Exception):  # the sweep sends it again
             index_channel.send_with_options(args=(channel_id,), delay=INDEX_LATER)
 
@@ -213,9 +218,9 @@ def index_channel(channel_id: int) -> None:
 @dramatiq.actor(queue_name="upkeep", throws=Shutdown, time_limit=_limit(120), **REDELIVERY)
 def deliver_notification(notification_id: int) -> None:
     """One attempt at one mail or webhook. A message delivered twice does nothing."""
-    from environments import delivery
+    from environments.jobs import notification_delivery
 
-    delivery.deliver(notification_id)
+    notification_delivery.deliver(notification_id)
 
 
 @dramatiq.actor(queue_name="upkeep", max_retries=0, throws=Shutdown, time_limit=_limit(3600))

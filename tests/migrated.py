@@ -1,7 +1,7 @@
 """A database with all tables, made once for the code as it is, then copied.
 
 Migrating an empty database takes ten seconds of a processor, for each run of the tests and each
-system that one starts; `tests/condastore/test_up.py` starts from nothing, and so does
+system that one starts; `tests/condastore/supervisor/test_up.py` starts from nothing, and so does
 `tests/matrix` on PostgreSQL.
 """
 

@@ -15,16 +15,16 @@ import sys
 
 import django
 
-from condastore import forks
-from condastore.children import die_with
-from condastore.forks import Fork
+from condastore.supervisor import fork
+from condastore.supervisor.child import die_with
+from condastore.supervisor.fork import Fork
 
 
 def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "condastore.settings")
     django.setup()
-    importlib.import_module("environments.building")  # else each worker does it
-    assert forks.safe()
+    importlib.import_module("environments.jobs.builds")  # else each worker does it
+    assert fork.safe()
     started: list[Fork] = []
     with selectors.DefaultSelector() as selector:
         selector.register(sys.stdin, selectors.EVENT_READ)

@@ -13,13 +13,18 @@ from typing import Any
 import pytest
 
 #: Where tests start systems of their own, and wait for them more than they calculate.
-WAITING = ("tests/faults/", "tests/matrix/", "tests/acceptance/", "tests/condastore/test_up.py")
+WAITING = (
+    "tests/faults/",
+    "tests/matrix/",
+    "tests/acceptance/",
+    "tests/condastore/supervisor/test_up.py",
+)
 #: Seconds that a test of these may take.
 PATIENCE = 1200
 #: Whose tests share nothing but what every process has.
 APART = (
     "tests/environments/graphql/test_permission_matrix.py",
-    "tests/environments/test_doors.py",
+    "tests/environments/test_routes.py",
     "tests/faults/test_lost_services.py",
     "tests/matrix/",
 )

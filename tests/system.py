@@ -30,7 +30,7 @@ from typing import Any, Self
 import httpx
 import psutil
 
-from environments.engine.processes import can_sandbox
+from environments.engine.system.processes import can_sandbox
 from tests.migrated import ADMINISTRATOR, PASSWORD, TOKEN, put_database
 from tests.services.processes import free_ports
 
@@ -285,7 +285,7 @@ class System:
         """One more web server, as it runs in production; its URL."""
         (port,) = free_ports()
         command = [sys.executable, "-m", "uvicorn", "condastore.asgi:application"]
-        command += ["--http", "condastore.http_protocol:HttpProtocol"]
+        command += ["--http", "condastore.http.protocol:HttpProtocol"]
         with self._log("web").open("ab") as log:
             self._webs.append(
                 subprocess.Popen(

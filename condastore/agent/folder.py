@@ -22,12 +22,12 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
-from condastore.agent.wanted import Kept, Name
-from environments.domain.errors import ConflictError, InvalidInputError
-from environments.engine import linking
-from environments.engine.bytecode import BytecodeCache
-from environments.engine.package_cache import PackageCache
-from environments.engine.pypi_install import WheelCache
+from condastore.agent.plan import Kept, Name
+from condastore.errors import ConflictError, InvalidInputError
+from environments.engine.packages.cache import PackageCache
+from environments.engine.prefix import linking
+from environments.engine.prefix.bytecode import BytecodeCache
+from environments.engine.pypi.install import WheelCache
 
 PRIVATE = ".condastore"
 #: What killed agents had received is worth keeping as long as somebody may continue it.

@@ -14,8 +14,8 @@ from urllib.parse import quote
 import httpx
 
 from condastore import __version__
-from condastore.agent.wanted import Name, Recipe, Wanted, WantedBuild, parse_environments
-from environments.domain.errors import (
+from condastore.agent.plan import Name, Recipe, Wanted, WantedBuild, parse_environments
+from condastore.errors import (
     AccessDeniedError,
     InvalidInputError,
     LinkError,
@@ -27,7 +27,7 @@ from environments.domain.errors import (
 from environments.domain.lock import Lock
 from environments.domain.names import Credential
 from environments.domain.records import CondaPackage, PypiPackage
-from environments.engine import addresses
+from environments.engine.network import addresses
 
 #: Of the answers that this program understands.
 VERSION = 1

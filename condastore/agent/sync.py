@@ -17,21 +17,12 @@ from typing import Any
 
 from rattler.platform import Subdir
 
+from condastore.agent.events import Event, Kind, Progress, Told
 from condastore.agent.folder import Folder
 from condastore.agent.in_use import in_use
+from condastore.agent.plan import Answer, Choice, Kept, Name, Wanted, WantedBuild, farewell, to_drop
 from condastore.agent.server import Server
-from condastore.agent.telling import Event, Kind, Progress, Told
-from condastore.agent.wanted import (
-    Answer,
-    Choice,
-    Kept,
-    Name,
-    Wanted,
-    WantedBuild,
-    farewell,
-    to_drop,
-)
-from environments.domain.errors import (
+from condastore.errors import (
     AccessDeniedError,
     LeaseLostError,
     NotFoundError,
@@ -39,10 +30,10 @@ from environments.domain.errors import (
     StoreError,
     UnavailableError,
 )
-from environments.engine import linking
-from environments.engine.bytecode import Interpreter, PythonSources, python_sources
-from environments.engine.downloads import Patience
-from environments.engine.pypi_install import install_wheels
+from environments.engine.packages.downloads import Patience
+from environments.engine.prefix import linking
+from environments.engine.prefix.bytecode import Interpreter, PythonSources, python_sources
+from environments.engine.pypi.install import install_wheels
 
 PARALLEL = 4  # downloads: many machines may begin at the same moment
 _PATIENCE = Patience(attempts=5)

@@ -73,7 +73,7 @@ def back_up(folder: Path, *, blobs: bool, link: bool, report: Report) -> Manifes
     Raises:
         CommandError: the folder is not fit for it, there is too little space, or a part failed.
     """
-    from environments import blobs as store
+    from environments.services import blobs as store
 
     _require_fit(folder)
     with written_to(folder):
@@ -203,7 +203,7 @@ def _copy_blobs(folder: Path, wanted: Path, *, link: bool, report: Report) -> Co
 
 def _copy_blob(sha256: str, path: Path, *, link: bool) -> str:
     """Copy one blob, checked by its digest; what is wrong with it, or ""."""
-    from environments import blobs
+    from environments.services import blobs
 
     partial = path.parents[2] / f".{sha256}.partial"
     partial.unlink(missing_ok=True)
@@ -223,7 +223,7 @@ def _copy_blob(sha256: str, path: Path, *, link: bool) -> str:
 
 def _look_at_blobs(wanted: Path, *, report: Report) -> Copied:
     """See that the object store has each blob, by its size."""
-    from environments import blobs
+    from environments.services import blobs
 
     done = Copied()
     store = blobs.storage()

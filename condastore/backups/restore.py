@@ -35,7 +35,12 @@ from condastore.backups.manifest import (
     write_private,
 )
 from condastore.cli.errors import CommandError, Status
-from condastore.starting import UNFINISHED_RESTORE, database_file, only_one, prepare_folder
+from condastore.supervisor.startup import (
+    UNFINISHED_RESTORE,
+    database_file,
+    only_one,
+    prepare_folder,
+)
 
 BATCH = 500
 #: What of the data folder goes aside when another installation takes its place.
@@ -175,7 +180,7 @@ def _tables() -> list[str]:
 
 
 def _require_space(folder: Path, manifest: Manifest) -> None:
-    from environments import blobs
+    from environments.services import blobs
 
     needed = sum(entry.size for entry in manifest.files)
     if manifest.blobs_copied and isinstance(blobs.storage(), blobs.BlobFolder):
@@ -229,7 +234,7 @@ def _remove_new_keys(folder: Path) -> None:
 
 
 def _has(sha256: str, size: int) -> bool:
-    from environments import blobs
+    from environments.services import blobs
 
     store, name = blobs.storage(), blobs.name_of(sha256)
     return bool(store.exists(name) and store.size(name) == size)
@@ -237,7 +242,7 @@ def _has(sha256: str, size: int) -> bool:
 
 def _restore_blobs(folder: Path, manifest: Manifest, report: Report) -> None:
     """Bring the bytes into the configured store, each checked by its digest."""
-    from environments import blobs
+    from environments.services import blobs
 
     if not manifest.blobs_copied:
         report("The bytes of the object store are no part of the backup.")
@@ -316,11 +321,11 @@ def _accept_data_folder() -> None:
     """Record this data folder: the database names the one that was backed up."""
     from django.db import Error, connection
 
-    from environments import folder_marker
+    from environments.services import data_folder_marker
 
     connection.close()  # it may be of the database that was replaced
     with contextlib.suppress(Error):  # a backup of a release without the table
-        folder_marker.accept()
+        data_folder_marker.accept()
     connection.close()
 
 

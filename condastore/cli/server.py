@@ -55,7 +55,7 @@ def _server_parts() -> Iterator[None]:
     except Exception as error:
         # Django's, by its name: Django itself may not be there to import it from.
         if type(error).__name__ != "ImproperlyConfigured":
-            found = importlib.import_module("condastore.start_faults").explain(error)
+            found = importlib.import_module("condastore.startup_errors").explain(error)
             if found is None:
                 raise
             raise found from error
@@ -88,7 +88,7 @@ def up(
 ) -> None:
     """Run everything on this machine: database, queue, workers, scheduler and web server."""
     with _server_parts():
-        importlib.import_module("condastore.supervisor").up(
+        importlib.import_module("condastore.supervisor.supervise").up(
             host=host, port=port, workers=workers, open_browser=open_browser, as_json=as_json
         )
 
@@ -205,7 +205,7 @@ def manage(
     os.umask(0o077)
     with _server_parts():
         with contextlib.suppress(CommandError):  # the checks of each command say what stays open
-            starting = importlib.import_module("condastore.starting")
+            starting = importlib.import_module("condastore.supervisor.startup")
             starting.prepare_folder(importlib.import_module("django.conf").settings.DATA)
         management = importlib.import_module("django.core.management")
         management.execute_from_command_line(["condastore manage", *(arguments or ["help"])])

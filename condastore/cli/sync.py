@@ -24,8 +24,8 @@ from condastore.terminal import console, one_line
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from condastore.agent.events import Event, Progress, StoreError
     from condastore.agent.sync import Outcome
-    from condastore.agent.telling import Event, Progress, StoreError
 
 INSTALL = "pip install 'condastore[agent]'"
 #: Seconds between two lines of progress, where they are lines.
@@ -85,7 +85,7 @@ def sync(
         folders = importlib.import_module("condastore.agent.folder")
         servers = importlib.import_module("condastore.agent.server")
         servers.permit_every_address()
-        values = importlib.import_module("condastore.agent.wanted")
+        values = importlib.import_module("condastore.agent.plan")
     choice = values.Choice(
         namespaces=chosen, named=frozenset(values.Name(*parts) for parts in named)
     )
@@ -172,7 +172,7 @@ def _agent_parts() -> Iterator[None]:
 @contextmanager
 def _errors() -> Iterator[None]:
     """What ends it before a round, as every command tells it."""
-    from condastore.agent.telling import StoreError
+    from condastore.agent.events import StoreError
 
     try:
         yield

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from django.db import OperationalError
 
-from condastore import turns
+from condastore.http import request_turns
 
 #: Seconds between two looks at the file's lock: the first, and the longest.
 _FIRST_LOOK, _LONGEST_LOOK = 0.0005, 0.004
@@ -87,7 +87,7 @@ class WriteQueue:
             mine = _Waiting()
             self._queue.append(mine)
         try:
-            with turns.waiting():
+            with request_turns.waiting():
                 mine.ready.wait(patience)
         except BaseException:
             # Dramatiq raises time limits and shutdowns in the thread, at any line.
@@ -119,7 +119,7 @@ class WriteQueue:
         if _locked(self._descriptor):
             return
         pause = _FIRST_LOOK
-        with turns.waiting():
+        with request_turns.waiting():
             while not _locked(self._descriptor):
                 if time.monotonic() >= until:
                     raise WriteQueueTimeoutError

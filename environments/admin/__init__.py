@@ -1,35 +1,35 @@
 """IT's console: rooms to look into, questions that call the operations of everybody."""
 
 from environments.admin import (
+    approval_requests,
+    audit_log,
     builds,
     decisions,
     hosted,
     images,
-    log,
     mirrors,
     namespaces,
     packages,
     people,
     policies,
     recalls,
-    requests,
     rules,
     system,
 )
 
 __all__ = [
+    "approval_requests",
+    "audit_log",
     "builds",
     "decisions",
     "hosted",
     "images",
-    "log",
     "mirrors",
     "namespaces",
     "packages",
     "people",
     "policies",
     "recalls",
-    "requests",
     "rules",
     "system",
 ]

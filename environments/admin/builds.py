@@ -10,8 +10,7 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 
 from accounts.access import Actor
-from environments.admin.lists import day_filter, text_filter
-from environments.admin.rooms import (
+from environments.admin.base import (
     BESIDE,
     Panel,
     Question,
@@ -22,6 +21,7 @@ from environments.admin.rooms import (
     moment,
     size,
 )
+from environments.admin.changelist import day_filter, text_filter
 from environments.domain.lifecycle import CANCELLABLE, FINISHED, BuildState
 from environments.domain.policy import Verdict
 from environments.models import (

@@ -14,8 +14,8 @@ from django.utils import timezone
 
 from accounts.access import Actor
 from accounts.roles import Perm
-from environments.admin.lists import COUNTED
-from environments.admin.rooms import Panel, link, list_url, size
+from environments.admin.base import Panel, link, list_url, size
+from environments.admin.changelist import COUNTED
 from environments.domain.lifecycle import RUNNING, BuildState
 from environments.models import (
     ApprovalRequest,

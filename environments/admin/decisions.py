@@ -12,15 +12,9 @@ from django.utils import timezone
 
 from accounts.access import Actor
 from accounts.roles import Perm
-from environments.admin.entry import ApproversRoom
-from environments.admin.lists import text_filter
-from environments.admin.rooms import (
-    Question,
-    Reason,
-    actor_of,
-    badge,
-    moment,
-)
+from environments.admin.access import ApproversRoom
+from environments.admin.base import Question, Reason, actor_of, badge, moment
+from environments.admin.changelist import text_filter
 from environments.models import (
     Decision,
     Namespace,

@@ -12,20 +12,10 @@ from django.db.models.functions import Coalesce
 from django.http import HttpRequest
 
 from accounts.access import Actor
-from environments import hosting
-from environments.admin.rooms import (
-    BESIDE,
-    Panel,
-    Question,
-    Reason,
-    Room,
-    badge,
-    link,
-    moment,
-    size,
-)
+from environments.admin.base import BESIDE, Panel, Question, Reason, Room, badge, link, moment, size
 from environments.models import HostedChannel, HostedPackage, Namespace
 from environments.operations import hosted_channels
+from environments.services import hosted_channels as hosting
 
 
 class ChannelForm(forms.Form):

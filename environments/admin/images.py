@@ -9,11 +9,11 @@ from django import forms
 from django.contrib import admin
 
 from accounts.access import Actor
-from environments.admin.rooms import Panel, Question, Room, badge, link
-from environments.domain.errors import NotFoundError
+from condastore.errors import NotFoundError
+from environments.admin.base import Panel, Question, Room, badge, link
+from environments.jobs.image_pushes import filled
 from environments.models import BaseImage, Namespace, Push, PushRule
 from environments.operations import pushes
-from environments.pushing import filled
 
 
 @admin.register(BaseImage)

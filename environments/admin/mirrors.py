@@ -11,7 +11,7 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 
 from accounts.access import Actor
-from environments.admin.rooms import Panel, Question, Room, badge, link, moment
+from environments.admin.base import Panel, Question, Room, badge, link, moment
 from environments.domain.names import SUBDIRS
 from environments.models import Mirror, Namespace
 from environments.operations import mirrors

@@ -14,7 +14,7 @@ from django.template.defaultfilters import filesizeformat
 
 from accounts.access import Actor
 from accounts.roles import Role
-from environments.admin.rooms import BESIDE, Panel, Question, Room, link, list_url, size
+from environments.admin.base import BESIDE, Panel, Question, Room, link, list_url, size
 from environments.models import Environment, Namespace, PolicyRule
 from environments.operations import approvals, images, namespaces, quotas
 

@@ -14,18 +14,9 @@ from django.urls import reverse
 from django.utils.html import format_html
 
 from accounts.access import Actor
-from environments.admin.entry import ManagersRoom
-from environments.admin.lists import text_filter
-from environments.admin.rooms import (
-    BESIDE,
-    Panel,
-    Question,
-    Room,
-    badge,
-    link,
-    moment,
-    size,
-)
+from environments.admin.access import ManagersRoom
+from environments.admin.base import BESIDE, Panel, Question, Room, badge, link, moment, size
+from environments.admin.changelist import text_filter
 from environments.models import (
     Channel,
     ChannelCredential,

@@ -18,8 +18,8 @@ from accounts.access import Actor
 from accounts.admin import OwnerLeft, UserAdmin
 from accounts.models import ApiToken, User
 from accounts.roles import Role
-from environments.admin.lists import text_filter
-from environments.admin.rooms import (
+from condastore.errors import StoreError
+from environments.admin.base import (
     BESIDE,
     Panel,
     Question,
@@ -30,8 +30,7 @@ from environments.admin.rooms import (
     list_url,
     moment,
 )
-from environments.departures import orphan
-from environments.domain.errors import StoreError
+from environments.admin.changelist import text_filter
 from environments.models import (
     AuditEvent,
     MappedRole,
@@ -42,6 +41,7 @@ from environments.models import (
 )
 from environments.models.namespaces import DECIDE_EVERYWHERE, READ_METRICS, RECALL_PACKAGES
 from environments.operations import namespaces, people, role_mappings, tokens
+from environments.services.orphaned_accounts import orphan
 
 #: The permissions that mean something here; the rights of namespaces are roles.
 GIVEN = (DECIDE_EVERYWHERE, RECALL_PACKAGES, READ_METRICS)

@@ -16,17 +16,9 @@ from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
 
 from accounts.access import Actor
-from environments.admin.entry import ManagersRoom
-from environments.admin.lists import text_filter
-from environments.admin.rooms import (
-    Panel,
-    Question,
-    actor_of,
-    badge,
-    link,
-    list_url,
-    moment,
-)
+from environments.admin.access import ManagersRoom
+from environments.admin.base import Panel, Question, actor_of, badge, link, list_url, moment
+from environments.admin.changelist import text_filter
 from environments.admin.rule_forms import RuleForm, typed
 from environments.admin.rules import add, summary, try_new, try_policy
 from environments.domain.policy.rules import KINDS

@@ -12,7 +12,7 @@ from django.db.models.functions import Coalesce
 from django.http import HttpRequest
 
 from accounts.access import Actor
-from environments.admin.rooms import BESIDE, Panel, Question, Reason, Room, badge, link, moment
+from environments.admin.base import BESIDE, Panel, Question, Reason, Room, badge, link, moment
 from environments.models import Recall, RecalledLock
 from environments.operations import recalls
 

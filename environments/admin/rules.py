@@ -14,19 +14,14 @@ from django.urls import reverse
 from django.utils.html import format_html
 
 from accounts.access import Actor
-from environments.admin.entry import ManagersRoom
-from environments.admin.lists import text_filter
-from environments.admin.rooms import (
-    Panel,
-    Question,
-    badge,
-    link,
-)
+from condastore.errors import NotFoundError, StoreError
+from environments.admin.access import ManagersRoom
+from environments.admin.base import Panel, Question, badge, link
+from environments.admin.changelist import text_filter
 from environments.admin.rule_forms import RuleForm
-from environments.domain.errors import NotFoundError, StoreError
 from environments.models import Namespace, Policy, PolicyRule
 from environments.operations import policies
-from environments.policies import rule_of
+from environments.services.policies import rule_of
 
 
 def summary(rule: PolicyRule) -> str:

@@ -12,8 +12,8 @@ from django.http import HttpRequest
 from django.utils import timezone
 
 from accounts.access import Actor
-from environments.admin.rooms import BESIDE, Panel, Question, Room, badge, link, list_url, moment
-from environments.domain.errors import NotFoundError
+from condastore.errors import NotFoundError
+from environments.admin.base import BESIDE, Panel, Question, Room, badge, link, list_url, moment
 from environments.models import FolderRestore, Leader, Namespace, Notification, Webhook, Worker
 from environments.models.notifications import Event
 from environments.operations import builds, notifications

@@ -12,14 +12,14 @@ from django.views.decorators.http import require_http_methods, require_safe
 
 from accounts.access import Actor
 from accounts.sign_in import TooManyAttemptsError
-from environments import approvals, folders
-from environments.console.taking import taking
-from environments.domain.errors import NotFoundError, RecalledError
+from condastore.errors import NotFoundError, RecalledError
+from environments.console.downloads import taking
 from environments.domain.lifecycle import BuildState
 from environments.models import ApprovalRequest, Build, Environment, FolderRestore
 from environments.models.recalls import refuse_recalled
 from environments.operations import device_sign_in
 from environments.operations.environments import find_build, find_environment
+from environments.services import approval_requests, folders
 
 #: What a page lists at most; GraphQL gives the rest.
 SHOWN = 200
@@ -108,7 +108,7 @@ def _requests(build: Build) -> list[tuple[ApprovalRequest, list[str]]]:
     if build.state != BuildState.HELD:
         return []
     namespace = build.environment.namespace_id
-    people = approvals.decider_names([namespace])[namespace]
+    people = approval_requests.decider_names([namespace])[namespace]
     waits = build.requests.undecided().order_by("name", "pk")
     return [(request, people) for request in waits]
 

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from typing import Any
 
+from condastore.errors import InvalidInputError
 from environments.domain.audit_chain import seal
-from environments.domain.errors import InvalidInputError
 
 # Digests of events begin with the digest before: empty, or 64 hexadecimal digits.
 _HEAD, _CHECKPOINT = "head", "checkpoint"

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
-from environments.domain.errors import InvalidInputError
+from condastore.errors import InvalidInputError
 
 _PATTERN = re.compile(r"[a-z0-9._*?-]{1,64}")
 _WILDCARDS = frozenset("*?")

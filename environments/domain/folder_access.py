@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from environments.domain.errors import InvalidInputError
+from condastore.errors import InvalidInputError
 
 #: In place of a group: every local user.
 EVERYONE = "*"

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from environments.domain.errors import InvalidInputError
+from condastore.errors import InvalidInputError
 
 #: Levels of arrays and objects within each other, in a request.
 MAX_DEPTH = 64

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from environments.domain.errors import LinkError
+from condastore.errors import LinkError
 from environments.domain.names import printable
 from environments.domain.unpacking import LinkEnd, link_end
 

@@ -11,8 +11,8 @@ from urllib.parse import unquote
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 
+from condastore.errors import FaultError, InvalidInputError, SpecificationError
 from environments.domain.default_channels import CONDA_DEFAULTS, channels_of
-from environments.domain.errors import FaultError, InvalidInputError, SpecificationError
 from environments.domain.lock import Lock, PlatformLock, dependency_order
 from environments.domain.names import (
     KNOWN_PLATFORMS,

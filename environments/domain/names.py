@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Literal
 from urllib.parse import quote, unquote
 
-from environments.domain.errors import InvalidInputError
+from condastore.errors import InvalidInputError
 from environments.domain.urls import (
     UrlError,
     canonical_or_same,

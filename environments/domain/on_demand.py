@@ -7,7 +7,7 @@ import json
 import re
 from dataclasses import dataclass
 
-from environments.domain.errors import InvalidInputError
+from condastore.errors import InvalidInputError
 
 MOST = 30  # packages
 LONGEST = 100  # characters of one: in a long text the pattern below takes quadratic time

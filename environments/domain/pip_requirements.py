@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
-from environments.domain.errors import InvalidInputError
+from condastore.errors import InvalidInputError
 from environments.domain.names import printable
 from environments.domain.urls import UrlError, canonical_url
 

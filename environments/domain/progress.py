@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from environments.domain.errors import LeaseLostError
+from condastore.errors import LeaseLostError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

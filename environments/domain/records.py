@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from environments.domain.errors import LinkError
+from condastore.errors import LinkError
 from environments.domain.names import printable
 
 _ARCHIVES = (".conda", ".tar.bz2")

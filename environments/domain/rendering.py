@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from environments.domain.errors import ConflictError, NotFoundError
+from condastore.errors import ConflictError, NotFoundError
 from environments.domain.lock import Lock, PlatformLock, lacks_pip, required_name
 from environments.domain.lockfiles import conda_file_parts, unhashed
 from environments.domain.pip_requirements import DirectReference

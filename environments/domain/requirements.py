@@ -10,8 +10,8 @@ from functools import lru_cache
 
 from rattler import MatchSpec
 
+from condastore.errors import InvalidInputError
 from environments.domain.default_channels import CONDA_DEFAULTS, default_channel_of
-from environments.domain.errors import InvalidInputError
 from environments.domain.names import SUBDIRS, ChannelRef, canonical_channel, printable
 from environments.domain.version_ranges import disjoint, impossible
 

@@ -10,12 +10,12 @@ import uuid
 from typing import Any
 from urllib.parse import quote
 
-from environments.domain.errors import NotFoundError
+from condastore.errors import NotFoundError
 from environments.domain.lock import Lock, required_name
-from environments.domain.moments import newest
 from environments.domain.pip_requirements import DirectReference
 from environments.domain.policy.licences import expression
 from environments.domain.records import CondaPackage, Package, PypiPackage
+from environments.domain.timestamps import newest
 
 #: Channels whose bare name everybody knows; others are named by their whole URL.
 _WELL_KNOWN = "https://conda.anaconda.org/"

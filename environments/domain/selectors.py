@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from environments.domain.errors import FaultError
+from condastore.errors import FaultError
 from environments.domain.names import KNOWN_PLATFORMS, printable
 from environments.domain.yaml_text import Node
 

@@ -12,13 +12,8 @@ from datetime import UTC, date, datetime, timedelta
 from difflib import get_close_matches
 from typing import Any, Literal, Self, TypeVar
 
+from condastore.errors import FaultError, InvalidInputError, SpecificationError, StoreError
 from environments.domain.default_channels import CONDA_DEFAULTS, channels_of
-from environments.domain.errors import (
-    FaultError,
-    InvalidInputError,
-    SpecificationError,
-    StoreError,
-)
 from environments.domain.export_lists import export_list_root, is_export_list
 from environments.domain.file_keys import CONDASTORE_KEYS, READ_KEYS, ignored_key_warning
 from environments.domain.foreign_files import FOREIGN_HINT, foreign_kind, text_hint

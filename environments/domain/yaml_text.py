@@ -10,7 +10,7 @@ from typing import Literal
 
 import yaml
 
-from environments.domain.errors import FaultError, SpecificationError
+from condastore.errors import FaultError, SpecificationError
 from environments.domain.json_text import JsonTextError, parse_strict_json
 from environments.domain.names import printable
 

@@ -14,7 +14,6 @@ from strawberry import ID, Info
 
 from accounts.access import Actor
 from accounts.roles import Perm
-from environments import approvals
 from environments.domain.lifecycle import BuildState
 from environments.graphql.packages import BigInt
 from environments.graphql.pages import actor_of, field
@@ -28,6 +27,7 @@ from environments.models import (
     RequestState,
     WaitingBuild,
 )
+from environments.services import approval_requests
 
 strawberry.enum(
     RequestState,
@@ -134,7 +134,7 @@ class Facts:
 
     @cached_property
     def deciders(self) -> dict[int, list[str]]:
-        return approvals.decider_names(self._namespaces)
+        return approval_requests.decider_names(self._namespaces)
 
     @cached_property
     def decidable(self) -> set[int]:
@@ -221,7 +221,7 @@ class ApprovalRequestNode:
             facts=facts,
             id=ID(str(row.pk)),
             namespace=row.namespace.name,
-            manager=approvals.manager_of(row),
+            manager=approval_requests.manager_of(row),
             name=row.name,
             version=row.version,
             build=conda.build if conda else "",

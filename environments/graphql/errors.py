@@ -17,8 +17,8 @@ from strawberry.scalars import JSON
 from strawberry.types.field import StrawberryField
 
 from accounts.access import Actor
+from condastore.errors import StoreError, UnexpectedError
 from condastore.outages import migration_hint, unavailable
-from environments.domain.errors import StoreError, UnexpectedError
 from environments.operations import audit
 
 logger = structlog.get_logger(__name__)

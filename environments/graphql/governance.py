@@ -10,7 +10,7 @@ import strawberry
 from django.db.models import Count, Q, QuerySet
 from strawberry import ID, Info
 
-from environments.domain.errors import NotFoundError
+from condastore.errors import NotFoundError
 from environments.domain.lifecycle import BuildState
 from environments.graphql.approvals import (
     ApprovalRequestNode,

@@ -10,7 +10,6 @@ import strawberry
 from django.db.models import Count, OuterRef, Subquery, Sum
 from strawberry import ID, Info
 
-from environments import hosting
 from environments.graphql.errors import OperationError
 from environments.graphql.governance import Shown
 from environments.graphql.packages import BigInt
@@ -18,6 +17,7 @@ from environments.graphql.pages import Connection, actor_of, connection, field
 from environments.models import HostedChannel, HostedPackage
 from environments.operations import hosted_channels
 from environments.operations.namespaces import find_namespace
+from environments.services import hosted_channels as hosting
 
 
 @strawberry.type(

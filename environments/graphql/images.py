@@ -16,10 +16,10 @@ from environments.graphql.governance import Shown
 from environments.graphql.packages import BigInt
 from environments.graphql.pages import Connection, Key, actor_of, connection, field
 from environments.graphql.types import NamespaceNode, find
+from environments.jobs.image_pushes import filled
 from environments.models import Push, PushRule
 from environments.operations import images, pushes
 from environments.operations.namespaces import find_namespace
-from environments.pushing import filled
 
 
 @strawberry.enum(description="FAILED: given up; pushAgain tries again.")

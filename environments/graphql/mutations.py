@@ -14,9 +14,9 @@ from strawberry import ID, Info
 
 from accounts.access import Actor
 from accounts.roles import Role
-from condastore import turns
+from condastore.errors import NotFoundError
+from condastore.http import request_turns
 from environments.domain.artifacts import ArtifactKind
-from environments.domain.errors import NotFoundError
 from environments.graphql.artifacts import ArtifactNode, artifact_of
 from environments.graphql.audit import AuditMutation
 from environments.graphql.credentials import CredentialMutation
@@ -488,4 +488,4 @@ async def _solved(preview: Preview, wait: float) -> Preview:
         left = until - time.monotonic()
         if found.state in (PreviewState.READY, PreviewState.FAILED) or left <= 0:
             return found
-        await turns.pause(min(LOOK, left))
+        await request_turns.pause(min(LOOK, left))

@@ -9,14 +9,14 @@ from typing import Any, NewType, Self
 import strawberry
 from strawberry.scalars import JSON
 
+from condastore.errors import NotFoundError
 from environments.domain import diff as differences
-from environments.domain.errors import NotFoundError
 from environments.domain.lock import Lock
 from environments.domain.records import CondaPackage, PypiPackage
 from environments.graphql.errors import Fault, faults_in
 from environments.graphql.inputs import PackageChangeKind, PackageKind
 from environments.models import CondaRecord, PypiRecord
-from environments.platforms import own_platform
+from environments.services.platforms import own_platform
 
 BigInt = NewType("BigInt", int)
 BIG_INT = strawberry.scalar(

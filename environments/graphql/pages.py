@@ -62,7 +62,7 @@ from strawberry_django.relay.utils import resolve_edge_class
 from strawberry_django.resolvers import django_resolver
 
 from accounts.access import Actor
-from environments.domain.errors import InvalidInputError
+from condastore.errors import InvalidInputError
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")

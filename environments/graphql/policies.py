@@ -13,7 +13,7 @@ from strawberry import ID, Info
 from strawberry.scalars import JSON
 
 from accounts.access import Actor
-from environments.domain.errors import NotFoundError, StoreError
+from condastore.errors import NotFoundError, StoreError
 from environments.graphql.errors import OperationError
 from environments.graphql.pages import (
     Column,
@@ -28,7 +28,7 @@ from environments.graphql.types import Node
 from environments.models import Namespace, Policy, PolicyRule, PolicyVersion
 from environments.operations import policies as operations
 from environments.operations.namespaces import find_namespace
-from environments.policies import policy_of, rule_of
+from environments.services.policies import policy_of, rule_of
 
 
 @strawberry.type(name="PolicyRule", description="One rule of a policy, in its place.")

@@ -18,7 +18,7 @@ import structlog
 from asgiref.sync import sync_to_async
 from django.db import close_old_connections
 
-from condastore import turns
+from condastore.http import request_turns
 
 K = TypeVar("K", bound=Hashable)
 P = ParamSpec("P")
@@ -37,7 +37,7 @@ async def read_in_thread(read: Callable[P, T], *args: P.args, **kwargs: P.kwargs
         finally:
             close_old_connections()
 
-    async with turns.running(turns.Kind.WATCH):
+    async with request_turns.running(request_turns.Kind.WATCH):
         return await sync_to_async(run, thread_sensitive=False)()
 
 

@@ -11,7 +11,7 @@ from django.db.models import CharField, F, Q, QuerySet, Value
 from strawberry import ID, Info
 
 from accounts.access import Actor
-from environments.domain.errors import InvalidInputError, NotFoundError
+from condastore.errors import InvalidInputError, NotFoundError
 from environments.domain.names import canonical_channel
 from environments.domain.policy.package_specs import match_spec, package_spec
 from environments.domain.policy.subjects import comparable

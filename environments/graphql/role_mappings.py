@@ -12,7 +12,7 @@ from django.db.models import QuerySet
 from strawberry import ID, Info
 
 from accounts.roles import Role
-from environments.domain.errors import NotFoundError
+from condastore.errors import NotFoundError
 from environments.graphql.errors import OperationError
 from environments.graphql.pages import (
     Column,

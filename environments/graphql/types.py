@@ -27,10 +27,9 @@ from strawberry import ID, Info
 from accounts.access import may
 from accounts.models import ApiToken, User
 from accounts.roles import Perm, Role
-from environments import folders
+from condastore.errors import NotFoundError
 from environments.domain import diff as differences
 from environments.domain.artifacts import ArtifactKind
-from environments.domain.errors import NotFoundError
 from environments.domain.lifecycle import FINISHED, BuildState
 from environments.domain.policy import Effect
 from environments.graphql import folder_restores
@@ -91,6 +90,7 @@ from environments.models.previews import PreviewQuerySet, PreviewState
 from environments.models.recalls import recall_reason
 from environments.operations.downloads import FILES
 from environments.operations.quotas import KINDS
+from environments.services import folders
 
 
 @strawberry.interface

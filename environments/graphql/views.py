@@ -44,7 +44,7 @@ from accounts.authentication import (
     renewed,
     secret_in,
 )
-from environments.domain.errors import (
+from condastore.errors import (
     AccessDeniedError,
     InvalidInputError,
     LimitError,

@@ -1,6 +1,6 @@
 """Rows, querysets and guarded changes."""
 
-import environments.models.lookups  # noqa: F401 - a lookup is registered, not called
+import environments.models.prefix_lookup  # noqa: F401 - a lookup is registered, not called
 from environments.models.approvals import (
     ApprovalRequest,
     Decision,

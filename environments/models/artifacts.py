@@ -13,13 +13,8 @@ from django.db import models
 from django.db.models import F, Q
 from django.utils import timezone
 
+from condastore.errors import LeaseLostError, StoreError, TransitionError, WorkerLostError
 from environments.domain.artifacts import FORMS, ArtifactKind, ArtifactState, sources, variant_of
-from environments.domain.errors import (
-    LeaseLostError,
-    StoreError,
-    TransitionError,
-    WorkerLostError,
-)
 from environments.models.builds import Build, backoff_delay
 from environments.models.clock_bounds import expired
 from environments.models.locks import LockRow

@@ -16,7 +16,7 @@ from django.utils import timezone
 from accounts.access import Actor
 from accounts.models import User
 from accounts.roles import Perm
-from environments.domain.errors import LeaseLostError, StoreError, TransitionError, WorkerLostError
+from condastore.errors import LeaseLostError, StoreError, TransitionError, WorkerLostError
 from environments.domain.lifecycle import FINISHED, RUNNING, WITH_PREFIX, BuildState, sources
 from environments.models.clock_bounds import expired
 from environments.models.environments import Environment, allowed

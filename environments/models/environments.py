@@ -14,8 +14,8 @@ from guardian.models import GroupObjectPermissionBase, UserObjectPermissionBase
 from accounts.access import Actor
 from accounts.models import User
 from accounts.roles import PUBLIC, Perm
+from condastore.errors import NotFoundError
 from condastore.statements import subquery
-from environments.domain.errors import NotFoundError
 from environments.models.namespaces import Namespace, conditions_of, held, key_of, kind_of, never
 from environments.models.row_loading import LoadedDirectly
 

@@ -10,7 +10,7 @@ from django.db import models
 from django.db.models import Case, Exists, F, OuterRef, Q, QuerySet, Value, When
 from django.utils import timezone
 
-from environments.domain.errors import LeaseLostError, StoreError, WorkerLostError
+from condastore.errors import LeaseLostError, StoreError, WorkerLostError
 from environments.domain.lifecycle import BuildState
 from environments.models.builds import Build, BuildTag, Lease, Prefix, backoff_delay
 from environments.models.clock_bounds import expired, valid

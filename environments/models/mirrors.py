@@ -13,7 +13,7 @@ from django.utils import timezone
 from accounts.access import Actor
 from accounts.models import User
 from accounts.roles import PUBLIC, Perm
-from environments.domain.errors import LeaseLostError, StoreError
+from condastore.errors import LeaseLostError, StoreError
 from environments.models.artifacts import Blob
 from environments.models.clock_bounds import SKEW, expired
 from environments.models.namespaces import Namespace, held

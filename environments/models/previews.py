@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from accounts.access import Actor
 from accounts.models import User
-from environments.domain.errors import StoreError
+from condastore.errors import StoreError
 from environments.domain.policy import Verdict
 from environments.models.clock_bounds import older
 from environments.models.environments import Environment

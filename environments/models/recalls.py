@@ -11,7 +11,7 @@ from django.utils import timezone
 from accounts.access import Actor
 from accounts.models import User
 from accounts.roles import Perm
-from environments.domain.errors import RecalledError
+from condastore.errors import RecalledError
 from environments.models.builds import Build
 from environments.models.locks import LockRow
 from environments.models.namespaces import RECALL_PACKAGES, holds_everywhere

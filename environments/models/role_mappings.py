@@ -20,7 +20,7 @@ from django.utils import timezone
 
 from accounts.models import DirectoryGroup, User
 from accounts.roles import Role
-from environments.domain.errors import InvalidInputError
+from condastore.errors import InvalidInputError
 from environments.models.namespaces import Namespace
 
 USERNAME = "{username}"

@@ -9,9 +9,9 @@ from django.dispatch import receiver
 
 from accounts.password_reset import by_mail
 from accounts.signals import mail_wanted, password_reset_asked
-from environments.account_mail import RESET
 from environments.models import Notification
 from environments.models.notifications import ACCOUNT
+from environments.services.account_mail import RESET
 
 
 @receiver(password_reset_asked, dispatch_uid="account-mail")

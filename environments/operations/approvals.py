@@ -13,8 +13,7 @@ from django.utils import timezone
 from accounts.access import Actor, may, require
 from accounts.models import User
 from accounts.roles import Perm
-from environments import approvals
-from environments.domain.errors import (
+from condastore.errors import (
     AccessDeniedError,
     ConflictError,
     InvalidInputError,
@@ -45,6 +44,7 @@ from environments.models.approvals import (
 )
 from environments.models.namespaces import DECIDE_EVERYWHERE, holds_everywhere
 from environments.operations import queueing
+from environments.services import approval_requests
 
 
 @audited()
@@ -97,14 +97,14 @@ def decide(
     _check_all_covered(made.values(), waiting, spec)
     resumed: list[Build] = []
     for decision in made.values():
-        reached = approvals.in_reach(decision)
+        reached = approval_requests.in_reach(decision)
         _refuse_own(actor, reached)
         if approve:
             _refuse_own_past(actor, decision)
         else:
             _drop_halves(reached)
         if decision.complete:
-            resumed += approvals.apply(decision, reached)
+            resumed += approval_requests.apply(decision, reached)
         else:
             fresh = [request.pk for request in reached if request.state == RequestState.OPEN]
             ApprovalRequest.objects.filter(pk__in=fresh).update(
@@ -131,14 +131,14 @@ def second(*, actor: Actor, decision: Decision) -> Decision:
             hint="Ask another approver of the namespace.",
         )
     _check_expiry(decision.expires_at)
-    reached = approvals.in_reach(decision)
+    reached = approval_requests.in_reach(decision)
     _refuse_own(actor, reached)
     _refuse_own_past(actor, decision)
     _refuse_of_first(decision, reached)
     decision.complete, decision.seconded_by = True, actor.account
     decision.seconded_at = timezone.now()
     decision.save(update_fields=["complete", "seconded_by", "seconded_at"])
-    _send(approvals.apply(decision, reached))
+    _send(approval_requests.apply(decision, reached))
     _audit(actor, "approval.second", decision)
     return decision
 
@@ -205,7 +205,7 @@ def reconsider(namespace: Namespace | None) -> None:
     in_turn()
     builds = list(held.select_related("environment__namespace").order_by("pk"))
     for build in builds:
-        approvals.requeue(build, "the rules have changed")
+        approval_requests.requeue(build, "the rules have changed")
     _send(builds)
 
 
@@ -249,7 +249,7 @@ def _refuse_own_past(actor: Actor, decision: Decision) -> None:
         return
     asked = RequestAsker.objects.of_person(actor.account).values("request")
     closed = ApprovalRequest.objects.filter(pk__in=asked).exclude(state__in=UNDECIDED)
-    covered = approvals.covered_among(closed, decision)
+    covered = approval_requests.covered_among(closed, decision)
     if names := sorted({str(one) for one in covered if not _is_granted(actor, one, decision)}):
         raise AccessDeniedError(
             f"It covers what you asked for yourself: {', '.join(names)}.",
@@ -267,7 +267,7 @@ def _is_granted(actor: Actor, request: ApprovalRequest, new: Decision) -> bool:
         rows = rows.filter(expires_at=None)
     else:
         rows = rows.filter(Q(expires_at=None) | Q(expires_at__gte=new.expires_at))
-    return any(approvals.covered(one, request) for one in rows)
+    return any(approval_requests.covered(one, request) for one in rows)
 
 
 def _refuse_of_first(decision: Decision, requests: Iterable[ApprovalRequest]) -> None:
@@ -344,7 +344,7 @@ def _decision(
         raise InvalidInputError(
             "A MatchSpec goes with the scope `spec`, and that scope with one.", where="spec"
         )
-    manager = approvals.manager_of(request)
+    manager = approval_requests.manager_of(request)
     decision = Decision(
         scope=scope,
         manager=manager,
@@ -352,7 +352,7 @@ def _decision(
         namespace=None if everywhere else request.namespace,
     )
     package = request.package
-    if manager == approvals.RULE or package is None:
+    if manager == approval_requests.RULE or package is None:
         if scope == DecisionScope.SPEC:
             raise InvalidInputError(
                 f"{request} is about a whole lock: no MatchSpec covers it.", where="spec"
@@ -399,7 +399,7 @@ def _check_all_covered(
     left = [
         str(request)
         for request in requests
-        if not any(approvals.covered(decision, request) for decision in made)
+        if not any(approval_requests.covered(decision, request) for decision in made)
     ]
     if left:
         raise InvalidInputError(

@@ -9,14 +9,14 @@ from django.utils import timezone
 
 from accounts.access import Actor, require
 from accounts.roles import Perm
-from environments import blobs
+from condastore.errors import NotFoundError
 from environments.domain.artifacts import FORMS, ArtifactKind, ArtifactState
-from environments.domain.errors import NotFoundError
 from environments.models import Artifact, AuditEvent, Blob, Build, Namespace, audited
 from environments.models.recalls import refuse_recalled
 from environments.operations import queueing
 from environments.operations.downloads import platform_of, require_served
-from environments.policies import refuse_paths
+from environments.services import blobs
+from environments.services.policies import refuse_paths
 
 KIND_OF = {form.file_name: kind for kind, form in FORMS.items()}
 

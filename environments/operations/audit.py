@@ -27,14 +27,7 @@ from accounts.access import Actor, require_superuser
 from accounts.authentication import client_address
 from accounts.models import ApiToken, User
 from accounts.signals import token_moved, token_refused
-from environments.domain.audit_chain import COVERED, Verified, written
-from environments.domain.audit_checkpoints import (
-    CheckedCheckpoints,
-    Checkpoint,
-    HeadState,
-    check_checkpoints,
-)
-from environments.domain.errors import (
+from condastore.errors import (
     AccessDeniedError,
     ConflictError,
     InvalidInputError,
@@ -42,7 +35,14 @@ from environments.domain.errors import (
     StoreError,
     UnavailableError,
 )
-from environments.engine.audit_anchor import AuditAnchor, parse_audit_anchor
+from environments.domain.audit_chain import COVERED, Verified, written
+from environments.domain.audit_checkpoints import (
+    CheckedCheckpoints,
+    Checkpoint,
+    HeadState,
+    check_checkpoints,
+)
+from environments.engine.network.audit_anchors import AuditAnchor, parse_audit_anchor
 from environments.models import AuditEvent, AuditHead, Build, Environment, Namespace
 from environments.models.audit import (
     BATCH,

@@ -13,14 +13,8 @@ from django.utils import timezone
 
 from accounts.access import Actor, require
 from accounts.roles import Perm
+from condastore.errors import ConflictError, InvalidInputError, NotFoundError, TransitionError
 from condastore.statements import Lookup, marks, values_of
-from environments import approvals, folders, hosting, platforms
-from environments.domain.errors import (
-    ConflictError,
-    InvalidInputError,
-    NotFoundError,
-    TransitionError,
-)
 from environments.domain.lifecycle import CANCELLABLE, FINISHED, RUNNING, BuildState
 from environments.domain.names import parse_name
 from environments.domain.policy import judge_names
@@ -43,7 +37,8 @@ from environments.models.approvals import LONGEST_REASON, in_turn
 from environments.models.holds import LegalHoldQuerySet
 from environments.models.recalls import refuse_recalled
 from environments.operations import credentials, queueing, quotas
-from environments.policies import policy_of
+from environments.services import approval_requests, folders, hosted_channels, platforms
+from environments.services.policies import policy_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +57,7 @@ def read_submission(
     defaults = Defaults(
         channels=tuple(settings.DEFAULT_CHANNELS),
         channel_alias=settings.CHANNEL_ALIAS,
-        hosted_channels=hosting.base_url(),
+        hosted_channels=hosted_channels.base_url(),
         platforms=tuple(platforms_wanted) or platforms.default_platforms(),
         max_bytes=settings.MAX_SPECIFICATION_BYTES,
         max_lock_bytes=settings.MAX_LOCK_BYTES,
@@ -144,13 +139,13 @@ def accept(
 ) -> Submitted:
     """Queue a build of what was read and judged, for an actor who may build there."""
     namespace, value = environment.namespace, submission.specification
-    hosting.require_readable(actor, namespace, value)
+    hosted_channels.require_readable(actor, namespace, value)
     near = quotas.require_room(namespace, builds=1)
     credentials.store_from_urls(
         actor=actor, namespace=namespace, credentials=submission.credentials
     )
     # What hosted channels offer is not for everybody's search.
-    urls = [url for url in dict.fromkeys(value.channels) if not hosting.is_hosted(url)]
+    urls = [url for url in dict.fromkeys(value.channels) if not hosted_channels.is_hosted(url)]
     for url in _unknown_channels(urls):
         Channel.objects.get_or_create(url=url)
     try:
@@ -229,7 +224,7 @@ def cancel_build(*, actor: Actor, build: Build) -> Build:
             BuildState.CANCELLING if build.state in RUNNING else BuildState.CANCELLED,
             message=f"cancelled by {actor.name}",
         )
-    approvals.withdraw(build)
+    approval_requests.withdraw(build)
     AuditEvent.record(actor, "build.cancel", build)
     return build
 

@@ -15,12 +15,12 @@ from django.conf import settings
 
 from accounts.access import Actor, may, require, require_superuser
 from accounts.roles import Perm
-from environments import hosting
+from condastore.errors import AccessDeniedError, InvalidInputError, NotFoundError
 from environments.domain.credential_scopes import exact_names, parse_scope
-from environments.domain.errors import AccessDeniedError, InvalidInputError, NotFoundError
 from environments.domain.names import Credential, canonical_channel
 from environments.domain.urls import canonical_or_same, is_below
 from environments.models import AuditEvent, ChannelCredential, Namespace, audited
+from environments.services import hosted_channels
 
 MAX_SECRET_LENGTH = 4_000  # characters
 _HINT = "Set it with `condastore credential set URL`, and write the URL without the secret."
@@ -133,8 +133,10 @@ def _require(actor: Actor, namespace: Namespace | None) -> None:
 
 
 def _parse(channel: str, kind: Literal["token", "basic"], secret: str) -> Credential:
-    reference = canonical_channel(channel, alias=settings.CHANNEL_ALIAS, hosted=hosting.base_url())
-    if hosting.is_hosted(reference.url):
+    reference = canonical_channel(
+        channel, alias=settings.CHANNEL_ALIAS, hosted=hosted_channels.base_url()
+    )
+    if hosted_channels.is_hosted(reference.url):
         raise InvalidInputError(
             "A hosted channel needs no credential: roles say who reads it.", where="channel"
         )
@@ -198,7 +200,7 @@ def _store(
     actor: Actor, namespace: Namespace | None, credential: Credential, *, scope: list[str]
 ) -> ChannelCredential:
     """Write the row, and its audit row where anything changes."""
-    if hosting.is_hosted(credential.url_prefix):
+    if hosted_channels.is_hosted(credential.url_prefix):
         raise InvalidInputError(
             "A hosted channel needs no credential: roles say who reads it.", where="channel"
         )
@@ -222,7 +224,7 @@ def _store(
 
 def _unstored(namespace: Namespace, credentials: Sequence[Credential]) -> list[Credential]:
     """Those that builds of the namespace would not use anyway."""
-    wanted = [one for one in credentials if not hosting.is_hosted(one.url_prefix)]
+    wanted = [one for one in credentials if not hosted_channels.is_hosted(one.url_prefix)]
     if not wanted:
         return []
     _refuse_two_secrets(wanted)

@@ -17,7 +17,7 @@ from django.utils import timezone
 
 from accounts.access import Actor
 from accounts.models import DeviceSignIn, token_digest
-from environments.domain.errors import AccessDeniedError, NotFoundError
+from condastore.errors import AccessDeniedError, NotFoundError
 from environments.domain.names import parse_name
 from environments.models import AuditEvent
 from environments.operations import tokens

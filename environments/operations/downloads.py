@@ -12,14 +12,14 @@ from django.conf import settings
 
 from accounts.access import Actor, may, require
 from accounts.roles import Perm
+from condastore.errors import ConflictError, NotFoundError
 from environments.domain import artifacts, rendering, sbom
-from environments.domain.errors import ConflictError, NotFoundError
 from environments.domain.lifecycle import SERVED
 from environments.domain.lock import Lock
 from environments.domain.specification import Specification
 from environments.models import Build
 from environments.models.recalls import refuse_recalled
-from environments.platforms import own_platform
+from environments.services.platforms import own_platform
 
 #: Part of each ETag: grows when a rendering of the same lock changes.
 RENDERER = 2

@@ -8,9 +8,9 @@ import structlog
 from django.conf import settings
 from django.db.models import Q
 
-from environments import delivery, pushing
 from environments.domain.artifacts import ArtifactState
 from environments.domain.lifecycle import BuildState
+from environments.jobs import image_pushes, notification_delivery
 from environments.models import Artifact, Build, FolderRestore, Notification, Push
 from environments.models.builds import backoff_delay
 from environments.models.clock_bounds import SKEW
@@ -39,8 +39,8 @@ def correct(now: datetime) -> int:
                 now,
                 "attempts",
                 first=notification,
-                ceiling=delivery.LONGEST_WAIT,
-                running=delivery.PATIENCE,
+                ceiling=notification_delivery.LONGEST_WAIT,
+                running=notification_delivery.PATIENCE,
             ),
         ).update(not_before=now, message_sent_at=None)
         + Push.objects.filter(
@@ -49,8 +49,8 @@ def correct(now: datetime) -> int:
                 now,
                 "attempts",
                 first=notification,
-                ceiling=pushing.LONGEST_WAIT,
-                running=pushing.PATIENCE,
+                ceiling=image_pushes.LONGEST_WAIT,
+                running=image_pushes.PATIENCE,
             ),
         ).update(not_before=now, message_sent_at=None)
     )

@@ -12,14 +12,8 @@ from django.utils import timezone
 
 from accounts.access import Actor, require
 from accounts.roles import Perm
+from condastore.errors import ConflictError, InvalidInputError, NotFoundError, PolicyError
 from condastore.statements import KEY, Lookup, word
-from environments import approvals, folder_access, folders
-from environments.domain.errors import (
-    ConflictError,
-    InvalidInputError,
-    NotFoundError,
-    PolicyError,
-)
 from environments.domain.lifecycle import FINISHED, RUNNING, SERVED, BuildState
 from environments.domain.names import parse_name
 from environments.domain.policy import Effect
@@ -43,7 +37,8 @@ from environments.operations.builds import (
     require_reason,
     submit_permitted,
 )
-from environments.policies import Arrival, judge_arrivals
+from environments.services import approval_requests, folder_access, folders
+from environments.services.policies import Arrival, judge_arrivals
 
 
 def find_environment(actor: Actor, namespace: str, name: str) -> Environment:
@@ -333,9 +328,9 @@ def _hold(build: Build, arrival: Arrival, actor: Actor) -> None:
     build.lease_token, build.restoring, build.force_solve = 0, False, False
     build.timings, build.link_scripts, build.sandboxed = {}, [], None
     build.save(force_insert=True)
-    message = approvals.waiting_for(arrival.verdicts)
+    message = approval_requests.waiting_for(arrival.verdicts)
     BuildEvent.objects.create(build=build, state=BuildState.HELD, message=message)
-    approvals.open_requests(build, arrival.verdicts)
+    approval_requests.open_requests(build, arrival.verdicts)
 
 
 @audited()
@@ -354,7 +349,7 @@ def delete_environment(*, actor: Actor, environment: Environment) -> Environment
                 BuildState.CANCELLING if running else BuildState.CANCELLED,
                 message="its environment was deleted",
             )
-        approvals.withdraw(build)
+        approval_requests.withdraw(build)
     Environment.objects.filter(pk=environment.pk).update(
         deleted_at=now, current=None, pinned=False, updated_at=now
     )

@@ -18,8 +18,7 @@ from django.utils import timezone
 
 from accounts.access import Actor, require
 from accounts.roles import Perm
-from environments import blobs, hosting
-from environments.domain.errors import (
+from condastore.errors import (
     AccessDeniedError,
     ConflictError,
     InvalidInputError,
@@ -28,10 +27,12 @@ from environments.domain.errors import (
 )
 from environments.domain.names import SUBDIRS, parse_name, printable
 from environments.domain.records import CondaPackage
-from environments.engine import uploads, wheel_conversion
+from environments.engine.packages import uploads
+from environments.engine.pypi import wheel_conversion
 from environments.models import AuditEvent, Blob, HostedChannel, HostedPackage, Namespace, audited
 from environments.operations import quotas
 from environments.operations.served_channels import RENDERER, Document, document
+from environments.services import blobs, hosted_channels
 
 LONGEST_TEXT = 2_000  # characters of a description, or of a reason
 
@@ -366,15 +367,15 @@ class ReadableChannel:
         """As `ServedChannel.document`; rendered once for each change of its packages."""
         if subdir not in SUBDIRS:
             raise NotFoundError(f"{self.channel} has no {printable(subdir)}.")
-        recalls = hosting.Recalls()
+        recalls = hosted_channels.Recalls()
         revision = self.channel.states().get(subdir, 0)
         state = f"{RENDERER} hosted {self.channel.identity} {revision} {recalls.state}"
         return document(
             f"{self.channel}", state, subdir, name, lambda: self._packages(subdir, recalls)
         )
 
-    def _packages(self, subdir: str, recalls: hosting.Recalls) -> list[CondaPackage]:
-        base = hosting.url_of(self.channel)
+    def _packages(self, subdir: str, recalls: hosted_channels.Recalls) -> list[CondaPackage]:
+        base = hosted_channels.url_of(self.channel)
         rows = self.channel.packages.listed().filter(subdir=subdir).order_by("file_name")
         packages = (row.value(base=base) for row in rows.iterator())
         return [package for package in packages if not recalls.reason(package)]
@@ -387,7 +388,9 @@ class ReadableChannel:
             RecalledError: it was called back.
         """
         found = _package(self.channel, subdir, file_name)
-        if why := hosting.Recalls().reason(found.value(base=hosting.url_of(self.channel))):
+        if why := hosted_channels.Recalls().reason(
+            found.value(base=hosted_channels.url_of(self.channel))
+        ):
             raise RecalledError(f"{found} {why}.")
         return found
 

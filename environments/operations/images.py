@@ -16,9 +16,7 @@ from django.utils import timezone
 
 from accounts.access import Actor, may, require
 from accounts.roles import Perm
-from environments import blobs, pushing
-from environments.domain.artifacts import ArtifactState
-from environments.domain.errors import (
+from condastore.errors import (
     AccessDeniedError,
     ArtifactFailedError,
     ChannelNotAllowedError,
@@ -31,6 +29,7 @@ from environments.domain.errors import (
     StoreError,
     UnavailableError,
 )
+from environments.domain.artifacts import ArtifactState
 from environments.domain.images import (
     EMPTY,
     EMPTY_CONTENT,
@@ -46,8 +45,8 @@ from environments.domain.lifecycle import FINISHED, SERVED, BuildState
 from environments.domain.on_demand import OnDemand
 from environments.domain.provenance import PREDICATE
 from environments.engine.images.remote import Login, Reference, Repository
-from environments.images import login_for
-from environments.manifests import Content, images_of, manifest_of
+from environments.jobs import image_pushes
+from environments.jobs.image_pushes import Pushed
 from environments.models import (
     Artifact,
     AuditEvent,
@@ -67,7 +66,9 @@ from environments.operations import queueing, served_builds
 from environments.operations.environments import find_environment, submit_to
 from environments.operations.provenance import image_provenance
 from environments.operations.served_builds import Asking
-from environments.pushing import Pushed
+from environments.services import blobs
+from environments.services.image_builder import login_for
+from environments.services.image_manifests import Content, images_of, manifest_of
 
 #: Seconds between two looks at an image that is made.
 LOOK = 0.2
@@ -442,9 +443,9 @@ def push_image(
     top = manifest_of(build, made)
     own = login_for(environment.namespace, reference) if _runs(actor, environment) else None
     signed_in = Login.parse(login) if login else own
-    within = pushing.permitted()
+    within = image_pushes.permitted()
     with Repository(reference, actions="pull,push", login=signed_in, within=within) as repository:
-        done = pushing.send(top, made, repository)
+        done = image_pushes.send(top, made, repository)
     change = {"tag": tag, "to": str(reference), "sent": done.sent}
     with transaction.atomic():
         AuditEvent.record(actor, "image.push", build, change)

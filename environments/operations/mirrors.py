@@ -23,8 +23,7 @@ from django.utils import timezone
 
 from accounts.access import Actor, require, require_superuser
 from accounts.roles import Perm
-from environments import blobs, mirrors
-from environments.domain.errors import (
+from condastore.errors import (
     ChannelNotFoundError,
     ChannelUnavailableError,
     ConflictError,
@@ -38,8 +37,9 @@ from environments.domain.mirrors import parse_day
 from environments.domain.names import SUBDIRS, canonical_channel, parse_name, printable
 from environments.domain.policy import Policy
 from environments.domain.shard_pack import find, read_table
-from environments.engine.downloads import Download
-from environments.engine.mirrors import refused_key
+from environments.engine.channels.mirrors import refused_key
+from environments.engine.packages.downloads import Download
+from environments.jobs import mirrors
 from environments.models import (
     AuditEvent,
     Blob,
@@ -50,6 +50,7 @@ from environments.models import (
     audited,
 )
 from environments.operations import credentials, queueing
+from environments.services import blobs
 
 #: What is mirrored where nobody says which.
 DEFAULT_SUBDIRS = ("linux-64", "noarch")

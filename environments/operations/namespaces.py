@@ -14,14 +14,14 @@ from guardian.shortcuts import assign_perm, remove_perm
 from accounts.access import Actor, kind_of, require, require_superuser, stand_in, values_for
 from accounts.models import User
 from accounts.roles import Perm, Role
-from condastore.statements import Lookup, word
-from environments.domain.errors import (
+from condastore.errors import (
     AccessDeniedError,
     ConflictError,
     InvalidInputError,
     LimitError,
     NotFoundError,
 )
+from condastore.statements import Lookup, word
 from environments.domain.names import parse_name
 from environments.models import AuditEvent, Environment, Namespace, PendingGrant, audited
 from environments.models.environments import SHARED

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from accounts.access import Actor, require, require_superuser
 from accounts.roles import Perm
-from environments.domain.errors import ConflictError, InvalidInputError, LimitError
-from environments.engine.webhooks import parse_url
+from condastore.errors import ConflictError, InvalidInputError, LimitError
+from environments.engine.network.webhooks import parse_url
 from environments.models import AuditEvent, Namespace, Webhook, audited
 from environments.models.notifications import Event, Notification
 

@@ -7,9 +7,9 @@ from django.utils import timezone
 from accounts.access import Actor, require_superuser
 from accounts.models import ApiToken, Identity, User
 from accounts.password_reset import link_for, may_reset
-from environments.departures import orphan
-from environments.domain.errors import ConflictError, InvalidInputError
+from condastore.errors import ConflictError, InvalidInputError
 from environments.models import AuditEvent, audited
+from environments.services.orphaned_accounts import orphan
 
 
 @audited()

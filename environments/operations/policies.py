@@ -17,9 +17,7 @@ from django.utils import timezone
 
 from accounts.access import Actor, require, require_superuser
 from accounts.roles import Perm
-from environments import folders
-from environments.domain.diff import shortest_chains
-from environments.domain.errors import (
+from condastore.errors import (
     ConflictError,
     FaultError,
     InvalidInputError,
@@ -28,6 +26,7 @@ from environments.domain.errors import (
     RuleError,
     StoreError,
 )
+from environments.domain.diff import shortest_chains
 from environments.domain.linking import PathConflict
 from environments.domain.policy import (
     Effect,
@@ -41,7 +40,7 @@ from environments.domain.policy import (
 )
 from environments.domain.policy.rules import Channels, PathConflicts, Required, Size
 from environments.domain.records import CondaPackage, PypiPackage
-from environments.engine.first_seen import FirstSeen
+from environments.engine.channels.first_seen import FirstSeen
 from environments.models import (
     AuditEvent,
     CondaRecord,
@@ -57,7 +56,8 @@ from environments.models import (
     audited,
 )
 from environments.operations.approvals import reconsider
-from environments.policies import (
+from environments.services import folders
+from environments.services.policies import (
     assemble,
     built_in,
     holding,

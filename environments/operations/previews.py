@@ -9,12 +9,12 @@ from django.db import transaction
 
 from accounts.access import Actor, require
 from accounts.roles import Perm
-from environments import hosting
 from environments.domain.names import parse_name
 from environments.models import Environment, Namespace, Preview, SpecificationRow
 from environments.operations import credentials, queueing
 from environments.operations.builds import read_submission
 from environments.operations.namespaces import namespace_to_build_in
+from environments.services import hosted_channels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +74,7 @@ def preview_solve(
     if environment is not None:
         require(actor, Perm.VIEW, environment)
     submission = read_submission(namespace, specification, platforms_wanted=platforms_wanted)
-    hosting.require_readable(actor, namespace, submission.specification)
+    hosted_channels.require_readable(actor, namespace, submission.specification)
     credentials.require_stored(actor=actor, namespace=namespace, credentials=submission.credentials)
     preview = Preview.objects.create(
         namespace=namespace,

@@ -12,14 +12,14 @@ from django.utils import timezone
 from accounts.access import Actor, require
 from accounts.roles import Perm
 from condastore import __version__
-from environments import signing
+from condastore.errors import ConflictError
 from environments.domain.artifacts import FORMS as ARTIFACTS
 from environments.domain.artifacts import ArtifactKind, ArtifactState, variant_of
-from environments.domain.errors import ConflictError
 from environments.domain.provenance import Origin, Subject, envelope, statement
 from environments.models import Artifact, Build, LockConflicts, PolicyVersion, SolveRow
 from environments.models.recalls import refuse_recalled
 from environments.operations.downloads import FORMS, LockFile, platform_of
+from environments.services import signing
 
 
 def provenance(*, actor: Actor, build: Build) -> str:

@@ -15,7 +15,7 @@ from accounts.access import Actor, require_directory
 from accounts.directories import Person
 from accounts.models import DirectoryGroup, Identity, ProvisionedPerson, User
 from accounts.provisioning import Provisioning
-from environments.domain.errors import ConflictError, InvalidInputError
+from condastore.errors import ConflictError, InvalidInputError
 from environments.models import AuditEvent, audited
 from environments.models.role_mappings import materialise
 

@@ -8,8 +8,9 @@ from django.db import IntegrityError, transaction
 
 from accounts.access import Actor, require, require_superuser
 from accounts.roles import Perm
-from environments.domain.errors import ConflictError, InvalidInputError, LimitError
+from condastore.errors import ConflictError, InvalidInputError, LimitError
 from environments.engine.images.remote import Login, Reference
+from environments.jobs.image_pushes import filled
 from environments.models import (
     AuditEvent,
     ChannelCredential,
@@ -21,7 +22,6 @@ from environments.models import (
 )
 from environments.models.channels import REGISTRY
 from environments.operations.credentials import record_set
-from environments.pushing import filled
 
 #: Rules of one namespace.
 MOST = 50

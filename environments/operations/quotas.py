@@ -25,8 +25,8 @@ from django.utils import timezone
 from accounts.access import Actor, require_superuser
 from accounts.models import User
 from accounts.roles import Role
+from condastore.errors import InvalidInputError, QuotaError
 from condastore.statements import KEY, Lookup
-from environments.domain.errors import InvalidInputError, QuotaError
 from environments.domain.lifecycle import RUNNING, BuildState
 from environments.models import (
     AuditEvent,

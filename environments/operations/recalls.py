@@ -12,13 +12,7 @@ from django.utils import timezone
 
 from accounts.access import Actor
 from accounts.roles import Perm
-from environments import recalls
-from environments.domain.errors import (
-    AccessDeniedError,
-    InvalidInputError,
-    NotFoundError,
-    TransitionError,
-)
+from condastore.errors import AccessDeniedError, InvalidInputError, NotFoundError, TransitionError
 from environments.domain.policy import package_spec
 from environments.models import (
     AuditEvent,
@@ -34,6 +28,7 @@ from environments.models.namespaces import RECALL_PACKAGES, holds_everywhere
 from environments.models.notifications import Event
 from environments.models.recalls import refuse_recalled
 from environments.operations import queueing
+from environments.services import recalled_locks
 
 __all__ = ["find_recall", "hits", "recall", "refuse_recalled", "undo_recall"]
 
@@ -60,10 +55,10 @@ def recall(
     )
     _check(made)
     made.save()
-    locks = recalls.mark(made)
+    locks = recalled_locks.mark(made)
     hit = _hit(made)
     _tell(made, list(hit), undone=False)
-    transaction.on_commit(partial(recalls.follow_recall, made))
+    transaction.on_commit(partial(recalled_locks.follow_recall, made))
     queueing.queue_notifications()
     change = _change(made) | {"locks": locks, "builds": hit.count()}
     AuditEvent.record(actor, "recall.add", made, change)
@@ -82,7 +77,7 @@ def undo_recall(*, actor: Actor, recall: Recall, reason: str) -> Recall:
         raise TransitionError("This recall was undone already.")
     recall.refresh_from_db()
     _tell(recall, list(_hit(recall)), undone=True)
-    transaction.on_commit(partial(recalls.follow_recall, recall))
+    transaction.on_commit(partial(recalled_locks.follow_recall, recall))
     queueing.queue_notifications()
     AuditEvent.record(actor, "recall.undo", recall, _change(recall) | {"undone": why})
     return recall

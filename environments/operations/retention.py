@@ -15,8 +15,7 @@ from django.utils import timezone
 
 from accounts.access import Actor, require
 from accounts.roles import Perm
-from environments import blobs
-from environments.domain.errors import ConflictError, InvalidInputError, NotFoundError, StoreError
+from condastore.errors import ConflictError, InvalidInputError, NotFoundError, StoreError
 from environments.domain.lifecycle import FINISHED, BuildState
 from environments.domain.retention import Bounds, Candidate, Decision, Fate, Rules, decide
 from environments.models import (
@@ -35,6 +34,7 @@ from environments.models import (
 )
 from environments.models.approvals import LONGEST_REASON
 from environments.operations import builds, quotas
+from environments.services import blobs
 
 logger = structlog.get_logger(__name__)
 #: The largest number of builds or days that a rule may say.

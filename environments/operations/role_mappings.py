@@ -7,7 +7,7 @@ from django.db.models import QuerySet
 
 from accounts.access import Actor, require_superuser
 from accounts.roles import Role
-from environments.domain.errors import ConflictError
+from condastore.errors import ConflictError
 from environments.models import AuditEvent, RoleMapping
 from environments.models.role_mappings import check_patterns, materialise, mirrors
 

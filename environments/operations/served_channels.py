@@ -13,8 +13,8 @@ from django.db.models import QuerySet
 
 from accounts.access import Actor, require
 from accounts.roles import Perm
+from condastore.errors import NotFoundError
 from environments.domain import repodata
-from environments.domain.errors import NotFoundError
 from environments.domain.lifecycle import SERVED
 from environments.domain.names import SUBDIRS
 from environments.domain.records import CondaPackage

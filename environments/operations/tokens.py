@@ -14,12 +14,7 @@ from django.utils import timezone
 from accounts.access import Actor, require_superuser
 from accounts.models import OWNER_LEFT, ApiToken, User, new_token_secret, token_digest
 from accounts.roles import ROLES, Perm, Role
-from environments.domain.errors import (
-    AccessDeniedError,
-    ConflictError,
-    InvalidInputError,
-    NotFoundError,
-)
+from condastore.errors import AccessDeniedError, ConflictError, InvalidInputError, NotFoundError
 from environments.domain.names import parse_name
 from environments.models import (
     AuditEvent,

@@ -13,10 +13,11 @@ from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from accounts.sessions import SessionStore
-from environments import mirrors, preview_order, queue_order, tasks
+from condastore.errors import LeaseLostError, TransitionError
+from environments import tasks
 from environments.domain.artifacts import ArtifactState
-from environments.domain.errors import LeaseLostError, TransitionError
 from environments.domain.lifecycle import FINISHED, RUNNING
+from environments.jobs import fair_previews, fair_queue, mirrors
 from environments.models import (
     Artifact,
     Build,
@@ -138,12 +139,12 @@ def send_forgotten_messages() -> None:
     uncovered = _uncovered(now, RESEND)
     builds = Build.objects.due(now)
     if builds.exists():
-        covered_again = RESEND_TO_IDLE if queue_order.somebody_is_idle() else RESEND
+        covered_again = RESEND_TO_IDLE if fair_queue.somebody_is_idle() else RESEND
         for build in builds.filter(_uncovered(now, covered_again)).order_by("pk")[:500]:
             queueing.send_build(build)
     for artifact in Artifact.objects.due(now).filter(uncovered).order_by("pk")[:500]:
         queueing.send_artifact(artifact)
-    for preview in preview_order.due().exclude(preview_order.is_fresh(now))[:100]:
+    for preview in fair_previews.due().exclude(fair_previews.is_fresh(now))[:100]:
         queueing.send_preview(preview)
 
 

@@ -12,7 +12,7 @@ from django.http import HttpRequest, HttpResponseBase, JsonResponse
 from django.views.decorators.csrf import csrf_exempt
 
 from accounts.sign_in import TooManyAttemptsError
-from environments.domain.errors import (
+from condastore.errors import (
     AccessDeniedError,
     ArtifactFailedError,
     ChannelNotAllowedError,

@@ -28,7 +28,7 @@ from accounts.authentication import (
     secret_in,
     usable_token,
 )
-from environments.domain.errors import NotSignedInError
+from condastore.errors import NotSignedInError
 from environments.operations.served_builds import Asking
 from environments.registry.errors import ChallengeError, ScopeError
 

@@ -16,17 +16,11 @@ from django.utils.cache import patch_vary_headers
 
 from accounts.access import Actor
 from accounts.authentication import TokenClaim
-from condastore import turns
+from condastore.errors import InvalidInputError, NotFoundError, NotSignedInError, StoreError
+from condastore.http import request_turns
 from environments.domain.artifacts import ArtifactState
-from environments.domain.errors import (
-    InvalidInputError,
-    NotFoundError,
-    NotSignedInError,
-    StoreError,
-)
 from environments.domain.images import INDEX, LAYER, MANIFEST, Compression
 from environments.domain.lifecycle import SERVED
-from environments.manifests import Content, manifest_of
 from environments.models import Artifact, Build, Environment
 from environments.operations import audit, images
 from environments.operations.served_builds import Asking
@@ -40,6 +34,7 @@ from environments.registry.errors import (
     refusal,
 )
 from environments.rest.blobs import Served, answer
+from environments.services.image_manifests import Content, manifest_of
 
 #: Not a namespace: what follows names packages.
 ON_DEMAND = "dynamic"
@@ -290,7 +285,7 @@ async def _built(request: HttpRequest, path: str, deadline: float) -> None:
             raise refusal
         if time.monotonic() >= deadline:
             raise UnderWayError(f"It is being built ({build.state}).", hint="Pull it again.")
-        await turns.pause(LOOK)
+        await request_turns.pause(LOOK)
         await sync_to_async(build.refresh_from_db)()
 
 
@@ -303,7 +298,7 @@ async def _awaited(wanted: list[Artifact], deadline: float) -> list[Artifact]:
     while any(one.state in _UNFINISHED for one in wanted):
         if time.monotonic() >= deadline:
             raise UnderWayError("The image is being made.", hint="Pull it again in a while.")
-        await turns.pause(LOOK)
+        await request_turns.pause(LOOK)
         wanted = await sync_to_async(_look)(wanted)
     return wanted
 

@@ -9,13 +9,13 @@ from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.http import HttpRequest, HttpResponseBase, JsonResponse
 
-from condastore import turns
+from condastore.errors import ArtifactFailedError
+from condastore.http import request_turns
 from environments.domain.artifacts import FORMS, ArtifactState
-from environments.domain.errors import ArtifactFailedError
 from environments.models import Artifact, Build
 from environments.operations import artifacts, audit
 from environments.rest.blobs import Served, answer, begins
-from environments.rest.finding import actor_of, build_of
+from environments.rest.lookup import actor_of, build_of
 
 LOOK = 0.2  # seconds between two looks at an artifact that is made
 _WAIT = re.compile(r"(?:^|[,;\s])wait=(\d{1,5})\b")
@@ -76,7 +76,7 @@ async def _awaited(artifact: Artifact, seconds: float) -> Artifact:
     deadline = time.monotonic() + seconds
     unfinished = (ArtifactState.QUEUED, ArtifactState.MAKING)
     while artifact.state in unfinished and time.monotonic() < deadline:
-        await turns.pause(LOOK)
+        await request_turns.pause(LOOK)
         artifact = await sync_to_async(_look)(artifact)
     return artifact
 

@@ -22,11 +22,11 @@ from django.http import (
 from django.utils.cache import patch_vary_headers
 from django.utils.http import content_disposition_header, parse_etags
 
-from condastore.file_responses import PART, FileRange
-from condastore.threads import release
-from environments import blobs
+from condastore.http.file_responses import PART, FileRange
+from condastore.http.request_threads import release
 from environments.models import Blob
 from environments.operations import artifacts
+from environments.services import blobs
 
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)\s*\Z")
 

@@ -22,7 +22,7 @@ from environments.operations import served_channels
 from environments.operations.namespaces import find_namespace
 from environments.operations.served_channels import Document, ServedChannel
 from environments.rest.blobs import Served, answer
-from environments.rest.finding import actor_of, build_of
+from environments.rest.lookup import actor_of, build_of
 
 PACKAGES = (".conda", ".tar.bz2")
 #: In the place of a subdir: the wheels of a build.

@@ -19,8 +19,7 @@ from django.db import connection
 from django.http import HttpRequest, HttpResponseBase, JsonResponse
 from django.views.decorators.http import require_http_methods
 
-from environments import blobs, hosting
-from environments.domain.errors import (
+from condastore.errors import (
     DiskSpaceError,
     InvalidInputError,
     LimitError,
@@ -31,9 +30,11 @@ from environments.models import HostedPackage
 from environments.operations import hosted_channels
 from environments.operations.hosted_channels import ReadableChannel, Uploaded
 from environments.rest.blobs import Served, answer
-from environments.rest.bodies import parts_of
 from environments.rest.channels import PACKAGES, told
-from environments.rest.finding import actor_of
+from environments.rest.lookup import actor_of
+from environments.rest.uploads import parts_of
+from environments.services import blobs
+from environments.services import hosted_channels as hosting
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 

@@ -25,16 +25,17 @@ from django.utils.cache import patch_vary_headers
 from django.utils.http import http_date, parse_etags
 from django.views.decorators.http import require_safe
 
-from condastore import turns
-from condastore.file_responses import PART
-from environments import blobs, mirrors
-from environments.domain.errors import DownloadError, NotFoundError, UnavailableError
+from condastore.errors import DownloadError, NotFoundError, UnavailableError
+from condastore.http import request_turns
+from condastore.http.file_responses import PART
+from environments.jobs import mirrors
 from environments.models import Blob
 from environments.operations import mirrors as operations
 from environments.operations.mirrors import Opened, Package
 from environments.operations.served_channels import CONTENT_TYPES, REPODATA, SHARDS, ZSTD
 from environments.rest.blobs import Served, answer
-from environments.rest.finding import actor_of
+from environments.rest.lookup import actor_of
+from environments.services import blobs
 
 Found = TypeVar("Found", Opened, Package)
 
@@ -89,7 +90,7 @@ async def _opened(find: Callable[[], Found | None]) -> Found:
                 "What the channel lists is being read for the first time, or by new rules.",
                 hint="Ask again in a while.",
             )
-        await turns.pause(_LOOK)
+        await request_turns.pause(_LOOK)
     return found
 
 
@@ -146,7 +147,7 @@ async def _package(request: HttpRequest, find: Callable[[], Package | None]) -> 
         credentials = await sync_to_async(mirrors.credential_source)(package.opened.mirror)
         coming = mirrors.fetching(package.download, credentials)
         try:
-            async with turns.released():
+            async with request_turns.released():
                 path = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(coming)), WAIT)
         except DownloadError as error:
             if error.details.get("gone"):

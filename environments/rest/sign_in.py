@@ -19,7 +19,7 @@ from django.views.decorators.http import require_POST, require_safe
 from accounts.access import Actor
 from accounts.authentication import client_address
 from accounts.sign_in import TooManyAttemptsError, with_password
-from environments.domain.errors import InvalidInputError
+from condastore.errors import InvalidInputError
 from environments.domain.json_text import json_object
 from environments.operations import device_sign_in, tokens
 from environments.operations.device_sign_in import INTERVAL, LIFE, NotYetError

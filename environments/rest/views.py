@@ -21,15 +21,15 @@ from django.utils.cache import patch_vary_headers
 from django.utils.http import content_disposition_header, parse_etags
 from django.views.decorators.http import require_POST, require_safe
 
-from condastore import turns
-from environments import signing
-from environments.domain.errors import InvalidInputError
+from condastore.errors import InvalidInputError
+from condastore.http import request_turns
 from environments.models import Build
 from environments.operations import audit, downloads, provenance, served_folders, usage
 from environments.operations.artifacts import KIND_OF
 from environments.operations.served_builds import served_build
 from environments.rest import artifacts
-from environments.rest.finding import actor_of, build_of
+from environments.rest.lookup import actor_of, build_of
+from environments.services import signing
 
 #: Lines of a log that are read at once.
 LINES = 20_000
@@ -150,7 +150,7 @@ async def log(
 async def _lines(build: Build) -> AsyncIterator[bytes]:
     start = 0
     while True:
-        async with turns.running(turns.Kind.READ):
+        async with request_turns.running(request_turns.Kind.READ):
             lines = await sync_to_async(build.log_from)(start, limit=LINES)
         if lines:
             yield ("\n".join(lines) + "\n").encode()
@@ -206,7 +206,7 @@ async def _parts(lines: Iterator[str]) -> AsyncIterator[bytes]:
         return "".join(islice(lines, EVENTS)).encode()
 
     while True:
-        async with turns.running(turns.Kind.READ):
+        async with request_turns.running(request_turns.Kind.READ):
             some = await sync_to_async(part)()
         if not some:
             return

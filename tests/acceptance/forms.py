@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from environments.engine.artifacts.sif import DATA_AT
-from tests.environments.engine.test_file_systems import mounted, run_in
+from tests.environments.engine.artifacts.test_file_systems import mounted, run_in
 from tests.environments.registry.conftest import tool
 from tests.environments.registry.test_tools import run_in as run_in_bundle
 from tests.system import System

@@ -17,12 +17,12 @@ from accounts.authentication import TokenInvalidError, actor_with_token
 from accounts.directories import Person, check_directory, lost, welcome
 from accounts.models import DirectoryGroup, Identity, User
 from accounts.roles import Perm, Role
-from environments.approvals import deciders
-from environments.domain.errors import AccessDeniedError, ConflictError, InvalidInputError
+from condastore.errors import AccessDeniedError, ConflictError, InvalidInputError
 from environments.models import AuditEvent, MappedRole, Namespace, RoleMapping
 from environments.operations.namespaces import create_namespace
 from environments.operations.role_mappings import add_role_mapping, remove_role_mapping
 from environments.operations.tokens import create_token
+from environments.services.approval_requests import deciders
 from tests import factories
 
 pytestmark = pytest.mark.django_db

@@ -19,7 +19,7 @@ from accounts.access import Actor
 from accounts.authentication import actor_with_token
 from accounts.models import User
 from accounts.roles import ROLES, Perm, Role
-from environments.domain.errors import StoreError
+from condastore.errors import StoreError
 from environments.models import Environment, Namespace
 from environments.operations import environments, namespaces, role_mappings, tokens
 from tests import factories

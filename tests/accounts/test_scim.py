@@ -20,7 +20,7 @@ from accounts.models import ApiToken, DirectoryGroup, Identity, User
 from accounts.providers import Providers
 from accounts.provisioning import Provisioning
 from accounts.roles import Perm, Role
-from environments.domain.errors import AccessDeniedError
+from condastore.errors import AccessDeniedError
 from environments.models import AuditEvent, Namespace
 from environments.operations.people import close_account
 from environments.operations.role_mappings import add_role_mapping

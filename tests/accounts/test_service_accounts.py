@@ -12,7 +12,7 @@ from accounts.authentication import TokenInvalidError, actor_with_token
 from accounts.directories import Person, lost, welcome
 from accounts.models import Identity, User
 from accounts.roles import Role
-from environments.domain.errors import AccessDeniedError, NotFoundError
+from condastore.errors import AccessDeniedError, NotFoundError
 from environments.models import AuditEvent, Build, Namespace, Notification, Webhook
 from environments.operations.namespaces import grant_role
 from environments.operations.people import close_account

@@ -19,7 +19,6 @@ from pathlib import Path
 import rattler
 
 from environments.domain.lock import Lock, PlatformLock
-from environments.engine import addresses, linking
 from environments.engine.artifacts.archives import archive_parts
 from environments.engine.artifacts.file_systems import make_squashfs
 from environments.engine.artifacts.parts import (
@@ -30,11 +29,13 @@ from environments.engine.artifacts.parts import (
     write_parts,
 )
 from environments.engine.artifacts.staging import Material
-from environments.engine.package_cache import PackageCache
+from environments.engine.network import addresses
+from environments.engine.packages.cache import PackageCache
+from environments.engine.prefix import linking
 from tests.benchmarks.channels import demo
 from tests.benchmarks.measure import MEGABYTE, Measure, median, scratch
 from tests.benchmarks.running import STACK
-from tests.environments.engine.packages import packages_of
+from tests.environments.engine.package_fixtures import packages_of
 
 ROUNDS = 2
 #: Packages that come on top: the rest, nine of ten, is shared.

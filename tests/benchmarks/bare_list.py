@@ -30,8 +30,8 @@ def rows() -> bytes:
 
 
 async def application(scope: Any, receive: Any, send: Any) -> None:
-    from condastore import turns
-    from condastore.threads import KeptThread
+    from condastore.http import request_turns
+    from condastore.http.request_threads import KeptThread
 
     async def respond(receive: Any, send: Any) -> None:
         await receive()
@@ -41,7 +41,7 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.body", "body": body})
 
     async with KeptThread() as thread:
-        await turns.admit(respond, receive, send, method="GET", admitted=thread.begin)
+        await request_turns.admit(respond, receive, send, method="GET", admitted=thread.begin)
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
 
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "condastore.settings")
     django.setup()
-    from condastore.threads import keep_connections
+    from condastore.http.request_threads import keep_connections
 
     keep_connections()
     gc.set_threshold(*COLLECT)

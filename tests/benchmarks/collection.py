@@ -51,7 +51,7 @@ def collect(count: str) -> Mapping[str, float]:
     from django.core.management import call_command
     from django.db import connection
 
-    from environments import collection
+    from environments.jobs import blob_gc as collection
 
     call_command("migrate", verbosity=0)
     _fill(int(count))

@@ -112,10 +112,10 @@ def _measured() -> Mapping[str, Mapping[str, float]]:
 
 def _image(build: Any) -> tuple[str, str]:
     """Digests of the manifest and a layer of an image, as if it had been built."""
-    from environments import blobs
     from environments.domain.artifacts import ArtifactKind, ArtifactState
     from environments.domain.images import MANIFEST
     from environments.models import Artifact, BaseImage, ImageBlob
+    from environments.services import blobs
     from tests import factories
 
     BaseImage.objects.create(name=BaseImage.OWN, platform=factories.PLATFORM, digest="0" * 64)

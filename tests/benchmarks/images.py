@@ -87,18 +87,20 @@ def _work(channel: Path) -> dict[str, Any]:
     from django.conf import settings
     from django.core.management import call_command
 
-    from environments import artifacts, blobs, images, manifests
     from environments.domain.artifacts import ArtifactKind, ArtifactState
     from environments.domain.images import PackageLayer
     from environments.domain.lock import Lock, PlatformLock, dependency_order
     from environments.engine.artifacts.parts import GZIP, PIECE
     from environments.engine.images.archives import LayerFile, unpacked
     from environments.engine.images.layers import make_layer
+    from environments.jobs import artifacts
     from environments.models import Artifact, Blob, Build, ImageBlob, Layer
     from environments.operations import images as operations
-    from environments.tools import tools
+    from environments.services import blobs, image_manifests
+    from environments.services import image_builder as images
+    from environments.services.engine_context import tools
     from tests import factories
-    from tests.environments.engine.packages import packages_of
+    from tests.environments.engine.package_fixtures import packages_of
 
     settings.DISK_RESERVE = 0
     images.PARALLEL = 1  # as what it is compared with
@@ -195,7 +197,7 @@ def _work(channel: Path) -> dict[str, Any]:
     for number in range(LOOKS):
         begun = time.process_time()
         found = operations.request_images(actor=root, build=stack)
-        manifests.manifest_of(stack, found)
+        image_manifests.manifest_of(stack, found)
         asked.append(time.process_time() - begun)
         stack.specification = factories.make_specification(
             f"variables: {{NUMBER: '{number}'}}\ndependencies: [python]"

@@ -9,10 +9,10 @@ from typing import Any
 
 from environments.domain.policy import Known, Policy, judge_lock, parse_rule
 from environments.domain.specification import Specification
-from environments.engine import addresses
-from environments.engine.channels import Channels
-from environments.engine.policy_view import Rules
-from environments.engine.solver import RattlerSolver, SolveRequest
+from environments.engine.channels.repodata import Channels
+from environments.engine.network import addresses
+from environments.engine.solve.client import RattlerSolver, SolveRequest
+from environments.engine.solve.policy_view import Rules
 from tests.benchmarks.channels import served
 from tests.benchmarks.inside import inside
 from tests.benchmarks.measure import MEGABYTE, Measure, median, scratch

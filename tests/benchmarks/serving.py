@@ -121,7 +121,7 @@ def _seconds(port: int, connections: int) -> float:
 @contextmanager
 def _web(port: int, environ: Mapping[str, str]) -> Iterator[psutil.Process]:
     command = [sys.executable, "-m", "uvicorn", "condastore.asgi:application"]
-    command += ["--http", "condastore.http_protocol:HttpProtocol"]
+    command += ["--http", "condastore.http.protocol:HttpProtocol"]
     with _running([*command, "--port", str(port), "--lifespan", "off"], environ, port) as process:
         yield process
 
@@ -157,9 +157,9 @@ def _put(size: int) -> None:
     django.setup()
     from django.core.management import call_command
 
-    from environments import blobs
     from environments.domain.artifacts import ArtifactKind, ArtifactState
     from environments.models import Artifact
+    from environments.services import blobs
     from tests import factories
 
     call_command("migrate", verbosity=0)

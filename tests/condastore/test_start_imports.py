@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from condastore.programs import PRELOADED, SHARED
+from condastore.supervisor.programs import PRELOADED, SHARED
 
 IMPORTS = """
 import importlib, json, sys
@@ -20,8 +20,8 @@ import django
 django.setup()
 for name in json.loads(sys.argv[1]):
     importlib.import_module(name)
-from condastore import forks
-print(json.dumps({"started": started, "safe": forks.safe(), "modules": sorted(sys.modules)}))
+from condastore.supervisor.supervise import fork
+print(json.dumps({"started": started, "safe": fork.safe(), "modules": sorted(sys.modules)}))
 """
 
 
@@ -58,7 +58,9 @@ def test_a_worker_shares_no_import_of_the_web_server(tmp_path: Path):
 
 def test_a_server_does_not_import_optional_packages_that_it_does_not_use(tmp_path: Path):
     """httpx and structlog would import rich, Strawberry's Django types psycopg, with SQLite."""
-    modules = imported((*SHARED, *PRELOADED, "condastore.supervisor"), tmp_path)["modules"]
+    modules = imported((*SHARED, *PRELOADED, "condastore.supervisor.supervise"), tmp_path)[
+        "modules"
+    ]
     assert isinstance(modules, list)
     assert not {"rich", "pygments", "psycopg", "httpx._main"} & set(modules)
 

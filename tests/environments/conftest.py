@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from accounts.access import Actor
-from environments import tasks, tools
+from environments import tasks
 from environments.models import Build, Environment
 from environments.operations.builds import submit_build
+from environments.services import engine_context
 from tests.channels.server import ChannelServer, serving
 
 Submit = Callable[..., Build]
@@ -25,9 +26,9 @@ def shared_server(small_channel: Path, simple_index: Path) -> Iterator[ChannelSe
 
 
 @pytest.fixture(scope="session")
-def shared_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[tools.Tools]]:
+def shared_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[engine_context.Tools]]:
     """The caches and solvers that tests share; made at the first need."""
-    made: list[tools.Tools] = []
+    made: list[engine_context.Tools] = []
     yield made
     for engine in made:
         engine.close()
@@ -37,10 +38,10 @@ def shared_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[too
 def engine(
     request: pytest.FixtureRequest,
     shared_server: ChannelServer,
-    shared_engine: list[tools.Tools],
+    shared_engine: list[engine_context.Tools],
     tmp_path_factory: pytest.TempPathFactory,
     settings: Any,
-) -> Iterator[tools.Tools]:
+) -> Iterator[engine_context.Tools]:
     """The engine of this process; with empty caches of its own where `channel_server` is used."""
     own = "channel_server" in request.fixturenames
     server = request.getfixturevalue("channel_server") if own else shared_server
@@ -51,14 +52,14 @@ def engine(
     settings.DISK_RESERVE = 0
     settings.CHANNEL_STATE_TTL = settings.BACKOFF * 0
     if own:
-        made = tools.Tools(tmp_path_factory.mktemp("cold"))
+        made = engine_context.Tools(tmp_path_factory.mktemp("cold"))
     else:
         if not shared_engine:
-            shared_engine.append(tools.Tools(tmp_path_factory.mktemp("shared")))
+            shared_engine.append(engine_context.Tools(tmp_path_factory.mktemp("shared")))
         [made] = shared_engine
-    tools.use(made)
+    engine_context.use(made)
     yield made
-    tools.use(None)
+    engine_context.use(None)
     if own:
         made.close()
 
@@ -74,7 +75,7 @@ def unsent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture
 def submit(
-    alice: Actor, environment: Environment, engine: tools.Tools, unsent: list[int]
+    alice: Actor, environment: Environment, engine: engine_context.Tools, unsent: list[int]
 ) -> Submit:
     """Submit a specification as Alice; nobody runs it until the test does."""
 

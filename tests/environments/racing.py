@@ -49,12 +49,12 @@ def main() -> None:
     call_command("migrate", verbosity=0)
     from accounts.models import User
     from accounts.roles import Role
-    from environments import approvals as keeping
     from environments import tasks
     from environments.domain.lifecycle import BuildState as S
     from environments.domain.policy import Effect, PackageKey, Verdict
     from environments.models import ApprovalRequest, Build, Decision
     from environments.operations import approvals, builds
+    from environments.services import approval_requests as keeping
     from tests import factories
 
     tasks.build_environment.send = tasks.build_environment.fn = lambda key: None  # type: ignore

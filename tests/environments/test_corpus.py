@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from environments.domain.errors import SpecificationError
+from condastore.errors import SpecificationError
 from environments.domain.specification import Defaults, Submission, parse_specification
 from environments.operations.builds import read_submission
 from tests import factories

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from accounts.access import Actor
-from environments import artifacts, blobs, building, tasks, tools
+from environments import tasks
 from environments.domain.artifacts import ArtifactKind, ArtifactState
 from environments.domain.lifecycle import BuildState
+from environments.jobs import artifacts, builds
 from environments.models import Artifact, Build
 from environments.operations.artifacts import create_artifact, set_eager_artifacts
+from environments.services import blobs, engine_context
 from tests.channels.server import ChannelServer, Fault
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -40,12 +42,12 @@ def made(actor: Actor, build: Build, kind: ArtifactKind, platform: str = "") -> 
 def test_bundle_and_installer_are_made_when_the_channels_are_gone_with_the_same_bytes(
     submit: Any,
     alice: Actor,
-    engine: tools.Tools,
+    engine: engine_context.Tools,
     channel_server: ChannelServer,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     build = submit(TEXT)
-    building.run(build.pk)
+    builds.run(build.pk)
     build = Build.objects.get(pk=build.pk)
     assert build.state == BuildState.READY, build.failure
     first = {
@@ -54,13 +56,15 @@ def test_bundle_and_installer_are_made_when_the_channels_are_gone_with_the_same_
     channel_server.faults.add(Fault("*", status=410))
     shutil.rmtree(engine.cache)
     Artifact.objects.all().delete()
-    other = tools.Tools(tmp_path_factory.mktemp("other"))  # a worker with caches of its own
-    tools.use(other)
+    other = engine_context.Tools(
+        tmp_path_factory.mktemp("other")
+    )  # a worker with caches of its own
+    engine_context.use(other)
     try:
         for kind, content in first.items():
             assert made(alice, build, kind) == content, kind
     finally:
-        tools.use(engine)
+        engine_context.use(engine)
         other.close()
     with tarfile.open(fileobj=io.BytesIO(first[ArtifactKind.BUNDLE])) as archive:
         names = {Path(name).name for name in archive.getnames()}
@@ -76,7 +80,7 @@ def test_a_new_build_is_made_into_what_its_namespace_says(
     set_eager_artifacts(actor=dora, namespace=environment.namespace, kinds=kinds)
     environment.namespace.refresh_from_db()
     build = submit("dependencies: [apptool]")
-    building.run(build.pk)
+    builds.run(build.pk)
     artifact = Artifact.objects.get()
     assert (artifact.kind, artifact.state) == ("INSTALLER", "QUEUED")
     assert artifact in Artifact.objects.due(artifact.not_before)
@@ -90,7 +94,7 @@ def test_files_for_machines_of_another_kind_are_made_here(
     submit: Any, alice: Actor, platform: str
 ) -> None:
     build = submit(f"platforms: [linux-64, {platform}]\ndependencies: [python, apptool]")
-    building.run(build.pk)
+    builds.run(build.pk)
     build = Build.objects.get(pk=build.pk)
     assert build.state == BuildState.READY, build.failure
     with tarfile.open(fileobj=io.BytesIO(made(alice, build, ArtifactKind.BUNDLE, platform))) as tar:

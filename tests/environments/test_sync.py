@@ -17,14 +17,14 @@ import pytest
 
 from accounts.access import Actor
 from accounts.models import ApiToken
+from condastore.agent.events import Event, Progress
 from condastore.agent.folder import Folder
 from condastore.agent.in_use import in_use
+from condastore.agent.plan import Choice, Name
 from condastore.agent.server import Server
 from condastore.agent.sync import Agent, Outcome
-from condastore.agent.telling import Event, Progress
-from condastore.agent.wanted import Choice, Name
-from environments import building
-from environments.domain.errors import ConflictError
+from condastore.errors import ConflictError
+from environments.jobs import builds as building
 from environments.models import Build, CondaRecord, Environment
 from environments.operations import builds, environments, recalls
 from environments.operations.tokens import create_token

@@ -10,7 +10,7 @@ import pytest
 import uvicorn
 from django.db import connections
 
-from condastore.http_protocol import HttpProtocol
+from condastore.http.protocol import HttpProtocol
 from tests.services.processes import free_ports
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from environments.domain.errors import ChannelUnavailableError, LeaseLostError, TimeLimitError
+from condastore.errors import ChannelUnavailableError, LeaseLostError, TimeLimitError
 from environments.domain.lock import PlatformLock
 from environments.domain.progress import Cancelled, never
-from environments.engine import bounded_reading
-from environments.engine.bounded_reading import ReadLimits
-from environments.engine.channels import Channels
-from environments.engine.pypi import PypiResolver
-from environments.engine.python_indexes import Project, PythonIndexes
+from environments.engine.channels.repodata import Channels
+from environments.engine.network import bounded_reading
+from environments.engine.network.bounded_reading import ReadLimits
+from environments.engine.pypi.indexes import Project, PythonIndexes
+from environments.engine.pypi.resolve import PypiResolver
 from tests.channels.hostile_server import (
     Asked,
     HostileServer,
@@ -29,7 +29,7 @@ from tests.channels.hostile_server import (
     missing,
     whole,
 )
-from tests.environments.engine.packages import lock_of, packages_of
+from tests.environments.engine.package_fixtures import lock_of, packages_of
 from tests.faults.conftest import Start
 from tests.system import until
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import zstandard
 
-from environments.domain.errors import ChannelUnavailableError, LeaseLostError
+from condastore.errors import ChannelUnavailableError, LeaseLostError
 from environments.domain.progress import Cancelled, never
-from environments.engine import mirrors
-from environments.engine.addresses import UNRESTRICTED
-from environments.engine.bounded_reading import ReadLimits
+from environments.engine.channels import mirrors
+from environments.engine.network.addresses import UNRESTRICTED
+from environments.engine.network.bounded_reading import ReadLimits
 from tests.channels.hostile_server import (
     Asked,
     HostileServer,

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from environments.domain.progress import never
-from environments.engine.channel_jobs import Described
-from environments.engine.channels import Channels
-from environments.engine.solver import RattlerSolver
+from environments.engine.channels.jobs import Described
+from environments.engine.channels.repodata import Channels
+from environments.engine.solve.client import RattlerSolver
 from tests.channels.hostile_server import Asked, head, hostile, missing, whole
-from tests.environments.engine.solving import NO_MEMO, solve, versions
+from tests.environments.engine.solver_fixtures import NO_MEMO, solve, versions
 
 
 @contextlib.contextmanager

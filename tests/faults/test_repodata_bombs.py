@@ -16,12 +16,12 @@ import psutil
 import pytest
 import zstandard
 
-from environments.domain.errors import ChannelUnavailableError, MemoryLimitError
-from environments.engine.bounded_reading import ReadLimits
-from environments.engine.channels import Channels
-from environments.engine.solver import RattlerSolver
+from condastore.errors import ChannelUnavailableError, MemoryLimitError
+from environments.engine.channels.repodata import Channels
+from environments.engine.network.bounded_reading import ReadLimits
+from environments.engine.solve.client import RattlerSolver
 from tests.channels.hostile_server import Asked, Script, hostile, missing, whole
-from tests.environments.engine.solving import NO_MEMO, solve
+from tests.environments.engine.solver_fixtures import NO_MEMO, solve
 
 SIZE = 2 << 30
 LIMITS = ReadLimits(size=64 << 20)

@@ -24,17 +24,18 @@ from accounts.roles import Role
 from condastore import checks, private_files
 from condastore.cli.errors import CommandError
 from condastore.env import SECRET_FILES
-from condastore.starting import prepare_folder
-from environments import blobs, folder_access, folders, housekeeping
+from condastore.supervisor.startup import prepare_folder
 from environments.domain.records import CondaPackage
-from environments.engine import linking
-from environments.engine.file_modes import shared_mode
-from environments.engine.package_cache import PackageCache
+from environments.engine.packages.cache import PackageCache
+from environments.engine.packages.file_modes import shared_mode
+from environments.engine.prefix import linking
+from environments.jobs import cleanup
 from environments.models import Build
 from environments.operations.environments import copy_environment, move_environment
+from environments.services import blobs, folder_access, folders
 from tests import factories
 from tests.channels.server import serving
-from tests.environments.engine.packages import lock_of
+from tests.environments.engine.package_fixtures import lock_of
 from tests.migrated import put_database
 from tests.security.local_user import answer_to_stranger, folder_for_all, reached, written
 from tests.system import System
@@ -388,12 +389,12 @@ def test_the_upkeep_takes_write_access_from_files_of_older_releases(data: Path) 
     (data.parent / "of-others").write_text("not ours")
     (data.parent / "of-others").chmod(0o666)
     assert f"{build.prefix.path}/shared" in written(data)
-    assert housekeeping.repair_file_modes() == 1
+    assert cleanup.repair_file_modes() == 1
     assert written(data) == set()
     assert f"{build.prefix.path}/shared" in reached(data)
     assert stat.S_IMODE((data.parent / "of-others").stat().st_mode) == 0o666
     (cached / "shared").chmod(0o666)
-    assert housekeeping.repair_file_modes() == 0, "once is enough"
+    assert cleanup.repair_file_modes() == 0, "once is enough"
 
 
 # --- the data folder ----------------------------------------------------------------------------

@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 from hypothesis import event, given, note
 
-from environments.domain.errors import SpecificationError, StoreError
+from condastore.errors import SpecificationError, StoreError
 from environments.domain.lock import Lock
 from environments.domain.lockfiles import read_conda_lock, read_explicit
 from environments.domain.specification import Specification, parse_specification
 from environments.domain.unpacking import DEFAULT_LIMITS
 from environments.domain.urls import canonical_url
-from environments.engine.linking import link
-from environments.engine.package_cache import PackageCache
-from environments.engine.uploads import read_package
+from environments.engine.packages.cache import PackageCache
+from environments.engine.packages.uploads import read_package
+from environments.engine.prefix.linking import link
 from tests import factories
-from tests.environments.engine.packages import lock_of
+from tests.environments.engine.package_fixtures import lock_of
 from tests.security.strategies import (
     conda_locks,
     environment_files,

@@ -26,8 +26,7 @@ from accounts.access import Actor, may
 from accounts.models import User
 from accounts.roles import Perm, Role
 from condastore.cli import audit as cli_audit
-from environments import building
-from environments.approvals import decider_names
+from condastore.errors import InvalidInputError, UnavailableError
 from environments.domain.audit_chain import chain_key
 from environments.domain.audit_checkpoints import (
     Checkpoint,
@@ -35,9 +34,9 @@ from environments.domain.audit_checkpoints import (
     parse_checkpoint,
     seal_head,
 )
-from environments.domain.errors import InvalidInputError, UnavailableError
 from environments.domain.lifecycle import BuildState
-from environments.engine.audit_anchor import parse_audit_anchor
+from environments.engine.network.audit_anchors import parse_audit_anchor
+from environments.jobs import builds as building
 from environments.models import (
     AuditEvent,
     AuditHead,
@@ -59,7 +58,8 @@ from environments.operations.environments import delete_environment
 from environments.operations.mirrors import create_mirror
 from environments.operations.namespaces import create_namespace
 from environments.operations.people import close_account
-from environments.solving import credentials_for, mirror_credentials
+from environments.services.approval_requests import decider_names
+from environments.services.solving import credentials_for, mirror_credentials
 from tests import factories
 from tests.environments.graphql.asking import ERROR, ask
 

@@ -20,16 +20,18 @@ import pytest
 from accounts.access import Actor
 from accounts.models import User
 from accounts.roles import Role
-from environments import building, folders, hosting, tasks, tools
-from environments.domain.errors import DownloadError, SpecificationError
+from condastore.errors import DownloadError, SpecificationError
+from environments import tasks
 from environments.domain.lifecycle import BuildState
 from environments.domain.lock import Lock, PlatformLock
 from environments.domain.records import CondaPackage
-from environments.engine.downloads import Download
+from environments.engine.packages.downloads import Download
+from environments.jobs import builds
 from environments.models import Build, Environment, Namespace
 from environments.operations.builds import submit_build
-from environments.package_archive import PackageArchive
-from environments.solving import Listings
+from environments.services import engine_context, folders, hosted_channels
+from environments.services.package_archive import PackageArchive
+from environments.services.solving import Listings
 from tests import factories
 from tests.channels.channel_index import index_channel, write_repodata
 from tests.channels.conda_package import PackageFile, PackageSpec, write_package
@@ -84,10 +86,10 @@ def world(
     with ExitStack() as stack:
         private = stack.enter_context(serving(private_files, basic=("victim", PASSWORD)))
         hostile = stack.enter_context(serving(listed))
-        engine = tools.Tools(tmp_path / "engine")
-        tools.use(engine)
+        engine = engine_context.Tools(tmp_path / "engine")
+        engine_context.use(engine)
         stack.callback(engine.close)
-        stack.callback(tools.use, None)
+        stack.callback(engine_context.use, None)
         yield World(private, hostile, listed)
 
 
@@ -107,7 +109,7 @@ def submit(world: World) -> Submit:
         build = submit_build(
             actor=actor, environment=environment, specification=text, force_solve=True
         ).build
-        building.run(build.pk)
+        builds.run(build.pk)
         return Build.objects.select_related("environment__namespace", "lock").get(pk=build.pk)
 
     return do
@@ -121,7 +123,7 @@ def test_a_channel_that_only_lists_a_private_package_does_not_get_it(
     victim = submit("victim", world.text(world.private, size))
     assert victim.state == BuildState.READY, victim.failure
     if not cached:
-        shutil.rmtree(tools.tools().packages.folder)
+        shutil.rmtree(engine_context.tools().packages.folder)
     attack = submit("attacker", world.text(world.hostile, size))
     assert attack.state == BuildState.FAILED
     assert attack.failure is not None
@@ -144,7 +146,7 @@ def test_a_channel_that_has_the_package_is_asked_once(
         assert build.state == BuildState.READY, build.failure
     assert world.hostile.requests.count(f"linux-64/secret-{size}-*") == 1
     # From then on the kept bytes are enough, on every worker.
-    shutil.rmtree(tools.tools().packages.folder)
+    shutil.rmtree(engine_context.tools().packages.folder)
     world.hostile.faults.add(Fault("*.conda", status=404))
     build = submit("other", world.text(world.hostile, size))
     assert build.state == BuildState.READY, build.failure
@@ -173,7 +175,7 @@ def test_a_conda_package_with_the_name_of_a_wheel_is_refused(
     victim = submit("victim", world.text(world.private, "small"))
     assert victim.state == BuildState.READY, victim.failure
     if not cached:
-        shutil.rmtree(tools.tools().packages.folder)
+        shutil.rmtree(engine_context.tools().packages.folder)
     relist(world, extension=".whl")
     attack = submit("attacker", world.text(world.hostile, "small"))
     assert attack.state == BuildState.FAILED
@@ -195,7 +197,7 @@ def test_the_name_of_a_file_makes_no_wheel_of_it(world: World, submit: Submit) -
     )
     assert archive.delivered([Download.of(named)]) == set()
     with pytest.raises(DownloadError):
-        tools.tools().packages.ensure([named])
+        engine_context.tools().packages.ensure([named])
 
 
 @pytest.mark.parametrize("cached", [True, False], ids=["extracted", "kept as it came"])
@@ -206,7 +208,7 @@ def test_a_channel_that_lists_files_of_a_private_channel_does_not_get_them(
     assert victim.state == BuildState.READY, victim.failure
     relist(world, base_url=f"{world.private.url}linux-64/")
     if not cached:
-        shutil.rmtree(tools.tools().packages.folder)
+        shutil.rmtree(engine_context.tools().packages.folder)
     for _ in range(2):
         attack = submit("attacker", world.text(world.hostile, "small"))
         assert attack.state == BuildState.FAILED
@@ -233,7 +235,7 @@ def test_nor_after_the_owner_of_the_private_channel_used_that_channel(
     assert package.channel == hostile
     assert package.url.startswith(world.private.url)
     if not cached:
-        shutil.rmtree(tools.tools().packages.folder)
+        shutil.rmtree(engine_context.tools().packages.folder)
     attack = submit("attacker", f"channels: ['{hostile}']\ndependencies: [secret-small]\n")
     assert attack.state == BuildState.FAILED
     assert attack.failure is not None
@@ -247,9 +249,9 @@ def test_a_channel_that_lists_files_of_a_hosted_channel_is_refused(
     world: World, submit: Submit, cached: bool
 ) -> None:
     assert submit("victim", world.text(world.private, "small")).state == BuildState.READY
-    relist(world, base_url=f"{hosting.base_url()}/victim/tools/linux-64/")
+    relist(world, base_url=f"{hosted_channels.base_url()}/victim/tools/linux-64/")
     if not cached:
-        shutil.rmtree(tools.tools().packages.folder)
+        shutil.rmtree(engine_context.tools().packages.folder)
     attack = submit("attacker", world.text(world.hostile, "small"))
     assert attack.state == BuildState.FAILED
     assert attack.failure is not None
@@ -263,11 +265,11 @@ def test_the_url_of_a_hosted_channel_gives_nothing_through_another_channel(
     victim = submit("victim", world.text(world.private, "small"))
     assert victim.lock is not None
     [package] = victim.lock.value().platforms[0].conda
-    url = f"{hosting.base_url()}/victim/tools/linux-64/{package.file_name}"
+    url = f"{hosted_channels.base_url()}/victim/tools/linux-64/{package.file_name}"
     hostile = replace(package, url=url, channel=world.hostile.url.rstrip("/"))
     archive = PackageArchive()
     assert archive.delivered([Download.of(hostile)]) == set()
-    ours = replace(package, url=url, channel=f"{hosting.base_url()}/victim/tools")
+    ours = replace(package, url=url, channel=f"{hosted_channels.base_url()}/victim/tools")
     assert archive.delivered([Download.of(ours)]) == {package.sha256}
 
 
@@ -279,7 +281,7 @@ def test_a_channel_whose_files_are_on_another_server_works(
         build = submit("other", world.text(world.hostile, "small"))
         assert build.state == BuildState.READY, build.failure
         assert public.requests.count("linux-64/secret-small-*") == 1
-        shutil.rmtree(tools.tools().packages.folder)
+        shutil.rmtree(engine_context.tools().packages.folder)
         public.faults.add(Fault("*.conda", status=404))
         build = submit("other", world.text(world.hostile, "small"))
         assert build.state == BuildState.READY, build.failure
@@ -315,6 +317,6 @@ def test_what_a_channel_says_of_a_file_of_another_describes_it_for_nobody_else(
                 PlatformLock(platform="linux-aarch64", conda=(listed,)),
             ),
         )
-        solver = tools.tools().solver(())
+        solver = engine_context.tools().solver(())
         with pytest.raises(SpecificationError, match="from 2 channels"):
             solver.complete_lock(both, cancelled=lambda: False, log=lambda text: None)

@@ -31,13 +31,13 @@ from accounts.models import ApiToken, Identity, InstallationKey, User
 from accounts.sealing import seal, unseal
 from accounts.sessions import SessionStore, key_digest
 from condastore.cli.errors import CommandError as RefusedCommand
-from condastore.starting import require_keys
-from environments import key_rotation
+from condastore.supervisor.startup import require_keys
 from environments.domain.audit_chain import COVERED, chain_key
 from environments.domain.audit_chain import seal as seal_event
 from environments.models import AuditEvent, AuditHead, ChannelCredential, Environment, Webhook
 from environments.models.audit import NEW_KEY, seal_former_key, unguarded, verify_chain
 from environments.registry import sign_in
+from environments.services import key_rotation
 from tests import factories
 
 PROJECT = Path(__file__).parents[2]

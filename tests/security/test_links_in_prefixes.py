@@ -16,20 +16,20 @@ from typing import Any
 
 import pytest
 
-from environments.domain.errors import LinkError, PackageInvalidError
+from condastore.errors import LinkError, PackageInvalidError
 from environments.domain.linking import PythonInfo
 from environments.domain.records import CondaPackage
 from environments.domain.unpacking import Limits
-from environments.engine import uploads
-from environments.engine.bytecode import BytecodeCache, Interpreter, python_sources
-from environments.engine.linking import link
-from environments.engine.package_cache import CachedPackage, PackageCache
-from environments.engine.pypi_install import WheelCache, install_wheels
-from environments.engine.smoke import run_smoke_tests
+from environments.engine.packages import uploads
+from environments.engine.packages.cache import CachedPackage, PackageCache
+from environments.engine.prefix.bytecode import BytecodeCache, Interpreter, python_sources
+from environments.engine.prefix.linking import link
+from environments.engine.prefix.smoke_tests import run_smoke_tests
+from environments.engine.pypi.install import WheelCache, install_wheels
 from tests.channels.simple_index import make_wheel
-from tests.environments.engine.packages import lock_of
+from tests.environments.engine.package_fixtures import lock_of
 from tests.environments.engine.packing import entry
-from tests.environments.engine.test_pypi_install import stored
+from tests.environments.engine.pypi.test_install import stored
 from tests.security.test_package_contents import Hostile, package, symlink, write
 
 NOARCH_LINK = {"noarch": {"type": "python"}, "package_metadata_version": 1}

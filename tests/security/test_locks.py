@@ -23,18 +23,13 @@ from django.utils import timezone
 from accounts.access import Actor
 from accounts.models import User
 from accounts.roles import Role
-from environments import building, folders, tasks, tools
-from environments.approvals import hold
-from environments.domain.errors import (
-    ChannelNotAllowedError,
-    LinkError,
-    PolicyError,
-    SpecificationError,
-)
+from condastore.errors import ChannelNotAllowedError, LinkError, PolicyError, SpecificationError
+from environments import tasks
 from environments.domain.lifecycle import BuildState
 from environments.domain.lockfiles import read_conda_lock
 from environments.domain.records import CondaPackage, PypiPackage
-from environments.engine.pypi_install import WheelCache
+from environments.engine.pypi.install import WheelCache
+from environments.jobs import builds
 from environments.models import (
     ApprovalRequest,
     AuditEvent,
@@ -51,7 +46,9 @@ from environments.models.builds import Lease
 from environments.operations import approvals, images, policies
 from environments.operations.builds import archive_build, restore_build, submit_build
 from environments.operations.environments import copy_environment, move_environment
-from environments.policies import judge, policy_of
+from environments.services import engine_context, folders
+from environments.services.approval_requests import hold
+from environments.services.policies import judge, policy_of
 from tests import factories
 from tests.channels.channel_index import index_channel
 from tests.channels.conda_package import PackageFile, PackageSpec, write_package
@@ -62,7 +59,7 @@ from tests.channels.simple_index import (
     make_wheel,
     write_simple_index,
 )
-from tests.environments.engine.packages import packages_of
+from tests.environments.engine.package_fixtures import packages_of
 from tests.environments.graphql.asking import ERROR, ask
 
 #: A worker looks at its lease from a thread of its own.
@@ -155,10 +152,10 @@ def world(
     settings.CHANNEL_STATE_TTL = timedelta(0)
     monkeypatch.setattr(tasks.build_environment, "send", lambda key: None)
     monkeypatch.setattr(tasks.tidy, "send", lambda: None)
-    engine = tools.Tools(tmp_path / "engine")
-    tools.use(engine)
+    engine = engine_context.Tools(tmp_path / "engine")
+    engine_context.use(engine)
     yield made
-    tools.use(None)
+    engine_context.use(None)
     engine.close()
 
 
@@ -184,7 +181,7 @@ def submit(world: World, alice: Actor, own: Namespace) -> Submit:
 
 
 def run(build: Build) -> Build:
-    building.run(build.pk)
+    builds.run(build.pk)
     return Build.objects.select_related("environment__namespace", "lock").get(pk=build.pk)
 
 
@@ -423,7 +420,7 @@ def test_a_wheel_is_taken_only_as_an_index_links_to_it(submit, world, root) -> N
 
 def test_without_an_index_no_wheel_of_a_lock_is_taken(submit, world, settings) -> None:
     settings.PYPI_INDEX_URLS = []
-    tools.tools()._solvers.clear()
+    engine_context.tools()._solvers.clear()
     dep, moo = world.packages("trusted")["dep"], world.wheels["moo"]
     refused = submit(explicit(dep, pip=pip_line("moo", world.wheel_url("moo"), moo.sha256)))
     assert "takes no packages from a Python index" in json.dumps(refused.failure)

@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 
 from accounts.access import Actor
-from environments import images, mirrors
-from environments.domain.errors import AddressRefusedError
-from environments.engine import outgoing
+from condastore.errors import AddressRefusedError
 from environments.engine.images.remote import Reference, Repository
+from environments.engine.network import clients
+from environments.jobs import mirrors
 from environments.models import MirrorIndex
 from environments.operations.mirrors import create_mirror
-from environments.outgoing import configured_guard
+from environments.services import image_builder
+from environments.services.outgoing_guard import configured_guard
 from tests.channels import building
 from tests.channels.server import ChannelServer, Fault, serving
 from tests.services.canary import Canary
@@ -226,7 +227,7 @@ def test_a_base_image_is_pulled_from_a_configured_registry_only(
 ) -> None:
     registry = f"http://127.0.0.1:{canary.port}"
     with pytest.raises(AddressRefusedError):
-        images.find_base(f"{registry}/base:1", "linux-64", work=tmp_path)
+        image_builder.find_base(f"{registry}/base:1", "linux-64", work=tmp_path)
     assert canary.contacts == []
     settings.BASE_IMAGE = f"{registry}/base:1"
     assert configured_guard().resolve("127.0.0.1", canary.port) == ["127.0.0.1"]
@@ -254,12 +255,12 @@ def test_credentials_do_not_follow_a_redirect_to_another_server(tmp_path: Path) 
     shown = {"Authorization": "Basic dXNlcjpwYXNzd29yZA=="}
 
     async def ask(url: str) -> bytes:
-        async with outgoing.async_client(follow_redirects=True) as client:
+        async with clients.async_client(follow_redirects=True) as client:
             return (await client.get(url, headers=shown)).content
 
     with serving(tmp_path) as first, serving(tmp_path) as second:
         first.faults.add(Fault("moved", status=302, location=f"{second.url}file"))
-        with outgoing.client(follow_redirects=True) as client:
+        with clients.client(follow_redirects=True) as client:
             assert client.get(f"{first.url}moved", headers=shown).content == b"x"
         assert asyncio.run(ask(f"{first.url}moved")) == b"x"
         assert ["authorization" in request.headers for request in first.requests] == [True, True]

@@ -20,8 +20,7 @@ from typing import Any
 
 import pytest
 
-from environments import building, folders
-from environments.domain.errors import (
+from condastore.errors import (
     PackageInvalidError,
     SmokeTestError,
     StoreError,
@@ -33,22 +32,27 @@ from environments.domain.names import Credential
 from environments.domain.progress import never
 from environments.domain.records import CondaPackage
 from environments.domain.unpacking import Limits
-from environments.engine import bytecode as compiling
-from environments.engine import mirrors, processes, solver_process, wheel_conversion
-from environments.engine.bytecode import BytecodeCache, Interpreter, python_sources
-from environments.engine.channels import Channels
-from environments.engine.confinement import can_confine
-from environments.engine.processes import can_sandbox, read_output
-from environments.engine.smoke import run_smoke_tests
-from environments.engine.solver import RattlerSolver
+from environments.engine.channels import mirrors
+from environments.engine.channels.repodata import Channels
+from environments.engine.prefix import bytecode as compiling
+from environments.engine.prefix.bytecode import BytecodeCache, Interpreter, python_sources
+from environments.engine.prefix.smoke_tests import run_smoke_tests
+from environments.engine.pypi import wheel_conversion
+from environments.engine.solve import process
+from environments.engine.solve.client import RattlerSolver
+from environments.engine.system import processes
+from environments.engine.system.confinement import can_confine
+from environments.engine.system.processes import can_sandbox, read_output
+from environments.jobs import builds
 from environments.models import Build
-from environments.tools import Tools
+from environments.services import folders
+from environments.services.engine_context import Tools
 from tests.channels.conda_package import PackageFile, PackageSpec
 from tests.channels.simple_index import make_wheel
 from tests.environments.conftest import engine, shared_engine, shared_server, submit, unsent
 from tests.environments.engine.conftest import Linked, linked, shared_cache
-from tests.environments.engine.packages import channel_of
-from tests.environments.engine.solving import solve
+from tests.environments.engine.package_fixtures import channel_of
+from tests.environments.engine.solver_fixtures import solve
 
 __all__ = ["engine", "linked", "shared_cache", "shared_engine", "shared_server", "submit", "unsent"]
 
@@ -269,7 +273,7 @@ def test_with_bubblewrap_the_same_build_is_tested_and_compiled(
 
 
 def run(build: Build) -> Build:
-    building.run(build.pk)
+    builds.run(build.pk)
     return Build.objects.get(pk=build.pk)
 
 
@@ -593,7 +597,7 @@ def joined(small_channel: Path, tmp_path: Path) -> object:
 
 CHILDREN = pytest.mark.parametrize(
     ("module", "work"),
-    [(solver_process, solved), (wheel_conversion, converted), (mirrors, joined)],
+    [(process, solved), (wheel_conversion, converted), (mirrors, joined)],
     ids=["solver", "wheels", "repodata"],
 )
 Parse = Callable[[Path, Path], object]
@@ -640,7 +644,7 @@ import json, os, sys
 from multiprocessing.connection import Connection
 Connection(json.loads(sys.argv[1])["link"]).send_bytes({messages[kind]!r})
 """
-    monkeypatch.setattr(solver_process, "_PROGRAM", program)
+    monkeypatch.setattr(process, "_PROGRAM", program)
     with pytest.raises(WorkerLostError, match="ended unexpectedly"):
         solved(small_channel, tmp_path)
     assert not mark.exists()

@@ -31,21 +31,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from environments.domain.errors import DiskSpaceError, InvalidInputError, LinkError
+from condastore.errors import DiskSpaceError, InvalidInputError, LinkError
 from environments.domain.records import CondaPackage, PypiPackage, record_differences
 from environments.domain.unpacking import Limits
-from environments.engine.confinement import can_confine
-from environments.engine.downloads import Patience
-from environments.engine.extracted_tree import measure
-from environments.engine.extraction import ExtractionError, Extractors
 from environments.engine.images.loading import load
-from environments.engine.linking import link
-from environments.engine.package_cache import PackageCache
-from environments.engine.pypi_install import WheelCache
+from environments.engine.packages.cache import PackageCache
+from environments.engine.packages.downloads import Patience
+from environments.engine.packages.extracted_tree import measure
+from environments.engine.packages.extraction import ExtractionError, Extractors
+from environments.engine.prefix.linking import link
+from environments.engine.pypi.install import WheelCache
+from environments.engine.system.confinement import can_confine
 from tests.channels.channel_index import write_repodata
 from tests.channels.server import serving
 from tests.channels.simple_index import Distribution, make_wheel, write_simple_index
-from tests.environments.engine.packages import lock_of
+from tests.environments.engine.package_fixtures import lock_of
 from tests.environments.engine.packing import Entry, conda, entry, tar
 from tests.system import PROJECT, SUBMIT, System
 
@@ -490,7 +490,7 @@ def test_the_extracting_process_ends_with_whoever_started_it(tmp_path: Path) -> 
 import asyncio, os
 from pathlib import Path
 from environments.domain.unpacking import Limits
-from environments.engine.extraction import Extractors
+from environments.engine.packages.extraction import Extractors
 here = Path({os.fspath(tmp_path)!r})
 extractors = Extractors(readable=here / "downloads", writable=here / "work", limits=Limits())
 extractors.warm_up()

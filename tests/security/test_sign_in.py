@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from accounts.access import Actor
 from accounts.models import DeviceSignIn, Identity, User
-from environments import delivery
+from environments.jobs import notification_delivery
 from environments.models import AuditEvent, Notification
 from tests import factories
 
@@ -154,7 +154,7 @@ def delivered() -> list[str]:
     """The texts of the mails that are delivered now."""
     mail.outbox.clear()
     for message in Notification.objects.filter(delivered_at=None).order_by("pk"):
-        delivery.deliver(message.pk)
+        notification_delivery.deliver(message.pk)
     return [str(one.body) for one in mail.outbox]
 
 

@@ -27,9 +27,9 @@ from guardian.shortcuts import assign_perm
 
 from accounts.models import ApiToken, DirectoryGroup, Identity, User
 from accounts.roles import Role
-from environments import blobs, mirrors
 from environments.domain.artifacts import ArtifactState
 from environments.domain.lifecycle import BuildState
+from environments.jobs import mirrors
 from environments.models import (
     ApprovalRequest,
     Artifact,
@@ -76,6 +76,7 @@ from environments.models.images import ImageIndex, ImageStatement
 from environments.models.pending_grants import PendingGrant
 from environments.operations.policies import add_rule
 from environments.operations.tokens import create_token
+from environments.services import blobs
 from tests import factories
 from tests.environments.graphql.test_permission_matrix import govern, make_world
 

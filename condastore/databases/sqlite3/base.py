@@ -170,7 +170,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
             left = queue.acquire(patience_of(self._timeout))
         except WriteQueueTimeoutError:
             raise OperationalError("database is locked: others are writing") from None
-        except OSError as error:  # in the words of SQLite, which condastore.start_faults reads
+        except OSError as error:  # in the words of SQLite, which condastore.startup_errors reads
             said = "unable to open database file"
             if error.errno in _READ_ONLY:
                 said = "attempt to write a readonly database"

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from packaging.utils import canonicalize_name
 
+from condastore.errors import ChannelNotAllowedError, PolicyError, StoreError
 from environments.domain.diff import shortest_chains
-from environments.domain.errors import ChannelNotAllowedError, PolicyError, StoreError
 from environments.domain.linking import PathConflict
 from environments.domain.lock import Lock, PlatformLock, required_name
 from environments.domain.pip_requirements import DirectReference, direct_reference

@@ -20,7 +20,7 @@ from license_expression import (
     get_spdx_licensing,
 )
 
-from environments.domain.errors import InvalidInputError
+from condastore.errors import InvalidInputError
 from environments.domain.names import did_you_mean, printable
 
 _LONGEST = 2_000  # characters; what is longer is a text, not an expression

@@ -11,7 +11,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 from rattler import MatchSpec
 
-from environments.domain.errors import InvalidInputError
+from condastore.errors import InvalidInputError
 from environments.domain.names import SUBDIRS, in_channel, printable
 from environments.domain.policy.subjects import Subject
 

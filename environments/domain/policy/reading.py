@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from environments.domain.errors import FaultError, InvalidInputError, RuleError, StoreError
+from condastore.errors import FaultError, InvalidInputError, RuleError, StoreError
 from environments.domain.names import did_you_mean, printable
 from environments.domain.policy.package_specs import PackageSpec, package_spec
 

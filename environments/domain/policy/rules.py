@@ -12,7 +12,7 @@ from datetime import timedelta
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
-from environments.domain.errors import FaultError, RuleError
+from condastore.errors import FaultError, RuleError
 from environments.domain.linking import PathConflict
 from environments.domain.lock import PlatformLock
 from environments.domain.names import channel_allowed, did_you_mean, in_channel, printable

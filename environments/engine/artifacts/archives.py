@@ -17,7 +17,7 @@ from pathlib import Path
 
 from conda_pack import core as conda_pack
 
-from environments.domain.errors import DiskSpaceError, InvalidInputError
+from condastore.errors import DiskSpaceError, InvalidInputError
 from environments.engine.artifacts.parts import GZIP, ZSTD, Compression, PartFolder, write_parts
 from environments.engine.artifacts.staging import Material
 from environments.engine.artifacts.tar import END, Entry

@@ -17,9 +17,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from condastore.errors import ConflictError, LinkError
 from environments.domain import rendering
 from environments.domain.artifacts import FORMS, ArtifactKind
-from environments.domain.errors import ConflictError, LinkError
 from environments.domain.lock import lacks_pip
 from environments.domain.names import printable
 from environments.domain.progress import obey

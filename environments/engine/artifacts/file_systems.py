@@ -22,8 +22,8 @@ from datetime import timedelta
 from itertools import chain
 from pathlib import Path
 
+from condastore.errors import ArtifactFailedError, DiskSpaceError, InvalidInputError
 from environments.domain.artifacts import STANDARD_PREFIX
-from environments.domain.errors import ArtifactFailedError, DiskSpaceError, InvalidInputError
 from environments.domain.progress import Progress
 from environments.engine.artifacts.archives import whole_or_nothing
 from environments.engine.artifacts.sif import ARCHITECTURES, write_sif
@@ -31,7 +31,7 @@ from environments.engine.artifacts.staging import Material
 from environments.engine.artifacts.tar import END, Entry, chunks, tar_stream, with_folders
 from environments.engine.artifacts.tree import parts_of
 from environments.engine.artifacts.variables import exports, variables_of
-from environments.engine.processes import Confinement, run_tool
+from environments.engine.system.processes import Confinement, run_tool
 
 INSTALL = "apt-get install squashfs-tools"
 _TIME_LIMIT = timedelta(hours=6)

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
+from condastore.errors import InvalidInputError
 from environments.domain.artifacts import FORMS, ArtifactKind
-from environments.domain.errors import InvalidInputError
 from environments.domain.records import Package
 from environments.engine.artifacts.archives import archive_parts, parts_folder, told_of_full_disk
 from environments.engine.artifacts.parts import GZIP, write_parts

@@ -13,13 +13,13 @@ from pathlib import Path
 
 from environments.domain.linking import PythonInfo
 from environments.domain.lock import Lock, PlatformLock
-from environments.domain.moments import newest
 from environments.domain.progress import Cancelled, Report, ignore, never
 from environments.domain.records import Package
-from environments.engine import linking
-from environments.engine.downloads import bring
-from environments.engine.package_cache import CachedPackage, PackageCache
-from environments.engine.pypi_install import CachedWheel
+from environments.domain.timestamps import newest
+from environments.engine.packages.cache import CachedPackage, PackageCache
+from environments.engine.packages.downloads import bring
+from environments.engine.prefix import linking
+from environments.engine.pypi.install import CachedWheel
 
 #: Brings packages as they came into a folder; the file of each URL.
 Originals = Callable[[Sequence[Package], Path], dict[str, Path]]

@@ -12,7 +12,7 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from environments.domain.errors import LinkError
+from condastore.errors import LinkError
 
 BLOCK = 512  # bytes, of a tar archive
 END = bytes(2 * BLOCK)

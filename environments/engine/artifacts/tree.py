@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from conda_pack.core import PREFIX_PLACEHOLDER, rewrite_shebang
 from rattler.package import PathsJson
 
-from environments.domain.errors import LinkError
+from condastore.errors import LinkError
 from environments.domain.linking import (
     PackageFile,
     PathConflict,
@@ -35,13 +35,13 @@ from environments.domain.linking import (
     prefix_path,
     replaced_paths,
 )
-from environments.domain.moments import EARLIEST
 from environments.domain.policy.subjects import in_seconds
 from environments.domain.progress import Cancelled, never, obey
+from environments.domain.timestamps import EARLIEST
 from environments.engine.artifacts.staging import Material
 from environments.engine.artifacts.tar import Entry, Source, tar_stream
-from environments.engine.package_cache import CachedPackage
-from environments.engine.pypi_install import CachedWheel, install_wheels
+from environments.engine.packages.cache import CachedPackage
+from environments.engine.pypi.install import CachedWheel, install_wheels
 
 #: Part of what compressed parts are kept by: grows when the same package gives other entries.
 RECIPE = 3

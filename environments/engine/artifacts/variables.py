@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from environments.domain.json_text import parse_json
-from environments.engine.package_cache import CachedPackage
+from environments.engine.packages.cache import CachedPackage
 
 _FILE = re.compile(r"etc/conda/env_vars\.d/[^/]+\.json")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)

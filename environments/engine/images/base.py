@@ -14,7 +14,7 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from environments.domain.errors import InvalidInputError
+from condastore.errors import InvalidInputError
 from environments.domain.images import HOME, LAYER, USER, canonical, oci_platform
 from environments.engine.artifacts.tar import Entry
 from environments.engine.images.archives import FIXED_TIME, write_layer

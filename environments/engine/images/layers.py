@@ -15,8 +15,8 @@ from environments.domain.images import Compression, PackageLayer
 from environments.domain.progress import Cancelled, never
 from environments.engine.artifacts.tree import package_parts
 from environments.engine.images.archives import LayerFile, write_layer
-from environments.engine.package_cache import CachedPackage
-from environments.engine.pypi_install import CachedWheel
+from environments.engine.packages.cache import CachedPackage
+from environments.engine.pypi.install import CachedWheel
 
 _ROOT = STANDARD_PREFIX.lstrip("/")
 

@@ -15,14 +15,14 @@ from typing import Any
 
 import zstandard
 
-from environments.domain.errors import InvalidInputError, LinkError
+from condastore.errors import InvalidInputError, LinkError
 from environments.domain.images import LAYER, Compression, conda_platform
 from environments.domain.json_text import parse_json
 from environments.domain.names import printable
 from environments.domain.unpacking import DEFAULT_LIMITS, Limits, name_fault, path_fault
-from environments.engine.extracted_tree import read_tree
 from environments.engine.images.archives import compress, unpacked
-from environments.engine.tar_files import ForwardReader, Left, StopReadingError, entries_of
+from environments.engine.packages.extracted_tree import read_tree
+from environments.engine.packages.tar_files import ForwardReader, Left, StopReadingError, entries_of
 
 LARGEST_DOCUMENT = 4 * 1024**2  # bytes, as registries have it
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")

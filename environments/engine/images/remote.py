@@ -13,7 +13,7 @@ from urllib.parse import urljoin
 
 import httpx
 
-from environments.domain.errors import (
+from condastore.errors import (
     AccessDeniedError,
     DownloadError,
     InvalidInputError,
@@ -23,9 +23,7 @@ from environments.domain.errors import (
 from environments.domain.images import INDEX, MANIFEST, conda_platform
 from environments.domain.json_text import parse_json
 from environments.domain.unpacking import DEFAULT_LIMITS, Limits
-from environments.engine import outgoing
-from environments.engine.addresses import Guard
-from environments.engine.credentials import redact
+from environments.engine.channels.credentials import redact
 from environments.engine.images.archives import CHUNK
 from environments.engine.images.loading import (
     LARGEST_DOCUMENT,
@@ -34,6 +32,8 @@ from environments.engine.images.loading import (
     image_of,
     read_json,
 )
+from environments.engine.network import clients
+from environments.engine.network.addresses import Guard
 
 _MANIFESTS = (
     MANIFEST,
@@ -133,7 +133,7 @@ class Repository:
     ) -> None:
         self.reference, self._login, self._actions = reference, login, actions
         self._authorization = ""
-        self._client = outgoing.client(within=within, timeout=_TIMEOUT, follow_redirects=True)
+        self._client = clients.client(within=within, timeout=_TIMEOUT, follow_redirects=True)
 
     def __enter__(self) -> Self:
         return self

@@ -11,15 +11,15 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
-from environments import blobs, images, platforms
-from environments.domain.errors import StoreError
+from condastore.errors import StoreError
 from environments.domain.names import parse_platform
-from environments.engine.addresses import guard
 from environments.engine.images.base import make_base
 from environments.engine.images.loading import LoadedImage, load
 from environments.engine.images.remote import Login, Reference
+from environments.engine.network.addresses import guard
 from environments.management.commands.image import secret_of, told
 from environments.models import BaseImage
+from environments.services import blobs, image_builder, platforms
 
 
 class Command(BaseCommand):
@@ -47,7 +47,7 @@ class Command(BaseCommand):
         try:
             name, found = self._found(what, options, work)
             for image in found:
-                base = images.keep_base(name, image)
+                base = image_builder.keep_base(name, image)
                 self.stdout.write(f"{base.name} {base.platform} sha256:{base.digest}")
         except StoreError as error:
             raise CommandError(told(error)) from error
@@ -68,7 +68,9 @@ class Command(BaseCommand):
                 login = Login.parse(text) if (text := secret_of(options["login"])) else None
                 # Who may run this is an administrator of the machine.
                 within = guard().allowing(urls=[Reference.parse(reference).address])
-                image = images.pull_base(reference, platform, work=work, login=login, within=within)
+                image = image_builder.pull_base(
+                    reference, platform, work=work, login=login, within=within
+                )
                 return reference, [image]
             case _:
                 made = make_base(work / "base", platform=platforms.own_platform())

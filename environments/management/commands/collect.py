@@ -8,7 +8,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from environments import collection
+from environments.jobs import blob_gc
 
 _SAID = {
     "marked": "nothing needs; they go in a later round",
@@ -27,7 +27,7 @@ class Command(BaseCommand):
         parser.add_argument("--json", action="store_true", help="print JSON")
 
     def handle(self, *, dry_run: bool, **options: Any) -> None:
-        report = collection.collect(dry_run=dry_run).to_json()
+        report = blob_gc.collect(dry_run=dry_run).to_json()
         if options["json"]:
             self.stdout.write(json.dumps({"dry_run": dry_run, **report}))
             return

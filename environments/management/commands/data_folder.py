@@ -7,7 +7,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from environments import folder_marker
+from environments.services import data_folder_marker
 
 
 class Command(BaseCommand):
@@ -24,8 +24,8 @@ class Command(BaseCommand):
         )
 
     def handle(self, *, accept: bool, **options: Any) -> None:
-        if accept and folder_marker.accept():
+        if accept and data_folder_marker.accept():
             self.stdout.write("this data folder is the installation's from now on")
-        if fault := folder_marker.fault():
+        if fault := data_folder_marker.fault():
             raise CommandError(fault)
         self.stdout.write("the data folder is the installation's")

@@ -10,7 +10,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from accounts.access import Actor
 from accounts.models import User
-from environments.domain.errors import StoreError
+from condastore.errors import StoreError
 from environments.operations import images
 from environments.operations.environments import find_environment
 

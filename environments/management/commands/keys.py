@@ -7,7 +7,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from environments import key_rotation
+from environments.services import key_rotation
 
 
 class Command(BaseCommand):

@@ -6,7 +6,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from condastore.starting import prepare_database
+from condastore.supervisor.startup import prepare_database
 
 
 class Command(BaseCommand):

@@ -12,9 +12,9 @@ from django.core.files.storage import Storage, storages
 from django.core.management.base import BaseCommand, CommandError
 
 from condastore.blob_storage import blob_storage
-from environments import blobs
-from environments.domain.errors import StoreError
-from environments.moving import Moved, copy_all
+from condastore.errors import StoreError
+from environments.jobs.blob_migration import Moved, copy_all
+from environments.services import blobs
 
 KINDS = ("files", "s3", "gcs", "azure")
 #: Between two lines of progress, in seconds.

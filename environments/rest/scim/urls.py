@@ -5,7 +5,7 @@ from __future__ import annotations
 from django.urls import path, re_path
 
 from environments.rest.scim import views
-from environments.rest.scim.kinds import GROUPS, PEOPLE
+from environments.rest.scim.resources import GROUPS, PEOPLE
 
 urlpatterns = [
     path("ServiceProviderConfig", views.Config.as_view(), name="scim-config"),

@@ -28,7 +28,7 @@ from scim2_models import (
 from accounts.access import Actor
 from accounts.authentication import directory_of
 from accounts.sign_in import TooManyAttemptsError
-from environments.domain.errors import (
+from condastore.errors import (
     AccessDeniedError,
     ConflictError,
     InvalidInputError,
@@ -37,7 +37,7 @@ from environments.domain.errors import (
     UnavailableError,
 )
 from environments.rest.scim.filters import RowFilter, is_key
-from environments.rest.scim.kinds import PEOPLE, Kind, root_of
+from environments.rest.scim.resources import PEOPLE, Kind, root_of
 from environments.rest.scim.service import LONGEST_PAGE, PAGE, SERVICE
 
 #: The first kind that fits says status and keyword.
@@ -71,7 +71,7 @@ def _of_store(error: StoreError) -> Error:
         if isinstance(error, kind):
             detail = " ".join(part for part in (error.message, error.hint) if part)
             return Error(status=status, scim_type=keyword, detail=detail)
-    raise error  # condastore.middleware says what it is
+    raise error  # condastore.http.middleware says what it is
 
 
 def _of_validation(error: ValidationError) -> Error:

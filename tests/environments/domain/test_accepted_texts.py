@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from condastore.errors import SpecificationError
 from environments.domain.default_channels import CONDA_DEFAULTS
-from environments.domain.errors import SpecificationError
 from environments.domain.lockfiles import unhashed
 from environments.domain.names import printable
 from environments.domain.specification import Defaults, Submission, parse_specification

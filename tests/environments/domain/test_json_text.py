@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from environments.domain.errors import InvalidInputError
+from condastore.errors import InvalidInputError
 from environments.domain.json_text import (
     MAX_DEPTH,
     MAX_DIGITS,

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from environments.domain.errors import InvalidInputError
+from condastore.errors import InvalidInputError
 from environments.domain.on_demand import MOST, OnDemand
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from environments.domain.errors import InvalidInputError
+from condastore.errors import InvalidInputError
 from environments.domain.pip_requirements import (
     DirectReference,
     PipOption,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from environments.domain.errors import ChannelNotAllowedError, PolicyError, RuleError
+from condastore.errors import ChannelNotAllowedError, PolicyError, RuleError
 from environments.domain.lock import Lock, PlatformLock
 from environments.domain.policy import (
     KINDS,

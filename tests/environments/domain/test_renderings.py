@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from rattler import LockFile
 from rattler.explicit_environment import ExplicitEnvironmentSpec
 
-from environments.domain.errors import ConflictError, NotFoundError, SpecificationError
+from condastore.errors import ConflictError, NotFoundError, SpecificationError
 from environments.domain.lock import Lock
 from environments.domain.lockfiles import is_complete, read_conda_lock, read_explicit
 from environments.domain.rendering import (

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from packageurl import PackageURL
 
-from environments.domain.errors import NotFoundError
+from condastore.errors import NotFoundError
 from environments.domain.lock import Lock
 from environments.domain.sbom import cyclonedx
 from tests.environments.domain.packages import (

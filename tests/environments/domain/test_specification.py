@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rattler import MatchSpec
 
-from environments.domain.errors import SpecificationError
+from condastore.errors import SpecificationError
 from environments.domain.names import KNOWN_PLATFORMS
 from environments.domain.rendering import conda_lock_yml, explicit_txt
 from environments.domain.requirements import parse_conda_requirement

@@ -11,10 +11,10 @@ import pytest
 
 from environments.domain.linking import PythonInfo
 from environments.domain.records import CondaPackage
-from environments.engine.linking import link
-from environments.engine.package_cache import CachedPackage, PackageCache
-from tests.environments.engine.packages import lock_of, packages_of
-from tests.environments.engine.solving import channel, solver  # noqa: F401  # fixtures
+from environments.engine.packages.cache import CachedPackage, PackageCache
+from environments.engine.prefix.linking import link
+from tests.environments.engine.package_fixtures import lock_of, packages_of
+from tests.environments.engine.solver_fixtures import channel, solver  # noqa: F401  # fixtures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

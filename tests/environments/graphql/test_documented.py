@@ -13,8 +13,8 @@ from graphql import parse, validate
 import accounts
 import environments
 from accounts.access import Actor
+from condastore.errors import StoreError
 from condastore.schema import schema
-from environments.domain.errors import StoreError
 from environments.domain.lifecycle import BuildState
 from environments.models import Environment
 from tests import factories

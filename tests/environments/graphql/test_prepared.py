@@ -18,7 +18,7 @@ from accounts.models import ApiToken, User
 from accounts.roles import Role
 from condastore.schema import schema
 from environments.domain.lifecycle import BuildState
-from environments.graphql import execution, types
+from environments.graphql import fast_execution, types
 from environments.graphql.pages import RowsWanted
 from environments.graphql.prepared import Remembered
 from environments.models import Build, Environment
@@ -44,7 +44,7 @@ fragment shown on Environment {
 def remembered(monkeypatch: pytest.MonkeyPatch) -> Remembered:
     """What is prepared, of this test alone."""
     pages = Remembered()
-    monkeypatch.setattr(execution, "_pages", pages)
+    monkeypatch.setattr(fast_execution, "_pages", pages)
     return pages
 
 
@@ -109,7 +109,7 @@ def test_each_actor_is_answered_as_by_a_list_that_is_built_anew(
             after = found["environments"]["pageInfo"]["endCursor"]
             second = ask(actor, LIST, **variables, after=after)
             with monkeypatch.context() as context:
-                context.setattr(execution, "_pages", Remembered())
+                context.setattr(fast_execution, "_pages", Remembered())
                 assert ask(actor, LIST, **variables) == found, who
                 assert ask(actor, LIST, **variables, after=after) == second, who
 

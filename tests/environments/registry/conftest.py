@@ -15,12 +15,14 @@ import httpx
 import pytest
 
 from accounts.models import User
-from environments import artifacts, building, images, tasks
+from environments import tasks
 from environments.domain.images import CONFIG, LAYER, MANIFEST, canonical, oci_platform
 from environments.engine.artifacts.tar import Entry
 from environments.engine.images.archives import FIXED_TIME, write_layer
 from environments.engine.images.loading import LoadedImage, LoadedLayer
+from environments.jobs import artifacts, builds
 from environments.models import BaseImage, Build
+from environments.services import image_builder
 from tests import factories
 from tests.services.processes import Service, accepts, find_program, free_ports, running
 
@@ -32,7 +34,7 @@ _TOLD = re.compile(r'(\w+)="([^"]*)"')
 
 
 def build_it(build: Build) -> Build:
-    building.run(build.pk)
+    builds.run(build.pk)
     build.refresh_from_db()
     assert build.failure is None, build.failure
     return build
@@ -111,7 +113,7 @@ def registry(tmp_path: Path) -> Iterator[str]:
 @pytest.fixture
 def base(transactional_db: None, data_folder: Path) -> BaseImage:
     """So that the machine's own libraries are not packed in every test."""
-    return images.keep_base(BaseImage.OWN, small_base(data_folder / "base"))
+    return image_builder.keep_base(BaseImage.OWN, small_base(data_folder / "base"))
 
 
 @pytest.fixture

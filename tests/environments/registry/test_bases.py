@@ -14,11 +14,12 @@ from django.utils import timezone
 
 from accounts.access import Actor
 from accounts.roles import Role
-from environments import blobs, collection, images
-from environments.domain.errors import AccessDeniedError, InvalidInputError
+from condastore.errors import AccessDeniedError, InvalidInputError
+from environments.jobs import blob_gc
 from environments.models import AuditEvent, BaseImage, Blob, Build, Namespace
 from environments.operations import pushes
 from environments.operations.images import set_base_image
+from environments.services import blobs, image_builder
 from tests import factories
 from tests.environments.registry.conftest import (
     LOGIN,
@@ -56,7 +57,7 @@ def test_a_namespace_has_a_base_of_its_own_and_images_made_before_keep_theirs(
     bob = pull_as("bob")
     before = bob.get(f"{ML}/1")
     assert bob.get(f"{LAB}/1").content == before.content
-    images.keep_base("slim", small_base(tmp_path / "slim", says="slim"))
+    image_builder.keep_base("slim", small_base(tmp_path / "slim", says="slim"))
     with pytest.raises(AccessDeniedError, match="not among the bases"):
         set_base_image(actor=dora, namespace=research, name="slim")
     settings.BASE_IMAGES_ALLOWED = ["sl*", "registry.example.org/*"]
@@ -94,11 +95,11 @@ def test_a_replaced_base_is_collected_when_no_image_lies_on_it(
     settings.COLLECTION_GRACE = timedelta(0)
     assert pull_as("bob").get(f"{ML}/1").status_code == 200
     for says in ("second", "third"):
-        images.keep_base(BaseImage.OWN, small_base(tmp_path / says, says=says))
+        image_builder.keep_base(BaseImage.OWN, small_base(tmp_path / says, says=says))
     unused = BaseImage.objects.order_by("pk")[1].layers.get().blob
     Blob.objects.update(used_at=timezone.now() - timedelta(days=2))
     for _ in range(3):
-        collection.collect(notice=timedelta(0), orphans=False)
+        blob_gc.collect(notice=timedelta(0), orphans=False)
     assert BaseImage.objects.count() == 2  # one with an image on it, and the newest
     assert not Blob.objects.filter(pk=unused.pk).exists()
     assert not blobs.storage().exists(blobs.name_of(unused.sha256))

@@ -12,17 +12,18 @@ from typing import Any
 
 import pytest
 
-from environments import artifacts, blobs, images, tools
 from environments.domain.artifacts import STANDARD_PREFIX, ArtifactKind, ArtifactState
 from environments.domain.lock import Lock, PlatformLock
-from environments.engine import linking
 from environments.engine.images.archives import unpacked
 from environments.engine.images.loading import LoadedImage, LoadedLayer
-from environments.engine.pypi_install import install_wheels
+from environments.engine.prefix import linking
+from environments.engine.pypi.install import install_wheels
+from environments.jobs import artifacts
 from environments.models import Artifact, BaseImage, Blob, Build, Environment, Layer
-from environments.tools import Tools
+from environments.services import blobs, engine_context, image_builder
+from environments.services.engine_context import Tools
 from tests import factories
-from tests.environments.engine.packages import packages_of
+from tests.environments.engine.package_fixtures import packages_of
 from tests.environments.registry.conftest import build_it, small_base
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -145,8 +146,8 @@ def test_an_image_is_the_same_wherever_it_is_made(
     for rows in (Artifact, Layer, BaseImage, Blob):  # another installation knows of none
         rows.objects.all().delete()
     settings.DATA = tmp_path / "elsewhere"
-    tools.use(other := tools.Tools(settings.DATA))
-    images.keep_base("machine", image)
+    engine_context.use(other := engine_context.Tools(settings.DATA))
+    image_builder.keep_base("machine", image)
     try:
         assert made(small).blob.sha256 == digest
     finally:
@@ -171,7 +172,7 @@ def test_an_image_of_layers_that_are_there_needs_no_worker_and_no_package(
     made(small)
     less = build_it(submit("dependencies: [libbeta ==1.2]"))
     row = Artifact.wanted(less, ArtifactKind.IMAGE, "linux-64")
-    images.finish_at_once(row)
+    image_builder.finish_at_once(row)
     assert row.state == ArtifactState.READY
 
 
@@ -191,7 +192,7 @@ def test_no_image_is_made_where_there_is_nothing_beneath_it(
 def test_conflicting_files_of_a_platform_that_nobody_linked_share_the_last_layer(
     environment: Environment, small_channel: Path, engine: Tools, unsent: list[int], tmp_path: Path
 ) -> None:
-    images.keep_base(BaseImage.OWN, small_base(tmp_path, platform="linux-aarch64"))
+    image_builder.keep_base(BaseImage.OWN, small_base(tmp_path, platform="linux-aarch64"))
     known = packages_of(small_channel)
     clobbering = (known["clobber-one"], known["clobber-two"], known["licence-bsd"])
     parts = [
@@ -204,7 +205,7 @@ def test_conflicting_files_of_a_platform_that_nobody_linked_share_the_last_layer
     artifacts.make(row.pk)
     row.refresh_from_db()
     assert row.state == ArtifactState.READY, row.failure
-    [*_, last] = images.Wanted.of(row).layers
+    [*_, last] = image_builder.Wanted.of(row).layers
     assert [package.name for package in last.conda] == ["clobber-one", "clobber-two"]
     layer = Layer.objects.get(key=last.key)
     blobs.fetch(layer.gzip, tmp_path / "layer.tar.gz")

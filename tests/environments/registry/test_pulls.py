@@ -26,7 +26,7 @@ from environments.domain.provenance import authenticated
 from environments.models import Artifact, BaseImage, Build, BuildTag, Environment, Namespace
 from environments.operations.policies import add_rule
 from environments.operations.recalls import recall
-from environments.tools import Tools
+from environments.services.engine_context import Tools
 from tests import factories
 from tests.environments.registry.conftest import SMALL, Puller, build_it
 
@@ -257,8 +257,8 @@ def test_the_layers_of_a_zstd_tag_hold_the_same(small: Build, pull_as: Pulling) 
 
 
 def test_a_part_that_was_lost_is_made_again(small: Build, pull_as: Pulling) -> None:
-    from environments import blobs
     from environments.models import Blob
+    from environments.services import blobs
 
     bob = pull_as("bob")
     before = bob.get(f"{ML}/manifests/1")
@@ -362,9 +362,10 @@ def test_an_image_on_demand_is_built_by_the_pull_whatever_the_order_of_its_packa
     at_once: None, base: BaseImage, engine: Tools, research: Namespace, environment: Environment,
     pull_as: Pulling, settings, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    from environments import building, tasks
+    from environments import tasks
+    from environments.jobs import builds
 
-    monkeypatch.setattr(tasks.build_environment, "send", building.run)
+    monkeypatch.setattr(tasks.build_environment, "send", builds.run)
     settings.ON_DEMAND_NAMESPACE = "research"
     alice, bob, charlie, nobody = (pull_as(name) for name in ("alice", "bob", "charlie", ""))
     place = "/v2/dynamic/libbeta.1.2/activating"
@@ -390,9 +391,10 @@ def test_what_may_not_be_built_on_demand_is_denied_with_the_reason(
     at_once: None, base: BaseImage, engine: Tools, research: Namespace, dora: Actor,
     pull_as: Pulling, settings, monkeypatch: pytest.MonkeyPatch, effect: str,
 ) -> None:  # fmt: skip
-    from environments import building, tasks
+    from environments import tasks
+    from environments.jobs import builds
 
-    monkeypatch.setattr(tasks.build_environment, "send", building.run)
+    monkeypatch.setattr(tasks.build_environment, "send", builds.run)
     settings.ON_DEMAND_NAMESPACE = "research"
     add_rule(
         actor=dora, namespace=research, kind="packages-denied", effect=effect, name="no beta",

@@ -26,17 +26,17 @@ from condastore.cli import client
 from condastore.cli import images as commands
 from condastore.cli.main import app
 from condastore.databases.sqlite3.base import queue_of
-from environments import folder_marker, pushing, tasks
-from environments.domain.artifacts import ArtifactState
-from environments.domain.errors import (
+from condastore.errors import (
     AccessDeniedError,
     AddressRefusedError,
     ConflictError,
     InvalidInputError,
     LeaseLostError,
 )
+from environments import tasks
+from environments.domain.artifacts import ArtifactState
 from environments.domain.images import MANIFEST
-from environments.manifests import images_of
+from environments.jobs import image_pushes
 from environments.models import (
     Artifact,
     AuditEvent,
@@ -51,6 +51,8 @@ from environments.operations import pushes, queueing
 from environments.operations.builds import set_current_build
 from environments.operations.images import push_image
 from environments.operations.recalls import recall
+from environments.services import data_folder_marker
+from environments.services.image_manifests import images_of
 from tests import factories
 from tests.environments.registry.conftest import LOGIN, build_it, registry_in
 
@@ -61,7 +63,7 @@ ACTIVATING = "dependencies: [activating]"
 @pytest.fixture(autouse=True)
 def sends(monkeypatch: pytest.MonkeyPatch, settings: Any) -> None:
     """A worker without a queue; the registries of these tests are on this machine."""
-    monkeypatch.setattr(tasks.push_image, "send", pushing.push)
+    monkeypatch.setattr(tasks.push_image, "send", image_pushes.push)
     settings.PUSH_PRIVATE_NETWORKS = ["127.0.0.0/8"]
     settings.ALLOWED_NETWORKS = []
 
@@ -172,10 +174,10 @@ def test_who_is_overtaken_by_a_newer_build_moves_no_tag(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     rule_to(dora, research, f"http://{registry}/team/ml:now")
-    real = pushing.send
+    real = image_pushes.send
 
     def overtaken(*arguments: Any, **options: Any) -> Any:
-        monkeypatch.setattr(pushing, "send", real)
+        monkeypatch.setattr(image_pushes, "send", real)
         second = build_it(submit(ACTIVATING))
         assert Push.objects.get().build == second
         with pytest.raises(LeaseLostError):
@@ -183,7 +185,7 @@ def test_who_is_overtaken_by_a_newer_build_moves_no_tag(
         sweep()
         raise LeaseLostError("as it was told")
 
-    monkeypatch.setattr(pushing, "send", overtaken)
+    monkeypatch.setattr(image_pushes, "send", overtaken)
     sweep()
     done = Push.objects.get()
     assert (done.state, done.build.number) == ("pushed", 2)
@@ -388,7 +390,7 @@ def test_a_worker_that_is_stopped_gives_its_push_back(
 
     def work() -> None:
         try:
-            pushing.push(Push.objects.get().pk)
+            image_pushes.push(Push.objects.get().pk)
         except Shutdown as error:
             stopped.append(error)
         finally:
@@ -412,7 +414,7 @@ def test_a_push_waits_for_a_blob_store_that_is_away(
 ) -> None:
     rule_to(dora, research, f"http://{registry}/team/ml:1")
     images_of(small)
-    folder_marker.fault()
+    data_folder_marker.fault()
     aside = data_folder.with_name(f"{data_folder.name}-unmounted")
     data_folder.rename(aside)
     data_folder.mkdir()

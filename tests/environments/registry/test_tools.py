@@ -14,13 +14,13 @@ import pytest
 
 from accounts.access import Actor
 from accounts.models import User
-from environments import images
-from environments.domain.errors import InvalidInputError, NotFoundError
+from condastore.errors import InvalidInputError, NotFoundError
 from environments.domain.images import STATEMENT
 from environments.engine.images import loading
 from environments.engine.images.remote import Reference, pull
 from environments.models import BaseImage, Build, Environment
 from environments.operations.images import push_image
+from environments.services import image_builder
 from tests import factories
 from tests.environments.registry.conftest import build_it, small_base, tool, write_layout
 from tests.services.processes import find_program
@@ -82,10 +82,12 @@ def test_a_base_is_pulled_once_from_another_registry(
     tool("skopeo", "copy", "--dest-tls-verify=false", f"oci:{tmp_path}/layout:base",
          f"docker://{target}")  # fmt: skip
     name = f"http://{target}"
-    found = images.find_base(name, "linux-64", work=tmp_path / "work")
+    found = image_builder.find_base(name, "linux-64", work=tmp_path / "work")
     assert found.digest == wanted
     assert found.layers.count() == 1
-    again = images.find_base(name, "linux-64", work=tmp_path / "nowhere")  # is not asked again
+    again = image_builder.find_base(
+        name, "linux-64", work=tmp_path / "nowhere"
+    )  # is not asked again
     assert again == found
     with pytest.raises(NotFoundError, match="linux-aarch64"):
         pull(Reference.parse(name), platform="linux-aarch64", folder=tmp_path / "other")
@@ -98,7 +100,7 @@ def test_a_base_is_loaded_from_what_other_tools_write(form: str, tmp_path: Path,
     named = {"oci": ":base", "oci-archive": "", "docker-archive": ":a/base:1"}[form]
     tool("skopeo", "copy", f"oci:{tmp_path}/layout:base", f"{form}:{place}{named}")
     [image] = loading.load(place, folder=tmp_path / "work")
-    base = images.keep_base("loaded", image)
+    base = image_builder.keep_base("loaded", image)
     assert BaseImage.objects.current("loaded", "linux-64") == base
     assert base.config["config"]["Env"] == ["PATH=/bin", "LANG=C.UTF-8"]
     assert place.exists()
@@ -125,7 +127,7 @@ def test_only_what_is_missing_is_pushed(
 def test_a_lock_for_several_platforms_gives_an_index(
     submit: Callable[..., Build], at_once: None, base: BaseImage, server: str, tmp_path: Path
 ) -> None:
-    images.keep_base(BaseImage.OWN, small_base(tmp_path / "arm", platform="linux-aarch64"))
+    image_builder.keep_base(BaseImage.OWN, small_base(tmp_path / "arm", platform="linux-aarch64"))
     text = "dependencies: [libalpha ==2.0]\nplatforms: [linux-64, linux-aarch64]\n"
     build_it(submit(text))
     login = f"bob:{factories.make_token(User.objects.get(username='bob'))}"

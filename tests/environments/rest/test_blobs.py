@@ -17,13 +17,14 @@ from django.test import AsyncClient
 from django.utils import timezone
 
 from accounts.access import Actor
-from environments import blobs, tasks
+from condastore.errors import LinkError
+from environments import tasks
 from environments.domain.artifacts import ArtifactKind, ArtifactState
-from environments.domain.errors import LinkError
 from environments.domain.lifecycle import BuildState
 from environments.models import Artifact, AuditEvent, Build, Environment, Recall
+from environments.services import blobs
 from tests import factories
-from tests.environments.test_blobs import options_of, use
+from tests.environments.services.test_blobs import options_of, use
 from tests.services import S3Service
 from tests.services.processes import wait_for
 

@@ -16,9 +16,10 @@ from django.test import AsyncClient
 from rattler import Gateway, MatchSpec, VirtualPackage, install, solve
 
 from accounts.access import ANONYMOUS, Actor
-from environments import blobs, building
+from environments.jobs import builds
 from environments.models import Build, Environment, Recall
 from environments.operations.tokens import create_token
+from environments.services import blobs
 from tests import factories
 from tests.channels.server import ChannelServer, Fault
 from tests.environments.conftest import Submit
@@ -75,7 +76,7 @@ def test_a_build_is_recreated_from_our_channel_when_the_upstream_is_gone(
     tmp_path: Path,
 ) -> None:
     build = submit(f"dependencies: {json.dumps(WISHES)}")
-    building.run(build.pk)
+    builds.run(build.pk)
     build.refresh_from_db()
     keep_packages(build, small_channel, tmp_path)
     channel_server.faults.add(Fault("*", status=404))

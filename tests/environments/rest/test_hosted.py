@@ -20,11 +20,12 @@ from django.test import AsyncClient
 
 from accounts.access import ANONYMOUS, Actor
 from condastore.asgi import application
-from environments import blobs, collection, housekeeping
+from environments.jobs import blob_gc, cleanup
 from environments.models import AuditEvent, Blob, HostedChannel, HostedPackage, Namespace
 from environments.operations import hosted_channels, recalls
 from environments.operations.tokens import create_token
 from environments.rest.hosted import uploads_folder
+from environments.services import blobs
 from tests import factories
 from tests.channels.simple_index import make_wheel
 from tests.environments.engine.packing import conda, entry, named
@@ -240,7 +241,7 @@ def test_what_a_killed_server_left_is_removed_later(data_folder: Path) -> None:
         path.write_bytes(b"part")
     for path in (old, folder):
         os.utime(path, (0, 0))
-    housekeeping.drop_leftovers()
+    cleanup.drop_leftovers()
     assert [*uploads_folder().iterdir()] == [fresh]
 
 
@@ -358,12 +359,12 @@ def test_the_bytes_stay_until_the_channel_goes(
     put(alice, named("1.0"))
     settings.COLLECTION_GRACE = timedelta(0)
     for _ in range(2):
-        collection.collect(notice=timedelta(0))
+        blob_gc.collect(notice=timedelta(0))
     assert blobs.is_whole(Blob.objects.get())
     hosted_channels.delete_channel(actor=dora, channel=tools)
     assert ask(alice, "GET", f"{TOOLS}/noarch/repodata.json").status_code == 404
     for _ in range(2):
-        collection.collect(notice=timedelta(0))
+        blob_gc.collect(notice=timedelta(0))
     assert not Blob.objects.exists()
 
 

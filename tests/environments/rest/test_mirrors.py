@@ -25,9 +25,10 @@ from rattler import Gateway, MatchSpec, install, solve
 
 from accounts.access import Actor
 from condastore.databases.sqlite3.base import queue_of
-from environments import blobs, collection, folder_marker, mirrors, tasks
-from environments.domain.errors import AccessDeniedError, ChannelNotAllowedError
-from environments.engine import mirrors as engine
+from condastore.errors import AccessDeniedError, ChannelNotAllowedError
+from environments import tasks
+from environments.engine.channels import mirrors as engine
+from environments.jobs import blob_gc, mirrors
 from environments.models import AuditEvent, Blob, Mirror, MirrorIndex, MirrorView, Namespace
 from environments.operations import mirrors as operations
 from environments.operations import upkeep
@@ -35,6 +36,7 @@ from environments.operations.policies import add_rule, change_rule
 from environments.operations.recalls import recall, undo_recall
 from environments.operations.tokens import create_token
 from environments.rest import mirrors as views
+from environments.services import blobs, data_folder_marker
 from tests.channels.channel_index import index_channel
 from tests.channels.conda_package import PackageFile, PackageSpec, write_package
 from tests.channels.server import ChannelServer, Fault, serving
@@ -228,8 +230,8 @@ def test_a_young_package_is_shown_when_it_is_old_enough(
     look(mirror)
     assert versions(listed(bob)) == {"0.9", "1.0", "2.0"}
     later = timezone.now() + timedelta(days=8)
-    monkeypatch.setattr("environments.mirrors.time.time", later.timestamp)
-    monkeypatch.setattr("environments.mirrors.timezone.now", lambda: later)
+    monkeypatch.setattr("environments.jobs.mirrors.time.time", later.timestamp)
+    monkeypatch.setattr("environments.jobs.mirrors.timezone.now", lambda: later)
     assert "3.0" in versions(listed(bob))
 
 
@@ -299,7 +301,7 @@ def test_collection_leaves_what_a_mirror_serves(
     whole = get(bob, path).body
     settings.COLLECTION_GRACE = timedelta(0)
     for _ in range(2):
-        report = collection.collect(notice=timedelta(0))
+        report = blob_gc.collect(notice=timedelta(0))
     assert report.removed.number == 0
     upstream.faults.add(Fault("*", status=500))
     assert listed(bob) == records
@@ -619,7 +621,7 @@ def test_an_outage_of_the_database_is_no_failure_of_a_mirror(
 def test_a_blob_store_that_is_away_does_not_cost_a_mirror_its_history(
     mirror: Mirror, channel: Path, data_folder: Path
 ) -> None:
-    folder_marker.fault()
+    data_folder_marker.fault()
     before = set(mirror.indexes.values_list("history", flat=True))
     publish(channel, "alpha", "3.0")
     aside = data_folder.with_name(f"{data_folder.name}-unmounted")

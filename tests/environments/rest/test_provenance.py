@@ -22,11 +22,11 @@ from securesystemslib.signer._key import SSlibKey
 from accounts.access import Actor
 from condastore.cli import verifying
 from condastore.cli.errors import CommandError
-from environments import signing
 from environments.domain.artifacts import ArtifactKind, ArtifactState
 from environments.domain.provenance import authenticated
 from environments.models import Artifact, Blob, Build, Environment, SolveRow
 from environments.operations.policies import add_rule
+from environments.services import signing
 from tests import factories
 
 FILE = "/api/envs/research/ml/1/provenance.intoto.json"

@@ -1,0 +1,372 @@
+"""What surrounds every request: an id for the log, and StoreError as a page or problem+json."""
+
+from __future__ import annotations
+
+import json.decoder
+import re
+import sys
+import time
+import traceback
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from allauth.core.exceptions import ImmediateHttpResponse, ReauthenticationRequired
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from django.conf import settings
+from django.core.exceptions import (
+    BadRequest,
+    DisallowedHost,
+    PermissionDenied,
+    RequestDataTooBig,
+    SuspiciousOperation,
+)
+from django.http import (
+    Http404,
+    HttpRequest,
+    HttpResponse,
+    HttpResponseBase,
+    HttpResponseNotAllowed,
+    JsonResponse,
+)
+from django.http.multipartparser import MultiPartParserError
+from django.shortcuts import render
+
+from accounts.sign_in import TooManyAttemptsError
+from condastore.errors import (
+    AccessDeniedError,
+    ChannelNotAllowedError,
+    ConflictError,
+    InvalidInputError,
+    LeaseLostError,
+    LimitError,
+    MethodNotAllowedError,
+    NotFoundError,
+    NotSignedInError,
+    PolicyError,
+    RequestError,
+    StoreError,
+    TransitionError,
+    UnavailableError,
+    UnexpectedError,
+    UnsupportedMediaTypeError,
+)
+from condastore.metrics import REQUESTS
+from condastore.outages import RETRY_AFTER, migration_hint, unavailable
+from environments.operations import audit
+
+logger = structlog.get_logger(__name__)
+REQUEST_ID = "X-Request-ID"
+_GIVEN_ID = re.compile(r"[A-Za-z0-9_.-]{8,64}")
+#: The first kind that fits says the status.
+STATUSES: tuple[tuple[type[StoreError], HTTPStatus], ...] = (
+    (NotFoundError, HTTPStatus.NOT_FOUND),
+    (NotSignedInError, HTTPStatus.UNAUTHORIZED),
+    (TooManyAttemptsError, HTTPStatus.TOO_MANY_REQUESTS),
+    (AccessDeniedError, HTTPStatus.FORBIDDEN),
+    (PolicyError, HTTPStatus.FORBIDDEN),
+    (ChannelNotAllowedError, HTTPStatus.FORBIDDEN),
+    (ConflictError, HTTPStatus.CONFLICT),
+    (TransitionError, HTTPStatus.CONFLICT),
+    (LeaseLostError, HTTPStatus.CONFLICT),
+    (LimitError, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
+    (MethodNotAllowedError, HTTPStatus.METHOD_NOT_ALLOWED),
+    (UnsupportedMediaTypeError, HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
+    (InvalidInputError, HTTPStatus.BAD_REQUEST),
+    (RequestError, HTTPStatus.UNPROCESSABLE_ENTITY),
+    (UnexpectedError, HTTPStatus.INTERNAL_SERVER_ERROR),
+    (UnavailableError, HTTPStatus.SERVICE_UNAVAILABLE),
+)
+#: What Django itself answers with 400, 403 or 404, and allauth's middleware by a redirect.
+DJANGOS = (
+    *(Http404, PermissionDenied, SuspiciousOperation, BadRequest, MultiPartParserError),
+    *(ImmediateHttpResponse, ReauthenticationRequired),
+)
+#: Paths that answer programs, whatever kind of answer they say they take.
+FOR_PROGRAMS = (
+    "/api/",
+    "/v2/",
+    "/channel/",
+    "/scim/",
+    "/graphql",
+    "/healthz",
+    "/readyz",
+    "/metrics",
+)
+
+
+def status_of(error: StoreError) -> HTTPStatus:
+    return next(
+        (status for kind, status in STATUSES if isinstance(error, kind)),
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+    )
+
+
+def prefers_html(request: HttpRequest) -> bool:
+    """A browser that looks at a page, not a program."""
+    return not request.path.startswith(FOR_PROGRAMS) and request.accepts("text/html")
+
+
+def problem(error: StoreError, *, status: HTTPStatus | None = None) -> JsonResponse:
+    """problem+json (RFC 9457), with the error's code."""
+    status = status or status_of(error)
+    body = {
+        "title": status.phrase,
+        "status": int(status),
+        "code": error.code,
+        "detail": error.message,
+        "where": error.where,
+        "hint": error.hint,
+        "details": dict(error.details),
+    }
+    answer = JsonResponse(body, status=status, content_type="application/problem+json")
+    if status == HTTPStatus.UNAUTHORIZED:
+        answer["WWW-Authenticate"] = 'Bearer realm="condastore"'
+    if isinstance(error, MethodNotAllowedError):
+        answer["Allow"] = ", ".join(error.details["allowed"])
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        answer["Retry-After"] = str(RETRY_AFTER)
+    return answer
+
+
+def answer_to(request: HttpRequest, error: StoreError) -> HttpResponse:
+    if not prefers_html(request):
+        return problem(error)
+    status = status_of(error)
+    return render(request, "error.html", {"error": error, "status": status}, status=status)
+
+
+def refusal(request: HttpRequest, reason: str = "") -> HttpResponse:
+    """For a request that may be forged: settings.CSRF_FAILURE_VIEW."""
+    error = AccessDeniedError(
+        f"The request does not prove that it comes from this site's own pages: {reason}",
+        hint=f"Send the cookie {settings.CSRF_COOKIE_NAME} and its value as X-CSRFToken; "
+        "or use an API token, which needs neither.",
+    )
+    audit.refused_request(request, error)
+    return answer_to(request, error)
+
+
+#: What a browser may do with an answer for programs, should somebody open it as a page: nothing.
+_NO_PAGE = "default-src 'none'; frame-ancestors 'none'; sandbox"
+
+
+def _protect(request: HttpRequest, response: HttpResponseBase) -> None:
+    """Keep answers out of caches, and files that others made from acting as pages of this site."""
+    if not request.path.startswith(settings.STATIC_URL):
+        response.headers.setdefault("Cache-Control", "private, no-store")
+    kind = response.headers.get("Content-Type", "")
+    if request.path.startswith(FOR_PROGRAMS) and not kind.startswith("text/html"):
+        response.headers["Content-Security-Policy"] = _NO_PAGE
+        response.headers["X-Content-Type-Options"] = "nosniff"
+
+
+def _drop_false_length(request: HttpRequest, response: HttpResponseBase) -> None:
+    """Remove a Content-Length that would be taken for that of the answer to a GET (RFC 9110, 8.6).
+
+    Django counts the body of each answer; the one to a HEAD may have been left out.
+    """
+    without_body = response.status_code in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
+    left_out = request.method == "HEAD" and response.headers.get("Content-Length") == "0"
+    if without_body or left_out:
+        response.headers.pop("Content-Length", None)
+
+
+class _Both:
+    """Works in a synchronous and in an asynchronous chain."""
+
+    sync_capable = True
+    async_capable = True
+
+    def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
+        self.get_response = get_response
+        self.asynchronous = bool(iscoroutinefunction(get_response))
+        if self.asynchronous:
+            markcoroutinefunction(self)
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
+        return self.answer_later(request) if self.asynchronous else self.answer(request)
+
+    def answer(self, request: HttpRequest) -> HttpResponseBase:
+        raise NotImplementedError
+
+    async def answer_later(self, request: HttpRequest) -> HttpResponseBase:
+        raise NotImplementedError
+
+
+class RequestContext(_Both):
+    """Give the request an id, in each line of its log and in the answer; time it."""
+
+    def answer(self, request: HttpRequest) -> HttpResponseBase:
+        started, number = self._begin(request)
+        response: HttpResponseBase = self.get_response(request)
+        return self._end(request, response, started, number)
+
+    async def answer_later(self, request: HttpRequest) -> HttpResponseBase:
+        started, number = self._begin(request)
+        response: HttpResponseBase = await self.get_response(request)
+        return self._end(request, response, started, number)
+
+    def _begin(self, request: HttpRequest) -> tuple[float, str]:
+        given = request.headers.get(REQUEST_ID, "")
+        number = given if _GIVEN_ID.fullmatch(given) else uuid.uuid4().hex
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request=number)
+        return time.perf_counter(), number
+
+    def _end(
+        self, request: HttpRequest, response: HttpResponseBase, started: float, number: str
+    ) -> HttpResponseBase:
+        response[REQUEST_ID] = number
+        _protect(request, response)
+        _drop_false_length(request, response)
+        match = request.resolver_match
+        # Only names of routes: a path is what a client makes up.
+        route = (match.view_name or match.route) if match else "none"
+        method = request.method if request.method in _METHODS else "OTHER"
+        seconds = time.perf_counter() - started
+        REQUESTS.labels(method, route, str(response.status_code)).observe(seconds)
+        logger.debug(
+            "request",
+            method=request.method,
+            path=request.path,
+            status=response.status_code,
+            seconds=round(seconds, 4),
+        )
+        return response
+
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE"})
+
+
+class StoreErrors:
+    """Refuse what is too large, and tell errors to people and programs alike.
+
+    Synchronous, and the innermost: so all middleware of a request runs in one thread, where an
+    asynchronous one would go to that thread and back for each of them.
+    """
+
+    sync_capable = True
+    async_capable = False
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        limit = _limit(request)
+        if _too_large(request, limit):
+            return answer_to(request, too_large(limit))
+        response = self.get_response(request)
+        if isinstance(response, HttpResponseNotAllowed) and not prefers_html(request):
+            return problem(method_not_allowed(request, response.headers["Allow"].split(", ")))
+        return response
+
+    def process_exception(
+        self, request: HttpRequest, exception: Exception
+    ) -> HttpResponseBase | None:
+        if isinstance(exception, StoreError):
+            audit.refused_request(request, exception)
+            return answer_to(request, exception)
+        if isinstance(exception, RequestDataTooBig):
+            return answer_to(request, too_large())
+        if isinstance(exception, RecursionError) and _while_parsing(exception):
+            return answer_to(request, InvalidInputError("The request is nested too deeply."))
+        if isinstance(exception, OverflowError) and "too large to convert" in str(exception):
+            # A form compares what it was sent with keys in the database, whatever their size is.
+            return answer_to(request, InvalidInputError("A number in the request is too large."))
+        if isinstance(exception, DJANGOS):
+            return None  # the handlers of 400, 403 and 404 answer these, or allauth
+        if (away := unavailable(exception)) is not None:
+            logger.warning("database unreachable", error=str(exception))
+            return answer_to(request, away)
+        if not prefers_html(request) and not settings.DEBUG:
+            from environments.graphql.errors import unexpected
+
+            return problem(unexpected(exception, doing=request.path))
+        return None  # Django logs it, and shows the page of an error
+
+
+def _while_parsing(error: RecursionError) -> bool:
+    """Return True where the JSON of the request was to blame: forms of libraries parse it too."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and frames[-1].filename == json.decoder.__file__
+
+
+def _limit(request: HttpRequest) -> Limit:
+    if request.method == "PUT" and request.path_info.startswith("/channel/hosted/"):
+        return Limit(setting="MAX_UPLOAD_BYTES")
+    return Limit(setting="MAX_REQUEST_BYTES")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """The largest body, and the setting that says so."""
+
+    setting: str
+
+    @property
+    def size(self) -> int:
+        return int(getattr(settings, self.setting))
+
+
+def _too_large(request: HttpRequest, limit: Limit) -> bool:
+    length = request.headers.get("Content-Length") or "0"
+    return not length.isdecimal() or int(length) > limit.size
+
+
+def too_large(limit: Limit | None = None) -> LimitError:
+    limit = limit or Limit(setting="MAX_REQUEST_BYTES")
+    return LimitError(
+        f"The request is larger than {limit.size:,} bytes.",
+        hint=f"Send less; an administrator may raise CONDASTORE_{limit.setting}.",
+        details={"limit": limit.size},
+    )
+
+
+def method_not_allowed(request: HttpRequest, allowed: Sequence[str]) -> MethodNotAllowedError:
+    return MethodNotAllowedError(
+        f"This address does not answer {request.method}.",
+        hint=f"Send {' or '.join(allowed)}.",
+        details={"allowed": list(allowed)},
+    )
+
+
+def page_not_found(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
+    return answer_to(request, NotFoundError("There is nothing at this address."))
+
+
+def page_refused(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
+    error = AccessDeniedError("You may not see this page.")
+    audit.refused_request(request, error)
+    return answer_to(request, error)
+
+
+def page_bad(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
+    if isinstance(exception, DisallowedHost):
+        error = InvalidInputError(
+            "This server does not answer to the host name of the request.",
+            where="Host",
+            hint="Use its own address; an administrator adds names to CONDASTORE_ALLOWED_HOSTS.",
+        )
+        return answer_to(request, error)
+    return answer_to(request, InvalidInputError("The request cannot be read."))
+
+
+def page_failed(request: HttpRequest) -> HttpResponse:
+    number = structlog.contextvars.get_contextvars().get("request", "")
+    cause = sys.exception()
+    away = unavailable(cause) if cause else None  # in a middleware, or where a session is read
+    error = away or UnexpectedError(
+        "Something went wrong on our side.",
+        hint=f"Try again; if it stays, tell the administrators the number {number}.",
+    )
+    if cause and (hint := migration_hint(cause)):
+        logger.error("migrations were not run", hint=hint)
+    try:
+        return answer_to(request, error)
+    except Exception:  # whatever broke the page may break this one too
+        logger.exception("the error page failed")
+        return HttpResponse(error.message, status=status_of(error))

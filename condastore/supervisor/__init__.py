@@ -1,0 +1,1 @@
+"""`condastore up`: starts, watches and stops all processes of one machine."""

@@ -1,0 +1,1 @@
+"""Channels: repodata, records, credentials, mirrors and hosted channels."""

@@ -1,0 +1,746 @@
+"""What do the channels say now? Their repodata, cached, and a digest of its state."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import httpx
+import rattler
+from rattler.exceptions import GatewayError
+from rattler.networking import Client, MirrorMiddleware, RetryMiddleware
+from rattler.networking.middleware import AddHeadersMiddleware
+from rattler.repo_data.gateway import SourceConfig
+
+from condastore.errors import (
+    ChannelNotAllowedError,
+    ChannelNotFoundError,
+    ChannelUnavailableError,
+    InvalidInputError,
+    StoreError,
+    TimeLimitError,
+)
+from environments.domain.json_text import parse_json
+from environments.domain.names import Credential, without_credentials
+from environments.domain.progress import Cancelled, never, obey
+from environments.domain.records import CondaPackage
+from environments.domain.urls import canonical_or_same
+from environments.engine.channels.credentials import (
+    CredentialSource,
+    no_credentials,
+    redact,
+    request_headers,
+    request_url,
+)
+from environments.engine.channels.hosted import HostedFiles, HostedLookup, HostedSource, none_hosted
+from environments.engine.channels.records import from_rattler
+from environments.engine.network import bounded_reading, clients, forward_proxy
+from environments.engine.network.addresses import guard
+from environments.engine.network.bounded_reading import ACCEPT_ENCODING, ReadLimits, TransferError
+
+Answer = TypeVar("Answer")
+
+#: In the order in which rattler asks for them: the first that is there is what it reads.
+_REPODATA = ("repodata_shards.msgpack.zst", "repodata.json.zst", "repodata.json")
+_POLL = 0.1  # seconds between two looks at `cancelled`
+DEFAULT_READ_LIMITS = ReadLimits()
+#: What rattler prints of EFBIG.
+_FILE_TOO_LARGE = "os error 27"
+#: Bytes of channeldata.json, which only describes packages; that of conda-forge has 15 MB.
+_CHANNELDATA_BYTES = 128 << 20
+#: Records of which the gateway keeps a copy while a whole channel is read; 2 KB each.
+_MOST_HELD = 100_000
+
+
+#: What rattler solves over: a channel, or a view of one through a rule.
+Source = rattler.Channel | rattler.RepoDataSource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelEntry:
+    """One package name of a channel."""
+
+    name: str
+    latest_version: str
+    versions: int
+    subdirs: tuple[str, ...]
+    summary: str  # "" where the channel has no channeldata.json
+    license: str
+
+
+class Channels:
+    """The channels of one process: one gateway, one cache, one thread for the network.
+
+    Every method may be called from several threads at once and blocks its own only. Channels are
+    canonical base URLs without credentials; `credentials` is asked in the calling thread.
+    """
+
+    def __init__(
+        self,
+        *,
+        cache: Path,
+        credentials: CredentialSource = no_credentials,
+        hosted: HostedLookup = none_hosted,
+        memo: timedelta = timedelta(seconds=5),
+        limits: ReadLimits = DEFAULT_READ_LIMITS,
+        confined: bool = False,
+    ) -> None:
+        """
+        Args:
+            memo: how long an observed state counts.
+            limits: of each request for a state, and of what is read of a channel.
+            confined: the environment names the forward proxy of the process that started this one.
+        """
+        self._confined = confined
+        self.cache = cache
+        self._credential_source = credentials
+        self._hosted_lookup = hosted
+        self._memo = memo
+        self.limits = limits
+        self._lock = threading.RLock()
+        self._credentials: dict[str, Credential | None] = {}
+        self._hosted: dict[str, HostedSource] = {}
+        self._observed: dict[tuple[str, str], tuple[float, str]] = {}
+        self._loaded: dict[tuple[str, str], str] = {}
+        self._forms: dict[tuple[str, str], str] = {}
+        self._unsharded: set[str] = set()
+        self._gateway: rattler.Gateway | None = None
+        self._client: Client | None = None
+        self._mirrors: dict[str, list[str]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_pid = 0
+
+    # The thread of the network
+
+    def run(
+        self,
+        work: Coroutine[Any, Any, Answer],
+        *,
+        cancelled: Cancelled = never,
+        deadline: float | None = None,  # of time.monotonic()
+    ) -> Answer:
+        """Run `work` in the network's thread; give up on it at `deadline` or when `cancelled`.
+
+        What Rust does for it may go on for a moment in its own threads: nobody waits for that.
+
+        Raises:
+            LeaseLostError: `cancelled` answered yes.
+            TimeLimitError: `deadline` passed.
+        """
+        future: Future[Answer] = asyncio.run_coroutine_threadsafe(work, self._event_loop())
+        while True:
+            try:
+                return future.result(timeout=_POLL)
+            except TimeoutError:
+                if future.done():
+                    raise  # it is the work's own
+            try:
+                obey(cancelled)
+            except BaseException:
+                future.cancel()
+                raise
+            if deadline is not None and time.monotonic() > deadline:
+                future.cancel()
+                raise TimeLimitError("There was no answer within the time limit.")
+
+    def close(self) -> None:
+        """End the network's thread. What is cached on disk stays."""
+        with self._lock:
+            loop, self._loop, self._gateway, self._client = self._loop, None, None, None
+        if loop is not None and self._loop_pid == os.getpid():
+            loop.call_soon_threadsafe(loop.stop)
+
+    def _event_loop(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None or self._loop_pid != os.getpid():  # a fork has no threads
+                self._loop = asyncio.new_event_loop()
+                self._loop_pid = os.getpid()
+                threading.Thread(target=_serve, args=(self._loop,), daemon=True).start()
+            return self._loop
+
+    # States
+
+    def state(
+        self,
+        channels: Sequence[str],
+        platforms: Sequence[str],
+        *,
+        cancelled: Cancelled = never,
+        deadline: float | None = None,
+    ) -> str:
+        """Return a digest of what `channels` hold for `platforms`: it changes when they do.
+
+        Args:
+            deadline: of `time.monotonic()`.
+        Raises:
+            ChannelNotFoundError, ChannelNotAllowedError: the channel is not there, or not for us.
+            ChannelUnavailableError: it does not answer now.
+            TimeLimitError: `deadline` passed.
+            LeaseLostError: `cancelled` answered True.
+        """
+        states = self.observe(channels, platforms, cancelled=cancelled, deadline=deadline)
+        content = [[*key, states[key]] for key in _subdirs(channels, platforms)]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def observe(
+        self,
+        channels: Sequence[str],
+        platforms: Sequence[str],
+        *,
+        cancelled: Cancelled = never,
+        deadline: float | None = None,
+    ) -> dict[tuple[str, str], str]:
+        """Return the state of each (channel, subdir), "" where a channel has no such subdir.
+
+        All are asked for at once. See `state` for what is raised.
+        """
+        here = [self._hosted_lookup(url) for url in channels]
+        self.learn_hosted(hosted for hosted in here if hosted is not None)
+        elsewhere = [url for url in channels if url not in self._hosted]
+        self.learn_credentials(elsewhere)
+        wanted = _subdirs(channels, platforms)
+        now = time.monotonic()
+        with self._lock:
+            fresh = {
+                (url, subdir): self._hosted_state(url, subdir)
+                for url, subdir in wanted
+                if url in self._hosted
+            } | {
+                key: state
+                for key in wanted
+                if (held := self._observed.get(key)) is not None
+                and now - held[0] < self._memo.total_seconds()
+                for state in [held[1]]
+            }
+        asked = [key for key in wanted if key not in fresh]
+        if asked:
+            try:
+                found = self.run(self._ask(asked), cancelled=cancelled, deadline=deadline)
+            except TimeLimitError as error:
+                slow = ", ".join(dict.fromkeys(channel for channel, _ in asked))
+                raise TimeLimitError(
+                    f"The channels did not answer within the time limit: {slow}."
+                ) from error
+            _refuse_missing(channels, fresh | found)
+            seen = time.monotonic()
+            with self._lock:
+                self._observed.update({key: (seen, state) for key, state in found.items()})
+            fresh |= found
+        return {key: fresh[key] for key in wanted}
+
+    def learn_hosted(self, found: Iterable[HostedFiles]) -> None:
+        """Read these channels from their files from now on."""
+        with self._lock:
+            for hosted in found:
+                known = self._hosted.get(hosted.url)
+                if known is None or known.hosted != hosted:
+                    self._hosted[hosted.url] = HostedSource(hosted)
+
+    def hosted(self, channels: Sequence[str]) -> tuple[HostedFiles, ...]:
+        """Those of `channels` that are read from files."""
+        return tuple(self._hosted[url].hosted for url in channels if url in self._hosted)
+
+    def _hosted_state(self, url: str, subdir: str) -> str:
+        # `noarch` is there, be it empty: every channel must have it.
+        return self._hosted[url].hosted.states.get(subdir, "0" if subdir == "noarch" else "")
+
+    def refresh(self, states: Mapping[tuple[str, str], str]) -> None:
+        """Forget the repodata that is older than `states`, in memory and on disk."""
+        changed = [
+            (key, state)
+            for key, state in states.items()
+            if self._loaded.get(key) != state and state and key[0] not in self._hosted
+        ]
+        gateway = self.gateway
+        for (channel, subdir), state in changed:
+            if (channel, subdir) in self._loaded:
+                gateway.clear_repodata_cache(channel, [rattler.Subdir(subdir)])
+            # rattler trusts its files for as long as the server's `max-age` said. Which state
+            # they have is written beside them, for the processes that share them.
+            note = self.cache / f"state-{_short(channel, subdir)}"
+            if not channel.startswith("file:") and _read(note) != state:
+                gateway.clear_repodata_cache(channel, [rattler.Subdir(subdir)], clear_disk=True)
+                _write(note, state)
+            self._loaded[channel, subdir] = state
+
+    def persistently(self, channels: Sequence[str], read: Callable[[], Answer]) -> Answer:
+        """Call `read`; once more where a server answered in a way that rattler cannot take.
+
+        A server without ETags may answer 304 without a Last-Modified date, as Python's own does.
+        That is right, and rattler fails on it for as long as it has a file to ask about. So what is
+        cached of the channels is removed; where that does not help, they are read without shards.
+        """
+        try:
+            return read()
+        except ChannelUnavailableError as error:
+            if not _is_unexpected_304(error):
+                raise
+        remote = [url for url in channels if url not in self._hosted]
+        for url in remote:
+            self.gateway.clear_repodata_cache(url, clear_disk=True)
+        try:
+            return read()
+        except ChannelUnavailableError as error:
+            if not _is_unexpected_304(error):
+                raise
+        with self._lock:
+            self._unsharded |= set(remote)
+            self._gateway = None
+        return read()
+
+    def forget(self) -> None:
+        """Free the memory that the repodata takes; the files stay, and are read again."""
+        with self._lock:
+            if self._gateway is not None:
+                for channel in {channel for channel, _ in self._loaded}:
+                    self._gateway.clear_repodata_cache(channel)
+
+    # rattler's side
+
+    @property
+    def gateway(self) -> rattler.Gateway:
+        with self._lock:
+            if self._gateway is None:
+                self.cache.mkdir(parents=True, exist_ok=True)
+                plain = SourceConfig(sharded_enabled=False)
+                self._gateway = rattler.Gateway(
+                    cache_dir=self.cache,
+                    default_config=SourceConfig(),
+                    per_channel_config=dict.fromkeys(self._unsharded, plain),
+                    client=self.client,
+                )
+            return self._gateway
+
+    @property
+    def client(self) -> Client:
+        """rattler's client, which shows to each channel its credential.
+
+        It asks by way of the forward proxy, which it finds in the environment.
+        """
+        with self._lock:
+            if self._client is None:
+                if not self._confined:
+                    forward_proxy.of(guard()).use_in_this_process()
+                self._client = Client(
+                    [
+                        MirrorMiddleware(self._mirrors),
+                        RetryMiddleware(2),
+                        AddHeadersMiddleware(self._headers_for),
+                    ],
+                    user_agent="condastore",
+                )
+            return self._client
+
+    def sources(self, channels: Sequence[str]) -> list[Source]:
+        return [self._hosted.get(channel) or rattler.Channel(channel) for channel in channels]
+
+    def headers(self, url: str) -> dict[str, str]:
+        """The headers to send to `url`, of the credential of the channel that it is part of."""
+        return request_headers(self.credential(url))
+
+    def credential(self, url: str) -> Credential | None:
+        with self._lock:
+            known = [
+                channel
+                for channel in self._credentials
+                if url == channel or url.startswith(f"{channel}/")
+            ]
+            if known:
+                return self._credentials[max(known, key=len)]
+        return self._credential_source(url)
+
+    def clean(self, text: str) -> str:
+        """`text` without any secret of ours."""
+        with self._lock:
+            return redact(text, self._credentials.values())
+
+    def learn_credentials(self, channels: Iterable[str]) -> None:
+        found = {channel: self._credential_source(channel) for channel in channels}
+        with self._lock:
+            known = self._credentials | found
+            _refuse_ambiguous(known)
+            mirrors = {
+                f"{channel}/": [f"{request_url(credential, channel)}/"]
+                for channel, credential in known.items()
+                if credential is not None and credential.kind == "token"
+            }
+            if mirrors != self._mirrors:
+                self._mirrors, self._gateway, self._client = mirrors, None, None
+                self._loaded.clear()
+            self._credentials = known
+
+    def _headers_for(self, host: str, path: str) -> dict[str, str] | None:
+        """Called by rattler, in a thread of its own, for each request: answers from memory."""
+        best = -1
+        headers: dict[str, str] = {}
+        for channel, credential in self._credentials.items():
+            parts = urlsplit(channel)
+            inside = path == parts.path or path.startswith(f"{parts.path}/")
+            if parts.hostname == host and inside and len(parts.path) > best:
+                best, headers = len(parts.path), request_headers(credential)
+        return headers or None
+
+    async def _ask(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
+        async with clients.async_client(
+            timeout=self.limits.timeout,
+            limits=httpx.Limits(max_connections=20),
+            headers={"User-Agent": "condastore"},
+        ) as client:
+            states = await asyncio.gather(
+                *(self._ask_one(client, channel, subdir) for channel, subdir in keys),
+                return_exceptions=True,
+            )
+        # Every fault at once would be many of the same kind; the permanent ones come first.
+        faults = [state for state in states if isinstance(state, BaseException)]
+        for fault in sorted(faults, key=lambda fault: getattr(fault, "transient", False)):
+            raise fault
+        return {
+            key: state for key, state in zip(keys, states, strict=True) if isinstance(state, str)
+        }
+
+    async def _ask_one(self, client: httpx.AsyncClient, channel: str, subdir: str) -> str:
+        if channel.startswith("file:"):
+            return _file_state(channel, subdir)
+        held = self._forms.get((channel, subdir))
+        for form in sorted(_REPODATA, key=lambda form: form != held):
+            state = await self._state_of_file(client, channel, f"{channel}/{subdir}/{form}")
+            if state:
+                self._forms[channel, subdir] = form
+                return f"{form} {state}"
+        return ""
+
+    async def _state_of_file(self, client: httpx.AsyncClient, channel: str, url: str) -> str:
+        """Return what identifies the current content of a file; "" where there is none.
+
+        Only heads of answers are looked at, and bodies are hashed as they come: nothing that a
+        channel sent is unpacked or parsed in this process.
+        """
+        credential = self._credentials.get(channel)
+        headers, asked = request_headers(credential), request_url(credential, url)
+        open_ = functools.partial(bounded_reading.stream, client, limits=self.limits)
+        try:
+            async with open_("HEAD", asked, headers=headers) as answer:
+                pass
+            if answer.status_code in (400, 403, 405, 501):  # some stores sign GET only
+                async with open_("GET", asked, headers=headers | {"Range": "bytes=0-0"}) as answer:
+                    pass
+            if answer.status_code in (404, 410):
+                return ""
+            if answer.status_code in (401, 403):
+                raise ChannelNotAllowedError(
+                    f"The channel {channel} refuses us (status {answer.status_code}).",
+                    hint="Ask an administrator to store credentials for this channel.",
+                )
+            if answer.is_error:
+                raise ChannelUnavailableError(
+                    f"The channel {channel} answers with status {answer.status_code}."
+                )
+            marks = [answer.headers.get(key, "") for key in ("ETag", "Last-Modified")]
+            if not any(marks):  # nothing says when it changed but its bytes
+                digest = hashlib.sha256()
+                plain = headers | {"Accept-Encoding": "identity"}
+                async with open_("GET", asked, headers=plain) as answer:
+                    async for part in bounded_reading.read_raw(answer, self.limits):
+                        digest.update(part)
+                marks = [digest.hexdigest()]
+            return " ".join(marks)
+        except TransferError as error:
+            name = url.removeprefix(f"{channel}/")
+            raise ChannelUnavailableError(
+                f"The channel {channel} cannot be read: {name} {error}."
+            ) from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            reason = str(error) or type(error).__name__
+            raise ChannelUnavailableError(
+                f"The channel {channel} cannot be reached: {self.clean(reason)}"
+            ) from error
+
+    # What they hold
+
+    def names(self, channels: Sequence[str], platforms: Sequence[str]) -> list[str]:
+        """The names of all packages, sorted."""
+        self.refresh(self.observe(channels, platforms))
+        return self._read_names(channels, platforms)
+
+    def _read_names(
+        self,
+        channels: Sequence[str],
+        platforms: Sequence[str],
+        *,
+        deadline: float | None = None,
+    ) -> list[str]:
+        found = self.run(
+            self.guarded(
+                self.gateway.names(
+                    self.sources(channels), with_noarch(platforms), channel_relations="disabled"
+                )
+            ),
+            deadline=deadline,
+        )
+        return sorted(name.normalized for name in found)
+
+    def records(self, channel: str, platform: str, name: str) -> list[CondaPackage]:
+        """Every build of `name` for `platform` and for all, newest version and build first."""
+        self.refresh(self.observe([channel], [platform]))
+        found = self.run(self._records(channel, with_noarch([platform]), name))
+        return [self.package(record) for record in newest_first(found)]
+
+    def hosted_packages(
+        self, channel: str, subdir: str, names: Sequence[str]
+    ) -> list[CondaPackage] | None:
+        """Every build of each of `names`, also what was yanked; None if it is not hosted here."""
+        if (hosted := self._hosted.get(channel)) is None:
+            return None
+        return [package for name in names for package, _ in hosted.packages(subdir, name)]
+
+    def read_listed(
+        self,
+        channel: str,
+        subdir: str,
+        names: Sequence[str],
+        *,
+        cancelled: Cancelled = never,
+        deadline: float | None = None,
+    ) -> list[CondaPackage]:
+        """Read every build of each of `names` in one subdir, in no order.
+
+        The states of the channel were observed, and `refresh` knows them.
+        """
+        found = self.run(
+            self._records(channel, [subdir], *names), cancelled=cancelled, deadline=deadline
+        )
+        return [self.package(record) for record in found]
+
+    def read_entries(
+        self,
+        channel: str,
+        platforms: Sequence[str] = ("linux-64",),
+        *,
+        deadline: float | None = None,
+        most: int = 500_000,
+    ) -> Iterator[tuple[ChannelEntry, list[rattler.RepoDataRecord]]]:
+        """Yield each package name of a channel with its records, by name.
+
+        The states of the channel were observed, and `refresh` knows them.
+
+        Args:
+            most: names that a channel may have.
+        Raises:
+            ChannelUnavailableError: it has more, or cannot be read.
+        """
+        data = self._channeldata(channel, deadline=deadline)
+        names = self._read_names([channel], platforms, deadline=deadline)
+        if len(names) > most:
+            raise ChannelUnavailableError(
+                f"The channel {channel} lists more than {most:,} package names."
+            )
+        held = 0
+        for name in names:
+            found = self.run(
+                self._records(channel, with_noarch(platforms), name), deadline=deadline
+            )
+            held += len(found)
+            if held > _MOST_HELD:  # the gateway keeps what it was asked for
+                self.gateway.clear_repodata_cache(channel)
+                held = 0
+            if not found:
+                continue
+            about = data.get(name)
+            about = about if isinstance(about, dict) else {}
+            newest = newest_first(found)[0]
+            yield (
+                ChannelEntry(
+                    name=name,
+                    latest_version=str(newest.version),
+                    versions=len({str(record.version) for record in found}),
+                    subdirs=tuple(sorted({record.subdir for record in found})),
+                    summary=str(about.get("summary") or ""),
+                    license=newest.license or str(about.get("license") or ""),
+                ),
+                found,
+            )
+
+    def package(self, record: rattler.RepoDataRecord) -> CondaPackage:
+        """A record of rattler as a value of ours, its URLs canonical and without credentials."""
+        record.url = canonical_or_same(without_credentials(record.url))
+        record.channel = canonical_or_same(without_credentials(record.channel or ""))
+        return from_rattler(record)
+
+    async def guarded(self, work: Awaitable[Answer]) -> Answer:
+        """`work` of the gateway, its failures as errors of ours.
+
+        The states were seen just before: what fails now is the world's, but for a missing subdir.
+        """
+        try:
+            return await work
+        except GatewayError as error:
+            message = self.clean(str(error))
+            refused = None
+            if not self._confined:
+                refused = await asyncio.to_thread(forward_proxy.refusal_in, message)
+            if refused is not None:
+                raise refused from error
+            if "could not find subdir" in message:
+                raise ChannelNotFoundError(message.partition("\n")[0]) from error
+            if _FILE_TOO_LARGE in message:  # RLIMIT_FSIZE of a confined process
+                raise ChannelUnavailableError(
+                    f"The package list of a channel has more than {self.limits.size:,} bytes "
+                    "(CONDASTORE_MAX_REPODATA_BYTES): " + " ".join(message.split())
+                ) from error
+            raise ChannelUnavailableError(
+                "The package list of a channel could not be read: " + " ".join(message.split())
+            ) from error
+
+    async def _records(
+        self, channel: str, subdirs: Sequence[Any], *names: str
+    ) -> list[rattler.RepoDataRecord]:
+        found = await self.guarded(
+            self.gateway.query(
+                self.sources([channel]),
+                subdirs,
+                [rattler.MatchSpec(name) for name in names],
+                recursive=False,
+                channel_relations="disabled",
+            )
+        )
+        return [record for records in found for record in records]
+
+    def _channeldata(self, channel: str, *, deadline: float | None) -> dict[str, Any]:
+        """Return the packages of channeldata.json; a channel need not have one."""
+        if channel in self._hosted:
+            return {}
+        with suppress(OSError, ValueError, AttributeError, httpx.HTTPError, TransferError):
+            if channel.startswith("file:"):
+                # A confined process opens only what its starter checked with the guard.
+                folder = Path(url2pathname(urlsplit(channel).path))
+                folder = folder if self._confined else guard().path(channel)
+                with (folder / "channeldata.json").open("rb") as file:
+                    content = file.read(_CHANNELDATA_BYTES)
+            else:
+                content = self.run(self._fetch_channeldata(channel), deadline=deadline)
+            packages = parse_json(content).get("packages", {})
+            return packages if isinstance(packages, dict) else {}
+        return {}
+
+    async def _fetch_channeldata(self, channel: str) -> bytes:
+        credential = self._credentials.get(channel)
+        headers = request_headers(credential) | {"Accept-Encoding": ACCEPT_ENCODING}
+        limits = replace(self.limits, size=min(self.limits.size, _CHANNELDATA_BYTES))
+        url = request_url(credential, f"{channel}/channeldata.json")
+        options: dict[str, Any] = {"timeout": limits.timeout}
+        # A confined process has no other way out than the forward proxy, which checks addresses.
+        make = httpx.AsyncClient if self._confined else clients.async_client
+        async with (
+            make(**options) as client,
+            bounded_reading.stream(client, "GET", url, headers=headers, limits=limits) as answer,
+        ):
+            if not answer.is_success:
+                return b"{}"
+            return b"".join([part async for part in bounded_reading.read(answer, limits)])
+
+
+def newest_first(records: Iterable[rattler.RepoDataRecord]) -> list[rattler.RepoDataRecord]:
+    return sorted(records, key=lambda record: (record.version, record.build_number), reverse=True)
+
+
+def _is_unexpected_304(error: ChannelUnavailableError) -> bool:
+    return isinstance(error.__cause__, GatewayError) and "304 Not Modified" in error.message
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
+
+
+def with_noarch(platforms: Sequence[str]) -> list[Any]:  # rattler wants its literal type
+    return [*dict.fromkeys([*platforms, "noarch"])]
+
+
+def _subdirs(channels: Sequence[str], platforms: Sequence[str]) -> list[tuple[str, str]]:
+    return [(channel, subdir) for channel in channels for subdir in with_noarch(platforms)]
+
+
+def _refuse_missing(channels: Sequence[str], states: Mapping[tuple[str, str], str]) -> None:
+    """A channel must have `noarch`, be it empty (so says conda); other subdirs may be missing."""
+    faults: list[StoreError] = []
+    for channel in dict.fromkeys(channels):
+        mine = {subdir: state for (name, subdir), state in states.items() if name == channel}
+        if mine.get("noarch"):
+            continue
+        if any(mine.values()):
+            faults.append(
+                ChannelNotFoundError(
+                    f"The channel {channel} has no noarch/repodata.json, which every conda "
+                    "channel needs.",
+                    hint="Ask the owner of the channel to index it again.",
+                )
+            )
+        else:
+            faults.append(ChannelNotFoundError(f"There is no channel at {channel}."))
+    if faults:
+        raise ChannelNotFoundError(" ".join(fault.message for fault in faults), hint=faults[0].hint)
+
+
+def _refuse_ambiguous(credentials: Mapping[str, Credential | None]) -> None:
+    """rattler tells host and path of a request, not scheme and port: a secret could go astray."""
+    for channel, credential in credentials.items():
+        if credential is None:
+            continue
+        mine = urlsplit(channel)
+        for other in credentials:
+            theirs = urlsplit(other)
+            if (
+                theirs.hostname == mine.hostname
+                and (theirs.scheme, theirs.netloc) != (mine.scheme, mine.netloc)
+                and f"{theirs.path}/".startswith(f"{mine.path}/")
+            ):
+                raise InvalidInputError(
+                    f"{other} and {channel} are one path on one host; the credential of the "
+                    "second could be sent to the first.",
+                    hint="Write the channel with the scheme and port that it is stored with.",
+                )
+
+
+def _file_state(channel: str, subdir: str) -> str:
+    folder = guard().path(channel)
+    try:
+        status = (folder / subdir / "repodata.json").stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        raise ChannelUnavailableError(f"The channel {channel} cannot be read: {error}") from error
+    return f"{status.st_mtime_ns} {status.st_size}"
+
+
+def _short(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
+    temporary.write_text(text)
+    temporary.replace(path)

@@ -1,0 +1,1 @@
+"""Outgoing requests: address guard, forward proxy, clients and webhooks."""

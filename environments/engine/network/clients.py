@@ -1,0 +1,203 @@
+"""HTTP clients for URLs that somebody without an installation-wide role can influence.
+
+They connect to addresses that the guard permits only, also after a redirect. httpx drops the
+Authorization header when a redirect leads to another server.
+
+Where the operator's environment names a proxy (HTTPS_PROXY and so on), requests pass our forward
+proxy, which checks them and hands them on to that one.
+"""
+
+from __future__ import annotations
+
+import functools
+import ssl
+from collections.abc import Iterable
+from typing import Any
+
+import httpcore
+import httpx
+
+from environments.engine._private import connect_through
+from environments.engine.network import forward_proxy
+from environments.engine.network.addresses import Guard, ResolverError, guard, patience_for
+
+_READ_SIZE = 256 << 10  # bytes
+_Options = Iterable[httpcore.SOCKET_OPTION] | None
+
+
+class Backend(httpcore.SyncBackend):
+    """Connects to the addresses that were checked, not to a name that could be resolved anew."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: _Options = None,
+    ) -> httpcore.NetworkStream:
+        try:
+            found = self._guard.resolve(host, port, timeout)
+        except TimeoutError as error:
+            raise httpcore.ConnectTimeout(f"The name {host!r} was not resolved in time.") from error
+        except ResolverError as error:
+            raise httpcore.ConnectError(str(error)) from error
+        for position, address in enumerate(found):
+            patience = patience_for(position, len(found), timeout)
+            try:
+                return super().connect_tcp(address, port, patience, local_address, socket_options)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout):
+                if position == len(found) - 1:
+                    raise
+        raise AssertionError("one address at least was found")
+
+
+class _LargeReads(httpcore.AsyncNetworkStream):
+    """Reads more at once than httpcore asks for: the steps of Python are what takes time."""
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
+        self._stream = stream
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return await self._stream.read(max(max_bytes, _READ_SIZE), timeout)
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        opened = await self._stream.start_tls(ssl_context, server_hostname, timeout)
+        return _LargeReads(opened)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+class AsyncBackend(httpcore.AnyIOBackend):
+    """`Backend`, for asyncio."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: _Options = None,
+    ) -> httpcore.AsyncNetworkStream:
+        try:
+            found = await self._guard.resolve_async(host, port, timeout)
+        except TimeoutError as error:
+            raise httpcore.ConnectTimeout(f"The name {host!r} was not resolved in time.") from error
+        except ResolverError as error:
+            raise httpcore.ConnectError(str(error)) from error
+        for position, address in enumerate(found):
+            patience = patience_for(position, len(found), timeout)
+            try:
+                opened = await super().connect_tcp(
+                    address, port, patience, local_address, socket_options
+                )
+                return _LargeReads(opened)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout):
+                if position == len(found) - 1:
+                    raise
+        raise AssertionError("one address at least was found")
+
+
+class _Proxied(httpx.HTTPTransport):
+    """Sends requests through the forward proxy, whose refusals become errors of ours."""
+
+    def __init__(self, guard: Guard, **options: Any) -> None:
+        super().__init__(proxy=forward_proxy.of(guard).patient_url, **options)
+        self._guard = guard
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        try:
+            response = super().handle_request(request)
+        except httpx.ProxyError as error:
+            if forward_proxy.REFUSED_PHRASE in str(error):
+                raise self._guard.refusal(request.url.host) from error
+            raise
+        if response.headers.get("proxy-status") == forward_proxy.REFUSED_STATUS:
+            response.close()
+            raise self._guard.refusal(request.url.host)
+        return response
+
+
+class _AsyncProxied(httpx.AsyncHTTPTransport):
+    """`_Proxied`, for asyncio."""
+
+    def __init__(self, guard: Guard, **options: Any) -> None:
+        super().__init__(proxy=forward_proxy.of(guard).patient_url, **options)
+        self._guard = guard
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        try:
+            response = await super().handle_async_request(request)
+        except httpx.ProxyError as error:
+            if forward_proxy.REFUSED_PHRASE in str(error):
+                raise self._guard.refusal(request.url.host) from error
+            raise
+        if response.headers.get("proxy-status") == forward_proxy.REFUSED_STATUS:
+            await response.aclose()
+            raise self._guard.refusal(request.url.host)
+        return response
+
+
+def client(*, within: Guard | None = None, **options: Any) -> httpx.Client:
+    """Return a client that connects to what `within` permits; by default the process's guard.
+
+    Args:
+        options: of `httpx.Client`.
+    Raises:
+        AddressRefusedError: of the client's requests, for what is not permitted.
+    """
+    return httpx.Client(
+        transport=transport(within or guard(), limits=options.pop("limits", None)), **options
+    )
+
+
+def async_client(*, within: Guard | None = None, **options: Any) -> httpx.AsyncClient:
+    """`client`, for asyncio."""
+    used, limits = within or guard(), options.pop("limits", None)
+    chosen = _limits(limits)
+    if forward_proxy.upstream_proxies():
+        return httpx.AsyncClient(transport=_AsyncProxied(used, **chosen), **options)
+    made = httpx.AsyncHTTPTransport(**chosen)
+    connect_through(made, AsyncBackend(used))
+    return httpx.AsyncClient(transport=made, **options)
+
+
+def transport(within: Guard, *, limits: httpx.Limits | None = None) -> httpx.HTTPTransport:
+    """Return the transport of `client`."""
+    chosen = _limits(limits)
+    if forward_proxy.upstream_proxies():
+        return _Proxied(within, **chosen)
+    made = httpx.HTTPTransport(**chosen)
+    connect_through(made, Backend(within))
+    return made
+
+
+def _limits(limits: httpx.Limits | None) -> dict[str, Any]:
+    chosen: dict[str, Any] = {"verify": certificates()}
+    if limits is not None:
+        chosen["limits"] = limits
+    return chosen
+
+
+@functools.cache
+def certificates() -> ssl.SSLContext:
+    """Return the trusted certificates; reading them takes 70 ms."""
+    return httpx.create_ssl_context()

@@ -1,0 +1,1 @@
+"""Packages: download, validation, extraction and the shared cache."""

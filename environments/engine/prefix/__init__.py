@@ -1,0 +1,1 @@
+"""Prefixes: linking, compiled files, sizes and smoke tests."""

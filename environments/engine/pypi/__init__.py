@@ -1,0 +1,1 @@
+"""Wheels beside conda packages: resolution, builds, conversion and installation."""

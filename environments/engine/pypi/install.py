@@ -1,0 +1,583 @@
+"""Install the wheels of a lock into a prefix, beside its conda packages.
+
+Each wheel is checked against its own RECORD and unpacked once, into `<folder>/<sha256>/`; every
+prefix gets hard links, and scripts and a RECORD of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import stat
+import time
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from email.message import Message
+from email.parser import HeaderParser
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from installer import install
+from installer.destinations import SchemeDictionaryDestination
+from installer.exceptions import InstallerError
+from installer.records import Hash, RecordEntry
+from installer.sources import WheelFile, WheelSource
+from installer.utils import Scheme, canonicalize_name
+
+from condastore.errors import DiskSpaceError, LinkError
+from environments.domain.linking import PythonInfo
+from environments.domain.names import printable
+from environments.domain.progress import Cancelled, Progress, Report, ignore, never, obey
+from environments.domain.records import PypiPackage
+from environments.domain.unpacking import DEFAULT_LIMITS, Limits
+from environments.engine.channels.credentials import CredentialSource, no_credentials
+from environments.engine.packages import downloads
+from environments.engine.packages.downloads import PATIENCE, Archive, Download, Patience
+from environments.engine.packages.zip_files import member_faults, open_zip
+from environments.engine.prefix.bytecode import PythonSources
+
+if TYPE_CHECKING:
+    from installer.scripts import ScriptSection
+
+CONTENTS = "contents.json"
+_CONTENTS_VERSION = 2
+#: Of releases that did not compare a wheel with its METADATA.
+_UNCOMPARED_VERSION = 1
+INSTALLER = b"condastore\n"
+#: Bytes of a document in .dist-info; of a line of RECORD, beside that.
+_LARGEST_DOCUMENT, _LONGEST_LINE = 4 << 20, 512
+#: Bytes that are unpacked between two looks at the disk.
+_LOOK_EVERY = 64 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WheelEntry:
+    path: str  # in the wheel
+    sha256: str  # as RECORD writes it
+    size: int
+    executable: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CachedWheel:
+    """A wheel that is unpacked and whole."""
+
+    package: PypiPackage
+    folder: Path
+    distribution: str
+    version: str
+    entries: tuple[WheelEntry, ...]
+    license: str = ""  # as its METADATA says
+
+    @property
+    def label(self) -> str:
+        return f"{self.package.name}-{self.package.version}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WheelReport:
+    """What was installed; `bytes_unique` is what the prefix costs beside the cache."""
+
+    paths: int
+    bytes_apparent: int
+    bytes_unique: int
+    sources: tuple[PythonSources, ...]  # what there is to compile
+
+
+class WheelCache:
+    """The unpacked wheels below one folder; any number of processes may use it at once."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        archive: Archive | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
+        """`limits`: what a wheel may unpack to."""
+        self.folder = folder
+        self.archive = archive
+        self.limits = limits
+        self.downloads = folder / "downloads"
+
+    def ensure(
+        self,
+        wheels: Sequence[PypiPackage],
+        *,
+        credentials: CredentialSource = no_credentials,
+        cancelled: Cancelled = never,
+        progress: Report = ignore,
+        parallel: int = 8,
+        patience: Patience = PATIENCE,
+    ) -> list[CachedWheel]:
+        """All of `wheels`, fetched, checked and unpacked where they are missing, in order.
+
+        Raises:
+            DownloadError, DiskSpaceError: they could not be had.
+            LinkError: a wheel is damaged, holds what no wheel may, or is another than the lock
+                says.
+            LeaseLostError: `cancelled` said so.
+        """
+        found: dict[str, CachedWheel] = {}
+        by_key = {Download.of(wheel).key: wheel for wheel in wheels}
+
+        def present(download: Download) -> bool:
+            if download.key not in found and (wheel := self._find(by_key[download.key])):
+                found[download.key] = wheel
+            return download.key in found
+
+        async def unpack(download: Download, archive: Path) -> None:
+            wheel = by_key[download.key]
+            await asyncio.to_thread(self._unpack, wheel, archive, patience.reserve)
+            if not present(download):
+                raise LinkError(f"{wheel.file_name} was damaged while it was unpacked.")
+
+        downloads.download_all(
+            [Download.of(wheel) for wheel in wheels],
+            folder=self.downloads,
+            present=present,
+            use=unpack,
+            credentials=credentials,
+            cancelled=cancelled,
+            progress=progress,
+            parallel=parallel,
+            patience=patience,
+            archive=self.archive,
+        )
+        return [found[Download.of(wheel).key] for wheel in wheels]
+
+    def remove_leftovers(self, *, older_than: timedelta) -> None:
+        """Remove what killed workers left half done."""
+        downloads.remove_leftovers(self.downloads, older_than=older_than)
+        limit = time.time() - older_than.total_seconds()
+        for path in self.folder.glob(".unpacking-*"):
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < limit:
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def entries(self) -> Iterator[tuple[str, datetime]]:
+        """(digest, last use) of every entry."""
+        for path in self.folder.glob(f"*/{CONTENTS}"):
+            with contextlib.suppress(FileNotFoundError):
+                yield path.parent.name, datetime.fromtimestamp(path.stat().st_mtime).astimezone()
+
+    def _find(self, wheel: PypiPackage) -> CachedWheel | None:
+        folder = self.folder / Download.of(wheel).key
+        try:
+            document = json.loads((folder / CONTENTS).read_bytes())
+            if document["format"] == _UNCOMPARED_VERSION:
+                document = _compared_again(folder, document)
+            cached = CachedWheel(
+                package=wheel,
+                folder=folder / "wheel",
+                distribution=document["distribution"],
+                version=document["version"],
+                license=document["license"],
+                entries=tuple(
+                    WheelEntry(path=path, sha256=sha256, size=size, executable=executable)
+                    for path, sha256, size, executable in document["entries"]
+                ),
+            )
+            whole = document["format"] == _CONTENTS_VERSION and all(
+                (cached.folder / entry.path).lstat().st_size == entry.size
+                for entry in cached.entries
+            )
+            os.utime(folder / CONTENTS)
+        except FileNotFoundError:
+            whole = not folder.exists()
+            if whole:
+                return None
+        except (ValueError, TypeError, KeyError, StopIteration):
+            whole = False
+        if not whole:
+            self._discard(folder)
+            return None
+        _refuse_other(wheel, document["metadata"])
+        return cached
+
+    def _unpack(self, wheel: PypiPackage, archive: Path, reserve: int) -> None:
+        work = self.folder / f".unpacking-{secrets.token_hex(8)}"
+        try:
+            (work / "wheel").mkdir(parents=True)
+            document = _unpack(wheel, archive, work / "wheel", limits=self.limits, reserve=reserve)
+            (work / CONTENTS).write_text(json.dumps(document, separators=(",", ":")))
+            try:
+                work.rename(self.folder / Download.of(wheel).key)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+    def _discard(self, folder: Path) -> None:
+        doomed = self.folder / f".unpacking-{secrets.token_hex(8)}"
+        with contextlib.suppress(FileNotFoundError):
+            folder.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def install_wheels(
+    wheels: Sequence[CachedWheel],
+    *,
+    target: Path,
+    final_prefix: Path,
+    python: PythonInfo,
+    progress: Report = ignore,
+    cancelled: Cancelled = never,
+) -> WheelReport:
+    """Install `wheels` into the prefix in `target`, with scripts that name `final_prefix`.
+
+    Raises:
+        LinkError: a wheel brings a path that a conda package or another wheel has with other
+            content; all such paths are named.
+    """
+    clashes: list[str] = []
+    owners: dict[str, str] = {}
+    sources: list[PythonSources] = []
+    paths = apparent = unique = 0
+    for done, wheel in enumerate(wheels):
+        obey(cancelled)
+        destination = _Destination(
+            wheel, target=target, final_prefix=final_prefix, python=python, owners=owners
+        )
+        # The wheel's own claim of who installed it, if it makes one, gives way to ours.
+        metadata = {"INSTALLER": INSTALLER}
+        try:
+            install(_Unpacked(wheel), destination, metadata)
+        except (InstallerError, ValueError, KeyError) as error:
+            raise LinkError(f"{wheel.label} cannot be installed: {error}.") from error
+        clashes += destination.clashes
+        paths += destination.paths
+        apparent += destination.bytes_apparent
+        unique += destination.bytes_written
+        if destination.python_files:
+            sources.append(
+                PythonSources(
+                    key=wheel.folder.parent.name,
+                    name=wheel.package.name,
+                    folder=wheel.folder,
+                    files=tuple(destination.python_files),
+                )
+            )
+        progress(
+            Progress(stage="linking", done=done + 1, total=len(wheels), current=wheel.package.name)
+        )
+    if clashes:
+        raise LinkError(
+            "; ".join(clashes[:20]) + ".",
+            hint="Take the package from one of the two, not from both.",
+            details={"faults": clashes},
+        )
+    return WheelReport(
+        paths=paths, bytes_apparent=apparent, bytes_unique=unique, sources=tuple(sources)
+    )
+
+
+def _unpack(
+    wheel: PypiPackage, archive: Path, folder: Path, *, limits: Limits, reserve: int
+) -> Mapping[str, object]:
+    """Unpack a verified wheel into `folder`, each file checked by the wheel's RECORD."""
+    name = wheel.file_name
+    # installer reads name and version out of the file's name.
+    alone = archive.with_name(f".named-{secrets.token_hex(8)}")
+    named = alone / name.rpartition("/")[2]
+    alone.mkdir()
+    os.link(archive, named)
+    entries: list[tuple[str, str, int, bool]] = []
+    try:
+        with open_zip(named) as members:
+            _refuse_members(name, members, packed=named.stat().st_size, limits=limits)
+            source = WheelFile(members)
+            metadata = _metadata_of(source.read_dist_info("METADATA"))
+            _refuse_other(wheel, metadata)
+            source.validate_record(validate_contents=False)
+            total = looked = 0
+            records: dict[str, RecordEntry] = {}
+            for record, stream, executable in source.get_contents():
+                entry = RecordEntry.from_elements(*record)
+                path = entry.path
+                if path in records:
+                    raise LinkError(f"{name} holds {path} twice.")
+                records[path] = entry
+                executable = executable or path.startswith(f"{source.data_dir}/scripts/")
+                digest, size = _store(stream, folder / path, executable=executable)
+                total += size
+                if entry.hash_ is not None and entry.hash_.name == "sha256":
+                    if entry.hash_.value != digest:
+                        raise LinkError(f"{name}: {path} is not what its RECORD says.")
+                elif not path.endswith((".dist-info/RECORD", ".jws", ".p7s")):
+                    raise LinkError(f"{name}: {path} has no sha256 in its RECORD.")
+                if total - looked > _LOOK_EVERY:
+                    looked = total
+                    if shutil.disk_usage(folder).free < reserve:
+                        raise DiskSpaceError(f"The disk is full: {name} could not be unpacked.")
+                entries.append((path, digest, size, executable))
+            return {
+                "format": _CONTENTS_VERSION,
+                "distribution": source.distribution,
+                "version": source.version,
+                "entries": entries,
+                **_noted(metadata),
+            }
+    except (
+        InstallerError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zipfile.LargeZipFile,
+        zlib.error,
+    ) as error:
+        said = str(error).replace(f"{alone}/", "")  # where the cache lies is nobody's concern
+        raise LinkError(
+            f"{name} is no wheel that can be installed: {said}.", where=wheel.url
+        ) from error
+    finally:
+        shutil.rmtree(alone, ignore_errors=True)
+
+
+def _refuse_members(name: str, members: zipfile.ZipFile, *, packed: int, limits: Limits) -> None:
+    """Refuse what no wheel may hold, and documents that would not fit into memory."""
+    for path, fault in member_faults(members, packed=packed, limits=limits):
+        raise LinkError(f"{name}: {printable(path)}: {fault}" if path else f"{name}: {fault}")
+    for member in members.infolist():
+        folder, _, document = member.filename.partition("/")
+        if folder.endswith(".dist-info"):
+            # RECORD has a line for each file.
+            lines = len(members.infolist()) if document == "RECORD" else 0
+            largest = _LARGEST_DOCUMENT + lines * _LONGEST_LINE
+            if document in _DOCUMENTS and member.file_size > largest:
+                raise LinkError(f"{name}: {member.filename} is larger than {largest:,} bytes.")
+
+
+#: Those that are read into memory, here or by the library `installer`.
+_DOCUMENTS = ("RECORD", "METADATA", "WHEEL", "entry_points.txt")
+
+
+def _metadata_of(text: str) -> Message:
+    return HeaderParser().parsestr(text)
+
+
+def _noted(metadata: Message) -> dict[str, object]:
+    """What is kept of a wheel's METADATA."""
+    license_ = metadata.get("License-Expression") or metadata.get("License") or ""
+    license_ = str(license_).strip()
+    if "\n" in license_ or len(license_) > _LONGEST_LICENSE:  # the text of it, not its name
+        license_ = ""
+    return {
+        "metadata": {"Name": str(metadata.get("Name")), "Version": str(metadata.get("Version"))},
+        "license": license_,
+    }
+
+
+_LONGEST_LICENSE = 200  # characters
+
+
+def _refuse_other(wheel: PypiPackage, metadata: Mapping[str, str] | Message) -> None:
+    """Raise LinkError where the wheel is another project or version than the lock says."""
+    own_name, own_version = str(metadata["Name"]), str(metadata["Version"])
+    same_name = canonicalize_name(own_name) == canonicalize_name(wheel.name)
+    if not same_name or not _is_same_version(own_version, wheel.version):
+        raise LinkError(
+            f"{wheel.file_name} calls itself {printable(f'{own_name} {own_version}')}, and is "
+            f"{wheel.name} {wheel.version} in the lock.",
+            where=wheel.url,
+            hint="Do not use it: the lock, or the index, names another package than this.",
+        )
+
+
+def _is_same_version(one: str, other: str) -> bool:
+    """Compare by PEP 440: 2026.01 is 2026.1."""
+    if one == other:
+        return True
+    try:
+        from packaging.version import InvalidVersion, Version
+    except ImportError:  # an agent, whose server compared them
+        return True
+    try:
+        return Version(one) == Version(other)
+    except InvalidVersion:
+        return False
+
+
+def _compared_again(folder: Path, old: dict[str, Any]) -> dict[str, Any]:
+    """Note what an entry of an older release lacks, for it to be compared."""
+    path = next(entry[0] for entry in old["entries"] if entry[0].endswith(".dist-info/METADATA"))
+    file = folder / "wheel" / path
+    if file.stat().st_size > _LARGEST_DOCUMENT:
+        raise ValueError("absurdly long METADATA")
+    document = {
+        **old,
+        "format": _CONTENTS_VERSION,
+        **_noted(_metadata_of(file.read_text(errors="replace"))),
+    }
+    new = folder / f".{CONTENTS}.{secrets.token_hex(8)}"
+    new.write_text(json.dumps(document, separators=(",", ":")))
+    new.replace(folder / CONTENTS)
+    return document
+
+
+def _store(stream: BinaryIO, place: Path, *, executable: bool) -> tuple[str, int]:
+    """Write `stream` to `place`; its digest as RECORD writes it, and its size."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    hasher, size = hashlib.sha256(), 0
+    with place.open("xb") as file:
+        while chunk := stream.read(1024 * 1024):
+            file.write(chunk)
+            hasher.update(chunk)
+            size += len(chunk)
+    # Here, once: in a prefix the file is shared, and nobody may change its mode.
+    place.chmod(0o755 if executable else 0o644)
+    return base64.urlsafe_b64encode(hasher.digest()).decode().rstrip("="), size
+
+
+class _Unpacked(WheelSource):
+    """A wheel of the cache, as the library `installer` reads one."""
+
+    def __init__(self, wheel: CachedWheel) -> None:
+        super().__init__(wheel.distribution, wheel.version)
+        self._wheel = wheel
+        self._dist_info = next(
+            path.partition("/")[0]
+            for path in (entry.path for entry in wheel.entries)
+            if path.partition("/")[0].endswith(".dist-info") and path.endswith("/WHEEL")
+        )
+
+    @property
+    def dist_info_dir(self) -> str:
+        return self._dist_info
+
+    @property
+    def data_dir(self) -> str:
+        return f"{self._dist_info.removesuffix('.dist-info')}.data"
+
+    @property
+    def dist_info_filenames(self) -> list[str]:
+        start = f"{self._dist_info}/"
+        return [
+            entry.path.removeprefix(start)
+            for entry in self._wheel.entries
+            if entry.path.startswith(start)
+        ]
+
+    def read_dist_info(self, filename: str) -> str:
+        return (self._wheel.folder / self._dist_info / filename).read_text()
+
+    def get_contents(self) -> Iterator[tuple[tuple[str, str, str], BinaryIO, bool]]:
+        for entry in self._wheel.entries:
+            if entry.path == f"{self._dist_info}/INSTALLER" or "/__pycache__/" in entry.path:
+                continue
+            record = (entry.path, f"sha256={entry.sha256}", str(entry.size))
+            with (self._wheel.folder / entry.path).open("rb") as stream:
+                yield record, stream, entry.executable
+
+
+class _Destination(SchemeDictionaryDestination):
+    """Links what is the same in every prefix, and writes the rest; notes what is in the way."""
+
+    def __init__(
+        self,
+        wheel: CachedWheel,
+        *,
+        target: Path,
+        final_prefix: Path,
+        python: PythonInfo,
+        owners: dict[str, str],
+    ) -> None:
+        site_packages = str(target / python.site_packages)
+        include = target / "include" / "site" / f"python{python.version}" / wheel.distribution
+        super().__init__(
+            scheme_dict={
+                "purelib": site_packages,
+                "platlib": site_packages,
+                "scripts": str(target / python.scripts),
+                "headers": str(include),
+                "data": str(target),
+            },
+            interpreter=str(final_prefix / "bin" / "python"),
+            script_kind="posix",
+        )
+        self._wheel, self._target, self._python, self._owners = wheel, target, python, owners
+        self._entries = {str(wheel.folder / entry.path): entry for entry in wheel.entries}
+        self._root = os.path.realpath(target)
+        self._inside: set[Path] = set()
+        self.clashes: list[str] = []
+        self.python_files: list[tuple[str, str]] = []
+        self.paths = self.bytes_apparent = self.bytes_written = 0
+
+    def _path_with_destdir(self, scheme: Scheme, path: str) -> Path:
+        """Return where a file goes; LinkError if a link of a package leads out on the way there."""
+        place: Path = super()._path_with_destdir(scheme, path)
+        if place.parent not in self._inside:
+            real = os.path.realpath(place.parent)
+            if real != self._root and not real.startswith(f"{self._root}{os.sep}"):
+                raise LinkError(
+                    f"{self._wheel.label}: the path {printable(path)} leads out of the environment."
+                )
+            self._inside.add(place.parent)
+        return place
+
+    def write_to_fs(
+        self, scheme: Scheme, path: str, stream: BinaryIO, is_executable: bool
+    ) -> RecordEntry:
+        place = self._path_with_destdir(scheme, path)
+        entry = self._entries.get(str(getattr(stream, "name", "")))
+        if os.path.lexists(place):
+            if entry is None or not _same(place, self._wheel.folder / entry.path, entry.size):
+                self._note_clash(place)
+                return RecordEntry(path, None, None)
+        elif entry is None:
+            record = super().write_to_fs(scheme, path, stream, is_executable)
+            self._count(place, record.size or 0, written=True)
+            return record
+        else:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.link(self._wheel.folder / entry.path, place)
+            self._count(place, entry.size, written=False)
+            inside = place.relative_to(self._target).as_posix()
+            if inside.endswith(".py") and inside.startswith(f"{self._python.site_packages}/"):
+                self.python_files.append((entry.path, inside))
+        return RecordEntry(path, Hash("sha256", entry.sha256), entry.size)
+
+    def write_script(
+        self, name: str, module: str, attr: str, section: ScriptSection
+    ) -> RecordEntry:
+        place = self._path_with_destdir(Scheme("scripts"), name)
+        if os.path.lexists(place):  # before the library changes the mode of another's file
+            self._note_clash(place)
+            return RecordEntry(name, None, None)
+        return super().write_script(name, module, attr, section)
+
+    def finalize_installation(
+        self, scheme: Scheme, record_file_path: str, records: Iterable[tuple[Scheme, RecordEntry]]
+    ) -> None:
+        if not self.clashes:
+            super().finalize_installation(scheme, record_file_path, records)
+
+    def _count(self, place: Path, size: int, *, written: bool) -> None:
+        self._owners[str(place)] = self._wheel.label
+        self.paths += 1
+        self.bytes_apparent += size
+        self.bytes_written += size if written else 0
+
+    def _note_clash(self, place: Path) -> None:
+        owner = self._owners.get(str(place), "a conda package")
+        inside = place.relative_to(self._target)
+        self.clashes.append(f"{inside} of {self._wheel.label} is there already, from {owner}")
+
+
+def _same(place: Path, source: Path, size: int) -> bool:
+    status = place.lstat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size != size:
+        return False
+    return place.read_bytes() == source.read_bytes()

@@ -1,0 +1,1 @@
+"""Solving: specification to lock, in confined processes."""

@@ -1,0 +1,406 @@
+"""Processes that read channels and solve with rattler: killable at any moment, and confined.
+
+A request without a solution can make rattler take all memory of the machine while it puts the
+reason in words, and its time limit does not hold there; what a channel lists can do the same. So
+each solve, and each other reading of a channel, has a process to itself: it is ended when the work
+is cancelled, late, or takes too much memory, and kept warm otherwise.
+
+It parses what channels say, so it is confined to its repodata and to what it solves from, and
+reaches the forward proxy only. What it answers is read as JSON: a pickle could run code here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from typing import Any
+
+from condastore.errors import (
+    StoreError,
+    TimeLimitError,
+    WorkerLostError,
+    error_from_json,
+    error_to_json,
+)
+from environments.domain.json_text import parse_json
+from environments.domain.lock import Lock, PlatformLock
+from environments.domain.names import Credential
+from environments.domain.progress import Cancelled, never, obey
+from environments.engine.channels.jobs import ChannelJob
+from environments.engine.channels.repodata import DEFAULT_READ_LIMITS, Channels
+from environments.engine.network import forward_proxy
+from environments.engine.network.addresses import guard
+from environments.engine.network.bounded_reading import ReadLimits
+from environments.engine.solve.solve import Log, Work, solve_conda
+from environments.engine.system.confinement import child_environment, confine
+from environments.engine.system.memory import give_back, resident
+
+_POLL = 0.05  # seconds between two looks at a cancel and at the memory
+_IDLE = 900.0  # seconds after which a process that nobody asks ends by itself
+
+
+Job = Work | ChannelJob
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    """A job, and who waits for it."""
+
+    job: Job
+    credentials: Mapping[str, Credential | None]
+    cancelled: Cancelled
+    log: Log
+    each: Callable[[Any], None]
+
+
+class TooHardError(Exception):
+    """The solve took more memory than it may."""
+
+
+class _GoneError(Exception):
+    """The process ended without an answer."""
+
+
+@dataclass(slots=True)
+class _Worker:
+    process: subprocess.Popen[bytes]
+    link: Connection
+    readable: frozenset[Path]
+    cache: Path
+
+    def end(self) -> None:
+        """Kill it, as its exit may crash, and remove the files that it had not finished."""
+        unfinished = list(self._unfinished())
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.link.close()
+        for path in unfinished:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def _unfinished(self) -> Iterator[Path]:
+        """Yield the temporary files in its cache that it holds open: parts of downloads."""
+        with contextlib.suppress(OSError):
+            for entry in Path(f"/proc/{self.process.pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    path = entry.readlink()
+                    if path.name.startswith(".tmp") and path.is_relative_to(self.cache):
+                        yield path
+
+
+class SolverProcesses:
+    """Processes that solve, one solve each at a time; one of them is kept for the next."""
+
+    def __init__(
+        self,
+        *,
+        cache: Path,
+        memory_limit: int,
+        idle_memory: int,
+        readable: Sequence[Path] = (),
+        limits: ReadLimits = DEFAULT_READ_LIMITS,
+    ) -> None:
+        """
+        Args:
+            cache: the folder of their repodata, which nothing else may lie in.
+            memory_limit: bytes that one may take while it solves.
+            idle_memory: bytes that one may hold while it waits.
+            readable: what each of them may read beside its cache.
+            limits: of what one reads of a channel.
+        """
+        self._limits = limits
+        self._cache = cache
+        self._readable = frozenset(readable)
+        self._memory_limit = memory_limit
+        self._idle_memory = idle_memory
+        self._lock = threading.Lock()
+        self._idle: _Worker | None = None
+        self._owner = os.getpid()
+
+    def warm_up(self) -> None:
+        """Have a process ready for the first solve."""
+        if self._idle is None:
+            self._give_back(self._start(self._readable), keep=True)
+
+    def close(self) -> None:
+        worker = self._take()
+        if worker is not None:
+            worker.end()
+
+    def run(
+        self,
+        job: Job,
+        credentials: Mapping[str, Credential | None],
+        *,
+        cancelled: Cancelled,
+        log: Log = lambda line: None,
+        each: Callable[[Any], None] = lambda item: None,
+    ) -> list[PlatformLock]:
+        """Carry out a job in a process.
+
+        Args:
+            each: gets every item of a `ChannelJob`, as its `read_item` returns it.
+        Returns:
+            The answer to `Work`; nothing else has one.
+        Raises:
+            TooHardError: it took more memory than it may.
+            StoreError: what `solve_conda`, or the job, raises.
+        """
+        readable = self._readable | _sources(job)
+        request = _Request(
+            job=job, credentials=credentials, cancelled=cancelled, log=log, each=each
+        )
+        worker = self._take()
+        if worker is not None and worker.readable != readable:
+            worker.end()  # another tenant's hosted channel is none of this solve's business
+        elif worker is not None:
+            with contextlib.suppress(_GoneError):  # it ended just now, having been idle for long
+                return self._ask(worker, request)
+        worker = self._start(readable)
+        try:
+            return self._ask(worker, request)
+        except _GoneError as error:
+            raise WorkerLostError(
+                f"The solver ended unexpectedly (status {worker.process.returncode})."
+            ) from error
+
+    def _ask(self, worker: _Worker, request: _Request) -> list[PlatformLock]:
+        try:
+            worker.link.send((request.job, request.credentials))
+            answer = self._await(worker, request)
+            healthy = resident(worker.process.pid) <= self._idle_memory
+        except (EOFError, OSError, _MalformedError) as error:
+            worker.end()
+            raise _GoneError from error
+        except BaseException:
+            worker.end()
+            raise
+        self._give_back(worker, keep=healthy)
+        if isinstance(answer, StoreError):
+            raise answer
+        return answer
+
+    def _await(self, worker: _Worker, request: _Request) -> list[PlatformLock] | StoreError:
+        last = time.monotonic()
+        while True:
+            # What sends without a pause is watched, too.
+            while worker.link.poll(_POLL) and time.monotonic() - last < _POLL:
+                kind, content = _read(worker.link.recv_bytes(_LONGEST_MESSAGE), request.job)
+                if kind == "log":
+                    request.log(content)
+                elif kind == "item":
+                    request.each(content)
+                else:
+                    answer: list[PlatformLock] | StoreError = content
+                    return answer
+            last = time.monotonic()
+            obey(request.cancelled)
+            if resident(worker.process.pid) > self._memory_limit:
+                raise TooHardError
+            if last > request.job.deadline + 2:  # its own limits come first, if they hold
+                raise TimeLimitError(
+                    "The solver found no answer within the time limit."
+                    if isinstance(request.job, Work)
+                    else "The channel was not read within the time limit."
+                )
+
+    def _start(self, readable: frozenset[Path]) -> _Worker:
+        self._cache.mkdir(parents=True, exist_ok=True)
+        proxy = forward_proxy.of(guard())
+        ours, theirs = Pipe()
+        orders = {
+            "link": theirs.fileno(),
+            "cache": os.fspath(self._cache),
+            "memory_limit": self._memory_limit,
+            "silence": self._limits.silence.total_seconds(),
+            "rate": self._limits.rate,
+            "size": self._limits.size,
+            "readable": sorted(map(os.fspath, readable)),
+            "connect": [proxy.port],
+        }
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-c", _PROGRAM, json.dumps(orders)],
+                env=child_environment(
+                    {
+                        **proxy.environment(),
+                        "PYTHONPATH": os.pathsep.join(_import_path()),
+                        "TMPDIR": os.fspath(self._cache),
+                    }
+                ),
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                pass_fds=[theirs.fileno()],
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        return _Worker(process, ours, readable, self._cache.resolve())
+
+    def _take(self) -> _Worker | None:
+        with self._lock:
+            if self._owner != os.getpid():  # after a fork the parent's is not ours
+                self._idle, self._owner = None, os.getpid()
+            worker, self._idle = self._idle, None
+        if worker is not None and worker.process.poll() is not None:
+            worker.end()
+            return None
+        return worker
+
+    def _give_back(self, worker: _Worker, *, keep: bool) -> None:
+        with self._lock:
+            if keep and self._idle is None:
+                self._idle = worker
+                return
+        worker.end()
+
+
+def _sources(job: Job) -> frozenset[Path]:
+    """Return the files and folders of this machine that a job reads."""
+    found = {path for hosted in job.hosted for path in hosted.files.values()}
+    found |= {guard().path(url) for url in job.channels if url.startswith("file:")}
+    rules = job.request.rules if isinstance(job, Work) else None
+    if rules is not None and rules.policy.hides and rules.first_seen is not None:
+        found.add(rules.first_seen)
+    return frozenset(found)
+
+
+#: Bytes of one message of a process: a lock of a thousand packages has one million.
+_LONGEST_MESSAGE = 64 << 20
+
+
+class _MalformedError(Exception):
+    """The process sent what it must not."""
+
+
+def _read(message: bytes, job: Job) -> tuple[str, Any]:
+    """Return what a message says: its kind ("log", "item", "error" or "answer"), and a value."""
+    try:
+        kind, content = parse_json(message)
+        if kind == "log":
+            return kind, str(content)
+        if kind == "error":
+            return kind, error_from_json(content)
+        if kind == "item" and not isinstance(job, Work):
+            return kind, job.read_item(content)
+        return "answer", list(Lock.from_json({"channels": [], "platforms": content}))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _MalformedError from error
+
+
+_PROGRAM = """
+from environments.domain.optional_packages import import_without_rich
+import_without_rich("httpx")
+from environments.engine.solve.process import main
+main()
+"""
+
+
+def main() -> None:
+    """Answer requests until the other end closes; the first argument has the orders, as JSON."""
+    orders = json.loads(sys.argv[1])
+    cache = Path(orders["cache"])
+    confine(
+        readable=map(Path, orders["readable"]),
+        writable=[cache],
+        connect=orders["connect"],
+    )
+    link = Connection(orders["link"])
+    # The parent looks often enough; this is for the moment when it does not.
+    limit = max(orders["memory_limit"] * 4, 1 << 30)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    limits = ReadLimits(
+        silence=timedelta(seconds=orders["silence"]), rate=orders["rate"], size=orders["size"]
+    )
+    # rattler unpacks what it fetches to files: a larger one fails with EFBIG, and is removed.
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limits.size, limits.size))
+    credentials: dict[str, Credential | None] = {}
+    channels = Channels(
+        cache=cache, credentials=lambda url: credentials.get(url), limits=limits, confined=True
+    )
+    requests = _Inbox(link)
+    while True:
+        job, shown = requests.next()
+        credentials = dict(shown)
+        here = {hosted.url for hosted in job.hosted}
+        channels.learn_credentials(url for url in job.channels if url not in here)
+        answer: tuple[str, Any]
+        try:
+            answer = ("answer", _carried_out(job, channels, requests))
+        except StoreError as error:
+            answer = ("error", error_to_json(error))
+        except Exception as error:
+            failed = WorkerLostError(channels.clean(f"The solver failed: {error!r}"))
+            answer = ("error", error_to_json(failed))
+        give_back()
+        requests.send(answer)
+
+
+def _carried_out(job: Job, channels: Channels, requests: _Inbox) -> list[Any]:
+    if isinstance(job, Work):
+        parts = solve_conda(channels, job, cancelled=never, log=requests.log)
+        return list(Lock(channels=(), platforms=tuple(parts)).to_json()["platforms"])
+    channels.refresh(job.states)
+    # Items that were sent before a fault are sent again: whoever gets them joins them.
+    channels.persistently(
+        job.channels, lambda: job.carry_out(channels, lambda item: requests.send(("item", item)))
+    )
+    channels.forget()  # a whole channel, where a solve reads some names
+    return []
+
+
+class _Inbox:
+    """The process's end of the link. When the other end closes, this process ends at once."""
+
+    def __init__(self, link: Connection) -> None:
+        self._link = link
+        self._ready = threading.Semaphore(0)
+        self._received: list[Any] = []
+        self._sending = threading.Lock()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def next(self) -> Any:
+        if not self._ready.acquire(timeout=_IDLE):
+            os._exit(0)
+        return self._received.pop(0)
+
+    def log(self, line: str) -> None:
+        self.send(("log", line))
+
+    def send(self, message: Any) -> None:
+        with self._sending:
+            try:
+                self._link.send_bytes(json.dumps(message).encode())
+            except OSError:
+                os._exit(0)
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                self._received.append(self._link.recv())
+            except (EOFError, OSError):
+                os._exit(0)  # also in the middle of a solve: nobody waits for it any more
+            self._ready.release()
+
+
+def _import_path() -> list[str]:
+    """Where the process finds us, from whatever folder it starts in."""
+    ours = Path(__file__).resolve().parents[3]
+    return [os.fspath(ours), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -1,0 +1,739 @@
+"""Run programs so that they can be stopped at any moment and leave nothing behind.
+
+A program of ours or of the system runs under a guard, which kills it and all that it started when
+the worker ends. Code of packages runs in bubblewrap (`Sandbox`), and nowhere else.
+
+Landlock with a seccomp filter (`confinement.py`) was considered as a second sandbox for machines
+that forbid namespaces, and is not enough for code that is hostile by intent. It has no PID
+namespace: what the code starts can leave its process group, outlive the build, and signal the
+worker (before ABI 6). It shows all processes, System V memory and message queues of the user. It
+leaves UDP and the loopback of the machine open, and shows no prefix at its final place. Without a
+working bubblewrap no code of packages runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import json
+import os
+import re
+import resource
+import select
+import selectors
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import BinaryIO, Protocol, cast
+
+from condastore.errors import SandboxUnavailableError, UnavailableError
+from environments.domain.progress import Cancelled, obey
+from environments.engine.system import confinement as confining
+from environments.engine.system.confinement import SYSTEM, sandbox_filter
+
+POLL = 0.1  # seconds between two looks at a cancel
+LINE_LENGTH = 4_000  # characters; what is longer is cut
+TAIL = 40  # lines kept for messages
+#: Status -> signal, of programs that were killed from outside: as a shell gives it, and as `Popen`
+#: does where the guard was killed as well.
+_KILLED = {
+    status: number.name
+    for number in (signal.SIGKILL, signal.SIGTERM)
+    for status in (128 + number, -number)
+}
+#: Bytes of a program's output that are passed on; what follows is read and dropped.
+OUTPUT_LIMIT = 4 << 20
+
+#: Runs the command as its child in one group with it, and kills the group when the pipe to the
+#: worker closes: however the worker dies, nothing it started lives on. (PR_SET_PDEATHSIG alone
+#: does not reach the children of a child, and `preexec_fn` is unsafe in a process with threads.)
+#: It starts with an empty environment. That of the command comes through a file descriptor: it
+#: changes neither how the guard is loaded, nor is it shown in /proc/*/cmdline.
+_GUARD = """
+import json, os, select, signal, sys
+alive = int(sys.argv[1])
+with open(int(sys.argv[2]), "rb") as file:
+    start = json.load(file)
+child = os.fork()
+if not child:
+    first = 3
+    for kept in [*start["kept"], os.sysconf("SC_OPEN_MAX")]:
+        os.closerange(first, kept)
+        first = kept + 1
+    if start["background"]:
+        os.nice(19)
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    if start["limits"]:
+        import resource
+        for name, value in start["limits"].items():
+            resource.setrlimit(getattr(resource, name), (value, value))
+    try:
+        if start["confinement"]:
+            import importlib.util
+            spec = importlib.util.spec_from_file_location("confinement", start["module"])
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            os.environ.update(start["environment"])  # names the files of certificates
+            module.confine(**start["confinement"])
+        os.execvpe(start["command"][0], start["command"], start["environment"])
+    except OSError as error:
+        os.write(2, f"{start['command'][0]}: {error.strerror}\\n".encode())
+        os._exit(127 if isinstance(error, FileNotFoundError) else 126)
+for inherited in (0, 1, 2):
+    os.close(inherited)
+ended = os.pidfd_open(child)
+if alive in select.select([alive, ended], [], [])[0]:
+    os.killpg(0, signal.SIGKILL)
+status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+os._exit(status if status >= 0 else 128 - status)
+"""
+_GUARD_COMMAND = [sys.executable, "-I", "-S", "-B", "-c", _GUARD]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolResult:
+    """`status` as a shell gives it: 127 not found, 128 + n killed by signal n."""
+
+    status: int
+    timed_out: bool
+    sandboxed: bool
+    tail: tuple[str, ...]  # the last lines of what it printed
+    seconds: float
+
+    @property
+    def succeeded(self) -> bool:
+        return self.status == 0 and not self.timed_out
+
+    def require_not_killed(self, program: str) -> None:
+        """Raise UnavailableError where a signal from outside ended the program.
+
+        The kernel kills when memory runs out, and an administrator may: that says nothing about
+        the program's input.
+        """
+        if self.timed_out or self.status not in _KILLED:
+            return
+        raise UnavailableError(
+            f"{program} was killed ({_KILLED[self.status]}).",
+            hint="It is tried again. If it happens again, the machine is short of memory: ask an "
+            "administrator.",
+            details={"status": self.status, "tail": self.tail},
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confinement:
+    """What a program may reach that parses untrusted bytes; see `confinement.confine`."""
+
+    readable: Sequence[Path] = ()
+    writable: Sequence[Path] = ()
+    connect: Sequence[int] | None = None
+
+    def arguments(self) -> dict[str, object]:
+        return {
+            "readable": [os.fspath(path) for path in self.readable],
+            "writable": [os.fspath(path) for path in self.writable],
+            "programs": [os.fspath(path) for path in confining.python_paths()],
+            "connect": None if self.connect is None else list(self.connect),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sandbox:
+    """What code of packages may see: the system's programs, `readable` and `writable`; no network.
+
+    /tmp, HOME and /dev/shm are its own, empty, and of limited size; nothing else is writable.
+    A path may be shown at another place: {place: path}. Paths are folders of ours: a folder that
+    packages can change must not lie above one of them.
+
+    A `bare` one has the system's libraries only: no programs, /proc, /dev, /tmp or HOME.
+    """
+
+    readable: Mapping[Path, Path] = field(default_factory=dict)
+    writable: Mapping[Path, Path] = field(default_factory=dict)
+    bare: bool = False
+
+    def options(self, *, cwd: Path, environment: Mapping[str, str]) -> list[str]:
+        """Return the options of bubblewrap, which itself starts with an empty environment."""
+        binds = [
+            *(("--ro-bind", path, place) for place, path in self.readable.items()),
+            *(("--bind", path, place) for place, path in self.writable.items()),
+        ]
+        own = {} if self.bare else {"HOME": SCRATCH, "TMPDIR": "/tmp"}  # noqa: S108
+        variables = own | dict(environment)
+        return [
+            *_sandbox_options(bare=self.bare),
+            *(os.fspath(part) for bind in binds for part in bind),
+            *("--remount-ro", "/"),
+            *(
+                part
+                for name, value in variables.items()
+                if name and "=" not in name and "\0" not in name + value
+                for part in ("--setenv", name, value)
+            ),
+            *("--chdir", os.fspath(cwd)),
+        ]
+
+
+SCRATCH = "/tmp/home"  # noqa: S108  # in the sandbox
+#: Bytes that code in the sandbox may write to /tmp and to /dev/shm: they lie in memory.
+_SCRATCH_SIZE, _SHARED_SIZE = 1 << 30, 512 << 20
+#: For a process in the sandbox; its memory is half of the machine's, or 2 GiB. RLIMIT_NPROC counts
+#: the processes and threads of one sandbox.
+_SANDBOX_LIMITS = {
+    "RLIMIT_CORE": 0,
+    "RLIMIT_DATA": max(2 << 30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2),
+    "RLIMIT_FSIZE": _SCRATCH_SIZE,
+    "RLIMIT_NPROC": 1024 + 16 * (os.cpu_count() or 1),
+}
+#: The kernel counts RLIMIT_NPROC by user namespace since this version.
+_COUNTS_BY_NAMESPACE = (5, 14)
+
+
+@functools.cache
+def _bubblewrap_knows() -> frozenset[str]:
+    """Return the options of the installed bubblewrap that work here."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [shutil.which("bwrap") or "bwrap", *arguments]
+        return subprocess.run(
+            command, env={}, capture_output=True, text=True, timeout=30, check=False
+        )
+
+    known = frozenset(re.findall(r"^ +(--[a-z-]+)", run("--help").stdout, re.MULTILINE))
+    locked = ("--unshare-user", "--disable-userns", "--ro-bind", "/", "/", "/bin/true")
+    if "--disable-userns" in known and run(*locked).returncode:  # where it is setuid
+        known -= {"--disable-userns"}
+    return known
+
+
+def _sandbox_options(*, bare: bool) -> list[str]:
+    known = _bubblewrap_knows()
+
+    def tmpfs(place: str, size: int) -> list[str]:
+        return [*(("--size", str(size)) if "--size" in known else ()), "--tmpfs", place]
+
+    options = [
+        *("--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"),
+        *(("--unshare-user", "--disable-userns") if "--disable-userns" in known else ()),
+    ]
+    if bare:
+        return options + [part for path in _LIBRARIES for part in ("--ro-bind-try", path, path)]
+    return [
+        *options,
+        *(part for path in SHOWN for part in ("--ro-bind-try", path, path)),
+        *("--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"),
+        *(*tmpfs("/dev/shm", _SHARED_SIZE), *tmpfs("/tmp", _SCRATCH_SIZE)),  # noqa: S108
+        *("--dir", SCRATCH),
+    ]
+
+
+#: What a program needs of the system that brings its own libraries: libc and its loader.
+_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/nix/store")
+#: Enough of the system to run a program that was linked for it, and nothing of its users or of
+#: ours: neither the database nor the settings nor another namespace's prefixes.
+SHOWN = tuple(path for path in SYSTEM if path.startswith(("/usr", "/bin", "/sbin", "/lib", "/nix")))
+SHOWN += (
+    *("/etc/alternatives", "/etc/ca-certificates", "/etc/fonts", "/etc/group", "/etc/hosts"),
+    *("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/localtime"),
+    *("/etc/nsswitch.conf", "/etc/passwd", "/etc/pki/ca-trust", "/etc/pki/tls/certs"),
+    *("/etc/ssl/certs", "/etc/ssl/openssl.cnf", "/etc/terminfo"),
+)
+
+
+@functools.cache
+def sandbox_problem() -> str:
+    """Return why code of packages cannot run on this machine, as a sentence; "" where it can."""
+    if shutil.which("bwrap") is None:
+        return "bubblewrap is not installed."
+    try:
+        with _sandboxed(
+            ["true"], cwd=Path("/"), env={}, limits={}, sandbox=Sandbox(), streams=_STREAMS
+        ) as process:
+            said, _ = process.communicate(timeout=30)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"bubblewrap does not start: {error}."
+    if process.returncode == 0:
+        return ""
+    reason = said.decode(errors="replace").strip().splitlines()
+    return f"bubblewrap does not work here: {reason[-1] if reason else process.returncode}."
+
+
+def can_sandbox() -> bool:
+    """Return whether bubblewrap is here and may make namespaces (many containers forbid it)."""
+    return not sandbox_problem()
+
+
+def require_sandbox() -> None:
+    """Raise SandboxUnavailableError where code of packages cannot be sandboxed."""
+    problem = sandbox_problem()
+    if problem:
+        raise SandboxUnavailableError(
+            f"Code of packages runs in a sandbox only, and this worker has none: {problem}"
+        )
+
+
+def require_output(path: Path) -> None:
+    """Refuse what a confined process left in the place of a file: a link may lead anywhere.
+
+    Raises:
+        OSError: it is no regular file of its own.
+    """
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        raise OSError(errno.EINVAL, "is no regular file", path.name)
+
+
+def read_output(path: Path, *, most: int) -> bytes:
+    """Read a file that a confined process wrote, up to `most` bytes.
+
+    Raises:
+        OSError: it is no regular file of its own, or longer.
+    """
+    require_output(path)
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, "is too long", path.name)
+    return content
+
+
+def run_tool(
+    command: Sequence[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    time_limit: timedelta,
+    cancelled: Cancelled,
+    on_line: Callable[[str], None],
+    limits: Mapping[str, int] | None = None,
+    sandbox: Sandbox | None = None,
+    confinement: Confinement | None = None,
+    output_limit: int = OUTPUT_LIMIT,
+) -> ToolResult:
+    """Run `command` to its end; `on_line` gets each line of its output and errors as it comes.
+
+    Args:
+        env: the whole environment; nothing is inherited. In a sandbox it is set inside only.
+        limits: of the process, as {"RLIMIT_AS": bytes}; see the module `resource`.
+        sandbox: runs it in bubblewrap: for code of packages.
+        confinement: for programs of ours and of the system that parse untrusted bytes.
+        output_limit: bytes that are passed on to `on_line`; the rest is dropped.
+    Raises:
+        LeaseLostError: `cancelled` said so; the command and all it started are gone.
+        SandboxUnavailableError: a sandbox is asked for, and does not work here.
+    """
+    started = time.monotonic()
+    deadline = started + time_limit.total_seconds()
+    tail: deque[str] = deque(maxlen=TAIL)
+    timed_out = False
+    left = output_limit
+    with _running(
+        command, cwd=cwd, env=env, limits=limits or {}, sandbox=sandbox, confinement=confinement
+    ) as process:
+        for line in _lines(process):
+            if line is None or left < 0:
+                obey(cancelled)
+                if time.monotonic() > deadline:
+                    timed_out = True
+                    break
+            if line is None:
+                continue
+            tail.append(line)
+            if left >= 0:
+                left -= len(line) + 1
+                on_line(line if left >= 0 else f"[output beyond {output_limit} bytes is left out]")
+    return ToolResult(
+        status=process.returncode,
+        timed_out=timed_out,
+        sandboxed=sandbox is not None,
+        tail=tuple(tail),
+        seconds=time.monotonic() - started,
+    )
+
+
+class Output(Protocol):
+    """What takes the bytes of one pipe."""
+
+    def add(self, data: bytes) -> bool:
+        """Take what was written. False refuses it and all that follows."""
+
+    def end(self) -> None:
+        """The pipe ended, and nothing of it was refused."""
+
+
+def run_piped(
+    command: Sequence[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    stdin: Callable[[Sequence[int]], bytes],
+    outputs: Sequence[Output],
+    time_limit: timedelta,
+    cancelled: Cancelled,
+    limits: Mapping[str, int] | None = None,
+    sandbox: Sandbox | None = None,
+    background: bool = False,
+) -> ToolResult:
+    """Run `command` to its end, with a pipe for each of `outputs`.
+
+    Args:
+        stdin: what the command reads, of the numbers of its ends of the pipes.
+        cwd, env, limits, sandbox: as for `run_tool`.
+        background: True runs it with the lowest priority for processors and disks.
+    Returns:
+        The result, with the last lines of its output and errors.
+    Raises:
+        LeaseLostError, SandboxUnavailableError: as `run_tool`.
+    """
+    started = time.monotonic()
+    with contextlib.ExitStack() as ours:
+        pipes = [_pipe(ours) for _ in outputs]
+        ends = [writer.fileno() for _, writer in pipes]
+        given = ours.enter_context(_descriptor(stdin(ends)))
+        said = ours.enter_context(_descriptor(b""))
+        process = ours.enter_context(
+            _running(
+                command,
+                cwd=cwd,
+                env=env,
+                limits={"RLIMIT_FSIZE": 1 << 20, **(limits or {})},  # of what it says
+                sandbox=sandbox,
+                confinement=None,
+                background=background,
+                streams={"stdin": given, "stdout": said, "stderr": said},
+                pass_fds=ends,
+            )
+        )
+        for _, writer in pipes:
+            writer.close()
+        open_pipes = {reader: output for (reader, _), output in zip(pipes, outputs, strict=True)}
+        timed_out = not _collect(
+            process, open_pipes, deadline=started + time_limit.total_seconds(), cancelled=cancelled
+        )
+        lines = os.pread(said, 65_536, 0).splitlines()[-TAIL:]
+    return ToolResult(
+        status=process.returncode,
+        timed_out=timed_out,
+        sandboxed=sandbox is not None,
+        tail=tuple(map(_text, lines)),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _collect(
+    process: subprocess.Popen[bytes],
+    outputs: Mapping[BinaryIO, Output],
+    *,
+    deadline: float,
+    cancelled: Cancelled,
+) -> bool:
+    """Give the bytes of pipes to their outputs until `process` ends; False at `deadline`."""
+    with selectors.DefaultSelector() as selector:
+        for reader, output in outputs.items():
+            selector.register(reader, selectors.EVENT_READ, output)
+        while selector.get_map() or not _ended_within(process, POLL):
+            ended = process.poll() is not None
+            ready = selector.select(0 if ended else POLL)
+            for key, _ in ready:
+                reader = cast("BinaryIO", key.fileobj)
+                data = reader.read(1 << 20)
+                if not data:
+                    key.data.end()
+                if not data or not key.data.add(data):
+                    selector.unregister(reader)
+                    reader.close()
+            obey(cancelled)
+            if time.monotonic() > deadline:
+                return False
+            if ended and not ready:  # what it left running holds a pipe
+                return True
+    return True
+
+
+def _running(
+    command: Sequence[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    limits: Mapping[str, int],
+    sandbox: Sandbox | None,
+    confinement: Confinement | None,
+    streams: Mapping[str, int] | None = None,
+    pass_fds: Sequence[int] = (),
+    background: bool = False,
+) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
+    streams = streams or _STREAMS
+    if sandbox is None:
+        return _guarded(
+            command,
+            cwd=cwd,
+            env=env,
+            limits=limits,
+            confinement=confinement,
+            streams=streams,
+            kept=pass_fds,
+            background=background,
+        )
+    require_sandbox()
+    return _sandboxed(
+        command,
+        cwd=cwd,
+        env=env,
+        limits=limits,
+        sandbox=sandbox,
+        streams=streams,
+        kept=pass_fds,
+        background=background,
+    )
+
+
+#: Where a program reads from and writes to: nothing, and one pipe for output and errors.
+_STREAMS = {
+    "stdin": subprocess.DEVNULL,
+    "stdout": subprocess.PIPE,
+    "stderr": subprocess.STDOUT,
+}
+
+
+@contextlib.contextmanager
+def _guarded(
+    command: Sequence[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    limits: Mapping[str, int],
+    confinement: Confinement | None,
+    streams: Mapping[str, int],
+    kept: Sequence[int] = (),
+    background: bool = False,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A running `command`; when the block ends, its whole group is dead and collected."""
+    start = {
+        "command": [os.fspath(part) for part in command],
+        "environment": dict(env),
+        "limits": dict(limits),
+        "confinement": confinement.arguments() if confinement else None,
+        "module": confining.__file__,
+        "kept": sorted(kept),
+        "background": background,
+    }
+    alive, held = os.pipe()  # `held` is ours alone: it closes when this process ends
+    with _descriptor(json.dumps(start).encode()) as given:
+        try:
+            process = _started(
+                [*_GUARD_COMMAND, str(alive), str(given)],
+                cwd=cwd,
+                pass_fds=[alive, given, *kept],
+                streams=streams,
+            )
+        except BaseException:
+            os.close(held)
+            raise
+        finally:
+            os.close(alive)
+    try:
+        yield process
+    finally:
+        _end(process)
+        os.close(held)
+
+
+@contextlib.contextmanager
+def _sandboxed(
+    command: Sequence[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    limits: Mapping[str, int],
+    sandbox: Sandbox,
+    streams: Mapping[str, int],
+    kept: Sequence[int] = (),
+    background: bool = False,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A `command` that runs in bubblewrap; when the block ends, all of the sandbox is gone.
+
+    bubblewrap dies with this process, and the kernel kills a PID namespace with its first process:
+    no guard is needed. Its options come through a file descriptor, so that variables neither
+    appear in /proc/*/cmdline nor meet the limits of a command line.
+    """
+    filtering = sandbox_filter()
+    options = sandbox.options(cwd=cwd, environment=env)
+    with contextlib.ExitStack() as ours:
+        passed = []
+        if filtering is not None:
+            passed.append(ours.enter_context(_descriptor(filtering)))
+            options += ["--seccomp", str(passed[-1])]
+        info, info_end = _pipe(ours)
+        block, release = _pipe(ours)
+        passed += [info_end.fileno(), block.fileno()]
+        options += ["--info-fd", str(info_end.fileno()), "--block-fd", str(block.fileno())]
+        text = "".join(f"{option}\0" for option in options)
+        given = ours.enter_context(_descriptor(text.encode(errors="surrogateescape")))
+        process = _started(
+            [shutil.which("bwrap") or "bwrap", "--args", str(given), "--", *command],
+            cwd=Path("/"),
+            pass_fds=[*passed, given, *kept],
+            streams=streams,
+        )
+        try:
+            info_end.close()
+            first = _first_process(info)
+            if first is not None:
+                _limit(first, {**_SANDBOX_LIMITS, **limits})
+                if background:
+                    _lower_priority(first)
+            with contextlib.suppress(BrokenPipeError):  # it ended before it began
+                release.write(b".")
+        except BaseException:
+            _end(process)
+            raise
+    try:
+        yield process
+    finally:
+        _end(process)
+
+
+def _first_process(info: BinaryIO) -> int | None:
+    """Return the first process of a sandbox, as bubblewrap names it; None if it made none."""
+    text = b""
+    deadline = time.monotonic() + 30
+    while b"}" not in text and select.select([info], [], [], deadline - time.monotonic())[0]:
+        chunk = info.read(4096)
+        if not chunk:
+            break
+        text += chunk
+    try:
+        return int(json.loads(text)["child-pid"])
+    except (ValueError, KeyError):
+        return None
+
+
+def _limit(pid: int, limits: Mapping[str, int]) -> None:
+    """Limit a process that waits, and make it the kernel's first choice when memory is short."""
+    for name, value in limits.items():
+        if name == "RLIMIT_NPROC" and not _counts_processes_by_sandbox():
+            continue
+        kind = getattr(resource, name)
+        with contextlib.suppress(OSError, ValueError):
+            hard = resource.prlimit(pid, kind)[1]
+            most = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.prlimit(pid, kind, (most, most))
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/oom_score_adj").write_text("1000")
+
+
+def _lower_priority(pid: int) -> None:
+    """Give a process, and what it starts, the processors and disks that nothing else wants.
+
+    The kernel derives the priority of its reads and writes from that of its processor time.
+    """
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, pid, 19)
+        os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
+
+
+def _counts_processes_by_sandbox() -> bool:
+    """Return whether RLIMIT_NPROC means one sandbox, and not all processes of this user."""
+    version = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
+    return version >= _COUNTS_BY_NAMESPACE and "--disable-userns" in _bubblewrap_knows()
+
+
+def _started(
+    command: Sequence[str], *, cwd: Path, pass_fds: Sequence[int], streams: Mapping[str, int]
+) -> subprocess.Popen[bytes]:
+    """Start `command` in a session of its own, with an empty environment."""
+    return subprocess.Popen(
+        command,
+        cwd=cwd,
+        env={},
+        stdin=streams["stdin"],
+        stdout=streams["stdout"],
+        stderr=streams["stderr"],
+        start_new_session=True,
+        pass_fds=pass_fds,
+    )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill the group of `process`, which is that of all it started, and collect it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+@contextlib.contextmanager
+def _descriptor(content: bytes) -> Iterator[int]:
+    """A file descriptor from which `content` can be read; no file system has it."""
+    descriptor = os.memfd_create("condastore")
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(content)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _pipe(stack: contextlib.ExitStack) -> tuple[BinaryIO, BinaryIO]:
+    reader, writer = os.pipe()
+    return (
+        stack.enter_context(os.fdopen(reader, "rb", buffering=0)),
+        stack.enter_context(os.fdopen(writer, "wb", buffering=0)),
+    )
+
+
+def _ended_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _lines(process: subprocess.Popen[bytes]) -> Iterator[str | None]:
+    """The lines that `process` prints, and None at least every `POLL` seconds, until it ends."""
+    assert process.stdout is not None  # it was opened as a pipe
+    pending = b""
+    last_look = time.monotonic()
+    ended = False
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while True:
+            ready = selector.select(POLL)
+            chunk = os.read(process.stdout.fileno(), 65_536) if ready else b""
+            if ready and not chunk:  # nobody holds the other end any more
+                break
+            pending += chunk
+            *complete, pending = pending.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+            yield from map(_text, complete)
+            if len(pending) > LINE_LENGTH * 4:
+                yield _text(pending)
+                pending = b""
+            if not ready or time.monotonic() - last_look >= POLL:
+                if ended:  # what it left running holds the pipe
+                    break
+                # Once more: what it printed last may have come after the read above.
+                ended = process.poll() is not None
+                if not ended:
+                    yield None
+                    last_look = time.monotonic()
+    if pending:
+        yield _text(pending)
+    while process.poll() is None and not _ended_within(process, POLL):
+        yield None
+
+
+def _text(line: bytes) -> str:
+    text = line.decode(errors="replace").replace("\0", "\ufffd")  # databases take no null
+    return text if len(text) <= LINE_LENGTH else f"{text[:LINE_LENGTH]} [cut]"

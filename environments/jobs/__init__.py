@@ -1,0 +1,1 @@
+"""Work that one actor runs: long, leased and restartable."""

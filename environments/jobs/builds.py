@@ -1,0 +1,399 @@
+"""Run one build: a table of stages, with a guarded move before each.
+
+    specification -> rules on names -> solve -> lock -> rules on every record -> [held]
+      -> fetch, every byte checked -> link into a hidden folder -> PyPI part -> smoke tests
+      -> publish: rename, then the pointer moves and the folder follows
+
+Everything a stage needs is in `Run`. A stage raises a StoreError: a transient one means another
+attempt, any other one is the outcome. Nothing here trusts the queue: the row is the truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from functools import partial
+
+import structlog
+from django.conf import settings
+from django.db import transaction
+from dramatiq.threading import Interrupt
+
+from condastore.errors import (
+    LeaseLostError,
+    SmokeTestError,
+    SmokeTestKilledError,
+    StoreError,
+    TransitionError,
+    UnavailableError,
+)
+from condastore.outages import failure, is_outage, persist
+from environments.domain.lifecycle import BuildState
+from environments.domain.linking import check_paths
+from environments.domain.policy import Effect, Verdict, judge_names
+from environments.engine.prefix import linking
+from environments.engine.prefix.bytecode import python_sources
+from environments.engine.prefix.smoke_tests import SmokeReport, run_smoke_tests
+from environments.engine.pypi.install import install_wheels
+from environments.engine.solve import conda_lock_reader
+from environments.engine.system import disk
+from environments.jobs import bytecode, fair_previews
+from environments.jobs.build_run import Run
+from environments.models import (
+    Artifact,
+    Build,
+    Environment,
+    LockConflicts,
+    Preview,
+    RecalledLock,
+)
+from environments.models.recalls import refuse_recalled
+from environments.services import (
+    approval_requests,
+    claiming,
+    folder_access,
+    folders,
+    hosted_channels,
+    package_claims,
+    recalled_locks,
+)
+from environments.services.engine_context import tools
+from environments.services.isolation import sandboxed
+from environments.services.policies import judge, judge_paths, policy_of
+from environments.services.solving import solve_or_reuse
+
+logger = structlog.get_logger(__name__)
+#: Statuses of a test that was ended by SIGKILL: of its sandbox, and of a program inside it.
+KILLED = (-9, 128 + 9)
+
+
+def solve(run: Run) -> None:
+    """Specification -> lock, seen through the policy; then the rules on every record."""
+    build, specification = run.build, run.specification
+    policy = policy_of(build.environment.namespace)
+    for warning in build.submission_warnings():
+        run.log(f"warning: {warning}")
+    verdicts = list(judge_names(policy, specification))
+    if specification.kind == "lock" and specification.lock is not None:
+        conda_lock_reader.confirm(build.source, specification.lock)
+    with run.sharing_slot():
+        answer = solve_or_reuse(
+            build.specification,
+            policy=policy,
+            namespace=build.environment.namespace,
+            actor=hosted_channels.submitter(build.requested_by),
+            force=build.force_solve,
+            cancelled=run.cancelled,
+            log=run.log,
+        )
+    recalled_locks.mark_lock(answer.row)
+    verdicts += judge(policy, answer.lock, specification)
+    run.update(lock=answer.row)
+    run.policy = policy
+    _obey(run, verdicts)
+
+
+def judge_again(run: Run) -> None:
+    """The rules on every record of a lock that is there already: they may have changed since."""
+    run.policy = policy = policy_of(run.build.environment.namespace)
+    assert run.build.lock is not None, "solved before it is fetched"
+    _obey(run, judge(policy, run.build.lock.value(), run.specification))
+
+
+def _obey(run: Run, verdicts: Sequence[Verdict]) -> None:
+    """Tell the verdicts; HeldForApproval where people must decide."""
+    run.update(verdicts=[verdict.to_json() for verdict in verdicts])
+    for verdict in verdicts:
+        run.log(f"{verdict.effect.value}: {verdict.sentence}")
+    if any(verdict.effect is Effect.ASK for verdict in verdicts):
+        raise HeldForApproval(verdicts)
+
+
+def fetch(run: Run) -> None:
+    """Packages of the lock -> the shared caches; every byte is checked on its way in.
+
+    Some rules are about what is in the packages: they are asked once more when that is known.
+    """
+    if run.policy is None:
+        judge_again(run)
+    fetch_packages(run)
+    assert run.policy is not None, "the lock was judged"
+    if package_claims.learn(run.packages, run.wheels, policy=run.policy, log=run.log):
+        judge_again(run)
+    _judge_paths(run)
+    approval_requests.withdraw(
+        run.build
+    )  # held once, it may go on for another reason than a decision
+
+
+def fetch_packages(run: Run) -> None:
+    """Fetch and extract what the caches lack; kept packages need no channel."""
+    part = run.part
+    needed = sum(package.size for package in part.conda) + sum(w.size for w in part.pypi)
+    disk.require_space(folders.data(), needed=0, reserve=settings.DISK_RESERVE)
+    run.log(f"{len(part.conda) + len(part.pypi)} packages, {needed / 1e6:.1f} MB")
+    run.packages = run.tools.packages.ensure(part.conda, **run.fetching)
+    run.wheels = run.tools.wheels.ensure(part.pypi, **run.fetching)
+
+
+def _judge_paths(run: Run) -> None:
+    """The rules on files that packages replace of others, which only fetched packages show."""
+    build, part = run.build, run.part
+    run.paths = check_paths(
+        [cached.contents for cached in run.packages],
+        python=linking.python_of(part.conda, part.platform),
+        platform=part.platform,
+        prefix=str(run.final_prefix),
+    )
+    conflicts = run.paths.conflicts
+    if not conflicts or run.paths.faults:  # faults are reported when it is linked
+        return
+    assert build.lock is not None, "solved before it is fetched"
+    assert run.policy is not None, "the lock was judged"
+    LockConflicts.note(build.lock, part.platform, conflicts)
+    verdicts = judge_paths(run.policy, part, conflicts, run.specification)
+    before = [Verdict.from_json(verdict) for verdict in build.verdicts]
+    _obey(run, [*before, *verdicts])
+
+
+def link(run: Run) -> None:
+    """Caches -> a hidden folder, as if it stood under its final name already."""
+    part, build = run.part, run.build
+    disk.require_space(folders.data(), needed=0, reserve=settings.DISK_RESERVE)
+    folder_access.create_folder(folders.PREFIXES, build.environment.namespace)
+    report = linking.link(
+        part,
+        target=run.hidden_prefix,
+        final_prefix=run.final_prefix,
+        cache=run.tools.packages,
+        packages=run.packages,
+        checked=run.paths,
+        requested=run.specification.dependencies.get(part.platform, ()),
+        variables=run.specification.variables,
+        moment=build.created_at,
+        note=f"condastore build {build} ({build.specification.digest[:12]})",
+        progress=run.progress,
+        cancelled=run.cancelled,
+    )
+    for package, scripts in report.link_scripts.items():
+        run.log(f"{package} has link scripts, which were not run: {', '.join(scripts)}")
+    run.update(link_scripts=sorted(report.link_scripts))
+    run.size.add_packages(run.packages)
+    run.size.add_folder(run.hidden_prefix / "conda-meta")
+    if report.python is None:
+        return
+    sources = python_sources(run.packages, report.python, conflicts=report.conflicts)
+    if run.wheels:
+        installed = install_wheels(
+            run.wheels,
+            target=run.hidden_prefix,
+            final_prefix=run.final_prefix,
+            python=report.python,
+            progress=run.progress,
+            cancelled=run.cancelled,
+        )
+        run.size.add_wheels(
+            run.wheels, apparent=installed.bytes_apparent, written=installed.bytes_unique
+        )
+        sources += installed.sources
+    if run.runs_here:
+        bytecode.prepare(run, sources, report.python)
+
+
+def check(run: Run) -> None:
+    """The smoke tests of the specification, in the finished prefix, before anybody sees it."""
+    tests = run.specification.smoke_tests
+    if not tests.imports and not tests.commands:
+        return
+    if not run.runs_here:
+        run.log(f"smoke tests left out: {run.part.platform} does not run on this machine")
+        return
+    if run.uncompiled is not None:
+        run.uncompiled.compile_imported(run, tests.imports)
+    report = _smoke_tested(run)
+    run.update(sandboxed=report.sandboxed)
+    if run.uncompiled is not None:
+        run.uncompiled.compile_places(run, report.uncompiled)
+    if run.compile_later:
+        run.log("the rest of the Python files is compiled after the build")
+
+
+def _smoke_tested(run: Run) -> SmokeReport:
+    """Run the smoke tests; once more where they were killed from outside.
+
+    Raises:
+        SmokeTestKilledError: they were killed twice.
+    """
+    tests = run.specification.smoke_tests
+    for again in (False, True):
+        try:
+            return run_smoke_tests(
+                run.hidden_prefix,
+                final_prefix=run.final_prefix,
+                imports=tests.imports,
+                commands=tests.commands,
+                time_limit=settings.SMOKE_TEST_TIME_LIMIT,
+                cancelled=run.cancelled,
+                on_line=run.log,
+                sandboxed=sandboxed(),
+            )
+        except SmokeTestError as error:
+            if error.details.get("status") not in KILLED:
+                raise
+            if again:
+                raise SmokeTestKilledError(
+                    f"The smoke test ({error.details.get('test')}) was killed twice by SIGKILL.",
+                    details=error.details,
+                ) from error
+            run.log("the test was killed by SIGKILL, as the kernel does when memory runs out")
+    raise AssertionError("unreachable")
+
+
+def publish(run: Run) -> None:
+    """The folder gets its name by one rename; READY and the pointer come in one transaction.
+
+    `envs/` follows before that is committed: whoever sees READY finds it switched. An older build
+    that finishes late, or a pinned pointer, leaves it where it is. A worker that is told to stop
+    meanwhile publishes first: users may have the folder open, so it is not taken away again.
+    """
+    build = run.build
+    assert build.lock is not None
+    recalled_locks.mark_lock(build.lock)
+    refuse_recalled(build)
+    run.name_prefix()
+    try:
+        moved = _make_ready(run)
+    except Interrupt:
+        build.refresh_from_db(fields=["state", "lease_token"])
+        if build.state == BuildState.READY:  # committed a moment before
+            moved = Environment.objects.filter(pk=build.environment_id, current=build).exists()
+        else:
+            moved = _make_ready(run)
+    if RecalledLock.objects.active().filter(lock=build.lock).exists():  # meanwhile
+        recalled_locks.follow_lock(build.lock)
+    run.log(f"{build.environment} is now at build {build.number}" if moved else "not made current")
+
+
+def _make_ready(run: Run) -> bool:
+    """One transaction: READY, and where it is newer than the current build, current."""
+    build = run.build
+    with transaction.atomic():
+        build.move(BuildState.READY, lease=run.lease, progress={}, timings=run.timings)
+        judged_in = build.environment.namespace_id
+        if not Environment.objects.filter(pk=build.environment_id, namespace=judged_in).exists():
+            raise UnavailableError(f"{build.environment} was moved while the build ran.")
+        Artifact.wanted_of(build)
+        moved = build.environment.advance(build)
+        if moved:
+            folders.follow_environment(build.environment)
+    return moved
+
+
+STAGES: Sequence[tuple[BuildState, Callable[[Run], None]]] = (
+    (BuildState.SOLVING, solve),
+    (BuildState.FETCHING, fetch),
+    (BuildState.LINKING, link),
+    (BuildState.CHECKING, check),
+    (BuildState.PUBLISHING, publish),
+)
+
+
+class HeldForApproval(Exception):  # noqa: N818 - an outcome, not an error
+    """The lock needs decisions of people."""
+
+    def __init__(self, verdicts: Sequence[Verdict]) -> None:
+        super().__init__("The lock needs decisions of people.")
+        self.verdicts = tuple(verdicts)
+
+
+def run(build_id: int) -> bool | None:
+    """Take a build from queued to a final state, or to its next attempt.
+
+    None, and nothing is done, for a build that is not due, that another has, or that is finished.
+    True where Python files of a READY build are still to be compiled (`bytecode.complete`).
+    """
+    build = Build.objects.select_related(
+        "environment__namespace", "specification", "lock", "prefix"
+    ).get(pk=build_id)
+    lease = claiming.claim(build)
+    if lease is None:
+        return None
+    with structlog.contextvars.bound_contextvars(build=build.pk, attempt=build.attempt):
+        with persist(lambda: Run(build, lease, tools())) as running:  # it reads the specification
+            _run_stages(running)
+        if build.finished:
+            build.archive_log()
+    if build.state != BuildState.READY:
+        return False
+    return running.compile_later
+
+
+def _run_stages(run: Run) -> None:
+    build = run.build
+    try:
+        first = [state for state, _ in STAGES].index(BuildState(build.state))
+        for state, work in STAGES[first:]:
+            run.check()
+            if build.state != state:
+                build.move(state, lease=run.lease, progress={})
+            try:
+                with run.stage(state):
+                    work(run)
+            except HeldForApproval as held:
+                approval_requests.hold(build, held.verdicts, lease=run.lease)
+                return
+    except (LeaseLostError, TransitionError):
+        run.abandon()
+    except StoreError as error:
+        run.give_up(error)
+    except Exception as error:
+        if is_outage(error):
+            run.outlast(error)
+        else:
+            run.give_up(failure(error, what=f"Build {build.pk}"))
+    except BaseException as error:  # Dramatiq stops the thread: shutdown, or its own time limit
+        run.interrupted(error)
+        raise
+
+
+def run_preview(preview_id: str) -> bool:
+    """Solve without building; returns False if another worker was faster."""
+    preview = Preview.objects.select_related("specification", "namespace").get(pk=preview_id)
+    limit = settings.SOLVE_TIME_LIMIT
+    if not preview.claim(patience=limit):
+        return False
+    with fair_previews.watching(preview, limit=2 * limit) as watch:
+        _solve_preview(preview, watch)
+    return True
+
+
+def _solve_preview(preview: Preview, watch: fair_previews.Watch) -> None:
+    try:
+        policy = policy_of(preview.namespace)
+        verdicts = list(judge_names(policy, preview.specification.value()))
+        answer = solve_or_reuse(
+            preview.specification,
+            policy=policy,
+            namespace=preview.namespace,
+            actor=hosted_channels.submitter(preview.requested_by),
+            force=preview.force_solve,
+            cancelled=watch.should_stop,
+            log=lambda line: logger.debug(line, preview=str(preview.pk)),
+        )
+        verdicts += judge(policy, answer.lock, preview.specification.value())
+    except StoreError as error:
+        if watch.made_way and isinstance(error, LeaseLostError):
+            persist(preview.give_back)
+        else:
+            persist(partial(preview.finish, error=error))
+    except Exception as error:
+        if is_outage(error):
+            persist(preview.give_back)
+            raise  # Dramatiq delivers the message again
+        failed = failure(error, what=f"Preview {preview.pk}")
+        persist(partial(preview.finish, error=failed))
+    except BaseException:  # Dramatiq stops the thread: the next worker begins anew
+        persist(preview.give_back, patience=timedelta(seconds=1))
+        raise
+    else:
+        persist(lambda: preview.finish(lock=answer.row, verdicts=verdicts))

@@ -1,0 +1,63 @@
+"""Hand a worker's slot on: slow solves of one namespace make way for builds of another.
+
+A namespace takes every free slot of the workers as long as nobody else has builds due. When another
+namespace comes, and none of its builds runs while one of them waits, the newest solve of the
+namespace with several goes back to the queue. It loses no attempt, and starts again later. So no
+channel, however slow, keeps other namespaces out; what is solved within moments is never disturbed.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+
+from django.utils import timezone
+
+from environments.domain.lifecycle import RUNNING, BuildState
+from environments.jobs import fair_queue
+from environments.models import Build
+from environments.models.clock_bounds import older
+from environments.services import platforms
+
+#: A solve that takes less is not disturbed.
+UNDISTURBED = timedelta(seconds=5)
+#: A build of another namespace waits at least so long before a slot is freed for it.
+PATIENCE = timedelta(seconds=2)
+
+
+def should_make_way(build: Build, platform: str) -> bool:
+    """Return whether the solve of `build` should give its slot to another namespace's build.
+
+    Args:
+        platform: of this worker.
+    """
+    mine = Build.objects.filter(environment__namespace=build.environment.namespace_id)
+    running = mine.filter(state__in=RUNNING)
+    newest = (
+        running.filter(state=BuildState.SOLVING)
+        .order_by("-attempt_started_at", "-pk")
+        .values_list("pk", flat=True)
+        .first()
+    )
+    if newest != build.pk or running.count() < 2:
+        return False
+    now = timezone.now()
+    waiting = fair_queue.due_for(platform).filter(
+        older("created_at", now, than=PATIENCE), not_before__lt=now - PATIENCE
+    )
+    occupied = Build.objects.filter(state__in=RUNNING).values("environment__namespace")
+    return waiting.exclude(environment__namespace__in=occupied).exists()
+
+
+class SlotSharing:
+    """Tells a slow solve when to make way."""
+
+    def __init__(self, build: Build) -> None:
+        self._build = build
+        self._from = time.monotonic() + UNDISTURBED.total_seconds()
+
+    def makes_way(self) -> bool:
+        """Return whether the solve should stop now; asks the database."""
+        return time.monotonic() >= self._from and should_make_way(
+            self._build, platforms.own_platform()
+        )

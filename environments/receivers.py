@@ -1,0 +1,51 @@
+"""What follows from a directory's word here: mapped roles, and lines of the audit log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from django.contrib.auth.models import AnonymousUser, Group
+from django.dispatch import receiver
+
+from accounts.access import Actor
+from accounts.models import User
+from accounts.signals import account_closed, account_opened, groups_mirrored
+from environments.models import AuditEvent
+from environments.models.role_mappings import materialise
+from environments.services.orphaned_accounts import orphan
+
+
+def _by(directory: str) -> Actor:
+    return Actor(AnonymousUser(), directory=directory)
+
+
+@receiver(groups_mirrored, dispatch_uid="directories")
+def follow_groups(
+    user: User,
+    directory: str,
+    added: Sequence[str],
+    removed: Sequence[str],
+    made: Sequence[Group],
+    **kwargs: Any,
+) -> None:
+    if made:
+        materialise(groups=made)
+    if added or removed:
+        materialise(user=user)
+        changes = {"directory": directory, "added": list(added), "removed": list(removed)}
+        AuditEvent.record(_by(directory), "account.groups", user.username, changes)
+
+
+@receiver(account_opened, dispatch_uid="directories")
+def record_opened(user: User, directory: str, **kwargs: Any) -> None:
+    changes = {"directory": directory}
+    AuditEvent.record(_by(directory), "account.open", user.username, changes)
+
+
+@receiver(account_closed, dispatch_uid="directories")
+def record_closed(user: User, directory: str, **kwargs: Any) -> None:
+    changes: dict[str, Any] = {"directory": directory}
+    if left := orphan(user, by=_by(directory)):
+        changes["service_accounts"] = list(left)
+    AuditEvent.record(_by(directory), "account.close", user.username, changes)

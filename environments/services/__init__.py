@@ -1,0 +1,1 @@
+"""Rows and files together: short functions for requests and workers, without access checks."""

@@ -1,0 +1,429 @@
+"""Hold builds whose lock needs decisions, and release them once people have decided.
+
+Everything here that writes runs in a transaction, and `in_turn`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import Exists, F, OuterRef, Q, QuerySet
+from django.utils import timezone
+
+from accounts.models import User
+from accounts.roles import Perm, roles_with
+from condastore.errors import RejectedError
+from environments.domain.lifecycle import BuildState
+from environments.domain.policy import Effect, LockedPackage, PackageKey, Verdict, package_spec
+from environments.domain.urls import canonical_or_same
+from environments.models import (
+    ApprovalRequest,
+    Build,
+    CondaRecord,
+    Decision,
+    MappedRole,
+    NamespaceGroupObjectPermission,
+    NamespaceUserObjectPermission,
+    Notification,
+    PendingGrant,
+    PypiRecord,
+    RequestAsker,
+    RequestState,
+    WaitingBuild,
+)
+from environments.models.approvals import UNDECIDED, in_turn
+from environments.models.builds import Lease
+from environments.models.namespaces import DECIDE_EVERYWHERE
+from environments.models.notifications import Event
+
+#: A question about a whole lock, not about one package.
+RULE = "rule"
+_GLOB = frozenset("*?[")
+
+
+def subject_of(package: PackageKey) -> str:
+    """What makes two questions the same one."""
+    if package.manager == RULE:
+        return f"{RULE}:{package.name}"[:300]
+    what = package.sha256 or f"{package.channel}/{package.name}-{package.version}-{package.build}"
+    return f"{package.manager}:{what}"[:300]
+
+
+@transaction.atomic
+def hold(
+    build: Build,
+    verdicts: Sequence[Verdict],
+    *,
+    lease: Lease,
+) -> bool:
+    """HELD, with one open request for each package that a rule asks about.
+
+    A decision that was made since the rules were asked counts: False where nothing is left to
+    decide, and the build is queued again.
+    """
+    in_turn()
+    build.move(BuildState.HELD, lease=lease, message=waiting_for(verdicts))
+    return open_requests(build, verdicts)
+
+
+def waiting_for(verdicts: Sequence[Verdict]) -> str:
+    """What a build waits for, in a line of its history."""
+    what = [str(found[0].package) for found in _asked(verdicts).values()]
+    return f"waits for approval of {_some(what)}"
+
+
+def _asked(verdicts: Sequence[Verdict]) -> dict[str, list[Verdict]]:
+    asked: dict[str, list[Verdict]] = {}
+    for verdict in verdicts:
+        if verdict.effect is Effect.ASK and verdict.package is not None:
+            asked.setdefault(subject_of(verdict.package), []).append(verdict)
+    return asked
+
+
+def open_requests(build: Build, verdicts: Sequence[Verdict]) -> bool:
+    """Open the requests of a HELD build; call it after `in_turn`. Returns as `hold`."""
+    asked = _asked(verdicts)
+    namespace = build.environment.namespace
+    known = {
+        request.subject: request
+        for request in ApprovalRequest.objects.undecided().filter(
+            namespace=namespace, subject__in=list(asked)
+        )
+    }
+    new = _opened(build, {key: asked[key] for key in asked if key not in known})
+    ApprovalRequest.objects.bulk_create(new)
+    requests = [*known.values(), *new]
+    WaitingBuild.objects.bulk_create(
+        [
+            WaitingBuild(
+                request=request,
+                build=build,
+                asked_by=build.resumed_by or build.requested_by,
+                note=build.reason,
+            )
+            for request in requests
+        ],
+        ignore_conflicts=True,
+    )
+    _record_askers(build, requests)
+    decisions = Decision.objects.in_force(timezone.now()).for_namespace(namespace)
+    globs = Q(name__contains="*") | Q(name__contains="?") | Q(name__contains="[")
+    for decision in decisions.filter(globs | Q(name__in={one.name for one in requests})):
+        apply(decision, [one for one in requests if one.state in UNDECIDED])
+    left = [request for request in new if request.state in UNDECIDED]
+    if left:
+        _tell_opened(build, left)
+    build.refresh_from_db(fields=["state"])
+    return build.state == BuildState.HELD
+
+
+def _opened(build: Build, asked: Mapping[str, Sequence[Verdict]]) -> list[ApprovalRequest]:
+    namespace = build.environment.namespace
+    keys = {subject: found[0].package for subject, found in asked.items()}
+    # Of the build's own lock: others may describe the same file in other words.
+    own = {"sha256__in": [key.sha256 for key in keys.values() if key and key.sha256],
+           "locked__lock__builds": build.pk}  # fmt: skip
+    conda = {row.sha256: row for row in CondaRecord.objects.filter(**own)}
+    pypi = {row.sha256: row for row in PypiRecord.objects.filter(**own)}
+    opened = []
+    for subject, found in asked.items():
+        key = keys[subject]
+        assert key is not None, "a rule that asks says about what"
+        opened.append(
+            ApprovalRequest(
+                namespace=namespace,
+                subject=subject,
+                conda=conda.get(key.sha256) if key.manager == "conda" else None,
+                pypi=pypi.get(key.sha256) if key.manager == "pypi" else None,
+                name=key.name,
+                version=key.version,
+                rule=found[0].rule,
+                reason=" ".join(dict.fromkeys(verdict.reason for verdict in found)),
+                chain=list(found[0].chain),
+            )
+        )
+    return opened
+
+
+def _record_askers(build: Build, requests: Iterable[ApprovalRequest]) -> None:
+    """Record who asked: who submitted the build, and who restored or copied it since."""
+    people = {one.pk: one for one in (build.requested_by, build.resumed_by) if one is not None}
+    RequestAsker.objects.bulk_create(
+        [
+            RequestAsker(request=request, user=person, owner_id=person.owner_id)
+            for request in requests
+            for person in people.values()
+        ],
+        ignore_conflicts=True,
+    )
+
+
+def withdraw(build: Build) -> None:
+    """Close what is still open for `build`, which waits no more, where no other build waits."""
+    undecided = WaitingBuild.objects.filter(build=build, request__state__in=UNDECIDED)
+    if not undecided.exists():
+        return
+    in_turn()
+    others = WaitingBuild.objects.filter(request=OuterRef("pk"), build__state=BuildState.HELD)
+    ApprovalRequest.objects.undecided().filter(
+        ~Exists(others.exclude(build=build)), waiting__build=build
+    ).update(state=RequestState.WITHDRAWN, decided_at=timezone.now())
+
+
+# --- decisions ----------------------------------------------------------------------------------
+
+
+def covered(decision: Decision, request: ApprovalRequest) -> bool:
+    """Whether what was decided answers this request, wherever that holds."""
+    if decision.manager != manager_of(request):
+        return False
+    if decision.manager == RULE:
+        return decision.name == request.name
+    package = request.package
+    if package is None:
+        return False
+    channel = package.channel if isinstance(package, CondaRecord) else ""
+    if decision.channel and canonical_or_same(decision.channel) != canonical_or_same(channel):
+        return False
+    if decision.sha256:
+        return decision.sha256 == package.sha256
+    spec = package_spec(f"{decision.manager}:{decision.spec}", wide=not decision.approved)
+    return spec.concerns(decision.manager, request.name) and spec.takes(
+        LockedPackage(package.value())
+    )
+
+
+def manager_of(request: ApprovalRequest) -> str:
+    return request.subject.partition(":")[0]
+
+
+def in_reach(decision: Decision) -> list[ApprovalRequest]:
+    """The undecided requests that the decision answers: named in SQL, then compared."""
+    return covered_among(ApprovalRequest.objects.undecided(), decision)
+
+
+def covered_among(rows: QuerySet[ApprovalRequest], decision: Decision) -> list[ApprovalRequest]:
+    """Those of `rows` that the decision answers, whatever their state."""
+    rows = rows.select_related("conda", "pypi", "namespace")
+    if decision.namespace_id is not None:
+        rows = rows.filter(namespace=decision.namespace_id)
+    if decision.sha256:
+        rows = rows.filter(subject=f"{decision.manager}:{decision.sha256}")
+    elif decision.name and not _GLOB & set(decision.name):
+        rows = rows.filter(name=decision.name)
+    elif decision.spec:
+        spec = package_spec(f"{decision.manager}:{decision.spec}", wide=not decision.approved)
+        names = set(rows.order_by().values_list("name", flat=True).distinct())
+        rows = rows.filter(name__in=[n for n in names if spec.concerns(decision.manager, n)])
+    return [request for request in rows.order_by("pk") if covered(decision, request)]
+
+
+def apply(decision: Decision, requests: Iterable[ApprovalRequest]) -> list[Build]:
+    """Answer those `requests` that a decision in force covers; the builds that go on by it."""
+    answered = [request for request in requests if covered(decision, request)]
+    if not answered:
+        return []
+    now = timezone.now()
+    state = RequestState.APPROVED if decision.approved else RequestState.REJECTED
+    keys = [request.pk for request in answered]
+    ApprovalRequest.objects.filter(pk__in=keys).update(
+        state=state, decision=decision, decided_at=now
+    )
+    for request in answered:
+        request.state, request.decision, request.decided_at = state, decision, now
+    held = Build.objects.filter(state=BuildState.HELD, waiting__request__in=keys)
+    held = held.select_related("environment__namespace", "requested_by").distinct()
+    _tell_decided(decision, answered, list(held))
+    return _resume(held) if decision.approved else _refuse(held, decision, answered)
+
+
+def _resume(held: Any) -> list[Build]:
+    undecided = WaitingBuild.objects.filter(build=OuterRef("pk"), request__state__in=UNDECIDED)
+    resumed = list(held.filter(~Exists(undecided)).order_by("pk"))
+    for build in resumed:
+        requeue(build, "everything it waited for is approved")
+    return resumed
+
+
+def requeue(build: Build, message: str) -> None:
+    """Back to the queue: the rules are asked again, and then it goes on with its lock."""
+    build.move(
+        BuildState.QUEUED,
+        message=message,
+        attempt=0,
+        not_before=timezone.now(),
+        message_sent_at=None,
+    )
+
+
+def _refuse(held: Any, decision: Decision, rejected: Sequence[ApprovalRequest]) -> list[Build]:
+    by = decision.decided_by.get_username() if decision.decided_by else "somebody"
+    for build in list(held.order_by("pk")):
+        mine = WaitingBuild.objects.filter(build=build, request__in=rejected)
+        names = [str(one.request) for one in mine.select_related("request__namespace")]
+        build.fail(
+            RejectedError(
+                f"{by} rejected {_some(names)}: {decision.reason}",
+                details={"decision": decision.pk, "packages": names},
+            )
+        )
+        withdraw(build)
+    return []
+
+
+# --- who is told --------------------------------------------------------------------------------
+
+
+def deciders(namespaces: Iterable[int]) -> dict[int, list[User]]:
+    """Who may decide in each of the namespaces by a role, in the order of names. Five queries."""
+    wanted = set(namespaces)
+    held = {
+        "content_object__in": wanted,
+        "permission__codename__in": [role.codename for role in roles_with(Perm.APPROVE)],
+    }
+    own = NamespaceUserObjectPermission.objects.filter(**held)
+    grouped = NamespaceGroupObjectPermission.objects.filter(**held).exclude(group__user=None)
+    roles = [role.value for role in roles_with(Perm.APPROVE)]
+    mapped = MappedRole.objects.filter(namespace__in=wanted, role__in=roles)
+    members = mapped.filter(user=None, group__user__isnull=False)
+    personal = mapped.filter(group__user=F("user"))
+    pairs = {
+        *own.values_list("content_object", "user"),
+        *grouped.values_list("content_object", "group__user"),
+        *members.values_list("namespace", "group__user"),
+        *personal.values_list("namespace", "user"),
+    }
+    users = User.objects.filter(is_active=True).in_bulk({user for _, user in pairs})
+    found: dict[int, list[User]] = {namespace: [] for namespace in wanted}
+    for namespace, user in pairs:
+        if user in users:
+            found[namespace].append(users[user])
+    return {key: sorted(people, key=lambda one: one.username) for key, people in found.items()}
+
+
+def decider_names(namespaces: Iterable[int]) -> dict[int, list[str]]:
+    """Who may decide in each of the namespaces, as those who see a request are told. Five queries.
+
+    A role that was granted by name shows just that name: whether it exists, and who is in a group,
+    the one who granted the role must not learn here. Members by role mappings are shown.
+    """
+    wanted = set(namespaces)
+    roles = roles_with(Perm.APPROVE)
+    codenames = {"permission__codename__in": [role.codename for role in roles]}
+    users = NamespaceUserObjectPermission.objects.filter(content_object__in=wanted, **codenames)
+    groups = NamespaceGroupObjectPermission.objects.filter(content_object__in=wanted, **codenames)
+    pending = PendingGrant.objects.filter(namespace__in=wanted, role__in=[*roles])
+    mapped = MappedRole.objects.filter(namespace__in=wanted, role__in=[*roles])
+    members = mapped.filter(Q(user=None) | Q(group__user=F("user")), group__user__is_active=True)
+    pairs = {
+        *users.values_list("content_object", "user__username"),
+        *(
+            (key, f"group {name}")
+            for key, name in groups.values_list("content_object", "group__name")
+        ),
+        *((row.namespace_id, row.label) for row in pending),
+        *members.values_list("namespace", "group__user__username"),
+    }
+    found: dict[int, list[str]] = {namespace: [] for namespace in wanted}
+    for namespace, name in sorted(pairs):
+        found[namespace].append(name)
+    return found
+
+
+def _global_deciders() -> list[User]:
+    permission = {"codename": DECIDE_EVERYWHERE, "content_type__app_label": "environments"}
+    own = Q(**{f"user_permissions__{key}": value for key, value in permission.items()})
+    grouped = Q(**{f"groups__permissions__{key}": value for key, value in permission.items()})
+    return list(User.objects.filter(own | grouped, is_active=True).distinct())
+
+
+def request_json(request: ApprovalRequest) -> dict[str, Any]:
+    """A request as programs are told of it."""
+    return {
+        "id": str(request.pk),
+        "state": request.state,
+        "manager": manager_of(request),
+        "package": request.name,
+        "version": request.version,
+        "rule": request.rule,
+        "reason": request.reason,
+        "chain": list(request.chain),
+    }
+
+
+def _tell_opened(build: Build, requests: Sequence[ApprovalRequest]) -> None:
+    namespace = build.environment.namespace
+    by = build.requested_by.get_username() if build.requested_by else "Somebody"
+    what = _some([f"{request.name} {request.version}".strip() for request in requests])
+    lines = [f"{by} asked for a build of {build.environment}, which needs decisions:", ""]
+    for request in requests:
+        chain = " -> ".join(request.chain)
+        lines.append(f"- {request.name} {request.version}: {request.reason}")
+        lines += [f"  it is needed through {chain}"] if len(request.chain) > 1 else []
+    if build.reason:
+        lines += ["", f"What it is for: {build.reason}"]
+    lines += ["", _address("admin/environments/approvalrequest/")]
+    approvers = {*deciders([namespace.pk])[namespace.pk], *_global_deciders()}
+    if not settings.SELF_APPROVAL:
+        approvers -= {build.requested_by, build.resumed_by}
+    Notification.tell(
+        Event.REQUEST_OPENED,
+        namespace=namespace.pk,
+        subject=f"{build.environment} waits for approval of {what}",
+        text="\n".join(lines).rstrip(),
+        data={
+            "namespace": namespace.name,
+            "environment": build.environment.name,
+            "build": build.number,
+            "requested_by": by,
+            "note": build.reason,
+            "requests": [request_json(request) for request in requests],
+        },
+        emails=[user.email for user in approvers],
+    )
+
+
+def _tell_decided(
+    decision: Decision, requests: Sequence[ApprovalRequest], held: Sequence[Build]
+) -> None:
+    """One message for each namespace: to those who wait there."""
+    by = decision.decided_by.get_username() if decision.decided_by else "somebody"
+    said = "approved" if decision.approved else "rejected"
+    places = {request.namespace_id: request.namespace for request in requests}
+    for key, namespace in places.items():
+        here = [request for request in requests if request.namespace_id == key]
+        builds = [build for build in held if build.environment.namespace_id == key]
+        what = _some([f"{request.name} {request.version}".strip() for request in here])
+        lines = [f"{by} {said} {what} in {namespace.name}.", "", f"The reason: {decision.reason}"]
+        if decision.expires_at:
+            lines.append(f"It holds until {decision.expires_at:%Y-%m-%d %H:%M} UTC.")
+        lines += ["", *(f"- {build}" for build in builds)] if builds else []
+        Notification.tell(
+            Event.REQUEST_DECIDED,
+            namespace=key,
+            subject=f"{by} {said} {what} in {namespace.name}",
+            text="\n".join(lines),
+            data={
+                "namespace": namespace.name,
+                "approved": decision.approved,
+                "decided_by": by,
+                "reason": decision.reason,
+                "expires_at": decision.expires_at.isoformat() if decision.expires_at else None,
+                "requests": [request_json(request) for request in here],
+                "builds": [str(build) for build in builds],
+            },
+            emails=[build.requested_by.email for build in builds if build.requested_by],
+        )
+
+
+def _some(what: Sequence[str]) -> str:
+    if len(what) <= 3:
+        return ", ".join(what)
+    return f"{', '.join(what[:3])} and {len(what) - 3} more"
+
+
+def _address(path: str) -> str:
+    return f"{settings.PUBLIC_URL.rstrip('/')}/{path}" if settings.PUBLIC_URL else ""

@@ -1,0 +1,113 @@
+"""Which container images does a build have, and what does a tag of it lead to?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from condastore.errors import ArtifactFailedError, NotFoundError, PolicyError
+from environments.domain.artifacts import ArtifactKind, ArtifactState
+from environments.domain.images import (
+    ARCHITECTURES,
+    INDEX,
+    MANIFEST,
+    Compression,
+    Descriptor,
+    index_json,
+)
+from environments.models import Artifact, BaseImage, Blob, Build, ImageBlob, ImageIndex
+from environments.models.images import base_name
+from environments.services import blobs, image_builder, platforms
+from environments.services.policies import refuse_paths
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Content:
+    """Bytes that belong to an image, and a build through which they may be had."""
+
+    blob: Blob
+    media_type: str
+    build: Build | None  # looked up for manifests only
+
+
+def images_of(build: Build, *, compression: Compression = "gzip") -> list[Artifact]:
+    """One for each platform; those that only lack documents are made now.
+
+    Raises:
+        NotFoundError: its lock is for no platform that containers run on.
+    """
+    assert build.lock is not None, "found among those that have one"
+    known = [one for one in build.lock.platforms if one in ARCHITECTURES]
+    wanted = [one for one in known if _has_base(build, one)] or known[:1]
+    if not wanted:
+        raise NotFoundError(
+            f"{build} has no image: its lock is for {', '.join(build.lock.platforms)}.",
+            hint=f"Containers run on: {', '.join(ARCHITECTURES)}.",
+        )
+    refusals: list[PolicyError] = []
+    made = []
+    for platform in wanted:
+        try:
+            refuse_paths(build, platform)
+        except PolicyError as error:  # the image of the others leaves it out
+            refusals.append(error)
+        else:
+            made.append(_image(build, platform, compression))
+    if not made:
+        raise refusals[0]
+    return made
+
+
+def _has_base(build: Build, platform: str) -> bool:
+    """Whether an image of this platform has something to lie on, or a registry to ask for it."""
+    name = base_name(build.environment.namespace)
+    if name == BaseImage.OWN and platform == platforms.own_platform():
+        return True
+    return "/" in name or BaseImage.objects.current(name, platform) is not None
+
+
+def _image(build: Build, platform: str, compression: Compression) -> Artifact:
+    more = {"compression": compression}
+    artifact = Artifact.wanted(build, ArtifactKind.IMAGE, platform, more=more)
+    if artifact.state == ArtifactState.READY and not _whole(artifact):
+        artifact.again()
+    if artifact.state == ArtifactState.QUEUED:
+        image_builder.finish_at_once(artifact)
+    return artifact
+
+
+def _whole(artifact: Artifact) -> bool:
+    damaged = ImageBlob.objects.filter(artifact=artifact, blob__damaged_at__isnull=False)
+    kept = artifact.blob is not None and blobs.is_whole(artifact.blob)
+    return kept and not damaged.exists()
+
+
+def manifest_of(build: Build, made: Sequence[Artifact]) -> Content:
+    """What a tag leads to: the image, or an index of those of several platforms.
+
+    Raises:
+        ArtifactFailedError: one of them could not be made.
+    """
+    for artifact in made:
+        if artifact.state == ArtifactState.FAILED:
+            failure = artifact.failure or {}
+            raise ArtifactFailedError(
+                f"The image of {build} could not be made: {failure.get('message', '')}",
+                hint=failure.get("hint") or None,
+            )
+    ready = {one.platform: one.blob for one in made if one.blob is not None}
+    assert len(ready) == len(made), "waited for"
+    if len(ready) == 1:
+        [blob] = ready.values()
+        return Content(blob=blob, media_type=MANIFEST, build=build)
+    assert build.lock is not None, "it has images"
+    document = index_json(
+        {
+            platform: Descriptor(media_type=MANIFEST, sha256=blob.sha256, size=blob.size)
+            for platform, blob in sorted(ready.items())
+        },
+        {"io.condastore.lock": f"sha256:{build.lock.digest}"},
+    )
+    blob = blobs.keep_bytes(document, folder=blobs.blobs_folder())
+    ImageIndex.objects.get_or_create(lock=build.lock, blob=blob)
+    return Content(blob=blob, media_type=INDEX, build=build)

@@ -1,0 +1,69 @@
+"""The guard for outgoing requests that the settings of this installation make."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+
+from condastore.errors import InvalidInputError
+from environments.domain.names import canonical_channel
+from environments.engine.network.addresses import Guard
+
+
+def configured_guard() -> Guard:
+    """Return the guard: public addresses, and what an administrator configured.
+
+    That is CONDASTORE_ALLOWED_NETWORKS, and the servers of the channels, indexes and base images
+    that other settings name. A server is allowed at its port only.
+
+    Raises:
+        ImproperlyConfigured: a setting holds what is no network or server.
+    """
+    return _guard(
+        allowed=tuple(settings.ALLOWED_NETWORKS),
+        channels=tuple(settings.DEFAULT_CHANNELS),
+        alias=settings.CHANNEL_ALIAS,
+        urls=(*settings.ALLOWED_CHANNELS, *settings.PYPI_INDEX_URLS),
+        images=(settings.BASE_IMAGE, *settings.BASE_IMAGES_ALLOWED),
+        folders=tuple(settings.FILE_CHANNELS),
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _guard(
+    *,
+    allowed: tuple[str, ...],
+    channels: tuple[str, ...],
+    alias: str,
+    urls: tuple[str, ...],
+    images: tuple[str, ...],
+    folders: tuple[str, ...],
+) -> Guard:
+    named = [f"{alias}/", *urls, *_servers_of_images(images)]
+    for text in channels:
+        try:
+            named.append(canonical_channel(text, alias=alias).url)
+        except InvalidInputError:
+            continue  # a specification that needs it says so
+    if relative := [folder for folder in folders if not folder.startswith("/")]:
+        raise ImproperlyConfigured(
+            f"CONDASTORE_FILE_CHANNELS names {relative[0]!r}, which is not an absolute path."
+        )
+    try:
+        return Guard.of(allowed=allowed, urls=named, folders=folders)
+    except InvalidInputError as error:
+        raise ImproperlyConfigured(f"CONDASTORE_ALLOWED_NETWORKS: {error} {error.hint}") from error
+
+
+def _servers_of_images(images: tuple[str, ...]) -> list[str]:
+    """Return the registries of references; `registry.example.org/*` names one as well."""
+    found = []
+    for text in itertools.filterfalse(lambda text: "/" not in text, images):
+        scheme = "http" if text.startswith("http://") else "https"
+        host = text.removeprefix("http://").partition("/")[0]
+        host = "registry-1.docker.io" if host == "docker.io" else host
+        found.append(f"{scheme}://{host}/")
+    return found

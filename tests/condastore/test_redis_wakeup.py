@@ -1,0 +1,76 @@
+"""A worker that waits is told of a message; one that nobody tells finds it by itself."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import dramatiq
+import pytest
+from dramatiq.brokers.redis import RedisBroker
+
+from condastore import broker, redis_wakeup
+from tests.services import Service, valkey
+from tests.services.processes import wait_for
+
+NEVER = 3600.0  # seconds
+
+
+@contextmanager
+def working(url: str) -> Iterator[tuple[Any, dict[str, threading.Event]]]:
+    """A worker at its queue, and what it was asked to do."""
+    real = broker.make_broker(url)
+    assert isinstance(real, redis_wakeup.WakingBroker)
+    done = {name: threading.Event() for name in ("first", "second", "third")}
+
+    @dramatiq.actor(broker=real, queue_name="waking", max_retries=0)
+    def do(name: str) -> None:
+        done[name].set()
+
+    worker = dramatiq.Worker(real, queues={"waking"}, worker_threads=1, worker_timeout=100)
+    worker.start()
+    try:
+        wait_for(lambda: real.listening, what="listening")
+        yield do, done
+    finally:
+        worker.stop(timeout=60_000)
+        assert not [one for one in worker.consumers.values() if one.is_alive()]
+        real.flush_all()
+        real.close()
+
+
+def test_a_message_wakes_a_worker_that_would_look_an_hour_later(
+    valkey_service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_wakeup, "SELDOM", NEVER)
+    with working(valkey_service.url) as (actor, done):
+        for name in ("first", "second"):
+            actor.send(name)
+            assert done[name].wait(60)
+        actor.send_with_options(args=("third",), delay=200)
+        assert done["third"].wait(60)
+
+
+def test_a_message_of_which_nobody_spoke_is_found(
+    valkey_service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_wakeup, "SELDOM", 0.1)
+    silent: Any = RedisBroker(url=valkey_service.url)
+    with working(valkey_service.url) as (actor, done):
+        silent.enqueue(actor.message("first"))
+        assert done["first"].wait(60)
+    silent.close()
+
+
+def test_a_worker_is_told_again_after_the_queue_was_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_wakeup, "SELDOM", NEVER)
+    with valkey() as queue, working(queue.url) as (actor, done):
+        listening = actor.broker
+        queue.kill()
+        wait_for(lambda: not listening.listening, what="noticing")
+        queue.start()
+        wait_for(lambda: listening.listening, what="listening again")
+        actor.send("first")
+        assert done["first"].wait(60)

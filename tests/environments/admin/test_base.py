@@ -1,0 +1,187 @@
+"""The console's rooms: they open, cost the same with any number of rows, and let nobody else in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.contrib import admin
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+
+import condastore.urls  # noqa: F401 - registers the rooms
+from accounts.models import User
+from environments.domain.lifecycle import BuildState
+from environments.models import AuditEvent, Build
+from tests.environments.admin.furnishing import furnish
+from tests.factories import make_build
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def site(client: Client, root) -> Client:
+    client.force_login(root.account)
+    return client
+
+
+def rooms() -> list[Any]:
+    return [
+        model
+        for model in admin.site._registry
+        if model._meta.app_label in {"environments", "accounts", "auth"}
+    ]
+
+
+def url_of(model: Any, page: str = "changelist", *args: object) -> str:
+    meta = model._meta
+    return reverse(f"admin:{meta.app_label}_{meta.model_name}_{page}", args=args)
+
+
+def queries_of(site: Client, url: str) -> int:
+    with CaptureQueriesContext(connection) as captured:
+        assert site.get(url).status_code == 200, url
+    return len(captured)
+
+
+def test_each_list_and_each_page_costs_the_same_with_three_rows_and_with_thirty(site: Client):
+    for number in range(3):
+        furnish(number)
+    pages = {model: url_of(model) for model in rooms()}
+    pages |= {
+        (model, "page"): url_of(model, "change", row.pk)
+        for model in rooms()
+        if (row := model._default_manager.order_by("-pk").first()) is not None
+    }
+    pages["start"] = reverse("admin:index")
+    site.get(pages["start"])
+    few = {key: queries_of(site, url) for key, url in pages.items()}
+    for number in range(3, 30):
+        furnish(number)
+    many = {key: queries_of(site, url) for key, url in pages.items()}
+    assert {key: many[key] for key in few if many[key] > few[key]} == {}
+    assert max(few.values()) <= 30
+
+
+def test_each_room_opens_empty_searched_and_filtered(site: Client):
+    for model in rooms():
+        assert site.get(url_of(model)).status_code == 200, model
+    furnish(1)
+    for model in rooms():
+        room: Any = admin.site._registry[model]
+        if room.search_fields:
+            assert site.get(url_of(model), {"q": "x"}).status_code == 200, model
+        for given in room.list_filter:
+            if name := getattr(given, "parameter_name", None):
+                for value in ("1", "2026-02-30"):
+                    answer = site.get(url_of(model), {name: value})
+                    assert answer.status_code == 200, (model, name)
+
+
+def test_each_question_opens(site: Client):
+    furnish(1)
+    for model in rooms():
+        room: Any = admin.site._registry[model]
+        row = model._default_manager.order_by("-pk").first()
+        for question in getattr(room, "questions", ()):
+            query = {"ids": row.pk} if question.rows and row else {}
+            if question.rows and not row:
+                continue
+            assert site.get(url_of(model, question.name), query).status_code == 200, question
+
+
+def test_a_build_opens_and_cannot_be_changed(site: Client, environment):
+    build = make_build(environment)
+    url = reverse("admin:environments_build_change", args=[build.pk])
+    assert site.get(url).status_code == 200
+    assert site.post(url, {"state": "FAILED"}).status_code == 403
+    assert site.get(reverse("admin:environments_build_add")).status_code == 403
+
+
+def test_builds_are_cancelled_by_the_same_operation(site: Client, environment):
+    queued, done = make_build(environment, BuildState.QUEUED), make_build(environment)
+    chosen = site.post(
+        reverse("admin:environments_build_changelist"),
+        {"action": "cancel", "_selected_action": [queued.pk, done.pk]},
+    )
+    answer = site.post(chosen["Location"], follow=True)
+    assert b"1 done, 1 could not be" in answer.content
+    assert b"there is nothing to cancel" in answer.content
+    assert Build.objects.get(pk=queued.pk).state == BuildState.CANCELLED
+    event = AuditEvent.objects.get(action="build.cancel")
+    assert event.username == "root"
+
+
+def test_what_cannot_be_done_is_said_where_it_was_asked(site: Client, environment):
+    build = make_build(environment)
+    url = reverse("admin:environments_build_archive")
+    answer = site.post(f"{url}?ids={build.pk}")
+    assert answer.status_code == 200
+    assert b"is the current build of its environment" in answer.content
+    assert b"Make another build current first." in answer.content
+
+
+def test_no_more_rows_are_taken_at_once_than_one_can_look_at(site: Client, environment):
+    builds = [make_build(environment, BuildState.QUEUED) for _ in range(3)]
+    chosen = {"action": "cancel", "_selected_action": [build.pk for build in builds]}
+    from environments.admin import base as shared
+
+    before, shared.MOST_AT_ONCE = shared.MOST_AT_ONCE, 2
+    try:
+        answer = site.post(reverse("admin:environments_build_changelist"), chosen, follow=True)
+    finally:
+        shared.MOST_AT_ONCE = before
+    assert b"At most 2 at a time" in answer.content
+
+
+def test_those_who_do_not_run_the_installation_see_no_rows(client: Client, dora):
+    User.objects.filter(pk=dora.account.pk).update(is_staff=True)
+    client.force_login(User.objects.get(pk=dora.account.pk))
+    # Dora runs a namespace: she decides there, and makes its rules.
+    theirs = {"approvalrequest", "decision", "policy", "policyrule", "policyversion"}
+    theirs.add("channelcredential")
+    for model in rooms():
+        if model._meta.model_name not in theirs:
+            assert client.get(url_of(model)).status_code == 403, model
+            for question in getattr(admin.site._registry[model], "questions", ()):
+                assert client.get(url_of(model, question.name)).status_code == 403, question
+
+
+def test_the_secret_of_a_credential_is_nowhere(site: Client):
+    furnish(1)
+    from environments.models import ChannelCredential, Webhook
+
+    for model in (ChannelCredential, Webhook):
+        row = model.objects.get()
+        page = site.get(url_of(model, "change", row.pk)).content.decode()
+        assert "sealed" not in page
+        assert getattr(row, "sealed", getattr(row, "sealed_secret", "")) not in page
+
+
+@pytest.mark.parametrize(
+    ("typed", "found"), [("sha", 2), ("shared", 2), ("hared", 0), ("sha%", 0), ("sh_red", 0)]
+)
+def test_a_search_finds_packages_by_how_their_names_begin(site: Client, typed: str, found: int):
+    furnish(1)
+    furnish(2)
+    rows = site.get(reverse("admin:environments_condarecord_changelist"), {"q": typed})
+    assert len(rows.context["cl"].result_list) == found
+
+
+def test_a_list_keeps_the_order_and_the_pages_of_what_it_found(
+    site: Client, environment, monkeypatch
+):
+    builds = [make_build(environment, BuildState.QUEUED) for _ in range(5)]
+    monkeypatch.setattr(admin.site._registry[Build], "list_per_page", 2)
+    url = reverse("admin:environments_build_changelist")
+    shown = [
+        [build.pk for build in site.get(url, {"p": page}).context["cl"].result_list]
+        for page in (1, 2, 3)
+    ]
+    assert shown == [
+        [builds[4].pk, builds[3].pk],
+        [builds[2].pk, builds[1].pk],
+        [builds[0].pk],
+    ]

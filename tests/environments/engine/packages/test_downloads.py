@@ -1,0 +1,437 @@
+"""Packages are fetched whole, once, with the bytes of the lock; whatever the server does."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from condastore.errors import DiskSpaceError, DownloadError, LeaseLostError, LinkError
+from environments.domain.names import Credential
+from environments.domain.progress import Progress
+from environments.engine.packages.downloads import (
+    Download,
+    FileLock,
+    Patience,
+    discard,
+    download_all,
+    remove_leftovers,
+)
+from tests.channels.server import ChannelServer, Fault, serving
+from tests.environments.engine.package_fixtures import packages_of
+
+#: Enough to see every kind of patience run out without waiting for it.
+SHORT = Patience(
+    connect=timedelta(seconds=2),
+    read=timedelta(seconds=0.5),
+    attempts=3,
+    longest_pause=timedelta(seconds=0.05),
+    stalled=timedelta(seconds=0.5),
+)
+SIZE = 400_000
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "downloads"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ChannelServer]:
+    """A file that does not compress, and three small ones."""
+    channel = tmp_path / "channel"
+    channel.mkdir()
+    (channel / "large.conda").write_bytes(os.urandom(SIZE))
+    for number in range(3):
+        (channel / f"small-{number}.conda").write_bytes(b"%d" % number * 1000)
+    with serving(channel) as server:
+        yield server
+
+
+def download_of(server: ChannelServer, name: str = "large.conda") -> Download:
+    content = (server.folders[""] / name).read_bytes()
+    return Download(
+        name=name,
+        url=server.url + name,
+        sha256=hashlib.sha256(content).hexdigest(),
+        size=len(content),
+    )
+
+
+class Taken:
+    """What was handed over, as {name: bytes}."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+
+    async def use(self, download: Download, path: Path) -> None:
+        self.files[download.name] = path.read_bytes()
+
+    def present(self, download: Download) -> bool:
+        return download.name in self.files
+
+
+def fetch(folder: Path, *downloads: Download, **options: Any) -> dict[str, bytes]:
+    taken = Taken()
+    chosen: dict[str, Any] = {"present": taken.present, "use": taken.use, "patience": SHORT}
+    download_all(list(downloads), folder=folder, **(chosen | options))
+    return taken.files
+
+
+def test_files_arrive_with_the_bytes_of_the_lock(server: ChannelServer, folder: Path) -> None:
+    wanted = [download_of(server, f"small-{number}.conda") for number in range(3)]
+    files = fetch(folder, download_of(server), *wanted)
+    assert len(files) == 4
+    assert files["small-1.conda"] == b"1" * 1000
+    assert not list(folder.iterdir()), "nothing stays in the folder"
+
+
+def test_what_is_present_is_not_asked_for(server: ChannelServer, folder: Path) -> None:
+    assert fetch(folder, download_of(server), present=lambda download: True) == {}
+    assert len(server.requests) == 0
+
+
+def test_a_cut_download_goes_on_where_it_was_cut(server: ChannelServer, folder: Path) -> None:
+    server.faults.add(Fault("large.conda", cut_after=150_000, times=1))
+    assert len(fetch(folder, download_of(server))["large.conda"]) == SIZE
+    first, second = server.requests
+    assert first.range == ""
+    assert 0 < int(second.range.removeprefix("bytes=").removesuffix("-")) <= 150_000
+
+
+def test_what_a_killed_worker_left_is_continued(server: ChannelServer, folder: Path) -> None:
+    download = download_of(server)
+    folder.mkdir()
+    content = (server.folders[""] / "large.conda").read_bytes()
+    (folder / f"{download.stem}.part").write_bytes(content[:100_000])
+    assert fetch(folder, download)["large.conda"] == content
+    assert [request.range for request in server.requests] == ["bytes=100000-"]
+
+
+def test_a_left_over_with_wrong_bytes_costs_one_more_request(
+    server: ChannelServer, folder: Path
+) -> None:
+    download = download_of(server)
+    folder.mkdir()
+    (folder / f"{download.stem}.part").write_bytes(b"\0" * 100_000)
+    assert len(fetch(folder, download)["large.conda"]) == SIZE
+    assert [request.range for request in server.requests] == ["bytes=100000-", ""]
+
+
+def test_a_left_over_that_is_whole_is_not_fetched(server: ChannelServer, folder: Path) -> None:
+    download = download_of(server)
+    folder.mkdir()
+    (folder / f"{download.stem}.part").write_bytes(
+        (server.folders[""] / "large.conda").read_bytes()
+    )
+    assert len(fetch(folder, download)["large.conda"]) == SIZE
+    assert len(server.requests) == 0
+
+
+def test_what_another_server_sent_is_not_used(server: ChannelServer, folder: Path) -> None:
+    """Its digest is what this one only claims: the bytes may be somebody's private package."""
+    download = download_of(server)
+    folder.mkdir()
+    other = replace(download, url="http://127.0.0.1:9/large.conda")
+    (folder / f"{other.stem}.part").write_bytes((server.folders[""] / "large.conda").read_bytes())
+    fetch(folder, download)
+    assert server.requests.count("large.conda") == 1
+
+
+def test_a_server_that_knows_no_ranges_is_read_from_the_start(folder: Path) -> None:
+    content = os.urandom(SIZE)
+    with plain_server(content) as url:
+        download = Download(
+            name="x.conda", url=url, sha256=hashlib.sha256(content).hexdigest(), size=SIZE
+        )
+        folder.mkdir()
+        (folder / f"{download.stem}.part").write_bytes(content[:1000])
+        assert fetch(folder, download) == {"x.conda": content}
+
+
+def test_503_and_then_200_is_waited_out(server: ChannelServer, folder: Path) -> None:
+    server.faults.add(Fault("large.conda", status=503, times=2))
+    assert len(fetch(folder, download_of(server))["large.conda"]) == SIZE
+    assert server.requests.count("large.conda") == 3
+
+
+def test_503_for_ever_is_a_download_error_that_says_so(server: ChannelServer, folder: Path) -> None:
+    server.faults.add(Fault("large.conda", status=503))
+    with pytest.raises(DownloadError, match=r"large\.conda .*3 attempts: .*503") as caught:
+        fetch(folder, download_of(server))
+    assert caught.value.transient
+
+
+def test_a_server_that_says_when_is_not_asked_before(server: ChannelServer, folder: Path) -> None:
+    server.faults.add(Fault("large.conda", status=429, retry_after=1, times=1))
+    started = time.monotonic()
+    fetch(folder, download_of(server), patience=replace(SHORT, longest_pause=timedelta(seconds=5)))
+    assert time.monotonic() - started >= 1
+
+
+def test_a_server_that_hangs_is_given_up_and_tried_again(
+    server: ChannelServer, folder: Path
+) -> None:
+    server.faults.add(Fault("large.conda", hang=30, hang_after=1000, times=1))
+    assert len(fetch(folder, download_of(server))["large.conda"]) == SIZE
+    assert server.requests.count("large.conda") == 2
+
+
+def test_wrong_bytes_once_are_fetched_again(server: ChannelServer, folder: Path) -> None:
+    server.faults.add(Fault("large.conda", wrong_bytes=True, times=1))
+    assert len(fetch(folder, download_of(server))["large.conda"]) == SIZE
+
+
+def test_wrong_bytes_twice_name_the_package_and_the_digest_of_the_lock_alone(
+    server: ChannelServer, folder: Path
+) -> None:
+    server.faults.add(Fault("large.conda", wrong_bytes=True))
+    download = download_of(server)
+    with pytest.raises(DownloadError, match=r"large\.conda is not what the lock says") as caught:
+        fetch(folder, download)
+    assert caught.value.details == {"expected": download.sha256}
+    assert not re.search("[0-9a-f]{32}", str(caught.value))
+    assert server.requests.count("large.conda") == 2
+    assert not list(folder.glob("*.part"))
+
+
+def test_an_announced_size_other_than_the_locks_is_refused_unread(
+    server: ChannelServer, folder: Path
+) -> None:
+    download = replace(download_of(server), size=10)
+    with pytest.raises(DownloadError, match="400000 bytes instead of 10"):
+        fetch(folder, download)
+
+
+def test_an_endless_file_of_unknown_size_is_stopped(server: ChannelServer, folder: Path) -> None:
+    download = replace(download_of(server), size=0)
+    with pytest.raises(DownloadError, match="CONDASTORE_MAX_DOWNLOAD_BYTES"):
+        fetch(folder, download, patience=replace(SHORT, largest=100_000))
+
+
+def test_a_size_that_nobody_said_is_no_obstacle(server: ChannelServer, folder: Path) -> None:
+    assert len(fetch(folder, replace(download_of(server), size=0))["large.conda"]) == SIZE
+
+
+def test_md5_is_looked_at_where_there_is_no_sha256(server: ChannelServer, folder: Path) -> None:
+    content = (server.folders[""] / "large.conda").read_bytes()
+    right = replace(download_of(server), sha256="", md5=hashlib.md5(content).hexdigest())
+    assert fetch(folder, right)
+    with pytest.raises(DownloadError, match="md5"):
+        fetch(folder, replace(right, md5="0" * 32))
+
+
+def test_a_package_without_any_digest_is_refused(small_channel: Path) -> None:
+    package = packages_of(small_channel)["libalpha"]
+    with pytest.raises(LinkError, match="has no digest"):
+        Download.of(replace(package, sha256="", md5=""))
+
+
+def test_a_file_that_is_gone_says_that_the_channel_lacks_it(
+    server: ChannelServer, folder: Path
+) -> None:
+    download = download_of(server)
+    (server.folders[""] / "large.conda").unlink()
+    with pytest.raises(DownloadError, match="the channel no longer has it"):
+        fetch(folder, download)
+    assert server.requests.count("large.conda") == 1
+
+
+def test_a_file_url_is_fetched_too(server: ChannelServer, folder: Path) -> None:
+    path = server.folders[""] / "large.conda"
+    download = replace(download_of(server), url=path.as_uri())
+    assert fetch(folder, download) == {"large.conda": path.read_bytes()}
+    path.unlink()
+    with pytest.raises(DownloadError, match="no longer has it"):
+        fetch(folder, download)
+
+
+def test_credentials_are_shown_to_the_server_and_to_nobody_else(
+    tmp_path: Path, folder: Path
+) -> None:
+    (tmp_path / "channel").mkdir()
+    (tmp_path / "channel" / "a.conda").write_bytes(b"content")
+    with serving(tmp_path / "channel", basic=("robot", "hunter22")) as server:
+        download = Download(
+            name="a.conda",
+            url=server.url + "a.conda",
+            sha256=hashlib.sha256(b"content").hexdigest(),
+        )
+        with pytest.raises(DownloadError, match="refuses to give") as caught:
+            fetch(folder, download)
+        assert "hunter22" not in repr(caught.value)
+        credential = Credential(url_prefix=server.url, kind="basic", secret="robot:hunter22")
+        assert fetch(folder, download, credentials=lambda url: credential)
+
+
+def test_a_cancel_ends_a_hanging_download(server: ChannelServer, folder: Path) -> None:
+    """It would hang for an hour otherwise."""
+    server.faults.add(Fault("large.conda", hang=3600, hang_after=1000))
+    cancel = threading.Event()
+    threading.Timer(0.3, cancel.set).start()
+    with pytest.raises(LeaseLostError):
+        fetch(
+            folder,
+            download_of(server),
+            cancelled=cancel.is_set,
+            patience=replace(SHORT, read=timedelta(hours=1)),
+        )
+
+
+def test_a_server_that_trickles_is_given_up(server: ChannelServer, folder: Path) -> None:
+    """Each byte comes in time, and the file would take an hour."""
+    server.faults.add(Fault("large.conda", bytes_per_second=100))
+    started = time.monotonic()
+    with pytest.raises(DownloadError, match="CONDASTORE_DOWNLOAD_MIN_RATE"):
+        fetch(folder, download_of(server), patience=replace(SHORT, rate=1000))
+    assert time.monotonic() - started < 20
+    assert fetch(folder, download_of(server, "small-0.conda"), patience=replace(SHORT, rate=1000))
+
+
+def test_all_files_together_have_a_time_limit(server: ChannelServer, folder: Path) -> None:
+    server.faults.add(Fault("large.conda", bytes_per_second=20_000))
+    with pytest.raises(DownloadError, match="not fetched within 1 s"):
+        fetch(folder, download_of(server), patience=replace(SHORT, total=timedelta(seconds=1)))
+
+
+def test_progress_counts_files_and_bytes(server: ChannelServer, folder: Path) -> None:
+    seen: list[Progress] = []
+    wanted = [download_of(server), download_of(server, "small-0.conda")]
+    fetch(folder, *wanted, progress=seen.append)
+    assert (seen[-1].done, seen[-1].total) == (2, 2)
+    assert seen[-1].bytes_done == seen[-1].bytes_total == SIZE + 1000
+    assert {each.stage for each in seen} == {"fetching"}
+
+
+def test_a_full_disk_says_so_and_leaves_nothing(server: ChannelServer, folder: Path) -> None:
+    async def full(download: Download, path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(DiskSpaceError, match="The disk is full"):
+        fetch(folder, download_of(server), download_of(server, "small-0.conda"), use=full)
+    assert not list(folder.iterdir())
+
+
+def test_two_processes_fetch_a_file_once(server: ChannelServer, folder: Path) -> None:
+    """The second waits for the first, and then finds the file present."""
+    download = download_of(server)
+    server.faults.add(Fault("large.conda", bytes_per_second=SIZE))
+    script = f"""
+import asyncio, shutil
+from pathlib import Path
+from environments.engine.network import addresses
+addresses.install(lambda: addresses.UNRESTRICTED)
+from environments.engine.packages.downloads import Download, download_all
+kept = Path({str(folder)!r}).parent / "kept"
+async def use(download, path):
+    shutil.copy(path, kept)
+download_all([Download(name="large.conda", url={download.url!r}, sha256={download.sha256!r},
+             size={download.size})], folder=Path({str(folder)!r}), use=use,
+             present=lambda download: kept.exists())
+"""
+    workers = [subprocess.Popen([sys.executable, "-c", script]) for _ in range(2)]
+    assert [worker.wait() for worker in workers] == [0, 0]
+    assert server.requests.count("large.conda") == 1
+
+
+def test_a_stopped_worker_does_not_hold_up_the_others(server: ChannelServer, folder: Path) -> None:
+    folder.mkdir()
+    download = download_of(server)
+    held = FileLock(folder / f"{download.stem}.lock")
+    assert held.acquire()
+    part = folder / f"{download.stem}.part"
+    part.write_bytes(b"of the stopped worker")
+    assert len(fetch(folder, download)["large.conda"]) == SIZE
+    assert part.read_bytes() == b"of the stopped worker"
+    held.release()
+
+
+def test_a_lock_is_free_again_when_its_holder_is_killed(folder: Path) -> None:
+    folder.mkdir()
+    path = folder / "x.lock"
+    script = f"""
+import time
+from pathlib import Path
+from environments.engine.packages.downloads import FileLock
+assert FileLock(Path({str(path)!r})).acquire()
+print("held", flush=True)
+time.sleep(100)
+"""
+    holder = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    lock = FileLock(path)
+    assert not lock.acquire()
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+    assert lock.acquire()
+    lock.release()
+    assert not path.exists()
+
+
+def test_left_overs_go_when_they_are_old_and_nobody_writes_them(
+    server: ChannelServer, folder: Path
+) -> None:
+    folder.mkdir()
+    old, new = folder / "old.part", folder / "new.part"
+    for path in (old, new):
+        path.write_bytes(b"x")
+    os.utime(old, (1, 1))
+    remove_leftovers(folder, older_than=timedelta(hours=1))
+    assert not old.exists()
+    assert new.exists()
+    download = download_of(server)
+    part = folder / f"{download.stem}.part"
+    part.write_bytes(b"x")
+    held = FileLock(folder / f"{download.stem}.lock")
+    assert held.acquire()
+    discard(folder, download)
+    assert part.exists()
+    held.release()
+    discard(folder, download)
+    assert not part.exists()
+
+
+class plain_server:  # noqa: N801  # used as a context manager
+    """A server that answers every request with the whole of `content`."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    def __enter__(self) -> str:
+        from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+        content = self.content
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+                """Say nothing."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,))
+        self.thread.start()
+        return f"http://127.0.0.1:{self.server.server_port}/x.conda"
+
+    def __exit__(self, *exception: object) -> None:
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()

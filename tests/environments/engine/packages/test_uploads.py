@@ -1,0 +1,274 @@
+"""An uploaded package is taken if it is one; every other file is refused, and says why."""
+
+from __future__ import annotations
+
+import io
+import resource
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+
+from condastore.errors import PackageInvalidError
+from environments.domain.unpacking import Limits
+from environments.engine.packages.uploads import read_package
+from environments.engine.pypi.wheel_conversion import convert
+from tests.channels.simple_index import make_wheel
+from tests.environments.engine.packing import (
+    INDEX,
+    STEM,
+    conda,
+    entry,
+    info_entries,
+    tar,
+    tar_bz2,
+)
+
+LIMITS = Limits(unpacked=80 << 20, entries=1_000)
+
+
+def read(tmp_path: Path, content: bytes, name: str = f"{STEM}.conda") -> dict[str, Any]:
+    path = tmp_path / "upload"
+    path.write_bytes(content)
+    return read_package(path, name, limits=LIMITS)
+
+
+def refusal(tmp_path: Path, content: bytes, name: str = f"{STEM}.conda") -> str:
+    with pytest.raises(PackageInvalidError) as caught:
+        read(tmp_path, content, name)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [(conda([entry("a/b")]), f"{STEM}.conda"), (tar_bz2([entry("a/b")]), f"{STEM}.tar.bz2")],
+)
+def test_a_good_package_tells_its_record_and_no_more(
+    content: bytes, name: str, tmp_path: Path
+) -> None:
+    assert read(tmp_path, content, name) == INDEX
+
+
+def test_what_the_channel_of_tests_has_is_taken(small_channel: Path) -> None:
+    for path in sorted(small_channel.glob("noarch/*.*")):
+        if path.name.endswith((".conda", ".tar.bz2")):
+            assert read_package(path, path.name, limits=Limits())["name"]
+
+
+def link(path: str, target: str, kind: bytes = tarfile.SYMTYPE) -> Any:
+    return entry(path, b"", type=kind, linkname=target)
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        ([entry("../out")], "leads out"),
+        ([entry("a/../../out")], "leads out"),
+        ([entry("/etc/passwd")], "leads out"),
+        ([entry("C:/windows")], "leads out"),
+        ([entry("a\\..\\b")], "leads out"),
+        ([entry("a\nb")], "cannot be printed"),
+        ([entry("a" * 300)], "too long"),
+        ([entry("a"), entry("a")], "twice"),
+        ([entry("a"), entry("./a")], "twice"),
+        ([entry("a"), entry("a/b")], "no folder"),
+        ([link("a", "/etc"), entry("a/b")], "leads out of the package"),
+        ([link("b/a", "../../etc")], "leads out of the package"),
+        ([link("a", "")], "leads out of the package"),
+        ([link("x/y/a", "../.."), link("c", "x/y/a/../secret")], "leads out of the package"),
+        ([link("a", "b"), link("b", "a")], "leads out of the package"),
+        ([link("d", "share"), entry("d/x")], "no folder"),
+        ([link("a", "/etc/passwd", tarfile.LNKTYPE)], "no file of the package"),
+        ([link("a", "later", tarfile.LNKTYPE), entry("later")], "no file of the package"),
+        ([link("s", "x"), link("a", "s", tarfile.LNKTYPE)], "no file of the package"),
+        ([entry("a", b"", type=tarfile.CHRTYPE)], "device"),
+        ([entry("a", b"", type=tarfile.FIFOTYPE)], "device"),
+        ([entry("info/index.json", b"{}")], "twice"),
+        ([entry("conda-meta/history")], "own note"),
+        ([entry("conda-meta")], "own note"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["conda", "tar.bz2"])
+def test_what_no_package_may_hold_is_refused(
+    bad: list[Any], why: str, kind: str, tmp_path: Path
+) -> None:
+    info = info_entries()
+    content = conda(bad, info=info) if kind == "conda" else tar_bz2(bad, info=info)
+    assert why in refusal(tmp_path, content, f"{STEM}.{kind}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"name": "other"}, "By this it is other-1.0-0.conda"),
+        ({"version": "1.1"}, "By this it is"),
+        ({"build": "1"}, "By this it is"),
+        ({"name": None}, "no name"),
+        ({"subdir": None}, "no subdir"),
+        ({"subdir": "moon-64"}, "not a platform"),
+        ({"subdir": "linux-64"}, "noarch, and yet for linux-64"),
+        ({"noarch": "lua"}, "noarch is python or generic"),
+        ({"name": "../x"}, "not the name of a package"),
+        ({"version": ["1"]}, "version is no text"),
+        ({"build": "0/1"}, "not the name of a build"),
+        ({"build_number": -1}, "build_number"),
+        ({"timestamp": "today"}, "timestamp"),
+        ({"depends": "python"}, "no list of requirements"),
+        ({"depends": ["python >=3,<<"]}, "is not a requirement"),
+        ({"license": "x" * 2000}, "license is no text"),
+    ],
+)
+def test_an_index_that_is_wrong_is_refused(
+    changes: dict[str, Any], why: str, tmp_path: Path
+) -> None:
+    index = {key: value for key, value in {**INDEX, **changes}.items() if value is not None}
+    assert why in refusal(tmp_path, conda(info=info_entries(index=index)))
+
+
+def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
+    index = {**INDEX, "subdir": "moon-64", "depends": ["<<"], "build_number": "x"}
+    told = refusal(tmp_path, conda([entry("../a")], info=info_entries(index=index)))
+    assert "leads out" in told
+    told = refusal(tmp_path, conda(info=info_entries(index=index)))
+    assert all(one in told for one in ("moon-64", "<<", "build_number"))
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "cannot be read"),
+        (b"PK\x05\x06", "cannot be read"),
+        (b"no archive at all" * 1000, "cannot be read"),
+        (conda(info=[]), "no such file"),
+        (conda(info=info_entries(index=b"[" * 100_000)), "no JSON object"),
+        (conda(info=info_entries(index=b"\xff")), "no JSON object"),
+        (conda(info=info_entries([entry("gone")])), "which the package lacks"),
+        (conda(stem="other-1.0-0"), "info- and one pkg- part only"),
+        (conda(more={"extra": b""}), "info- and one pkg- part only"),
+        (conda(compression=zipfile.ZIP_DEFLATED), "compressed twice"),
+        (conda(tar([entry("a")], end=False)), "cut off"),
+        (conda(tar([entry("a", b"y" * 5000)])[:3000]), "cut off"),
+        (conda(tar([entry("a"), entry("b")])[:1024] + b"garbage" * 200), "cut off, or damaged"),
+        (conda(tar([entry("a")]) + b"more"), "follows its end"),
+        (conda([entry(f"f{n}") for n in range(1_001)]), "more than 1,000 entries"),
+    ],
+)
+def test_what_cannot_be_read_to_its_end_is_refused(
+    content: bytes, why: str, tmp_path: Path
+) -> None:
+    assert why in refusal(tmp_path, content)
+
+
+def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
+    content = bytearray(conda([entry("a", bytes(range(256)) * 50)]))
+    content[len(content) // 4] ^= 1
+    assert "cannot be read" in refusal(tmp_path, bytes(content))
+
+
+def zeros(size: int, *, header: tarfile.TarInfo) -> bytes:
+    """A tar of one entry of `size` zeros, compressed to next to nothing."""
+    header.size = size
+    out = io.BytesIO()
+    with zstandard.ZstdCompressor(level=1).stream_writer(out, closefd=False) as writer:
+        writer.write(header.tobuf(tarfile.GNU_FORMAT))
+        for _ in range(size >> 20):
+            writer.write(bytes(1 << 20))
+        writer.write(bytes(1024))
+    return out.getvalue()
+
+
+def packed(part: bytes) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("metadata.json", "{}")
+        archive.writestr(f"pkg-{STEM}.tar.zst", part)
+        archive.writestr(f"info-{STEM}.tar.zst", zstandard.compress(tar(info_entries())))
+    return out.getvalue()
+
+
+def extended(kind: bytes) -> tarfile.TarInfo:
+    header = tarfile.TarInfo("pax")
+    header.type = kind
+    return header
+
+
+@pytest.mark.parametrize(
+    ("header", "why"),
+    [
+        (tarfile.TarInfo("large"), "unpacks to more than"),
+        # tarfile keeps the whole of these in memory.
+        (extended(tarfile.XHDTYPE), "absurdly long"),
+        (extended(tarfile.GNUTYPE_LONGNAME), "absurdly long"),
+    ],
+)
+def test_a_bomb_is_refused_before_it_takes_memory(
+    header: tarfile.TarInfo, why: str, tmp_path: Path
+) -> None:
+    content = packed(zeros(200 << 20, header=header))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert why in refusal(tmp_path, content)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 << 10  # KiB
+
+
+def test_a_directory_that_claims_gigabytes_is_not_read(tmp_path: Path) -> None:
+    content = bytearray(conda() + bytes(16 << 20) + conda())
+    end = content.rfind(b"PK\x05\x06")
+    content[end + 12 : end + 20] = (10 << 20).to_bytes(4, "little") + (100).to_bytes(4, "little")
+    assert "absurdly long" in refusal(tmp_path, bytes(content))
+
+
+# --- wheels -------------------------------------------------------------------------------------
+
+
+def wheel(tmp_path: Path, **changes: Any) -> Path:
+    made = make_wheel("acme-tools", "1.2", files={"acme_tools.py": "x = 1\n"}, **changes)
+    path = tmp_path / "wheel"
+    assert isinstance(made.content, bytes)
+    path.write_bytes(made.content)
+    return path
+
+
+def test_a_pure_wheel_becomes_a_package_whose_dependencies_have_condas_names(
+    tmp_path: Path,
+) -> None:
+    path = wheel(tmp_path, requires=["torch>=2", "tomli; python_version<'3.11'"])
+    made = convert(path, "acme_tools-1.2-py3-none-any.whl", limits=Limits())
+    assert made.path.parent == tmp_path
+    record = read_package(made.path, made.file_name, limits=Limits())
+    assert (record["name"], record["version"], record["noarch"]) == ("acme-tools", "1.2", "python")
+    assert "pytorch >=2" in record["depends"]
+    assert any("tomli" in warning for warning in made.warnings)  # conda cannot say it
+    assert made.file_name == "acme-tools-1.2-py_0.conda"
+    # The same name, converted at the same time for another team, is another file.
+    again = convert(path, "acme_tools-1.2-py3-none-any.whl", limits=Limits())
+    assert (again.file_name, again.path != made.path) == (made.file_name, True)
+    assert set(tmp_path.iterdir()) == {path, made.path, again.path}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "why"),
+    [
+        ("acme_tools-1.2-cp311-cp311-linux_x86_64.whl", lambda path: path, "not pure Python"),
+        ("acme.whl", lambda path: path, "not the name of a wheel"),
+        ("acme_tools-1.2-py3-none-any.whl", lambda path: path.write_bytes(b"x"), "no archive"),
+        ("acme_tools-1.2-py3-none-any.whl", lambda path: with_entry(path, "../x"), "leads out"),
+        ("other-1.2-py3-none-any.whl", lambda path: path, "other"),
+    ],
+)
+def test_other_wheels_are_refused(
+    name: str, change: Callable[[Path], Any], why: str, tmp_path: Path
+) -> None:
+    path = wheel(tmp_path)
+    change(path)
+    with pytest.raises(PackageInvalidError, match=why):
+        convert(path, name, limits=Limits())
+    assert [one.name for one in tmp_path.iterdir()] == ["wheel"]
+
+
+def with_entry(path: Path, name: str) -> None:
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(name, "x")
