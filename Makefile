@@ -1,9 +1,9 @@
-# make demo | test | fuzz | bench | lint | accept; each sets up what it needs.
+# make demo | test | fuzz | bench | lint | docs | accept. Each target installs what it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test fuzz bench lint accept schema lock clean
+.PHONY: demo test fuzz bench lint docs screenshots accept schema lock clean
 
 # The virtual environment, from the locked requirements. uv is quick; pip is the fallback for
 # machines whose package index only pip is configured for. All of it is compiled once: where
@@ -47,6 +47,15 @@ lint: $(VENV)/ready-dev
 	$(BIN)/lint-imports
 	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive accounts condastore environments deploy
 
+# The documentation site, in docs/_build/html. A warning, such as a broken link, is an error.
+docs: $(VENV)/ready-docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+# The pictures of pages in the documentation, taken in a real browser.
+screenshots: $(VENV)/ready-dev
+	$(BIN)/python -m pytest -q tests/docs/test_screenshots.py --screenshots $(ARGS)
+
 schema: $(VENV)/ready-dev
 	$(BIN)/python manage.py export_graphql
 
@@ -56,6 +65,8 @@ lock: $(VENV)/ready-dev
 	  --no-annotate pyproject.toml --extra server --group demo -o requirements/server.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header \
 	  --no-annotate pyproject.toml --extra server --extra saml --extra scim --extra wheels --group dev -o requirements/dev.txt
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header \
+	  --no-annotate pyproject.toml --group docs -c requirements/dev.txt -o requirements/docs.txt
 	# Apart: python-ldap is compiled, and not every machine has what that needs.
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header \
 	  --no-annotate pyproject.toml --extra ldap -c requirements/dev.txt \

@@ -50,7 +50,7 @@ _REFUSALS = (ldap.INVALID_CREDENTIALS, ldap.NO_SUCH_OBJECT, ldap.INVALID_DN_SYNT
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """How one directory is asked; see CONDASTORE_LDAP_* in docs/operations.md."""
+    """How one directory is asked; see CONDASTORE_LDAP_* in docs/reference/settings.md."""
 
     name: str
     url: str

@@ -348,6 +348,6 @@ def _sign_in() -> Iterator[CheckMessage]:
     if not (settings.LOCAL_ACCOUNTS or ldap["url"] or settings.SIGN_IN_PROVIDERS):
         yield Error(
             "CONDASTORE_LOCAL_ACCOUNTS is off, and there is no other way to sign in.",
-            hint="Name a directory or an identity provider (docs/sign-in.md).",
+            hint="Name a directory or an identity provider (docs/how-to/accounts.md).",
             id="condastore.E025",
         )

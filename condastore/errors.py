@@ -190,7 +190,7 @@ class SandboxUnavailableError(RequestError):
     code = "sandbox-unavailable"
     hint = (
         "Ask an administrator to make bubblewrap work where the workers run "
-        "(docs/operations.md, “Sandbox”)."
+        "(docs/how-to/sandbox.md)."
     )
 
 

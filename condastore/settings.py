@@ -149,7 +149,7 @@ LINK_BYTECODE = env.flag(
     "LINK_BYTECODE", True, "Compile Python files once and share the result between environments."
 )
 
-# --- artifacts (docs/serving.md) ----------------------------------------------------------------
+# --- artifacts (docs/how-to/build-files.md) -------------------------------------------------------
 BLOBS = env.text("BLOBS", "files", "Where artifacts are kept: files, s3, gcs or azure.")
 BLOBS_OPTIONS = env.secret(
     "BLOBS_OPTIONS", "Options of the object store, as JSON: those of django-storages' backend."
@@ -170,7 +170,7 @@ KEEP_PACKAGES = env.flag(
     "its channel is gone; costs the compressed size of each, once.",
 )
 
-# --- retention and collection (docs/serving.md); 0: no such rule, or no bound ---------------------
+# --- retention, garbage collection (docs/how-to/retention.md); 0: no such rule, or no bound -------
 RETENTION_KEEP_LAST = env.number(
     "RETENTION_KEEP_LAST", 0, "Newest builds of each environment that stay; 0: all of them."
 )
@@ -202,7 +202,7 @@ COLLECTION_INTERVAL = env.seconds(
     "COLLECTION_INTERVAL", 3_600, "How often bytes that nothing needs are looked for."
 )
 
-# --- container images (docs/registry.md) --------------------------------------------------------
+# --- container images (docs/how-to/container-images.md) -------------------------------------------
 BASE_IMAGE = env.text(
     "BASE_IMAGE",
     "",
@@ -255,7 +255,7 @@ QUOTA_BUILDS_AT_ONCE = env.number(
 )
 QUOTA_BUILDS_A_DAY = env.number("QUOTA_BUILDS_A_DAY", 0, "Builds within 24 hours. 0: no limit.")
 
-# --- who people are (docs/sign-in.md) ---------------------------------------------------------
+# --- who people are (docs/how-to/accounts.md) -----------------------------------------------------
 LOCAL_ACCOUNTS = env.flag(
     "LOCAL_ACCOUNTS", True, "People may sign in with passwords that are kept here."
 )

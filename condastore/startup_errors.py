@@ -96,7 +96,7 @@ _DATABASE = (
     (
         r"not a database|malformed",
         "The SQLite database is damaged.",
-        "Restore a backup (docs/operations.md).",
+        "Restore a backup (docs/how-to/backup.md).",
     ),
     (
         r"no such table|relation \S+ does not exist",
@@ -226,7 +226,7 @@ def of_object_store(error: BaseException) -> CommandError:
     if not message:
         message = "The object store cannot be used."
         said = " ".join(str(error).split())[:300]
-        hint = f"It said: {said}. Check CONDASTORE_BLOBS_OPTIONS (docs/operations.md)."
+        hint = f"It said: {said}. Check CONDASTORE_BLOBS_OPTIONS (docs/how-to/object-store.md)."
     return _unavailable(message, f"CONDASTORE_BLOBS={settings.BLOBS}", hint)
 
 

@@ -169,7 +169,7 @@ def _sandbox() -> str:
         return "required"
     print(
         f"Sandbox: off. {problem} The packages of this demo, which were made on this machine, run "
-        "without one. An installation for others needs bubblewrap (docs/operations.md)."
+        "without one. An installation for others needs bubblewrap (docs/how-to/sandbox.md)."
     )
     return "off"
 

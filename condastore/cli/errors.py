@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Status(IntEnum):
-    """Exit statuses; scripts may rely on them (`docs/cli.md`)."""
+    """Exit statuses; scripts may rely on them (`docs/reference/cli.md`)."""
 
     OK = 0
     FAILED = 1  # the build failed or was cancelled; or our own fault

@@ -91,7 +91,7 @@ def _signed(content: bytes, pem: bytes, path: Path) -> bytes:
             "Checking signatures needs the Python package `cryptography`.",
             status=Status.INVALID,
             code="invalid-input",
-            hint="pip install 'condastore[verify]'; docs/serving.md shows how openssl does it.",
+            hint="pip install 'condastore[verify]'; see docs/how-to/build-files.md for openssl.",
         ) from error
     try:
         public = load_pem_public_key(pem)

@@ -22,7 +22,7 @@ from environments.domain.sbom import package_url
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://slsa.dev/provenance/v1"
-#: What `externalParameters` and `internalParameters` mean: docs/serving.md.
+#: What `externalParameters` and `internalParameters` mean: docs/how-to/build-files.md.
 BUILD_TYPE = "urn:condastore:build:v1"
 
 

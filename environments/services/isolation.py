@@ -9,7 +9,7 @@ from django.conf import settings
 from environments.engine.system.confinement import can_confine
 from environments.engine.system.processes import sandbox_problem
 
-INSTALL = "Make bubblewrap work where the workers run (docs/operations.md, “Sandbox”)."
+INSTALL = "Make bubblewrap work where the workers run (docs/how-to/sandbox.md)."
 
 
 def sandboxed() -> bool:

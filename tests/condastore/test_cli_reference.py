@@ -1,4 +1,4 @@
-"""The document of the command line names each command and each status."""
+"""The reference of the command line has every command, option and exit status."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import typer.main
 from condastore.cli.errors import Status
 from condastore.cli.lazy import load
 from condastore.cli.main import INTERRUPTED, app
+from docs._ext import cli_reference
 
-DOCUMENT = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "reference" / "cli.md").read_text()
 
 
 def commands(group: Any, name: str) -> Iterator[tuple[str, Any]]:
@@ -58,9 +59,15 @@ def test_a_mistyped_command_is_compared_with_all():
     assert "namespace" in said.stderr
 
 
-def test_the_document_has_a_row_for_each_command_and_no_other():
-    rows = re.findall(r"^\| `(condastore [^`]+)` \|", DOCUMENT, re.MULTILINE)
-    assert sorted(rows) == sorted(ALL)
+def test_the_generated_reference_has_a_section_for_every_command_with_its_options():
+    assert DOCUMENT.count(cli_reference.MARK) == 1
+    text = cli_reference.markdown()
+    assert re.findall(r"^### (condastore .+)$", text, re.MULTILINE) == list(ALL)
+    sections = re.split(r"^### ", text, flags=re.MULTILINE)[1:]
+    for section, command in zip(sections, ALL.values(), strict=True):
+        for option in command.params:
+            if option.opts[0].startswith("-"):
+                assert f"`{option.opts[0]}" in section
 
 
 def test_the_document_has_a_row_for_each_status_and_no_other():

@@ -23,7 +23,7 @@ def table() -> str:
 
 def test_the_settings_table_is_what_the_code_reads():
     """Run this file as a program to write the table."""
-    document = (PROJECT / "docs" / "operations.md").read_text()
+    document = (PROJECT / "docs" / "reference" / "settings.md").read_text()
     assert document.partition(MARK)[2].strip() == table().strip()
 
 
@@ -51,8 +51,11 @@ def test_a_setting_that_cannot_be_read_says_which_and_how():
 
 
 if __name__ == "__main__":
+    import os
+
     import django
 
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "condastore.settings")
     django.setup()
-    path = PROJECT / "docs" / "operations.md"
+    path = PROJECT / "docs" / "reference" / "settings.md"
     path.write_text(path.read_text().partition(MARK)[0] + MARK + "\n" + table())

@@ -1,4 +1,4 @@
-"""What is delivered for operators has the restrictions that docs/hardening.md speaks of."""
+"""What is delivered for operators has the restrictions that docs/how-to/hardening.md speaks of."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.condastore.test_nginx import CONFIGURATION, MAIN
 from tests.services.processes import ComponentMissing
 
 ROOT = Path(__file__).parents[2]
-HARDENING = (ROOT / "docs" / "hardening.md").read_text()
+HARDENING = (ROOT / "docs" / "how-to" / "hardening.md").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 UNITS = sorted((ROOT / "deploy" / "systemd").glob("*.service"))

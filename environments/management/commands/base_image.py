@@ -23,7 +23,7 @@ from environments.services import blobs, image_builder, platforms
 
 
 class Command(BaseCommand):
-    help = "Load, pull, make or list the bases that container images lie on (docs/registry.md)."
+    help = "Load, pull, make or list base images of container images."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         commands = parser.add_subparsers(dest="what", required=True)

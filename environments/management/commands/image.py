@@ -27,7 +27,7 @@ def told(error: StoreError) -> str:
 
 
 class Command(BaseCommand):
-    help = "Push a build's container image to another registry (docs/registry.md)."
+    help = "Push a build's container image to another registry (docs/how-to/container-images.md)."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         commands = parser.add_subparsers(dest="what", required=True)

@@ -1,0 +1,1 @@
+"""Sphinx extensions that generate reference pages from the code."""
