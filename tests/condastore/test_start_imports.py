@@ -20,7 +20,7 @@ import django
 django.setup()
 for name in json.loads(sys.argv[1]):
     importlib.import_module(name)
-from condastore.supervisor.supervise import fork
+from condastore.supervisor import fork
 print(json.dumps({"started": started, "safe": fork.safe(), "modules": sorted(sys.modules)}))
 """
 

@@ -517,7 +517,7 @@ def test_old_entries_and_unused_interpreters_are_removed(
 #: Ends the process with status 99 where it can read what it must not, just after it is confined.
 _PROBE = """
 import os
-from environments.engine import {module} as module
+import {module} as module
 confine = module.confine
 def probe(**given):
     if {confined}:
@@ -555,8 +555,7 @@ Probed = Callable[[Any, bool], None]
 @pytest.fixture
 def probe(secrets: list[str], monkeypatch: pytest.MonkeyPatch) -> Probed:
     def do(module: Any, confined: bool) -> None:
-        name = module.__name__.rpartition(".")[2]
-        program = _PROBE.format(module=name, confined=confined, secrets=secrets)
+        program = _PROBE.format(module=module.__name__, confined=confined, secrets=secrets)
         monkeypatch.setattr(module, "_PROGRAM", program)
 
     return do

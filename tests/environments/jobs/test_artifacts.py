@@ -43,9 +43,10 @@ database, data, caches, pk = sys.argv[1:]
 settings.DATABASES["default"]["NAME"] = database
 settings.DATA = Path(data)
 django.setup()
-from environments import artifacts, images, tools
 from environments.engine.artifacts import parts
-tools.use(tools.Tools(Path(caches)))
+from environments.jobs import artifacts
+from environments.services import engine_context, image_builder
+engine_context.use(engine_context.Tools(Path(caches)))
 def say_and_wait():
     os.write(1, b"writing\\n")  # whole, where two threads say it
     time.sleep(600)
@@ -56,7 +57,7 @@ def half(layer, to, **options):
     to.write_bytes(b"half a layer")
     say_and_wait()
 parts._Line.finish = slowly
-images.make_layer = half
+image_builder.make_layer = half
 artifacts.make(int(pk))
 """
 
