@@ -1,9 +1,11 @@
-# make demo | test | fuzz | bench | lint | docs | accept. Each target installs what it needs.
+# make demo | test | test-fast | test-services | test-system | fuzz | mutate | bench | lint | docs |
+# accept. Each target installs what it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test fuzz bench lint docs screenshots accept schema lock clean
+.PHONY: demo test test-fast test-services test-system fuzz mutate bench lint docs screenshots accept \
+  schema lock clean
 
 # The virtual environment, from the locked requirements. uv is quick; pip is the fallback for
 # machines whose package index only pip is configured for. All of it is compiled once: where
@@ -24,10 +26,17 @@ $(VENV)/ready-%: requirements/%.txt pyproject.toml
 demo: $(VENV)/ready-server
 	@$(BIN)/python -m deploy.demo $(if $(ONCE),--once)
 
+# The suite, in lanes (docs/testing.md); what fails is run once more, and named if it passes then.
 test: $(VENV)/ready-dev
 	@$(MAKE) --no-print-directory $(VENV)/ready-ldap \
 	  || echo "Tests of LDAP will fail: apt-get install gcc python3-dev libldap-dev libsasl2-dev"
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=20 $(ARGS)
+	@$(BIN)/python -m compileall -q accounts condastore environments tests
+	$(BIN)/python .ci/test.py $(if $(LANE),--lane $(LANE)) $(ARGS)
+
+# fast: no services, under three minutes. services: databases, brokers, identity providers.
+# system: faults, the matrix of databases and brokers, acceptance, the browser.
+test-fast test-services test-system:
+	@$(MAKE) --no-print-directory test LANE=$(@:test-%=%)
 
 # At length what `make test` does in short: other seeds find other faults.
 fuzz: $(VENV)/ready-dev

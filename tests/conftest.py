@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,15 @@ from tests import factories
 from tests.migrated import copy_database
 from tests.services import ComponentMissing
 
+# Assertions are rewritten once, not in each process of each run; what tests start is not concerned.
+sys.dont_write_bytecode = False
+
 pytest_plugins = [
+    "pytester",
     "tests.channels.fixtures",
     "tests.environments.web_server",
+    "tests.lane_plugin",
+    "tests.processor_time",
     "tests.services.fixtures",
     "tests.spreading",
 ]
@@ -121,6 +128,13 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the data folder that tests/settings.py made; workers of pytest-xdist use the same."""
+    folder = Path(os.environ.get("CONDASTORE_DATA", ""))
+    if folder.name.startswith("condastore-test-") and not hasattr(config, "workerinput"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.hookimpl(wrapper=True)

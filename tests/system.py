@@ -31,6 +31,7 @@ import httpx
 import psutil
 
 from environments.engine.system.processes import can_sandbox
+from tests import lanes
 from tests.migrated import ADMINISTRATOR, PASSWORD, TOKEN, put_database
 from tests.services.processes import free_ports
 
@@ -156,6 +157,7 @@ class System:
     # --- life ----------------------------------------------------------------------------------
 
     def start(self) -> Self:
+        lanes.require("system", "`condastore up`")
         command = [*CONDASTORE, "up", "--json", "--port", "0", "--workers", str(self.workers)]
         own = "CONDASTORE_DATABASE_URL" not in self.environ
         if own and not (self.data / "db.sqlite3").exists():

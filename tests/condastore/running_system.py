@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from tests import lanes
 from tests.condastore.command_line import COMMAND, Person
 from tests.migrated import put_database
 from tests.services.processes import wait_for
@@ -47,6 +48,7 @@ class System:
 
     def start(self) -> System:
         """Start it and wait until it says that it is ready."""
+        lanes.require("system", "`condastore up`")
         with (self.data.parent / "up.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [*COMMAND, "up", "--json", *self.arguments],

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 from playwright.sync_api import Browser, Playwright
 
+from tests import lanes
+
 from .processes import find_program
 
 _ARGUMENTS = (
@@ -19,6 +21,7 @@ _ARGUMENTS = (
 @contextmanager
 def chromium(playwright: Playwright, *options: str) -> Iterator[Browser]:
     """The system's own Chromium: nothing is downloaded."""
+    lanes.require("system", "Chromium")
     program = find_program("chromium", component="Chromium", install="apt-get install chromium")
     # The browser's own sandbox does not work for root.
     sandbox = [] if os.geteuid() else ["--no-sandbox"]

@@ -20,6 +20,8 @@ from typing import Any
 
 import psutil
 
+from tests import lanes
+
 LOOPBACK = "127.0.0.1"
 
 #: A unix socket's path must be shorter than 104 characters, some of which are the server's own.
@@ -132,6 +134,7 @@ class Service:
         """Start it and wait until it is ready; nothing where it runs already."""
         if self.is_running:
             return
+        lanes.require("services", self.name)
         with (self.folder / "output.log").open("ab") as log:
             self._process = subprocess.Popen(
                 self.command,
