@@ -15,8 +15,8 @@ from strawberry import ID, Info
 from accounts.access import Actor
 from accounts.roles import Perm
 from environments.domain.lifecycle import BuildState
+from environments.graphql.fields import actor_of, field
 from environments.graphql.packages import BigInt
-from environments.graphql.pages import actor_of, field
 from environments.models import (
     ApprovalRequest,
     CondaRecord,
@@ -29,16 +29,6 @@ from environments.models import (
 )
 from environments.services import approval_requests
 
-strawberry.enum(
-    RequestState,
-    name="RequestState",
-    description="SECOND: one approved, and two must. WITHDRAWN: no build waits any more.",
-)
-strawberry.enum(
-    DecisionScope,
-    name="DecisionScope",
-    description="BUILD: these bytes. VERSION: of this channel. SPEC: all that a MatchSpec matches.",
-)
 #: Builds that a request names at most.
 WAITING = 100
 _USED_BY = {
@@ -62,26 +52,50 @@ def _name(user: Any) -> str | None:
     return user.get_username() if user else None
 
 
-@strawberry.type(description="Yes or no to packages. It holds until it ends or is revoked.")
+@strawberry.type(
+    description="Approval or rejection of packages, in force until it expires or is revoked."
+)
 class PackageDecision:
-    id: ID
-    approved: bool
-    scope: DecisionScope
-    manager: str = strawberry.field(description="conda or pypi; `rule` for a whole lock.")
-    name: str
-    spec: str
-    channel: str
-    sha256: str
-    namespace: str | None = strawberry.field(description="Null: in all namespaces.")
-    reason: str
-    expires_at: datetime | None
-    decided_by: str | None
-    decided_at: datetime
-    seconded_by: str | None
-    complete: bool = strawberry.field(description="False while a second person must agree.")
-    revoked_at: datetime | None
-    revoked_by: str | None
-    in_force: bool
+    id: ID = strawberry.field(description="Id of the object.")
+    approved: bool = strawberry.field(description="True for an approval, false for a rejection.")
+    scope: DecisionScope = strawberry.field(description="What the decision covers.")
+    manager: str = strawberry.field(
+        description="Package manager: conda or pypi, or `rule` for a decision on a whole lock."
+    )
+    name: str = strawberry.field(
+        description="Name of the package, or of the rule for a decision on a whole lock."
+    )
+    spec: str = strawberry.field(
+        description="MatchSpec of the covered packages; empty for scope BUILD."
+    )
+    channel: str = strawberry.field(
+        description="URL of the channel of the covered packages; empty means any channel."
+    )
+    sha256: str = strawberry.field(
+        description="SHA-256 digest of the covered package file; empty unless the scope is BUILD."
+    )
+    namespace: str | None = strawberry.field(
+        description="Name of the namespace the decision holds in; null means all namespaces."
+    )
+    reason: str = strawberry.field(description="Reason given by the approver.")
+    expires_at: datetime | None = strawberry.field(
+        description="When the decision expires; null means never."
+    )
+    decided_by: str | None = strawberry.field(
+        description="Name of the approver; null if the account was deleted."
+    )
+    decided_at: datetime = strawberry.field(description="When the decision was made.")
+    seconded_by: str | None = strawberry.field(
+        description="Name of the second approver; null if there is none."
+    )
+    complete: bool = strawberry.field(description="False while a second approver must agree.")
+    revoked_at: datetime | None = strawberry.field(
+        description="When the decision was revoked; null if it was not."
+    )
+    revoked_by: str | None = strawberry.field(description="Name of the user who revoked it.")
+    in_force: bool = strawberry.field(
+        description="True when the decision is complete, not expired and not revoked."
+    )
 
     @classmethod
     def of(cls, row: Decision) -> PackageDecision:
@@ -108,14 +122,16 @@ class PackageDecision:
         )
 
 
-@strawberry.type(description="A build that waits, who asked for it, and why.")
+@strawberry.type(description="Build that waits for a decision.")
 class Waiting:
-    build: str = strawberry.field(description="`namespace/name:number`.")
-    build_id: ID
-    state: BuildState
-    asked_by: str | None
-    note: str
-    at: datetime
+    build: str = strawberry.field(description="Reference of the build, as `namespace/name:number`.")
+    build_id: ID = strawberry.field(description="Id of the build.")
+    state: BuildState = strawberry.field(description="State of the build.")
+    asked_by: str | None = strawberry.field(
+        description="Name of the user who submitted the build; null if the account was deleted."
+    )
+    note: str = strawberry.field(description="Purpose of the package, as stated by the requester.")
+    at: datetime = strawberry.field(description="When the build started to wait.")
 
 
 class Facts:
@@ -184,33 +200,54 @@ class Facts:
 
 @strawberry.type(
     name="ApprovalRequest",
-    description="A package that a namespace needs a decision on; the builds that wait share it.",
+    description="Request for a decision on one package in one namespace, shared by "
+    "all builds that wait for it.",
 )
 class ApprovalRequestNode:
     row: strawberry.Private[Any]
     facts: strawberry.Private[Facts]
 
-    id: ID
-    namespace: str
-    manager: str = strawberry.field(description="conda or pypi; `rule` for a whole lock.")
-    name: str
-    version: str
-    build: str = strawberry.field(description="conda's build string.")
-    channel: str
-    license: str
-    size: BigInt
-    sha256: str
-    published_at: datetime | None = strawberry.field(description="In its publisher's words.")
-    first_seen_at: datetime | None = strawberry.field(description="When it was first locked here.")
-    install_scripts: list[str] | None = strawberry.field(
-        description="Null while nobody has opened the package."
+    id: ID = strawberry.field(description="Id of the object.")
+    namespace: str = strawberry.field(description="Name of the namespace that needs the decision.")
+    manager: str = strawberry.field(
+        description="Package manager: conda or pypi, or `rule` when a rule asks about "
+        "the whole lock."
     )
-    rule: str
-    reason: str
-    chain: list[str] = strawberry.field(description="From what was asked for, to it.")
-    state: RequestState
-    opened_at: datetime
-    decided_at: datetime | None
+    name: str = strawberry.field(
+        description="Name of the package, or of the rule when it asks about the whole lock."
+    )
+    version: str = strawberry.field(description="Version of the package.")
+    build: str = strawberry.field(
+        description="Build string of the conda package; empty for other packages."
+    )
+    channel: str = strawberry.field(
+        description="URL of the conda channel the package comes from; empty for other packages."
+    )
+    license: str = strawberry.field(description="License that the package declares.")
+    size: BigInt = strawberry.field(description="Size of the package file, in bytes.")
+    sha256: str = strawberry.field(
+        description="SHA-256 digest of the package file, in hexadecimal."
+    )
+    published_at: datetime | None = strawberry.field(
+        description="Publication time that the channel states; null if it states none."
+    )
+    first_seen_at: datetime | None = strawberry.field(
+        description="When a lock of this installation first contained the package."
+    )
+    install_scripts: list[str] | None = strawberry.field(
+        description="Names of the install scripts in the package; null while the "
+        "package has not been unpacked."
+    )
+    rule: str = strawberry.field(description="Name of the rule that asks for the decision.")
+    reason: str = strawberry.field(description="Reason that the rule gives.")
+    chain: list[str] = strawberry.field(
+        description="Dependency chain from a requested package to this one."
+    )
+    state: RequestState = strawberry.field(description="State of the request.")
+    opened_at: datetime = strawberry.field(description="When the request was opened.")
+    decided_at: datetime | None = strawberry.field(
+        description="When the request was decided; null while it is open."
+    )
 
     @classmethod
     def of(cls, row: ApprovalRequest, facts: Facts) -> ApprovalRequestNode:
@@ -240,12 +277,12 @@ class ApprovalRequestNode:
             decided_at=row.decided_at,
         )
 
-    @field()
+    @field(description="Decision that answered the request; null while it is open.")
     def decision(self) -> PackageDecision | None:
         key = self.row.decision_id
         return PackageDecision.of(self.facts.decisions[key]) if key else None
 
-    @field(description="The first hundred.")
+    @field(description="Builds that wait for the decision, at most 100.")
     def waiting(self) -> list[Waiting]:
         return [
             Waiting(
@@ -259,21 +296,30 @@ class ApprovalRequestNode:
             for one in self.facts.waiting.get(self.row.pk, ())[:WAITING]
         ]
 
-    @field(description="What of the package is approved here already.")
+    @field(
+        description="Specifications or digests of this package that are already "
+        "approved in the namespace."
+    )
     def approved_versions(self) -> list[str]:
         found = self.facts.approved.get((self.manager, self.name), ())
         here = (None, self.row.namespace_id)
         return sorted({row.spec or row.sha256 for row in found if row.namespace_id in here})
 
-    @field(description="How many environments that you see hold it now, in whichever version.")
+    @field(
+        description="Number of environments visible to the caller whose current build "
+        "contains the package, in any version."
+    )
     def environments(self) -> int:
         return self.facts.uses.get((self.manager, self.name), 0)
 
-    @field(description="Who may decide by a role in the namespace.")
+    @field(description="Names of the users whose role in the namespace allows them to decide.")
     def deciders(self) -> list[str]:
         return self.facts.deciders.get(self.row.namespace_id, [])
 
-    @field(description="Whether your rights allow it; not whether you asked yourself.")
+    @field(
+        description="True when the caller's permissions allow a decision; a caller may "
+        "still not decide their own request."
+    )
     def may_decide(self) -> bool:
         return self.row.namespace_id in self.facts.decidable
 

@@ -11,30 +11,43 @@ from django.urls import reverse
 from strawberry import ID, Info
 
 from environments.domain.artifacts import FORMS, ArtifactKind, ArtifactState, variant_of
+from environments.graphql.fields import absolute
 from environments.graphql.packages import BigInt, Failure, Progress
-from environments.graphql.pages import absolute
 from environments.models import Artifact, Build, LockRow
 
 
 @strawberry.type(
     name="Artifact",
-    description="A file of a lock: one for all builds that have the lock, made once.",
+    description="File generated from a lock, such as an archive or an image; builds "
+    "with the same lock share it.",
 )
 class ArtifactNode:
-    id: ID
-    kind: ArtifactKind
-    platform: str
-    state: ArtifactState
-    file_name: str
-    url: str = strawberry.field(description="Where it is downloaded; that waits until it is made.")
-    size: BigInt | None = strawberry.field(description="Null until it is made.")
-    sha256: str | None
-    attempt: int
-    progress: Progress | None
-    failure: Failure | None
-    seconds: float = strawberry.field(description="What making it took.")
-    created_at: datetime
-    finished_at: datetime | None
+    id: ID = strawberry.field(description="Id of the object.")
+    kind: ArtifactKind = strawberry.field(description="Format of the file.")
+    platform: str = strawberry.field(description="Platform the file is for, such as linux-64.")
+    state: ArtifactState = strawberry.field(description="State of the file's generation.")
+    file_name: str = strawberry.field(description="Name of the file when it is downloaded.")
+    url: str = strawberry.field(
+        description="Download URL; a request waits until the file is ready."
+    )
+    size: BigInt | None = strawberry.field(
+        description="Size of the file, in bytes; null until it is ready."
+    )
+    sha256: str | None = strawberry.field(
+        description="SHA-256 digest of the file, in hexadecimal; null until it is ready."
+    )
+    attempt: int = strawberry.field(description="Number of attempts to generate the file.")
+    progress: Progress | None = strawberry.field(
+        description="Progress of the running generation; null while none runs."
+    )
+    failure: Failure | None = strawberry.field(
+        description="Why the last attempt failed; null if it did not."
+    )
+    seconds: float = strawberry.field(description="Time that the generation took, in seconds.")
+    created_at: datetime = strawberry.field(description="When the file was first requested.")
+    finished_at: datetime | None = strawberry.field(
+        description="When the generation finished; null until then."
+    )
 
 
 def of_locks() -> Prefetch[str, Any, str]:

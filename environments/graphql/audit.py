@@ -14,30 +14,32 @@ from strawberry.scalars import JSON
 
 from environments.domain.audit_chain import Verified
 from environments.domain.audit_checkpoints import CheckedCheckpoints
-from environments.graphql.errors import OperationError
+from environments.graphql.connections import Connection, connection
+from environments.graphql.errors import OperationError, refusable
+from environments.graphql.fields import Column, actor_of, column, computed, described, field
 from environments.graphql.packages import BigInt
-from environments.graphql.pages import (
-    Column,
-    Connection,
-    actor_of,
-    computed,
-    connection,
-    field,
-)
 from environments.models import AuditEvent
 from environments.models.audit import AuditQuerySet
 from environments.operations import audit
 
 
-@strawberry.input(description="`action` and `target` by their beginning; all must hold.")
+@strawberry.input(description="Filter for audit events; all given conditions must hold.")
 class AuditFilter:
-    actor: str | None = None
-    action: str | None = None
-    target: str | None = None
-    namespace: str | None = None
-    since: datetime | None = None
-    until: datetime | None = None
-    refused: bool | None = None
+    actor: str | None = strawberry.field(default=None, description="Name of the acting user.")
+    action: str | None = strawberry.field(default=None, description="Prefix of the action's name.")
+    target: str | None = strawberry.field(default=None, description="Prefix of the target.")
+    namespace: str | None = strawberry.field(
+        default=None, description="Name of the namespace concerned."
+    )
+    since: datetime | None = strawberry.field(
+        default=None, description="Only events at or after this time; UTC if no time zone is given."
+    )
+    until: datetime | None = strawberry.field(
+        default=None, description="Only events before this time; UTC if no time zone is given."
+    )
+    refused: bool | None = strawberry.field(
+        default=None, description="True for refused actions only, false for permitted ones only."
+    )
 
     def value(self) -> audit.Filters:
         return audit.Filters(
@@ -56,28 +58,43 @@ def _aware(moment: datetime | None) -> datetime | None:
     return moment.replace(tzinfo=UTC) if moment and moment.tzinfo is None else moment
 
 
-@strawberry_django.type(AuditEvent, name="AuditEvent", field_cls=Column)
+@strawberry_django.type(
+    AuditEvent,
+    name="AuditEvent",
+    field_cls=Column,
+    description="One entry of the tamper-evident audit log.",
+)
 class AuditEventNode:
-    id: ID
-    at: datetime
-    username: str
-    address: str
-    action: str
-    target: str
-    refused: bool
-    digest: str
+    id: ID = column("Id of the object.")
+    at: datetime = column("When the event was recorded.")
+    username: str = column(
+        "Name of the acting user, or `directory:NAME` for an identity directory."
+    )
+    address: str = column("IP address the request came from.")
+    action: str = column("Name of the action, such as `environment.delete`.")
+    target: str = column("What the action was applied to.")
+    refused: bool = column("True when the action was refused.")
+    digest: str = column("Digest of the hash chain up to this event, in hexadecimal.")
 
-    position: BigInt = computed(lambda event: event.position or 0, only=["position"])
-    changes: JSON = computed(lambda event: event.changes, only=["changes"])
+    position: BigInt = computed(
+        lambda event: event.position or 0,
+        only=["position"],
+        description="Position of the event in the hash chain, starting at 1.",
+    )
+    changes: JSON = computed(
+        lambda event: event.changes,
+        only=["changes"],
+        description="Recorded arguments and changes of the action; the keys depend on `action`.",
+    )
     namespace: str | None = computed(
         lambda event: event.namespace_name,
         annotate={"namespace_name": F("namespace__name")},
-        description="The name of the namespace that it is about.",
+        description="Name of the namespace concerned; null when there is none.",
     )
     token_id: ID | None = computed(
         lambda event: event.token_id and str(event.token_id),
         only=["token_id"],
-        description="The API token that it was done with.",
+        description="Id of the API token that was used; null for other sign-ins.",
     )
 
     @classmethod
@@ -87,22 +104,27 @@ class AuditEventNode:
         return queryset.visible_to(actor_of(info))
 
 
-@strawberry.type(description="The first place at which the log is not as it was written.")
+@strawberry.type(description="First position at which the audit log was altered.")
 class AuditFault:
-    position: BigInt
-    message: str
+    position: BigInt = strawberry.field(description="Position of the altered event.")
+    message: str = strawberry.field(description="Description of the difference.")
 
 
-@strawberry.type(description="Whether the audit log is as it was written.")
+@strawberry.type(description="Result of verifying the hash chain of the audit log.")
 class AuditVerification:
-    intact: bool
-    checked: BigInt = strawberry.field(description="Events that are as they were written.")
-    start: BigInt = strawberry.field(description="The position of the last that was pruned.")
-    end: BigInt = strawberry.field(description="The position of the newest.")
-    digest: str = strawberry.field(
-        description="Of the newest: kept elsewhere, it proves what was there."
+    intact: bool = strawberry.field(description="True when the log has not been altered.")
+    checked: BigInt = strawberry.field(description="Number of events that were verified.")
+    start: BigInt = strawberry.field(
+        description="Position of the last pruned event; 0 if nothing was pruned."
     )
-    fault: AuditFault | None
+    end: BigInt = strawberry.field(description="Position of the newest event.")
+    digest: str = strawberry.field(
+        description="Digest of the newest event; stored outside the installation, it "
+        "proves the log's contents."
+    )
+    fault: AuditFault | None = strawberry.field(
+        description="First altered position; null when the log is intact."
+    )
 
     @classmethod
     def of(cls, found: Verified) -> AuditVerification:
@@ -119,19 +141,27 @@ class AuditVerification:
         )
 
 
-@strawberry.type(description="The first checkpoint that contradicts the audit log.")
+@strawberry.type(description="First checkpoint that contradicts the audit log.")
 class CheckpointFault:
-    line: int = strawberry.field(description="Its line, from 1.")
-    message: str
+    line: int = strawberry.field(description="Number of the checkpoint's line, starting at 1.")
+    message: str = strawberry.field(description="Description of the contradiction.")
 
 
-@strawberry.type(description="Whether checkpoints that were stored elsewhere agree with the log.")
+@strawberry.type(
+    description="Result of comparing externally stored checkpoints with the audit log."
+)
 class AnchorVerification:
-    intact: bool
-    checked: int = strawberry.field(description="Checkpoints that agree with the log.")
-    newest: datetime | None = strawberry.field(description="Time of the last of them.")
-    position: BigInt | None = strawberry.field(description="Newest event at that time.")
-    fault: CheckpointFault | None
+    intact: bool = strawberry.field(description="True when every checkpoint agrees with the log.")
+    checked: int = strawberry.field(description="Number of checkpoints that agree with the log.")
+    newest: datetime | None = strawberry.field(
+        description="Time of the newest checkpoint that was compared."
+    )
+    position: BigInt | None = strawberry.field(
+        description="Position of the newest event at the time of that checkpoint."
+    )
+    fault: CheckpointFault | None = strawberry.field(
+        description="First checkpoint that contradicts the log; null when there is none."
+    )
 
     @classmethod
     def of(cls, found: CheckedCheckpoints) -> AnchorVerification:
@@ -147,16 +177,19 @@ class AnchorVerification:
         )
 
 
-@strawberry.type(description="What a prune took away.")
+@strawberry.type(description="Result of pruning the audit log.")
 class PrunedAudit:
-    events: BigInt
-    position: BigInt = strawberry.field(description="Of the last that went.")
+    events: BigInt = strawberry.field(description="Number of deleted events.")
+    position: BigInt = strawberry.field(description="Position of the last deleted event.")
 
 
-PrunePayload = Annotated[PrunedAudit | OperationError, strawberry.union("PrunePayload")]
+PrunePayload = Annotated[PrunedAudit | OperationError, refusable("PrunePayload")]
 
 
-def _events(info: Info, filters: AuditFilter | None = None) -> Iterable[AuditEventNode]:
+def _events(
+    info: Info,
+    filters: Annotated[AuditFilter | None, described("Conditions on the events.")] = None,
+) -> Iterable[AuditEventNode]:
     found: Any = (filters or AuditFilter()).value().rows(actor_of(info))
     return found  # type: ignore[no-any-return]
 
@@ -166,25 +199,42 @@ class AuditQuery:
     audit_events: Connection[AuditEventNode] = connection(
         _events,
         graphql_type=Connection[AuditEventNode],
-        description="The newest first; of the namespaces that you run, or all if you run all.",
+        description="Audit events of namespaces the caller manages, newest first; all "
+        "events for administrators.",
     )
 
-    @field(description="Look at each event of the audit log. By administrators.")
+    @field(description="Verify the hash chain of the whole audit log. Administrators only.")
     def verify_audit(self, info: Info) -> AuditVerification:
         return AuditVerification.of(audit.verify(actor=actor_of(info)))
 
     @field(
-        description="Compare lines of an anchor (CONDASTORE_AUDIT_ANCHOR), in the order in which "
-        f"they were stored, with the audit log; at most {audit.MAX_CHECKPOINTS:,} at a time. By "
-        "administrators, after `verifyAudit`."
+        description="Compare stored checkpoints (CONDASTORE_AUDIT_ANCHOR) with the "
+        "audit log. Administrators only, after `verifyAudit`."
     )
-    def verify_audit_anchor(self, info: Info, lines: list[str]) -> AnchorVerification:
+    def verify_audit_anchor(
+        self,
+        info: Info,
+        lines: Annotated[
+            list[str],
+            described("Lines of the checkpoint file in their stored order, at most 2,000."),
+        ],
+    ) -> AnchorVerification:
         return AnchorVerification.of(audit.verify_anchor(actor=actor_of(info), lines=lines))
 
 
 @strawberry.type
 class AuditMutation:
-    @field(description="Take away events older than `before`; the rest can still be verified.")
-    def prune_audit(self, info: Info, before: datetime) -> PrunePayload:
+    @field(
+        description="Delete old audit events; the remaining log can still be verified. "
+        "Administrators only."
+    )
+    def prune_audit(
+        self,
+        info: Info,
+        before: Annotated[
+            datetime,
+            described("Events before this time are deleted; UTC if no time zone is given."),
+        ],
+    ) -> PrunePayload:
         pruned = audit.prune(actor=actor_of(info), before=_aware(before) or before)
         return PrunedAudit(events=BigInt(pruned.events), position=BigInt(pruned.position))

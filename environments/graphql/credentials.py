@@ -10,34 +10,42 @@ from typing import Annotated, Any, Literal
 import strawberry
 from strawberry import ID, Info
 
-from environments.graphql.errors import OperationError
+from environments.graphql.arguments import OnlyNamespace
+from environments.graphql.connections import Connection, connection
+from environments.graphql.errors import OperationError, refusable
+from environments.graphql.fields import actor_of, described, field
 from environments.graphql.governance import Shown
-from environments.graphql.pages import Connection, Key, actor_of, connection, field
-from environments.graphql.types import find
+from environments.graphql.nodes import find
 from environments.models import ChannelCredential
 from environments.operations import credentials
 from environments.operations.namespaces import find_namespace
 
 
-@strawberry.enum(description="How the secret of a channel is sent.")
+@strawberry.enum(description="How the secret of a credential is sent.")
 class CredentialKind(Enum):
     BASIC = strawberry.enum_value("basic", description="As user name and password.")
     TOKEN = strawberry.enum_value("token", description="As /t/TOKEN in the path of the URL.")
 
 
 @strawberry.type(
-    name="ChannelCredential", description="A secret that is sent to a channel; it is never shown."
+    name="ChannelCredential",
+    description="Credential sent to a channel or registry. The secret is never shown.",
 )
 class CredentialNode:
-    id: ID
-    namespace: str | None = strawberry.field(description="Null: of the whole installation.")
-    url_prefix: str = strawberry.field(description="It is sent to what begins so.")
-    kind: str
-    namespaces: list[str] = strawberry.field(
-        description="Of a credential of the installation: names and patterns of the namespaces "
-        "whose builds use it. Empty for one that only mirrors use."
+    id: ID = strawberry.field(description="Id of the object.")
+    namespace: str | None = strawberry.field(
+        description="Name of the namespace whose builds use it; null means the whole installation."
     )
-    created_at: datetime
+    url_prefix: str = strawberry.field(
+        description="The credential is sent to URLs with this prefix."
+    )
+    kind: str = strawberry.field(description="How the secret is sent.")
+    namespaces: list[str] = strawberry.field(
+        description="For a credential of the installation: names and patterns of the "
+        "namespaces whose builds use it. Empty means that only mirrors use "
+        "it."
+    )
+    created_at: datetime = strawberry.field(description="When the credential was stored.")
 
     @classmethod
     def of(cls, row: ChannelCredential) -> CredentialNode:
@@ -52,11 +60,11 @@ class CredentialNode:
 
 
 CredentialPayload = Annotated[
-    CredentialNode | OperationError, strawberry.union("ChannelCredentialPayload")
+    CredentialNode | OperationError, refusable("ChannelCredentialPayload")
 ]
 
 
-def _credentials(info: Info, namespace: str | None = None) -> Iterable[CredentialNode]:
+def _credentials(info: Info, namespace: OnlyNamespace = None) -> Iterable[CredentialNode]:
     rows = ChannelCredential.objects.visible_to(actor_of(info)).select_related("namespace")
     if namespace is not None:
         rows = rows.filter(namespace__name=namespace)
@@ -69,26 +77,38 @@ class CredentialQuery:
     channel_credentials: Connection[CredentialNode] = connection(
         _credentials,
         graphql_type=Connection[CredentialNode],
-        description="Of the namespaces that you run.",
+        description="Credentials of the namespaces the caller manages.",
     )
 
 
 @strawberry.type
 class CredentialMutation:
     @field(
-        description="Set or replace the credential of a channel, for builds of a namespace that "
-        "you manage. `secret` is a token or user:password; it may stand in the URL instead. "
-        "Without a namespace: of the installation, by administrators, for the namespaces that "
-        "`namespaces` names (names and patterns; a pattern matches no personal namespace)."
+        description="Set or replace the credential of a channel. Requires permission to "
+        "manage the namespace; administrators only for the installation."
     )
     def set_channel_credential(
         self,
         info: Info,
-        channel: str,
-        secret: str = "",
-        kind: CredentialKind = CredentialKind.BASIC,
-        namespace: str | None = None,
-        namespaces: list[str] | None = None,
+        channel: Annotated[str, described("URL of the channel; it may contain the credential.")],
+        secret: Annotated[
+            str, described("Token, or `user:password`; empty when the URL contains it.")
+        ] = "",
+        kind: Annotated[
+            CredentialKind, described("How the secret is sent.")
+        ] = CredentialKind.BASIC,
+        namespace: Annotated[
+            str | None,
+            described("Name of the namespace whose builds use it; null means the installation."),
+        ] = None,
+        namespaces: Annotated[
+            list[str] | None,
+            described(
+                "For a credential of the installation: names and patterns of the "
+                "namespaces whose builds use it. A pattern matches no personal "
+                "namespace."
+            ),
+        ] = None,
     ) -> CredentialPayload:
         actor = actor_of(info)
         place = find_namespace(actor, namespace) if namespace is not None else None
@@ -103,8 +123,10 @@ class CredentialMutation:
         )
         return CredentialNode.of(row)
 
-    @field(description="Builds that start later are refused by the channel.")
-    def delete_channel_credential(self, info: Info, key: Key) -> CredentialPayload:
+    @field(description="Delete a credential; later requests are sent without it.")
+    def delete_channel_credential(
+        self, info: Info, key: Annotated[ID, described("Id of the credential.", name="id")]
+    ) -> CredentialPayload:
         actor = actor_of(info)
         rows = ChannelCredential.objects.visible_to(actor).select_related("namespace")
         found = find(rows, key, "credential")

@@ -24,22 +24,35 @@ from environments.operations import audit
 logger = structlog.get_logger(__name__)
 
 
-@strawberry.type(description="One of several things that are wrong with one request.")
+@strawberry.type(description="One of several faults of a request.")
 class Fault:
-    message: str
-    where: str
-    code: str
-    hint: str
+    message: str = strawberry.field(description="Description of the fault, for people.")
+    where: str = strawberry.field(description="Location of the fault; empty when there is none.")
+    code: str = strawberry.field(description="Stable code of the fault.")
+    hint: str = strawberry.field(description="Suggestion for the next step.")
 
 
-@strawberry.type(description="Why a mutation was refused. `code` is stable; the texts are not.")
+@strawberry.type(description="Why a mutation was refused.")
 class OperationError:
-    code: str
-    message: str
-    where: str
-    hint: str
-    details: JSON
-    faults: list[Fault]
+    code: str = strawberry.field(description="Stable code of the error; clients may rely on it.")
+    message: str = strawberry.field(description="Description of the error, for people.")
+    where: str = strawberry.field(
+        description="Argument or location at fault; empty when there is none."
+    )
+    hint: str = strawberry.field(description="Suggestion for the next step.")
+    details: JSON = strawberry.field(
+        description="Machine-readable details; the keys depend on `code`."
+    )
+    faults: list[Fault] = strawberry.field(
+        description="Individual faults, when several were found."
+    )
+
+
+def refusable(name: str) -> Any:
+    """Name the union of a mutation's result and OperationError."""
+    return strawberry.union(
+        name, description="Result of the mutation, or OperationError when it was refused."
+    )
 
 
 def faults_in(details: Any) -> list[Fault]:

@@ -33,8 +33,9 @@ from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext
 from strawberry.types.field import StrawberryField
 
 from accounts.access import kind_of
+from environments.graphql.connections import Pages, RowsWanted, page_part
 from environments.graphql.errors import in_event_loop
-from environments.graphql.pages import Column, Pages, RowsWanted, actor_in, page_part
+from environments.graphql.fields import Column, actor_in
 from environments.graphql.prepared import LONGEST, NotPlainError, Remembered, prepare
 
 Read = Callable[[Any], Any]

@@ -23,13 +23,13 @@ FAILURE = Subquery(
 
 @strawberry.type(
     name="MissingFolder",
-    description="The folder of a READY build that is missing on the server, and is linked again.",
+    description="State of relinking the missing prefix of a READY build.",
 )
 class MissingFolder:
-    state: str = strawberry.field(
-        description="WAITING, RESTORING, or FAILED, which is tried again every hour."
+    state: str = strawberry.field(description="State of the relinking.")
+    failure: Failure | None = strawberry.field(
+        description="Why the last attempt failed; null if it did not."
     )
-    failure: Failure | None = strawberry.field(description="Why the last attempt failed.")
 
 
 def missing_state(build: Any) -> str | None:

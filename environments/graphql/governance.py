@@ -20,9 +20,12 @@ from environments.graphql.approvals import (
     request_rows,
     shown,
 )
-from environments.graphql.errors import OperationError
-from environments.graphql.pages import Connection, Key, actor_of, connection, field
-from environments.graphql.types import NamespaceNode, find
+from environments.graphql.arguments import NamespaceName, OnlyNamespace
+from environments.graphql.connections import Connection, connection
+from environments.graphql.errors import OperationError, refusable
+from environments.graphql.fields import actor_of, described, field
+from environments.graphql.namespaces import NamespaceNode
+from environments.graphql.nodes import find
 from environments.models import (
     ApprovalRequest,
     Build,
@@ -37,12 +40,16 @@ from environments.operations import approvals, notifications, recalls
 from environments.operations.namespaces import find_namespace
 
 
-@strawberry.input(description="All that is given must hold.")
+@strawberry.input(description="Filter for approval requests; all given conditions must hold.")
 class ApprovalRequestFilter:
-    state: list[RequestState] | None = None
-    namespace: str | None = strawberry.field(default=None, description="Its name.")
-    name: str | None = strawberry.field(default=None, description="Of the package, in full.")
-    search: str | None = strawberry.field(default=None, description="A part of the name.")
+    state: list[RequestState] | None = strawberry.field(
+        default=None, description="States of the request."
+    )
+    namespace: str | None = strawberry.field(default=None, description="Name of the namespace.")
+    name: str | None = strawberry.field(default=None, description="Exact name of the package.")
+    search: str | None = strawberry.field(
+        default=None, description="Part of the name of the package."
+    )
 
     def apply(self, rows: QuerySet[ApprovalRequest]) -> QuerySet[ApprovalRequest]:
         if self.state is not None:
@@ -56,12 +63,20 @@ class ApprovalRequestFilter:
         return rows
 
 
-@strawberry.input(description="All that is given must hold.")
+@strawberry.input(description="Filter for package decisions; all given conditions must hold.")
 class DecisionFilter:
-    namespace: str | None = strawberry.field(default=None, description="Its name.")
-    name: str | None = strawberry.field(default=None, description="Of the package, in full.")
-    approved: bool | None = None
-    in_force: bool | None = None
+    namespace: str | None = strawberry.field(
+        default=None, description="Name of the namespace the decision holds in."
+    )
+    name: str | None = strawberry.field(default=None, description="Exact name of the package.")
+    approved: bool | None = strawberry.field(
+        default=None, description="True for approvals only, false for rejections only."
+    )
+    in_force: bool | None = strawberry.field(
+        default=None,
+        description="True for decisions in force only, false for expired, revoked or "
+        "incomplete ones only.",
+    )
 
     def apply(self, rows: QuerySet[Decision], now: datetime) -> QuerySet[Decision]:
         if self.namespace is not None:
@@ -79,19 +94,31 @@ class DecisionFilter:
 
 @strawberry.type(
     name="Recall",
-    description="Packages that were called back: nothing that holds one is built or served.",
+    description="Recall of packages: nothing that contains them is built or served.",
 )
 class RecallNode:
-    id: ID
-    manager: str
-    spec: str
-    sha256: str
-    reason: str
-    recalled_by: str | None
-    recalled_at: datetime
-    undone_by: str | None
-    undone_at: datetime | None
-    locks: int = strawberry.field(description="How many stored locks hold it, of all there are.")
+    id: ID = strawberry.field(description="Id of the object.")
+    manager: str = strawberry.field(description="Package manager: conda or pypi.")
+    spec: str = strawberry.field(
+        description="MatchSpec of the recalled packages; empty when recalled by digest."
+    )
+    sha256: str = strawberry.field(
+        description="SHA-256 digest of the recalled package file; empty when recalled by MatchSpec."
+    )
+    reason: str = strawberry.field(description="Reason given for the recall.")
+    recalled_by: str | None = strawberry.field(
+        description="Name of the user who recalled; null if the account was deleted."
+    )
+    recalled_at: datetime = strawberry.field(description="When the packages were recalled.")
+    undone_by: str | None = strawberry.field(
+        description="Name of the user who undid the recall; null if it is in force."
+    )
+    undone_at: datetime | None = strawberry.field(
+        description="When the recall was undone; null if it is in force."
+    )
+    locks: int = strawberry.field(
+        description="Number of stored locks that contain a recalled package."
+    )
 
     @classmethod
     def of(cls, row: Any) -> RecallNode:
@@ -110,17 +137,21 @@ class RecallNode:
         )
 
 
-@strawberry.type(description="A build that holds what was recalled, and whom to talk to.")
+@strawberry.type(description="Build that contains a recalled package.")
 class RecallHit:
-    build: str = strawberry.field(description="`namespace/name:number`.")
-    build_id: ID
-    namespace: str
-    environment: str
-    number: int
-    state: BuildState
-    is_current: bool
-    requested_by: str | None
-    packages: list[str]
+    build: str = strawberry.field(description="Reference of the build, as `namespace/name:number`.")
+    build_id: ID = strawberry.field(description="Id of the build.")
+    namespace: str = strawberry.field(description="Name of the namespace.")
+    environment: str = strawberry.field(description="Name of the environment.")
+    number: int = strawberry.field(description="Number of the build.")
+    state: BuildState = strawberry.field(description="State of the build.")
+    is_current: bool = strawberry.field(
+        description="True when the build is the current build of its environment."
+    )
+    requested_by: str | None = strawberry.field(
+        description="Name of the user who submitted the build; null if the account was deleted."
+    )
+    packages: list[str] = strawberry.field(description="Recalled packages in the build.")
 
 
 class Hits:
@@ -176,16 +207,19 @@ class Shown:
         return [self.of(row) for row in self.rows[part]]
 
 
-@strawberry.type(
-    name="Webhook", description="An address that is told of events; each message is signed."
-)
+@strawberry.type(name="Webhook", description="URL that receives signed messages about events.")
 class WebhookNode:
-    id: ID
-    namespace: str | None = strawberry.field(description="Null: of the whole installation.")
-    url: str
-    events: list[str] = strawberry.field(description="None: every kind.")
-    enabled: bool = strawberry.field(description="False after the receiver answered 410.")
-    created_at: datetime
+    id: ID = strawberry.field(description="Id of the object.")
+    namespace: str | None = strawberry.field(
+        description="Name of the namespace whose events are sent; null means the whole "
+        "installation."
+    )
+    url: str = strawberry.field(description="URL that receives the messages.")
+    events: list[str] = strawberry.field(
+        description="Event types to deliver; an empty list means all."
+    )
+    enabled: bool = strawberry.field(description="False after the receiver answered 410 Gone.")
+    created_at: datetime = strawberry.field(description="When the webhook was created.")
 
     @classmethod
     def of(cls, row: Webhook) -> WebhookNode:
@@ -199,40 +233,50 @@ class WebhookNode:
         )
 
 
-@strawberry.type(description="`secret` is told now and never again.")
+@strawberry.type(description="New webhook with its signing secret.")
 class CreatedWebhook:
-    secret: str
-    webhook: WebhookNode
+    secret: str = strawberry.field(
+        description="Key that signs the messages; it is shown only once."
+    )
+    webhook: WebhookNode = strawberry.field(description="The new webhook.")
 
 
-@strawberry.type(description="What was decided, and the requests as they are by that.")
+@strawberry.type(description="Result of deciding approval requests.")
 class Decided:
-    decisions: list[PackageDecision]
-    requests: list[ApprovalRequestNode]
+    decisions: list[PackageDecision] = strawberry.field(description="Decisions that were recorded.")
+    requests: list[ApprovalRequestNode] = strawberry.field(
+        description="The requests after the decision."
+    )
 
 
-DecidePayload = Annotated[Decided | OperationError, strawberry.union("DecidePayload")]
-DecisionPayload = Annotated[PackageDecision | OperationError, strawberry.union("DecisionPayload")]
+DecidePayload = Annotated[Decided | OperationError, refusable("DecidePayload")]
+DecisionPayload = Annotated[PackageDecision | OperationError, refusable("DecisionPayload")]
 RequestPayload = Annotated[
-    ApprovalRequestNode | OperationError, strawberry.union("ApprovalRequestPayload")
+    ApprovalRequestNode | OperationError, refusable("ApprovalRequestPayload")
 ]
-RecallPayload = Annotated[RecallNode | OperationError, strawberry.union("RecallPayload")]
-WebhookPayload = Annotated[WebhookNode | OperationError, strawberry.union("WebhookPayload")]
+RecallPayload = Annotated[RecallNode | OperationError, refusable("RecallPayload")]
+WebhookPayload = Annotated[WebhookNode | OperationError, refusable("WebhookPayload")]
 CreatedWebhookPayload = Annotated[
-    CreatedWebhook | OperationError, strawberry.union("CreatedWebhookPayload")
+    CreatedWebhook | OperationError, refusable("CreatedWebhookPayload")
 ]
-TwoPersonPayload = Annotated[NamespaceNode | OperationError, strawberry.union("TwoPersonPayload")]
+TwoPersonPayload = Annotated[NamespaceNode | OperationError, refusable("TwoPersonPayload")]
 
 
 def _requests(
-    info: Info, filters: ApprovalRequestFilter | None = None
+    info: Info,
+    filters: Annotated[
+        ApprovalRequestFilter | None, described("Conditions on the requests.")
+    ] = None,
 ) -> Iterable[ApprovalRequestNode]:
     rows = request_rows().visible_to(actor_of(info))  # type: ignore[attr-defined]
     found: Any = Requests(info, filters.apply(rows) if filters else rows)
     return found  # type: ignore[no-any-return]
 
 
-def _decisions(info: Info, filters: DecisionFilter | None = None) -> Iterable[PackageDecision]:
+def _decisions(
+    info: Info,
+    filters: Annotated[DecisionFilter | None, described("Conditions on the decisions.")] = None,
+) -> Iterable[PackageDecision]:
     rows = decision_rows().visible_to(actor_of(info))  # type: ignore[attr-defined]
     if filters:
         rows = filters.apply(rows, datetime.now(UTC))
@@ -240,7 +284,12 @@ def _decisions(info: Info, filters: DecisionFilter | None = None) -> Iterable[Pa
     return found  # type: ignore[no-any-return]
 
 
-def _recalls(info: Info, active: bool | None = None) -> Iterable[RecallNode]:
+def _recalls(
+    info: Info,
+    active: Annotated[
+        bool | None, described("True for recalls in force only, false for undone ones only.")
+    ] = None,
+) -> Iterable[RecallNode]:
     rows = Recall.objects.visible_to(actor_of(info))
     if active is not None:
         rows = rows.filter(undone_at__isnull=active)
@@ -249,12 +298,14 @@ def _recalls(info: Info, active: bool | None = None) -> Iterable[RecallNode]:
     return found  # type: ignore[no-any-return]
 
 
-def _hits(info: Info, key: Key) -> Iterable[RecallHit]:
+def _hits(
+    info: Info, key: Annotated[ID, described("Id of the recall.", name="id")]
+) -> Iterable[RecallHit]:
     found: Any = Hits(info, recalls.find_recall(actor_of(info), key))
     return found  # type: ignore[no-any-return]
 
 
-def _webhooks(info: Info, namespace: str | None = None) -> Iterable[WebhookNode]:
+def _webhooks(info: Info, namespace: OnlyNamespace = None) -> Iterable[WebhookNode]:
     rows = Webhook.objects.visible_to(actor_of(info)).select_related("namespace")
     if namespace is not None:
         rows = rows.filter(namespace__name=namespace)
@@ -267,27 +318,34 @@ class GovernanceQuery:
     approval_requests: Connection[ApprovalRequestNode] = connection(
         _requests,
         graphql_type=Connection[ApprovalRequestNode],
-        description="The newest first, of the namespaces that you see or decide in.",
+        description="Approval requests of namespaces the caller sees or decides in, newest first.",
     )
     decisions: Connection[PackageDecision] = connection(
-        _decisions, graphql_type=Connection[PackageDecision], description="The newest first."
+        _decisions,
+        graphql_type=Connection[PackageDecision],
+        description="Package decisions visible to the caller, newest first.",
     )
     recalls: Connection[RecallNode] = connection(
         _recalls,
         graphql_type=Connection[RecallNode],
-        description="The newest first; those that hit what you see, or all if you recall.",
+        description="Recalls that affect builds visible to the caller, or all recalls "
+        "for callers who may recall; newest first.",
     )
     recall_hits: Connection[RecallHit] = connection(
-        _hits, graphql_type=Connection[RecallHit], description="The builds that a recall hits."
+        _hits,
+        graphql_type=Connection[RecallHit],
+        description="Builds visible to the caller that contain a recalled package.",
     )
     webhooks: Connection[WebhookNode] = connection(
         _webhooks,
         graphql_type=Connection[WebhookNode],
-        description="Of the namespaces that you run.",
+        description="Webhooks of the namespaces the caller manages.",
     )
 
-    @field()
-    def approval_request(self, info: Info, key: Key) -> ApprovalRequestNode | None:
+    @field(description="One approval request; null when it does not exist or is not visible.")
+    def approval_request(
+        self, info: Info, key: Annotated[ID, described("Id of the request.", name="id")]
+    ) -> ApprovalRequestNode | None:
         try:
             found = approvals.find_request(actor_of(info), key)
         except NotFoundError:
@@ -298,19 +356,27 @@ class GovernanceQuery:
 @strawberry.type
 class GovernanceMutation:
     @field(
-        description="Approve or reject; by it also every open request that the same answer covers. "
-        "Builds for which nothing is undecided go on, or fail, with no other step."
+        description="Approve or reject packages. The decision also answers other open "
+        "requests that it covers; builds without undecided packages "
+        "continue or fail."
     )
     def decide(
         self,
         info: Info,
-        requests: list[ID],
-        approve: bool,
-        reason: str,
-        scope: DecisionScope = DecisionScope.VERSION,
-        spec: str = "",
-        everywhere: bool = False,
-        expires_at: datetime | None = None,
+        requests: Annotated[list[ID], described("Ids of the requests.")],
+        approve: Annotated[bool, described("True to approve, false to reject.")],
+        reason: Annotated[str, described("Reason for the decision.")],
+        scope: Annotated[
+            DecisionScope, described("What the decision covers.")
+        ] = DecisionScope.VERSION,
+        spec: Annotated[
+            str, described("MatchSpec of the covered packages; required for scope SPEC.")
+        ] = "",
+        everywhere: Annotated[bool, described("True to decide for all namespaces.")] = False,
+        expires_at: Annotated[
+            datetime | None,
+            described("When the decision expires; null means never. UTC if no time zone is given."),
+        ] = None,
     ) -> DecidePayload:
         actor = actor_of(info)
         found = [approvals.find_request(actor, key) for key in requests]
@@ -329,53 +395,92 @@ class GovernanceMutation:
             requests=_shown(info, found),
         )
 
-    @field(description="Agree, as another person, with an approval that needs two.")
-    def second_decision(self, info: Info, key: Key) -> DecisionPayload:
+    @field(description="Agree with an approval that requires a second approver.")
+    def second_decision(
+        self, info: Info, key: Annotated[ID, described("Id of the decision.", name="id")]
+    ) -> DecisionPayload:
         actor = actor_of(info)
         decision = approvals.find_decision(actor, key)
         return PackageDecision.of(approvals.second(actor=actor, decision=decision))
 
-    @field(description="What starts from now on needs another decision; what runs, goes on.")
-    def revoke_decision(self, info: Info, key: Key, reason: str) -> DecisionPayload:
+    @field(description="Revoke a decision; builds that start later need a new one.")
+    def revoke_decision(
+        self,
+        info: Info,
+        key: Annotated[ID, described("Id of the decision.", name="id")],
+        reason: Annotated[str, described("Reason for revoking.")],
+    ) -> DecisionPayload:
         actor = actor_of(info)
         decision = approvals.find_decision(actor, key)
         return PackageDecision.of(
             approvals.revoke_decision(actor=actor, decision=decision, reason=reason)
         )
 
-    @field(description="Say what a package is for, to those who decide.")
-    def explain_request(self, info: Info, key: Key, note: str) -> RequestPayload:
+    @field(description="State the purpose of a package for its approvers.")
+    def explain_request(
+        self,
+        info: Info,
+        key: Annotated[ID, described("Id of the request.", name="id")],
+        note: Annotated[str, described("Purpose of the package.")],
+    ) -> RequestPayload:
         actor = actor_of(info)
         found = approvals.find_request(actor, key)
         return _shown(info, [approvals.explain_request(actor=actor, request=found, note=note)])[0]
 
-    @field(description="Whether two people must agree before a package is approved.")
-    def set_two_person_approval(self, info: Info, namespace: str, on: bool) -> TwoPersonPayload:
+    @field(description="Set whether approving a package requires two approvers.")
+    def set_two_person_approval(
+        self,
+        info: Info,
+        namespace: NamespaceName,
+        on: Annotated[bool, described("True to require two approvers.")],
+    ) -> TwoPersonPayload:
         actor = actor_of(info)
         found: Any = find_namespace(actor, namespace)
         approvals.require_two_people(actor=actor, namespace=found, two=on)
         return found  # type: ignore[no-any-return]
 
     @field(
-        description="Stop building and serving all that holds a package: by MatchSpec, or sha256."
+        description="Stop building and serving everything that contains a package. Give "
+        "`spec` or `sha256`."
     )
     def recall(
-        self, info: Info, reason: str, spec: str = "", sha256: str = "", manager: str = "conda"
+        self,
+        info: Info,
+        reason: Annotated[str, described("Reason for the recall.")],
+        spec: Annotated[str, described("MatchSpec of the packages to recall.")] = "",
+        sha256: Annotated[str, described("SHA-256 digest of the package file to recall.")] = "",
+        manager: Annotated[str, described("Package manager: conda or pypi.")] = "conda",
     ) -> RecallPayload:
         made = recalls.recall(
             actor=actor_of(info), spec=spec, sha256=sha256, manager=manager, reason=reason
         )
         return RecallNode.of(made)
 
-    @field(description="Serve again what the recall took away.")
-    def undo_recall(self, info: Info, key: Key, reason: str) -> RecallPayload:
+    @field(description="Undo a recall; affected builds are served again.")
+    def undo_recall(
+        self,
+        info: Info,
+        key: Annotated[ID, described("Id of the recall.", name="id")],
+        reason: Annotated[str, described("Reason for undoing it.")],
+    ) -> RecallPayload:
         actor = actor_of(info)
         found = recalls.find_recall(actor, key)
         return RecallNode.of(recalls.undo_recall(actor=actor, recall=found, reason=reason))
 
-    @field(description="Without a namespace: of the whole installation, by administrators.")
+    @field(description="Create a webhook. Administrators only for the installation.")
     def create_webhook(
-        self, info: Info, url: str, namespace: str | None = None, events: list[str] | None = None
+        self,
+        info: Info,
+        url: Annotated[str, described("URL that receives the messages.")],
+        namespace: Annotated[
+            str | None,
+            described(
+                "Name of the namespace whose events are sent; null means the whole installation."
+            ),
+        ] = None,
+        events: Annotated[
+            list[str] | None, described("Event types to deliver; null or an empty list means all.")
+        ] = None,
     ) -> CreatedWebhookPayload:
         actor = actor_of(info)
         place = find_namespace(actor, namespace) if namespace is not None else None
@@ -384,15 +489,19 @@ class GovernanceMutation:
         )
         return CreatedWebhook(secret=made.secret, webhook=WebhookNode.of(made.webhook))
 
-    @field(description="Send it a message, to see whether it gets one.")
-    def test_webhook(self, info: Info, key: Key) -> WebhookPayload:
+    @field(description="Send a test message to a webhook.")
+    def test_webhook(
+        self, info: Info, key: Annotated[ID, described("Id of the webhook.", name="id")]
+    ) -> WebhookPayload:
         actor = actor_of(info)
         rows = Webhook.objects.visible_to(actor).select_related("namespace")
         found = find(rows, key, "webhook")
         return WebhookNode.of(notifications.try_webhook(actor=actor, webhook=found))
 
-    @field()
-    def delete_webhook(self, info: Info, key: Key) -> WebhookPayload:
+    @field(description="Delete a webhook.")
+    def delete_webhook(
+        self, info: Info, key: Annotated[ID, described("Id of the webhook.", name="id")]
+    ) -> WebhookPayload:
         actor = actor_of(info)
         rows = Webhook.objects.visible_to(actor).select_related("namespace")
         found = find(rows, key, "webhook")

@@ -10,10 +10,12 @@ import strawberry
 from django.db.models import Count, OuterRef, Subquery, Sum
 from strawberry import ID, Info
 
-from environments.graphql.errors import OperationError
+from environments.graphql.arguments import OnlyNamespace
+from environments.graphql.connections import Connection, connection
+from environments.graphql.errors import OperationError, refusable
+from environments.graphql.fields import actor_of, described, field
 from environments.graphql.governance import Shown
 from environments.graphql.packages import BigInt
-from environments.graphql.pages import Connection, actor_of, connection, field
 from environments.models import HostedChannel, HostedPackage
 from environments.operations import hosted_channels
 from environments.operations.namespaces import find_namespace
@@ -21,18 +23,24 @@ from environments.services import hosted_channels as hosting
 
 
 @strawberry.type(
-    name="HostedChannel", description="A channel of packages that people of a namespace upload."
+    name="HostedChannel", description="Channel whose packages users of a namespace upload."
 )
 class HostedChannelNode:
-    id: ID
-    name: str
-    namespace: str = strawberry.field(description="Whose roles say who uploads and who reads.")
-    description: str
-    public: bool = strawberry.field(description="Everybody may read it.")
-    url: str = strawberry.field(description="Builds also know it as hosted/NAME.")
-    packages: int
-    size: BigInt = strawberry.field(description="Bytes of its packages; they count as quota.")
-    created_at: datetime
+    id: ID = strawberry.field(description="Id of the object.")
+    name: str = strawberry.field(description="Name of the channel, unique in the installation.")
+    namespace: str = strawberry.field(
+        description="Name of the namespace whose roles control uploads and reads."
+    )
+    description: str = strawberry.field(description="Description of the channel.")
+    public: bool = strawberry.field(description="True when everyone may read the channel.")
+    url: str = strawberry.field(
+        description="URL of the channel; specifications may also name it `hosted/NAME`."
+    )
+    packages: int = strawberry.field(description="Number of packages in the channel.")
+    size: BigInt = strawberry.field(
+        description="Total size of the channel's packages, in bytes; it counts toward the quota."
+    )
+    created_at: datetime = strawberry.field(description="When the channel was created.")
 
     @classmethod
     def of(cls, row: Any) -> HostedChannelNode:
@@ -49,24 +57,29 @@ class HostedChannelNode:
         )
 
 
-@strawberry.type(name="HostedPackage", description="A package of a hosted channel.")
+@strawberry.type(name="HostedPackage", description="Package of a hosted channel.")
 class HostedPackageNode:
-    id: ID
-    channel: str
-    subdir: str
-    file_name: str
-    name: str
-    version: str
-    build: str
-    sha256: str
-    size: BigInt
-    uploaded_at: datetime
-    uploaded_by: str | None
-    yanked_at: datetime | None = strawberry.field(
-        description="Since then no solve chooses it; locks that have it stay good."
+    id: ID = strawberry.field(description="Id of the object.")
+    channel: str = strawberry.field(description="Name of the channel.")
+    subdir: str = strawberry.field(description="Platform subdirectory, such as linux-64 or noarch.")
+    file_name: str = strawberry.field(description="Name of the package file.")
+    name: str = strawberry.field(description="Name of the package.")
+    version: str = strawberry.field(description="Version of the package.")
+    build: str = strawberry.field(description="Build string of the package.")
+    sha256: str = strawberry.field(
+        description="SHA-256 digest of the package file, in hexadecimal."
     )
-    yanked_by: str | None
-    yank_reason: str
+    size: BigInt = strawberry.field(description="Size of the package file, in bytes.")
+    uploaded_at: datetime = strawberry.field(description="When the package was uploaded.")
+    uploaded_by: str | None = strawberry.field(
+        description="Name of the user who uploaded it; null if the account was deleted."
+    )
+    yanked_at: datetime | None = strawberry.field(
+        description="When the package was yanked: solves no longer choose it, existing "
+        "locks stay valid. Null if it is not yanked."
+    )
+    yanked_by: str | None = strawberry.field(description="Name of the user who yanked it.")
+    yank_reason: str = strawberry.field(description="Reason given for yanking.")
 
     @classmethod
     def of(cls, row: HostedPackage) -> HostedPackageNode:
@@ -89,10 +102,10 @@ class HostedPackageNode:
 
 
 HostedChannelPayload = Annotated[
-    HostedChannelNode | OperationError, strawberry.union("HostedChannelPayload")
+    HostedChannelNode | OperationError, refusable("HostedChannelPayload")
 ]
 HostedPackagePayload = Annotated[
-    HostedPackageNode | OperationError, strawberry.union("HostedPackagePayload")
+    HostedPackageNode | OperationError, refusable("HostedPackagePayload")
 ]
 
 
@@ -104,7 +117,7 @@ def _rows(info: Info) -> Any:
     )
 
 
-def _channels(info: Info, namespace: str | None = None) -> Iterable[HostedChannelNode]:
+def _channels(info: Info, namespace: OnlyNamespace = None) -> Iterable[HostedChannelNode]:
     rows = _rows(info).order_by("name")
     if namespace is not None:
         rows = rows.filter(namespace__name=namespace)
@@ -112,7 +125,11 @@ def _channels(info: Info, namespace: str | None = None) -> Iterable[HostedChanne
     return found  # type: ignore[no-any-return]
 
 
-def _packages(info: Info, channel: str, name: str | None = None) -> Iterable[HostedPackageNode]:
+def _packages(
+    info: Info,
+    channel: Annotated[str, described("Name of the hosted channel.")],
+    name: Annotated[str | None, described("Exact name of the package.")] = None,
+) -> Iterable[HostedPackageNode]:
     rows = hosted_channels.packages(actor_of(info), channel)
     if name is not None:
         rows = rows.filter(name=name)
@@ -125,16 +142,18 @@ class HostedQuery:
     hosted_channels: Connection[HostedChannelNode] = connection(
         _channels,
         graphql_type=Connection[HostedChannelNode],
-        description="That you may read.",
+        description="Hosted channels the caller may read, by name.",
     )
     hosted_packages: Connection[HostedPackageNode] = connection(
         _packages,
         graphql_type=Connection[HostedPackageNode],
-        description="Of one hosted channel, the newest first.",
+        description="Packages of one hosted channel, newest first.",
     )
 
-    @field()
-    def hosted_channel(self, info: Info, name: str) -> HostedChannelNode | None:
+    @field(description="One hosted channel; null when it does not exist or is not visible.")
+    def hosted_channel(
+        self, info: Info, name: Annotated[str, described("Name of the hosted channel.")]
+    ) -> HostedChannelNode | None:
         row = _rows(info).filter(name=name).first()
         return HostedChannelNode.of(row) if row is not None else None
 
@@ -142,16 +161,17 @@ class HostedQuery:
 @strawberry.type
 class HostedMutation:
     @field(
-        description="It is called NAMESPACE/NAME. Administrators may choose a name without a "
-        "namespace, which is unique in the installation. A name never becomes another namespace's."
+        description="Create a hosted channel named NAMESPACE/NAME. Administrators may "
+        "choose a name without a namespace. A name is never reused by "
+        "another namespace."
     )
     def create_hosted_channel(
         self,
         info: Info,
-        namespace: str,
-        name: str,
-        description: str = "",
-        public: bool = False,
+        namespace: Annotated[str, described("Name of the namespace that owns the channel.")],
+        name: Annotated[str, described("Name of the channel.")],
+        description: Annotated[str, described("Description of the channel.")] = "",
+        public: Annotated[bool, described("True to let everyone read the channel.")] = False,
     ) -> HostedChannelPayload:
         actor = actor_of(info)
         return HostedChannelNode.of(
@@ -164,9 +184,13 @@ class HostedMutation:
             )
         )
 
-    @field(description="What is left out stays.")
+    @field(description="Change a hosted channel; omitted arguments leave their value unchanged.")
     def change_hosted_channel(
-        self, info: Info, name: str, description: str | None = None, public: bool | None = None
+        self,
+        info: Info,
+        name: Annotated[str, described("Name of the channel.")],
+        description: Annotated[str | None, described("New description.")] = None,
+        public: Annotated[bool | None, described("True to let everyone read the channel.")] = None,
     ) -> HostedChannelPayload:
         channel = _found(info, name)
         hosted_channels.change_channel(
@@ -174,24 +198,41 @@ class HostedMutation:
         )
         return HostedChannelNode.of(_rows(info).get(pk=channel.pk))
 
-    @field(description="Its packages go; builds keep those that they have. Its name stays taken.")
-    def delete_hosted_channel(self, info: Info, name: str) -> HostedChannelPayload:
+    @field(
+        description="Delete a hosted channel and its packages; builds keep the packages "
+        "they use. The name stays reserved."
+    )
+    def delete_hosted_channel(
+        self, info: Info, name: Annotated[str, described("Name of the channel.")]
+    ) -> HostedChannelPayload:
         channel = _found(info, name)
         return HostedChannelNode.of(
             hosted_channels.delete_channel(actor=actor_of(info), channel=channel)
         )
 
-    @field(description="No solve chooses it any more; its bytes are still given.")
+    @field(
+        description="Yank a hosted package: solves no longer choose it, but it can "
+        "still be downloaded."
+    )
     def yank_package(
-        self, info: Info, channel: str, subdir: str, file_name: str, reason: str
+        self,
+        info: Info,
+        channel: Annotated[str, described("Name of the hosted channel.")],
+        subdir: Annotated[str, described("Platform subdirectory, such as linux-64.")],
+        file_name: Annotated[str, described("Name of the package file.")],
+        reason: Annotated[str, described("Reason for yanking.")],
     ) -> HostedPackagePayload:
         actor = actor_of(info)
         found = hosted_channels.find_package(actor, channel, subdir, file_name)
         return HostedPackageNode.of(hosted_channels.yank(actor=actor, package=found, reason=reason))
 
-    @field()
+    @field(description="Undo the yanking of a hosted package.")
     def unyank_package(
-        self, info: Info, channel: str, subdir: str, file_name: str
+        self,
+        info: Info,
+        channel: Annotated[str, described("Name of the hosted channel.")],
+        subdir: Annotated[str, described("Platform subdirectory, such as linux-64.")],
+        file_name: Annotated[str, described("Name of the package file.")],
     ) -> HostedPackagePayload:
         actor = actor_of(info)
         found = hosted_channels.find_package(actor, channel, subdir, file_name)

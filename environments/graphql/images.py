@@ -10,38 +10,53 @@ from typing import Annotated, Any
 import strawberry
 from strawberry import ID, Info
 
+from environments.graphql.arguments import NamespaceName, OnlyNamespace
+from environments.graphql.connections import Connection, connection
 from environments.graphql.credentials import CredentialNode, CredentialPayload
-from environments.graphql.errors import OperationError
+from environments.graphql.errors import OperationError, refusable
+from environments.graphql.fields import actor_of, described, field
 from environments.graphql.governance import Shown
+from environments.graphql.namespaces import NamespaceNode
+from environments.graphql.nodes import find
 from environments.graphql.packages import BigInt
-from environments.graphql.pages import Connection, Key, actor_of, connection, field
-from environments.graphql.types import NamespaceNode, find
 from environments.jobs.image_pushes import filled
 from environments.models import Push, PushRule
 from environments.operations import images, pushes
 from environments.operations.namespaces import find_namespace
 
 
-@strawberry.enum(description="FAILED: given up; pushAgain tries again.")
+@strawberry.enum(description="State of a push.")
 class PushState(Enum):
-    WAITING = "waiting"
-    PUSHING = "pushing"
-    PUSHED = "pushed"
-    FAILED = "failed"
+    WAITING = strawberry.enum_value(
+        "waiting", description="Waiting for a worker or for the next attempt."
+    )
+    PUSHING = strawberry.enum_value("pushing", description="A worker is sending the image.")
+    PUSHED = strawberry.enum_value("pushed", description="The registry has the image.")
+    FAILED = strawberry.enum_value(
+        "failed", description="Given up after too many attempts; `pushAgain` retries."
+    )
 
 
-@strawberry.type(name="Push", description="An environment's current build on its way.")
+@strawberry.type(name="Push", description="State of pushing an environment's image to a registry.")
 class PushNode:
-    build: str
-    target: str
-    state: PushState
-    wanted_at: datetime
-    pushed_at: datetime | None
-    attempts: int
-    next_attempt_at: datetime | None = strawberry.field(description="Where it waits for one.")
-    problem: str = strawberry.field(description="What went wrong in the last attempt.")
-    digest: str | None = strawberry.field(description="Of what was sent last, sha256:...")
-    sent_bytes: BigInt = strawberry.field(description="That were missing there.")
+    build: str = strawberry.field(description="Reference of the build, as `namespace/name:number`.")
+    target: str = strawberry.field(description="Image reference the build is pushed to.")
+    state: PushState = strawberry.field(description="State of the push.")
+    wanted_at: datetime = strawberry.field(description="When the push was requested.")
+    pushed_at: datetime | None = strawberry.field(
+        description="When the image was last pushed; null if it never was."
+    )
+    attempts: int = strawberry.field(
+        description="Number of failed attempts since the push was requested."
+    )
+    next_attempt_at: datetime | None = strawberry.field(
+        description="When the next attempt starts; null unless the push is waiting."
+    )
+    problem: str = strawberry.field(description="Error of the last attempt; empty if it succeeded.")
+    digest: str | None = strawberry.field(
+        description="Digest of the last pushed manifest, as `sha256:...`; null if none was pushed."
+    )
+    sent_bytes: BigInt = strawberry.field(description="Bytes that the last push transferred.")
 
     @classmethod
     def of(cls, row: Push) -> PushNode:
@@ -63,17 +78,25 @@ class PushNode:
 
 @strawberry.type(
     name="PushRule",
-    description="Sends the image of each environment that fits, whenever its current build is "
-    "another one.",
+    description="Rule that pushes the images of matching environments whenever "
+    "their current build changes.",
 )
 class PushRuleNode:
-    id: ID
-    namespace: str
-    pattern: str = strawberry.field(description="Names of environments: ml, ml-*, *.")
-    target: str = strawberry.field(description="With {environment} and {build} put in.")
-    created_at: datetime
-    created_by: str | None
-    pushes: list[PushNode] = strawberry.field(description="One for each environment.")
+    id: ID = strawberry.field(description="Id of the object.")
+    namespace: str = strawberry.field(description="Name of the namespace.")
+    pattern: str = strawberry.field(
+        description="Pattern of environment names, such as `ml`, `ml-*` or `*`."
+    )
+    target: str = strawberry.field(
+        description="Image reference to push to; {environment} and {build} are replaced."
+    )
+    created_at: datetime = strawberry.field(description="When the rule was created.")
+    created_by: str | None = strawberry.field(
+        description="Name of the user who created the rule; null if the account was deleted."
+    )
+    pushes: list[PushNode] = strawberry.field(
+        description="State of the push of each matching environment."
+    )
 
     @classmethod
     def of(cls, row: PushRule) -> PushRuleNode:
@@ -88,13 +111,13 @@ class PushRuleNode:
         )
 
 
-PushRulePayload = Annotated[PushRuleNode | OperationError, strawberry.union("PushRulePayload")]
-BaseImagePayload = Annotated[NamespaceNode | OperationError, strawberry.union("BaseImagePayload")]
+PushRulePayload = Annotated[PushRuleNode | OperationError, refusable("PushRulePayload")]
+BaseImagePayload = Annotated[NamespaceNode | OperationError, refusable("BaseImagePayload")]
 _BESIDE = ("namespace", "created_by")
 _PUSHES = ("pushes__build__environment__namespace", "pushes__rule")
 
 
-def _rules(info: Info, namespace: str | None = None) -> Iterable[PushRuleNode]:
+def _rules(info: Info, namespace: OnlyNamespace = None) -> Iterable[PushRuleNode]:
     rows = PushRule.objects.visible_to(actor_of(info))
     rows = rows.select_related(*_BESIDE).prefetch_related(*_PUSHES)
     if namespace is not None:
@@ -114,26 +137,45 @@ class ImageQuery:
     push_rules: Connection[PushRuleNode] = connection(
         _rules,
         graphql_type=Connection[PushRuleNode],
-        description="Of the namespaces that you run.",
+        description="Push rules of the namespaces the caller manages.",
     )
 
 
 @strawberry.type
 class ImageMutation:
-    @field(
-        description="What its container images lie on; empty: what the installation's do. A "
-        "reference (registry.example.org/team/debian:12) or a loaded name, of those that "
-        "administrators allow."
-    )
-    def set_base_image(self, info: Info, namespace: str, base: str) -> BaseImagePayload:
+    @field(description="Set the base of the namespace's container images.")
+    def set_base_image(
+        self,
+        info: Info,
+        namespace: NamespaceName,
+        base: Annotated[
+            str,
+            described(
+                "Image reference such as registry.example.org/team/debian:12 or "
+                "name of a loaded image, as allowed by administrators; empty means "
+                "the installation's default."
+            ),
+        ],
+    ) -> BaseImagePayload:
         actor = actor_of(info)
         found: Any = find_namespace(actor, namespace)
         images.set_base_image(actor=actor, namespace=found, name=base)
         return found  # type: ignore[no-any-return]
 
-    @field(description="What is current already is sent at once.")
+    @field(
+        description="Create a push rule; current builds of matching environments are "
+        "pushed at once."
+    )
     def create_push_rule(
-        self, info: Info, namespace: str, pattern: str, target: str
+        self,
+        info: Info,
+        namespace: NamespaceName,
+        pattern: Annotated[
+            str, described("Pattern of environment names, such as `ml`, `ml-*` or `*`.")
+        ],
+        target: Annotated[
+            str, described("Image reference to push to; {environment} and {build} are replaced.")
+        ],
     ) -> PushRulePayload:
         actor = actor_of(info)
         rule = pushes.create_push_rule(
@@ -141,25 +183,42 @@ class ImageMutation:
         )
         return PushRuleNode.of(rule)
 
-    @field(description="Send what is current, also what was given up.")
-    def push_again(self, info: Info, key: Key) -> PushRulePayload:
+    @field(
+        description="Push the current builds of a rule again, including pushes that were given up."
+    )
+    def push_again(
+        self, info: Info, key: Annotated[ID, described("Id of the push rule.", name="id")]
+    ) -> PushRulePayload:
         found = _found(info, key)
         return PushRuleNode.of(pushes.push_again(actor=actor_of(info), rule=found))
 
-    @field(description="What was sent stays where it is.")
-    def delete_push_rule(self, info: Info, key: Key) -> PushRulePayload:
+    @field(description="Delete a push rule; pushed images stay in the registry.")
+    def delete_push_rule(
+        self, info: Info, key: Annotated[ID, described("Id of the push rule.", name="id")]
+    ) -> PushRulePayload:
         found = _found(info, key)
         shown = PushRuleNode.of(found)
         pushes.delete_push_rule(actor=actor_of(info), rule=found)
         return shown
 
     @field(
-        description="What pushes of the namespace show to a registry (registry.example.org/team); "
-        "login is user:password, and never shown again. Without a namespace: what is shown where "
-        "bases are pulled from, by administrators. `deleteChannelCredential` takes it away."
+        description="Store the login for a registry: for pushes of a namespace, or "
+        "without a namespace for pulling base images (administrators only). "
+        "`deleteChannelCredential` deletes it."
     )
     def keep_registry_login(
-        self, info: Info, registry: str, login: str, namespace: str | None = None
+        self,
+        info: Info,
+        registry: Annotated[
+            str, described("Registry with an optional path, such as registry.example.org/team.")
+        ],
+        login: Annotated[str, described("Login as `user:password`; it is never shown again.")],
+        namespace: Annotated[
+            str | None,
+            described(
+                "Name of the namespace whose pushes use it; null means pulls of base images."
+            ),
+        ] = None,
     ) -> CredentialPayload:
         actor = actor_of(info)
         place = find_namespace(actor, namespace) if namespace is not None else None

@@ -8,40 +8,20 @@ from enum import Enum
 import strawberry
 from django.db.models import OuterRef, Q, QuerySet, Subquery
 
-from accounts.roles import Perm, Role
-from environments.domain.artifacts import ArtifactKind, ArtifactState
 from environments.domain.lifecycle import BuildState
 from environments.models import Build, Environment, LockedConda, LockedPypi, Namespace
-from environments.models.previews import PreviewState
-
-strawberry.enum(Role, description="What one may do in a namespace.")
-strawberry.enum(Perm, name="Perm")
-strawberry.enum(BuildState)
-strawberry.enum(ArtifactKind, description="TAR_GZ and TAR_ZST: as conda-pack makes them.")
-strawberry.enum(ArtifactState)
-strawberry.enum(PreviewState, name="PreviewState")
 
 
-@strawberry.enum
-class PackageKind(Enum):
-    CONDA = "conda"
-    PYPI = "pypi"
-
-
-@strawberry.enum(description="CHANNEL: the same version from another channel.")
-class PackageChangeKind(Enum):
-    UPGRADE = "upgrade"
-    DOWNGRADE = "downgrade"
-    REBUILD = "rebuild"
-    CHANNEL = "channel"
-
-
-@strawberry.input(description="All that is given must hold.")
+@strawberry.input(description="Conditions on a text; all given conditions must hold.")
 class TextFilter:
-    exact: str | None = None
-    i_contains: str | None = None
-    starts_with: str | None = None
-    in_list: list[str] | None = None
+    exact: str | None = strawberry.field(default=None, description="Equal to this text.")
+    i_contains: str | None = strawberry.field(
+        default=None, description="Contains this text, ignoring case."
+    )
+    starts_with: str | None = strawberry.field(default=None, description="Starts with this text.")
+    in_list: list[str] | None = strawberry.field(
+        default=None, description="Equal to one of these texts."
+    )
 
     def on(self, field: str) -> Q:
         found = Q()
@@ -56,11 +36,15 @@ class TextFilter:
         return found
 
 
-@strawberry.input
+@strawberry.input(description="Filter for namespaces; all given conditions must hold.")
 class NamespaceFilter:
-    name: TextFilter | None = None
-    personal: bool | None = None
-    public: bool | None = None
+    name: TextFilter | None = strawberry.field(default=None, description="Condition on the name.")
+    personal: bool | None = strawberry.field(
+        default=None, description="True for personal namespaces only, false for others only."
+    )
+    public: bool | None = strawberry.field(
+        default=None, description="True for public namespaces only, false for others only."
+    )
 
     def apply(self, rows: QuerySet[Namespace]) -> QuerySet[Namespace]:
         if self.name:
@@ -72,21 +56,23 @@ class NamespaceFilter:
         return rows
 
 
-@strawberry.input
+@strawberry.input(description="Filter for environments; all given conditions must hold.")
 class EnvironmentFilter:
-    namespace: str | None = strawberry.field(default=None, description="Its name.")
-    name: str | None = None
+    namespace: str | None = strawberry.field(default=None, description="Name of the namespace.")
+    name: str | None = strawberry.field(default=None, description="Exact name of the environment.")
     search: str | None = strawberry.field(
-        default=None, description="Part of the name, of the namespace's name or the description."
+        default=None,
+        description="Part of the environment's name, its namespace's name or its description.",
     )
     state: list[BuildState] | None = strawberry.field(
-        default=None, description="Of the newest build."
+        default=None, description="States of the newest build."
     )
     package: str | None = strawberry.field(
-        default=None, description="A package that the current build contains."
+        default=None, description="Name of a package that the current build contains."
     )
     unused_since: datetime | None = strawberry.field(
-        default=None, description="Neither used nor made after this moment."
+        default=None,
+        description="Only environments created before this time and not used after it.",
     )
 
     def apply(self, rows: QuerySet[Environment]) -> QuerySet[Environment]:
@@ -119,11 +105,13 @@ def locks_with(name: str) -> QuerySet[LockedConda | LockedPypi]:
     return conda.values("lock").union(pypi.values("lock"))  # type: ignore[return-value]
 
 
-@strawberry.input
+@strawberry.input(description="Filter for builds; all given conditions must hold.")
 class BuildFilter:
-    namespace: str | None = strawberry.field(default=None, description="Its name.")
-    environment: str | None = strawberry.field(default=None, description="Its name.")
-    state: list[BuildState] | None = None
+    namespace: str | None = strawberry.field(default=None, description="Name of the namespace.")
+    environment: str | None = strawberry.field(default=None, description="Name of the environment.")
+    state: list[BuildState] | None = strawberry.field(
+        default=None, description="States of the build."
+    )
 
     def apply(self, rows: QuerySet[Build]) -> QuerySet[Build]:
         if self.namespace is not None:
@@ -135,27 +123,37 @@ class BuildFilter:
         return rows
 
 
-@strawberry.enum
+@strawberry.enum(description="Order of namespaces.")
 class NamespaceOrder(Enum):
-    NAME = ("name",)
-    NAME_DESC = ("-name",)
-    CREATED_AT = ("created_at", "pk")
-    CREATED_AT_DESC = ("-created_at", "-pk")
+    NAME = strawberry.enum_value(("name",), description="By name.")
+    NAME_DESC = strawberry.enum_value(("-name",), description="By name, descending.")
+    CREATED_AT = strawberry.enum_value(("created_at", "pk"), description="Oldest first.")
+    CREATED_AT_DESC = strawberry.enum_value(("-created_at", "-pk"), description="Newest first.")
 
 
-@strawberry.enum
+@strawberry.enum(description="Order of environments.")
 class EnvironmentOrder(Enum):
-    NAME = ("namespace__name", "name")
-    NAME_DESC = ("-namespace__name", "-name")
-    CREATED_AT = ("pk",)
-    CREATED_AT_DESC = ("-pk",)
-    UPDATED_AT = ("updated_at", "pk")
-    UPDATED_AT_DESC = ("-updated_at", "-pk")
+    NAME = strawberry.enum_value(("namespace__name", "name"), description="By namespace and name.")
+    NAME_DESC = strawberry.enum_value(
+        ("-namespace__name", "-name"), description="By namespace and name, descending."
+    )
+    CREATED_AT = strawberry.enum_value(("pk",), description="Oldest first.")
+    CREATED_AT_DESC = strawberry.enum_value(("-pk",), description="Newest first.")
+    UPDATED_AT = strawberry.enum_value(
+        ("updated_at", "pk"), description="Least recently changed first."
+    )
+    UPDATED_AT_DESC = strawberry.enum_value(
+        ("-updated_at", "-pk"), description="Most recently changed first."
+    )
 
 
-@strawberry.enum
+@strawberry.enum(description="Order of builds.")
 class BuildOrder(Enum):
-    CREATED_AT = ("created_at", "pk")
-    CREATED_AT_DESC = ("-created_at", "-pk")
-    NUMBER = ("environment", "number")
-    NUMBER_DESC = ("environment", "-number")
+    CREATED_AT = strawberry.enum_value(("created_at", "pk"), description="Oldest first.")
+    CREATED_AT_DESC = strawberry.enum_value(("-created_at", "-pk"), description="Newest first.")
+    NUMBER = strawberry.enum_value(
+        ("environment", "number"), description="By environment, then by ascending build number."
+    )
+    NUMBER_DESC = strawberry.enum_value(
+        ("environment", "-number"), description="By environment, then by descending build number."
+    )

@@ -10,26 +10,32 @@ import strawberry
 from django.db.models import Count, OuterRef, Subquery, Sum
 from strawberry import ID, Info
 
-from environments.graphql.errors import OperationError
+from environments.graphql.connections import Connection, connection
+from environments.graphql.errors import OperationError, refusable
+from environments.graphql.fields import absolute, actor_of, described, field
 from environments.graphql.governance import Shown
+from environments.graphql.nodes import find
 from environments.graphql.packages import BigInt
-from environments.graphql.pages import Connection, Key, absolute, actor_of, connection, field
-from environments.graphql.types import find
 from environments.models import Mirror, MirrorIndex, MirrorPackage, Namespace
 from environments.operations import mirrors
 from environments.operations.namespaces import find_namespace
 
 
-@strawberry.type(description="What a mirror knows of one subdir of its channel.")
+@strawberry.type(description="State of one subdirectory of a mirror.")
 class MirroredSubdir:
-    subdir: str
-    records: int = strawberry.field(description="What the channel lists, before any rule.")
-    looked_at: datetime | None = strawberry.field(
-        description="When the channel last answered; it is asked again and again."
+    subdir: str = strawberry.field(description="Name of the subdirectory, such as linux-64.")
+    records: int = strawberry.field(
+        description="Number of packages the upstream channel lists, before rules are applied."
     )
-    changed_at: datetime | None
+    looked_at: datetime | None = strawberry.field(
+        description="When the upstream channel last responded; it is polled periodically."
+    )
+    changed_at: datetime | None = strawberry.field(
+        description="When the upstream index last changed."
+    )
     failure: str | None = strawberry.field(
-        description="Why the last look failed: what is served is as old as `lookedAt`."
+        description="Why the last poll failed; the served index is as old as "
+        "`lookedAt`. Null if it did not fail."
     )
 
     @classmethod
@@ -44,22 +50,31 @@ class MirroredSubdir:
 
 
 @strawberry.type(
-    name="Mirror", description="A remote channel, read here through the rules of a namespace."
+    name="Mirror",
+    description="Remote channel that is served by this installation, filtered by policy rules.",
 )
 class MirrorNode:
-    id: ID
-    name: str
-    url: str = strawberry.field(description="Add @2026-11-01 for what was listed on that day.")
-    upstream: str
-    namespace: str | None = strawberry.field(
-        description="Whose rules hold and whose people read it; null: the installation's rules, "
-        "for all who sign in."
+    id: ID = strawberry.field(description="Id of the object.")
+    name: str = strawberry.field(description="Name of the mirror.")
+    url: str = strawberry.field(
+        description="URL of the mirror; append `@2026-11-01` to read the channel as "
+        "listed on that day."
     )
-    public: bool = strawberry.field(description="Everybody may read it.")
-    subdirs: list[MirroredSubdir]
-    packages: int = strawberry.field(description="That were asked for, and are kept.")
-    size: BigInt = strawberry.field(description="Their bytes.")
-    created_at: datetime
+    upstream: str = strawberry.field(description="URL of the remote channel.")
+    namespace: str | None = strawberry.field(
+        description="Name of the namespace whose rules filter the mirror and whose "
+        "members read it; null means the installation's rules and all "
+        "signed-in users."
+    )
+    public: bool = strawberry.field(description="True when everyone may read the mirror.")
+    subdirs: list[MirroredSubdir] = strawberry.field(
+        description="State of each mirrored subdirectory."
+    )
+    packages: int = strawberry.field(
+        description="Number of packages clients have requested and that are stored here."
+    )
+    size: BigInt = strawberry.field(description="Total size of the stored packages, in bytes.")
+    created_at: datetime = strawberry.field(description="When the mirror was created.")
 
     @classmethod
     def of(cls, row: Any, info: Info) -> MirrorNode:
@@ -78,7 +93,7 @@ class MirrorNode:
         )
 
 
-MirrorPayload = Annotated[MirrorNode | OperationError, strawberry.union("MirrorPayload")]
+MirrorPayload = Annotated[MirrorNode | OperationError, refusable("MirrorPayload")]
 
 
 def _rows(info: Info) -> Any:
@@ -102,11 +117,15 @@ def _place(info: Info, name: str | None) -> Namespace | None:
 @strawberry.type
 class MirrorQuery:
     mirrors: Connection[MirrorNode] = connection(
-        _mirrors, graphql_type=Connection[MirrorNode], description="That you may read."
+        _mirrors,
+        graphql_type=Connection[MirrorNode],
+        description="Mirrors the caller may read, by name.",
     )
 
-    @field()
-    def mirror(self, info: Info, name: str) -> MirrorNode | None:
+    @field(description="One mirror; null when it does not exist or is not visible.")
+    def mirror(
+        self, info: Info, name: Annotated[str, described("Name of the mirror.")]
+    ) -> MirrorNode | None:
         row = _rows(info).filter(name=name).first()
         return MirrorNode.of(row, info) if row is not None else None
 
@@ -114,17 +133,25 @@ class MirrorQuery:
 @strawberry.type
 class MirrorMutation:
     @field(
-        description="By administrators. Credentials in the URL of the channel go to the secret "
-        "store. Subdirs: linux-64 and noarch, unless others are given; noarch always."
+        description="Create a mirror of a remote channel. Administrators only. "
+        "Credentials in the URL are moved to the secret store."
     )
     def create_mirror(
         self,
         info: Info,
-        name: str,
-        upstream: str,
-        namespace: str | None = None,
-        public: bool = False,
-        subdirs: list[str] | None = None,
+        name: Annotated[str, described("Name of the mirror.")],
+        upstream: Annotated[str, described("URL of the remote channel.")],
+        namespace: Annotated[
+            str | None,
+            described(
+                "Name of the namespace whose rules filter the mirror; null means the installation."
+            ),
+        ] = None,
+        public: Annotated[bool, described("True to let everyone read the mirror.")] = False,
+        subdirs: Annotated[
+            list[str] | None,
+            described("Subdirectories to mirror; null means linux-64. noarch is always included."),
+        ] = None,
     ) -> MirrorPayload:
         made = mirrors.create_mirror(
             actor=actor_of(info),
@@ -137,16 +164,23 @@ class MirrorMutation:
         return MirrorNode.of(_rows(info).get(pk=made.pk), info)
 
     @field(
-        description="By administrators. What is left out stays as it is; namespace null: of the "
-        "installation. Another channel is another mirror."
+        description="Change a mirror; omitted arguments leave their value unchanged. "
+        "Administrators only. The upstream channel cannot be changed."
     )
     def change_mirror(
         self,
         info: Info,
-        key: Key,
-        namespace: str | None = strawberry.UNSET,
-        public: bool | None = None,
-        subdirs: list[str] | None = None,
+        key: Annotated[ID, described("Id of the mirror.", name="id")],
+        namespace: Annotated[
+            str | None,
+            described(
+                "Name of the namespace whose rules filter the mirror; null means the installation."
+            ),
+        ] = strawberry.UNSET,
+        public: Annotated[bool | None, described("True to let everyone read the mirror.")] = None,
+        subdirs: Annotated[
+            list[str] | None, described("Subdirectories to mirror; noarch is always included.")
+        ] = None,
     ) -> MirrorPayload:
         row: Mirror = find(_rows(info), key, "mirror")
         place = row.namespace if namespace is strawberry.UNSET else _place(info, namespace)
@@ -156,10 +190,12 @@ class MirrorMutation:
         return MirrorNode.of(_rows(info).get(pk=row.pk), info)
 
     @field(
-        description="By administrators. Its history goes with it: the same days cannot be had "
-        "again."
+        description="Delete a mirror and its history; earlier days can no longer be "
+        "served. Administrators only."
     )
-    def delete_mirror(self, info: Info, key: Key) -> MirrorPayload:
+    def delete_mirror(
+        self, info: Info, key: Annotated[ID, described("Id of the mirror.", name="id")]
+    ) -> MirrorPayload:
         row: Mirror = find(_rows(info), key, "mirror")
         shown = MirrorNode.of(row, info)
         mirrors.delete_mirror(actor=actor_of(info), mirror=row)

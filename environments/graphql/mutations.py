@@ -17,28 +17,35 @@ from accounts.roles import Role
 from condastore.errors import NotFoundError
 from condastore.http import request_turns
 from environments.domain.artifacts import ArtifactKind
+from environments.graphql.accounts import ApiTokenNode
+from environments.graphql.arguments import (
+    BuildKey,
+    EnvironmentId,
+    EnvironmentName,
+    GroupName,
+    NamespaceName,
+    Platforms,
+    UserName,
+)
 from environments.graphql.artifacts import ArtifactNode, artifact_of
 from environments.graphql.audit import AuditMutation
+from environments.graphql.builds import BuildNode
 from environments.graphql.credentials import CredentialMutation
-from environments.graphql.errors import OperationError
+from environments.graphql.environments import EnvironmentNode
+from environments.graphql.errors import OperationError, refusable
+from environments.graphql.fields import actor_of, described, field
 from environments.graphql.governance import GovernanceMutation
 from environments.graphql.hosted import HostedMutation
 from environments.graphql.images import ImageMutation
 from environments.graphql.mirrors import MirrorMutation
+from environments.graphql.namespaces import NamespaceNode
+from environments.graphql.nodes import find
 from environments.graphql.packages import BigInt
-from environments.graphql.pages import Key, actor_of, field
 from environments.graphql.policies import PolicyMutations
+from environments.graphql.previews import PreviewNode
 from environments.graphql.retention import RetentionMutation
 from environments.graphql.role_mappings import RoleMappingMutations
 from environments.graphql.service_accounts import ServiceAccountMutations
-from environments.graphql.types import (
-    ApiTokenNode,
-    BuildNode,
-    EnvironmentNode,
-    NamespaceNode,
-    PreviewNode,
-    find,
-)
 from environments.models import Build, Environment, Preview, audited
 from environments.models.previews import PreviewState
 from environments.operations import (
@@ -57,33 +64,33 @@ LOOK = 0.1
 LONGEST_WAIT = 60.0
 
 
-@strawberry.type
+@strawberry.type(description="Result of submitting a build.")
 class SubmittedBuild:
-    build: BuildNode
-    warnings: list[str]
+    build: BuildNode = strawberry.field(
+        description="The new build, or the build that already has the idempotency key."
+    )
+    warnings: list[str] = strawberry.field(
+        description="Parts of the specification that were accepted but are probably mistakes."
+    )
     created: bool = strawberry.field(
-        description="False where the idempotency key was seen before: this is the first build."
+        description="False when a build with the idempotency key already existed."
     )
 
 
-@strawberry.type(description="`secret` is told now and never again.")
+@strawberry.type(description="New API token with its secret.")
 class CreatedToken:
-    secret: str
-    token: ApiTokenNode
+    secret: str = strawberry.field(description="Secret of the token; it is shown only once.")
+    token: ApiTokenNode = strawberry.field(description="The new token.")
 
 
-NamespacePayload = Annotated[NamespaceNode | OperationError, strawberry.union("NamespacePayload")]
-EnvironmentPayload = Annotated[
-    EnvironmentNode | OperationError, strawberry.union("EnvironmentPayload")
-]
-BuildPayload = Annotated[BuildNode | OperationError, strawberry.union("BuildPayload")]
-ArtifactPayload = Annotated[ArtifactNode | OperationError, strawberry.union("ArtifactPayload")]
-SubmitPayload = Annotated[SubmittedBuild | OperationError, strawberry.union("SubmitPayload")]
-PreviewPayload = Annotated[PreviewNode | OperationError, strawberry.union("PreviewPayload")]
-CreatedTokenPayload = Annotated[
-    CreatedToken | OperationError, strawberry.union("CreatedTokenPayload")
-]
-TokenPayload = Annotated[ApiTokenNode | OperationError, strawberry.union("TokenPayload")]
+NamespacePayload = Annotated[NamespaceNode | OperationError, refusable("NamespacePayload")]
+EnvironmentPayload = Annotated[EnvironmentNode | OperationError, refusable("EnvironmentPayload")]
+BuildPayload = Annotated[BuildNode | OperationError, refusable("BuildPayload")]
+ArtifactPayload = Annotated[ArtifactNode | OperationError, refusable("ArtifactPayload")]
+SubmitPayload = Annotated[SubmittedBuild | OperationError, refusable("SubmitPayload")]
+PreviewPayload = Annotated[PreviewNode | OperationError, refusable("PreviewPayload")]
+CreatedTokenPayload = Annotated[CreatedToken | OperationError, refusable("CreatedTokenPayload")]
+TokenPayload = Annotated[ApiTokenNode | OperationError, refusable("TokenPayload")]
 
 
 def _build(actor: Actor, key: ID) -> Build:
@@ -98,7 +105,10 @@ def _environment(actor: Actor, key: ID) -> Environment:
     return found
 
 
-@strawberry.type
+@strawberry.type(
+    description="Changes. Each mutation checks the caller's permissions and returns "
+    "OperationError when it is refused."
+)
 class Mutation(
     AuditMutation,
     CredentialMutation,
@@ -113,9 +123,15 @@ class Mutation(
 ):
     # --- namespaces ----------------------------------------------------------------------------
 
-    @field()
+    @field(description="Create a namespace.")
     def create_namespace(
-        self, info: Info, name: str, description: str = "", public: bool = False
+        self,
+        info: Info,
+        name: NamespaceName,
+        description: Annotated[str, described("Description of the namespace.")] = "",
+        public: Annotated[
+            bool, described("True to let everyone view and download its environments.")
+        ] = False,
     ) -> NamespacePayload:
         found: Any = namespaces.create_namespace(
             actor=actor_of(info), name=name, description=description, public=public
@@ -123,16 +139,16 @@ class Mutation(
         return found  # type: ignore[no-any-return]
 
     @field(
-        description="To a user or a group, in place of the role it had. A name that does not exist "
-        "is accepted too, and gets the role when it does."
+        description="Grant a role to a user or group, replacing the previous one. A "
+        "name that does not exist yet receives the role when it does."
     )
     def grant_role(
         self,
         info: Info,
-        namespace: str,
-        role: Role,
-        user: str | None = None,
-        group: str | None = None,
+        namespace: NamespaceName,
+        role: Annotated[Role, described("Role to grant.")],
+        user: UserName = None,
+        group: GroupName = None,
     ) -> NamespacePayload:
         actor = actor_of(info)
         found: Any = find_namespace(actor, namespace)
@@ -141,9 +157,11 @@ class Mutation(
         )
         return found  # type: ignore[no-any-return]
 
-    @field(description="The role that was granted to this name; roles by groups stay.")
+    @field(
+        description="Revoke the role granted to a user or group by name; roles through groups stay."
+    )
     def revoke_role(
-        self, info: Info, namespace: str, user: str | None = None, group: str | None = None
+        self, info: Info, namespace: NamespaceName, user: UserName = None, group: GroupName = None
     ) -> NamespacePayload:
         actor = actor_of(info)
         found: Any = find_namespace(actor, namespace)
@@ -151,17 +169,21 @@ class Mutation(
         return found  # type: ignore[no-any-return]
 
     @field(
-        description="By administrators. 0: no limit; null: the installation's default; left out: "
-        "as it is."
+        description="Set quotas. Omitted arguments stay unchanged; null means the "
+        "installation's default, 0 means no limit. Administrators only."
     )
     def set_quota(
         self,
         info: Info,
-        namespace: str,
-        bytes: BigInt | None = strawberry.UNSET,  # noqa: A002 - as clients call it
-        environments: int | None = strawberry.UNSET,
-        builds_at_once: int | None = strawberry.UNSET,
-        builds_a_day: int | None = strawberry.UNSET,
+        namespace: NamespaceName,
+        bytes: Annotated[BigInt | None, described("Limit of bytes on disk.")] = strawberry.UNSET,  # noqa: A002 - as clients call it
+        environments: Annotated[int | None, described("Limit of environments.")] = strawberry.UNSET,
+        builds_at_once: Annotated[
+            int | None, described("Limit of unfinished builds.")
+        ] = strawberry.UNSET,
+        builds_a_day: Annotated[
+            int | None, described("Limit of builds submitted within 24 hours.")
+        ] = strawberry.UNSET,
     ) -> NamespacePayload:
         actor = actor_of(info)
         asked = {
@@ -178,11 +200,14 @@ class Mutation(
         return found  # type: ignore[no-any-return]
 
     @field(
-        description="Whether new solves of the namespace add pip as a dependency of Python, as "
-        "conda and mamba do. A `pip:` part of a specification always adds it."
+        description="Set whether new solves add pip as a dependency of Python. A `pip:` "
+        "section of a specification always adds it."
     )
     def set_add_pip_as_python_dependency(
-        self, info: Info, namespace: str, on: bool
+        self,
+        info: Info,
+        namespace: NamespaceName,
+        on: Annotated[bool, described("True to add pip.")],
     ) -> NamespacePayload:
         actor = actor_of(info)
         found: Any = namespaces.set_add_pip(
@@ -190,9 +215,14 @@ class Mutation(
         )
         return found  # type: ignore[no-any-return]
 
-    @field(description="The files that each new build of the namespace is made into.")
+    @field(description="Set the files that are generated for each new build without a request.")
     def set_eager_artifacts(
-        self, info: Info, namespace: str, kinds: list[ArtifactKind]
+        self,
+        info: Info,
+        namespace: NamespaceName,
+        kinds: Annotated[
+            list[ArtifactKind], described("Formats of the files; an empty list means none.")
+        ],
     ) -> NamespacePayload:
         actor = actor_of(info)
         found: Any = artifacts.set_eager_artifacts(
@@ -202,14 +232,19 @@ class Mutation(
 
     # --- environments --------------------------------------------------------------------------
 
-    @field(description="With a specification it also submits the first build.")
+    @field(
+        description="Create an environment, and submit its first build when a "
+        "specification is given."
+    )
     def create_environment(
         self,
         info: Info,
-        namespace: str,
-        name: str,
-        description: str = "",
-        specification: str | None = None,
+        namespace: NamespaceName,
+        name: EnvironmentName,
+        description: Annotated[str, described("Description of the environment.")] = "",
+        specification: Annotated[
+            str | None, described("Specification of the first build; null means no build.")
+        ] = None,
     ) -> EnvironmentPayload:
         actor = actor_of(info)
         place = namespace_to_build_in(actor, namespace)
@@ -223,12 +258,16 @@ class Mutation(
         return found  # type: ignore[no-any-return]
 
     @field(
-        description="Copy an environment with its history, without copying bytes. The rules of "
-        "another namespace judge it: its current build is refused, or held for approval; other "
-        "builds that are not allowed there are left out."
+        description="Copy an environment with its history, without copying files. In "
+        "another namespace its rules apply: the current build is refused or "
+        "held for approval, and other disallowed builds are omitted."
     )
     def copy_environment(
-        self, info: Info, environment_id: ID, namespace: str, name: str
+        self,
+        info: Info,
+        environment_id: EnvironmentId,
+        namespace: Annotated[str, described("Name of the target namespace.")],
+        name: Annotated[str, described("Name of the copy.")],
     ) -> EnvironmentPayload:
         actor = actor_of(info)
         found: Any = environments.copy_environment(
@@ -240,11 +279,14 @@ class Mutation(
         return found  # type: ignore[no-any-return]
 
     @field(
-        description="Move an environment with its history. Refused where the rules of the other "
-        "namespace do not allow every build that could be served there."
+        description="Move an environment with its history. Refused if the target "
+        "namespace does not allow every build that could be served there."
     )
     def move_environment(
-        self, info: Info, environment_id: ID, namespace: str
+        self,
+        info: Info,
+        environment_id: EnvironmentId,
+        namespace: Annotated[str, described("Name of the target namespace.")],
     ) -> EnvironmentPayload:
         actor = actor_of(info)
         found: Any = environments.move_environment(
@@ -254,25 +296,40 @@ class Mutation(
         )
         return found  # type: ignore[no-any-return]
 
-    @field()
-    def rename_environment(self, info: Info, environment_id: ID, name: str) -> EnvironmentPayload:
+    @field(description="Rename an environment.")
+    def rename_environment(
+        self,
+        info: Info,
+        environment_id: EnvironmentId,
+        name: Annotated[str, described("New name of the environment.")],
+    ) -> EnvironmentPayload:
         actor = actor_of(info)
         found: Any = environments.rename_environment(
             actor=actor, environment=_environment(actor, environment_id), name=name
         )
         return found  # type: ignore[no-any-return]
 
-    @field(description="Cancels what runs; the files go to the trash.")
-    def delete_environment(self, info: Info, environment_id: ID) -> EnvironmentPayload:
+    @field(
+        description="Delete an environment and cancel its running builds; it can be "
+        "undeleted for a limited time."
+    )
+    def delete_environment(self, info: Info, environment_id: EnvironmentId) -> EnvironmentPayload:
         actor = actor_of(info)
         found: Any = environments.delete_environment(
             actor=actor, environment=_environment(actor, environment_id)
         )
         return found  # type: ignore[no-any-return]
 
-    @field(description="Let a user or a group see and download it; as `grantRole` of names.")
+    @field(
+        description="Let a user or group view and download one environment. A name that "
+        "does not exist yet receives access when it does."
+    )
     def share_environment(
-        self, info: Info, environment_id: ID, user: str | None = None, group: str | None = None
+        self,
+        info: Info,
+        environment_id: EnvironmentId,
+        user: UserName = None,
+        group: GroupName = None,
     ) -> EnvironmentPayload:
         actor = actor_of(info)
         found: Any = _environment(actor, environment_id)
@@ -281,9 +338,13 @@ class Mutation(
         )
         return found  # type: ignore[no-any-return]
 
-    @field()
+    @field(description="Stop sharing an environment with a user or group.")
     def unshare_environment(
-        self, info: Info, environment_id: ID, user: str | None = None, group: str | None = None
+        self,
+        info: Info,
+        environment_id: EnvironmentId,
+        user: UserName = None,
+        group: GroupName = None,
     ) -> EnvironmentPayload:
         actor = actor_of(info)
         found: Any = _environment(actor, environment_id)
@@ -300,14 +361,20 @@ class Mutation(
     def submit_build(
         self,
         info: Info,
-        namespace: str,
-        environment: str,
-        specification: str,
-        idempotency_key: str | None = None,
-        force_solve: bool = False,
-        platforms: list[str] | None = None,
-        create_missing: bool = True,
-        reason: str = "",
+        namespace: NamespaceName,
+        environment: EnvironmentName,
+        specification: Annotated[str, described("Text of the specification.")],
+        idempotency_key: Annotated[
+            str | None, described("Repeated submissions with the same key return the first build.")
+        ] = None,
+        force_solve: Annotated[
+            bool, described("True to solve again even if the specification was solved before.")
+        ] = False,
+        platforms: Platforms = None,
+        create_missing: Annotated[
+            bool, described("True to create the environment if it does not exist.")
+        ] = True,
+        reason: Annotated[str, described("Purpose of the build, for approvers.")] = "",
     ) -> SubmitPayload:
         actor = actor_of(info)
         asked: dict[str, Any] = {
@@ -330,18 +397,24 @@ class Mutation(
         )
 
     @field(
-        description="Solve a specification without building it, and compare the answer with the "
-        "current build of the environment, which need not exist yet. Waits up to `wait` seconds."
+        description="Solve a specification without building it, and compare the result "
+        "with the environment's current build."
     )
     async def preview_solve(
         self,
         info: Info,
-        namespace: str,
-        specification: str,
-        environment: str | None = None,
-        force_solve: bool = False,
-        wait: float = 20,
-        platforms: list[str] | None = None,
+        namespace: NamespaceName,
+        specification: Annotated[str, described("Text of the specification.")],
+        environment: Annotated[
+            str | None, described("Name of the environment to compare with; it need not exist.")
+        ] = None,
+        force_solve: Annotated[
+            bool, described("True to solve again even if the specification was solved before.")
+        ] = False,
+        wait: Annotated[
+            float, described("Maximum time to wait for the result, in seconds, at most 60.")
+        ] = 20,
+        platforms: Platforms = None,
     ) -> PreviewPayload:
         actor = actor_of(info)
 
@@ -359,26 +432,39 @@ class Mutation(
         found: Any = await _solved(previewed.preview, wait)
         return found  # type: ignore[no-any-return]
 
-    @field()
-    def cancel_build(self, info: Info, key: Key) -> BuildPayload:
+    @field(description="Cancel a queued, held or running build.")
+    def cancel_build(self, info: Info, key: BuildKey) -> BuildPayload:
         actor = actor_of(info)
         found: Any = builds.cancel_build(actor=actor, build=_build(actor, key))
         return found  # type: ignore[no-any-return]
 
-    @field(description="A pinned pointer is not moved by builds that come later.")
-    def set_current_build(self, info: Info, key: Key, pin: bool = False) -> BuildPayload:
+    @field(description="Make a READY build the current build of its environment.")
+    def set_current_build(
+        self,
+        info: Info,
+        key: BuildKey,
+        pin: Annotated[bool, described("True to pin it: later builds do not replace it.")] = False,
+    ) -> BuildPayload:
         actor = actor_of(info)
         found: Any = builds.set_current_build(actor=actor, build=_build(actor, key), pin=pin)
         return found  # type: ignore[no-any-return]
 
-    @field(description="Roll forward: to the newest READY build, and go on.")
-    def unpin(self, info: Info, environment_id: ID) -> EnvironmentPayload:
+    @field(description="Unpin an environment and make its newest READY build current.")
+    def unpin(self, info: Info, environment_id: EnvironmentId) -> EnvironmentPayload:
         actor = actor_of(info)
         found: Any = builds.unpin(actor=actor, environment=_environment(actor, environment_id))
         return found  # type: ignore[no-any-return]
 
-    @field(description="To the READY build before the current one; pins it.")
-    def rollback(self, info: Info, environment_id: ID, to: ID | None = None) -> EnvironmentPayload:
+    @field(description="Roll back to the previous READY build, or to a given one, and pin it.")
+    def rollback(
+        self,
+        info: Info,
+        environment_id: EnvironmentId,
+        to: Annotated[
+            ID | None,
+            described("Id of the build to roll back to; null means the previous READY build."),
+        ] = None,
+    ) -> EnvironmentPayload:
         actor = actor_of(info)
         environment: Any = _environment(actor, environment_id)
         target = None
@@ -389,44 +475,58 @@ class Mutation(
         environment.refresh_from_db()
         return environment  # type: ignore[no-any-return]
 
-    @field(description="Moves the tag here from where it is.")
-    def tag_build(self, info: Info, key: Key, tag: str) -> BuildPayload:
+    @field(description="Point a tag to a build, moving it if it exists.")
+    def tag_build(
+        self, info: Info, key: BuildKey, tag: Annotated[str, described("Name of the tag.")]
+    ) -> BuildPayload:
         actor = actor_of(info)
         found: Any = builds.tag_build(actor=actor, build=_build(actor, key), tag=tag)
         return found  # type: ignore[no-any-return]
 
-    @field()
-    def untag(self, info: Info, environment_id: ID, tag: str) -> EnvironmentPayload:
+    @field(description="Delete a tag from an environment.")
+    def untag(
+        self,
+        info: Info,
+        environment_id: EnvironmentId,
+        tag: Annotated[str, described("Name of the tag.")],
+    ) -> EnvironmentPayload:
         actor = actor_of(info)
         found: Any = builds.untag(
             actor=actor, environment=_environment(actor, environment_id), tag=tag
         )
         return found  # type: ignore[no-any-return]
 
-    @field(description="Drops the bytes; it can be restored without a solve.")
-    def archive_build(self, info: Info, key: Key) -> BuildPayload:
+    @field(description="Delete the prefix of a build; it can be restored without a solve.")
+    def archive_build(self, info: Info, key: BuildKey) -> BuildPayload:
         actor = actor_of(info)
         found: Any = builds.archive_build(actor=actor, build=_build(actor, key))
         return found  # type: ignore[no-any-return]
 
-    @field()
-    def restore_build(self, info: Info, key: Key) -> BuildPayload:
+    @field(description="Link the prefix of an archived build again from its lock.")
+    def restore_build(self, info: Info, key: BuildKey) -> BuildPayload:
         actor = actor_of(info)
         found: Any = builds.restore_build(actor=actor, build=_build(actor, key))
         return found  # type: ignore[no-any-return]
 
-    @field()
-    def delete_build(self, info: Info, key: Key) -> BuildPayload:
+    @field(description="Delete a build; it can be undeleted for a limited time.")
+    def delete_build(self, info: Info, key: BuildKey) -> BuildPayload:
         actor = actor_of(info)
         found: Any = builds.delete_build(actor=actor, build=_build(actor, key))
         return found  # type: ignore[no-any-return]
 
     @field(
-        description="Have a file made of the build's lock, or tell how far that is. Without a "
-        "platform: for that of the build's folder. Ask `build { artifacts }` for its progress."
+        description="Request a file generated from the build's lock, or return its "
+        "state if it was requested before. `Build.artifacts` shows its "
+        "progress."
     )
     def create_artifact(
-        self, info: Info, build_id: ID, kind: ArtifactKind, platform: str | None = None
+        self,
+        info: Info,
+        build_id: Annotated[ID, described("Id of the build.")],
+        kind: Annotated[ArtifactKind, described("Format of the file.")],
+        platform: Annotated[
+            str | None, described("Platform of the file; null means the platform of the build.")
+        ] = None,
     ) -> ArtifactPayload:
         actor = actor_of(info)
         build = _build(actor, build_id)
@@ -437,15 +537,29 @@ class Mutation(
 
     # --- tokens --------------------------------------------------------------------------------
 
-    @field(description="For you, or for a service account of yours.")
+    @field(
+        description="Create an API token for the caller or for one of the caller's "
+        "service accounts."
+    )
     def create_token(
         self,
         info: Info,
-        name: str,
-        role: Role | None = None,
-        namespaces: list[str] | None = None,
-        days: int = 90,
-        service_account: str | None = None,
+        name: Annotated[str, described("Name of the token.")],
+        role: Annotated[
+            Role | None,
+            described("Highest role the token acts with; null means the roles of its account."),
+        ] = None,
+        namespaces: Annotated[
+            list[str] | None,
+            described(
+                "Names of the namespaces the token is limited to; null or an empty "
+                "list means no limit."
+            ),
+        ] = None,
+        days: Annotated[int, described("Days until the token expires.")] = 90,
+        service_account: Annotated[
+            str | None, described("Name of the service account; null means the caller.")
+        ] = None,
     ) -> CreatedTokenPayload:
         made = tokens.create_token(
             actor=actor_of(info),
@@ -458,8 +572,10 @@ class Mutation(
         token: Any = made.token
         return CreatedToken(secret=made.secret, token=token)
 
-    @field()
-    def revoke_token(self, info: Info, key: Key) -> TokenPayload:
+    @field(description="Revoke an API token.")
+    def revoke_token(
+        self, info: Info, key: Annotated[ID, described("Id of the token.", name="id")]
+    ) -> TokenPayload:
         if not key.isdecimal() or len(key) > 18:
             raise NotFoundError("There is no such token.", where="id")
         found: Any = tokens.revoke_token(actor=actor_of(info), token_id=key)

@@ -13,8 +13,8 @@ from condastore.errors import NotFoundError
 from environments.domain import diff as differences
 from environments.domain.lock import Lock
 from environments.domain.records import CondaPackage, PypiPackage
+from environments.graphql.enums import PackageChangeKind, PackageKind
 from environments.graphql.errors import Fault, faults_in
-from environments.graphql.inputs import PackageChangeKind, PackageKind
 from environments.models import CondaRecord, PypiRecord
 from environments.services.platforms import own_platform
 
@@ -27,22 +27,33 @@ BIG_INT = strawberry.scalar(
 )
 
 
-@strawberry.type(description="One package of a lock: exactly these bytes.")
+@strawberry.type(description="One package of a lock, identified by its digest.")
 class LockedPackage:
-    name: str
-    version: str
-    build: str
-    build_number: int
-    kind: PackageKind
-    channel: str
-    subdir: str
-    url: str
-    sha256: str
-    md5: str
-    size: BigInt
-    license: str
-    timestamp: datetime | None
-    platform: str
+    name: str = strawberry.field(description="Name of the package.")
+    version: str = strawberry.field(description="Version of the package.")
+    build: str = strawberry.field(description="Build string; empty for PyPI packages.")
+    build_number: int = strawberry.field(description="Build number; 0 for PyPI packages.")
+    kind: PackageKind = strawberry.field(description="Package manager of the package.")
+    channel: str = strawberry.field(
+        description="URL of the conda channel; empty for PyPI packages."
+    )
+    subdir: str = strawberry.field(
+        description="Platform subdirectory of the channel; empty for PyPI packages."
+    )
+    url: str = strawberry.field(description="URL the package file is downloaded from.")
+    sha256: str = strawberry.field(
+        description="SHA-256 digest of the package file, in hexadecimal."
+    )
+    md5: str = strawberry.field(
+        description="MD5 digest of the package file, in hexadecimal; empty when unknown."
+    )
+    size: BigInt = strawberry.field(description="Size of the package file, in bytes.")
+    license: str = strawberry.field(description="License that the package declares.")
+    timestamp: datetime | None = strawberry.field(
+        description="Time of the package's build, as the channel states it; null when "
+        "it states none."
+    )
+    platform: str = strawberry.field(description="Platform of the lock that contains the package.")
 
     @classmethod
     def of(
@@ -77,21 +88,30 @@ def _moment(stamp: int | None) -> datetime | None:
         return None
 
 
-@strawberry.type
+@strawberry.type(description="Package that differs between two locks.")
 class PackageChange:
-    name: str
-    old: LockedPackage
-    new: LockedPackage
-    kind: PackageChangeKind
+    name: str = strawberry.field(description="Name of the package.")
+    old: LockedPackage = strawberry.field(description="Package in the first lock.")
+    new: LockedPackage = strawberry.field(description="Package in the second lock.")
+    kind: PackageChangeKind = strawberry.field(description="Kind of the change.")
 
 
-@strawberry.type(description="What the second lock has that the first has not, on one platform.")
+@strawberry.type(description="Package changes between two locks, on one platform.")
 class LockDiff:
-    platform: str
-    added: list[LockedPackage]
-    removed: list[LockedPackage]
-    changed: list[PackageChange]
-    size_delta: BigInt
+    platform: str = strawberry.field(description="Platform that was compared.")
+    added: list[LockedPackage] = strawberry.field(
+        description="Packages that only the second lock contains."
+    )
+    removed: list[LockedPackage] = strawberry.field(
+        description="Packages that only the first lock contains."
+    )
+    changed: list[PackageChange] = strawberry.field(
+        description="Packages that both locks contain, in different versions or builds."
+    )
+    size_delta: BigInt = strawberry.field(
+        description="Change in total package size, in bytes; negative when the second "
+        "lock is smaller."
+    )
 
 
 def compared(
@@ -138,30 +158,43 @@ def preferred(platforms: Sequence[str], prefer: Sequence[str] = ()) -> str:
     return own_platform()
 
 
-@strawberry.type(description="Requirements that exclude each other, and what leads from one to it.")
+@strawberry.type(description="Requirements that exclude each other.")
 class Conflict:
-    requirements: list[str]
-    reason: str
-    chain: list[str]
+    requirements: list[str] = strawberry.field(description="Conflicting requirements.")
+    reason: str = strawberry.field(description="Explanation of the conflict.")
+    chain: list[str] = strawberry.field(
+        description="Dependency chain that leads from one requirement to the conflict."
+    )
 
 
-@strawberry.type
+@strawberry.type(description="Requirement that no channel provides.")
 class MissingPackage:
-    requirement: str
-    channels: list[str]
-    similar: list[str]
+    requirement: str = strawberry.field(description="The requirement.")
+    channels: list[str] = strawberry.field(description="URLs of the channels that were searched.")
+    similar: list[str] = strawberry.field(description="Similar package names that exist.")
 
 
-@strawberry.type(description="Why a build or a preview failed.")
+@strawberry.type(description="Why a build, a preview or an artifact failed.")
 class Failure:
-    code: str
-    message: str
-    where: str
-    hint: str
-    details: JSON
-    conflicts: list[Conflict]
-    missing: list[MissingPackage]
-    faults: list[Fault]
+    code: str = strawberry.field(description="Stable code of the error.")
+    message: str = strawberry.field(description="Description of the failure, for people.")
+    where: str = strawberry.field(
+        description="Location of the fault, such as `dependencies[3], line 7`; empty "
+        "when there is none."
+    )
+    hint: str = strawberry.field(description="Suggestion for the next step.")
+    details: JSON = strawberry.field(
+        description="Machine-readable details; the keys depend on `code`."
+    )
+    conflicts: list[Conflict] = strawberry.field(
+        description="Requirements that exclude each other, when the solve had no solution."
+    )
+    missing: list[MissingPackage] = strawberry.field(
+        description="Requirements that no channel provides."
+    )
+    faults: list[Fault] = strawberry.field(
+        description="Individual faults, when several were found."
+    )
 
     @classmethod
     def of(cls, stored: dict[str, Any] | None) -> Failure | None:
@@ -195,14 +228,14 @@ class Failure:
         )
 
 
-@strawberry.type(description="How far the running stage is.")
+@strawberry.type(description="Progress of the running stage.")
 class Progress:
-    stage: str
-    done: int
-    total: int
-    bytes_done: BigInt
-    bytes_total: BigInt
-    current: str
+    stage: str = strawberry.field(description="Name of the stage.")
+    done: int = strawberry.field(description="Number of finished items.")
+    total: int = strawberry.field(description="Total number of items.")
+    bytes_done: BigInt = strawberry.field(description="Bytes processed so far.")
+    bytes_total: BigInt = strawberry.field(description="Total number of bytes to process.")
+    current: str = strawberry.field(description="Item that is being processed.")
 
     @classmethod
     def of(cls, stored: dict[str, Any]) -> Self | None:

@@ -14,33 +14,31 @@ from strawberry.scalars import JSON
 
 from accounts.access import Actor
 from condastore.errors import NotFoundError, StoreError
-from environments.graphql.errors import OperationError
-from environments.graphql.pages import (
-    Column,
-    Connection,
-    Key,
-    actor_of,
-    computed,
-    connection,
-    field,
-)
-from environments.graphql.types import Node
+from environments.graphql.arguments import BasedOnVersion, ChangeComment, PolicyOwner
+from environments.graphql.connections import Connection, connection
+from environments.graphql.errors import OperationError, refusable
+from environments.graphql.fields import Column, actor_of, column, computed, described, field
+from environments.graphql.nodes import Node
 from environments.models import Namespace, Policy, PolicyRule, PolicyVersion
 from environments.operations import policies as operations
 from environments.operations.namespaces import find_namespace
 from environments.services.policies import policy_of, rule_of
 
 
-@strawberry.type(name="PolicyRule", description="One rule of a policy, in its place.")
+@strawberry.type(name="PolicyRule", description="One rule of a policy.")
 class Rule:
-    id: ID
-    name: str
-    kind: str
-    effect: str = strawberry.field(description="enforce, ask (hold for approval) or warn.")
-    enabled: bool
-    position: int
-    settings: JSON = strawberry.field(description="By the kind.")
-    summary: str = strawberry.field(description="In one line of plain language.")
+    id: ID = strawberry.field(description="Id of the object.")
+    name: str = strawberry.field(description="Name of the rule, unique in its policy.")
+    kind: str = strawberry.field(description="Kind of the rule.")
+    effect: str = strawberry.field(description="Effect of the rule.")
+    enabled: bool = strawberry.field(description="True when the rule is in force.")
+    position: int = strawberry.field(
+        description="Position of the rule in its policy, starting at 0."
+    )
+    settings: JSON = strawberry.field(
+        description="Rule settings; the keys depend on `kind` (see docs/policies.md)."
+    )
+    summary: str = strawberry.field(description="Description of the rule in one line.")
 
     @classmethod
     def of(cls, row: PolicyRule) -> Rule:
@@ -64,15 +62,15 @@ class Rule:
     Policy,
     name="Policy",
     field_cls=Column,
-    description="The rules of one namespace, or of the installation (no namespace).",
+    description="Written rules of one namespace or of the installation.",
 )
 class PolicyNode(Node):
-    id: ID
-    version: int
+    id: ID = column("Id of the object.")
+    version: int = column("Version number of the policy; it grows with each change.")
     namespace: str | None = computed(
         lambda row: row.namespace.name if row.namespace else None,
         only=["namespace__name"],
-        description="Its name.",
+        description="Name of the namespace; null means the installation.",
     )
 
     @classmethod
@@ -82,35 +80,43 @@ class PolicyNode(Node):
         visible = Policy.objects.visible_to(actor_of(info)).order_by().values("pk")
         return queryset.filter(pk__in=visible).select_related("namespace")
 
-    @field(prefetch_related=["rules"])
+    @field(prefetch_related=["rules"], description="Rules of the policy, in order.")
     def rules(self: Any) -> list[Rule]:
         return [Rule.of(row) for row in self.rules.all()]
 
 
-@strawberry.type(description="A rule that holds without having been written.")
+@strawberry.type(description="Policy rule that is in force without having been written.")
 class BuiltInRule:
-    name: str = strawberry.field(description="Name of the rule, as verdicts give it.")
+    name: str = strawberry.field(description="Name of the rule, as used in verdicts.")
     kind: str = strawberry.field(
-        description="Kind of the rule. A rule of the installation of this kind replaces it."
+        description="Kind of the rule; a rule of this kind in the installation's policy "
+        "replaces it."
     )
-    effect: str = strawberry.field(description="enforce, ask (hold for approval) or warn.")
-    summary: str = strawberry.field(description="The rule in one line of plain language.")
+    effect: str = strawberry.field(description="Effect of the rule.")
+    summary: str = strawberry.field(description="Description of the rule in one line.")
 
 
-@strawberry.type(description="All that holds in one place.")
+@strawberry.type(description="All policy rules in force in one namespace or in the installation.")
 class EffectivePolicy:
-    namespace: str | None
-    version: int = strawberry.field(description="Of the rules that are written here.")
+    namespace: str | None = strawberry.field(
+        description="Name of the namespace; null means the installation."
+    )
+    version: int = strawberry.field(description="Version number of the policy's own rules.")
     digest: str = strawberry.field(
-        description="Of all that is in force here, decisions and recalls too; verdicts name it."
+        description="Digest of everything in force in the namespace, including "
+        "decisions and recalls; verdicts refer to it."
     )
-    rules: list[Rule]
-    inherited: list[Rule] = strawberry.field(description="The installation's, which hold as well.")
+    rules: list[Rule] = strawberry.field(
+        description="Rules written for this namespace or installation."
+    )
+    inherited: list[Rule] = strawberry.field(
+        description="Rules of the installation that also hold in the namespace."
+    )
     built_in: list[BuiltInRule] = strawberry.field(
-        description="Rules that hold without having been written: the allowed channels of the "
-        "settings, and the default for unlisted packages."
+        description="Rules in force without having been written, such as the allowed "
+        "channels of the settings."
     )
-    may_change: bool
+    may_change: bool = strawberry.field(description="True when the caller may change the rules.")
 
     @classmethod
     def of(cls, actor: Actor, place: Namespace | None) -> EffectivePolicy:
@@ -137,18 +143,19 @@ class EffectivePolicy:
     PolicyVersion,
     name="PolicyVersion",
     field_cls=Column,
-    description="The rules of one policy as they were after one change.",
+    description="Rules of one policy after one change.",
 )
 class PolicyVersionNode(Node):
-    id: ID
-    number: int
-    change: str
-    comment: str
-    changed_at: datetime
-    rules: JSON
+    id: ID = column("Id of the object.")
+    number: int = column("Version number of the policy.")
+    change: str = column("Description of the change.")
+    comment: str = column("Comment of the user who made the change.")
+    changed_at: datetime = column("When the change was made.")
+    rules: JSON = column("Rules after the change.")
     changed_by: str | None = computed(
         lambda row: row.changed_by.username if row.changed_by else None,
         only=["changed_by__username"],
+        description="Name of the user who made the change; null if the account was deleted.",
     )
 
     @classmethod
@@ -158,12 +165,16 @@ class PolicyVersionNode(Node):
         return queryset.visible_to(actor_of(info)).select_related("changed_by")  # type: ignore[attr-defined,no-any-return]
 
 
-@strawberry.input(name="PolicyRuleInput", description="A rule as it might be written.")
+@strawberry.input(name="PolicyRuleInput", description="Rule to simulate.")
 class RuleInput:
-    kind: str
-    effect: str
-    settings: JSON
-    name: str = "a new rule"
+    kind: str = strawberry.field(description="Kind of the rule.")
+    effect: str = strawberry.field(description="Effect of the rule.")
+    settings: JSON = strawberry.field(
+        description="Rule settings; the keys depend on `kind` (see docs/policies.md)."
+    )
+    name: str = strawberry.field(
+        default="a new rule", description="Name of the rule, as used in the simulation's hits."
+    )
 
     def draft(self) -> operations.Draft:
         settings: Any = self.settings
@@ -172,34 +183,44 @@ class RuleInput:
         )
 
 
-@strawberry.type(description="What a rule would say of one package, or of a whole platform.")
+@strawberry.type(description="Effect of a simulated rule on one package or on a whole lock.")
 class SimulatedHit:
-    rule: str
-    effect: str
-    package: str
-    reason: str
-    chain: list[str]
+    rule: str = strawberry.field(description="Name of the rule.")
+    effect: str = strawberry.field(description="Effect of the rule.")
+    package: str = strawberry.field(
+        description="Package, or platform when the rule concerns a whole lock."
+    )
+    reason: str = strawberry.field(description="Reason that the rule gives.")
+    chain: list[str] = strawberry.field(
+        description="Dependency chain from a requested package to this one."
+    )
 
 
-@strawberry.type(description="An environment whose current build the rules would object to.")
+@strawberry.type(description="Environment whose current build the simulated rules affect.")
 class SimulatedEnvironment:
-    namespace: str
-    environment: str
-    build: int
-    effect: str = strawberry.field(description="The gravest.")
-    packages: int
-    hits: list[SimulatedHit] = strawberry.field(description="The first of them.")
+    namespace: str = strawberry.field(description="Name of the namespace.")
+    environment: str = strawberry.field(description="Name of the environment.")
+    build: int = strawberry.field(description="Number of the current build.")
+    effect: str = strawberry.field(description="Most severe effect.")
+    packages: int = strawberry.field(description="Number of affected packages.")
+    hits: list[SimulatedHit] = strawberry.field(description="Affected packages, up to a limit.")
 
 
-@strawberry.type(description="What would become of the current builds; nothing is changed.")
+@strawberry.type(description="Effect of rules on all current builds, without changing anything.")
 class PolicySimulation:
-    environments: int = strawberry.field(description="That were looked at.")
-    packages: int = strawberry.field(description="Distinct ones that were judged.")
-    blocked: int
-    asked: int
-    warned: int
-    touched: list[SimulatedEnvironment] = strawberry.field(description="The first, by name.")
-    seconds: float
+    environments: int = strawberry.field(description="Number of environments that were checked.")
+    packages: int = strawberry.field(description="Number of distinct packages that were checked.")
+    blocked: int = strawberry.field(description="Number of environments that would be refused.")
+    asked: int = strawberry.field(
+        description="Number of environments that would be held for approval."
+    )
+    warned: int = strawberry.field(
+        description="Number of environments that would get warnings only."
+    )
+    touched: list[SimulatedEnvironment] = strawberry.field(
+        description="Affected environments by name, up to a limit."
+    )
+    seconds: float = strawberry.field(description="Time that the simulation took, in seconds.")
 
     @classmethod
     def of(cls, found: operations.Simulation) -> PolicySimulation:
@@ -233,18 +254,18 @@ class PolicySimulation:
         )
 
 
-@strawberry.type(description="A rule that is no more.")
+@strawberry.type(description="Rule that was removed.")
 class RemovedPolicyRule:
-    name: str
+    name: str = strawberry.field(description="Name of the rule.")
 
 
-PolicyRulePayload = Annotated[Rule | OperationError, strawberry.union("PolicyRulePayload")]
+PolicyRulePayload = Annotated[Rule | OperationError, refusable("PolicyRulePayload")]
 RemovedPolicyRulePayload = Annotated[
-    RemovedPolicyRule | OperationError, strawberry.union("RemovedPolicyRulePayload")
+    RemovedPolicyRule | OperationError, refusable("RemovedPolicyRulePayload")
 ]
-PolicyPayload = Annotated[EffectivePolicy | OperationError, strawberry.union("PolicyPayload")]
+PolicyPayload = Annotated[EffectivePolicy | OperationError, refusable("PolicyPayload")]
 SimulationPayload = Annotated[
-    PolicySimulation | OperationError, strawberry.union("PolicySimulationPayload")
+    PolicySimulation | OperationError, refusable("PolicySimulationPayload")
 ]
 
 
@@ -257,7 +278,7 @@ def _policies(info: Info) -> Iterable[PolicyNode]:
     return found  # type: ignore[no-any-return]
 
 
-def _versions(info: Info, namespace: str | None = None) -> Iterable[PolicyVersionNode]:
+def _versions(info: Info, namespace: PolicyOwner = None) -> Iterable[PolicyVersionNode]:
     policy = operations.find_policy(actor_of(info), _place(info, namespace))
     found: Any = PolicyVersion.objects.filter(policy=policy.pk or 0).order_by("-number")
     return found  # type: ignore[no-any-return]
@@ -268,16 +289,19 @@ class PolicyQueries:
     policies: Connection[PolicyNode] = connection(
         _policies,
         graphql_type=Connection[PolicyNode],
-        description="Those that have rules, or had some.",
+        description="Policies that have or had rules.",
     )
     policy_versions: Connection[PolicyVersionNode] = connection(
         _versions,
         graphql_type=Connection[PolicyVersionNode],
-        description="Of a namespace, or of the installation; the newest first.",
+        description="Versions of one policy, newest first.",
     )
 
-    @field(description="Of a namespace; without one, the installation's.")
-    def policy(self, info: Info, namespace: str | None = None) -> EffectivePolicy | None:
+    @field(
+        description="Rules in force in a namespace or in the installation; null when "
+        "the namespace is not visible."
+    )
+    def policy(self, info: Info, namespace: PolicyOwner = None) -> EffectivePolicy | None:
         try:
             return EffectivePolicy.of(actor_of(info), _place(info, namespace))
         except NotFoundError:
@@ -287,21 +311,25 @@ class PolicyQueries:
 @strawberry.type
 class PolicyMutations:
     @field(
-        description="To a namespace, or without one to the whole installation. `version`: of the "
-        "policy that you saw; the change is refused where there is another one by now."
+        description="Add a rule to the policy of a namespace, or without a namespace to "
+        "that of the installation."
     )
     def add_policy_rule(
         self,
         info: Info,
-        kind: str,
-        effect: str,
-        name: str,
-        settings: JSON,
-        namespace: str | None = None,
-        enabled: bool = True,
-        position: int | None = None,
-        comment: str = "",
-        version: int | None = None,
+        kind: Annotated[str, described("Kind of the rule.")],
+        effect: Annotated[str, described("Effect of the rule.")],
+        name: Annotated[str, described("Name of the rule, unique in its policy.")],
+        settings: Annotated[
+            JSON, described("Rule settings; the keys depend on `kind` (see docs/policies.md).")
+        ],
+        namespace: PolicyOwner = None,
+        enabled: Annotated[bool, described("True to put the rule in force at once.")] = True,
+        position: Annotated[
+            int | None, described("Position of the rule, starting at 0; null means the end.")
+        ] = None,
+        comment: ChangeComment = "",
+        version: BasedOnVersion = None,
     ) -> PolicyRulePayload:
         content: Any = settings
         return Rule.of(
@@ -319,17 +347,19 @@ class PolicyMutations:
             )
         )
 
-    @field(description="What is left out stays as it is.")
+    @field(description="Change a rule; omitted arguments leave their value unchanged.")
     def change_policy_rule(
         self,
         info: Info,
-        key: Key,
-        effect: str | None = None,
-        name: str | None = None,
-        settings: JSON | None = None,
-        enabled: bool | None = None,
-        comment: str = "",
-        version: int | None = None,
+        key: Annotated[ID, described("Id of the rule.", name="id")],
+        effect: Annotated[str | None, described("New effect of the rule.")] = None,
+        name: Annotated[str | None, described("New name of the rule.")] = None,
+        settings: Annotated[
+            JSON | None, described("New settings; the keys depend on the rule's kind.")
+        ] = None,
+        enabled: Annotated[bool | None, described("True to put the rule in force.")] = None,
+        comment: ChangeComment = "",
+        version: BasedOnVersion = None,
     ) -> PolicyRulePayload:
         actor = actor_of(info)
         content: Any = settings
@@ -346,14 +376,16 @@ class PolicyMutations:
             )
         )
 
-    @field(description="Rules are told in their order; what is allowed does not depend on it.")
+    @field(
+        description="Move a rule to another position. The order affects only how rules are listed."
+    )
     def move_policy_rule(
         self,
         info: Info,
-        key: Key,
-        position: int,
-        comment: str = "",
-        version: int | None = None,
+        key: Annotated[ID, described("Id of the rule.", name="id")],
+        position: Annotated[int, described("New position of the rule, starting at 0.")],
+        comment: ChangeComment = "",
+        version: BasedOnVersion = None,
     ) -> PolicyRulePayload:
         actor = actor_of(info)
         return Rule.of(
@@ -366,26 +398,27 @@ class PolicyMutations:
             )
         )
 
-    @field()
+    @field(description="Remove a rule from its policy.")
     def remove_policy_rule(
-        self, info: Info, key: Key, comment: str = "", version: int | None = None
+        self,
+        info: Info,
+        key: Annotated[ID, described("Id of the rule.", name="id")],
+        comment: ChangeComment = "",
+        version: BasedOnVersion = None,
     ) -> RemovedPolicyRulePayload:
         actor = actor_of(info)
         rule = operations.find_rule(actor, key)
         operations.remove_rule(actor=actor, rule=rule, comment=comment, version=version)
         return RemovedPolicyRule(name=rule.name)
 
-    @field(
-        description="Make the rules of an older version those of a new one. `version`: of the "
-        "policy that you saw."
-    )
+    @field(description="Restore the rules of an earlier version as a new version.")
     def restore_policy_version(
         self,
         info: Info,
-        number: int,
-        namespace: str | None = None,
-        comment: str = "",
-        version: int | None = None,
+        number: Annotated[int, described("Number of the version to restore.")],
+        namespace: PolicyOwner = None,
+        comment: ChangeComment = "",
+        version: BasedOnVersion = None,
     ) -> PolicyPayload:
         actor, place = actor_of(info), _place(info, namespace)
         operations.restore_version(
@@ -396,15 +429,17 @@ class PolicyMutations:
         )
         return EffectivePolicy.of(actor, place)
 
-    @field(
-        description="Hold rules against all current builds of a namespace, or of the installation, "
-        "without switching them on. No rules: those that are in force."
-    )
+    @field(description="Evaluate rules against all current builds without changing anything.")
     def simulate_policy(
         self,
         info: Info,
-        namespace: str | None = None,
-        rules: list[RuleInput] | None = None,
+        namespace: PolicyOwner = None,
+        rules: Annotated[
+            list[RuleInput] | None,
+            described(
+                "Rules to add for the simulation; null or an empty list means the rules in force."
+            ),
+        ] = None,
     ) -> SimulationPayload:
         return PolicySimulation.of(
             operations.simulate(

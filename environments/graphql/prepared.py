@@ -39,7 +39,9 @@ from strawberry.relay.types import Edge
 from strawberry.relay.utils import SliceMetadata, to_base64
 
 from accounts.access import Actor, stand_in, values_for
-from environments.graphql.pages import Column, Join, RowsWanted
+from environments.graphql.connections import RowsWanted
+from environments.graphql.fields import Column
+from environments.graphql.optimizer import Join
 
 Read = Callable[[Any], Any]
 Values = Sequence[Any]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import strawberry
 from django.conf import settings
@@ -15,8 +15,15 @@ from condastore.errors import InvalidInputError, NotFoundError
 from environments.domain.names import canonical_channel
 from environments.domain.policy.package_specs import match_spec, package_spec
 from environments.domain.policy.subjects import comparable
+from environments.graphql.accounts import Me
+from environments.graphql.arguments import EnvironmentName, NamespaceName
 from environments.graphql.audit import AuditQuery
+from environments.graphql.builds import BuildNode
+from environments.graphql.channels import ChannelNode, IndexedPackageNode, LockedPackageUse
+from environments.graphql.connections import Connection, connection
 from environments.graphql.credentials import CredentialQuery
+from environments.graphql.environments import EnvironmentNode
+from environments.graphql.fields import actor_of, described, field
 from environments.graphql.governance import GovernanceQuery
 from environments.graphql.hosted import HostedQuery
 from environments.graphql.images import ImageQuery
@@ -29,34 +36,16 @@ from environments.graphql.inputs import (
     NamespaceOrder,
 )
 from environments.graphql.mirrors import MirrorQuery
+from environments.graphql.namespaces import NamespaceNode
+from environments.graphql.nodes import find
+from environments.graphql.optimizer import below, optimized
 from environments.graphql.packages import LockDiff, LockedPackage, compared
-from environments.graphql.pages import (
-    Connection,
-    Key,
-    OptionalKey,
-    actor_of,
-    below,
-    connection,
-    field,
-    optimized,
-)
 from environments.graphql.policies import PolicyQueries
+from environments.graphql.previews import PreviewNode
 from environments.graphql.retention import RetentionQuery
 from environments.graphql.role_mappings import RoleMappingQueries
 from environments.graphql.service_accounts import ServiceAccountQueries
-from environments.graphql.types import (
-    BuildNode,
-    ChannelNode,
-    EnvironmentNode,
-    IndexedPackageNode,
-    LockedPackageUse,
-    LockNode,
-    Me,
-    NamespaceNode,
-    PreviewNode,
-    SpecificationNode,
-    find,
-)
+from environments.graphql.specifications import LockNode, SpecificationNode
 from environments.models import (
     Build,
     Channel,
@@ -81,7 +70,11 @@ def _ordered(rows: QuerySet[Any], order: list[Any] | None) -> QuerySet[Any]:
 
 
 def _namespaces(
-    info: Info, filters: NamespaceFilter | None = None, order: list[NamespaceOrder] | None = None
+    info: Info,
+    filters: Annotated[NamespaceFilter | None, described("Conditions on the namespaces.")] = None,
+    order: Annotated[
+        list[NamespaceOrder] | None, described("Sort keys, most significant first.")
+    ] = None,
 ) -> Iterable[NamespaceNode]:
     rows = Namespace.objects.all()
     found: Any = _ordered(filters.apply(rows) if filters else rows, order)
@@ -90,8 +83,12 @@ def _namespaces(
 
 def _environments(
     info: Info,
-    filters: EnvironmentFilter | None = None,
-    order: list[EnvironmentOrder] | None = None,
+    filters: Annotated[
+        EnvironmentFilter | None, described("Conditions on the environments.")
+    ] = None,
+    order: Annotated[
+        list[EnvironmentOrder] | None, described("Sort keys, most significant first.")
+    ] = None,
 ) -> Iterable[EnvironmentNode]:
     rows = Environment.objects.all()
     found: Any = _ordered(filters.apply(rows) if filters else rows, order)
@@ -99,14 +96,25 @@ def _environments(
 
 
 def _builds(
-    info: Info, filters: BuildFilter | None = None, order: list[BuildOrder] | None = None
+    info: Info,
+    filters: Annotated[BuildFilter | None, described("Conditions on the builds.")] = None,
+    order: Annotated[
+        list[BuildOrder] | None, described("Sort keys, most significant first.")
+    ] = None,
 ) -> Iterable[BuildNode]:
     rows = Build.objects.all()
     found: Any = _ordered(filters.apply(rows) if filters else rows, order)
     return found  # type: ignore[no-any-return]
 
 
-def _packages(info: Info, search: str, channel: str | None = None) -> Iterable[IndexedPackageNode]:
+def _packages(
+    info: Info,
+    search: Annotated[str, described("Part of the package's name.")],
+    channel: Annotated[
+        str | None,
+        described("URL of the channel or its last path segment; null means all channels."),
+    ] = None,
+) -> Iterable[IndexedPackageNode]:
     rows = IndexedPackage.objects.filter(
         name__icontains=search, channel__in=visible_channels(actor_of(info)).values("pk")
     )
@@ -215,10 +223,16 @@ def versions_that_fit(kind: str, name: str, wanted: str) -> list[str]:
 
 def _locked_packages(
     info: Info,
-    name: str,
-    version: str | None = None,
-    sha256: str | None = None,
-    current_only: bool = True,
+    name: Annotated[str, described("Exact name of the package.")],
+    version: Annotated[
+        str | None, described("Version, or a version range such as `<3.0.13`.")
+    ] = None,
+    sha256: Annotated[
+        str | None, described("SHA-256 digest of the package file, in hexadecimal.")
+    ] = None,
+    current_only: Annotated[
+        bool, described("True to search current builds only, false to search all builds.")
+    ] = True,
 ) -> Iterable[LockedPackageUse]:
     if not name.strip():
         raise InvalidInputError("The name of a package is missing.", where="name")
@@ -265,7 +279,9 @@ def _locked_packages(
     return found  # type: ignore[no-any-return]
 
 
-@strawberry.type
+@strawberry.type(
+    description="Read access. Objects that the caller may not see are treated as missing."
+)
 class Query(
     AuditQuery,
     CredentialQuery,
@@ -279,31 +295,40 @@ class Query(
     ServiceAccountQueries,
 ):
     namespaces: Connection[NamespaceNode] = connection(
-        _namespaces, graphql_type=Connection[NamespaceNode], prepared=True
+        _namespaces,
+        graphql_type=Connection[NamespaceNode],
+        prepared=True,
+        description="Namespaces the caller may see.",
     )
     environments: Connection[EnvironmentNode] = connection(
-        _environments, graphql_type=Connection[EnvironmentNode], prepared=True
+        _environments,
+        graphql_type=Connection[EnvironmentNode],
+        prepared=True,
+        description="Environments the caller may see.",
     )
     builds: Connection[BuildNode] = connection(
         _builds,
         graphql_type=Connection[BuildNode],
-        description="The newest first.",
+        description="Builds the caller may see, newest first.",
         prepared=True,
     )
-    channels: Connection[ChannelNode] = connection(_channels, graphql_type=Connection[ChannelNode])
+    channels: Connection[ChannelNode] = connection(
+        _channels,
+        graphql_type=Connection[ChannelNode],
+        description="Channels used by locks the caller may see, and the default channels.",
+    )
     packages: Connection[IndexedPackageNode] = connection(
         _packages,
         graphql_type=Connection[IndexedPackageNode],
-        description="Packages that the channels offer, by a part of the name.",
+        description="Packages offered by the caller's channels, searched by name.",
     )
     locked_packages: Connection[LockedPackageUse] = connection(
         _locked_packages,
         graphql_type=Connection[LockedPackageUse],
-        description="Which environments contain this package? `version`: exactly, or a range such "
-        "as <3.0.13.",
+        description="Builds whose lock contains a package.",
     )
 
-    @field(description="You; null signed out.")
+    @field(description="The signed-in user; null when the request is anonymous.")
     def me(self, info: Info) -> Me | None:
         actor = actor_of(info)
         if not actor.signed_in:
@@ -315,24 +340,36 @@ class Query(
             token_name=actor.token.name if actor.token else None,
         )
 
-    @field()
-    def namespace(self, info: Info, name: str) -> NamespaceNode | None:
+    @field(description="One namespace; null when it does not exist or is not visible.")
+    def namespace(self, info: Info, name: NamespaceName) -> NamespaceNode | None:
         found: Any = Namespace.objects.filter(name=name)
         return found  # type: ignore[no-any-return]
 
-    @field()
-    def environment(self, info: Info, namespace: str, name: str) -> EnvironmentNode | None:
+    @field(description="One environment; null when it does not exist or is not visible.")
+    def environment(
+        self, info: Info, namespace: NamespaceName, name: EnvironmentName
+    ) -> EnvironmentNode | None:
         found: Any = Environment.objects.filter(namespace__name=namespace, name=name)
         return found  # type: ignore[no-any-return]
 
-    @field(description="By id; or by namespace, environment and number: `12`, a tag, or `current`.")
+    @field(
+        description="One build, by id or by namespace, environment and number; null "
+        "when it does not exist or is not visible."
+    )
     def build(
         self,
         info: Info,
-        key: OptionalKey = None,
-        namespace: str | None = None,
-        environment: str | None = None,
-        number: str | None = None,
+        key: Annotated[
+            ID | None,
+            described(
+                "Id of the build; the other arguments are ignored when it is given.", name="id"
+            ),
+        ] = None,
+        namespace: Annotated[str | None, described("Name of the namespace.")] = None,
+        environment: Annotated[str | None, described("Name of the environment.")] = None,
+        number: Annotated[
+            str | None, described("Number of the build, a tag, `latest`, or `current` (default).")
+        ] = None,
     ) -> BuildNode | None:
         actor = actor_of(info)
         try:
@@ -348,18 +385,28 @@ class Query(
         found: Any = Build.objects.filter(pk=found_key)
         return found  # type: ignore[no-any-return]
 
-    @field()
-    def specification(self, info: Info, digest: str) -> SpecificationNode | None:
+    @field(
+        description="One specification, by digest; null when no visible build or preview has it."
+    )
+    def specification(
+        self,
+        info: Info,
+        digest: Annotated[str, described("Digest of the specification, in hexadecimal.")],
+    ) -> SpecificationNode | None:
         found: Any = visible_specifications(actor_of(info)).filter(digest=digest)
         return found  # type: ignore[no-any-return]
 
-    @field()
-    def lock(self, info: Info, digest: str) -> LockNode | None:
+    @field(description="One lock, by digest; null when no visible build or preview has it.")
+    def lock(
+        self, info: Info, digest: Annotated[str, described("Digest of the lock, in hexadecimal.")]
+    ) -> LockNode | None:
         found: Any = visible_locks(actor_of(info)).filter(digest=digest)
         return found  # type: ignore[no-any-return]
 
-    @field()
-    def preview(self, info: Info, key: Key) -> PreviewNode | None:
+    @field(description="One preview; null when it does not exist or is not visible.")
+    def preview(
+        self, info: Info, key: Annotated[ID, described("Id of the preview.", name="id")]
+    ) -> PreviewNode | None:
         try:
             found_key = find(Preview.objects.visible_to(actor_of(info)), key, "preview").pk
         except NotFoundError:
@@ -367,8 +414,17 @@ class Query(
         found: Any = Preview.objects.filter(pk=found_key)
         return found  # type: ignore[no-any-return]
 
-    @field(description="What `b` has that `a` has not; of any two environments.")
-    def compare_builds(self, info: Info, a: ID, b: ID, platform: str | None = None) -> LockDiff:
+    @field(description="Package changes between two builds of any environments.")
+    def compare_builds(
+        self,
+        info: Info,
+        a: Annotated[ID, described("Id of the first build.")],
+        b: Annotated[ID, described("Id of the second build.")],
+        platform: Annotated[
+            str | None,
+            described("Platform to compare; null means the platform of the second build."),
+        ] = None,
+    ) -> LockDiff:
         visible = Build.objects.visible_to(actor_of(info)).select_related("lock")
         old, new = find(visible, a, "build"), find(visible, b, "build")
         for build in (old, new):

@@ -14,20 +14,26 @@ from environments.graphql.packages import BigInt
 from environments.operations import quotas
 
 
-@strawberry.enum(description="What a quota limits. BYTES: on the disk, shared ones by their share.")
+@strawberry.enum(description="What a quota limits.")
 class QuotaKind(Enum):
-    BYTES = "bytes"
-    ENVIRONMENTS = "environments"
-    BUILDS_AT_ONCE = "builds_at_once"
-    BUILDS_A_DAY = "builds_a_day"
+    BYTES = strawberry.enum_value(
+        "bytes", description="Bytes on disk; files shared between namespaces count by their share."
+    )
+    ENVIRONMENTS = strawberry.enum_value("environments", description="Number of environments.")
+    BUILDS_AT_ONCE = strawberry.enum_value(
+        "builds_at_once", description="Number of unfinished builds."
+    )
+    BUILDS_A_DAY = strawberry.enum_value(
+        "builds_a_day", description="Number of builds submitted within 24 hours."
+    )
 
 
-@strawberry.type(description="How much of one quota of a namespace is used.")
+@strawberry.type(description="One quota of a namespace and its use.")
 class Quota:
-    kind: QuotaKind
-    used: BigInt
-    limit: BigInt | None = strawberry.field(description="Null where there is none.")
-    near: bool = strawberry.field(description="At 80 % of the limit, or beyond.")
+    kind: QuotaKind = strawberry.field(description="What the quota limits.")
+    used: BigInt = strawberry.field(description="Amount in use.")
+    limit: BigInt | None = strawberry.field(description="Limit; null means no limit.")
+    near: bool = strawberry.field(description="True when at least 80 % of the limit is used.")
 
     @classmethod
     def of(cls, use: quotas.Use) -> Quota:

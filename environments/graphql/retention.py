@@ -12,11 +12,21 @@ import strawberry
 from strawberry import ID, Info
 
 from environments.domain.retention import Fate
-from environments.graphql.errors import OperationError
+from environments.graphql.arguments import (
+    EnvironmentId,
+    EnvironmentName,
+    NamespaceName,
+    OnlyNamespace,
+)
+from environments.graphql.builds import BuildNode
+from environments.graphql.connections import Connection, connection
+from environments.graphql.environments import EnvironmentNode
+from environments.graphql.errors import OperationError, refusable
+from environments.graphql.fields import actor_of, described, field
 from environments.graphql.governance import Shown
+from environments.graphql.namespaces import NamespaceNode
+from environments.graphql.nodes import find
 from environments.graphql.packages import BigInt
-from environments.graphql.pages import Connection, Key, actor_of, connection, field
-from environments.graphql.types import BuildNode, EnvironmentNode, NamespaceNode, find
 from environments.models import Build, Environment, LegalHold
 from environments.operations import retention
 from environments.operations.environments import find_build
@@ -26,38 +36,47 @@ from environments.operations.namespaces import find_namespace
 NAMED = 1_000
 
 
-@strawberry.enum(description="ARCHIVE: its folder goes, and it can be restored.")
+@strawberry.enum(description="Outcome of the retention rules for a build.")
 class BuildFate(Enum):
-    ARCHIVE = Fate.ARCHIVE.value
-    DELETE = Fate.DELETE.value
+    ARCHIVE = strawberry.enum_value(
+        Fate.ARCHIVE.value, description="The prefix is deleted; the build can be restored."
+    )
+    DELETE = strawberry.enum_value(Fate.DELETE.value, description="The build is deleted.")
 
 
-@strawberry.type(description="What would become of a build, and why.")
+@strawberry.type(description="Build that the retention rules would archive or delete.")
 class PlannedBuild:
-    build: str
-    fate: BuildFate
-    why: str
-    size: BigInt = strawberry.field(description="Bytes that would be free.")
+    build: str = strawberry.field(description="Reference of the build, as `namespace/name:number`.")
+    fate: BuildFate = strawberry.field(description="What would happen to the build.")
+    why: str = strawberry.field(description="Rule that applies to the build.")
+    size: BigInt = strawberry.field(description="Bytes that would be freed.")
 
 
-@strawberry.type(description="What the rules would do now.")
+@strawberry.type(description="Effect of the retention rules if they were applied now.")
 class RetentionPlan:
-    archived: int
-    deleted: int
-    size: BigInt = strawberry.field(description="Bytes that would be free, of all of them.")
-    planned: list[PlannedBuild] = strawberry.field(description=f"The first {NAMED}.")
+    archived: int = strawberry.field(description="Number of builds that would be archived.")
+    deleted: int = strawberry.field(description="Number of builds that would be deleted.")
+    size: BigInt = strawberry.field(description="Total bytes that would be freed.")
+    planned: list[PlannedBuild] = strawberry.field(
+        description="Builds that would be archived or deleted, at most 1,000."
+    )
 
 
 @strawberry.type(
-    name="LegalHold", description="Nobody archives or deletes the build, or the environment."
+    name="LegalHold",
+    description="Hold that prevents archiving and deleting a build or a whole environment.",
 )
 class LegalHoldNode:
-    id: ID
-    environment: str
-    build: int | None = strawberry.field(description="Its number; null: all of the environment.")
-    reason: str
-    placed_by: str | None
-    placed_at: datetime
+    id: ID = strawberry.field(description="Id of the object.")
+    environment: str = strawberry.field(description="Environment of the hold, as `namespace/name`.")
+    build: int | None = strawberry.field(
+        description="Number of the held build; null means the whole environment."
+    )
+    reason: str = strawberry.field(description="Reason given for the hold.")
+    placed_by: str | None = strawberry.field(
+        description="Name of the user who placed the hold; null if the account was deleted."
+    )
+    placed_at: datetime = strawberry.field(description="When the hold was placed.")
 
     @classmethod
     def of(cls, row: LegalHold) -> LegalHoldNode:
@@ -71,11 +90,13 @@ class LegalHoldNode:
         )
 
 
-@strawberry.type(description="A build that can be brought back.")
+@strawberry.type(description="Deleted build that can still be undeleted.")
 class DeletedBuild:
-    environment: str
-    number: int
-    deleted_at: datetime
+    environment: str = strawberry.field(
+        description="Environment of the build, as `namespace/name`."
+    )
+    number: int = strawberry.field(description="Number of the build.")
+    deleted_at: datetime = strawberry.field(description="When the build was deleted.")
 
     @classmethod
     def of(cls, row: Build) -> DeletedBuild:
@@ -83,10 +104,10 @@ class DeletedBuild:
         return cls(environment=str(row.environment), number=row.number, deleted_at=row.deleted_at)
 
 
-@strawberry.type(description="An environment that can be brought back.")
+@strawberry.type(description="Deleted environment that can still be undeleted.")
 class DeletedEnvironment:
-    name: str
-    deleted_at: datetime
+    name: str = strawberry.field(description="Name of the environment, as `namespace/name`.")
+    deleted_at: datetime = strawberry.field(description="When the environment was deleted.")
 
     @classmethod
     def of(cls, row: Environment) -> DeletedEnvironment:
@@ -94,17 +115,15 @@ class DeletedEnvironment:
         return cls(name=str(row), deleted_at=row.deleted_at)
 
 
-RetentionPayload = Annotated[NamespaceNode | OperationError, strawberry.union("RetentionPayload")]
-LegalHoldPayload = Annotated[LegalHoldNode | OperationError, strawberry.union("LegalHoldPayload")]
-UndeleteBuildPayload = Annotated[
-    BuildNode | OperationError, strawberry.union("UndeleteBuildPayload")
-]
+RetentionPayload = Annotated[NamespaceNode | OperationError, refusable("RetentionPayload")]
+LegalHoldPayload = Annotated[LegalHoldNode | OperationError, refusable("LegalHoldPayload")]
+UndeleteBuildPayload = Annotated[BuildNode | OperationError, refusable("UndeleteBuildPayload")]
 UndeleteEnvironmentPayload = Annotated[
-    EnvironmentNode | OperationError, strawberry.union("UndeleteEnvironmentPayload")
+    EnvironmentNode | OperationError, refusable("UndeleteEnvironmentPayload")
 ]
 
 
-def _holds(info: Info, namespace: str | None = None) -> Iterable[LegalHoldNode]:
+def _holds(info: Info, namespace: OnlyNamespace = None) -> Iterable[LegalHoldNode]:
     rows = retention.holds(actor_of(info))
     if namespace is not None:
         rows = rows.filter(environment__namespace__name=namespace)
@@ -112,7 +131,7 @@ def _holds(info: Info, namespace: str | None = None) -> Iterable[LegalHoldNode]:
     return found  # type: ignore[no-any-return]
 
 
-def _deleted_builds(info: Info, namespace: str | None = None) -> Iterable[DeletedBuild]:
+def _deleted_builds(info: Info, namespace: OnlyNamespace = None) -> Iterable[DeletedBuild]:
     rows = retention.deleted_builds(actor_of(info)).order_by("-deleted_at", "-pk")
     if namespace is not None:
         rows = rows.filter(environment__namespace__name=namespace)
@@ -120,7 +139,9 @@ def _deleted_builds(info: Info, namespace: str | None = None) -> Iterable[Delete
     return found  # type: ignore[no-any-return]
 
 
-def _deleted_environments(info: Info, namespace: str | None = None) -> Iterable[DeletedEnvironment]:
+def _deleted_environments(
+    info: Info, namespace: OnlyNamespace = None
+) -> Iterable[DeletedEnvironment]:
     rows = retention.deleted_environments(actor_of(info)).order_by("-deleted_at", "-pk")
     if namespace is not None:
         rows = rows.filter(namespace__name=namespace)
@@ -133,21 +154,24 @@ class RetentionQuery:
     legal_holds: Connection[LegalHoldNode] = connection(
         _holds,
         graphql_type=Connection[LegalHoldNode],
-        description="The active ones, of the namespaces that you run.",
+        description="Active holds in the namespaces the caller manages.",
     )
     deleted_builds: Connection[DeletedBuild] = connection(
         _deleted_builds,
         graphql_type=Connection[DeletedBuild],
-        description="Those that can be brought back, of the namespaces that you run.",
+        description="Deleted builds that can be undeleted, in the namespaces the caller manages.",
     )
     deleted_environments: Connection[DeletedEnvironment] = connection(
         _deleted_environments,
         graphql_type=Connection[DeletedEnvironment],
-        description="Those that can be brought back, of the namespaces that you run.",
+        description="Deleted environments that can be undeleted, in the namespaces the "
+        "caller manages.",
     )
 
-    @field(description="What the rules of a namespace would archive and delete now.")
-    def retention_plan(self, info: Info, namespace: str) -> RetentionPlan:
+    @field(
+        description="Builds that the retention rules of a namespace would archive or delete now."
+    )
+    def retention_plan(self, info: Info, namespace: NamespaceName) -> RetentionPlan:
         actor = actor_of(info)
         planned = retention.plan(actor=actor, namespace=find_namespace(actor, namespace))
         named = [
@@ -172,17 +196,24 @@ class RetentionQuery:
 @strawberry.type
 class RetentionMutation:
     @field(
-        description="0: no such rule; null: the installation's default; left out: as it is. What "
-        "is current, pinned, held, or tagged (while keepTagged) always stays."
+        description="Set retention rules. Omitted arguments stay unchanged; null means "
+        "the installation's default, 0 means no such rule. Current, pinned "
+        "and held builds are always kept."
     )
     def set_retention(
         self,
         info: Info,
-        namespace: str,
-        keep_last: int | None = strawberry.UNSET,
-        keep_days: int | None = strawberry.UNSET,
-        delete_days: int | None = strawberry.UNSET,
-        keep_tagged: bool | None = None,
+        namespace: NamespaceName,
+        keep_last: Annotated[
+            int | None, described("Number of newest builds of each environment to keep.")
+        ] = strawberry.UNSET,
+        keep_days: Annotated[
+            int | None, described("Number of days to keep each build.")
+        ] = strawberry.UNSET,
+        delete_days: Annotated[
+            int | None, described("Number of days after which an archived build is deleted.")
+        ] = strawberry.UNSET,
+        keep_tagged: Annotated[bool | None, described("True to keep builds with a tag.")] = None,
     ) -> RetentionPayload:
         actor = actor_of(info)
         asked = {"keep_last": keep_last, "keep_days": keep_days, "delete_days": delete_days}
@@ -196,9 +227,15 @@ class RetentionMutation:
         )
         return found  # type: ignore[no-any-return]
 
-    @field(description="On one build, by its number or tag, or on the whole environment.")
+    @field(description="Place a legal hold on one build or on a whole environment.")
     def place_hold(
-        self, info: Info, environment_id: ID, reason: str, build: str | None = None
+        self,
+        info: Info,
+        environment_id: EnvironmentId,
+        reason: Annotated[str, described("Reason for the hold.")],
+        build: Annotated[
+            str | None, described("Number or tag of the build; null means the whole environment.")
+        ] = None,
     ) -> LegalHoldPayload:
         actor = actor_of(info)
         rows = Environment.objects.visible_to(actor).select_related("namespace", "current")
@@ -208,24 +245,33 @@ class RetentionMutation:
             retention.place_hold(actor=actor, environment=environment, build=held, reason=reason)
         )
 
-    @field()
-    def release_hold(self, info: Info, key: Key, reason: str) -> LegalHoldPayload:
+    @field(description="Release a legal hold.")
+    def release_hold(
+        self,
+        info: Info,
+        key: Annotated[ID, described("Id of the hold.", name="id")],
+        reason: Annotated[str, described("Reason for the release.")],
+    ) -> LegalHoldPayload:
         actor = actor_of(info)
         hold = find(retention.holds(actor), key, "hold")
         return LegalHoldNode.of(retention.release_hold(actor=actor, hold=hold, reason=reason))
 
-    @field(description="It is ARCHIVED afterwards: restore it to have its folder.")
+    @field(description="Undelete a build; it is ARCHIVED afterwards and can be restored.")
     def undelete_build(
-        self, info: Info, namespace: str, environment: str, number: int
+        self,
+        info: Info,
+        namespace: NamespaceName,
+        environment: EnvironmentName,
+        number: Annotated[int, described("Number of the build.")],
     ) -> UndeleteBuildPayload:
         actor = actor_of(info)
         build = retention.find_deleted_build(actor, namespace, environment, number)
         found: Any = retention.undelete_build(actor=actor, build=build)
         return found  # type: ignore[no-any-return]
 
-    @field(description="Its builds are ARCHIVED afterwards.")
+    @field(description="Undelete an environment; its builds are ARCHIVED afterwards.")
     def undelete_environment(
-        self, info: Info, namespace: str, name: str
+        self, info: Info, namespace: NamespaceName, name: EnvironmentName
     ) -> UndeleteEnvironmentPayload:
         actor = actor_of(info)
         environment = retention.find_deleted_environment(actor, namespace, name)

@@ -9,14 +9,16 @@ import strawberry
 from environments.operations import retention
 
 
-@strawberry.type(description="How long builds stay, as the rules act: null where there is none.")
+@strawberry.type(description="Retention rules in force in a namespace; null means no such rule.")
 class Retention:
-    keep_last: int | None = strawberry.field(description="Newest builds of each environment.")
-    keep_days: int | None = strawberry.field(description="Days that each build stays.")
-    delete_days: int | None = strawberry.field(
-        description="Days after which an archived build is deleted."
+    keep_last: int | None = strawberry.field(
+        description="Number of newest builds of each environment that are kept."
     )
-    keep_tagged: bool
+    keep_days: int | None = strawberry.field(description="Number of days that each build is kept.")
+    delete_days: int | None = strawberry.field(
+        description="Number of days after which an archived build is deleted."
+    )
+    keep_tagged: bool = strawberry.field(description="True when builds with a tag are always kept.")
 
     @classmethod
     def of(cls, namespace: Any) -> Retention:

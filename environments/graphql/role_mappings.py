@@ -13,17 +13,10 @@ from strawberry import ID, Info
 
 from accounts.roles import Role
 from condastore.errors import NotFoundError
-from environments.graphql.errors import OperationError
-from environments.graphql.pages import (
-    Column,
-    Connection,
-    Key,
-    actor_of,
-    computed,
-    connection,
-    field,
-)
-from environments.graphql.types import Node
+from environments.graphql.connections import Connection, connection
+from environments.graphql.errors import OperationError, refusable
+from environments.graphql.fields import Column, actor_of, column, computed, described, field
+from environments.graphql.nodes import Node
 from environments.models import RoleMapping
 from environments.models.role_mappings import mirrors
 from environments.operations import role_mappings as operations
@@ -33,14 +26,17 @@ from environments.operations import role_mappings as operations
     RoleMapping,
     name="RoleMapping",
     field_cls=Column,
-    description="Members of the directory groups that match hold the role where it matches.",
+    description="Rule that gives members of matching directory groups a role in "
+    "matching namespaces.",
 )
 class RoleMappingNode(Node):
-    id: ID
-    group: str
-    namespace: str
-    created_at: datetime
-    role: Role = computed(lambda row: Role(row.role), only=["role"])
+    id: ID = column("Id of the object.")
+    group: str = column("Pattern of directory groups, as `directory:pattern`.")
+    namespace: str = column("Pattern of namespaces; {username} stands for the member's name.")
+    created_at: datetime = column("When the mapping was created.")
+    role: Role = computed(
+        lambda row: Role(row.role), only=["role"], description="Role that is given."
+    )
 
     @classmethod
     def get_queryset(
@@ -49,22 +45,20 @@ class RoleMappingNode(Node):
         visible = operations.role_mappings(actor_of(info)).order_by().values("pk")
         return queryset.filter(pk__in=visible)
 
-    @field(only=["group"], description="The groups that match now.")
+    @field(only=["group"], description="Directory groups that currently match.")
     def groups(self: Any) -> list[str]:
         return mirrors(self.group)
 
 
-@strawberry.type(description="A role mapping that is no more.")
+@strawberry.type(description="Role mapping that was removed.")
 class RemovedRoleMapping:
-    group: str
-    namespace: str
+    group: str = strawberry.field(description="Pattern of directory groups.")
+    namespace: str = strawberry.field(description="Pattern of namespaces.")
 
 
-RoleMappingPayload = Annotated[
-    RoleMappingNode | OperationError, strawberry.union("RoleMappingPayload")
-]
+RoleMappingPayload = Annotated[RoleMappingNode | OperationError, refusable("RoleMappingPayload")]
 RemovedRoleMappingPayload = Annotated[
-    RemovedRoleMapping | OperationError, strawberry.union("RemovedRoleMappingPayload")
+    RemovedRoleMapping | OperationError, refusable("RemovedRoleMappingPayload")
 ]
 
 
@@ -78,26 +72,35 @@ class RoleMappingQueries:
     role_mappings: Connection[RoleMappingNode] = connection(
         _role_mappings,
         graphql_type=Connection[RoleMappingNode],
-        description="For administrators of the installation.",
+        description="Role mappings of the installation. Administrators only.",
     )
 
 
 @strawberry.type
 class RoleMappingMutations:
-    @field(
-        description="Groups as `directory:pattern`; namespaces by pattern, or {username} for "
-        "personal ones. By administrators of the installation."
-    )
+    @field(description="Add a role mapping. Administrators only.")
     def add_role_mapping(
-        self, info: Info, group: str, namespace: str, role: Role
+        self,
+        info: Info,
+        group: Annotated[str, described("Directory groups, as `directory:pattern`.")],
+        namespace: Annotated[
+            str,
+            described(
+                "Pattern of namespaces; {username} stands for the member's name in "
+                "personal namespaces."
+            ),
+        ],
+        role: Annotated[Role, described("Role to give.")],
     ) -> RoleMappingPayload:
         found: Any = operations.add_role_mapping(
             actor=actor_of(info), group=group, namespace=namespace, role=role
         )
         return found  # type: ignore[no-any-return]
 
-    @field(description="What was granted by hand stays.")
-    def remove_role_mapping(self, info: Info, key: Key) -> RemovedRoleMappingPayload:
+    @field(description="Remove a role mapping; roles granted by name stay. Administrators only.")
+    def remove_role_mapping(
+        self, info: Info, key: Annotated[ID, described("Id of the role mapping.", name="id")]
+    ) -> RemovedRoleMappingPayload:
         actor = actor_of(info)
         known = key.isdecimal() and len(key) <= 18
         rows = operations.role_mappings(actor)

@@ -13,9 +13,10 @@ from django.db.models import QuerySet
 from strawberry import ID, Info
 
 from accounts.models import User
-from environments.graphql.errors import OperationError
-from environments.graphql.pages import Column, Connection, actor_of, computed, connection, field
-from environments.graphql.types import Node
+from environments.graphql.connections import Connection, connection
+from environments.graphql.errors import OperationError, refusable
+from environments.graphql.fields import Column, actor_of, column, computed, described, field
+from environments.graphql.nodes import Node
 from environments.operations import tokens as operations
 
 _OWNER = {"only": ["is_service", "owner__username", "owner__is_active"]}
@@ -25,27 +26,31 @@ _OWNER = {"only": ["is_service", "owner__username", "owner__is_active"]}
     User,
     name="ServiceAccount",
     field_cls=Column,
-    description="An account that acts by tokens only.",
+    description="Account for programs; it signs in with API tokens only.",
 )
 class ServiceAccountNode(Node):
-    id: ID
-    username: str
-    date_joined: datetime
-    active: bool = computed(lambda account: account.is_active, only=["is_active"])
+    id: ID = column("Id of the object.")
+    username: str = column("Name of the account.")
+    date_joined: datetime = column("When the account was created.")
+    active: bool = computed(
+        lambda account: account.is_active,
+        only=["is_active"],
+        description="True when the account may sign in.",
+    )
     owner: str | None = computed(
         lambda account: account.owner.username if account.owner else None,
         **_OWNER,
-        description="Who answers for it.",
+        description="Name of the user responsible for the account; null if there is none.",
     )
     owner_left: bool = computed(
         lambda account: account.owner_left,
         **_OWNER,
-        description="Nobody answers for it any more.",
+        description="True when the account has no active owner.",
     )
     suspended: bool = computed(
         lambda account: account.owner_left and settings.SUSPEND_ORPHANED_SERVICE_ACCOUNTS,
         **_OWNER,
-        description="Its tokens rest until it has another owner: so the installation is set up.",
+        description="True when its tokens are refused until it has an active owner.",
     )
 
     @classmethod
@@ -55,11 +60,17 @@ class ServiceAccountNode(Node):
 
 
 ServiceAccountPayload = Annotated[
-    ServiceAccountNode | OperationError, strawberry.union("ServiceAccountPayload")
+    ServiceAccountNode | OperationError, refusable("ServiceAccountPayload")
 ]
 
 
-def _service_accounts(info: Info, owner_left: bool | None = None) -> Iterable[ServiceAccountNode]:
+def _service_accounts(
+    info: Info,
+    owner_left: Annotated[
+        bool | None,
+        described("True for accounts without an active owner only, false for others only."),
+    ] = None,
+) -> Iterable[ServiceAccountNode]:
     found: Any = operations.service_accounts(actor_of(info), owner_left=owner_left)
     return found  # type: ignore[no-any-return]
 
@@ -69,19 +80,27 @@ class ServiceAccountQueries:
     service_accounts: Connection[ServiceAccountNode] = connection(
         _service_accounts,
         graphql_type=Connection[ServiceAccountNode],
-        description="Yours, and those with a role in namespaces in which you give roles that have "
-        "built or uploaded there; all for administrators of the installation.",
+        description="Service accounts the caller owns, and those that build or upload "
+        "in namespaces where the caller grants roles; all for "
+        "administrators.",
     )
 
 
 @strawberry.type
 class ServiceAccountMutations:
-    @field(description="By administrators of the installation.")
-    def create_service_account(self, info: Info, name: str) -> ServiceAccountPayload:
+    @field(description="Create a service account owned by the caller. Administrators only.")
+    def create_service_account(
+        self, info: Info, name: Annotated[str, described("Name of the account.")]
+    ) -> ServiceAccountPayload:
         found: Any = operations.create_service_account(actor=actor_of(info), name=name)
         return found  # type: ignore[no-any-return]
 
-    @field(description="Give it another owner; by administrators of the installation.")
-    def assign_service_account(self, info: Info, name: str, owner: str) -> ServiceAccountPayload:
+    @field(description="Assign a service account to another owner. Administrators only.")
+    def assign_service_account(
+        self,
+        info: Info,
+        name: Annotated[str, described("Name of the account.")],
+        owner: Annotated[str, described("Name of the new owner.")],
+    ) -> ServiceAccountPayload:
         found: Any = operations.assign_service_account(actor=actor_of(info), name=name, owner=owner)
         return found  # type: ignore[no-any-return]

@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import strawberry
 from django.db.models import BooleanField, ExpressionWrapper, Max, Q
@@ -21,9 +21,12 @@ from strawberry import ID, Info
 from accounts.access import Actor
 from accounts.authentication import CHECK_INTERVAL, renewed
 from environments.domain.lifecycle import BuildState
-from environments.graphql.pages import actor_in
+from environments.graphql.arguments import NamespaceName
+from environments.graphql.builds import BuildNode
+from environments.graphql.environments import EnvironmentNode
+from environments.graphql.fields import actor_in, described
+from environments.graphql.nodes import find
 from environments.graphql.polling import Poll, read_in_thread
-from environments.graphql.types import BuildNode, EnvironmentNode, find
 from environments.models import Build, BuildEvent
 from environments.operations.namespaces import find_namespace
 
@@ -42,20 +45,22 @@ def subscription(*, description: str) -> Callable[[F], F]:
     return found  # type: ignore[no-any-return]
 
 
-@strawberry.type
+@strawberry.type(description="One change of a build, with new log lines.")
 class BuildUpdate:
-    build: BuildNode
-    new_lines: list[str]
-    next_line: int = strawberry.field(description="Continue with it as `fromLine`.")
+    build: BuildNode = strawberry.field(description="Build after the change.")
+    new_lines: list[str] = strawberry.field(description="Log lines since the previous update.")
+    next_line: int = strawberry.field(
+        description="Number of the next log line; pass it as `fromLine` to continue."
+    )
 
 
-@strawberry.type
+@strawberry.type(description="State change of a build, as sent to subscribers of a namespace.")
 class EnvironmentEvent:
-    environment: EnvironmentNode
-    build: BuildNode
-    state: BuildState
-    at: datetime
-    message: str
+    environment: EnvironmentNode = strawberry.field(description="Environment of the build.")
+    build: BuildNode = strawberry.field(description="Build that changed.")
+    state: BuildState = strawberry.field(description="State that the build moved to.")
+    at: datetime = strawberry.field(description="When the build moved.")
+    message: str = strawberry.field(description="Additional information, for people.")
 
 
 ARCHIVED = ExpressionWrapper(Q(log_archive__isnull=False), output_field=BooleanField())
@@ -204,13 +209,18 @@ def _event(event: Any) -> EnvironmentEvent:
     )
 
 
-@strawberry.type
+@strawberry.type(description="Live updates over WebSocket or server-sent events.")
 class Subscription:
     @subscription(
-        description="An update at each change, with the log from `fromLine`; ends with the build."
+        description="Updates of one build with new log lines; ends when the build has finished."
     )
     async def build_progress(
-        self, info: Info, build_id: ID, from_line: int = 0
+        self,
+        info: Info,
+        build_id: Annotated[ID, described("Id of the build.")],
+        from_line: Annotated[
+            int, described("Number of the first log line to send, starting at 0.")
+        ] = 0,
     ) -> AsyncGenerator[BuildUpdate, None]:
         watch = BuildWatch(
             request=info.context.request, key=str(build_id), next_line=max(0, from_line)
@@ -225,9 +235,9 @@ class Subscription:
                 while not await _builds.changed(watch.build, watch.state, timeout=watch.due_in):
                     await read_in_thread(watch.check)
 
-    @subscription(description="Each move of a build of the namespace, from now on.")
+    @subscription(description="State changes of all builds in a namespace, from now on.")
     async def environment_events(
-        self, info: Info, namespace: str
+        self, info: Info, namespace: NamespaceName
     ) -> AsyncGenerator[EnvironmentEvent, None]:
         watch = NamespaceWatch(request=info.context.request, name=namespace)
         told: set[int] = set()

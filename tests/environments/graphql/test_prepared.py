@@ -18,8 +18,9 @@ from accounts.models import ApiToken, User
 from accounts.roles import Role
 from condastore.schema import schema
 from environments.domain.lifecycle import BuildState
-from environments.graphql import fast_execution, types
-from environments.graphql.pages import RowsWanted
+from environments.graphql import environments as environment_types
+from environments.graphql import fast_execution
+from environments.graphql.connections import RowsWanted
 from environments.graphql.prepared import Remembered
 from environments.models import Build, Environment
 from environments.models.environments import SHARED
@@ -254,12 +255,12 @@ def test_a_count_of_the_last_day_ends_at_the_moment_of_each_request(
 def test_a_namespace_is_not_shown_where_the_statement_does_not_say_who_may_see_it(
     shelf: dict[str, Environment], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shown = types._shown
+    shown = environment_types._shown
 
     def forgotten(info: Any) -> dict[str, Any]:
         return {} if isinstance(info.context, RowsWanted) else shown(info)
 
-    monkeypatch.setattr(types, "_shown", forgotten)
+    monkeypatch.setattr(environment_types, "_shown", forgotten)
     viewer = factories.actor(User.objects.get(username="viewer"))
     for _ in range(3):
         last = ask(viewer, LIST)["environments"]["edges"][-1]["node"]
