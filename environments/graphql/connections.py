@@ -75,7 +75,7 @@ PAGE_ARGUMENTS = {
 #: Descriptions of the fields of PageInfo; strawberry's own are questions.
 PAGE_INFO = {
     "has_next_page": "True when more items follow the page.",
-    "has_previous_page": "True when items precede the page; known only with `last`.",
+    "has_previous_page": "True when items precede the page.",
     "start_cursor": "Cursor of the first item of the page; null when the page is empty.",
     "end_cursor": "Cursor of the last item of the page; null when the page is empty.",
 }
