@@ -156,7 +156,7 @@ def _second(actor: Actor, rows: Sequence[ApprovalRequest], answers: Mapping[str,
         raise InvalidInputError("None of them waits for a second person.")
     for decision in halves.values():
         assert decision is not None, "the database holds this"
-        approvals.second(actor=actor, decision=decision)
+        approvals.give_second_approval(actor=actor, decision=decision)
     return "You agreed; it is approved."
 
 

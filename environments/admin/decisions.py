@@ -56,7 +56,7 @@ def _revoke(actor: Actor, row: Decision, answers: Mapping[str, Any]) -> None:
 
 
 def _agree(actor: Actor, row: Decision, answers: Mapping[str, Any]) -> None:
-    approvals.second(actor=actor, decision=row)
+    approvals.give_second_approval(actor=actor, decision=row)
 
 
 @admin.register(Decision)

@@ -20,7 +20,7 @@ from environments.admin.base import Panel, Question, badge, link
 from environments.admin.changelist import text_filter
 from environments.admin.rule_forms import RuleForm
 from environments.models import Namespace, Policy, PolicyRule
-from environments.operations import policies
+from environments.operations import policies, policy_simulation
 from environments.services.policies import rule_of
 
 
@@ -113,8 +113,8 @@ def try_policy(actor: Actor, row: Policy, answers: Mapping[str, Any]) -> Sequenc
     return _tried(actor, row.namespace, [])
 
 
-def _draft(answers: Mapping[str, Any]) -> policies.Draft:
-    return policies.Draft(
+def _draft(answers: Mapping[str, Any]) -> policy_simulation.Draft:
+    return policy_simulation.Draft(
         kind=answers["kind"],
         effect=answers["effect"],
         name=answers["name"],
@@ -123,19 +123,19 @@ def _draft(answers: Mapping[str, Any]) -> policies.Draft:
 
 
 def _tried(
-    actor: Actor, namespace: Namespace | None, drafts: Sequence[policies.Draft]
+    actor: Actor, namespace: Namespace | None, drafts: Sequence[policy_simulation.Draft]
 ) -> Sequence[Panel]:
-    found = policies.simulate(actor=actor, namespace=namespace, drafts=drafts)
+    found = policy_simulation.simulate(actor=actor, namespace=namespace, drafts=drafts)
     rows = [
         (
-            link(touched.environment) if actor.is_superuser else touched.environment,
-            badge(touched.effect.value),
+            link(affected.environment) if actor.is_superuser else affected.environment,
+            badge(affected.effect.value),
             hit.package,
             hit.reason,
             " → ".join(hit.chain),
         )
-        for touched in found.touched
-        for hit in touched.hits
+        for affected in found.affected
+        for hit in affected.hits
     ]
     title = (
         f"Of {found.environments:,} current environments it would refuse {found.blocked:,}, "

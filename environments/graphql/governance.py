@@ -401,7 +401,7 @@ class GovernanceMutation:
     ) -> DecisionPayload:
         actor = actor_of(info)
         decision = approvals.find_decision(actor, key)
-        return PackageDecision.of(approvals.second(actor=actor, decision=decision))
+        return PackageDecision.of(approvals.give_second_approval(actor=actor, decision=decision))
 
     @field(description="Revoke a decision; builds that start later need a new one.")
     def revoke_decision(

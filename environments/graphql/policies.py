@@ -21,6 +21,7 @@ from environments.graphql.fields import Column, actor_of, column, computed, desc
 from environments.graphql.nodes import Node
 from environments.models import Namespace, Policy, PolicyRule, PolicyVersion
 from environments.operations import policies as operations
+from environments.operations import policy_simulation
 from environments.operations.namespaces import find_namespace
 from environments.services.policies import policy_of, rule_of
 
@@ -176,9 +177,9 @@ class RuleInput:
         default="a new rule", description="Name of the rule, as used in the simulation's hits."
     )
 
-    def draft(self) -> operations.Draft:
+    def draft(self) -> policy_simulation.Draft:
         settings: Any = self.settings
-        return operations.Draft(
+        return policy_simulation.Draft(
             kind=self.kind, effect=self.effect, name=self.name, settings=settings
         )
 
@@ -223,7 +224,7 @@ class PolicySimulation:
     seconds: float = strawberry.field(description="Time that the simulation took, in seconds.")
 
     @classmethod
-    def of(cls, found: operations.Simulation) -> PolicySimulation:
+    def of(cls, found: policy_simulation.Simulation) -> PolicySimulation:
         return cls(
             environments=found.environments,
             packages=found.packages,
@@ -249,7 +250,7 @@ class PolicySimulation:
                         for hit in each.hits
                     ],
                 )
-                for each in found.touched
+                for each in found.affected
             ],
         )
 
@@ -442,7 +443,7 @@ class PolicyMutations:
         ] = None,
     ) -> SimulationPayload:
         return PolicySimulation.of(
-            operations.simulate(
+            policy_simulation.simulate(
                 actor=actor_of(info),
                 namespace=_place(info, namespace),
                 drafts=[rule.draft() for rule in rules or ()],

@@ -1,4 +1,4 @@
-"""What people ask of approvals: decide, agree as the second, revoke, say what a package is for."""
+"""Operations on approvals: decide, give a second approval, revoke, explain a request."""
 
 from __future__ import annotations
 
@@ -59,21 +59,21 @@ def decide(
     everywhere: bool = False,
     expires_at: datetime | None = None,
 ) -> list[Decision]:
-    """Approve or reject `requests`, and every other open request that the same answer covers.
+    """Approve or reject `requests`, and every other undecided request that the decision covers.
 
-    Builds for which nothing is undecided any more go on; a rejection fails those that wait.
-    Requests that were decided meanwhile are left out, as long as one is left.
+    Builds without undecided requests are queued again; a rejection fails the builds that wait.
+    Requests decided by others meanwhile are skipped if at least one is left.
 
     Args:
-        scope: these bytes, this version from this channel, or all that `spec` matches.
-        everywhere: in all namespaces; else in that of each request.
-        expires_at: builds that start later need another decision.
+        scope: this file, this version from this channel, or all packages that `spec` matches.
+        everywhere: in all namespaces; otherwise in the namespace of each request.
+        expires_at: builds started later need a new decision.
 
     Raises:
-        TransitionError: another decided on all of them first.
+        TransitionError: all of them were decided by others first.
     """
     if not requests:
-        raise InvalidInputError("There is no request to decide on.", where="requests")
+        raise InvalidInputError("Select at least one request to decide on.", where="requests")
     for namespace in {request.namespace for request in requests}:
         require(actor, Perm.APPROVE, namespace)
     if everywhere:
@@ -84,11 +84,11 @@ def decide(
     waiting = _still_open(requests)
     _refuse_own(actor, waiting)
     if approve:
-        _refuse_halves(waiting)
+        _refuse_half_approved(waiting)
     made: dict[tuple[object, ...], Decision] = {}
     for request in waiting:
         decision = _decision(request, scope, spec, everywhere)
-        made.setdefault(_same(decision), decision)
+        made.setdefault(_decision_key(decision), decision)
     for decision in made.values():
         decision.approved, decision.reason, decision.expires_at = approve, reason, expires_at
         decision.decided_by = actor.account
@@ -100,9 +100,9 @@ def decide(
         reached = approval_requests.in_reach(decision)
         _refuse_own(actor, reached)
         if approve:
-            _refuse_own_past(actor, decision)
+            _refuse_own_closed(actor, decision)
         else:
-            _drop_halves(reached)
+            _revoke_half_approvals(reached)
         if decision.complete:
             resumed += approval_requests.apply(decision, reached)
         else:
@@ -117,24 +117,24 @@ def decide(
 
 
 @audited()
-def second(*, actor: Actor, decision: Decision) -> Decision:
-    """Agree, as another person, with an approval that needs two."""
-    _require_over(actor, decision)
+def give_second_approval(*, actor: Actor, decision: Decision) -> Decision:
+    """Give the second approval, as another person than the first approver."""
+    _require_decider(actor, decision)
     in_turn()
     decision.refresh_from_db()
     if decision.complete or decision.revoked_at is not None:
-        raise TransitionError("This approval does not wait for a second person any more.")
+        raise TransitionError("This approval no longer waits for a second person.")
     first = decision.decided_by
     if first is not None and person_of(first) == person_of(actor.account):
         raise AccessDeniedError(
-            "You approved it first; the second must be somebody else.",
+            "You gave the first approval; the second must come from somebody else.",
             hint="Ask another approver of the namespace.",
         )
     _check_expiry(decision.expires_at)
     reached = approval_requests.in_reach(decision)
     _refuse_own(actor, reached)
-    _refuse_own_past(actor, decision)
-    _refuse_of_first(decision, reached)
+    _refuse_own_closed(actor, decision)
+    _refuse_own_of_first(decision, reached)
     decision.complete, decision.seconded_by = True, actor.account
     decision.seconded_at = timezone.now()
     decision.save(update_fields=["complete", "seconded_by", "seconded_at"])
@@ -145,8 +145,8 @@ def second(*, actor: Actor, decision: Decision) -> Decision:
 
 @audited()
 def revoke_decision(*, actor: Actor, decision: Decision, reason: str) -> Decision:
-    """Builds that start from now on need another decision; what runs, goes on."""
-    _require_over(actor, decision)
+    """Revoke a decision: builds started from now on need another one; running builds continue."""
+    _require_decider(actor, decision)
     reason = _reason(reason)
     in_turn()
     changed = Decision.objects.filter(pk=decision.pk, revoked_at=None).update(
@@ -154,7 +154,7 @@ def revoke_decision(*, actor: Actor, decision: Decision, reason: str) -> Decisio
     )
     decision.refresh_from_db()
     if not changed:
-        raise TransitionError("The decision was revoked already.")
+        raise TransitionError("The decision was already revoked.")
     _reopen(decision)
     _audit(actor, "approval.revoke", decision, why=reason)
     return decision
@@ -162,14 +162,15 @@ def revoke_decision(*, actor: Actor, decision: Decision, reason: str) -> Decisio
 
 @audited()
 def explain_request(*, actor: Actor, request: ApprovalRequest, note: str) -> ApprovalRequest:
-    """Say what a package is for, to those who decide: by those whose builds wait for it."""
+    """Explain to the approvers what a package is for; only for those whose builds wait for it."""
     require(actor, Perm.VIEW, request.namespace)
     own = WaitingBuild.objects.filter(request=request, asked_by=actor.account)
     if len(note) > LONGEST_REASON or "\0" in note:
-        raise InvalidInputError(f"At most {LONGEST_REASON} characters of text.", where="note")
+        raise InvalidInputError(f"A note has at most {LONGEST_REASON} characters.", where="note")
     if not own.exists():
         raise AccessDeniedError(
-            "No build of yours waits for this package.", hint="Only who asked says what it is for."
+            "No build of yours waits for this package.",
+            hint="Only people whose builds wait for a package can explain what it is for.",
         )
     own.update(note=note.strip())
     AuditEvent.record(actor, "approval.explain", request)
@@ -178,9 +179,9 @@ def explain_request(*, actor: Actor, request: ApprovalRequest, note: str) -> App
 
 @audited()
 def require_two_people(*, actor: Actor, namespace: Namespace, two: bool) -> Namespace:
-    """Whether a package is approved here by two people, or by one.
+    """Set whether an approval in this namespace needs two people.
 
-    What already waits for its second person goes on waiting for one.
+    Approvals that already wait for a second person keep waiting.
     """
     require(actor, Perm.MANAGE, namespace)
     before = namespace.two_person_approval
@@ -193,7 +194,7 @@ def require_two_people(*, actor: Actor, namespace: Namespace, two: bool) -> Name
 
 
 def reconsider(namespace: Namespace | None) -> None:
-    """Ask the rules again about all held builds (of `namespace`): for those who change rules.
+    """Evaluate the policy again for all held builds (of `namespace`), after a rule has changed.
 
     Call it in the transaction of the change, before its audit event.
     """
@@ -205,11 +206,11 @@ def reconsider(namespace: Namespace | None) -> None:
     in_turn()
     builds = list(held.select_related("environment__namespace").order_by("pk"))
     for build in builds:
-        approval_requests.requeue(build, "the rules have changed")
+        approval_requests.requeue(build, "the policy has changed")
     _send(builds)
 
 
-# --- who may, and what is allowed -----------------------------------------------------------------
+# --- permission checks ----------------------------------------------------------------------------
 
 
 def _require_everywhere(actor: Actor) -> None:
@@ -220,7 +221,7 @@ def _require_everywhere(actor: Actor) -> None:
         )
 
 
-def _require_over(actor: Actor, decision: Decision) -> None:
+def _require_decider(actor: Actor, decision: Decision) -> None:
     if decision.namespace is None:
         _require_everywhere(actor)
     else:
@@ -228,9 +229,9 @@ def _require_over(actor: Actor, decision: Decision) -> None:
 
 
 def _refuse_own(actor: Actor, requests: Iterable[ApprovalRequest]) -> None:
-    """Refuse a decision on what the person, or a service account of theirs, ever asked for.
+    """Refuse to decide on what the person, or a service account of theirs, ever asked for.
 
-    It does not matter what became of their own build: cancelled or deleted, they asked.
+    This also holds after their own build was cancelled or deleted.
     """
     if names := _asked_by(actor.account, requests):
         raise AccessDeniedError(
@@ -240,10 +241,10 @@ def _refuse_own(actor: Actor, requests: Iterable[ApprovalRequest]) -> None:
         )
 
 
-def _refuse_own_past(actor: Actor, decision: Decision) -> None:
-    """Refuse an approval that covers what the person asked for in a request that is closed.
+def _refuse_own_closed(actor: Actor, decision: Decision) -> None:
+    """Refuse an approval that covers closed requests which the person asked for.
 
-    Of these, what another person's approval allows already, at least as long, may be covered.
+    Requests that another person's approval already allows for at least as long are not refused.
     """
     if settings.SELF_APPROVAL:
         return
@@ -252,14 +253,14 @@ def _refuse_own_past(actor: Actor, decision: Decision) -> None:
     covered = approval_requests.covered_among(closed, decision)
     if names := sorted({str(one) for one in covered if not _is_granted(actor, one, decision)}):
         raise AccessDeniedError(
-            f"It covers what you asked for yourself: {', '.join(names)}.",
-            hint="Ask another approver to decide, or approve something narrower.",
+            f"This would also approve what you asked for yourself: {', '.join(names)}.",
+            hint="Ask another approver to decide, or use a narrower scope.",
             details={"own": names},
         )
 
 
 def _is_granted(actor: Actor, request: ApprovalRequest, new: Decision) -> bool:
-    """Whether others approved it in a decision that is in force at least as long as `new`."""
+    """Return whether another person's approval is in force for at least as long as `new`."""
     mine = accounts_of(actor.account)
     rows = Decision.objects.in_force(timezone.now()).for_namespace(request.namespace)
     rows = rows.filter(approved=True).exclude(pk=new.pk).exclude(decided_by__in=mine)
@@ -270,19 +271,19 @@ def _is_granted(actor: Actor, request: ApprovalRequest, new: Decision) -> bool:
     return any(approval_requests.covered(one, request) for one in rows)
 
 
-def _refuse_of_first(decision: Decision, requests: Iterable[ApprovalRequest]) -> None:
-    """Refuse to complete an approval whose first approver asked for it since then."""
+def _refuse_own_of_first(decision: Decision, requests: Iterable[ApprovalRequest]) -> None:
+    """Refuse to complete an approval whose first approver has asked for the package since."""
     first = decision.decided_by
     if first is not None and (names := _asked_by(first, requests)):
         raise AccessDeniedError(
-            f"{first.get_username()}, who approved it first, asked for it too: {', '.join(names)}.",
-            hint="Reject it, or revoke that approval and approve it anew with another approver.",
+            f"{first.get_username()}, who approved first, also asked for: {', '.join(names)}.",
+            hint="Reject it, or revoke that approval and start again with another approver.",
             details={"own": names},
         )
 
 
 def _asked_by(account: User, requests: Iterable[ApprovalRequest]) -> list[str]:
-    """The requests among these that the person behind `account` asked for."""
+    """Return the names of those `requests` that the person behind `account` asked for."""
     if settings.SELF_APPROVAL:
         return []
     by_key = {request.pk: request for request in requests}
@@ -302,9 +303,9 @@ def _reason(text: str) -> str:
     text = text.strip()
     if not text or len(text) > LONGEST_REASON or "\0" in text:
         raise InvalidInputError(
-            f"A reason is needed, of at most {LONGEST_REASON} characters.",
+            f"A reason of at most {LONGEST_REASON} characters is required.",
             where="reason",
-            hint="Those who wait read it, and whoever looks back later.",
+            hint="It is shown to those who wait and in the audit log.",
         )
     return text
 
@@ -314,9 +315,9 @@ def _check_expiry(moment: datetime | None) -> None:
         return
     if timezone.is_naive(moment) or moment <= timezone.now():
         raise InvalidInputError(
-            "The approval would have ended already.",
+            "The expiry must be in the future.",
             where="expires_at",
-            hint="Give a moment to come, with its time zone.",
+            hint="Give a future date and time with a time zone.",
         )
 
 
@@ -330,11 +331,11 @@ def _still_open(requests: Sequence[ApprovalRequest]) -> list[ApprovalRequest]:
     state = found[0].state if found else "gone"
     whom = f" by {by.get_username()}" if by else ""
     raise TransitionError(
-        f"Nothing is left to decide: {found[0] if found else 'it'} is {state}{whom}."
+        f"Nothing is left to decide: {found[0] if found else 'the request'} is {state}{whom}."
     )
 
 
-# --- what is decided ------------------------------------------------------------------------------
+# --- building decisions ---------------------------------------------------------------------------
 
 
 def _decision(
@@ -342,7 +343,8 @@ def _decision(
 ) -> Decision:
     if bool(spec) != (scope == DecisionScope.SPEC):
         raise InvalidInputError(
-            "A MatchSpec goes with the scope `spec`, and that scope with one.", where="spec"
+            "Give `spec` with the scope `spec`, and with no other.",
+            where="spec",
         )
     manager = approval_requests.manager_of(request)
     decision = Decision(
@@ -355,7 +357,7 @@ def _decision(
     if manager == approval_requests.RULE or package is None:
         if scope == DecisionScope.SPEC:
             raise InvalidInputError(
-                f"{request} is about a whole lock: no MatchSpec covers it.", where="spec"
+                f"{request} is about a whole lock; a MatchSpec cannot cover it.", where="spec"
             )
     elif scope == DecisionScope.SPEC:
         decision.spec, decision.name = _parsed(spec, manager)
@@ -369,19 +371,19 @@ def _decision(
 
 
 def _parsed(spec: str, manager: str) -> tuple[str, str]:
-    """The MatchSpec without its manager, and the name (or glob) it is about."""
+    """Return the MatchSpec without its manager prefix, and the package name or glob."""
     prefix = f"{manager}:"
     own = spec.strip()
     own = own[len(prefix) :].strip() if own.startswith(prefix) and "::" not in own else own
     read = package_spec(f"{prefix}{own}", wide=False)
     if len(own) > 500:
-        raise InvalidInputError("The MatchSpec is too long.", where="spec")
-    # The index takes `my_package` and `my.package` for one name, which it writes with dashes.
+        raise InvalidInputError("A MatchSpec has at most 500 characters.", where="spec")
+    # PEP 503: `my_package` and `my.package` are one name, normalized with dashes.
     name = re.sub(r"[-_.]+", "-", read.name) if manager == "pypi" else read.name
     return own, name
 
 
-def _same(decision: Decision) -> tuple[object, ...]:
+def _decision_key(decision: Decision) -> tuple[object, ...]:
     return (
         decision.namespace_id,
         decision.manager,
@@ -405,22 +407,22 @@ def _check_all_covered(
         raise InvalidInputError(
             f"{spec} does not match {', '.join(left)}.",
             where="spec",
-            hint="Write a MatchSpec that covers each of the requests.",
+            hint="Give a MatchSpec that covers every selected request.",
         )
 
 
-def _refuse_halves(requests: Iterable[ApprovalRequest]) -> None:
+def _refuse_half_approved(requests: Iterable[ApprovalRequest]) -> None:
     halves = [request for request in requests if request.state == RequestState.SECOND]
     if halves:
         raise ConflictError(
-            f"{', '.join(map(str, halves))}: approved by one person already.",
-            hint="Agree with that approval as the second person, or reject it.",
+            f"{', '.join(map(str, halves))}: already approved by one person.",
+            hint="Give the second approval, or reject the request.",
             details={"decisions": sorted({request.decision_id or 0 for request in halves})},
         )
 
 
-def _drop_halves(requests: Iterable[ApprovalRequest]) -> None:
-    """A rejection ends approvals that only one of two people gave."""
+def _revoke_half_approvals(requests: Iterable[ApprovalRequest]) -> None:
+    """Revoke approvals that wait for a second person, after a rejection."""
     halves = {
         request.decision_id or 0 for request in requests if request.state == RequestState.SECOND
     }
@@ -461,7 +463,7 @@ def _audit(actor: Actor, action: str, decision: Decision, *, why: str = "") -> N
 
 
 def find_request(actor: Actor, key: object) -> ApprovalRequest:
-    """Raises NotFoundError, also for what the actor may not see."""
+    """Raises NotFoundError, also for requests the actor may not see."""
     rows = ApprovalRequest.objects.visible_to(actor).select_related("namespace", "conda", "pypi")
     text = str(key)
     found = rows.filter(pk=int(text)).first() if text.isdecimal() and len(text) < 18 else None
@@ -471,7 +473,7 @@ def find_request(actor: Actor, key: object) -> ApprovalRequest:
 
 
 def find_decision(actor: Actor, key: object) -> Decision:
-    """Raises NotFoundError, also for what the actor may not see."""
+    """Raises NotFoundError, also for decisions the actor may not see."""
     rows = Decision.objects.visible_to(actor).select_related("namespace", "decided_by")
     text = str(key)
     found = rows.filter(pk=int(text)).first() if text.isdecimal() and len(text) < 18 else None
@@ -481,5 +483,5 @@ def find_decision(actor: Actor, key: object) -> Decision:
 
 
 def may_decide(actor: Actor, request: ApprovalRequest) -> bool:
-    """Whether the doors should offer it: by right, not by who asked."""
+    """Return whether interfaces offer the decision: checks the permission, not who asked."""
     return may(actor, Perm.APPROVE, request.namespace)

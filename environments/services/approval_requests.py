@@ -1,6 +1,6 @@
-"""Hold builds whose lock needs decisions, and release them once people have decided.
+"""Approval requests of held builds: open them, apply decisions, requeue or fail the builds.
 
-Everything here that writes runs in a transaction, and `in_turn`.
+Every function that writes must run in a transaction and after `in_turn`.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from environments.models.builds import Lease
 from environments.models.namespaces import DECIDE_EVERYWHERE
 from environments.models.notifications import Event
 
-#: A question about a whole lock, not about one package.
+#: Value of `manager` for a request about a whole lock instead of one package.
 RULE = "rule"
 _GLOB = frozenset("*?[")
 
 
 def subject_of(package: PackageKey) -> str:
-    """What makes two questions the same one."""
+    """Return the key under which equal requests are merged."""
     if package.manager == RULE:
         return f"{RULE}:{package.name}"[:300]
     what = package.sha256 or f"{package.channel}/{package.name}-{package.version}-{package.build}"
@@ -59,10 +59,12 @@ def hold(
     *,
     lease: Lease,
 ) -> bool:
-    """HELD, with one open request for each package that a rule asks about.
+    """Hold a build and open one request for each package that a rule asks about.
 
-    A decision that was made since the rules were asked counts: False where nothing is left to
-    decide, and the build is queued again.
+    Decisions made since the policy was evaluated are applied at once.
+
+    Returns:
+        False if nothing is left to decide; the build is then queued again.
     """
     in_turn()
     build.move(BuildState.HELD, lease=lease, message=waiting_for(verdicts))
@@ -70,9 +72,9 @@ def hold(
 
 
 def waiting_for(verdicts: Sequence[Verdict]) -> str:
-    """What a build waits for, in a line of its history."""
+    """Return the message of the build's state change: what it waits for."""
     what = [str(found[0].package) for found in _asked(verdicts).values()]
-    return f"waits for approval of {_some(what)}"
+    return f"waits for approval of {_abbreviated(what)}"
 
 
 def _asked(verdicts: Sequence[Verdict]) -> dict[str, list[Verdict]]:
@@ -84,7 +86,7 @@ def _asked(verdicts: Sequence[Verdict]) -> dict[str, list[Verdict]]:
 
 
 def open_requests(build: Build, verdicts: Sequence[Verdict]) -> bool:
-    """Open the requests of a HELD build; call it after `in_turn`. Returns as `hold`."""
+    """Open the requests of a HELD build. Call it after `in_turn`; returns as `hold`."""
     asked = _asked(verdicts)
     namespace = build.environment.namespace
     known = {
@@ -115,7 +117,7 @@ def open_requests(build: Build, verdicts: Sequence[Verdict]) -> bool:
         apply(decision, [one for one in requests if one.state in UNDECIDED])
     left = [request for request in new if request.state in UNDECIDED]
     if left:
-        _tell_opened(build, left)
+        _notify_opened(build, left)
     build.refresh_from_db(fields=["state"])
     return build.state == BuildState.HELD
 
@@ -123,7 +125,7 @@ def open_requests(build: Build, verdicts: Sequence[Verdict]) -> bool:
 def _opened(build: Build, asked: Mapping[str, Sequence[Verdict]]) -> list[ApprovalRequest]:
     namespace = build.environment.namespace
     keys = {subject: found[0].package for subject, found in asked.items()}
-    # Of the build's own lock: others may describe the same file in other words.
+    # Only records of the build's own lock: other locks may describe the same file differently.
     own = {"sha256__in": [key.sha256 for key in keys.values() if key and key.sha256],
            "locked__lock__builds": build.pk}  # fmt: skip
     conda = {row.sha256: row for row in CondaRecord.objects.filter(**own)}
@@ -131,7 +133,7 @@ def _opened(build: Build, asked: Mapping[str, Sequence[Verdict]]) -> list[Approv
     opened = []
     for subject, found in asked.items():
         key = keys[subject]
-        assert key is not None, "a rule that asks says about what"
+        assert key is not None, "a verdict with the effect ASK names its package or rule"
         opened.append(
             ApprovalRequest(
                 namespace=namespace,
@@ -149,7 +151,7 @@ def _opened(build: Build, asked: Mapping[str, Sequence[Verdict]]) -> list[Approv
 
 
 def _record_askers(build: Build, requests: Iterable[ApprovalRequest]) -> None:
-    """Record who asked: who submitted the build, and who restored or copied it since."""
+    """Record who asked: whoever submitted the build, restored it or copied it."""
     people = {one.pk: one for one in (build.requested_by, build.resumed_by) if one is not None}
     RequestAsker.objects.bulk_create(
         [
@@ -162,7 +164,7 @@ def _record_askers(build: Build, requests: Iterable[ApprovalRequest]) -> None:
 
 
 def withdraw(build: Build) -> None:
-    """Close what is still open for `build`, which waits no more, where no other build waits."""
+    """Close the undecided requests of a build that no longer waits, unless others wait for them."""
     undecided = WaitingBuild.objects.filter(build=build, request__state__in=UNDECIDED)
     if not undecided.exists():
         return
@@ -177,7 +179,7 @@ def withdraw(build: Build) -> None:
 
 
 def covered(decision: Decision, request: ApprovalRequest) -> bool:
-    """Whether what was decided answers this request, wherever that holds."""
+    """Return whether the decision answers the request. Namespace and expiry are not compared."""
     if decision.manager != manager_of(request):
         return False
     if decision.manager == RULE:
@@ -201,12 +203,12 @@ def manager_of(request: ApprovalRequest) -> str:
 
 
 def in_reach(decision: Decision) -> list[ApprovalRequest]:
-    """The undecided requests that the decision answers: named in SQL, then compared."""
+    """Return the undecided requests that the decision answers: filtered in SQL, then compared."""
     return covered_among(ApprovalRequest.objects.undecided(), decision)
 
 
 def covered_among(rows: QuerySet[ApprovalRequest], decision: Decision) -> list[ApprovalRequest]:
-    """Those of `rows` that the decision answers, whatever their state."""
+    """Return those of `rows` that the decision answers, in any state."""
     rows = rows.select_related("conda", "pypi", "namespace")
     if decision.namespace_id is not None:
         rows = rows.filter(namespace=decision.namespace_id)
@@ -222,7 +224,11 @@ def covered_among(rows: QuerySet[ApprovalRequest], decision: Decision) -> list[A
 
 
 def apply(decision: Decision, requests: Iterable[ApprovalRequest]) -> list[Build]:
-    """Answer those `requests` that a decision in force covers; the builds that go on by it."""
+    """Answer those of `requests` that a decision in force covers.
+
+    Returns:
+        The builds that are queued again.
+    """
     answered = [request for request in requests if covered(decision, request)]
     if not answered:
         return []
@@ -236,7 +242,7 @@ def apply(decision: Decision, requests: Iterable[ApprovalRequest]) -> list[Build
         request.state, request.decision, request.decided_at = state, decision, now
     held = Build.objects.filter(state=BuildState.HELD, waiting__request__in=keys)
     held = held.select_related("environment__namespace", "requested_by").distinct()
-    _tell_decided(decision, answered, list(held))
+    _notify_decided(decision, answered, list(held))
     return _resume(held) if decision.approved else _refuse(held, decision, answered)
 
 
@@ -249,7 +255,7 @@ def _resume(held: Any) -> list[Build]:
 
 
 def requeue(build: Build, message: str) -> None:
-    """Back to the queue: the rules are asked again, and then it goes on with its lock."""
+    """Queue a held build again: its lock is kept, the policy is evaluated anew."""
     build.move(
         BuildState.QUEUED,
         message=message,
@@ -266,7 +272,7 @@ def _refuse(held: Any, decision: Decision, rejected: Sequence[ApprovalRequest]) 
         names = [str(one.request) for one in mine.select_related("request__namespace")]
         build.fail(
             RejectedError(
-                f"{by} rejected {_some(names)}: {decision.reason}",
+                f"{by} rejected {_abbreviated(names)}: {decision.reason}",
                 details={"decision": decision.pk, "packages": names},
             )
         )
@@ -274,11 +280,11 @@ def _refuse(held: Any, decision: Decision, rejected: Sequence[ApprovalRequest]) 
     return []
 
 
-# --- who is told --------------------------------------------------------------------------------
+# --- notifications ------------------------------------------------------------------------------
 
 
 def deciders(namespaces: Iterable[int]) -> dict[int, list[User]]:
-    """Who may decide in each of the namespaces by a role, in the order of names. Five queries."""
+    """Return who may decide by a role, for each namespace, sorted by name. Uses five queries."""
     wanted = set(namespaces)
     held = {
         "content_object__in": wanted,
@@ -305,10 +311,10 @@ def deciders(namespaces: Iterable[int]) -> dict[int, list[User]]:
 
 
 def decider_names(namespaces: Iterable[int]) -> dict[int, list[str]]:
-    """Who may decide in each of the namespaces, as those who see a request are told. Five queries.
+    """Return who may decide, for each namespace, as shown to readers of a request.
 
-    A role that was granted by name shows just that name: whether it exists, and who is in a group,
-    the one who granted the role must not learn here. Members by role mappings are shown.
+    A role granted by name shows only that name: the grantor must not learn here whether the account
+    exists or who is in a group. Members by role mappings are shown. Uses five queries.
     """
     wanted = set(namespaces)
     roles = roles_with(Perm.APPROVE)
@@ -341,7 +347,7 @@ def _global_deciders() -> list[User]:
 
 
 def request_json(request: ApprovalRequest) -> dict[str, Any]:
-    """A request as programs are told of it."""
+    """Return the request as the payload of a notification."""
     return {
         "id": str(request.pk),
         "state": request.state,
@@ -354,17 +360,17 @@ def request_json(request: ApprovalRequest) -> dict[str, Any]:
     }
 
 
-def _tell_opened(build: Build, requests: Sequence[ApprovalRequest]) -> None:
+def _notify_opened(build: Build, requests: Sequence[ApprovalRequest]) -> None:
     namespace = build.environment.namespace
     by = build.requested_by.get_username() if build.requested_by else "Somebody"
-    what = _some([f"{request.name} {request.version}".strip() for request in requests])
-    lines = [f"{by} asked for a build of {build.environment}, which needs decisions:", ""]
+    what = _abbreviated([f"{request.name} {request.version}".strip() for request in requests])
+    lines = [f"{by} requested a build of {build.environment}, which needs decisions:", ""]
     for request in requests:
         chain = " -> ".join(request.chain)
         lines.append(f"- {request.name} {request.version}: {request.reason}")
-        lines += [f"  it is needed through {chain}"] if len(request.chain) > 1 else []
+        lines += [f"  required through {chain}"] if len(request.chain) > 1 else []
     if build.reason:
-        lines += ["", f"What it is for: {build.reason}"]
+        lines += ["", f"Purpose: {build.reason}"]
     lines += ["", _address("admin/environments/approvalrequest/")]
     approvers = {*deciders([namespace.pk])[namespace.pk], *_global_deciders()}
     if not settings.SELF_APPROVAL:
@@ -386,20 +392,20 @@ def _tell_opened(build: Build, requests: Sequence[ApprovalRequest]) -> None:
     )
 
 
-def _tell_decided(
+def _notify_decided(
     decision: Decision, requests: Sequence[ApprovalRequest], held: Sequence[Build]
 ) -> None:
-    """One message for each namespace: to those who wait there."""
+    """Notify those who wait, with one notification for each namespace."""
     by = decision.decided_by.get_username() if decision.decided_by else "somebody"
     said = "approved" if decision.approved else "rejected"
     places = {request.namespace_id: request.namespace for request in requests}
     for key, namespace in places.items():
         here = [request for request in requests if request.namespace_id == key]
         builds = [build for build in held if build.environment.namespace_id == key]
-        what = _some([f"{request.name} {request.version}".strip() for request in here])
-        lines = [f"{by} {said} {what} in {namespace.name}.", "", f"The reason: {decision.reason}"]
+        what = _abbreviated([f"{request.name} {request.version}".strip() for request in here])
+        lines = [f"{by} {said} {what} in {namespace.name}.", "", f"Reason: {decision.reason}"]
         if decision.expires_at:
-            lines.append(f"It holds until {decision.expires_at:%Y-%m-%d %H:%M} UTC.")
+            lines.append(f"Valid until {decision.expires_at:%Y-%m-%d %H:%M} UTC.")
         lines += ["", *(f"- {build}" for build in builds)] if builds else []
         Notification.tell(
             Event.REQUEST_DECIDED,
@@ -419,7 +425,7 @@ def _tell_decided(
         )
 
 
-def _some(what: Sequence[str]) -> str:
+def _abbreviated(what: Sequence[str]) -> str:
     if len(what) <= 3:
         return ", ".join(what)
     return f"{', '.join(what[:3])} and {len(what) - 3} more"

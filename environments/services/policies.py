@@ -1,6 +1,6 @@
-"""The policy that holds in a namespace, and what this installation knows of the packages it judges.
+"""The policy in force for a namespace, and the evidence about packages that it is evaluated with.
 
-Nothing is kept between two calls: a changed rule, decision or recall acts at once.
+Nothing is cached between calls, so a changed rule, decision or recall takes effect at once.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ from environments.services import folders
 if TYPE_CHECKING:
     from datetime import datetime
 
-#: The rule that settings.ALLOWED_CHANNELS makes, before all others.
+#: Name of the rule made from settings.ALLOWED_CHANNELS; it precedes all others.
 CHANNELS_RULE = "channels-allowed"
 _BATCH = 500
-#: What each submission and each solve reads, as statements whose text is compiled once.
+#: Queries of each submission and each solve, prepared so that their SQL is compiled once.
 _RULES = Lookup(
     PolicyRule,
     own=("id", "policy_id", "position", "kind", "effect", "name", "settings"),
@@ -94,7 +94,10 @@ def _value(namespace: Namespace | None) -> dict[Any, Any]:
 
 
 def policy_of(namespace: Namespace | None) -> Policy:
-    """The installation's rules, then those of the namespace; decisions and recalls in force."""
+    """Return the policy in force: rules of the installation, then of the namespace.
+
+    Decisions and recalls in force are included.
+    """
     now = timezone.now()
     rows = _RULES.all(
         ("rules", namespace is None),
@@ -103,10 +106,10 @@ def policy_of(namespace: Namespace | None) -> Policy:
         ),
         _value(namespace),
     )
-    # The installation's come first; within each, as they are ordered.
+    # Rules of the installation first; within each policy by position.
     ordered = sorted(rows, key=lambda row: (row.policy.namespace_id is not None, row.position))
     everywhere = [rule_of(row) for row in ordered if row.policy.namespace_id is None]
-    everywhere = holding(everywhere, namespace)
+    everywhere = applicable_rules(everywhere, namespace)
     own = {rule.kind for rule in everywhere}
     return assemble(
         [*everywhere, *(rule_of(row) for row in ordered if row.policy.namespace_id is not None)],
@@ -116,8 +119,9 @@ def policy_of(namespace: Namespace | None) -> Policy:
     )
 
 
-def holding(rules: Sequence[Rule], namespace: Namespace | None) -> list[Rule]:
-    """Rules of the installation as they hold in a namespace; grants of sources become one rule."""
+def applicable_rules(rules: Sequence[Rule], namespace: Namespace | None) -> list[Rule]:
+    """Return the installation's rules that apply to a namespace, with `pip-sources` rules
+    merged."""
     name = namespace.name if namespace is not None else ""
     found = [rule for rule in rules if rule.holds_in(name)]
     grants = [rule for rule in found if isinstance(rule, PipSources)]
@@ -128,10 +132,10 @@ def holding(rules: Sequence[Rule], namespace: Namespace | None) -> list[Rule]:
 
 
 def built_in(kinds: Collection[str]) -> tuple[Rule, ...]:
-    """The rules that hold without having been written.
+    """Return the default rules that apply without being configured.
 
     Args:
-        kinds: of the rules that the installation has: one of the same kind stands in for ours.
+        kinds: kinds of the installation's own rules; each replaces the default of its kind.
     """
     found: list[Rule] = []
     if tuple(settings.ALLOWED_CHANNELS) != ("*",):
@@ -149,7 +153,7 @@ def assemble(
     recalled: Rule | None = None,
     built_in: Sequence[Rule] = (),
 ) -> Policy:
-    """A policy of these rules, after those that are built in and what recalls make."""
+    """Build a policy: built-in rules, then recalls, then `rules`."""
     first = [*built_in]
     if recalled is not None:
         first.append(recalled)
@@ -161,7 +165,7 @@ def assemble(
     kinds = {rule.kind for rule in every}
     scripts = _scripted() if InstallScripts.kind in kinds else {}
     licenses = _own_licenses([rule for rule in every if isinstance(rule, Licences)])
-    # A rule's representation holds all that it says, in one form.
+    # repr() of a rule contains all of its settings in one canonical form.
     content = repr((every, tuple(rulings), sorted(scripts), sorted(licenses.items())))
     version = hashlib.sha256(content.encode()).hexdigest()[:16]
     return Policy(
@@ -218,15 +222,16 @@ def recalls_in_force() -> Rule | None:
 
 
 def _scripted() -> dict[str, tuple[str, ...]]:
-    """Packages that were seen to have install scripts, by sha256: few of all there are."""
+    """Return packages known to have install scripts, by sha256; few of all records."""
     rows = CondaRecord.objects.filter(link_scripts__isnull=False).exclude(link_scripts=[])
     return {sha: tuple(found or ()) for sha, found in rows.values_list("sha256", "link_scripts")}
 
 
 def _own_licenses(rules: Sequence[Licences]) -> dict[str, str]:
-    """Return the licences that packages name themselves and that a rule objects to, by sha256.
+    """Return licenses found inside packages to which a rule objects, by sha256.
 
-    The others change nothing, and would make each stored solve one of another policy.
+    Licenses without an objection are left out: they change no verdict, but would change the version
+    of the policy and so invalidate each stored solve.
     """
     found: dict[str, str] = {}
     if not rules:
@@ -240,10 +245,10 @@ def _own_licenses(rules: Sequence[Licences]) -> dict[str, str]:
 
 
 def judge(policy: Policy, lock: Lock, specification: Specification) -> tuple[Verdict, ...]:
-    """`judge_lock`, by all that this installation knows of the packages now.
+    """Evaluate a lock with all evidence this installation has now; see `judge_lock`.
 
     Raises:
-        PolicyError: what is refused, all of it.
+        PolicyError: lists every refused package.
     """
     return judge_lock(policy, lock, specification, evidence=evidence_for(policy, lock))
 
@@ -254,10 +259,10 @@ def judge_paths(
     conflicts: Sequence[PathConflict],
     specification: Specification,
 ) -> tuple[Verdict, ...]:
-    """`judge_conflicts`, by all that this installation knows of the packages now.
+    """Evaluate path conflicts with the evidence this installation has now; see `judge_conflicts`.
 
     Raises:
-        PolicyError: what is refused, all of it.
+        PolicyError: lists every refused package.
     """
     if not conflicts:
         return ()
@@ -266,14 +271,14 @@ def judge_paths(
 
 
 def refuse_paths(build: Build, platform: str) -> None:
-    """Refuse what is made of a build's lock for another platform, by the rules on path conflicts.
+    """Refuse files made from a build's lock for another platform if they break path-conflict rules.
 
-    A build is judged by the packages of its own platform, as only those are fetched for it. Those
-    of others are known once something was made of them. No person is asked about them: a rule that
-    asks refuses until the packages are approved.
+    A build is evaluated with the packages of its own platform, as only those are fetched for it.
+    Conflicts on other platforms are known once a file was made for them. No approval request is
+    opened: a rule that asks refuses until the packages are approved.
 
     Raises:
-        PolicyError: the rules of the namespace refuse packages that replace files of others.
+        PolicyError: a rule of the namespace refuses packages that replace files of others.
     """
     if build.lock is None or platform == build.platform:
         return
@@ -292,10 +297,10 @@ def refuse_paths(build: Build, platform: str) -> None:
 
 
 def refuse_paths_everywhere(lock: LockRow, platform: str) -> None:
-    """Refuse to make a file of a lock that no namespace with a build of it may have.
+    """Refuse to make a file of a lock if every namespace with a build of it refuses the file.
 
     Raises:
-        PolicyError: the refusal of the oldest build.
+        PolicyError: the refusal for the oldest build.
     """
     refusal: PolicyError | None = None
     judged: set[int] = set()
@@ -316,7 +321,7 @@ def refuse_paths_everywhere(lock: LockRow, platform: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
-    """What the rules of a namespace say of a build that is brought into it from another one."""
+    """Verdicts of a namespace's policy on a build that is copied into it from another namespace."""
 
     build: Build
     verdicts: tuple[Verdict, ...] = ()
@@ -324,7 +329,7 @@ class Arrival:
 
     @property
     def asks(self) -> bool:
-        """Whether people must decide on it."""
+        """True if the build needs approval."""
         return any(verdict.effect is Effect.ASK for verdict in self.verdicts)
 
     @property
@@ -333,9 +338,9 @@ class Arrival:
 
 
 def judge_arrivals(namespace: Namespace, builds: Sequence[Build]) -> list[Arrival]:
-    """Judge builds by the rules of a namespace that they come from outside of.
+    """Evaluate builds of other namespaces with the policy of `namespace`.
 
-    Recalls are left out: they hold wherever a build is, and may be undone.
+    Recalls are excluded: they apply in every namespace already, and may be undone.
     """
     policy = policy_of(namespace)
     policy = replace(
@@ -364,7 +369,7 @@ def judge_arrivals(namespace: Namespace, builds: Sequence[Build]) -> list[Arriva
 
 
 def evidence_for(policy: Policy, lock: Lock) -> Known:
-    """When each package of `lock` was first seen here, and which install scripts it has."""
+    """Return when each package of `lock` was first seen, and its known install scripts."""
     now = timezone.now().timestamp()
     seen: dict[tuple[str, str], Sighting] = {}
     if policy.ages:
@@ -376,20 +381,23 @@ def evidence_for(policy: Policy, lock: Lock) -> Known:
                 batch = model.objects.filter(sha256__in=digests[start : start + _BATCH])
                 for sha256, moment, *rest in batch.values_list("sha256", "first_seen_at", *columns):
                     channel = canonical_or_same(rest[0]) if rest else ""
-                    _sight(seen, channel, sha256, Sighting(at=moment.timestamp(), baseline=False))
+                    _add_sighting(
+                        seen, channel, sha256, Sighting(at=moment.timestamp(), baseline=False)
+                    )
         looks = FirstSeen(folders.data() / folders.SEEN)
         for package in (package for part in lock for package in part.conda):
             channel = canonical_or_same(package.channel)
-            found = looks.sighting(channel, package.subdir, package.sha256)
-            if found is not None:
-                _sight(seen, channel, package.sha256, found)
+            known = looks.sighting(channel, package.subdir, package.sha256)
+            if known is not None:
+                _add_sighting(seen, channel, package.sha256, known)
     return Known(now=now, seen=seen, found_scripts=policy.scripts, own_licenses=policy.own_licenses)
 
 
-def _sight(
+def _add_sighting(
     seen: dict[tuple[str, str], Sighting], channel: str, sha256: str, found: Sighting
 ) -> None:
-    """Keep the earliest; what was there at the first look stays known as that."""
+    """Keep the earliest sighting; a baseline sighting (present at the first read) stays
+    baseline."""
     held = seen.get((channel, sha256))
     if held is not None:
         found = Sighting(at=min(held.at, found.at), baseline=held.baseline or found.baseline)

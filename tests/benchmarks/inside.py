@@ -276,7 +276,7 @@ def tried(locks: str, packages: str) -> Mapping[str, float]:
 
     from accounts.access import Actor
     from environments.models import Namespace
-    from environments.operations import policies
+    from environments.operations import policy_simulation
     from tests.factories import make_user
 
     call_command("migrate", verbosity=0)
@@ -284,9 +284,11 @@ def tried(locks: str, packages: str) -> Mapping[str, float]:
     _fill_locks(int(locks), int(packages))
 
     def simulate(place: Namespace | None, kind: str, settings: Any) -> tuple[float, int]:
-        draft = policies.Draft(kind=kind, effect="enforce", name="tried", settings=settings)
+        draft = policy_simulation.Draft(
+            kind=kind, effect="enforce", name="tried", settings=settings
+        )
         clock = Clock()
-        found = policies.simulate(actor=root, namespace=place, drafts=[draft])
+        found = policy_simulation.simulate(actor=root, namespace=place, drafts=[draft])
         return clock.seconds, found.blocked
 
     def peak() -> int:

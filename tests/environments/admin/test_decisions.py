@@ -139,7 +139,7 @@ def test_what_two_must_approve_waits_for_another_person(site: Client, approver: 
     request.refresh_from_db()
     assert request.state == "SECOND"
     same = site.post(url_of("approvalrequest_second", ids=request.pk))
-    assert b"the second must be somebody else" in same.content
+    assert b"the second must come from somebody else" in same.content
     approver.post(url_of("approvalrequest_second", ids=request.pk))
     request.refresh_from_db()
     assert request.state == "APPROVED"

@@ -19,7 +19,8 @@ from environments.models import Build, LockConflicts, LockRow
 from environments.operations import queueing
 from environments.operations.approvals import decide
 from environments.operations.artifacts import create_artifact
-from environments.operations.policies import Draft, add_rule, simulate
+from environments.operations.policies import add_rule
+from environments.operations.policy_simulation import Draft, simulate
 from environments.operations.provenance import provenance
 from environments.services import folders
 from environments.services.policies import judge_arrivals
@@ -132,7 +133,7 @@ def test_a_simulation_finds_the_environments_that_a_rule_would_refuse(submit, en
             kind="path-conflicts", effect="enforce", name="ours", settings={"except": exempt}
         )
         found = simulate(actor=dora, namespace=environment.namespace, drafts=[draft])
-        told = [hit for touched in found.touched for hit in touched.hits]
+        told = [hit for affected in found.affected for hit in affected.hits]
         assert len(told) == hits
         assert all("replaces" in hit.reason for hit in told)
 

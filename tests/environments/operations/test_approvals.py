@@ -340,10 +340,10 @@ def test_two_people_must_agree_where_the_rule_is_on(
     assert request_of(held).state == RequestState.SECOND
     assert again(held).state == S.HELD
     with pytest.raises(AccessDeniedError, match="somebody else"):
-        approvals.second(actor=anna, decision=decision)
+        approvals.give_second_approval(actor=anna, decision=decision)
     with pytest.raises(ConflictError, match="one person"):
         approve(ada, request_of(held))
-    approvals.second(actor=ada, decision=decision)
+    approvals.give_second_approval(actor=ada, decision=decision)
     assert request_of(held).state == RequestState.APPROVED
     assert run(held).state == S.READY
 
@@ -354,7 +354,7 @@ def test_one_of_two_may_reject_and_ends_the_half_approval(held, anna, ada, setti
     approve(ada, request_of(held), approve=False, reason="no")
     assert again(held).state == S.FAILED
     with pytest.raises(TransitionError):
-        approvals.second(actor=anna, decision=half)
+        approvals.give_second_approval(actor=anna, decision=half)
 
 
 def test_a_half_approval_that_is_revoked_leaves_the_request_open(held, anna, ada, settings):
@@ -394,7 +394,7 @@ def test_every_step_is_in_the_audit_log(held, anna, ada, alice, dora, research, 
     approvals.require_two_people(actor=dora, namespace=research, two=True)
     approvals.explain_request(actor=alice, request=request_of(held), note="for the thesis")
     decision = approve(anna, request_of(held))
-    approvals.second(actor=ada, decision=decision)
+    approvals.give_second_approval(actor=ada, decision=decision)
     approvals.revoke_decision(actor=anna, decision=decision, reason="too old")
     assert [(event.username, event.action) for event in AuditEvent.objects.order_by("pk")][-5:] == [
         ("dora", "namespace.two-person-approval"),

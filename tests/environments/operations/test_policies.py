@@ -24,9 +24,15 @@ from environments.models import (
     PolicyVersion,
     Recall,
 )
+<<<<<<< HEAD:tests/environments/operations/test_policies.py
 from environments.operations import policies
 from environments.operations.policies import Draft
 from environments.services.policies import judge, policy_of
+=======
+from environments.operations import policies, policy_simulation
+from environments.operations.policy_simulation import Draft
+from environments.policies import judge, policy_of
+>>>>>>> cdc0c8f (Split the policy simulation from the policy operations; state approvals and policies in plain terms):tests/environments/test_policies.py
 from tests import factories
 
 DENIED = {"kind": "packages-denied", "effect": "enforce", "name": "no left-pad"}
@@ -47,7 +53,7 @@ def test_only_who_runs_a_namespace_changes_its_rules(
         with pytest.raises(AccessDeniedError):
             add(person, research)
         with pytest.raises(AccessDeniedError):
-            policies.simulate(actor=person, namespace=research)
+            policy_simulation.simulate(actor=person, namespace=research)
     rule = add(dora, research)
     for person in (alice, bob, charlie, nobody):
         with pytest.raises(AccessDeniedError):
@@ -352,20 +358,20 @@ def draft(effect="enforce", kind="packages-denied", **settings):
 
 
 def test_a_rule_that_is_tried_says_whom_it_hits_through_which_chain(stored, root, dora, research):
-    found = policies.simulate(actor=root, namespace=None, drafts=[draft()])
+    found = policy_simulation.simulate(actor=root, namespace=None, drafts=[draft()])
     assert (found.environments, found.blocked, found.asked) == (3, 2, 0)
-    assert [str(each.environment) for each in found.touched] == ["other/lib", "research/app"]
-    [hit] = found.touched[1].hits
+    assert [str(each.environment) for each in found.affected] == ["other/lib", "research/app"]
+    [hit] = found.affected[1].hits
     assert hit.chain == ("web", "left-pad")
     assert "is denied" in hit.reason
-    own = policies.simulate(actor=dora, namespace=research, drafts=[draft("ask")])
+    own = policy_simulation.simulate(actor=dora, namespace=research, drafts=[draft("ask")])
     assert (own.environments, own.blocked, own.asked) == (2, 0, 1)
     assert not PolicyRule.objects.exists()
 
 
 def test_without_a_draft_the_rules_in_force_are_tried(stored, dora, research):
     add(dora, research, effect="warn")
-    found = policies.simulate(actor=dora, namespace=research)
+    found = policy_simulation.simulate(actor=dora, namespace=research)
     assert (found.blocked, found.warned) == (0, 1)
 
 
@@ -373,8 +379,8 @@ def test_what_was_decided_counts_when_a_rule_is_tried(stored, root, research):
     Decision.objects.create(
         approved=True, scope="spec", spec="left-pad", name="left-pad", namespace=research
     )
-    found = policies.simulate(actor=root, namespace=None, drafts=[draft("ask")])
-    assert [str(each.environment) for each in found.touched] == ["other/lib"]
+    found = policy_simulation.simulate(actor=root, namespace=None, drafts=[draft("ask")])
+    assert [str(each.environment) for each in found.affected] == ["other/lib"]
 
 
 @pytest.mark.parametrize(
@@ -390,8 +396,8 @@ def test_what_was_decided_counts_when_a_rule_is_tried(stored, root, research):
     ],
 )
 def test_each_kind_of_rule_can_be_tried(stored, root, rule, hit):
-    found = policies.simulate(actor=root, namespace=None, drafts=[rule])
-    names = [str(each.environment) for each in found.touched]
+    found = policy_simulation.simulate(actor=root, namespace=None, drafts=[rule])
+    names = [str(each.environment) for each in found.affected]
     assert (len(names) if isinstance(hit, int) else names) == hit
 
 
@@ -404,7 +410,7 @@ def test_trying_asks_the_database_the_same_for_many_environments(
             lock=factories.make_lock(factories.make_package(f"package{number}")),
         )
     with django_assert_max_num_queries(12):
-        found = policies.simulate(
-            actor=root, namespace=None, drafts=[draft(packages=["package*"])], told=0
+        found = policy_simulation.simulate(
+            actor=root, namespace=None, drafts=[draft(packages=["package*"])], limit=0
         )
     assert found.blocked == 30
