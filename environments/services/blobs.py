@@ -1,6 +1,6 @@
-"""Bytes that are kept by digest: in a folder, or in an object store through django-storages.
+"""Content-addressed blob store: in a folder, or in an object store through django-storages.
 
-The row comes after the bytes and goes before them: what a row names can be served.
+The row is written after the bytes and deleted before them, so the bytes of each row exist.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ from environments.services import data_folder_marker
 
 logger = structlog.get_logger(__name__)
 CHUNK = 1 << 20  # bytes
-#: SQLite takes a limited number of variables in one statement.
+#: SQLite limits the number of variables in one statement.
 BATCH = 500
+MISSING = "its bytes are missing"
 
 
 class BlobFolder(FileSystemStorage):
-    """Files that appear whole, by a rename, and are never written again.
+    """Files that appear complete, by a rename, and are never rewritten.
 
-    Below the data folder, unless `location` says where.
+    The folder is `blobs` in the data folder, unless `location` is given.
     """
 
     @property
@@ -65,7 +66,7 @@ class BlobFolder(FileSystemStorage):
         return name
 
     def adopt(self, path: Path, name: str, *, durable: bool = True) -> None:
-        """Take a finished file of the same file system: no byte is copied."""
+        """Move a finished file of the same file system into the store without copying."""
         final = self._place(name)
         with path.open("rb") as file:
             if durable:
@@ -74,10 +75,10 @@ class BlobFolder(FileSystemStorage):
         path.rename(final)
 
     def _place(self, name: str) -> Path:
-        """The path of `name`, in a folder that is there.
+        """Return the path of `name`, and create its folder.
 
-        The blobs folder alone says who reads the files: a web server's umask must not keep nginx
-        from those below it.
+        Permissions are those of the blobs folder: a web server's umask must not keep nginx from
+        reading the folders below it.
         """
         final = Path(self.path(name))
         Path(self.location).mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -89,7 +90,7 @@ class BlobFolder(FileSystemStorage):
         return final
 
     def get_available_name(self, name: str, max_length: int | None = None) -> str:
-        return name  # a digest's bytes are the same ones
+        return name  # names are digests: a file of this name has the same bytes
 
 
 def storage() -> Storage:
@@ -101,18 +102,18 @@ def name_of(sha256: str) -> str:
 
 
 def keep(path: Path, sha256: str = "") -> Blob:
-    """Keep the bytes of the file at `path`, which is gone afterwards.
+    """Store the file at `path`, which is moved away.
 
     Args:
-        sha256: of the file, where whoever wrote it knows.
+        sha256: digest of the file, if the caller has computed it.
     Raises:
-        DiskSpaceError, UnavailableError: the store does not take them; the file stays.
+        DiskSpaceError, UnavailableError: the store did not accept the file, which stays in place.
     """
     if not sha256:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     size = path.stat().st_size
-    if found := _again(sha256):
+    if found := _touch_existing(sha256):
         path.unlink()
         return found
     put(path, sha256)
@@ -121,10 +122,10 @@ def keep(path: Path, sha256: str = "") -> Blob:
 
 
 def put(path: Path, sha256: str, *, durable: bool = True) -> None:
-    """Bring a file into the store, where no row tells of it yet; it is gone afterwards.
+    """Move a file into the store without a row.
 
     Raises:
-        DiskSpaceError, UnavailableError: the store does not take it; the file stays.
+        DiskSpaceError, UnavailableError: the store did not accept the file, which stays in place.
     """
     store, name = storage(), name_of(sha256)
     if isinstance(store, BlobFolder) and data_folder_marker.has_vanished():
@@ -138,15 +139,15 @@ def put(path: Path, sha256: str, *, durable: bool = True) -> None:
             path.unlink()
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskSpaceError("The disk is full: the file could not be kept.") from error
-        raise UnavailableError(f"The blob store does not take the file: {error}") from error
-    except Exception as error:  # each object store has errors of its own
+            raise DiskSpaceError("The disk is full; the file was not stored.") from error
+            raise UnavailableError(f"The blob store did not accept the file: {error}") from error
+    except Exception as error:  # each object store raises exceptions of its own
         logger.warning("blob store failed", error=repr(error))
-        raise UnavailableError("The blob store does not take the file.") from error
+        raise UnavailableError("The blob store did not accept the file.") from error
 
 
 def keep_bytes(content: bytes, *, folder: Path) -> Blob:
-    """Keep a small document; `folder` is where it is written first."""
+    """Store a small document; it is written to `folder` first."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f".blob-{secrets.token_hex(8)}"
     try:
@@ -156,34 +157,34 @@ def keep_bytes(content: bytes, *, folder: Path) -> Blob:
         path.unlink(missing_ok=True)
 
 
-def _again(sha256: str) -> Blob | None:
-    """The row, told that it is wanted again, if these bytes are kept already.
+def _touch_existing(sha256: str) -> Blob | None:
+    """Return the row of an intact blob that is already stored, and mark it as used.
 
-    Also of damaged ones: who keeps the bytes anew must not lose them to the collection meanwhile.
+    A damaged blob is marked too: its replacement must not be collected in the meantime.
     """
     rows = Blob.objects.filter(sha256=sha256)
     marked = rows.exclude(removing_at=None).exists()
     rows.update(used_at=timezone.now(), removing_at=None)
     found = rows.filter(damaged_at=None).first()
     if found is not None and marked and not storage().exists(name_of(sha256)):
-        return None  # who removes it was stopped half-way
+        return None  # the collector was stopped between deleting the bytes and the row
     return found
 
 
 def fresh() -> timedelta:
-    """The last use is written no more often; well below the time that it protects the bytes."""
+    """Return how often the last use is recorded at most; well below the grace period."""
     grace: timedelta = settings.COLLECTION_GRACE
     return min(timedelta(minutes=10), grace / 4)
 
 
 def want(rows: QuerySet[Blob]) -> None:
-    """Say that these are needed: none of those that are there now is collected soon.
+    """Mark blobs as used, which protects them from garbage collection for the grace period.
 
-    Who then finds a row may count on its bytes: whoever removes one holds the row until the end.
+    A row that is found afterwards has its bytes: the collector locks a row until it is deleted.
     """
     now = timezone.now()
     stale = Q(used_at__lt=now - fresh()) | Q(removing_at__isnull=False)
-    # In one order, so that two who want the same do not wait for each other.
+    # Lock in one order, so that two callers with the same rows cannot deadlock.
     keys = rows.filter(stale).order_by("pk").select_for_update().values_list("pk", flat=True)
     with transaction.atomic():
         found = list(keys)
@@ -193,9 +194,9 @@ def want(rows: QuerySet[Blob]) -> None:
 
 
 def stored_at(name: str) -> datetime:
-    """When the bytes of this name came into the store. FileNotFoundError: they are not there."""
+    """Return when the bytes were stored. FileNotFoundError: they are not in the store."""
     store = storage()
-    # A file that was moved here keeps the time of its last write.
+    # A moved file keeps its modification time, so use the creation time.
     moment: datetime = (
         store.get_created_time(name)
         if isinstance(store, BlobFolder)
@@ -205,7 +206,7 @@ def stored_at(name: str) -> datetime:
 
 
 def remove(blob: Blob) -> None:
-    """Take the bytes away: at once out of reach; call it while the row is locked."""
+    """Delete the bytes, out of reach at once. Call it while the row is locked."""
     store, name = storage(), name_of(blob.sha256)
     if isinstance(store, BlobFolder):
         path = Path(store.path(name))
@@ -222,21 +223,21 @@ def _same_file_system(path: Path, folder: Path) -> bool:
 
 
 def local_path(blob: Blob) -> Path | None:
-    """Where the bytes are, if they are files of this machine."""
+    """Return the path of the file, if the store is a folder of this machine."""
     store = storage()
     return Path(store.path(name_of(blob.sha256))) if isinstance(store, BlobFolder) else None
 
 
 def signed_url(blob: Blob, *, file_name: str = "", content_type: str = "") -> str:
-    """Where the object store itself gives the bytes to whoever has this URL, for an hour."""
+    """Return a URL at which the object store serves the bytes for an hour; "" if unsupported."""
     store: Any = storage()
-    parameters = _as_told(type(store).__name__, file_name, content_type)
+    parameters = _response_headers(type(store).__name__, file_name, content_type)
     url: str = store.url(name_of(blob.sha256), parameters=parameters)
     return url
 
 
-def _as_told(backend: str, file_name: str, content_type: str) -> Mapping[str, str]:
-    """What makes the store name the file and its type, in each store's words."""
+def _response_headers(backend: str, file_name: str, content_type: str) -> Mapping[str, str]:
+    """Return the parameters that set file name and content type, as each backend names them."""
     disposition = f'attachment; filename="{file_name}"' if file_name else ""
     names = {
         "S3Storage": ("ResponseContentDisposition", "ResponseContentType"),
@@ -249,11 +250,11 @@ def _as_told(backend: str, file_name: str, content_type: str) -> Mapping[str, st
 
 
 def fetch(blob: Blob, to: Path) -> None:
-    """Write the bytes to `to`, checked by their digest.
+    """Write the bytes to `to` and verify the digest.
 
     Raises:
-        DamagedError: the store has other bytes, or none; the row says so from now on.
-        UnavailableError: the store does not answer.
+        DamagedError: the bytes are missing or wrong; the row is marked as damaged.
+        UnavailableError: the store does not respond.
     """
     if why := copy(blob.sha256, to):
         raise damaged(blob, why)
@@ -261,12 +262,12 @@ def fetch(blob: Blob, to: Path) -> None:
 
 
 def copy(sha256: str, to: Path, store: Storage | None = None) -> str:
-    """Write the bytes of this digest to `to`. What is wrong with them; "" where nothing is.
+    """Write the bytes of this digest to `to`, from the default store or from `store`.
 
-    From the store of this installation, unless another one is given.
-
+    Returns:
+        What is wrong with the bytes; "" if nothing.
     Raises:
-        UnavailableError: the store does not answer.
+        UnavailableError: the store does not respond.
     """
     digest = hashlib.sha256()
     try:
@@ -276,17 +277,17 @@ def copy(sha256: str, to: Path, store: Storage | None = None) -> str:
                 out.write(part)
     except FileNotFoundError:
         to.unlink(missing_ok=True)
-        return "its bytes are gone"
+        return MISSING
     except httpx.HTTPError as error:
-        raise UnavailableError(f"The blob store does not answer: {error}") from error
+        raise UnavailableError(f"The blob store does not respond: {error}") from error
     if digest.hexdigest() != sha256:
         to.unlink()
-        return "its bytes are others"
+        return "its content does not match its digest"
     return ""
 
 
-def parts(sha256: str, kept_in: Storage | None = None) -> Iterator[bytes]:
-    store: Any = kept_in or storage()
+def parts(sha256: str, source: Storage | None = None) -> Iterator[bytes]:
+    store: Any = source or storage()
     if isinstance(store, BlobFolder):
         with Path(store.path(name_of(sha256))).open("rb") as file:
             while part := file.read(CHUNK):
@@ -300,26 +301,26 @@ def parts(sha256: str, kept_in: Storage | None = None) -> Iterator[bytes]:
 
 
 def whole(blob: Blob) -> Iterator[bytes]:
-    """All of its bytes, without a look at their digest.
+    """Yield all bytes, without verifying the digest.
 
     Raises:
-        DamagedError: they are not there; the row says so from now on.
-        UnavailableError: the store does not answer.
+        DamagedError: the bytes are missing; the row is marked as damaged.
+        UnavailableError: the store does not respond.
     """
     try:
         yield from parts(blob.sha256)
     except FileNotFoundError:
-        raise damaged(blob, "its bytes are gone") from None
+        raise damaged(blob, MISSING) from None
     except httpx.HTTPError as error:
-        raise UnavailableError(f"The blob store does not answer: {error}") from error
+        raise UnavailableError(f"The blob store does not respond: {error}") from error
 
 
 def read(blob: Blob, start: int, length: int) -> bytes:
-    """So many bytes of it from `start` on, without a look at its digest.
+    """Read `length` bytes from `start`, without verifying the digest.
 
     Raises:
-        DamagedError: they are not there; the row says so from now on.
-        UnavailableError: the store does not answer.
+        DamagedError: the bytes are missing; the row is marked as damaged.
+        UnavailableError: the store does not respond.
     """
     path = local_path(blob)
     try:
@@ -330,18 +331,18 @@ def read(blob: Blob, start: int, length: int) -> bytes:
         headers = {"Range": f"bytes={start}-{start + length - 1}"}
         answer = httpx.get(signed_url(blob), headers=headers, timeout=60)
     except FileNotFoundError:
-        raise damaged(blob, "its bytes are gone") from None
+        raise damaged(blob, MISSING) from None
     except httpx.HTTPError as error:
-        raise UnavailableError(f"The blob store does not answer: {error}") from error
+        raise UnavailableError(f"The blob store does not respond: {error}") from error
     if answer.status_code == httpx.codes.NOT_FOUND:
-        raise damaged(blob, "its bytes are gone")
+        raise damaged(blob, MISSING)
     if answer.status_code != httpx.codes.PARTIAL_CONTENT:
-        raise UnavailableError(f"The blob store answers with status {answer.status_code}.")
+        raise UnavailableError(f"The blob store responds with status {answer.status_code}.")
     return answer.content
 
 
 def are_whole(sha256: str) -> bool:
-    """Whether the store has just these bytes."""
+    """Return whether the store has the bytes, verified by their digest."""
     digest = hashlib.sha256()
     for part in parts(sha256):
         digest.update(part)
@@ -349,33 +350,33 @@ def are_whole(sha256: str) -> bool:
 
 
 def is_whole(blob: Blob) -> bool:
-    """Whether the bytes are there, as far as a look at the row and at a file's size tells."""
+    """Return whether the bytes are intact as far as the row and the size of the file tell."""
     if blob.damaged_at is not None:
         return False
     path = local_path(blob)
     if path is not None and not (path.is_file() and path.stat().st_size == blob.size):
-        damaged(blob, "its bytes are gone")
+        damaged(blob, MISSING)
         return False
     return True
 
 
 def damaged(blob: Blob, why: str) -> DamagedError:
-    """Note and report it: who asks next finds that it is to be made again.
+    """Mark a blob as damaged, so that it is made or fetched again, and return the error.
 
     Raises:
-        UnavailableError: all bytes are gone, as the data folder is not mounted.
+        UnavailableError: the data folder is not mounted, so all bytes are missing.
     """
     require_mounted()
     logger.error("damaged blob", sha256=blob.sha256, reason=why)
     Blob.objects.filter(pk=blob.pk).update(damaged_at=timezone.now())
-    return DamagedError(f"A kept file is damaged ({blob}): {why}.")
+    return DamagedError(f"A stored file is damaged ({blob}): {why}.")
 
 
 def require_mounted() -> None:
-    """Before bytes are taken for lost: refuse where the whole data folder is not there.
+    """Refuse if the data folder is not mounted, before bytes are recorded as missing.
 
     Raises:
-        UnavailableError: it is not the installation's.
+        UnavailableError: the folder is not the data folder of this installation.
     """
     if isinstance(storage(), BlobFolder) and (fault := data_folder_marker.fault()):
         logger.error("blob store not mounted", reason=fault)
@@ -383,5 +384,5 @@ def require_mounted() -> None:
 
 
 def blobs_folder() -> Path:
-    """Where files are prepared before they are kept: on the file system of the data folder."""
+    """Return the folder for files in preparation, on the file system of the data folder."""
     return Path(settings.DATA) / "cache" / "artifacts"

@@ -1,7 +1,7 @@
-"""Make the container image of a lock: its packages' layers, where they are missing, and documents.
+"""Build the container image of a lock: make missing layers, then assemble config and manifest.
 
-A layer is made once for all images that have its packages; with all of them there, an image is a
-few kilobytes of JSON. Runs in a worker; what needs no layer to be made, anywhere.
+A layer is made once and shared by all images with the same packages; with all layers present an
+image is a few kilobytes of JSON. Making layers needs a worker; assembling documents does not.
 """
 
 from __future__ import annotations
@@ -71,12 +71,12 @@ from environments.models import (
 from environments.services import blobs, platforms
 from environments.services.policies import refuse_paths_everywhere
 
-#: Layers that are compressed at once.
+#: Number of layers compressed at the same time.
 PARALLEL = 2
 
 
 class Attempt(Protocol):
-    """What one attempt at an artifact gives: `environments.jobs.artifacts.Making`."""
+    """What this module needs of one attempt at an artifact; implemented by `jobs.artifacts`."""
 
     artifact: Artifact
     folder: Path
@@ -90,7 +90,7 @@ class Attempt(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """An image that is to be: what it is made from, read once."""
+    """Inputs of an image, read once: its packages' layers and its base."""
 
     artifact: Artifact
     lock: Lock
@@ -102,7 +102,7 @@ class Wanted:
     def of(cls, artifact: Artifact) -> Wanted:
         lock = artifact.lock.value()
         part = lock.on(artifact.platform)
-        assert part is not None, "asked for platforms of the lock only"
+        assert part is not None, "artifacts exist only for platforms of the lock"
         python = linking.python_of(part.conda, part.platform)
         digest = artifact.options.get("base", "")
         if digest:
@@ -126,8 +126,8 @@ class Wanted:
         found: Mapping[str, str] = self.artifact.options.get("variables", {})
         return found
 
-    def kept(self) -> dict[str, Layer]:
-        """By key: the layers that are there, in this compression."""
+    def stored_layers(self) -> dict[str, Layer]:
+        """Return the stored layers in this compression by key, and mark their blobs as used."""
         column = self.compression
         rows = Layer.objects.filter(key__in=[layer.key for layer in self.layers])
         blobs.want(Blob.objects.filter(pk__in=rows.values(column)))
@@ -136,47 +136,47 @@ class Wanted:
 
 
 def make(attempt: Attempt) -> Blob:
-    """The manifest of the image that `attempt.artifact` stands for, all of its parts kept.
+    """Build the image of `attempt.artifact`, store its parts and return the manifest's blob.
 
     Raises:
-        InvalidInputError: images cannot be of this platform, or there is no base for it.
+        InvalidInputError: the platform has no container images, or there is no base image for it.
         LinkError: a package cannot be linked.
     """
     artifact = attempt.artifact
     if artifact.platform not in ARCHITECTURES:
         raise InvalidInputError(
-            f"There are no container images of {artifact.platform}.",
-            hint=f"There are some of: {', '.join(ARCHITECTURES)}.",
+            f"Container images are not available for {artifact.platform}.",
+            hint=f"Choose one of: {', '.join(ARCHITECTURES)}.",
         )
     attempt.folder.mkdir(parents=True, exist_ok=True)
-    wanted = Wanted.of(artifact)
-    if wanted.base is None and artifact.options.get("base"):
+    plan = Wanted.of(artifact)
+    if plan.base is None and artifact.options.get("base"):
         raise InvalidInputError(
-            "The base that this image was to lie on was replaced meanwhile.", hint="Pull it again."
+            "The base image of this image was replaced in the meantime.", hint="Pull it again."
         )
-    if wanted.base is None:
+    if plan.base is None:
         base = find_base(_base_name(artifact), artifact.platform, work=attempt.folder)
-        wanted = replace(wanted, base=base)
-    if not _known_to_stand(artifact):
-        _refuse_clashes(attempt, wanted)
-        wanted = replace(Wanted.of(artifact), base=wanted.base)
-    _make_missing(attempt, wanted)
-    return compose(wanted, work=attempt.folder)
+        plan = replace(plan, base=base)
+    if not _is_linkable(artifact):
+        _check_linkable(attempt, plan)
+        plan = replace(Wanted.of(artifact), base=plan.base)
+    _make_missing(attempt, plan)
+    return compose(plan, work=attempt.folder)
 
 
 def at_once(artifact: Artifact) -> Wanted | None:
-    """What `compose` takes, where nothing is missing but documents."""
-    if artifact.platform not in ARCHITECTURES or not _known_to_stand(artifact):
+    """Return the plan if all layers and the base are stored and only documents are missing."""
+    if artifact.platform not in ARCHITECTURES or not _is_linkable(artifact):
         return None
-    wanted = Wanted.of(artifact)
-    complete = wanted.base is not None and len(wanted.kept()) == len(
-        {layer.key for layer in wanted.layers}
+    plan = Wanted.of(artifact)
+    complete = plan.base is not None and len(plan.stored_layers()) == len(
+        {layer.key for layer in plan.layers}
     )
-    return wanted if complete else None
+    return plan if complete else None
 
 
-def _known_to_stand(artifact: Artifact) -> bool:
-    """Whether the packages were found not to clash: linked by a build, or in a file together."""
+def _is_linkable(artifact: Artifact) -> bool:
+    """Return whether the packages are known to link together, by a build or another artifact."""
     of_these = {"lock": artifact.lock_id, "platform": artifact.platform}
     return (
         Build.objects.filter(**of_these, state__in=SERVED).exists()
@@ -185,24 +185,24 @@ def _known_to_stand(artifact: Artifact) -> bool:
 
 
 def _conflicting(artifact: Artifact) -> set[str]:
-    """Labels of the packages of which one replaces a file of another."""
+    """Return labels of packages involved in path conflicts."""
     conflicts = LockConflicts.of(artifact.lock_id, artifact.platform)
     return {label for each in conflicts for label in (each.winner, *each.replaced)}
 
 
-def _refuse_clashes(attempt: Attempt, wanted: Wanted) -> None:
-    """For a platform that no build here has linked: a layer knows nothing of the others.
+def _check_linkable(attempt: Attempt, plan: Wanted) -> None:
+    """Link the packages of a platform without a build, as layers are made independently.
 
-    Notes the files that packages replace of others.
+    Records the path conflicts that were found.
 
     Raises:
-        LinkError: packages that clash; all of them are named.
+        LinkError: packages clash; names all of them.
     """
-    packages, wheels = attempt.fetch(wanted.part.conda, wanted.part.pypi)
+    packages, wheels = attempt.fetch(plan.part.conda, plan.part.pypi)
     work = attempt.folder / "together"
     work.mkdir()
-    platform = wanted.part.platform
-    python = linking.python_of(wanted.part.conda, platform)
+    platform = plan.part.platform
+    python = linking.python_of(plan.part.conda, platform)
     conflicts = find_conflicts(packages, python=python, platform=platform, prefix=STANDARD_PREFIX)
     package_parts(
         packages,
@@ -213,20 +213,20 @@ def _refuse_clashes(attempt: Attempt, wanted: Wanted) -> None:
         work=work,
         cancelled=attempt.cancelled,
     )
-    LockConflicts.note(wanted.artifact.lock, platform, conflicts)
-    refuse_paths_everywhere(wanted.artifact.lock, platform)
+    LockConflicts.note(plan.artifact.lock, platform, conflicts)
+    refuse_paths_everywhere(plan.artifact.lock, platform)
 
 
 def finish_at_once(artifact: Artifact) -> None:
-    """Make an image of layers that are all there, where one asks: no worker is waited for."""
-    wanted = at_once(artifact)
-    lease = artifact.claim("documents", life=settings.LEASE) if wanted else None
-    if wanted is None or lease is None:
+    """Assemble an image within the request if all its layers are stored; no worker is needed."""
+    plan = at_once(artifact)
+    lease = artifact.claim("documents", life=settings.LEASE) if plan else None
+    if plan is None or lease is None:
         return
     started = time.monotonic()
     work = blobs.blobs_folder() / f"documents-{artifact.pk}-{lease.token}"
     try:
-        done: dict[str, Any] = {"blob": compose(wanted, work=work), "failure": None}
+        done: dict[str, Any] = {"blob": compose(plan, work=work), "failure": None}
     except StoreError as error:
         attempts, backoff = settings.BUILD_ATTEMPTS, settings.BACKOFF
         artifact.give_up(error, lease=lease, attempts=attempts, backoff=backoff)
@@ -237,10 +237,14 @@ def finish_at_once(artifact: Artifact) -> None:
     artifact.move(ArtifactState.READY, lease=lease, **done)
 
 
-def compose(wanted: Wanted, *, work: Path) -> Blob:
-    """Keep the documents of an image whose layers are all there; its manifest's blob."""
-    assert wanted.base is not None, "looked for before"
-    kept, compression = wanted.kept(), wanted.compression
+def compose(plan: Wanted, *, work: Path) -> Blob:
+    """Store config, SBOM and manifest of an image whose layers are all stored.
+
+    Returns:
+        The blob of the manifest.
+    """
+    assert plan.base is not None, "the caller has found the base"
+    stored_layers, compression = plan.stored_layers(), plan.compression
     parts: list[tuple[Blob, ImageLayer]] = [
         (
             row.blob,
@@ -250,38 +254,38 @@ def compose(wanted: Wanted, *, work: Path) -> Blob:
                 label="base",
             ),
         )
-        for row in wanted.base.layers.select_related("blob")
+        for row in plan.base.layers.select_related("blob")
     ]
-    told: dict[str, str] = {}
-    for layer in wanted.layers:
-        row = kept.get(layer.key)
+    variables: dict[str, str] = {}
+    for layer in plan.layers:
+        row = stored_layers.get(layer.key)
         blob = row.blob_in(compression) if row else None
         if row is None or blob is None:
-            raise DamagedError(f"The layer of {layer.label} is gone.")
+            raise DamagedError(f"The layer of {layer.label} is missing from the blob store.")
         descriptor = _descriptor(LAYER[compression], blob)
         found = ImageLayer(descriptor=descriptor, diff_id=row.diff_id, label=layer.label)
         parts.append((blob, found))
-        told |= row.variables
-    parts.append(_last_layer(wanted, work))
-    digest = wanted.lock.digest
-    specification = str(wanted.artifact.options.get("specification", ""))
-    sbom = blobs.keep_bytes(cyclonedx(wanted.lock, wanted.part.platform).encode(), folder=work)
+        variables |= row.variables
+    parts.append(_last_layer(plan, work))
+    digest = plan.lock.digest
+    specification = str(plan.artifact.options.get("specification", ""))
+    sbom = blobs.keep_bytes(cyclonedx(plan.lock, plan.part.platform).encode(), folder=work)
     labels = {
         "org.opencontainers.image.title": "conda environment",
-        "org.opencontainers.image.base.digest": f"sha256:{wanted.base.digest}",
+        "org.opencontainers.image.base.digest": f"sha256:{plan.base.digest}",
         "io.condastore.lock": f"sha256:{digest}",
-        "io.condastore.platform": wanted.part.platform,
+        "io.condastore.platform": plan.part.platform,
         "io.condastore.sbom": f"sha256:{sbom.sha256}",
         **({"io.condastore.specification": f"sha256:{specification}"} if specification else {}),
     }
-    moment = newest(wanted.part)
+    moment = newest(plan.part)
     layers = [layer for _, layer in parts]
     config = blobs.keep_bytes(
         config_json(
-            platform=wanted.part.platform,
-            base=wanted.base.config,
+            platform=plan.part.platform,
+            base=plan.base.config,
             layers=layers,
-            variables=told | dict(wanted.variables),
+            variables=variables | dict(plan.variables),
             labels=labels,
             moment=moment,
         ),
@@ -297,22 +301,20 @@ def compose(wanted: Wanted, *, work: Path) -> Blob:
     manifest = blobs.keep_bytes(document, folder=work)
     refers = {manifest: (MANIFEST, ""), config: (CONFIG, "")}
     refers |= {blob: (layer.descriptor.media_type, "") for blob, layer in parts}
-    refers |= _told(sbom, manifest, annotations, work)
+    refers |= _referrers(sbom, manifest, annotations, work)
     with transaction.atomic():
-        ImageBlob.objects.filter(artifact=wanted.artifact).delete()
+        ImageBlob.objects.filter(artifact=plan.artifact).delete()
         ImageBlob.objects.bulk_create(
-            ImageBlob(
-                artifact=wanted.artifact, blob=blob, media_type=media_type, artifact_type=kind
-            )
+            ImageBlob(artifact=plan.artifact, blob=blob, media_type=media_type, artifact_type=kind)
             for blob, (media_type, kind) in refers.items()
         )
     return manifest
 
 
-def _told(
+def _referrers(
     sbom: Blob, manifest: Blob, annotations: Mapping[str, str], work: Path
 ) -> dict[Blob, tuple[str, str]]:
-    """What is said of the image: its SBOM, found by the image's digest."""
+    """Store the documents that refer to the image: its SBOM, found by the image's digest."""
     empty = blobs.keep_bytes(EMPTY_CONTENT, folder=work)
     document = referrer_json(
         _descriptor(MANIFEST, manifest),
@@ -320,54 +322,54 @@ def _told(
         _descriptor(SBOM, sbom),
         annotations,
     )
-    told = blobs.keep_bytes(document, folder=work)
-    return {empty: (EMPTY, EMPTY), sbom: (SBOM, SBOM), told: (MANIFEST, SBOM)}
+    referrer = blobs.keep_bytes(document, folder=work)
+    return {empty: (EMPTY, EMPTY), sbom: (SBOM, SBOM), referrer: (MANIFEST, SBOM)}
 
 
 def _descriptor(media_type: str, blob: Blob) -> Descriptor:
     return Descriptor(media_type=media_type, sha256=blob.sha256, size=blob.size)
 
 
-def _last_layer(wanted: Wanted, work: Path) -> tuple[Blob, ImageLayer]:
-    """What is of this lock alone: conda's notes, and what activates the environment."""
+def _last_layer(plan: Wanted, work: Path) -> tuple[Blob, ImageLayer]:
+    """Store the layer that only this lock has: conda-meta and the activation scripts."""
     work.mkdir(parents=True, exist_ok=True)
     files = own_files(
-        wanted.part,
-        wanted.variables,
-        moment=newest(wanted.part),
-        note=f"condastore lock {wanted.lock.digest}",
+        plan.part,
+        plan.variables,
+        moment=newest(plan.part),
+        note=f"condastore lock {plan.lock.digest}",
     )
     entries = [
         Entry.file(path, content, FIXED_TIME, executable=program)
         for path, (content, program) in files.items()
     ]
-    compression = wanted.compression
-    path = work / f"last-{wanted.artifact.pk}"
+    compression = plan.compression
+    path = work / f"last-{plan.artifact.pk}"
     path.unlink(missing_ok=True)
-    made = write_layer(entries, path, compression=compression)
-    blob = blobs.keep(path, made.sha256)
+    layer_file = write_layer(entries, path, compression=compression)
+    blob = blobs.keep(path, layer_file.sha256)
     descriptor = _descriptor(LAYER[compression], blob)
-    return blob, ImageLayer(descriptor=descriptor, diff_id=made.diff_id, label="activation")
+    return blob, ImageLayer(descriptor=descriptor, diff_id=layer_file.diff_id, label="activation")
 
 
 # --- layers of packages ---------------------------------------------------------------------------
 
 
-def _make_missing(attempt: Attempt, wanted: Wanted) -> None:
-    kept = wanted.kept()
-    missing = {layer.key: layer for layer in wanted.layers if layer.key not in kept}
-    done = len(wanted.layers) - len(missing)
+def _make_missing(attempt: Attempt, plan: Wanted) -> None:
+    stored_layers = plan.stored_layers()
+    missing = {layer.key: layer for layer in plan.layers if layer.key not in stored_layers}
+    done = len(plan.layers) - len(missing)
 
-    def told(label: str) -> None:
+    def report(label: str) -> None:
         nonlocal done
         done += 1
         attempt.progress(
-            Progress(stage="packing", done=done, total=len(wanted.layers), current=label[:100])
+            Progress(stage="packing", done=done, total=len(plan.layers), current=label[:100])
         )
 
-    for key, row in _in_another_compression(missing, wanted.compression).items():
-        _recompress(attempt, row, wanted.compression)
-        told(missing.pop(key).label)
+    for key, row in _in_another_compression(missing, plan.compression).items():
+        _recompress(attempt, row, plan.compression)
+        report(missing.pop(key).label)
     if not missing:
         return
     packages, wheels = attempt.fetch(
@@ -385,8 +387,8 @@ def _make_missing(attempt: Attempt, wanted: Wanted) -> None:
             work / "layer",
             packages=[by_url[one.url] for one in layer.conda],
             wheels=[wheel_by_url[one.url] for one in layer.pypi],
-            platform=wanted.part.platform,
-            compression=wanted.compression,
+            platform=plan.part.platform,
+            compression=plan.compression,
             work=work,
             cancelled=attempt.cancelled,
         )
@@ -394,16 +396,16 @@ def _make_missing(attempt: Attempt, wanted: Wanted) -> None:
     # The largest first, so that all end together; the rows are written by this thread alone.
     ordered = sorted(missing.values(), key=lambda one: -sum(each.size for each in one.conda))
     with ThreadPoolExecutor(PARALLEL) as pool:
-        for layer, made in zip(ordered, pool.map(pack, ordered), strict=True):
+        for layer, layer_file in zip(ordered, pool.map(pack, ordered), strict=True):
             values = {
                 "label": layer.label,
-                "diff_id": made.diff_id,
-                "size": made.unpacked_size,
+                "diff_id": layer_file.diff_id,
+                "size": layer_file.unpacked_size,
                 "variables": variables_of([by_url[one.url] for one in layer.conda]),
-                wanted.compression: blobs.keep(made.path, made.sha256),
+                plan.compression: blobs.keep(layer_file.path, layer_file.sha256),
             }
             Layer.objects.update_or_create(key=layer.key, defaults=values)
-            told(layer.label)
+            report(layer.label)
 
 
 def _in_another_compression(
@@ -417,49 +419,51 @@ def _in_another_compression(
 def _recompress(attempt: Attempt, row: Layer, compression: Compression) -> None:
     other: Compression = "gzip" if compression == "zstd" else "zstd"
     source = row.blob_in(other)
-    assert source is not None, "chosen for it"
+    assert source is not None, "selected because it has this compression"
     work = attempt.folder / f"re-{row.key}"
     work.mkdir()
     blobs.fetch(source, work / "source")
-    made = recompress(
+    layer_file = recompress(
         work / "source", other, work / "layer", compression, cancelled=attempt.cancelled
     )
-    if made.diff_id != row.diff_id:
-        raise blobs.damaged(source, "its archive is another")
+    if layer_file.diff_id != row.diff_id:
+        raise blobs.damaged(source, "its uncompressed content differs")
     (work / "source").unlink()
-    Layer.objects.filter(pk=row.pk).update(**{compression: blobs.keep(made.path, made.sha256)})
+    Layer.objects.filter(pk=row.pk).update(
+        **{compression: blobs.keep(layer_file.path, layer_file.sha256)}
+    )
 
 
 # --- bases ----------------------------------------------------------------------------------------
 
 
 def _base_name(artifact: Artifact) -> str:
-    """Of a base that was not here yet when the image was asked for."""
+    """Return the name of the base image requested for the artifact, or the default."""
     return str(artifact.options.get("base_name") or settings.BASE_IMAGE or BaseImage.OWN)
 
 
 def find_base(name: str, platform: str, *, work: Path) -> BaseImage:
-    """The base of this name; made or pulled where it is not here yet.
+    """Return the base image of this name; build or pull it if it is not stored yet.
 
     Raises:
-        InvalidInputError: there is none, and it cannot be had from here.
-        UnavailableError: its registry does not answer.
+        InvalidInputError: it is not stored, and cannot be built or pulled here.
+        UnavailableError: its registry does not respond.
     """
     if found := BaseImage.objects.current(name, platform):
         return found
     if name == BaseImage.OWN:
         if platform != platforms.own_platform():
             raise InvalidInputError(
-                f"There is no base image for {platform}: this machine makes its own for "
-                f"{platforms.own_platform()} alone.",
-                hint="Load one (manage.py base_image load), or name one of a registry "
+                f"There is no base image for {platform}: this machine can build one only for "
+                f"{platforms.own_platform()}.",
+                hint="Load one with `manage.py base_image load`, or name one of a registry "
                 "(CONDASTORE_BASE_IMAGE).",
             )
         return keep_base(name, make_base(work / "base", platform=platform))
     if "/" not in name:
         raise InvalidInputError(
             f"There is no base image {name!r} for {platform}.",
-            hint="Load it: manage.py base_image load FILE --name " + name,
+            hint=f"Load it with `manage.py base_image load FILE --name {name}`.",
         )
     return keep_base(name, pull_base(name, platform, work=work))
 
@@ -472,7 +476,7 @@ def pull_base(
     login: Login | None = None,
     within: Guard | None = None,
 ) -> LoadedImage:
-    """From its registry; without a `login`, with that which is kept for the registry."""
+    """Pull a base image; without `login` the stored credentials of the registry are used."""
     reference = Reference.parse(name)
     return pull(
         reference,
@@ -485,30 +489,30 @@ def pull_base(
 
 
 def _login_of_base(name: str) -> Login | None:
-    """The setting, for the registry of that base and for no other one."""
+    """Return the login of the settings, only for the registry of the configured base image."""
     if not settings.BASE_IMAGE_LOGIN or "/" not in settings.BASE_IMAGE:
         return None
-    # The address, not the host: without TLS everybody on the way would read it.
+    # Compare scheme and port too: over plain HTTP the login would be readable on the network.
     same = Reference.parse(settings.BASE_IMAGE).address == Reference.parse(name).address
     return Login.parse(settings.BASE_IMAGE_LOGIN) if same else None
 
 
 def login_for(namespace: Namespace | None, reference: Reference) -> Login | None:
-    """What a namespace, or the installation itself, shows to a registry."""
+    """Return the stored login of a namespace, or of the installation (None), for a registry."""
     row = ChannelCredential.objects.of_registry(namespace, f"{reference.host}/{reference.name}")
     if row is None:
         return None
     if not row.secret:
         raise ConflictError(
-            f"The login for {row.url_prefix} cannot be read: the installation's key has changed.",
-            hint="Enter it again.",
+            f"Cannot decrypt the login for {row.url_prefix}: the installation key has changed.",
+            hint="Enter the login again.",
         )
     return Login.parse(row.secret)
 
 
 def keep_base(name: str, image: LoadedImage) -> BaseImage:
-    """Keep an image's layers, and use it as the base of this name from now on."""
-    kept = [(layer, blobs.keep(layer.path)) for layer in image.layers]
+    """Store an image's layers, and use it as the base image of this name from now on."""
+    stored_layers = [(layer, blobs.keep(layer.path)) for layer in image.layers]
     with transaction.atomic():
         found = BaseImage.objects.current(name, image.platform)
         if found is not None and found.digest == image.digest:
@@ -524,6 +528,6 @@ def keep_base(name: str, image: LoadedImage) -> BaseImage:
                 media_type=layer.media_type,
                 blob=blob,
             )
-            for position, (layer, blob) in enumerate(kept)
+            for position, (layer, blob) in enumerate(stored_layers)
         )
     return base

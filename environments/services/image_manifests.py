@@ -1,4 +1,4 @@
-"""Which container images does a build have, and what does a tag of it lead to?"""
+"""Container images of a build, and the manifest or image index that a tag refers to."""
 
 from __future__ import annotations
 
@@ -23,43 +23,43 @@ from environments.services.policies import refuse_paths
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Content:
-    """Bytes that belong to an image, and a build through which they may be had."""
+    """A blob of an image, and a build that gives access to it."""
 
     blob: Blob
     media_type: str
-    build: Build | None  # looked up for manifests only
+    build: Build | None  # set for manifests only
 
 
 def images_of(build: Build, *, compression: Compression = "gzip") -> list[Artifact]:
-    """One for each platform; those that only lack documents are made now.
+    """Return one image for each platform; images that only lack documents are assembled now.
 
     Raises:
-        NotFoundError: its lock is for no platform that containers run on.
+        NotFoundError: the lock has no platform that containers support.
     """
-    assert build.lock is not None, "found among those that have one"
+    assert build.lock is not None, "served builds have a lock"
     known = [one for one in build.lock.platforms if one in ARCHITECTURES]
     wanted = [one for one in known if _has_base(build, one)] or known[:1]
     if not wanted:
         raise NotFoundError(
-            f"{build} has no image: its lock is for {', '.join(build.lock.platforms)}.",
-            hint=f"Containers run on: {', '.join(ARCHITECTURES)}.",
+            f"{build} has no image: its lock is only for {', '.join(build.lock.platforms)}.",
+            hint=f"Containers support: {', '.join(ARCHITECTURES)}.",
         )
     refusals: list[PolicyError] = []
-    made = []
+    image_builder = []
     for platform in wanted:
         try:
             refuse_paths(build, platform)
-        except PolicyError as error:  # the image of the others leaves it out
+        except PolicyError as error:  # the index of the other platforms leaves this one out
             refusals.append(error)
         else:
-            made.append(_image(build, platform, compression))
-    if not made:
+            image_builder.append(_image(build, platform, compression))
+    if not image_builder:
         raise refusals[0]
-    return made
+    return image_builder
 
 
 def _has_base(build: Build, platform: str) -> bool:
-    """Whether an image of this platform has something to lie on, or a registry to ask for it."""
+    """Return whether a base image for this platform is stored, can be built, or can be pulled."""
     name = base_name(build.environment.namespace)
     if name == BaseImage.OWN and platform == platforms.own_platform():
         return True
@@ -69,34 +69,34 @@ def _has_base(build: Build, platform: str) -> bool:
 def _image(build: Build, platform: str, compression: Compression) -> Artifact:
     more = {"compression": compression}
     artifact = Artifact.wanted(build, ArtifactKind.IMAGE, platform, more=more)
-    if artifact.state == ArtifactState.READY and not _whole(artifact):
+    if artifact.state == ArtifactState.READY and not _is_intact(artifact):
         artifact.again()
     if artifact.state == ArtifactState.QUEUED:
         image_builder.finish_at_once(artifact)
     return artifact
 
 
-def _whole(artifact: Artifact) -> bool:
+def _is_intact(artifact: Artifact) -> bool:
     damaged = ImageBlob.objects.filter(artifact=artifact, blob__damaged_at__isnull=False)
     kept = artifact.blob is not None and blobs.is_whole(artifact.blob)
     return kept and not damaged.exists()
 
 
-def manifest_of(build: Build, made: Sequence[Artifact]) -> Content:
-    """What a tag leads to: the image, or an index of those of several platforms.
+def manifest_of(build: Build, image_builder: Sequence[Artifact]) -> Content:
+    """Return what a tag refers to: a manifest, or an index of the manifests of several platforms.
 
     Raises:
-        ArtifactFailedError: one of them could not be made.
+        ArtifactFailedError: an image could not be made.
     """
-    for artifact in made:
+    for artifact in image_builder:
         if artifact.state == ArtifactState.FAILED:
             failure = artifact.failure or {}
             raise ArtifactFailedError(
                 f"The image of {build} could not be made: {failure.get('message', '')}",
                 hint=failure.get("hint") or None,
             )
-    ready = {one.platform: one.blob for one in made if one.blob is not None}
-    assert len(ready) == len(made), "waited for"
+    ready = {one.platform: one.blob for one in image_builder if one.blob is not None}
+    assert len(ready) == len(image_builder), "the caller waits until all are READY"
     if len(ready) == 1:
         [blob] = ready.values()
         return Content(blob=blob, media_type=MANIFEST, build=build)
