@@ -133,9 +133,9 @@ def _say_gone(queues: list[str]) -> None:
 def _preload() -> None:
     """Import what every build needs, so that the first one does not wait for it."""
     started = time.monotonic()
-    building = importlib.import_module("environments.jobs.builds")
-    building.tools().solver().warm_up()
-    building.tools().packages.warm_up()
+    builds = importlib.import_module("environments.jobs.builds")
+    builds.get_engine().solver().warm_up()
+    builds.get_engine().packages.warm_up()
     # What is imported by now stays: the collector need not look at it again and again.
     gc.collect()
     gc.freeze()

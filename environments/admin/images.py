@@ -11,9 +11,9 @@ from django.contrib import admin
 from accounts.access import Actor
 from condastore.errors import NotFoundError
 from environments.admin.base import Panel, Question, Room, badge, link
-from environments.jobs.image_pushes import filled
 from environments.models import BaseImage, Namespace, Push, PushRule
 from environments.operations import pushes
+from environments.services.image_pushes import expand_target
 
 
 @admin.register(BaseImage)
@@ -98,7 +98,7 @@ class PushRuleRoom(Room):
                 rows=[
                     (
                         link(one.build),
-                        filled(row.target, one.build.environment.name, one.build.number),
+                        expand_target(row.target, one.build.environment.name, one.build.number),
                         badge(one.state),
                         one.attempts,
                         one.problem,

@@ -19,10 +19,10 @@ from environments.graphql.governance import Shown
 from environments.graphql.namespaces import NamespaceNode
 from environments.graphql.nodes import find
 from environments.graphql.packages import BigInt
-from environments.jobs.image_pushes import filled
 from environments.models import Push, PushRule
 from environments.operations import images, pushes
 from environments.operations.namespaces import find_namespace
+from environments.services.image_pushes import expand_target
 
 
 @strawberry.enum(description="State of a push.")
@@ -64,7 +64,7 @@ class PushNode:
         state = PushState(row.state)
         return cls(
             build=f"{environment.namespace.name}/{environment.name}:{row.build.number}",
-            target=filled(row.rule.target, environment.name, row.build.number),
+            target=expand_target(row.rule.target, environment.name, row.build.number),
             state=state,
             wanted_at=row.wanted_at,
             pushed_at=row.pushed_at,

@@ -46,7 +46,7 @@ from environments.engine.system import disk
 from environments.models import Artifact, Blob, Build, LockConflicts
 from environments.models.artifacts import MakingLease
 from environments.services import blobs, claiming, folders, image_builder
-from environments.services.engine_context import download_patience, source_of, tools
+from environments.services.engine_context import download_patience, get_engine, source_of
 from environments.services.package_archive import package_archive
 from environments.services.policies import refuse_paths_everywhere
 from environments.services.solving import credentials_for
@@ -168,7 +168,7 @@ class Making:
             packages=packages,
             wheels=wheels,
             variables=artifact.options.get("variables", {}),
-            cache=tools().packages,
+            cache=get_engine().packages,
             work=self.folder,
             progress=self.progress,
             cancelled=self.cancelled,
@@ -197,8 +197,8 @@ class Making:
         self, conda: Sequence[CondaPackage], pypi: Sequence[PypiPackage]
     ) -> tuple[list[CachedPackage], list[CachedWheel]]:
         """Packages of the lock, each byte checked on its way in."""
-        packages = tools().packages.ensure(conda, **self._fetching)
-        return packages, tools().wheels.ensure(pypi, **self._fetching)
+        packages = get_engine().packages.ensure(conda, **self._fetching)
+        return packages, get_engine().wheels.ensure(pypi, **self._fetching)
 
     def originals(self, packages: Sequence[Package], folder: Path) -> dict[str, Path]:
         """Packages as they came: those that are kept, and else from the channels."""

@@ -38,7 +38,7 @@ from environments.jobs.slot_sharing import SlotSharing
 from environments.models import Build, Prefix
 from environments.models.builds import Lease, backoff_delay
 from environments.services import folder_access, folders, platforms
-from environments.services.engine_context import Tools, download_patience, source_of
+from environments.services.engine_context import Engine, download_patience, source_of
 from environments.services.solving import credentials_for, source_urls
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ BEAT = 0.4
 class Run:
     """What the stages of a build see. Use as a context manager."""
 
-    def __init__(self, build: Build, lease: Lease, tools: Tools) -> None:
+    def __init__(self, build: Build, lease: Lease, tools: Engine) -> None:
         self.build, self.lease, self.tools = build, lease, tools
         self.specification: Specification = build.specification.value()
         self.timings: dict[str, float] = {}

@@ -57,7 +57,7 @@ from environments.services import (
     package_claims,
     recalled_locks,
 )
-from environments.services.engine_context import tools
+from environments.services.engine_context import get_engine
 from environments.services.isolation import sandboxed
 from environments.services.policies import judge, judge_paths, policy_of
 from environments.services.solving import solve_or_reuse
@@ -319,7 +319,9 @@ def run(build_id: int) -> bool | None:
     if lease is None:
         return None
     with structlog.contextvars.bound_contextvars(build=build.pk, attempt=build.attempt):
-        with persist(lambda: Run(build, lease, tools())) as running:  # it reads the specification
+        with persist(
+            lambda: Run(build, lease, get_engine())
+        ) as running:  # it reads the specification
             _run_stages(running)
         if build.finished:
             build.archive_log()

@@ -43,7 +43,7 @@ from environments.engine.pypi.install import CachedWheel
 from environments.engine.system.processes import sandbox_problem
 from environments.models import Build, LockConflicts, Prefix
 from environments.services import folders
-from environments.services.engine_context import source_of, tools
+from environments.services.engine_context import get_engine, source_of
 from environments.services.isolation import sandboxed
 from environments.services.solving import credentials_for, source_urls
 
@@ -158,7 +158,7 @@ def _complete(build_id: int) -> None:
         return
     if not prefix.is_dir():
         return
-    engine = tools()
+    engine = get_engine()
     specification = build.specification.value()
     known = credentials_for(build.environment.namespace, source_urls(specification))
     packages = engine.packages.ensure(part.conda, credentials=source_of(known))

@@ -23,7 +23,6 @@ from environments.engine.packages import file_modes
 from environments.engine.prefix import linking
 from environments.engine.pypi.resolve import WORK_FOLDER
 from environments.engine.solve.lock_completion import UNLISTED
-from environments.jobs import mirrors
 from environments.models import (
     Artifact,
     Build,
@@ -38,11 +37,12 @@ from environments.services import (
     data_folder_marker,
     folder_access,
     folders,
+    mirrors,
     missing_folders,
     recalled_locks,
     thread_bounds,
 )
-from environments.services.engine_context import tools
+from environments.services.engine_context import get_engine
 
 logger = structlog.get_logger(__name__)
 #: A folder that no row knows is an orphan only when it is older than any attempt may be.
@@ -115,7 +115,7 @@ def repair_file_modes() -> int:
     done = folders.data() / "run" / "file-modes-repaired"
     if done.exists():
         return 0
-    roots = (folders.data() / folders.PREFIXES, tools().cache)
+    roots = (folders.data() / folders.PREFIXES, get_engine().cache)
     changed = sum(file_modes.take_write_from_others(root) for root in roots)
     if changed:
         logger.warning("others could write files of packages", repaired=changed)
@@ -186,13 +186,13 @@ def _known(path: Path) -> bool:
 
 def drop_leftovers(*, grace: timedelta = GRACE) -> None:
     """Remove what killed workers left half done in the caches and among the links."""
-    tools().packages.remove_leftovers(older_than=LEFTOVER)
-    tools().wheels.remove_leftovers(older_than=LEFTOVER)
-    tools().remove_leftover_builds(older_than=LEFTOVER)
-    tools().parts.remove_leftovers(older_than=LEFTOVER)
-    tools().bytecode.remove_leftovers(older_than=LEFTOVER)
-    tools().remove_former_caches()
-    mirrors.drop_leftovers(older_than=LEFTOVER)
+    get_engine().packages.remove_leftovers(older_than=LEFTOVER)
+    get_engine().wheels.remove_leftovers(older_than=LEFTOVER)
+    get_engine().remove_leftover_builds(older_than=LEFTOVER)
+    get_engine().parts.remove_leftovers(older_than=LEFTOVER)
+    get_engine().bytecode.remove_leftovers(older_than=LEFTOVER)
+    get_engine().remove_former_caches()
+    mirrors.delete_leftovers(older_than=LEFTOVER)
     _drop_unlisted(older=LEFTOVER)
     _drop_of_uv(older=LEFTOVER)
     _drop_uploads(older=LEFTOVER)
@@ -220,7 +220,7 @@ def _drop_attempts(oldest: float) -> None:
 def _drop_unlisted(*, older: timedelta) -> None:
     """Of workers that were killed while they asked unlisted packages for what they are."""
     oldest = time.time() - older.total_seconds()
-    for path in (tools().cache / "repodata").glob(f"**/{UNLISTED}*"):
+    for path in (get_engine().cache / "repodata").glob(f"**/{UNLISTED}*"):
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_mtime < oldest:
                 shutil.rmtree(path)
@@ -229,7 +229,7 @@ def _drop_unlisted(*, older: timedelta) -> None:
 def _drop_of_uv(*, older: timedelta) -> None:
     """Remove temporary files and folders of uv processes that were killed, from its caches."""
     oldest = time.time() - older.total_seconds()
-    cache = tools().cache / "uv"
+    cache = get_engine().cache / "uv"
     work = cache.glob(f"{WORK_FOLDER}*")
     for path in (*work, *cache.glob("*/.tmp*"), *cache.glob("*/*/.tmp*")):
         with contextlib.suppress(FileNotFoundError):
@@ -286,7 +286,7 @@ def index_channel(channel_id: int) -> bool:
 
 def _index_channel(channel_id: int) -> None:
     channel = Channel.objects.get(pk=channel_id)
-    engine = tools().solver(())
+    engine = get_engine().solver(())
     wanted = _platforms_in_use()
     state = engine.channel_state((channel.url,), wanted, time_limit=INDEX_TIME_LIMIT)
     if state == channel.indexed_state:

@@ -36,7 +36,7 @@ from environments.services import (
     missing_folders,
     recalled_locks,
 )
-from environments.services.engine_context import Tools, tools
+from environments.services.engine_context import Engine, get_engine
 
 logger = structlog.get_logger(__name__)
 #: Rows that are tried before the others are left to their workers.
@@ -75,7 +75,7 @@ def restore_next() -> Restored | None:
 def _attempt(restore: FolderRestore, build: Build, lease: Lease) -> Restored:
     with (
         structlog.contextvars.bound_contextvars(build=build.pk, folder=str(restore)),
-        persist(lambda: FolderRun(build, lease, tools(), restore=restore)) as run,
+        persist(lambda: FolderRun(build, lease, get_engine(), restore=restore)) as run,
     ):
         try:
             _work(run)
@@ -117,7 +117,7 @@ class FolderRun(Run):
     """
 
     def __init__(
-        self, build: Build, lease: Lease, engine: Tools, *, restore: FolderRestore
+        self, build: Build, lease: Lease, engine: Engine, *, restore: FolderRestore
     ) -> None:
         super().__init__(build, lease, engine)
         self.restore = restore

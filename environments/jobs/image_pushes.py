@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
 
@@ -17,104 +16,31 @@ from dramatiq.middleware import Shutdown
 from condastore.errors import ConflictError, LeaseLostError, StoreError, UnavailableError
 from condastore.outages import failure, is_outage, persist
 from environments.domain.artifacts import ArtifactState
-from environments.domain.images import INDEX, MANIFEST
 from environments.domain.lifecycle import SERVED
-from environments.engine.images.remote import Reference, Repository
-from environments.engine.network.addresses import Guard, guard, parse_networks
+from environments.engine.images.remote import Repository
 from environments.models import (
     Artifact,
     AuditEvent,
-    Blob,
-    Build,
-    ImageBlob,
     Push,
 )
 from environments.models.builds import backoff_delay
 from environments.models.recalls import refuse_recalled
-from environments.services import blobs
 from environments.services.image_builder import login_for
 from environments.services.image_manifests import Content, images_of, manifest_of
+from environments.services.image_pushes import (
+    LONGEST_WAIT,
+    PATIENCE,
+    PushResult,
+    push_guard,
+    send_image,
+    target_of,
+)
 
 logger = structlog.get_logger(__name__)
-#: An attempt that was not heard of for so long is made again.
-PATIENCE = timedelta(minutes=10)
-#: Seconds between two looks whether to go on, while a blob is sent.
-BEAT = 30
-LONGEST_WAIT = timedelta(hours=6)
 #: How long a worker that is stopped tries to give a push back.
 STOPPING = timedelta(seconds=1)
 #: Seconds between two looks at an image that another worker makes.
 LOOK = 0.5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pushed:
-    """Blobs, and bytes of them, that were sent; and blobs that were there already."""
-
-    sent: int
-    sent_bytes: int
-    there: int
-
-
-def go_on() -> None:
-    """What `send` asks between two blobs, where nobody waits to take its turn."""
-
-
-def send(
-    top: Content,
-    made: Sequence[Artifact],
-    repository: Repository,
-    *,
-    still: Callable[[], None] = go_on,
-) -> Pushed:
-    """Send what `top` leads to: blobs that are missing there, then manifests, its tag last.
-
-    Args:
-        still: called before each blob and manifest; raises where this is not to go on.
-    Raises:
-        AccessDeniedError, UnavailableError: what the other registry says.
-    """
-    sent = sent_bytes = there = 0
-    for artifact in made:
-        parts = ImageBlob.objects.filter(artifact=artifact, artifact_type="")
-        for part in parts.exclude(media_type=MANIFEST).select_related("blob"):
-            still()
-            blob = part.blob
-            if repository.push_blob(blob.sha256, blob.size, partial(_parts, blob, still)):
-                sent, sent_bytes = sent + 1, sent_bytes + blob.size
-            else:
-                there += 1
-        if artifact.blob is not None and top.media_type == INDEX:
-            document = b"".join(blobs.whole(artifact.blob))
-            repository.push_manifest(f"sha256:{artifact.blob.sha256}", document, MANIFEST)
-    still()
-    document = b"".join(blobs.whole(top.blob))
-    repository.push_manifest(repository.reference.tag, document, top.media_type)
-    return Pushed(sent=sent, sent_bytes=sent_bytes, there=there)
-
-
-def _parts(blob: Blob, still: Callable[[], None]) -> Iterator[bytes]:
-    told = time.monotonic()
-    for part in blobs.whole(blob):
-        if time.monotonic() - told > BEAT:
-            still()
-            told = time.monotonic()
-        yield part
-
-
-def permitted() -> Guard:
-    """Return what pushes may reach."""
-    return guard().allowing(parse_networks(settings.PUSH_PRIVATE_NETWORKS))
-
-
-def target_of(target: str, build: Build) -> Reference:
-    """Where a rule's `target` says that a build goes."""
-    return Reference.parse(filled(target, str(build.environment.name), build.number))
-
-
-def filled(target: str, environment: str, build: int) -> str:
-    """`target` with its two names put in: nothing else in braces means anything."""
-    return target.replace("{environment}", environment).replace("{build}", str(build))
 
 
 def push(push_id: int) -> None:
@@ -147,7 +73,7 @@ def push(push_id: int) -> None:
         persist(lambda: _finish(row, top, done))
 
 
-def _attempt(row: Push) -> tuple[Content, Pushed]:
+def _attempt(row: Push) -> tuple[Content, PushResult]:
     build = row.build
     build.refresh_from_db()
     gone = build.deleted_at or build.environment.deleted_at
@@ -164,8 +90,8 @@ def _attempt(row: Push) -> tuple[Content, Pushed]:
         if not row.keep_on(patience=PATIENCE):
             raise LeaseLostError("Another build is to be sent, or another worker sends it.")
 
-    with Repository(reference, actions="pull,push", login=login, within=permitted()) as repository:
-        return top, send(top, made, repository, still=still)
+    with Repository(reference, actions="pull,push", login=login, within=push_guard()) as repository:
+        return top, send_image(top, made, repository, heartbeat=still)
 
 
 def _made(wanted: Sequence[Artifact]) -> list[Artifact]:
@@ -192,7 +118,7 @@ def _is_to_come(artifact: Artifact) -> bool:
     return artifact.state == ArtifactState.MAKING or given_back
 
 
-def _finish(row: Push, top: Content, done: Pushed) -> None:
+def _finish(row: Push, top: Content, done: PushResult) -> None:
     change = {
         "to": str(target_of(row.rule.target, row.build)),
         "digest": f"sha256:{top.blob.sha256}",

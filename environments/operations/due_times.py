@@ -10,11 +10,12 @@ from django.db.models import Q
 
 from environments.domain.artifacts import ArtifactState
 from environments.domain.lifecycle import BuildState
-from environments.jobs import image_pushes, notification_delivery
+from environments.jobs import notification_delivery
 from environments.models import Artifact, Build, FolderRestore, Notification, Push
 from environments.models.builds import backoff_delay
 from environments.models.clock_bounds import SKEW
 from environments.models.folder_restores import RestoreState
+from environments.services import image_pushes
 
 logger = structlog.get_logger(__name__)
 #: The back-off is computed up to this attempt; later ones are taken for this one.

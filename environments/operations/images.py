@@ -45,8 +45,6 @@ from environments.domain.lifecycle import FINISHED, SERVED, BuildState
 from environments.domain.on_demand import OnDemand
 from environments.domain.provenance import PREDICATE
 from environments.engine.images.remote import Login, Reference, Repository
-from environments.jobs import image_pushes
-from environments.jobs.image_pushes import Pushed
 from environments.models import (
     Artifact,
     AuditEvent,
@@ -66,9 +64,10 @@ from environments.operations import queueing, served_builds
 from environments.operations.environments import find_environment, submit_to
 from environments.operations.provenance import image_provenance
 from environments.operations.served_builds import Asking
-from environments.services import blobs
+from environments.services import blobs, image_pushes
 from environments.services.image_builder import login_for
 from environments.services.image_manifests import Content, images_of, manifest_of
+from environments.services.image_pushes import PushResult
 
 #: Seconds between two looks at an image that is made.
 LOOK = 0.2
@@ -426,7 +425,7 @@ def _await(made: Sequence[Artifact]) -> None:
 
 def push_image(
     *, actor: Actor, environment: Environment, tag: str, to: str, login: str = ""
-) -> Pushed:
+) -> PushResult:
     """Send an image to another registry: blobs that are missing there, then its manifests.
 
     Raises:
@@ -443,9 +442,9 @@ def push_image(
     top = manifest_of(build, made)
     own = login_for(environment.namespace, reference) if _runs(actor, environment) else None
     signed_in = Login.parse(login) if login else own
-    within = image_pushes.permitted()
+    within = image_pushes.push_guard()
     with Repository(reference, actions="pull,push", login=signed_in, within=within) as repository:
-        done = image_pushes.send(top, made, repository)
+        done = image_pushes.send_image(top, made, repository)
     change = {"tag": tag, "to": str(reference), "sent": done.sent}
     with transaction.atomic():
         AuditEvent.record(actor, "image.push", build, change)

@@ -39,7 +39,6 @@ from environments.domain.policy import Policy
 from environments.domain.shard_pack import find, read_table
 from environments.engine.channels.mirrors import refused_key
 from environments.engine.packages.downloads import Download
-from environments.jobs import mirrors
 from environments.models import (
     AuditEvent,
     Blob,
@@ -50,7 +49,7 @@ from environments.models import (
     audited,
 )
 from environments.operations import credentials, queueing
-from environments.services import blobs
+from environments.services import blobs, mirrors
 
 #: What is mirrored where nobody says which.
 DEFAULT_SUBDIRS = ("linux-64", "noarch")
@@ -220,10 +219,14 @@ def open_view(*, actor: Actor, name: str, subdir: str, moment: str = "") -> Open
         if index.message_sent_at is None:
             queueing.send_look(index)
         return None
-    newest = mirrors.wanted(index, moment, policy)
+    newest = mirrors.current_view(index, moment, policy)
     if newest.made_at is None and not newest.rests and newest.message_sent_at is None:
         queueing.send_view(newest)
-    view = newest if newest.made_at is not None else mirrors.made(index, moment, policy)
+    view = (
+        newest
+        if newest.made_at is not None
+        else mirrors.newest_rendered_view(index, moment, policy)
+    )
     if view is not None and not _is_whole(view):
         MirrorView.objects.filter(pk=view.pk).delete()  # and made anew, when it is asked for again
         return None
@@ -256,7 +259,7 @@ def shard(opened: Opened, digest: str) -> bytes:
     except ValueError:
         key = b""
     newest = opened.view
-    others = mirrors.made_views(newest.index, opened.moment, opened.policy)
+    others = mirrors.rendered_views(newest.index, opened.moment, opened.policy)
     for view in (newest, *others.exclude(pk=newest.pk)[:3]):
         found = _part(view, key) if len(key) == 32 else None
         if found is not None and hashlib.sha256(found).digest() == key:
@@ -295,7 +298,7 @@ def open_package(
         size=int(record.get("size") or 0),
         channel=opened.mirror.upstream,
     )
-    blob = mirrors.kept_package(opened.mirror, subdir, download)
+    blob = mirrors.stored_package(opened.mirror, subdir, download)
     return Package(opened=opened, file_name=file_name, download=download, blob=blob)
 
 
@@ -357,7 +360,7 @@ def _digests(view: MirrorView) -> Mapping[str, bytes]:
 def fetched(package: Package, path: Any) -> Blob:
     """Keep what was fetched for a package."""
     opened = package.opened
-    blob = mirrors.keep_package(opened.mirror, opened.index.subdir, package.download, path)
+    blob = mirrors.store_package(opened.mirror, opened.index.subdir, package.download, path)
     if blob is None:
         raise UnavailableError(f"{package.file_name} could not be kept. Ask for it again.")
     return blob

@@ -10,7 +10,6 @@ from accounts.access import Actor, require, require_superuser
 from accounts.roles import Perm
 from condastore.errors import ConflictError, InvalidInputError, LimitError
 from environments.engine.images.remote import Login, Reference
-from environments.jobs.image_pushes import filled
 from environments.models import (
     AuditEvent,
     ChannelCredential,
@@ -22,6 +21,7 @@ from environments.models import (
 )
 from environments.models.channels import REGISTRY
 from environments.operations.credentials import record_set
+from environments.services.image_pushes import expand_target
 
 #: Rules of one namespace.
 MOST = 50
@@ -60,7 +60,7 @@ def _check(pattern: str, target: str) -> None:
     faults: list[str] = []
     if not _PATTERN.fullmatch(pattern):
         faults.append(f"{pattern!r:.100} is no name of environments, nor a pattern of names")
-    sample = filled(target, "sample", 1)
+    sample = expand_target(target, "sample", 1)
     try:
         Reference.parse(sample)
     except InvalidInputError as error:

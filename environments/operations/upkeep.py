@@ -17,7 +17,7 @@ from condastore.errors import LeaseLostError, TransitionError
 from environments import tasks
 from environments.domain.artifacts import ArtifactState
 from environments.domain.lifecycle import FINISHED, RUNNING
-from environments.jobs import fair_previews, fair_queue, mirrors
+from environments.jobs import fair_previews, fair_queue
 from environments.models import (
     Artifact,
     Build,
@@ -33,6 +33,7 @@ from environments.models.folder_restores import RestoreState
 from environments.models.pending_grants import settle_all
 from environments.operations import audit, due_times, queueing, retention
 from environments.operations.lease_watch import LeaseWatch, Seen
+from environments.services import mirrors
 
 logger = structlog.get_logger(__name__)
 #: A message that was sent so many sweeps ago, for a build that is still queued, is taken for lost;
@@ -73,7 +74,7 @@ def sweep() -> None:
         SessionStore.clear_expired()
         fold_logs()
         queue_indexing()
-        mirrors.drop_views()
+        mirrors.delete_unused_views()
         settle_all()
     queue_mirrors()
     if settings.AUDIT_ANCHOR and _every("anchor", settings.AUDIT_ANCHOR_INTERVAL):
@@ -186,7 +187,7 @@ def queue_mirrors() -> None:
     """Look at the channels that are mirrored; say again what a message was lost of."""
     now = timezone.now()
     unsent = Q(message_sent_at=None) | older("message_sent_at", now, than=MIRROR_PATIENCE)
-    due = mirrors.due(now, interval=settings.MIRROR_INTERVAL).filter(unsent)
+    due = mirrors.due_indexes(now, interval=settings.MIRROR_INTERVAL).filter(unsent)
     # A platform that is not mirrored any more keeps its history, in case it is again.
     mirrored = [one for one in due.select_related("mirror") if one.subdir in one.mirror.subdirs]
     for index in mirrored[:50]:

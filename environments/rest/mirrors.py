@@ -28,14 +28,13 @@ from django.views.decorators.http import require_safe
 from condastore.errors import DownloadError, NotFoundError, UnavailableError
 from condastore.http import request_turns
 from condastore.http.file_responses import PART
-from environments.jobs import mirrors
 from environments.models import Blob
 from environments.operations import mirrors as operations
 from environments.operations.mirrors import Opened, Package
 from environments.operations.served_channels import CONTENT_TYPES, REPODATA, SHARDS, ZSTD
 from environments.rest.blobs import Served, answer
 from environments.rest.lookup import actor_of
-from environments.services import blobs
+from environments.services import blobs, mirrors
 
 Found = TypeVar("Found", Opened, Package)
 
@@ -145,7 +144,7 @@ async def _package(request: HttpRequest, find: Callable[[], Package | None]) -> 
     blob = package.blob
     if blob is None:
         credentials = await sync_to_async(mirrors.credential_source)(package.opened.mirror)
-        coming = mirrors.fetching(package.download, credentials)
+        coming = mirrors.start_fetch(package.download, credentials)
         try:
             async with request_turns.released():
                 path = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(coming)), WAIT)

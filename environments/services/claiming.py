@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 from django.conf import settings
 
 from condastore.outages import DATABASE_ERRORS, is_outage, persist
-from environments.services.engine_context import tools
+from environments.services.engine_context import get_engine
 
 #: Claims of this process, one at a time: the token after the one that is read here is of this
 #: claim, or of another process with another owner.
@@ -41,7 +41,7 @@ def claim(row: Leased[L]) -> L | None:
     Raises:
         OperationalError, InterfaceError: the database was away, and the row is not ours.
     """
-    owner = tools().owner
+    owner = get_engine().owner
     with _claiming:
         row.refresh_from_db(fields=["lease_token"])
         token = row.lease_token + 1

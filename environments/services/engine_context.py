@@ -81,7 +81,7 @@ def pace() -> forward_proxy.Pace:
     )
 
 
-class Tools:
+class Engine:
     """Everything here is safe to use from several threads at once."""
 
     def __init__(self, data: Path) -> None:
@@ -215,20 +215,20 @@ class Tools:
         self._solvers.clear()
 
 
-_tools: Tools | None = None
+_engine: Engine | None = None
 _guard = threading.Lock()
 
 
-def tools() -> Tools:
-    global _tools
+def get_engine() -> Engine:
+    global _engine
     with _guard:
-        if _tools is None:
-            _tools = Tools(Path(settings.DATA))
-        return _tools
+        if _engine is None:
+            _engine = Engine(Path(settings.DATA))
+        return _engine
 
 
-def use(engine: Tools | None) -> None:
-    """Make `engine` this process's; with None the next call of `tools` makes one."""
-    global _tools
+def set_engine(engine: Engine | None) -> None:
+    """Replace the engine of this process; after None the next `get_engine` creates one."""
+    global _engine
     with _guard:
-        _tools = engine
+        _engine = engine

@@ -42,7 +42,7 @@ from environments.models import (
 from environments.models.locks import BATCH
 from environments.services import folders, hosted_channels
 from environments.services.channel_hints import point_elsewhere
-from environments.services.engine_context import tools
+from environments.services.engine_context import get_engine
 
 #: Part of every stored solve: a change of how we solve makes the old answers not ours any more.
 RECIPE = "2"
@@ -107,7 +107,7 @@ def solve_or_reuse(
     wanted = specification.value()
     hosted_channels.require_readable(actor, namespace, wanted)
     credentials = credentials_for(namespace, source_urls(wanted))
-    engine = tools()
+    engine = get_engine()
     solver = engine.solver(credentials)
     if wanted.lock is not None:
         brought = solver.complete_lock(

@@ -98,7 +98,7 @@ def _work(channel: Path) -> dict[str, Any]:
     from environments.operations import images as operations
     from environments.services import blobs, image_manifests
     from environments.services import image_builder as images
-    from environments.services.engine_context import tools
+    from environments.services.engine_context import get_engine
     from tests import factories
     from tests.environments.engine.package_fixtures import packages_of
 
@@ -121,7 +121,7 @@ def _work(channel: Path) -> dict[str, Any]:
         chosen = [known[one.file_name] for one in records]
         chosen = [one for one in chosen if one.name not in without]
         part = PlatformLock(platform="linux-64", conda=dependency_order(chosen))
-        tools().packages.ensure(part.conda)  # fetching is another's time
+        get_engine().packages.ensure(part.conda)  # fetching is another's time
         lock = Lock(channels=(channel.as_uri(),), platforms=(part,))
         environment = factories.make_environment(namespace, f"e{Build.objects.count()}")
         return factories.make_build(environment, lock=lock)

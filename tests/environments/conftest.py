@@ -13,6 +13,7 @@ from environments import tasks
 from environments.models import Build, Environment
 from environments.operations.builds import submit_build
 from environments.services import engine_context
+from environments.services.engine_context import Engine
 from tests.channels.server import ChannelServer, serving
 
 Submit = Callable[..., Build]
@@ -26,9 +27,11 @@ def shared_server(small_channel: Path, simple_index: Path) -> Iterator[ChannelSe
 
 
 @pytest.fixture(scope="session")
-def shared_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[engine_context.Tools]]:
+def shared_engine(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[list[Engine]]:
     """The caches and solvers that tests share; made at the first need."""
-    made: list[engine_context.Tools] = []
+    made: list[Engine] = []
     yield made
     for engine in made:
         engine.close()
@@ -38,10 +41,10 @@ def shared_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[eng
 def engine(
     request: pytest.FixtureRequest,
     shared_server: ChannelServer,
-    shared_engine: list[engine_context.Tools],
+    shared_engine: list[Engine],
     tmp_path_factory: pytest.TempPathFactory,
     settings: Any,
-) -> Iterator[engine_context.Tools]:
+) -> Iterator[Engine]:
     """The engine of this process; with empty caches of its own where `channel_server` is used."""
     own = "channel_server" in request.fixturenames
     server = request.getfixturevalue("channel_server") if own else shared_server
@@ -52,14 +55,14 @@ def engine(
     settings.DISK_RESERVE = 0
     settings.CHANNEL_STATE_TTL = settings.BACKOFF * 0
     if own:
-        made = engine_context.Tools(tmp_path_factory.mktemp("cold"))
+        made = Engine(tmp_path_factory.mktemp("cold"))
     else:
         if not shared_engine:
-            shared_engine.append(engine_context.Tools(tmp_path_factory.mktemp("shared")))
+            shared_engine.append(Engine(tmp_path_factory.mktemp("shared")))
         [made] = shared_engine
-    engine_context.use(made)
+    engine_context.set_engine(made)
     yield made
-    engine_context.use(None)
+    engine_context.set_engine(None)
     if own:
         made.close()
 
@@ -74,9 +77,7 @@ def unsent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.fixture
-def submit(
-    alice: Actor, environment: Environment, engine: engine_context.Tools, unsent: list[int]
-) -> Submit:
+def submit(alice: Actor, environment: Environment, engine: Engine, unsent: list[int]) -> Submit:
     """Submit a specification as Alice; nobody runs it until the test does."""
 
     def do(text: str, **options: Any) -> Build:

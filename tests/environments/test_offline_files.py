@@ -42,7 +42,7 @@ def made(actor: Actor, build: Build, kind: ArtifactKind, platform: str = "") -> 
 def test_bundle_and_installer_are_made_when_the_channels_are_gone_with_the_same_bytes(
     submit: Any,
     alice: Actor,
-    engine: engine_context.Tools,
+    engine: engine_context.Engine,
     channel_server: ChannelServer,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
@@ -56,15 +56,15 @@ def test_bundle_and_installer_are_made_when_the_channels_are_gone_with_the_same_
     channel_server.faults.add(Fault("*", status=410))
     shutil.rmtree(engine.cache)
     Artifact.objects.all().delete()
-    other = engine_context.Tools(
+    other = engine_context.Engine(
         tmp_path_factory.mktemp("other")
     )  # a worker with caches of its own
-    engine_context.use(other)
+    engine_context.set_engine(other)
     try:
         for kind, content in first.items():
             assert made(alice, build, kind) == content, kind
     finally:
-        engine_context.use(engine)
+        engine_context.set_engine(engine)
         other.close()
     with tarfile.open(fileobj=io.BytesIO(first[ArtifactKind.BUNDLE])) as archive:
         names = {Path(name).name for name in archive.getnames()}

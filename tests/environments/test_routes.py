@@ -21,9 +21,8 @@ from django.utils import timezone
 
 from accounts.models import User
 from accounts.roles import Perm
-from environments.jobs import mirrors
 from environments.models import AuditEvent, MirrorIndex
-from environments.services import blobs
+from environments.services import blobs, mirrors
 from tests import factories
 from tests.environments.graphql.asking import post
 from tests.environments.graphql.test_permission_matrix import (
@@ -121,7 +120,7 @@ def make_views() -> None:
     index.history = blobs.keep_bytes(b"x", folder=blobs.blobs_folder())
     index.save()
     for moment in ("", "2026-01-01"):
-        view = mirrors.wanted(index, moment, mirrors.policy_for(index.mirror))
+        view = mirrors.current_view(index, moment, mirrors.policy_for(index.mirror))
         for name in ("repodata", "shard_index", "shards"):
             setattr(view, name, index.history)
         view.made_at = timezone.now()

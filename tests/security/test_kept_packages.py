@@ -86,10 +86,10 @@ def world(
     with ExitStack() as stack:
         private = stack.enter_context(serving(private_files, basic=("victim", PASSWORD)))
         hostile = stack.enter_context(serving(listed))
-        engine = engine_context.Tools(tmp_path / "engine")
-        engine_context.use(engine)
+        engine = engine_context.Engine(tmp_path / "engine")
+        engine_context.set_engine(engine)
         stack.callback(engine.close)
-        stack.callback(engine_context.use, None)
+        stack.callback(engine_context.set_engine, None)
         yield World(private, hostile, listed)
 
 
@@ -123,7 +123,7 @@ def test_a_channel_that_only_lists_a_private_package_does_not_get_it(
     victim = submit("victim", world.text(world.private, size))
     assert victim.state == BuildState.READY, victim.failure
     if not cached:
-        shutil.rmtree(engine_context.tools().packages.folder)
+        shutil.rmtree(engine_context.get_engine().packages.folder)
     attack = submit("attacker", world.text(world.hostile, size))
     assert attack.state == BuildState.FAILED
     assert attack.failure is not None
@@ -146,7 +146,7 @@ def test_a_channel_that_has_the_package_is_asked_once(
         assert build.state == BuildState.READY, build.failure
     assert world.hostile.requests.count(f"linux-64/secret-{size}-*") == 1
     # From then on the kept bytes are enough, on every worker.
-    shutil.rmtree(engine_context.tools().packages.folder)
+    shutil.rmtree(engine_context.get_engine().packages.folder)
     world.hostile.faults.add(Fault("*.conda", status=404))
     build = submit("other", world.text(world.hostile, size))
     assert build.state == BuildState.READY, build.failure
@@ -175,7 +175,7 @@ def test_a_conda_package_with_the_name_of_a_wheel_is_refused(
     victim = submit("victim", world.text(world.private, "small"))
     assert victim.state == BuildState.READY, victim.failure
     if not cached:
-        shutil.rmtree(engine_context.tools().packages.folder)
+        shutil.rmtree(engine_context.get_engine().packages.folder)
     relist(world, extension=".whl")
     attack = submit("attacker", world.text(world.hostile, "small"))
     assert attack.state == BuildState.FAILED
@@ -197,7 +197,7 @@ def test_the_name_of_a_file_makes_no_wheel_of_it(world: World, submit: Submit) -
     )
     assert archive.delivered([Download.of(named)]) == set()
     with pytest.raises(DownloadError):
-        engine_context.tools().packages.ensure([named])
+        engine_context.get_engine().packages.ensure([named])
 
 
 @pytest.mark.parametrize("cached", [True, False], ids=["extracted", "kept as it came"])
@@ -208,7 +208,7 @@ def test_a_channel_that_lists_files_of_a_private_channel_does_not_get_them(
     assert victim.state == BuildState.READY, victim.failure
     relist(world, base_url=f"{world.private.url}linux-64/")
     if not cached:
-        shutil.rmtree(engine_context.tools().packages.folder)
+        shutil.rmtree(engine_context.get_engine().packages.folder)
     for _ in range(2):
         attack = submit("attacker", world.text(world.hostile, "small"))
         assert attack.state == BuildState.FAILED
@@ -235,7 +235,7 @@ def test_nor_after_the_owner_of_the_private_channel_used_that_channel(
     assert package.channel == hostile
     assert package.url.startswith(world.private.url)
     if not cached:
-        shutil.rmtree(engine_context.tools().packages.folder)
+        shutil.rmtree(engine_context.get_engine().packages.folder)
     attack = submit("attacker", f"channels: ['{hostile}']\ndependencies: [secret-small]\n")
     assert attack.state == BuildState.FAILED
     assert attack.failure is not None
@@ -251,7 +251,7 @@ def test_a_channel_that_lists_files_of_a_hosted_channel_is_refused(
     assert submit("victim", world.text(world.private, "small")).state == BuildState.READY
     relist(world, base_url=f"{hosted_channels.base_url()}/victim/tools/linux-64/")
     if not cached:
-        shutil.rmtree(engine_context.tools().packages.folder)
+        shutil.rmtree(engine_context.get_engine().packages.folder)
     attack = submit("attacker", world.text(world.hostile, "small"))
     assert attack.state == BuildState.FAILED
     assert attack.failure is not None
@@ -281,7 +281,7 @@ def test_a_channel_whose_files_are_on_another_server_works(
         build = submit("other", world.text(world.hostile, "small"))
         assert build.state == BuildState.READY, build.failure
         assert public.requests.count("linux-64/secret-small-*") == 1
-        shutil.rmtree(engine_context.tools().packages.folder)
+        shutil.rmtree(engine_context.get_engine().packages.folder)
         public.faults.add(Fault("*.conda", status=404))
         build = submit("other", world.text(world.hostile, "small"))
         assert build.state == BuildState.READY, build.failure
@@ -317,6 +317,6 @@ def test_what_a_channel_says_of_a_file_of_another_describes_it_for_nobody_else(
                 PlatformLock(platform="linux-aarch64", conda=(listed,)),
             ),
         )
-        solver = engine_context.tools().solver(())
+        solver = engine_context.get_engine().solver(())
         with pytest.raises(SpecificationError, match="from 2 channels"):
             solver.complete_lock(both, cancelled=lambda: False, log=lambda text: None)

@@ -152,10 +152,10 @@ def world(
     settings.CHANNEL_STATE_TTL = timedelta(0)
     monkeypatch.setattr(tasks.build_environment, "send", lambda key: None)
     monkeypatch.setattr(tasks.tidy, "send", lambda: None)
-    engine = engine_context.Tools(tmp_path / "engine")
-    engine_context.use(engine)
+    engine = engine_context.Engine(tmp_path / "engine")
+    engine_context.set_engine(engine)
     yield made
-    engine_context.use(None)
+    engine_context.set_engine(None)
     engine.close()
 
 
@@ -420,7 +420,7 @@ def test_a_wheel_is_taken_only_as_an_index_links_to_it(submit, world, root) -> N
 
 def test_without_an_index_no_wheel_of_a_lock_is_taken(submit, world, settings) -> None:
     settings.PYPI_INDEX_URLS = []
-    engine_context.tools()._solvers.clear()
+    engine_context.get_engine()._solvers.clear()
     dep, moo = world.packages("trusted")["dep"], world.wheels["moo"]
     refused = submit(explicit(dep, pip=pip_line("moo", world.wheel_url("moo"), moo.sha256)))
     assert "takes no packages from a Python index" in json.dumps(refused.failure)

@@ -46,7 +46,7 @@ from environments.engine.system.processes import can_sandbox, read_output
 from environments.jobs import builds
 from environments.models import Build
 from environments.services import folders
-from environments.services.engine_context import Tools
+from environments.services.engine_context import Engine
 from tests.channels.conda_package import PackageFile, PackageSpec
 from tests.channels.simple_index import make_wheel
 from tests.environments.conftest import engine, shared_engine, shared_server, submit, unsent
@@ -688,7 +688,7 @@ def test_errors_cross_the_process_boundary_whole(small_channel: Path, tmp_path: 
 
 
 def test_caches_of_other_credentials_lie_apart(tmp_path: Path) -> None:
-    made = Tools(tmp_path)
+    made = Engine(tmp_path)
     credential = Credential(url_prefix="https://channel.example.org", kind="token", secret="one")
     folders_of = []
     for credentials in ((), (credential,), (replace(credential, secret="two"),)):

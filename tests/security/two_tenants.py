@@ -29,7 +29,6 @@ from accounts.models import ApiToken, DirectoryGroup, Identity, User
 from accounts.roles import Role
 from environments.domain.artifacts import ArtifactState
 from environments.domain.lifecycle import BuildState
-from environments.jobs import mirrors
 from environments.models import (
     ApprovalRequest,
     Artifact,
@@ -76,7 +75,7 @@ from environments.models.images import ImageIndex, ImageStatement
 from environments.models.pending_grants import PendingGrant
 from environments.operations.policies import add_rule
 from environments.operations.tokens import create_token
-from environments.services import blobs
+from environments.services import blobs, mirrors
 from tests import factories
 from tests.environments.graphql.test_permission_matrix import govern, make_world
 
@@ -326,7 +325,7 @@ def _add_more(environment: Environment, build: Build) -> None:
     index.history = secret
     index.save()
     for moment in ("", "2026-01-01"):
-        view = mirrors.wanted(index, moment, mirrors.policy_for(index.mirror))
+        view = mirrors.current_view(index, moment, mirrors.policy_for(index.mirror))
         view.repodata = view.shard_index = view.shards = secret
         view.made_at = timezone.now()
         view.save()

@@ -43,10 +43,10 @@ database, data, caches, pk = sys.argv[1:]
 settings.DATABASES["default"]["NAME"] = database
 settings.DATA = Path(data)
 django.setup()
-from environments.engine.artifacts import parts
 from environments.jobs import artifacts
 from environments.services import engine_context, image_builder
-engine_context.use(engine_context.Tools(Path(caches)))
+from environments.engine.artifacts import parts
+engine_context.set_engine(engine_context.Engine(Path(caches)))
 def say_and_wait():
     os.write(1, b"writing\\n")  # whole, where two threads say it
     time.sleep(600)
@@ -85,7 +85,7 @@ def wanted(alice: Actor, build: Build) -> Artifact:
 
 def left(data: Path) -> list[Path]:
     """What is half made."""
-    caches = engine_context.tools().cache
+    caches = engine_context.get_engine().cache
     return [*blobs.blobs_folder().glob("*"), *caches.glob("parts/.*"), *data.glob("blobs/**/.*")]
 
 
@@ -174,7 +174,7 @@ def test_a_worker_that_is_stopped_counts_no_attempt(
 
 @pytest.mark.parametrize("kind", [ArtifactKind.TAR_ZST, ArtifactKind.IMAGE])
 def test_a_killed_worker_loses_no_artifact(
-    build: Build, kind: ArtifactKind, engine: engine_context.Tools, data_folder: Path
+    build: Build, kind: ArtifactKind, engine: engine_context.Engine, data_folder: Path
 ) -> None:
     wanted = Artifact.wanted(build, kind, build.platform)
     database = str(connection.settings_dict["NAME"])

@@ -40,7 +40,7 @@ from environments.operations.environments import (
     rename_environment,
 )
 from environments.services import folders
-from environments.services.engine_context import tools
+from environments.services.engine_context import get_engine
 from tests.channels.server import Fault
 from tests.factories import make_namespace
 
@@ -179,7 +179,7 @@ def test_what_smoke_tests_import_is_compiled_before_ready_and_the_rest_after_it(
     submit, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(bytecode, "FEW", 0)  # as if the packages were large
-    tools().bytecode.remove(digest for digest, _ in tools().packages.entries())
+    get_engine().bytecode.remove(digest for digest, _ in get_engine().packages.entries())
     text = "dependencies: [python, hello-noarch, hello-plugin]\n"
     build = run(submit(f"{text}condastore: {{tests: {{imports: [hello_noarch]}}}}\n"))
     assert build.state == S.READY, build.failure
@@ -200,15 +200,15 @@ def test_a_build_whose_folder_goes_while_it_is_compiled_is_left(
 ):
     build = run(submit("dependencies: [python, hello-noarch]"))
     prefix = folders.prefix_path(build)
-    tools().bytecode.remove(digest for digest, _ in tools().packages.entries())
-    compile_all = tools().bytecode.compile
+    get_engine().bytecode.remove(digest for digest, _ in get_engine().packages.entries())
+    compile_all = get_engine().bytecode.compile
 
     def archived_meanwhile(*args, **settings):
         compile_all(*args, **settings)
         if prefix.exists():
             prefix.rename(prefix.with_name("thrown-away"))
 
-    monkeypatch.setattr(tools().bytecode, "compile", archived_meanwhile)
+    monkeypatch.setattr(get_engine().bytecode, "compile", archived_meanwhile)
     bytecode.complete(build.pk)
     assert not prefix.exists()
 

@@ -17,10 +17,10 @@ from tests.channels.server import serving
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[None]:
-    made = engine_context.Tools(tmp_path)
-    engine_context.use(made)
+    made = engine_context.Engine(tmp_path)
+    engine_context.set_engine(made)
     yield
-    engine_context.use(None)
+    engine_context.set_engine(None)
     made.close()
 
 

@@ -204,11 +204,11 @@ def queue_of_builds(
         raise RequestError("That is all this test needs.")
 
     monkeypatch.setattr(building, "STAGES", ((S.SOLVING, note),))
-    made = engine_context.Tools(tmp_path)
-    engine_context.use(made)
+    made = engine_context.Engine(tmp_path)
+    engine_context.set_engine(made)
     real.flush_all()
     yield actor, served
-    engine_context.use(None)
+    engine_context.set_engine(None)
     made.close()
     real.flush_all()
     real.close()

@@ -49,7 +49,7 @@ def test_a_kept_lock_needs_no_channel(
     submit: Submit,
     built: Build,
     channel_server: ChannelServer,
-    engine: engine_context.Tools,
+    engine: engine_context.Engine,
     away: Fault,
 ) -> None:
     texts = [lock_of(built), explicit_txt(built.lock.value(), "linux-64")]  # type: ignore[union-attr]

@@ -12,7 +12,6 @@ from accounts.sessions import SessionStore
 from environments import tasks
 from environments.domain.artifacts import ArtifactKind, ArtifactState
 from environments.domain.lifecycle import BuildState
-from environments.jobs import mirrors
 from environments.models import (
     Artifact,
     Build,
@@ -26,6 +25,7 @@ from environments.models import (
 )
 from environments.models.previews import PreviewState
 from environments.operations import due_times, upkeep
+from environments.services import mirrors
 from tests.factories import make_lock
 
 pytestmark = pytest.mark.django_db
@@ -128,7 +128,7 @@ def test_a_mirror_is_looked_at_and_its_lease_is_free():
     index = MirrorIndex.objects.create(
         mirror=mirror, subdir="noarch", looked_at=later, tried_at=later, lease_expires_at=later
     )
-    assert index in mirrors.due(timezone.now(), interval=timedelta(minutes=5))
+    assert index in mirrors.due_indexes(timezone.now(), interval=timedelta(minutes=5))
     assert index.claim(life=timedelta(seconds=30)) is not None
 
 

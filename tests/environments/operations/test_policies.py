@@ -24,15 +24,9 @@ from environments.models import (
     PolicyVersion,
     Recall,
 )
-<<<<<<< HEAD:tests/environments/operations/test_policies.py
-from environments.operations import policies
-from environments.operations.policies import Draft
-from environments.services.policies import judge, policy_of
-=======
 from environments.operations import policies, policy_simulation
 from environments.operations.policy_simulation import Draft
-from environments.policies import judge, policy_of
->>>>>>> cdc0c8f (Split the policy simulation from the policy operations; state approvals and policies in plain terms):tests/environments/test_policies.py
+from environments.services.policies import judge, policy_of
 from tests import factories
 
 DENIED = {"kind": "packages-denied", "effect": "enforce", "name": "no left-pad"}

@@ -85,7 +85,7 @@ def _drop_prefixes() -> None:
 def test_what_killed_workers_left_in_the_caches_goes_when_nobody_continues_it(
     db: None, data_folder: Path
 ) -> None:
-    engine_context.use(None)
+    engine_context.set_engine(None)
     left = [
         data_folder / "cache/packages/downloads/abc.part",
         data_folder / "cache/wheels/downloads/abc.part",
@@ -112,4 +112,4 @@ def test_what_killed_workers_left_in_the_caches_goes_when_nobody_continues_it(
     assert not any(path.exists() for path in left)
     assert fresh.exists()
     assert not link.is_symlink()
-    engine_context.use(None)
+    engine_context.set_engine(None)

@@ -21,7 +21,7 @@ from environments.engine.pypi.install import install_wheels
 from environments.jobs import artifacts
 from environments.models import Artifact, BaseImage, Blob, Build, Environment, Layer
 from environments.services import blobs, engine_context, image_builder
-from environments.services.engine_context import Tools
+from environments.services.engine_context import Engine
 from tests import factories
 from tests.environments.engine.package_fixtures import packages_of
 from tests.environments.registry.conftest import build_it, small_base
@@ -77,7 +77,7 @@ def tree(root: Path) -> dict[str, Any]:
     return found
 
 
-def linked(part: PlatformLock, engine: Tools, place: Path) -> Path:
+def linked(part: PlatformLock, engine: Engine, place: Path) -> Path:
     """All packages, linked together as a build does it, for the prefix of images."""
     final = Path(STANDARD_PREFIX)
     linking.link(
@@ -99,7 +99,7 @@ def linked(part: PlatformLock, engine: Tools, place: Path) -> Path:
 
 
 def test_the_layers_hold_what_linking_all_packages_together_gives(
-    submit: Callable[..., Build], engine: Tools, tmp_path: Path
+    submit: Callable[..., Build], engine: Engine, tmp_path: Path
 ) -> None:
     build = build_it(submit("dependencies: [python, hello-noarch, activating, {pip: [tinyname]}]"))
     root = unpack(made(build), tmp_path / "root")
@@ -146,7 +146,7 @@ def test_an_image_is_the_same_wherever_it_is_made(
     for rows in (Artifact, Layer, BaseImage, Blob):  # another installation knows of none
         rows.objects.all().delete()
     settings.DATA = tmp_path / "elsewhere"
-    engine_context.use(other := engine_context.Tools(settings.DATA))
+    engine_context.set_engine(other := engine_context.Engine(settings.DATA))
     image_builder.keep_base("machine", image)
     try:
         assert made(small).blob.sha256 == digest
@@ -190,7 +190,7 @@ def test_no_image_is_made_where_there_is_nothing_beneath_it(
 
 
 def test_conflicting_files_of_a_platform_that_nobody_linked_share_the_last_layer(
-    environment: Environment, small_channel: Path, engine: Tools, unsent: list[int], tmp_path: Path
+    environment: Environment, small_channel: Path, engine: Engine, unsent: list[int], tmp_path: Path
 ) -> None:
     image_builder.keep_base(BaseImage.OWN, small_base(tmp_path, platform="linux-aarch64"))
     known = packages_of(small_channel)

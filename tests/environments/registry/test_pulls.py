@@ -26,7 +26,7 @@ from environments.domain.provenance import authenticated
 from environments.models import Artifact, BaseImage, Build, BuildTag, Environment, Namespace
 from environments.operations.policies import add_rule
 from environments.operations.recalls import recall
-from environments.services.engine_context import Tools
+from environments.services.engine_context import Engine
 from tests import factories
 from tests.environments.registry.conftest import SMALL, Puller, build_it
 
@@ -359,7 +359,7 @@ def image_of(puller: Puller) -> tuple[str, dict[str, Any]]:
 
 
 def test_an_image_on_demand_is_built_by_the_pull_whatever_the_order_of_its_packages(
-    at_once: None, base: BaseImage, engine: Tools, research: Namespace, environment: Environment,
+    at_once: None, base: BaseImage, engine: Engine, research: Namespace, environment: Environment,
     pull_as: Pulling, settings, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     from environments import tasks
@@ -388,7 +388,7 @@ def test_an_image_on_demand_is_built_by_the_pull_whatever_the_order_of_its_packa
 
 @pytest.mark.parametrize("effect", ["enforce", "ask"])
 def test_what_may_not_be_built_on_demand_is_denied_with_the_reason(
-    at_once: None, base: BaseImage, engine: Tools, research: Namespace, dora: Actor,
+    at_once: None, base: BaseImage, engine: Engine, research: Namespace, dora: Actor,
     pull_as: Pulling, settings, monkeypatch: pytest.MonkeyPatch, effect: str,
 ) -> None:  # fmt: skip
     from environments import tasks

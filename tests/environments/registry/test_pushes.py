@@ -53,6 +53,7 @@ from environments.operations.images import push_image
 from environments.operations.recalls import recall
 from environments.services import data_folder_marker
 from environments.services.image_manifests import images_of
+from environments.services.image_pushes import send_image
 from tests import factories
 from tests.environments.registry.conftest import LOGIN, build_it, registry_in
 
@@ -174,10 +175,10 @@ def test_who_is_overtaken_by_a_newer_build_moves_no_tag(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     rule_to(dora, research, f"http://{registry}/team/ml:now")
-    real = image_pushes.send
+    real = send_image
 
     def overtaken(*arguments: Any, **options: Any) -> Any:
-        monkeypatch.setattr(image_pushes, "send", real)
+        monkeypatch.setattr(image_pushes, "send_image", real)
         second = build_it(submit(ACTIVATING))
         assert Push.objects.get().build == second
         with pytest.raises(LeaseLostError):
@@ -185,7 +186,7 @@ def test_who_is_overtaken_by_a_newer_build_moves_no_tag(
         sweep()
         raise LeaseLostError("as it was told")
 
-    monkeypatch.setattr(image_pushes, "send", overtaken)
+    monkeypatch.setattr(image_pushes, "send_image", overtaken)
     sweep()
     done = Push.objects.get()
     assert (done.state, done.build.number) == ("pushed", 2)

@@ -112,12 +112,12 @@ def test_only_what_is_missing_is_pushed(
 ) -> None:  # fmt: skip
     target = f"http://{registry}/team/ml"
     first = push_image(actor=bob, environment=environment, tag="1", to=f"{target}:1")
-    assert (first.sent, first.there) == (6, 0)  # config, base, three packages, activation
+    assert (first.sent, first.already_present) == (6, 0)  # config, base, three packages, activation
     again = push_image(actor=bob, environment=environment, tag="1", to=f"{target}:again")
-    assert (again.sent, again.there) == (0, 6)
+    assert (again.sent, again.already_present) == (0, 6)
     build_it(submit("dependencies: [activating]"))
     second = push_image(actor=bob, environment=environment, tag="2", to=f"{target}:2")
-    assert (second.sent, second.there) == (2, 2)  # config and activation are its own
+    assert (second.sent, second.already_present) == (2, 2)  # config and activation are its own
     found = pull(Reference.parse(f"{target}:1"), platform="linux-64", folder=tmp_path / "back")
     assert len(found.layers) == 5
     with pytest.raises(InvalidInputError, match="names no image"):

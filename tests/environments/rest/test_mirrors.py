@@ -37,6 +37,7 @@ from environments.operations.recalls import recall, undo_recall
 from environments.operations.tokens import create_token
 from environments.rest import mirrors as views
 from environments.services import blobs, data_folder_marker
+from environments.services import mirrors as services
 from tests.channels.channel_index import index_channel
 from tests.channels.conda_package import PackageFile, PackageSpec, write_package
 from tests.channels.server import ChannelServer, Fault, serving
@@ -562,7 +563,7 @@ def test_views_that_nobody_reads_are_forgotten(mirror: Mirror, bob: Actor, chann
     publish(channel, "alpha", "3.0")
     look(mirror, AT + timedelta(days=1))
     assert MirrorView.objects.filter(moment="").count() == 2
-    mirrors.drop_views(now=timezone.now() + timedelta(days=2))
+    services.delete_unused_views(now=timezone.now() + timedelta(days=2))
     [view] = MirrorView.objects.all()
     assert (view.moment, view.packages) == ("", 5)
 

@@ -84,7 +84,7 @@ def test_a_missing_folder_is_linked_again_without_its_channel(
     link = folders.link_path("research", "ml")
     before = listing(path_of(build))
     lose(build)
-    shutil.rmtree(engine_context.tools().cache)
+    shutil.rmtree(engine_context.get_engine().cache)
     assert not link.is_symlink(), "no link leads nowhere"
     assert states() == [RestoreState.WAITING]
     shown = ask(alice, SHOWN, id=build.pk)["build"]
@@ -229,7 +229,7 @@ def test_a_folder_whose_packages_are_gone_says_so_and_is_tried_again(
         blobs.remove(blob)
     Blob.objects.all().delete()
     lose(build)
-    shutil.rmtree(engine_context.tools().cache)
+    shutil.rmtree(engine_context.get_engine().cache)
     channel_server.faults.add(Fault("*", status=404))
     assert restore_all() == [build.pk]
     assert states() == [RestoreState.FAILED]

@@ -160,7 +160,7 @@ def test_an_installation_may_keep_none(
 
 
 def test_what_a_cache_had_before_is_kept_later_while_its_channel_has_it(
-    submit: Any, settings: Any, engine: engine_context.Tools, channel_server: ChannelServer
+    submit: Any, settings: Any, engine: engine_context.Engine, channel_server: ChannelServer
 ) -> None:
     settings.KEEP_PACKAGES = False
     build = submit("dependencies: [apptool]")
