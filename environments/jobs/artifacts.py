@@ -121,10 +121,10 @@ def _made(making: Making) -> Blob:
     """The packages of the lock -> the file, kept."""
     disk.require_space(folders.data(), needed=0, reserve=settings.DISK_RESERVE)
     if making.artifact.kind == ArtifactKind.IMAGE:
-        return image_builder.make(making)  # of many blobs, most of which are there
+        return image_builder.build_image(making)  # of many blobs, most of which are there
     material = making.material()
     path = MAKERS[ArtifactKind(making.artifact.kind)](material)
-    return blobs.keep(path)
+    return blobs.add(path)
 
 
 class Making:

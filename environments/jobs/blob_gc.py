@@ -286,7 +286,7 @@ def _lost(
     for blob in _in_batches(lost):
         report.without_bytes.add(1, blob.size)
         if not dry_run:
-            blobs.damaged(blob, "its bytes are gone")
+            blobs.record_damage(blob, "its bytes are gone")
 
 
 def _in_batches(digests: list[str]) -> Iterator[Blob]:
@@ -330,7 +330,7 @@ def _adopt(report: Report, path: str, name: str, now: datetime, *, dry_run: bool
         store.delete(path)  # what a killed process left half-written
         return
     # A killed worker may have left a whole package: one that a build needs stays.
-    damaged_at = None if blobs.are_whole(name) else now
+    damaged_at = None if blobs.has_intact(name) else now
     Blob.objects.get_or_create(
         sha256=name,
         defaults={

@@ -82,7 +82,7 @@ def _is_there(target: Storage, name: str, blob: Blob, *, check: bool) -> bool:
     if not check:
         return True
     digest = hashlib.sha256()
-    for part in blobs.parts(blob.sha256, target):
+    for part in blobs.chunks_of(blob.sha256, target):
         digest.update(part)
     return digest.hexdigest() == blob.sha256
 

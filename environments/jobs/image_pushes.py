@@ -25,7 +25,7 @@ from environments.models import (
 )
 from environments.models.builds import backoff_delay
 from environments.models.recalls import refuse_recalled
-from environments.services.image_builder import login_for
+from environments.services.image_builder import registry_login
 from environments.services.image_manifests import Content, images_of, manifest_of
 from environments.services.image_pushes import (
     LONGEST_WAIT,
@@ -82,7 +82,7 @@ def _attempt(row: Push) -> tuple[Content, PushResult]:
         raise ConflictError(f"{build} is {told}: it is not given away.")
     refuse_recalled(build)
     reference = target_of(row.rule.target, build)
-    login = login_for(row.rule.namespace, reference)
+    login = registry_login(row.rule.namespace, reference)
     made = _made(images_of(build))
     top = manifest_of(build, made)
 

@@ -105,7 +105,7 @@ def look(index_id: int, *, at: datetime | None = None) -> bool:
 def _looked(row: MirrorIndex, work: _Work, at: datetime) -> bool:
     mirror = row.mirror
     # What was lost cannot be asked of the channel again: the mirror begins anew.
-    history = row.history if row.history and blobs.is_whole(row.history) else None
+    history = row.history if row.history and blobs.is_intact(row.history) else None
     fetched = work.folder / "fetched"
     state = engine.fetch_index(
         mirror.upstream,
@@ -133,7 +133,7 @@ def _looked(row: MirrorIndex, work: _Work, at: datetime) -> bool:
         )
     )
     if told["changed"]:
-        done |= {"history": blobs.keep(out), "changed_at": at}
+        done |= {"history": blobs.add(out), "changed_at": at}
     row.finish(work.token, state=asdict(state), records=told["records"], **done)
     return bool(told["changed"])
 
@@ -177,7 +177,7 @@ def _made(row: MirrorView, work: _Work) -> None:
         row.finish(work.token)  # the rules or the channel have changed meanwhile
         return
     assert index.history is not None
-    if not blobs.is_whole(index.history):
+    if not blobs.is_intact(index.history):
         raise DamagedError(f"What {index} has seen of its channel is lost: it is looked at again.")
     end = end_of(date.fromisoformat(row.moment)) if row.moment else None
     told = work.carry_out(
@@ -194,9 +194,9 @@ def _made(row: MirrorView, work: _Work) -> None:
     )
     row.finish(
         work.token,
-        repodata=blobs.keep(work.folder / engine.REPODATA),
-        shard_index=blobs.keep(work.folder / engine.INDEX),
-        shards=blobs.keep(work.folder / engine.SHARDS),
+        repodata=blobs.add(work.folder / engine.REPODATA),
+        shard_index=blobs.add(work.folder / engine.INDEX),
+        shards=blobs.add(work.folder / engine.SHARDS),
         packages=told["packages"],
         refused=told["refused"],
         made_at=timezone.now(),

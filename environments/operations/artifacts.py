@@ -43,7 +43,7 @@ def create_artifact(
     refuse_paths(build, chosen)
     artifact = Artifact.wanted(build, kind, chosen)
     if artifact.state == ArtifactState.READY and not (
-        artifact.blob and blobs.is_whole(artifact.blob)
+        artifact.blob and blobs.is_intact(artifact.blob)
     ):
         artifact.again()
     if artifact.state == ArtifactState.QUEUED and artifact.message_sent_at is None:
@@ -87,5 +87,5 @@ def file_name(build: Build, artifact: Artifact) -> str:
 def used(blob: Blob) -> None:
     """Note that somebody wanted these bytes."""
     now = timezone.now()
-    if blob.used_at < now - blobs.fresh() or blob.removing_at is not None:
+    if blob.used_at < now - blobs.touch_interval() or blob.removing_at is not None:
         Blob.objects.filter(pk=blob.pk).update(used_at=now, removing_at=None)

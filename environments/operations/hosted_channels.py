@@ -253,7 +253,7 @@ def _kept(path: Path, record: dict[str, Any], *, sha256: str, md5: str) -> _Kept
     """Bytes first, outside of the transaction; if that fails, the collection finds them."""
     size = path.stat().st_size
     digests = {"sha256": sha256, "md5": md5, "size": size}
-    return _Kept(blob=blobs.keep(path, sha256), md5=md5, record=record | digests)
+    return _Kept(blob=blobs.add(path, sha256), md5=md5, record=record | digests)
 
 
 @audited()
@@ -282,7 +282,7 @@ def _added(
             hint="A package never changes: raise its build number, and upload that.",
         )
     quotas.require_bytes(channel.namespace, record["size"])
-    blobs.want(Blob.objects.filter(pk=kept.blob.pk))
+    blobs.mark_used(Blob.objects.filter(pk=kept.blob.pk))
     now = timezone.now()
     # The publisher cannot set this clock: by it, rules tell how old a package is.
     told = record | {"indexed_timestamp": int(now.timestamp() * 1000)}

@@ -65,7 +65,7 @@ from environments.operations.environments import find_environment, submit_to
 from environments.operations.provenance import image_provenance
 from environments.operations.served_builds import Asking
 from environments.services import blobs, image_pushes
-from environments.services.image_builder import login_for
+from environments.services.image_builder import registry_login
 from environments.services.image_manifests import Content, images_of, manifest_of
 from environments.services.image_pushes import PushResult
 
@@ -174,7 +174,7 @@ def served_content(
     None: ask `find_content`, which also knows of indexes, and says what is wrong.
     """
     part = served_builds.served_blob(asking, namespace, environment, sha256)
-    if part is None or (kinds and part.media_type not in kinds) or not blobs.is_whole(part.blob):
+    if part is None or (kinds and part.media_type not in kinds) or not blobs.is_intact(part.blob):
         return None
     build = None
     if (
@@ -196,7 +196,7 @@ def served_manifest(
         return None
     build = served_builds.served_build(asking, namespace, environment, tag, of_registry=True)
     image = None if build is None else served_builds.ready_image(build, compression)
-    if image is None or image.blob is None or not blobs.is_whole(image.blob):
+    if image is None or image.blob is None or not blobs.is_intact(image.blob):
         return None
     return Content(blob=image.blob, media_type=MANIFEST, build=build)
 
@@ -244,7 +244,7 @@ def find_content(
     assert build is not None, "its lock was found through one"
     if not allowed:
         refuse_recalled(build)
-    if not blobs.is_whole(blob):
+    if not blobs.is_intact(blob):
         raise DamagedError(f"A part of an image of {environment} is gone.")
     return Content(blob=blob, media_type=media_type, build=build)
 
@@ -322,12 +322,12 @@ def _statement(build: Build, sha256: str, media_type: str) -> ImageStatement:
     parts = ("manifest", "envelope", "empty")
     rows = ImageStatement.objects.filter(build=build, subject=sha256)
     row = rows.select_related(*parts).first()
-    if row is not None and all(blobs.is_whole(getattr(row, name)) for name in parts):
+    if row is not None and all(blobs.is_intact(getattr(row, name)) for name in parts):
         return row
     folder = blobs.blobs_folder()
     subject = Blob.objects.get(sha256=sha256)
-    envelope = blobs.keep_bytes(image_provenance(build, sha256).encode(), folder=folder)
-    empty = blobs.keep_bytes(EMPTY_CONTENT, folder=folder)
+    envelope = blobs.add_bytes(image_provenance(build, sha256).encode(), folder=folder)
+    empty = blobs.add_bytes(EMPTY_CONTENT, folder=folder)
     document = referrer_json(
         Descriptor(media_type=media_type, sha256=sha256, size=subject.size),
         Descriptor(media_type=EMPTY, sha256=empty.sha256, size=empty.size),
@@ -338,7 +338,7 @@ def _statement(build: Build, sha256: str, media_type: str) -> ImageStatement:
         },
         artifact_type=STATEMENT,
     )
-    manifest = blobs.keep_bytes(document, folder=folder)
+    manifest = blobs.add_bytes(document, folder=folder)
     told = {"manifest": manifest, "envelope": envelope, "empty": empty}
     row, _ = ImageStatement.objects.update_or_create(build=build, subject=sha256, defaults=told)
     return row
@@ -440,7 +440,7 @@ def push_image(
     made = request_images(actor=actor, build=build, compression=compression)
     _await(made)
     top = manifest_of(build, made)
-    own = login_for(environment.namespace, reference) if _runs(actor, environment) else None
+    own = registry_login(environment.namespace, reference) if _runs(actor, environment) else None
     signed_in = Login.parse(login) if login else own
     within = image_pushes.push_guard()
     with Repository(reference, actions="pull,push", login=signed_in, within=within) as repository:

@@ -240,7 +240,7 @@ def open_view(*, actor: Actor, name: str, subdir: str, moment: str = "") -> Open
 
 def _is_whole(view: MirrorView) -> bool:
     files = (view.repodata, view.shard_index, view.shards)
-    return all(blob is not None and blobs.is_whole(blob) for blob in files)
+    return all(blob is not None and blobs.is_intact(blob) for blob in files)
 
 
 def _refuse_failed(row: MirrorIndex | MirrorView) -> None:

@@ -314,7 +314,7 @@ def _want(lock: int | None) -> None:
     if lock is None:
         return
     artifacts = Artifact.objects.filter(lock=lock).order_by()
-    blobs.want(
+    blobs.mark_used(
         Blob.objects.filter(
             Q(pk__in=artifacts.exclude(blob=None).values("blob"))
             | Q(pk__in=artifacts.filter(image_blobs__isnull=False).values("image_blobs__blob"))
@@ -323,4 +323,4 @@ def _want(lock: int | None) -> None:
     )
     for locked in (LockedConda, LockedPypi):
         digests = locked.objects.filter(lock=lock).order_by().values(digest=F("package__sha256"))
-        blobs.want(Blob.objects.filter(sha256__in=digests))
+        blobs.mark_used(Blob.objects.filter(sha256__in=digests))

@@ -101,7 +101,7 @@ def name_of(sha256: str) -> str:
     return f"sha256/{sha256[:2]}/{sha256}"
 
 
-def keep(path: Path, sha256: str = "") -> Blob:
+def add(path: Path, sha256: str = "") -> Blob:
     """Store the file at `path`, which is moved away.
 
     Args:
@@ -146,13 +146,13 @@ def put(path: Path, sha256: str, *, durable: bool = True) -> None:
         raise UnavailableError("The blob store did not accept the file.") from error
 
 
-def keep_bytes(content: bytes, *, folder: Path) -> Blob:
+def add_bytes(content: bytes, *, folder: Path) -> Blob:
     """Store a small document; it is written to `folder` first."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f".blob-{secrets.token_hex(8)}"
     try:
         path.write_bytes(content)
-        return keep(path)
+        return add(path)
     finally:
         path.unlink(missing_ok=True)
 
@@ -171,19 +171,19 @@ def _touch_existing(sha256: str) -> Blob | None:
     return found
 
 
-def fresh() -> timedelta:
+def touch_interval() -> timedelta:
     """Return how often the last use is recorded at most; well below the grace period."""
     grace: timedelta = settings.COLLECTION_GRACE
     return min(timedelta(minutes=10), grace / 4)
 
 
-def want(rows: QuerySet[Blob]) -> None:
+def mark_used(rows: QuerySet[Blob]) -> None:
     """Mark blobs as used, which protects them from garbage collection for the grace period.
 
     A row that is found afterwards has its bytes: the collector locks a row until it is deleted.
     """
     now = timezone.now()
-    stale = Q(used_at__lt=now - fresh()) | Q(removing_at__isnull=False)
+    stale = Q(used_at__lt=now - touch_interval()) | Q(removing_at__isnull=False)
     # Lock in one order, so that two callers with the same rows cannot deadlock.
     keys = rows.filter(stale).order_by("pk").select_for_update().values_list("pk", flat=True)
     with transaction.atomic():
@@ -257,7 +257,7 @@ def fetch(blob: Blob, to: Path) -> None:
         UnavailableError: the store does not respond.
     """
     if why := copy(blob.sha256, to):
-        raise damaged(blob, why)
+        raise record_damage(blob, why)
     Blob.objects.filter(pk=blob.pk).update(checked_at=timezone.now())
 
 
@@ -272,7 +272,7 @@ def copy(sha256: str, to: Path, store: Storage | None = None) -> str:
     digest = hashlib.sha256()
     try:
         with to.open("wb") as out:
-            for part in parts(sha256, store):
+            for part in chunks_of(sha256, store):
                 digest.update(part)
                 out.write(part)
     except FileNotFoundError:
@@ -286,7 +286,7 @@ def copy(sha256: str, to: Path, store: Storage | None = None) -> str:
     return ""
 
 
-def parts(sha256: str, source: Storage | None = None) -> Iterator[bytes]:
+def chunks_of(sha256: str, source: Storage | None = None) -> Iterator[bytes]:
     store: Any = source or storage()
     if isinstance(store, BlobFolder):
         with Path(store.path(name_of(sha256))).open("rb") as file:
@@ -300,7 +300,7 @@ def parts(sha256: str, source: Storage | None = None) -> Iterator[bytes]:
         yield from answer.iter_raw(CHUNK)
 
 
-def whole(blob: Blob) -> Iterator[bytes]:
+def chunks(blob: Blob) -> Iterator[bytes]:
     """Yield all bytes, without verifying the digest.
 
     Raises:
@@ -308,9 +308,9 @@ def whole(blob: Blob) -> Iterator[bytes]:
         UnavailableError: the store does not respond.
     """
     try:
-        yield from parts(blob.sha256)
+        yield from chunks_of(blob.sha256)
     except FileNotFoundError:
-        raise damaged(blob, MISSING) from None
+        raise record_damage(blob, MISSING) from None
     except httpx.HTTPError as error:
         raise UnavailableError(f"The blob store does not respond: {error}") from error
 
@@ -331,36 +331,36 @@ def read(blob: Blob, start: int, length: int) -> bytes:
         headers = {"Range": f"bytes={start}-{start + length - 1}"}
         answer = httpx.get(signed_url(blob), headers=headers, timeout=60)
     except FileNotFoundError:
-        raise damaged(blob, MISSING) from None
+        raise record_damage(blob, MISSING) from None
     except httpx.HTTPError as error:
         raise UnavailableError(f"The blob store does not respond: {error}") from error
     if answer.status_code == httpx.codes.NOT_FOUND:
-        raise damaged(blob, MISSING)
+        raise record_damage(blob, MISSING)
     if answer.status_code != httpx.codes.PARTIAL_CONTENT:
         raise UnavailableError(f"The blob store responds with status {answer.status_code}.")
     return answer.content
 
 
-def are_whole(sha256: str) -> bool:
+def has_intact(sha256: str) -> bool:
     """Return whether the store has the bytes, verified by their digest."""
     digest = hashlib.sha256()
-    for part in parts(sha256):
+    for part in chunks_of(sha256):
         digest.update(part)
     return digest.hexdigest() == sha256
 
 
-def is_whole(blob: Blob) -> bool:
+def is_intact(blob: Blob) -> bool:
     """Return whether the bytes are intact as far as the row and the size of the file tell."""
     if blob.damaged_at is not None:
         return False
     path = local_path(blob)
     if path is not None and not (path.is_file() and path.stat().st_size == blob.size):
-        damaged(blob, MISSING)
+        record_damage(blob, MISSING)
         return False
     return True
 
 
-def damaged(blob: Blob, why: str) -> DamagedError:
+def record_damage(blob: Blob, why: str) -> DamagedError:
     """Mark a blob as damaged, so that it is made or fetched again, and return the error.
 
     Raises:

@@ -72,7 +72,7 @@ from environments.services import blobs, platforms
 from environments.services.policies import refuse_paths_everywhere
 
 #: Number of layers compressed at the same time.
-PARALLEL = 2
+PARALLEL_LAYERS = 2
 
 
 class Attempt(Protocol):
@@ -89,7 +89,7 @@ class Attempt(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class ImagePlan:
     """Inputs of an image, read once: its packages' layers and its base."""
 
     artifact: Artifact
@@ -99,7 +99,7 @@ class Wanted:
     base: BaseImage | None
 
     @classmethod
-    def of(cls, artifact: Artifact) -> Wanted:
+    def of(cls, artifact: Artifact) -> ImagePlan:
         lock = artifact.lock.value()
         part = lock.on(artifact.platform)
         assert part is not None, "artifacts exist only for platforms of the lock"
@@ -130,12 +130,12 @@ class Wanted:
         """Return the stored layers in this compression by key, and mark their blobs as used."""
         column = self.compression
         rows = Layer.objects.filter(key__in=[layer.key for layer in self.layers])
-        blobs.want(Blob.objects.filter(pk__in=rows.values(column)))
+        blobs.mark_used(Blob.objects.filter(pk__in=rows.values(column)))
         whole = rows.filter(**{f"{column}__isnull": False, f"{column}__damaged_at": None})
         return {row.key: row for row in whole.select_related(column)}
 
 
-def make(attempt: Attempt) -> Blob:
+def build_image(attempt: Attempt) -> Blob:
     """Build the image of `attempt.artifact`, store its parts and return the manifest's blob.
 
     Raises:
@@ -149,7 +149,7 @@ def make(attempt: Attempt) -> Blob:
             hint=f"Choose one of: {', '.join(ARCHITECTURES)}.",
         )
     attempt.folder.mkdir(parents=True, exist_ok=True)
-    plan = Wanted.of(artifact)
+    plan = ImagePlan.of(artifact)
     if plan.base is None and artifact.options.get("base"):
         raise InvalidInputError(
             "The base image of this image was replaced in the meantime.", hint="Pull it again."
@@ -159,16 +159,16 @@ def make(attempt: Attempt) -> Blob:
         plan = replace(plan, base=base)
     if not _is_linkable(artifact):
         _check_linkable(attempt, plan)
-        plan = replace(Wanted.of(artifact), base=plan.base)
+        plan = replace(ImagePlan.of(artifact), base=plan.base)
     _make_missing(attempt, plan)
-    return compose(plan, work=attempt.folder)
+    return assemble(plan, work=attempt.folder)
 
 
-def at_once(artifact: Artifact) -> Wanted | None:
+def plan_if_complete(artifact: Artifact) -> ImagePlan | None:
     """Return the plan if all layers and the base are stored and only documents are missing."""
     if artifact.platform not in ARCHITECTURES or not _is_linkable(artifact):
         return None
-    plan = Wanted.of(artifact)
+    plan = ImagePlan.of(artifact)
     complete = plan.base is not None and len(plan.stored_layers()) == len(
         {layer.key for layer in plan.layers}
     )
@@ -190,7 +190,7 @@ def _conflicting(artifact: Artifact) -> set[str]:
     return {label for each in conflicts for label in (each.winner, *each.replaced)}
 
 
-def _check_linkable(attempt: Attempt, plan: Wanted) -> None:
+def _check_linkable(attempt: Attempt, plan: ImagePlan) -> None:
     """Link the packages of a platform without a build, as layers are made independently.
 
     Records the path conflicts that were found.
@@ -217,16 +217,16 @@ def _check_linkable(attempt: Attempt, plan: Wanted) -> None:
     refuse_paths_everywhere(plan.artifact.lock, platform)
 
 
-def finish_at_once(artifact: Artifact) -> None:
+def assemble_if_complete(artifact: Artifact) -> None:
     """Assemble an image within the request if all its layers are stored; no worker is needed."""
-    plan = at_once(artifact)
+    plan = plan_if_complete(artifact)
     lease = artifact.claim("documents", life=settings.LEASE) if plan else None
     if plan is None or lease is None:
         return
     started = time.monotonic()
     work = blobs.blobs_folder() / f"documents-{artifact.pk}-{lease.token}"
     try:
-        done: dict[str, Any] = {"blob": compose(plan, work=work), "failure": None}
+        done: dict[str, Any] = {"blob": assemble(plan, work=work), "failure": None}
     except StoreError as error:
         attempts, backoff = settings.BUILD_ATTEMPTS, settings.BACKOFF
         artifact.give_up(error, lease=lease, attempts=attempts, backoff=backoff)
@@ -237,7 +237,7 @@ def finish_at_once(artifact: Artifact) -> None:
     artifact.move(ArtifactState.READY, lease=lease, **done)
 
 
-def compose(plan: Wanted, *, work: Path) -> Blob:
+def assemble(plan: ImagePlan, *, work: Path) -> Blob:
     """Store config, SBOM and manifest of an image whose layers are all stored.
 
     Returns:
@@ -269,7 +269,7 @@ def compose(plan: Wanted, *, work: Path) -> Blob:
     parts.append(_last_layer(plan, work))
     digest = plan.lock.digest
     specification = str(plan.artifact.options.get("specification", ""))
-    sbom = blobs.keep_bytes(cyclonedx(plan.lock, plan.part.platform).encode(), folder=work)
+    sbom = blobs.add_bytes(cyclonedx(plan.lock, plan.part.platform).encode(), folder=work)
     labels = {
         "org.opencontainers.image.title": "conda environment",
         "org.opencontainers.image.base.digest": f"sha256:{plan.base.digest}",
@@ -280,7 +280,7 @@ def compose(plan: Wanted, *, work: Path) -> Blob:
     }
     moment = newest(plan.part)
     layers = [layer for _, layer in parts]
-    config = blobs.keep_bytes(
+    config = blobs.add_bytes(
         config_json(
             platform=plan.part.platform,
             base=plan.base.config,
@@ -298,7 +298,7 @@ def compose(plan: Wanted, *, work: Path) -> Blob:
         **({"io.condastore.specification": f"sha256:{specification}"} if specification else {}),
     }
     document = manifest_json(_descriptor(CONFIG, config), layers, annotations)
-    manifest = blobs.keep_bytes(document, folder=work)
+    manifest = blobs.add_bytes(document, folder=work)
     refers = {manifest: (MANIFEST, ""), config: (CONFIG, "")}
     refers |= {blob: (layer.descriptor.media_type, "") for blob, layer in parts}
     refers |= _referrers(sbom, manifest, annotations, work)
@@ -315,14 +315,14 @@ def _referrers(
     sbom: Blob, manifest: Blob, annotations: Mapping[str, str], work: Path
 ) -> dict[Blob, tuple[str, str]]:
     """Store the documents that refer to the image: its SBOM, found by the image's digest."""
-    empty = blobs.keep_bytes(EMPTY_CONTENT, folder=work)
+    empty = blobs.add_bytes(EMPTY_CONTENT, folder=work)
     document = referrer_json(
         _descriptor(MANIFEST, manifest),
         _descriptor(EMPTY, empty),
         _descriptor(SBOM, sbom),
         annotations,
     )
-    referrer = blobs.keep_bytes(document, folder=work)
+    referrer = blobs.add_bytes(document, folder=work)
     return {empty: (EMPTY, EMPTY), sbom: (SBOM, SBOM), referrer: (MANIFEST, SBOM)}
 
 
@@ -330,7 +330,7 @@ def _descriptor(media_type: str, blob: Blob) -> Descriptor:
     return Descriptor(media_type=media_type, sha256=blob.sha256, size=blob.size)
 
 
-def _last_layer(plan: Wanted, work: Path) -> tuple[Blob, ImageLayer]:
+def _last_layer(plan: ImagePlan, work: Path) -> tuple[Blob, ImageLayer]:
     """Store the layer that only this lock has: conda-meta and the activation scripts."""
     work.mkdir(parents=True, exist_ok=True)
     files = own_files(
@@ -347,7 +347,7 @@ def _last_layer(plan: Wanted, work: Path) -> tuple[Blob, ImageLayer]:
     path = work / f"last-{plan.artifact.pk}"
     path.unlink(missing_ok=True)
     layer_file = write_layer(entries, path, compression=compression)
-    blob = blobs.keep(path, layer_file.sha256)
+    blob = blobs.add(path, layer_file.sha256)
     descriptor = _descriptor(LAYER[compression], blob)
     return blob, ImageLayer(descriptor=descriptor, diff_id=layer_file.diff_id, label="activation")
 
@@ -355,7 +355,7 @@ def _last_layer(plan: Wanted, work: Path) -> tuple[Blob, ImageLayer]:
 # --- layers of packages ---------------------------------------------------------------------------
 
 
-def _make_missing(attempt: Attempt, plan: Wanted) -> None:
+def _make_missing(attempt: Attempt, plan: ImagePlan) -> None:
     stored_layers = plan.stored_layers()
     missing = {layer.key: layer for layer in plan.layers if layer.key not in stored_layers}
     done = len(plan.layers) - len(missing)
@@ -395,14 +395,14 @@ def _make_missing(attempt: Attempt, plan: Wanted) -> None:
 
     # The largest first, so that all end together; the rows are written by this thread alone.
     ordered = sorted(missing.values(), key=lambda one: -sum(each.size for each in one.conda))
-    with ThreadPoolExecutor(PARALLEL) as pool:
+    with ThreadPoolExecutor(PARALLEL_LAYERS) as pool:
         for layer, layer_file in zip(ordered, pool.map(pack, ordered), strict=True):
             values = {
                 "label": layer.label,
                 "diff_id": layer_file.diff_id,
                 "size": layer_file.unpacked_size,
                 "variables": variables_of([by_url[one.url] for one in layer.conda]),
-                plan.compression: blobs.keep(layer_file.path, layer_file.sha256),
+                plan.compression: blobs.add(layer_file.path, layer_file.sha256),
             }
             Layer.objects.update_or_create(key=layer.key, defaults=values)
             report(layer.label)
@@ -427,10 +427,10 @@ def _recompress(attempt: Attempt, row: Layer, compression: Compression) -> None:
         work / "source", other, work / "layer", compression, cancelled=attempt.cancelled
     )
     if layer_file.diff_id != row.diff_id:
-        raise blobs.damaged(source, "its uncompressed content differs")
+        raise blobs.record_damage(source, "its uncompressed content differs")
     (work / "source").unlink()
     Layer.objects.filter(pk=row.pk).update(
-        **{compression: blobs.keep(layer_file.path, layer_file.sha256)}
+        **{compression: blobs.add(layer_file.path, layer_file.sha256)}
     )
 
 
@@ -459,13 +459,13 @@ def find_base(name: str, platform: str, *, work: Path) -> BaseImage:
                 hint="Load one with `manage.py base_image load`, or name one of a registry "
                 "(CONDASTORE_BASE_IMAGE).",
             )
-        return keep_base(name, make_base(work / "base", platform=platform))
+        return store_base(name, make_base(work / "base", platform=platform))
     if "/" not in name:
         raise InvalidInputError(
             f"There is no base image {name!r} for {platform}.",
             hint=f"Load it with `manage.py base_image load FILE --name {name}`.",
         )
-    return keep_base(name, pull_base(name, platform, work=work))
+    return store_base(name, pull_base(name, platform, work=work))
 
 
 def pull_base(
@@ -482,7 +482,7 @@ def pull_base(
         reference,
         platform=platform,
         folder=work / "base",
-        login=login or _login_of_base(name) or login_for(None, reference),
+        login=login or _login_of_base(name) or registry_login(None, reference),
         within=within,
         limits=settings.UNPACKING,
     )
@@ -497,7 +497,7 @@ def _login_of_base(name: str) -> Login | None:
     return Login.parse(settings.BASE_IMAGE_LOGIN) if same else None
 
 
-def login_for(namespace: Namespace | None, reference: Reference) -> Login | None:
+def registry_login(namespace: Namespace | None, reference: Reference) -> Login | None:
     """Return the stored login of a namespace, or of the installation (None), for a registry."""
     row = ChannelCredential.objects.of_registry(namespace, f"{reference.host}/{reference.name}")
     if row is None:
@@ -510,9 +510,9 @@ def login_for(namespace: Namespace | None, reference: Reference) -> Login | None
     return Login.parse(row.secret)
 
 
-def keep_base(name: str, image: LoadedImage) -> BaseImage:
+def store_base(name: str, image: LoadedImage) -> BaseImage:
     """Store an image's layers, and use it as the base image of this name from now on."""
-    stored_layers = [(layer, blobs.keep(layer.path)) for layer in image.layers]
+    stored_layers = [(layer, blobs.add(layer.path)) for layer in image.layers]
     with transaction.atomic():
         found = BaseImage.objects.current(name, image.platform)
         if found is not None and found.digest == image.digest:

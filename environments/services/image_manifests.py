@@ -72,13 +72,13 @@ def _image(build: Build, platform: str, compression: Compression) -> Artifact:
     if artifact.state == ArtifactState.READY and not _is_intact(artifact):
         artifact.again()
     if artifact.state == ArtifactState.QUEUED:
-        image_builder.finish_at_once(artifact)
+        image_builder.assemble_if_complete(artifact)
     return artifact
 
 
 def _is_intact(artifact: Artifact) -> bool:
     damaged = ImageBlob.objects.filter(artifact=artifact, blob__damaged_at__isnull=False)
-    kept = artifact.blob is not None and blobs.is_whole(artifact.blob)
+    kept = artifact.blob is not None and blobs.is_intact(artifact.blob)
     return kept and not damaged.exists()
 
 
@@ -108,6 +108,6 @@ def manifest_of(build: Build, image_builder: Sequence[Artifact]) -> Content:
         },
         {"io.condastore.lock": f"sha256:{build.lock.digest}"},
     )
-    blob = blobs.keep_bytes(document, folder=blobs.blobs_folder())
+    blob = blobs.add_bytes(document, folder=blobs.blobs_folder())
     ImageIndex.objects.get_or_create(lock=build.lock, blob=blob)
     return Content(blob=blob, media_type=INDEX, build=build)

@@ -65,17 +65,17 @@ def send_image(
             else:
                 already_present += 1
         if artifact.blob is not None and top.media_type == INDEX:
-            document = b"".join(blobs.whole(artifact.blob))
+            document = b"".join(blobs.chunks(artifact.blob))
             repository.push_manifest(f"sha256:{artifact.blob.sha256}", document, MANIFEST)
     heartbeat()
-    document = b"".join(blobs.whole(top.blob))
+    document = b"".join(blobs.chunks(top.blob))
     repository.push_manifest(repository.reference.tag, document, top.media_type)
     return PushResult(sent=sent, sent_bytes=sent_bytes, already_present=already_present)
 
 
 def _parts(blob: Blob, heartbeat: Callable[[], None]) -> Iterator[bytes]:
     last_heartbeat = time.monotonic()
-    for part in blobs.whole(blob):
+    for part in blobs.chunks(blob):
         if time.monotonic() - last_heartbeat > HEARTBEAT_SECONDS:
             heartbeat()
             last_heartbeat = time.monotonic()

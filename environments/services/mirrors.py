@@ -190,9 +190,9 @@ def stored_package(mirror: Mirror, subdir: str, download: Download) -> Blob | No
 
 def _add_package(mirror: Mirror, subdir: str, download: Download) -> Blob | None:
     rows = Blob.objects.filter(sha256=download.sha256, damaged_at=None)
-    blobs.want(rows)
+    blobs.mark_used(rows)
     blob = rows.first()
-    if blob is None or not blobs.is_whole(blob):
+    if blob is None or not blobs.is_intact(blob):
         return None
     MirrorPackage.objects.get_or_create(
         mirror=mirror, subdir=subdir, file_name=download.name, blob=blob
@@ -203,7 +203,7 @@ def _add_package(mirror: Mirror, subdir: str, download: Download) -> Blob | None
 def store_package(mirror: Mirror, subdir: str, download: Download, path: Path) -> Blob | None:
     """Store a fetched file; None if another request moved the file and has not stored it yet."""
     with suppress(FileNotFoundError):
-        blobs.keep(path, download.sha256)
+        blobs.add(path, download.sha256)
     return _add_package(mirror, subdir, download)
 
 

@@ -87,7 +87,7 @@ class PackageArchive:
     def opened(self, digests: Collection[str]) -> Iterator[Kept]:
         wanted = sorted(set(digests))
         for start in range(0, len(wanted), BATCH):
-            blobs.want(Blob.objects.filter(sha256__in=wanted[start : start + BATCH]))
+            blobs.mark_used(Blob.objects.filter(sha256__in=wanted[start : start + BATCH]))
         kept = Kept(self.kept(wanted), keeps=self._keeps)
         try:
             yield kept

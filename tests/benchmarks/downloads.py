@@ -121,7 +121,7 @@ def _image(build: Any) -> tuple[str, str]:
     BaseImage.objects.create(name=BaseImage.OWN, platform=factories.PLATFORM, digest="0" * 64)
     artifact = Artifact.wanted(build, ArtifactKind.IMAGE, factories.PLATFORM)
     folder = blobs.blobs_folder()
-    manifest, layer = (blobs.keep_bytes(one, folder=folder) for one in (b"{}", b"a layer"))
+    manifest, layer = (blobs.add_bytes(one, folder=folder) for one in (b"{}", b"a layer"))
     for blob, kind in ((manifest, MANIFEST), (layer, "a/layer")):
         ImageBlob.objects.create(artifact=artifact, blob=blob, media_type=kind)
     Artifact.objects.filter(pk=artifact.pk).update(state=ArtifactState.READY, blob=manifest)

@@ -103,7 +103,7 @@ def _work(channel: Path) -> dict[str, Any]:
     from tests.environments.engine.package_fixtures import packages_of
 
     settings.DISK_RESERVE = 0
-    images.PARALLEL = 1  # as what it is compared with
+    images.PARALLEL_LAYERS = 1  # as what it is compared with
     call_command("migrate", verbosity=0)
     root = factories.actor(factories.make_user("root", superuser=True))
     namespace = factories.make_namespace()

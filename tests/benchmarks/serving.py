@@ -171,7 +171,7 @@ def _put(size: int) -> None:
         for _ in range(size // MEGABYTE):
             file.write(os.urandom(1000) * 1000)
     row = Artifact.wanted(build, ArtifactKind.TAR_ZST, factories.PLATFORM)
-    made = {"state": ArtifactState.READY, "blob": blobs.keep(path)}
+    made = {"state": ArtifactState.READY, "blob": blobs.add(path)}
     Artifact.objects.filter(pk=row.pk).update(**made)
 
 

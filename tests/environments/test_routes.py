@@ -117,7 +117,7 @@ def routes(patterns: Any = None, space: str = "") -> Iterator[str]:
 def make_views() -> None:
     """What the mirror shows: some bytes, that nobody reads here."""
     index = MirrorIndex.objects.get()
-    index.history = blobs.keep_bytes(b"x", folder=blobs.blobs_folder())
+    index.history = blobs.add_bytes(b"x", folder=blobs.blobs_folder())
     index.save()
     for moment in ("", "2026-01-01"):
         view = mirrors.current_view(index, moment, mirrors.policy_for(index.mirror))

@@ -286,7 +286,7 @@ def _mark(row: Model) -> None:
 
 
 def _keep(content: str) -> Blob:
-    return blobs.keep_bytes(content.encode(), folder=blobs.blobs_folder())
+    return blobs.add_bytes(content.encode(), folder=blobs.blobs_folder())
 
 
 def _add_more(environment: Environment, build: Build) -> None:

@@ -47,7 +47,7 @@ class Command(BaseCommand):
         try:
             name, found = self._found(what, options, work)
             for image in found:
-                base = image_builder.keep_base(name, image)
+                base = image_builder.store_base(name, image)
                 self.stdout.write(f"{base.name} {base.platform} sha256:{base.digest}")
         except StoreError as error:
             raise CommandError(told(error)) from error

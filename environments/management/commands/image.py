@@ -56,5 +56,6 @@ class Command(BaseCommand):
         except StoreError as error:
             raise CommandError(told(error)) from error
         self.stdout.write(
-            f"{to}: {pushed.sent} blobs ({pushed.sent_bytes} bytes) sent, {pushed.already_present} were there"
+            f"{to}: sent {pushed.sent} blobs ({pushed.sent_bytes} bytes); "
+            f"{pushed.already_present} were already present."
         )

@@ -39,7 +39,7 @@ artifact = Artifact.wanted(build, ArtifactKind.TAR_ZST, factories.PLATFORM)
 made = Path(sys.argv[2])
 with made.open("wb") as file:
     file.truncate(int(sys.argv[3]))
-ready = {"state": ArtifactState.READY, "blob": blobs.keep(made)}
+ready = {"state": ArtifactState.READY, "blob": blobs.add(made)}
 Artifact.objects.filter(pk=artifact.pk).update(**ready)
 print(build.environment, flush=True)
 print(factories.make_token(factories.make_user("erin")), flush=True)

@@ -37,7 +37,7 @@ OLD = timedelta(days=30)
 def kept(folder: Path, content: str, *, unused: timedelta = OLD) -> Blob:
     path = folder / "made"
     path.write_text(content)
-    blob = blobs.keep(path)
+    blob = blobs.add(path)
     moment = timezone.now() - unused
     Blob.objects.filter(pk=blob.pk).update(used_at=moment, stored_at=moment)
     blob.refresh_from_db()
@@ -188,7 +188,7 @@ def test_one_who_keeps_the_same_bytes_again_takes_the_mark_away(tmp_path: Path) 
     blob_gc.collect()
     assert Blob.objects.exclude(removing_at=None).get() == blob
     (tmp_path / "made").write_text("wanted again")
-    assert blobs.keep(tmp_path / "made") == blob
+    assert blobs.add(tmp_path / "made") == blob
     assert blob_gc.collect(notice=NOW).removed.number == 0
     assert exists(blob)
     assert Blob.objects.get().removing_at is None
@@ -199,7 +199,7 @@ def test_a_mark_whose_bytes_are_gone_already_is_no_reason_to_keep_none(tmp_path:
     blob_gc.collect()
     blobs.remove(blob)  # and there its worker was killed
     (tmp_path / "made").write_text("half removed")
-    blobs.keep(tmp_path / "made")
+    blobs.add(tmp_path / "made")
     assert exists(blob)
 
 

@@ -135,8 +135,8 @@ def test_nothing_that_is_served_is_ever_missing(
                     delete_build(actor=dora, build=newest[-3])
     # Each row that is left has its bytes; each build that is left, all of its packages.
     for blob in Blob.objects.all():
-        assert blobs.is_whole(blob), blob
-        assert blobs.are_whole(blob.sha256), blob
+        assert blobs.is_intact(blob), blob
+        assert blobs.has_intact(blob.sha256), blob
     for build in newest[-2:]:
         digests = set(build.lock.conda.values_list("package__sha256", flat=True))
         assert Blob.objects.filter(sha256__in=digests, removing_at=None).count() == len(digests)

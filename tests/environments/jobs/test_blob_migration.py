@@ -26,7 +26,7 @@ def fill(folder: Path, number: int = 5) -> list[Blob]:
     for one in range(number):
         path = folder / "made"
         path.write_bytes(f"moved {one} ".encode() * 50_000)
-        made.append(blobs.keep(path))
+        made.append(blobs.add(path))
     return made
 
 

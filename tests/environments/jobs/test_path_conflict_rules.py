@@ -118,10 +118,10 @@ def test_a_copy_into_a_namespace_is_judged_by_its_rule(submit, environment, dora
 def test_the_image_has_the_file_of_the_prefix(submit) -> None:
     """Layers of an image hide each other: the winner's has to come last."""
     from environments.models import Artifact
-    from environments.services.image_builder import Wanted
+    from environments.services.image_builder import ImagePlan
 
     build = run(submit("dependencies: [clobber-one, clobber-two, libalpha]"))
-    wanted = Wanted.of(Artifact.wanted(build, ArtifactKind.IMAGE, "linux-64"))
+    wanted = ImagePlan.of(Artifact.wanted(build, ArtifactKind.IMAGE, "linux-64"))
     [*_, last] = wanted.layers
     assert [package.name for package in last.conda] == ["clobber-one", "clobber-two"]
 

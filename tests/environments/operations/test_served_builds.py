@@ -81,7 +81,7 @@ def image_of(build: Build, *contents: bytes) -> list[ImageBlob]:
     """Parts of a made image: the first is its manifest."""
     BaseImage.objects.create(name=BaseImage.OWN, platform=factories.PLATFORM, digest="0" * 64)
     artifact = Artifact.wanted(build, ArtifactKind.IMAGE, factories.PLATFORM)
-    kept = [blobs.keep_bytes(content, folder=blobs.blobs_folder()) for content in contents]
+    kept = [blobs.add_bytes(content, folder=blobs.blobs_folder()) for content in contents]
     Artifact.objects.filter(pk=artifact.pk).update(state=ArtifactState.READY, blob=kept[0])
     return [
         ImageBlob.objects.create(
@@ -145,7 +145,7 @@ def test_a_tag_named_latest_comes_before_the_current_build(
         build.environment, lock=factories.make_lock(factories.make_package("numpy")), current=False
     )
     artifact = Artifact.wanted(other, ArtifactKind.IMAGE, factories.PLATFORM)
-    blob = blobs.keep_bytes(b"[]", folder=blobs.blobs_folder())
+    blob = blobs.add_bytes(b"[]", folder=blobs.blobs_folder())
     Artifact.objects.filter(pk=artifact.pk).update(state=ArtifactState.READY, blob=blob)
     BuildTag.objects.create(environment=build.environment, name="latest", build=other)
     answer = puller.get("/v2/research/ml/manifests/latest")

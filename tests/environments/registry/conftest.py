@@ -113,7 +113,7 @@ def registry(tmp_path: Path) -> Iterator[str]:
 @pytest.fixture
 def base(transactional_db: None, data_folder: Path) -> BaseImage:
     """So that the machine's own libraries are not packed in every test."""
-    return image_builder.keep_base(BaseImage.OWN, small_base(data_folder / "base"))
+    return image_builder.store_base(BaseImage.OWN, small_base(data_folder / "base"))
 
 
 @pytest.fixture

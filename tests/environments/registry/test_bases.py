@@ -57,7 +57,7 @@ def test_a_namespace_has_a_base_of_its_own_and_images_made_before_keep_theirs(
     bob = pull_as("bob")
     before = bob.get(f"{ML}/1")
     assert bob.get(f"{LAB}/1").content == before.content
-    image_builder.keep_base("slim", small_base(tmp_path / "slim", says="slim"))
+    image_builder.store_base("slim", small_base(tmp_path / "slim", says="slim"))
     with pytest.raises(AccessDeniedError, match="not among the bases"):
         set_base_image(actor=dora, namespace=research, name="slim")
     settings.BASE_IMAGES_ALLOWED = ["sl*", "registry.example.org/*"]
@@ -95,7 +95,7 @@ def test_a_replaced_base_is_collected_when_no_image_lies_on_it(
     settings.COLLECTION_GRACE = timedelta(0)
     assert pull_as("bob").get(f"{ML}/1").status_code == 200
     for says in ("second", "third"):
-        image_builder.keep_base(BaseImage.OWN, small_base(tmp_path / says, says=says))
+        image_builder.store_base(BaseImage.OWN, small_base(tmp_path / says, says=says))
     unused = BaseImage.objects.order_by("pk")[1].layers.get().blob
     Blob.objects.update(used_at=timezone.now() - timedelta(days=2))
     for _ in range(3):

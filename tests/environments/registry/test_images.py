@@ -147,7 +147,7 @@ def test_an_image_is_the_same_wherever_it_is_made(
         rows.objects.all().delete()
     settings.DATA = tmp_path / "elsewhere"
     engine_context.set_engine(other := engine_context.Engine(settings.DATA))
-    image_builder.keep_base("machine", image)
+    image_builder.store_base("machine", image)
     try:
         assert made(small).blob.sha256 == digest
     finally:
@@ -172,7 +172,7 @@ def test_an_image_of_layers_that_are_there_needs_no_worker_and_no_package(
     made(small)
     less = build_it(submit("dependencies: [libbeta ==1.2]"))
     row = Artifact.wanted(less, ArtifactKind.IMAGE, "linux-64")
-    image_builder.finish_at_once(row)
+    image_builder.assemble_if_complete(row)
     assert row.state == ArtifactState.READY
 
 
@@ -192,7 +192,7 @@ def test_no_image_is_made_where_there_is_nothing_beneath_it(
 def test_conflicting_files_of_a_platform_that_nobody_linked_share_the_last_layer(
     environment: Environment, small_channel: Path, engine: Engine, unsent: list[int], tmp_path: Path
 ) -> None:
-    image_builder.keep_base(BaseImage.OWN, small_base(tmp_path, platform="linux-aarch64"))
+    image_builder.store_base(BaseImage.OWN, small_base(tmp_path, platform="linux-aarch64"))
     known = packages_of(small_channel)
     clobbering = (known["clobber-one"], known["clobber-two"], known["licence-bsd"])
     parts = [
@@ -205,7 +205,7 @@ def test_conflicting_files_of_a_platform_that_nobody_linked_share_the_last_layer
     artifacts.make(row.pk)
     row.refresh_from_db()
     assert row.state == ArtifactState.READY, row.failure
-    [*_, last] = image_builder.Wanted.of(row).layers
+    [*_, last] = image_builder.ImagePlan.of(row).layers
     assert [package.name for package in last.conda] == ["clobber-one", "clobber-two"]
     layer = Layer.objects.get(key=last.key)
     blobs.fetch(layer.gzip, tmp_path / "layer.tar.gz")

@@ -100,7 +100,7 @@ def test_a_base_is_loaded_from_what_other_tools_write(form: str, tmp_path: Path,
     named = {"oci": ":base", "oci-archive": "", "docker-archive": ":a/base:1"}[form]
     tool("skopeo", "copy", f"oci:{tmp_path}/layout:base", f"{form}:{place}{named}")
     [image] = loading.load(place, folder=tmp_path / "work")
-    base = image_builder.keep_base("loaded", image)
+    base = image_builder.store_base("loaded", image)
     assert BaseImage.objects.current("loaded", "linux-64") == base
     assert base.config["config"]["Env"] == ["PATH=/bin", "LANG=C.UTF-8"]
     assert place.exists()
@@ -127,7 +127,7 @@ def test_only_what_is_missing_is_pushed(
 def test_a_lock_for_several_platforms_gives_an_index(
     submit: Callable[..., Build], at_once: None, base: BaseImage, server: str, tmp_path: Path
 ) -> None:
-    image_builder.keep_base(BaseImage.OWN, small_base(tmp_path / "arm", platform="linux-aarch64"))
+    image_builder.store_base(BaseImage.OWN, small_base(tmp_path / "arm", platform="linux-aarch64"))
     text = "dependencies: [libalpha ==2.0]\nplatforms: [linux-64, linux-aarch64]\n"
     build_it(submit(text))
     login = f"bob:{factories.make_token(User.objects.get(username='bob'))}"

@@ -44,7 +44,7 @@ def artifact(build: Build, tmp_path: Path) -> Artifact:
     (tmp_path / "made").write_bytes(CONTENT)
     row = Artifact.wanted(build, ArtifactKind.TAR_ZST, factories.PLATFORM)
     Artifact.objects.filter(pk=row.pk).update(
-        state=ArtifactState.READY, blob=blobs.keep(tmp_path / "made")
+        state=ArtifactState.READY, blob=blobs.add(tmp_path / "made")
     )
     row.refresh_from_db()
     return row

@@ -34,7 +34,7 @@ def keep_packages(build: Build, channel: Path, folder: Path) -> None:
     for entry in build.lock.conda.select_related("package"):
         source = channel / entry.package.subdir / entry.package.file_name
         shutil.copy(source, folder / "package")
-        blobs.keep(folder / "package")
+        blobs.add(folder / "package")
 
 
 def get(actor: Actor, path: str, **headers: str) -> Any:

@@ -360,7 +360,7 @@ def test_the_bytes_stay_until_the_channel_goes(
     settings.COLLECTION_GRACE = timedelta(0)
     for _ in range(2):
         blob_gc.collect(notice=timedelta(0))
-    assert blobs.is_whole(Blob.objects.get())
+    assert blobs.is_intact(Blob.objects.get())
     hosted_channels.delete_channel(actor=dora, channel=tools)
     assert ask(alice, "GET", f"{TOOLS}/noarch/repodata.json").status_code == 404
     for _ in range(2):
@@ -371,7 +371,7 @@ def test_the_bytes_stay_until_the_channel_goes(
 def test_a_damaged_package_is_not_given(tools: HostedChannel, alice: Actor) -> None:
     name, _ = named("1.0")
     put(alice, (name, named("1.0")[1]))
-    blobs.damaged(Blob.objects.get(), "a test says so")
+    blobs.record_damage(Blob.objects.get(), "a test says so")
     assert ask(alice, "GET", f"{TOOLS}/noarch/{name}").status_code == 503
 
 

@@ -405,7 +405,7 @@ def test_bytes_that_are_kept_for_others_are_not_given_to_a_channel_that_lists_th
 ) -> None:
     file_name, sha256 = package(listed(bob), "large-data")
     copy = shutil.copy(channel / "linux-64" / file_name, tmp_path)
-    blobs.keep(Path(copy), sha256)
+    blobs.add(Path(copy), sha256)
     upstream.faults.add(Fault("*large-data*", status=404))
     answer = get(bob, f"/channel/mirror/small/linux-64/{file_name}")
     assert answer.status_code == 404
@@ -633,4 +633,4 @@ def test_a_blob_store_that_is_away_does_not_cost_a_mirror_its_history(
     assert not Blob.objects.exclude(damaged_at=None).exists()
     shutil.rmtree(data_folder)
     aside.rename(data_folder)
-    assert all(index.history and blobs.is_whole(index.history) for index in mirror.indexes.all())
+    assert all(index.history and blobs.is_intact(index.history) for index in mirror.indexes.all())

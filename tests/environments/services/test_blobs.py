@@ -83,10 +83,10 @@ def written(tmp_path: Path, content: bytes = TEXT) -> Path:
 
 
 def test_bytes_are_kept_once_and_given_back(store: str, tmp_path: Path) -> None:
-    first = blobs.keep(written(tmp_path))
+    first = blobs.add(written(tmp_path))
     assert (first.sha256, first.size) == (DIGEST, len(TEXT))
     assert not (tmp_path / "made").exists()
-    assert blobs.keep(written(tmp_path)).pk == first.pk
+    assert blobs.add(written(tmp_path)).pk == first.pk
     blobs.fetch(first, tmp_path / "back")
     assert (tmp_path / "back").read_bytes() == TEXT
     first.refresh_from_db()
@@ -96,7 +96,7 @@ def test_bytes_are_kept_once_and_given_back(store: str, tmp_path: Path) -> None:
 def test_a_file_with_other_bytes_is_found_out_and_healed_by_keeping_it_again(
     tmp_path: Path,
 ) -> None:
-    blob = blobs.keep(written(tmp_path))
+    blob = blobs.add(written(tmp_path))
     path = blobs.local_path(blob)
     assert path is not None
     path.chmod(0o644)
@@ -106,13 +106,13 @@ def test_a_file_with_other_bytes_is_found_out_and_healed_by_keeping_it_again(
     assert not (tmp_path / "back").exists()
     blob.refresh_from_db()
     assert blob.damaged_at is not None
-    healed = blobs.keep(written(tmp_path))
+    healed = blobs.add(written(tmp_path))
     assert (healed.pk, healed.damaged_at) == (blob.pk, None)
     blobs.fetch(healed, tmp_path / "back")
 
 
 def test_bytes_that_are_gone_are_reported(store: str, tmp_path: Path) -> None:
-    blob = blobs.keep(written(tmp_path, b"soon gone from " + store.encode()))
+    blob = blobs.add(written(tmp_path, b"soon gone from " + store.encode()))
     blobs.storage().delete(blobs.name_of(blob.sha256))
     with pytest.raises(DamagedError, match="gone"):
         blobs.fetch(blob, tmp_path / "back")
@@ -123,7 +123,7 @@ def test_bytes_that_are_gone_are_reported(store: str, tmp_path: Path) -> None:
 def test_a_signed_url_gives_ranges_under_a_name_and_nothing_without_its_signature(
     store: str, tmp_path: Path
 ) -> None:
-    blob = blobs.keep(written(tmp_path))
+    blob = blobs.add(written(tmp_path))
     url = blobs.signed_url(blob, file_name="env.tar.gz", content_type="application/gzip")
     answer = httpx.get(url, headers={"Range": "bytes=4-7"})
     assert (answer.status_code, answer.content) == (206, b"same")
@@ -186,7 +186,7 @@ def test_a_store_that_fails_loses_nothing_and_says_so(
         use(settings, options_of(url, "any"))
         if manner != "vanishes":
             with pytest.raises(UnavailableError, match="does not take"):
-                blobs.keep(written(tmp_path, b"other bytes"))
+                blobs.add(written(tmp_path, b"other bytes"))
             assert (tmp_path / "made").read_bytes() == b"other bytes"
             assert not Blob.objects.exclude(pk=blob.pk).exists()
         with pytest.raises(UnavailableError, match="does not answer"):

@@ -81,14 +81,14 @@ def test_kept_bytes_are_not_taken_for_lost_while_the_folder_is_not_mounted(
     cleanup.tidy()
     made = data_folder / "made"
     made.write_bytes(b"bytes")
-    blob = blobs.keep(made)
+    blob = blobs.add(made)
     aside = unmount(data_folder)
     with pytest.raises(UnavailableError, match="not mounted"):
-        blobs.is_whole(blob)
+        blobs.is_intact(blob)
     assert not Blob.objects.exclude(damaged_at=None).exists()
     shutil.rmtree(data_folder)
     aside.rename(data_folder)
-    assert blobs.is_whole(blob)
+    assert blobs.is_intact(blob)
 
 
 def test_a_folder_that_was_lost_for_good_is_accepted(submit: Any, data_folder: Path) -> None:
