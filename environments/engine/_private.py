@@ -10,11 +10,11 @@ def connect_through(
     transport: httpx.HTTPTransport | httpx.AsyncHTTPTransport,
     backend: httpcore.NetworkBackend | httpcore.AsyncNetworkBackend,
 ) -> None:
-    """Let a transport of httpx open its connections through `backend`.
+    """Make a transport of httpx open its connections through `backend`.
 
-    httpx has no argument for the network backend that httpcore's pools take.
+    httpx has no argument for the network backend that httpcore's pools accept.
     """
     pool = transport._pool
     if not hasattr(pool, "_network_backend"):
-        raise RuntimeError("httpcore's pools keep their network backend under another name.")
+        raise RuntimeError("httpcore's pools store their network backend under another name.")
     pool._network_backend = backend

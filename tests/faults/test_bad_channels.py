@@ -60,7 +60,7 @@ def test_bytes_that_stay_wrong_never_get_in(system: System, faulty: ChannelServe
     assert (done["state"], done["attempt"]) == ("FAILED", 3)
     assert done["failure"]["code"] == "download-failed"
     assert "licence-bsd-1.0-" in done["failure"]["message"]
-    assert "is not what the lock says" in done["failure"]["message"]
+    assert "differs from the lock" in done["failure"]["message"]
     assert not list((system.data / "cache" / "packages").glob("*/licence-bsd-*"))
     faulty.faults.clear()
     system.build(ENVIRONMENT, "dependencies: [licence-bsd]")

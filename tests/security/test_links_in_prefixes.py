@@ -79,7 +79,7 @@ def test_both_documents_of_a_package_say_whether_it_is_noarch(tmp_path: Path) ->
         package(tmp_path / "channel", name, one)
         for name, one in (("python", PYTHON), ("root", ROOT), ("trap", lying))
     ]
-    with pytest.raises(LinkError, match=r"noarch Python package by its info/link\.json"):
+    with pytest.raises(LinkError, match=r"noarch Python package in its info/link\.json"):
         linked(tmp_path, *packages)
     file_name, content, _ = write("trap", lying)
     (tmp_path / file_name).write_bytes(content)
@@ -123,7 +123,7 @@ def test_a_link_at_another_place_than_it_was_judged_is_refused(tmp_path: Path) -
     ]
     cached = PackageCache(tmp_path / "data" / "cache").ensure(packages)
     cached[-1] = replace(cached[-1], contents=replace(cached[-1].contents, noarch_python=True))
-    with pytest.raises(LinkError, match="was not linked where it was expected"):
+    with pytest.raises(LinkError, match="was not created where it was expected"):
         linked(tmp_path, *packages, cached=cached)
 
 

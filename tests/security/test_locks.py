@@ -406,9 +406,9 @@ def test_a_wheel_is_taken_only_as_an_index_links_to_it(submit, world, root) -> N
     assert denied.failure["code"] == "package-not-approved"
     renamed = world.wheel_url("cowsay").replace("cowsay-6.1", "moo-1.0")
     for line, reason in (
-        (pip_line("moo", world.wheel_url("moo", "elsewhere"), moo.sha256), "is not taken from"),
-        (pip_line("moo", world.wheel_url("moo"), cow.sha256), "is not the one that"),
-        (pip_line("moo", renamed, cow.sha256), "is not the one that"),
+        (pip_line("moo", world.wheel_url("moo", "elsewhere"), moo.sha256), "must not come from"),
+        (pip_line("moo", world.wheel_url("moo"), cow.sha256), "differs from the one"),
+        (pip_line("moo", renamed, cow.sha256), "differs from the one"),
         (pip_line("harmless", renamed.replace("moo-", "harmless-"), cow.sha256), "No Python index"),
         (pip_line("moo", world.wheel_url("moo").replace("-1.0-", "-2.0-"), cow.sha256), "not list"),
     ):
@@ -423,7 +423,7 @@ def test_without_an_index_no_wheel_of_a_lock_is_taken(submit, world, settings) -
     engine_context.get_engine()._solvers.clear()
     dep, moo = world.packages("trusted")["dep"], world.wheels["moo"]
     refused = submit(explicit(dep, pip=pip_line("moo", world.wheel_url("moo"), moo.sha256)))
-    assert "takes no packages from a Python index" in json.dumps(refused.failure)
+    assert "installs no packages from a Python index" in json.dumps(refused.failure)
 
 
 @pytest.mark.django_db(transaction=False)
@@ -579,7 +579,7 @@ def test_what_a_channel_was_seen_to_list_counts_as_listed_when_it_drops_it(
         )
         private = submit(explicit(dropped), name="private")
         assert private.state == BuildState.FAILED
-        assert "is no longer at" in json.dumps(private.failure)
+        assert "no longer exists at" in json.dumps(private.failure)
     finally:
         file.write_bytes(content)
         world.list_all("trusted")
@@ -593,7 +593,7 @@ def test_bytes_of_one_channel_are_not_passed_off_as_those_of_another(submit, wor
     passed_off = replace(pulled(world), sha256=evil.sha256)
     refused = submit(explicit(passed_off))
     assert refused.state == BuildState.FAILED
-    assert "has other bytes" in json.dumps(refused.failure)
+    assert "differs from the hash" in json.dumps(refused.failure)
     assert pulled(world).sha256 not in json.dumps(refused.failure)
 
 

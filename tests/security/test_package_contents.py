@@ -166,7 +166,7 @@ def attacks(data: Path) -> dict[str, Hostile]:
             payload=[entry(f"share/{number}", b"") for number in range(MOST_FILES + 10)],
             message="2,000 entries",
         ),
-        "deep": Hostile(payload=[entry("a/" * 1500 + "x")], listed=[], message="within another"),
+        "deep": Hostile(payload=[entry("a/" * 1500 + "x")], listed=[], message="nests more than"),
         "unwritable-folders": Hostile(
             payload=[
                 entry("a", b"", type=tarfile.DIRTYPE, mode=0o500),
@@ -454,7 +454,7 @@ def test_what_ends_the_extracting_process_twice_is_refused(tmp_path: Path) -> No
     ending = threading.Thread(target=end_each)
     ending.start()
     try:
-        with pytest.raises(LinkError, match="ends the program that reads it"):
+        with pytest.raises(LinkError, match="the program that reads it crashes"):
             cache.ensure([good])
     finally:
         ended.set()
@@ -574,7 +574,7 @@ def test_a_panic_of_the_installer_is_the_fault_of_a_package(tmp_path: Path) -> N
     cache = PackageCache(tmp_path / "cache")
     [cached] = cache.ensure([good])
     lie = replace(good, name="other", record={**good.record, "name": "other"})
-    with pytest.raises(LinkError, match="cannot handle"):
+    with pytest.raises(LinkError, match="crashed"):
         link(
             lock_of(lie),
             target=tmp_path / "prefix",
@@ -703,11 +703,11 @@ ROOT = [
 IMAGES: dict[str, tuple[Sequence[Entry], Sequence[Entry], str]] = {
     "bomb in a layer": ([entry("zeros", bytes(2 << 20))], (), "more than 1,048,576 bytes"),
     "many in a layer": ([entry(str(n), b"") for n in range(60)], (), "more than 50 entries"),
-    "out of a layer": ([entry("a/../../etc/passwd")], (), "leads out of it"),
+    "out of a layer": ([entry("a/../../etc/passwd")], (), "leads out of the layer"),
     "hard link out of a layer": (
         [entry("a", b"", type=tarfile.LNKTYPE, linkname="../../etc/shadow")],
         (),
-        "leads out of it",
+        "leads out of the layer",
     ),
     "disk in a layer": ([entry("dev/sda", b"", type=tarfile.BLKTYPE)], (), "block device"),
     "bomb beside it": (ROOT, [entry("zeros", bytes(2 << 20))], "more than 1,048,576 bytes"),

@@ -1,1 +1,1 @@
-"""Makes files of a lock's packages: archives, file systems, installers, image layers."""
+"""Artifacts made from a lock's packages: archives, file systems, installers and bundles."""

@@ -1,9 +1,8 @@
-"""How does a lock become an archive that unpacks anywhere, as conda-pack's do?
+"""Relocatable archives of an environment, in the format of conda-pack.
 
-Its format is conda-pack's: files as their packages have them, `bin/activate`, and
-`bin/conda-unpack`, which knows in which files the prefix is to be replaced. What it adds is
-conda-pack's own. The order is fixed, and times and owners are not those of this machine: the bytes
-are the same wherever the archive is made.
+The format is conda-pack's: the packages' files unchanged, `bin/activate`, and `bin/conda-unpack`,
+which knows the files where the prefix must be replaced. Added files are conda-pack's own. The order
+is fixed, and times and owners do not depend on the machine, so the bytes are reproducible.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from environments.engine.artifacts.tar import END, Entry
 from environments.engine.artifacts.tree import Part, PrefixRecord, parts_of
 from environments.engine.artifacts.variables import exports, variables_of
 
-#: Set by the activation script: variables of packages and of the specification.
+#: Script that sets the variables of packages and of the specification at activation.
 _VARIABLES = "etc/conda/{moment}.d/condastore-variables.sh"
 
 
@@ -37,16 +36,16 @@ def make_tar_zst(material: Material) -> Path:
 
 
 def parts_folder(material: Material) -> PartFolder:
-    """Beside the packages that the parts are made of."""
+    """Return the folder of compressed parts, beside the package cache."""
     return PartFolder(material.cache.folder.with_name("parts"))
 
 
 def _make(material: Material, name: str, compression: Compression) -> Path:
     if material.platform.startswith("win-"):
         raise InvalidInputError(
-            f"There are no archives for {material.platform}: what finishes them there is a program "
-            "that is not made here.",
-            hint="Ask for the bundle or the lock file.",
+            f"Archives are not supported for {material.platform}: the program that completes them "
+            "there is not available.",
+            hint="Request the bundle or the lock file instead.",
         )
     path = material.work / name
     with whole_or_nothing(path), path.open("xb") as out:
@@ -62,7 +61,7 @@ def _make(material: Material, name: str, compression: Compression) -> Path:
 
 
 def archive_parts(material: Material) -> list[Part]:
-    """The packages, and last what conda-pack adds, with the end of the archive."""
+    """Return the parts of the packages, then one with conda-pack's files and the archive's end."""
     parts = parts_of(material, prefix=None)
     notes = parts.pop()
     prefixes = [record for part in parts for record in part.prefixes]
@@ -72,7 +71,7 @@ def archive_parts(material: Material) -> list[Part]:
         key=lambda entry: entry.path,
     )
     names = {entry.path for entry in own}
-    # conda-pack's scripts come in the place of those of the package conda.
+    # conda-pack's scripts replace those of the package conda.
     kept = [
         part
         if names.isdisjoint(entry.path for entry in part.entries)
@@ -105,13 +104,13 @@ def _added(
 
 
 def _variables(material: Material) -> dict[str, str]:
-    """What activation sets: the packages' variables, then the specification's, as conda does."""
+    """Return the variables of the packages, overridden by the specification's, as in conda."""
     return variables_of(material.packages) | dict(material.variables)
 
 
 def _unpacker(prefixes: Sequence[PrefixRecord]) -> str:
-    """`bin/conda-unpack`: conda-pack's program, with the places where the prefix is."""
-    # A program that runs is not rewritten, so not Python itself.
+    """Return `bin/conda-unpack`: conda-pack's program, with the places of the prefix."""
+    # A running program cannot be rewritten, so Python itself is left out.
     records = [tuple(one) for one in prefixes if not one.path.startswith("bin/python")]
     text: str = conda_pack._conda_unpack_template.format(
         shebang="#!/usr/bin/env python",
@@ -124,21 +123,24 @@ def _unpacker(prefixes: Sequence[PrefixRecord]) -> str:
 
 @contextlib.contextmanager
 def told_of_full_disk() -> Iterator[None]:
-    """Raises DiskSpaceError where the disk is full."""
+    """Convert errors of a full disk to DiskSpaceError."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskSpaceError("The disk is full: the file could not be made.") from error
+            raise DiskSpaceError(
+                "The disk is full: the artifact could not be written.",
+                hint="Ask an administrator to free disk space, then try again.",
+            ) from error
         raise
 
 
 @contextlib.contextmanager
 def whole_or_nothing(path: Path) -> Iterator[None]:
-    """Remove the file at once where it is not finished: others wait for the room it takes.
+    """Remove an unfinished file at once, to free its disk space.
 
     Raises:
-        DiskSpaceError: there is none for it.
+        DiskSpaceError: the disk is full.
     """
     with told_of_full_disk():
         try:

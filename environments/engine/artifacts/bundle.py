@@ -1,10 +1,10 @@
-"""What does a machine without a network need of a lock? A channel of its packages, and the rest.
+"""Bundle of a lock for machines without network: a channel of its packages, and other formats.
 
 bundle-<lock>-<platform>/
     README.txt        how to use it
-    channel/          a conda channel: every package as it came, and its index
+    channel/          a conda channel: every original package, and its index
     wheels/           the packages of PyPI
-    packages.txt      what to ask the channel for: exactly the lock's packages
+    packages.txt      exact specs of the lock's packages in the channel
     conda-lock.yml explicit.txt sbom.cdx.json install.sh
 """
 
@@ -45,14 +45,14 @@ With micromamba, mamba or conda, from the channel in this folder:
         -c "file://$PWD/channel" --file packages.txt
 """
 _README_WITHOUT_PIP = """
-The variables before the command keep conda and mamba from asking for pip, which is not here.
+The variables before the command stop conda and mamba from adding pip, which is not in the channel.
 """
 _README_WHEELS = """
 and the packages of the Python index:
 
     PREFIX/bin/python -m pip install --no-index --no-deps wheels/*.whl
 """
-#: Not of the index: where the package was, which is nothing to whoever has the bundle.
+#: Keys that are not part of the bundle's index: the original location of a package.
 _ELSEWHERE = frozenset({"url", "channel", "fn"})
 
 
@@ -89,14 +89,14 @@ def _texts(material: Material, top: str, moment: int) -> Iterator[Entry]:
         ),
         **{f"channel/{subdir}/repodata.json": text for subdir, text in _indexes(material)},
     }
-    with contextlib.suppress(ConflictError):  # a channel that gives no md5
+    with contextlib.suppress(ConflictError):  # packages without md5
         texts["conda-lock.yml"] = rendering.conda_lock_yml(lock)
     for name, text in texts.items():
         yield Entry.file(f"{top}/{name}", text.encode(), moment)
 
 
 def _readme(material: Material) -> str:
-    """How to use the bundle; conda and mamba add pip beside Python, which not every lock has."""
+    """Return the README; conda and mamba add pip beside Python, which not every lock has."""
     without_pip = lacks_pip(material.part)
     text = _README.format(
         digest=material.lock.digest,
@@ -113,7 +113,7 @@ def _real(material: Material) -> list[CondaPackage]:
 
 
 def _indexes(material: Material) -> Iterator[tuple[str, str]]:
-    """Clients ask for the platform and for noarch, and take an empty one for granted in none."""
+    """Yield the index of the platform's subdir and of noarch; clients require both."""
     for subdir in sorted({material.platform, "noarch"}):
         index: dict[str, Any] = {
             "info": {"subdir": subdir},
@@ -139,7 +139,9 @@ def _packages(
     for package in packages:
         folder = f"channel/{package.subdir}" if isinstance(package, CondaPackage) else "wheels"
         if path_fault(package.file_name) or "/" in package.file_name:
-            raise LinkError(f"{printable(package.file_name)} is not a file name.")
+            raise LinkError(
+                f"{printable(package.file_name)} is not a valid file name.", where=package.url
+            )
         source = originals[package.url]
         size = source.stat().st_size
         yield Entry(f"{top}/{folder}/{package.file_name}", str(source), size, moment)

@@ -1,11 +1,11 @@
-"""How does a lock become a file system that is mounted, not unpacked?
+"""Mountable file systems of an environment: squashfs, and Apptainer images (SIF).
 
-squashfs-tools read the same archive of the same files that others unpack, from a pipe: nothing is
-on the disk twice, and no prefix is linked. The file system holds an environment for `/opt/env`: it
-is mounted there, or it is the root of an Apptainer image that has it there.
+squashfs-tools read from a pipe the same archive that others unpack: nothing is on the disk twice,
+and no prefix is linked. The environment in it is for `/opt/env`: the file system is mounted there,
+or is the root of an Apptainer image that has it there.
 
-The bytes are the same for the same version of squashfs-tools and its zstd library, however many
-processors work.
+The bytes are the same for the same version of squashfs-tools and its zstd library, whatever the
+number of processors.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ _FROM_PIPE = ["/bin/sh", "-c", 'pipe=$1; shift; exec "$@" <"$pipe"', "sh"]
 
 
 def make_squashfs(material: Material) -> Path:
-    """The environment is the root of the file system, to be mounted at `/opt/env`."""
+    """Write a squashfs whose root is the environment, to be mounted at `/opt/env`."""
     _require_linux(material)
     return _write(material, _entries(material), material.work / "env.squashfs")
 
 
 def make_sif(material: Material) -> Path:
-    """An Apptainer image: a root that has the environment, and mount points for the rest."""
+    """Write an Apptainer image: a root with the environment, and mount points for the rest."""
     _require_linux(material)
     root = STANDARD_PREFIX.lstrip("/")
     moment = int(material.moment.timestamp())
@@ -73,8 +73,8 @@ def make_sif(material: Material) -> Path:
 def _require_linux(material: Material) -> None:
     if material.platform not in ARCHITECTURES:
         raise InvalidInputError(
-            f"There are no file systems for {material.platform}: Linux mounts them.",
-            hint="Ask for an archive (env.tar.zst), or for another platform of the lock.",
+            f"File systems are not supported for {material.platform}, only for Linux.",
+            hint="Request an archive (env.tar.zst), or another platform of the lock.",
         )
 
 
@@ -83,9 +83,9 @@ def _entries(material: Material) -> list[Entry]:
     return [entry for part in parts for entry in part.entries]
 
 
-# --- what Apptainer looks for ---------------------------------------------------------------------
+# --- files for Apptainer --------------------------------------------------------------------------
 
-#: Where Apptainer mounts what is the host's, or its own.
+#: Where Apptainer mounts folders of the host, or its own.
 _MOUNT_POINTS = [
     *("bin", "dev", "etc", "home", "lib", "lib64", "mnt", "proc", "root", "run", "sbin", "sys"),
     *("tmp", "usr", "var", "var/tmp"),
@@ -100,7 +100,7 @@ _ACTIVATE = f"""\
 export CONDA_PREFIX="{STANDARD_PREFIX}"
 export PATH="{STANDARD_PREFIX}/bin:$PATH"
 """
-#: Python cannot write beside its files: what it compiles at the first start is kept for the next.
+#: Python cannot write to the image: what it compiles at the first start is stored in the home.
 _COMPILED = """\
 if [ -w "$HOME" ] && [ -z "$PYTHONPYCACHEPREFIX" ]; then
     export PYTHONPYCACHEPREFIX="${{XDG_CACHE_HOME:-$HOME/.cache}}/condastore/{lock}"
@@ -141,10 +141,10 @@ def _root(material: Material, moment: int) -> Iterable[Entry]:
 
 
 def _write(material: Material, entries: Iterable[Entry], path: Path) -> Path:
-    """Let squashfs-tools make the file system of `entries` in the new file at `path`."""
+    """Run mksquashfs on `entries`; return the new file at `path`."""
     program = str(squashfs_program())
     everything = with_folders(entries, int(material.moment.timestamp()))
-    # mksquashfs takes no file for younger than this; its option for the root's time does nothing.
+    # mksquashfs clamps times to this; its option for the root's time has no effect.
     newest = max(entry.moment for entry in everything)
     pipe = path.with_name("files.tar")
     os.mkfifo(pipe, 0o600)
@@ -172,9 +172,12 @@ def _write(material: Material, entries: Iterable[Entry], path: Path) -> Path:
         result.require_not_killed("mksquashfs")
         said = "; ".join(line for line in lines[-3:] if line)
         if re.search("No space left|Disk quota", said):
-            raise DiskSpaceError("The disk is full: the file system could not be made.")
+            raise DiskSpaceError(
+                "The disk is full: the file system could not be created.",
+                hint="Ask an administrator to free disk space, then try again.",
+            )
         raise ArtifactFailedError(
-            f"The file system could not be made: {said or f'status {result.status}'}.",
+            f"The file system could not be created: {said or f'status {result.status}'}.",
             details={"status": result.status, "tail": result.tail},
         )
     return path
@@ -182,23 +185,27 @@ def _write(material: Material, entries: Iterable[Entry], path: Path) -> Path:
 
 @functools.cache
 def squashfs_program() -> Path:
-    """Raises ArtifactFailedError, with how to install it."""
+    """Return the path of mksquashfs.
+
+    Raises:
+        ArtifactFailedError: it is not installed or too old; the hint says how to install it.
+    """
     found = shutil.which("mksquashfs")
-    # sqfstar came with the ability to read archives; it is mksquashfs that takes all options.
+    # sqfstar was added together with reading archives; only mksquashfs has all options.
     if found is None or shutil.which("sqfstar") is None:
         older = found is not None
         raise ArtifactFailedError(
-            "squashfs-tools of this worker are older than 4.5: they read no archives."
+            "The worker's squashfs-tools are older than 4.5 and cannot read archives."
             if older
-            else "This worker has no squashfs-tools, which make such file systems.",
-            hint=f"Ask an administrator to install them on the workers ({INSTALL}), or ask for "
+            else "The worker has no squashfs-tools, which create this file system.",
+            hint=f"Ask an administrator to install them on the workers ({INSTALL}), or request "
             "an archive (env.tar.zst).",
         )
     return Path(found)
 
 
 class _Feeder:
-    """Writes the archive into the pipe from a thread of its own, while the tool reads it."""
+    """Thread that writes the archive into the pipe while the tool reads it."""
 
     def __init__(self, pipe: Path, entries: Sequence[Entry], material: Material) -> None:
         self._pipe, self._entries, self._material = pipe, entries, material
@@ -219,15 +226,15 @@ class _Feeder:
             if (descriptor := self._open()) is not None:
                 with os.fdopen(descriptor, "wb", buffering=0) as out:
                     self._write(out.write)
-        except Exception as error:  # told to whoever waits for the tool
+        except Exception as error:  # raised again by the thread that waits for the tool
             self.error = error
 
     def _open(self) -> int | None:
-        """The pipe, as soon as the tool has opened it; None where it ended before it did."""
+        """Open the pipe when the tool has opened it; return None if the tool ended before."""
         while not self._end.is_set():
             try:
                 descriptor = os.open(self._pipe, os.O_WRONLY | os.O_NONBLOCK)
-            except OSError:  # ENXIO: nobody reads yet
+            except OSError:  # ENXIO: no reader yet
                 time.sleep(_POLL)
                 continue
             os.set_blocking(descriptor, True)

@@ -1,7 +1,7 @@
-"""How does a lock become one file that installs it offline? A shell script and an archive after it.
+"""Offline installer of an environment: a shell script followed by an archive, in one file.
 
-The archive is the `tar.gz` of the same lock. The script checks it, unpacks it into an empty folder
-and has the environment's own Python, or sed where it has none, write the prefix into its files.
+The archive is the `tar.gz` of the same lock. The script verifies it, unpacks it into an empty
+folder, and lets the environment's Python, or sed if there is none, write the prefix into its files.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from environments.engine.artifacts.parts import GZIP, write_parts
 from environments.engine.artifacts.staging import Material
 from environments.engine.artifacts.tree import Part, PrefixRecord
 
-#: Where no package says how much room it has.
+#: Maximum length of the prefix if no package limits it.
 LONGEST_PREFIX = 1000
-#: What `uname -s` and `uname -m` say where an environment of the platform runs.
+#: Output of `uname -s` and `uname -m` on machines of each platform.
 SYSTEMS = {
     "linux-64": "Linux x86_64",
     "linux-aarch64": "Linux aarch64|Linux arm64",
@@ -37,12 +37,16 @@ SYSTEMS = {
 
 
 def make_installer(material: Material) -> Path:
-    """Raises InvalidInputError: for a platform whose machines run no `sh`."""
+    """Write the installer.
+
+    Raises:
+        InvalidInputError: the platform's machines have no `sh`.
+    """
     if material.platform not in SYSTEMS:
         raise InvalidInputError(
-            f"There is no installer for {material.platform}.",
+            f"Installers are not supported for {material.platform}.",
             where="platform",
-            hint=f"There is one for: {', '.join(SYSTEMS)}. Ask for the bundle or the lock file.",
+            hint=f"Supported: {', '.join(SYSTEMS)}. Request the bundle or the lock file instead.",
         )
     parts = archive_parts(material)
     archive = material.work / "payload.tar.gz"
@@ -67,7 +71,7 @@ def make_installer(material: Material) -> Path:
 
 
 def _script(material: Material, parts: Sequence[Part], sha256: str) -> bytes:
-    """The script up to its last newline; the archive follows."""
+    """Return the script; the archive follows its last newline."""
     prefixes = [record for part in parts for record in part.prefixes]
     rooms = [len(record.placeholder) for record in prefixes if record.mode == "binary"]
     records = _records(prefixes) if material.python is None else []
@@ -80,17 +84,17 @@ def _script(material: Material, parts: Sequence[Part], sha256: str) -> bytes:
         "SHA256": sha256,
         "ROOM": str(min(rooms, default=LONGEST_PREFIX)),
         "COUNT": str(len(records)),
-        "LICENCES": "\n".join(_licences(material)),
+        "LICENSES": "\n".join(_licenses(material)),
         "RECORDS": "\n".join(records),
-        "OFFSET": "0" * 10,  # found below: the script says how long it is itself
+        "OFFSET": "0" * 10,  # replaced below, when the script's length is known
     }
     script = re.sub(r"@([A-Z0-9]+)@", lambda found: values[found[1]], text).encode()
-    first = f"{f'+{len(script) + 1}':>10}".encode()  # as `tail -c` takes it
+    first = f"{f'+{len(script) + 1}':>10}".encode()  # in the format of `tail -c`
     return script.replace(b'offset="' + b"0" * 10, b'offset="' + first, 1)
 
 
 def _records(prefixes: Sequence[PrefixRecord]) -> list[str]:
-    """For sed: what is special to it in a basic regular expression is escaped."""
+    """Return the records for sed, with special characters of basic regular expressions escaped."""
     return [
         "\t".join(
             (
@@ -104,14 +108,14 @@ def _records(prefixes: Sequence[PrefixRecord]) -> list[str]:
     ]
 
 
-def _licences(material: Material) -> list[str]:
+def _licenses(material: Material) -> list[str]:
     lines = [
-        "This environment holds these packages, each under its own licence. Their texts are in the",
-        "packages' own archives, and at the addresses that the packages name.",
+        "This environment holds these packages, each under its own license. The license texts are",
+        "in the packages' own archives, and at the addresses that the packages name.",
         "",
     ]
     packages: list[Package] = [*material.part.conda, *material.part.pypi]
     for package in sorted(packages, key=lambda each: (each.name, each.version)):
-        told = f"  {package.name} {package.version}: {package.license or 'not said'}"
+        told = f"  {package.name} {package.version}: {package.license or 'not stated'}"
         lines.append("".join(letter if letter.isprintable() else " " for letter in told))
     return lines

@@ -1,10 +1,10 @@
 #!/bin/sh
 # An environment of condastore, lock @LOCK@, for @PLATFORM@.
-# It installs what is in this file and nothing else: it neither solves nor downloads.
+# It installs only the contents of this file: it neither solves nor downloads.
 #
-#     sh @FILE@ -p PREFIX        asks for agreement to the licences
+#     sh @FILE@ -p PREFIX        asks for agreement to the licenses
 #     sh @FILE@ -p PREFIX -b     does not ask
-#     sh @FILE@ -l               lists packages and licences
+#     sh @FILE@ -l               lists packages and licenses
 #     sh @FILE@ -t               checks this file
 set -eu
 LC_ALL=C
@@ -25,13 +25,13 @@ fail() {
     exit 1
 }
 
-licences() {
-    cat <<'CONDASTORE_LICENCES'
-@LICENCES@
-CONDASTORE_LICENCES
+licenses() {
+    cat <<'CONDASTORE_LICENSES'
+@LICENSES@
+CONDASTORE_LICENSES
 }
 
-# kind <tab> placeholder, written for sed <tab> its length <tab> path: what has the prefix in it.
+# Files with a placeholder of the prefix: kind, placeholder (escaped for sed), its length, path.
 records() {
     cat <<'CONDASTORE_RECORDS'
 @RECORDS@
@@ -46,17 +46,17 @@ digest() {
     if command -v sha256sum >/dev/null 2>&1; then sha256sum
     elif command -v shasum >/dev/null 2>&1; then shasum -a 256
     elif command -v openssl >/dev/null 2>&1; then openssl dgst -sha256 -r
-    else fail "there is no sha256sum, shasum or openssl to check this file with"
+    else fail "checking this file needs sha256sum, shasum or openssl"
     fi
 }
 
 check() {
     found=$(payload | digest)
     [ "${found%% *}" = "$sha256" ] || fail "this file is damaged or incomplete" \
-        "Download it again; a cut download is continued by: curl -C -"
+        "Download it again; to resume a partial download use: curl -C -"
 }
 
-look_at_prefix() {
+check_prefix() {
     case $prefix in
         /*) ;;
         *) prefix=$(pwd)/$prefix ;;
@@ -65,13 +65,13 @@ look_at_prefix() {
     [ -n "$prefix" ] || fail "the prefix cannot be /"
     case $prefix in
         *[[:space:][:cntrl:]\'\"\\\$\`\|\&\;]*)
-            fail "the prefix $prefix has a character that programs in it could not stand" \
+            fail "the prefix $prefix has a character that breaks programs in it" \
                 "Use letters, digits, - _ . and /." ;;
     esac
     [ "${#prefix}" -le $room ] ||
-        fail "the prefix $prefix is longer than the $room bytes that its packages have room for"
+        fail "the prefix $prefix is longer than $room bytes, the limit of its packages"
     if [ -e "$prefix" ] || [ -L "$prefix" ]; then
-        [ -d "$prefix" ] || fail "$prefix is there already, and is not a folder"
+        [ -d "$prefix" ] || fail "$prefix already exists and is not a folder"
         [ -z "$(ls -A "$prefix")" ] || fail "$prefix is not empty" "Choose a new folder."
         made=no
     else
@@ -81,7 +81,7 @@ look_at_prefix() {
 
 install_it() {
     if [ $made = yes ]; then
-        mkdir -p "$prefix" || fail "$prefix cannot be made"
+        mkdir -p "$prefix" || fail "$prefix cannot be created"
     fi
     trap undo EXIT
     trap 'exit 130' INT
@@ -90,7 +90,7 @@ install_it() {
     [ -f "$prefix/conda-meta/history" ] || fail "unpacking failed: is the disk full?"
     if [ -x "$prefix/bin/python" ]; then
         "$prefix/bin/python" -E -s -B "$prefix/bin/conda-unpack" ||
-            fail "the environment's python did not finish it"
+            fail "conda-unpack failed"
         own_scripts
     else
         replace
@@ -110,7 +110,7 @@ undo() {
 
 # Scripts in bin/ run with the environment's own python, activated or not.
 own_scripts() {
-    [ "${#prefix}" -le 110 ] || return 0  # kernels read so much of a first line
+    [ "${#prefix}" -le 110 ] || return 0  # limit of the first line in some kernels
     for file in "$prefix"/bin/*; do
         if [ -L "$file" ] || [ ! -f "$file" ]; then continue; fi
         case $(head -c 22 "$file" | tr -d '\000' | head -n 1) in
@@ -122,14 +122,14 @@ own_scripts() {
     done
 }
 
-# What conda-unpack does, where there is no python: needs a sed that knows -z for binary files.
+# Does the work of conda-unpack without python; binary files need a sed with option -z.
 replace() {
     [ $placeholder_files -gt 0 ] || return 0
     tab=$(printf '\t')
     records | while IFS=$tab read -r kind placeholder length path; do
         file=$prefix/$path
         if [ "$kind" = binary ]; then
-            knows_z || fail "$path needs a sed that knows -z (GNU, busybox)"
+            has_sed_z || fail "$path needs a sed with option -z (GNU, busybox)"
             padding=$(printf "%$((length - ${#prefix}))s" '' | sed 's/ /\\x00/g')
             sed -z ":a;s|$placeholder\(.*\)|$prefix\1$padding|;ta" "$file" >"$file.new"
         else
@@ -140,7 +140,7 @@ replace() {
     done || fail "the prefix could not be written into all files"
 }
 
-knows_z() {
+has_sed_z() {
     [ "$(printf 'ab\000c' | sed -z 's|a\(.*\)|x\1\x00|' 2>/dev/null | od -An -tx1 | tr -d ' \n')" \
         = 7862000063 ]
 }
@@ -153,27 +153,27 @@ while [ $# -gt 0 ]; do
             prefix=$2
             shift ;;
         -b | --batch) batch=yes ;;
-        -l | --licences) licences; exit 0 ;;
-        -t | --test) check; echo "This file is whole."; exit 0 ;;
+        -l | --licenses) licenses; exit 0 ;;
+        -t | --test) check; echo "This file is complete."; exit 0 ;;
         -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$self" | sed '$d'; exit 0 ;;
-        *) fail "there is no option $1" "sh $self -h" ;;
+        *) fail "unknown option $1" "See: sh $self -h" ;;
     esac
     shift
 done
-[ -n "$prefix" ] || fail "where to? name a new folder: -p PREFIX" "sh $self -h"
+[ -n "$prefix" ] || fail "the option -p PREFIX is missing" "Name a new folder. See: sh $self -h"
 here="$(uname -s) $(uname -m)"
 case "|$system|" in
     *"|$here|"*) ;;
-    *) fail "this is an environment for @PLATFORM@, and this machine is $here" ;;
+    *) fail "this environment is for @PLATFORM@, but this machine is $here" ;;
 esac
 for tool in tail gzip tar sed; do
     command -v $tool >/dev/null 2>&1 || fail "installing needs the program $tool"
 done
-look_at_prefix
+check_prefix
 check
 if [ $batch = no ]; then
-    licences
-    printf '\nDo you agree to these licences? [yes/no] '
+    licenses
+    printf '\nDo you agree to these licenses? [yes/no] '
     read -r reply || reply=no
     case $reply in
         y | yes | Y | Yes | YES) ;;

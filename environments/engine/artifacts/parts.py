@@ -1,13 +1,13 @@
-"""How is what many archives have in common compressed once?
+"""Compressed parts of archives, cached by package and shared between archives.
 
-zstd frames and gzip members may follow each other: a stream of them is the concatenation of what
-is in them, and every tool that reads one reads the other. So each package's members of the archive
-are compressed alone, and kept; the next archive with the package copies them.
+zstd frames and gzip members can be concatenated: the decompressed result is the concatenation of
+their contents. So each package's archive members are compressed separately and cached; the next
+archive with the package copies them.
 
     <folder>/<key of the part>-<name of the compression>     sha256 of the rest (32 bytes), the rest
 
-The bytes are the same however many threads work: a stream is cut at fixed places, and each piece is
-compressed by itself.
+The bytes do not depend on the number of threads: a stream is cut at fixed positions, and each piece
+is compressed separately.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from environments.domain.progress import Cancelled, Progress, Report, ignore, ne
 from environments.engine.artifacts.tar import chunks
 from environments.engine.artifacts.tree import Part
 
-#: Bytes that are compressed at once; memory is a few times that for each thread.
+#: Bytes that are compressed at once; each thread uses a few times as much memory.
 PIECE = 8 << 20
 Packed = bytes | bytearray
 _DIGEST = 32  # bytes of a sha256
@@ -42,7 +42,7 @@ _DIGEST = 32  # bytes of a sha256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compression:
-    """`name` says with what, so that parts of another library's version are never mixed in."""
+    """A compression; `name` contains the library's version, so that versions never mix."""
 
     name: str
     compress: Callable[[memoryview], Packed]
@@ -53,7 +53,7 @@ def _zstd(piece: memoryview) -> bytes:
 
 
 def _gzip(piece: memoryview) -> Packed:
-    """libdeflate is more than twice as fast as zlib; its header has no name and no time."""
+    """Compress with libdeflate: twice as fast as zlib, and no name or time in the header."""
     return deflate.gzip_compress(piece, 3)
 
 
@@ -71,7 +71,7 @@ class PartFolder:
         return self.folder / f"{part.key}-{compression.name}"
 
     def entries(self) -> Iterator[tuple[str, datetime]]:
-        """(name, last use) of every entry."""
+        """Yield (name, last use) of every entry."""
         for path in self.folder.glob("[!.]*"):
             with contextlib.suppress(FileNotFoundError):
                 yield path.name, datetime.fromtimestamp(path.stat().st_mtime).astimezone()
@@ -80,7 +80,7 @@ class PartFolder:
         (self.folder / name).unlink(missing_ok=True)
 
     def remove_leftovers(self, *, older_than: timedelta) -> None:
-        """Remove what killed workers left half done."""
+        """Remove old temporary files of killed workers."""
         limit = time.time() - older_than.total_seconds()
         for path in self.folder.glob(".*"):
             with contextlib.suppress(FileNotFoundError):
@@ -98,12 +98,12 @@ def write_parts(
     progress: Report = ignore,
     cancelled: Cancelled = never,
 ) -> None:
-    """Write `parts`, compressed, one after the other to `out`.
+    """Write `parts`, compressed, to `out`, in their order.
 
     Args:
-        threads: how many compress; as many as there are processors if 0.
+        threads: number of compressing threads; 0 means one per processor.
     Raises:
-        LeaseLostError: `cancelled` said so.
+        LeaseLostError: `cancelled` returned True.
     """
     threads = threads or len(os.sched_getaffinity(0))
     kept.folder.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ def write_parts(
 
 
 class _Copy:
-    """A part on its way into the folder: it appears there when it is whole."""
+    """A new entry of the folder, which becomes visible when it is complete."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -154,7 +154,7 @@ class _Copy:
 
 
 class _Line:
-    """What is compressed at the same time and written in order, only so much of it at once."""
+    """Ordered writer of concurrently compressed pieces, with a limited number in memory."""
 
     def __init__(self, out: BinaryIO, *, pool: ThreadPoolExecutor, most: int) -> None:
         self._out, self._pool, self._most = out, pool, most
@@ -177,7 +177,7 @@ class _Line:
             self._later(copy.finish)
 
     def copy(self, path: Path) -> bool:
-        """Whether there is such a part, whole; then it comes next."""
+        """Queue an existing, undamaged part; return False if there is none."""
         if (file := _open_whole(path)) is None:
             return False
         self._later(lambda: self._take(file))
@@ -199,7 +199,7 @@ class _Line:
 
 
 def _open_whole(path: Path) -> BinaryIO | None:
-    """The part, if it is there with its own bytes; one that is not is removed."""
+    """Open a part if it exists and its digest is right; remove a damaged one."""
     try:
         file = path.open("rb")
     except FileNotFoundError:

@@ -1,11 +1,11 @@
-"""How is a squashfs put into an Apptainer image, so that its bytes depend on nothing else?
+"""Writer of Apptainer images (SIF) with reproducible bytes.
 
-A SIF is a header, a table of descriptors and the objects they describe: the root file system, its
-labels, and what `apptainer inspect` shows without starting the image. Its id comes from its content
-and its times from the lock. (`siftool` gives both at random, and is seldom installed.)
+A SIF is a header, a table of descriptors and the described objects: the root file system, its
+labels, and what `apptainer inspect` shows without starting the image. Its id is derived from its
+content, and its times from the lock. (`siftool` makes both random, and is rarely installed.)
 
-Source: github.com/sylabs/sif, pkg/sif (version 1 of the format): all numbers are little-endian, and
-nothing is aligned but the objects.
+Source: github.com/sylabs/sif, pkg/sif (format version 1): all numbers are little-endian, and only
+the objects are aligned.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
-#: conda's platform -> Go's architecture, as a SIF numbers it.
+#: conda's platform -> code of Go's architecture in a SIF.
 ARCHITECTURES: Mapping[str, bytes] = {
     "linux-64": b"02\0",
     "linux-aarch64": b"04\0",
@@ -33,9 +33,9 @@ _LAUNCH = b"#!/usr/bin/env run-singularity\n"
 #: free, total, offset, size; of the data: offset, size.
 _HEADER = struct.Struct("<32s10s3s3s16sqqqqqqqq")
 #: type, used, id, group, link, offset, size, size with padding, created, modified, user, group,
-#: name, what is particular to the type.
+#: name, type-specific data.
 _DESCRIPTOR = struct.Struct("<iBIIIqqqqqqq128s384s")
-#: Of a partition: file system, kind, architecture.
+#: Data of a partition: file system, kind, architecture.
 _PARTITION = struct.Struct("<ii3s")
 _DESCRIPTORS, _DESCRIPTORS_AT, DATA_AT = 48, 4096, 32768
 _ALIGNMENT = 4096
@@ -53,10 +53,10 @@ def write_sif(
     labels: Mapping[str, str],
     run_script: str,
 ) -> None:
-    """Write an image around the squashfs in the file `system` to the new file at `path`.
+    """Write an image with the squashfs in the file `system` to the new file at `path`.
 
     Args:
-        labels, run_script: as in the file system; `apptainer inspect` reads them from here.
+        labels, run_script: the same as in the file system; `apptainer inspect` reads these copies.
     """
     size, when = system.stat().st_size, int(moment.timestamp())
     architecture = ARCHITECTURES[platform]

@@ -1,7 +1,7 @@
-"""What is an artifact made from?
+"""Input of artifact makers: the packages of a lock in the caches, and the data that joins them.
 
-The packages of a lock as they are in the caches, and what joins them. Makers take the files from
-there (`tree.py`): what would differ from one worker or day to the next never comes in.
+Makers read the files through `tree.py`, so nothing that differs between workers or days gets into
+an artifact.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from environments.engine.packages.downloads import bring
 from environments.engine.prefix import linking
 from environments.engine.pypi.install import CachedWheel
 
-#: Brings packages as they came into a folder; the file of each URL.
+#: Fetches original packages into a folder; returns the path by URL.
 Originals = Callable[[Sequence[Package], Path], dict[str, Path]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Material:
-    """A lock's packages for one platform, fetched and extracted, and what joins them."""
+    """A lock's packages for one platform, fetched and extracted, and the data that joins them."""
 
     lock: Lock
     platform: str
@@ -35,7 +35,7 @@ class Material:
     wheels: Sequence[CachedWheel]
     variables: Mapping[str, str]
     cache: PackageCache
-    work: Path  # an empty folder of this attempt, on the cache's file system
+    work: Path  # an empty folder for this attempt, on the cache's file system
     progress: Report = ignore
     cancelled: Cancelled = never
     originals: Originals = bring
@@ -43,12 +43,12 @@ class Material:
     @property
     def part(self) -> PlatformLock:
         part = self.lock.on(self.platform)
-        assert part is not None, "the platform is one of the lock's"
+        assert part is not None, "the lock has this platform"
         return part
 
     @property
     def moment(self) -> datetime:
-        """When the newest package was made: the same wherever and whenever it is asked."""
+        """Time of the newest package; reproducible."""
         return newest(self.part)
 
     @property

@@ -1,7 +1,7 @@
-"""How are files written as a tar archive, with the same bytes wherever it is done?
+"""Reproducible tar archives.
 
-In the order that is given, owned by nobody in particular; nothing comes from the file system but
-what is in the files.
+The order is the caller's and the owner is fixed; only the contents of files come from the file
+system.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from typing import NamedTuple
 
 from condastore.errors import LinkError
 
-BLOCK = 512  # bytes, of a tar archive
+BLOCK = 512  # bytes of a block of a tar archive
 END = bytes(2 * BLOCK)
-#: Where a header has these.
+#: Positions of these fields in a header.
 _NAME, _SIZE, _SUM = slice(0, 100), slice(124, 136), slice(148, 156)
-_LARGEST = 8**11  # a number of so many digits
+_LARGEST = 8**11  # a size field has 11 octal digits
 
 
 class Entry(NamedTuple):
-    """One path. (A tuple: an environment has tens of thousands of them.)
+    """One path. (A tuple, because an environment has tens of thousands.)
 
-    `content`: the bytes, or where they are; None for a folder, and for a link, which has a target.
+    `content`: the bytes, or the path of a file; None for a folder, and for a link, which has a
+    target.
     """
 
     path: str
@@ -56,7 +57,7 @@ class Source(NamedTuple):
 
 
 def with_folders(entries: Iterable[Entry], moment: int) -> list[Entry]:
-    """`entries` and every folder they are in, sorted: folders come before what is in them."""
+    """Return `entries` and all their parent folders, sorted: folders before their contents."""
     everything = {entry.path: entry for entry in entries}
     for path in list(everything):
         folder = path.rpartition("/")[0]
@@ -67,7 +68,7 @@ def with_folders(entries: Iterable[Entry], moment: int) -> list[Entry]:
 
 
 def tar_stream(entries: Iterable[Entry]) -> Iterator[bytes | Source]:
-    """The members of a tar archive, to be read by `chunks`; its end is `END`."""
+    """Yield the members of a tar archive, for `chunks`; the caller adds `END`."""
     for entry in entries:
         yield _header(entry)
         if isinstance(entry.content, bytes):
@@ -81,14 +82,14 @@ def tar_stream(entries: Iterable[Entry]) -> Iterator[bytes | Source]:
 def chunks(
     stream: Iterable[bytes | Source], size: int, *, reuse: bool = False
 ) -> Iterator[memoryview]:
-    """`stream` in pieces of `size` bytes; the last one may be shorter.
+    """Yield `stream` in pieces of `size` bytes; the last one may be shorter.
 
-    Files are read to where they are to be: copies would cost a tenth of what compressing does.
+    Files are read directly into the pieces: copies would cost a tenth of the compression.
 
     Args:
-        reuse: the next piece takes the memory of the one before.
+        reuse: True overwrites the memory of a piece with the next one.
     Raises:
-        LinkError: a file is shorter than it was.
+        LinkError: a file is shorter than expected.
     """
     piece, filled = memoryview(bytearray(size)), 0
     for data in stream:
@@ -99,7 +100,10 @@ def chunks(
                 room = piece[filled : filled + length - done]
                 if isinstance(data, Source):
                     if not (taken := os.readv(descriptor, [room])):
-                        raise LinkError(f"{data.path} is shorter in the cache than it was.")
+                        raise LinkError(
+                            f"{data.path} in the package cache is shorter than expected.",
+                            hint="Ask an administrator to check the disk of the package cache.",
+                        )
                 else:
                     taken = len(room)
                     room[:] = data[done : done + taken]
@@ -115,7 +119,7 @@ def chunks(
 
 
 def _header(entry: Entry) -> bytes:
-    """What `tarfile` writes: a copy of one of its headers where only these four places differ."""
+    """Return `tarfile`'s header, built from a cached copy where only these four fields differ."""
     kind = tarfile.REGTYPE if entry.content is not None else tarfile.DIRTYPE
     path = entry.path if kind == tarfile.REGTYPE else f"{entry.path}/"
     plain = len(path) <= _NAME.stop and path.isascii() and entry.size < _LARGEST
@@ -129,7 +133,7 @@ def _header(entry: Entry) -> bytes:
 
 @functools.cache
 def _template(kind: bytes, mode: int, owner: int) -> tuple[bytes, bytes, int]:
-    """Of a header: after the name, after the checksum; and the sum of both, with its blanks."""
+    """Return a header's part after the name, its part after the checksum, and their sum."""
     content = b"" if kind == tarfile.REGTYPE else None
     header = _tarfile_header(Entry("", content, 0, 0, mode, owner=owner))
     between, rest = header[_NAME.stop : _SIZE.start], header[_SUM.stop :]

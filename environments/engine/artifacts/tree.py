@@ -1,13 +1,13 @@
-"""Which files does an artifact hold, and what does each look like, wherever it is made?
+"""The files of an artifact, the same wherever it is made.
 
-An archive and a file system are made from the same list: path, content, mode and time of each
-file, straight from the caches. No prefix is linked, and nothing of this machine is in it: not its
-paths, not the times of its files, not their owners.
+Archives and file systems are made from the same list: path, content, mode and time of each file,
+directly from the caches. No prefix is linked, and nothing of the machine is included: no paths, no
+times of its files, no owners.
 
-A file's time is that of its package. Only Python sources whose compiled form comes with the package
-have the time that the compiled form names: with another one Python would compile them at every
-start. Python that no package compiled stays so: who compiles it would need a machine of the
-artifact's platform, and other machines would give other bytes.
+A file's time is its package's. Python sources with a compiled form in the package are the
+exception: they have the time that the compiled form names, or Python would compile them at every
+start. Python files that no package compiled stay so: compiling needs a machine of the artifact's
+platform, and other machines would give other bytes.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ from environments.engine.artifacts.tar import Entry, Source, tar_stream
 from environments.engine.packages.cache import CachedPackage
 from environments.engine.pypi.install import CachedWheel, install_wheels
 
-#: Part of what compressed parts are kept by: grows when the same package gives other entries.
+#: Part of the keys of compressed parts; increase it when the same package gives other entries.
 RECIPE = 3
-#: What stands for the prefix where no one knows it yet.
+#: Stands for a prefix that is not known yet.
 UNKNOWN_PREFIX: str = PREFIX_PLACEHOLDER
 #: Flags, then the source's time, of a compiled Python file (PEP 552).
 _COMPILED = struct.Struct("<4xII")
-_LATEST = 2**32 - 1  # the last second that a squashfs can name
+_LATEST = 2**32 - 1  # the last second that a squashfs can represent
 
 
 class PrefixRecord(NamedTuple):
-    """What is to be replaced in a file once it is known where the environment lies."""
+    """A placeholder in a file, to be replaced when the location of the environment is known."""
 
     path: str
     placeholder: str
@@ -62,28 +62,28 @@ class PrefixRecord(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """The entries of one package, sorted; the same in every artifact that gives it this `key`."""
+    """The sorted entries of one package; the same in every artifact with this `key`."""
 
-    key: str  # sha256, hex; "" where it is of this artifact only
+    key: str  # sha256 in hex; "" if only this artifact has the part
     name: str
     entries: Sequence[Entry]
     prefixes: Sequence[PrefixRecord] = ()
-    tail: bytes = b""  # after the entries
+    tail: bytes = b""  # bytes after the entries
 
     def stream(self) -> Iterator[bytes | Source]:
-        """Its members of a tar archive."""
+        """Yield its members of a tar archive."""
         yield from tar_stream(self.entries)
         if self.tail:
             yield self.tail
 
 
 def parts_of(material: Material, *, prefix: str | None) -> list[Part]:
-    """The parts of all packages by name, and last what conda notes of the environment.
+    """Return the parts of all packages by name, and last conda's metadata of the environment.
 
     Args:
-        prefix: stands in the files; None where it is to be replaced by whoever unpacks them.
+        prefix: the prefix in the files; None if the program that unpacks them replaces it.
     Raises:
-        LinkError: packages that clash or cannot be linked; all of them are named.
+        LinkError: packages conflict or cannot be linked; reports all of them.
     """
     parts = package_parts(
         material.packages,
@@ -108,11 +108,10 @@ def package_parts(
     work: Path,
     cancelled: Cancelled = never,
 ) -> list[Part]:
-    """Those of packages that stand together, by name, and of wheels, which are put in `work`.
+    """Return the parts of packages linked together, by name, and of wheels, installed in `work`.
 
     Args:
-        packages: in the order in which they are linked: of two different files at one path, that of
-            the later package is taken.
+        packages: in link order: of two different files at one path, the later package's is used.
     """
     conflicts = find_conflicts(packages, python=python, platform=platform, prefix=prefix or "")
     replaced = replaced_paths(conflicts)
@@ -125,7 +124,7 @@ def package_parts(
         parts.append(_without(part, taken))
     for number, wheel in enumerate(sorted(wheels, key=lambda each: each.label)):
         obey(cancelled)
-        assert python is not None, "wheels are locked beside a python only"
+        assert python is not None, "a lock with wheels has python"
         made = _wheel_part(wheel, python, prefix, work / f"wheel-{number}")
         _refuse_clashes(made, taken)
         parts.append(_without(made, taken))
@@ -135,10 +134,10 @@ def package_parts(
 def find_conflicts(
     packages: Sequence[CachedPackage], *, python: PythonInfo | None, platform: str, prefix: str
 ) -> tuple[PathConflict, ...]:
-    """The files that packages replace of others.
+    """Return the files of packages that other packages replace.
 
     Raises:
-        LinkError: the packages cannot stand together; each fault is named.
+        LinkError: the packages cannot be linked together; reports all faults.
     """
     checked = check_paths(
         [package.contents for package in packages],
@@ -149,13 +148,13 @@ def find_conflicts(
     if checked.faults:
         raise LinkError(
             "; ".join(fault.reason.rstrip(".") for fault in checked.faults[:20]) + ".",
-            hint="Ask for other versions of these packages, or leave one of them out.",
+            hint="Use other versions of these packages, or remove one of them.",
         )
     return checked.conflicts
 
 
 def _without(part: Part, taken: dict[str, str]) -> Part:
-    """`part` without the paths that an earlier one has with the same content."""
+    """Return `part` without paths that an earlier part has with the same content."""
     again = {entry.path for entry in part.entries if entry.path in taken}
     taken.update((entry.path, part.name) for entry in part.entries)
     return _leaving_out(part, again)
@@ -174,14 +173,14 @@ def _leaving_out(part: Part, paths: set[str]) -> Part:
 
 def _refuse_clashes(part: Part, taken: Mapping[str, str]) -> None:
     clashes = [
-        f"{entry.path} of {part.name} is there already, from {taken[entry.path]}"
+        f"{entry.path} of {part.name} already exists, from {taken[entry.path]}"
         for entry in part.entries
         if entry.path in taken
     ]
     if clashes:
         raise LinkError(
             "; ".join(clashes[:20]) + ".",
-            hint="Take the package from one of the two, not from both.",
+            hint="Install the package from conda or from PyPI, not from both.",
         )
 
 
@@ -210,7 +209,7 @@ def _package_part(package: CachedPackage, python: PythonInfo | None, prefix: str
         if record is not None and file.kind == "file":
             note |= {"file_mode": record.mode, "prefix_placeholder": record.placeholder}
             entry, kept = _filled_in(entry, record, prefix)
-            if kept:  # whoever unpacks it writes into it
+            if kept:  # the program that unpacks it must be able to write to it
                 entry = entry._replace(mode=entry.mode | stat.S_IWUSR)
                 prefixes.append(record._replace(path=place))
             if prefix is not None:
@@ -250,17 +249,17 @@ def _plain(file: PackageFile, source: str, place: str, moment: int) -> Entry:
 
 
 def _mode(status: os.stat_result) -> int:
-    """0644 or 0755, without the owner's write where the package's file has none."""
+    """Return 0644 or 0755, without the owner's write permission if the package's file has none."""
     readable = 0o555 if status.st_mode & stat.S_IXUSR else 0o444
     return readable | (status.st_mode & stat.S_IWUSR)
 
 
 def _filled_in(entry: Entry, record: PrefixRecord, prefix: str | None) -> tuple[Entry, bool]:
-    """The file with its prefix in it; and whether it is still to be replaced by who unpacks it."""
+    """Return the file with the prefix in it, and True if it must still be replaced later."""
     if prefix is None and not (record.mode == "text" and entry.path.startswith("bin/")):
         return entry, True
     content = Path(str(entry.content)).read_bytes()
-    if prefix is None:  # as conda-pack: a script finds its interpreter on the path
+    if prefix is None:  # like conda-pack: a script finds its interpreter in PATH
         content, done = rewrite_shebang(content, entry.path, record.placeholder)
         return entry._replace(content=content, size=len(content)), not done
     old, new = record.placeholder.encode(), prefix.encode()
@@ -271,7 +270,7 @@ def _filled_in(entry: Entry, record: PrefixRecord, prefix: str | None) -> tuple[
 
 
 def _in_binary(content: bytes, old: bytes, new: bytes) -> bytes:
-    """Replace `old` in the strings of a compiled file, each of which keeps its length."""
+    """Replace `old` in the strings of a binary file; each string keeps its length."""
     parts: list[bytes] = []
     position = 0
     while (start := content.find(old, position)) >= 0:
@@ -284,7 +283,7 @@ def _in_binary(content: bytes, old: bytes, new: bytes) -> bytes:
 
 
 def _placeholders(folder: Path) -> dict[str, PrefixRecord]:
-    """Path in the package -> what stands for the prefix in it."""
+    """Return path in the package -> its placeholder of the prefix."""
     document = PathsJson.from_package_directory_with_deprecated_fallback(folder)
     return {
         (path := os.fspath(entry.relative_path)): PrefixRecord(
@@ -296,7 +295,7 @@ def _placeholders(folder: Path) -> dict[str, PrefixRecord]:
 
 
 def _times_of_sources(package: CachedPackage) -> dict[str, int]:
-    """Path of a Python source -> its time, as the compiled file of the package names it."""
+    """Return path of a Python source -> its time in the package's compiled file."""
     times: dict[str, int] = {}
     for file in package.contents.files:
         if file.kind != "file" or not file.path.endswith(".pyc"):
@@ -329,7 +328,7 @@ def _note_of(file: PackageFile, place: str) -> dict[str, Any]:
 def _entry_point(
     text: str, python: PythonInfo, prefix: str | None, moment: int
 ) -> tuple[Entry, dict[str, Any]]:
-    """The script of `command = module:function`, as rattler writes it into prefixes."""
+    """Return the script for `command = module:function`, identical to rattler's."""
     command, _, target = (part.strip() for part in text.partition("="))
     module, _, function = (part.strip() for part in target.partition(":"))
     interpreter = f"{prefix}/bin/python{python.version}" if prefix else "/usr/bin/env python"
@@ -356,7 +355,7 @@ def _entry_point(
 
 
 def _record(package: CachedPackage, paths: Sequence[Mapping[str, Any]]) -> bytes:
-    """conda's own note of an installed package (CEP 32), without anything of this machine."""
+    """Return conda's record of an installed package (CEP 32), without data of this machine."""
     conda = package.package
     record = {
         **conda.record,
@@ -370,12 +369,12 @@ def _record(package: CachedPackage, paths: Sequence[Mapping[str, Any]]) -> bytes
         "package_tarball_full_path": "",
         "requested_spec": "",
     }
-    # Without indents, which the encoder in C does not know.
+    # Without indentation, which the C encoder does not support.
     return (json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def _notes(material: Material, moment: int) -> list[Entry]:
-    """The history and the variables of the environment."""
+    """Return the history and the variables of the environment."""
     lines = [
         f"==> {material.moment:%Y-%m-%d %H:%M:%S} <==",
         f"# cmd: condastore lock {material.lock.digest}",
@@ -396,7 +395,7 @@ def _notes(material: Material, moment: int) -> list[Entry]:
 
 
 def _wheel_part(wheel: CachedWheel, python: PythonInfo, prefix: str | None, work: Path) -> Part:
-    """What a wheel becomes when it is installed alone, in an empty folder."""
+    """Install a wheel alone in an empty folder and return its files."""
     work.mkdir()
     final = prefix or UNKNOWN_PREFIX
     install_wheels([wheel], target=work, final_prefix=Path(final), python=python)
@@ -409,7 +408,7 @@ def _wheel_part(wheel: CachedWheel, python: PythonInfo, prefix: str | None, work
             source = f"{folder}/{name}"
             status = os.lstat(source)
             entry = Entry(source[root:], source, status.st_size, moment, _mode(status))
-            # What is no link to the cache was written for this prefix.
+            # A file that is not a hard link to the cache was written for this prefix.
             if prefix is None and status.st_nlink == 1:
                 entry, kept = _filled_in_script(entry)
                 if kept:

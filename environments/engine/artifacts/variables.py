@@ -1,4 +1,4 @@
-"""Variables that packages ask for while their environment is active (`etc/conda/env_vars.d`)."""
+"""Environment variables that packages set at activation (`etc/conda/env_vars.d`)."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from environments.engine.packages.cache import CachedPackage
 
 _FILE = re.compile(r"etc/conda/env_vars\.d/[^/]+\.json")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
-_MOST = 1 << 20  # bytes of such a file
+_MAX_BYTES = 1 << 20  # of a file of variables
 
 
 def variables_of(packages: Sequence[CachedPackage]) -> dict[str, str]:
-    """The variables of `packages`, which are in the order in which they are linked.
+    """Return the variables of `packages`, given in link order.
 
-    As conda reads them: file by file in the order of their names, the later one holds. What is no
-    JSON object, and names that a shell does not take, are left out.
+    As in conda, files are read in the order of their names, and later ones override. Files that are
+    not JSON objects, and names that a shell does not accept, are ignored.
     """
     files = {
         file.path: package.folder / file.path
         for package in packages
         for file in package.contents.files
-        if file.kind == "file" and _FILE.fullmatch(file.path) and file.size < _MOST
+        if file.kind == "file" and _FILE.fullmatch(file.path) and file.size < _MAX_BYTES
     }
     found: dict[str, str] = {}
     for path in sorted(files):
         try:
             content = parse_json(files[path].read_bytes())
         except ValueError:
-            continue  # conda too goes on without it
+            continue  # conda ignores it as well
         if isinstance(content, dict):
             found |= {
                 name: str(value)
@@ -42,7 +42,7 @@ def variables_of(packages: Sequence[CachedPackage]) -> dict[str, str]:
 
 
 def exports(variables: Mapping[str, str]) -> str:
-    """Lines of a shell script that set `variables`, whatever their values hold."""
+    """Return lines of a shell script that set `variables`, with their values quoted."""
     return "".join(
         f"export {name}={shlex.quote(value)}\n" for name, value in sorted(variables.items())
     )

@@ -1,9 +1,9 @@
-"""When did we first see each package of a channel? A clock that no publisher can set.
+"""Database of when this installation first saw each package; publishers cannot influence it.
 
-One file for each (channel, subdir), sorted by digest, so that the solver's processes find a
-package by bisection in a mapped file: 12 bytes a package, some ten million for conda-forge's
-largest subdir. An entry is never changed and never dropped: a package that a channel takes away
-and brings back is as old as it was.
+One file per (channel, subdir), sorted by digest, so that solver processes find a package by
+bisection in a memory-mapped file: 12 bytes per package, about 10 MB for conda-forge's largest
+subdir. Entries are never changed or removed: a package that a channel removes and adds again keeps
+its first date.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from pathlib import Path
 from environments.domain.policy import Sighting
 
 _MAGIC = b"condastore seen1"
-_HEAD = struct.Struct(">16sQ")  # magic; minute of the first look: the baseline
-_KEY = 8  # bytes of a sha256: enough to tell a million packages apart
-_ENTRY = struct.Struct(">8sI")  # digest's start; minutes since the epoch
+_HEAD = struct.Struct(">16sQ")  # magic; minute of the first scan, which is the baseline
+_KEY = 8  # leading bytes of a sha256: enough to distinguish millions of packages
+_ENTRY = struct.Struct(">8sI")  # leading bytes of the digest; minutes since the epoch
 
 
 def path_of(folder: Path, channel: str, subdir: str) -> Path:
@@ -33,9 +33,9 @@ def path_of(folder: Path, channel: str, subdir: str) -> Path:
 
 
 class Look:
-    """What one look at a channel finds; `keep` joins it to what was seen before.
+    """Packages found by one scan of a channel; `keep` merges them into the database.
 
-    Eight bytes a package while it looks, forty while it joins.
+    Uses 8 bytes per package during the scan, and 40 during the merge.
     """
 
     def __init__(self, folder: Path, channel: str) -> None:
@@ -49,9 +49,13 @@ class Look:
             keys.append(int.from_bytes(sha256[:_KEY], "big"))
 
     def keep(self, *, now: float) -> int:
-        """How many packages were new. `now`: seconds since the epoch.
+        """Merge the scan into the files; return the number of new packages.
 
-        Two who look at once: the later one wins; what only the other saw is seen the next time.
+        Of two concurrent merges the later one wins; packages that only the other saw are added by
+        the next scan.
+
+        Args:
+            now: seconds since the epoch.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         return sum(
@@ -61,7 +65,7 @@ class Look:
 
 
 def _join(path: Path, fresh: Iterable[int], minute: int) -> int:
-    """Write the old entries and the new ones to a new file, in one pass over both."""
+    """Merge old and new entries into a new file in one pass."""
     baseline, end, old = _read(path)
     temporary = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
     new, last = 0, b""
@@ -100,14 +104,14 @@ class _File:
 
 
 class FirstSeen:
-    """Reads what looks have kept; files are mapped when first asked for."""
+    """Reader of the database; maps each file at first use."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._files: dict[tuple[str, str], _File | None] = {}
 
     def sighting(self, channel: str, subdir: str, sha256: str) -> Sighting | None:
-        """None for what was not there when we last looked, and for channels nobody looks at."""
+        """Return the first sighting; None if the last scan did not see the package."""
         if not sha256:
             return None
         key = (channel, subdir)
@@ -142,7 +146,7 @@ def _find(file: _File, key: bytes) -> int | None:
 
 
 def _read(path: Path) -> tuple[int | None, int, mmap.mmap | bytes]:
-    """The baseline (None where there is no such file), and the bytes."""
+    """Return the baseline (None if there is no valid file), the end of the entries, the bytes."""
     with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size >= _HEAD.size:

@@ -1,7 +1,7 @@
-"""How does a solve read a channel that is hosted here? From files that were written for it.
+"""Hosted channels as a source of solves, read from files that were written for the solve.
 
-No web server is asked, so no worker needs a way to one, and there is no credential that a lock, a
-log or a process could give away. Whoever writes the files has checked who may read the channel.
+No HTTP request is needed, so workers need no access to the web server, and there is no credential
+that a lock, a log or a process could reveal. The code that writes the files checks access first.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from environments.engine.channels.records import to_rattler
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostedFiles:
-    """What one hosted channel held at one moment."""
+    """Files with the contents of one hosted channel at one moment."""
 
     url: str
-    states: Mapping[str, str] = field(hash=False)  # subdir: what changes when its packages do
-    files: Mapping[str, Path] = field(hash=False)  # subdir: its packages, as `write` writes them
+    states: Mapping[str, str] = field(hash=False)  # subdir -> digest of its contents
+    files: Mapping[str, Path] = field(hash=False)  # subdir -> file written by `write`
 
 
-#: The files of a URL; None for a channel that is not hosted here. Asked in the caller's thread.
+#: Returns the files of a channel, or None if it is not hosted here. Called in the caller's thread.
 HostedLookup = Callable[[str], HostedFiles | None]
 
 
 def none_hosted(url: str) -> HostedFiles | None:
-    """Where all channels are elsewhere."""
+    """Return None: no channel is hosted here."""
     return None
 
 
 def write(path: Path, packages: Iterable[tuple[CondaPackage, bool]]) -> None:
-    """One line a package name, `packages` by name; the flag tells that it was yanked."""
+    """Write one line per package name, from `packages` sorted by name; the flag means yanked."""
     with path.open("w") as file:
         name, lines = "", list[Any]()
         for package, yanked in packages:
@@ -54,11 +54,11 @@ def _write_line(file: Any, name: str, lines: Sequence[Any]) -> None:
 
 
 class HostedSource:
-    """One hosted channel, as a RepoDataSource of rattler."""
+    """One hosted channel; implements rattler's RepoDataSource."""
 
     def __init__(self, hosted: HostedFiles) -> None:
         self.hosted = hosted
-        self._lines: dict[str, dict[str, str]] = {}  # subdir: name: its line, unread
+        self._lines: dict[str, dict[str, str]] = {}  # subdir -> name -> unparsed line
 
     async def fetch_package_records(
         self, platform: rattler.Subdir, name: rattler.PackageName
@@ -73,7 +73,7 @@ class HostedSource:
         return [*self._of(str(platform))]
 
     def packages(self, subdir: str, name: str) -> Iterator[tuple[CondaPackage, bool]]:
-        """Each, and whether it was yanked: a lock may still name it."""
+        """Yield each package with its yanked flag; a lock may name yanked packages."""
         for file_name, yanked, record in json.loads(self._of(subdir).get(name, "[]")):
             url = f"{self.hosted.url}/{subdir}/{file_name}"
             yield (

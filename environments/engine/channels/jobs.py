@@ -1,8 +1,8 @@
-"""Reading of channels outside a solve, as jobs for a confined process.
+"""Jobs that read channels outside a solve, in a confined process.
 
-A job runs in a process of `solver_process`, because what a channel lists is untrusted: it may take
-all memory, or exploit a fault of the parser. It sends its findings piece by piece, as JSON, which
-the starting process reads with `read_item`.
+A job runs in a process of `solve.process`, because repodata is untrusted input: it may use up all
+memory or exploit a fault of the parser. The process sends the results item by item, as JSON; the
+parent parses them with `read_item`.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from environments.domain.records import CondaPackage
 from environments.engine.channels.hosted import HostedFiles
 from environments.engine.channels.repodata import ChannelEntry, Channels
 
-#: Names of packages that are read of one channel; conda-forge has 35,000.
-MOST_NAMES = 500_000
-#: Bytes of a digest that first sightings are kept by.
-_DIGEST = 8
+#: Maximum number of package names of one channel; conda-forge has 35,000.
+MAX_NAMES = 500_000
+#: Leading bytes of a sha256 that first sightings are stored with.
+_DIGEST_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """Some files of one subdir of a channel, by their URLs; an item for each that is listed."""
+    """Read some files of one subdir by URL; sends an item for each file that is listed."""
 
     channel: str
     subdir: str
     names: tuple[str, ...]  # of their packages
     urls: frozenset[str]  # canonical
     states: Mapping[tuple[str, str], str]
-    deadline: float  # of time.monotonic(), which all processes of a machine share
+    deadline: float  # of time.monotonic(), which is shared by all processes of a machine
     hosted: tuple[HostedFiles, ...] = field(default=(), init=False)
 
     @property
@@ -54,7 +54,7 @@ class Listing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Described:
-    """A package name of a channel, and the digests of its files by subdir (their first bytes)."""
+    """A package name of a channel, and the first bytes of its files' digests, by subdir."""
 
     entry: ChannelEntry
     digests: Mapping[str, tuple[bytes, ...]]
@@ -62,12 +62,12 @@ class Described:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
-    """Everything that a channel lists; an item for each package name, in their order."""
+    """Read everything that a channel lists; sends an item for each package name, in order."""
 
     channel: str
     platforms: tuple[str, ...]
     states: Mapping[tuple[str, str], str]
-    deadline: float  # of time.monotonic(), which all processes of a machine share
+    deadline: float  # of time.monotonic(), which is shared by all processes of a machine
     hosted: tuple[HostedFiles, ...] = field(default=(), init=False)
 
     @property
@@ -76,7 +76,7 @@ class Description:
 
     def carry_out(self, channels: Channels, send: Callable[[Any], None]) -> None:
         for entry, records in channels.read_entries(
-            self.channel, self.platforms, deadline=self.deadline, most=MOST_NAMES
+            self.channel, self.platforms, deadline=self.deadline, most=MAX_NAMES
         ):
             send(
                 [
@@ -90,7 +90,7 @@ class Description:
         name, latest, versions, subdirs, summary, license_, digests = content
         texts = (name, latest, summary, license_, *subdirs)
         if not all(isinstance(text, str) for text in texts) or not isinstance(versions, int):
-            raise TypeError("an entry of another form")
+            raise TypeError("an entry has the wrong types")
         return Described(
             entry=ChannelEntry(
                 name=name,
@@ -108,11 +108,11 @@ class Description:
 
 
 def _digests(records: Sequence[rattler.RepoDataRecord]) -> dict[str, list[str]]:
-    """Hex, by subdir; "" stands for a record without a digest."""
+    """Return hex digests by subdir; "" stands for a record without a digest."""
     found: dict[str, list[str]] = {}
     for record in records:
         digest = record.sha256
-        found.setdefault(record.subdir, []).append(digest[:_DIGEST].hex() if digest else "")
+        found.setdefault(record.subdir, []).append(digest[:_DIGEST_BYTES].hex() if digest else "")
     return found
 
 

@@ -1,10 +1,10 @@
-"""Index and filter the repodata of a remote channel: files in, files out, one name at a time.
+"""Index and filter the repodata of a remote channel, from files to files.
 
-A look fetches the channel's repodata and joins it to the history of what it listed (`join`); a view
-is what the rules leave of that history at one moment, as the files that conda clients ask for
-(`render`). A large channel has 800,000 records: nothing here holds more than one name's, and what
-is large is done by a process of its own, so that neither memory nor the interpreter's lock of a
-worker suffers.
+An index run fetches the channel's repodata and merges it into the history of what it listed
+(`join`). A view is the part of the history that the policy allows at one moment, as the files that
+conda clients request (`render`). A large channel has 800,000 records, so only the records of one
+name are in memory at a time, and large work runs in its own process: it uses neither the memory nor
+the interpreter lock of a worker.
 """
 
 from __future__ import annotations
@@ -66,17 +66,17 @@ from environments.engine.network.bounded_reading import ACCEPT_ENCODING, Meter, 
 from environments.engine.system.confinement import child_environment, confine
 from environments.engine.system.processes import Confinement, read_output, require_output, run_tool
 
-#: In the order in which they are asked for: the first that is there is taken.
+#: In the order in which they are requested; the first that exists is used.
 FORMS = ("repodata.json.zst", "repodata.json")
 CHUNK = 1 << 20  # bytes
-#: How long fetching what one subdir lists may take.
+#: Time limit of fetching one subdir's repodata.
 FETCH_SECONDS = 1800.0
-#: Bytes from which on work has a process of its own: what a channel said always, because it may be
-#: hostile; a history that was written here, where that is worth its start.
+#: Sizes in bytes from which work runs in its own process: fetched repodata always, because it may
+#: be hostile; a history, which was written here, if it is worth the start of a process.
 APART_FETCHED, APART = 0, 16 << 20
-#: Bytes of memory of such a process. All records of one name are held at once.
+#: Memory limit of such a process, in bytes. It holds all records of one name at once.
 MEMORY_LIMIT = 2 << 30
-#: Of zstd, for what is written once and read by many.
+#: zstd level of files that are written once and read often.
 LEVEL = 6
 _REFUSED = b"refused/"
 
@@ -86,7 +86,7 @@ _REFUSED = b"refused/"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """What the channel said of its file: shown again, it says whether that changed."""
+    """Validators of a fetched file; sent again to find out if the file changed."""
 
     form: str = ""
     etag: str = ""
@@ -108,14 +108,14 @@ def fetch_index(
     limits: ReadLimits,
     within: Guard | None = None,
 ) -> State | None:
-    """Write what the channel lists to `to`, as plain JSON; None where it is as `known`.
+    """Fetch a subdir's repodata to `to`, as plain JSON; return None if it is still `known`.
 
     Raises:
         ChannelNotFoundError: the channel has no such subdir.
-        ChannelNotAllowedError: it refuses us.
-        ChannelUnavailableError: it does not answer, or not with repodata.
-        AddressRefusedError, FileRefusedError: it is not `within` what may be reached; by default
-            the process's guard.
+        ChannelNotAllowedError: the channel denies access.
+        ChannelUnavailableError: the channel does not respond, or not with repodata.
+        AddressRefusedError, FileRefusedError: the guard `within` does not allow the address; the
+            default is the process's guard.
     """
     if channel.startswith("file:"):
         folder = (within or guard()).path(channel)
@@ -133,7 +133,7 @@ def fetch_index(
     ) as error:
         reason = redact(str(error) or type(error).__name__, [credential])
         raise ChannelUnavailableError(
-            f"What the channel {channel} lists for {subdir} could not be fetched: {reason}"
+            f"Fetching the package list of channel {channel} for {subdir} failed: {reason}"
         ) from error
 
 
@@ -154,7 +154,7 @@ class _Fetch:
         ) as client:
             for form in sorted(FORMS, key=lambda form: form != self.known.form):
                 url = f"{self.channel}/{self.subdir}/{form}"
-                # What is packed is packed once.
+                # Do not ask for a compressed transfer of a compressed file.
                 encoding = "identity" if form.endswith(".zst") else ACCEPT_ENCODING
                 headers = request_headers(self.credential) | {"Accept-Encoding": encoding}
                 if form == self.known.form:
@@ -177,7 +177,7 @@ class _Fetch:
                         etag=answer.headers.get("ETag", ""),
                         modified=answer.headers.get("Last-Modified", ""),
                     )
-        raise ChannelNotFoundError(f"The channel {self.channel} has no {self.subdir}.")
+        raise ChannelNotFoundError(f"Channel {self.channel} has no subdir {self.subdir}.")
 
     async def _write(self, answer: httpx.Response, form: str) -> None:
         unpacker = Unpacker("zst" if form.endswith(".zst") else "identity")
@@ -194,11 +194,11 @@ class _Fetch:
 def _refuse(channel: str, status: int) -> None:
     if status in (401, 403):
         raise ChannelNotAllowedError(
-            f"The channel {channel} refuses us (status {status}).",
+            f"Channel {channel} denies access (status {status}).",
             hint="Ask an administrator to store credentials for this channel.",
         )
     if status != 200:
-        raise ChannelUnavailableError(f"The channel {channel} answers with status {status}.")
+        raise ChannelUnavailableError(f"Channel {channel} responded with status {status}.")
 
 
 def _copied(channel: str, folder: Path, *, to: Path, known: State) -> State | None:
@@ -209,9 +209,9 @@ def _copied(channel: str, folder: Path, *, to: Path, known: State) -> State | No
         if state != known:
             shutil.copyfile(source, to)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ChannelNotFoundError(f"The channel {channel} has no {folder.name}.") from error
+        raise ChannelNotFoundError(f"Channel {channel} has no subdir {folder.name}.") from error
     except OSError as error:
-        raise ChannelUnavailableError(f"The channel {channel} cannot be read: {error}") from error
+        raise ChannelUnavailableError(f"Channel {channel} cannot be read: {error}") from error
     return None if state == known else state
 
 
@@ -220,7 +220,7 @@ def _copied(channel: str, folder: Path, *, to: Path, known: State) -> State | No
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Join:
-    """Join what was fetched to the history; `minute` is when it was fetched."""
+    """Merge fetched repodata into the history; `minute` is when it was fetched."""
 
     channel: str
     subdir: str
@@ -247,16 +247,16 @@ class Join:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Render:
-    """What the rules leave of the history just before the minute `end`, or now (None)."""
+    """Write what the policy allows of the history just before minute `end`, or now (None)."""
 
     channel: str
     subdir: str
     history: Path
-    folder: Path  # where the files are written
+    folder: Path  # output folder
     policy: Policy
     now: float  # seconds since the epoch
     end: int | None
-    first_seen: Path | None = None  # the folder of what `first_seen` wrote
+    first_seen: Path | None = None  # folder of the database that `first_seen` writes
 
     @property
     def size(self) -> int:
@@ -275,7 +275,7 @@ class Render:
 
 
 def _unpacked(history: Path | None) -> int:
-    """About how large it is, in bytes of JSON."""
+    """Estimate the size of a history, in bytes of JSON."""
     return history.stat().st_size * 6 if history else 0
 
 
@@ -287,13 +287,13 @@ def carry_out(
     time_limit: timedelta,
     memory_limit: int = MEMORY_LIMIT,
 ) -> dict[str, Any]:
-    """Run `work`: what reads a channel in a confined process, the rest there too if it is large.
+    """Run `work`; in a confined process if it reads fetched repodata or is large.
 
     Args:
-        memory_limit: bytes that the process may take, without mapped files.
+        memory_limit: memory that the process may use, in bytes, without mapped files.
     Raises:
-        ChannelUnavailableError: what was fetched is no repodata, or takes too much memory.
-        WorkerLostError: the process ended without an answer.
+        ChannelUnavailableError: the fetched file is not repodata, or takes too much memory.
+        WorkerLostError: the process exited without an answer.
     """
     if work.size < (APART_FETCHED if isinstance(work, Join) else APART):
         return work.run()
@@ -333,13 +333,13 @@ def run_apart(
     )
     if result.status in _OUT_OF_MEMORY and not answer.exists():
         raise ChannelUnavailableError(
-            f"Reading what the channel {work.channel} lists for {work.subdir} takes more than "
-            f"{memory_limit >> 20:,} MiB of memory.",
-            hint="Ask the owner of the channel to check its repodata.",
+            f"Reading the package list of channel {work.channel} for {work.subdir} takes more "
+            f"than {memory_limit >> 20:,} MiB of memory.",
+            hint="Ask the channel's owner to check its repodata.",
         )
     try:
-        # It read what a channel said: a pickle of it could run code here.
-        found = parse_json(read_output(answer, most=_LONGEST_ANSWER))
+        # The process parsed foreign input: unpickling its answer could run code here.
+        found = parse_json(read_output(answer, most=_MAX_ANSWER_BYTES))
         if "error" in found:
             raise error_from_json(found["error"])
         for path in work.writes:
@@ -347,23 +347,23 @@ def run_apart(
         return dict(found["answer"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WorkerLostError(
-            f"The process that reads a channel ended (status {result.status})."
+            f"The process that reads a channel exited unexpectedly (status {result.status})."
         ) from error
 
 
-#: Statuses of a process that may take no more memory: its own, and of Rust's SIGABRT.
+#: Exit statuses of a process without memory: 75 is ours, SIGABRT comes from Rust.
 _OUT_OF_MEMORY = (75, 128 + signal.SIGABRT, -signal.SIGABRT)
-_LONGEST_ANSWER = 64 << 20  # bytes
+_MAX_ANSWER_BYTES = 64 << 20
 _PROGRAM = "from environments.engine.channels.mirrors import main; main()"
 
 
 def main() -> None:
-    """Do the work: `TASK ANSWER CONFINEMENT`."""
+    """Run a pickled task; arguments: TASK ANSWER CONFINEMENT."""
     confine(**json.loads(sys.argv[3]))
     task, answer = map(Path, sys.argv[1:3])
     found: dict[str, Any]
     try:
-        work = pickle.loads(task.read_bytes())  # noqa: S301 - the starting process wrote it
+        work = pickle.loads(task.read_bytes())  # noqa: S301 - written by the parent process
         found = {"answer": work.run()}
     except StoreError as error:
         found = {"error": error_to_json(error)}
@@ -374,14 +374,14 @@ def main() -> None:
     temporary = answer.with_suffix(".new")
     temporary.write_text(json.dumps(found))
     temporary.replace(answer)
-    os._exit(0)  # rattler's threads may crash while Python finalises
+    os._exit(0)  # rattler's threads may crash while Python finalizes
 
 
 # --- the history ----------------------------------------------------------------------------------
 
 
 def _join(work: Join) -> dict[str, Any]:
-    """Both are sorted by name: one pass over both. {"changed", "records", "baseline"}."""
+    """Merge two inputs sorted by name; return {"changed", "records", "baseline"}."""
     head, old = read_history(work.history)
     minute = max(work.minute, head.get("last", 0))
     baseline = head.get("baseline", minute)
@@ -415,7 +415,7 @@ def _together(
 
 
 class _Listed:
-    """Fetched repodata, in a mapped file; a context manager."""
+    """Fetched repodata in a memory-mapped file; a context manager."""
 
     def __init__(self, work: Join) -> None:
         self._work = work
@@ -426,7 +426,7 @@ class _Listed:
         self._close = contextlib.ExitStack()
         try:
             _require_repodata(work.fetched)
-            # rattler maps the file: it stays until the end.
+            # rattler maps the file: it must exist until the end.
             self._data = rattler.SparseRepoData(channel, work.subdir, work.fetched)
             self._close.callback(self._data.close)
             self.names = sorted(set(self._data.package_names(PackageFormatSelection.BOTH)))
@@ -439,7 +439,7 @@ class _Listed:
         self._close.close()
 
     def records(self, name: str) -> dict[str, Any]:
-        """By file name; as the channel says them, without where they are."""
+        """Return the records by file name, without fn, url and channel."""
         try:
             records = self._data.load_records(name, PackageFormatSelection.BOTH)
         except Exception as error:
@@ -455,20 +455,20 @@ class _Listed:
     def _unreadable(self, error: Exception) -> StoreError:
         reason = " ".join(str(error).split())[:300]
         return ChannelUnavailableError(
-            f"What the channel {self._work.channel} lists for {self._work.subdir} cannot be "
+            f"The package list of channel {self._work.channel} for {self._work.subdir} cannot be "
             f"read: {reason}"
         )
 
 
 def _require_repodata(path: Path) -> None:
-    """A page that says sorry is no empty channel."""
+    """Refuse a file that is not JSON, such as an error page; it must not count as empty."""
     with path.open("rb") as file:
         if file.read(CHUNK).lstrip()[:1] != b"{":
-            raise ValueError("it is no JSON object")
+            raise ValueError("it is not a JSON object")
 
 
 def read_history(path: Path | None) -> tuple[dict[str, Any], Iterator[Entry]]:
-    """What its first line says, and the entries, sorted by name."""
+    """Return the head line and the entries, sorted by name."""
     if path is None:
         return {}, iter(())
     lines = _lines(path)
@@ -510,7 +510,7 @@ REPODATA, INDEX, SHARDS = "repodata.json.zst", "index.msgpack.zst", "shards"
 
 
 def _render(work: Render) -> dict[str, Any]:
-    """Write the files. {"packages", "refused"}: how many there are."""
+    """Write the files of a view; return the counts {"packages", "refused"}."""
     head, entries = read_history(work.history)
     judge = _Judge(work, head["baseline"])
     digests: dict[str, bytes] = {}
@@ -539,18 +539,18 @@ def _render(work: Render) -> dict[str, Any]:
 
 
 def refused_key(name: str) -> bytes:
-    """Under which a pack tells what the rules keep back of a name: {file: why}."""
+    """Return the key of a pack's refusals of a name, which are {file: reason}."""
     return hashlib.sha256(_REFUSED + name.encode()).digest()
 
 
 class _Judge:
-    """The rules, applied to what a client outside would choose from by itself."""
+    """Applies the policy to what an external client would choose from."""
 
     def __init__(self, work: Render, baseline: int) -> None:
         rules = [
             rule
             for rule in work.policy.rules
-            # Here every record is the channel's own.
+            # All records here are the channel's own, so none is unlisted.
             if rule.effect is not Effect.WARN and not isinstance(rule, UnlistedPackages)
         ]
         self._clock = _Clock(work, baseline)
@@ -560,9 +560,9 @@ class _Judge:
     def refused(
         self, name: str, entries: Sequence[Entry], listed: Mapping[str, Entry]
     ) -> dict[str, str]:
-        """Why, by file. What waits for a decision is not shown before it was made."""
+        """Return the reason by refused file. Files that need approval are refused until then."""
         found = {
-            file_name: f"{file_name} has no sha256 in its channel: its bytes cannot be checked."
+            file_name: f"{file_name} has no sha256 in its channel, so its bytes cannot be checked."
             for file_name, entry in listed.items()
             if not entry.record.get("sha256")
         }
@@ -588,7 +588,7 @@ class _Judge:
 
 
 class _Clock:
-    """What was seen of the packages of one name: by the mirror, and by this installation."""
+    """First sightings of the packages of one name, by the mirror and by this installation."""
 
     def __init__(self, work: Render, baseline: int) -> None:
         self.now = work.now
@@ -625,7 +625,7 @@ class _Clock:
 
 
 class _Document:
-    """repodata.json.zst, written as it comes; its second half waits in a file beside it."""
+    """Streaming writer of repodata.json.zst; a temporary file holds the second half."""
 
     def __init__(self, work: Render) -> None:
         self._subdir = work.subdir

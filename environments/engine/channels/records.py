@@ -1,4 +1,4 @@
-"""How does a package of ours become a record of rattler's, and back?"""
+"""Conversion of packages to rattler's records and back."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from environments.domain.records import CondaPackage
 
 
 def to_rattler(package: CondaPackage) -> RepoDataRecord:
-    """The record to solve and link with; everything the channel said of it is kept.
+    """Return the record to solve and link with, with every key of the channel's record.
 
     Raises:
-        InvalidInputError: rattler cannot read the record.
+        InvalidInputError: rattler cannot parse the record.
     """
-    # rattler reads a record from a path only. The path of an anonymous file in memory costs 70 us
-    # and, unlike setting attribute by attribute, keeps keys that Python cannot set (purls).
+    # rattler parses a record from a path only. An anonymous file in memory costs 70 us and, unlike
+    # setting attribute by attribute, keeps keys that Python cannot set (purls).
     descriptor = os.memfd_create("record")
     try:
         os.write(descriptor, json.dumps(dict(package.record)).encode())
@@ -31,21 +31,21 @@ def to_rattler(package: CondaPackage) -> RepoDataRecord:
         )
     except Exception as error:  # rattler's errors have no common base
         raise InvalidInputError(
-            f"The channel's record of {package.file_name} cannot be read: {error}",
+            f"The channel's record of {package.file_name} is invalid: {error}",
             where=package.url,
-            hint="Report it to the owner of the channel, or ask for another version.",
+            hint="Report it to the channel's owner, or use another version.",
         ) from error
     finally:
         os.close(descriptor)
     found = RepoDataRecord(record, package.file_name, package.url, package.channel)
-    indexed = package.record.get("indexed_timestamp")  # which is no part of a package's own index
+    indexed = package.record.get("indexed_timestamp")  # missing in a package's own index.json
     if isinstance(indexed, int) and 0 <= indexed < 2**53:
         found._record.indexed_timestamp = indexed
     return found
 
 
 def from_rattler(record: RepoDataRecord) -> CondaPackage:
-    """The package that rattler's answer names. Credentials are not taken out of the URL here."""
+    """Convert a rattler record. Credentials in its URL are not removed here."""
     content = json.loads(record._record.to_json())
     for key in ("fn", "url", "channel"):
         content.pop(key, None)

@@ -1,4 +1,4 @@
-"""What do the channels say now? Their repodata, cached, and a digest of its state."""
+"""Repodata of channels: a cached rattler gateway, and a digest of each channel's current state."""
 
 from __future__ import annotations
 
@@ -54,19 +54,19 @@ from environments.engine.network.bounded_reading import ACCEPT_ENCODING, ReadLim
 
 Answer = TypeVar("Answer")
 
-#: In the order in which rattler asks for them: the first that is there is what it reads.
+#: In the order in which rattler requests them; it reads the first that exists.
 _REPODATA = ("repodata_shards.msgpack.zst", "repodata.json.zst", "repodata.json")
-_POLL = 0.1  # seconds between two looks at `cancelled`
+_POLL_SECONDS = 0.1  # between two checks of `cancelled`
 DEFAULT_READ_LIMITS = ReadLimits()
-#: What rattler prints of EFBIG.
+#: Part of rattler's message of EFBIG.
 _FILE_TOO_LARGE = "os error 27"
-#: Bytes of channeldata.json, which only describes packages; that of conda-forge has 15 MB.
+#: Size limit of channeldata.json, in bytes; that of conda-forge has 15 MB.
 _CHANNELDATA_BYTES = 128 << 20
-#: Records of which the gateway keeps a copy while a whole channel is read; 2 KB each.
-_MOST_HELD = 100_000
+#: Records that the gateway may cache while a whole channel is read; 2 KB each.
+_MAX_CACHED_RECORDS = 100_000
 
 
-#: What rattler solves over: a channel, or a view of one through a rule.
+#: Where rattler reads records from: a channel, or a view of one.
 Source = rattler.Channel | rattler.RepoDataSource
 
 
@@ -78,15 +78,15 @@ class ChannelEntry:
     latest_version: str
     versions: int
     subdirs: tuple[str, ...]
-    summary: str  # "" where the channel has no channeldata.json
+    summary: str  # "" if the channel has no channeldata.json
     license: str
 
 
 class Channels:
-    """The channels of one process: one gateway, one cache, one thread for the network.
+    """The channels of one process, with one gateway, one cache and one network thread.
 
-    Every method may be called from several threads at once and blocks its own only. Channels are
-    canonical base URLs without credentials; `credentials` is asked in the calling thread.
+    Methods may be called from several threads at once; each blocks only its caller. Channels are
+    canonical base URLs without credentials; `credentials` is called in the caller's thread.
     """
 
     def __init__(
@@ -101,9 +101,12 @@ class Channels:
     ) -> None:
         """
         Args:
-            memo: how long an observed state counts.
-            limits: of each request for a state, and of what is read of a channel.
-            confined: the environment names the forward proxy of the process that started this one.
+            credentials: returns the credential of a URL.
+            hosted: returns the files of a hosted channel.
+            memo: how long an observed state is reused.
+            limits: limits of each request, and of what is read of a channel.
+            confined: True in a confined process, which finds the forward proxy's address in its
+                environment.
         """
         self._confined = confined
         self.cache = cache
@@ -124,7 +127,7 @@ class Channels:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_pid = 0
 
-    # The thread of the network
+    # Network thread
 
     def run(
         self,
@@ -133,21 +136,21 @@ class Channels:
         cancelled: Cancelled = never,
         deadline: float | None = None,  # of time.monotonic()
     ) -> Answer:
-        """Run `work` in the network's thread; give up on it at `deadline` or when `cancelled`.
+        """Run `work` in the network thread; stop waiting at `deadline` or when `cancelled`.
 
-        What Rust does for it may go on for a moment in its own threads: nobody waits for that.
+        Work that rattler started in its own threads may continue for a moment.
 
         Raises:
-            LeaseLostError: `cancelled` answered yes.
+            LeaseLostError: `cancelled` returned True.
             TimeLimitError: `deadline` passed.
         """
         future: Future[Answer] = asyncio.run_coroutine_threadsafe(work, self._event_loop())
         while True:
             try:
-                return future.result(timeout=_POLL)
+                return future.result(timeout=_POLL_SECONDS)
             except TimeoutError:
                 if future.done():
-                    raise  # it is the work's own
+                    raise  # raised by the work itself
             try:
                 obey(cancelled)
             except BaseException:
@@ -155,10 +158,10 @@ class Channels:
                 raise
             if deadline is not None and time.monotonic() > deadline:
                 future.cancel()
-                raise TimeLimitError("There was no answer within the time limit.")
+                raise TimeLimitError("The channels did not respond within the time limit.")
 
     def close(self) -> None:
-        """End the network's thread. What is cached on disk stays."""
+        """Stop the network thread. The cache on disk stays."""
         with self._lock:
             loop, self._loop, self._gateway, self._client = self._loop, None, None, None
         if loop is not None and self._loop_pid == os.getpid():
@@ -182,15 +185,16 @@ class Channels:
         cancelled: Cancelled = never,
         deadline: float | None = None,
     ) -> str:
-        """Return a digest of what `channels` hold for `platforms`: it changes when they do.
+        """Return a digest of what `channels` hold for `platforms`; it changes with the contents.
 
         Args:
-            deadline: of `time.monotonic()`.
+            deadline: a value of `time.monotonic()`.
         Raises:
-            ChannelNotFoundError, ChannelNotAllowedError: the channel is not there, or not for us.
-            ChannelUnavailableError: it does not answer now.
+            ChannelNotFoundError, ChannelNotAllowedError: a channel does not exist, or refuses
+                access.
+            ChannelUnavailableError: a channel does not respond now.
             TimeLimitError: `deadline` passed.
-            LeaseLostError: `cancelled` answered True.
+            LeaseLostError: `cancelled` returned True.
         """
         states = self.observe(channels, platforms, cancelled=cancelled, deadline=deadline)
         content = [[*key, states[key]] for key in _subdirs(channels, platforms)]
@@ -204,9 +208,9 @@ class Channels:
         cancelled: Cancelled = never,
         deadline: float | None = None,
     ) -> dict[tuple[str, str], str]:
-        """Return the state of each (channel, subdir), "" where a channel has no such subdir.
+        """Return the state of each (channel, subdir); "" if a channel has no such subdir.
 
-        All are asked for at once. See `state` for what is raised.
+        All are requested concurrently. Raises the same errors as `state`.
         """
         here = [self._hosted_lookup(url) for url in channels]
         self.learn_hosted(hosted for hosted in here if hosted is not None)
@@ -233,7 +237,7 @@ class Channels:
             except TimeLimitError as error:
                 slow = ", ".join(dict.fromkeys(channel for channel, _ in asked))
                 raise TimeLimitError(
-                    f"The channels did not answer within the time limit: {slow}."
+                    f"These channels did not respond within the time limit: {slow}."
                 ) from error
             _refuse_missing(channels, fresh | found)
             seen = time.monotonic()
@@ -243,7 +247,7 @@ class Channels:
         return {key: fresh[key] for key in wanted}
 
     def learn_hosted(self, found: Iterable[HostedFiles]) -> None:
-        """Read these channels from their files from now on."""
+        """Read these hosted channels from their files from now on."""
         with self._lock:
             for hosted in found:
                 known = self._hosted.get(hosted.url)
@@ -251,15 +255,15 @@ class Channels:
                     self._hosted[hosted.url] = HostedSource(hosted)
 
     def hosted(self, channels: Sequence[str]) -> tuple[HostedFiles, ...]:
-        """Those of `channels` that are read from files."""
+        """Return those of `channels` that are hosted here."""
         return tuple(self._hosted[url].hosted for url in channels if url in self._hosted)
 
     def _hosted_state(self, url: str, subdir: str) -> str:
-        # `noarch` is there, be it empty: every channel must have it.
+        # Every channel must have `noarch`, if only an empty one.
         return self._hosted[url].hosted.states.get(subdir, "0" if subdir == "noarch" else "")
 
     def refresh(self, states: Mapping[tuple[str, str], str]) -> None:
-        """Forget the repodata that is older than `states`, in memory and on disk."""
+        """Drop cached repodata that is older than `states`, in memory and on disk."""
         changed = [
             (key, state)
             for key, state in states.items()
@@ -269,8 +273,8 @@ class Channels:
         for (channel, subdir), state in changed:
             if (channel, subdir) in self._loaded:
                 gateway.clear_repodata_cache(channel, [rattler.Subdir(subdir)])
-            # rattler trusts its files for as long as the server's `max-age` said. Which state
-            # they have is written beside them, for the processes that share them.
+            # rattler reuses its files for as long as the server's `max-age`. The state of each
+            # file is written beside it, for all processes that share the cache.
             note = self.cache / f"state-{_short(channel, subdir)}"
             if not channel.startswith("file:") and _read(note) != state:
                 gateway.clear_repodata_cache(channel, [rattler.Subdir(subdir)], clear_disk=True)
@@ -278,11 +282,11 @@ class Channels:
             self._loaded[channel, subdir] = state
 
     def persistently(self, channels: Sequence[str], read: Callable[[], Answer]) -> Answer:
-        """Call `read`; once more where a server answered in a way that rattler cannot take.
+        """Call `read`; retry if a server's response is one that rattler cannot handle.
 
-        A server without ETags may answer 304 without a Last-Modified date, as Python's own does.
-        That is right, and rattler fails on it for as long as it has a file to ask about. So what is
-        cached of the channels is removed; where that does not help, they are read without shards.
+        A server without ETags may answer 304 without a Last-Modified date, as Python's http.server
+        does. That is valid, but rattler fails on it while it has a cached file. So the cached files
+        of the channels are removed; if that does not help, they are read without shards.
         """
         try:
             return read()
@@ -303,13 +307,13 @@ class Channels:
         return read()
 
     def forget(self) -> None:
-        """Free the memory that the repodata takes; the files stay, and are read again."""
+        """Free the memory of the repodata; the files stay, and are read again when needed."""
         with self._lock:
             if self._gateway is not None:
                 for channel in {channel for channel, _ in self._loaded}:
                     self._gateway.clear_repodata_cache(channel)
 
-    # rattler's side
+    # rattler
 
     @property
     def gateway(self) -> rattler.Gateway:
@@ -327,9 +331,9 @@ class Channels:
 
     @property
     def client(self) -> Client:
-        """rattler's client, which shows to each channel its credential.
+        """rattler's HTTP client, which sends each channel its credential.
 
-        It asks by way of the forward proxy, which it finds in the environment.
+        It connects through the forward proxy, whose address is in the environment.
         """
         with self._lock:
             if self._client is None:
@@ -349,7 +353,7 @@ class Channels:
         return [self._hosted.get(channel) or rattler.Channel(channel) for channel in channels]
 
     def headers(self, url: str) -> dict[str, str]:
-        """The headers to send to `url`, of the credential of the channel that it is part of."""
+        """Return the request headers for `url`, with the credential of its channel."""
         return request_headers(self.credential(url))
 
     def credential(self, url: str) -> Credential | None:
@@ -364,7 +368,7 @@ class Channels:
         return self._credential_source(url)
 
     def clean(self, text: str) -> str:
-        """`text` without any secret of ours."""
+        """Return `text` without the channels' secrets."""
         with self._lock:
             return redact(text, self._credentials.values())
 
@@ -384,7 +388,7 @@ class Channels:
             self._credentials = known
 
     def _headers_for(self, host: str, path: str) -> dict[str, str] | None:
-        """Called by rattler, in a thread of its own, for each request: answers from memory."""
+        """Return a request's headers. rattler calls this in its own thread; it must not block."""
         best = -1
         headers: dict[str, str] = {}
         for channel, credential in self._credentials.items():
@@ -404,7 +408,7 @@ class Channels:
                 *(self._ask_one(client, channel, subdir) for channel, subdir in keys),
                 return_exceptions=True,
             )
-        # Every fault at once would be many of the same kind; the permanent ones come first.
+        # Reporting all faults would mostly repeat one kind; permanent faults come first.
         faults = [state for state in states if isinstance(state, BaseException)]
         for fault in sorted(faults, key=lambda fault: getattr(fault, "transient", False)):
             raise fault
@@ -424,10 +428,10 @@ class Channels:
         return ""
 
     async def _state_of_file(self, client: httpx.AsyncClient, channel: str, url: str) -> str:
-        """Return what identifies the current content of a file; "" where there is none.
+        """Return what identifies the current content of a file; "" if there is no such file.
 
-        Only heads of answers are looked at, and bodies are hashed as they come: nothing that a
-        channel sent is unpacked or parsed in this process.
+        Only response headers are read, and bodies are hashed in pieces: nothing that a channel
+        sent is decompressed or parsed in this process.
         """
         credential = self._credentials.get(channel)
         headers, asked = request_headers(credential), request_url(credential, url)
@@ -435,22 +439,22 @@ class Channels:
         try:
             async with open_("HEAD", asked, headers=headers) as answer:
                 pass
-            if answer.status_code in (400, 403, 405, 501):  # some stores sign GET only
+            if answer.status_code in (400, 403, 405, 501):  # some object stores sign GET only
                 async with open_("GET", asked, headers=headers | {"Range": "bytes=0-0"}) as answer:
                     pass
             if answer.status_code in (404, 410):
                 return ""
             if answer.status_code in (401, 403):
                 raise ChannelNotAllowedError(
-                    f"The channel {channel} refuses us (status {answer.status_code}).",
+                    f"Channel {channel} denies access (status {answer.status_code}).",
                     hint="Ask an administrator to store credentials for this channel.",
                 )
             if answer.is_error:
                 raise ChannelUnavailableError(
-                    f"The channel {channel} answers with status {answer.status_code}."
+                    f"Channel {channel} responded with status {answer.status_code}."
                 )
             marks = [answer.headers.get(key, "") for key in ("ETag", "Last-Modified")]
-            if not any(marks):  # nothing says when it changed but its bytes
+            if not any(marks):  # without validators only the bytes show a change
                 digest = hashlib.sha256()
                 plain = headers | {"Accept-Encoding": "identity"}
                 async with open_("GET", asked, headers=plain) as answer:
@@ -461,18 +465,18 @@ class Channels:
         except TransferError as error:
             name = url.removeprefix(f"{channel}/")
             raise ChannelUnavailableError(
-                f"The channel {channel} cannot be read: {name} {error}."
+                f"Channel {channel} cannot be read: {name} {error}."
             ) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             reason = str(error) or type(error).__name__
             raise ChannelUnavailableError(
-                f"The channel {channel} cannot be reached: {self.clean(reason)}"
+                f"Channel {channel} cannot be reached: {self.clean(reason)}"
             ) from error
 
-    # What they hold
+    # Contents
 
     def names(self, channels: Sequence[str], platforms: Sequence[str]) -> list[str]:
-        """The names of all packages, sorted."""
+        """Return the names of all packages, sorted."""
         self.refresh(self.observe(channels, platforms))
         return self._read_names(channels, platforms)
 
@@ -494,7 +498,7 @@ class Channels:
         return sorted(name.normalized for name in found)
 
     def records(self, channel: str, platform: str, name: str) -> list[CondaPackage]:
-        """Every build of `name` for `platform` and for all, newest version and build first."""
+        """Return every build of `name` for `platform` and noarch, newest version first."""
         self.refresh(self.observe([channel], [platform]))
         found = self.run(self._records(channel, with_noarch([platform]), name))
         return [self.package(record) for record in newest_first(found)]
@@ -502,7 +506,7 @@ class Channels:
     def hosted_packages(
         self, channel: str, subdir: str, names: Sequence[str]
     ) -> list[CondaPackage] | None:
-        """Every build of each of `names`, also what was yanked; None if it is not hosted here."""
+        """Return every build of `names`, including yanked ones; None if not hosted here."""
         if (hosted := self._hosted.get(channel)) is None:
             return None
         return [package for name in names for package, _ in hosted.packages(subdir, name)]
@@ -518,7 +522,7 @@ class Channels:
     ) -> list[CondaPackage]:
         """Read every build of each of `names` in one subdir, in no order.
 
-        The states of the channel were observed, and `refresh` knows them.
+        The caller has observed the channel's states and passed them to `refresh`.
         """
         found = self.run(
             self._records(channel, [subdir], *names), cancelled=cancelled, deadline=deadline
@@ -533,20 +537,21 @@ class Channels:
         deadline: float | None = None,
         most: int = 500_000,
     ) -> Iterator[tuple[ChannelEntry, list[rattler.RepoDataRecord]]]:
-        """Yield each package name of a channel with its records, by name.
+        """Yield each package name of a channel with its records, sorted by name.
 
-        The states of the channel were observed, and `refresh` knows them.
+        The caller has observed the channel's states and passed them to `refresh`.
 
         Args:
-            most: names that a channel may have.
+            most: maximum number of names in a channel.
         Raises:
-            ChannelUnavailableError: it has more, or cannot be read.
+            ChannelUnavailableError: the channel has more names, or cannot be read.
         """
         data = self._channeldata(channel, deadline=deadline)
         names = self._read_names([channel], platforms, deadline=deadline)
         if len(names) > most:
             raise ChannelUnavailableError(
-                f"The channel {channel} lists more than {most:,} package names."
+                f"Channel {channel} lists more than {most:,} package names.",
+                hint="Use a smaller channel, or ask its owner to check its repodata.",
             )
         held = 0
         for name in names:
@@ -554,7 +559,7 @@ class Channels:
                 self._records(channel, with_noarch(platforms), name), deadline=deadline
             )
             held += len(found)
-            if held > _MOST_HELD:  # the gateway keeps what it was asked for
+            if held > _MAX_CACHED_RECORDS:  # the gateway caches every query
                 self.gateway.clear_repodata_cache(channel)
                 held = 0
             if not found:
@@ -575,15 +580,15 @@ class Channels:
             )
 
     def package(self, record: rattler.RepoDataRecord) -> CondaPackage:
-        """A record of rattler as a value of ours, its URLs canonical and without credentials."""
+        """Convert a rattler record; its URLs become canonical and lose their credentials."""
         record.url = canonical_or_same(without_credentials(record.url))
         record.channel = canonical_or_same(without_credentials(record.channel or ""))
         return from_rattler(record)
 
     async def guarded(self, work: Awaitable[Answer]) -> Answer:
-        """`work` of the gateway, its failures as errors of ours.
+        """Await `work` of the gateway and convert its failures to `StoreError`.
 
-        The states were seen just before: what fails now is the world's, but for a missing subdir.
+        The states were observed just before, so a failure is transient, unless a subdir is missing.
         """
         try:
             return await work
@@ -598,7 +603,7 @@ class Channels:
                 raise ChannelNotFoundError(message.partition("\n")[0]) from error
             if _FILE_TOO_LARGE in message:  # RLIMIT_FSIZE of a confined process
                 raise ChannelUnavailableError(
-                    f"The package list of a channel has more than {self.limits.size:,} bytes "
+                    f"The package list of a channel is larger than {self.limits.size:,} bytes "
                     "(CONDASTORE_MAX_REPODATA_BYTES): " + " ".join(message.split())
                 ) from error
             raise ChannelUnavailableError(
@@ -620,12 +625,12 @@ class Channels:
         return [record for records in found for record in records]
 
     def _channeldata(self, channel: str, *, deadline: float | None) -> dict[str, Any]:
-        """Return the packages of channeldata.json; a channel need not have one."""
+        """Return the packages of channeldata.json; {} if the channel has none."""
         if channel in self._hosted:
             return {}
         with suppress(OSError, ValueError, AttributeError, httpx.HTTPError, TransferError):
             if channel.startswith("file:"):
-                # A confined process opens only what its starter checked with the guard.
+                # A confined process opens only paths that its parent checked with the guard.
                 folder = Path(url2pathname(urlsplit(channel).path))
                 folder = folder if self._confined else guard().path(channel)
                 with (folder / "channeldata.json").open("rb") as file:
@@ -642,7 +647,7 @@ class Channels:
         limits = replace(self.limits, size=min(self.limits.size, _CHANNELDATA_BYTES))
         url = request_url(credential, f"{channel}/channeldata.json")
         options: dict[str, Any] = {"timeout": limits.timeout}
-        # A confined process has no other way out than the forward proxy, which checks addresses.
+        # A confined process can connect only to the forward proxy, which checks addresses.
         make = httpx.AsyncClient if self._confined else clients.async_client
         async with (
             make(**options) as client,
@@ -669,7 +674,7 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
         loop.close()
 
 
-def with_noarch(platforms: Sequence[str]) -> list[Any]:  # rattler wants its literal type
+def with_noarch(platforms: Sequence[str]) -> list[Any]:  # rattler expects its literal type
     return [*dict.fromkeys([*platforms, "noarch"])]
 
 
@@ -678,7 +683,7 @@ def _subdirs(channels: Sequence[str], platforms: Sequence[str]) -> list[tuple[st
 
 
 def _refuse_missing(channels: Sequence[str], states: Mapping[tuple[str, str], str]) -> None:
-    """A channel must have `noarch`, be it empty (so says conda); other subdirs may be missing."""
+    """Refuse channels without `noarch`, which conda requires; other subdirs may be missing."""
     faults: list[StoreError] = []
     for channel in dict.fromkeys(channels):
         mine = {subdir: state for (name, subdir), state in states.items() if name == channel}
@@ -687,9 +692,9 @@ def _refuse_missing(channels: Sequence[str], states: Mapping[tuple[str, str], st
         if any(mine.values()):
             faults.append(
                 ChannelNotFoundError(
-                    f"The channel {channel} has no noarch/repodata.json, which every conda "
-                    "channel needs.",
-                    hint="Ask the owner of the channel to index it again.",
+                    f"Channel {channel} has no noarch/repodata.json, which every conda channel "
+                    "needs.",
+                    hint="Ask the channel's owner to index it again.",
                 )
             )
         else:
@@ -699,7 +704,7 @@ def _refuse_missing(channels: Sequence[str], states: Mapping[tuple[str, str], st
 
 
 def _refuse_ambiguous(credentials: Mapping[str, Credential | None]) -> None:
-    """rattler tells host and path of a request, not scheme and port: a secret could go astray."""
+    """Refuse URLs that rattler cannot tell apart: it knows host and path, not scheme and port."""
     for channel, credential in credentials.items():
         if credential is None:
             continue
@@ -712,9 +717,9 @@ def _refuse_ambiguous(credentials: Mapping[str, Credential | None]) -> None:
                 and f"{theirs.path}/".startswith(f"{mine.path}/")
             ):
                 raise InvalidInputError(
-                    f"{other} and {channel} are one path on one host; the credential of the "
+                    f"{other} and {channel} have the same host and path; the credential of the "
                     "second could be sent to the first.",
-                    hint="Write the channel with the scheme and port that it is stored with.",
+                    hint="Write the channel with the same scheme and port as its credential.",
                 )
 
 
@@ -725,7 +730,7 @@ def _file_state(channel: str, subdir: str) -> str:
     except (FileNotFoundError, NotADirectoryError):
         return ""
     except OSError as error:
-        raise ChannelUnavailableError(f"The channel {channel} cannot be read: {error}") from error
+        raise ChannelUnavailableError(f"Channel {channel} cannot be read: {error}") from error
     return f"{status.st_mtime_ns} {status.st_size}"
 
 

@@ -1,1 +1,1 @@
-"""Makes the layers of container images, and speaks to other registries."""
+"""Container images: layers, base images, loading, and access to other registries."""

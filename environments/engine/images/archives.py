@@ -1,8 +1,8 @@
-"""How do files become the archive of a layer, with the same bytes wherever it is written?
+"""Layer archives of container images, with reproducible bytes.
 
-Compressed as it is written, so that nothing is on the disk twice, and in pieces of one size, as
-members of gzip and frames of zstd may follow each other: however the archive comes here, it becomes
-the same bytes.
+They are compressed while they are written, so that nothing is on the disk twice, and in pieces of
+fixed size, since gzip members and zstd frames can be concatenated: the result does not depend on
+how the input arrives.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from environments.domain.progress import Cancelled, never, obey
 from environments.engine.artifacts.parts import GZIP, PIECE, ZSTD
 from environments.engine.artifacts.tar import END, Entry, Source, chunks, tar_stream, with_folders
 
-#: 2000-01-01: of what no package brings. (Zip files, which some make of such files, begin in 1980.)
+#: 2000-01-01, the time of files that no package has. (Zip files made of them start in 1980.)
 FIXED_TIME = 946_684_800
 CHUNK = 1 << 20  # bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerFile:
-    """A finished archive; digests are sha256, hex."""
+    """A finished layer archive; digests are sha256, in hex."""
 
     path: Path
     sha256: str
     size: int
-    diff_id: str  # of what is compressed
+    diff_id: str  # digest of the uncompressed archive
     unpacked_size: int
 
 
@@ -45,7 +45,7 @@ def write_layer(
     compression: Compression,
     cancelled: Cancelled = never,
 ) -> LayerFile:
-    """Write `entries` (paths from the root, no slash in front) and the folders they are in."""
+    """Write `entries` (paths from the root, without a leading slash) and their parent folders."""
     stream = chain(tar_stream(with_folders(entries, FIXED_TIME)), [END])
     return compress(stream, to, compression, cancelled=cancelled)
 
@@ -58,7 +58,7 @@ def recompress(
     *,
     cancelled: Cancelled = never,
 ) -> LayerFile:
-    """The same archive, compressed in another way: as if it had been so at once."""
+    """Write the same archive with another compression; the result equals a direct compression."""
     return compress(unpacked(source, of), to, compression, cancelled=cancelled)
 
 
@@ -69,7 +69,7 @@ def compress(
     *,
     cancelled: Cancelled = never,
 ) -> LayerFile:
-    """Write an archive to the new file `to`, compressed and digested on the way."""
+    """Compress an archive to the new file `to`, and compute its digests."""
     pack = (ZSTD if compression == "zstd" else GZIP).compress
     outer, inner = hashlib.sha256(), hashlib.sha256()
     size = unpacked_size = 0
@@ -91,7 +91,7 @@ def compress(
 
 
 def unpacked(source: Path, compression: Compression | None) -> Iterator[bytes]:
-    """The bytes of the archive in `source`; ValueError where it is damaged."""
+    """Yield the bytes of the archive in `source`; ValueError if it is damaged."""
     with source.open("rb") as file:
         if compression is None:
             while part := file.read(CHUNK):
@@ -105,7 +105,7 @@ def unpacked(source: Path, compression: Compression | None) -> Iterator[bytes]:
 
 
 def _gunzipped(file: IO[bytes]) -> Iterator[bytes]:
-    """Of one gzip stream after another, as far as there are any."""
+    """Yield the contents of concatenated gzip streams."""
     stream = zlib.decompressobj(31)
     try:
         while part := file.read(CHUNK):
@@ -119,4 +119,4 @@ def _gunzipped(file: IO[bytes]) -> Iterator[bytes]:
     except zlib.error as error:
         raise ValueError(f"damaged gzip: {error}") from error
     if not stream.eof:
-        raise ValueError("damaged gzip: it ends too early")
+        raise ValueError("damaged gzip: it is truncated")

@@ -1,8 +1,8 @@
-"""What is a base image made of where there is no registry: this machine's libc, shell and tools.
+"""Base image made from this machine's libc, shell and tools, for use without a registry.
 
-Enough for what conda packages expect of a system: the C and C++ libraries that they leave to it, a
-shell for their scripts, certificates, and a user who is not root. Of the same machine it has the
-same bytes each time.
+It has what conda packages expect of a system: the C and C++ libraries that they leave to it, a
+shell for their scripts, certificates, and a user other than root. The same machine always gives the
+same bytes.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from environments.engine.artifacts.tar import Entry
 from environments.engine.images.archives import FIXED_TIME, write_layer
 from environments.engine.images.loading import LoadedImage, LoadedLayer
 
-#: Those that the machine has; `sh` and `env` must be there.
+#: Copied if the machine has them; `sh` and `env` are required.
 PROGRAMS = (
     "sh bash env basename cat chmod cp cut date dirname echo expr false grep head hostname id ln ls"
     " mkdir mktemp mv printf pwd readlink rm rmdir sed sleep sort tail tar tee test touch tr true"
     " uname wc which whoami xargs"
 )
-#: Parts of glibc that are opened by name only, and what conda packages and wheels (PEP 600) leave
-#: to the system.
+#: Parts of glibc that are only loaded by name, and libraries that conda packages and wheels
+#: (PEP 600) leave to the system.
 LIBRARIES = (
     "libc.so.6 libm.so.6 libmvec.so.1 libdl.so.2 libpthread.so.0 librt.so.1 libutil.so.1"
     " libresolv.so.2 libanl.so.1 libnss_dns.so.2 libnss_files.so.2 libgcc_s.so.1 libstdc++.so.6"
@@ -38,10 +38,10 @@ _LIBRARY = re.compile(r"(?:=>\s*)?(/\S+)\s+\(0x")
 
 
 def make_base(folder: Path, *, platform: str) -> LoadedImage:
-    """Write the layer into the new `folder`.
+    """Write the image's layer into the new folder `folder`.
 
     Raises:
-        InvalidInputError: the machine has no shell or no `ldd`.
+        InvalidInputError: the machine has no shell, no `env` or no `ldd`.
     """
     folder.mkdir(parents=True)
     made = write_layer(_entries(), folder / "layer", compression="gzip")
@@ -60,8 +60,8 @@ def _entries() -> list[Entry]:
     missing = {"sh", "env", "ldd"} - {name for name in ("sh", "env", "ldd") if shutil.which(name)}
     if missing:
         raise InvalidInputError(
-            f"This machine has no {', '.join(sorted(missing))}: no base image can be made of it.",
-            hint="Name one of a registry (CONDASTORE_BASE_IMAGE), or load one.",
+            f"This machine has no {', '.join(sorted(missing))}, which a base image requires.",
+            hint="Use an image of a registry (CONDASTORE_BASE_IMAGE), or load an image file.",
         )
     files = {f"bin/{name}": found for name, found in programs.items()}
     libraries = _libraries([str(Path(found).resolve()) for found in programs.values()])
@@ -95,7 +95,7 @@ def _file(place: str, source: str, *, mode: int = 0o644) -> Entry:
 
 
 def _libraries(programs: Iterable[str]) -> set[str]:
-    """Where the machine has the libraries that `programs` need, and those of LIBRARIES."""
+    """Return the machine's libraries that `programs` need, and those in LIBRARIES."""
     found = _needed(programs)
     folder = next(Path(path).parent for path in sorted(found) if path.endswith("/libc.so.6"))
     places = {folder, *(Path(path).parent for path in found)}
@@ -113,5 +113,5 @@ def _needed(files: Iterable[str]) -> set[str]:
 
 
 def _short(path: str) -> str:
-    """/usr/lib/... is /lib/... in the image, as it is on machines that joined the two."""
+    """Return /usr/lib/... as /lib/..., which is the same folder in the image."""
     return path.removeprefix("/usr") if path.startswith("/usr/lib") else path

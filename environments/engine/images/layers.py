@@ -1,8 +1,8 @@
-"""How does one package become a layer of a container image, without the others?
+"""Layers of container images, each made of one package on its own.
 
-Its files are those that file systems have for the same prefix, straight from the package cache: no
-prefix is linked, and no other package is asked. So the layer is a function of the package, of the
-prefix, and of the Python whose folders a `noarch: python` package is put into.
+The files are those of file system artifacts with the same prefix, directly from the package cache:
+no prefix is linked, and no other package is read. So a layer depends only on the package, the
+prefix, and the Python into whose folders a `noarch: python` package is installed.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def make_layer(
     """Write the layer of `packages` and `wheels`, which are those of `layer`, to `to`.
 
     Args:
-        work: a folder for wheels, on the file system of the cache.
+        work: folder for wheels, on the file system of the cache.
     Raises:
-        LinkError: a package cannot be linked; each fault is named.
+        LinkError: a package cannot be linked; reports all faults.
     """
     parts = package_parts(
         packages,

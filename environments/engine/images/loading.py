@@ -1,4 +1,4 @@
-"""Load an image from a folder or archive of other tools (OCI layout, docker archive)."""
+"""Loading of images from a folder or archive of other tools (OCI layout, docker archive)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from environments.engine.images.archives import compress, unpacked
 from environments.engine.packages.extracted_tree import read_tree
 from environments.engine.packages.tar_files import ForwardReader, Left, StopReadingError, entries_of
 
-LARGEST_DOCUMENT = 4 * 1024**2  # bytes, as registries have it
+LARGEST_DOCUMENT = 4 * 1024**2  # bytes; the limit of registries
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _COMPRESSION: Mapping[str, Compression | None] = {
     "application/vnd.oci.image.layer.v1.tar": None,
@@ -38,7 +38,7 @@ _COMPRESSION: Mapping[str, Compression | None] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedLayer:
-    """A compressed layer; `diff_id` is of the archive in it, sha256, hex."""
+    """A compressed layer; `diff_id` is the sha256 of the archive in it, in hex."""
 
     path: Path
     diff_id: str
@@ -47,17 +47,19 @@ class LoadedLayer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedImage:
+    """An image whose layers are files."""
+
     platform: str  # conda's name
-    digest: str  # sha256 of its config, hex
+    digest: str  # sha256 of its config, in hex
     config: Mapping[str, Any]
     layers: tuple[LoadedLayer, ...]
 
 
 def digest_of(descriptor: Mapping[str, Any]) -> str:
-    """The sha256 of a descriptor; what is no digest is no path either."""
+    """Return the sha256 of a descriptor; anything else is refused, and so never used as a path."""
     found = _DIGEST.fullmatch(str(descriptor.get("digest", "")))
     if found is None:
-        raise InvalidInputError("The image names something by what is no sha256 digest.")
+        raise InvalidInputError("A descriptor of the image has no sha256 digest.")
     return found[1]
 
 
@@ -68,13 +70,13 @@ def image_of(
     folder: Path,
     limits: Limits = DEFAULT_LIMITS,
 ) -> LoadedImage:
-    """Of a config and its layers (file, media type), each held against its `diff_id`.
+    """Build an image from a config and layers (file, media type), checked against `diff_ids`.
 
-    Layers that are not compressed are compressed into `folder`.
+    Uncompressed layers are compressed into `folder`.
 
     Raises:
-        InvalidInputError: it is not an image for Linux, its bytes are others, or a layer unpacks to
-            more than `limits` or holds what no layer may.
+        InvalidInputError: it is not an image for Linux, its bytes differ from its digests, or a
+            layer unpacks to more than `limits` or holds what no layer may.
     """
     document = read_json(config, "the config")
     try:
@@ -82,11 +84,16 @@ def image_of(
         platform = conda_platform(document["architecture"], document.get("variant", ""))
         system = document["os"]
     except (KeyError, TypeError, AttributeError) as error:
-        raise InvalidInputError("The config of the image is not complete.") from error
+        raise InvalidInputError("The config of the image is incomplete.") from error
     if system != "linux" or not platform:
-        raise InvalidInputError(f"This image is for {system} on {document['architecture']}.")
+        raise InvalidInputError(
+            f"The image is for {system} on {document['architecture']}, which is not supported.",
+            hint="Use an image for Linux on a platform of the lock.",
+        )
     if len(named) != len(layers):
-        raise InvalidInputError(f"The image has {len(layers)} layers and names {len(named)}.")
+        raise InvalidInputError(
+            f"The image has {len(layers)} layers, but its config lists {len(named)}."
+        )
     return LoadedImage(
         platform=platform,
         digest=hashlib.sha256(config).hexdigest(),
@@ -102,7 +109,7 @@ def image_of(
 
 def _checked(path: Path, media_type: str, diff_id: str, to: Path, limits: Limits) -> LoadedLayer:
     if media_type not in _COMPRESSION:
-        raise InvalidInputError(f"A layer is of the kind {media_type!r}, which is not known here.")
+        raise InvalidInputError(f"A layer has the unsupported media type {media_type!r}.")
     compression = _COMPRESSION[media_type]
     try:
         found = _diff_id(path, compression, limits)
@@ -112,17 +119,17 @@ def _checked(path: Path, media_type: str, diff_id: str, to: Path, limits: Limits
     except StopReadingError as stop:
         raise InvalidInputError(f"A layer is refused. {stop}") from stop
     except (ValueError, tarfile.TarError, OverflowError, zstandard.ZstdError) as error:
-        raise InvalidInputError(f"A layer cannot be read: {error}.") from error
+        raise InvalidInputError(f"A layer is damaged: {error}.") from error
     if found != diff_id:
-        raise InvalidInputError("A layer's bytes are not those that the image names.")
+        raise InvalidInputError("A layer's bytes differ from the digest in the image's config.")
     return LoadedLayer(path=path, diff_id=diff_id, media_type=LAYER[compression])
 
 
 def _diff_id(path: Path, compression: Compression | None, limits: Limits) -> str:
-    """Return the sha256 of the archive in a layer, hex, whose entries are judged on the way.
+    """Return the sha256 of the archive in a layer, in hex, and check its entries.
 
-    Layers are given on and never unpacked here, and what they hold is for a root file system:
-    absolute links and character devices are right in them.
+    Layers are passed on and never unpacked here, and belong to a root file system, so absolute
+    links and character devices are allowed.
     """
     digest = hashlib.sha256()
 
@@ -138,17 +145,17 @@ def _diff_id(path: Path, compression: Compression | None, limits: Limits) -> str
         fault = name_fault(place, longest=limits.path_bytes) if place else ""
         if fault or ".." in place.split("/"):
             raise StopReadingError(
-                f"Its path {printable(entry.name)} {fault or 'leads out of it'}."
+                f"Its path {printable(entry.name)} {fault or 'leads out of the layer'}."
             )
         if entry.islnk() and ".." in entry.linkname.split("/"):
-            raise StopReadingError(f"Its hard link {printable(entry.name)} leads out of it.")
+            raise StopReadingError(f"Its hard link {printable(entry.name)} leads out of the layer.")
         if entry.isblk():
             raise StopReadingError(f"{printable(entry.name)} is a block device.")
     return digest.hexdigest()
 
 
 class _Joined:
-    """A file of the pieces that an iterator gives."""
+    """File object that reads from an iterator of pieces."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
@@ -165,23 +172,23 @@ def read_json(content: bytes, what: str) -> dict[str, Any]:
     try:
         document = parse_json(content)
     except ValueError as error:
-        raise InvalidInputError(f"This is no image: {what} is no JSON.") from error
+        raise InvalidInputError(f"The file is not an image: {what} is not JSON.") from error
     if not isinstance(document, dict):
-        raise InvalidInputError(f"This is no image: {what} is no JSON object.")
+        raise InvalidInputError(f"The file is not an image: {what} is not a JSON object.")
     return document
 
 
 def load(source: Path, *, folder: Path, limits: Limits = DEFAULT_LIMITS) -> list[LoadedImage]:
-    """The images for Linux in an OCI layout (folder or archive) or a docker archive.
+    """Load the Linux images of an OCI layout (folder or archive) or a docker archive.
 
     Args:
-        folder: an empty one, where layers are put.
-        limits: what the archive, and each layer, may unpack to.
+        folder: an empty folder for the layers.
+        limits: limits of what the archive, and each layer, may unpack to.
     Raises:
-        InvalidInputError: what is wrong with it.
+        InvalidInputError: says what is wrong with it.
     """
     if not source.exists():
-        raise InvalidInputError(f"There is no file {source}.")
+        raise InvalidInputError(f"The file {source} does not exist.")
     folder.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
         root = source
@@ -194,12 +201,12 @@ def load(source: Path, *, folder: Path, limits: Limits = DEFAULT_LIMITS) -> list
         return _docker(root, folder, limits)
     raise InvalidInputError(
         f"{source.name} is neither an OCI layout nor a docker archive.",
-        hint="Make one: skopeo copy docker://... oci-archive:FILE, or docker save -o FILE IMAGE.",
+        hint="Create one: skopeo copy docker://... oci-archive:FILE, or docker save -o FILE IMAGE.",
     )
 
 
 def _unpack(source: Path, root: Path, limits: Limits) -> None:
-    """Plain files only; links are how docker names a layer that two images share."""
+    """Unpack an archive; its links are how docker shares a layer between images."""
     root.mkdir()
     left = Left(source.stat().st_size, limits)
     try:
@@ -240,16 +247,16 @@ def _oci(root: Path, folder: Path, limits: Limits) -> list[LoadedImage]:
         except InvalidInputError:
             if len(waiting) + len(found) == 0:
                 raise
-            # An index names attestations and other systems beside images for Linux.
+            # An index may list attestations and other systems beside images for Linux.
     if not found:
-        raise InvalidInputError("There is no image for Linux in it.")
+        raise InvalidInputError("The file contains no image for Linux.")
     return found
 
 
 def _manifests(index: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     listed = index.get("manifests")
     if not isinstance(listed, list) or len(listed) > 200:
-        raise InvalidInputError("This is no image: its index lists no manifests.")
+        raise InvalidInputError("The file is not an image: its index has no list of manifests.")
     return [one for one in listed if isinstance(one, dict)]
 
 
@@ -257,16 +264,18 @@ def _blob(root: Path, descriptor: Mapping[str, Any]) -> Path:
     digest = digest_of(descriptor)
     path = root / "blobs" / "sha256" / digest
     if not path.is_file() or path.is_symlink():
-        raise InvalidInputError(f"The layout lacks sha256:{digest[:12]}.")
+        raise InvalidInputError(f"The blob sha256:{digest[:12]} is missing in the layout.")
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-            raise InvalidInputError(f"The layout's sha256:{digest[:12]} has other bytes.")
+            raise InvalidInputError(f"The blob sha256:{digest[:12]} of the layout is damaged.")
     return path
 
 
 def _document(path: Path) -> bytes:
     if path.stat().st_size > LARGEST_DOCUMENT:
-        raise InvalidInputError(f"{path.name} is too large for a document of an image.")
+        raise InvalidInputError(
+            f"{path.name} is larger than {LARGEST_DOCUMENT:,} bytes, the limit of a document."
+        )
     return path.read_bytes()
 
 
@@ -275,7 +284,7 @@ def _docker(root: Path, folder: Path, limits: Limits) -> list[LoadedImage]:
         listed = parse_json(_document(root / "manifest.json"))
         images = [(one["Config"], list(one["Layers"])) for one in listed]
     except (ValueError, KeyError, TypeError) as error:
-        raise InvalidInputError("The docker archive's manifest.json cannot be read.") from error
+        raise InvalidInputError("The docker archive's manifest.json is malformed.") from error
     found = []
     for number, (config, layers) in enumerate(images):
         place = folder / f"image-{number}"
@@ -289,7 +298,7 @@ def _docker(root: Path, folder: Path, limits: Limits) -> list[LoadedImage]:
 def _inside(root: Path, name: str) -> Path:
     path = (root / name).resolve()
     if not path.is_relative_to(root.resolve()) or not path.is_file():
-        raise InvalidInputError(f"The docker archive lacks {name!r}.")
+        raise InvalidInputError(f"The file {name!r} is missing in the docker archive.")
     return path
 
 
@@ -304,7 +313,7 @@ def _sniffed(path: Path) -> str:
 
 
 def _copy(path: Path, folder: Path) -> Path:
-    """The user's own files stay where they are: what is kept is moved."""
+    """Copy a file into `folder`: files there are moved later, the user's own must stay."""
     copy = folder / f"copy-{path.parent.name}-{path.name}"
     number = 0
     while copy.exists():

@@ -1,4 +1,4 @@
-"""How is an image fetched from another registry, and pushed to one? (OCI distribution 1.1)"""
+"""Client of other container registries: pull and push images (OCI distribution 1.1)."""
 
 from __future__ import annotations
 
@@ -41,8 +41,7 @@ _MANIFESTS = (
     "application/vnd.docker.distribution.manifest.v2+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
 )
-#: As the specification has it. So no part is `..`, which a URL would take for a way out of what is
-#: allowed.
+#: As in the specification. So no part can be `..`, with which a URL could leave the allowed path.
 _PART = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
 _REFERENCE = re.compile(
     r"(?P<insecure>http://)?(?P<host>[A-Za-z0-9.-]+(?::\d{1,5})?|\[[0-9a-fA-F:]+\](?::\d{1,5})?)"
@@ -51,7 +50,7 @@ _REFERENCE = re.compile(
 )
 _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 _TIMEOUT = httpx.Timeout(30, read=60)
-#: Refusals of a request that may be taken later.
+#: Statuses of a request that may succeed later.
 _LATER = (
     httpx.codes.REQUEST_TIMEOUT,
     httpx.codes.TOO_EARLY,
@@ -61,6 +60,8 @@ _LATER = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Login:
+    """User name and password for a registry."""
+
     user: str
     password: str = field(repr=False)
 
@@ -68,13 +69,13 @@ class Login:
     def parse(cls, text: str) -> Self:
         user, colon, password = text.partition(":")
         if not colon:
-            raise InvalidInputError("The login of a registry is written user:password.")
+            raise InvalidInputError("Write the login of a registry as user:password.")
         return cls(user=user, password=password)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """`registry.example.org/team/debian:12`; with `http://` in front where there is no TLS."""
+    """An image such as `registry.example.org/team/debian:12`; with `http://` in front: no TLS."""
 
     host: str
     name: str
@@ -87,8 +88,8 @@ class Reference:
         found = _REFERENCE.fullmatch(text.strip())
         if found is None or ("." not in found["host"] and ":" not in found["host"]):
             raise InvalidInputError(
-                f"{text!r:.200} names no image of a registry.",
-                hint="Write registry.example.org/name:tag; for one without TLS http://host:port/...",
+                f"{text!r:.200} is not the name of an image in a registry.",
+                hint="Write registry.example.org/name:tag, or http://host:port/name:tag (no TLS).",
             )
         return cls(
             host=found["host"],
@@ -109,7 +110,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a registry answered, read whole: documents only."""
+    """Response of a registry, read completely; for documents only."""
 
     status: int
     headers: Mapping[str, str]
@@ -117,10 +118,10 @@ class Answer:
 
 
 class Repository:
-    """A repository of another registry; signs in as it asks. A context manager.
+    """Client of a repository in another registry; signs in when required. A context manager.
 
-    `within`: what may be reached, also by redirects and for the sign-in; the process's guard by
-    default.
+    Its requests, also after redirects and for the sign-in, go only to what `within` permits; the
+    default is the process's guard.
     """
 
     def __init__(
@@ -142,10 +143,10 @@ class Repository:
         self._client.close()
 
     def request(self, method: str, path: str, **options: Any) -> Answer:
-        """`path` is below the repository, or a URL that the registry gave.
+        """Send a request; `path` is relative to the repository, or a URL from the registry.
 
         Raises:
-            UnavailableError, AccessDeniedError, NotFoundError
+            UnavailableError, AccessDeniedError, NotFoundError, InvalidInputError: by the status.
         """
         url = urljoin(f"{self.reference.address}/", path)
         make: Callable[[], Any] | None = options.pop("body", None)
@@ -158,10 +159,10 @@ class Repository:
             if answer.status != httpx.codes.UNAUTHORIZED or attempt == 2:
                 return self._good(answer)
             self._sign_in(answer.headers.get("www-authenticate", ""))
-        raise AssertionError("the second attempt is answered")
+        raise AssertionError("the second attempt returns")
 
     def _is_its_own(self, url: str) -> bool:
-        """Is it at the registry itself? What is shown there is nobody else's to see."""
+        """Return True for URLs on the registry's host, which alone may get the credentials."""
         own = httpx.URL(self.reference.address)
         asked = httpx.URL(url)
         return (asked.scheme, asked.host, asked.port) == (own.scheme, own.host, own.port)
@@ -174,27 +175,27 @@ class Repository:
                     content += part
                     if len(content) > LARGEST_DOCUMENT:
                         raise InvalidInputError(
-                            f"{self.reference.host} sends more than a document may have."
+                            f"{self.reference.host} sent more than {LARGEST_DOCUMENT:,} bytes."
                         )
-        # A stream that was sent already cannot be sent to where a redirection leads.
+        # A stream that was already sent cannot be sent again after a redirect.
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
             told = redact(str(error) or type(error).__name__)
-            raise UnavailableError(f"{self.reference.host} does not answer: {told}") from error
+            raise UnavailableError(f"{self.reference.host} does not respond: {told}") from error
         return Answer(status=answer.status_code, headers=answer.headers, content=content)
 
     def _good(self, answer: Answer) -> Answer:
         status, host = answer.status, self.reference.host
         if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
             raise AccessDeniedError(
-                f"{host} refuses {self.reference.name}: {_said(answer)}.",
-                hint="Is the login for it right, and may it do this?",
+                f"{host} denies access to {self.reference.name}: {_said(answer)}.",
+                hint="Check the login for this registry, and its permissions.",
             )
         if status == httpx.codes.NOT_FOUND:
-            raise NotFoundError(f"{self.reference} is not there: {_said(answer)}.")
+            raise NotFoundError(f"{self.reference} does not exist: {_said(answer)}.")
         if status >= httpx.codes.INTERNAL_SERVER_ERROR or status in _LATER:
-            raise UnavailableError(f"{host} answers {status}: {_said(answer)}.")
-        if status >= httpx.codes.BAD_REQUEST:  # asked again, it would say the same
-            raise InvalidInputError(f"{host} answers {status}: {_said(answer)}.")
+            raise UnavailableError(f"{host} responded with status {status}: {_said(answer)}.")
+        if status >= httpx.codes.BAD_REQUEST:  # a retry would fail as well
+            raise InvalidInputError(f"{host} responded with status {status}: {_said(answer)}.")
         return answer
 
     def _sign_in(self, challenge: str) -> None:
@@ -209,14 +210,14 @@ class Repository:
             ("http://", "https://")
         ):
             raise AccessDeniedError(
-                f"{self.reference.host} wants a sign-in"
-                + (" of another kind." if login else ", and there is no login for it."),
-                hint="Keep one: condastore image login REGISTRY.",
+                f"{self.reference.host} requires a sign-in"
+                + (" of an unsupported kind." if login else ", and no login is stored for it."),
+                hint="Store a login: condastore image login REGISTRY.",
             )
         scope = f"repository:{self.reference.name}:{self._actions}"
         query = {"scope": scope, "service": asked.get("service", "")}
         answer = self._ask("GET", asked["realm"], params=query, auth=login)
-        document = read_json(self._good(answer).content, "the answer of the sign-in")
+        document = read_json(self._good(answer).content, "the response of the sign-in")
         token = document.get("token") or document.get("access_token") or ""
         self._authorization = f"Bearer {token}"
 
@@ -237,10 +238,10 @@ class Repository:
         return read_json(content, "the manifest")
 
     def fetch(self, descriptor: Mapping[str, Any], to: Path) -> None:
-        """Write a blob to `to`, held against its digest."""
+        """Download a blob to `to`, and check its digest."""
         wanted = digest_of(descriptor)
         digest, left = hashlib.sha256(), _size_of(descriptor)
-        self.request("HEAD", f"blobs/sha256:{wanted}")  # signs in, before what is streamed
+        self.request("HEAD", f"blobs/sha256:{wanted}")  # signs in if required, before the stream
         headers = {"Authorization": self._authorization} if self._authorization else {}
         url = f"{self.reference.address}/blobs/sha256:{wanted}"
         try:
@@ -249,25 +250,27 @@ class Repository:
                 self._client.stream("GET", url, headers=headers) as answer,
             ):
                 if answer.is_error:
-                    raise UnavailableError(f"{self.reference.host} answers {answer.status_code}.")
+                    raise UnavailableError(
+                        f"{self.reference.host} responded with status {answer.status_code}."
+                    )
                 for part in answer.iter_bytes(CHUNK):
                     digest.update(part)
                     file.write(part)
                     left -= len(part)
                     if left < 0:
-                        raise DownloadError("The registry sends more bytes than it named.")
+                        raise DownloadError("The registry sent more bytes than the manifest says.")
         except httpx.HTTPError as error:
             told = redact(str(error) or type(error).__name__)
             raise DownloadError(f"{self.reference.host} stopped sending: {told}") from error
         _compare(digest.hexdigest(), wanted)
 
     def push_blob(self, sha256: str, size: int, parts: Callable[[], Iterator[bytes]]) -> bool:
-        """Send a blob that is missing there; False where it is there already."""
+        """Upload a blob if the registry does not have it; return False if it does."""
         if self.has(f"blobs/sha256:{sha256}"):
             return False
         place = self.request("POST", "blobs/uploads/").headers.get("location", "")
         if not place:
-            raise UnavailableError(f"{self.reference.host} does not say where to send blobs.")
+            raise UnavailableError(f"{self.reference.host} gave no address for the upload.")
         url = httpx.URL(urljoin(self.reference.address, place)).copy_merge_params(
             {"digest": f"sha256:{sha256}"}
         )
@@ -282,7 +285,7 @@ class Repository:
 
 def _compare(found: str, wanted: str) -> None:
     if found != wanted.removeprefix("sha256:"):
-        raise DownloadError("The registry sent other bytes than it named.")
+        raise DownloadError("The registry sent bytes that differ from the digest in the manifest.")
 
 
 def _said(answer: Answer) -> str:
@@ -303,14 +306,14 @@ def pull(
     within: Guard | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> LoadedImage:
-    """The image of one platform, its layers in the new `folder`.
+    """Pull the image of one platform, with its layers in the new folder `folder`.
 
     Args:
-        limits: what each layer may unpack to, and all of them together be, as they are sent.
+        limits: limits of what each layer may unpack to, and of the total compressed size.
 
     Raises:
-        NotFoundError: it is not there, or not for this platform.
-        InvalidInputError, AccessDeniedError, UnavailableError
+        NotFoundError: the image does not exist, or not for this platform.
+        InvalidInputError, AccessDeniedError, UnavailableError: see `Repository.request`.
     """
     folder.mkdir(parents=True)
     with Repository(reference, login=login, within=within) as repository:
@@ -320,9 +323,11 @@ def pull(
         config = folder / "config"
         described, listed = document.get("config") or {}, document.get("layers") or ()
         if _size_of(described) > LARGEST_DOCUMENT:
-            raise InvalidInputError("The config of the image is too large.")
+            raise InvalidInputError(
+                f"The config of the image is larger than {LARGEST_DOCUMENT:,} bytes."
+            )
         if sum(map(_size_of, listed)) > limits.unpacked:
-            raise InvalidInputError(f"The image has more than {limits.unpacked:,} bytes.")
+            raise InvalidInputError(f"The image is larger than {limits.unpacked:,} bytes.")
         repository.fetch(described, config)
         layers: list[tuple[Path, str]] = []
         for position, layer in enumerate(listed):
@@ -336,10 +341,10 @@ def pull(
 
 
 def _size_of(descriptor: Any) -> int:
-    """Return the bytes that a descriptor names."""
+    """Return the size in a descriptor, in bytes."""
     size = descriptor.get("size") if isinstance(descriptor, Mapping) else None
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-        raise InvalidInputError("The image names something without its size.")
+        raise InvalidInputError("A descriptor of the image has no valid size.")
     return size
 
 

@@ -1,11 +1,11 @@
-"""Guard for outgoing requests: the addresses to which this installation connects.
+"""Guard of outgoing requests: the addresses that this installation may connect to.
 
-Every request whose URL somebody without an installation-wide role can influence passes `Guard`,
-after the name is resolved, at every redirect, and the connection is made to the address that was
-checked, so that a second answer of the resolver (DNS rebinding) changes nothing. Our own clients
-do that in `outgoing`, rattler and uv through `forward_proxy`.
+Every request whose URL can be influenced without an installation-wide role passes `Guard` after the
+name is resolved, at every redirect, and the connection goes to the checked address, so that a
+second DNS answer (DNS rebinding) has no effect. Our own HTTP clients do this in `clients`, rattler
+and uv through `forward_proxy`.
 
-This module imports the standard library and our errors only: the forward proxy starts with it.
+This module imports only the standard library and the errors: the forward proxy starts with it.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from condastore.errors import AddressRefusedError, FileRefusedError, InvalidInpu
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
-#: Well-known prefix of NAT64 (RFC 6052): an IPv4 address stands in the last 32 bits.
+#: Well-known prefix of NAT64 (RFC 6052); the last 32 bits are an IPv4 address.
 _NAT64 = ip_network("64:ff9b::/96")
-#: Refused beside what `ipaddress` knows, which differs between versions of Python.
+#: Refused in addition to what `ipaddress` knows, which differs between versions of Python.
 _SPECIAL = tuple(
     ip_network(text)
     for text in (
-        "168.63.129.16/32",  # metadata of Azure's machines, in a range that is public otherwise
+        "168.63.129.16/32",  # metadata of Azure's machines, in an otherwise public range
         "192.0.0.0/24",  # protocol assignments; metadata of Oracle's machines
         "192.88.99.0/24",  # relays of 6to4
         "3fff::/20",  # documentation
@@ -42,14 +42,14 @@ _SPECIAL = tuple(
     )
 )
 PORTS = {"http": 80, "https": 443}
-#: Seconds that one address may take to answer while there is another one to try.
-_IMPATIENT = 3.0
-#: Failures of the resolver which say that there is no such name, or no address of it.
+#: Connection timeout in seconds of an address if there is another one to try.
+_SHORT_TIMEOUT = 3.0
+#: Resolver errors which mean that the name does not exist or has no address.
 _NO_SUCH_NAME = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
 
 
 class ResolverError(OSError):
-    """The resolver does not answer now."""
+    """The resolver does not respond now."""
 
 
 def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
@@ -65,7 +65,7 @@ def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
 
 
 def is_allowed(address: Address, allowed: Sequence[Network]) -> bool:
-    """Return True if the address is public, or in a network that is allowed nevertheless."""
+    """Return True if the address is public, or in an allowed network."""
     if isinstance(address, IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour
         if address in _NAT64:
@@ -88,7 +88,7 @@ def is_allowed(address: Address, allowed: Sequence[Network]) -> bool:
 def is_own(address: Address) -> bool:
     """Return True if the address belongs to this machine, whatever its range.
 
-    The kernel answers from its routing table; no packet is sent.
+    The kernel's routing table decides; no packet is sent.
     """
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     try:
@@ -96,12 +96,12 @@ def is_own(address: Address) -> bool:
             probe.connect((str(address), 9))
             return ip_address(probe.getsockname()[0]) == address
     except OSError:
-        return False  # there is no route to it
+        return False  # no route to it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guard:
-    """What may be reached beside public addresses."""
+    """Rules of what may be reached in addition to public addresses."""
 
     networks: tuple[Network, ...] = ()
     #: (host in lower case, port) that an administrator configured, whatever their addresses.
@@ -117,12 +117,12 @@ class Guard:
         urls: Iterable[str] = (),
         folders: Iterable[str] = (),
     ) -> Self:
-        """Build the guard from what an administrator wrote.
+        """Build the guard from an administrator's settings.
 
         Args:
-            allowed: networks (`10.1.0.0/16`, `10.1.2.3`), or servers (`host:port`).
-            urls: URLs whose server may be reached; of those with `file:` the folder may be read.
-                A server whose name holds a wildcard (`*`, `?`, `[`) is passed over.
+            allowed: networks (`10.1.0.0/16`, `10.1.2.3`) or servers (`host:port`).
+            urls: URLs whose server may be reached; for `file:` URLs the folder may be read. A
+                server with a wildcard in its name (`*`, `?`, `[`) is ignored.
             folders: absolute paths.
         Raises:
             InvalidInputError: an entry of `allowed` is neither a network nor a server.
@@ -144,16 +144,16 @@ class Guard:
         return cls(networks=tuple(networks), hosts=frozenset(hosts), folders=tuple(below))
 
     def allowing(self, networks: Iterable[Network] = (), urls: Iterable[str] = ()) -> Self:
-        """Return this guard, with some networks or the servers of some URLs allowed as well."""
+        """Return this guard with additional networks and the servers of additional URLs."""
         more = type(self).of(urls=[url for url in urls if not url.startswith("file:")])
         return replace(self, networks=(*self.networks, *networks), hosts=self.hosts | more.hosts)
 
     def permitted(self, host: str, port: int, addresses: Sequence[Address]) -> list[str]:
-        """Return those of the `addresses` of a host that may be connected to.
+        """Return those of a host's `addresses` that may be connected to.
 
         Raises:
             AddressRefusedError: there are none.
-            ResolverError: there are none, of a host that an administrator configured.
+            ResolverError: a host that an administrator configured has no address now.
         """
         configured = (_plain(host), port) in self.hosts
         if configured and not addresses:
@@ -169,27 +169,27 @@ class Guard:
 
     @staticmethod
     def refusal(host: str) -> AddressRefusedError:
-        """Return the error for a refused host: the same text whatever its addresses are.
+        """Return the error for a refused host; its text does not depend on the addresses.
 
-        A name without any address is refused alike, so that nobody learns which internal names
+        A name without an address gets the same error, so that nobody learns which internal names
         exist.
         """
-        return AddressRefusedError(f"{host} has no address that this installation connects to.")
+        return AddressRefusedError(f"{host} has no address that this installation may connect to.")
 
     def resolve(self, host: str, port: int, timeout: float | None = None) -> list[str]:
         """Resolve a host and return the addresses to connect to, in order.
 
         Raises:
-            AddressRefusedError: the host has no address, or none that is permitted.
-            ResolverError: the resolver does not answer.
-            TimeoutError: nor within `timeout` seconds.
+            AddressRefusedError: the host has no address, or no permitted one.
+            ResolverError: the resolver does not respond.
+            TimeoutError: the resolver did not respond within `timeout` seconds.
         """
         known = literal_address(host)
         addresses = [known] if known else lookup(host, port).result(timeout)
         return self.permitted(host, port, addresses)
 
     async def resolve_async(self, host: str, port: int, timeout: float | None = None) -> list[str]:
-        """`resolve`, without blocking the event loop."""
+        """Do the same as `resolve` without blocking the event loop."""
         known = literal_address(host)
         addresses = (
             [known]
@@ -199,27 +199,27 @@ class Guard:
         return self.permitted(host, port, addresses)
 
     def path(self, url: str) -> Path:
-        """Return the real path of a `file:` URL, which must lie below one of `folders`.
+        """Return the real path of a `file:` URL, which must be below one of `folders`.
 
         Raises:
-            FileRefusedError: it does not; the text is the same whether the file exists or not.
+            FileRefusedError: it is not; the text does not depend on whether the file exists.
         """
         path = os.path.realpath(unquote(urlsplit(url).path))
         for folder in map(os.path.realpath, self.folders):
             if os.path.commonpath((folder, path)) == folder:
                 return Path(path)
-        raise FileRefusedError(f"{url} is not in a folder that this installation reads.")
+        raise FileRefusedError(f"{url} is not in a folder that this installation may read.")
 
 
 def patience_for(position: int, total: int, timeout: float | None) -> float | None:
-    """Return the seconds that the connection to the `position`th of `total` addresses may take."""
+    """Return the connection timeout in seconds of the `position`th of `total` addresses."""
     if position == total - 1:
         return timeout
-    return _IMPATIENT if timeout is None else min(timeout, _IMPATIENT)
+    return _SHORT_TIMEOUT if timeout is None else min(timeout, _SHORT_TIMEOUT)
 
 
 def literal_address(host: str) -> Address | None:
-    """Return the address that `host` is, in the usual notation; others go to the resolver."""
+    """Return `host` as an address, or None if it is a name."""
     try:
         return ip_address(host.strip("[]").partition("%")[0])
     except ValueError:
@@ -227,7 +227,7 @@ def literal_address(host: str) -> Address | None:
 
 
 def lookup(host: str, port: int) -> Future[list[Address]]:
-    """Ask the resolver in a thread of its own: it cannot be interrupted, and may take a minute."""
+    """Resolve a name in a new thread: resolving cannot be interrupted and may take a minute."""
     future: Future[list[Address]] = Future()
 
     def ask() -> None:
@@ -251,7 +251,7 @@ def lookup(host: str, port: int) -> Future[list[Address]]:
 
 
 def _settle(future: Future[list[Address]], answer: list[Address]) -> None:
-    if future.set_running_or_notify_cancel():  # False where nobody waits any more
+    if future.set_running_or_notify_cancel():  # False if nobody waits any more
         future.set_result(answer)
 
 
@@ -295,7 +295,7 @@ def _servers_of(scheme: str, rest: str) -> set[tuple[str, int]]:
 
 
 def _literal_folder(rest: str) -> list[str]:
-    """Return the folder of `file://` URLs that match a pattern: what is before any wildcard."""
+    """Return the folder of `file://` URLs that match a pattern: the part before any wildcard."""
     parts: list[str] = []
     for part in unquote("/" + rest.partition("/")[2]).split("/"):
         if any(sign in part for sign in "*?["):
@@ -304,18 +304,18 @@ def _literal_folder(rest: str) -> list[str]:
     return ["/".join(parts) or "/"]
 
 
-#: For a process whose URLs all come from a server that it trusts.
+#: Guard of a process whose URLs all come from a trusted server.
 UNRESTRICTED = Guard.of(allowed=["0.0.0.0/0", "::/0"])
 
 _current: Callable[[], Guard] = Guard
 
 
 def guard() -> Guard:
-    """Return the guard of this process; without `install` only public addresses are reached."""
+    """Return the guard of this process; the default allows public addresses only."""
     return _current()
 
 
 def install(find: Callable[[], Guard]) -> None:
-    """Let `guard` answer with what `find` returns."""
+    """Set the function that `guard` calls."""
     global _current
     _current = find

@@ -1,4 +1,4 @@
-"""Places outside the database that store checkpoints of the audit log: file, syslog, webhook."""
+"""External storage of audit log checkpoints, outside the database: file, syslog or webhook."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class AuditAnchor(Protocol):
+    """Interface of a storage for checkpoints."""
+
     def store(self, line: str) -> None:
         """Store one checkpoint.
 
         Raises:
-            UnavailableError: it was not stored, or that is not known.
+            UnavailableError: it was not stored, or the result is unknown.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class FileAnchor:
-    """A file to which lines are appended, created readable by its owner only."""
+    """A file that lines are appended to; created readable by its owner only."""
 
     path: Path
 
@@ -67,17 +69,17 @@ class SyslogAnchor:
             finally:
                 handler.close()
         except OSError as error:
-            raise UnavailableError(f"Syslog at {self.socket} does not answer: {error}.") from error
+            raise UnavailableError(f"Syslog at {self.socket} does not respond: {error}.") from error
 
 
 @dataclass(frozen=True, slots=True)
 class WebhookAnchor:
     """A receiver that gets each checkpoint as a POST with a JSON body."""
 
-    url: str = field(repr=False)  # may hold credentials
+    url: str = field(repr=False)  # may contain credentials
 
     def store(self, line: str) -> None:
-        import httpx  # takes long, and most processes send nothing
+        import httpx  # slow to import, and most processes send nothing
 
         host = urlsplit(self.url).hostname
         try:
@@ -90,16 +92,16 @@ class WebhookAnchor:
                 trust_env=False,
             )
         except httpx.HTTPError as error:
-            raise UnavailableError(f"{host} does not answer: {type(error).__name__}.") from error
+            raise UnavailableError(f"{host} does not respond: {type(error).__name__}.") from error
         if not answer.is_success:
-            raise UnavailableError(f"{host} answered {answer.status_code}.")
+            raise UnavailableError(f"{host} responded with status {answer.status_code}.")
 
 
 def parse_audit_anchor(text: str) -> AuditAnchor:
-    """Read the setting CONDASTORE_AUDIT_ANCHOR.
+    """Parse the setting CONDASTORE_AUDIT_ANCHOR.
 
     Raises:
-        InvalidInputError: it names no such place.
+        InvalidInputError: the value is not supported.
     """
     parts = urlsplit(text)
     match parts.scheme:
@@ -114,6 +116,6 @@ def parse_audit_anchor(text: str) -> AuditAnchor:
         case "http" if parts.hostname in _LOOPBACK:
             return WebhookAnchor(text)
     raise InvalidInputError(
-        "CONDASTORE_AUDIT_ANCHOR names no place for checkpoints.",
+        "CONDASTORE_AUDIT_ANCHOR is not a supported location for checkpoints.",
         hint="Write file:/path, syslog: or an https:// URL.",
     )

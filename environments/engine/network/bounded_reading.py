@@ -1,24 +1,24 @@
-"""Bounded reading of answers from untrusted servers: deadline, minimum rate, size, ratio, cancel.
+"""Bounded reading of untrusted servers' responses: deadline, minimum rate, size, ratio, cancel.
 
 For code that fetches with `httpx`:
 
-- `ReadLimits` says how long a server may be silent, how fast it must send, and how much;
-- `read(answer, limits)` yields the body of a streamed response, unpacked, in small pieces;
-- `read_raw(answer, limits)` yields it as it came: for digests, and for files that a confined
-  process unpacks with `Unpacker`;
-- `stream(client, method, url, headers=..., limits=...)` opens an answer, also behind redirects, and
-  limits the wait for its head, however slowly that comes. Use it in place of `client.stream`:
-  httpx reads the whole body of each redirect into memory before it follows;
+- `ReadLimits`: how long a server may be silent, how fast it must send, and how much;
+- `read(answer, limits)` yields the body of a streamed response, decompressed, in small pieces;
+- `read_raw(answer, limits)` yields it as sent: for digests, and for files that a confined process
+  decompresses with `Unpacker`;
+- `stream(client, method, url, headers=..., limits=...)` opens a response, also behind redirects,
+  and limits the wait for its headers, however slowly they arrive. Use it instead of
+  `client.stream`: httpx reads the whole body of each redirect into memory before it follows;
 - `headers_within(limits)` is that limit alone;
-- `run(work, cancelled=..., deadline=...)` runs a coroutine for a thread, and ends it within
-  `POLL` seconds of a cancel or of the deadline;
-- `Meter` counts one transfer for readers of another kind: `meter.add(size, waited=seconds)`.
+- `run(work, cancelled=..., deadline=...)` runs a coroutine for a thread, and ends it within `POLL`
+  seconds of a cancellation or of the deadline;
+- `Meter` counts one transfer for other readers: `meter.add(size, waited=seconds)`.
 
-Only the time spent waiting for the server counts towards the rate: a slow disk or pipe at our end
-does not make a server slow. Send `ACCEPT_ENCODING` with requests that `read` reads.
+Only the time spent waiting for the server counts towards the rate: a slow disk or pipe on our side
+does not count. Send `ACCEPT_ENCODING` with requests whose response `read` reads.
 
 All raise `SlowTransferError` or `TooLargeError` (`TransferError`), whose text is a predicate about
-the answer that names the setting; callers put it into an error of theirs.
+the response that names the setting; callers put it into their own error.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ from environments.domain.unpacking import FREE_BYTES
 
 Answer = TypeVar("Answer")
 
-POLL = 0.1  # seconds between two checks of a cancel
-CHUNK = 256 << 10  # bytes: the largest piece that is unpacked at once, but for zstd
+POLL = 0.1  # seconds between two checks of cancellation
+CHUNK = 256 << 10  # bytes; the largest piece that is decompressed at once, except for zstd
 ACCEPT_ENCODING = "gzip, deflate"
-#: Bytes of zstd that are unpacked at once: 1 KiB of blocks of one repeated byte gives 32 MiB.
+#: Bytes of zstd input per step: 1 KiB of blocks of one repeated byte decompresses to 32 MiB.
 _ZSTD_SLICE = 1 << 10
-_MOST_REDIRECTS = 20
+_MAX_REDIRECTS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,11 +56,11 @@ class ReadLimits:
     """Limits on one transfer.
 
     Attributes:
-        silence: longest wait for a connection, for the head of an answer, and between two pieces;
-            also the time over which the rate is measured.
-        rate: bytes a second that the server must send, on average over `silence`; 0 for any.
-        size: bytes of the body, both as sent and unpacked.
-        ratio: unpacked bytes for each byte sent, above `FREE_BYTES`.
+        silence: longest wait for a connection, for the headers of a response, and between two
+            pieces; also the time over which the rate is measured.
+        rate: minimum bytes per second, averaged over `silence`; 0 for no minimum.
+        size: maximum bytes of the body, both as sent and decompressed.
+        ratio: maximum decompressed bytes per byte sent, above `FREE_BYTES`.
         size_setting: name of the setting that `size` comes from, for messages.
     """
 
@@ -72,24 +72,24 @@ class ReadLimits:
 
     @property
     def timeout(self) -> httpx.Timeout:
-        """The timeout of an httpx client: of each connection, read and write."""
+        """The timeout of an httpx client, for each connection, read and write."""
         return httpx.Timeout(self.silence.total_seconds())
 
 
 class TransferError(Exception):
-    """An answer is beyond a limit; the text is a predicate about it."""
+    """A response exceeds a limit; the text is a predicate about it."""
 
 
 class SlowTransferError(TransferError):
-    """The server sends less than the minimum rate, or its answer does not begin."""
+    """The server sends less than the minimum rate, or its response does not begin."""
 
 
 class TooLargeError(TransferError):
-    """The answer has, or unpacks to, more bytes than are read."""
+    """The response has, or decompresses to, too many bytes."""
 
 
 class Meter:
-    """Count the bytes of one transfer against its limits."""
+    """Counter of the bytes of one transfer, with its limits."""
 
     def __init__(self, limits: ReadLimits) -> None:
         self._limits = limits
@@ -102,8 +102,8 @@ class Meter:
         """Count bytes that arrived after waiting `waited` seconds for them.
 
         Raises:
-            SlowTransferError: over a whole window fewer arrived than the rate asks for.
-            TooLargeError: all together are too many.
+            SlowTransferError: the rate over a whole window is below the minimum.
+            TooLargeError: the total size exceeds the limit.
         """
         self.received += size
         if self.received > self._limits.size:
@@ -113,16 +113,16 @@ class Meter:
         if self._waited >= self._limits.silence.total_seconds():
             if self._arrived < self._limits.rate * self._waited:
                 raise SlowTransferError(
-                    f"sends less than {self._limits.rate:,} bytes a second "
+                    f"sends less than {self._limits.rate:,} bytes per second "
                     "(CONDASTORE_DOWNLOAD_MIN_RATE)"
                 )
             self._waited, self._arrived = 0.0, 0
 
     def add_unpacked(self, size: int) -> None:
-        """Count bytes that the received ones unpacked to.
+        """Count decompressed bytes.
 
         Raises:
-            TooLargeError: they are too many.
+            TooLargeError: the size or the ratio exceeds its limit.
         """
         self.unpacked += size
         if self.unpacked > self._limits.size:
@@ -135,13 +135,13 @@ class Meter:
 
 
 def _too_large(limits: ReadLimits) -> str:
-    return f"has more than {limits.size:,} bytes ({limits.size_setting})"
+    return f"is larger than {limits.size:,} bytes ({limits.size_setting})"
 
 
 class Unpacker:
-    """Unpack what arrives in pieces, a bounded part at a time however well it was packed.
+    """Decompressor of data that arrives in pieces; bounded output per step, whatever the ratio.
 
-    Members of gzip and bz2, and frames of zstd, may follow one another.
+    gzip and bz2 data may have several members, zstd data several frames.
     """
 
     def __init__(self, encoding: str) -> None:
@@ -149,7 +149,7 @@ class Unpacker:
         Args:
             encoding: "", "identity", "gzip", "deflate", "bz2" or "zst".
         Raises:
-            ValueError: another one.
+            ValueError: the encoding is not supported.
         """
         self._encoding = encoding.strip().lower().removeprefix("x-") or "identity"
         self._begun = False
@@ -166,26 +166,26 @@ class Unpacker:
             case "bz2":
                 return bz2.BZ2Decompressor()
             case "zst":
-                import zstandard  # node agents have none, and read nothing that needs it
+                import zstandard  # not installed in node agents, which never need it
 
                 return zstandard.ZstdDecompressor().decompressobj()
-        raise ValueError(f"is sent with an encoding that is not read: {self._encoding[:40]!r}")
+        raise ValueError(f"has an unsupported encoding: {self._encoding[:40]!r}")
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield what `data` unpacks to.
+        """Yield the decompressed data.
 
         Raises:
-            ValueError: it cannot be unpacked.
+            ValueError: the data is malformed.
         """
         try:
             yield from self._feed(data)
         except (zlib.error, OSError, EOFError) as error:
-            raise ValueError(f"cannot be unpacked: {error}") from error
+            raise ValueError(f"cannot be decompressed: {error}") from error
 
     def end(self) -> None:
-        """Raise ValueError if what was fed is not all there is."""
+        """Raise ValueError if the data is incomplete."""
         if self._packer is not None and not self._packer.eof and self._begun:
-            raise ValueError("was cut")
+            raise ValueError("is truncated")
 
     def _feed(self, data: bytes) -> Iterator[bytes]:
         if self._packer is None:
@@ -208,7 +208,7 @@ class Unpacker:
             try:
                 piece = self._packer.decompress(rest)
             except ZstdError as error:
-                raise ValueError(f"cannot be unpacked: {error}") from error
+                raise ValueError(f"cannot be decompressed: {error}") from error
             yield piece
             rest = self._packer.unused_data if self._packer.eof else b""
 
@@ -221,7 +221,7 @@ class Unpacker:
             except zlib.error:
                 if self._encoding != "deflate" or self._begun:
                     raise
-                self._packer = self._new(raw=True)  # some servers leave the frame out
+                self._packer = self._new(raw=True)  # some servers omit the zlib header
                 piece = self._packer.decompress(rest, CHUNK)
             self._begun = True
             yield piece
@@ -242,10 +242,10 @@ class Unpacker:
 
 @asynccontextmanager
 async def headers_within(limits: ReadLimits) -> AsyncIterator[None]:
-    """Limit the wait for the head of an answer, whose lines may come one byte at a time.
+    """Limit the wait for the headers of a response, which may arrive one byte at a time.
 
     Raises:
-        SlowTransferError: it was not there in time.
+        SlowTransferError: they did not arrive in time.
     """
     seconds = limits.silence.total_seconds()
     clock = asyncio.timeout(seconds)
@@ -269,15 +269,15 @@ async def stream(
     headers: Mapping[str, str],
     limits: ReadLimits,
 ) -> AsyncIterator[httpx.Response]:
-    """Open an answer and follow redirects, of which only the head is read.
+    """Open a response and follow redirects, of which only the headers are read.
 
     Raises:
-        SlowTransferError: the head did not arrive in time.
+        SlowTransferError: the headers did not arrive in time.
         httpx.HTTPError, httpx.InvalidURL: the request failed.
     """
     async with headers_within(limits):
         request = client.build_request(method, url, headers=dict(headers))
-        for _ in range(_MOST_REDIRECTS):
+        for _ in range(_MAX_REDIRECTS):
             answer = await client.send(request, stream=True, follow_redirects=False)
             if answer.next_request is None:
                 break
@@ -297,7 +297,7 @@ async def read_raw(
     """Yield the body of a streamed `answer` as it was sent.
 
     Raises:
-        SlowTransferError, TooLargeError: it is beyond `limits`.
+        SlowTransferError, TooLargeError: it exceeds `limits`.
         httpx.TransportError: the connection failed.
     """
     meter = meter or Meter(limits)
@@ -313,12 +313,12 @@ async def read_raw(
 
 
 async def read(answer: httpx.Response, limits: ReadLimits) -> AsyncGenerator[bytes, None]:
-    """Yield the body of a streamed `answer`, unpacked as its Content-Encoding says.
+    """Yield the body of a streamed `answer`, decompressed according to its Content-Encoding.
 
     Raises:
-        SlowTransferError, TooLargeError: it is beyond `limits`.
+        SlowTransferError, TooLargeError: it exceeds `limits`.
         httpx.TransportError: the connection failed.
-        httpx.DecodingError: it cannot be unpacked, or was cut.
+        httpx.DecodingError: it is malformed or truncated.
     """
     meter = Meter(limits)
     try:
@@ -339,12 +339,12 @@ def run(
     cancelled: Cancelled = never,
     deadline: float | None = None,
 ) -> Answer:
-    """Run `work` in an event loop of its own, in a thread; `cancelled` is asked in this one.
+    """Run `work` in an event loop in a new thread; `cancelled` is called in the current thread.
 
     Args:
-        deadline: of `time.monotonic()`.
+        deadline: a value of `time.monotonic()`.
     Raises:
-        LeaseLostError: `cancelled` answered True.
+        LeaseLostError: `cancelled` returned True.
         TimeLimitError: `deadline` passed.
     """
     outcome: Future[Answer] = Future()
@@ -367,7 +367,7 @@ def run(
         while not _ended_within(outcome, POLL):
             obey(cancelled)
             if deadline is not None and time.monotonic() > deadline:
-                raise TimeLimitError("There was no answer within the time limit.")
+                raise TimeLimitError("The server did not respond within the time limit.")
     except BaseException:
         if not outcome.done():
             loop.call_soon_threadsafe(task.cancel)

@@ -1,10 +1,10 @@
-"""HTTP clients for URLs that somebody without an installation-wide role can influence.
+"""HTTP clients for URLs that can be influenced without an installation-wide role.
 
-They connect to addresses that the guard permits only, also after a redirect. httpx drops the
+They connect only to addresses that the guard permits, also after a redirect. httpx drops the
 Authorization header when a redirect leads to another server.
 
-Where the operator's environment names a proxy (HTTPS_PROXY and so on), requests pass our forward
-proxy, which checks them and hands them on to that one.
+If the operator's environment names a proxy (HTTPS_PROXY and similar), requests go through the
+forward proxy, which checks them and passes them on.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _Options = Iterable[httpcore.SOCKET_OPTION] | None
 
 
 class Backend(httpcore.SyncBackend):
-    """Connects to the addresses that were checked, not to a name that could be resolved anew."""
+    """Connects to the checked addresses instead of resolving the name again."""
 
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
@@ -42,7 +42,7 @@ class Backend(httpcore.SyncBackend):
         try:
             found = self._guard.resolve(host, port, timeout)
         except TimeoutError as error:
-            raise httpcore.ConnectTimeout(f"The name {host!r} was not resolved in time.") from error
+            raise httpcore.ConnectTimeout(f"Resolving the name {host!r} timed out.") from error
         except ResolverError as error:
             raise httpcore.ConnectError(str(error)) from error
         for position, address in enumerate(found):
@@ -52,11 +52,11 @@ class Backend(httpcore.SyncBackend):
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
                 if position == len(found) - 1:
                     raise
-        raise AssertionError("one address at least was found")
+        raise AssertionError("resolve returns at least one address")
 
 
 class _LargeReads(httpcore.AsyncNetworkStream):
-    """Reads more at once than httpcore asks for: the steps of Python are what takes time."""
+    """Reads more at once than httpcore requests, to run fewer steps in Python."""
 
     def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
         self._stream = stream
@@ -84,7 +84,7 @@ class _LargeReads(httpcore.AsyncNetworkStream):
 
 
 class AsyncBackend(httpcore.AnyIOBackend):
-    """`Backend`, for asyncio."""
+    """Asyncio version of `Backend`."""
 
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
@@ -100,7 +100,7 @@ class AsyncBackend(httpcore.AnyIOBackend):
         try:
             found = await self._guard.resolve_async(host, port, timeout)
         except TimeoutError as error:
-            raise httpcore.ConnectTimeout(f"The name {host!r} was not resolved in time.") from error
+            raise httpcore.ConnectTimeout(f"Resolving the name {host!r} timed out.") from error
         except ResolverError as error:
             raise httpcore.ConnectError(str(error)) from error
         for position, address in enumerate(found):
@@ -113,11 +113,11 @@ class AsyncBackend(httpcore.AnyIOBackend):
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
                 if position == len(found) - 1:
                     raise
-        raise AssertionError("one address at least was found")
+        raise AssertionError("resolve returns at least one address")
 
 
 class _Proxied(httpx.HTTPTransport):
-    """Sends requests through the forward proxy, whose refusals become errors of ours."""
+    """Sends requests through the forward proxy, and converts its refusals to errors."""
 
     def __init__(self, guard: Guard, **options: Any) -> None:
         super().__init__(proxy=forward_proxy.of(guard).patient_url, **options)
@@ -137,7 +137,7 @@ class _Proxied(httpx.HTTPTransport):
 
 
 class _AsyncProxied(httpx.AsyncHTTPTransport):
-    """`_Proxied`, for asyncio."""
+    """Asyncio version of `_Proxied`."""
 
     def __init__(self, guard: Guard, **options: Any) -> None:
         super().__init__(proxy=forward_proxy.of(guard).patient_url, **options)
@@ -157,12 +157,12 @@ class _AsyncProxied(httpx.AsyncHTTPTransport):
 
 
 def client(*, within: Guard | None = None, **options: Any) -> httpx.Client:
-    """Return a client that connects to what `within` permits; by default the process's guard.
+    """Return a client that connects to what `within` permits; the default is the process's guard.
+
+    Its requests raise AddressRefusedError for anything else.
 
     Args:
-        options: of `httpx.Client`.
-    Raises:
-        AddressRefusedError: of the client's requests, for what is not permitted.
+        options: options of `httpx.Client`.
     """
     return httpx.Client(
         transport=transport(within or guard(), limits=options.pop("limits", None)), **options
@@ -170,7 +170,7 @@ def client(*, within: Guard | None = None, **options: Any) -> httpx.Client:
 
 
 def async_client(*, within: Guard | None = None, **options: Any) -> httpx.AsyncClient:
-    """`client`, for asyncio."""
+    """Return the asyncio version of `client`."""
     used, limits = within or guard(), options.pop("limits", None)
     chosen = _limits(limits)
     if forward_proxy.upstream_proxies():
@@ -199,5 +199,5 @@ def _limits(limits: httpx.Limits | None) -> dict[str, Any]:
 
 @functools.cache
 def certificates() -> ssl.SSLContext:
-    """Return the trusted certificates; reading them takes 70 ms."""
+    """Return the trusted certificates; loading them takes 70 ms."""
     return httpx.create_ssl_context()

@@ -1,22 +1,23 @@
-"""Forward proxy on the loopback interface that rattler and uv must use for every request.
+"""Forward proxy on the loopback interface that rattler and uv use for every request.
 
-Both read HTTP_PROXY and HTTPS_PROXY when they make a client, and then send every request, also
-those that follow a redirect, through it: `http:` in absolute form, `https:` by CONNECT. The proxy
-resolves the name, lets the guard decide, and connects to an address that was checked. Where the
-operator's environment names a proxy itself, requests are handed on to that one: then the name is
-resolved there, and what can be checked here is an address, or a name that resolves here as well.
+Both read HTTP_PROXY and HTTPS_PROXY when they create a client, and then send every request through
+the proxy, also after a redirect: `http:` in absolute form, `https:` by CONNECT. The proxy resolves
+the name, asks the guard, and connects to a checked address. If the operator's environment names a
+proxy, requests are passed on to that one: it resolves the name again, so only addresses, and names
+that resolve here as well, can be checked.
 
-It is a process of its own, so that it does not wait for the interpreter's lock of a worker that
-hashes or links. Its listening socket belongs to the process that started it: a proxy that died is
-replaced, and its address stays. It ends with that process, when its standard input closes.
+The proxy is a separate process (`forward_proxy_server`), so that it does not wait for the
+interpreter lock of a worker that hashes or links. Its listening socket belongs to the parent: a
+crashed proxy is replaced at the same address. It exits when its standard input closes, with the
+parent.
 
-Only programs of the same user may use it: they show a password, which is in the environment of
-those that were started for fetching. reqwest does not send it again when it follows a redirect from
-one `http:` server to another; then the kernel's table of connections says whose it is.
+Only programs of the same user may use it. They send a password, which is in the environment of the
+child processes that fetch. reqwest does not send it again after a redirect from one `http:` server
+to another; then the kernel's table of connections tells the user of the connection.
 
-rattler and uv wait for a server without a limit of their own. So a connection is closed over which
-the server sends less than a minimum rate, or nothing, for as long as a server may be silent;
-idle connections are closed then, too. Clients with limits of their own say so by their user name.
+rattler and uv wait for a server without a limit. So the proxy closes a connection if the server
+sends nothing, or less than a minimum rate, for the time that a server may be silent; idle
+connections are closed as well. Clients with their own limits have a different user name.
 """
 
 from __future__ import annotations
@@ -56,37 +57,37 @@ from environments.engine.network.addresses import (
 )
 from environments.engine.system.confinement import child_environment
 
-#: Says in an answer that the guard refused the target (RFC 9209).
+#: Proxy-Status value that marks a refusal by the guard (RFC 9209).
 REFUSED_STATUS = "condastore; error=destination_ip_prohibited"
 REFUSED_PHRASE = "Address not permitted"
-#: Status of such an answer. reqwest words that of a tunnel (407) in another way than all others.
+#: Status of a refusal. reqwest reports the one of a tunnel (407) differently from all others.
 REFUSED, REFUSED_TUNNEL = 403, 407
-#: Variables that clients read; other processes of this one's children see them as well.
+#: Variables that clients read; child processes get them too.
 VARIABLES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
 _OTHERS = ("all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY")
 _LOOPBACK = "127.0.0.1"
 _USER = "condastore"
-#: User name of clients that limit by themselves how long they wait.
+#: User name of clients that have their own time limits.
 _PATIENT_USER = "condastore-patient"
 _HEAD_BYTES = 64 * 1024
 _CHUNK = 1 << 20  # bytes
 _HEAD_TIMEOUT = 60.0  # seconds
 _CONNECT_TIMEOUT = 20.0
-#: Seconds for a name that an upstream proxy resolves again.
+#: Seconds for resolving a name that an upstream proxy resolves again.
 _LOCAL_LOOKUP = 5.0
 _CONNECTIONS = 512
-#: Seconds that a client waits for the order that makes its password known.
+#: Seconds to wait for the message that announces a client's password.
 _ORDER_TIMEOUT = 1.0
-#: Seconds before a proxy that ended is replaced.
+#: Seconds before a crashed proxy is replaced.
 _PAUSE = 0.2
-#: Servers of one error's text that are looked at.
+#: Servers in one error text that are examined.
 _SERVERS = 20
-#: Fields of a request that end here. `Referer` could hold a token of a channel's path.
+#: Request fields that are not forwarded. `Referer` may contain a token of a channel's path.
 _DROPPED = frozenset({"proxy-authorization", "proxy-connection", "referer", "host"})
 
 
 def upstream_proxies() -> dict[str, str]:
-    """Return the proxies that the operator's environment names, by scheme."""
+    """Return the proxies of the operator's environment, by scheme."""
     return {
         scheme: url
         for scheme, url in urllib.request.getproxies_environment().items()
@@ -98,22 +99,22 @@ def upstream_proxies() -> dict[str, str]:
 class Access:
     """How clients use the proxy under one guard."""
 
-    url: str  # with user and password; slow servers are cut off
-    patient_url: str  # for clients that limit by themselves how long they wait
+    url: str  # with user and password; slow servers are disconnected
+    patient_url: str  # for clients with their own time limits
     port: int
     proxy: ForwardProxy
     guard: Guard
 
     def environment(self) -> dict[str, str]:
-        """Return the variables with which a child that fetches is started."""
+        """Return the environment variables of a child process that fetches."""
         self.proxy.set_default(self.guard)
         return dict.fromkeys(VARIABLES, self.url)
 
     def use_in_this_process(self) -> None:
-        """Let clients of rattler that this process makes from now on use the proxy.
+        """Make rattler clients that this process creates from now on use the proxy.
 
-        Only native code sees it: `os.environ`, from which the Python clients of the object store
-        and of directories take the operator's proxy, stays as it is.
+        Only native code sees it: `os.environ`, from which Python clients of object stores and
+        directories take the operator's proxy, does not change.
         """
         for name, value in self.environment().items():
             os.putenv(name, value)
@@ -122,7 +123,7 @@ class Access:
 
 
 class ForwardProxy:
-    """A process that serves as proxy, with a password for each guard."""
+    """The proxy process, with a password per guard."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server((_LOOPBACK, 0), backlog=_CONNECTIONS)
@@ -138,7 +139,7 @@ class ForwardProxy:
         self._keeper.start()
 
     def access(self, guard: Guard) -> Access:
-        """Return what a client needs whose requests `guard` decides."""
+        """Return what a client under `guard` needs."""
         with self._lock:
             if guard not in self._guards:
                 self._guards[guard] = secrets.token_urlsafe(24)
@@ -155,14 +156,14 @@ class ForwardProxy:
         )
 
     def set_default(self, guard: Guard) -> None:
-        """Let `guard` decide about requests of this user's processes that show no password."""
+        """Set the guard for requests of this user's processes that send no password."""
         with self._lock:
             if self._default != guard:
                 self._default = guard
                 self._order(guard)
 
     def close(self) -> None:
-        """End the process."""
+        """Stop the process."""
         self._closing.set()
         if os.getpid() == self._owner:
             self._process.kill()
@@ -188,7 +189,7 @@ class ForwardProxy:
             "default": guard == self._default,
         }
         assert self._process.stdin is not None
-        with contextlib.suppress(OSError, ValueError):  # it ended; its successor is told again
+        with contextlib.suppress(OSError, ValueError):  # it crashed; its successor gets all guards
             self._process.stdin.write(json.dumps(order).encode() + b"\n")
             self._process.stdin.flush()
 
@@ -210,7 +211,7 @@ class ForwardProxy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """How slow a server may be: below `rate` bytes a second over `silence` seconds, it is cut."""
+    """Minimum rate of a server: `rate` bytes per second, averaged over `silence` seconds."""
 
     silence: float = 30.0
     rate: int = 1024
@@ -223,7 +224,7 @@ _pace: Callable[[], Pace] = Pace
 
 
 def use_pace(find: Callable[[], Pace]) -> None:
-    """Let proxies that start from now on have the pace that `find` returns."""
+    """Set the function that returns the pace of proxies that start from now on."""
     global _pace
     _pace = find
 
@@ -233,22 +234,22 @@ _lock = threading.Lock()
 
 
 def of(guard: Guard) -> Access:
-    """Return the access to the proxy of this process for `guard`; it starts at the first call."""
+    """Return access to this process's proxy for `guard`; the first call starts the proxy."""
     with _lock:
-        # By process: after a fork, that of the parent is not ours.
+        # By process: after a fork, the parent's proxy is not ours.
         if os.getpid() not in _proxies:
             _proxies[os.getpid()] = ForwardProxy()
         return _proxies[os.getpid()].access(guard)
 
 
-#: The URL that reqwest could not fetch, and uv; not those of advice.
+#: URL that reqwest or uv could not fetch; does not match URLs in their advice.
 _URL = re.compile(r"(?:\burl \(|[Ff]ailed to fetch: `)(https?://[^\s()\"'<>,`]+)")
-#: What rattler and uv print where a tunnel was refused (REFUSED_TUNNEL).
+#: Text of rattler and uv when a tunnel was refused (REFUSED_TUNNEL).
 _TUNNEL_REFUSED = "proxy authorization required"
 
 
 def refusal_in(text: str) -> AddressRefusedError | None:
-    """Return the refusal that made rattler or uv fail, by what they print; None for others."""
+    """Return the guard's refusal that made rattler or uv fail, found in their output, or None."""
     servers = sorted(set(_servers_in(text)))
     for host, port in servers[:_SERVERS]:
         if _is_refused(host, port):
@@ -257,7 +258,7 @@ def refusal_in(text: str) -> AddressRefusedError | None:
         return None
     host = servers[0][0] if servers else "A channel or an index"
     return AddressRefusedError(
-        f"{host} leads to a server without an address that this installation connects to."
+        f"{host} redirects to a server without an address that this installation may connect to."
     )
 
 
@@ -288,7 +289,7 @@ _PROGRAM = "from environments.engine.network.forward_proxy import main; main()"
 
 
 def main() -> None:
-    """Serve until standard input closes, each line of which adds a guard."""
+    """Serve until standard input closes; each of its lines adds a guard."""
     listener = socket.socket(fileno=int(sys.argv[1]))
     known = _Guards()
     pace = Pace(silence=float(sys.argv[2]), rate=int(sys.argv[3]))
@@ -300,7 +301,7 @@ def main() -> None:
 
 
 class _Guards:
-    """The guards, by the credentials that clients show."""
+    """The guards, by the credentials that clients send."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -320,9 +321,9 @@ class _Guards:
             self._changed.notify_all()
 
     def find(self, shown: str) -> Guard | None:
-        """Return the guard of a client; "" is shown by one whose user was looked up."""
+        """Return the guard of a client; "" stands for a client identified by its user."""
         with self._changed:
-            # An order may be on its way while the client that it is for is here.
+            # The message that announces the guard may arrive after the client.
             self._changed.wait_for(lambda: self._find(shown) is not None, timeout=_ORDER_TIMEOUT)
             return self._find(shown)
 
@@ -343,11 +344,11 @@ class _Proxy:
     host: str
     port: int
     secure: bool
-    authorization: str  # of a Proxy-Authorization field; "" for none
+    authorization: str  # value of Proxy-Authorization; "" for none
 
     @classmethod
     def parse(cls, url: str) -> _Proxy | None:
-        """None for what is not an HTTP proxy."""
+        """Parse a proxy URL; return None if it is not an HTTP proxy."""
         parts = urlsplit(url if "://" in url else f"http://{url}")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             return None
@@ -369,7 +370,7 @@ class _Proxy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upstream:
-    """The proxies of the operator's environment, and the hosts that are reached without."""
+    """The operator's proxies, and the hosts that are reached without a proxy."""
 
     proxies: Mapping[str, str]
 
@@ -398,7 +399,7 @@ class _Route:
     proxy: _Proxy | None
 
 
-class _Failure(Exception):  # noqa: N818  # becomes an answer
+class _Failure(Exception):  # noqa: N818  # converted to a response
     def __init__(self, status: int, phrase: str, proxy_status: str = "") -> None:
         super().__init__(phrase)
         self.status, self.phrase, self.proxy_status = status, phrase, proxy_status
@@ -439,7 +440,7 @@ class _Head:
 
     @property
     def length(self) -> int:
-        """Bytes of the body."""
+        """Size of the body in bytes."""
         if self.get("transfer-encoding"):
             raise _Failure(501, "Not Implemented")
         text = self.get("content-length") or "0"
@@ -458,14 +459,14 @@ class _Head:
 
 
 class _Incoming:
-    """What comes from one client: heads, and the bytes after them."""
+    """Received data of one client: heads, and the bytes after them."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._pending = b""
 
     def head(self) -> bytes | None:
-        """Return the next head without its empty line; None where the client is done."""
+        """Return the next head without its empty line; None if the client closed."""
         while b"\r\n\r\n" not in self._pending:
             if len(self._pending) > _HEAD_BYTES:
                 raise _Failure(431, "Request Header Fields Too Large")
@@ -477,7 +478,7 @@ class _Incoming:
         return head
 
     def rest(self) -> bytes:
-        """Return what has been received after the head."""
+        """Return the bytes that were received after the head."""
         found, self._pending = self._pending, b""
         return found
 
@@ -485,7 +486,7 @@ class _Incoming:
         while length > 0:
             part = self._pending[:length] or self._connection.recv(min(length, _HEAD_BYTES))
             if not part:
-                raise OSError("The client went away.")
+                raise OSError("The client closed the connection.")
             self._pending = self._pending[len(part) :] if self._pending else b""
             length -= len(part)
             yield part
@@ -546,13 +547,13 @@ class _Server:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Exchange:
-    """What goes on on one connection of a client."""
+    """Handling of one client connection."""
 
     guard: Guard
     upstream: Upstream
     connection: socket.socket
     incoming: _Incoming
-    pace: Pace | None  # None: the client limits by itself how long it waits
+    pace: Pace | None  # None: the client has its own time limits
 
     # CONNECT
 
@@ -574,10 +575,9 @@ class _Exchange:
     # Requests in absolute form
 
     def forward(self, head: _Head) -> None:
-        """Forward requests to one server, as many as the client sends on this connection.
+        """Forward all requests of this connection to one server.
 
-        Answers are passed on as they come: whatever their framing is, only this client and this
-        server are concerned.
+        Responses are passed on unparsed: their framing concerns only this client and server.
         """
         host, port = _absolute(head)
         with self._connected("http", host, port) as route:
@@ -599,7 +599,7 @@ class _Exchange:
     # Connections to servers
 
     def _route(self, scheme: str, host: str, port: int) -> _Proxy | None:
-        """Return the operator's proxy for a server, which is checked first as far as it can be."""
+        """Return the operator's proxy for a server, after checking the server if possible."""
         proxy = self.upstream.proxy_for(scheme, host, port)
         if proxy is not None:
             with contextlib.suppress(ResolverError, TimeoutError):
@@ -637,10 +637,10 @@ class _Exchange:
             except OSError:
                 if position == len(found) - 1:
                     raise
-        raise AssertionError("one address at least was found")
+        raise AssertionError("resolve returns at least one address")
 
 
-#: A server as it may stand in a target: what another proxy could read in another way is refused.
+#: Allowed form of a server in a target; refuses what another proxy could parse differently.
 _AUTHORITY = re.compile(r"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _TARGET = re.compile(r"[!-~]+")
 
@@ -667,7 +667,7 @@ def _absolute(head: _Head) -> tuple[str, int]:
 
 
 def _outgoing(head: _Head, proxy: _Proxy | None) -> bytes:
-    """The request as the server gets it, or the operator's proxy."""
+    """Return the request in the form for the server or for the operator's proxy."""
     rest = head.target.partition("://")[2]
     host = rest.partition("/")[0].partition("?")[0]
     if proxy is not None:
@@ -684,7 +684,7 @@ def _ask_for_tunnel(upstream: socket.socket, proxy: _Proxy, target: str) -> None
     )
     answer = b""
     while b"\r\n\r\n" not in answer:
-        # A byte at a time: what comes after the head belongs to the client.
+        # Read single bytes: what follows the head belongs to the client.
         received = upstream.recv(1)
         if not received or len(answer) > _HEAD_BYTES:
             raise _Failure(502, "Bad Gateway", "condastore; error=proxy_internal_response")
@@ -695,14 +695,14 @@ def _ask_for_tunnel(upstream: socket.socket, proxy: _Proxy, target: str) -> None
 
 
 def _prepare(connection: socket.socket) -> None:
-    """Wait without a limit from now on: `_Watch` ends it, or the client."""
+    """Remove the timeout: from now on `_Watch` or the client ends the connection."""
     connection.settimeout(None)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 class _Watch:
-    """Measures how fast a server sends; the time that the client takes to read does not count."""
+    """Measures how fast a server sends, without the time in which the client does not read."""
 
     def __init__(self, pace: Pace | None) -> None:
         self._pace = pace
@@ -712,11 +712,11 @@ class _Watch:
         self.gave_up = False
 
     def restart(self) -> None:
-        """The client sent something: what the server owes begins anew. From another thread."""
+        """Restart the measurement after the client sent something. Called from another thread."""
         self._sent = True
 
     def wait(self, source: socket.socket) -> bool:
-        """Wait until `source` can be read; False if its server is too slow."""
+        """Wait until `source` is readable; return False if its server is too slow."""
         if self._pace is None or _pending(source):
             return True
         poll = select.poll()
@@ -742,20 +742,20 @@ class _Watch:
 
 
 def _pending(connection: socket.socket) -> bool:
-    """Whether TLS holds bytes that were received already."""
+    """Return True if the TLS layer holds bytes that were received already."""
     return isinstance(connection, ssl.SSLSocket) and connection.pending() > 0
 
 
 @contextlib.contextmanager
 def _answering(upstream: socket.socket, connection: socket.socket, watch: _Watch) -> Iterator[None]:
-    """Relay what comes from the server in a thread; when the block ends, so does the connection.
+    """Relay data from the server in a thread during the block; then close the connection.
 
-    Neither socket is closed before the thread has ended: its number could be another's by then.
+    Both sockets stay open until the thread has ended, so that their numbers cannot be reused.
     """
 
     def answer() -> None:
         _relay(upstream, connection, wait=watch.wait, arrived=watch.arrived)
-        if watch.gave_up:  # no more requests of the client are waited for
+        if watch.gave_up:  # do not wait for further requests of the client
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RD)
 
@@ -777,7 +777,7 @@ def _relay(
     arrived: Callable[[int], None] = lambda count: None,
     sent: Callable[[], None] = lambda: None,
 ) -> None:
-    """Pass on bytes until `source` ends or `wait` gives it up, then say so to `sink`."""
+    """Relay bytes until `source` ends or `wait` returns False, then shut down `sink`."""
     with contextlib.suppress(OSError):
         if isinstance(source, ssl.SSLSocket) or isinstance(sink, ssl.SSLSocket):
             while wait(source) and (part := source.recv(_CHUNK)):
@@ -801,7 +801,7 @@ def _splice(
     """Relay within the kernel, through a pipe."""
     out, into = os.pipe()
     try:
-        with contextlib.suppress(OSError):  # over the user's limit for large pipes
+        with contextlib.suppress(OSError):  # the user's limit of pipe buffers is reached
             fcntl.fcntl(into, fcntl.F_SETPIPE_SZ, _CHUNK)
         while wait(source) and (count := os.splice(source.fileno(), into, _CHUNK)):
             arrived(count)
@@ -826,7 +826,7 @@ def _basic(user: str) -> str:
 
 
 def _owner_of(connection: socket.socket) -> int | None:
-    """Return the user id of the process at the other end, by the kernel's table of connections."""
+    """Return the user id of the peer process from the kernel's table of connections."""
     theirs, ours = (_entry(*end) for end in (connection.getpeername(), connection.getsockname()))
     with contextlib.suppress(OSError), Path("/proc/net/tcp").open() as table:
         for line in table:

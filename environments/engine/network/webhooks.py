@@ -1,4 +1,4 @@
-"""How does a message reach a webhook: signed, to a public address, and never by way of another?
+"""Delivery of signed webhook messages, to permitted addresses only and without redirects.
 
 Source: Standard Webhooks (standardwebhooks.com), version 1.0.0.
 """
@@ -17,45 +17,51 @@ from environments.engine.network.addresses import Guard
 
 
 class WebhookRefusedError(RequestError):
-    """The webhook leads where nothing is sent; another attempt would fail alike."""
+    """The webhook's address is not permitted; another attempt would fail as well."""
 
     code = "webhook-refused"
-    hint = "Give an address on the public internet, or ask an administrator to allow its network."
+    hint = "Use an address on the public internet, or ask an administrator to allow its network."
 
 
 class WebhookGoneError(RequestError):
-    """The receiver says that it wants no more of it (410)."""
+    """The receiver no longer accepts messages (410)."""
 
     code = "webhook-gone"
 
 
 class WebhookUnavailableError(UnavailableError):
-    """The receiver cannot be reached, or did not take the message."""
+    """The receiver cannot be reached, or did not accept the message."""
 
     code = "webhook-unavailable"
 
 
 def parse_url(text: str) -> str:
-    """The address of a webhook, checked as far as that can be done without a look at the network.
+    """Validate a webhook's URL, as far as possible without network access.
 
     Raises:
-        InvalidInputError: it is no http(s) address, or holds a user name or password.
+        InvalidInputError: it is not an http(s) URL, or contains a user name or password.
     """
     try:
         parts = urlsplit(text.strip())
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise InvalidInputError(f"The address cannot be read: {error}.", where="url") from error
+        raise InvalidInputError(
+            f"The URL is malformed: {error}.",
+            where="url",
+            hint="Write a URL such as https://hooks.example.org/path.",
+        ) from error
     printable = text.strip().isascii() and text.strip().isprintable() and " " not in text.strip()
     if parts.scheme not in ("https", "http") or not host or not printable or len(text) > 500:
         raise InvalidInputError(
-            "A webhook's address starts with https:// and names a host.", where="url"
+            "A webhook's URL must start with https:// or http:// and name a host.",
+            where="url",
+            hint="Write a URL such as https://hooks.example.org/path.",
         )
     if parts.username is not None or parts.password is not None:
         raise InvalidInputError(
-            "The address holds a user name or a password.",
+            "The URL contains a user name or a password.",
             where="url",
-            hint="Leave them out: the receiver knows by the signature who sends.",
+            hint="Remove them: the receiver verifies the sender by the signature.",
         )
     return parts._replace(fragment="").geturl()
 
@@ -71,18 +77,18 @@ def post(
     within: Guard,
     agent: str,
 ) -> None:
-    """Send one message, signed. Redirects are not followed: they count as not taken.
+    """Send one signed message. A redirect is not followed and counts as a failure.
 
     Args:
-        secret: as it was shown: `whsec_` and base64.
-        message_id: the same at each attempt, so that the receiver may know what it has.
-        now: with its time zone (UTC); part of the signature, so that nothing old passes for new.
-        within: what may be reached.
+        secret: in the form in which it was shown: `whsec_` and base64.
+        message_id: the same at each attempt, so that the receiver can detect duplicates.
+        now: with time zone (UTC); part of the signature, to prevent replays.
+        within: guard of permitted addresses.
 
     Raises:
-        WebhookRefusedError: the address is not public.
-        WebhookGoneError: the receiver wants no more.
-        WebhookUnavailableError: it did not take the message; try again later.
+        WebhookRefusedError: the address is not permitted.
+        WebhookGoneError: the receiver no longer accepts messages.
+        WebhookUnavailableError: the receiver did not accept the message; retry later.
     """
     headers = {
         "content-type": "application/json",
@@ -104,6 +110,6 @@ def post(
             f"The receiver cannot be reached: {type(error).__name__} {error}".strip()
         ) from error
     if status == 410:
-        raise WebhookGoneError("The receiver wants no more (410).")
+        raise WebhookGoneError("The receiver no longer accepts messages (status 410).")
     if not 200 <= status < 300:
-        raise WebhookUnavailableError(f"The receiver answered {status}.")
+        raise WebhookUnavailableError(f"The receiver responded with status {status}.")

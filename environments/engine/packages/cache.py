@@ -1,18 +1,18 @@
-"""Cache of extracted and validated packages, which builds share and cannot change.
+"""Cache of extracted and validated packages, shared by builds and never changed by them.
 
     <folder>/<sha256>/<name>-<version>-<build>/   the extracted archive
-    <folder>/<sha256>/contents.json               what is in it; its time is the last use
-    <folder>/<sha256>/origins/<key of a URL>      a URL that gave these bytes
-    <folder>/downloads/                           what is being fetched
-    <folder>/.extracting/                         what is being extracted
+    <folder>/<sha256>/contents.json               its contents; the mtime is the last use
+    <folder>/<sha256>/origins/<key of a URL>      one file per URL that served these bytes
+    <folder>/downloads/                           partial downloads
+    <folder>/.extracting/                         unfinished extractions
     <folder>/views/                               what rattler sees during one link
 
-An entry appears by a rename, complete and validated: its tree holds what a package may hold (see
-`extracted_tree.py`), and says of itself what the lock says. It is named by the archive's digest:
-two channels whose packages have the same name and other bytes never meet.
+An entry appears by a rename, complete and validated: its tree holds only what a package may hold
+(see `extracted_tree.py`), and its metadata equals the lock's. Entries are named by the archive's
+digest, so packages of two channels with the same name and different bytes never mix.
 
-Entries of older releases are validated at their next use. Hard links cannot be judged any more
-then, because prefixes share the files; extraction never made one that led out of the package.
+Entries of older releases are validated at their next use. Their hard links cannot be checked,
+because prefixes share the files; extraction never created links that lead out of the package.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ from environments.engine.system.disk import remove_tree
 CONTENTS = "contents.json"
 ORIGINS = "origins"
 _CONTENTS_VERSION = 3
-#: What the file of a validated entry begins with.
+#: First bytes of the contents file of a validated entry.
 _VALIDATED = b'{"version":%d,' % _CONTENTS_VERSION
-#: Of releases that did not validate the tree.
+#: Version written by releases that did not validate the tree.
 _UNVALIDATED_VERSION = 1
-#: Bytes of a document in `info/`, other than the list of paths.
+#: Maximum size in bytes of a document in `info/`, other than the list of paths.
 _LARGEST_DOCUMENT = 1 << 20
-#: Bytes of the list of paths, beside those for each path that the archive holds.
+#: Maximum size in bytes of the list of paths: a base plus an amount per path of the archive.
 _PATHS_BASE, _PATHS_PER_ENTRY, _PATHS_LARGEST = 64 << 10, 4096, 64 << 20
 _NO_SPACE = tuple(f"os error {code}" for code in (errno.ENOSPC, errno.EDQUOT))
 _TOO_LARGE = f"os error {errno.EFBIG}"
@@ -67,7 +67,7 @@ _TOO_LARGE = f"os error {errno.EFBIG}"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachedPackage:
-    """A package that is extracted and whole."""
+    """A package that is extracted and complete."""
 
     package: CondaPackage
     folder: Path  # the extracted archive
@@ -75,7 +75,7 @@ class CachedPackage:
 
 
 class PackageCache:
-    """The extracted packages below one folder; any number of processes may use it at once."""
+    """Extracted packages below one folder; any number of processes may use it at once."""
 
     def __init__(
         self,
@@ -87,8 +87,9 @@ class PackageCache:
     ) -> None:
         """
         Args:
-            limits: what a package may unpack to.
-            allow_md5: take packages whose record has no sha256.
+            archive: archive of original packages; None stores only extracted ones.
+            limits: limits of what a package may unpack to.
+            allow_md5: accept packages whose record has no sha256.
         """
         self.folder = folder
         self.archive = archive
@@ -102,7 +103,7 @@ class PackageCache:
         )
 
     def warm_up(self) -> None:
-        """Have processes ready for the first extractions."""
+        """Start processes for the first extractions."""
         self._extractors.warm_up()
 
     def ensure(
@@ -115,13 +116,13 @@ class PackageCache:
         parallel: int = 8,
         patience: Patience = PATIENCE,
     ) -> list[CachedPackage]:
-        """All of `packages`, fetched and extracted where they are missing or damaged, in order.
+        """Return all of `packages` in order; fetch and extract what is missing or damaged.
 
         Raises:
-            DownloadError, DiskSpaceError: they could not be had; what is whole stays.
-            LinkError: an archive cannot be read, holds what no package may, says of itself other
-                than the lock, or has no digest that is allowed.
-            LeaseLostError: `cancelled` said so.
+            DownloadError, DiskSpaceError: a package could not be fetched; complete ones stay.
+            LinkError: an archive cannot be read, holds what no package may, has metadata that
+                differs from the lock, or has no accepted digest.
+            LeaseLostError: `cancelled` returned True.
         """
         found: dict[str, CachedPackage] = {}
         if not self.allow_md5:
@@ -153,7 +154,7 @@ class PackageCache:
             try:
                 await extract_now(download, pipe, arrived)
             except (LinkError, downloads.WrongBytes):
-                return False  # the file says more of what is wrong than a pipe that ended
+                return False  # extracting from the file gives a better error than a cut pipe
             return True
 
         downloads.download_all(
@@ -175,10 +176,10 @@ class PackageCache:
 
     @contextlib.contextmanager
     def view(self, packages: Sequence[CachedPackage]) -> Iterator[Path]:
-        """A folder that rattler takes for a package cache with just these packages in it.
+        """Create a temporary folder that rattler reads as a package cache with these packages.
 
         rattler names entries without a digest, and locks its whole cache during an install: with
-        a view for each link, neither can two equal names meet, nor does a build wait for another.
+        a view per link, equal names cannot collide, and builds do not wait for each other.
         """
         self.views.mkdir(parents=True, exist_ok=True)
         view = self.views / secrets.token_hex(8)
@@ -191,10 +192,10 @@ class PackageCache:
             shutil.rmtree(view, ignore_errors=True)
 
     def extracted(self, package: CondaPackage) -> Path | None:
-        """Return where `package` lies, if it came from its URL; not whether all of it is there."""
+        """Return the folder of `package` if it came from its URL; its files are not checked."""
         download = Download.of(package)
         if self.archive is not None and not self._delivered(download):
-            # Only of a foreign file the archive knows more than the notes of this cache.
+            # For a foreign file the archive knows more than the origin files of this cache.
             unproven = not download.is_foreign or bool(self._unproven([download]))
             if unproven:
                 return None
@@ -208,13 +209,13 @@ class PackageCache:
         found = self._find(package, download)
         return found.folder if found else None
 
-    # Entries are shared by all tenants, and a digest is no right to bytes: a channel may list that
-    # of somebody's private package. So an entry is used for a URL that gave the same bytes before.
+    # All tenants share the entries, and knowing a digest gives no right to the bytes: a channel may
+    # list the digest of a private package. So an entry serves only URLs that gave these bytes.
 
     def _unproven(self, wanted: Sequence[Download]) -> set[str]:
-        """Keys of packages that are to be fetched although their bytes may be here.
+        """Return the keys of packages that must be fetched even if their bytes are here.
 
-        Without an archive all packages come from one server, which answers for them.
+        Without an archive all packages come from one server, which checks access.
         """
         if self.archive is None:
             return set()
@@ -228,14 +229,14 @@ class PackageCache:
         return {download.key for download in new} - proven
 
     def _delivered(self, download: Download) -> bool:
-        # A channel may list files of another that needs a credential: the archive is asked.
+        # A channel may list a file of another channel that needs a credential: ask the archive.
         return not download.is_foreign and self._delivery(download).exists()
 
     def _note_delivery(self, download: Download) -> None:
         if download.is_foreign:
             return
         note = self._delivery(download)
-        with contextlib.suppress(OSError):  # the entry was removed at this moment
+        with contextlib.suppress(OSError):  # the entry was removed concurrently
             note.parent.mkdir(exist_ok=True)
             note.touch()
 
@@ -243,7 +244,7 @@ class PackageCache:
         return self.folder / download.key / ORIGINS / downloads.origin_key(download.url)
 
     def entries(self) -> Iterator[tuple[str, datetime]]:
-        """(digest, last use) of every entry."""
+        """Yield (digest, last use) of every entry."""
         for path in self.folder.glob(f"*/{CONTENTS}"):
             with contextlib.suppress(FileNotFoundError):
                 yield path.parent.name, datetime.fromtimestamp(path.stat().st_mtime).astimezone()
@@ -255,13 +256,13 @@ class PackageCache:
             (self.folder / digest).rename(trash / f"package-{digest[:12]}-{secrets.token_hex(4)}")
 
     def remove_leftovers(self, *, older_than: timedelta) -> None:
-        """Remove what killed workers left half done."""
+        """Remove old temporary files of killed workers."""
         downloads.remove_leftovers(self.downloads, older_than=older_than)
         limit = time.time() - older_than.total_seconds()
         for path in [
             *self.views.glob("*"),
             *self._extracting.glob("*"),
-            *self.folder.glob(".extracting-*"),  # of releases before there was a folder of them
+            *self.folder.glob(".extracting-*"),  # location used by older releases
         ]:
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mtime < limit:
@@ -269,10 +270,10 @@ class PackageCache:
                         remove_tree(path)
 
     def _find(self, package: CondaPackage, download: Download) -> CachedPackage | None:
-        """The entry, if it is there and whole; a damaged one is thrown away.
+        """Return the entry if it is complete; discard a damaged one.
 
         Raises:
-            LinkError: the package says of itself other than the record does.
+            LinkError: the package's metadata differs from the record.
         """
         entry = self.folder / download.key
         folder = entry / _label(package)
@@ -299,15 +300,15 @@ class PackageCache:
     def _validated_again(
         self, package: CondaPackage, folder: Path, old: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Validate an entry of an older release, and write what this one notes of it.
+        """Validate an entry of an older release, and rewrite its contents file.
 
         Raises:
             LinkError: it holds what no package may.
         """
         if old["label"] != folder.name:
-            raise LinkError(f"{package.file_name} was extracted under another name.")
+            raise LinkError(f"{package.file_name} was extracted under a different name.")
         listed = tuple(map(PackageFile._make, old["files"]))
-        # Those releases took empty folders out of the list in the archive.
+        # Those releases removed empty folders from the list in the archive.
         folders = tuple(file for file in listed if file.kind == "folder")
         document = _describe(
             package,
@@ -330,15 +331,15 @@ class PackageCache:
         packed: Callable[[], int],
         reserve: int,
     ) -> CachedPackage:
-        """Make the entry of an archive, once its bytes are known to be those of the lock.
+        """Create the entry of an archive, after its digest is verified.
 
         Args:
-            packed: gives the bytes of the archive that arrived so far.
-            reserve: bytes that stay free on the disk.
+            packed: returns the bytes of the archive that arrived so far.
+            reserve: bytes that must stay free on the disk.
         """
         work = self._extracting / secrets.token_hex(8)
         folder = work / _label(package)
-        # rattler tells the format by the name.
+        # rattler recognizes the format by the file name.
         ending = ".conda" if package.file_name.endswith(".conda") else ".tar.bz2"
         named = archive.with_name(f".extracting-{work.name}{ending}")
         try:
@@ -353,7 +354,7 @@ class PackageCache:
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-                # Another process, that thought this one stopped, was faster; its entry is as good.
+                # Another process that took this one for stopped was faster; its entry is equal.
         finally:
             named.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
@@ -369,11 +370,11 @@ class PackageCache:
         packed: Callable[[], int],
         reserve: int,
     ) -> None:
-        """Extract `archive`, whose digest is found on the way.
+        """Extract `archive`, and compute its digest on the way.
 
         Raises:
             WrongBytes: it is not the archive of the lock.
-            LinkError: it is, and yet it cannot be read, or unpacks to more than it may.
+            LinkError: it is, but it cannot be read, or unpacks to more than the limits allow.
         """
         try:
             sha256, md5 = await self._extractors.extract(
@@ -383,26 +384,28 @@ class PackageCache:
             told = str(error)
             if any(code in told for code in _NO_SPACE):
                 raise DiskSpaceError(
-                    f"The disk is full: {download.name} could not be extracted."
+                    f"The disk is full: {download.name} could not be extracted.",
+                    hint="Ask an administrator to free disk space, then try again.",
                 ) from error
-            if archive.is_fifo():  # what came through it is gone
-                raise downloads.WrongBytes(f"what cannot be extracted: {told}") from error
+            if archive.is_fifo():  # the bytes that went through a pipe cannot be hashed again
+                raise downloads.WrongBytes(f"it cannot be extracted: {told}") from error
             with archive.open("rb") as file:
                 hashed = await asyncio.to_thread(hashlib.file_digest, file, download.hasher)
             download.compare(sha256=hashed.hexdigest(), md5=hashed.hexdigest())
             if isinstance(error, ExtractorEndedError):
-                told = "it ends the program that reads it"
+                told = "the program that reads it crashes"
             elif _TOO_LARGE in told:
                 told = self.limits.size_fault(packed()).rstrip(".")
             reason = "".join(letter for letter in told if letter.isprintable())
             raise LinkError(
                 f"The archive {download.name} cannot be extracted: {reason[:500]}.",
                 where=download.url,
+                hint="Use another build or version, and report it to the channel's owner.",
             ) from error
         download.compare(sha256=sha256, md5=md5)
 
     def _discard(self, entry: Path) -> None:
-        """Take `entry` out of sight at once, and then remove it."""
+        """Hide `entry` at once by a rename, then remove it."""
         self._extracting.mkdir(parents=True, exist_ok=True)
         doomed = self._extracting / secrets.token_hex(8)
         with contextlib.suppress(FileNotFoundError):
@@ -412,15 +415,15 @@ class PackageCache:
 
 
 def _label(package: CondaPackage) -> str:
-    """The name of its folder, as rattler forms it too."""
+    """Return the name of the package's folder, in rattler's form."""
     label = f"{package.name.lower()}-{package.version}-{package.build}"
     if "/" in label or "\0" in label:
-        raise LinkError(f"{label!r} is no name of a package.", where=package.url)
+        raise LinkError(f"{label!r} is not a valid package name.", where=package.url)
     return label
 
 
 def _is_whole(folder: Path, contents: PackageContents) -> bool:
-    """Whether every file is there with its size. (2 us a file: contents are not read again.)"""
+    """Return True if every file exists with its size. (2 us per file: contents are not read.)"""
     root = f"{folder}/"
     lstat = os.lstat
     try:
@@ -436,10 +439,10 @@ def _is_whole(folder: Path, contents: PackageContents) -> bool:
 def _complete(
     package: CondaPackage, folder: Path, *, packed: int, limits: Limits
 ) -> PackageContents:
-    """Validate the extracted archive in `folder`, and note beside it what it holds.
+    """Validate the extracted archive in `folder`, and write its contents file beside it.
 
     Raises:
-        LinkError: it holds what no package may, or says of itself other than the record.
+        LinkError: it holds what no package may, or its metadata differs from the record.
     """
     document = _describe(package, folder, packed=packed, limits=limits)
     _write(document, folder.parent / CONTENTS)
@@ -461,7 +464,7 @@ def _describe(
     folders: tuple[PackageFile, ...] = (),
     linked_elsewhere: bool = False,
 ) -> dict[str, Any]:
-    """Validate the tree in `folder`, and describe it for `contents.json`."""
+    """Validate the tree in `folder`, and return the document for `contents.json`."""
     try:
         tree = read_tree(
             folder,
@@ -473,8 +476,9 @@ def _describe(
         contents = _look(package, folder, tree, folders)
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError, IoError) as error:
         raise LinkError(
-            f"{package.file_name} does not say properly what it holds: {error!r}.",
+            f"The metadata of {package.file_name} is malformed: {error!r}.",
             where=package.url,
+            hint="Use another build or version, and report it to the channel's owner.",
         ) from error
     except LinkError as error:
         error.where = error.where or package.url
@@ -492,7 +496,7 @@ def _describe(
 
 
 def read_contents(path: Path) -> PackageContents:
-    """Read `contents.json` of a validated entry; ValueError for one of another release."""
+    """Read `contents.json` of a validated entry; ValueError if another release wrote it."""
     return _contents_of(json.loads(path.read_bytes()))
 
 
@@ -511,14 +515,14 @@ def _contents_of(document: Mapping[str, Any]) -> PackageContents:
 
 
 def _refuse_differences(package: CondaPackage, contents: PackageContents) -> None:
-    """Raise LinkError where the package says of itself other than its record does."""
+    """Raise LinkError if the package's own metadata differs from its record."""
     differences = record_differences(package, contents.index)
     if differences:
         raise LinkError(
             f"{package.file_name} is not the package that its record describes: "
             f"{'; '.join(differences)}.",
             where=package.url,
-            hint="Do not use it; tell the owner of the channel.",
+            hint="Do not use this package, and report it to the channel's owner.",
         )
 
 
@@ -528,15 +532,15 @@ def _look(
     tree: Mapping[str, TreeEntry],
     folders: tuple[PackageFile, ...],
 ) -> PackageContents:
-    """What is in an extracted archive, as it says itself, compared with what is really there."""
+    """Return the contents that an archive's metadata lists, checked against its tree."""
     paths = _paths_document(package, folder, tree)
     link = _json(package, folder, "info/link.json", tree).get("noarch", {})
     index = _json(package, folder, "info/index.json", tree)
     noarch = index.get("noarch")
     if noarch != "python" and (link.get("type") if isinstance(link, dict) else link) == "python":
         raise LinkError(
-            f"{package.file_name} is a noarch Python package by its info/link.json, and by its "
-            "info/index.json it is not."
+            f"{package.file_name} is a noarch Python package in its info/link.json, but not in "
+            "its info/index.json."
         )
     root = f"{folder}/"
     files = tuple(_file(package, root, entry, tree) for entry in paths["paths"])
@@ -547,7 +551,7 @@ def _look(
         and file.path.endswith(tuple(f"-{when}{end}" for when in _LINK_MOMENTS for end in _ENDS))
     )
     if any(file.kind == "folder" for file in files):
-        # rattler 0.28 fails on such an entry; whoever links makes these folders.
+        # rattler 0.28 fails on such an entry; linking creates these folders itself.
         paths["paths"] = [each for each in paths["paths"] if each.get("path_type") != "directory"]
         (folder / "info" / "paths.json").write_text(json.dumps(paths))
     listed = {file.path for file in files}
@@ -559,7 +563,7 @@ def _look(
     return PackageContents(
         name=package.name,
         label=_label(package),
-        noarch_python=noarch == "python",  # as rattler judges where its files go
+        noarch_python=noarch == "python",  # rattler decides by the same field
         files=files,
         entry_points=_entry_points(package, link),
         link_scripts=scripts,
@@ -572,11 +576,11 @@ def _entry_points(package: CondaPackage, link: object) -> tuple[str, ...]:
     if listed is None:
         return ()
     if not isinstance(listed, list) or not all(isinstance(text, str) for text in listed):
-        raise LinkError(f"{package.file_name}: entry_points of info/link.json must be texts.")
+        raise LinkError(f"{package.file_name}: entry_points in info/link.json must be texts.")
     return tuple(listed)
 
 
-#: Of `info/index.json`: what is compared with the record, or judged beside it.
+#: Keys of `info/index.json` that are compared with the record, or evaluated beside it.
 _OF_INDEX = (
     *("name", "version", "build", "build_number", "subdir", "noarch"),
     *("license", "depends", "constrains"),
@@ -589,19 +593,19 @@ _ENDS = (".sh", ".bat")
 def _file(
     package: CondaPackage, root: str, entry: dict[str, Any], tree: Mapping[str, TreeEntry]
 ) -> PackageFile:
-    """One entry of `info/paths.json`. (No Path objects: they would cost more than the disk.)"""
+    """Return one entry of `info/paths.json`. (Path objects would cost more than the disk.)"""
     path = str(entry["_path"])
     found = tree.get(path)
     if found is None:
         shown = printable(path)
         if path.startswith("/") or ".." in path.split("/"):
-            raise LinkError(f"{package.file_name}: the path {shown} leads out of the environment.")
+            raise LinkError(f"{package.file_name}: path {shown} leads out of the environment.")
         if link := folder_of_links(path, tree):
             raise LinkError(
-                f"{package.file_name} lists {shown}, which is no path of it: {printable(link)} is "
-                "no folder."
+                f"{package.file_name} lists {shown}, but {printable(link)} in its archive is not "
+                "a folder."
             )
-        raise LinkError(f"{package.file_name} lists {shown}, which its archive lacks.")
+        raise LinkError(f"{package.file_name} lists {shown}, which is not in its archive.")
     if found.kind == "file" and entry.get("path_type") != "softlink":
         placeholder = str(entry.get("prefix_placeholder") or "")
         return PackageFile(
@@ -614,14 +618,16 @@ def _file(
             binary=entry.get("file_mode") == "binary",
         )
     if found.kind == "file":
-        raise LinkError(f"{package.file_name} lists {printable(path)} as a link, and it is none.")
+        raise LinkError(
+            f"{package.file_name} lists {printable(path)} as a link, but it is a regular file."
+        )
     return PackageFile(path, found.kind, 0, "", found.target, 0, binary=False)
 
 
 def _paths_document(
     package: CondaPackage, folder: Path, tree: Mapping[str, TreeEntry]
 ) -> dict[str, Any]:
-    """`info/paths.json`, or what stood in its place before there was one."""
+    """Return `info/paths.json`, or an equivalent of the older files that preceded it."""
     largest = min(_PATHS_BASE + _PATHS_PER_ENTRY * len(tree), _PATHS_LARGEST)
     if "info/paths.json" in tree:
         document = _json(package, folder, "info/paths.json", tree, largest=largest)
@@ -650,10 +656,10 @@ def _json(
     *,
     largest: int = _LARGEST_DOCUMENT,
 ) -> dict[str, Any]:
-    """The JSON object in a file of the package; empty where it has no such file.
+    """Return the JSON object in a file of the package; {} if there is no such file.
 
     Raises:
-        LinkError: it is no file, or longer than `largest` bytes.
+        LinkError: it is not a regular file, or longer than `largest` bytes.
     """
     if _size_of(package, path, tree, largest=largest) is None:
         return {}
@@ -668,7 +674,7 @@ def _size_of(
     if entry is None:
         return None
     if entry.kind != "file":
-        raise LinkError(f"{package.file_name}: {path} is a {entry.kind}, and must be a file.")
+        raise LinkError(f"{package.file_name}: {path} is a {entry.kind}, but must be a file.")
     if entry.size > largest:
         raise LinkError(f"{package.file_name}: {path} is larger than {largest:,} bytes.")
     return entry.size

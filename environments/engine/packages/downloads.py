@@ -1,4 +1,4 @@
-"""How does a package of a lock become a file whose bytes are those of the lock?"""
+"""Concurrent, resumable and verified downloads of the packages of a lock."""
 
 from __future__ import annotations
 
@@ -51,28 +51,28 @@ from environments.engine.network import bounded_reading, clients
 from environments.engine.network.addresses import Guard, guard
 from environments.engine.network.bounded_reading import ReadLimits
 
-POLL = 0.1  # seconds between two looks at a cancel
+POLL = 0.1  # seconds between two checks of cancellation, locks and disk space
 CHUNK = 256 * 1024  # bytes
-STREAMED = 512 * 1024  # bytes: smaller files are there before a pipe would be
-PIPE_SIZE = 1 << 20  # bytes: what a pipe holds, so that neither end waits for the other so often
+STREAMED = 512 * 1024  # bytes; smaller files arrive before a pipe would be set up
+PIPE_SIZE = 1 << 20  # bytes; a large pipe buffer, so that reader and writer rarely wait
 
 
 def origin_key(url: str) -> str:
-    """A name of a file for where bytes came from; `url` without credentials."""
+    """Return the file name that stands for an origin; `url` has no credentials."""
     return hashlib.sha256(url.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Download:
-    """A file to fetch, and what its bytes must be. `sha256` or `md5` is there."""
+    """A file to fetch, with its expected digest: `sha256`, `md5`, or both."""
 
-    name: str  # for people: numpy-2.3.1-py311_0.conda
+    name: str  # for messages: numpy-2.3.1-py311_0.conda
     url: str  # without credentials
     sha256: str
     md5: str = ""
-    size: int = 0  # bytes; 0 where nobody said
-    channel: str = ""  # the conda channel that lists it; "" for what no channel lists
-    wheel: bool = False  # by the type of the package: a channel may give a file any name
+    size: int = 0  # bytes; 0 if unknown
+    channel: str = ""  # the conda channel that lists it; "" if none does
+    wheel: bool = False  # by the package's type; a channel may give a file any name
 
     @classmethod
     def of(cls, package: Package) -> Download:
@@ -81,7 +81,7 @@ class Download:
             raise LinkError(
                 f"{package.file_name} has no digest, so its bytes cannot be checked.",
                 where=package.url,
-                hint="Ask the owner of the channel to index it again.",
+                hint="Ask the channel's owner to index it again.",
             )
         return cls(
             name=package.file_name,
@@ -95,19 +95,19 @@ class Download:
 
     @property
     def is_foreign(self) -> bool:
-        """Whether its channel lists it at a URL outside of the channel (`base_url`, CEP 15)."""
+        """True if its channel lists it at a URL outside the channel (`base_url`, CEP 15)."""
         return bool(self.channel) and folder_url(self.url) != self.channel
 
     @property
     def key(self) -> str:
-        """What names the file: its digest."""
+        """The digest that names the file."""
         return self.sha256 or f"md5-{self.md5}"
 
     @property
     def stem(self) -> str:
-        """What names its parts on the disk: what one server began, another does not complete.
+        """Base name of partial files; a download is resumed from the same origin only.
 
-        Nor does another channel that lists a file of the same server.
+        Another channel that lists a file of the same server is a different origin.
         """
         origin = f"{self.channel} {self.url}" if self.is_foreign else self.url
         return f"{self.key}.{origin_key(origin)}"
@@ -116,75 +116,75 @@ class Download:
         return hashlib.sha256() if self.sha256 else hashlib.md5(usedforsecurity=False)
 
     def compare(self, *, sha256: str, md5: str) -> None:
-        """Raise WrongBytes unless these digests (of which one is looked at) are the lock's."""
+        """Raise WrongBytes unless the digest that the lock has is equal."""
         kind, got, expected = (
             ("sha256", sha256, self.sha256) if self.sha256 else ("md5", md5, self.md5)
         )
-        if got != expected:  # the digest of what came stays unsaid: it may be of somebody's file
-            raise WrongBytes(f"it has another {kind}")
+        if got != expected:  # do not reveal the received digest: it may be of a private file
+            raise WrongBytes(f"its {kind} differs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
-    """How long a server may take, how often it may fail, and how much it may send."""
+    """Time limits, retries and size limits of downloads."""
 
     connect: timedelta = timedelta(seconds=15)
-    read: timedelta = timedelta(seconds=30)  # for the head of an answer, and between two pieces
-    rate: int = 1024  # bytes a second that the server must send, on average over `read`; 0 for any
+    read: timedelta = timedelta(seconds=30)  # for the response's headers, and between two pieces
+    rate: int = 1024  # minimum bytes per second, averaged over `read`; 0: no minimum
     total: timedelta | None = None  # for all files together
-    attempts: int = 6  # for one file, each with more time before it
+    attempts: int = 6  # per file, with exponential backoff
     longest_pause: timedelta = timedelta(seconds=20)
-    #: A worker that holds a file's lock and adds nothing to it for so long is taken for stopped.
+    #: A process that holds a file's lock and writes nothing for this time counts as stopped.
     stalled: timedelta = timedelta(seconds=20)
-    largest: int = 20 * 1024**3  # bytes, of a file whose size nobody said
-    reserve: int = 0  # bytes that stay free on the disk while files arrive and are unpacked
+    largest: int = 20 * 1024**3  # bytes; limit of a file of unknown size
+    reserve: int = 0  # bytes that must stay free on the disk while files arrive and are unpacked
 
 
 PATIENCE = Patience()
 
 
 class _Interrupted(Exception):  # noqa: N818  # control flow, not an error of the program
-    """The server or the way to it failed; it is tried again, after `pause` seconds at least."""
+    """A transient failure of the server or the network; retried after at least `pause` seconds."""
 
     def __init__(self, reason: str, *, pause: float = 0) -> None:
         super().__init__(reason)
         self.pause = pause
 
 
-class WrongBytes(Exception):  # noqa: N818  # caught here, whoever noticed it
-    """The server gave something else than the lock says."""
+class WrongBytes(Exception):  # noqa: N818  # always caught in this package
+    """The server sent different bytes than the lock names."""
 
 
 class Kept(Protocol):
-    """What an archive had when it was asked, and what is added to it meanwhile; by many threads."""
+    """An opened archive: what it had when it was opened, and additions to it. Thread-safe."""
 
     def has(self, sha256: str) -> bool: ...
 
     def take(self, sha256: str, to: Path) -> bool:
-        """Write the file; False where it cannot be had, or is damaged."""
+        """Write the file to `to`; return False if it is missing or damaged."""
         ...
 
     def keep(self, sha256: str, path: Path) -> None:
-        """Add a file whose bytes are verified. It may be moved away; what fails is not raised."""
+        """Add a verified file, which may be moved away. Failures are not raised."""
         ...
 
 
 class Archive(Protocol):
-    """Packages as they came, by their sha256: to be had when their channel is gone."""
+    """Archive of original packages by sha256, for packages that their channel no longer has."""
 
     def opened(self, digests: Collection[str]) -> AbstractContextManager[Kept]: ...
 
     def delivered(self, downloads: Collection[Download]) -> Collection[str]:
-        """Keys of those that came from their own URL before, or need not be asked for there.
+        """Return the keys of files that came from their own URL before, or need not.
 
-        A digest is no right to bytes: a channel may list one that it never had.
+        Knowing a digest gives no right to the bytes: a channel may list files it never had.
         """
         ...
 
 
 Use = Callable[[Download, Path], Awaitable[None]]
-#: Uses a file while it comes through a pipe; False where that was not the file, or not all of it.
-#: The function gives the bytes that arrived so far.
+#: Uses a file while it arrives through a pipe; returns False if it was incomplete or a wrong file.
+#: The function argument returns the number of bytes that arrived so far.
 Stream = Callable[[Download, Path, Callable[[], int]], Awaitable[bool]]
 
 
@@ -206,25 +206,25 @@ def download_all(
     unproven: Collection[str] | None = None,
     within: Guard | None = None,
 ) -> None:
-    """Fetch what is not `present` into `folder`, check it and hand it to `use`.
+    """Fetch the files that are not `present` into `folder`, verify them and pass them to `use`.
 
-    `use` gets each file as soon as its bytes are verified, as many at a time as there are
-    processors; the file is gone when `use` returns. A file is fetched by one process at a time: the
-    others wait, and then find it `present`. What a cut or a killed worker left is continued.
+    `use` gets each file as soon as its bytes are verified, up to one file per processor at a time;
+    the file is removed when `use` returns. Only one process fetches a file: the others wait and
+    then find it `present`. Interrupted downloads are resumed.
 
     Args:
-        stream: to use large files while they arrive; `use` gets what it did not manage.
-        verify: False where `use` finds the digest anyway: it then raises WrongBytes itself.
-        archive: is asked before the server, and keeps what was fetched.
-        unproven: keys of files that are fetched even if the archive has them, as their server never
-            showed that it has them; the archive knows by default.
-        within: what may be reached; the process's guard by default.
+        stream: uses large files while they arrive; `use` gets the files for which it failed.
+        verify: False if `use` computes the digest itself and raises WrongBytes.
+        archive: tried before the server, and stores what was fetched.
+        unproven: keys of files that are fetched even if the archive has them, because their server
+            never proved to have them; by default `archive.delivered` decides.
+        within: guard of addresses and files; the default is the process's guard.
 
     Raises:
-        AddressRefusedError, FileRefusedError: a file is where nothing is fetched from.
-        DownloadError: a file cannot be had, or its bytes are not those of the lock.
-        DiskSpaceError: the disk is full; nothing is left behind.
-        LeaseLostError: `cancelled` said so.
+        AddressRefusedError, FileRefusedError: the guard refuses a file's location.
+        DownloadError: a file cannot be fetched, or its bytes are not those of the lock.
+        DiskSpaceError: the disk is full; partial files are removed.
+        LeaseLostError: `cancelled` returned True.
     """
     obey(cancelled)
     wanted = {download.key: download for download in downloads if not present(download)}
@@ -277,10 +277,10 @@ def bring(
     parallel: int = 8,
     patience: Patience = PATIENCE,
 ) -> dict[str, Path]:
-    """The packages as they came, verified, as files of an empty folder; by their URLs.
+    """Fetch and verify packages as files of an empty folder; return the paths by URL.
 
     Raises:
-        As `download_all`.
+        StoreError: the same errors as `download_all`.
     """
     wanted = {package.url: Download.of(package) for package in packages}
     files = {url: folder / download.key for url, download in wanted.items()}
@@ -304,7 +304,7 @@ def bring(
 
 
 def discard(folder: Path, download: Download) -> None:
-    """Remove what was received of `download`, unless another process is receiving it now."""
+    """Remove the partial file of `download`, unless another process is receiving it now."""
     lock = FileLock(folder / f"{download.stem}.lock")
     if lock.acquire():
         (folder / f"{download.stem}.part").unlink(missing_ok=True)
@@ -312,7 +312,7 @@ def discard(folder: Path, download: Download) -> None:
 
 
 def remove_leftovers(folder: Path, *, older_than: timedelta) -> None:
-    """Remove what killed workers left and nobody continued."""
+    """Remove old partial files of killed workers."""
     limit = time.time() - older_than.total_seconds()
     for path in (*folder.glob("*.part"), *folder.glob("*.pipe"), *folder.glob(".extracting-*")):
         with contextlib.suppress(FileNotFoundError):
@@ -321,7 +321,7 @@ def remove_leftovers(folder: Path, *, older_than: timedelta) -> None:
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error to show: ours before others, of several the first."""
+    """Return the error to report: the first StoreError, or the first error."""
     leaves = [
         _first(error) if isinstance(error, BaseExceptionGroup) else error
         for error in group.exceptions
@@ -330,14 +330,14 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 class FileLock:
-    """Held by one process (and one object) at a time; the kernel frees it when its holder dies."""
+    """An exclusive lock between processes and objects; the kernel frees it if its holder dies."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._descriptor: int | None = None
 
     def acquire(self) -> bool:
-        """Take the lock without waiting; False where another has it."""
+        """Acquire the lock without waiting; return False if another holder has it."""
         while True:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
@@ -345,7 +345,7 @@ class FileLock:
             except BlockingIOError:
                 os.close(descriptor)
                 return False
-            # The holder before us removed the file: then what we locked is no longer its name.
+            # If the previous holder unlinked the file, our lock is on an inode without a name.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), self.path.stat()):
                     self._descriptor = descriptor
@@ -361,7 +361,7 @@ class FileLock:
 
 @dataclass(slots=True)
 class _Tally:
-    """Counts for the progress; told at most ten times a second."""
+    """Counts of a download run, reported at most ten times a second."""
 
     stage: str
     downloads: Sequence[Download]
@@ -409,20 +409,20 @@ class _Fetcher:
     present: Callable[[Download], bool]
     use: Use
     stream: Stream | None
-    targets: Mapping[str, tuple[str, Mapping[str, str]]]  # URL: the URL and headers to ask with
+    targets: Mapping[str, tuple[str, Mapping[str, str]]]  # URL -> URL and headers of the request
     patience: Patience
     verify: bool
     unproven: Set[str]
     within: Guard
     tally: _Tally
     kept: Kept | None = None
-    looked: float = 0.0  # when the free space was looked at
+    looked: float = 0.0  # when the free disk space was last checked
     streams: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_CORES))
 
     async def run(
         self, downloads: Sequence[Download], *, parallel: int, cancelled: Cancelled
     ) -> None:
-        """All of `downloads`, the largest first: so that the last one is a small one."""
+        """Fetch all of `downloads`, the largest first, so that no large one is last."""
         queue = sorted(downloads, key=lambda download: download.size)
         limits = httpx.Limits(max_connections=parallel, max_keepalive_connections=parallel)
         timeout = httpx.Timeout(
@@ -457,7 +457,8 @@ class _Fetcher:
             part.unlink(missing_ok=True)
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DiskSpaceError(
-                    f"The disk is full: {download.name} could not be stored."
+                    f"The disk is full: {download.name} could not be stored.",
+                    hint="Ask an administrator to free disk space, then try again.",
                 ) from error
             raise
         finally:
@@ -466,7 +467,7 @@ class _Fetcher:
         self.tally.finish(download)
 
     async def _locked(self, lock: FileLock, part: Path) -> bool:
-        """Wait for `lock`; False where whoever holds it seems to be stopped."""
+        """Wait for `lock`; return False if its holder seems to be stopped."""
         last, since = -1, time.monotonic()
         while not lock.acquire():
             with contextlib.suppress(FileNotFoundError):
@@ -478,12 +479,12 @@ class _Fetcher:
         return True
 
     async def _taken(self, download: Download, part: Path, using: asyncio.Semaphore) -> bool:
-        """Use what the archive has; False where it is to be fetched after all."""
+        """Use the file from the archive; return False if it must be fetched."""
         if self.kept is None or download.key in self.unproven:
             return False
         if not self.kept.has(download.sha256):
             return False
-        part.unlink(missing_ok=True)  # what came of it from the server
+        part.unlink(missing_ok=True)  # a partial download
         if not await asyncio.to_thread(self.kept.take, download.sha256, part):
             return False
         try:
@@ -501,7 +502,7 @@ class _Fetcher:
         client: httpx.AsyncClient,
         using: asyncio.Semaphore,
     ) -> None:
-        """Wrong bytes are fetched once more, from nothing; cuts and faults are waited out."""
+        """Fetch and use a file; retry transient failures, and wrong bytes once from the start."""
         wrong: list[str] = []
         while True:
             try:
@@ -529,19 +530,19 @@ class _Fetcher:
                 wrong.append(str(error))
                 if len(wrong) == 2:
                     raise DownloadError(
-                        f"{download.name} is not what the lock says: {error}.",
+                        f"{download.name} differs from the lock: {error}.",
                         where=download.url,
-                        hint="The channel or something on the way changed the package. Tell the "
-                        "owner of the channel, or solve again.",
+                        hint="The channel, or a proxy on the way, changed the package. Solve "
+                        "again, or report it to the channel's owner.",
                         details={"expected": download.sha256 or download.md5},
                     ) from error
             else:
                 return
 
     async def _streamed(self, download: Download, part: Path, client: httpx.AsyncClient) -> bool:
-        """Fetch and use at once, through a pipe; False where that is left to be done in turn.
+        """Fetch and use a file at once, through a pipe; return False if both must be done in turn.
 
-        What has arrived stays in `part` as well: after a cut it is continued there.
+        The bytes are also written to `part`, where an interrupted download is resumed.
         """
         begun = part.exists() and part.stat().st_size > 0
         if self.stream is None or begun or download.size < STREAMED or self.streams.locked():
@@ -566,7 +567,7 @@ class _Fetcher:
                 path.unlink()
 
     def _pause(self, state: tenacity.RetryCallState) -> float:
-        """Twice as long after each failure, a random part of it, at least what the server asked."""
+        """Return the exponential backoff with jitter, at least the server's Retry-After."""
         error = state.outcome.exception() if state.outcome else None
         asked = error.pause if isinstance(error, _Interrupted) else 0.0
         longest = self.patience.longest_pause.total_seconds()
@@ -580,7 +581,7 @@ class _Fetcher:
         client: httpx.AsyncClient,
         pipe: _Pipe | None = None,
     ) -> None:
-        """Continue `part` where it ends, and verify the whole; `pipe` gets what arrives, too."""
+        """Resume `part` at its end and verify the file; `pipe` also gets the new bytes."""
         hasher = download.hasher() if self.verify else None
         with part.open("a+b") as file:
             held = await asyncio.to_thread(_read_all, file, hasher)
@@ -595,7 +596,7 @@ class _Fetcher:
                 )
                 async with contextlib.aclosing(source) as chunks:
                     async for chunk in chunks:
-                        if chunk is None:  # the server starts again
+                        if chunk is None:  # the server restarts from byte 0
                             file.truncate(0)
                             hasher, held = download.hasher() if self.verify else None, 0
                             self.tally.reset(download)
@@ -619,27 +620,30 @@ class _Fetcher:
             download.compare(sha256=hasher.hexdigest(), md5=hasher.hexdigest())
 
     def _require_room(self, download: Download) -> None:
-        """Look at the disk every now and then while files arrive.
+        """Check the free disk space from time to time while files arrive.
 
         Raises:
-            DiskSpaceError: less is free than has to stay so.
+            DiskSpaceError: less than the reserve is free.
         """
         now = time.monotonic()
         if now - self.looked < POLL:
             return
         self.looked = now
         if shutil.disk_usage(self.folder).free < self.patience.reserve:
-            raise DiskSpaceError(f"The disk is full: {download.name} could not be stored.")
+            raise DiskSpaceError(
+                f"The disk is full: {download.name} could not be stored.",
+                hint="Ask an administrator to free disk space, then try again.",
+            )
 
     async def _read_http(
         self, download: Download, start: int, client: httpx.AsyncClient
     ) -> AsyncGenerator[bytes | None, None]:
-        """The bytes from `start` on; None first where the server begins from 0 instead."""
+        """Yield the bytes from `start`; yield None first if the server restarts from byte 0."""
         if download.url.startswith("git+"):
             raise DownloadError(
-                f"{download.name} was built here from {download.url}, and is no longer kept.",
+                f"{download.name} was built here from {download.url}, and is no longer stored.",
                 where=download.url,
-                hint="Solve the environment again (`--force-solve`): the commit is built anew.",
+                hint="Solve again (`--force-solve`) to build the commit again.",
             )
         url, headers = self.targets[download.url]
         asked = {**headers, "Accept-Encoding": "identity"}
@@ -681,26 +685,26 @@ class _Fetcher:
 
 
 class _Pipe:
-    """The writing end of a named pipe: takes bytes as fast as they are read at the other end."""
+    """Writing end of a named pipe, with back pressure from its reader."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._descriptor: int | None = None
 
     async def open(self, reader: asyncio.Future[bool]) -> None:
-        """Wait until somebody reads; what is written before that would be lost."""
+        """Wait for a reader; bytes written before it opens the pipe would be lost."""
         while self._descriptor is None and not reader.done():
             try:
                 self._descriptor = os.open(self.path, os.O_WRONLY | os.O_NONBLOCK)
-                with contextlib.suppress(OSError):  # the user's pipes hold much already
+                with contextlib.suppress(OSError):  # the user's limit of pipe buffers is reached
                     fcntl.fcntl(self._descriptor, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
             except OSError as error:
-                if error.errno != errno.ENXIO:  # nobody reads yet
+                if error.errno != errno.ENXIO:  # no reader yet
                     raise
                 await asyncio.sleep(0.001)
 
     async def write(self, chunk: bytes) -> None:
-        """All of `chunk`, as long as somebody reads."""
+        """Write all of `chunk`, as long as there is a reader."""
         rest = memoryview(chunk)
         while rest and self._descriptor is not None:
             try:
@@ -719,7 +723,7 @@ class _Pipe:
             loop.remove_writer(descriptor)
 
     async def aclose(self) -> None:
-        """The reader finds the end; one that was about to open the pipe is not left waiting."""
+        """Close the pipe; a reader that was about to open it does not wait forever."""
         if self._descriptor is None:
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_NONBLOCK)
         os.close(self._descriptor)
@@ -732,31 +736,33 @@ def _judge(answer: httpx.Response, download: Download) -> None:
         return
     if status in (httpx.codes.NOT_FOUND, httpx.codes.GONE):
         raise DownloadError(
-            f"{download.name} is gone: the channel no longer has it.",
+            f"{download.name} no longer exists in its channel.",
             where=download.url,
-            hint="Solve again, or ask the owner of the channel for the package.",
+            hint="Solve again, or ask the channel's owner for the package.",
             details={"gone": True},
         )
     if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
         raise DownloadError(
-            f"The channel refuses to give {download.name} (status {status}).",
+            f"The server denies access to {download.name} (status {status}).",
             where=download.url,
             hint="Ask an administrator to store or renew the credentials of the channel.",
         )
     if status == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
-        raise WrongBytes("a longer file than the channel has")
+        raise WrongBytes("the partial file is longer than the channel's file")
     if status >= 500 or status in (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.REQUEST_TIMEOUT):
         after = answer.headers.get("retry-after", "")
         raise _Interrupted(
-            f"the server answered {status}", pause=float(after) if after.isdigit() else 0
+            f"the server responded with status {status}",
+            pause=float(after) if after.isdigit() else 0,
         )
     raise DownloadError(
-        f"{download.name} could not be fetched: the server answered {status}.", where=download.url
+        f"{download.name} could not be fetched: the server responded with status {status}.",
+        where=download.url,
     )
 
 
 def _judge_length(answer: httpx.Response, download: Download, *, held: int) -> None:
-    """Refuse a body that is announced with another size before reading it."""
+    """Refuse a body that is announced with a wrong size before reading it."""
     announced = answer.headers.get("content-length", "")
     if not announced.isdigit() or answer.headers.get("content-encoding", "identity") != "identity":
         return
@@ -773,11 +779,11 @@ def _continues(answer: httpx.Response, start: int) -> bool:
 async def _read_file(
     download: Download, within: Guard, start: int
 ) -> AsyncGenerator[bytes | None, None]:
-    """A `file:` URL. It is copied, so that nobody can change it between check and use.
+    """Read a `file:` URL in pieces. It is copied, so that it cannot change after the check.
 
     Raises:
         FileRefusedError: it is not in a folder that may be read.
-        DownloadError: it is gone, or no file.
+        DownloadError: it does not exist, or is not a file.
     """
     path = within.path(download.url)
     try:
@@ -787,16 +793,20 @@ async def _read_file(
                 yield chunk
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DownloadError(
-            f"{download.name} is gone: the channel no longer has it.",
+            f"{download.name} no longer exists in its channel.",
             where=download.url,
             details={"gone": True},
         ) from error
     except (IsADirectoryError, PermissionError) as error:
-        raise DownloadError(f"{download.name} cannot be read.", where=download.url) from error
+        raise DownloadError(
+            f"{download.name} cannot be read.",
+            where=download.url,
+            hint="Check that it is a file that the user of condastore may read.",
+        ) from error
 
 
 def _read_all(file: IO[bytes], hasher: hashlib._Hash | None) -> int:
-    """Feed what `file` holds to `hasher`; the number of bytes."""
+    """Feed the contents of `file` to `hasher`; return the number of bytes."""
     if hasher is None:
         return file.seek(0, os.SEEK_END)
     file.seek(0)
@@ -808,9 +818,9 @@ def _read_all(file: IO[bytes], hasher: hashlib._Hash | None) -> int:
 async def _watch(
     workers: Sequence[asyncio.Task[None]], cancelled: Cancelled, total: timedelta | None
 ) -> None:
-    """Wait for `workers`; end them at a cancel, and when all files took too long."""
+    """Wait for `workers`; stop when cancelled or when the total time is over."""
     deadline = None if total is None else time.monotonic() + total.total_seconds()
-    # Only those that still run: a wait that one of the others has ended returns at once.
+    # Wait only for running tasks: asyncio.wait returns at once for finished ones.
     running = set(workers)
     while running:
         obey(cancelled)

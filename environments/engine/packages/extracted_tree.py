@@ -1,8 +1,8 @@
-"""Validation of an extracted tree: read without following a link, before anything uses it.
+"""Validation of an extracted tree without following links, before anything else reads it.
 
 The tree is walked once through file descriptors of its folders (`O_NOFOLLOW`), so no component of
-any path is ever resolved through a symbolic link. What the walk returns replaces `lstat` of single
-paths: a path that lies behind a link is not in it.
+a path is ever resolved through a symbolic link. Callers use the result instead of `lstat` on single
+paths: a path behind a link is not in it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from environments.domain.names import printable
 from environments.domain.unpacking import Limits, LinkEnd, link_end, name_fault
 from environments.engine.packages.file_modes import shared_mode
 
-#: Folders within folders. Each one open at a time costs a file descriptor.
+#: Maximum nesting of folders. Each open folder of the walk takes a file descriptor.
 DEEPEST = 100
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-#: Modes of nearly all entries, which stay as they are.
+#: Modes of nearly all entries; these are not changed.
 _USUAL = frozenset(
     {stat.S_IFDIR | 0o755, *(stat.S_IFREG | mode for mode in (0o444, 0o555, 0o644, 0o755))}
 )
@@ -31,7 +31,7 @@ _SPECIAL_BITS = stat.S_ISUID | stat.S_ISGID
 
 
 class TreeEntry(NamedTuple):
-    """One path of a tree. (A tuple: a package may have tens of thousands of them.)"""
+    """One path of a tree. (A tuple, because a package may have tens of thousands.)"""
 
     kind: FileKind
     size: int  # bytes, of a file
@@ -43,26 +43,26 @@ def read_tree(
 ) -> dict[str, TreeEntry]:
     """Walk the tree below `root` and refuse what no package may hold.
 
-    Every entry is a regular file, a folder or a symbolic link that ends inside the tree. Files lie
-    on the file system of the tree, belong to its owner, have no set-user-ID or set-group-ID bit and
-    no hard link outside of the tree. (Set-group-ID of folders is inherited from the cache's.)
-    What passes gets the modes of `file_modes.py`, whatever the archive said.
+    Every entry must be a regular file, a folder, or a symbolic link that ends inside the tree.
+    Files must lie on the tree's file system, belong to its owner, have no set-user-ID or
+    set-group-ID bit, and no hard link outside the tree. (Folders inherit set-group-ID from the
+    cache's.) Accepted entries get the modes of `file_modes.py`, whatever the archive says.
 
     Args:
-        name: of the archive, for messages.
-        packed: bytes of the archive.
-        linked_elsewhere: True for a tree whose files prefixes share: then hard links outside of it
-            are expected, and not refused.
+        name: name of the archive, for messages.
+        packed: size of the archive in bytes.
+        linked_elsewhere: True for a tree whose files prefixes share; its hard links are not
+        checked.
 
     Returns:
-        Path relative to `root` -> entry; in no order.
+        Path relative to `root` -> entry, in no order.
 
     Raises:
         LinkError: the first fault found.
     """
     found: dict[str, TreeEntry] = {}
     links: dict[str, str] = {}
-    shared: dict[int, tuple[int, int, str]] = {}  # inode: links seen, links in all, a path
+    shared: dict[int, tuple[int, int, str]] = {}  # inode -> links seen, link count, a path
     modes: list[tuple[str, int]] = []
     left = limits.bytes_for(packed)
     descriptor = os.open(root, _OPEN)
@@ -71,7 +71,7 @@ def read_tree(
         for path, status, target in _walk(descriptor, name):
             if len(found) >= limits.entries:
                 raise LinkError(f"{name} is refused. {limits.entries_fault()}")
-            # Nearly every path; the full check costs more than the walk.
+            # True for nearly every path; the full check costs more than the walk.
             plain = path.isascii() and path.isprintable() and len(path) <= limits.path_bytes
             if not plain and (fault := name_fault(path, longest=limits.path_bytes)):
                 raise LinkError(f"{name}: the path {printable(path)} {fault}.")
@@ -79,7 +79,7 @@ def read_tree(
             if mode not in _USUAL and not stat.S_ISLNK(mode):
                 modes.append((path, shared_mode(mode)))
             if status.st_dev != own.st_dev or status.st_uid != own.st_uid:
-                raise _fault(name, path, "was not made by its extraction.")
+                raise _fault(name, path, "was not created by its extraction.")
             if stat.S_ISREG(mode):
                 if mode & _SPECIAL_BITS:
                     raise LinkError(
@@ -98,19 +98,17 @@ def read_tree(
             elif stat.S_ISDIR(mode):
                 found[path] = TreeEntry("folder", 0, "")
             else:
-                raise LinkError(
-                    f"{name}: {printable(path)} is neither a file nor a link nor a folder."
-                )
+                raise LinkError(f"{name}: {printable(path)} is not a file, a link or a folder.")
     finally:
         os.close(descriptor)
     for seen, in_all, path in shared.values():
         if seen != in_all:
             raise LinkError(
-                f"{name}: {printable(path)} is a hard link to a file outside of the package."
+                f"{name}: {printable(path)} is a hard link to a file outside the package."
             )
     _refuse_links(name, links)
     for path, wanted in modes:
-        os.chmod(f"{root}/{path}", wanted)  # noqa: PTH101  # none of it lies behind a link
+        os.chmod(f"{root}/{path}", wanted)  # noqa: PTH101  # no path is behind a link
     return found
 
 
@@ -122,12 +120,12 @@ def _refuse_links(name: str, links: Mapping[str, str]) -> None:
     for path, target in links.items():
         end = link_end(path, links)
         if end is not LinkEnd.INSIDE:
-            way = "leads out of the package" if end is LinkEnd.OUTSIDE else "leads nowhere"
+            way = "leads out of the package" if end is LinkEnd.OUTSIDE else "has no target"
             raise LinkError(f"{name}: the link {printable(path)} -> {printable(target)} {way}.")
 
 
 def _walk(root: int, name: str) -> Iterator[tuple[str, os.stat_result, str]]:
-    """Yield (path, status, target of a link) of everything below the open folder `root`."""
+    """Yield (path, status, link target) of everything below the open folder `root`."""
     stack: list[tuple[int, str, Iterator[os.DirEntry[str]]]] = []
     try:
         stack.append((os.dup(root), "", _listed(root)))
@@ -146,7 +144,7 @@ def _walk(root: int, name: str) -> Iterator[tuple[str, os.stat_result, str]]:
             yield path, status, ""
             if stat.S_ISDIR(status.st_mode):
                 if len(stack) > DEEPEST:
-                    raise LinkError(f"{name} has more than {DEEPEST} folders within another.")
+                    raise LinkError(f"{name} nests more than {DEEPEST} folders.")
                 below = _opened(entry.name, folder, name, path)
                 stack.append((below, f"{path}/", _listed(below)))
     finally:
@@ -155,7 +153,7 @@ def _walk(root: int, name: str) -> Iterator[tuple[str, os.stat_result, str]]:
 
 
 def _listed(folder: int) -> Iterator[os.DirEntry[str]]:
-    # All of them at once: the descriptor that scandir makes of its own is closed again.
+    # Read all entries at once: scandir duplicates the descriptor and closes its copy here.
     with os.scandir(folder) as entries:
         return iter(list(entries))
 
@@ -165,9 +163,7 @@ def _opened(entry: str, folder: int, name: str, path: str) -> int:
         return os.open(entry, _OPEN, dir_fd=folder)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
-            raise LinkError(
-                f"{name}: {printable(path)} was replaced while it was looked at."
-            ) from error
+            raise LinkError(f"{name}: {printable(path)} was replaced during validation.") from error
         if error.errno == errno.EACCES:
             raise LinkError(
                 f"{name}: the folder {printable(path)} cannot be read by its owner."
@@ -176,7 +172,7 @@ def _opened(entry: str, folder: int, name: str, path: str) -> int:
 
 
 def folder_of_links(path: str, tree: Mapping[str, TreeEntry]) -> str:
-    """Return the first link or file among the folders of `path`; "" if there is none."""
+    """Return the first parent of `path` that is a link or a file; "" if there is none."""
     end = path.find("/")
     while end > 0:
         entry = tree.get(path[:end])
@@ -187,7 +183,7 @@ def folder_of_links(path: str, tree: Mapping[str, TreeEntry]) -> str:
 
 
 def measure(root: Path) -> tuple[int, int]:
-    """Return (bytes, entries) below `root` now, while another process writes there."""
+    """Return (bytes, entries) below `root`, while another process writes there."""
     size = entries = 0
     folders = [os.fspath(root)]
     while folders:

@@ -1,9 +1,9 @@
-"""Extraction of packages in confined child processes, stopped at limits of size and disk space.
+"""Extraction of packages in confined child processes, with limits of size and disk space.
 
-rattler knows no limit on what an archive unpacks to, and cannot be stopped. So each extraction has
-a process to itself, which is killed when it writes more than it may, when the disk fills up, or
-when nobody waits for it any more. Processes are reused: one starts in 30 ms, and extracts a small
-package in 2 ms. They read the folder of downloads, write below one folder of the cache, and have no
+rattler has no limit on what an archive unpacks to, and cannot be stopped. So each extraction runs
+in its own process, which is killed if it writes too much, if the disk fills up, or if nobody waits
+for the result any more. Processes are reused: starting one takes 30 ms, extracting a small package
+2 ms. They may read the folder of downloads, write below one folder of the cache, and have no
 network (see `confinement.py`).
 """
 
@@ -33,31 +33,31 @@ from environments.engine.packages.extracted_tree import measure
 from environments.engine.system import confinement
 from environments.engine.system.disk import remove_tree
 
-#: Seconds until a running extraction is measured, and at least between two measurements.
+#: Seconds until a running extraction is measured, and the minimum between two measurements.
 INTERVAL = 0.2
-#: An extraction is measured so seldom that it takes at most this part of the time.
+#: Maximum share of the time that measurements may take.
 _SHARE = 0.05
-#: Processes kept for the next extraction, and seconds after which an idle one is replaced.
+#: Number of idle processes, and seconds after which an idle process is replaced.
 _IDLE_PROCESSES, _IDLE_SECONDS = min(os.cpu_count() or 1, 4), 600.0
-_LONGEST_ANSWER = 1 << 16  # bytes
-#: rattler without its Python package, which takes longer to import than to extract with.
+_MAX_ANSWER_BYTES = 1 << 16
+#: rattler's native module; importing its Python package takes longer than an extraction.
 _NATIVE = str(importlib.import_module("rattler.rattler").__file__)
 
 
 class ExtractionError(Exception):
-    """The archive cannot be extracted; says why in rattler's words."""
+    """The archive cannot be extracted; the message is rattler's."""
 
 
 class ExtractorEndedError(Exception):
-    """The process ended in the middle of an extraction."""
+    """The process exited during an extraction."""
 
 
 @dataclass(slots=True)
 class _Process:
     process: subprocess.Popen[bytes]
     link: socket.socket
-    alive: int  # the process ends when this descriptor is closed, however that comes about
-    folders: tuple[tuple[int, int], ...]  # its folders: rules of Landlock hold for inodes
+    alive: int  # the process exits when this descriptor is closed, for whatever reason
+    folders: tuple[tuple[int, int], ...]  # (device, inode): Landlock rules apply to inodes
     idle_since: float = field(default_factory=time.monotonic)
 
     def end(self) -> None:
@@ -69,7 +69,7 @@ class _Process:
 
 
 class Extractors:
-    """Processes that extract archives of `readable` into folders below `writable`.
+    """Pool of processes that extract archives of `readable` into folders below `writable`.
 
     Any number of threads may use it at once.
     """
@@ -82,7 +82,7 @@ class Extractors:
         weakref.finalize(self, _end_all, self._idle, self._owner)
 
     def warm_up(self) -> None:
-        """Start the processes that are kept."""
+        """Start the idle processes."""
         started = [self._take() for _ in range(_IDLE_PROCESSES)]
         for process in started:
             self._give_back(process)
@@ -93,22 +93,22 @@ class Extractors:
         """Extract `archive`, a file or a named pipe, into the new `folder`.
 
         Args:
-            name: of the archive, for messages.
-            packed: gives the bytes of the archive that arrived so far.
-            reserve: bytes that stay free on the disk.
+            name: name of the archive, for messages.
+            packed: returns the bytes of the archive that arrived so far.
+            reserve: bytes that must stay free on the disk.
 
         Returns:
-            sha256 and md5 of the archive, hex.
+            sha256 and md5 of the archive, in hex.
 
         Raises:
-            ExtractionError: it cannot be extracted.
-            ExtractorEndedError: the process ended, of a pipe; of a file, it ended twice.
-            LinkError: it unpacks to more than the limits allow.
+            ExtractionError: the archive cannot be extracted.
+            ExtractorEndedError: the process exited; for a regular file, twice.
+            LinkError: the archive unpacks to more than the limits allow.
             DiskSpaceError: less than `reserve` is free.
         """
         attempts = 1 if archive.is_fifo() else 2
         for attempt in range(1, attempts + 1):
-            process = self._take()  # not in a thread: a cancelled wait would lose it
+            process = self._take()  # not in a thread: a cancelled await would leak the process
             try:
                 answer = await self._ask(process, archive, folder, name, packed, reserve)
             except ExtractorEndedError:
@@ -153,19 +153,22 @@ class Extractors:
                 if entries > limits.entries:
                     raise LinkError(f"{name} is refused. {limits.entries_fault()}")
                 if shutil.disk_usage(self._writable).free < reserve:
-                    raise DiskSpaceError(f"The disk is full: {name} could not be extracted.")
+                    raise DiskSpaceError(
+                        f"The disk is full: {name} could not be extracted.",
+                        hint="Ask an administrator to free disk space, then try again.",
+                    )
                 pause = max(INTERVAL, (time.monotonic() - started) / _SHARE)
         finally:
             answer.cancel()
-            # Its reader must be gone from the loop before the socket is closed.
+            # The event loop must not watch the socket any more when it is closed.
             await asyncio.gather(answer, return_exceptions=True)
         return answer.result()
 
-    # --- the processes -------------------------------------------------------------------------
+    # --- processes -------------------------------------------------------------------------
 
     def _take(self) -> _Process:
         with self._lock:
-            if self._owner != os.getpid():  # after a fork the parent's are not ours
+            if self._owner != os.getpid():  # after a fork the processes belong to the parent
                 self._idle, self._owner = [], os.getpid()
                 weakref.finalize(self, _end_all, self._idle, self._owner)
             found = self._idle.pop() if self._idle else None
@@ -189,7 +192,7 @@ class Extractors:
         process.end()
 
     def _folders(self) -> tuple[tuple[int, int], ...]:
-        """Return what identifies the folders, which are made where they are missing."""
+        """Return (device, inode) of both folders; create missing ones."""
         found = []
         for folder in (self._readable, self._writable):
             folder.mkdir(parents=True, exist_ok=True)
@@ -235,7 +238,7 @@ async def _exchange(link: socket.socket, request: dict[str, Any]) -> dict[str, s
         received = b""
         while not received.endswith(b"\n"):
             part = await loop.sock_recv(link, 65_536)
-            if not part or len(received) > _LONGEST_ANSWER:
+            if not part or len(received) > _MAX_ANSWER_BYTES:
                 raise ExtractorEndedError
             received += part
         return {str(key): str(value) for key, value in json.loads(received).items()}

@@ -1,12 +1,12 @@
-"""The program that extracts packages, one at a time: confined, and ended with its parent.
+"""Program that extracts packages one at a time, confined, and killed together with its parent.
 
-Run by its path, not imported: it needs the standard library, rattler's native module and
-`confinement.py` only, and starts in 30 ms. See `extraction.py` for the other end.
+It is run by its path and not imported: it needs only the standard library, rattler's native module
+and `confinement.py`, and starts in 30 ms. The parent's side is `extraction.py`.
 
     extraction_worker.py SOCKET ALIVE NATIVE CONFINEMENT READABLE WRITABLE LARGEST
 
-Each line of the socket is a JSON request {archive, folder, largest}; each is answered by
-{sha256, md5}, hex, or {error}.
+Each line from the socket is a JSON request {archive, folder, largest}; the response is
+{sha256, md5}, in hex, or {error}.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-#: Bytes that the process may allocate. The largest window of zstd is 128 MB.
+#: Bytes that the process may allocate; zstd's largest window is 128 MiB.
 MEMORY = 1 << 30
 
 
@@ -47,20 +47,20 @@ def _answer(extract: Any, request: dict[str, Any]) -> dict[str, str]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (min(request["largest"], hard), hard))
     try:
         sha256, md5 = extract(request["archive"], request["folder"])
-    except BaseException as error:  # a panic of rattler's is no Exception
+    except BaseException as error:  # a Rust panic is not an Exception
         return {"error": str(error) or type(error).__name__}
     return {"sha256": sha256.hex(), "md5": md5.hex()}
 
 
 def _end_with_parent(alive: int) -> None:
-    """Let the kernel end this process when the other end of the pipe `alive` closes.
+    """Let the kernel kill this process when the other end of the pipe `alive` closes.
 
-    By SIGIO, whose default action that is: rattler holds the interpreter's lock while it works, so
-    no thread of Python's could.
+    SIGIO does it by its default action. A Python thread could not: rattler holds the interpreter
+    lock while it extracts.
     """
     fcntl.fcntl(alive, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(alive, fcntl.F_SETFL, fcntl.fcntl(alive, fcntl.F_GETFL) | os.O_ASYNC)
-    if select.select([alive], [], [], 0)[0]:  # it closed before
+    if select.select([alive], [], [], 0)[0]:  # it is closed already
         os._exit(0)
 
 
@@ -70,12 +70,12 @@ def _limit(*, largest: int) -> None:
         (resource.RLIMIT_FSIZE, largest),
         (resource.RLIMIT_CORE, 0),
     ):
-        with contextlib.suppress(ValueError, OSError):  # a lower one is in force
+        with contextlib.suppress(ValueError, OSError):  # a lower limit is already set
             resource.setrlimit(name, (value, value))
 
 
 def _load(name: str, path: Path) -> ModuleType:
-    """Import a module by its file, without the package that it is in."""
+    """Import a module from its file, without its package."""
     loader: Any = (
         importlib.machinery.SourceFileLoader(name, str(path))
         if path.suffix == ".py"

@@ -1,9 +1,9 @@
-"""Modes of package files: readable by everybody, writable by their owner, whatever an archive says.
+"""Modes of package files: readable by everyone, writable by the owner only.
 
-Prefixes and the cache share the inodes of these files. One that others may write would let any
-local user who reaches one prefix change the environments of all; one that others may not read
-would be of no use in a prefix that is open to them. Archives say what they like, and extraction
-applies it without the umask.
+Prefixes and the cache share the inodes of these files. A file that others may write would let any
+local user who reaches one prefix change all environments; a file that others may not read would be
+useless in a prefix that is open to them. Extraction applies an archive's modes without the umask,
+so they are corrected afterwards.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def shared_mode(mode: int) -> int:
-    """The mode that a file or folder of a package gets: 0644, 0755, or without the owner's write.
+    """Return the mode of a package's file or folder: 0644, 0755, 0444 or 0555.
 
-    A folder is always 0755: what is in it must be removable.
+    A folder is always 0755, so that its contents can be removed.
     """
     if stat.S_ISDIR(mode):
         return 0o755
@@ -30,10 +30,10 @@ def shared_mode(mode: int) -> int:
 
 
 def take_write_from_others(root: Path) -> int:
-    """Let nobody but the owner write what lies below `root`; the number of changed entries.
+    """Remove write permission of others below `root`; return the number of changed entries.
 
-    For trees of releases that kept the modes of archives. It changes inodes that prefixes share,
-    as it must: for all of them at once, and nothing that their users do.
+    For trees of releases that kept the modes of archives. Prefixes share these inodes, so the
+    change applies to them too, as it must.
     """
     changed = 0
     folders = [os.fspath(root)]

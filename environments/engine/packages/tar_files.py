@@ -1,4 +1,4 @@
-"""Tar archives from outside, read forward only, within limits of memory, size and entries."""
+"""Forward-only reading of untrusted tar archives, with limits of memory, size and entries."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 
 from environments.domain.unpacking import Limits
 
-#: Bytes that the headers of one entry may take: tarfile keeps them in memory.
+#: Maximum size in bytes of the headers of one entry; tarfile holds them in memory.
 LONGEST_HEADER = 2 << 20
 _CHUNK = 1 << 18
 
@@ -18,11 +18,11 @@ class Readable(Protocol):
 
 
 class StopReadingError(Exception):
-    """The rest of the archive is not worth reading; says why."""
+    """Reading stops here; the message says why."""
 
 
 class Left:
-    """How much an archive may still unpack to."""
+    """Remaining bytes and entries that an archive may unpack to."""
 
     def __init__(self, packed: int, limits: Limits) -> None:
         self._bytes = limits.bytes_for(packed)
@@ -42,9 +42,9 @@ class Left:
 
 
 class ForwardReader:
-    """What tarfile reads from: it goes forward only, and gives no more than is left.
+    """Forward-only file object for tarfile that enforces the limits.
 
-    In the headers of an entry, which tarfile keeps in memory, that is little.
+    The limit of an entry's headers is small, because tarfile holds them in memory.
     """
 
     def __init__(self, source: Readable, left: Left) -> None:
@@ -61,7 +61,7 @@ class ForwardReader:
         if self.header is not None:
             self.header -= size
             if self.header < 0:
-                raise StopReadingError("A header of the archive is absurdly long.")
+                raise StopReadingError("A header of the archive is too long.")
         parts = []
         while size > 0 and (part := self._source.read(min(size, _CHUNK))):
             self._left.take(len(part))
@@ -73,23 +73,23 @@ class ForwardReader:
 
     def seek(self, position: int) -> None:
         if position < self._position:
-            raise tarfile.ReadError("it leads backwards")
+            raise tarfile.ReadError("it refers to an earlier position")
         before, self.header = self.header, None
         while self._position < position:
             if not self.read(min(position - self._position, _CHUNK)):
-                raise tarfile.ReadError("it is cut off")
+                raise tarfile.ReadError("it is truncated")
         self.header = before
 
     def drain(self, *, zeros_only: bool) -> None:
-        """Read what follows the end of the archive.
+        """Read the rest after the end of the archive.
 
         Raises:
-            tarfile.ReadError: it is something else than zeros, and must be that.
+            tarfile.ReadError: it contains anything but zeros, and `zeros_only` is set.
         """
         self.header = None
         while part := self.read(_CHUNK):
             if zeros_only and part.strip(b"\0"):
-                raise tarfile.ReadError("something follows its end")
+                raise tarfile.ReadError("data follows its end")
 
 
 def entries_of(
@@ -98,10 +98,10 @@ def entries_of(
     """Yield the entries of an archive, and read it to its end.
 
     Args:
-        strict: refuse an archive without an end, or with something after it.
+        strict: refuse an archive without an end marker, or with data after it.
     Raises:
-        StopReadingError: it goes past a limit.
-        tarfile.TarError: it cannot be read.
+        StopReadingError: a limit is exceeded.
+        tarfile.TarError: the archive is malformed.
     """
     with tarfile.TarFile(fileobj=source, mode="r") as archive:  # type: ignore[arg-type]
         while True:
@@ -112,8 +112,8 @@ def entries_of(
             source.header = None
             left.enter()
             yield archive, entry
-            vars(archive)["members"].clear()  # it keeps each
-        # tarfile takes a broken header for the end: the end is a block of zeros.
+            vars(archive)["members"].clear()  # tarfile keeps every entry
+        # tarfile takes a broken header for the end; the real end is a block of zeros.
         if strict and (len(source.last) != tarfile.BLOCKSIZE or source.last.strip(b"\0")):
-            raise tarfile.ReadError("it is cut off, or damaged")
+            raise tarfile.ReadError("it is truncated or damaged")
         source.drain(zeros_only=strict)

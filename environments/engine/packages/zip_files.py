@@ -1,4 +1,4 @@
-"""Zip archives from outside (wheels): a bounded directory, and members checked before use."""
+"""Checks of untrusted zip archives (wheels): a bounded directory, and validated members."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from typing import IO
 
 from environments.domain.unpacking import Limits, path_fault
 
-#: Bytes of an archive's directory: some 100,000 files. zipfile keeps all of it as objects.
+#: Maximum size in bytes of an archive's directory, enough for 100,000 files; zipfile loads all of
+#: it.
 LONGEST_DIRECTORY = 16 << 20
-#: Those that zipfile unpacks in bounded pieces, and the only ones that wheels use.
+#: Methods that zipfile decompresses in bounded pieces; wheels use no others.
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 class DirectoryTooLongError(zipfile.BadZipFile):
-    """The directory of the archive is longer than it may be."""
+    """The directory of the archive is longer than allowed."""
 
 
 class BoundedFile:
-    """A file for zipfile, which reads as much at once as a directory claims to be long."""
+    """File object for zipfile that limits a read to the maximum size of a directory."""
 
     def __init__(self, file: IO[bytes], longest: int, name: str | None = None) -> None:
         self._file, self._longest = file, longest
@@ -35,7 +36,7 @@ class BoundedFile:
     def read(self, size: int = -1) -> bytes:
         data = self._file.read(self._longest if size < 0 else min(size, self._longest))
         if size > self._longest:
-            raise DirectoryTooLongError("The directory of the archive is absurdly long.")
+            raise DirectoryTooLongError("The directory of the archive is too long.")
         return data
 
 
@@ -44,7 +45,7 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
     """Open the archive at `path`.
 
     Raises:
-        zipfile.BadZipFile: it is none, or its directory is too long.
+        zipfile.BadZipFile: it is not a zip archive, or its directory is too long.
     """
     with (
         path.open("rb") as file,
@@ -58,7 +59,7 @@ def member_faults(
 ) -> Iterator[tuple[str, str]]:
     """Yield (path, fault) of members that no archive may have; path is "" for the whole archive.
 
-    zipfile gives no more of a member than the directory says, so sizes are judged by that.
+    zipfile reads no more of a member than the directory says, so the sizes given there count.
     """
     files: set[str] = set()
     members = archive.infolist()
@@ -73,12 +74,12 @@ def member_faults(
         if fault := path_fault(path, longest=limits.path_bytes):
             yield path, f"The path {fault}."
         elif stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
-            yield path, "It is a link, a device or something else that no wheel may hold."
+            yield path, "It must be a file or a folder, not a link or a device."
         elif member.compress_type not in _COMPRESSIONS or member.flag_bits & 1:
-            yield path, "It is encrypted, or compressed by other means than Deflate."
+            yield path, "It must not be encrypted or compressed with a method other than Deflate."
         elif not member.is_dir():
             if path in files:
-                yield path, "The path is there twice."
+                yield path, "The path occurs twice."
             files.add(path)
     for path in sorted(files):
         end = path.find("/")

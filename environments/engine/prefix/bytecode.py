@@ -1,24 +1,24 @@
-"""Compiled Python files, made once and hard-linked into every prefix that may have them.
+"""Cache of compiled Python files, which are hard-linked into prefixes.
 
-A compiled file is as trustworthy as everything that took part in making it. So an entry is found by
-the digests of the package and of the interpreter with all its dependencies, and no other package
-takes part: each is compiled by a process of its own, in a sandbox that shows an interpreter linked
-from just these packages and the sources, and in which nothing can be written. Results come back
-through a pipe for each package; this side bounds and writes them.
+A compiled file is only as trustworthy as everything that took part in compiling it. So the key of
+an entry has the digests of the package and of the interpreter with all its dependencies, and no
+other package takes part: each package is compiled by its own process, in a sandbox that shows only
+an interpreter linked from these packages, and the sources, and where nothing can be written.
+Results come back through one pipe per package; the parent checks their size and writes them.
 
-One sandbox serves several packages: the interpreter forks for each before it reads any source, and
+One sandbox serves several packages: the interpreter forks for each before it reads a source, and
 the fork closes all pipes but its own. Forks cannot reach each other: there is no /proc, and the
-seccomp filter of the sandbox refuses ptrace and its kin. Where there is no filter, each package has
-a sandbox of its own.
+seccomp filter of the sandbox denies ptrace and similar calls. Without a filter each package has its
+own sandbox.
 
     <folder>/<interpreter>/<package>/<part>/0.pyc, 1.pyc, ...
-    <folder>/<interpreter>/<package>/<part>/contents.json    which is of which file; mtime: last use
+    <folder>/<interpreter>/<package>/<part>/contents.json    number -> source; mtime: last use
     <folder>/interpreters/<interpreter>/               its prefix; mtime: last use
 
 `<interpreter>` is the key of an `Interpreter`, `<package>` the sha256 of a package or wheel. A part
-is what one process compiled of it: modules that are imported first need not wait for the rest. The
-files say "unchecked hash": they hold in an archive or image whose times are all zero, and Python
-compares nothing at import.
+is what one process compiled of it, so that modules that are imported first need not wait for the
+rest. The files use the mode "unchecked hash": they stay valid in an archive or image whose times
+are all zero, and Python compares nothing at import.
 """
 
 from __future__ import annotations
@@ -55,17 +55,18 @@ from environments.engine.system.confinement import sandbox_filter
 from environments.engine.system.processes import Sandbox, run_piped
 
 CONTENTS = "contents.json"
-#: Part of the key: entries of another format, or made in another way, are never used.
+#: Part of the key; a change invalidates all entries.
 _FORMAT = "3"
 _TIME_LIMIT = timedelta(minutes=30)  # of one sandbox
-#: Entries that no build asked for in so long are removed; prefixes keep their links.
+#: Entries without use for this time are removed; prefixes keep their links.
 _UNUSED = timedelta(days=30)
 _INTERPRETERS = "interpreters"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
-#: Runs in the interpreter alone, and imports next to nothing. A job is: the number of its pipe, its
-#: folder, pairs (path, place); an empty word ends it. It writes for each pair the length of the
-#: compiled file and the file; 0 where it does not compile: it could not be imported either.
+#: Runs in the bare interpreter with minimal imports. A job is the number of its pipe, its folder
+#: and pairs (path, place), ended by an empty word. For each pair it writes the length of the
+#: compiled file and the file; length 0 if the source does not compile, so that it cannot be
+#: imported either.
 _COMPILE = """
 import sys, posix, _imp
 from importlib import _bootstrap_external as files
@@ -106,13 +107,13 @@ for word in sys.stdin.buffer.read().decode("utf-8", "surrogateescape").split("\\
         posix.waitpid(child, 0)
         job = []
 """
-#: Of a process that compiles.
+#: Limits of a process that compiles.
 _LIMITS = {"RLIMIT_AS": 4 << 30, "RLIMIT_CORE": 0}
-#: Packages of one sandbox: each has a pipe, of which a process may have some hundred.
-_TOGETHER = 32
-#: A compiled file may have so many times the bytes of its source, and so many more.
+#: Packages per sandbox: each has a pipe, and a process may have some hundred.
+_PACKAGES_PER_SANDBOX = 32
+#: Maximum size of a compiled file: a multiple of its source's size, plus a constant in bytes.
 _GROWTH, _ALLOWANCE = 64, 1 << 20
-#: What of the standard library no compiler needs: a third of its files.
+#: Parts of the standard library that compiling does not need: a third of its files.
 _LEFT_OUT = frozenset(
     {"ensurepip", "idlelib", "lib2to3", "site-packages", "test", "tests", "tkinter", "turtledemo"}
 )
@@ -120,20 +121,20 @@ _LEFT_OUT = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PythonSources:
-    """The Python files of one package that bring no compiled form."""
+    """The Python files of one package that have no compiled form in it."""
 
     key: str  # digest of the package
     name: str
-    folder: Path  # what `files` are relative to
+    folder: Path  # base of the paths in the package
     files: tuple[tuple[str, str], ...]  # (path in the package, path in the prefix)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interpreter:
-    """CPython with all its dependencies within one lock: what takes part when it compiles."""
+    """CPython with all its dependencies in one lock: everything that takes part in compiling."""
 
     key: str
-    tag: str  # in the names of compiled files: cpython-311
+    tag: str  # part of the names of compiled files: cpython-311
     python: PythonInfo
     packages: tuple[CachedPackage, ...]
 
@@ -141,8 +142,8 @@ class Interpreter:
     def of(cls, packages: Sequence[CachedPackage], python: PythonInfo) -> Interpreter | None:
         """Return the interpreter among the packages of a lock.
 
-        None where it is no CPython, and where one of its packages is not known by a sha256:
-        compiled files are shared by digest.
+        Returns None if it is not CPython, or if one of its packages has no sha256: compiled files
+        are shared by digest.
         """
         by_name = {cached.package.name: cached for cached in packages}
         tag = bytecode_tag(by_name["python"].package) if "python" in by_name else None
@@ -152,7 +153,7 @@ class Interpreter:
         open_names = ["python"]
         while open_names:
             name = open_names.pop()
-            if name not in by_name or name in found:  # not in the lock: virtual, as __glibc
+            if name not in by_name or name in found:  # not in the lock: virtual, such as __glibc
                 continue
             found[name] = by_name[name]
             open_names += map(dependency_name, by_name[name].package.depends)
@@ -170,23 +171,23 @@ class Interpreter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkedBytecode:
-    """What was linked."""
+    """Result of linking compiled files."""
 
-    files: int  # that have a compiled form in the prefix now
-    #: Of files that it did not have before: one of each package -> bytes of all of the package.
+    files: int  # files that have a compiled form in the prefix now
+    #: For newly linked files: one file of each package -> bytes of all of the package's.
     samples: Mapping[str, int]
-    missing: tuple[PythonSources, ...]  # what is not compiled yet
+    missing: tuple[PythonSources, ...]  # sources that are not compiled yet
 
 
 def bytecode_tag(python: CondaPackage) -> str | None:
-    """What names the compiled files of this Python; None where it is no CPython."""
+    """Return the tag in the names of this Python's compiled files; None if it is not CPython."""
     if "pypy" in python.build or "graalpy" in python.build:
         return None
     return "cpython-" + "".join(python.version.split(".")[:2])
 
 
 def dependency_name(dependency: str) -> str:
-    """Return the name in a dependency: of `python >=3.11,<3.12.0a0` and `openssl[version=3]`."""
+    """Return the name in `python >=3.11,<3.12.0a0` or `openssl[version=3]`."""
     match = re.match(r"[\w.-]+", dependency.rpartition("::")[2].strip())
     return match[0].lower() if match else ""
 
@@ -197,10 +198,10 @@ def python_sources(
     *,
     conflicts: Sequence[PathConflict] = (),
 ) -> list[PythonSources]:
-    """What there is to compile in the site-packages of conda packages.
+    """Return the sources to compile in the site-packages of conda packages.
 
     Args:
-        conflicts: where the prefix has another package's file, nothing is compiled of this one.
+        conflicts: paths where the prefix has another package's file; these are left out.
     """
     replaced = replaced_paths(conflicts)
     found: list[PythonSources] = []
@@ -222,9 +223,9 @@ def python_sources(
 
 
 def sources_among(contents: PackageContents, python: PythonInfo) -> tuple[tuple[str, str], ...]:
-    """(path in the package, path in the prefix) of the files to compile.
+    """Return (path in the package, path in the prefix) of the files to compile.
 
-    Files in which the prefix is replaced differ from one prefix to the next, and are left out.
+    Files with a prefix placeholder differ between prefixes, and are left out.
     """
     paths = [
         (file.path, file.placeholder)
@@ -244,23 +245,23 @@ def sources_among(contents: PackageContents, python: PythonInfo) -> tuple[tuple[
 
 
 class BytecodeCache:
-    """The compiled files of packages, below one folder; any number of processes may use it."""
+    """Compiled files of packages below one folder; any number of processes may use it at once."""
 
     def __init__(self, folder: Path, *, interpreters: Path | None = None) -> None:
         self.folder = folder
         self._interpreters = interpreters or folder / _INTERPRETERS
-        self._swept = 0.0  # when unused entries were looked for, in monotonic seconds
+        self._swept = 0.0  # monotonic time of the last removal of unused entries
 
     def beside(self, folder: Path) -> BytecodeCache:
-        """Return a cache with entries of its own that compiles with the same interpreters."""
+        """Return a cache with separate entries and the same interpreters."""
         return BytecodeCache(folder, interpreters=self._interpreters)
 
     def link(
         self, sources: Sequence[PythonSources], *, interpreter: Interpreter, prefix: Path
     ) -> LinkedBytecode:
-        """Link what is compiled into `prefix`, beside the sources; files that are there stay.
+        """Link compiled files into `prefix`, beside the sources; do not replace existing files.
 
-        It may be done again when more is compiled, in a prefix that is in use too.
+        It can be repeated when more is compiled, even in a prefix that is in use.
         """
         missing: list[PythonSources] = []
         plan: list[tuple[str, str]] = []
@@ -281,9 +282,9 @@ class BytecodeCache:
         links = set()
         for folder in {os.path.dirname(place) for _, place in plan}:  # noqa: PTH120
             try:
-                os.mkdir(folder)  # noqa: PTH102  # 10,000 times, and its parent is there
+                os.mkdir(folder)  # noqa: PTH102  # called 10,000 times; the parent exists
             except FileExistsError:
-                if os.path.islink(folder):  # noqa: PTH114  # of a package: it may lead anywhere
+                if os.path.islink(folder):  # noqa: PTH114  # a package's link may lead anywhere
                     links.add(folder)
         if links:
             plan = [each for each in plan if os.path.dirname(each[1]) not in links]  # noqa: PTH120
@@ -312,16 +313,16 @@ class BytecodeCache:
         sandboxed: bool = True,
         background: bool = False,
     ) -> None:
-        """Compile `sources`, each package in a process of its own, in a sandbox.
+        """Compile `sources`, each package in its own process, in a sandbox.
 
         Args:
-            background: True leaves the processors to whatever else runs.
+            background: True runs with a low priority.
             sandboxed: False runs the interpreter, which is code of packages, with all rights of
                 this process.
         Raises:
-            SandboxUnavailableError: there is no sandbox, and one is asked for.
+            SandboxUnavailableError: a sandbox is required but not available.
             UnavailableError: a package could not be compiled; all others are.
-            LeaseLostError: `cancelled` said so; what was finished stays.
+            LeaseLostError: `cancelled` returned True; finished entries stay.
         """
         entries = self.folder / interpreter.key
         wanted = [
@@ -344,7 +345,7 @@ class BytecodeCache:
         )
         entries.mkdir(exist_ok=True)
         job.work.mkdir()
-        together = 1 if sandboxed and sandbox_filter() is None else _TOGETHER
+        together = 1 if sandboxed and sandbox_filter() is None else _PACKAGES_PER_SANDBOX
         try:
             with ThreadPoolExecutor(processes) as pool:
                 done = pool.map(job.attempt, _batches(wanted, processes, most=together))
@@ -356,7 +357,7 @@ class BytecodeCache:
             raise failed[0]
 
     def _prefix(self, interpreter: Interpreter) -> Path:
-        """Return the prefix of `interpreter`, linked from its packages where it is missing."""
+        """Return the prefix of `interpreter`; link it from its packages if it is missing."""
         folder = self._interpreters
         prefix = folder / interpreter.key
         with contextlib.suppress(FileNotFoundError):
@@ -371,13 +372,13 @@ class BytecodeCache:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            # Another process linked it meanwhile.
+            # Another process linked it at the same time.
         finally:
             shutil.rmtree(work, ignore_errors=True)
         return prefix
 
     def remove_leftovers(self, *, older_than: timedelta) -> None:
-        """Remove interpreters that were not used, what killed processes left, and old formats."""
+        """Remove unused interpreters, temporary files of killed processes, and old formats."""
         limit = time.time() - older_than.total_seconds()
         for path in (
             *self.folder.glob(".compiling-*"),
@@ -387,9 +388,9 @@ class BytecodeCache:
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mtime < limit:
                     self._remove(path)
-        for pattern in (f"*/{CONTENTS}", f"*/*/{CONTENTS}"):  # of older formats
+        for pattern in (f"*/{CONTENTS}", f"*/*/{CONTENTS}"):  # layouts of older formats
             for contents in self.folder.glob(pattern):
-                if not contents.parent.parent.name.startswith("."):  # not of a running process
+                if not contents.parent.parent.name.startswith("."):  # a running process's folder
                     self._remove(contents.parent)
         if not self._swept or time.monotonic() - self._swept > 86_400:
             self._swept = time.monotonic()
@@ -400,19 +401,19 @@ class BytecodeCache:
             with contextlib.suppress(FileNotFoundError):
                 if contents.stat().st_mtime < limit:
                     self._remove(contents.parent)
-                    with contextlib.suppress(OSError):  # others are left
+                    with contextlib.suppress(OSError):  # not empty
                         contents.parent.parent.rmdir()
                         contents.parent.parent.parent.rmdir()
 
     def remove(self, digests: Iterable[str]) -> None:
-        """Remove what was compiled of packages. Prefixes that were linked from it keep it."""
+        """Remove the entries of packages. Prefixes that were linked from them keep their files."""
         for digest in digests:
             for entry in self.folder.glob(f"*/{digest}"):
                 if entry.parent.name != _INTERPRETERS:
                     self._remove(entry)
 
     def _remove(self, path: Path) -> None:
-        """Take a folder out of sight at once, and then remove it."""
+        """Hide a folder at once by a rename, then remove it."""
         doomed = self.folder / f".compiling-{secrets.token_hex(8)}"
         with contextlib.suppress(FileNotFoundError):
             path.rename(doomed)
@@ -423,13 +424,13 @@ def _parts(entry: Path, *, used: bool = False) -> Iterator[tuple[str, dict[str, 
     """Yield (folder, contents) of each part of an entry.
 
     Args:
-        used: True notes that they were used now.
+        used: True sets the time of their last use to now.
     Yields:
-        The contents have `files`, {path in the package: bytes compiled} in the order of numbers,
-        and `failed`, paths that do not compile.
+        The contents have `files`, {path in the package: size of the compiled file} in the order of
+        numbers, and `failed`, paths that do not compile.
     """
     try:
-        names = sorted(os.listdir(entry))  # noqa: PTH208  # 50 times a build
+        names = sorted(os.listdir(entry))  # noqa: PTH208  # 50 times per build
     except FileNotFoundError:
         return
     for name in names:
@@ -446,7 +447,7 @@ def _parts(entry: Path, *, used: bool = False) -> Iterator[tuple[str, dict[str, 
 
 
 def _rest_of(sources: PythonSources, entry: Path) -> PythonSources | None:
-    """Return what of `sources` no part of `entry` has; None if that is nothing."""
+    """Return the part of `sources` that is missing in `entry`; None if nothing is missing."""
     there: set[str] = set()
     for _, document in _parts(entry):
         there.update(document["files"], document["failed"])
@@ -457,8 +458,8 @@ def _rest_of(sources: PythonSources, entry: Path) -> PythonSources | None:
 def _link_interpreter(interpreter: Interpreter, prefix: Path) -> None:
     """Hard-link what CPython needs to compile into the new folder `prefix`.
 
-    Nothing is relocated: CPython finds its library beside its program. Links come last, so that
-    nothing is written through one that leads out.
+    Nothing is relocated: CPython finds its library relative to its program. Symbolic links come
+    last, so that nothing is written through a link that leads out.
     """
     library = interpreter.python.site_packages.rpartition("/")[0]  # lib/python3.11
     files: list[tuple[str, str]] = []
@@ -482,7 +483,7 @@ def _link_interpreter(interpreter: Interpreter, prefix: Path) -> None:
 
 
 def _is_needed(path: str, library: str) -> bool:
-    """Return whether a compiler needs this file: programs, shared libraries, standard library."""
+    """Return True for programs, shared libraries and the needed part of the standard library."""
     folder, _, name = path.rpartition("/")
     if folder == "bin":
         return name.startswith("python")
@@ -494,13 +495,13 @@ def _is_needed(path: str, library: str) -> bool:
 
 
 def compiled_path(path: str, tag: str) -> str:
-    """Return where Python looks for the compiled form of a source."""
+    """Return the path where Python expects the compiled form of a source."""
     folder, slash, name = path.rpartition("/")
     return f"{folder}{slash}__pycache__/{name.removesuffix('.py')}.{tag}.pyc"
 
 
 def _link_all(plan: Sequence[tuple[str, str]]) -> list[str]:
-    """Link each (source, place) whose place is free; the sources that were linked."""
+    """Link each (source, place) whose place is free; return the linked sources."""
     link = os.link
     made = []
     for source, place in plan:
@@ -509,7 +510,7 @@ def _link_all(plan: Sequence[tuple[str, str]]) -> list[str]:
         except FileExistsError:
             continue
         except OSError as error:
-            if error.errno != errno.EMLINK:  # a file system counts links up to some 65,000
+            if error.errno != errno.EMLINK:  # file systems limit an inode to about 65,000 links
                 raise
             shutil.copyfile(source, place)
         made.append(source)
@@ -518,7 +519,7 @@ def _link_all(plan: Sequence[tuple[str, str]]) -> list[str]:
 
 @dataclass(slots=True, kw_only=True)
 class _Compilation:
-    """Packages that are compiled with one interpreter, and how far that is."""
+    """Compilation of packages with one interpreter, and its progress."""
 
     entries: Path
     prefix: Path  # of the interpreter
@@ -531,7 +532,7 @@ class _Compilation:
     done: int = 0
 
     def attempt(self, batch: Sequence[PythonSources]) -> UnavailableError | None:
-        """Make the entries of some packages. What goes wrong with one hinders no other."""
+        """Create the entries of some packages; a failure of one does not affect the others."""
         try:
             return self.run(batch)
         except LeaseLostError:
@@ -586,9 +587,9 @@ class _Compilation:
         )
 
     def take(self, sources: PythonSources, folder: Path) -> None:
-        """Add the compiled files of a package, which lie in `folder`, to its entry."""
+        """Move the compiled files of a package from `folder` to its entry."""
         entry = self.entries / sources.key
-        with contextlib.suppress(OSError):  # the entry is removed just now
+        with contextlib.suppress(OSError):  # the entry is removed concurrently
             entry.mkdir(exist_ok=True)
             folder.rename(entry / secrets.token_hex(8))
         self.done += 1
@@ -598,7 +599,7 @@ class _Compilation:
 
 
 class _Result:
-    """Compiled files of one package, written as they come; a process that sends more is refused."""
+    """Receiver of one package's compiled files; refuses output beyond the expected sizes."""
 
     def __init__(self, job: _Compilation, sources: PythonSources) -> None:
         self.sources = sources
@@ -606,8 +607,8 @@ class _Result:
         self._job = job
         self._folder = job.work / sources.key
         self._folder.mkdir()
-        self._number = 0  # of the next source
-        self._compiled: dict[str, int] = {}  # path: bytes
+        self._number = 0  # index of the next source
+        self._compiled: dict[str, int] = {}  # path -> bytes
         self._failed: list[str] = []
         self._pending = bytearray()
 
@@ -647,7 +648,7 @@ class _Result:
 def _batches(
     sources: Sequence[PythonSources], number: int, *, most: int
 ) -> list[list[PythonSources]]:
-    """Return `sources` in parts of about as many files and at most `most` packages each."""
+    """Split `sources` into parts of similar numbers of files, at most `most` packages each."""
     parts = max(min(number, len(sources)), -(-len(sources) // most))
     batches: list[list[PythonSources]] = [[] for _ in range(parts)]
     sizes = [0] * parts

@@ -10,18 +10,17 @@ from environments.domain.linking import PythonInfo
 from environments.domain.python_imports import import_closure
 from environments.engine.prefix.bytecode import PythonSources
 
-#: Bytes of a source that is searched for imports, and of all of them together.
+#: Bytes of a source that are searched for imports, and of all sources together.
 _LARGEST_SOURCE, _LARGEST_TOTAL = 2 << 20, 128 << 20
-#: Modules that are selected at most.
-_MOST_MODULES = 5_000
+_MAX_MODULES = 5_000  # modules to select
 
 
 def imported_by(
     roots: Iterable[str], sources: Sequence[PythonSources], python: PythonInfo
 ) -> list[PythonSources]:
-    """Return the part of `sources` that importing the modules `roots` loads, as far as can be seen.
+    """Return the part of `sources` that importing `roots` loads, from static analysis.
 
-    Imports of extension modules are not seen.
+    Imports by extension modules are not found.
 
     Args:
         roots: dotted names of modules.
@@ -47,7 +46,7 @@ def imported_by(
         left -= len(source)
         return source
 
-    found = import_closure(roots, modules, read, most=_MOST_MODULES)
+    found = import_closure(roots, modules, read, most=_MAX_MODULES)
     return at_places({modules[name] for name in found}, sources)
 
 
@@ -63,7 +62,7 @@ def at_places(places: Collection[str], sources: Sequence[PythonSources]) -> list
 def top_level_modules(
     packages: Collection[str], sources: Sequence[PythonSources], python: PythonInfo
 ) -> list[str]:
-    """Return the names of modules that the packages of these names put into site-packages."""
+    """Return the names of the modules that these packages have in site-packages."""
     start = f"{python.site_packages}/"
     found: dict[str, None] = {}
     for each in sources:

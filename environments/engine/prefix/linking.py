@@ -1,4 +1,4 @@
-"""How do the packages of a lock become a prefix, and how does a prefix appear and disappear?"""
+"""Link the packages of a lock into a prefix; publish, point to and remove prefixes."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ from environments.engine.packages.cache import CachedPackage, PackageCache
 from environments.engine.system.disk import remove_tree
 
 logger = logging.getLogger(__name__)
-#: What a panic of rattler's becomes; neither class has a module to import it from.
+#: Exception names of a panic in rattler; the classes cannot be imported from any module.
 _PANICS = ("PanicException", "RustPanic")
-POLL = 0.1  # seconds between two looks at a cancel
+POLL = 0.1  # seconds between two checks of cancellation
 FROZEN = (
     "This environment is made and kept by condastore. Change its specification there, "
     "or copy the environment, instead of installing into it."
@@ -56,18 +56,18 @@ FROZEN = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkReport:
-    """What was linked. A prefix's cost beside its cache is `bytes_unique`."""
+    """Result of linking; `bytes_unique` is disk space that the cache does not share."""
 
     paths: int
     bytes_apparent: int
     bytes_unique: int  # of files that were copied to replace the prefix in them
-    link_scripts: Mapping[str, tuple[str, ...]]  # package: its scripts, none of which was run
+    link_scripts: Mapping[str, tuple[str, ...]]  # package -> its scripts; none of them was run
     python: PythonInfo | None
-    conflicts: tuple[PathConflict, ...] = ()  # files of packages that others replaced
+    conflicts: tuple[PathConflict, ...] = ()  # files that another package's file replaced
 
 
 def python_of(packages: Sequence[CondaPackage], platform: str) -> PythonInfo | None:
-    """The Python that `packages` bring, if they bring one."""
+    """Return the Python among `packages`, or None."""
     for package in packages:
         if package.name == "python":
             return PythonInfo.of(
@@ -93,17 +93,17 @@ def link(
     progress: Report = ignore,
     cancelled: Cancelled = never,
 ) -> LinkReport:
-    """Link `packages`, those of `lock`, into the new folder `target`, as if it were `final_prefix`.
+    """Link `packages`, those of `lock`, into the new folder `target`, for `final_prefix`.
 
     Args:
-        packages: what `cache.ensure(lock.conda)` gave.
-        requested: the conda requirements of the specification, for conda's own notes.
-        variables: what activation sets.
-        moment, note: go into the history: when, and what made the prefix.
-        checked: what `check_paths` says of these packages and `final_prefix`, where it is known.
+        packages: result of `cache.ensure(lock.conda)`.
+        requested: the conda requirements of the specification, for conda's metadata.
+        variables: environment variables that activation sets.
+        moment, note: time and command for conda's history.
+        checked: result of `check_paths` for these packages and `final_prefix`, if known.
     Raises:
-        LinkError: packages that clash or cannot be linked; every one of them is named.
-        DiskSpaceError, LeaseLostError: `target` is left as it is, to be thrown away.
+        LinkError: packages conflict or cannot be linked; reports all of them.
+        DiskSpaceError, LeaseLostError: `target` is incomplete and must be removed.
     """
     python = python_of(lock.conda, lock.platform)
     checked = checked or check_paths(
@@ -115,7 +115,7 @@ def link(
     if faults := checked.faults:
         raise LinkError(
             "; ".join(fault.reason.rstrip(".") for fault in faults[:20]) + ".",
-            hint="Ask for other versions of these packages, or leave one of them out.",
+            hint="Use other versions of these packages, or remove one of them.",
             details={
                 "faults": [
                     {"packages": fault.packages, "path": fault.path, "reason": fault.reason}
@@ -125,7 +125,7 @@ def link(
         )
     obey(cancelled)
     try:
-        target.mkdir(parents=True, mode=0o700)  # until it is published
+        target.mkdir(parents=True, mode=0o700)  # private until it is published
         with cache.view(packages) as view:
             _install(lock, target, final_prefix, view, requested, progress, cancelled)
             _refuse_misplaced_links(packages, target, python)
@@ -137,7 +137,8 @@ def link(
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskSpaceError(
-                "The disk is full: the environment could not be linked."
+                "The disk is full: the environment could not be linked.",
+                hint="Ask an administrator to free disk space, then try again.",
             ) from error
         raise
     return _report(packages, python, checked.conflicts)
@@ -152,9 +153,9 @@ def _install(
     progress: Report,
     cancelled: Cancelled,
 ) -> None:
-    # mypy takes rattler's methods that do nothing for abstract ones.
+    # mypy takes rattler's empty methods for abstract ones.
     counter = _Counter(total=len(lock.conda), progress=progress)  # type: ignore[abstract]
-    # py-rattler 0.28 says that it takes MatchSpecs, and takes only what is inside them.
+    # py-rattler 0.28 declares MatchSpec here, but accepts only the native object inside.
     specs: list[Any] = [MatchSpec(each)._match_spec for each in requested]
 
     async def run() -> None:
@@ -168,7 +169,7 @@ def _install(
                 requested_specs=specs,
                 reporter=counter,
                 alternative_target_prefix=final_prefix,
-                # What is in the cache was checked when it was asked for.
+                # `PackageCache.ensure` has already validated the packages.
                 package_cache=RattlerCache.new_layered(
                     [view], validation_mode=ValidationMode.skip()
                 ),
@@ -191,22 +192,27 @@ def _install(
         message = str(error)
         if any(f"os error {code}" in message for code in (errno.ENOSPC, errno.EDQUOT)):
             raise DiskSpaceError(
-                "The disk is full: the environment could not be linked."
+                "The disk is full: the environment could not be linked.",
+                hint="Ask an administrator to free disk space, then try again.",
             ) from error
-        # Where the cache lies is nothing to whoever reads the message.
+        # Do not reveal the paths of the cache in the message.
         message = message.replace(f"{view}/", "").replace(f"{target}/", "")
-        raise LinkError(f"The packages cannot be linked: {message}.") from error
+        raise LinkError(
+            f"The packages cannot be linked: {message}.",
+            hint="Use other versions of the packages, or show this message to an administrator.",
+        ) from error
     except BaseException as error:
         if type(error).__name__ not in _PANICS:
             raise
         logger.exception("rattler panicked")
         raise LinkError(
-            "The packages cannot be linked: one of them holds what the installer cannot handle."
+            "The packages cannot be linked: the installer crashed on one of them.",
+            hint="Ask an administrator to look at the worker's log.",
         ) from error
 
 
 class _Counter(InstallerReporter):
-    """Tells the progress of rattler's work, as it calls it from its own threads."""
+    """Reports progress; rattler calls it from its own threads."""
 
     def __init__(self, *, total: int, progress: Report) -> None:
         self._done, self._total, self._progress = 0, total, progress
@@ -228,13 +234,13 @@ class _Counter(InstallerReporter):
 def _keep_winners(
     conflicts: Sequence[PathConflict], packages: Sequence[CachedPackage], target: Path
 ) -> None:
-    """Have the file of the package that is linked last at each conflicting path.
+    """Place the file of the package that is linked last at each conflicting path.
 
-    rattler keeps the file of another one where neither needs the other, and moves the rest into
-    `__clobbers__/NAME/`. What is at the path afterwards must be what the winner's record says.
+    If neither package depends on the other, rattler may place the other file, and moves the rest to
+    `__clobbers__/NAME/`. Afterwards the file must equal the winner's record.
 
     Raises:
-        LinkError: it is something else.
+        LinkError: it does not.
     """
     if not conflicts:
         return
@@ -250,13 +256,13 @@ def _keep_winners(
         if place.is_symlink() or _sha256(place) != expected[label].get(conflict.path):
             raise LinkError(
                 f"{printable(conflict.path)} of {label} was not linked as its record says.",
-                hint="Leave out one of the packages that bring this file: "
+                hint="Remove one of the packages that contain this file: "
                 f"{', '.join((label, *conflict.replaced))}.",
             )
 
 
 def _linked_digests(target: Path, label: str) -> dict[str, str]:
-    """Path in the prefix -> sha256 of its content there, by conda's note of a linked package."""
+    """Return path -> sha256 of its content in the prefix, from conda's record of a package."""
     note = json.loads((target / "conda-meta" / f"{label}.json").read_bytes())
     return {
         entry.get("original_path") or entry["_path"]: entry.get("sha256_in_prefix")
@@ -271,16 +277,16 @@ def _sha256(path: Path) -> str:
 
 
 def _tidy(target: Path, view: Path, packages: Sequence[CachedPackage]) -> None:
-    """Take what rattler leaves that is not of the environment out of `target`.
+    """Remove from `target` what rattler leaves besides the environment.
 
-    Its notes name the view, which is about to go, and are readable by their owner only; equal
-    files of two packages stand twice; and a tag tells backups that the folder is a mere cache.
+    Its records name the temporary view and are readable by the owner only; replaced files of
+    conflicting packages are still there; and a tag marks the folder as a cache for backups.
     """
     (target / "CACHEDIR.TAG").unlink(missing_ok=True)
     clobbered = target / CLOBBERS
     parents = {cached.folder.name: cached.folder.parent for cached in packages}
     for path in (target / "conda-meta").glob("*.json"):
-        with path.open("r+b") as file:  # rewritten in place: no other prefix has this inode
+        with path.open("r+b") as file:  # rewrite in place: no other prefix shares this inode
             text = file.read().decode()
             text = text.replace(
                 f'"{view}/{path.stem}"', json.dumps(f"{parents[path.stem]}/{path.stem}")
@@ -298,10 +304,9 @@ def _tidy(target: Path, view: Path, packages: Sequence[CachedPackage]) -> None:
 def _refuse_misplaced_links(
     packages: Sequence[CachedPackage], target: Path, python: PythonInfo | None
 ) -> None:
-    """Raise LinkError unless each symbolic link is where it was judged.
+    """Raise LinkError unless each symbolic link is at the path where it was checked.
 
-    A link that rattler put elsewhere may lead out of the prefix, and what is written later would
-    follow it.
+    At another path a link may lead out of the prefix, and later writes would follow it.
     """
     for cached in packages:
         noarch = cached.contents.noarch_python
@@ -315,22 +320,23 @@ def _refuse_misplaced_links(
                 found = ""
             if found != file.target:
                 raise LinkError(
-                    f"The link {printable(place)} of {cached.contents.label} was not linked where "
+                    f"The link {printable(place)} of {cached.contents.label} was not created where "
                     "it was expected.",
                     where=cached.package.url,
+                    hint="Use another build or version, and report it to the channel's owner.",
                 )
 
 
 def _close_entry_points(
     packages: Sequence[CachedPackage], target: Path, python: PythonInfo | None
 ) -> None:
-    """Let nobody but the owner write entry points, which rattler writes for this prefix as 0775."""
+    """Remove others' write permission from entry points, which rattler creates as 0775."""
     for cached in packages:
         if python is None or not cached.contents.noarch_python:
             continue
         for entry_point in cached.contents.entry_points:
             script = target / python.scripts / entry_point.partition("=")[0].strip()
-            with contextlib.suppress(FileNotFoundError):  # of another form on this platform
+            with contextlib.suppress(FileNotFoundError):  # another form on this platform
                 script.chmod(0o755, follow_symlinks=False)
 
 
@@ -353,7 +359,7 @@ def _write_notes(
     moment: datetime,
     note: str,
 ) -> None:
-    """What conda wants to know of a prefix: its history, its variables, that it is frozen."""
+    """Write conda's metadata of a prefix: history, variables, and the frozen marker."""
     meta = target / "conda-meta"
     lines = [
         f"==> {moment:%Y-%m-%d %H:%M:%S} <==",
@@ -392,15 +398,15 @@ def _report(
 
 
 def publish_prefix(hidden: Path, final: Path, *, mode: int | None = 0o755) -> None:
-    """Rename the finished `hidden` to `final`, which must not exist, and make that last.
+    """Rename the finished `hidden` to `final`, which must not exist, and sync both to disk.
 
-    Whoever sees `final` after a crash of the machine sees all of it.
+    After a machine crash `final` is either missing or complete.
 
     Args:
-        mode: of the folder, whatever the umask; None where it has the right one.
+        mode: mode of the folder, independent of the umask; None leaves it unchanged.
     """
     if os.path.lexists(final):
-        raise ConflictError(f"{final.name} is there already and is never replaced.")
+        raise ConflictError(f"{final.name} already exists and is never replaced.")
     final.parent.mkdir(parents=True, exist_ok=True)
     if mode is not None:
         hidden.chmod(mode)
@@ -409,13 +415,13 @@ def publish_prefix(hidden: Path, final: Path, *, mode: int | None = 0o755) -> No
         hidden.rename(final)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            raise ConflictError(f"{final.name} is there already and is never replaced.") from error
+            raise ConflictError(f"{final.name} already exists and is never replaced.") from error
         raise
     _sync_folder(final.parent)
 
 
 def point(link: Path, target: Path) -> None:
-    """Let the symbolic `link` lead to `target`: readers see the old or the new, never nothing."""
+    """Atomically make the symbolic `link` point to `target`."""
     link.parent.mkdir(parents=True, exist_ok=True)
     new = link.with_name(f".{link.name}-{secrets.token_hex(4)}")
     new.symlink_to(os.path.relpath(target, link.parent))
@@ -428,14 +434,14 @@ def point(link: Path, target: Path) -> None:
 
 
 def unpoint(link: Path) -> None:
-    """Remove the symbolic `link`, and its folder where that is empty now."""
+    """Remove the symbolic `link`, and its folder if that is empty."""
     link.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         link.parent.rmdir()
 
 
 def to_trash(path: Path, trash: Path) -> Path | None:
-    """Rename `path` into `trash`; where it went, or None where it was not there."""
+    """Move `path` into `trash`; return its new path, or None if it did not exist."""
     trash.mkdir(parents=True, exist_ok=True)
     place = trash / f"{path.name}-{secrets.token_hex(4)}"
     try:
@@ -446,10 +452,10 @@ def to_trash(path: Path, trash: Path) -> Path | None:
 
 
 def empty_trash(trash: Path, *, cancelled: Cancelled = never) -> int:
-    """Remove what is in `trash`; the number of entries that are gone.
+    """Remove what is in `trash`; return the number of removed entries.
 
-    A cancelled install may still write into its folder while that is removed: what cannot be
-    removed now stays for the next time.
+    A cancelled install may still write into its folder meanwhile; what cannot be removed stays for
+    the next call.
     """
     removed = 0
     if not trash.exists():
@@ -461,7 +467,7 @@ def empty_trash(trash: Path, *, cancelled: Cancelled = never) -> int:
 
 
 def _sync_file_system(path: Path) -> None:
-    """Write all that is not on the disk yet: one call instead of one for each of 15,000 files."""
+    """Flush the file system: one call instead of an fsync for each of 15,000 files."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         if ctypes.CDLL(None, use_errno=True).syncfs(descriptor) != 0:

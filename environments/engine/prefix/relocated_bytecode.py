@@ -1,9 +1,9 @@
-"""Compiled forms of Python files in which a prefix is replaced, such as `_sysconfigdata`.
+"""Compiled forms of Python files with a prefix placeholder, such as `_sysconfigdata`.
 
-The text of these files differs from one prefix to the next, so what is compiled of them belongs to
-one prefix and never enters the shared cache. It is made in the same way otherwise: each package by
-a process of its own, in the sandbox of `bytecode`, from copies of the texts in the hidden prefix. A
-compiled form that the package brings was made of another text, and is replaced.
+The text of these files differs between prefixes, so their compiled form belongs to one prefix and
+never enters the shared cache. It is created in the same way otherwise: each package by its own
+process, in the sandbox of `bytecode`, from copies of the texts in the unpublished prefix. A
+compiled form in the package was made from a different text, and is replaced.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def relocated_sources(
     """Return the Python files of conda packages that have the prefix in their text.
 
     Args:
-        conflicts: where the prefix has another package's file, nothing is compiled of this one.
+        conflicts: paths where the prefix has another package's file; these are left out.
     """
     library = python.site_packages.rpartition("/")[0]  # lib/python3.11
     replaced = replaced_paths(conflicts)
@@ -73,10 +73,10 @@ def compile_relocated(
     cancelled: Cancelled = never,
     sandboxed: bool = True,
 ) -> int:
-    """Compile `sources` as they stand in a hidden prefix; return the bytes that are written.
+    """Compile `sources` in an unpublished prefix; return the number of bytes written.
 
     Raises:
-        SandboxUnavailableError, UnavailableError, LeaseLostError: as `BytecodeCache.compile`.
+        SandboxUnavailableError, UnavailableError, LeaseLostError: see `BytecodeCache.compile`.
     """
     work = cache.folder / f".compiling-{secrets.token_hex(8)}"
     own = cache.beside(work / "compiled")
@@ -98,11 +98,11 @@ def compile_relocated(
 
 
 def _copied(sources: PythonSources, prefix: Path, folder: Path) -> PythonSources:
-    """Copy the texts out of a prefix: its other files are none of this package's business."""
+    """Copy the texts out of a prefix, so that the process cannot see its other files."""
     files = []
     for path, place in sources.files:
         source, copy = prefix / place, folder / path
-        # A folder on the way, or the file itself, may be a link of a package that leads out.
+        # A parent folder, or the file itself, may be a package's link that leads out.
         if source.parent.resolve() != prefix.resolve() / Path(place).parent:
             continue
         with contextlib.suppress(OSError):
@@ -118,6 +118,6 @@ def _copied(sources: PythonSources, prefix: Path, folder: Path) -> PythonSources
 
 
 def _remove_stale(compiled: Path, prefix: Path) -> None:
-    """Remove the compiled form that came with the package; nothing outside of the prefix."""
+    """Remove the compiled form that came with the package, unless it is outside the prefix."""
     if compiled.parent.resolve().is_relative_to(prefix.resolve()):
         compiled.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
-"""Size of a prefix, computed from what was linked into it, without a walk over its files.
+"""Size of a prefix, computed from what was linked into it instead of walking over its files.
 
-A walk looks at every file of a prefix, which takes a third of the time of a warm build. The files
-of one package are linked into prefixes together, so one of them tells how many prefixes share it.
-`disk.tree_size` finds the exact numbers, later and periodically.
+A walk would take a third of the time of a warm build. The files of one package are linked into
+prefixes together, so the link count of one of them gives the number of prefixes that share it.
+`disk.tree_size` computes exact numbers periodically.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class PrefixSize:
     share: int = 0
 
     def add_own(self, size: int) -> None:
-        """Count files that only this prefix holds."""
+        """Count files that only this prefix has."""
         self.apparent += size
         self.unique += size
         self.share += size
 
     def add_shared(self, size: int, sample: str | os.PathLike[str]) -> None:
-        """Count files that are hard-linked like `sample`, one of them, from a cache."""
+        """Count files that are hard-linked from a cache; `sample` is one of them."""
         self.apparent += size
         self.share += size // sharers(sample)
 
@@ -58,7 +58,8 @@ class PrefixSize:
         """Count installed wheels.
 
         Args:
-            apparent: bytes of all their files; written: of those that are no hard links.
+            apparent: bytes of all their files.
+            written: bytes of those that are not hard links.
         """
         self.add_own(written)
         self.apparent += apparent - written
@@ -70,17 +71,17 @@ class PrefixSize:
                 self.share += part // sharers(wheel.folder / wheel.entries[0].path)
 
     def add_compiled(self, linked: LinkedBytecode) -> None:
-        """Count compiled Python files that were linked."""
+        """Count linked compiled Python files."""
         for sample, size in linked.samples.items():
             self.add_shared(size, sample)
 
     def add_folder(self, folder: Path) -> None:
-        """Count a folder whose files only this prefix holds."""
+        """Count a folder whose files only this prefix has."""
         self.add_own(tree_size(folder).apparent)
 
 
 def sharers(sample: str | os.PathLike[str]) -> int:
-    """Return how many prefixes hold a file of a cache; 1 where it is no longer there."""
+    """Return how many prefixes share a file of a cache; 1 if it no longer exists."""
     try:
         return max(os.lstat(sample).st_nlink - 1, 1)
     except OSError:

@@ -1,4 +1,4 @@
-"""Smoke tests of a finished prefix: the imports and commands that its owner named."""
+"""Smoke tests of a finished prefix: the imports and commands of its specification."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from environments.domain.json_text import parse_json
 from environments.domain.progress import Cancelled, never
 from environments.engine.system.processes import SCRATCH, Sandbox, ToolResult, run_tool
 
-#: Activation as conda's: the scripts of packages, then the command.
+#: Activates like conda: runs the packages' scripts, then the command.
 _ACTIVATED = """
 for script in "$CONDA_PREFIX"/etc/conda/activate.d/*.sh; do
     if [ -r "$script" ]; then . "$script"; fi
@@ -25,8 +25,8 @@ done
 exec "$@"
 """
 
-#: All imports in one process. What goes wrong is told apart by a word that no module can know.
-#: Then the sources that it had to compile are named.
+#: Imports all modules in one process. A random word that no module can know marks the outcomes.
+#: At the end it names the sources that had no compiled form.
 _IMPORT = """
 import importlib, os, sys, traceback
 word, names = sys.argv[1], sys.argv[2:]
@@ -45,21 +45,23 @@ for module in list(sys.modules.values()):
         spec = module.__spec__
         if spec.has_location and spec.cached and not os.path.exists(spec.cached):
             print(word, "uncompiled", spec.origin)
-    except BaseException:  # of a module that is something else
+    except BaseException:  # an entry of sys.modules that is not a module
         pass
 """
 
 
-#: Sources that the tests may name as compiled by them.
-_MOST_UNCOMPILED = 10_000
+#: Maximum number of sources that the tests may report as not compiled.
+_MAX_UNCOMPILED = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SmokeReport:
+    """Result of successful smoke tests."""
+
     tests: int
     sandboxed: bool  # without network and write access
     seconds: float
-    #: Paths in the prefix of sources that the imports compiled: as their code says, so a hint.
+    #: Paths in the prefix of sources without a compiled form; reported by the tested code: a hint.
     uncompiled: frozenset[str] = frozenset()
 
 
@@ -74,16 +76,16 @@ def run_smoke_tests(
     on_line: Callable[[str], None],
     sandboxed: bool = True,
 ) -> SmokeReport:
-    """Import `imports` and run `commands` in the activated `prefix`, as if it were `final_prefix`.
+    """Import `imports` and run `commands` in the activated `prefix`, placed at `final_prefix`.
 
     Args:
-        commands: lines for a shell, each run alone, in an empty folder.
-        time_limit: of all tests together.
-        sandboxed: False runs what packages bring with all rights of the worker.
+        commands: shell command lines, each run separately, in an empty folder.
+        time_limit: time limit of all tests together.
+        sandboxed: False runs code of packages with all rights of the worker.
     Raises:
-        SandboxUnavailableError: there is no sandbox, and one is asked for.
-        SmokeTestError: a test failed or took too long; all failed imports are named.
-        LeaseLostError: `cancelled` said so.
+        SandboxUnavailableError: a sandbox is required but not available.
+        SmokeTestError: a test failed or took too long; names all failed imports.
+        LeaseLostError: `cancelled` returned True.
     """
     started = time.monotonic()
     if not imports and not commands:
@@ -127,7 +129,7 @@ def _check_imports(
     on_line: Callable[[str], None],
     time_limit: timedelta,
 ) -> frozenset[str]:
-    """Import `imports` in one process; the paths of sources that it compiled."""
+    """Import `imports` in one process; return the paths of sources without a compiled form."""
     word = secrets.token_hex(8)
     failed: list[str] = []
     uncompiled: set[str] = set()
@@ -140,7 +142,7 @@ def _check_imports(
             return
         outcome, _, name = rest.partition(" ")
         if outcome == "uncompiled":
-            if len(uncompiled) < _MOST_UNCOMPILED:
+            if len(uncompiled) < _MAX_UNCOMPILED:
                 uncompiled.add(name.removeprefix(f"{final_prefix}/"))
             return
         if outcome == "start":
@@ -153,7 +155,7 @@ def _check_imports(
 
     python = str(final_prefix / "bin" / "python")
     result = run([python, "-c", _IMPORT, word, *imports], look)
-    if last:  # it hung, or took the interpreter down with it
+    if last:  # the import hung, or crashed the interpreter
         raise _failure(f"import {last[0]}", result, time_limit, hidden=word)
     if failed:
         raise _failure(
@@ -169,7 +171,7 @@ def _failure(
 ) -> SmokeTestError:
     lines = [line for line in result.tail if hidden not in line]
     why = (
-        f"took longer than the {time_limit.total_seconds():g} seconds that all tests have"
+        f"took longer than {time_limit.total_seconds():g} seconds, the limit of all tests together"
         if result.timed_out
         else f"failed (status {result.status})"
         if result.status
@@ -177,17 +179,17 @@ def _failure(
     )
     said = "\n".join(lines[-10:])
     return SmokeTestError(
-        f"{test[0].upper()}{test[1:]} {why}." + (f" It said:\n{said}" if said else ""),
+        f"{test[0].upper()}{test[1:]} {why}." + (f" Its output:\n{said}" if said else ""),
         details={"test": test, "status": result.status, "tail": lines},
     )
 
 
 @contextlib.contextmanager
 def _in_place(prefix: Path, final_prefix: Path, *, sandboxed: bool) -> Iterator[Path]:
-    """`prefix` can be found at `final_prefix`; gives a folder that the tests may write to.
+    """Make `prefix` visible at `final_prefix`; yield a folder that the tests may write to.
 
-    A sandbox shows it there. Without one a link does, for as long as the tests run: scripts name
-    their interpreter by the final path.
+    In a sandbox it is mounted there. Without one a symbolic link exists during the tests, because
+    scripts name their interpreter by the final path.
     """
     if sandboxed:
         yield Path(SCRATCH)
@@ -207,7 +209,7 @@ def _in_place(prefix: Path, final_prefix: Path, *, sandboxed: bool) -> Iterator[
 
 
 def _environment(prefix: Path, final_prefix: Path, scratch: Path) -> Mapping[str, str]:
-    """What an activated shell has: the variables of packages, then those of the environment."""
+    """Return the environment of an activated shell: packages' variables, then the own ones."""
     environment = {
         "PATH": f"{final_prefix}/bin:/usr/local/bin:/usr/bin:/bin",
         "HOME": str(scratch),
@@ -225,12 +227,12 @@ def _environment(prefix: Path, final_prefix: Path, scratch: Path) -> Mapping[str
     return environment
 
 
-#: Bytes of a file of variables.
+#: Size limit of a file of variables, in bytes.
 _LARGEST_VARIABLES = 1 << 20
 
 
 def _variables(prefix: Path, path: Path, key: str | None = None) -> dict[str, str]:
-    """Return what a JSON file of `prefix` sets; nothing of a file that is outside or too large."""
+    """Return the variables in a JSON file of `prefix`; {} if it is outside or too large."""
     try:
         real = path.resolve(strict=True)
         if not real.is_relative_to(prefix.resolve()) or real.stat().st_size > _LARGEST_VARIABLES:
@@ -244,7 +246,7 @@ def _variables(prefix: Path, path: Path, key: str | None = None) -> dict[str, st
 
 
 def _can_be_set(name: str, value: str) -> bool:
-    """Return whether the system takes such a variable; packages may name any."""
+    """Return True if the system accepts such a variable; packages may name any."""
     try:
         return bool(name) and "=" not in name and b"\0" not in os.fsencode(name + value)
     except UnicodeEncodeError:

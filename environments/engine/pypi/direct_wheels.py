@@ -1,12 +1,12 @@
-"""Wheels that a pip part names by their source: fetched or built once, kept by their digest.
+"""Wheels of direct references in a pip part: fetched or built once, and stored by digest.
 
     <folder>/<scope>/access/<key>        this scope has fetched this URL with this digest
-    <folder>/<scope>/built/<key>.json    the wheel that a commit gave, built by equal packages
+    <folder>/<scope>/built/<key>.json    the wheel that a commit gave, built with equal packages
 
-The bytes lie in the archive of packages, from which builds take them as any other package: a lock
-is built again for years without the server that they came from. `<scope>` is the credential with
-which the source was opened, or none: a namespace that cannot open a source gets nothing that
-another one fetched from it, even if it knows the digest.
+The bytes are stored in the package archive, from which builds read them like any other package, so
+a lock can be built again without the original server. `<scope>` is the credential with which the
+source was opened, or none: a namespace without access to a source gets nothing that another one
+fetched from it, even if it knows the digest.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from environments.engine.pypi.wheel_builds import (
 )
 
 Log = Callable[[str], None]
-#: Part of every key: what another version built is built again.
+#: Part of every key; a change makes all sources be built again.
 _FORMAT = "2"
 _SHARED = "shared"
 _POLL = 0.1  # seconds
@@ -56,14 +56,14 @@ _LARGEST_METADATA = 4 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DirectWheel:
-    """A wheel that is here, with its METADATA."""
+    """A wheel that was fetched or built, with its METADATA."""
 
     package: PypiPackage
     metadata: bytes
 
 
 class DirectWheels:
-    """The wheels of direct references, for whoever holds some credentials."""
+    """Provider of the wheels of direct references, with the credentials of one namespace."""
 
     def __init__(
         self,
@@ -77,8 +77,8 @@ class DirectWheels:
     ) -> None:
         """
         Args:
-            archive: keeps what is built, whatever else the installation keeps.
-            builder: None where nothing is built from source.
+            archive: stores the wheels, whatever else the installation archives.
+            builder: None if nothing is built from source.
         """
         self._folder = folder
         self._wheels = wheels
@@ -101,15 +101,14 @@ class DirectWheels:
         """Fetch or build the wheel of a reference.
 
         Args:
-            name: of the project, normalised.
-            host: the lock for the platform of this machine, whose Python builds; None: there is
-                none.
-            resolve: finds build requirements.
-            inputs: what `resolve` depends on. Wheels are shared only where it is the same.
+            name: normalized name of the project.
+            host: lock for the platform of this machine, whose Python builds; None: there is none.
+            resolve: resolves build requirements.
+            inputs: what `resolve` depends on. A built wheel is reused for equal inputs only.
         Raises:
-            PypiError, LinkError: it is no wheel of that name, or cannot be built.
+            PypiError, LinkError: it is not a wheel of that name, or cannot be built.
             SandboxUnavailableError: it is a source, and there is no sandbox.
-            DownloadError, ChannelUnavailableError: it cannot be had now.
+            DownloadError, ChannelUnavailableError: it cannot be fetched now.
             AddressRefusedError, ChannelNotAllowedError, TimeLimitError, LeaseLostError.
         """
         if reference.kind == "wheel":
@@ -151,8 +150,8 @@ class DirectWheels:
         refuse_other_name(name, package.name, reference.url)
         note = self._place(reference.url, "access", reference.url, reference.sha256)
         if not note.exists():
-            # From its server, not from what is kept: whoever cannot open the URL gets nothing.
-            log(f"{file_name}: fetching it from {reference.url}")
+            # Fetch from the server, not from the archive: the caller must have access to the URL.
+            log(f"{file_name}: fetching from {reference.url}")
             with self._temporary() as folder:
                 found = downloads.bring(
                     [package],
@@ -181,16 +180,20 @@ class DirectWheels:
     ) -> PypiPackage:
         builder = self._builder
         if builder is None:
-            raise PypiError(f"{reference.location} cannot be built here.")
+            raise PypiError(
+                f"{reference.location} cannot be built: this installation builds no wheels.",
+                where="dependencies.pip",
+                hint="Name a wheel by its URL with #sha256=..., or use the conda package.",
+            )
         python = next((p for p in host.conda if p.name == "python"), None) if host else None
         if host is None or python is None:
             raise PypiError(
-                f"{reference.location} is built on {builder.platform}, and the environment has no "
-                f"Python for that.",
+                f"{reference.location} is built on {builder.platform}, but the environment has no "
+                f"Python for that platform.",
                 where="platforms",
                 hint=f"Add {builder.platform} to the platforms, or name a wheel by its URL.",
             )
-        # The interpreter and what it loads decide what is built, and may come from any channel.
+        # The result depends on the interpreter and its dependencies, from whatever channel.
         closure = sorted(Download.of(package).key for package in python_closure(host).conda)
         note = self._place(
             reference.url,
@@ -201,7 +204,7 @@ class DirectWheels:
         with self._locked(note, cancelled):
             package = self._known(note, reference)
             if package is None:
-                builder.require()  # before anything is fetched
+                builder.require()  # fail before anything is fetched
                 package = self._build(
                     reference,
                     builder,
@@ -217,7 +220,7 @@ class DirectWheels:
                 }
                 _write(note, known)
             else:
-                log(f"{reference.location}: built before as {package.file_name}")
+                log(f"{reference.location}: already built as {package.file_name}")
         refuse_other_name(name, package.name, reference.location)
         return package
 
@@ -264,7 +267,7 @@ class DirectWheels:
         return _package(reference.location, wheel.file_name, sha256=wheel.sha256, size=wheel.size)
 
     def _known(self, note: Path, reference: DirectReference) -> PypiPackage | None:
-        """The wheel that was built before, if its bytes are still here."""
+        """Return the wheel of an earlier build if the archive still has its bytes."""
         try:
             known = json.loads(note.read_bytes())
         except FileNotFoundError:
@@ -276,7 +279,7 @@ class DirectWheels:
             reference.location, known["file_name"], sha256=known["sha256"], size=known["size"]
         )
 
-    # --- what is kept
+    # --- storage
 
     def _keep(self, sha256: str, path: Path) -> None:
         with self._archive.opened([sha256]) as kept:
@@ -294,7 +297,7 @@ class DirectWheels:
 
     @contextmanager
     def _locked(self, note: Path, cancelled: Cancelled) -> Iterator[None]:
-        """One process builds a wheel; the others wait for it."""
+        """Lock a key: one process builds a wheel, the others wait for it."""
         note.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(note.with_suffix(".lock"))
         while not lock.acquire():
@@ -316,7 +319,7 @@ class DirectWheels:
 
 
 def remove_leftover_downloads(folder: Path, *, older_than: timedelta) -> None:
-    """Remove what killed workers left half fetched."""
+    """Remove old partial downloads of killed workers."""
     limit = time.time() - older_than.total_seconds()
     for path in folder.glob(".fetching-*"):
         with suppress(FileNotFoundError):

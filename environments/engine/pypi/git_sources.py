@@ -1,12 +1,12 @@
-"""Fetch one commit of a Git repository, as files, with the system's git.
+"""Checkout of one commit of a Git repository, with the system's git.
 
-git runs confined to one folder (see `confinement`) and reaches the network through the forward
-proxy only, which checks every address, also after a redirect. It reads no configuration but what
-is given here: no hooks, filters (so no LFS), submodules, credential helpers or other protocols
-than that of the URL. A credential is passed in the environment of the process, never on its
-command line, in its configuration files or in a message.
+git runs confined to one folder (see `confinement`) and reaches the network only through the forward
+proxy, which checks every address, also after a redirect. It reads only the configuration given
+here: no hooks, filters (so no LFS), submodules or credential helpers, and no protocol other than
+the URL's. A credential is passed in the environment of the process, never in its command line, its
+configuration files or a message.
 
-The commit names its contents: git verifies every object that it receives, with detection of SHA-1
+The commit id proves the contents: git verifies every object that it receives, and detects SHA-1
 collisions.
 """
 
@@ -45,12 +45,12 @@ from environments.engine.system.processes import Confinement, ToolResult, run_to
 Log = Callable[[str], None]
 
 _OUTPUT_LIMIT = 64 << 20  # bytes
-INSTALL = "apt-get install git, or the like, where the workers run."
+INSTALL = "install git on the machines of the workers, for instance with apt-get install git."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GitLimits:
-    """What a repository may be."""
+    """Limits of a repository."""
 
     received_bytes: int = 1 << 30  # of one pack
     tree_bytes: int = 512 << 20
@@ -66,12 +66,12 @@ class Checkout:
     """The files of a commit, with a repository in `.git` that holds this commit."""
 
     folder: Path
-    committed: int  # seconds since the epoch, as the author's machine said
-    submodules: bool  # there are some; they were not fetched
+    committed: int  # seconds since the epoch, from the committer's clock
+    submodules: bool  # True if there are submodules; they are not fetched
 
 
 class Repository:
-    """A repository in an empty folder, that fetches from one URL."""
+    """A repository in an empty folder that fetches from one URL."""
 
     def __init__(
         self,
@@ -94,8 +94,8 @@ class Repository:
         git = shutil.which("git")
         if git is None:
             raise PypiError(
-                "Repositories cannot be read here: git is not installed.",
-                hint=f"Ask an administrator: {INSTALL}",
+                "Git repositories cannot be read: git is not installed on the worker.",
+                hint=f"Ask an administrator to {INSTALL}",
             )
         self._git = git
 
@@ -103,11 +103,12 @@ class Repository:
         """Fetch the commit and write its files.
 
         Raises:
-            PypiError: the repository has no such commit, or is larger than it may be.
-            ChannelNotAllowedError: the server wants a login, or refuses the one it gets.
-            AddressRefusedError: it is at an address that is not connected to.
-            ChannelUnavailableError: it does not answer now.
-            TimeLimitError: it took too long. LeaseLostError: `cancelled` said so.
+            PypiError: the repository has no such commit, or exceeds a limit.
+            ChannelNotAllowedError: the server requires a login, or refuses the stored one.
+            AddressRefusedError: the guard refuses its address.
+            ChannelUnavailableError: the server does not respond now.
+            TimeLimitError: it took too long.
+            LeaseLostError: `cancelled` returned True.
         """
         self._run("init", "--quiet", "--template=", "--", os.fspath(self._tree), cwd=self._folder)
         everything = self._fetch()
@@ -131,9 +132,9 @@ class Repository:
         )
 
     def read(self, path: str) -> str | None:
-        """A text file of the commit, up to a megabyte; None where there is none.
+        """Return a text file of the commit, up to 1 MiB; None if there is no such file.
 
-        A link is not followed: its text is where it leads to.
+        A symbolic link is not followed: its text is its target.
         """
         lines: list[str] = []
         result = self._git_run(
@@ -143,9 +144,9 @@ class Repository:
         return text if result.succeeded and len(text) <= 1 << 20 else None
 
     def fetch_history(self) -> None:
-        """Fetch older commits and tags, of which some projects derive their version.
+        """Fetch older commits and tags, from which some projects derive their version.
 
-        What cannot be had is left out: such a project then counts from nothing.
+        A failure is only logged; such a project then gets a default version.
         """
         depth = ["--unshallow"] if (self._tree / ".git" / "shallow").exists() else []
         result = self._git_run(
@@ -158,7 +159,7 @@ class Repository:
     # --- steps
 
     def _fetch(self) -> bool:
-        """Fetch the commit; whether all branches and tags came with it."""
+        """Fetch the commit; return True if all branches and tags were fetched with it."""
         options = ("--quiet", "--no-tags", "--no-recurse-submodules")
         result = self._git_run(
             "fetch", *options, "--depth=1", "--", self.reference.url, self.reference.commit
@@ -166,7 +167,7 @@ class Repository:
         if result.succeeded:
             return False
         said = "\n".join(result.tail)
-        # Servers of old protocols name branches and tags only, files on a plain server no depth.
+        # Servers with old protocols serve branches and tags only; plain file servers no depth.
         if re.search(r"unadvertised object|dumb http transport|does not support shallow", said):
             result = self._git_run(
                 *("fetch", *options, "--", self.reference.url),
@@ -177,10 +178,10 @@ class Repository:
         return True
 
     def _require_reachable(self, fetched: Path | None) -> None:
-        """Refuse a commit that no branch or tag of the repository holds.
+        """Refuse a commit that no branch or tag of the repository contains.
 
-        Hosts give the commits of every fork by the URL of the original too: whoever may fork a
-        repository could name code of their own as that of its owners.
+        Git hosts serve the commits of every fork under the URL of the original too: anyone who may
+        fork a repository could pass off their code as its owners'.
 
         Args:
             fetched: a repository with all branches and tags; None if they must be fetched.
@@ -193,7 +194,7 @@ class Repository:
             fetched = self._folder / "references"
             init = ("init", "--quiet", "--bare", "--template=", "--", os.fspath(fetched))
             self._run(*init, cwd=self._folder)
-            # Commits alone, where the server can leave out their files.
+            # Fetch commits only, if the server can leave out their files.
             self._run(
                 *("fetch", "--quiet", "--no-tags", "--filter=tree:0", "--", url),
                 *("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"),
@@ -204,24 +205,24 @@ class Repository:
         result = self._git_run(*asked, on_line=lines.append, cwd=fetched)
         if not result.succeeded or not any(line.startswith("refs/") for line in lines):
             raise PypiError(
-                f"The commit {commit} is of no branch or tag of {url}.",
+                f"The commit {commit} is not in a branch or tag of {url}.",
                 where="dependencies.pip",
                 hint="Name a commit of a branch or tag. Commits of forks and pull requests, and of "
-                "branches that were rewritten, are not those of the repository.",
+                "branches that were rewritten, do not count as the repository's.",
             )
 
     def _measure(self) -> bool:
-        """Refuse a tree that is larger than it may be; whether it has submodules.
+        """Refuse a tree that exceeds a limit; return True if it has submodules.
 
-        Trees may name each other so that a few kilobytes hold millions of files: the listing ends
-        at the limit.
+        Trees can refer to each other so that a few kilobytes contain millions of files, so listing
+        stops at the limit.
         """
         files = size = listed = 0
         submodules = False
 
         def count(line: str) -> None:
             nonlocal files, size, listed, submodules
-            # What is beyond the limit of the output is not counted: long paths reach it early.
+            # Output beyond the limit is dropped without being counted: stop before that.
             listed += len(line) + 1
             entry = re.match(r"(\d+) (\w+) [0-9a-f]+ +(\d+|-)\t", line)
             if entry is not None:
@@ -234,10 +235,10 @@ class Repository:
                 or listed > _OUTPUT_LIMIT // 2
             ):
                 raise PypiError(
-                    f"{self.reference.location} holds more than {self._limits.files:,} files or "
-                    f"{self._limits.tree_bytes >> 20:,} MiB, which is not built here.",
+                    f"{self.reference.location} has more than {self._limits.files:,} files or "
+                    f"{self._limits.tree_bytes >> 20:,} MiB, the limits for a build.",
                     where="dependencies.pip",
-                    hint="Publish a wheel of it, and name that.",
+                    hint="Publish a wheel of the project, and name the wheel.",
                 )
 
         self._run("ls-tree", "-r", "-l", "--full-tree", self.reference.commit, on_line=count)
@@ -319,7 +320,7 @@ class Repository:
         settings = [
             ("protocol.allow", "never"),
             (f"protocol.{scheme}.allow", "always"),
-            # A header is sent wherever the server leads to: with a login, nowhere else.
+            # git sends the header wherever a redirect leads, so with a login follow none.
             ("http.followRedirects", "false" if self._credential else "initial"),
             ("http.lowSpeedLimit", "1000"),
             ("http.lowSpeedTime", "60"),
@@ -340,14 +341,14 @@ class Repository:
             settings.append((f"http.{self.reference.url}.extraHeader", f"{name}: {value}"))
         return settings
 
-    # --- what went wrong
+    # --- errors
 
     def _missing(self) -> PypiError:
         return PypiError(
             f"{self.reference.url} has no commit {self.reference.commit}.",
             where="dependencies.pip",
-            hint="Check the digits. A commit of a branch that was rewritten may be gone: ask the "
-            "repository's owner for one that is there.",
+            hint="Check the commit. It may be gone if its branch was rewritten: ask the "
+            "repository's owner for a current commit.",
         )
 
     def _failure(self, result: ToolResult) -> StoreError:
@@ -361,8 +362,8 @@ class Repository:
         if re.search(r"could not read (?:Username|Password)|Authentication failed|error: 40[13]",
                      said):  # fmt: skip
             return ChannelNotAllowedError(
-                f"{url} wants a login"
-                + (", and refuses the one that is stored." if self._credential else "."),
+                f"{url} requires a login"
+                + (" and refuses the stored one." if self._credential else "."),
                 where="dependencies.pip",
                 hint="Check the URL. For a private repository, store a login for its URL: "
                 "`condastore credential set`.",
@@ -375,17 +376,17 @@ class Repository:
             )
         if result.status in (128 + 25, 25) or "File too large" in said or "signal 25" in said:
             return PypiError(
-                f"{url} is larger than {self._limits.received_bytes >> 20:,} MiB, which is not "
-                "built here.",
+                f"{url} is larger than {self._limits.received_bytes >> 20:,} MiB, the limit for a "
+                "build.",
                 where="dependencies.pip",
-                hint="Publish a wheel of it, and name that.",
+                hint="Publish a wheel of the project, and name the wheel.",
             )
         last = _last(said.splitlines())
         if re.search(r"redirect|error: 30\d", said, re.I):
             return PypiError(
-                f"{url} leads to another server or protocol, which is not followed: {last}",
+                f"{url} redirects to another server or protocol, which is not followed: {last}",
                 where="dependencies.pip",
-                hint="Write the URL to which it leads.",
+                hint="Write the URL that it redirects to.",
             )
         return ChannelUnavailableError(f"{url} cannot be read now: {last}", where=url)
 
@@ -396,7 +397,7 @@ def _last(lines: Sequence[str]) -> str:
 
 
 def _refusal(url: str, said: str) -> StoreError | None:
-    """The guard's refusal, if that made git fail."""
+    """Return the guard's refusal if it made git fail."""
     shown = " ".join(
         f"failed to fetch: `{each}`" for each in re.findall(r"'(https?://\S+?)'", said)
     )

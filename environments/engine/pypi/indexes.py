@@ -1,7 +1,7 @@
-"""The project pages of the Python indexes: what they link to (PEP 503 and PEP 691).
+"""Project pages of Python indexes (PEP 503 and PEP 691).
 
-A lock that somebody brought names files of PyPI by URL. A file is taken for a package of an index
-only where the index itself links to it, by this URL and with this sha256.
+An imported lock names files of PyPI by URL. A file counts as a package of an index only if the
+index itself links to this URL with this sha256.
 """
 
 from __future__ import annotations
@@ -34,18 +34,19 @@ from environments.engine.network.bounded_reading import ACCEPT_ENCODING, ReadLim
 _JSON = "application/vnd.pypi.simple.v1+json"
 _ACCEPT = f"{_JSON}, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
 #: The largest pages of pypi.org have some 20 MB.
+#: Size limit of a page; the largest pages of pypi.org have about 20 MB.
 PAGE_BYTES = 64 << 20
 DEFAULT_PAGE_LIMITS = ReadLimits(size=PAGE_BYTES)
-#: Where an index keeps its files, beside what its pages link to.
+#: Hosts of an index's files, beside those that its pages link to.
 _FILE_HOSTS = {"https://pypi.org": "https://files.pythonhosted.org"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexedFile:
-    """A file as a page of an index links to it. What the page does not say is "", 0 or None."""
+    """A file linked from a page of an index. Missing values are "", 0 or None."""
 
     file_name: str
-    url: str  # canonical where it has such a form
+    url: str  # canonical if it has a canonical form
     sha256: str
     size: int
     requires_python: str
@@ -54,25 +55,25 @@ class IndexedFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Project:
-    """One project in the first index that has it: of its files those that were asked for."""
+    """A project in the first index that has it, with the requested files."""
 
     index: str
     files: Mapping[str, IndexedFile]  # by file name
-    hosts: frozenset[str]  # where all of its files are
+    hosts: frozenset[str]  # hosts of all of its files
 
     def holds(self, url: str) -> bool:
-        """Whether `url` is of a host at which this index keeps files."""
+        """Return True if `url` is on a host of this index's files."""
         return _origin(url) in self.hosts | file_hosts(self.index)
 
 
 def file_hosts(index: str) -> frozenset[str]:
-    """Hosts at which an index keeps files, as far as its own URL says."""
+    """Return the hosts of an index's files that are known from its URL."""
     host = _origin(index)
     return frozenset({host, _FILE_HOSTS.get(host, host)})
 
 
 class PythonIndexes:
-    """The Python indexes of the installation, in the order of priority."""
+    """The installation's Python indexes, in the order of priority."""
 
     def __init__(
         self,
@@ -84,7 +85,7 @@ class PythonIndexes:
     ) -> None:
         """
         Args:
-            limits: of each page; `PAGE_BYTES` bounds its size, too.
+            limits: limits of each page; its size is also limited by `PAGE_BYTES`.
         """
         self.urls = tuple(url.rstrip("/") for url in urls)
         self._credentials = credentials
@@ -94,20 +95,20 @@ class PythonIndexes:
         self._parallel = parallel
 
     def hold(self, url: str) -> bool:
-        """Whether `url` is of a host at which one of the indexes keeps files."""
+        """Return True if `url` is on a host of the files of one of the indexes."""
         return any(_origin(url) in file_hosts(index) for index in self.urls)
 
     async def projects(self, wanted: Mapping[str, Collection[str]]) -> dict[str, Project | None]:
-        """The project of each name in the first index that has it, as solvers take it.
+        """Return each project from the first index that has it, as solvers do.
+
+        The caller limits the total time.
 
         Args:
-            wanted: names of files, by normalised name of the project.
-        Whoever runs this limits the time that all pages take together.
-
+            wanted: file names by normalized project name.
         Raises:
-            ChannelUnavailableError: an index does not answer now, or is too slow, or a page is
-                too large.
-            ChannelNotAllowedError: an index refuses us.
+            ChannelUnavailableError: an index does not respond, is too slow, or a page is too
+                large.
+            ChannelNotAllowedError: an index denies access.
         """
         asked = {url: self._credentials(url) for url in self.urls}
         limit = asyncio.Semaphore(self._parallel)
@@ -156,7 +157,7 @@ def _project(index: str, files: Iterable[IndexedFile], wanted: Collection[str]) 
 async def _page(
     client: httpx.AsyncClient, url: str, headers: Mapping[str, str], limits: ReadLimits
 ) -> list[IndexedFile] | None:
-    """Return what a project's page links to; None where there is no such page."""
+    """Return the links of a project's page; None if there is no such page."""
     shown = redact(url)
     content = bytearray()
     try:
@@ -167,7 +168,7 @@ async def _page(
                 return None
             if answer.status_code in (401, 403):
                 raise ChannelNotAllowedError(
-                    f"The Python index refuses {shown}.",
+                    f"The Python index denies access to {shown}.",
                     hint="Ask an administrator to store credentials for this index.",
                 )
             if answer.is_error:
@@ -185,7 +186,7 @@ async def _page(
             return _from_json(parse_json(bytes(content)), base)
         return _from_html(content.decode(errors="replace"), base)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise _unavailable(shown, "a page that cannot be read") from error
+        raise _unavailable(shown, "the page is malformed") from error
 
 
 def _unavailable(url: str, why: str) -> StoreError:
@@ -237,7 +238,7 @@ def _from_html(text: str, base: str) -> list[IndexedFile]:
 
 
 class _Links(HTMLParser):
-    """Gathers the links of a page."""
+    """Collects the links of a page."""
 
     def __init__(self) -> None:
         super().__init__()

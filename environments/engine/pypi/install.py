@@ -1,7 +1,7 @@
-"""Install the wheels of a lock into a prefix, beside its conda packages.
+"""Installation of the wheels of a lock into a prefix, beside its conda packages.
 
-Each wheel is checked against its own RECORD and unpacked once, into `<folder>/<sha256>/`; every
-prefix gets hard links, and scripts and a RECORD of its own.
+Each wheel is checked against its own RECORD and unpacked once, into `<folder>/<sha256>/`; prefixes
+get hard links, and their own scripts and RECORD.
 """
 
 from __future__ import annotations
@@ -51,33 +51,35 @@ if TYPE_CHECKING:
 
 CONTENTS = "contents.json"
 _CONTENTS_VERSION = 2
-#: Of releases that did not compare a wheel with its METADATA.
+#: Version written by releases that did not compare a wheel with its METADATA.
 _UNCOMPARED_VERSION = 1
 INSTALLER = b"condastore\n"
-#: Bytes of a document in .dist-info; of a line of RECORD, beside that.
+#: Maximum bytes of a document in .dist-info, and additional bytes per line of RECORD.
 _LARGEST_DOCUMENT, _LONGEST_LINE = 4 << 20, 512
-#: Bytes that are unpacked between two looks at the disk.
-_LOOK_EVERY = 64 << 20
+#: Bytes that are unpacked between two checks of the free disk space.
+_CHECK_EVERY_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WheelEntry:
+    """A file of a wheel."""
+
     path: str  # in the wheel
-    sha256: str  # as RECORD writes it
+    sha256: str  # encoded as in RECORD
     size: int
     executable: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachedWheel:
-    """A wheel that is unpacked and whole."""
+    """A wheel that is unpacked and complete."""
 
     package: PypiPackage
     folder: Path
     distribution: str
     version: str
     entries: tuple[WheelEntry, ...]
-    license: str = ""  # as its METADATA says
+    license: str = ""  # from its METADATA
 
     @property
     def label(self) -> str:
@@ -86,16 +88,16 @@ class CachedWheel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WheelReport:
-    """What was installed; `bytes_unique` is what the prefix costs beside the cache."""
+    """Result of an installation; `bytes_unique` is disk space that the cache does not share."""
 
     paths: int
     bytes_apparent: int
     bytes_unique: int
-    sources: tuple[PythonSources, ...]  # what there is to compile
+    sources: tuple[PythonSources, ...]  # files to compile
 
 
 class WheelCache:
-    """The unpacked wheels below one folder; any number of processes may use it at once."""
+    """Unpacked wheels below one folder; any number of processes may use it at once."""
 
     def __init__(
         self,
@@ -104,7 +106,7 @@ class WheelCache:
         archive: Archive | None = None,
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
-        """`limits`: what a wheel may unpack to."""
+        """`limits`: limits of what a wheel may unpack to."""
         self.folder = folder
         self.archive = archive
         self.limits = limits
@@ -120,13 +122,13 @@ class WheelCache:
         parallel: int = 8,
         patience: Patience = PATIENCE,
     ) -> list[CachedWheel]:
-        """All of `wheels`, fetched, checked and unpacked where they are missing, in order.
+        """Return all of `wheels` in order; fetch, check and unpack those that are missing.
 
         Raises:
-            DownloadError, DiskSpaceError: they could not be had.
-            LinkError: a wheel is damaged, holds what no wheel may, or is another than the lock
-                says.
-            LeaseLostError: `cancelled` said so.
+            DownloadError, DiskSpaceError: a wheel could not be fetched.
+            LinkError: a wheel is damaged, holds what no wheel may, or is a different project or
+                version than in the lock.
+            LeaseLostError: `cancelled` returned True.
         """
         found: dict[str, CachedWheel] = {}
         by_key = {Download.of(wheel).key: wheel for wheel in wheels}
@@ -140,7 +142,10 @@ class WheelCache:
             wheel = by_key[download.key]
             await asyncio.to_thread(self._unpack, wheel, archive, patience.reserve)
             if not present(download):
-                raise LinkError(f"{wheel.file_name} was damaged while it was unpacked.")
+                raise LinkError(
+                    f"{wheel.file_name} was changed while it was unpacked.",
+                    hint="Build again; if it fails again, ask an administrator to check the disk.",
+                )
 
         downloads.download_all(
             [Download.of(wheel) for wheel in wheels],
@@ -157,7 +162,7 @@ class WheelCache:
         return [found[Download.of(wheel).key] for wheel in wheels]
 
     def remove_leftovers(self, *, older_than: timedelta) -> None:
-        """Remove what killed workers left half done."""
+        """Remove old temporary files of killed workers."""
         downloads.remove_leftovers(self.downloads, older_than=older_than)
         limit = time.time() - older_than.total_seconds()
         for path in self.folder.glob(".unpacking-*"):
@@ -166,7 +171,7 @@ class WheelCache:
                     shutil.rmtree(path, ignore_errors=True)
 
     def entries(self) -> Iterator[tuple[str, datetime]]:
-        """(digest, last use) of every entry."""
+        """Yield (digest, last use) of every entry."""
         for path in self.folder.glob(f"*/{CONTENTS}"):
             with contextlib.suppress(FileNotFoundError):
                 yield path.parent.name, datetime.fromtimestamp(path.stat().st_mtime).astimezone()
@@ -235,11 +240,11 @@ def install_wheels(
     progress: Report = ignore,
     cancelled: Cancelled = never,
 ) -> WheelReport:
-    """Install `wheels` into the prefix in `target`, with scripts that name `final_prefix`.
+    """Install `wheels` into the prefix in `target`, with scripts for `final_prefix`.
 
     Raises:
-        LinkError: a wheel brings a path that a conda package or another wheel has with other
-            content; all such paths are named.
+        LinkError: a wheel has a path that a conda package or another wheel has with different
+            contents; reports all such paths.
     """
     clashes: list[str] = []
     owners: dict[str, str] = {}
@@ -250,12 +255,15 @@ def install_wheels(
         destination = _Destination(
             wheel, target=target, final_prefix=final_prefix, python=python, owners=owners
         )
-        # The wheel's own claim of who installed it, if it makes one, gives way to ours.
+        # Replaces an INSTALLER file in the wheel.
         metadata = {"INSTALLER": INSTALLER}
         try:
             install(_Unpacked(wheel), destination, metadata)
         except (InstallerError, ValueError, KeyError) as error:
-            raise LinkError(f"{wheel.label} cannot be installed: {error}.") from error
+            raise LinkError(
+                f"{wheel.label} cannot be installed: {error}.",
+                hint="Use another version, or report it to the project.",
+            ) from error
         clashes += destination.clashes
         paths += destination.paths
         apparent += destination.bytes_apparent
@@ -275,7 +283,7 @@ def install_wheels(
     if clashes:
         raise LinkError(
             "; ".join(clashes[:20]) + ".",
-            hint="Take the package from one of the two, not from both.",
+            hint="Install the package from conda or from PyPI, not from both.",
             details={"faults": clashes},
         )
     return WheelReport(
@@ -286,9 +294,9 @@ def install_wheels(
 def _unpack(
     wheel: PypiPackage, archive: Path, folder: Path, *, limits: Limits, reserve: int
 ) -> Mapping[str, object]:
-    """Unpack a verified wheel into `folder`, each file checked by the wheel's RECORD."""
+    """Unpack a verified wheel into `folder`; check each file against the wheel's RECORD."""
     name = wheel.file_name
-    # installer reads name and version out of the file's name.
+    # installer reads the name and the version from the file's name.
     alone = archive.with_name(f".named-{secrets.token_hex(8)}")
     named = alone / name.rpartition("/")[2]
     alone.mkdir()
@@ -307,20 +315,23 @@ def _unpack(
                 entry = RecordEntry.from_elements(*record)
                 path = entry.path
                 if path in records:
-                    raise LinkError(f"{name} holds {path} twice.")
+                    raise LinkError(f"{name} contains {path} twice.", where=wheel.url)
                 records[path] = entry
                 executable = executable or path.startswith(f"{source.data_dir}/scripts/")
                 digest, size = _store(stream, folder / path, executable=executable)
                 total += size
                 if entry.hash_ is not None and entry.hash_.name == "sha256":
                     if entry.hash_.value != digest:
-                        raise LinkError(f"{name}: {path} is not what its RECORD says.")
+                        raise LinkError(f"{name}: {path} differs from its RECORD.", where=wheel.url)
                 elif not path.endswith((".dist-info/RECORD", ".jws", ".p7s")):
-                    raise LinkError(f"{name}: {path} has no sha256 in its RECORD.")
-                if total - looked > _LOOK_EVERY:
+                    raise LinkError(f"{name}: {path} has no sha256 in its RECORD.", where=wheel.url)
+                if total - looked > _CHECK_EVERY_BYTES:
                     looked = total
                     if shutil.disk_usage(folder).free < reserve:
-                        raise DiskSpaceError(f"The disk is full: {name} could not be unpacked.")
+                        raise DiskSpaceError(
+                            f"The disk is full: {name} could not be unpacked.",
+                            hint="Ask an administrator to free disk space, then try again.",
+                        )
                 entries.append((path, digest, size, executable))
             return {
                 "format": _CONTENTS_VERSION,
@@ -338,29 +349,31 @@ def _unpack(
         zipfile.LargeZipFile,
         zlib.error,
     ) as error:
-        said = str(error).replace(f"{alone}/", "")  # where the cache lies is nobody's concern
+        said = str(error).replace(f"{alone}/", "")  # do not reveal the path of the cache
         raise LinkError(
-            f"{name} is no wheel that can be installed: {said}.", where=wheel.url
+            f"{name} is not a valid wheel: {said}.",
+            where=wheel.url,
+            hint="Use another version, or report it to the project.",
         ) from error
     finally:
         shutil.rmtree(alone, ignore_errors=True)
 
 
 def _refuse_members(name: str, members: zipfile.ZipFile, *, packed: int, limits: Limits) -> None:
-    """Refuse what no wheel may hold, and documents that would not fit into memory."""
+    """Refuse members that no wheel may have, and documents that are too large for memory."""
     for path, fault in member_faults(members, packed=packed, limits=limits):
         raise LinkError(f"{name}: {printable(path)}: {fault}" if path else f"{name}: {fault}")
     for member in members.infolist():
         folder, _, document = member.filename.partition("/")
         if folder.endswith(".dist-info"):
-            # RECORD has a line for each file.
+            # RECORD has one line per file.
             lines = len(members.infolist()) if document == "RECORD" else 0
             largest = _LARGEST_DOCUMENT + lines * _LONGEST_LINE
             if document in _DOCUMENTS and member.file_size > largest:
                 raise LinkError(f"{name}: {member.filename} is larger than {largest:,} bytes.")
 
 
-#: Those that are read into memory, here or by the library `installer`.
+#: Documents that are read into memory, here or by the library `installer`.
 _DOCUMENTS = ("RECORD", "METADATA", "WHEEL", "entry_points.txt")
 
 
@@ -369,10 +382,10 @@ def _metadata_of(text: str) -> Message:
 
 
 def _noted(metadata: Message) -> dict[str, object]:
-    """What is kept of a wheel's METADATA."""
+    """Return the parts of a wheel's METADATA that the contents file stores."""
     license_ = metadata.get("License-Expression") or metadata.get("License") or ""
     license_ = str(license_).strip()
-    if "\n" in license_ or len(license_) > _LONGEST_LICENSE:  # the text of it, not its name
+    if "\n" in license_ or len(license_) > _LONGEST_LICENSE:  # the license text, not a name
         license_ = ""
     return {
         "metadata": {"Name": str(metadata.get("Name")), "Version": str(metadata.get("Version"))},
@@ -384,25 +397,25 @@ _LONGEST_LICENSE = 200  # characters
 
 
 def _refuse_other(wheel: PypiPackage, metadata: Mapping[str, str] | Message) -> None:
-    """Raise LinkError where the wheel is another project or version than the lock says."""
+    """Raise LinkError if the wheel is a different project or version than in the lock."""
     own_name, own_version = str(metadata["Name"]), str(metadata["Version"])
     same_name = canonicalize_name(own_name) == canonicalize_name(wheel.name)
     if not same_name or not _is_same_version(own_version, wheel.version):
         raise LinkError(
-            f"{wheel.file_name} calls itself {printable(f'{own_name} {own_version}')}, and is "
-            f"{wheel.name} {wheel.version} in the lock.",
+            f"{wheel.file_name} contains {printable(f'{own_name} {own_version}')}, but the lock "
+            f"names {wheel.name} {wheel.version}.",
             where=wheel.url,
-            hint="Do not use it: the lock, or the index, names another package than this.",
+            hint="Do not use this file: the lock or the index is wrong about it.",
         )
 
 
 def _is_same_version(one: str, other: str) -> bool:
-    """Compare by PEP 440: 2026.01 is 2026.1."""
+    """Compare versions by PEP 440: 2026.01 equals 2026.1."""
     if one == other:
         return True
     try:
         from packaging.version import InvalidVersion, Version
-    except ImportError:  # an agent, whose server compared them
+    except ImportError:  # in the node agent; the server has compared them
         return True
     try:
         return Version(one) == Version(other)
@@ -411,11 +424,11 @@ def _is_same_version(one: str, other: str) -> bool:
 
 
 def _compared_again(folder: Path, old: dict[str, Any]) -> dict[str, Any]:
-    """Note what an entry of an older release lacks, for it to be compared."""
+    """Add what the comparison needs to the contents file of an entry of an older release."""
     path = next(entry[0] for entry in old["entries"] if entry[0].endswith(".dist-info/METADATA"))
     file = folder / "wheel" / path
     if file.stat().st_size > _LARGEST_DOCUMENT:
-        raise ValueError("absurdly long METADATA")
+        raise ValueError("METADATA is too long")
     document = {
         **old,
         "format": _CONTENTS_VERSION,
@@ -428,7 +441,7 @@ def _compared_again(folder: Path, old: dict[str, Any]) -> dict[str, Any]:
 
 
 def _store(stream: BinaryIO, place: Path, *, executable: bool) -> tuple[str, int]:
-    """Write `stream` to `place`; its digest as RECORD writes it, and its size."""
+    """Write `stream` to `place`; return the digest, encoded as in RECORD, and the size."""
     place.parent.mkdir(parents=True, exist_ok=True)
     hasher, size = hashlib.sha256(), 0
     with place.open("xb") as file:
@@ -436,13 +449,13 @@ def _store(stream: BinaryIO, place: Path, *, executable: bool) -> tuple[str, int
             file.write(chunk)
             hasher.update(chunk)
             size += len(chunk)
-    # Here, once: in a prefix the file is shared, and nobody may change its mode.
+    # Set the mode here: prefixes share the file, so it must not change later.
     place.chmod(0o755 if executable else 0o644)
     return base64.urlsafe_b64encode(hasher.digest()).decode().rstrip("="), size
 
 
 class _Unpacked(WheelSource):
-    """A wheel of the cache, as the library `installer` reads one."""
+    """A cached wheel as a source for the library `installer`."""
 
     def __init__(self, wheel: CachedWheel) -> None:
         super().__init__(wheel.distribution, wheel.version)
@@ -483,7 +496,7 @@ class _Unpacked(WheelSource):
 
 
 class _Destination(SchemeDictionaryDestination):
-    """Links what is the same in every prefix, and writes the rest; notes what is in the way."""
+    """Hard-links shared files, writes the others, and records conflicting paths."""
 
     def __init__(
         self,
@@ -516,13 +529,13 @@ class _Destination(SchemeDictionaryDestination):
         self.paths = self.bytes_apparent = self.bytes_written = 0
 
     def _path_with_destdir(self, scheme: Scheme, path: str) -> Path:
-        """Return where a file goes; LinkError if a link of a package leads out on the way there."""
+        """Return where a file goes; LinkError if a package's link leads out on the way there."""
         place: Path = super()._path_with_destdir(scheme, path)
         if place.parent not in self._inside:
             real = os.path.realpath(place.parent)
             if real != self._root and not real.startswith(f"{self._root}{os.sep}"):
                 raise LinkError(
-                    f"{self._wheel.label}: the path {printable(path)} leads out of the environment."
+                    f"{self._wheel.label}: path {printable(path)} leads out of the environment."
                 )
             self._inside.add(place.parent)
         return place
@@ -553,7 +566,7 @@ class _Destination(SchemeDictionaryDestination):
         self, name: str, module: str, attr: str, section: ScriptSection
     ) -> RecordEntry:
         place = self._path_with_destdir(Scheme("scripts"), name)
-        if os.path.lexists(place):  # before the library changes the mode of another's file
+        if os.path.lexists(place):  # before the library changes the mode of an existing file
             self._note_clash(place)
             return RecordEntry(name, None, None)
         return super().write_script(name, module, attr, section)
@@ -573,7 +586,7 @@ class _Destination(SchemeDictionaryDestination):
     def _note_clash(self, place: Path) -> None:
         owner = self._owners.get(str(place), "a conda package")
         inside = place.relative_to(self._target)
-        self.clashes.append(f"{inside} of {self._wheel.label} is there already, from {owner}")
+        self.clashes.append(f"{inside} of {self._wheel.label} already exists, from {owner}")
 
 
 def _same(place: Path, source: Path, size: int) -> bool:

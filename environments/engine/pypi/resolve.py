@@ -1,4 +1,4 @@
-"""Resolve the wheels of the PyPI part, beside what the conda packages already provide."""
+"""Resolution of the PyPI part with uv, beside the Python distributions that conda packages hold."""
 
 from __future__ import annotations
 
@@ -64,30 +64,30 @@ Log = Callable[[str], None]
 Answer = TypeVar("Answer")
 NO_NAMES: Mapping[str, Any] = MappingProxyType({})
 
-#: In site-packages itself: what lies deeper was vendored, and is not there for others.
+#: In site-packages itself; deeper ones are vendored and not importable by others.
 _DIST_INFO = re.compile(
     r"(?:lib/python[\d.]+t?/|Lib/)?site-packages/(?P<stem>[^/]+)"
     r"\.(?:dist-info/METADATA|egg-info/PKG-INFO|egg-info)"
 )
-#: Bytes that are read of a package: of METADATA, of the list of paths; and of one whose server
-#: gives no ranges, where nobody says its size.
+#: Maximum bytes that are read of a package: of METADATA, of the list of paths, and of a package of
+#: unknown size whose server does not support ranges.
 _LARGEST_METADATA, _LARGEST_PATHS, _LARGEST_SPOOL = 4 << 20, 64 << 20, 4 << 30
-#: What is left to uv where reading conda packages took all of the time.
-_LEAST_SECONDS = 1.0
+#: Minimum time of uv, even if reading conda packages took all of the time.
+_MIN_UV_SECONDS = 1.0
 _STEM = re.compile(r"(?P<name>.+?)-(?P<version>\d[^-]*)(?:-py[\d.]+)?")
 _NO_EXTRA = re.compile(r"`(?P<name>[\w.-]+) @ \S+` does not have an extra named")
-#: Begins the names of the folders in which uv is run.
+#: Prefix of the temporary folders in which uv runs.
 WORK_FOLDER = "condastore-uv-"
-_GLIBC_MINORS = (*range(40, 30, -1), 28, 17)  # those that uv knows
+_GLIBC_MINORS = (*range(40, 30, -1), 28, 17)  # minor versions of glibc 2 that uv supports
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provided:
-    """A Python distribution that a conda package brings."""
+    """A Python distribution that a conda package holds."""
 
-    name: str  # normalised (PEP 503)
+    name: str  # normalized (PEP 503)
     version: str
-    path: str  # of its metadata in the package
+    path: str  # path of its metadata in the package
     package: CondaPackage
 
     def __str__(self) -> str:
@@ -96,11 +96,11 @@ class Provided:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Target:
-    """The machine and the Python that the wheels are for."""
+    """The platform and the Python version that wheels must support."""
 
     python: str  # 3.11.7
     uv_platform: str
-    tags: tuple[str, ...]  # of platforms, the most special first
+    tags: tuple[str, ...]  # platform tags, the most specific first
     markers: Mapping[str, str]
     macos: str = ""  # 11.0
 
@@ -110,7 +110,7 @@ class _Target:
         return int(major), int(minor)
 
     def rank(self, file_name: str) -> int | None:
-        """How well a wheel fits, 0 the best; None if it does not."""
+        """Return how well a wheel fits, 0 is the best; None if it is not compatible."""
         wheel = parse_wheel_filename(file_name)[3]
         interpreter = "cp{}{}".format(*self.minor)
         accepted = [
@@ -121,7 +121,7 @@ class _Target:
 
 
 class PypiResolver:
-    """uv as the solver of the PyPI part; what conda brings is fixed, and is not asked for."""
+    """Resolves the PyPI part with uv; distributions of conda packages are fixed."""
 
     def __init__(
         self,
@@ -137,13 +137,13 @@ class PypiResolver:
     ) -> None:
         """
         Args:
-            index_urls: simple indexes in the order of priority, without credentials; a name is
-                taken from the first that has it.
-            cache: a folder for what uv downloads and for what conda packages were found to bring.
-            channels: reads the conda packages that are not here yet.
-            extracted: where a conda package lies unpacked already, if it does.
-            uv_cache: what uv keeps, if not below `cache`. Nothing else may lie in it.
-            direct: wheels that requirements name by their source; None: there are none.
+            index_urls: simple indexes in the order of priority, without credentials; a project is
+                taken from the first index that has it.
+            cache: folder for uv's downloads and for the lists of distributions in conda packages.
+            channels: reads conda packages that are not extracted.
+            extracted: returns the folder of an extracted conda package, or None.
+            uv_cache: uv's cache, by default below `cache`. It must contain nothing else.
+            direct: provider of wheels of direct references; None: there are none.
         """
         self._direct = direct
         self._indexes = tuple(index_urls)
@@ -169,20 +169,20 @@ class PypiResolver:
         options: PipOptions = NO_OPTIONS,
         direct: Mapping[str, DirectWheel] = NO_NAMES,
     ) -> tuple[PypiPackage, ...]:
-        """The wheels for `requirements` (PEP 508), by name, without what conda brings.
+        """Resolve `requirements` (PEP 508); return the wheels by name, without what conda has.
 
         Args:
-            options: of the pip part: indexes and pages to search beside the installation's.
-            direct: what `provide` gave for the same requirements.
-            virtual_packages: `name=version=build`, of which glibc and macOS choose the wheels.
-            constraints: PEP 508; what conda brings is not held to them.
-            exclude_newer_of: other limits for some names; None is no limit.
-            time_limit: of all that is read and resolved.
+            options: options of the pip part: additional indexes and pages.
+            direct: result of `provide` for the same requirements.
+            virtual_packages: `name=version=build`; glibc and macOS determine the wheels.
+            constraints: PEP 508; not applied to distributions of conda packages.
+            exclude_newer_of: different limits by name; None means no limit.
+            time_limit: time limit of all reading and resolving.
         Raises:
-            PypiError: there is no answer, or only one that contradicts a conda package.
+            PypiError: there is no solution, or only one that contradicts a conda package.
             ChannelUnavailableError: an index or a conda package cannot be read now.
-            TimeLimitError: there is no answer within `time_limit`.
-            LeaseLostError: `cancelled` answered True.
+            TimeLimitError: there is no solution within `time_limit`.
+            LeaseLostError: `cancelled` returned True.
         """
         deadline = time.monotonic() + time_limit.total_seconds()
         parsed = _parse(requirements, direct)
@@ -194,7 +194,7 @@ class PypiResolver:
             canonicalize_name(requirement.name) for requirement in wanted if requirement.extras
         }
         log(f"{platform_lock.platform}: resolving {len(wanted)} requirements of PyPI.")
-        for _ in range(3):  # again where an extra of a conda package turns out to be needed
+        for _ in range(3):  # repeat if an extra of a conda package turns out to be required
             run = _Run(
                 resolver=self,
                 requirements=wanted,
@@ -216,7 +216,7 @@ class PypiResolver:
                     if canonicalize_name(Requirement(text).name) not in provided
                 ],
             )
-            # Beside the caches, where the upkeep finds what a killed worker leaves.
+            # Beside the caches, where the cleanup job finds folders of killed workers.
             self._uv_cache.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(
                 prefix=WORK_FOLDER, dir=self._uv_cache.parent
@@ -242,17 +242,18 @@ class PypiResolver:
         log: Log,
         time_limit: timedelta,
     ) -> dict[str, DirectWheel]:
-        """Fetch or build what requirements name by its source, by name.
+        """Fetch or build the wheels of direct references; return them by name.
 
         Args:
-            host: the lock of the machine that runs this, whose Python builds from source.
-            exclude_newer, time_limit: of the solves for build requirements.
+            host: lock for the platform of this machine, whose Python builds from source.
+            exclude_newer, time_limit: limits of the solves for build requirements.
         Raises:
-            As `DirectWheels.provide`. PypiError: a wheel does not fit the platform.
+            PypiError: a wheel is not compatible with the platform.
+            StoreError: other errors of `DirectWheels.provide`.
         """
         target = _target(platform_lock, virtual_packages)
         found: dict[str, DirectWheel] = {}
-        # Of a day: a limit that moves with the clock would build a commit again for each solve.
+        # Rounded to a day: a limit that moves with the clock would rebuild for every solve.
         limit = None if exclude_newer is None else _day(exclude_newer)
 
         def resolve(texts: Sequence[str], part: PlatformLock) -> tuple[PypiPackage, ...]:
@@ -273,9 +274,10 @@ class PypiResolver:
             name = canonicalize_name(requirement.name)
             if self._direct is None:
                 raise PypiError(
-                    f"“{without_credentials(str(requirement))}” names its own source; only indexes "
-                    "are asked here.",
+                    f"“{without_credentials(str(requirement))}” names its own source, but this "
+                    "installation uses indexes only.",
                     where="dependencies.pip",
+                    hint="Name a version from an index, or use the conda package.",
                 )
             wheel = self._direct.provide(
                 name,
@@ -288,8 +290,8 @@ class PypiResolver:
             )
             if target.rank(wheel.package.file_name) is None:
                 raise PypiError(
-                    f"On {platform_lock.platform}: {wheel.package.file_name} of "
-                    f"{reference.location} does not fit Python {target.python} on "
+                    f"On {platform_lock.platform}: {wheel.package.file_name} from "
+                    f"{reference.location} does not support Python {target.python} on "
                     f"{target.uv_platform}.",
                     where="dependencies.pip",
                     hint="Name a wheel for this platform, with a marker such as "
@@ -299,7 +301,7 @@ class PypiResolver:
         return found
 
     def _inputs(self, limit: datetime | None) -> tuple[str, ...]:
-        """What the choice of build requirements depends on, beside the packages of conda."""
+        """Return what the choice of build requirements depends on, beside conda packages."""
         found = [f"until {limit.isoformat() if limit else 'now'}"]
         for url in self._indexes:
             credential = self._credentials(url)
@@ -313,13 +315,14 @@ class PypiResolver:
         cancelled: Cancelled,
         deadline: float | None = None,
     ) -> dict[str, Provided]:
-        """Return the distributions that the conda packages hold, by name: what their files say.
+        """Return the distributions that the conda packages hold, by name, from their files.
 
         Args:
-            deadline: of `time.monotonic()`.
+            deadline: a value of `time.monotonic()`.
         Raises:
             ChannelUnavailableError: a package cannot be read.
-            TimeLimitError: `deadline` passed; LeaseLostError: `cancelled` answered True.
+            TimeLimitError: `deadline` passed.
+            LeaseLostError: `cancelled` returned True.
         """
         found: dict[str, Provided] = {}
         unread: list[CondaPackage] = []
@@ -352,7 +355,7 @@ class PypiResolver:
         temporary.replace(note)
 
     def _note(self, package: CondaPackage) -> Path:
-        # By the URL too: what is read there need not be the bytes that bear the digest elsewhere.
+        # The key has the URL too: its server may serve other bytes than the digest says.
         known_as = f"{package.sha256 or package.md5} {package.url}"
         digest = hashlib.sha256(known_as.encode()).hexdigest()
         return self._cache / "provided" / digest[:2] / f"{digest}.json"
@@ -360,7 +363,7 @@ class PypiResolver:
     def _look(
         self, package: CondaPackage, cancelled: Cancelled, deadline: float | None
     ) -> list[str]:
-        """The paths of the package's metadata files; only its list of paths is read for it."""
+        """Return the paths of the package's metadata files, from its list of paths."""
         folder = self._extracted(package)
         if folder is None:
             paths = self._fetch(
@@ -368,7 +371,7 @@ class PypiResolver:
             )
         elif (listed := _bounded(folder / "info" / "paths.json", _LARGEST_PATHS)) is not None:
             paths = _listed(listed)
-        else:  # as packages were before there was one
+        else:  # packages without info/paths.json
             lines = _bounded(folder / "info" / "files", _LARGEST_PATHS) or b""
             paths = lines.decode(errors="replace").splitlines()
         return sorted(path for path in paths if _DIST_INFO.fullmatch(path))
@@ -381,9 +384,9 @@ class PypiResolver:
         cancelled: Cancelled,
         deadline: float | None,
     ) -> Answer:
-        """Run what reads parts of a package that is not extracted.
+        """Read parts of a package that is not extracted.
 
-        rattler fetches through the forward proxy, which ends what is slower than the minimum rate.
+        rattler reads through the forward proxy, which enforces the minimum rate.
         """
         try:
             return self._channels.run(work, cancelled=cancelled, deadline=deadline)
@@ -398,7 +401,7 @@ class PypiResolver:
         return await PackageArchive.from_url(
             self._channels.client,
             request_url(self._channels.credential(package.url), package.url),
-            # Where the server gives no ranges, all of it is fetched.
+            # If the server supports no ranges, the whole package is fetched.
             max_spool_size=package.size or _LARGEST_SPOOL,
         )
 
@@ -455,7 +458,7 @@ def _listed(content: bytes) -> list[str]:
 
 
 def _bounded(path: Path, largest: int) -> bytes | None:
-    """Read a file of an extracted package; None where it has none.
+    """Read a file of an extracted package; return None if it does not exist.
 
     Raises:
         LinkError: it is larger than `largest` bytes.
@@ -473,7 +476,7 @@ def _bounded(path: Path, largest: int) -> bytes | None:
 async def _read_bounded(
     archive: PackageArchive, section: Literal["info", "pkg"], path: str, largest: int
 ) -> bytes | None:
-    """Read a file of a package that is not extracted; None where it has none.
+    """Read a file of a package that is not extracted; return None if it does not exist.
 
     Raises:
         LinkError: it is larger than `largest` bytes.
@@ -488,7 +491,7 @@ async def _read_bounded(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Run:
-    """One run of uv in a folder of its own."""
+    """One resolution with uv, in its own temporary folder."""
 
     resolver: PypiResolver
     requirements: Sequence[Requirement]
@@ -505,7 +508,7 @@ class _Run:
     def resolve(
         self, folder: Path, *, cancelled: Cancelled, deadline: float
     ) -> tuple[tuple[PypiPackage, ...], set[str]]:
-        """Return the packages, and the provided distributions whose extras uv did not find."""
+        """Return the wheels, and the conda distributions whose extras uv did not find."""
         environment, credentials = self._write_settings(folder)
         named = dict(self._write_direct(folder))
         lines_in = [self._line(requirement, named) for requirement in self.requirements]
@@ -522,7 +525,7 @@ class _Run:
 
         def run(*arguments: str) -> None:
             lines.clear()
-            left = timedelta(seconds=max(deadline - time.monotonic(), _LEAST_SECONDS))
+            left = timedelta(seconds=max(deadline - time.monotonic(), _MIN_UV_SECONDS))
             result = run_tool(
                 [
                     *(self.resolver._uv, "pip", "compile", "requirements.in"),
@@ -530,7 +533,7 @@ class _Run:
                     *("--python", sys.executable, "--python-version", self.target.python),
                     *("--python-platform", self.target.uv_platform),
                     *("--no-header", "--color", "never", "--no-progress"),
-                    *("--only-binary", ":all:"),  # a source distribution runs code to be read
+                    *("--only-binary", ":all:"),  # reading a source distribution runs its code
                     *(("--prerelease", "allow") if self.options.prereleases else ()),
                     *self._cutoff(),
                     *arguments,
@@ -543,7 +546,7 @@ class _Run:
                 confinement=confinement,
             )
             if result.timed_out:
-                raise TimeLimitError("The PyPI part has no answer within the time limit.")
+                raise TimeLimitError("The PyPI part was not resolved within the time limit.")
             result.require_not_killed("uv")
             if not result.succeeded:
                 raise self._error(redact("\n".join(lines), credentials), folder)
@@ -552,7 +555,7 @@ class _Run:
         missing: set[str] = {
             canonicalize_name(match["name"]) for line in lines for match in _NO_EXTRA.finditer(line)
         }
-        # The file says which wheels; who asked for them is said in this form only.
+        # pylock.toml has the wheels; only this format has the dependencies between them.
         run("--annotation-style", "line", "--output-file", "requirements.txt")
         content = tomllib.loads((folder / "pylock.toml").read_text())
         needed = self._needed((folder / "requirements.txt").read_text())
@@ -564,14 +567,14 @@ class _Run:
         return tuple(sorted(packages, key=lambda package: package.name)), missing
 
     def _write_settings(self, folder: Path) -> tuple[dict[str, str], list[Credential | None]]:
-        """uv's settings in a file, its secrets in the environment: neither on a command line."""
+        """Write uv's settings to a file; secrets go to the environment, not to a command line."""
         environment = child_environment(forward_proxy.of(guard()).environment())
         environment |= {
             "HOME": os.fspath(folder),
             "TMPDIR": os.fspath(folder),
             "UV_CACHE_DIR": os.fspath(self.resolver._uv_cache),
             "UV_PYTHON_DOWNLOADS": "never",
-            "UV_HTTP_RETRIES": "1",  # whoever asked for the solve tries again, and may be cancelled
+            "UV_HTTP_RETRIES": "1",  # the job retries, and can be cancelled in between
         }
         if self.target.macos:
             environment["MACOSX_DEPLOYMENT_TARGET"] = self.target.macos
@@ -592,7 +595,7 @@ class _Run:
                 f"{kind}"
             )
         text = "\n".join(sections)
-        if not indexes:  # uv would ask pypi.org
+        if not indexes:  # without this, uv would use pypi.org
             urls = [request_url(self.resolver._credentials(url), url) for url in pages]
             text = f"no-index = true\nfind-links = {json.dumps(urls)}\n"
         (folder / "uv.toml").write_text(text)
@@ -600,12 +603,12 @@ class _Run:
 
     @property
     def _indexes(self) -> tuple[str, ...]:
-        """Simple indexes in the order of priority: a name is taken from the first that has it."""
+        """Simple indexes in the order of priority; the first that has a project is used."""
         usual = (self.options.index,) if self.options.index else self.resolver._indexes
         return tuple(dict.fromkeys((*self.options.extra_indexes, *usual)))
 
     def _line(self, requirement: Requirement, named: Mapping[str, str]) -> str:
-        """A requirement for uv, which never sees a URL of a pip part."""
+        """Return a requirement for uv, which never sees a URL of a pip part."""
         place = named.get(canonicalize_name(requirement.name))
         if not requirement.url or place is None:
             return str(requirement)
@@ -613,10 +616,10 @@ class _Run:
         return f"{requirement.name}{extras} @ {place}"
 
     def _write_direct(self, folder: Path) -> Iterator[tuple[str, str]]:
-        """(name, URL) of a stand-in for each direct wheel: empty, with the wheel's METADATA.
+        """Yield (name, URL) of a placeholder for each direct wheel: empty, with its METADATA.
 
-        What it needs is resolved with all else. A need that names a source of its own is met by a
-        line of the specification only: those were judged.
+        Its dependencies are resolved with all others. A dependency that names its own source must
+        be a direct reference of the specification: only those were checked.
         """
         below = folder / "direct"
         below.mkdir()
@@ -628,7 +631,7 @@ class _Run:
             yield name, path.as_uri()
 
     def _direct_metadata(self, wheel: DirectWheel) -> str:
-        """What uv must know of a wheel, one field a line, whatever the wheel's own form."""
+        """Return the metadata fields that uv needs, one line each."""
         headers = HeaderParser().parsestr(wheel.metadata.decode(errors="replace"))
         lines = ["Metadata-Version: 2.1"]
         for field in ("Name", "Version", "Requires-Python", "Provides-Extra"):
@@ -638,15 +641,15 @@ class _Run:
         return "\n".join(lines) + "\n"
 
     def _without_source(self, package: PypiPackage, text: str) -> str:
-        """A need of a direct wheel; its own source is left out where a line names one."""
+        """Return a dependency of a direct wheel without its source, if a line names the source."""
         try:
             need = Requirement(text)
         except (InvalidRequirement, RecursionError) as error:
             raise PypiError(
-                f"{package.name} {package.version} needs {printable(text)}, which is no "
-                "requirement.",
+                f"{package.name} {package.version} depends on {printable(text)}, which is not a "
+                "valid requirement.",
                 where="dependencies.pip",
-                hint="Report it to the project, or name another version.",
+                hint="Use another version, or report it to the project.",
             ) from error
         if not need.url:
             return text
@@ -654,22 +657,22 @@ class _Run:
         if canonicalize_name(need.name) in self.direct:
             return str(need)
         if need.marker is not None and "extra" in str(need.marker):
-            # No index may stand in for the source, should the extra be asked for.
+            # No index may replace the source if the extra is requested.
             need.specifier = SpecifierSet("<0")
             return str(need)
         raise PypiError(
-            f"{package.name} {package.version} needs {need.name} from "
+            f"{package.name} {package.version} depends on {need.name} from "
             f"{without_credentials(need_url)}, which the specification does not name.",
             where="dependencies.pip",
             hint=f"Add a line for {need.name} under pip: a wheel by its URL with #sha256=..., or "
-            "Git at a full commit.",
+            "a Git URL with a full commit.",
         )
 
     def _write_stand_ins(self, folder: Path) -> Iterator[str]:
-        """A constraint for each distribution of conda: exactly that version, from nowhere else.
+        """Yield a constraint for each distribution of conda packages: exactly that version.
 
-        An empty wheel stands for it. It needs nothing: what the distribution needs is conda's
-        business. Only of those whose extras are asked for it says what the extras need.
+        An empty wheel represents it, without dependencies, since conda installs those. Only if
+        extras are requested, it lists what the extras depend on.
         """
         for item in self.provided.values():
             stem = re.sub(r"[-_.]+", "_", item.name)
@@ -698,7 +701,7 @@ class _Run:
         return options
 
     def _needed(self, requirements: str) -> dict[str, set[str]]:
-        """name -> the names of what it needs, from `plain==1.0  # via app, other`."""
+        """Return name -> names of its dependencies, from `plain==1.0  # via app, other`."""
         needed: dict[str, set[str]] = {}
         for line in requirements.splitlines():
             requirement, _, via = line.partition("# via ")
@@ -733,7 +736,7 @@ class _Run:
         )
 
     def _file(self, name: str, entry: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The wheel that fits best; it must have a sha256, and be on a server."""
+        """Return the best compatible wheel; it must have a sha256 and an HTTP URL."""
         files = [file for file in entry.get("wheels", ()) if _is_taken(file)]
         hashes = self.options.hashes.get(name)
         if hashes:
@@ -747,27 +750,27 @@ class _Run:
             return min(ranked, key=lambda pair: pair[0])[1]  # type: ignore[no-any-return]
         if hashes:
             raise PypiError(
-                f"On {self.platform}: no wheel of {name} {entry.get('version', '')} that fits "
+                f"On {self.platform}: no wheel of {name} {entry.get('version', '')} for "
                 f"{self.target.uv_platform} has a hash that the specification names.",
                 where="dependencies.pip",
-                hint="Add the --hash of the wheel for this platform, or leave the hashes out: "
+                hint="Add the --hash of the wheel for this platform, or remove the hashes: "
                 "the lock holds the sha256 of every wheel.",
             )
         raise PypiError(
-            f"On {self.platform}: the index has no wheel of {name} {entry.get('version', '')} with "
-            f"a sha256 that fits {self.target.uv_platform}.",
+            f"On {self.platform}: the index has no wheel of {name} {entry.get('version', '')} for "
+            f"{self.target.uv_platform} with a sha256.",
             where="dependencies.pip",
-            hint="Ask for another version, or for the conda package.",
+            hint="Choose another version, or the conda package.",
         )
 
     def _error(self, said: str, folder: Path) -> StoreError:
-        """What uv printed, as an error of ours."""
+        """Convert uv's output to an error."""
         if refused := forward_proxy.refusal_in(said):
             return refused
         text = " ".join(said.replace(folder.as_uri(), "").replace(os.fspath(folder), "").split())
         text = re.sub(r"^.*?(?:cause|error): (?:No solution found[^:]*?cause: )?", "", text)
         text = re.sub(r" @ \S*\.whl", "", text)
-        beginning = f"On {self.platform}, the PyPI part has no answer."
+        beginning = f"On {self.platform}, the PyPI part has no solution."
         if re.search(
             r"(?i)could not connect|connection|timed out|status server error|\b50\d\b|"
             r"Failed to fetch|error sending request|dns error",
@@ -782,17 +785,17 @@ class _Run:
                 f"On {self.platform}: {names} has no wheel for Python {self.target.python} and "
                 f"{self.target.uv_platform}, only source, which is not built here.",
                 where="dependencies.pip",
-                hint="Ask for a version with a wheel, or for the conda package.",
+                hint="Choose a version with a wheel, or the conda package.",
                 details={"explanation": text, "sdist_only": sorted(set(sdist))},
             )
         named = {canonicalize_name(word) for word in re.findall(r"[\w.-]+", said)}
         from_conda = [item for item in self.provided.values() if item.name in named]
         if from_conda:
             return PypiError(
-                f"{beginning} {text} (In the environment is already"
+                f"{beginning} {text} (The environment already has"
                 f" {'; '.join(map(str, from_conda))}.)",
                 where="dependencies.pip",
-                hint="Change the version of the conda package, or of the pip requirement.",
+                hint="Change the version of the conda package, or the pip requirement.",
                 details={
                     "explanation": text,
                     "conda": [
@@ -804,7 +807,7 @@ class _Run:
         return PypiError(
             f"{beginning} {text}",
             where="dependencies.pip",
-            hint="Correct the requirement, or ask for the conda package of it.",
+            hint="Correct the requirement, or use the conda package instead.",
             details={"explanation": text},
         )
 
@@ -828,20 +831,21 @@ def _write_empty_wheel(path: Path, stem: str, version: Version, metadata: str) -
 def _parse(
     requirements: Sequence[str], direct: Mapping[str, DirectWheel] | None
 ) -> list[Requirement]:
-    """Parse PEP 508; URLs are refused that no wheel of `direct`, if given, stands for."""
+    """Parse PEP 508 requirements; refuse URLs without a wheel in `direct`, if it is given."""
     parsed: list[Requirement] = []
     faults: list[StoreError] = []
     for text in requirements:
         try:
             requirement = Requirement(text)
         except InvalidRequirement as error:
-            faults.append(FaultError(f"“{text}” cannot be read: {error}", where="dependencies.pip"))
+            message = f"“{text}” is not a valid requirement: {error}"
+            faults.append(FaultError(message, where="dependencies.pip"))
             continue
         known = direct is None or canonicalize_name(requirement.name) in direct
         if requirement.url and not known:
             faults.append(
                 FaultError(
-                    f"“{without_credentials(text)}” names a URL; only indexes are asked.",
+                    f"“{without_credentials(text)}” names a URL, but only indexes are used here.",
                     where="dependencies.pip",
                 )
             )
@@ -852,7 +856,7 @@ def _parse(
 
 
 def _applying(requirements: Sequence[Requirement], target: _Target) -> list[Requirement]:
-    """Those whose markers hold for the target."""
+    """Return the requirements whose markers hold for the target."""
     return [
         requirement
         for requirement in requirements
@@ -872,11 +876,11 @@ def _refuse_contradictions(
     if clashes:
         raise PypiError(
             f"On {platform}: "
-            + "; ".join(f"pip asks for {requirement}, but there is {held}"
+            + "; ".join(f"pip requires {requirement}, but the environment has {held}"
                         for requirement, held in clashes)
             + ".",
             where="dependencies.pip",
-            hint="Ask for the version among the conda dependencies, and leave it out under pip.",
+            hint="Put the version among the conda dependencies, and remove it under pip.",
             details={
                 "conda": [
                     {"name": held.name, "version": held.version, "package": held.package.name}
@@ -902,7 +906,7 @@ def _distributions(package: CondaPackage, paths: Iterable[str]) -> dict[str, Pro
         try:
             version = str(Version(stem["version"]))
         except InvalidVersion:
-            continue  # uv could not take it as a version of anything
+            continue  # not a version that uv accepts
         name = canonicalize_name(stem["name"])
         found[name] = Provided(name=name, version=version, path=path, package=package)
     return found
@@ -912,15 +916,15 @@ def _target(part: PlatformLock, virtual: Sequence[str]) -> _Target:
     python = next((package for package in part.conda if package.name == "python"), None)
     if python is None:
         raise PypiError(
-            f"The pip part needs a Python, and there is none for {part.platform}.",
+            f"The pip part needs Python, but there is none for {part.platform}.",
             where="dependencies",
             hint="Add python to the conda dependencies.",
         )
     if "pypy" in python.build:
         raise PypiError(
-            f"Packages of PyPI are chosen for CPython; {python.file_name} is PyPy.",
+            f"The pip part supports CPython only, but {python.file_name} is PyPy.",
             where="dependencies",
-            hint="Ask for CPython: python=*=*_cpython.",
+            hint="Require CPython: python=*=*_cpython.",
         )
     system, _, architecture = part.platform.partition("-")
     versions = dict(entry.split("=")[:2] for entry in virtual)
@@ -930,9 +934,9 @@ def _target(part: PlatformLock, virtual: Sequence[str]) -> _Target:
     supported = {"linux": ("x86_64", "aarch64"), "osx": ("x86_64", "arm64"), "win": ("x86_64",)}
     if machine not in supported.get(system, ()):
         raise PypiError(
-            f"Packages of PyPI cannot be chosen for {part.platform}.",
+            f"The pip part does not support the platform {part.platform}.",
             where="dependencies.pip",
-            hint="Ask for conda packages on this platform.",
+            hint="Use conda packages on this platform.",
         )
     macos = ""
     if system == "linux":
@@ -994,13 +998,13 @@ def _numbers(version: str) -> tuple[int, int]:
 
 
 def _is_taken(file: Mapping[str, Any]) -> bool:
-    """Return False for a file without a sha256, and for one of this machine that an index names."""
+    """Return False for a file without a sha256, or with a URL that is not HTTP."""
     on_server = str(file.get("url", "")).startswith(("https://", "http://"))
     return on_server and "sha256" in file.get("hashes", {})
 
 
 def _moment(uploaded: object) -> int | None:
-    """Milliseconds since the epoch; not every index says when it got a file."""
+    """Return milliseconds since the epoch; None if the index does not say."""
     return int(uploaded.timestamp() * 1000) if isinstance(uploaded, datetime) else None
 
 

@@ -1,8 +1,8 @@
-"""How is an answer from PyPI led past what the rules refuse? uv is told before it looks, and after.
+"""Resolution of the PyPI part within a namespace's policy.
 
-What a constraint can say, it is told at once. What else the rules have against its answer is left
-out of the next question, version by version. Where the rules leave no answer, the first one is
-given: the verdicts on the lock say what is against it, or hold it for a decision.
+uv gets the policy as constraints where constraints can express it. Versions that the policy refuses
+for other reasons are excluded one by one, and uv runs again. If the policy leaves no solution, the
+first solution is returned: the verdicts on the lock then refuse it, or hold it for approval.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from environments.domain.records import PypiPackage
 from environments.engine.solve.policy_view import Rules
 
 Packages = tuple[PypiPackage, ...]
-#: Answers to the requirements, of what these constraints (PEP 508) leave.
+#: Resolves the requirements with additional constraints (PEP 508).
 Resolve = Callable[[Sequence[str]], Packages]
 
-_MOST_LOOKS = 8
+_MAX_ATTEMPTS = 8
 
 
 def led_by_rules(resolve: Resolve, rules: Rules, *, log: Callable[[str], None]) -> Packages:
-    """An answer that the rules allow; or that needs a decision; or what there is without them.
+    """Return a solution that the policy allows, else one that needs approval, else the first.
 
     Raises:
-        PypiError: there is no answer without the rules either.
+        PypiError: there is no solution without the policy either.
     """
     hiding = [rule for rule in rules.policy.rules if rule.hides()]
     policy = rules.policy
@@ -34,7 +34,7 @@ def led_by_rules(resolve: Resolve, rules: Rules, *, log: Callable[[str], None]) 
     first: Packages | None = None
     for effects in ({Effect.ENFORCE, Effect.ASK}, {Effect.ENFORCE}):
         told = [*rules.policy.pypi_constraints]
-        for _ in range(_MOST_LOOKS):
+        for _ in range(_MAX_ATTEMPTS):
             try:
                 found = resolve(told)
             except PypiError:
@@ -48,7 +48,7 @@ def led_by_rules(resolve: Resolve, rules: Rules, *, log: Callable[[str], None]) 
             for package, objection in against:
                 log(
                     f"{package.name} {package.version} {objection.text} "
-                    f"(rule “{objection.rule.name}”); looking for another."
+                    f"(rule “{objection.rule.name}”); trying another version."
                 )
                 told.append(_without(package, objection))
     return resolve(()) if first is None else first
@@ -57,21 +57,21 @@ def led_by_rules(resolve: Resolve, rules: Rules, *, log: Callable[[str], None]) 
 def _avoidable(
     screen: Screen, packages: Packages, effects: Collection[Effect]
 ) -> Iterator[tuple[PypiPackage, Objection]]:
-    """What the rules have against packages, where another answer may be better."""
+    """Yield packages with an objection that another version may avoid."""
     for package in packages:
         subject = LockedPackage(package)
         for objection in screen.objections(subject):
             if objection.effect not in effects:
                 continue
             if objection.rule.ages and subject.indexed is None:
-                continue  # when it was first seen is known to the verdicts only
+                continue  # only the verdicts know when it was first seen
             if objection.effect is Effect.ASK and objection.rule.of_name("pypi", package.name):
-                continue  # each version needs the same decision
+                continue  # every version needs the same decision
             yield package, objection
             break
 
 
 def _without(package: PypiPackage, objection: Objection) -> str:
     if objection.rule.of_name("pypi", package.name):
-        return f"{package.name}<0"  # no version at all: what needs it is to be passed over
+        return f"{package.name}<0"  # excludes every version, and so the packages that need it
     return f"{package.name}!={package.version}"

@@ -1,9 +1,9 @@
-"""Build a wheel from the source of a project, by its own build backend (PEP 517), in the sandbox.
+"""Build of a wheel from a project's source, by its own build backend (PEP 517), in the sandbox.
 
-A backend is code of strangers. It runs in bubblewrap without a network, sees the interpreter of the
-environment, its build requirements and the source, and can write to memory of its own only. The
-wheel comes back through a pipe, bounded. Build requirements are resolved and fetched before, by
-us, from the indexes of the installation, as wheels: installing them runs no code.
+A backend is untrusted code. It runs in bubblewrap without network, sees only the environment's
+interpreter, its build requirements and the source, and can write to its own memory only. The wheel
+comes back through a pipe with a size limit. Build requirements are resolved and fetched beforehand,
+from the installation's indexes, as wheels: installing those runs no code.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from environments.engine.pypi.install import WheelCache, install_wheels
 from environments.engine.system.processes import Sandbox, ToolResult, require_sandbox, run_piped
 
 Log = Callable[[str], None]
-#: Wheels for requirements (PEP 508) beside the conda packages of a part.
+#: Resolves requirements (PEP 508) to wheels beside the conda packages of a platform.
 Resolve = Callable[[Sequence[str], PlatformLock], Sequence[PypiPackage]]
 
 _LEGACY_BACKEND = "setuptools.build_meta:__legacy__"
@@ -50,16 +50,16 @@ SCM = frozenset(
         *("poetry-dynamic-versioning", "setuptools-git-versioning", "uv-dynamic-versioning"),
     }
 )
-_MOST_REQUIREMENTS = 200
+_MAX_REQUIREMENTS = 200
 _LARGEST_WHEEL = 256 << 20
 _LARGEST_ANSWER = 1 << 20
-_TAIL = 15  # lines that an error shows
+_TAIL_LINES = 15  # lines of output in an error message
 
-#: Places in the sandbox.
+#: Paths in the sandbox.
 _PYTHON, _SOURCE = Path("/condastore/python"), Path("/condastore/source")
 
 #: Runs in the sandbox. Writes to the pipe: `requires` as JSON, or the wheel's name, a line feed and
-#: its bytes. The source is copied first: backends write beside it.
+#: its bytes. The source is copied first, because backends write into it.
 _FRONTEND = """
 import importlib, json, os, shutil, sys
 job = json.load(sys.stdin)
@@ -92,7 +92,7 @@ else:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildSystem:
-    """`[build-system]` of a pyproject.toml, or what stands in for it."""
+    """`[build-system]` of a pyproject.toml, or the defaults of PEP 517."""
 
     requires: tuple[str, ...] = _LEGACY_REQUIRES
     backend: str = _LEGACY_BACKEND
@@ -100,16 +100,16 @@ class BuildSystem:
 
     @property
     def counts_tags(self) -> bool:
-        """Whether the version may come from the repository's tags."""
+        """True if the version may be derived from the repository's tags."""
         names = {required_name(text).lower() for text in self.requires}
         return any(name.partition("[")[0] in SCM for name in names)
 
 
 def read_build_system(pyproject: str | None, *, where: str) -> BuildSystem:
-    """Parse a pyproject.toml; None is a project with a setup.py only.
+    """Parse a pyproject.toml; None stands for a project with a setup.py only.
 
     Raises:
-        PypiError: it cannot be read, or asks for what is no requirement.
+        PypiError: it cannot be parsed, or has an invalid requirement.
     """
     if pyproject is None:
         return BuildSystem()
@@ -122,9 +122,9 @@ def read_build_system(pyproject: str | None, *, where: str) -> BuildSystem:
         backend_path = tuple(map(str, table.get("backend-path", ())))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise PypiError(
-            f"The pyproject.toml of {where} cannot be read.",
+            f"The pyproject.toml of {where} is invalid.",
             where="dependencies.pip",
-            hint="Report it to the project, or name another commit.",
+            hint="Use another commit, or report it to the project.",
         ) from error
     return BuildSystem(
         requires=_requirements(requires, where), backend=backend, backend_path=backend_path
@@ -132,25 +132,31 @@ def read_build_system(pyproject: str | None, *, where: str) -> BuildSystem:
 
 
 def _requirements(texts: Sequence[Any], where: str) -> tuple[str, ...]:
-    """Build requirements; only those of an index are taken."""
-    if len(texts) > _MOST_REQUIREMENTS:
-        raise PypiError(f"{where} needs more than {_MOST_REQUIREMENTS} packages to be built.")
+    """Return normalized build requirements; refuse those that name a URL."""
+    if len(texts) > _MAX_REQUIREMENTS:
+        raise PypiError(
+            f"{where} has more than {_MAX_REQUIREMENTS} build requirements.",
+            where="dependencies.pip",
+            hint="Publish a wheel of the project, and name the wheel.",
+        )
     found = []
     for text in texts:
         try:
-            if not str(text).isprintable():  # it becomes a line of a file that uv reads
+            if not str(text).isprintable():  # it becomes a line of uv's input file
                 raise InvalidRequirement("control characters")
             requirement = Requirement(str(text))
         except (InvalidRequirement, RecursionError) as error:
             raise PypiError(
-                f"{where} needs {printable(str(text))} to be built, which is no requirement."
+                f"{where} has an invalid build requirement: {printable(str(text))}.",
+                where="dependencies.pip",
+                hint="Use another commit, or report it to the project.",
             ) from error
         if requirement.url:
             raise PypiError(
-                f"{where} needs {printable(str(text))} to be built; build requirements are taken "
-                "from the indexes of the installation only.",
+                f"{where} requires {printable(str(text))} for its build; build requirements may "
+                "come from the installation's indexes only.",
                 where="dependencies.pip",
-                hint="Publish a wheel of it, and name that.",
+                hint="Publish a wheel of the project, and name the wheel.",
             )
         found.append(str(requirement))
     return tuple(found)
@@ -158,7 +164,7 @@ def _requirements(texts: Sequence[Any], where: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltWheel:
-    """A wheel in a file of a folder of ours; its contents are not to be trusted."""
+    """A wheel in a temporary file; its contents are untrusted."""
 
     path: Path
     file_name: str
@@ -181,10 +187,10 @@ class WheelBuilder:
     ) -> None:
         """
         Args:
-            work: where the interpreters of builds are linked, on the same disk as the caches.
-            platform: of this machine, as conda names it.
-            sandboxed: False where code of packages runs without a sandbox: nothing is built.
-            time_limit: of one build.
+            work: folder for the interpreters of builds, on the file system of the caches.
+            platform: conda's name of this machine's platform.
+            sandboxed: False if this installation has no sandbox; then nothing is built.
+            time_limit: time limit of one build.
         """
         self.platform = platform
         self._packages, self._wheels = packages, wheels
@@ -193,19 +199,19 @@ class WheelBuilder:
         self._time_limit = time_limit
 
     def require(self) -> None:
-        """Raise SandboxUnavailableError where nothing can be built."""
+        """Raise SandboxUnavailableError if nothing can be built."""
         if not self._sandboxed:
             raise SandboxUnavailableError(
-                "Wheels are built from source in a sandbox only, and this installation runs "
+                "Wheels are built from source in a sandbox only, but this installation runs "
                 "without one (CONDASTORE_SANDBOX is off).",
                 hint="Name a wheel by its URL with #sha256=..., or ask an administrator to "
-                "require the sandbox.",
+                "enable the sandbox.",
             )
         require_sandbox()
 
     @contextlib.contextmanager
     def folder(self) -> Iterator[Path]:
-        """A folder for one build, removed afterwards."""
+        """Create a temporary folder for one build."""
         self._work.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(
             prefix=".building-", dir=self._work, ignore_cleanup_errors=True
@@ -213,7 +219,7 @@ class WheelBuilder:
             yield Path(folder)
 
     def remove_leftovers(self, *, older_than: timedelta) -> None:
-        """Remove folders that killed workers left."""
+        """Remove old temporary folders of killed workers."""
         limit = datetime.now(UTC).timestamp() - older_than.total_seconds()
         for path in self._work.glob(".building-*"):
             with contextlib.suppress(OSError):
@@ -240,13 +246,13 @@ class WheelBuilder:
 
         Args:
             source: the repository's files; read only.
-            label: what is built, for messages.
+            label: name of the project, for messages.
             moment: seconds since the epoch, for SOURCE_DATE_EPOCH.
-            part: a lock for this machine, whose Python builds.
-            folder: of this build; the wheel is left in it.
-            fetching: options of the caches: credentials.
+            part: lock for this machine, whose Python builds.
+            folder: temporary folder of this build; the wheel is left in it.
+            fetching: options of the caches, such as credentials.
         Raises:
-            PypiError: the build failed; the message has the end of what it printed.
+            PypiError: the build failed; the message has the last lines of its output.
             SandboxUnavailableError, TimeLimitError, DownloadError, LeaseLostError.
         """
         self.require()
@@ -277,7 +283,8 @@ class WheelBuilder:
             chosen.update((wheel.name, wheel.version) for wheel in new)
 
         install(system.requires)
-        log(f"{label}: built in the sandbox with {', '.join(system.requires) or 'nothing else'}")
+        requires = ", ".join(system.requires) or "no requirements"
+        log(f"{label}: building in the sandbox with {requires}")
         job = {
             "source": os.fspath(_SOURCE),
             "subdirectory": subdirectory,
@@ -305,21 +312,21 @@ class WheelBuilder:
         options: Mapping[str, Any],
     ) -> None:
         python = linking.python_of(closure.conda, closure.platform)
-        assert python is not None, "the closure is that of a python"
+        assert python is not None, "the closure contains python"
         cached = self._wheels.ensure(wheels, **options)
         install_wheels(cached, target=prefix, final_prefix=_PYTHON, python=python)
 
 
 def python_closure(part: PlatformLock) -> PlatformLock:
-    """The Python of a lock with all its dependencies.
+    """Return the Python of a lock with all its dependencies.
 
     Raises:
-        PypiError: there is none.
+        PypiError: the lock has no Python.
     """
     by_name = {package.name: package for package in part.conda}
     if "python" not in by_name:
         raise PypiError(
-            f"The pip part needs a Python, and there is none for {part.platform}.",
+            f"The pip part needs Python, but there is none for {part.platform}.",
             where="dependencies",
             hint="Add python to the conda dependencies.",
         )
@@ -337,7 +344,7 @@ def python_closure(part: PlatformLock) -> PlatformLock:
 
 
 class _Answer:
-    """Bytes of a pipe, into a file, up to a limit."""
+    """Receiver of a pipe's bytes, into a file, up to a size limit."""
 
     def __init__(self, file: BinaryIO, largest: int) -> None:
         self._file, self._left = file, largest
@@ -358,7 +365,7 @@ class _Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Frontend:
-    """Calls the hooks of one backend, each in a sandbox of its own."""
+    """Calls the hooks of one backend, each in its own sandbox."""
 
     job: Mapping[str, Any]
     prefix: Path
@@ -369,7 +376,7 @@ class _Frontend:
     cancelled: Cancelled
 
     def requires(self) -> list[str]:
-        """What the backend needs beside what pyproject.toml says."""
+        """Return the build requirements that the backend adds to those of pyproject.toml."""
         with tempfile.TemporaryFile() as file:
             result = self._call("requires", file, _LARGEST_ANSWER)
             file.seek(0)
@@ -378,7 +385,7 @@ class _Frontend:
             except (ValueError, RecursionError):
                 found = None
         if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
-            raise self._failure(result, "names no build requirements")
+            raise self._failure(result, "returned no list of build requirements")
         return found
 
     def wheel(self, folder: Path) -> BuiltWheel:
@@ -396,11 +403,11 @@ class _Frontend:
             size = file.tell() - start
         path.unlink()
         try:
-            if not is_wheel_file_name(name):  # a build tag may hold slashes
+            if not is_wheel_file_name(name):  # a build tag may contain slashes
                 raise InvalidWheelFilename
             parse_wheel_filename(name)
         except InvalidWheelFilename as error:
-            raise self._failure(result, f"made {printable(name)}, which is no wheel") from error
+            raise self._failure(result, f"created {printable(name)}, not a wheel") from error
         return BuiltWheel(path=whole, file_name=name, sha256=hasher.hexdigest(), size=size)
 
     def _call(self, task: str, file: BinaryIO, largest: int) -> ToolResult:
@@ -426,10 +433,10 @@ class _Frontend:
         if result.timed_out:
             raise TimeLimitError(
                 f"{self.label} was not built within {self.time_limit.total_seconds():g} seconds.",
-                hint="Publish a wheel of it, and name that.",
+                hint="Publish a wheel of the project, and name the wheel.",
             )
         if answer.too_large:
-            raise self._failure(result, f"gives more than {largest >> 20:,} MiB")
+            raise self._failure(result, f"wrote more than {largest >> 20:,} MiB")
         result.require_not_killed(f"The build of {self.label}")
         if not result.succeeded or not answer.whole:
             raise self._failure(result, f"failed (status {result.status})")
@@ -437,21 +444,21 @@ class _Frontend:
 
     def _failure(self, result: ToolResult, why: str) -> PypiError:
         lines = [line for line in result.tail if line.strip()]
-        said = "\n".join(lines[-_TAIL:])
+        said = "\n".join(lines[-_TAIL_LINES:])
         return PypiError(
-            f"The build of {self.label} {why}." + (f" It said:\n{said}" if said else ""),
+            f"The build of {self.label} {why}." + (f" Its output:\n{said}" if said else ""),
             where="dependencies.pip",
-            hint="A build runs without network and without the packages of the environment. "
-            "Publish a wheel of it, and name that; or take the conda package.",
+            hint="Builds run without network and without the environment's packages. Publish a "
+            "wheel of the project and name the wheel, or use the conda package.",
             details={"status": result.status, "tail": lines},
         )
 
 
 def refuse_other_name(wanted: str, found: str, location: str) -> None:
-    """Raise LinkError where a source gives another project than the line says."""
+    """Raise LinkError if a source contains a different project than its line names."""
     if wanted != found:
         raise LinkError(
-            f"{location} is {found}, not {wanted}.",
+            f"{location} is the project {found}, not {wanted}.",
             where="dependencies.pip",
-            hint=f"Write it as `{found} @ ...`.",
+            hint=f"Write the line as `{found} @ ...`.",
         )

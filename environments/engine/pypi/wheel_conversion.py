@@ -1,6 +1,6 @@
 """Conversion of pure Python wheels to conda packages, offline, with whl2conda.
 
-It runs in a confined process, which reads the wheel and writes the package, and nothing else.
+It runs in a confined process that may only read the wheel and write the package.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from environments.engine.packages.zip_files import member_faults, open_zip
 from environments.engine.system.confinement import child_environment, confine
 from environments.engine.system.processes import Confinement, read_output, require_output, run_tool
 
-_MOST_FAULTS = 20
-_HINT = "Build a conda package of it, and upload that."
+_MAX_FAULTS = 20
+_HINT = "Build a conda package from the project, and upload that."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Converted:
-    """`warnings`: what of the wheel a conda package cannot say."""
+    """A converted package; `warnings` lists what a conda package cannot express."""
 
-    path: Path  # in the folder of the wheel, with a name that is nobody else's
+    path: Path  # in the folder of the wheel, with a unique name
     file_name: str
     warnings: tuple[str, ...]
 
@@ -49,21 +49,21 @@ def is_wheel(file_name: str) -> bool:
 
 
 def convert(path: Path, file_name: str, *, limits: Limits) -> Converted:
-    """A noarch package of the wheel in the file at `path`, which has any name; it stays.
+    """Convert the wheel in the file `path`, which may have any name, to a noarch package.
 
-    Names of dependencies become conda's where these are known to differ. Nothing of the wheel is
-    run, and nothing is asked of the network.
+    Names of dependencies are replaced by conda's names if these are known to differ. No code of the
+    wheel runs, and nothing is requested from the network.
 
     Raises:
-        PackageInvalidError: it is no wheel, not pure Python, or damaged.
+        PackageInvalidError: it is not a wheel, not pure Python, or damaged.
         UnavailableError: this installation has no converter.
     """
     _check_name(file_name)
     _check_archive(path, file_name, limits)
     if find_spec("whl2conda") is None:
         raise UnavailableError(
-            "This installation converts no wheels.",
-            hint="Ask an administrator to install condastore[wheels]; or build a conda package.",
+            "This installation cannot convert wheels.",
+            hint="Build a conda package, or ask an administrator to install condastore[wheels].",
         )
     folder = path.with_name(f"{path.name}-{secrets.token_hex(4)}")
     given, out = folder / "given", folder / "out"
@@ -74,7 +74,7 @@ def convert(path: Path, file_name: str, *, limits: Limits) -> Converted:
         answer = _converted(given / file_name, out)
         made = out / "made" / answer["made"]
         require_output(made)
-        # Wheels that are uploaded at the same time may become packages of one name.
+        # Concurrent uploads may produce packages of the same name.
         final = folder.with_suffix(".made")
         made.rename(final)
     finally:
@@ -83,7 +83,7 @@ def convert(path: Path, file_name: str, *, limits: Limits) -> Converted:
 
 
 def _converted(wheel: Path, out: Path) -> _Answer:
-    """Let a process convert `wheel` into a package in `out`/made."""
+    """Convert `wheel` in a process, to a package in `out`/made."""
     confinement = Confinement(readable=[wheel.parent], writable=[out], connect=[])
     root = os.fspath(Path(__file__).resolve().parents[3])
     result = run_tool(
@@ -99,16 +99,16 @@ def _converted(wheel: Path, out: Path) -> _Answer:
     )
     result.require_not_killed("The converter of wheels")
     try:
-        answer = parse_json(read_output(out / _ANSWER, most=_LONGEST_ANSWER))
+        answer = parse_json(read_output(out / _ANSWER, most=_MAX_ANSWER_BYTES))
         if "refused" in answer:
             reason = printable(str(answer["refused"]))
             raise _refused(f"{wheel.name} cannot be converted: {reason}.")
         made, warnings = str(answer["made"]), [str(each) for each in answer["warnings"]]
         if Path(made).name != made:
-            raise ValueError("It names no file.")
+            raise ValueError("not a file name")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _refused(
-            f"{wheel.name} cannot be converted: the converter ended with status {result.status}."
+            f"{wheel.name} cannot be converted: the converter failed with status {result.status}."
         ) from error
     return {"made": made, "warnings": [printable(each, limit=300) for each in warnings]}
 
@@ -119,13 +119,13 @@ class _Answer(TypedDict):
 
 
 _ANSWER = "answer.json"
-_LONGEST_ANSWER = 1 << 20  # bytes
+_MAX_ANSWER_BYTES = 1 << 20
 _TIME_LIMIT = timedelta(minutes=10)
 _PROGRAM = "from environments.engine.pypi.wheel_conversion import main; main()"
 
 
 def main() -> None:
-    """Convert, as a process of its own: `WHEEL FOLDER CONFINEMENT`."""
+    """Convert a wheel in a process; arguments: WHEEL FOLDER CONFINEMENT."""
     from whl2conda.api.converter import Wheel2CondaConverter
 
     confine(**json.loads(sys.argv[3]))
@@ -134,11 +134,11 @@ def main() -> None:
     answer: dict[str, Any]
     try:
         converter = Wheel2CondaConverter(wheel, out / "made")
-        # One of its own, that nothing else hears.
+        # A separate logger without the handlers of the root logger.
         converter.logger = logging.Logger("whl2conda", logging.WARNING)
         converter.logger.addHandler(_Ear(warnings))
         answer = {"made": Path(converter.convert()).name, "warnings": warnings}
-    except Exception as error:  # what the converter raises of a wheel has no common base
+    except Exception as error:  # the converter's errors have no common base
         answer = {"refused": str(error)}
     (out / _ANSWER).write_text(json.dumps(answer))
 
@@ -151,31 +151,31 @@ def _check_name(file_name: str) -> None:
     try:
         *_, tags = parse_wheel_filename(file_name)
     except InvalidWheelFilename as error:
-        raise _refused(f"{printable(file_name)} is not the name of a wheel.") from error
+        raise _refused(f"{printable(file_name)} is not a valid wheel file name.") from error
     if not any(tag.abi == "none" and tag.platform == "any" for tag in tags):
-        raise _refused(f"{file_name} is not pure Python: only such wheels are converted.")
+        raise _refused(f"{file_name} is not pure Python; only pure Python wheels are converted.")
 
 
 def _check_archive(path: Path, file_name: str, limits: Limits) -> None:
-    """Refuse members that no wheel may have, and what is damaged."""
+    """Refuse damaged archives and members that no wheel may have."""
     try:
         with open_zip(path) as archive:
             members = member_faults(archive, packed=path.stat().st_size, limits=limits)
             faults = [
                 FaultError(fault, where=printable(member).strip("'\"") if member else "")
-                for member, fault in islice(members, _MOST_FAULTS)
+                for member, fault in islice(members, _MAX_FAULTS)
             ]
             if faults:
                 raise PackageInvalidError(faults)
             damaged = archive.testzip()
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, struct.error) as error:
-        raise _refused(f"{file_name} is no archive that can be read.") from error
+        raise _refused(f"{file_name} is not a readable zip archive.") from error
     if damaged is not None:
         raise _refused(f"{file_name} is damaged: {printable(damaged)}.")
 
 
 class _Ear(logging.Handler):
-    """Keeps the warnings of the converter for the one who uploads."""
+    """Collects the converter's warnings for the uploader."""
 
     def __init__(self, heard: list[str]) -> None:
         super().__init__(logging.WARNING)

@@ -1,4 +1,7 @@
-"""The door to solving: the Solver protocol, and its adapter to rattler (conda) and uv (PyPI)."""
+"""Solve requests with rattler (conda packages) and uv (PyPI packages).
+
+`RattlerSolver` is the entry point of the engine for solves and for reading whole channels.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +44,8 @@ __all__ = ["RattlerSolver", "SolveRequest", "Solver", "to_rattler"]
 
 
 class Solver(Protocol):
+    """Interface of a solver; `RattlerSolver` implements it."""
+
     def solve(self, request: SolveRequest, *, cancelled: Cancelled, log: Log) -> Lock: ...
 
     def channel_state(
@@ -54,7 +59,7 @@ class Solver(Protocol):
 
 
 class PypiPart(Protocol):
-    """What `pypi.PypiResolver` does."""
+    """Interface of the PyPI resolver; `pypi.PypiResolver` implements it."""
 
     def provide(
         self,
@@ -87,10 +92,10 @@ class PypiPart(Protocol):
 
 
 class RattlerSolver:
-    """Solves the conda part with rattler, then the PyPI part with uv.
+    """Solve the conda part with rattler, then the PyPI part with uv.
 
-    rattler runs in a process of its own: a request without a solution can make its solver take
-    all memory of the machine while it words the reason, and no time limit of its own stops that.
+    rattler runs in a separate process: while it words the reason of an unsatisfiable request, its
+    solver can take all memory of the machine, and its own time limit does not stop that.
     """
 
     def __init__(
@@ -109,13 +114,13 @@ class RattlerSolver:
     ) -> None:
         """
         Args:
-            indexes: those that wheels of a brought lock may come from.
-            cache: where the solver's processes keep repodata; that of `channels`, as a rule.
-            isolated: False solves in this process, for tests of what happens inside.
-            memory_limit: bytes that a solve may take before it is stopped as too hard.
-            readable: what the processes may read beside their cache and what a request names.
-            platform: of this machine, whose Python builds wheels from source.
-            idle_memory: bytes above which an idle process of the solver makes way for a new one.
+            cache: folder where the solver's processes keep repodata; usually that of `channels`.
+            indexes: Python indexes that wheels of an imported lock may come from.
+            isolated: False solves in this process; only for tests that look inside.
+            memory_limit: bytes that a solve may use before it is stopped.
+            idle_memory: bytes above which an idle solver process is replaced by a new one.
+            readable: files that the processes may read beside their cache and the request's own.
+            platform: platform of this machine, whose Python builds wheels from source.
         """
         self.channels = channels
         self.indexes = indexes
@@ -136,12 +141,12 @@ class RattlerSolver:
         )
 
     def warm_up(self) -> None:
-        """Start a process of the solver, so that the first solve does not wait for that."""
+        """Start a solver process, so that the first solve does not wait for it."""
         if self._processes is not None:
             self._processes.warm_up()
 
     def close(self) -> None:
-        """End the processes and threads that were started here; the next call starts them again."""
+        """Stop the processes and threads that were started here; the next call restarts them."""
         if self._processes is not None:
             self._processes.close()
         self.channels.close()
@@ -154,7 +159,7 @@ class RattlerSolver:
         cancelled: Cancelled = never,
         time_limit: timedelta | None = None,
     ) -> str:
-        """Return a digest of what the channels hold; see `Channels.state`."""
+        """Return a digest of the channels' current contents; see `Channels.state`."""
         deadline = None if time_limit is None else time.monotonic() + time_limit.total_seconds()
         return self.channels.state(channels, platforms, cancelled=cancelled, deadline=deadline)
 
@@ -167,11 +172,13 @@ class RattlerSolver:
         cancelled: Cancelled = never,
         time_limit: timedelta,
     ) -> None:
-        """Read everything that a channel lists; `each` gets its package names in their order.
+        """Read all packages that a channel lists; call `each` in the order of their names.
 
         Raises:
-            ChannelNotFoundError, ChannelNotAllowedError, ChannelUnavailableError: of the channel.
-            TimeLimitError: it was not read in time; LeaseLostError: `cancelled` answered True.
+            ChannelNotFoundError, ChannelNotAllowedError, ChannelUnavailableError: the channel
+                cannot be read.
+            TimeLimitError: it was not read within `time_limit`.
+            LeaseLostError: `cancelled` returned True.
         """
         deadline = time.monotonic() + time_limit.total_seconds()
         states = self.channels.observe([channel], platforms, cancelled=cancelled, deadline=deadline)
@@ -190,14 +197,14 @@ class RattlerSolver:
         cancelled: Cancelled = never,
         deadline: float,
     ) -> list[CondaPackage]:
-        """Return those files of one subdir that its channel lists, also what was yanked here.
+        """Return the files of one subdir that its channel lists, including files yanked here.
 
         Args:
-            names: of the packages of `urls`.
+            names: names of the packages in `urls`.
             urls: canonical URLs of files.
-            deadline: of `time.monotonic()`.
+            deadline: a value of `time.monotonic()`.
         Raises:
-            As `describe`.
+            StoreError: the same errors as `describe`.
         """
         states = self.channels.observe([channel], [subdir], cancelled=cancelled, deadline=deadline)
         here = self.channels.hosted_packages(channel, subdir, names)
@@ -229,19 +236,22 @@ class RattlerSolver:
             raise
         except TooHardError as error:
             raise ChannelUnavailableError(
-                f"What {', '.join(job.channels)} lists takes more memory than may be used to "
-                "read it."
+                f"Reading the package list of {', '.join(job.channels)} takes more memory than "
+                "this installation allows.",
+                hint="Ask the channel's owner to check its repodata, or leave the channel out.",
             ) from error
 
     def solve(self, request: SolveRequest, *, cancelled: Cancelled, log: Log) -> Lock:
-        """The packages of every platform of `request`.
+        """Return a lock with the packages of every platform of `request`.
 
         Raises:
-            SpecificationError: requirements that cannot be read, all of them.
-            UnsatisfiableError, PypiError: there is no answer; the message says why.
-            ChannelNotFoundError, ChannelNotAllowedError, ChannelUnavailableError: of a channel.
-            TimeLimitError: no answer in time; LeaseLostError: `cancelled` said yes.
-            MemoryLimitError: it takes more memory than it may.
+            SpecificationError: requirements that cannot be parsed; reports all of them.
+            UnsatisfiableError, PypiError: there is no solution; the message says why.
+            ChannelNotFoundError, ChannelNotAllowedError, ChannelUnavailableError: a channel
+                cannot be read.
+            TimeLimitError: no solution was found in time.
+            LeaseLostError: `cancelled` returned True.
+            MemoryLimitError: the solve needs more memory than it may use.
         """
         deadline = time.monotonic() + request.timeout.total_seconds()
         cutoff = newest_allowed(parse_exclude_newer(request.exclude_newer), self._now())
@@ -275,10 +285,10 @@ class RattlerSolver:
         time_limit: timedelta = timedelta(minutes=5),
         direct: Callable[[str], bool] = lambda url: False,
     ) -> Lock:
-        """`lock`, which somebody brought, with what its channels and indexes say of each package.
+        """Complete an imported `lock` with the metadata of its channels and indexes.
 
         Raises:
-            As `completion.complete_lock`.
+            StoreError: the same errors as `lock_completion.complete_lock`.
         """
         return complete_lock(
             lock,
@@ -308,7 +318,7 @@ class RattlerSolver:
                 raise _naming(error, work.request.channels) from error
             raise
         except TooHardError:
-            log("The solver needed too much memory; looking for the reason without it.")
+            log("The solver needed too much memory; searching for the reason without it.")
         try:
             return self._processes.run(
                 replace(work, explain_only=True), credentials, cancelled=cancelled, log=log
@@ -321,11 +331,11 @@ class RattlerSolver:
     ) -> StoreError:
         """Return the error of a solve that took too much memory.
 
-        Where reading the required names from one channel alone takes too much, it names that
-        channel. A listing may be a bomb in a name that only other packages need: then all channels
-        are named.
+        The error names a channel if reading the required names from that channel alone takes too
+        much. The oversized records may belong to a package that only other packages need; then
+        the error names all channels.
         """
-        assert self._processes is not None, "only these are ended for their memory"
+        assert self._processes is not None, "only solver processes have a memory limit"
         request = work.request
         here = {hosted.url for hosted in work.hosted}
         most = f"{self._memory_limit >> 20:,} MiB of memory"
@@ -358,7 +368,8 @@ class RattlerSolver:
             except StoreError:
                 continue
         return MemoryLimitError(
-            f"Solving with what {', '.join(request.channels)} list takes more than {most}."
+            f"Solving with {', '.join(request.channels)} takes more than {most}.",
+            hint="Give versions for more of the requirements, or ask for fewer packages.",
         )
 
     def _wheels(
@@ -376,9 +387,9 @@ class RattlerSolver:
             return ()
         if self._pypi is None:
             raise RequestError(
-                "This installation takes no packages from a Python index.",
+                "This installation installs no packages from a Python index.",
                 where="dependencies.pip",
-                hint="Ask for conda packages, or ask an administrator to configure an index.",
+                hint="Use conda packages instead, or ask an administrator to configure an index.",
             )
         pypi = self._pypi
         virtual = virtual_packages(part.platform, request.virtual_packages)
@@ -398,7 +409,7 @@ class RattlerSolver:
             log=log,
             time_limit=request.timeout,
         )
-        # Building a wheel has a time limit of its own.
+        # Building a wheel has its own time limit, so it does not count here.
         deadline = work.deadline + (time.monotonic() - started if direct else 0)
 
         def resolve(constraints: Sequence[str]) -> tuple[PypiPackage, ...]:
@@ -423,7 +434,7 @@ class RattlerSolver:
 
 
 def _naming(error: ChannelUnavailableError, channels: Sequence[str]) -> ChannelUnavailableError:
-    """Return `error`, whose message names no channel, with those that it may be about."""
+    """Add the channels that may be meant to `error`, whose message names no channel."""
     which = "The channel is" if len(channels) == 1 else "The channel is one of"
     return ChannelUnavailableError(
         f"{error.message.rstrip('.')}. {which} {', '.join(channels)}.",

@@ -1,7 +1,7 @@
-"""Cross-check of a lock that somebody brought: conda-lock must read it as condastore does.
+"""Cross-check of an imported lock: conda-lock must read the same packages as condastore.
 
-conda-lock owns the format. Importing it costs seconds, so only workers do, at the first lock that
-is brought.
+conda-lock defines the format. Importing it takes seconds, so only workers import it, at the first
+imported lock.
 """
 
 from __future__ import annotations
@@ -24,25 +24,40 @@ from environments.domain.names import printable
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-#: Of one file, that are reported.
+#: Reported faults of one file.
 _MAX_FAULTS = 20
 _INSIDE = re.compile(r"^lockfile:", re.MULTILINE)
+#: What pydantic's most frequent error types mean, for people who do not know pydantic.
+_REASONS = {
+    "missing": "this field is required but missing",
+    "extra_forbidden": "this field is not part of the format",
+    "string_type": "this field must be a text",
+    "int_type": "this field must be an integer",
+    "bool_type": "this field must be true or false",
+    "dict_type": "this field must be a mapping",
+    "list_type": "this field must be a list",
+    "model_type": "this field must be a mapping",
+}
 
 
 def confirm(text: str, lock: Lock) -> None:
-    """Raise SpecificationError unless conda-lock finds the packages of `lock` in `text`."""
-    # By what names the bytes: we take credentials out of URLs.
+    """Check that conda-lock reads the packages of `lock` from `text`.
+
+    Raises:
+        SpecificationError: it cannot read the file, or reads other packages.
+    """
+    # Compare digests: condastore removes credentials from URLs.
     ours = {(part.platform, each.sha256 or each.md5) for part in lock for each in part.conda}
     ours |= {(part.platform, each.sha256) for part in lock for each in part.pypi}
     if ours - _packages(text):
         raise SpecificationError(
-            [FaultError("conda-lock reads other packages in this file than condastore does.")],
-            hint="Write the lock again with `conda-lock lock`, and submit that.",
+            [FaultError("conda-lock reads different packages from this file than condastore.")],
+            hint="Create the lock again with `conda-lock lock`, and submit the new file.",
         )
 
 
 def _packages(text: str) -> set[tuple[str, str]]:
-    """Return (platform, digest) of every package, by each of its digests."""
+    """Return (platform, digest) of every package, once for each of its digests."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from conda_lock.lockfile import parse_conda_lock_file
@@ -54,7 +69,7 @@ def _packages(text: str) -> set[tuple[str, str]]:
             content = parse_conda_lock_file(path)
         except ValidationError as error:
             raise _unreadable(_faults(error)) from error
-        except Exception as error:  # conda-lock raises whatever its parts raise
+        except Exception as error:  # conda-lock passes on errors of its dependencies
             first = (str(error).splitlines() or [type(error).__name__])[0]
             reason = printable(first, limit=200).strip("'\"")
             fault = FaultError(f"conda-lock cannot read this file: {reason}")
@@ -68,14 +83,14 @@ def _packages(text: str) -> set[tuple[str, str]]:
 
 
 def _plain(text: str) -> str:
-    """Return `text` as conda-lock writes it: with its version, and not inside of another mapping.
+    """Return `text` as conda-lock writes it: with a version, and not nested in another mapping.
 
     conda-store keeps locks as JSON, without a version, or below `lockfile`.
     """
     if text.lstrip().startswith("{"):
         try:
             document: Any = parse_json(text)
-        except JsonTextError:  # YAML in braces
+        except JsonTextError:  # YAML in flow style
             document = yaml.load(text, Loader=yaml.CSafeLoader)
     else:
         if re.search(r"^version:", text, re.MULTILINE) and not _INSIDE.search(text):
@@ -87,19 +102,20 @@ def _plain(text: str) -> str:
 
 
 def _faults(error: ValidationError) -> list[StoreError]:
-    """Return what pydantic says, without its links and the values."""
+    """Return pydantic's findings in plain words, without its links and without the values."""
     found: list[StoreError] = []
     for each in error.errors(include_url=False, include_context=False, include_input=False):
         place = ".".join(str(part) for part in each["loc"])
-        message = printable(each["msg"], limit=200).strip("'\"")
+        reason = _REASONS.get(each["type"]) or each["msg"].removeprefix("Value error, ")
+        message = printable(reason, limit=200).strip("'\"").rstrip(".")
         found.append(FaultError(f"conda-lock cannot read this file: {message}.", where=place))
     if len(found) > _MAX_FAULTS:
-        more = FaultError(f"There are {len(found) - _MAX_FAULTS:,} more faults.")
+        more = FaultError(f"{len(found) - _MAX_FAULTS:,} more faults are not shown.")
         return [*found[:_MAX_FAULTS], more]
     return found
 
 
 def _unreadable(faults: Sequence[StoreError]) -> SpecificationError:
     return SpecificationError(
-        faults, hint="Write the lock again with `conda-lock lock`, and submit that."
+        faults, hint="Create the lock again with `conda-lock lock`, and submit the new file."
     )

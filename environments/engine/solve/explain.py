@@ -1,4 +1,4 @@
-"""Why is there no answer? Which of the requirements exclude each other, in the person's words."""
+"""Explain why a request has no solution: find the requirements that exclude each other."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from rattler.version import VersionSpec
 
 from condastore.errors import TimeLimitError, UnsatisfiableError
 
-#: Seconds: of one try of a subset, and of all of them. An explanation that comes late is no help.
-_TRY = 3.0
-_TRIES = 12.0
-_WIDTH = 400  # names that are looked at for one conflict
-_SHOWN_VERSIONS = 6
-_OR = " or "  # between alternatives, of which each choice of a package needs one
+#: Time limits in seconds of one solve of a subset, and of all of them together.
+_PROBE_SECONDS = 3.0
+_PROBES_SECONDS = 12.0
+_MAX_NAMES = 400  # names that are examined for one conflict
+_MAX_SHOWN_VERSIONS = 6
+_OR = " or "  # between alternatives, when different records of a package depend on different specs
 _REVOKED = "package_has_been_revoked"
 
 
 class NoAnswerError(Exception):
-    """rattler found that there is none."""
+    """rattler found that the requirements have no solution."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tier:
-    """The records of one name in one channel, and the versions that the channel took back."""
+    """The records of one name in one channel, and the versions that the channel removed."""
 
     channel: str
     records: tuple[rattler.RepoDataRecord, ...]
@@ -38,7 +38,7 @@ class Tier:
 
 
 class Question(Protocol):
-    """What an explanation asks of a platform; `solving.RattlerQuestion` answers it."""
+    """Queries that an explanation needs; `solve.RattlerQuestion` implements it."""
 
     platform: str
     channels: tuple[str, ...]
@@ -59,12 +59,12 @@ class Question(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Limit:
-    """`spec` must hold, because of what `path` leads to: from a requirement down to it."""
+    """A limit on one package, with the chain of dependencies that leads to it."""
 
     spec: str
-    path: tuple[str, ...]  # "conflict-left", "conflict-left-base 1.0", ...
-    origins: tuple[str, ...]  # the requirements of the person that it follows from
-    only_if_there: bool = False  # `constrains`: says nothing where the package is not needed
+    path: tuple[str, ...]  # ("conflict-left", "conflict-left-base 1.0", ...), requirement first
+    origins: tuple[str, ...]  # the user's requirements that it follows from
+    only_if_there: bool = False  # from `constrains`: no limit unless something needs the package
 
     def __str__(self) -> str:
         verb = "allows only" if self.only_if_there else "requires"
@@ -72,25 +72,25 @@ class _Limit:
         if self.path == (self.spec,):
             return f"you ask for {_words(self.spec)}"
         if not self.origins:
-            return f"{self.path[0]} is in force"
+            return f"{self.path[0]} applies"
         return f"{_words(self.path[0])} {verb} {_short(self.spec)}{through}"
 
 
 @dataclass(slots=True)
 class _Domain:
-    """What is left to choose from for one name."""
+    """The candidates of one name, and the limits on them."""
 
     limits: list[_Limit] = field(default_factory=list)
-    left: list[rattler.RepoDataRecord] | None = None  # None: not looked at yet
+    left: list[rattler.RepoDataRecord] | None = None  # None: not examined yet
     needed: bool = False
-    accepted: dict[str, bool] = field(default_factory=dict)  # spec -> whether one of `left` fits
+    accepted: dict[str, bool] = field(default_factory=dict)  # spec -> whether one of `left` matches
 
     def keep(self, records: list[rattler.RepoDataRecord]) -> None:
         self.left = records
         self.accepted.clear()
 
     def accepts(self, text: str) -> bool:
-        """Whether something is left for a dependency; yes as long as nobody looked."""
+        """Return True if a candidate matches a dependency, or if none was examined yet."""
         if self.left is None:
             return True
         if text not in self.accepted:
@@ -107,7 +107,7 @@ class _Finding:
 
 
 class Explainer:
-    """Finds the reasons for one platform, with few and short solves."""
+    """Find the reasons of one platform's conflict, with a few short solves."""
 
     def __init__(
         self, question: Question, specs: Sequence[str], *, constraints: Sequence[str] = ()
@@ -115,11 +115,11 @@ class Explainer:
         self._question = question
         self._specs = tuple(dict.fromkeys(specs))
         self._constraints = tuple(constraints)
-        self._until = min(time.monotonic() + _TRIES, question.deadline)
+        self._until = min(time.monotonic() + _PROBES_SECONDS, question.deadline)
         self._cutoff_ms = question.cutoff.timestamp() if question.cutoff is not None else None
 
     async def explain(self, *, probe: bool = True) -> UnsatisfiableError | TimeLimitError:
-        """The error to raise. Without `probe` no solve is tried: only what is plain is found."""
+        """Return the error to raise. Without `probe`, no solves: report only direct reasons."""
         missing: list[dict[str, Any]] = []
         findings: list[_Finding] = []
         rest: list[str] = []
@@ -131,7 +131,7 @@ class Explainer:
                 findings.append(fault)
             else:
                 missing.append(fault)
-        for _ in range(3):  # conflicts that have nothing to do with each other, all at once
+        for _ in range(3):  # report unrelated conflicts together
             conflict = await self._conflict(rest, probe=probe and time.monotonic() < self._until)
             if conflict is None:
                 break
@@ -140,13 +140,14 @@ class Explainer:
         if not missing and not findings:
             if not probe:
                 return TimeLimitError(
-                    f"{self._question.platform}: the solver needed too much memory to answer.",
+                    f"{self._question.platform}: the solver needed too much memory to find a "
+                    "solution.",
                     hint="Give versions for more of the requirements, or ask for fewer packages.",
                 )
             findings.append(
                 _Finding(
                     requirements=self._specs,
-                    reason="Together, these requirements leave no choice of versions that works.",
+                    reason="No combination of versions satisfies these requirements together.",
                 )
             )
         return _error(self._question.platform, missing, findings)
@@ -154,7 +155,7 @@ class Explainer:
     # One requirement alone
 
     async def _unmet(self, spec: str) -> _Finding | dict[str, Any] | None:
-        """What is wrong with a requirement whatever the others say; None if nothing plain is."""
+        """Return what is wrong with a requirement on its own; None if nothing is found."""
         name = spec_name(spec)
         if name.startswith("__"):
             if self._virtual_match(spec):
@@ -180,9 +181,9 @@ class Explainer:
                 similar.append(candidate)
         note = ""
         if elsewhere:
-            note = f"it exists for {', '.join(elsewhere)} only"
+            note = f"it exists only for {', '.join(elsewhere)}"
         elif gone:
-            note = f"the channel took it back ({', '.join(gone)})"
+            note = f"the channel removed it ({', '.join(gone)})"
         return {
             "requirement": spec,
             "platform": self._question.platform,
@@ -192,7 +193,7 @@ class Explainer:
         }
 
     async def _nothing_fits(self, wanted: str, tiers: Sequence[Tier]) -> str:
-        """Why no record fits `wanted`, whatever else is asked for."""
+        """Say why no record satisfies `wanted`, whatever else is required."""
         name = spec_name(wanted)
         either = [_spec(text) for text in wanted.split(_OR)]
         first = next((tier for tier in tiers if tier.records), None)
@@ -202,27 +203,27 @@ class Explainer:
             tier.channel: [r for r in tier.records if any(spec.matches(r) for spec in either)]
             for tier in tiers
         }
-        if fitting[first.channel]:  # there, and not to be seen
+        if fitting[first.channel]:  # it exists, but exclude-newer hides it
             newest = max(fitting[first.channel], key=_order)
             when = newest.indexed_timestamp or newest.timestamp
             limit = self._question.cutoff.date().isoformat() if self._question.cutoff else ""
-            date = f"is of {when.date().isoformat()}" if when else "has no date"
+            date = f"was published on {when.date().isoformat()}" if when else "has no date"
             return (
-                f"{name} {newest.version} {date}; only packages up to {limit} are taken "
-                "(exclude-newer)."
+                f"{name} {newest.version} {date}; only packages published up to {limit} are "
+                "allowed (exclude-newer)."
             )
         lower = [channel for channel, found in fitting.items() if found]
         if lower:
             return (
-                f"{_words(wanted)} is in the channel {lower[0]} only; {first.channel} comes first "
-                f"and has {name} too, so that nothing of it is taken from a lower channel (strict "
-                f"channel priority). Put {lower[0]} first, or write {lower[0]}::{name}."
+                f"{_words(wanted)} is only in the channel {lower[0]}; {first.channel} has a higher "
+                f"priority and also has {name}, so strict channel priority ignores lower "
+                f"channels. Put {lower[0]} first, or write {lower[0]}::{name}."
             )
         removed = sorted(
             v for v in first.removed if any(_takes(spec.version, v) for spec in either)
         )
         if removed:
-            return f"{name} {', '.join(removed)} was taken back by {first.channel}."
+            return f"{name} {', '.join(removed)} was removed by {first.channel}."
         if any(_takes(spec.version, str(r.version)) for spec in either for r in first.records):
             builds = sorted(
                 {
@@ -232,15 +233,15 @@ class Explainer:
                 }
             )
             return (
-                f"No build of {name} fits {_words(wanted)}; there is "
-                f"{', '.join(builds[-_SHOWN_VERSIONS:])}."
+                f"No build of {name} matches {_words(wanted)}; available: "
+                f"{', '.join(builds[-_MAX_SHOWN_VERSIONS:])}."
             )
         return f"{_words(wanted)} does not exist; available: {_versions(first.records)}."
 
     # Several requirements together
 
     async def _conflict(self, specs: Sequence[str], *, probe: bool) -> _Finding | None:
-        """The smallest set of `specs` that has no answer, and why; None where there is one."""
+        """Return the smallest subset of `specs` without a solution, and why; None if all solve."""
         found = tuple(specs)
         if probe:
             if await self._answers(specs, self._constraints):
@@ -252,22 +253,22 @@ class Explainer:
         return _Finding(
             requirements=found,
             reason=(
-                f"{_list(map(_words, found))} exclude each other: every choice of versions ends "
-                "in a contradiction further down."
+                f"{_list(map(_words, found))} exclude each other: every combination of versions "
+                "leads to a conflict between their dependencies."
                 if len(found) > 1
-                else f"Nothing that {_words(found[0])} needs fits together."
+                else f"The dependencies of {_words(found[0])} exclude each other."
                 if found
-                else "The rules of this namespace leave no answer."
+                else "The rules of this namespace leave no solution."
             ),
         )
 
     async def _answers(self, specs: Sequence[str], constraints: Sequence[str]) -> bool:
-        """Whether `specs` have an answer; yes where that is not found out soon."""
+        """Return True if `specs` have a solution, or if that is not known within the time."""
         left = self._until - time.monotonic()
         if left <= 0:
             return True
         try:
-            await self._question.ask(specs, constraints, seconds=min(_TRY, left))
+            await self._question.ask(specs, constraints, seconds=min(_PROBE_SECONDS, left))
         except NoAnswerError:
             return False
         except TimeLimitError:
@@ -275,7 +276,7 @@ class Explainer:
         return True
 
     async def _smallest(self, specs: Sequence[str]) -> tuple[str, ...]:
-        """QuickXplain (Junker 2004): k log(n/k) solves for k of n, and none twice."""
+        """Find a minimal conflict by QuickXplain (Junker 2004): k log(n/k) solves for k of n."""
 
         async def search(background: list[str], changed: bool, rest: list[str]) -> list[str]:
             if changed and not await self._answers(background, self._constraints):
@@ -292,9 +293,9 @@ class Explainer:
         return tuple(spec for spec in specs if spec in found)
 
     async def _propagate(self, specs: Sequence[str]) -> _Finding | None:
-        """Follow what every choice of a package needs, until a name has nothing left."""
+        """Propagate the dependencies of every candidate until a name has no candidates left."""
         domains: dict[str, _Domain] = {}
-        askers: dict[str, set[str]] = {}  # name -> the names whose records may need it
+        askers: dict[str, set[str]] = {}  # name -> names whose records may depend on it
         queue: list[str] = []
 
         def add(name: str, limit: _Limit) -> None:
@@ -318,7 +319,7 @@ class Explainer:
             path = (f"the rule “{spec}” of this namespace",)
             add(spec_name(spec), _Limit(spec=spec, path=path, origins=(), only_if_there=True))
         looked = 0
-        while queue and looked < _WIDTH and time.monotonic() < self._until + _TRY:
+        while queue and looked < _MAX_NAMES and time.monotonic() < self._until + _PROBE_SECONDS:
             looked += 1
             name = queue.pop(0)
             domain = domains[name]
@@ -350,7 +351,7 @@ class Explainer:
         return None
 
     def _implied(self, domain: _Domain) -> Iterator[_Limit]:
-        """What every record that is left asks for."""
+        """Yield the limits that every remaining candidate implies."""
         records = domain.left or []
         nearest = min(domain.limits, key=lambda limit: (limit.only_if_there, len(limit.path)))
         asked_for = nearest.path == (nearest.spec,)
@@ -384,7 +385,7 @@ class Explainer:
         fitting: Sequence[rattler.RepoDataRecord],
         domains: Mapping[str, _Domain],
     ) -> _Finding:
-        """Each record of `name` needs something that the other requirements exclude."""
+        """Report that every record of `name` depends on something the other limits exclude."""
         chain: dict[str, None] = {}
         origins: dict[str, None] = dict.fromkeys(_origins(domains[name].limits))
         for record in sorted(fitting, key=_order, reverse=True):
@@ -401,14 +402,14 @@ class Explainer:
         return _Finding(
             requirements=tuple(origin for origin in self._specs if origin in origins),
             reason=(
-                f"{asked} exclude each other: each {name} that fits needs something that the "
-                f"others rule out ({'; '.join(steps[:3])})."
+                f"{asked} exclude each other: every possible {name} depends on something that "
+                f"the others exclude ({'; '.join(steps[:3])})."
             ),
             chain=tuple(steps[:12]),
         )
 
     async def _empty(self, name: str, limits: Sequence[_Limit], tiers: Sequence[Tier]) -> _Finding:
-        """Nothing is left of `name`: because of which of its limits, at the least?"""
+        """Report that no record of `name` is left, with a minimal set of the limits on it."""
         needed = list(limits)
         for limit in reversed(limits):
             fewer = [held for held in needed if held is not limit]
@@ -418,7 +419,7 @@ class Explainer:
                 needed = fewer
         if len(needed) > 1:
             said = _list([str(limit) for limit in needed])
-            none = f"no {name} is both" if len(needed) == 2 else f"no {name} is all of that"
+            none = f"no {name} satisfies both" if len(needed) == 2 else f"no {name} satisfies all"
             return self._found(needed, f"{said}: {none}.")
         limit = needed[0]
         asked_for = limit.path == (limit.spec,)
@@ -447,7 +448,7 @@ class Explainer:
         return self._within(tiers, [spec])
 
     def _within(self, tiers: Sequence[Tier], specs: Sequence[str]) -> list[rattler.RepoDataRecord]:
-        """The records that the solver may take for all of `specs`, of one name."""
+        """Return the records that the solver may choose for all of `specs`, all of one name."""
         choices = [[_spec(text) for text in spec.split(_OR)] for spec in specs]
         named = [spec.partition("::")[0] for spec in specs if "::" in spec]
         for tier in tiers:
@@ -488,17 +489,17 @@ class Explainer:
         wanted, build = wanted.strip("."), (parsed.build or "").strip("*")
         example = name + (f"={wanted or 1}={build}" if build else f"={wanted}" if wanted else "")
         has = next((v for v in self._question.virtual if v.startswith(f"{name}=")), "")
-        which = "does not have by itself"
+        which = "does not provide by default"
         if has:
-            which = f"is taken not to have: it has {has.removesuffix('=0')}"
+            which = f"does not satisfy: it is assumed to have {has.removesuffix('=0')}"
         return (
-            f"{limit}, which {platform} {which}. If your machines have it, say so: "
+            f"{limit}, which {platform} {which}. If your machines have it, declare it: "
             f"`virtual-packages: [{example}]`."
         )
 
 
 def unsatisfiable(errors: Sequence[UnsatisfiableError]) -> UnsatisfiableError:
-    """One error of those of several platforms; what is the same everywhere is said once."""
+    """Combine the errors of several platforms into one; do not repeat what is the same."""
     if len(errors) == 1:
         return errors[0]
     return UnsatisfiableError(
@@ -540,7 +541,7 @@ def _error(
 
 
 def _barrier(record: rattler.RepoDataRecord, domains: Mapping[str, _Domain]) -> str | None:
-    """A dependency of `record` that nothing of what is left elsewhere satisfies."""
+    """Return a dependency of `record` that no remaining candidate satisfies, or None."""
     for entry in record.depends:
         domain = domains.get(spec_name(entry))
         if domain is not None and not domain.accepts(entry):
@@ -559,14 +560,14 @@ def _spec(text: str) -> rattler.MatchSpec:
 
 @lru_cache(maxsize=20_000)
 def spec_name(text: str) -> str:
-    """The package's name in a MatchSpec, or in alternatives of one."""
+    """Return the package name of a MatchSpec, or of alternatives joined by `_OR`."""
     matcher = _spec(text.split(_OR)[0]).name
     return str(matcher.normalized if matcher is not None else text)
 
 
 @lru_cache(maxsize=1_000)
 def _takes(wanted: str | None, version: str) -> bool:
-    """Whether a MatchSpec's version part takes this version, whatever its build and channel."""
+    """Return True if the version part of a MatchSpec matches this version."""
     return wanted is None or VersionSpec(wanted).matches(rattler.Version(version))
 
 
@@ -586,13 +587,13 @@ def _order(record: rattler.RepoDataRecord) -> Any:
 def _versions(records: Iterable[rattler.RepoDataRecord]) -> str:
     found = {str(record.version): record.version for record in records}
     ordered = sorted(found, key=lambda text: found[text])
-    if len(ordered) <= _SHOWN_VERSIONS:
+    if len(ordered) <= _MAX_SHOWN_VERSIONS:
         return ", ".join(ordered)
     return f"{ordered[0]}, {ordered[1]} ... {', '.join(ordered[-3:])} ({len(ordered)} versions)"
 
 
 def _label(records: Sequence[rattler.RepoDataRecord]) -> str:
-    """`numpy 1.26.4`, or the range of versions where there are several."""
+    """Return "numpy 1.26.4", or the range of versions if there are several."""
     name = records[0].name.normalized
     found = {str(record.version): record.version for record in records}
     ordered = sorted(found, key=lambda text: found[text])
@@ -600,12 +601,12 @@ def _label(records: Sequence[rattler.RepoDataRecord]) -> str:
 
 
 def _sentence(text: str) -> str:
-    """With a capital where it starts with a word of ours; the names of packages stay."""
+    """Capitalize the first word, unless it is the name of a package."""
     return text[0].upper() + text[1:] if text.startswith(("you ask ", "the rule ")) else text
 
 
 def _short(spec: str) -> str:
-    """Alternatives, not more of them than one reads."""
+    """Return a spec with at most two of its alternatives."""
     either = spec.split(_OR)
     return (
         spec if len(either) <= 3 else f"{either[0]}, {either[1]} or one of {len(either) - 2} more"
@@ -613,7 +614,7 @@ def _short(spec: str) -> str:
 
 
 def _words(spec: str) -> str:
-    """`numpy 1.*` as people say it: no star where anything will do."""
+    """Return a spec for messages: without a trailing `*`."""
     return spec.removesuffix(" *")
 
 

@@ -1,10 +1,10 @@
-"""Completion of a brought lock: its claims are held against the channels and indexes.
+"""Complete an imported lock with metadata that its channels and indexes confirm.
 
-What a lock says of a package is a claim of whoever wrote it. The record that is stored comes from
-the channel's own repodata, or from what this installation saw of it before. A package that neither
-lists describes itself (`info/index.json`); then it counts as unlisted, and a rule of the policy
-decides (`unlisted-packages`). What only a channel may state (`indexed_timestamp`) is never taken
-from a package.
+What a lock says about a package is only a claim of its author. The stored record comes from the
+channel's repodata, or from what this installation saw of it before. A package that is not listed
+is described by its own `info/index.json`; it counts as unlisted, and the policy rule
+`unlisted-packages` decides about it. What only a channel may state (`indexed_timestamp`) is never
+read from a package.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Log = Callable[[str], None]
 
 
 class Listed(Protocol):
-    """Asks a channel for those of some files that it lists."""
+    """Reads from a channel which of the given files it lists."""
 
     def __call__(
         self,
@@ -59,29 +59,29 @@ class Listed(Protocol):
     ) -> Iterable[CondaPackage]: ...
 
 
-#: How the folders begin into which unlisted packages are fetched.
+#: Prefix of the temporary folders of downloaded unlisted packages.
 UNLISTED = ".unlisted-"
 _PATIENCE = Patience(attempts=3)
-#: A channel or an index does not answer now.
+#: Errors of a channel or an index that does not respond now.
 UNANSWERED = (ChannelUnavailableError, TimeLimitError)
-_PARALLEL = 4  # packages that are fetched at a time to be asked themselves
+_PARALLEL = 4  # unlisted packages that are downloaded at the same time
 
 
 class History:
-    """What this installation saw channels and indexes list before; knows nothing by itself."""
+    """Records of what channels and indexes listed before; this base class knows nothing."""
 
     def records(self, packages: Sequence[Package]) -> Mapping[str, Package]:
-        """By URL: the description that its channel gave of exactly these bytes."""
+        """Return, by URL, the record that its channel gave for exactly these bytes."""
         return {}
 
     def was_listed(self, package: CondaPackage) -> bool:
-        """Whether exactly these bytes were among what the channel listed."""
+        """Return True if the channel listed exactly these bytes before."""
         return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Outcome:
-    """Packages by URL, and what is wrong with others."""
+    """Completed packages by URL, and the faults of others."""
 
     done: dict[str, Package]
     faults: list[StoreError]
@@ -100,19 +100,19 @@ def complete_lock(
     time_limit: timedelta = timedelta(minutes=5),
     direct: Callable[[str], bool] = lambda url: False,
 ) -> Lock:
-    """`lock` with verified descriptions of its packages, dependencies first.
+    """Return `lock` with confirmed records of its packages, dependencies first.
 
     Args:
-        listed: asks a channel for some of its files, as `RattlerSolver.listed` does.
-        indexes: those that wheels may come from; None confirms no wheel.
-        history: what they listed before; asked of packages that they no longer list.
-        limits: to what a package that describes itself may unpack.
-        direct: whether a wheel may be named by this URL, which is of no index.
+        listed: reads some files of a channel; see `RattlerSolver.listed`.
+        indexes: Python indexes that wheels may come from; None confirms no wheel.
+        history: what was listed before; used for packages that are no longer listed.
+        limits: unpacking limits of a package that describes itself.
+        direct: returns True if a wheel may have this URL, which is not of an index.
     Raises:
-        SpecificationError: a digest differs from the channel's, a package is gone, a wheel is not
-            what an index links to: every one.
-        ChannelUnavailableError: a channel or an index does not answer now, and was not seen to list
-            all of these packages before.
+        SpecificationError: a digest differs from the channel's, a package is gone, or a wheel is
+            not a file of an index; reports all faults.
+        ChannelUnavailableError: a channel or an index does not respond, and did not list all of
+            these packages before.
     """
     deadline = time.monotonic() + time_limit.total_seconds()
     work = _Completion(
@@ -140,19 +140,19 @@ def complete_lock(
 
 
 def _require_one_channel(packages: Sequence[CondaPackage]) -> None:
-    """Refuse a URL that is said to be of two channels: one could describe the other's file.
+    """Refuse a URL with two channels: one channel could describe the other's file.
 
     Raises:
-        SpecificationError: every one.
+        SpecificationError: reports every such URL.
     """
     channels: dict[str, set[str]] = {}
     for package in packages:
         channels.setdefault(package.url, set()).add(package.channel)
     faults = [
         FaultError(
-            f"The lock takes one file from {len(of)} channels: {', '.join(sorted(of))}.",
+            f"The lock assigns this file to {len(of)} channels: {', '.join(sorted(of))}.",
             where=url,
-            hint="Lock the environment again.",
+            hint="Create the lock again and submit the new one.",
         )
         for url, of in channels.items()
         if len(of) > 1
@@ -193,8 +193,8 @@ class _Completion:
         without_hash = [package for package in packages if not _has_hash(package)]
         if without_hash:
             self.log(
-                f"The hashes of {len(without_hash)} packages, which the list does not have, are "
-                "those that their channels list now."
+                f"{len(without_hash)} packages have no hash in the list; using the hashes that "
+                "their channels list now."
             )
         answered: list[CondaPackage] = []
         for (channel, subdir), some in wanted.items():
@@ -215,7 +215,7 @@ class _Completion:
             elif fault := _difference(package, record):
                 outcome.faults.append(fault)
             else:
-                # Without a digest of its own the channel does not say which bytes it lists.
+                # Without a sha256 from the channel it is unknown which bytes the channel lists.
                 same = bool(record.sha256) or not package.sha256
                 outcome.done[package.url] = _joined(package, record.record, listed=same)
         known = self.history.records(unlisted) if unlisted else {}
@@ -238,7 +238,7 @@ class _Completion:
                 deadline=self.deadline,
             )
         except ChannelNotFoundError:
-            self.log(f"The channel {channel} is gone; its packages are looked at themselves.")
+            self.log(f"Channel {channel} no longer exists; reading its packages themselves.")
             return {}
         by_url = {canonical_or_same(package.url): package for package in found}
         return {url: package for url, package in by_url.items() if url in packages}
@@ -246,13 +246,13 @@ class _Completion:
     def _as_listed_before(
         self, channel: str, packages: Mapping[str, CondaPackage], error: StoreError
     ) -> dict[str, CondaPackage]:
-        """Complete packages of a channel that does not answer now from what it listed before.
+        """Complete packages of a channel that does not respond from what it listed before.
 
         Each must have been listed by this channel, at this URL, with this sha256. The package
-        archive is not asked: that bytes are kept says nothing of the channel they came from.
+        archive does not count: it does not say which channel its bytes came from.
 
         Raises:
-            StoreError: `error`, if one of them was not.
+            StoreError: `error`, if one of the packages was not listed.
         """
         known = self.history.records(list(packages.values()))
         done: dict[str, CondaPackage] = {}
@@ -262,13 +262,13 @@ class _Completion:
                 raise error
             done[url] = _joined(package, before.record, listed=True)
         self.log(
-            f"The channel {channel} does not answer: {len(done)} packages are taken as it listed "
-            f"them before. {error.message}"
+            f"Channel {channel} does not respond: using {len(done)} packages as it listed them "
+            f"before. {error.message}"
         )
         return done
 
     def _ask_themselves(self, packages: Sequence[CondaPackage], outcome: _Outcome) -> None:
-        """Complete packages that nobody listed from their own `info/index.json`."""
+        """Complete packages that were never listed from their own `info/index.json`."""
         if not packages:
             return
         self.log(f"{len(packages)} packages are not listed by their channel.")
@@ -282,16 +282,15 @@ class _Completion:
                 outcome.done[package.url] = _joined(package, answer, listed=listed)
 
     def _index_of(self, package: CondaPackage) -> Mapping[str, Any] | StoreError:
-        """What the package says of itself, once its URL gave the bytes that the lock names.
+        """Return a package's own metadata if its URL serves the bytes that the lock names.
 
-        The caches are not asked: they know the bytes by their digest, and not whether this channel
-        has them.
+        Caches do not count: they identify bytes by digest and do not know if this channel has them.
         """
-        if self.channels.hosted((package.channel,)):  # which says all that it has
+        if self.channels.hosted((package.channel,)):  # a hosted channel lists all its packages
             return FaultError(
                 f"{package.channel} has no {package.subdir}/{package.file_name}.",
                 where=package.url,
-                hint="Lock the environment again.",
+                hint="Create the lock again and submit the new one.",
             )
         with self._folder() as folder:
             path = self._fetched(package, Path(folder))
@@ -301,14 +300,17 @@ class _Completion:
                 record = read_package(path, package.file_name, limits=self.limits)
             except PackageInvalidError as error:
                 return FaultError(
-                    f"{package.file_name} cannot be read as this package: {error.message}",
+                    f"{package.file_name} is not a valid package of this name: {error.message}",
                     where=package.url,
-                    hint="Do not use it; tell the owner of the channel.",
+                    hint="Do not use this package, and report it to the channel's owner.",
                 )
             size = path.stat().st_size
         if record["subdir"] != package.subdir:
             return FaultError(
-                f"{package.file_name} says that it is for {record['subdir']}.", where=package.url
+                f"{package.file_name} is a package for {record['subdir']}, not for "
+                f"{package.subdir}.",
+                where=package.url,
+                hint="Create the lock again and submit the new one.",
             )
         return record | {"size": size}
 
@@ -324,18 +326,18 @@ class _Completion:
         except DownloadError as error:
             if error.details.get("gone"):
                 return FaultError(
-                    f"{package.file_name} is no longer at {package.url}.",
+                    f"{package.file_name} no longer exists at {package.url}.",
                     where=package.url,
-                    hint="Lock the environment again, or ask for a mirror that kept it.",
+                    hint="Create the lock again, or use a mirror that still has the file.",
                 )
             if "expected" in error.details:
                 return FaultError(
-                    f"{package.file_name} has other bytes at {package.url} than the lock says.",
+                    f"{package.file_name} at {package.url} differs from the hash in the lock.",
                     where=package.url,
-                    hint="Lock the environment again.",
+                    hint="Create the lock again and submit the new one.",
                 )
             return ChannelUnavailableError(
-                f"{package.file_name} could not be read: {error.message}", where=package.url
+                f"{package.file_name} could not be downloaded: {error.message}", where=package.url
             )
         except (AddressRefusedError, FileRefusedError) as error:
             return error
@@ -347,7 +349,7 @@ class _Completion:
 
     def _over(self) -> bool:
         if time.monotonic() > self.deadline:
-            raise TimeLimitError("There was no answer within the time limit.")
+            raise TimeLimitError("Checking the lock took longer than the time limit.")
         return self.cancelled()
 
     # --- PyPI ------------------------------------------------------------------------------------
@@ -368,9 +370,9 @@ class _Completion:
         if self.indexes is None or not self.indexes.urls:
             outcome.faults.append(
                 FaultError(
-                    "This installation takes no packages from a Python index.",
+                    "This installation installs no packages from a Python index.",
                     where="package",
-                    hint="Ask for conda packages, or ask an administrator to configure an index.",
+                    hint="Use conda packages, or ask an administrator to configure an index.",
                 )
             )
             return outcome
@@ -401,8 +403,12 @@ class _Completion:
     def _wheels_listed_before(
         self, packages: Sequence[PypiPackage], error: StoreError
     ) -> dict[str, PypiPackage]:
-        """As `_as_listed_before`, of wheels at a host of an index that is configured now."""
-        assert self.indexes is not None, "asked before"
+        """Complete wheels on a host of a configured index that does not respond.
+
+        Raises:
+            StoreError: `error`, if one of the wheels was not listed before.
+        """
+        assert self.indexes is not None, "checked by the caller"
         known = self.history.records(packages)
         done: dict[str, PypiPackage] = {}
         for package in packages:
@@ -411,8 +417,8 @@ class _Completion:
                 raise error
             done[package.url] = replace(before, requires=package.requires)
         self.log(
-            f"A Python index does not answer: {len(done)} wheels are taken as they were listed "
-            f"before. {error.message}"
+            f"A Python index does not respond: using {len(done)} wheels as it listed them before. "
+            f"{error.message}"
         )
         return done
 
@@ -422,7 +428,7 @@ class _Completion:
         return package.url in outcome.done or package.url in wheres
 
     def _named(self, package: PypiPackage) -> PypiPackage | StoreError:
-        """A wheel of no index, once its URL gave the bytes that the lock names."""
+        """Return a wheel of no index, if its URL serves the bytes that the lock names."""
         with self._folder() as folder:
             path = self._fetched(package, Path(folder))
             if isinstance(path, StoreError):
@@ -432,22 +438,22 @@ class _Completion:
     def _confirmed(
         self, package: PypiPackage, project: Project | None
     ) -> PypiPackage | StoreError | None:
-        """The wheel as its index describes it; None where the index does not list it."""
+        """Return the wheel as its index describes it; None if the index does not list it."""
         file = project.files.get(package.file_name) if project else None
         if project is None or file is None:
             return None
         if file.url != package.url:
             return FaultError(
-                f"{package.file_name} is not taken from {package.url}: {project.index} has it at "
+                f"{package.file_name} must not come from {package.url}: {project.index} has it at "
                 f"{file.url}.",
                 where=package.url,
-                hint="Lock it again with the indexes of this installation.",
+                hint="Create the lock again with the indexes of this installation.",
             )
         if file.sha256 and file.sha256 != package.sha256:
             return FaultError(
-                f"The sha256 of {package.file_name} is not the one that {project.index} gives.",
+                f"The sha256 of {package.file_name} differs from the one in {project.index}.",
                 where=package.url,
-                hint="Lock the environment again.",
+                hint="Create the lock again and submit the new one.",
             )
         if not file.sha256 and isinstance(fault := self._has_bytes(package), StoreError):
             return fault
@@ -470,7 +476,7 @@ class _Completion:
         projects: Mapping[str, Project | None],
         outcome: _Outcome,
     ) -> None:
-        """Take wheels that their index no longer lists where it was seen to list them before."""
+        """Complete wheels that their index no longer lists but listed before."""
         known = self.history.records(packages) if packages else {}
         for package in packages:
             project, before = projects[package.name], known.get(package.url)
@@ -483,12 +489,12 @@ class _Completion:
                 FaultError(
                     f"{where} {'does not list' if project else 'lists'} {package.file_name}.",
                     where=package.url,
-                    hint="Lock it again with the indexes of this installation.",
+                    hint="Create the lock again with the indexes of this installation.",
                 )
             )
 
     def _of_an_index(self, package: PypiPackage, project: Project | None) -> bool:
-        assert self.indexes is not None, "asked before"
+        assert self.indexes is not None, "checked by the caller"
         return self.indexes.hold(package.url) if project is None else project.holds(package.url)
 
 
@@ -498,7 +504,7 @@ def _has_hash(package: CondaPackage) -> bool:
 
 def _hash_unknown(package: CondaPackage, reason: str) -> FaultError:
     return FaultError(
-        f"The list has no hash of {package.file_name}, and {package.channel} {reason} it.",
+        f"The list has no hash for {package.file_name}, and {package.channel} {reason} it.",
         where=package.url,
         hint="Write the list with hashes: conda list --explicit --sha256, or --md5.",
     )
@@ -509,17 +515,17 @@ def _difference(package: CondaPackage, record: CondaPackage) -> FaultError | Non
         ours, theirs = getattr(package, kind), getattr(record, kind)
         if ours and theirs and ours != theirs:
             return FaultError(
-                f"The {kind} of {package.file_name} is {ours} in the lock, and {theirs} in its "
+                f"The {kind} of {package.file_name} is {ours} in the lock, but {theirs} in its "
                 f"channel.",
                 where=package.url,
-                hint="Lock the environment again; if you did just now, tell the channel's owner.",
+                hint="Create the lock again; if it is new, report this to the channel's owner.",
             )
     said = (record.name, record.version, record.build)
     if said != (package.name, package.version, package.build):
         return FaultError(
             f"{package.file_name} is {' '.join(said)} in its channel.",
             where=package.url,
-            hint="Do not use it; tell the owner of the channel.",
+            hint="Do not use this package, and report it to the channel's owner.",
         )
     return None
 

@@ -1,19 +1,19 @@
-"""What may the solver choose from? The channels, seen through the rules of a namespace.
+"""Channels as the solver sees them through a namespace's policy.
 
-The view answers rattler name by name: it asks the gateway for the records of a name in one
-channel, judges each once, and hands on what is allowed. What only needs a decision is hidden too
-at first, so that an allowed answer is found where there is one (`Showing`).
+The view serves rattler one name at a time: it queries the gateway for the records of a name in one
+channel, evaluates the policy once per record, and returns the allowed ones. Records that only need
+approval are hidden at first too, so that an allowed solution is preferred (`Showing`).
 
-Passing a record through Python takes longer than solving with it, and rules object to few names.
-So rattler reads the other names from the channel itself (`Reading`), and gets from the view only
-these, with a channel name of their own: by strict priority they hide what the channel itself has of
-the name. What was found of a name is remembered between solves, so the records of an answer are
-judged again before it is given.
+Passing a record through Python takes longer than solving with it, and rules affect few names. So
+rattler reads the other names from the channel itself (`Reading`), and only these from the view,
+under a different channel name: by strict priority the view's records hide the channel's own records
+of the name. Results per name are cached between solves, so the records of a solution are evaluated
+again before it is returned.
 
-Which channel comes first must not depend on the rules: a name whose every record in the first
-channel is refused is not to be taken from a lower one, or a rule would open the door to whoever
-publishes the same name there. So what is hidden in a channel that others follow stays in sight as
-a record that nothing can install.
+The policy must not change which channel a name comes from: if all records of a name in the first
+channel are refused, a lower channel must not replace it, or a rule would let anyone who publishes
+the same name there supply the package. So in a channel with others below it, hidden records stay
+visible as records that nothing can install.
 """
 
 from __future__ import annotations
@@ -32,55 +32,55 @@ from environments.domain.policy import Effect, Known, Objection, Policy, Screen,
 from environments.engine.channels.first_seen import FirstSeen
 from environments.engine.channels.repodata import Channels, Source, with_noarch
 
-#: A virtual package that no machine has: what needs it is in sight, and never chosen.
+#: A virtual package that no machine has: records that need it are visible but never chosen.
 _BARRIER = "__condastore_refused"
-_MOST_LINES = 10  # of the log, about what was passed over
-_MOST_COMPARED = 5_000
-_MOST_FOUND = 20_000  # names
-_MOST_FILES = 100_000  # of all names; 10 MB
-#: Ends the channel name of a record that the view shows beside the channel itself.
+_MAX_LOG_LINES = 10  # about newer versions that need approval
+_MAX_COMPARED_RECORDS = 5_000
+_MAX_CACHED_NAMES = 20_000
+_MAX_CACHED_FILES = 100_000  # of all names; 10 MB
+#: Suffix of the channel name of records that the view shows beside the channel itself.
 _FILTERED = "#filtered"
 
 
 class _Found(NamedTuple):
-    """What was found of a name in one subdir of a channel."""
+    """Result of evaluating the records of a name in one subdir of a channel."""
 
     records: int
     hidden: frozenset[str] = frozenset()  # files that the rules object to
-    newest: bool = False  # whether a release of the newest version is hidden
-    asks: bool = False  # whether a decision would show one of the hidden
+    newest: bool = False  # True if a release of the newest version is hidden
+    asks: bool = False  # True if an approval would show one of the hidden files
 
 
-#: By the policy's version, the channel, the subdir and its state; a solver's process looks at most
-#: names in every solve. What was allowed stays so: the version changes with the rules and
-#: decisions, the state with the records, and time makes them older only.
+#: By the policy's version, the channel, the subdir and its state; most solves of a process read the
+#: same names. An allowed record stays allowed: the version changes with the rules and decisions,
+#: the state with the records, and with time records only become older.
 _FOUND: dict[tuple[tuple[str, str, str, str], str], _Found] = {}
 _UNKNOWN = _Found(records=-1, hidden=frozenset([""]), newest=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """A policy with what is needed to judge by it in the solver's own process."""
+    """A policy with the evidence to evaluate it in the solver's process."""
 
     policy: Policy
     now: float  # seconds since the epoch
-    first_seen: Path | None = None  # the folder of what `first_seen` wrote
+    first_seen: Path | None = None  # folder of the database that `first_seen` writes
 
 
 class Showing(IntEnum):
-    """How much of what needs a decision the solver sees."""
+    """Which of the records that need approval the solver sees."""
 
-    ALLOWED = 0  # nothing
-    WHERE_NEEDED = 1  # of the names that have no allowed record at all
+    ALLOWED = 0  # none
+    WHERE_NEEDED = 1  # those of names without any allowed record
     ALL = 2
 
 
 class Reading(IntEnum):
-    """Which names rattler reads from the channels themselves, and not through the view."""
+    """Which names rattler reads from the channels themselves instead of through the view."""
 
-    NEWEST_ALLOWED = 0  # those with no hidden release of the newest version: most answers hold
-    ALLOWED = 1  # those that have nothing hidden
-    NONE = 2  # only here it counts when there is no answer
+    NEWEST_ALLOWED = 0  # names with no hidden release of the newest version; usually sufficient
+    ALLOWED = 1  # names without hidden records
+    NONE = 2  # all through the view; only then a missing solution is final
 
 
 @dataclass(slots=True)
@@ -90,8 +90,8 @@ class _Judged:
     allowed: list[rattler.RepoDataRecord] = field(default_factory=list)
     asked: list[tuple[rattler.RepoDataRecord, Objection]] = field(default_factory=list)
     refused: list[tuple[rattler.RepoDataRecord, Objection]] = field(default_factory=list)
-    depends: dict[int, list[str]] = field(default_factory=dict)  # of `asked`, by position
-    filtered: bool = False  # whether the channel names of the records end with `_FILTERED`
+    depends: dict[int, list[str]] = field(default_factory=dict)  # original values, by position
+    filtered: bool = False  # True if the channel names of the records end with `_FILTERED`
 
     def found(self) -> _Found:
         hidden = [record for record, _ in (*self.asked, *self.refused)]
@@ -110,7 +110,7 @@ class _Judged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """A record that the rules keep from the solver."""
+    """A record that the policy hides from the solver."""
 
     name: str
     version: str
@@ -120,7 +120,7 @@ class Refused:
 
 
 class PolicyView:
-    """The channels of one request, for all its platforms: each record is judged once."""
+    """Policy view of the channels of one request; evaluates each record once for all platforms."""
 
     def __init__(
         self,
@@ -129,17 +129,17 @@ class PolicyView:
         rules: Rules,
         states: Mapping[tuple[str, str], str],
     ) -> None:
-        """`states`: what each (channel, subdir) holds now, as `Channels.observe` says it."""
+        """`states`: current state of each (channel, subdir), from `Channels.observe`."""
         self._channels = channels
         self._urls = urls
         self._raw = channels.sources(urls)
         policy = rules.policy
-        # Most packages have no scripts: where none is known, no record need be looked at for them.
+        # Most packages have no scripts: if none are known, the rule about scripts hides nothing.
         idle = () if policy.scripts else ("install-scripts",)
         hiding = [rule for rule in policy.rules if rule.hides() and rule.kind not in idle]
         self._screen = Screen(policy, _Evidence(rules), rules=hiding)
         self._judged: dict[tuple[int, str, str], asyncio.Future[_Judged]] = {}
-        #: Part of the keys of `_FOUND`, and the channel's name for rules.
+        #: (channel, subdir) -> part of the keys of `_FOUND`, with the channel's name for rules.
         self._places = {
             (index, subdir): (policy.version, url, subdir, state)
             for index, url in enumerate(urls)
@@ -160,9 +160,9 @@ class PolicyView:
         return self._raw[index]
 
     async def found(self, index: int, subdirs: Iterable[str], name: str) -> list[_Found]:
-        """Return what the rules hide of a name in a channel.
+        """Return what the policy hides of a name in a channel.
 
-        What an earlier solve found is taken where the channel has the same state.
+        Results of earlier solves are used if the channel still has the same state.
         """
         found = []
         for subdir in subdirs:
@@ -173,9 +173,9 @@ class PolicyView:
         return found
 
     def still_allows(self, record: rattler.RepoDataRecord) -> bool:
-        """Return whether the rules object to nothing of a record that came past the view.
+        """Return True if the policy allows a record that rattler read from a channel itself.
 
-        Where they do, a channel changed within one state: nothing that was found of it counts.
+        If not, the channel changed within one state, so all cached results are dropped.
         """
         own = without_credentials(str(record.channel)).rstrip("/")
         held = [name for name in self._names if record.url.startswith(f"{name}/")]
@@ -236,7 +236,7 @@ class PolicyView:
         return judged
 
     def _objection(self, subject: Subject) -> Objection | None:
-        """Return the gravest objection, the first of its kind."""
+        """Return the most severe objection; the first one among equals."""
         first: Objection | None = None
         for objection in self._screen.found(subject):
             if objection.effect is Effect.ENFORCE:
@@ -246,14 +246,14 @@ class PolicyView:
 
 
 class PlatformView:
-    """What one platform's solve sees; `showing` is moved on where there is no answer."""
+    """View of one platform; `showing` advances while there is no solution."""
 
     def __init__(self, view: PolicyView, platform: str) -> None:
         self._view = view
         self._subdirs = [str(subdir) for subdir in with_noarch([platform])]
         self.showing = Showing.ALLOWED
         self.reading = Reading.NEWEST_ALLOWED
-        self._names: set[str] = set()  # that the solver has asked for
+        self._names: set[str] = set()  # names that the solver has requested
 
     def sources(self) -> list[Source]:
         if self.reading is Reading.NONE:
@@ -265,7 +265,7 @@ class PlatformView:
         ]
 
     def accepts(self, answer: Sequence[rattler.RepoDataRecord]) -> bool:
-        """Return whether an answer may be given; its records get their channel's name again."""
+        """Return True if a solution is allowed; restore its records' channel names."""
         allowed = True
         for record in answer:
             channel = str(record.channel)
@@ -276,7 +276,7 @@ class PlatformView:
         return allowed
 
     async def shown(self, index: int, subdir: str, name: str) -> list[rattler.RepoDataRecord]:
-        """Return what the solver gets of a name from the view of a channel."""
+        """Return the records of a name that the solver gets from the view of a channel."""
         if self.reading is Reading.NONE:
             return await self._seen(index, subdir, name, walled=index + 1 < self._view.width)
         found = await self._view.found(index, self._subdirs, name)
@@ -291,11 +291,11 @@ class PlatformView:
     async def _seen(
         self, index: int, subdir: str, name: str, *, walled: bool
     ) -> list[rattler.RepoDataRecord]:
-        """Return what is shown of a name; `walled` adds the rest as what nothing can install."""
+        """Return the visible records of a name; `walled` adds hidden ones as not installable."""
         self._names.add(name)
         judged = await self._view.judged(index, subdir, name)
         with_asked = bool(judged.asked) and await self._shows_asked(name)
-        # Another platform may change the records of `noarch` wherever this one waits.
+        # Another platform's task may have changed the shared `noarch` records in between.
         _name_channel(judged, filtered=self.reading is not Reading.NONE)
         if not judged.asked and not judged.refused:
             return judged.allowed
@@ -318,7 +318,7 @@ class PlatformView:
         return self.showing is Showing.ALL
 
     async def _has_allowed(self, name: str) -> bool:
-        """In the first channel that has the name: lower ones do not count for it."""
+        """Return True if the first channel that has the name has an allowed record of it."""
         for index in range(self._view.width):
             found = await self._everywhere(index, name)
             if not all(judged.empty for judged in found):
@@ -329,7 +329,7 @@ class PlatformView:
         return [await self._view.judged(index, subdir, name) for subdir in self._subdirs]
 
     async def show_more(self) -> bool:
-        """Let the solver see more of what needs a decision; False where that is nothing."""
+        """Show more of the records that need approval; return False if there are no more."""
         asked = []
         for name in sorted(self._names):
             for index in range(self._view.width):
@@ -347,7 +347,7 @@ class PlatformView:
         return False
 
     async def passed_over(self, chosen: Iterable[rattler.RepoDataRecord]) -> list[str]:
-        """Lines about newer versions that need a decision, of the packages that were chosen."""
+        """Return log lines about newer versions of the chosen packages that need approval."""
         lines: list[str] = []
         compared = 0
         for record in chosen:
@@ -359,7 +359,7 @@ class PlatformView:
                     continue
                 for judged in await self._everywhere(index, name):
                     compared += len(judged.asked)
-                    if compared > _MOST_COMPARED:
+                    if compared > _MAX_COMPARED_RECORDS:
                         break
                     for other, objection in judged.asked:
                         if other.version > (newest[0] if newest else version):
@@ -369,13 +369,13 @@ class PlatformView:
                     f"{name} {newest[0]} needs approval (it {newest[1].text}); "
                     f"{version} was chosen."
                 )
-        more = len(lines) - _MOST_LINES
+        more = len(lines) - _MAX_LOG_LINES
         if more > 0:
-            lines[_MOST_LINES:] = [f"So it is with {more} more packages."]
+            lines[_MAX_LOG_LINES:] = [f"The same applies to {more} more packages."]
         return lines
 
     async def refused(self, record: rattler.RepoDataRecord) -> Refused | None:
-        """Why the solver did not see a record; None where it did."""
+        """Return why the solver did not see a record, or None if it saw it."""
         name = record.name.normalized
         same = (str(record.version), str(record.build), record.file_name, record.url)
         for index in range(self._view.width):
@@ -396,7 +396,7 @@ class PlatformView:
         return None
 
     async def offers(self, name: str) -> bool:
-        """Whether the solver sees, or would see after a decision, some record of `name`."""
+        """Return True if the solver sees a record of `name`, or would see one after approval."""
         for index in range(self._view.width):
             found = await self._everywhere(index, name)
             if not all(judged.empty for judged in found):
@@ -404,7 +404,7 @@ class PlatformView:
         return False
 
     async def has_allowed(self, name: str) -> bool:
-        """Whether the solver sees some record of `name`."""
+        """Return True if the solver sees a record of `name`."""
         if self.showing is not Showing.ALLOWED:
             return await self.offers(name)
         return await self._has_allowed(name)
@@ -412,7 +412,7 @@ class PlatformView:
 
 def _remember(place: tuple[str, str, str, str], name: str, found: _Found) -> None:
     files = sum(len(each.hidden) for each in _FOUND.values()) if found.hidden else 0
-    if len(_FOUND) >= _MOST_FOUND or files + len(found.hidden) > _MOST_FILES:
+    if len(_FOUND) >= _MAX_CACHED_NAMES or files + len(found.hidden) > _MAX_CACHED_FILES:
         _FOUND.clear()
     _FOUND[place, name] = found
 
@@ -441,7 +441,7 @@ def _restore(judged: _Judged) -> None:
 
 
 class _ChannelView:
-    """One channel of a view: what rattler knows as a RepoDataSource."""
+    """One channel of a view; implements rattler's RepoDataSource."""
 
     def __init__(self, view: PlatformView, index: int) -> None:
         self._view = view
@@ -453,11 +453,11 @@ class _ChannelView:
         return await self._view.shown(self._index, str(platform), name.normalized)
 
     def package_names(self, platform: rattler.Subdir) -> list[str]:
-        return []  # who asks for names asks the channels themselves
+        return []  # lists of names are read from the channels themselves
 
 
 class _Evidence:
-    """What this installation has seen, read in the solver's process."""
+    """Policy evidence of this installation, read in the solver's process."""
 
     def __init__(self, rules: Rules) -> None:
         self.now = rules.now
@@ -481,7 +481,7 @@ class _Evidence:
 
 
 class ChannelRecord:
-    """A record of a channel as a subject: read from rattler as far as a rule looks."""
+    """Adapter from a rattler record to a policy `Subject`; reads only attributes a rule needs."""
 
     __slots__ = ("channel", "name", "record")
     manager = "conda"
@@ -489,7 +489,7 @@ class ChannelRecord:
     source = ""
 
     def __init__(self, record: rattler.RepoDataRecord, name: str, channel: str) -> None:
-        """`channel`: its base URL, which all records of a channel share."""
+        """`channel`: its base URL, shared by all its records."""
         self.record = record
         self.name = name
         self.channel = channel
@@ -515,8 +515,8 @@ class ChannelRecord:
     def license(self) -> str:
         return self.record.license or ""
 
-    # rattler makes a datetime of each moment, which takes longer than all else that a rule does
-    # with a record; its own record has the milliseconds.
+    # rattler's properties build a datetime, which takes longer than the rest of a rule; the
+    # wrapped record has the milliseconds.
 
     @property
     def published(self) -> float | None:

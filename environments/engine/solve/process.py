@@ -1,12 +1,12 @@
-"""Processes that read channels and solve with rattler: killable at any moment, and confined.
+"""Processes that read channels and solve with rattler; confined, and killable at any moment.
 
-A request without a solution can make rattler take all memory of the machine while it puts the
-reason in words, and its time limit does not hold there; what a channel lists can do the same. So
-each solve, and each other reading of a channel, has a process to itself: it is ended when the work
-is cancelled, late, or takes too much memory, and kept warm otherwise.
+While rattler words the reason of an unsatisfiable request it can take all memory of the machine,
+and its own time limit does not apply there; hostile repodata can have the same effect. So each
+solve, and each other reading of a channel, runs in its own process. The process is killed if the
+work is cancelled, late, or takes too much memory; otherwise it is kept for the next job.
 
-It parses what channels say, so it is confined to its repodata and to what it solves from, and
-reaches the forward proxy only. What it answers is read as JSON: a pickle could run code here.
+The process parses foreign input, so it may access only its repodata and the files it solves from,
+and may connect only to the forward proxy. Its answer is parsed as JSON: unpickling could run code.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ from environments.engine.solve.solve import Log, Work, solve_conda
 from environments.engine.system.confinement import child_environment, confine
 from environments.engine.system.memory import give_back, resident
 
-_POLL = 0.05  # seconds between two looks at a cancel and at the memory
-_IDLE = 900.0  # seconds after which a process that nobody asks ends by itself
+_POLL_SECONDS = 0.05  # between two checks of cancellation and memory
+_IDLE_SECONDS = 900.0  # after which an unused process exits
 
 
 Job = Work | ChannelJob
@@ -56,7 +56,7 @@ Job = Work | ChannelJob
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Request:
-    """A job, and who waits for it."""
+    """A job with the callbacks of its caller."""
 
     job: Job
     credentials: Mapping[str, Credential | None]
@@ -66,11 +66,11 @@ class _Request:
 
 
 class TooHardError(Exception):
-    """The solve took more memory than it may."""
+    """The solve took more memory than it may use."""
 
 
 class _GoneError(Exception):
-    """The process ended without an answer."""
+    """The process exited without an answer."""
 
 
 @dataclass(slots=True)
@@ -81,7 +81,7 @@ class _Worker:
     cache: Path
 
     def end(self) -> None:
-        """Kill it, as its exit may crash, and remove the files that it had not finished."""
+        """SIGKILL the process, since a clean exit may crash, and remove its partial files."""
         unfinished = list(self._unfinished())
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -92,7 +92,7 @@ class _Worker:
                 path.unlink()
 
     def _unfinished(self) -> Iterator[Path]:
-        """Yield the temporary files in its cache that it holds open: parts of downloads."""
+        """Yield the temporary files in its cache that it holds open: partial downloads."""
         with contextlib.suppress(OSError):
             for entry in Path(f"/proc/{self.process.pid}/fd").iterdir():
                 with contextlib.suppress(OSError):
@@ -102,7 +102,7 @@ class _Worker:
 
 
 class SolverProcesses:
-    """Processes that solve, one solve each at a time; one of them is kept for the next."""
+    """Pool of solver processes: one per running job, and one idle process for the next job."""
 
     def __init__(
         self,
@@ -115,11 +115,11 @@ class SolverProcesses:
     ) -> None:
         """
         Args:
-            cache: the folder of their repodata, which nothing else may lie in.
-            memory_limit: bytes that one may take while it solves.
-            idle_memory: bytes that one may hold while it waits.
-            readable: what each of them may read beside its cache.
-            limits: of what one reads of a channel.
+            cache: folder of their repodata; it must contain nothing else.
+            memory_limit: bytes that a process may use during a job.
+            idle_memory: bytes that an idle process may hold.
+            readable: files that each process may read beside its cache.
+            limits: limits of reading a channel.
         """
         self._limits = limits
         self._cache = cache
@@ -131,7 +131,7 @@ class SolverProcesses:
         self._owner = os.getpid()
 
     def warm_up(self) -> None:
-        """Have a process ready for the first solve."""
+        """Start a process for the first job."""
         if self._idle is None:
             self._give_back(self._start(self._readable), keep=True)
 
@@ -149,15 +149,15 @@ class SolverProcesses:
         log: Log = lambda line: None,
         each: Callable[[Any], None] = lambda item: None,
     ) -> list[PlatformLock]:
-        """Carry out a job in a process.
+        """Run a job in a process.
 
         Args:
-            each: gets every item of a `ChannelJob`, as its `read_item` returns it.
+            each: called with every item of a `ChannelJob`, as its `read_item` returns it.
         Returns:
-            The answer to `Work`; nothing else has one.
+            The locked platforms of `Work`; an empty list for any other job.
         Raises:
-            TooHardError: it took more memory than it may.
-            StoreError: what `solve_conda`, or the job, raises.
+            TooHardError: the job took more memory than it may use.
+            StoreError: raised by `solve_conda` or by the job.
         """
         readable = self._readable | _sources(job)
         request = _Request(
@@ -165,16 +165,16 @@ class SolverProcesses:
         )
         worker = self._take()
         if worker is not None and worker.readable != readable:
-            worker.end()  # another tenant's hosted channel is none of this solve's business
+            worker.end()  # it may read hosted channels that this job must not see
         elif worker is not None:
-            with contextlib.suppress(_GoneError):  # it ended just now, having been idle for long
+            with contextlib.suppress(_GoneError):  # it exited just now, after its idle time
                 return self._ask(worker, request)
         worker = self._start(readable)
         try:
             return self._ask(worker, request)
         except _GoneError as error:
             raise WorkerLostError(
-                f"The solver ended unexpectedly (status {worker.process.returncode})."
+                f"The solver process exited unexpectedly (status {worker.process.returncode})."
             ) from error
 
     def _ask(self, worker: _Worker, request: _Request) -> list[PlatformLock]:
@@ -196,9 +196,9 @@ class SolverProcesses:
     def _await(self, worker: _Worker, request: _Request) -> list[PlatformLock] | StoreError:
         last = time.monotonic()
         while True:
-            # What sends without a pause is watched, too.
-            while worker.link.poll(_POLL) and time.monotonic() - last < _POLL:
-                kind, content = _read(worker.link.recv_bytes(_LONGEST_MESSAGE), request.job)
+            # Limits also apply to a process that sends without a pause.
+            while worker.link.poll(_POLL_SECONDS) and time.monotonic() - last < _POLL_SECONDS:
+                kind, content = _read(worker.link.recv_bytes(_MAX_MESSAGE_BYTES), request.job)
                 if kind == "log":
                     request.log(content)
                 elif kind == "item":
@@ -210,9 +210,9 @@ class SolverProcesses:
             obey(request.cancelled)
             if resident(worker.process.pid) > self._memory_limit:
                 raise TooHardError
-            if last > request.job.deadline + 2:  # its own limits come first, if they hold
+            if last > request.job.deadline + 2:  # the process's own limits apply first
                 raise TimeLimitError(
-                    "The solver found no answer within the time limit."
+                    "The solver found no solution within the time limit."
                     if isinstance(request.job, Work)
                     else "The channel was not read within the time limit."
                 )
@@ -254,7 +254,7 @@ class SolverProcesses:
 
     def _take(self) -> _Worker | None:
         with self._lock:
-            if self._owner != os.getpid():  # after a fork the parent's is not ours
+            if self._owner != os.getpid():  # after a fork, the idle process belongs to the parent
                 self._idle, self._owner = None, os.getpid()
             worker, self._idle = self._idle, None
         if worker is not None and worker.process.poll() is not None:
@@ -280,16 +280,16 @@ def _sources(job: Job) -> frozenset[Path]:
     return frozenset(found)
 
 
-#: Bytes of one message of a process: a lock of a thousand packages has one million.
-_LONGEST_MESSAGE = 64 << 20
+#: Maximum size of one message, in bytes; a lock of a thousand packages takes about 1 MB.
+_MAX_MESSAGE_BYTES = 64 << 20
 
 
 class _MalformedError(Exception):
-    """The process sent what it must not."""
+    """The process sent a message that cannot be parsed."""
 
 
 def _read(message: bytes, job: Job) -> tuple[str, Any]:
-    """Return what a message says: its kind ("log", "item", "error" or "answer"), and a value."""
+    """Parse a message into its kind ("log", "item", "error" or "answer") and its value."""
     try:
         kind, content = parse_json(message)
         if kind == "log":
@@ -312,7 +312,7 @@ main()
 
 
 def main() -> None:
-    """Answer requests until the other end closes; the first argument has the orders, as JSON."""
+    """Serve jobs until the parent closes the connection; argv[1] holds the options, as JSON."""
     orders = json.loads(sys.argv[1])
     cache = Path(orders["cache"])
     confine(
@@ -321,14 +321,14 @@ def main() -> None:
         connect=orders["connect"],
     )
     link = Connection(orders["link"])
-    # The parent looks often enough; this is for the moment when it does not.
+    # The parent's checks come first; this limit holds between two of them.
     limit = max(orders["memory_limit"] * 4, 1 << 30)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     limits = ReadLimits(
         silence=timedelta(seconds=orders["silence"]), rate=orders["rate"], size=orders["size"]
     )
-    # rattler unpacks what it fetches to files: a larger one fails with EFBIG, and is removed.
+    # rattler decompresses downloads to files: above this size writing fails with EFBIG.
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limits.size, limits.size))
     credentials: dict[str, Credential | None] = {}
@@ -358,16 +358,16 @@ def _carried_out(job: Job, channels: Channels, requests: _Inbox) -> list[Any]:
         parts = solve_conda(channels, job, cancelled=never, log=requests.log)
         return list(Lock(channels=(), platforms=tuple(parts)).to_json()["platforms"])
     channels.refresh(job.states)
-    # Items that were sent before a fault are sent again: whoever gets them joins them.
+    # After a fault, items are sent again; the receiver must accept duplicates.
     channels.persistently(
         job.channels, lambda: job.carry_out(channels, lambda item: requests.send(("item", item)))
     )
-    channels.forget()  # a whole channel, where a solve reads some names
+    channels.forget()  # free the whole channel; a solve reads a few names only
     return []
 
 
 class _Inbox:
-    """The process's end of the link. When the other end closes, this process ends at once."""
+    """The process's end of the connection. If the parent closes it, this process exits at once."""
 
     def __init__(self, link: Connection) -> None:
         self._link = link
@@ -377,7 +377,7 @@ class _Inbox:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def next(self) -> Any:
-        if not self._ready.acquire(timeout=_IDLE):
+        if not self._ready.acquire(timeout=_IDLE_SECONDS):
             os._exit(0)
         return self._received.pop(0)
 
@@ -396,11 +396,11 @@ class _Inbox:
             try:
                 self._received.append(self._link.recv())
             except (EOFError, OSError):
-                os._exit(0)  # also in the middle of a solve: nobody waits for it any more
+                os._exit(0)  # also during a solve: nobody waits for the result any more
             self._ready.release()
 
 
 def _import_path() -> list[str]:
-    """Where the process finds us, from whatever folder it starts in."""
+    """Return the folders where the process finds this package, whatever its working directory."""
     ours = Path(__file__).resolve().parents[3]
     return [os.fspath(ours), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -1,4 +1,4 @@
-"""Which conda packages answer a request? One question to rattler per platform."""
+"""Solve the conda packages of a request with rattler, one solve per platform."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ _PIP_HINT = (
     "pip is added beside Python, as conda and mamba do. Ask for a version of Python that the "
     "channel's pip supports, or ask an administrator of the namespace to switch that off."
 )
-_SPELT_OUT = 5  # packages that an error's message names
+_MAX_NAMED_PACKAGES = 5  # packages that an error message names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SolveRequest:
-    """What to solve. Requirements are by platform, in the words that rattler and uv read."""
+    """A request to solve. Requirements are by platform, in the syntax of rattler and of uv."""
 
     channels: tuple[str, ...]  # canonical base URLs in the order of priority, no credentials
     dependencies: Mapping[str, tuple[str, ...]]  # platform -> MatchSpecs
@@ -59,12 +59,12 @@ class SolveRequest:
     pip_options: Mapping[str, PipOptions] = field(default_factory=dict)  # by platform
     virtual_packages: tuple[str, ...] = ()  # overrides: "__cuda=12"
     exclude_newer: str = ""  # "", an ISO date or time, or an age: "7 days", "P7D", "36h"
-    constraints: tuple[str, ...] = ()  # MatchSpecs that hold in every answer: policy
-    rules: Rules | None = None  # what the solver may see of the channels; None: all of it
-    pypi_cutoff: datetime | None = None  # what the index got later is not taken: policy
-    pypi_cutoffs: Mapping[str, datetime | None] = field(default_factory=dict)  # of some names
-    locked: Lock | None = None  # where these packages still fit, they stay
-    allow_md5: bool = False  # packages of which the channel names no sha256
+    constraints: tuple[str, ...] = ()  # MatchSpecs of the policy, valid for every solution
+    rules: Rules | None = None  # which packages the solver may see; None: all
+    pypi_cutoff: datetime | None = None  # policy: ignore files that the index got later
+    pypi_cutoffs: Mapping[str, datetime | None] = field(default_factory=dict)  # by package name
+    locked: Lock | None = None  # packages to keep if they still satisfy the requirements
+    allow_md5: bool = False  # accept packages for which the channel gives no sha256
     #: Add `pip` to the dependencies of Python, as conda and mamba do; a `pip:` part implies it.
     add_pip_as_python_dependency: bool = True
 
@@ -74,14 +74,14 @@ class SolveRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """A request with what is known when its solve starts; what a solver's process is sent."""
+    """A request and the state of the channels at its start; sent to a solver process."""
 
     request: SolveRequest
     cutoff: datetime | None
     states: Mapping[tuple[str, str], str]
     hosted: tuple[HostedFiles, ...] = ()
-    deadline: float  # of time.monotonic(), which all processes of a machine share
-    explain_only: bool = False  # rattler's solver must not be asked again
+    deadline: float  # of time.monotonic(), which is shared by all processes of a machine
+    explain_only: bool = False  # do not run rattler's solver again
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -89,10 +89,10 @@ class Work:
 
 
 def check(request: SolveRequest) -> None:
-    """Refuse what rattler cannot read, all of it at once.
+    """Refuse requirements that rattler cannot parse.
 
     Raises:
-        SpecificationError: see above.
+        SpecificationError: reports all of them at once.
     """
     faults: list[StoreError] = []
     for where, specs in [
@@ -104,7 +104,8 @@ def check(request: SolveRequest) -> None:
             try:
                 match_spec(spec)
             except Exception as error:  # rattler's errors have no common base
-                faults.append(FaultError(f"“{spec}” cannot be read: {error}", where=where))
+                message = f"“{spec}” is not a valid requirement: {error}"
+                faults.append(FaultError(message, where=where))
     for platform in request.platforms:
         try:
             virtual_packages.virtual_packages(platform, request.virtual_packages)
@@ -122,7 +123,11 @@ def match_spec(text: str) -> rattler.MatchSpec:
 def solve_conda(
     channels: Channels, work: Work, *, cancelled: Cancelled, log: Log
 ) -> list[PlatformLock]:
-    """The conda part of every platform; faults of all platforms in one error."""
+    """Return the conda packages of every platform.
+
+    Raises:
+        UnsatisfiableError: there is no solution; one error reports the faults of all platforms.
+    """
     channels.learn_hosted(work.hosted)
     channels.refresh(work.states)
 
@@ -187,7 +192,7 @@ async def _solve_platform(
 async def _with_pip_where_it_exists(
     question: RattlerQuestion, specs: Sequence[str], log: Log
 ) -> list[rattler.RepoDataRecord]:
-    """Solve `specs`; without pip beside Python where no channel has a pip.
+    """Solve `specs`; do not add pip beside Python if no channel has pip.
 
     Raises:
         NoAnswerError: there is no solution.
@@ -204,17 +209,18 @@ async def _with_pip_where_it_exists(
 async def _through(
     question: RattlerQuestion, view: PlatformView, specs: Sequence[str], log: Log
 ) -> list[rattler.RepoDataRecord]:
-    """The answer to `specs` of what the rules let the solver see.
+    """Solve `specs` with the packages that the policy lets the solver see.
 
-    What is allowed comes first, then what needs a decision where nothing is allowed, then all
-    that needs one.
+    The first solve sees allowed packages only. The next one also sees packages that need
+    approval, for names of which nothing is allowed; the last one all that need approval.
 
     Raises:
-        NoAnswerError: there is none without the rules either.
-        UnsatisfiableError: the rules leave none; it says which of them removed what.
+        NoAnswerError: there is no solution without the policy either.
+        UnsatisfiableError: the policy leaves no solution; the message says which rule removed
+            which package.
     """
     constraints = question.constraints
-    # What names a channel knows the records by the channel's own name.
+    # A spec that names a channel finds records by the channel's real name only.
     if any(match_spec(spec).channel for spec in (*specs, *constraints)):
         view.reading = Reading.NONE
     while True:
@@ -222,23 +228,23 @@ async def _through(
             records = await question.ask(specs, constraints, view=view)
         except NoAnswerError:
             if view.reading is not Reading.NONE:
-                # A package may name a channel, and the view has another name for it.
+                # A package may depend on a named channel, which has another name in the view.
                 view.reading = Reading.NONE
                 continue
             if question.adds_pip and not await view.offers("pip"):
                 question.adds_pip = False
                 log(
-                    f"{question.platform}: no pip that the rules allow; solving without pip "
+                    f"{question.platform}: the policy allows no pip; solving without pip "
                     "beside Python."
                 )
                 continue
             if await view.show_more():
                 log(
-                    f"{question.platform}: no answer without packages that need approval; "
-                    "looking among those too."
+                    f"{question.platform}: no solution without packages that need approval; "
+                    "including those."
                 )
                 continue
-            # Is it the rules at all? If nothing answers without them, they are not to blame.
+            # If there is no solution without the policy either, the policy is not the reason.
             free = await question.ask(specs, constraints)
             raise await _refused_by_rules(question, view, specs, free) from None
         if not view.accepts(records):
@@ -255,9 +261,9 @@ async def _refused_by_rules(
     specs: Sequence[str],
     free: Sequence[rattler.RepoDataRecord],
 ) -> UnsatisfiableError:
-    """What the rules removed of the answer that there would be without them (`free`)."""
+    """Return the error that lists which packages of the solution `free` the policy removed."""
     removed: list[Refused] = []
-    needed: list[Refused] = []  # those of which nothing at all is left
+    needed: list[Refused] = []  # packages without any allowed release
     for record in free:
         refused = await view.refused(record)
         if refused is not None:
@@ -270,16 +276,18 @@ async def _refused_by_rules(
     chains = shortest_chains(part, specs)
     shown = needed or removed
     sentences = []
-    for each in shown[:_SPELT_OUT]:
+    for each in shown[:_MAX_NAMED_PACKAGES]:
         chain = chains.get(each.name, ())
-        way = f"; it is needed through {' → '.join(chain)}" if len(chain) > 1 else ""
-        none = ", as every other release of it is" if each in needed else ""
+        way = f"; it is required through {' → '.join(chain)}" if len(chain) > 1 else ""
+        none = ", and so does every other release of it" if each in needed else ""
         sentences.append(
             f"{each.name} {each.version} {each.reason} (rule “{each.rule}”){none}{way}."
         )
-    more = f" And {len(shown) - _SPELT_OUT} more." if len(shown) > _SPELT_OUT else ""
+    more = (
+        f" And {len(shown) - _MAX_NAMED_PACKAGES} more." if len(shown) > _MAX_NAMED_PACKAGES else ""
+    )
     return UnsatisfiableError(
-        f"On {question.platform}: the rules leave no answer. {' '.join(sentences)}{more}",
+        f"On {question.platform}: the rules leave no solution. {' '.join(sentences)}{more}",
         hint="Choose other packages, or ask an administrator of the namespace to change the rule.",
         details={
             "conflicts": [],
@@ -302,7 +310,7 @@ async def _refused_by_rules(
 
 
 class RattlerQuestion:
-    """What one platform's solve can ask of rattler; the Explainer asks the same again."""
+    """Queries to rattler for one platform; the `Explainer` repeats them with fewer requirements."""
 
     def __init__(self, channels: Channels, work: Work, platform: str) -> None:
         self.platform = platform
@@ -327,16 +335,16 @@ class RattlerQuestion:
         seconds: float | None = None,
         view: PlatformView | None = None,
     ) -> list[rattler.RepoDataRecord]:
-        """The answer to `specs`; of what `view` shows, or of all there is.
+        """Return the solution of `specs` among what `view` shows, or among all packages.
 
         Raises:
-            NoAnswerError: there is none.
-            TimeLimitError: not within `seconds`, or what is left of the request's time.
+            NoAnswerError: there is no solution.
+            TimeLimitError: none was found within `seconds`, or before the request's deadline.
         """
         left = self.deadline - time.monotonic()
         limit = left if seconds is None else min(seconds, left)
         if limit <= 0:
-            raise TimeLimitError(f"{self.platform}: there was no answer within the time limit.")
+            raise TimeLimitError(f"{self.platform}: no solution was found within the time limit.")
         try:
             records = await self._repodata.guarded(
                 rattler.solve(
@@ -349,7 +357,7 @@ class RattlerQuestion:
                     timeout=timedelta(seconds=limit),
                     channel_priority=rattler.ChannelPriority.Strict,
                     exclude_newer=self.cutoff,
-                    # What has no date could be of any date: it waits outside like what is too new.
+                    # Without a date a package may be newer than the cutoff: exclude it.
                     timestamp_policy="require-timestamp",
                     constraints=[match_spec(spec) for spec in constraints],
                     channel_relations="disabled",
@@ -359,16 +367,16 @@ class RattlerQuestion:
         except SolverError as error:
             if "has been cancelled" in str(error):
                 raise TimeLimitError(
-                    f"{self.platform}: the solver found no answer within the time limit."
+                    f"{self.platform}: the solver found no solution within the time limit."
                 ) from error
-            raise NoAnswerError from error  # its text is for those who know the solver
+            raise NoAnswerError from error  # rattler's text is of no use to the user
         return [*records]
 
     def _strictly(self, specs: Sequence[str]) -> list[str]:
-        """`specs` so that a channel that has a name hides it in all lower ones.
+        """Return `specs` and their bare names, so that a channel hides a name in all lower ones.
 
-        rattler loads of a name what fits the spec, and takes the first channel that has some of
-        that: a lower one, where the first has other versions only. It loads all of a bare name.
+        For a spec rattler loads only matching records, and takes the first channel that has some:
+        a lower channel, if the first one has other versions only. For a bare name it loads all.
         """
         if len(self.channels) == 1:
             return [*specs]
@@ -376,7 +384,7 @@ class RattlerQuestion:
         return [*specs, *(name for name in names if not name.startswith("__"))]
 
     async def tiers(self, name: str) -> list[Tier]:
-        """The records of `name` in each channel that has some, in the order of priority."""
+        """Return the records of `name` by channel, in the order of priority."""
         if name not in self._tiers:
             found = await self._repodata.guarded(
                 self._repodata.gateway.query(
@@ -387,7 +395,7 @@ class RattlerQuestion:
                     channel_relations="disabled",
                 )
             )
-            # One list per source, or per source and subdir: a record names its channel itself.
+            # Results come by source, or by source and subdir; each record names its channel.
             records: dict[str, list[rattler.RepoDataRecord]] = {}
             removed: dict[str, set[str]] = {}
             for record in (record for part in found for record in part):
@@ -410,14 +418,14 @@ class RattlerQuestion:
         return self._tiers[name]
 
     async def drop_missing_pip(self) -> bool:
-        """Stop adding pip if no channel has one; True if that changed something."""
+        """Stop adding pip if no channel has it; return True if that changed anything."""
         if not self.adds_pip or any(tier.records for tier in await self.tiers("pip")):
             return False
         self.adds_pip = False
         return True
 
     async def platforms_with(self, name: str) -> list[str]:
-        """The other platforms of the request for which a channel has `name`."""
+        """Return the other platforms of the request for which a channel has `name`."""
         others = [platform for platform in self._request.platforms if platform != self.platform]
         if not others:
             return []
@@ -442,7 +450,7 @@ class RattlerQuestion:
 
 
 def without_added_pip(records: Sequence[rattler.RepoDataRecord], *, added: bool) -> None:
-    """Restore the channel's own record of Python: rattler appends `pip` to its dependencies."""
+    """Restore the channel's record of Python: rattler appends `pip` to its dependencies."""
     for record in records:
         if added and record.name.normalized == "python" and takes_pip(str(record.version)):
             depends = record.depends
@@ -451,7 +459,7 @@ def without_added_pip(records: Sequence[rattler.RepoDataRecord], *, added: bool)
 
 
 def _names_pip(error: StoreError, specs: Sequence[str]) -> bool:
-    """Whether a conflict is about the pip that was added, and not about one that was asked for."""
+    """Return True if a conflict is about the added pip and no requirement names pip."""
     asked = any(spec_name(spec) == "pip" for spec in specs)
     return not asked and re.search(r"(?<![\w.-])pip(?![\w.-])", error.message) is not None
 

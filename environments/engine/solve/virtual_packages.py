@@ -1,4 +1,4 @@
-"""What does a platform promise to packages: its virtual packages, the same on every worker?"""
+"""Virtual packages of each platform, the same on every worker."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _LINUX = ("__unix=0=0", "__linux=5.10=0", "__glibc=2.28=0")
 _OSX = ("__unix=0=0", "__osx=11.0=0")
 _WIN = ("__win=10.0.17763=0",)
 
-#: `name=version=build` by platform. The versions are those of conda-lock (Linux 5.10, glibc 2.28:
-#: RHEL 8 and whatever is newer; macOS 11), so that both tools solve alike; names and build strings
-#: follow CEP 30. What a worker's own machine has never counts: an answer must not depend on where
-#: it was found. There is no `__cuda` unless a specification asks for it.
+#: `name=version=build` by platform. Versions are those of conda-lock (Linux 5.10, glibc 2.28: RHEL
+#: 8 and later; macOS 11), so that both tools give the same solutions; names and build strings
+#: follow CEP 30. What a worker's machine has is ignored: a solution must not depend on the worker.
+#: There is no `__cuda` unless a specification declares it.
 DEFAULTS = MappingProxyType(
     {
         "linux-64": (*_LINUX, "__archspec=1=x86_64"),
@@ -31,8 +31,8 @@ DEFAULTS = MappingProxyType(
     }
 )
 
-#: Virtual packages that exist on some systems only: an override is ignored elsewhere, so that one
-#: specification can name several platforms.
+#: Virtual packages that exist on some systems only; overrides are ignored on other systems, so that
+#: one specification can serve several platforms.
 _SYSTEMS = MappingProxyType(
     {
         "__linux": ("linux",),
@@ -46,26 +46,26 @@ _SYSTEMS = MappingProxyType(
 
 
 def virtual_packages(platform: str, overrides: Iterable[str] = ()) -> tuple[str, ...]:
-    """`name=version=build` of each virtual package of `platform`, sorted.
+    """Return `name=version=build` of each virtual package of `platform`, sorted.
 
     Args:
-        overrides: `__cuda=12`, `__archspec=1=x86_64_v3` replace or add by name; `__cuda` alone
-            adds it with version 0; `__glibc=` takes it away.
+        overrides: `__cuda=12` or `__archspec=1=x86_64_v3` replaces or adds one; `__cuda` alone
+            adds it with version 0; `__glibc=` removes it.
     Raises:
         InvalidInputError: an unknown platform, or an override that is not of this form.
     """
     if platform not in DEFAULTS:
         known = ", ".join(DEFAULTS)
-        raise InvalidInputError(f"Unknown platform “{platform}”.", hint=f"Known are: {known}.")
+        raise InvalidInputError(f"Unknown platform “{platform}”.", hint=f"Use one of: {known}.")
     packages = {entry.partition("=")[0]: entry for entry in DEFAULTS[platform]}
     system = platform.partition("-")[0]
     for override in overrides:
         name, equals, value = override.replace(" ", "").partition("=")
         if not name.startswith("__"):
             raise InvalidInputError(
-                f"“{override}” does not name a virtual package.",
+                f"“{override}” is not the name of a virtual package.",
                 where="virtual-packages",
-                hint="The names of virtual packages start with two underscores: __cuda=12.",
+                hint="Names of virtual packages start with two underscores: __cuda=12.",
             )
         if system not in _SYSTEMS.get(name, (system,)):
             continue
@@ -75,7 +75,7 @@ def virtual_packages(platform: str, overrides: Iterable[str] = ()) -> tuple[str,
         version, _, build = value.lstrip("=").partition("=")
         packages[name] = f"{name}={version or '0'}={build or '0'}"
     for entry in packages.values():
-        to_rattler(entry)  # a malformed version is the person's fault, and is said at once
+        to_rattler(entry)  # report a malformed version now
     return tuple(sorted(packages.values()))
 
 
@@ -89,7 +89,7 @@ def to_rattler(entry: str) -> rattler.GenericVirtualPackage:
         )
     except Exception as error:  # rattler's errors have no common base
         raise InvalidInputError(
-            f"“{entry}” is not a virtual package: {error}",
+            f"“{entry}” is not a valid virtual package: {error}",
             where="virtual-packages",
-            hint="Write a name and a version: __cuda=12.",
+            hint="Write a name and a version, such as __cuda=12.",
         ) from error

@@ -1,30 +1,30 @@
-"""Confinement of child processes that parse untrusted bytes: Landlock and a seccomp filter.
+"""Confinement of child processes that parse untrusted data: Landlock and a seccomp filter.
 
-A process that solves, resolves, converts or unpacks what strangers published calls `confine` before
-it reads the first untrusted byte. From then on it and all its children
+A process that solves, resolves, converts or unpacks published packages calls `confine` before it
+reads the first untrusted byte. From then on it and all its children
 
-- open only the files named, the system's libraries and this Python: not the database, not
+- open only the given files, the system's libraries and this Python: not the database, not
   `secrets/`, not the caches of other tenants;
-- have no capability that leads around that (as root), and never get one (no_new_privs);
-- neither trace other processes nor read their memory or environment (Landlock refuses both towards
-  processes that are not in the same domain);
-- signal no other process and reach no abstract Unix socket (Landlock ABI 6, Linux 6.12);
-- open no Unix socket at all, so reach neither the queue's nor the database's, and no io_uring, with
-  which the seccomp filter could be avoided (x86-64 and aarch64);
-- leave the process group, by which its starter kills it, no more than its children do;
-- connect to the named TCP ports only, where ports are named (Landlock ABI 4, Linux 6.7).
+- have no capability to bypass that (as root), and cannot get one (no_new_privs);
+- cannot trace other processes or read their memory or environment (Landlock denies both for
+  processes outside the same domain);
+- cannot signal other processes or connect to abstract Unix sockets (Landlock ABI 6, Linux 6.12);
+- cannot open any Unix socket, so reach neither the queue's nor the database's, and have no
+  io_uring, which could bypass the seccomp filter (x86-64 and aarch64);
+- cannot leave the process group, by which the parent kills them, and nor can their children;
+- can connect to the given TCP ports only, if ports are given (Landlock ABI 4, Linux 6.7).
 
-What remains possible: UDP, TCP listening, using processor and memory up to the limits of the
-process, and `stat` of paths (not their contents). On kernels before 6.12 also signals to processes
-of the same user.
+Still possible: UDP, listening on TCP ports, using processor and memory up to the limits of the
+process, and `stat` of paths (not reading their contents). On kernels before 6.12 also signals to
+processes of the same user.
 
-This is for code of ours that may have a fault. Code of packages is hostile by intent and runs in
-bubblewrap only (see `processes.py`).
+This protects against faults in trusted code. Code of packages may be malicious and runs only in
+bubblewrap (see `sandbox.py`).
 
-The package `landlock` of PyPI was considered: it is an alpha of May 2025 that knows ABI 5,
-restricts neither TCP nor signals, and takes an errno left by an earlier call for a failure. Three
-system calls are few enough to be made here. This module imports the standard library only: a
-starter may load it by its path.
+The PyPI package `landlock` was considered: it is an alpha of May 2025 that supports ABI 5,
+restricts neither TCP nor signals, and takes a stale errno for a failure. Three system calls are few
+enough to make here. This module imports only the standard library: a parent may load it by its
+path.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-#: The first ABI without which ordinary work fails: renames from one folder to another (Linux 5.19).
+#: The first ABI that does not break ordinary work: renames between folders (Linux 5.19).
 MINIMUM_ABI = 2
 
-# The numbers are equal on all architectures of Linux that Python supports.
+# These numbers are the same on all Linux architectures that Python supports.
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _PATH_BENEATH, _NET_PORT = 1, 2
 _PR_CAPBSET_DROP, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 24, 22, 38
@@ -51,16 +51,16 @@ _PR_CAPBSET_DROP, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 24, 22, 38
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 _MAKE_CHAR, _MAKE_BLOCK = 1 << 6, 1 << 11
 _TRUNCATE, _IOCTL_DEV, _RESOLVE_UNIX = 1 << 14, 1 << 15, 1 << 16
-#: What a rule for a file, not a folder, may allow.
+#: Rights that a rule for a file, not a folder, may allow.
 _ON_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV | _RESOLVE_UNIX
 _CONNECT_TCP = 1 << 1
 _SCOPES = 0b11  # abstract Unix sockets, signals
 
-#: Capabilities that stay, for folders of another user than root: DAC_OVERRIDE, FOWNER.
+#: Capabilities that are kept, for folders of a user other than root: DAC_OVERRIDE, FOWNER.
 _CAPABILITIES_LEFT = 1 << 1 | 1 << 3
 _LAST_CAPABILITY = 63
 
-#: Read by programs of any kind; nothing here is of condastore or its users.
+#: Paths that programs of any kind read; none belongs to condastore or its users.
 SYSTEM = (
     *("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store", "/opt/local"),
     *("/etc/alternatives", "/etc/ca-certificates", "/etc/crypto-policies", "/etc/fonts"),
@@ -76,10 +76,10 @@ SYSTEM = (
     *("/sys/devices/system/cpu", "/sys/devices/system/node", "/sys/fs/cgroup"),
 )
 
-#: Variables that name files of certificates, which stay readable.
+#: Variables with the paths of certificates, which stay readable.
 _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-#: Variables of the environment that a child may inherit. All others are left out: secrets
-#: (CONDASTORE_*), and what changes how a program is loaded (LD_*, PYTHON*, GLIBC_TUNABLES).
+#: Environment variables that a child may inherit. Excluded are secrets (CONDASTORE_*) and variables
+#: that change how a program is loaded (LD_*, PYTHON*, GLIBC_TUNABLES).
 INHERITED = frozenset(
     {
         *("PATH", "LANG", "LANGUAGE", "TZ", "TMPDIR"),
@@ -91,10 +91,10 @@ INHERITED = frozenset(
 
 
 def child_environment(extra: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
-    """Return the whole environment of a child that parses untrusted bytes: an allow-list.
+    """Return the complete environment of a child that parses untrusted data: an allow-list.
 
     Args:
-        extra: set in addition, and over what is inherited: proxies, HOME, PYTHONPATH.
+        extra: additional variables that override inherited ones: proxies, HOME, PYTHONPATH.
     """
     inherited = {
         name: value
@@ -106,14 +106,14 @@ def child_environment(extra: Mapping[str, str] = MappingProxyType({})) -> dict[s
 
 @functools.cache
 def landlock_abi() -> int:
-    """Return the ABI version of Landlock; 0 where the kernel has none or it is disabled."""
+    """Return the ABI version of Landlock; 0 if the kernel has none or it is disabled."""
     if not sys.platform.startswith("linux"):
         return 0
     return max(_syscall(_CREATE_RULESET, None, 0, 1), 0)
 
 
 def can_confine() -> bool:
-    """Return True if the kernel enforces what `confine` asks for."""
+    """Return True if the kernel enforces the restrictions of `confine`."""
     return landlock_abi() >= MINIMUM_ABI
 
 
@@ -124,23 +124,22 @@ def confine(
     programs: Iterable[str | Path] = (),
     connect: Collection[int] | None = None,
 ) -> bool:
-    """Confine this process and all its later children to some files; it cannot be undone.
+    """Confine this process and all its future children to the given files; irreversible.
 
     The system's files (`SYSTEM`) and this Python's stay readable. Open files stay open. Call it
-    before a second thread starts: Landlock holds for the calling thread and what it starts.
+    before a second thread starts: Landlock applies to the calling thread and what it starts.
 
     Args:
-        readable: files and folders; those that are missing are passed over.
-        writable: folders in which files are created, changed and removed, and which are readable.
-            They must exist.
-        programs: files and folders that are readable and may be executed.
+        readable: files and folders; missing ones are ignored.
+        writable: folders in which files may be read, created, changed and removed. They must exist.
+        programs: files and folders that may be read and executed.
         connect: TCP ports to which the process may connect; None for all.
 
     Returns:
-        True if the kernel enforces it; False if it cannot, and then the files are not restricted.
+        True if the kernel enforces it; False if it cannot, and then files are not restricted.
 
     Raises:
-        OSError: a writable folder is missing, or the kernel refused what it offers.
+        OSError: a writable folder is missing, or the kernel denied a supported operation.
         RuntimeError: the process has several threads.
     """
     if _threads() > 1:
@@ -157,8 +156,8 @@ def confine(
 def python_paths() -> list[Path]:
     """Return the folders from which this Python imports.
 
-    Of a folder that is no library but somebody's project (an editable install) only the packages
-    that are imported already: the data folder may lie in the same project.
+    Of a project folder that is not a library (an editable install), only the packages that are
+    already imported: the data folder may be in the same project.
     """
     found = {sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix}
     found.add(os.path.dirname(os.path.realpath(sys.executable)))  # noqa: PTH120
@@ -184,7 +183,7 @@ def _threads() -> int:
     try:
         return len(os.listdir("/proc/self/task"))  # noqa: PTH208
     except OSError:
-        return 1  # no /proc: the caller's promise has to do
+        return 1  # no /proc: trust the caller
 
 
 def _restrict(
@@ -194,7 +193,7 @@ def _restrict(
     connect: Collection[int] | None,
 ) -> None:
     abi = landlock_abi()
-    handled = (1 << 14) - 1  # all of ABI 2
+    handled = (1 << 14) - 1  # all rights of ABI 2
     for since, right in ((3, _TRUNCATE), (5, _IOCTL_DEV), (9, _RESOLVE_UNIX)):
         if abi >= since:
             handled |= right
@@ -243,10 +242,10 @@ def _allow(
 
 
 def _drop_capabilities() -> None:
-    """Drop root's capabilities; of another user there are none, and nothing happens."""
+    """Drop root's capabilities; other users have none."""
     for capability in range(_LAST_CAPABILITY + 1):
         if not _CAPABILITIES_LEFT >> capability & 1:
-            _prctl(_PR_CAPBSET_DROP, capability)  # EPERM, EINVAL: there is nothing to drop
+            _prctl(_PR_CAPBSET_DROP, capability)  # EPERM, EINVAL: nothing to drop
     header = struct.pack("=Ii", 0x20080522, 0)
     data = ctypes.create_string_buffer(24)
     if _libc().capget(header, data) != 0:
@@ -258,8 +257,8 @@ def _drop_capabilities() -> None:
         _check(_libc().capset(header, kept), "capset")
 
 
-#: (audit architecture, number of socket, numbers of calls that are refused). What is refused leads
-#: to other processes or deep into the kernel: ptrace, process_vm_readv, process_vm_writev, kcmp,
+#: (audit architecture, number of socket, numbers of denied calls). Denied calls give access to
+#: other processes or to kernel internals: ptrace, process_vm_readv, process_vm_writev, kcmp,
 #: pidfd_getfd, keyctl, add_key, request_key, bpf, perf_event_open, userfaultfd, mount, umount2,
 #: setns, open_by_handle_at, kexec_load, init_module, finit_module.
 _SYSTEM_CALLS: Mapping[str, tuple[int, int, tuple[int, ...]]] = {
@@ -275,25 +274,25 @@ _SYSTEM_CALLS: Mapping[str, tuple[int, int, tuple[int, ...]]] = {
     ),
 }
 #: truncate by path, which Landlock restricts only since ABI 3; setpgid and setsid, with which a
-#: process would leave the group that is killed when its work is done.
+#: process would leave the group that is killed at the end of its work.
 _OF_CONFINED = {"x86_64": (76, 109, 112), "aarch64": (45, 154, 157)}
 _IO_URING = (425, 426, 427)
-#: AF_INET, AF_INET6 and AF_NETLINK, with which the resolver asks for addresses of this machine.
+#: AF_INET, AF_INET6 and AF_NETLINK, which the resolver uses to list this machine's addresses.
 _FAMILIES = (2, 10, 16)
 
 
 def sandbox_filter() -> bytes | None:
-    """Return the seccomp filter for code of packages, as bubblewrap reads it.
+    """Return the seccomp filter for code of packages, in bubblewrap's format.
 
-    It takes away what leads deep into the kernel, and no sockets: the sandbox has a network of its
-    own. None on architectures whose system calls are not listed here.
+    It denies access to kernel internals, but no sockets: the sandbox has its own network. None on
+    architectures whose system calls are not listed here.
     """
     known = _known_system_calls()
     return _program(known[0], refused=known[2], socket=None) if known else None
 
 
 def _filter_system_calls() -> bool:
-    """Install the filter of confined processes; return False where there is none."""
+    """Install the filter of confined processes; return False if there is none."""
     known = _known_system_calls()
     if known is None:
         return False
@@ -312,10 +311,10 @@ def _known_system_calls() -> tuple[int, int, tuple[int, ...]] | None:
 
 
 def _program(architecture: int, *, refused: Iterable[int], socket: int | None) -> bytes:
-    """Return the filter as classic BPF: struct sock_filter, one after the other.
+    """Return the filter as classic BPF: consecutive struct sock_filter.
 
-    A system call of another architecture (or of x32) does not exist for the process. Sockets of
-    other families than `_FAMILIES` are refused where the number of `socket` is given.
+    System calls of other architectures (and of x32) do not exist for the process. Sockets of
+    families other than `_FAMILIES` are denied if the number of `socket` is given.
     """
     load, equal, at_least, answer = 0x20, 0x15, 0x35, 0x06
     allowed = 0x7FFF0000
@@ -350,7 +349,7 @@ def _libc() -> ctypes.CDLL:
 
 
 def _syscall(number: int, *arguments: object) -> int:
-    """Return what the system call gives; -1 with errno set if it failed."""
+    """Return the result of a system call; -1 with errno set if it failed."""
     given = [each if isinstance(each, bytes | None) else ctypes.c_long(each) for each in arguments]  # type: ignore[arg-type]
     call = _libc().syscall
     call.restype = ctypes.c_long

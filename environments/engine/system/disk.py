@@ -1,4 +1,4 @@
-"""Is there room, what does a folder cost, and can it be hard-linked into another?"""
+"""Disk usage: free space, sizes of folders, removal of trees, and hard link support."""
 
 from __future__ import annotations
 
@@ -16,39 +16,41 @@ from environments.domain.progress import Cancelled, never, obey
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TreeSize:
-    """`apparent`: bytes of all files; `unique`: of those that no other folder shares.
+    """Size of a folder in bytes.
 
-    `share`: each file's bytes, divided among the folders that hold it beside the cache.
+    `apparent` counts all files; `unique` those that no other folder shares; `share` divides each
+    file's size among the folders that have it besides the cache.
     """
 
-    files: int  # and links; folders are not counted
+    files: int  # including links, without folders
     apparent: int
     unique: int
     share: int
 
 
 def require_space(path: Path, needed: int, reserve: int = 0) -> None:
-    """Raise DiskSpaceError unless `needed` bytes fit beside `path` and leave `reserve` free.
+    """Raise DiskSpaceError unless `needed` bytes fit on the disk of `path` with `reserve` left.
 
-    `path` need not exist yet.
+    `path` need not exist.
     """
     existing = next(folder for folder in (path, *path.parents) if folder.exists())
     free = shutil.disk_usage(existing).free
     if free - needed < reserve:
         raise DiskSpaceError(
             f"{_megabytes(needed)} are needed and {_megabytes(reserve)} must stay free, "
-            f"but only {_megabytes(free)} are.",
+            f"but only {_megabytes(free)} are free.",
+            hint="Ask an administrator to free disk space, then try again.",
             details={"needed": needed, "reserve": reserve, "free": free},
         )
 
 
 def tree_size(path: Path) -> TreeSize:
-    """What `path` and everything below it take. Files that vanish meanwhile are not counted.
+    """Return the size of `path` and everything below it; ignore files that vanish meanwhile.
 
-    A file that is linked several times inside `path` only is unique to it, and counted once.
+    A file with several links, all inside `path`, counts once and as unique.
     """
     files = apparent = unique = alone = 0
-    # (device, inode): [links seen here, size, links in all]
+    # (device, inode) -> [links seen here, size, link count]
     linked: dict[tuple[int, int], list[int]] = {}
     for entry in _walk(path):
         try:
@@ -75,21 +77,21 @@ def tree_size(path: Path) -> TreeSize:
 
 
 def remove_tree(path: Path, *, cancelled: Cancelled = never) -> None:
-    """Remove `path`, folders without write permission too. Files are never made writable.
+    """Remove `path`, including folders without write permission. Files are never made writable.
 
-    What cannot be removed, because somebody writes there, stays.
+    What cannot be removed, because another process writes there, stays.
     """
     obey(cancelled)
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
         return
-    # Not by recursion: an archive may have a thousand folders within each other.
+    # Without recursion: an archive may nest a thousand folders.
     pending, folders = [os.fspath(path)], list[str]()
     while pending:
         obey(cancelled)
         folder = pending.pop()
         with contextlib.suppress(PermissionError, FileNotFoundError):
-            os.chmod(folder, 0o700)  # noqa: PTH101  # a folder is never shared, unlike a file
+            os.chmod(folder, 0o700)  # noqa: PTH101  # folders are not shared, unlike files
         try:
             with os.scandir(folder) as entries:
                 listed = list(entries)
@@ -101,24 +103,24 @@ def remove_tree(path: Path, *, cancelled: Cancelled = never) -> None:
                 pending.append(entry.path)
             else:
                 with contextlib.suppress(FileNotFoundError):
-                    os.unlink(entry.path)  # noqa: PTH108  # no Path for each of 10,000 files
+                    os.unlink(entry.path)  # noqa: PTH108  # avoid a Path for each of 10,000 files
     for folder in reversed(folders):
-        with contextlib.suppress(OSError):  # something appeared in it meanwhile
+        with contextlib.suppress(OSError):  # not empty: something was added meanwhile
             os.rmdir(folder)  # noqa: PTH106
 
 
 def require_same_file_system(cache: Path, prefixes: Path) -> None:
-    """Raise InvalidInputError where files of `cache` cannot be hard-linked into `prefixes`."""
-    name = f".link-test-{secrets.token_hex(4)}"  # two processes may look at the same time
+    """Raise InvalidInputError if files of `cache` cannot be hard-linked into `prefixes`."""
+    name = f".link-test-{secrets.token_hex(4)}"  # two processes may test at the same time
     source, target = cache / name, prefixes / name
     try:
         source.touch()
-        # Equal device numbers are not enough: bind mounts of one file system refuse links too.
+        # Equal device numbers are not enough: links between bind mounts fail too.
         os.link(source, target)
     except OSError as error:
         raise InvalidInputError(
             f"Files of {cache} cannot be hard-linked into {prefixes}: {error.strerror}.",
-            hint="Put the package cache and the prefixes on one file system.",
+            hint="Put the package cache and the prefixes on the same file system.",
         ) from error
     finally:
         for leftover in (source, target):

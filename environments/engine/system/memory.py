@@ -1,4 +1,4 @@
-"""How much memory does a process hold, and how does it give back what it no longer needs?"""
+"""Memory of processes: how much one uses, and returning freed memory to the system."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def resident(pid: int) -> int:
-    """Bytes of its own that `pid` holds, without mapped files; 0 where that cannot be known."""
+    """Return the bytes of private memory of `pid`, without mapped files; 0 if unknown."""
     try:
         fields = Path(f"/proc/{pid}/statm").read_text().split()
     except OSError:
@@ -21,7 +21,7 @@ def resident(pid: int) -> int:
 def give_back() -> None:
     """Return freed memory to the system.
 
-    glibc keeps what many threads freed: 50 MB after each solve of a large channel, without end.
+    glibc keeps what many threads freed: 50 MB more after each solve of a large channel.
     """
     trim = _trim()
     if trim is not None:

@@ -1,14 +1,15 @@
-"""Run programs so that they can be stopped at any moment and leave nothing behind.
+"""Execution of programs that can be stopped at any moment and leave no processes behind.
 
-A program of ours or of the system runs under a guard, which kills it and all that it started when
-the worker ends. Code of packages runs in bubblewrap (`Sandbox`), and nowhere else.
+Programs of condastore and of the system run under a guard process, which kills them and everything
+they started when the worker exits. Code of packages runs in bubblewrap (`Sandbox`), and nowhere
+else.
 
 Landlock with a seccomp filter (`confinement.py`) was considered as a second sandbox for machines
-that forbid namespaces, and is not enough for code that is hostile by intent. It has no PID
-namespace: what the code starts can leave its process group, outlive the build, and signal the
-worker (before ABI 6). It shows all processes, System V memory and message queues of the user. It
-leaves UDP and the loopback of the machine open, and shows no prefix at its final place. Without a
-working bubblewrap no code of packages runs.
+that forbid namespaces; it is not sufficient for malicious code. Without a PID namespace the code
+can leave its process group, outlive the build, and signal the worker (before ABI 6). It sees all
+processes, System V memory and message queues of the user. UDP and the machine's loopback interface
+stay open, and a prefix cannot be shown at its final path. Without a working bubblewrap no code of
+packages runs.
 """
 
 from __future__ import annotations
@@ -40,24 +41,24 @@ from environments.domain.progress import Cancelled, obey
 from environments.engine.system import confinement as confining
 from environments.engine.system.confinement import SYSTEM, sandbox_filter
 
-POLL = 0.1  # seconds between two looks at a cancel
-LINE_LENGTH = 4_000  # characters; what is longer is cut
-TAIL = 40  # lines kept for messages
-#: Status -> signal, of programs that were killed from outside: as a shell gives it, and as `Popen`
-#: does where the guard was killed as well.
+POLL = 0.1  # seconds between two checks of cancellation
+LINE_LENGTH = 4_000  # characters; longer lines are cut
+TAIL = 40  # last lines that are kept for messages
+#: Status -> signal, of programs that were killed from outside: 128 + n as in a shell, and -n as in
+#: `Popen` if the guard was killed too.
 _KILLED = {
     status: number.name
     for number in (signal.SIGKILL, signal.SIGTERM)
     for status in (128 + number, -number)
 }
-#: Bytes of a program's output that are passed on; what follows is read and dropped.
+#: Bytes of a program's output that are passed on; the rest is read and dropped.
 OUTPUT_LIMIT = 4 << 20
 
-#: Runs the command as its child in one group with it, and kills the group when the pipe to the
-#: worker closes: however the worker dies, nothing it started lives on. (PR_SET_PDEATHSIG alone
-#: does not reach the children of a child, and `preexec_fn` is unsafe in a process with threads.)
-#: It starts with an empty environment. That of the command comes through a file descriptor: it
-#: changes neither how the guard is loaded, nor is it shown in /proc/*/cmdline.
+#: Runs the command as a child in its own process group, and kills the group when the pipe to the
+#: worker closes: nothing outlives the worker, however it dies. (PR_SET_PDEATHSIG alone does not
+#: reach grandchildren, and `preexec_fn` is unsafe in a process with threads.) The guard starts with
+#: an empty environment; the command's environment comes through a file descriptor, so that it
+#: neither affects how the guard is loaded nor appears in /proc/*/cmdline.
 _GUARD = """
 import json, os, select, signal, sys
 alive = int(sys.argv[1])
@@ -82,7 +83,7 @@ if not child:
             spec = importlib.util.spec_from_file_location("confinement", start["module"])
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
-            os.environ.update(start["environment"])  # names the files of certificates
+            os.environ.update(start["environment"])  # has the paths of certificates
             module.confine(**start["confinement"])
         os.execvpe(start["command"][0], start["command"], start["environment"])
     except OSError as error:
@@ -101,12 +102,12 @@ _GUARD_COMMAND = [sys.executable, "-I", "-S", "-B", "-c", _GUARD]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolResult:
-    """`status` as a shell gives it: 127 not found, 128 + n killed by signal n."""
+    """Result of a command; `status` as in a shell: 127 not found, 128 + n killed by signal n."""
 
     status: int
     timed_out: bool
     sandboxed: bool
-    tail: tuple[str, ...]  # the last lines of what it printed
+    tail: tuple[str, ...]  # the last lines of its output
     seconds: float
 
     @property
@@ -114,7 +115,7 @@ class ToolResult:
         return self.status == 0 and not self.timed_out
 
     def require_not_killed(self, program: str) -> None:
-        """Raise UnavailableError where a signal from outside ended the program.
+        """Raise UnavailableError if a signal from outside ended the program.
 
         The kernel kills when memory runs out, and an administrator may: that says nothing about
         the program's input.
@@ -123,7 +124,7 @@ class ToolResult:
             return
         raise UnavailableError(
             f"{program} was killed ({_KILLED[self.status]}).",
-            hint="It is tried again. If it happens again, the machine is short of memory: ask an "
+            hint="It is retried. If this happens again, the machine is short of memory: ask an "
             "administrator.",
             details={"status": self.status, "tail": self.tail},
         )
@@ -131,7 +132,7 @@ class ToolResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Confinement:
-    """What a program may reach that parses untrusted bytes; see `confinement.confine`."""
+    """What a program may access that parses untrusted data; see `confinement.confine`."""
 
     readable: Sequence[Path] = ()
     writable: Sequence[Path] = ()
@@ -150,11 +151,11 @@ class Confinement:
 class Sandbox:
     """What code of packages may see: the system's programs, `readable` and `writable`; no network.
 
-    /tmp, HOME and /dev/shm are its own, empty, and of limited size; nothing else is writable.
-    A path may be shown at another place: {place: path}. Paths are folders of ours: a folder that
-    packages can change must not lie above one of them.
+    /tmp, HOME and /dev/shm are private, empty, and of limited size; nothing else is writable. A
+    path may be mounted at a different path: {place: path}. Paths must be folders of condastore, not
+    below a folder that packages can change.
 
-    A `bare` one has the system's libraries only: no programs, /proc, /dev, /tmp or HOME.
+    A `bare` sandbox has only the system's libraries: no programs, /proc, /dev, /tmp or HOME.
     """
 
     readable: Mapping[Path, Path] = field(default_factory=dict)
@@ -162,7 +163,7 @@ class Sandbox:
     bare: bool = False
 
     def options(self, *, cwd: Path, environment: Mapping[str, str]) -> list[str]:
-        """Return the options of bubblewrap, which itself starts with an empty environment."""
+        """Return bubblewrap's options; bubblewrap itself starts with an empty environment."""
         binds = [
             *(("--ro-bind", path, place) for place, path in self.readable.items()),
             *(("--bind", path, place) for place, path in self.writable.items()),
@@ -184,23 +185,23 @@ class Sandbox:
 
 
 SCRATCH = "/tmp/home"  # noqa: S108  # in the sandbox
-#: Bytes that code in the sandbox may write to /tmp and to /dev/shm: they lie in memory.
+#: Bytes that code in the sandbox may write to /tmp and to /dev/shm, both in memory.
 _SCRATCH_SIZE, _SHARED_SIZE = 1 << 30, 512 << 20
-#: For a process in the sandbox; its memory is half of the machine's, or 2 GiB. RLIMIT_NPROC counts
-#: the processes and threads of one sandbox.
+#: Limits of a process in the sandbox; its memory is half of the machine's, at least 2 GiB.
+#: RLIMIT_NPROC counts the processes and threads of one sandbox.
 _SANDBOX_LIMITS = {
     "RLIMIT_CORE": 0,
     "RLIMIT_DATA": max(2 << 30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2),
     "RLIMIT_FSIZE": _SCRATCH_SIZE,
     "RLIMIT_NPROC": 1024 + 16 * (os.cpu_count() or 1),
 }
-#: The kernel counts RLIMIT_NPROC by user namespace since this version.
+#: Kernel version since which RLIMIT_NPROC is counted by user namespace.
 _COUNTS_BY_NAMESPACE = (5, 14)
 
 
 @functools.cache
 def _bubblewrap_knows() -> frozenset[str]:
-    """Return the options of the installed bubblewrap that work here."""
+    """Return the options that the installed bubblewrap supports on this machine."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [shutil.which("bwrap") or "bwrap", *arguments]
@@ -210,7 +211,7 @@ def _bubblewrap_knows() -> frozenset[str]:
 
     known = frozenset(re.findall(r"^ +(--[a-z-]+)", run("--help").stdout, re.MULTILINE))
     locked = ("--unshare-user", "--disable-userns", "--ro-bind", "/", "/", "/bin/true")
-    if "--disable-userns" in known and run(*locked).returncode:  # where it is setuid
+    if "--disable-userns" in known and run(*locked).returncode:  # bubblewrap is setuid
         known -= {"--disable-userns"}
     return known
 
@@ -236,10 +237,10 @@ def _sandbox_options(*, bare: bool) -> list[str]:
     ]
 
 
-#: What a program needs of the system that brings its own libraries: libc and its loader.
+#: System paths that a program with its own libraries needs: libc and its loader.
 _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/nix/store")
-#: Enough of the system to run a program that was linked for it, and nothing of its users or of
-#: ours: neither the database nor the settings nor another namespace's prefixes.
+#: System paths that suffice to run a program linked for the system, without data of users or of
+#: condastore: no database, no settings, no prefixes of other namespaces.
 SHOWN = tuple(path for path in SYSTEM if path.startswith(("/usr", "/bin", "/sbin", "/lib", "/nix")))
 SHOWN += (
     *("/etc/alternatives", "/etc/ca-certificates", "/etc/fonts", "/etc/group", "/etc/hosts"),
@@ -251,7 +252,7 @@ SHOWN += (
 
 @functools.cache
 def sandbox_problem() -> str:
-    """Return why code of packages cannot run on this machine, as a sentence; "" where it can."""
+    """Return why code of packages cannot run on this machine, as a sentence; "" if it can."""
     if shutil.which("bwrap") is None:
         return "bubblewrap is not installed."
     try:
@@ -268,12 +269,12 @@ def sandbox_problem() -> str:
 
 
 def can_sandbox() -> bool:
-    """Return whether bubblewrap is here and may make namespaces (many containers forbid it)."""
+    """Return True if bubblewrap works here (many containers forbid namespaces)."""
     return not sandbox_problem()
 
 
 def require_sandbox() -> None:
-    """Raise SandboxUnavailableError where code of packages cannot be sandboxed."""
+    """Raise SandboxUnavailableError if code of packages cannot be sandboxed."""
     problem = sandbox_problem()
     if problem:
         raise SandboxUnavailableError(
@@ -282,21 +283,21 @@ def require_sandbox() -> None:
 
 
 def require_output(path: Path) -> None:
-    """Refuse what a confined process left in the place of a file: a link may lead anywhere.
+    """Refuse a confined process's output that is not a regular file: a link may lead anywhere.
 
     Raises:
-        OSError: it is no regular file of its own.
+        OSError: it is not a regular file, or has other hard links.
     """
     status = path.lstat()
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-        raise OSError(errno.EINVAL, "is no regular file", path.name)
+        raise OSError(errno.EINVAL, "is not a regular file", path.name)
 
 
 def read_output(path: Path, *, most: int) -> bytes:
     """Read a file that a confined process wrote, up to `most` bytes.
 
     Raises:
-        OSError: it is no regular file of its own, or longer.
+        OSError: it is not a regular file, or is too long.
     """
     require_output(path)
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
@@ -319,17 +320,17 @@ def run_tool(
     confinement: Confinement | None = None,
     output_limit: int = OUTPUT_LIMIT,
 ) -> ToolResult:
-    """Run `command` to its end; `on_line` gets each line of its output and errors as it comes.
+    """Run `command` to its end; call `on_line` with each line of its output and errors.
 
     Args:
-        env: the whole environment; nothing is inherited. In a sandbox it is set inside only.
-        limits: of the process, as {"RLIMIT_AS": bytes}; see the module `resource`.
-        sandbox: runs it in bubblewrap: for code of packages.
-        confinement: for programs of ours and of the system that parse untrusted bytes.
-        output_limit: bytes that are passed on to `on_line`; the rest is dropped.
+        env: the complete environment; nothing is inherited. In a sandbox it is set inside only.
+        limits: limits of the process, such as {"RLIMIT_AS": bytes}; see the module `resource`.
+        sandbox: runs the command in bubblewrap; required for code of packages.
+        confinement: for programs of condastore and of the system that parse untrusted data.
+        output_limit: bytes that are passed to `on_line`; the rest is dropped.
     Raises:
-        LeaseLostError: `cancelled` said so; the command and all it started are gone.
-        SandboxUnavailableError: a sandbox is asked for, and does not work here.
+        LeaseLostError: `cancelled` returned True; the command and its children were killed.
+        SandboxUnavailableError: a sandbox is required but does not work here.
     """
     started = time.monotonic()
     deadline = started + time_limit.total_seconds()
@@ -350,7 +351,7 @@ def run_tool(
             tail.append(line)
             if left >= 0:
                 left -= len(line) + 1
-                on_line(line if left >= 0 else f"[output beyond {output_limit} bytes is left out]")
+                on_line(line if left >= 0 else f"[output beyond {output_limit} bytes is omitted]")
     return ToolResult(
         status=process.returncode,
         timed_out=timed_out,
@@ -361,13 +362,13 @@ def run_tool(
 
 
 class Output(Protocol):
-    """What takes the bytes of one pipe."""
+    """Receiver of the bytes of one pipe."""
 
     def add(self, data: bytes) -> bool:
-        """Take what was written. False refuses it and all that follows."""
+        """Receive data. Returning False refuses it and everything after it."""
 
     def end(self) -> None:
-        """The pipe ended, and nothing of it was refused."""
+        """Receive the end of the pipe, if nothing was refused."""
 
 
 def run_piped(
@@ -386,13 +387,13 @@ def run_piped(
     """Run `command` to its end, with a pipe for each of `outputs`.
 
     Args:
-        stdin: what the command reads, of the numbers of its ends of the pipes.
-        cwd, env, limits, sandbox: as for `run_tool`.
+        stdin: returns the input of the command for the descriptor numbers of its pipe ends.
+        cwd, env, limits, sandbox: see `run_tool`.
         background: True runs it with the lowest priority for processors and disks.
     Returns:
         The result, with the last lines of its output and errors.
     Raises:
-        LeaseLostError, SandboxUnavailableError: as `run_tool`.
+        LeaseLostError, SandboxUnavailableError: see `run_tool`.
     """
     started = time.monotonic()
     with contextlib.ExitStack() as ours:
@@ -405,7 +406,7 @@ def run_piped(
                 command,
                 cwd=cwd,
                 env=env,
-                limits={"RLIMIT_FSIZE": 1 << 20, **(limits or {})},  # of what it says
+                limits={"RLIMIT_FSIZE": 1 << 20, **(limits or {})},  # limits its messages
                 sandbox=sandbox,
                 confinement=None,
                 background=background,
@@ -436,7 +437,7 @@ def _collect(
     deadline: float,
     cancelled: Cancelled,
 ) -> bool:
-    """Give the bytes of pipes to their outputs until `process` ends; False at `deadline`."""
+    """Pass the bytes of pipes to their outputs until `process` ends; return False at `deadline`."""
     with selectors.DefaultSelector() as selector:
         for reader, output in outputs.items():
             selector.register(reader, selectors.EVENT_READ, output)
@@ -454,7 +455,7 @@ def _collect(
             obey(cancelled)
             if time.monotonic() > deadline:
                 return False
-            if ended and not ready:  # what it left running holds a pipe
+            if ended and not ready:  # a background process of the command holds a pipe
                 return True
     return True
 
@@ -496,7 +497,7 @@ def _running(
     )
 
 
-#: Where a program reads from and writes to: nothing, and one pipe for output and errors.
+#: Default streams of a program: no input, and one pipe for output and errors.
 _STREAMS = {
     "stdin": subprocess.DEVNULL,
     "stdout": subprocess.PIPE,
@@ -516,7 +517,7 @@ def _guarded(
     kept: Sequence[int] = (),
     background: bool = False,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A running `command`; when the block ends, its whole group is dead and collected."""
+    """Run `command` during the block; at its end the whole process group is killed and reaped."""
     start = {
         "command": [os.fspath(part) for part in command],
         "environment": dict(env),
@@ -526,7 +527,7 @@ def _guarded(
         "kept": sorted(kept),
         "background": background,
     }
-    alive, held = os.pipe()  # `held` is ours alone: it closes when this process ends
+    alive, held = os.pipe()  # only this process has `held`: it closes when this process exits
     with _descriptor(json.dumps(start).encode()) as given:
         try:
             process = _started(
@@ -559,11 +560,11 @@ def _sandboxed(
     kept: Sequence[int] = (),
     background: bool = False,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A `command` that runs in bubblewrap; when the block ends, all of the sandbox is gone.
+    """Run `command` in bubblewrap during the block; at its end the whole sandbox is gone.
 
-    bubblewrap dies with this process, and the kernel kills a PID namespace with its first process:
-    no guard is needed. Its options come through a file descriptor, so that variables neither
-    appear in /proc/*/cmdline nor meet the limits of a command line.
+    bubblewrap dies with this process, and the kernel kills a PID namespace with its first process,
+    so no guard is needed. The options come through a file descriptor, so that variables do not
+    appear in /proc/*/cmdline and are not subject to the limits of a command line.
     """
     filtering = sandbox_filter()
     options = sandbox.options(cwd=cwd, environment=env)
@@ -591,7 +592,7 @@ def _sandboxed(
                 _limit(first, {**_SANDBOX_LIMITS, **limits})
                 if background:
                     _lower_priority(first)
-            with contextlib.suppress(BrokenPipeError):  # it ended before it began
+            with contextlib.suppress(BrokenPipeError):  # it exited before it started
                 release.write(b".")
         except BaseException:
             _end(process)
@@ -603,7 +604,7 @@ def _sandboxed(
 
 
 def _first_process(info: BinaryIO) -> int | None:
-    """Return the first process of a sandbox, as bubblewrap names it; None if it made none."""
+    """Return the first process of a sandbox from bubblewrap's report; None if there is none."""
     text = b""
     deadline = time.monotonic() + 30
     while b"}" not in text and select.select([info], [], [], deadline - time.monotonic())[0]:
@@ -618,7 +619,7 @@ def _first_process(info: BinaryIO) -> int | None:
 
 
 def _limit(pid: int, limits: Mapping[str, int]) -> None:
-    """Limit a process that waits, and make it the kernel's first choice when memory is short."""
+    """Limit a waiting process, and make it the first victim of the kernel's OOM killer."""
     for name, value in limits.items():
         if name == "RLIMIT_NPROC" and not _counts_processes_by_sandbox():
             continue
@@ -632,9 +633,9 @@ def _limit(pid: int, limits: Mapping[str, int]) -> None:
 
 
 def _lower_priority(pid: int) -> None:
-    """Give a process, and what it starts, the processors and disks that nothing else wants.
+    """Give a process and its children only idle processor and disk time.
 
-    The kernel derives the priority of its reads and writes from that of its processor time.
+    The kernel derives the I/O priority from the processor priority.
     """
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, pid, 19)
@@ -642,7 +643,7 @@ def _lower_priority(pid: int) -> None:
 
 
 def _counts_processes_by_sandbox() -> bool:
-    """Return whether RLIMIT_NPROC means one sandbox, and not all processes of this user."""
+    """Return True if RLIMIT_NPROC counts one sandbox instead of all processes of this user."""
     version = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
     return version >= _COUNTS_BY_NAMESPACE and "--disable-userns" in _bubblewrap_knows()
 
@@ -650,7 +651,7 @@ def _counts_processes_by_sandbox() -> bool:
 def _started(
     command: Sequence[str], *, cwd: Path, pass_fds: Sequence[int], streams: Mapping[str, int]
 ) -> subprocess.Popen[bytes]:
-    """Start `command` in a session of its own, with an empty environment."""
+    """Start `command` in a new session, with an empty environment."""
     return subprocess.Popen(
         command,
         cwd=cwd,
@@ -664,7 +665,7 @@ def _started(
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the group of `process`, which is that of all it started, and collect it."""
+    """Kill the process group of `process`, with all that it started, and reap it."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -674,7 +675,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 @contextlib.contextmanager
 def _descriptor(content: bytes) -> Iterator[int]:
-    """A file descriptor from which `content` can be read; no file system has it."""
+    """Create an anonymous file in memory with `content`; yield its descriptor."""
     descriptor = os.memfd_create("condastore")
     try:
         with open(descriptor, "wb", closefd=False) as file:
@@ -702,7 +703,7 @@ def _ended_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
 
 
 def _lines(process: subprocess.Popen[bytes]) -> Iterator[str | None]:
-    """The lines that `process` prints, and None at least every `POLL` seconds, until it ends."""
+    """Yield the output lines of `process`, and None at least every `POLL` seconds, to its end."""
     assert process.stdout is not None  # it was opened as a pipe
     pending = b""
     last_look = time.monotonic()
@@ -712,7 +713,7 @@ def _lines(process: subprocess.Popen[bytes]) -> Iterator[str | None]:
         while True:
             ready = selector.select(POLL)
             chunk = os.read(process.stdout.fileno(), 65_536) if ready else b""
-            if ready and not chunk:  # nobody holds the other end any more
+            if ready and not chunk:  # the other end is closed everywhere
                 break
             pending += chunk
             *complete, pending = pending.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
@@ -721,9 +722,9 @@ def _lines(process: subprocess.Popen[bytes]) -> Iterator[str | None]:
                 yield _text(pending)
                 pending = b""
             if not ready or time.monotonic() - last_look >= POLL:
-                if ended:  # what it left running holds the pipe
+                if ended:  # a background process of the command holds the pipe
                     break
-                # Once more: what it printed last may have come after the read above.
+                # Read once more: the last output may have come after the read above.
                 ended = process.poll() is not None
                 if not ended:
                     yield None
@@ -735,5 +736,5 @@ def _lines(process: subprocess.Popen[bytes]) -> Iterator[str | None]:
 
 
 def _text(line: bytes) -> str:
-    text = line.decode(errors="replace").replace("\0", "\ufffd")  # databases take no null
+    text = line.decode(errors="replace").replace("\0", "\ufffd")  # databases reject NUL
     return text if len(text) <= LINE_LENGTH else f"{text[:LINE_LENGTH]} [cut]"

@@ -26,5 +26,5 @@ def test_a_reference_leads_to_one_repository(text: str, address: str, tag: str) 
     "name", ["team/../other/x", "team/./x", "team//x", "../x", "team/x/..", "a..b", "a/-b"]
 )
 def test_no_name_leads_out_of_the_folder_that_it_begins_with(name: str) -> None:
-    with pytest.raises(InvalidInputError, match="names no image"):
+    with pytest.raises(InvalidInputError, match="is not the name of an image"):
         Reference.parse(f"registry.example.org/{name}")

@@ -121,7 +121,7 @@ def test_a_push_that_fails_is_tried_again_and_says_why(
     rule = rule_to(dora, research, "http://127.0.0.1:9/team/ml:1")
     first = sweep()
     assert first.state == "waiting"
-    assert "127.0.0.1:9 does not answer" in first.problem
+    assert "127.0.0.1:9 does not respond" in first.problem
     assert first.not_before > timezone.now() + timedelta(minutes=50)
     queueing.send_pushes()
     assert Push.objects.get().attempts == 1  # it is not due
@@ -140,7 +140,7 @@ def test_a_registry_is_shown_the_login_of_the_namespace_and_no_other_one(
     rule = rule_to(dora, research, f"http://{closed_registry}/team/ml:{{build}}")
     refused = sweep()
     assert refused.state == "failed"  # at once: the next attempt would be refused as well
-    assert "wants a sign-in" in refused.problem
+    assert "requires a sign-in" in refused.problem
     keep(actor=dora, namespace=research, registry=f"{closed_registry}/team", login=LOGIN)
     pushes.push_again(actor=dora, rule=rule)
     assert sweep().state == "pushed"
@@ -154,7 +154,7 @@ def test_nothing_is_pushed_into_the_private_network_unless_it_is_allowed(
     rule_to(dora, research, f"http://{registry}/team/ml:1")
     refused = sweep()
     assert refused.state == "failed"
-    assert "has no address that this installation connects to" in refused.problem
+    assert "has no address that this installation may connect to" in refused.problem
     with pytest.raises(AddressRefusedError):
         push_image(actor=dora, environment=small.environment, tag="1", to=f"http://{registry}/x:1")
     assert there(registry, "_catalog").json() == {"repositories": []}
@@ -210,7 +210,7 @@ def test_two_workers_do_not_send_the_same(small: Build, research: Namespace, dor
 @pytest.mark.parametrize(
     ("pattern", "target", "why"),
     [
-        ("ml", "ml:1", "names no image"),
+        ("ml", "ml:1", "is not the name of an image"),
         ("ml", "registry.example.org/team/{namespace}", "other words than"),
         ("*", "registry.example.org/team/all", "to one place"),
         ("../x", "registry.example.org/team/ml", "no name of environments"),

@@ -120,7 +120,7 @@ def test_only_what_is_missing_is_pushed(
     assert (second.sent, second.already_present) == (2, 2)  # config and activation are its own
     found = pull(Reference.parse(f"{target}:1"), platform="linux-64", folder=tmp_path / "back")
     assert len(found.layers) == 5
-    with pytest.raises(InvalidInputError, match="names no image"):
+    with pytest.raises(InvalidInputError, match="is not the name of an image"):
         push_image(actor=bob, environment=environment, tag="1", to="ml:1")
 
 

@@ -428,7 +428,7 @@ def test_a_package_that_the_channel_dropped_is_not_found(
     upstream.faults.add(Fault("*large-data*", status=404))
     answer = get(bob, f"/channel/mirror/small/linux-64/{file_name}")
     assert answer.status_code == 404
-    assert "no longer has it" in answer.json()["detail"]
+    assert "no longer exists" in answer.json()["detail"]
 
 
 def test_wrong_bytes_are_never_given_away(

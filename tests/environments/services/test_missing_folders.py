@@ -235,7 +235,7 @@ def test_a_folder_whose_packages_are_gone_says_so_and_is_tried_again(
     assert states() == [RestoreState.FAILED]
     missing = ask(alice, SHOWN, id=build.pk)["build"]["missingFolder"]
     assert missing["state"] == "FAILED"
-    assert "the channel no longer has it" in missing["failure"]["message"]
+    assert "no longer exists in its channel" in missing["failure"]["message"]
     assert alice.account is not None
     client.force_login(alice.account)
     page = client.get(f"/environments/research/ml/builds/{build.number}/").content.decode()

@@ -163,10 +163,10 @@ def test_a_damaged_or_cut_file_installs_nothing(
         assert done.returncode != 0
         assert "damaged or incomplete" in done.stderr
         assert not (tmp_path / "env").exists()
-    assert install(file, "-t").stdout == "This file is whole.\n"
+    assert install(file, "-t").stdout == "This file is complete.\n"
 
 
-def test_it_asks_for_agreement_to_the_licences(
+def test_it_asks_for_agreement_to_the_licenses(
     make: Make, tools: list[CondaPackage], tmp_path: Path
 ) -> None:
     file = make(tools)
@@ -182,13 +182,13 @@ def test_it_asks_for_agreement_to_the_licences(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ((), "where to?"),
+        ((), "the option -p PREFIX is missing"),
         (("-p",), "-p needs"),
-        (("-x",), "no option -x"),
+        (("-x",), "unknown option -x"),
         (("-b", "-p", "/tmp/has a space"), "character"),
         (("-b", "-p", "/tmp/has'quote"), "character"),
         (("-b", "-p", "/"), "cannot be /"),
-        (("-b", "-p", "/tmp/" + "x" * 255), "longer than the 255 bytes"),
+        (("-b", "-p", "/tmp/" + "x" * 255), "longer than 255 bytes"),
         (("-b", "-p", "/etc/passwd"), "not a folder"),
     ],
 )

@@ -206,7 +206,7 @@ def test_a_secret_does_not_go_to_another_port_of_its_host(
 ) -> None:
     channels = open_channels(credential_for(private))
     urls = [private.url.rstrip("/"), channel_server.url.rstrip("/")]
-    with pytest.raises(InvalidInputError, match="one path on one host"):
+    with pytest.raises(InvalidInputError, match="have the same host and path"):
         channels.state(urls, LINUX)
     assert not any("authorization" in request.headers for request in channel_server.requests)
 

@@ -160,7 +160,7 @@ def test_a_cut_file_is_no_whole_one() -> None:
     ):
         unpacker = Unpacker(encoding)
         list(unpacker.feed(content[:-8]))
-        with pytest.raises(ValueError, match="was cut"):
+        with pytest.raises(ValueError, match="is truncated"):
             unpacker.end()
 
 

@@ -166,7 +166,7 @@ def test_wrong_bytes_never_enter(
 ) -> None:
     package = packages_of(small_channel, url=channel_server.url)["large-data"]
     channel_server.faults.add(Fault("linux-64/large-data-*", wrong_bytes=True))
-    with pytest.raises(DownloadError, match="is not what the lock says"):
+    with pytest.raises(DownloadError, match="differs from the lock"):
         cache.ensure([package])
     assert not (cache.folder / package.sha256).exists()
     assert names_in(cache.folder / ".extracting") == []
@@ -179,7 +179,7 @@ def test_another_archive_in_its_place_never_enters(cache: PackageCache, own_chan
     shutil.copy(
         own_channel / "linux-64" / other.file_name, own_channel / "linux-64" / package.file_name
     )
-    with pytest.raises(DownloadError, match="is not what the lock says"):
+    with pytest.raises(DownloadError, match="differs from the lock"):
         cache.ensure([replace(package, size=0)])
     assert not (cache.folder / package.sha256).exists()
 
@@ -225,7 +225,7 @@ def test_nothing_is_written_outside_of_the_entry(
 
 def test_a_package_cannot_choose_its_folder(cache: PackageCache, small_channel: Path) -> None:
     package = replace(packages_of(small_channel)["libalpha"], build="../../../x")
-    with pytest.raises(LinkError, match="no name of a package"):
+    with pytest.raises(LinkError, match="not a valid package name"):
         cache.ensure([package])
 
 
@@ -297,7 +297,7 @@ def test_a_large_package_with_wrong_bytes_never_enters(
 ) -> None:
     package = packages_of(small_channel, url=channel_server.url)["large-data"]
     channel_server.faults.add(Fault("*/large-data-*", wrong_bytes=True))
-    with pytest.raises(DownloadError, match="not what the lock says"):
+    with pytest.raises(DownloadError, match="differs from the lock"):
         cache.ensure([package])
     assert not list(cache.entries())
     assert not list(cache.downloads.iterdir())

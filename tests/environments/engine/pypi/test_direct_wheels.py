@@ -352,7 +352,7 @@ def test_build_requirements_come_from_the_index_as_wheels(place: Place, git: Git
     dynamic = git.create("acme/dyn", project("dyn", body=body, more="['helper']"))
     assert "helped" in value_of(place, place.lock(f"dyn @ git+{dynamic.url}@{dynamic.head}")["dyn"])
     evil = git.create("acme/evil", project(requires='"x @ https://h.org/x-1-py3-none-any.whl"'))
-    with pytest.raises(PypiError, match="from the indexes of the installation only"):
+    with pytest.raises(PypiError, match="from the installation's indexes only"):
         place.lock(f"lib @ git+{evil.url}@{evil.head}")
 
 
@@ -396,7 +396,7 @@ def test_a_build_that_fails_says_what_it_printed(place: Place, git: GitServer) -
     with pytest.raises(PypiError, match=r"(?s)The build of git\+http.* failed.*no compiler"):
         place.lock(f"lib @ git+{repository.url}@{repository.head}")
     broken = git.create("acme/broken", {"pyproject.toml": "[build-system\n"})
-    with pytest.raises(PypiError, match="cannot be read"):
+    with pytest.raises(PypiError, match="is invalid"):
         place.lock(f"broken @ git+{broken.url}@{broken.head}")
 
 
@@ -420,7 +420,7 @@ SLASHES = """
     ],
 )
 def test_build_requirements_are_single_lines(need: str) -> None:
-    with pytest.raises(PypiError, match="which is no requirement"):
+    with pytest.raises(PypiError, match="invalid build requirement"):
         read_build_system(f"[build-system]\nrequires = [{json.dumps(need)}]\n", where="lib")
 
 
@@ -446,9 +446,9 @@ BOMB = """
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("    return '../../x-1-py3-none-any.whl'", "is no wheel|failed"),
+        ("    return '../../x-1-py3-none-any.whl'", "not a wheel|failed"),
         ("    return 'lib-1.0.tar.gz'", "failed"),
-        (SLASHES, "is no wheel"),
+        (SLASHES, "not a wheel"),
         (TOO_LARGE, "failed|more than"),
         (BOMB, "unpack|larger|bomb|times"),
     ],
@@ -463,12 +463,12 @@ def test_what_a_build_gives_is_not_trusted(
 
 def test_a_wheel_of_another_name_or_version_is_refused(place: Place, git: GitServer) -> None:
     repository = git.create("acme/lib", project("other"))
-    with pytest.raises(LinkError, match="is other, not lib"):
+    with pytest.raises(LinkError, match="is the project other, not lib"):
         place.lock(f"lib @ git+{repository.url}@{repository.head}")
     lying = project()
     lying["backend.py"] = lying["backend.py"].replace("Name: lib", "Name: numpy")
     liar = git.create("acme/liar", lying)
-    with pytest.raises(LinkError, match="calls itself"):
+    with pytest.raises(LinkError, match="contains"):
         place.lock(f"lib @ git+{liar.url}@{liar.head}")
 
 
@@ -488,7 +488,7 @@ def test_a_wheel_of_a_private_repository_is_for_those_who_can_open_it(
     known = Credential(url_prefix=repository.url, kind="basic", secret=f"me:{SECRET}")
     line = f"lib @ git+{repository.url}@{repository.head}"
     assert place.lock(line, credentials=lambda url: known if "acme" in url else None)
-    with pytest.raises(StoreError, match="wants a login"):
+    with pytest.raises(StoreError, match="requires a login"):
         place.lock(line)
     texts = [path.read_text(errors="replace") for path in (place.folder / "direct").rglob("*")
              if path.is_file()]  # fmt: skip
@@ -504,7 +504,7 @@ def test_one_wheel_for_all_platforms_serves_those_that_cannot_be_built_for(
     line = f"lib @ git+{repository.url}@{repository.head}"
     assert place.lock(line, part=mac)["lib"].file_name == "lib-1.0-py3-none-any.whl"
     native = git.create("acme/native", project("native", tag="cp311-cp311-linux_x86_64"))
-    with pytest.raises(PypiError, match="does not fit"):
+    with pytest.raises(PypiError, match="does not support"):
         place.lock(f"native @ git+{native.url}@{native.head}", part=mac)
 
 
@@ -549,7 +549,7 @@ def test_a_wheel_whose_needs_name_a_source_wants_a_line_for_it(
     put(tmp_path, inner)
     put(tmp_path, wheel)
     line = f"outer @ {files.url}{wheel.file_name}#sha256={wheel.sha256}"
-    with pytest.raises(PypiError, match="needs inner from"):
+    with pytest.raises(PypiError, match="depends on inner from"):
         place.lock(line)
     own = f"inner @ {files.url}{inner.file_name}#sha256={inner.sha256}"
     found = place.lock(line, own)
@@ -568,7 +568,7 @@ def test_no_form_of_metadata_hides_a_source(
     put(tmp_path, inner)
     line = field.format(url=f"{files.url}{inner.file_name}").replace("\n", "\\n") + "\\n"
     repository = git.create("acme/lib", project(metadata=line))
-    with pytest.raises(PypiError, match="needs inner from"):
+    with pytest.raises(PypiError, match="depends on inner from"):
         place.lock(f"lib @ git+{repository.url}@{repository.head}")
     assert files.requests.count("*") == 0
 

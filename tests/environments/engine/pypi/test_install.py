@@ -160,7 +160,7 @@ def test_wrong_bytes_are_refused(tmp_path: Path, cache: WheelCache, greeter: Dis
     wheel = stored(greeter, tmp_path / "index")
     with serving(tmp_path / "index") as server:
         server.faults.add(Fault("*.whl", wrong_bytes=True))
-        with pytest.raises(DownloadError, match="is not what the lock says"):
+        with pytest.raises(DownloadError, match="differs from the lock"):
             cache.ensure([replace(wheel, url=server.url + wheel.file_name)])
     assert not list(cache.entries())
 
@@ -195,7 +195,7 @@ def test_a_file_of_a_conda_package_is_never_replaced(
     )
     with pytest.raises(LinkError) as caught:
         install(made, cache, stored(wheel, tmp_path / "index"))
-    assert "hello_noarch/__init__.py of intruder-1 is there already, from a conda package" in str(
+    assert "hello_noarch/__init__.py of intruder-1 already exists, from a conda package" in str(
         caught.value
     )
     assert "bin/hello-noarch" in str(caught.value)
@@ -264,7 +264,7 @@ def crafted(
         ({"../outside.py": b"x"}, {}, "leads out of the package"),
         ({"a/../../outside.py": b"x"}, {}, "leads out of the package"),
         ({"/outside.py": b"x"}, {}, "leads out of the package"),
-        ({"door": b"/etc"}, {"link": "door"}, "door.*a link, a device"),
+        ({"door": b"/etc"}, {"link": "door"}, "door.*a link or a device"),
         ({"evil.py": b"x"}, {"record": "evil.py,sha256=AAAA,1\n"}, "RECORD"),
         ({"evil.py": b"x"}, {"record": ""}, "RECORD"),
     ],
@@ -294,7 +294,7 @@ def test_what_is_no_archive_is_refused(tmp_path: Path, cache: WheelCache) -> Non
         replace(make_wheel("x", "1"), content=b"no archive", file_name="x-1-py3-none-any.whl"),
         tmp_path / "index",
     )
-    with pytest.raises(LinkError, match="no wheel that can be installed"):
+    with pytest.raises(LinkError, match="not a valid wheel"):
         cache.ensure([wheel])
 
 

@@ -187,7 +187,10 @@ def test_what_a_conda_package_brings_is_looked_up_once(
 @pytest.mark.parametrize(
     ("requirements", "said"),
     [
-        (["hello-noarch>=9"], "hello-noarch>=9, but there is hello-noarch 2.0 of the conda"),
+        (
+            ["hello-noarch>=9"],
+            "hello-noarch>=9, but the environment has hello-noarch 2.0 of the conda",
+        ),
         (["needs-old-hello"], "hello-noarch 2.0 of the conda package hello-noarch"),
         (["sdist-only"], "sdist-only has no wheel"),
         (["no-such-project-anywhere"], "no-such-project-anywhere was not found"),
@@ -222,7 +225,7 @@ def test_contradictions_with_conda_are_named_all_at_once(
 def test_a_pip_part_without_python_is_told_to_add_it(
     resolver: PypiResolver, part: Callable[..., PlatformLock]
 ) -> None:
-    with pytest.raises(PypiError, match="needs a Python") as caught:
+    with pytest.raises(PypiError, match="needs Python") as caught:
         lock(resolver, part("libalpha"), "tinyname")
     assert "python" in caught.value.hint
 

@@ -293,7 +293,7 @@ def test_a_conflict_is_found_without_asking_the_solver(
         deadline=time.monotonic() + 60,
         explain_only=True,
     )
-    with pytest.raises(UnsatisfiableError, match=f"no {expected} is both"):
+    with pytest.raises(UnsatisfiableError, match=f"no {expected} satisfies both"):
         solve_conda(solver.channels, work, cancelled=never, log=print)
 
 
@@ -370,8 +370,8 @@ def test_a_package_without_hash_that_its_channel_does_not_list_is_refused(
     with pytest.raises(SpecificationError) as caught:
         solver.complete_lock(brought, cancelled=never, log=print)
     assert {fault.message for fault in caught.value.faults} == {
-        f"The list has no hash of {gone.file_name}, and {gone.channel} does not list it.",
-        f"The list has no hash of {bare.file_name}, and {bare.channel} has no hash of it.",
+        f"The list has no hash for {gone.file_name}, and {gone.channel} does not list it.",
+        f"The list has no hash for {bare.file_name}, and {bare.channel} has no hash of it.",
     }
     assert all("--sha256" in fault.hint for fault in caught.value.faults)
 

@@ -51,5 +51,5 @@ def test_a_validator_of_conda_lock_is_quoted_without_its_links() -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_other_packages_are_refused() -> None:
     other = Lock(channels=(CHANNEL,), platforms=(platform_lock(conda("b")),))
-    with pytest.raises(SpecificationError, match="reads other packages"):
+    with pytest.raises(SpecificationError, match="reads different packages"):
         confirm(json.dumps(_document()), other)

@@ -49,7 +49,7 @@ def package(name: str, version: str = "1.0", *depends: str, number: int = 0) -> 
             (
                 "conflict-left requires libalpha 1.* (through conflict-left-base 1.0) and "
                 "conflict-right requires libalpha 2.* (through conflict-right-base 1.0): "
-                "no libalpha is both."
+                "no libalpha satisfies both."
             ),
         ),
         (
@@ -60,22 +60,22 @@ def package(name: str, version: str = "1.0", *depends: str, number: int = 0) -> 
             ("hello-plugin", "hello-noarch 2.*"),
             (
                 "You ask for hello-noarch 2.* and hello-plugin requires hello-noarch "
-                ">=1.0,<2.0a0: no hello-noarch is both."
+                ">=1.0,<2.0a0: no hello-noarch satisfies both."
             ),
         ),
         (("legacy-app", "apptool 2.*"), "legacy-app allows only libbeta <2.0a0"),
         (("alpha-guard", "libalpha 2.*"), "alpha-guard allows only libalpha <2.0a0"),
         (("needs-win",), "needs-win requires __win, which linux-64 is not."),
         (("needs-cuda",), "`virtual-packages: [__cuda=12.0]`"),
-        (("needs-future-glibc",), "it has __glibc=2.28"),
+        (("needs-future-glibc",), "assumed to have __glibc=2.28"),
         (("needs-avx2",), "`virtual-packages: [__archspec=1=x86_64_v3]`"),
         (("__cuda >=11",), "`virtual-packages: [__cuda=11]`"),
         (("withdrawn 1.1.*",), "withdrawn 1.1.* was revoked by its channel."),
-        (("withdrawn 1.2.*",), "withdrawn 1.2 was taken back by"),
+        (("withdrawn 1.2.*",), "withdrawn 1.2 was removed by"),
         (("libalpha 99",), "libalpha 99 does not exist; available: 1.0, 1.1, 2.0, 2.1."),
-        (("libalpha 2.1 other_7",), "No build of libalpha fits"),
+        (("libalpha 2.1 other_7",), "No build of libalpha matches"),
         (("libalhpa",), "No channel has libalhpa; did you mean libalpha?"),
-        (("libalpha 1.*", "libalpha 2.*"), "no libalpha is both."),
+        (("libalpha 1.*", "libalpha 2.*"), "no libalpha satisfies both."),
     ],
 )
 def test_the_reason_is_said_in_the_words_of_the_request(
@@ -132,7 +132,7 @@ def test_a_package_for_other_platforms_only_is_said_to_be(
     spec = PackageSpec("tool", "1.0", subdir="win-64")
     url = make_channel("c", spec, package("other"))
     error = explain(solver, "tool", channels=[url], platforms=["linux-64", "win-64"])
-    assert "it exists for win-64 only" in error.message
+    assert "it exists only for win-64" in error.message
 
 
 def test_a_release_that_is_too_new_is_said_to_be(solver: RattlerSolver, channel: str) -> None:
@@ -147,7 +147,9 @@ def test_the_order_of_channels_is_said_where_it_is_the_reason(
 ) -> None:
     first = make_channel("first", package("libalpha", "0.1"))
     message = explain(solver, "libalpha 2.*", channels=[first, channel]).message
-    assert f"libalpha 2.* is in the channel {channel} only; {first} comes first" in message
+    assert (
+        f"libalpha 2.* is only in the channel {channel}; {first} has a higher priority" in message
+    )
     assert "strict channel priority" in message
 
 

@@ -181,7 +181,7 @@ def test_a_rule_never_lets_a_lower_channel_answer_for_a_higher_one(solver, two_c
         lock = solve(solver, "shared", channels=two_channels, rules=denied)
         assert versions(lock) == {"shared": "1.0"}
     else:
-        with pytest.raises(UnsatisfiableError, match="the rules leave no answer"):
+        with pytest.raises(UnsatisfiableError, match="the rules leave no solution"):
             solve(solver, "shared", channels=two_channels, rules=denied)
 
 
