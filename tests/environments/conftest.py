@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from django.db import transaction
 
 from accounts.access import Actor
 from environments import tasks
@@ -17,6 +19,22 @@ from environments.services.engine_context import Engine
 from tests.channels.server import ChannelServer, serving
 
 Submit = Callable[..., Build]
+
+
+@pytest.fixture(scope="module")
+def world_of_module(django_db_setup: None, django_db_blocker: Any) -> Iterator[Any]:
+    """The world of the permission matrix, in a transaction around all tests of a module."""
+    from tests.environments.graphql.test_permission_matrix import make_world
+
+    with django_db_blocker.unblock(), transaction.atomic():
+        yield make_world()
+        transaction.set_rollback(True)
+
+
+@pytest.fixture
+def world(world_of_module: Any, db: None) -> Any:
+    """The world of the permission matrix; what the test changes is undone after it."""
+    return copy.deepcopy(world_of_module)
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,6 @@ from tests.environments.graphql.test_permission_matrix import (
     change,
     client_of,
     everybody,
-    make_world,
     used,
 )
 
@@ -159,9 +158,8 @@ def test_every_route_is_tried_here() -> None:
 
 @everybody
 def test_each_door_opens_to_those_who_may_and_is_not_there_for_the_rest(
-    persona: Persona, db: None
+    persona: Persona, world: World
 ) -> None:
-    make_world()
     make_views()
     client = client_of(persona)
     for name, door in DOORS.items():
@@ -185,11 +183,12 @@ def test_each_door_opens_to_those_who_may_and_is_not_there_for_the_rest(
 
 
 @everybody
-def test_what_one_may_not_see_answers_like_what_is_not_there(persona: Persona, db: None) -> None:
+def test_what_one_may_not_see_answers_like_what_is_not_there(
+    persona: Persona, world: World
+) -> None:
     """The same status and text, and as many looks at the database: time tells nothing either."""
     if Perm.VIEW in persona.perms:
         return
-    make_world()
     client = client_of(persona)
     for name, door in DOORS.items():
         place = next(one for one in ("mirror", "channel", "namespace") if one in door.to)
@@ -210,10 +209,9 @@ def test_what_one_may_not_see_answers_like_what_is_not_there(persona: Persona, d
 
 
 @everybody
-def test_graphql_hides_as_if_nothing_was_there(persona: Persona, db: None) -> None:
+def test_graphql_hides_as_if_nothing_was_there(persona: Persona, world: World) -> None:
     if Perm.VIEW in persona.perms or persona.refused:
         return
-    world = make_world()
     client = client_of(persona)
     absent = {
         name: str(int(value) + 10**6) if str(value).isdecimal() else value
@@ -241,8 +239,7 @@ def test_graphql_hides_as_if_nothing_was_there(persona: Persona, db: None) -> No
 
 
 @everybody
-def test_routes_that_tell_of_oneself_tell_nothing_else(persona: Persona, db: None) -> None:
-    make_world()
+def test_routes_that_tell_of_oneself_tell_nothing_else(persona: Persona, world: World) -> None:
     client = client_of(persona)
     if persona.refused:
         for name in OF_ONESELF - {"graphql", "api-token", "logout"}:
@@ -264,8 +261,7 @@ def test_routes_that_tell_of_oneself_tell_nothing_else(persona: Persona, db: Non
 
 
 @everybody
-def test_nobody_provisions_who_is_not_the_directory(persona: Persona, db: None) -> None:
-    make_world()
+def test_nobody_provisions_who_is_not_the_directory(persona: Persona, world: World) -> None:
     client = client_of(persona)
     for name, to in PROVISIONING.items():
         for method in ("get", "post", "put", "patch", "delete"):
@@ -284,9 +280,8 @@ BEFORE_SIGN_IN = {
 
 
 @everybody
-def test_routes_of_sign_in_tell_nothing_of_namespaces(persona: Persona, db: None) -> None:
+def test_routes_of_sign_in_tell_nothing_of_namespaces(persona: Persona, world: World) -> None:
     """One's own account, for those with a session: a token has none."""
-    make_world()
     client = client_of(persona)
     for name in sorted({name for name in routes() if name.startswith(ALLAUTH)}):
         try:
@@ -340,9 +335,8 @@ MANAGERS_ROOMS = tuple(
 
 @everybody
 def test_the_admin_is_for_those_who_run_the_installation_or_decide(
-    persona: Persona, db: None
+    persona: Persona, world: World
 ) -> None:
-    world = make_world()
     client = client_of(persona)
     open_ones = {reverse(name) for name in EVERYBODYS}
     start = {reverse("admin:index"), reverse("admin:app_list", args=["environments"])}
@@ -368,8 +362,7 @@ def test_the_admin_is_for_those_who_run_the_installation_or_decide(
     assert seen > 10 or not persona.superuser
 
 
-def test_one_who_may_enter_the_admin_and_no_more_sees_no_rows(db: None) -> None:
-    world = make_world()
+def test_one_who_may_enter_the_admin_and_no_more_sees_no_rows(world: World) -> None:
     factories.make_user("stan")
     User.objects.filter(username="stan").update(is_staff=True)
     client = Client()
@@ -379,8 +372,7 @@ def test_one_who_may_enter_the_admin_and_no_more_sees_no_rows(db: None) -> None:
         assert b"research" not in answer.content, address
 
 
-def test_what_is_refused_in_the_admin_is_recorded(db: None) -> None:
-    make_world()
+def test_what_is_refused_in_the_admin_is_recorded(world: World) -> None:
     factories.make_user("stan")
     User.objects.filter(username="stan").update(is_staff=True)
     client = Client()
@@ -391,8 +383,7 @@ def test_what_is_refused_in_the_admin_is_recorded(db: None) -> None:
 
 
 @pytest.mark.parametrize("method", ["post", "put", "patch", "delete"])
-def test_no_door_takes_another_method(db: None, method: str) -> None:
-    make_world()
+def test_no_door_takes_another_method(world: World, method: str) -> None:
     client = Client()
     client.force_login(User.objects.get(username="dora"))
     for name, door in DOORS.items():

@@ -1,11 +1,12 @@
 """Who sees what, and who may do what: every field of the schema, as everybody.
 
+The rows are made once (`world` in tests/environments/conftest.py); each test's changes are undone.
+
 A field that is added to Query, Mutation or Subscription must be added here: the first test says so.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -30,7 +31,6 @@ from environments.models import (
     AuditEvent,
     Blob,
     Build,
-    BuildEvent,
     BuildTag,
     Channel,
     ChannelCredential,
@@ -57,7 +57,7 @@ from environments.models.environments import SHARED
 from environments.operations.policies import add_rule, change_rule
 from environments.operations.tokens import create_token
 from tests import factories
-from tests.environments.graphql.asking import ERROR, ask, context_of, post
+from tests.environments.graphql.asking import ERROR, ask, post
 
 NOTHING: frozenset[Perm] = frozenset()
 EVERYTHING = frozenset(Perm)
@@ -670,8 +670,7 @@ def test_every_field_of_the_schema_is_tried_here() -> None:
 
 
 @everybody
-def test_queries_show_what_one_may_see_and_hide_the_rest(persona: Persona, db: None) -> None:
-    world = make_world()
+def test_queries_show_what_one_may_see_and_hide_the_rest(persona: Persona, world: World) -> None:
     client = client_of(persona)
     fields = {name: (*found, Perm.VIEW) for name, found in SEEN.items()} | SEEN_WITH
     for name, (document, shown, perm) in fields.items():
@@ -703,8 +702,7 @@ def test_queries_show_what_one_may_see_and_hide_the_rest(persona: Persona, db: N
 
 
 @everybody
-def test_changes_work_for_those_who_may_and_for_nobody_else(persona: Persona, db: None) -> None:
-    world = make_world()
+def test_changes_work_for_those_who_may_and_for_nobody_else(persona: Persona, world: World) -> None:
     client = client_of(persona)
     BuildTag.objects.create(environment=world.environment, build=world.current, name="kept")
     wanted = {
@@ -726,10 +724,9 @@ def test_changes_work_for_those_who_may_and_for_nobody_else(persona: Persona, db
 
 
 @everybody
-def test_lists_and_checks_agree(persona: Persona, db: None) -> None:
+def test_lists_and_checks_agree(persona: Persona, world: World) -> None:
     if persona.refused:
         return
-    world = make_world()
     actor = actor_of(persona)
     for perm in Perm:
         allowed = perm in persona.perms
@@ -741,43 +738,6 @@ def test_lists_and_checks_agree(persona: Persona, db: None) -> None:
     shown = ask(actor, '{ namespace(name: "research") { myPermissions } }')["namespace"]
     expected = {perm.name for perm in persona.perms} or None
     assert (set(shown["myPermissions"]) if shown else None) == expected
-
-
-@everybody
-@pytest.mark.django_db(transaction=True)
-def test_subscriptions_are_for_those_who_may_look(persona: Persona) -> None:
-    world = make_world()
-    if persona.refused:
-        with pytest.raises(Exception, match="not valid"):
-            actor_of(persona)
-        return
-    actor = actor_of(persona)
-
-    async def first(document: str) -> Any:
-        results = await schema.subscribe(
-            document,
-            variable_values=used(document, world.ids),
-            context_value=context_of(actor),
-        )
-        try:
-            return await asyncio.wait_for(anext(aiter(results)), 30)
-        finally:
-            await results.aclose()  # type: ignore[union-attr]
-
-    async def followed(document: str) -> Any:
-        waiting = asyncio.create_task(first(document))
-        while not waiting.done():
-            await BuildEvent(build=world.current, state=BuildState.READY).asave()
-            await asyncio.wait({waiting}, timeout=0.2)
-        return waiting.result()
-
-    for name, document in FOLLOWED.items():
-        result = asyncio.run(followed(document))
-        if Perm.VIEW in persona.perms:
-            assert result is not None
-            assert not result.errors, (name, result)
-        else:
-            assert [error.extensions["code"] for error in result.errors] == ["not-found"], name
 
 
 # --- what lies behind the fields ----------------------------------------------------------------
@@ -795,8 +755,7 @@ INSIDE = """
 """
 
 
-def test_one_shared_environment_opens_nothing_else(db: None) -> None:
-    world = make_world()
+def test_one_shared_environment_opens_nothing_else(world: World) -> None:
     Namespace.objects.filter(pk=world.research.pk).update(description="secret plans")
     factories.make_build(factories.make_environment(world.research, "hidden"))
     dora = factories.actor(User.objects.get(username="dora"))
@@ -820,8 +779,7 @@ def test_one_shared_environment_opens_nothing_else(db: None) -> None:
     assert ask(charlie, '{ namespace(name: "research") { name } }') == {"namespace": None}
 
 
-def test_roles_and_shares_are_told_only_to_those_who_may_grant(db: None) -> None:
-    world = make_world()
+def test_roles_and_shares_are_told_only_to_those_who_may_grant(world: World) -> None:
     seen = '{ environment(namespace: "research", name: "ml") { namespace { grants { user } } } }'
     for name in ("bob", "alice", "anna", "dora"):
         actor = factories.actor(User.objects.get(username=name))
@@ -829,8 +787,7 @@ def test_roles_and_shares_are_told_only_to_those_who_may_grant(db: None) -> None
         assert bool(grants) == may(actor, Perm.GRANT, world.research) == (name == "dora")
 
 
-def test_a_limited_token_sees_no_other_tokens(db: None) -> None:
-    make_world()
+def test_a_limited_token_sees_no_other_tokens(world: World) -> None:
     dora = factories.actor(User.objects.get(username="dora"))
     made = create_token(actor=dora, name="small", role=Role.VIEWER)
     seen = "{ me { tokens { name } } }"
@@ -839,8 +796,7 @@ def test_a_limited_token_sees_no_other_tokens(db: None) -> None:
     assert ask(limited, seen)["me"]["tokens"] == [{"name": "small"}]
 
 
-def test_a_deleted_build_is_gone_from_every_relation(db: None) -> None:
-    world = make_world()
+def test_a_deleted_build_is_gone_from_every_relation(world: World) -> None:
     Build.objects.filter(pk=world.old.pk).update(deleted_at=timezone.now())
     bob = factories.actor(User.objects.get(username="bob"))
     data = ask(bob, INSIDE)
