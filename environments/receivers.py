@@ -13,7 +13,7 @@ from accounts.models import User
 from accounts.signals import account_closed, account_opened, groups_mirrored
 from environments.models import AuditEvent
 from environments.models.role_mappings import materialise
-from environments.services.orphaned_accounts import orphan
+from environments.services.orphaned_accounts import notify_orphaned
 
 
 def _by(directory: str) -> Actor:
@@ -46,6 +46,6 @@ def record_opened(user: User, directory: str, **kwargs: Any) -> None:
 @receiver(account_closed, dispatch_uid="directories")
 def record_closed(user: User, directory: str, **kwargs: Any) -> None:
     changes: dict[str, Any] = {"directory": directory}
-    if left := orphan(user, by=_by(directory)):
+    if left := notify_orphaned(user, by=_by(directory)):
         changes["service_accounts"] = list(left)
     AuditEvent.record(_by(directory), "account.close", user.username, changes)

@@ -41,7 +41,7 @@ from environments.models import (
 )
 from environments.models.namespaces import DECIDE_EVERYWHERE, READ_METRICS, RECALL_PACKAGES
 from environments.operations import namespaces, people, role_mappings, tokens
-from environments.services.orphaned_accounts import orphan
+from environments.services.orphaned_accounts import notify_orphaned
 
 #: The permissions that mean something here; the rights of namespaces are roles.
 GIVEN = (DECIDE_EVERYWHERE, RECALL_PACKAGES, READ_METRICS)
@@ -151,7 +151,7 @@ class AccountRoom(Audited, UserAdmin):
     def save_model(self, request: HttpRequest, obj: User, form: Any, change: bool) -> None:
         super().save_model(request, obj, form, change)
         if change and "is_active" in form.changed_data and not obj.is_active:
-            orphan(obj, by=actor_of(request))
+            notify_orphaned(obj, by=actor_of(request))
 
     def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
         mirrored = list(Group.objects.filter(user=form.instance).exclude(mirror=None))

@@ -81,7 +81,7 @@ def solve(run: Run) -> None:
             build.specification,
             policy=policy,
             namespace=build.environment.namespace,
-            actor=hosted_channels.submitter(build.requested_by),
+            actor=hosted_channels.actor_of_submitter(build.requested_by),
             force=build.force_solve,
             cancelled=run.cancelled,
             log=run.log,
@@ -118,7 +118,7 @@ def fetch(run: Run) -> None:
         judge_again(run)
     fetch_packages(run)
     assert run.policy is not None, "the lock was judged"
-    if package_claims.learn(run.packages, run.wheels, policy=run.policy, log=run.log):
+    if package_claims.store_claims(run.packages, run.wheels, policy=run.policy, log=run.log):
         judge_again(run)
     _judge_paths(run)
     approval_requests.withdraw(
@@ -377,7 +377,7 @@ def _solve_preview(preview: Preview, watch: fair_previews.Watch) -> None:
             preview.specification,
             policy=policy,
             namespace=preview.namespace,
-            actor=hosted_channels.submitter(preview.requested_by),
+            actor=hosted_channels.actor_of_submitter(preview.requested_by),
             force=preview.force_solve,
             cancelled=watch.should_stop,
             log=lambda line: logger.debug(line, preview=str(preview.pk)),

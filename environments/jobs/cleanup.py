@@ -69,7 +69,7 @@ def tidy() -> None:
         return
     drop_prefixes()
     recalled_locks.follow_all()
-    missing_folders.find()
+    missing_folders.record_missing()
     drop_orphans()
     drop_leftovers()
     follow_pointers()

@@ -157,7 +157,7 @@ def accept(
                 number=environment.take_number(),
                 specification=specification,
                 source=submission.source,
-                platform=platforms.to_link(value.platforms),
+                platform=platforms.platform_to_link(value.platforms),
                 force_solve=force_solve,
                 requested_by=actor.account,
                 idempotency_key=idempotency_key,

@@ -364,7 +364,7 @@ def delete_environment(*, actor: Actor, environment: Environment) -> Environment
 
 def _create(actor: Actor, namespace: Namespace, name: str, description: str) -> Environment:
     name = parse_name(name, what="environment")
-    folders.require_room(namespace.name, name)
+    folders.require_path_length(namespace.name, name)
     quotas.require_room(namespace, environments=1)
     try:
         with transaction.atomic():
@@ -389,7 +389,7 @@ def _place(environment: Environment, namespace: Namespace, name: str) -> None:
         raise ConflictError(
             f"A build of {environment} is running.", hint="Wait for it, or cancel it."
         )
-    folders.require_room(namespace.name, name)
+    folders.require_path_length(namespace.name, name)
     old_namespace, old_name = environment.namespace.name, environment.name
     try:
         with transaction.atomic():

@@ -9,7 +9,7 @@ from accounts.models import ApiToken, Identity, User
 from accounts.password_reset import link_for, may_reset
 from condastore.errors import ConflictError, InvalidInputError
 from environments.models import AuditEvent, audited
-from environments.services.orphaned_accounts import orphan
+from environments.services.orphaned_accounts import notify_orphaned
 
 
 @audited()
@@ -23,7 +23,7 @@ def close_account(*, actor: Actor, user: User) -> User:
     Identity.objects.filter(user=user).update(gone_at=None)
     ended = ApiToken.objects.filter(user=user, revoked_at=None).update(revoked_at=timezone.now())
     user.refresh_from_db()
-    changes = {"tokens": ended, "service_accounts": list(orphan(user, by=actor))}
+    changes = {"tokens": ended, "service_accounts": list(notify_orphaned(user, by=actor))}
     AuditEvent.record(actor, "account.close", user, changes)
     return user
 

@@ -1,4 +1,4 @@
-"""What mails about accounts say: links to new passwords are made when they are delivered."""
+"""Texts of account mails; password reset links are generated at delivery and never stored."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from django.conf import settings
 from accounts.password_reset import accounts_of, link_for
 from environments.models import Notification
 
-#: Marks a message that becomes links when it is delivered: no link is ever stored.
+#: Key of `Notification.data` for a message whose links are generated when it is delivered.
 RESET = "password_reset"
-_LINKS = """Somebody at {asked_by} asked for a new password of your account.
+_LINKS = """Somebody at {asked_by} requested a new password for your account.
 If it was not you, do nothing: your password stays as it is.
 
 {links}
 
-A link works once, for {minutes} minutes. It ends all sign-ins of browsers. API tokens stay valid:
-look through them (`condastore token list`) if somebody else may have known your password.
+Each link works once, for {minutes} minutes. Setting a password ends all browser sessions. API
+tokens stay valid: review them (`condastore token list`) if somebody else may have known your password.
 """
 
 
 def texts_of(message: Notification) -> dict[str, str]:
-    """Return what is to be mailed, by address; nothing where no account has the one that was typed.
+    """Return the texts to mail, by address; empty if no account has the address that was entered.
 
-    Links go to the addresses that the accounts have, and not to what was typed.
+    Links go to the addresses stored for the accounts, never to the entered text.
     """
     data = message.content["data"]
     if not data.get(RESET):

@@ -1,4 +1,4 @@
-"""Which channels that the request did not list have the packages that it misses?"""
+"""Suggest unlisted channels that provide missing packages."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from environments.domain.names import channel_allowed
 from environments.engine.solve.explain import spec_name
 from environments.models import Channel, ChannelCredential
 
-#: Channels that are named for one package.
-MOST = 3
+#: Number of channels named for one package.
+MAX_CHANNELS = 3
 
 
-def point_elsewhere(error: UnsatisfiableError, *, listed: Sequence[str]) -> None:
-    """Add to `error` where the missing names are, as far as we have read what channels offer."""
+def add_channel_hints(error: UnsatisfiableError, *, listed: Sequence[str]) -> None:
+    """Add to `error` which indexed channels provide the missing names."""
     found: dict[str, list[str]] = {}
     private = tuple(ChannelCredential.objects.values_list("url_prefix", flat=True))
     for item in error.details.get("missing", ()):
         name = spec_name(item["requirement"])
-        having = _open(Channel.objects.filter(packages__name=name).exclude(url__in=listed), private)
+        having = _public(
+            Channel.objects.filter(packages__name=name).exclude(url__in=listed), private
+        )
         if having:
             found[name] = having
             said = f"it is in {' and '.join(having)}, which is not among your channels"
@@ -33,12 +35,12 @@ def point_elsewhere(error: UnsatisfiableError, *, listed: Sequence[str]) -> None
         error.hint = "Add the channel to `channels:`, or choose another package."
 
 
-def _open(channels: QuerySet[Channel], private: Sequence[str]) -> list[str]:
-    """Those that anybody may read and list here: of a private one not even a name is told."""
+def _public(channels: QuerySet[Channel], private: Sequence[str]) -> list[str]:
+    """Return the public channels; a private one is not even named."""
     urls = (channel.url for channel in channels.order_by("url"))
     return [
         url
         for url in urls
         if not any(f"{url}/".startswith(f"{prefix}/") for prefix in private)
         and channel_allowed(url, settings.ALLOWED_CHANNELS)
-    ][:MOST]
+    ][:MAX_CHANNELS]

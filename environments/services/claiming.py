@@ -1,7 +1,7 @@
-"""Claims of rows with a lease, also where the database goes away in the middle of one.
+"""Claim rows with a lease, also if the database connection is lost in the middle of a claim.
 
-A commit whose answer is cut off may have been done. The row is then ours, and nobody knows: it
-would wait for its lease to end, and count as a lost worker.
+A commit whose answer is lost may have been done. The row would then belong to this worker without
+its knowledge, wait for its lease to expire, and count as a lost worker.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from django.conf import settings
 from condastore.outages import DATABASE_ERRORS, is_outage, persist
 from environments.services.engine_context import get_engine
 
-#: Claims of this process, one at a time: the token after the one that is read here is of this
-#: claim, or of another process with another owner.
+#: One claim of this process at a time, so that the token after the one read here belongs to this
+#: claim or to another owner.
 _claiming = threading.Lock()
 
 
@@ -36,10 +36,10 @@ class Leased(Protocol[L]):
 
 
 def claim(row: Leased[L]) -> L | None:
-    """Start the next attempt for this worker; None where it is not due, or another has it.
+    """Start the next attempt for this worker; None if it is not due or another worker has it.
 
     Raises:
-        OperationalError, InterfaceError: the database was away, and the row is not ours.
+        OperationalError, InterfaceError: the database is unreachable and the row was not claimed.
     """
     owner = get_engine().owner
     with _claiming:

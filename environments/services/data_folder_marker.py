@@ -1,8 +1,8 @@
-"""Marker of the data folder: tells it from the mount point of a file system that is not mounted.
+"""Marker of the data folder: tells it apart from the mount point of an unmounted file system.
 
-The folder holds a file with a random name of the installation's folder, and the database the same
-name. While they differ nothing is linked into the folder or removed because of it: all folders of
-builds would seem lost.
+The folder holds a file with a random name, and the database holds the same name. While they differ,
+nothing is linked into the folder and nothing is deleted because of its contents: otherwise the
+folders of all builds would seem missing.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from django.utils import timezone
 
 from accounts.models import InstallationKey
 
-#: The file in the data folder, and the row of `InstallationKey`.
+#: Name of the file in the data folder, and `InstallationKey.name` of the row.
 FILE, ROW = "installation", "data_folder"
-#: Markers that this process has compared with the database.
+#: Markers that this process has already compared with the database.
 _seen: set[Path] = set()
 
 
 def fault() -> str:
-    """Return why this data folder must not be used; empty where it is the installation's.
+    """Return why this data folder must not be used; empty if it belongs to the installation.
 
-    The first process that asks creates the marker and records it.
+    The first process that calls this creates the marker and records it.
     """
     known = _recorded()
     if known is None:
@@ -41,22 +41,22 @@ def fault() -> str:
     wrong = (
         f"The data folder {path} has no marker of this installation"
         if not found
-        else f"The data folder {path} is another installation's"
+        else f"The data folder {path} belongs to another installation"
     )
     return (
-        f"{wrong}: its file system may not be mounted. Mount it, or name the right folder "
-        "(CONDASTORE_DATA). If the folder was lost for good, run `condastore manage data_folder "
+        f"{wrong}: its file system may not be mounted. Mount it, or set the right folder "
+        "(CONDASTORE_DATA). If the folder was lost permanently, run `condastore manage data_folder "
         "--accept`: the folders of all environments are linked again."
     )
 
 
 def has_vanished() -> bool:
-    """Whether this process has seen the marker and it is gone; asks no database."""
+    """Return whether this process has seen the marker and it is missing now; uses no database."""
     return _path() in _seen and not _path().exists()
 
 
 def accept() -> bool:
-    """Make this data folder the installation's; False where it was already."""
+    """Make this data folder the installation's; False if it already is."""
     if _recorded() is not None and not fault():
         return False
     marker = _read() or _create()
@@ -82,7 +82,7 @@ def _read() -> str:
 
 
 def _create() -> str:
-    """Write a new marker unless there is one; the first of several processes wins."""
+    """Write a new marker unless one exists; the first of several processes wins."""
     path = _path()
     part = path.with_name(f".{FILE}.{secrets.token_hex(8)}")
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

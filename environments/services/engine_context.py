@@ -1,4 +1,4 @@
-"""The engine of this process: its caches and its solvers, made at the first need."""
+"""Process-wide caches and solvers, created lazily."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ from environments.services.isolation import sandboxed
 from environments.services.package_archive import PackageArchive, package_archive
 from environments.services.platforms import own_platform
 
-#: What no secret opened, below the caches of repodata and of uv.
+#: Folder below the caches of repodata and uv for content that needs no credentials.
 SHARED = "shared"
-#: Solvers with credentials that are kept; each has repodata of its own.
-SOLVERS = 4
+#: Number of cached solvers with credentials; each has a repodata cache of its own.
+MAX_PRIVATE_SOLVERS = 4
 
 
 def source_of(credentials: tuple[Credential, ...]) -> CredentialSource:
-    """The credential that covers a URL, the longest prefix first."""
+    """Return a lookup of the credential that covers a URL; the longest prefix wins."""
     ordered = sorted(credentials, key=lambda credential: -len(credential.url_prefix))
 
     def find(url: str) -> Credential | None:
@@ -54,7 +54,7 @@ def source_of(credentials: tuple[Credential, ...]) -> CredentialSource:
 
 
 def download_patience() -> Patience:
-    """How packages are fetched here, by the installation's settings."""
+    """Return timeouts and limits for package downloads, from the settings."""
     return Patience(
         read=settings.DOWNLOAD_TIMEOUT,
         rate=settings.DOWNLOAD_MIN_RATE,
@@ -65,7 +65,7 @@ def download_patience() -> Patience:
 
 
 def read_limits() -> ReadLimits:
-    """Return what is read of a channel's or an index's answer, by the installation's settings."""
+    """Return limits for reading channels and indexes, from the settings."""
     return ReadLimits(
         silence=settings.DOWNLOAD_TIMEOUT,
         rate=settings.DOWNLOAD_MIN_RATE,
@@ -75,14 +75,14 @@ def read_limits() -> ReadLimits:
 
 
 def pace() -> forward_proxy.Pace:
-    """Return how slow servers may be that rattler and uv ask, by the installation's settings."""
+    """Return the minimum transfer rate of rattler and uv, from the settings."""
     return forward_proxy.Pace(
         silence=settings.DOWNLOAD_TIMEOUT.total_seconds(), rate=settings.DOWNLOAD_MIN_RATE
     )
 
 
 class Engine:
-    """Everything here is safe to use from several threads at once."""
+    """Caches and solvers; every member is safe to use from several threads."""
 
     def __init__(self, data: Path) -> None:
         self.cache = data / "cache"
@@ -126,21 +126,21 @@ class Engine:
         return BytecodeCache(self.cache / "bytecode")
 
     def solver(self, credentials: tuple[Credential, ...] = ()) -> RattlerSolver:
-        """The solver of whoever holds exactly these credentials.
+        """Return the solver for exactly these credentials.
 
-        Repodata that a secret opened stays in that solver and its folder: a namespace without
-        the secret never sees it.
+        Repodata read with a secret stays in that solver and its folder: a namespace without the
+        secret never sees it.
         """
         with self._guard:
             found = self._solvers.pop(credentials, None) or self._make_solver(credentials)
             self._solvers[credentials] = found
             private = [key for key in self._solvers if key]
-            for old in private[: max(0, len(private) - SOLVERS)]:
+            for old in private[: max(0, len(private) - MAX_PRIVATE_SOLVERS)]:
                 self._solvers.pop(old).close()
         return found
 
     def _make_solver(self, credentials: tuple[Credential, ...]) -> RattlerSolver:
-        # Processes that may write in one of these folders may not read the others.
+        # A process that may write to one of these folders must not read the others.
         name = SHARED
         if credentials:
             names = "\n".join(f"{each.url_prefix} {each.secret}" for each in credentials)
@@ -182,12 +182,12 @@ class Engine:
         )
 
     def remove_leftover_builds(self, *, older_than: timedelta) -> None:
-        """Remove what killed workers left of wheels that they fetched or built."""
+        """Delete wheels that killed workers have fetched or built."""
         self.builder.remove_leftovers(older_than=older_than)
         remove_leftover_downloads(self.cache / "direct", older_than=older_than)
 
     def _extracted(self, package: CondaPackage) -> Path | None:
-        """Where it lies unpacked. One of a hosted channel is unpacked now: it is on no server."""
+        """Return the extracted package; a hosted package is extracted now, as no server has it."""
         found = self.packages.extracted(package)
         if found is None and hosted_channels.is_hosted(package.url) and not package.is_foreign:
             [cached] = self.packages.ensure([package])
@@ -195,7 +195,7 @@ class Engine:
         return found
 
     def remove_former_caches(self) -> None:
-        """Remove what earlier versions cached where processes of other tenants could read it."""
+        """Delete caches of earlier versions that processes of other tenants could read."""
         former = [self.cache / "wheels" / "uv"]
         former += [
             path

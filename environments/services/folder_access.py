@@ -1,12 +1,12 @@
-"""Modes of `envs/<namespace>`, `prefixes/<namespace>` and the prefixes: who reaches them.
+"""Modes of `envs/<namespace>`, `prefixes/<namespace>` and the prefixes: who can read them.
 
-A private namespace's folders are the service's alone, or a Unix group's where
-`CONDASTORE_NAMESPACE_GROUPS` says so; a public one's are readable by everybody. A prefix may lie
-in the folder of another namespace than its environment: builds that were copied or moved keep it.
-So each prefix has the mode of the namespaces whose builds it belongs to, and a folder of
-`prefixes/` can be passed through, but not listed, where it holds a prefix of others.
+Folders of a private namespace belong to the service alone, or to a Unix group set by
+`CONDASTORE_NAMESPACE_GROUPS`; those of a public namespace are readable by everybody. A prefix may
+be in the folder of another namespace than its environment, as copied and moved builds keep it. So
+each prefix has the mode of the namespaces whose builds use it, and a folder below `prefixes/` that
+holds prefixes of other namespaces can be passed through, but not listed.
 
-Only folders are changed, never files: those are shared with the cache.
+Only folders are changed, never files, as files are shared with the package cache.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ logger = structlog.get_logger(__name__)
 def _rules(texts: tuple[str, ...]) -> tuple[GroupRule, ...]:
     try:
         return parse_group_rules(texts)
-    except InvalidInputError as error:  # checks.py reports it; until then nothing is opened
+    except InvalidInputError as error:  # reported by checks.py; until then nothing is opened
         logger.error("namespace groups unreadable", error=error.message)
         return ()
 
@@ -77,11 +77,11 @@ def mode_of(namespace: Namespace) -> FolderMode:
     return mode_for(namespace.name, public=namespace.public)
 
 
-# --- one namespace, one environment --------------------------------------------------------------
+# --- one namespace, one environment ---------------------------------------------------------------
 
 
 def create_folder(root: str, namespace: Namespace) -> None:
-    """Create `root`/<namespace>, closed from the first moment, and give it its mode."""
+    """Create `root`/<namespace> with mode 0700 first, then set its mode."""
     path = _data() / root / namespace.name
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
@@ -90,19 +90,19 @@ def create_folder(root: str, namespace: Namespace) -> None:
 
 
 def apply_to_namespace(namespace: Namespace) -> None:
-    """Give the folders of a namespace and its prefixes their modes; where there are any."""
+    """Set the modes of an existing namespace's folders and prefixes."""
     for root in (ENVS, PREFIXES):
         set_mode(_data() / root / namespace.name, mode_of(namespace), keep_passage=True)
     _apply_to_prefixes(_modes(), Build.objects.filter(environment__namespace=namespace))
 
 
 def apply_to_environment(environment: Environment) -> None:
-    """After it was moved or copied: its prefixes may lie in another namespace's folder."""
+    """Set the modes after a move or copy: prefixes may be in another namespace's folder."""
     _apply_to_prefixes(_modes(), Build.objects.filter(environment=environment))
 
 
 def _modes() -> dict[str, FolderMode]:
-    """The mode of every namespace: groups are looked up once, which may take a while."""
+    """Return the mode of every namespace; looks up each group once, as that may be slow."""
     publicity = Namespace.objects.values_list("name", "public")
     return {name: mode_for(name, public=public) for name, public in publicity}
 
@@ -110,13 +110,13 @@ def _modes() -> dict[str, FolderMode]:
 def _apply_to_prefixes(
     modes: Mapping[str, FolderMode], holders: QuerySet[Build] | None = None
 ) -> dict[str, set[FolderMode]]:
-    """Give the prefixes of the builds `holders` (None: all) their modes.
+    """Set the modes of the prefixes of the builds `holders` (None means all).
 
     Returns:
-        Namespace of the folder that a prefix lies in -> modes of the prefixes there.
+        Modes of the prefixes in each namespace's folder.
     """
     builds = Build.objects.exclude(prefix=None).filter(environment__deleted_at=None)
-    if holders is not None:  # and others that were copied from them
+    if holders is not None:  # include builds that were copied from them
         builds = builds.filter(prefix__in=holders.exclude(prefix=None).values("prefix"))
     rows = builds.order_by("prefix__path").values_list(
         "prefix__path", "environment__namespace__name"
@@ -138,13 +138,13 @@ def _is_wider(mode: FolderMode, own: FolderMode) -> bool:
     return mode not in (own, OWNER_ONLY)
 
 
-# --- everything ----------------------------------------------------------------------------------
+# --- the whole data folder ------------------------------------------------------------------------
 
 
 def apply() -> None:
-    """Give all folders of namespaces and all prefixes their modes.
+    """Set the modes of all namespace folders and prefixes.
 
-    Cheap where nothing is to be changed: one look at each folder.
+    Costs one `stat` for each folder if nothing has to change.
     """
     for root in (ENVS, PREFIXES):
         set_mode(_data() / root, WORLD_READABLE if _everything_is_open() else PASSAGE)
@@ -161,15 +161,15 @@ def apply() -> None:
 
 
 def _everything_is_open() -> bool:
-    """`*=*` comes first: then the names of namespaces are no secret either."""
+    """Return whether the first rule is `*=*`, so that names of namespaces are public too."""
     return rules()[:1] == (GroupRule(pattern="*", group=EVERYONE),)
 
 
 def set_mode(path: Path, wanted: FolderMode, *, keep_passage: bool = False) -> None:
-    """Set mode and group of the folder at `path`; nothing where there is none.
+    """Set mode and group of an existing folder at `path`.
 
     Args:
-        keep_passage: leave it to others to pass through it, where they do.
+        keep_passage: keep the execute bit for others, if it is set.
     """
     try:
         status = path.lstat()
@@ -179,7 +179,7 @@ def set_mode(path: Path, wanted: FolderMode, *, keep_passage: bool = False) -> N
         if keep_passage and not status.st_mode & stat.S_IROTH:
             mode |= status.st_mode & stat.S_IXOTH
         if wanted.group is not None and status.st_gid != wanted.group:
-            path.chmod(0o700)  # nobody's while it changes hands
+            path.chmod(0o700)  # closed while the group changes
             os.chown(path, -1, wanted.group, follow_symlinks=False)
         elif stat.S_IMODE(status.st_mode) == mode:
             return

@@ -1,4 +1,4 @@
-"""The folders under `envs/`: each a symbolic link that follows its environment's pointer."""
+"""Folders under `envs/`: symbolic links that follow the current build of each environment."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from environments.models import Build, Environment, Prefix, RecalledLock
 from environments.services import folder_access
 
 ENVS, PREFIXES, TRASH = folder_access.ENVS, folder_access.PREFIXES, "trash"
-SEEN = "first-seen"  # when each package of a channel was first seen: nothing can tell it again
-#: Where the folders of recalled builds wait, for their end or for the recall to be undone.
+SEEN = "first-seen"  # when each package of a channel was first seen; cannot be recomputed
+#: Prefixes of recalled builds are moved here until they are deleted or the recall is undone.
 RECALLED = "recalled"
-#: The length of the placeholder in which conda packages keep room for a prefix.
+#: Length of the placeholder that conda packages reserve for the prefix.
 CONDA_PREFIX_LENGTH = 255
 
 
@@ -38,7 +38,7 @@ def link_path(namespace: str, name: str) -> Path:
 
 
 def prefix_path(build: Build) -> Path | None:
-    """Where the build's files are; None where it is not READY, or was recalled."""
+    """Return the path of the build's files; None unless it is READY and not recalled."""
     if build.prefix is None or build.state != BuildState.READY:
         return None
     recalled = RecalledLock.objects.active().filter(lock=build.prefix.lock_id)
@@ -46,13 +46,14 @@ def prefix_path(build: Build) -> Path | None:
 
 
 def planned_prefix(build: Build) -> str:
-    """Below the data folder: `prefixes/<namespace>/<number>-<lock digest, 12>-<environment>`."""
+    """Return `prefixes/<namespace>/<number>-<lock digest, 12>-<environment>`, without the data
+    folder."""
     environment = build.environment
     assert build.lock is not None
     leaf = f"{build.number}-{build.lock.digest[:12]}-{environment.name}"
     path = f"{PREFIXES}/{environment.namespace.name}/{leaf}"
-    # An environment that was renamed or moved keeps the folders that bear its old name, and upkeep
-    # may be about to remove the folder of an attempt that ended after it was named.
+    # A renamed or moved environment keeps folders with its old name, and cleanup may be about to
+    # delete the folder of an attempt that ended after this name was chosen.
     for free in (path, f"{path}-{build.pk}"):
         if not Prefix.objects.filter(path=free).exclude(builds=build).exists():
             return free
@@ -60,8 +61,8 @@ def planned_prefix(build: Build) -> str:
 
 
 @contextmanager
-def _alone(namespace: str, name: str) -> Iterator[None]:
-    """One process at a time changes a link: the last to read the pointer is the last to write."""
+def _locked(namespace: str, name: str) -> Iterator[None]:
+    """Serialize changes of a link: the last process to read the pointer is the last to write."""
     locks = data() / "run" / "links"
     locks.mkdir(parents=True, exist_ok=True)
     with (locks / f"{namespace}~{name}").open("w") as file:
@@ -70,17 +71,17 @@ def _alone(namespace: str, name: str) -> Iterator[None]:
 
 
 def follow(namespace: str, name: str) -> bool:
-    """Make the folder of this environment follow the pointer; True if it had to change."""
-    if not _astray(namespace, name):
+    """Make the link of this environment follow its current build; True if it was changed."""
+    if not _is_outdated(namespace, name):
         return False
-    # The row first, then the link, as those who move the pointer do: who looked at the pointer
-    # while a move of it was under way would else lead the folder back.
+    # Change the row first and then the link, as every change of the pointer does: a process that
+    # read the pointer during a change would otherwise set the link back.
     with transaction.atomic():
         rows = Environment.objects.select_for_update()
         rows = rows.filter(namespace__name=namespace, name=name, deleted_at=None)
         environment = rows.first()
-        with _alone(namespace, name):
-            if not _astray(namespace, name):
+        with _locked(namespace, name):
+            if not _is_outdated(namespace, name):
                 return False
             link, target = link_path(namespace, name), _target(namespace, name)
             if target is None or environment is None:
@@ -92,7 +93,7 @@ def follow(namespace: str, name: str) -> bool:
 
 
 def _target(namespace: str, name: str) -> Path | None:
-    """Where the pointer of this environment leads; None where it has none, or nothing is there."""
+    """Return the target that the link should have; None without a current build or prefix."""
     environment = (
         Environment.objects.present()
         .select_related("current__prefix")
@@ -104,8 +105,8 @@ def _target(namespace: str, name: str) -> Path | None:
     return target if target is not None and target.is_dir() else None
 
 
-def _astray(namespace: str, name: str) -> bool:
-    """Whether the folder leads elsewhere than the pointer."""
+def _is_outdated(namespace: str, name: str) -> bool:
+    """Return whether the link has another target than the current build."""
     link, target = link_path(namespace, name), _target(namespace, name)
     if target is None:
         return link.is_symlink()
@@ -116,56 +117,56 @@ def follow_environment(environment: Environment) -> bool:
     return follow(environment.namespace.name, environment.name)
 
 
-def require_room(namespace: str, name: str) -> None:
-    """Refuse names whose prefix would be longer than what conda packages leave room for."""
+def require_path_length(namespace: str, name: str) -> None:
+    """Refuse names whose prefix would be longer than the placeholder of conda packages."""
     longest = len(str(data() / PREFIXES / namespace / f"{10**6}-{'f' * 12}-{name}"))
     if longest > CONDA_PREFIX_LENGTH:
         raise InvalidInputError(
-            f"The name is {longest - CONDA_PREFIX_LENGTH} characters too long here: conda packages "
-            f"leave room for paths of {CONDA_PREFIX_LENGTH}.",
+            f"The name is {longest - CONDA_PREFIX_LENGTH} characters too long for this server: "
+            f"conda packages support paths of up to {CONDA_PREFIX_LENGTH} characters.",
             where="name",
             hint="Choose a shorter name.",
         )
 
 
 def discard(prefix: Path, environment: Environment) -> None:
-    """Send a prefix to the trash; first the folder follows the pointer, if it led here."""
+    """Move a prefix to the trash, after the environment's link no longer leads to it."""
     follow_environment(environment)
     if prefix.exists():
         linking.to_trash(prefix, data() / TRASH)
 
 
-# --- what was recalled --------------------------------------------------------------------------
+# --- recalled builds ------------------------------------------------------------------------------
 
 
-def set_aside(path: str) -> bool:
-    """Take a prefix (`prefixes/...`) out of everybody's reach by one rename.
+def quarantine(path: str) -> bool:
+    """Move a prefix (`prefixes/...`) out of reach by one rename.
 
-    No file in it is touched: others share them. What runs in it goes on with what it has open.
+    Its files are not touched, as they are shared. Running processes keep the files they have open.
     """
-    place = _aside(path)
+    place = _quarantine_path(path)
     place.parent.mkdir(parents=True, exist_ok=True)
     (data() / RECALLED).chmod(0o700)
     return _renamed(data() / path, place)
 
 
-def put_back(path: str) -> bool:
-    """Give a prefix back its name; False where it was not set aside."""
-    place = _aside(path)
+def restore(path: str) -> bool:
+    """Move a prefix back to its path; False if it was not in quarantine."""
+    place = _quarantine_path(path)
     return place.is_dir() and _renamed(place, data() / path)
 
 
-def aside() -> list[str]:
-    """What is set aside, by the path that it had."""
+def quarantined() -> list[str]:
+    """Return the original paths of all prefixes in quarantine."""
     root = data() / RECALLED
     return [f"{PREFIXES}/{found.relative_to(root).as_posix()}" for found in root.glob("*/*")]
 
 
-def drop_aside(path: str) -> None:
-    linking.to_trash(_aside(path), data() / TRASH)
+def discard_quarantined(path: str) -> None:
+    linking.to_trash(_quarantine_path(path), data() / TRASH)
 
 
-def _aside(path: str) -> Path:
+def _quarantine_path(path: str) -> Path:
     return data() / RECALLED / Path(path).relative_to(PREFIXES)
 
 
@@ -179,15 +180,15 @@ def _renamed(old: Path, new: Path) -> bool:
     return True
 
 
-#: What the installation itself reads of a prefix, it reads within this time after making it.
+#: The installation itself reads files of a prefix within this time after linking it.
 OWN_READS = timedelta(minutes=10)
 
 
 def last_read(prefix: Prefix) -> datetime | None:
-    """When somebody last started a program of it; None where the file system does not tell.
+    """Return when a program of the prefix was last started; None if the file system does not tell.
 
-    Of the files that only it holds: those that prefixes share are read for others, too. On most
-    file systems a day may pass before a second look is noted (`relatime`); on some, none is.
+    Uses only files that no other prefix shares. Most file systems update the access time at most
+    once a day (`relatime`), and some never do.
     """
     latest = 0.0
     try:
@@ -203,7 +204,7 @@ def last_read(prefix: Prefix) -> datetime | None:
 
 
 def measure_prefix(prefix: Prefix) -> None:
-    """Measure a prefix by a look at each of its files; `prefix_sizes` is what a build does."""
+    """Measure a prefix by reading the size of each file; builds use `prefix.sizes` instead."""
     size = disk.tree_size(data() / prefix.path)
     Prefix.objects.filter(pk=prefix.pk).update(
         apparent_size=size.apparent,

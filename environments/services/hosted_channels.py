@@ -1,7 +1,8 @@
-"""Channels of ours in a build: which URLs are theirs, who may read them, and what they hold.
+"""Resolve hosted channels for solves: URLs, access and contents.
 
-A worker reads a hosted channel from the database and the blob store, not over HTTP. So its rights
-are asked of rows when a build is submitted and again when it is solved, and no credential is made.
+A worker reads a hosted channel from the database and the blob store, not over HTTP. So permissions
+are checked against rows when a build is submitted and again when it is solved; no credential is
+created.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ from environments.models import HostedChannel, Namespace
 from environments.services import folders
 from environments.services.policies import recalls_in_force
 
-#: How long a file of packages stays after a newer one was written: solves may still read it.
+#: How long an older package file stays readable for solves in progress.
 STALE = timedelta(hours=1)
 
 
 def base_url() -> str:
-    """Below which URL the hosted channels lie, as locks name them."""
+    """Return the URL prefix of hosted channels, as locks name it."""
     return _hosted_below(settings.PUBLIC_URL or f"http://{settings.HOST}:{settings.PORT}")
 
 
@@ -55,24 +56,24 @@ def is_hosted(url: str) -> bool:
     return url.startswith(f"{base_url()}/")
 
 
-# --- rights -------------------------------------------------------------------------------------
+# --- access ---------------------------------------------------------------------------------------
 
 
 def channels_of(specification: Specification) -> set[str]:
-    """Every channel that something is taken from, also by the packages of a brought lock."""
+    """Return every channel that the specification uses, including packages of an imported lock."""
     urls = set(specification.channels)
     for part in specification.lock or ():
         urls |= {package.channel for package in part.conda}
-        # A lock may say one thing of a package's channel and another of its address.
+        # The channel of a package in a lock may differ from the channel in its URL.
         urls |= {folder_url(package.url) for package in part.conda}
     return urls
 
 
 def require_readable(actor: Actor, namespace: Namespace, specification: Specification) -> None:
-    """Refuse hosted channels that `actor` may not read, all of them; a namespace reads its own.
+    """Refuse hosted channels that `actor` may not read, naming all; a namespace may read its own.
 
     Raises:
-        ChannelNotFoundError: also for those that are not there at all.
+        ChannelNotFoundError: also for channels that do not exist.
     """
     hidden = [
         url
@@ -82,7 +83,7 @@ def require_readable(actor: Actor, namespace: Namespace, specification: Specific
     if hidden:
         raise ChannelNotFoundError(
             " ".join(f"There is no channel at {url}." for url in hidden),
-            hint="See the hosted channels that you may read with `condastore channel list`.",
+            hint="List the hosted channels that you may read with `condastore channel list`.",
         )
 
 
@@ -90,7 +91,7 @@ def require_own_channel(packages: Iterable[CondaPackage]) -> None:
     """Refuse packages that another channel lists at the URL of a hosted channel (`base_url`).
 
     Raises:
-        ChannelNotAllowedError: names all of them, whether or not there is such a hosted channel.
+        ChannelNotAllowedError: names all of them, whether or not the hosted channel exists.
     """
     foreign = [
         f"{package.channel} lists {package.file_name} at {package.url}."
@@ -100,7 +101,7 @@ def require_own_channel(packages: Iterable[CondaPackage]) -> None:
     if foreign:
         more = f" And {len(foreign) - 10} more." if len(foreign) > 10 else ""
         raise ChannelNotAllowedError(
-            "Packages of a channel that is hosted here are taken through that channel only. "
+            "Packages of a hosted channel are available through that channel only. "
             f"{' '.join(foreign[:10])}{more}",
             hint="Name the hosted channel itself, or remove the channel that lists them.",
         )
@@ -113,16 +114,16 @@ def _readable(actor: Actor, namespace: Namespace, url: str) -> bool:
     return channel.namespace_id == namespace.pk or may(actor, Perm.DOWNLOAD, channel)
 
 
-def submitter(user: User | None) -> Actor:
-    """Who asked for a build, as far as a worker knows: somebody who is gone is nobody."""
+def actor_of_submitter(user: User | None) -> Actor:
+    """Return whoever requested a build, as known to a worker; a deleted user is anonymous."""
     return Actor(user if user is not None and user.is_active else AnonymousUser())
 
 
-# --- what they hold -----------------------------------------------------------------------------
+# --- contents -------------------------------------------------------------------------------------
 
 
 def find(url: str) -> HostedChannel | None:
-    """The hosted channel of a URL, whoever asks."""
+    """Return the hosted channel of a URL, without an access check."""
     base = f"{base_url()}/"
     if not url.startswith(base):
         return None
@@ -131,17 +132,18 @@ def find(url: str) -> HostedChannel | None:
 
 
 def files_of(url: str) -> HostedFiles | None:
-    """What solves of this machine read of a hosted channel, written where it changed.
+    """Return the files that solves read for a hosted channel; rewrites those that have changed.
 
     Raises:
-        ChannelNotFoundError: it was one, and is no more.
+        ChannelNotFoundError: the hosted channel was deleted.
     """
     if not is_hosted(url):
         return None
     channel = find(url)
     if channel is None:
         raise ChannelNotFoundError(f"There is no channel at {url}.")
-    # The states first: what comes in between is in the files, and they are written anew.
+    # Read the states first: a change made meanwhile is in the files, which are then rewritten
+    # again.
     states = channel.states()
     folder = folders.data() / "cache" / "hosted" / channel.identity
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,7 +154,7 @@ def files_of(url: str) -> HostedFiles | None:
             temporary = folder / f".{subdir}-{secrets.token_hex(8)}"
             hosted.write(temporary, _packages(channel, subdir, url))
             temporary.rename(path)
-            _drop_older(folder.glob(f"{subdir}-*"), path)
+            _delete_older(folder.glob(f"{subdir}-*"), path)
         files[subdir] = path
     return HostedFiles(
         url=url,
@@ -167,7 +169,7 @@ def _packages(channel: HostedChannel, subdir: str, url: str) -> Iterator[tuple[C
         yield row.value(base=url), row.yanked_at is not None
 
 
-def _drop_older(paths: Iterable[Path], newest: Path) -> None:
+def _delete_older(paths: Iterable[Path], newest: Path) -> None:
     oldest = time.time() - STALE.total_seconds()
     for path in paths:
         with contextlib.suppress(FileNotFoundError):
@@ -176,15 +178,15 @@ def _drop_older(paths: Iterable[Path], newest: Path) -> None:
 
 
 class Recalls:
-    """Those in force, as they were when this was made."""
+    """Recalls in force when the object was created."""
 
     def __init__(self) -> None:
         self._rule = recalls_in_force()
-        #: Changes when others are in force.
+        #: Changes whenever other recalls are in force.
         self.state = hashlib.sha256(repr(self._rule).encode()).hexdigest()[:16]
 
     def reason(self, package: CondaPackage) -> str:
-        """Why nobody may have it any more; "" where it was not called back."""
+        """Return why the package was recalled; "" if it was not."""
         if self._rule is None:
             return ""
         look = self._rule.check("conda", package.name, Known(now=time.time()))

@@ -1,4 +1,4 @@
-"""What isolates code of packages, and processes that parse untrusted bytes, on this machine."""
+"""Isolation of package code, and of processes that parse untrusted data, on this machine."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ INSTALL = "Make bubblewrap work where the workers run (docs/how-to/sandbox.md)."
 
 
 def sandboxed() -> bool:
-    """Return whether code of packages runs in a sandbox or not at all."""
+    """Return whether package code runs in a sandbox; without one it does not run at all."""
     return bool(settings.SANDBOX == "required")
 
 
 @functools.cache
 def problems() -> dict[str, str]:
-    """Return what this machine cannot isolate, as sentences: of "sandbox", of "confinement"."""
+    """Return sentences about missing isolation on this machine, by "sandbox" and "confinement"."""
     found: dict[str, str] = {}
     if not sandboxed():
         found["sandbox"] = (
-            "CONDASTORE_SANDBOX is off: code of packages runs with all rights of the workers."
+            "CONDASTORE_SANDBOX is off: package code runs with all permissions of the workers."
         )
     elif problem := sandbox_problem():
         found["sandbox"] = (
-            "No code of packages runs: Python files are not compiled, and builds with smoke tests "
+            "Package code does not run: Python files are not compiled, and builds with smoke tests "
             f"fail. {problem}"
         )
     if not can_confine():
         found["confinement"] = (
             "Processes that read channels and packages can read all files of the service: this "
-            "kernel has no Landlock of ABI 2 (Linux 5.19), or it is disabled."
+            "kernel does not have Landlock ABI 2 (Linux 5.19), or Landlock is disabled."
         )
     return found

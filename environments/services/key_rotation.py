@@ -1,4 +1,4 @@
-"""Keys of the installation: the same on every machine, and replaced without losing data."""
+"""Keys of the installation: identical on every machine, and replaceable without losing data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from environments.models.audit import seal_former_key
 from environments.models.channels import CHANNEL_CREDENTIALS
 from environments.models.notifications import WEBHOOK_SECRETS
 
-#: Columns that hold encrypted text, and what each is encrypted for.
+#: Columns with encrypted text, and the purpose each is encrypted for.
 COLUMNS: tuple[tuple[type[models.Model], str, str], ...] = (
     (Identity, "sealed_refresh_token", REFRESH_TOKENS),
     (ChannelCredential, "sealed", CHANNEL_CREDENTIALS),
@@ -28,11 +28,11 @@ COLUMNS: tuple[tuple[type[models.Model], str, str], ...] = (
 _FINGERPRINT = b"condastore key fingerprint"
 
 
-# --- the same keys everywhere -------------------------------------------------------------------
+# --- identical keys on every machine --------------------------------------------------------------
 
 
 def _keys() -> dict[str, list[str]]:
-    """Every key by the name of its file: the current one, then former ones."""
+    """Return all keys by the name of their file: the current key first, then former keys."""
     return {
         "secret_key": [settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS],
         "audit_key": [settings.AUDIT_KEY, *settings.AUDIT_KEY_FALLBACKS],
@@ -46,10 +46,10 @@ def _fingerprint(key: str) -> str:
 
 
 def foreign_keys() -> list[str]:
-    """Names of this process's keys that are not the installation's.
+    """Return the names of this process's keys that differ from the installation's keys.
 
-    The first process that asks says which they are. A process that has the recorded key as a
-    former one replaces it.
+    The first process that calls this records its keys. A process that has the recorded key as a
+    former key records its current one instead.
     """
     recorded = dict(InstallationKey.objects.values_list("name", "fingerprint"))
     foreign = []
@@ -70,7 +70,7 @@ def foreign_keys() -> list[str]:
 
 
 def accept_keys() -> list[str]:
-    """Make this process's keys the installation's; the names of those that were others."""
+    """Record this process's keys as the installation's, and return the names of those replaced."""
     foreign = foreign_keys()
     for name in foreign:
         _record(name, _fingerprint(_keys()[name][0]))
@@ -83,32 +83,35 @@ def _record(name: str, fingerprint: str) -> None:
 
 
 def fault() -> str:
-    """Why this process must not run with its keys; empty where they are the installation's."""
+    """Return why this process must not run with its keys; empty if they are the installation's."""
     if not (foreign := foreign_keys()):
         return ""
     names = ", ".join(f"CONDASTORE_{name.upper()}" for name in foreign)
     return (
-        f"The keys of this machine are not those of the installation: {names}. Give every machine "
-        "the same ones, by setting or in its data folder; where a key was replaced or lost for "
-        "good, run `condastore manage keys --accept`."
+        f"The keys of this machine differ from those of the installation: {names}. Give every "
+        "machine the same keys, by setting or in its data folder. If a key was replaced or lost "
+        "permanently, run `condastore manage keys --accept`."
     )
 
 
-# --- replacing one ------------------------------------------------------------------------------
+# --- replacing a key ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Renewed:
-    """What was signed or encrypted with a former key, and is with the current one now."""
+class RenewedCounts:
+    """Counts of rows that were signed or encrypted with a former key and now use the current
+    one."""
 
     reencrypted: int
     sealed_audit: bool
 
 
-def renew() -> Renewed:
-    """Encrypt and sign again what former keys protect; safe beside everything else."""
+def renew() -> RenewedCounts:
+    """Encrypt and sign again what former keys protect; safe to run next to other processes."""
     count = sum(_reencrypt(model, column, purpose) for model, column, purpose in COLUMNS)
-    return Renewed(reencrypted=count + _reencrypt_second_factors(), sealed_audit=seal_former_key())
+    return RenewedCounts(
+        reencrypted=count + _reencrypt_second_factors(), sealed_audit=seal_former_key()
+    )
 
 
 def _reencrypt(model: type[models.Model], column: str, purpose: str) -> int:
@@ -118,7 +121,7 @@ def _reencrypt(model: type[models.Model], column: str, purpose: str) -> int:
     )
     for pk, old in list(rows):
         new = resealed(old, purpose=purpose)
-        if new != old:  # unless it was replaced meanwhile
+        if new != old:  # unless the row was changed in the meantime
             row = model._default_manager.filter(**{"pk": pk, column: old})
             count += row.update(**{column: new})
     return count
@@ -138,7 +141,7 @@ def _reencrypt_second_factors() -> int:
 
 
 def _renewed(data: dict[str, Any]) -> dict[str, Any]:
-    """The secrets of allauth's authenticators: of one-time passwords, and of recovery codes."""
+    """Return allauth's authenticator data with its secrets encrypted by the current key."""
     return {
         name: resealed(value, purpose=SECOND_FACTORS)
         if name in ("secret", "seed") and isinstance(value, str)

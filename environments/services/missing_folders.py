@@ -1,7 +1,7 @@
-"""Find READY builds whose folder is missing on the disk, and record what is to be linked again.
+"""Find READY builds whose folder is missing on the disk, and record them for restoring.
 
-The rows say which folders there must be. One is missing after a restored backup, which holds the
-packages but no folders, or when somebody removed it.
+The rows say which folders should exist. One is missing after a backup was restored, as backups hold
+packages but no folders, or after somebody deleted it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from environments.models.folder_restores import RestoreState, wanted_prefixes
 from environments.services import folders
 
 logger = structlog.get_logger(__name__)
-#: SQLite takes a limited number of variables in one statement.
+#: SQLite limits the number of variables in one statement.
 BATCH = 500
 
 
-def find() -> int:
-    """Compare the rows with the folders; returns how many are newly found missing.
+def record_missing() -> int:
+    """Compare the rows with the folders, and return the number of newly missing folders.
 
-    Reads each folder of a namespace once. Idempotent, and safe beside itself.
+    Lists each namespace's folder once. Idempotent, and safe to run concurrently.
     """
     rows = wanted_prefixes().order_by("path").values_list("pk", "path")
     missing = set(_missing(rows.iterator()))
@@ -51,7 +51,7 @@ def find() -> int:
 
 
 def _missing(rows: Iterator[tuple[int, str]]) -> Iterator[int]:
-    """Yield the keys of prefixes without a folder; `rows`: (key, path), in the order of paths."""
+    """Yield the keys of prefixes without a folder. `rows` are (key, path), ordered by path."""
     for parent, group in groupby(rows, key=lambda row: row[1].rpartition("/")[0]):
         try:
             with os.scandir(folders.data() / parent) as entries:
@@ -64,7 +64,7 @@ def _missing(rows: Iterator[tuple[int, str]]) -> Iterator[int]:
 
 
 def _forget(prefixes: Iterable[int]) -> None:
-    """Their folder is there again, or is not wanted any more. What is being linked is left."""
+    """Delete records of folders that exist again or are no longer needed, unless being linked."""
     for batch in _batches(sorted(prefixes)):
         rows = FolderRestore.objects.filter(prefix__in=batch).exclude(state=RestoreState.RESTORING)
         rows.filter(Q(restored=0)).delete()
@@ -77,12 +77,12 @@ def _batches(keys: list[int]) -> Iterator[list[int]]:
 
 
 def hidden_name(final: Path, token: int) -> Path:
-    """Where one attempt links a missing folder; `r` sets it apart from attempts of builds."""
+    """Return the hidden folder of one attempt; `r` distinguishes it from attempts of builds."""
     return final.with_name(f".{final.name}.r{token}")
 
 
 def is_being_linked(path: Path) -> bool:
-    """Whether `path` is the hidden folder of an attempt that is under way."""
+    """Return whether `path` is the hidden folder of an attempt in progress."""
     name, _, token = path.name.removeprefix(".").rpartition(".r")
     if not path.name.startswith(".") or not token.isdecimal():
         return False

@@ -1,4 +1,4 @@
-"""What follows when somebody leaves: who is told of the service accounts that stay behind?"""
+"""Notify owners of namespaces about service accounts whose owner has left."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from environments.models.notifications import Event
 
 
 def namespaces_of(account: User) -> QuerySet[Namespace]:
-    """Namespaces in which the account holds a role and has built or uploaded.
+    """Return namespaces in which the account has a role and has built or uploaded something.
 
-    A role alone does not count: anybody may grant one in a namespace of their own, and would be
-    told whether the account exists and who owns it.
+    A role alone does not count: anybody may grant one in a namespace of their own, and would learn
+    whether the account exists and who owns it.
     """
     mine = Q(user_grants__user=account) | Q(group_grants__group__user=account)
     built = Build.objects.filter(requested_by=account).values("environment__namespace")
@@ -27,54 +27,57 @@ def namespaces_of(account: User) -> QuerySet[Namespace]:
     return Namespace.objects.filter(mine, active).distinct()
 
 
-def orphan(owner: User, *, by: Actor | None) -> Sequence[str]:
-    """Tell those who run the namespaces, and the installation, of each account that `owner` had.
+def notify_orphaned(owner: User, *, by: Actor | None) -> Sequence[str]:
+    """Notify namespace owners and administrators of each service account that `owner` had.
 
-    The account goes on, as what it does may be needed every night; unless the settings suspend it.
-    In the transaction in which the owner's account ends. Gives the accounts' names.
+    The accounts stay active, as nightly jobs may depend on them, unless the settings suspend them.
+    Call it in the transaction that closes the owner's account.
+
+    Returns:
+        Names of the service accounts.
     """
     accounts = list(User.objects.filter(owner=owner, is_service=True, is_active=True))
     for account in accounts:
         places = list(namespaces_of(account))
         if not places:
-            _tell(account, owner, None)
-        for place in places:
-            _tell(account, owner, place)
-        for place in places:
+            _notify(account, owner, None)
+        for namespace in places:
+            _notify(account, owner, namespace)
+        for namespace in places:
             changes = {"owner": owner.username}
-            AuditEvent.record(by, "account.owner-left", account, changes, namespace=place)
+            AuditEvent.record(by, "account.owner-left", account, changes, namespace=namespace)
     return [account.username for account in accounts]
 
 
-def _tell(account: User, owner: User, place: Namespace | None) -> None:
+def _notify(account: User, owner: User, namespace: Namespace | None) -> None:
     suspended = settings.SUSPEND_ORPHANED_SERVICE_ACCOUNTS
     state = (
-        "Its tokens do not work until it has another owner."
+        "Its tokens stop working until it has another owner."
         if suspended
-        else "Its tokens go on working; revoke those that the owner knew."
+        else "Its tokens keep working; revoke those that the owner knew."
     )
-    where = f" It holds a role in {place}." if place else ""
+    where = f" It has a role in {namespace}." if namespace else ""
     Notification.tell(
         Event.OWNER_LEFT,
-        namespace=place.pk if place else None,
+        namespace=namespace.pk if namespace else None,
         subject=f"The owner of the service account {account} has left",
-        text=f"{owner} owned the service account {account}, and has left.{where} {state}\n\n"
-        "An administrator of the installation gives it another owner.\n",
+        text=f"{owner} owned the service account {account} and has left.{where} {state}\n\n"
+        "An administrator of the installation can assign another owner.\n",
         data={
             "service_account": account.username,
             "owner": owner.username,
-            "namespace": place.name if place else None,
+            "namespace": namespace.name if namespace else None,
             "suspended": suspended,
         },
-        emails=_responsible(place).values_list("email", flat=True).distinct(),
+        emails=_responsible(namespace).values_list("email", flat=True).distinct(),
     )
 
 
-def _responsible(place: Namespace | None) -> QuerySet[User]:
+def _responsible(namespace: Namespace | None) -> QuerySet[User]:
     who = Q(is_superuser=True)
-    if place is not None:
+    if namespace is not None:
         role = Role.ADMIN.codename
-        who |= Q(pk__in=place.user_grants.filter(permission__codename=role).values("user"))
-        groups = place.group_grants.filter(permission__codename=role).values("group")
+        who |= Q(pk__in=namespace.user_grants.filter(permission__codename=role).values("user"))
+        groups = namespace.group_grants.filter(permission__codename=role).values("group")
         who |= Q(groups__in=groups)
     return User.objects.filter(who, is_active=True).exclude(email="")

@@ -1,4 +1,4 @@
-"""The guard for outgoing requests that the settings of this installation make."""
+"""Guard for outgoing requests, built from the settings of this installation."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from environments.engine.network.addresses import Guard
 
 
 def configured_guard() -> Guard:
-    """Return the guard: public addresses, and what an administrator configured.
+    """Return a guard that allows public addresses and what an administrator has configured.
 
-    That is CONDASTORE_ALLOWED_NETWORKS, and the servers of the channels, indexes and base images
-    that other settings name. A server is allowed at its port only.
+    These are CONDASTORE_ALLOWED_NETWORKS, and the servers of channels, indexes and base images
+    named by other settings. A server is allowed only at its port.
 
     Raises:
-        ImproperlyConfigured: a setting holds what is no network or server.
+        ImproperlyConfigured: a setting is not a valid network or server.
     """
     return _guard(
         allowed=tuple(settings.ALLOWED_NETWORKS),
@@ -47,7 +47,7 @@ def _guard(
         try:
             named.append(canonical_channel(text, alias=alias).url)
         except InvalidInputError:
-            continue  # a specification that needs it says so
+            continue  # reported by each specification that needs it
     if relative := [folder for folder in folders if not folder.startswith("/")]:
         raise ImproperlyConfigured(
             f"CONDASTORE_FILE_CHANNELS names {relative[0]!r}, which is not an absolute path."
@@ -59,7 +59,7 @@ def _guard(
 
 
 def _servers_of_images(images: tuple[str, ...]) -> list[str]:
-    """Return the registries of references; `registry.example.org/*` names one as well."""
+    """Return the registries of image references, including patterns as `registry.example.org/*`."""
     found = []
     for text in itertools.filterfalse(lambda text: "/" not in text, images):
         scheme = "http" if text.startswith("http://") else "https"

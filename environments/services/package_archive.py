@@ -1,8 +1,8 @@
-"""Where are the packages that builds use kept as they came, so that nobody else need have them?
+"""Archive of original packages, so that builds outlive their channels.
 
-In the blob store, once: a package's sha256 names its blob. A worker takes from there what it misses
-before it asks the channel, and adds what it fetched. A damaged one is fetched again from upstream.
-A sha256 is no right to the bytes: they are taken for a URL that delivered them before.
+Packages are blobs, named by their sha256. A worker looks here before it asks the channel, and adds
+what it has fetched. A damaged blob is fetched again from upstream. Knowing a sha256 gives no
+access: stored bytes are used only for a URL that has delivered them before.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from environments.models.locks import LockedConda
 from environments.services import blobs, hosted_channels
 
 logger = structlog.get_logger(__name__)
-#: SQLite takes a limited number of variables in one statement.
+#: SQLite limits the number of variables in one statement.
 BATCH = 500
 
 
-class Kept:
-    """What was there when it was asked; the database is written at the end, by who asked."""
+class ArchivedPackages:
+    """Snapshot of the archived digests for one fetch; rows are written once at the end."""
 
     def __init__(self, known: Collection[str], *, keeps: bool = True) -> None:
-        """`keeps`: False takes what is there, and adds nothing."""
+        """`keeps`: False uses archived packages without adding any."""
         self._known = known
         self._keeps = keeps
         self._guard = threading.Lock()
-        self.added: dict[str, int] = {}  # sha256: bytes
-        self.damaged: dict[str, str] = {}  # sha256: why
+        self.added: dict[str, int] = {}  # sha256 -> size in bytes
+        self.damaged: dict[str, str] = {}  # sha256 -> reason
         self.taken: list[str] = []
 
     def has(self, sha256: str) -> bool:
@@ -57,7 +57,7 @@ class Kept:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            why = f"they cannot be read: {error}"
+            why = f"it cannot be read: {error}"
         with self._guard:
             if why:
                 self.damaged[sha256] = why
@@ -70,10 +70,10 @@ class Kept:
             return
         try:
             size = path.stat().st_size
-            # Not waited for until it is on the disk: what is damaged is fetched again.
+            # Do not wait for fsync: a damaged package is fetched again.
             blobs.put(path, sha256, durable=False)
         except (StoreError, OSError) as error:
-            logger.warning("package not kept", sha256=sha256, error=str(error))
+            logger.warning("package not archived", sha256=sha256, error=str(error))
             return
         with self._guard:
             self.added[sha256] = size
@@ -84,19 +84,19 @@ class PackageArchive:
         self._keeps = keeps
 
     @contextmanager
-    def opened(self, digests: Collection[str]) -> Iterator[Kept]:
+    def opened(self, digests: Collection[str]) -> Iterator[ArchivedPackages]:
         wanted = sorted(set(digests))
         for start in range(0, len(wanted), BATCH):
             blobs.mark_used(Blob.objects.filter(sha256__in=wanted[start : start + BATCH]))
-        kept = Kept(self.kept(wanted), keeps=self._keeps)
+        kept = ArchivedPackages(self.kept(wanted), keeps=self._keeps)
         try:
             yield kept
         finally:
             try:
-                _note(kept)
+                _record(kept)
             except (DatabaseError, UnavailableError) as error:
-                # Files without a row: `keeping` brings them again.
-                logger.warning("kept packages not noted", error=str(error))
+                # The files have no row now; `package_backfill` adds them later.
+                logger.warning("archived packages not recorded", error=str(error))
 
     def kept(self, digests: Collection[str]) -> set[str]:
         found: set[str] = set()
@@ -107,13 +107,13 @@ class PackageArchive:
         return found
 
     def delivered(self, downloads: Collection[Download]) -> set[str]:
-        """Return the keys of those whose bytes may be used without asking their URL.
+        """Return the keys of downloads whose archived bytes may be used without asking their URL.
 
-        A package of a build that was finished came from its URL then, through its channel. Hosted
-        packages are here only, and whoever reads their channel was asked for before. Wheels come
-        from indexes that the installation allows, or were fetched from their own URL in the solve.
-        A channel may list files outside of itself (`base_url`). Those of a hosted channel, and
-        those below a URL for which anybody stored a credential, are asked for every time.
+        The package of a finished build came from its URL through its channel. Hosted packages exist
+        only here, and access to their channel was checked before. Wheels come from indexes that the
+        installation allows, or were fetched from their own URL in the solve. A channel may list
+        files outside of itself (`base_url`). Files of a hosted channel, and files below a URL for
+        which any credential is stored, are requested each time.
         """
         exempt = {
             each.key
@@ -121,14 +121,14 @@ class PackageArchive:
             if each.wheel
             or (each.channel and not each.is_foreign and hosted_channels.is_hosted(each.url))
         }
-        closed = _closed([each.url for each in downloads if each.is_foreign])
+        closed = _restricted([each.url for each in downloads if each.is_foreign])
         asked = {
             (each.url, each.sha256, each.channel): each.key
             for each in downloads
             if each.sha256 and not (each.is_foreign and each.url in closed)
         }
         digests = sorted({sha256 for _, sha256, _ in asked})
-        # A build that was archived is fetched again in other states.
+        # An archived build may be fetched again in other states.
         was_ready = BuildEvent.objects.filter(build=OuterRef("pk"), state=BuildState.READY)
         finished = Build.objects.filter(
             Q(state__in=SERVED) | Exists(was_ready.order_by()),
@@ -145,13 +145,13 @@ class PackageArchive:
         return exempt | {key for place, key in asked.items() if place in found}
 
     def missing(self, packages: Sequence[Package]) -> list[Package]:
-        """Those that are not kept; a package without a sha256 never is."""
+        """Return the packages that are not archived; one without a sha256 never is."""
         known = self.kept([package.sha256 for package in packages if package.sha256])
         return [package for package in packages if package.sha256 not in known]
 
 
-def _closed(urls: Collection[str]) -> set[str]:
-    """Those of `urls` that are of a hosted channel, or covered by a credential of anybody."""
+def _restricted(urls: Collection[str]) -> set[str]:
+    """Return those of `urls` that belong to a hosted channel or are covered by any credential."""
     if not urls:
         return set()
     stored = ChannelCredential.objects.order_by().values_list("url_prefix", flat=True).distinct()
@@ -164,11 +164,11 @@ def _closed(urls: Collection[str]) -> set[str]:
 
 
 def package_archive() -> PackageArchive:
-    """Where the installation keeps no packages, those that were uploaded to it are there still."""
+    """Return the archive; if archiving is disabled, packages uploaded here are still used."""
     return PackageArchive(keeps=settings.KEEP_PACKAGES)
 
 
-def _note(kept: Kept) -> None:
+def _record(kept: ArchivedPackages) -> None:
     now = timezone.now()
     if kept.added:
         rows = [

@@ -1,7 +1,7 @@
-"""Claims of fetched packages about themselves: store them for rules, and judge the new ones.
+"""Metadata inside fetched packages: store what rules need, and judge what was not known before.
 
-A record is what a channel says. Rules judge it before anything is fetched. Once a package is there,
-its own word counts too, where it is stricter: install scripts, and the licence that it names.
+A channel's record is judged before anything is fetched. Once a package is present, its own metadata
+counts too if it is stricter: install scripts, and the license it names.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from environments.engine.pypi.install import CachedWheel
 from environments.models import CondaRecord, PypiRecord
 
 
-def learn(
+def store_claims(
     packages: Sequence[CachedPackage],
     wheels: Sequence[CachedWheel],
     *,
     policy: Policy,
     log: Callable[[str], None],
 ) -> bool:
-    """Store what the packages say of themselves.
+    """Store what packages say about themselves.
 
     Args:
-        policy: the one by which their lock was judged.
-        log: receives notes that do not fail the build.
+        policy: the policy that judged their lock.
+        log: receives messages that do not fail the build.
 
     Returns:
-        True if `policy` judged the lock without knowing some of it: judge again.
+        True if `policy` judged the lock without this metadata, so that it must be judged again.
 
     Raises:
-        LinkError: a package without a sha256 has what a rule must judge, and nothing names it.
+        LinkError: a package without a sha256 contains something that rules must judge.
     """
     kinds = {rule.kind for rule in policy.rules}
     scripts = {
@@ -59,7 +59,7 @@ def learn(
         if more := _unlisted_dependencies(one):
             names = ", ".join(more)
             log(
-                f"{one.contents.label} itself also depends on {names}, which its channel's record "
+                f"{one.contents.label} itself also depends on {names}, which the channel's record "
                 "does not list"
             )
     unknown_scripts = any(
@@ -80,7 +80,7 @@ def _own_license(package: CachedPackage) -> str:
 
 
 def _is_named(package: CachedPackage, kinds: Iterable[str]) -> bool:
-    """Whether a digest names the package, by which rules find what it holds."""
+    """Return whether the package has a digest, by which rules find its metadata."""
     if package.package.sha256:
         return True
     own = _own_license(package)
@@ -89,7 +89,7 @@ def _is_named(package: CachedPackage, kinds: Iterable[str]) -> bool:
     )
     if judged:
         raise LinkError(
-            f"{package.package.file_name} has no sha256, and holds what rules must judge.",
+            f"{package.package.file_name} has no sha256, but contains what rules must judge.",
             where=package.package.url,
             hint="Use a package whose channel lists its sha256.",
         )
@@ -97,7 +97,7 @@ def _is_named(package: CachedPackage, kinds: Iterable[str]) -> bool:
 
 
 def _unlisted_dependencies(package: CachedPackage) -> list[str]:
-    """Requirements of the package itself on names that its record does not require."""
+    """Return requirements in the package's own metadata on names that its record lacks."""
     own = package.contents.index.get("depends")
     if not isinstance(own, list):
         return []

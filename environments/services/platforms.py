@@ -1,4 +1,4 @@
-"""Which platform this installation links for, and which platforms a request means by default."""
+"""Platform that this installation links for, and default platforms of a specification."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ARCHITECTURES = {"x86_64": "64", "amd64": "64", "aarch64": "aarch64", "arm64": 
 
 
 def own_platform() -> str:
-    """conda's name of the machine that this process runs on."""
+    """Return the conda platform of the machine that runs this process."""
     architecture = machine.machine().lower()
     if sys.platform == "darwin":
         return "osx-arm64" if architecture == "arm64" else "osx-64"
@@ -23,7 +23,7 @@ def default_platforms() -> tuple[str, ...]:
     return tuple(settings.DEFAULT_PLATFORMS) or (own_platform(),)
 
 
-def to_link(platforms: Sequence[str]) -> str:
-    """The platform of the folder: this machine's where the lock has it, else the first."""
+def platform_to_link(platforms: Sequence[str]) -> str:
+    """Return the platform to link: this machine's if the lock has it, otherwise the first."""
     own = own_platform()
     return own if own in platforms else platforms[0]

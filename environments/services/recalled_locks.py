@@ -1,6 +1,6 @@
-"""Which stored locks hold a recalled package, and are their folders out of reach?
+"""Locks that hold recalled packages, and the quarantine of their folders.
 
-The rows say what is recalled; the disk follows them, here and again at each tidying.
+Rows say what is recalled; folders are brought in line with them here and at each cleanup.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _CONDA = (*_COLUMNS, "build", "build_number", "channel", "subdir", "file_name", 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Candidate:
-    """A stored record as far as a MatchSpec looks at it: its own JSON stays unread."""
+    """The columns of a stored record that a MatchSpec compares; its JSON is not loaded."""
 
     manager: str
     pk: int
@@ -66,12 +66,12 @@ def spec_of(recall: Recall) -> PackageSpec:
 
 
 def mark(recall: Recall) -> int:
-    """Find the locks that hold what was recalled, all that are stored; how many."""
+    """Mark all stored locks that hold recalled packages, and return their number."""
     return _mark(recall, LockRow.objects.all())
 
 
 def mark_lock(lock: LockRow) -> bool:
-    """Find what of a lock is recalled already: for locks that are stored after the recall."""
+    """Apply recalls in force to a newly stored lock; True if it holds a recalled package."""
     found = 0
     for recall in Recall.objects.active():
         found += _mark(recall, LockRow.objects.filter(pk=lock.pk))
@@ -106,7 +106,7 @@ def _mark(recall: Recall, locks: QuerySet[LockRow]) -> int:
 
 
 def _matching(recall: Recall, manager: str, rows: Any, columns: tuple[str, ...]) -> Iterator[int]:
-    """The keys of the records that the recall means: names in SQL, the rest by comparing."""
+    """Yield the keys of recalled records: filtered by name in SQL, then compared."""
     if recall.sha256:
         yield from rows.filter(sha256=recall.sha256).order_by().values_list("pk", flat=True)
         return
@@ -134,11 +134,11 @@ def _compared(
             yield candidate.pk
 
 
-# --- on the disk --------------------------------------------------------------------------------
+# --- folders --------------------------------------------------------------------------------------
 
 
 def follow_recall(recall: Recall) -> None:
-    """Take the folders of what is recalled away, or give back those of what no longer is."""
+    """Move folders of recalled locks to quarantine, or restore those no longer recalled."""
     locks = RecalledLock.objects.filter(recall=recall).values("lock")
     follow_prefixes(Prefix.objects.filter(lock__in=locks))
     environments = Environment.objects.present().filter(current__lock__in=locks)
@@ -155,17 +155,19 @@ def follow_lock(lock: LockRow) -> None:
 
 
 def follow_all() -> None:
-    """What the rows say of every folder; and nothing stays aside that no row knows."""
+    """Bring every folder in line with the rows, and discard quarantined prefixes without a row."""
     locks = RecalledLock.objects.active().values("lock")
-    follow_prefixes(Prefix.objects.filter(Q(lock__in=locks) | Q(path__in=folders.aside())))
-    known = set(Prefix.objects.filter(path__in=folders.aside()).values_list("path", flat=True))
-    for path in set(folders.aside()) - known:
-        folders.drop_aside(path)
+    follow_prefixes(Prefix.objects.filter(Q(lock__in=locks) | Q(path__in=folders.quarantined())))
+    known = set(
+        Prefix.objects.filter(path__in=folders.quarantined()).values_list("path", flat=True)
+    )
+    for path in set(folders.quarantined()) - known:
+        folders.discard_quarantined(path)
 
 
 def follow_prefixes(prefixes: QuerySet[Prefix]) -> None:
     recalled = RecalledLock.objects.active().values("lock")
     for path in prefixes.filter(lock__in=recalled).values_list("path", flat=True):
-        folders.set_aside(path)
+        folders.quarantine(path)
     for path in prefixes.exclude(lock__in=recalled).values_list("path", flat=True):
-        folders.put_back(path)
+        folders.restore(path)

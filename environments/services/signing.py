@@ -1,4 +1,4 @@
-"""With which key does this installation sign what it says of its builds?"""
+"""Key that signs provenance statements of this installation."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from condastore.keys import stored_key
 
 
 def private_key() -> Ed25519PrivateKey:
-    """settings.SIGNING_KEY, or the key of the data folder, made at the first use.
+    """Return settings.SIGNING_KEY, or the key of the data folder, created on first use.
 
     Raises:
-        ImproperlyConfigured: what is set is no Ed25519 key.
+        ImproperlyConfigured: the setting is not an Ed25519 key.
     """
     return _parsed(settings.SIGNING_KEY or _stored(Path(settings.DATA)))
 
 
 def public_key() -> bytes:
-    """As PEM: whoever has it can check what was signed, without asking us."""
+    """Return the public key as PEM, for verifying signatures offline."""
     return (
         private_key()
         .public_key()
@@ -34,7 +34,7 @@ def public_key() -> bytes:
 
 
 def key_id() -> str:
-    """sha256 of the public key in DER."""
+    """Return the sha256 of the public key in DER."""
     der = (
         private_key()
         .public_key()
@@ -53,13 +53,13 @@ def _parsed(pem: str) -> Ed25519PrivateKey:
         key = serialization.load_pem_private_key(pem.encode(), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise ImproperlyConfigured(
-            "CONDASTORE_SIGNING_KEY is no private key in PEM without a password: "
-            "make one with `openssl genpkey -algorithm ed25519`."
+            "CONDASTORE_SIGNING_KEY must be a PEM private key without a password; "
+            "create one with `openssl genpkey -algorithm ed25519`."
         ) from error
     if not isinstance(key, Ed25519PrivateKey):
         raise ImproperlyConfigured(
-            "CONDASTORE_SIGNING_KEY is not an Ed25519 key: "
-            "make one with `openssl genpkey -algorithm ed25519`."
+            "CONDASTORE_SIGNING_KEY must be an Ed25519 key; "
+            "create one with `openssl genpkey -algorithm ed25519`."
         )
     return key
 

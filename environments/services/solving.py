@@ -1,4 +1,4 @@
-"""Specification -> lock: the stored answer where the inputs are the same, a solve where not."""
+"""Solve a specification, or reuse the stored lock of an identical solve."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ from environments.models import (
 )
 from environments.models.locks import BATCH
 from environments.services import folders, hosted_channels
-from environments.services.channel_hints import point_elsewhere
+from environments.services.channel_hints import add_channel_hints
 from environments.services.engine_context import get_engine
 
-#: Part of every stored solve: a change of how we solve makes the old answers not ours any more.
-RECIPE = "2"
+#: Part of the key of every stored solve; change it when solving itself changes.
+SOLVE_VERSION = "2"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,12 +56,12 @@ class Answer:
 
 
 def credentials_for(namespace: Namespace, urls: tuple[str, ...]) -> tuple[Credential, ...]:
-    """Credentials that builds of `namespace` may use for `urls`, in order of precedence."""
+    """Return the credentials that builds of `namespace` may use for `urls`, by precedence."""
     return _covering(ChannelCredential.objects.usable_in(namespace), urls)
 
 
 def source_urls(wanted: Specification) -> tuple[str, ...]:
-    """URLs below which packages of a specification may be: credentials for these are used."""
+    """Return URL prefixes of the packages in a specification, for choosing credentials."""
     pip = any(wanted.pip.values()) or (
         wanted.lock is not None and any(part.pypi for part in wanted.lock)
     )
@@ -76,7 +76,7 @@ def source_urls(wanted: Specification) -> tuple[str, ...]:
 
 
 def mirror_credentials(namespace: Namespace | None, upstream: str) -> tuple[Credential, ...]:
-    """Credentials that a mirror of `namespace` (None: of the installation) may use."""
+    """Return the credentials of a mirror's upstream. `namespace` None means the installation's."""
     return _covering(ChannelCredential.objects.usable_by_mirror(namespace), (upstream,))
 
 
@@ -98,11 +98,14 @@ def solve_or_reuse(
     cancelled: Callable[[], bool],
     log: Callable[[str], None],
 ) -> Answer:
-    """The same specification, channel state, platforms and policy have one lock.
+    """Return the lock of a specification; equal inputs share one stored solve.
 
-    `actor` is who asked for it: of channels that are hosted here, it takes what that one may read.
+    The inputs are specification, channel state, platforms, policy and credentials. A caller with
+    the same inputs as a running solve waits for its result.
 
-    Who asks while the same solve is under way waits for its answer.
+    Args:
+        actor: whoever requested the build; decides which hosted channels can be read.
+        force: solve again even if a stored solve exists.
     """
     wanted = specification.value()
     hosted_channels.require_readable(actor, namespace, wanted)
@@ -134,12 +137,12 @@ def solve_or_reuse(
             key=key, defaults={"specification": specification, "channel_state": state}
         )
         if row.lock is not None:
-            log(f"the channels have not changed: the lock of {row.created_at:%Y-%m-%d %H:%M} holds")
+            log(f"channels unchanged: using the lock of {row.created_at:%Y-%m-%d %H:%M}")
             return Answer(row=row.lock, lock=row.lock.value(), reused=True)
         if mine or row.take_over(patience=2 * settings.LEASE):
             break
         if cancelled():
-            raise LeaseLostError("cancelled while another solve of the same was under way")
+            raise LeaseLostError("Cancelled while waiting for an identical solve.")
         time.sleep(0.1)
     request = _request(wanted, policy, adds_pip=adds_pip)
     try:
@@ -149,7 +152,7 @@ def solve_or_reuse(
     except BaseException as error:
         SolveRow.objects.filter(pk=row.pk, lock=None).delete()
         if isinstance(error, UnsatisfiableError):
-            point_elsewhere(error, listed=wanted.channels)
+            add_channel_hints(error, listed=wanted.channels)
         raise
     SolveRow.objects.filter(pk=row.pk).update(lock=answer.row, seconds=seconds)
     log(f"solved in {seconds:.2f} s: {answer.row.package_count} packages")
@@ -157,7 +160,7 @@ def solve_or_reuse(
 
 
 class Listings(History):
-    """What channels and indexes were seen to list, as far as the namespace may know of it."""
+    """Packages that channels and indexes have listed, as far as the namespace may see them."""
 
     def __init__(self, namespace: Namespace) -> None:
         self._namespace = namespace
@@ -175,7 +178,7 @@ class Listings(History):
             some = {"sha256__in": digests[start : start + BATCH], "listed": True}
             for model in (CondaRecord, PypiRecord):
                 for row in model.objects.filter(**some).order_by("pk"):
-                    # Another channel may list a file at this URL too, and describe it otherwise.
+                    # Another channel may list the same URL with different metadata.
                     channel = row.channel if isinstance(row, CondaRecord) else ""
                     if (row.url, row.sha256, channel) in wanted:
                         found[row.url] = row.value()
@@ -185,7 +188,7 @@ class Listings(History):
         return self._looks.sighting(package.channel, package.subdir, package.sha256) is not None
 
     def _private(self, url: str) -> bool:
-        """Whether others know the channel by a credential that the namespace does not have."""
+        """Return whether the channel is known through a credential that the namespace lacks."""
         own, others = self._prefixes
         return any(is_below(url, one) for one in others) and not any(
             is_below(url, one) for one in own
@@ -247,9 +250,9 @@ def _key(
     *,
     adds_pip: bool,
 ) -> str:
-    # An age ("7 days") lets other packages in as time goes by: such an answer holds for an hour.
+    # A relative age ("7 days") admits more packages over time, so the key changes each hour.
     ages = wanted.exclude_newer and not wanted.exclude_newer[:4].isdecimal()
     hour = timezone.now().strftime("%Y%m%d%H") if ages or policy.ages else ""
     who = sorted(f"{credential.url_prefix} {credential.secret}" for credential in credentials)
-    parts = (RECIPE, wanted.digest, state, policy.version, hour, f"pip={adds_pip}", *who)
+    parts = (SOLVE_VERSION, wanted.digest, state, policy.version, hour, f"pip={adds_pip}", *who)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

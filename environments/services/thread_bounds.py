@@ -1,9 +1,8 @@
-"""Bounds on the threads of a worker that other work than builds holds at once.
+"""Limits on the worker threads that work other than builds may hold at the same time.
 
-Servers that dribble hold a thread for as long as their limits allow. Previews take at most half of
-a worker's threads; reading channels for search, mirrors, and pushes to other registries a quarter
-each; all together leave one to builds. A worker with a single thread does one of all these at a
-time.
+A slow server holds a thread for as long as the timeouts allow. Previews take at most half of a
+worker's threads; channel indexing, mirrors and image pushes a quarter each; all together leave one
+thread to builds. A worker with a single thread does one of these at a time.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ class Kind(StrEnum):
     PUSHING = "pushing"
 
 
-#: Of how many threads a kind may hold one.
+#: A kind may hold one in this many threads.
 _SHARES = {Kind.PREVIEW: 2, Kind.INDEXING: 4, Kind.MIRRORING: 4, Kind.PUSHING: 4}
 
 
 class ThreadBounds:
-    """The bounds of one worker."""
+    """The limits of one worker."""
 
     def __init__(self, threads: int) -> None:
         self._together = threading.BoundedSemaphore(max(1, threads - 1))
@@ -39,7 +38,7 @@ class ThreadBounds:
 
     @contextmanager
     def hold(self, kind: Kind) -> Iterator[bool]:
-        """Take a thread for work of this kind; yields False where its bound is reached."""
+        """Hold a thread for work of this kind; yields False if its limit is reached."""
         with ExitStack() as taken:
             for bound in (self._kinds[kind], self._together):
                 if not bound.acquire(blocking=False):
@@ -49,7 +48,7 @@ class ThreadBounds:
             yield True
 
     def is_reached(self, kind: Kind) -> bool:
-        """Return whether no more threads may be held for work of this kind now."""
+        """Return whether the limit of this kind is reached."""
         with self.hold(kind) as free:
             return not free
 
@@ -64,10 +63,10 @@ def set_threads(threads: int) -> None:
 
 
 def hold(kind: Kind) -> AbstractContextManager[bool]:
-    """Take a thread of this worker; see `ThreadBounds.hold`."""
+    """Hold a thread of this worker; see `ThreadBounds.hold`."""
     return _bounds.hold(kind)
 
 
 def is_reached(kind: Kind) -> bool:
-    """Return whether this worker may hold no more threads for work of this kind now."""
+    """Return whether this worker's limit for this kind is reached."""
     return _bounds.is_reached(kind)

@@ -182,7 +182,7 @@ def test_what_two_recalls_hold_opens_when_both_are_undone(built, environment, ro
 def test_tidying_puts_the_folders_right_whatever_was_missed(built, environment, root, data_folder):
     prefix = folders.prefix_path(built)
     recall = call_back(root)
-    assert folders.put_back(built.prefix.path)  # as if the process had died before it came so far
+    assert folders.restore(built.prefix.path)  # as if the process had died before it came so far
     cleanup.tidy()
     assert not prefix.exists()
     Recall.objects.filter(pk=recall.pk).update(undone_at=recall.recalled_at)
@@ -198,7 +198,7 @@ def test_the_folder_of_a_recalled_build_that_is_deleted_goes_to_the_trash(
     call_back(root)
     builds.delete_build(actor=dora, build=again(built))
     cleanup.tidy()
-    assert folders.aside() == []
+    assert folders.quarantined() == []
 
 
 def test_a_copy_is_recalled_with_its_original(built, alice, root):

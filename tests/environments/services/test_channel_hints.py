@@ -8,7 +8,7 @@ import pytest
 
 from condastore.errors import UnsatisfiableError
 from environments.models import Channel, ChannelCredential, IndexedPackage, Namespace
-from environments.services.channel_hints import MOST, point_elsewhere
+from environments.services.channel_hints import MAX_CHANNELS, add_channel_hints
 
 pytestmark = pytest.mark.django_db
 LISTED = "https://channel.example.org/main"
@@ -32,7 +32,7 @@ def missing(*requirements: str, note: str = "") -> UnsatisfiableError:
 
 def pointed(*requirements: str, note: str = "") -> UnsatisfiableError:
     error = missing(*requirements, note=note)
-    point_elsewhere(error, listed=[LISTED])
+    add_channel_hints(error, listed=[LISTED])
     return error
 
 
@@ -48,11 +48,11 @@ def test_the_channel_that_has_it_is_named_with_what_to_do() -> None:
 
 
 def test_several_packages_and_channels_are_named_but_not_all() -> None:
-    urls = [channel(f"c{number}", "samtools") for number in range(MOST + 2)]
+    urls = [channel(f"c{number}", "samtools") for number in range(MAX_CHANNELS + 2)]
     only = channel("z", "bwa")
     error = pointed("samtools", "bwa", "nowhere")
-    assert all(url in error.message for url in [*urls[:MOST], only])
-    assert not any(url in error.message for url in urls[MOST:])
+    assert all(url in error.message for url in [*urls[:MAX_CHANNELS], only])
+    assert not any(url in error.message for url in urls[MAX_CHANNELS:])
     assert [item["note"] for item in error.details["missing"]][2] == ""
 
 
@@ -85,5 +85,5 @@ def test_a_channel_that_nobody_may_list_is_not_named(settings: Any) -> None:
 def test_a_conflict_without_anything_missing_stays_as_it_is() -> None:
     channel("bioconda", "samtools")
     error = UnsatisfiableError("They exclude each other.", details={"conflicts": []})
-    point_elsewhere(error, listed=[LISTED])
+    add_channel_hints(error, listed=[LISTED])
     assert error.message == "They exclude each other."

@@ -148,7 +148,7 @@ def test_workers_restore_no_more_at_once_than_allowed(
     settings.RESTORES_AT_ONCE = 1
     for _ in range(2):
         make_build(environment)
-    missing_folders.find()
+    missing_folders.record_missing()
     first = FolderRestore.objects.first()
     assert first is not None
     assert first.claim("worker", life=settings.LEASE)
@@ -285,10 +285,10 @@ def test_a_folder_that_is_back_is_not_missing_any_more(
     build = make_build(environment)
     path_of(build).mkdir(parents=True)
     path_of(build).rename(tmp_path / "away")
-    assert missing_folders.find() == 1
-    assert missing_folders.find() == 0
+    assert missing_folders.record_missing() == 1
+    assert missing_folders.record_missing() == 0
     (tmp_path / "away").rename(path_of(build))
-    assert missing_folders.find() == 0
+    assert missing_folders.record_missing() == 0
     assert not FolderRestore.objects.exists()
 
 
@@ -296,7 +296,7 @@ def test_only_those_who_may_build_hurry_a_restore(
     environment: Environment, bob: Actor, alice: Actor, unsent: list[int]
 ) -> None:
     build = make_build(environment)
-    missing_folders.find()
+    missing_folders.record_missing()
     later = timezone.now() + timedelta(hours=1)
     FolderRestore.objects.update(state=RestoreState.FAILED, not_before=later)
     with pytest.raises(Exception, match="may not"):
