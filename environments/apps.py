@@ -26,7 +26,7 @@ class EnvironmentsConfig(AppConfig):
 
         configured_guard()  # a setting that cannot be read is reported now
         addresses.install(configured_guard)
-        audit.listen()
+        audit.connect_signals()
         post_save.connect(_close_folders, sender="environments.Namespace", dispatch_uid="folders")
         pre_migrate.connect(forget, sender=self, dispatch_uid="audit")
         post_migrate.connect(guard_rows, sender=self, dispatch_uid="audit")

@@ -1,4 +1,4 @@
-"""What follows from a directory's word here: mapped roles, and lines of the audit log."""
+"""Signal receivers for changes in directories: apply role mappings, and write the audit log."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from environments.models.role_mappings import materialise
 from environments.services.orphaned_accounts import notify_orphaned
 
 
-def _by(directory: str) -> Actor:
+def _actor_of(directory: str) -> Actor:
     return Actor(AnonymousUser(), directory=directory)
 
 
 @receiver(groups_mirrored, dispatch_uid="directories")
-def follow_groups(
+def apply_group_changes(
     user: User,
     directory: str,
     added: Sequence[str],
@@ -34,18 +34,18 @@ def follow_groups(
     if added or removed:
         materialise(user=user)
         changes = {"directory": directory, "added": list(added), "removed": list(removed)}
-        AuditEvent.record(_by(directory), "account.groups", user.username, changes)
+        AuditEvent.record(_actor_of(directory), "account.groups", user.username, changes)
 
 
 @receiver(account_opened, dispatch_uid="directories")
 def record_opened(user: User, directory: str, **kwargs: Any) -> None:
     changes = {"directory": directory}
-    AuditEvent.record(_by(directory), "account.open", user.username, changes)
+    AuditEvent.record(_actor_of(directory), "account.open", user.username, changes)
 
 
 @receiver(account_closed, dispatch_uid="directories")
 def record_closed(user: User, directory: str, **kwargs: Any) -> None:
     changes: dict[str, Any] = {"directory": directory}
-    if left := notify_orphaned(user, by=_by(directory)):
+    if left := notify_orphaned(user, by=_actor_of(directory)):
         changes["service_accounts"] = list(left)
-    AuditEvent.record(_by(directory), "account.close", user.username, changes)
+    AuditEvent.record(_actor_of(directory), "account.close", user.username, changes)

@@ -164,7 +164,7 @@ def _near_quota() -> Panel:
     rows: Any = Namespace.objects.all() if everywhere else Namespace.objects.filter(limited)
     rows = rows.annotate(**{f"used_{kind.name}": quotas.used(kind.name) for kind in kinds})
     near = [
-        (link(row), use.said())
+        (link(row), use.text())
         for row in rows.order_by("name")
         for use in quotas.uses_of(row)
         if use.is_near()

@@ -222,7 +222,7 @@ class ImageMutation:
     ) -> CredentialPayload:
         actor = actor_of(info)
         place = find_namespace(actor, namespace) if namespace is not None else None
-        row = pushes.keep_registry_login(
+        row = pushes.set_registry_login(
             actor=actor, namespace=place, registry=registry, login=login
         )
         return CredentialNode.of(row)

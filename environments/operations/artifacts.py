@@ -1,4 +1,4 @@
-"""What a build gives as large files: who may have them, which there are, and are they made?"""
+"""Operations on artifacts: large files made from the lock of a build, such as archives."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ KIND_OF = {form.file_name: kind for kind, form in FORMS.items()}
 def create_artifact(
     *, actor: Actor, build: Build, kind: ArtifactKind, platform: str = ""
 ) -> Artifact:
-    """The build's file of this kind, made by a worker unless it is there or under way.
+    """Queue an artifact of the build's lock, unless it exists or is in progress.
 
-    One file serves all builds and namespaces that have the same lock. Without a platform: that
-    of the build's folder.
+    One artifact serves all builds and namespaces that have the same lock.
 
+    Args:
+        platform: "" means the platform of the build's folder.
     Raises:
         NotFoundError: the build has no lock, or none for the platform.
-        ConflictError: it is held, or was never READY.
-        RecalledError: it holds a package that was called back.
-        PolicyError: its packages for another platform replace files, and a rule refuses that.
+        ConflictError: the build is held, or was never READY.
+        RecalledError: the lock holds a recalled package.
+        PolicyError: packages for another platform replace files of others, and a rule refuses that.
     """
     require(actor, Perm.DOWNLOAD, build)
     chosen = platform_of(build, platform)
@@ -55,7 +56,7 @@ def create_artifact(
 def set_eager_artifacts(
     *, actor: Actor, namespace: Namespace, kinds: Sequence[ArtifactKind]
 ) -> Namespace:
-    """Which files of each new build are made without being asked for."""
+    """Set which artifacts of each new build are made without a request."""
     require(actor, Perm.MANAGE, namespace)
     before = list(namespace.eager_artifacts)
     namespace.eager_artifacts = sorted({kind.value for kind in kinds})
@@ -66,16 +67,16 @@ def set_eager_artifacts(
 
 
 def find_kind(name: str) -> ArtifactKind:
-    """Raises NotFoundError, with what there is."""
+    """Raises NotFoundError that lists the available files."""
     if name not in KIND_OF:
         raise NotFoundError(
-            f"There is no file {name!r} of a build.", hint=f"There are: {', '.join(KIND_OF)}."
+            f"A build has no file {name!r}.", hint=f"Available files: {', '.join(KIND_OF)}."
         )
     return KIND_OF[name]
 
 
 def file_name(build: Build, artifact: Artifact) -> str:
-    """`research-ml-12-linux-64-env.tar.gz`: what a saved file is called."""
+    """Return the download name, such as `research-ml-12-linux-64-env.tar.gz`."""
     environment = build.environment
     form = FORMS[ArtifactKind(artifact.kind)]
     return (
@@ -85,7 +86,7 @@ def file_name(build: Build, artifact: Artifact) -> str:
 
 
 def used(blob: Blob) -> None:
-    """Note that somebody wanted these bytes."""
+    """Record the use of a blob."""
     now = timezone.now()
     if blob.used_at < now - blobs.touch_interval() or blob.removing_at is not None:
         Blob.objects.filter(pk=blob.pk).update(used_at=now, removing_at=None)

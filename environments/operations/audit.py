@@ -1,4 +1,4 @@
-"""What is told of those who ask: refused attempts, sign-ins, downloads; verify, export and prune.
+"""Operations on the audit log: record refusals, sign-ins and downloads; verify, export and prune.
 
 Changes are recorded by the operations that make them (`AuditEvent.record`).
 """
@@ -53,50 +53,52 @@ from environments.models.audit import (
     unguarded,
     verify_chain,
 )
-from environments.operations.usage import used
+from environments.operations.usage import record_use
 
 logger = structlog.get_logger(__name__)
-MINUTE = 60
-#: People and addresses whose refusals are counted at a time; then the oldest is forgotten.
-COUNTED = 10_000
-#: Of all refusals together, in a minute, by one process: this many times those of one person.
-ALL_TOGETHER = 20
+MINUTE_SECONDS = 60
+#: Number of actors and addresses with a refusal counter; beyond it the oldest is dropped.
+MAX_COUNTERS = 10_000
+#: Limit of all refusals in a minute and process, as a multiple of one actor's limit.
+TOTAL_LIMIT_FACTOR = 20
 
 
-# --- refused attempts ---------------------------------------------------------------------------
+# --- refused attempts -----------------------------------------------------------------------------
 
 
-class Bound:
-    """How many refusals are recorded: so many a minute of each, so that nobody fills the disk."""
+class RefusalLimit:
+    """Rate limit of recorded refusals, by actor and in total, so that nobody fills the disk."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
         self._seen: OrderedDict[str, tuple[int, int, int]] = OrderedDict()
 
     def allows(self, who: str, *, now: float) -> int | None:
-        """How many were left out since the last one that was recorded; None: leave this one out."""
+        """Return how many refusals were skipped since the last recorded one; None to skip this
+        one."""
         most = settings.AUDIT_REFUSALS
         with self._guard:
-            everybody = self._count("", most * ALL_TOGETHER, now)
+            everybody = self._count("", most * TOTAL_LIMIT_FACTOR, now)
             mine = self._count(f"of {who}", most, now)
         return None if mine is None or everybody is None else mine
 
     def _count(self, who: str, most: int, now: float) -> int | None:
         minute, count, left_out = self._seen.pop(who, (0, 0, 0))
-        if minute != int(now // MINUTE):
-            minute, count = int(now // MINUTE), 0
+        if minute != int(now // MINUTE_SECONDS):
+            minute, count = int(now // MINUTE_SECONDS), 0
         fits = count < most
         self._seen[who] = (minute, count + fits, 0 if fits else left_out + 1)
-        if len(self._seen) > COUNTED:
+        if len(self._seen) > MAX_COUNTERS:
             self._seen.popitem(last=False)
         return left_out if fits else None
 
 
-_bound = Bound()
+_refusal_limit = RefusalLimit()
 
 
 def is_refusal(error: Exception, *, changing: bool) -> bool:
-    """An attempt that was not allowed; asked to change something, also what is not to be seen."""
+    """Return whether the error is a denied access; for changes also a target that is not
+    visible."""
     return isinstance(error, AccessDeniedError | (NotFoundError if changing else AccessDeniedError))
 
 
@@ -109,23 +111,23 @@ def refused(
     namespace: Namespace | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Record an attempt that was not allowed, in a transaction of its own: call it at the door."""
+    """Record a refused attempt in a transaction of its own. Called by the interfaces."""
     who = actor.name if actor.signed_in else actor.address
-    left_out = _bound.allows(who, now=timezone.now().timestamp())
+    left_out = _refusal_limit.allows(who, now=timezone.now().timestamp())
     if left_out is None:
         return
-    told: dict[str, Any] = {"code": error.code, "reason": str(error)[:300], **(changes or {})}
+    as_json: dict[str, Any] = {"code": error.code, "reason": str(error)[:300], **(changes or {})}
     if left_out:
-        told["left_out"] = left_out
+        as_json["left_out"] = left_out
     try:
-        AuditEvent.record(actor, action, target, told, namespace=namespace, refused=True)
+        AuditEvent.record(actor, action, target, as_json, namespace=namespace, refused=True)
     except DatabaseError:
-        # The attempt is refused all the same; whoever asked gets that answer.
+        # The attempt stays refused, and the caller gets that answer.
         logger.exception("refusal not recorded", actor=actor.name, action=action, target=target)
 
 
 def refused_request(request: HttpRequest, error: StoreError) -> None:
-    """A refusal at a door of HTTP."""
+    """Record a refusal of an HTTP interface."""
     if not is_refusal(error, changing=request.method not in {"GET", "HEAD", "OPTIONS"}):
         return
     match = request.resolver_match
@@ -136,41 +138,52 @@ def refused_request(request: HttpRequest, error: StoreError) -> None:
     refused(actor, f"http.{route}", f"{request.method} {request.path}", error, namespace=place)
 
 
-#: Arguments that say what a mutation is about; others may hold secrets, or megabytes.
-TELLING = ("namespace", "environment", "environmentId", "name", "id", "user", "group", "tag")
+#: Arguments that identify the target of a mutation; others may hold secrets or large texts.
+TARGET_ARGUMENTS = (
+    "namespace",
+    "environment",
+    "environmentId",
+    "name",
+    "id",
+    "user",
+    "group",
+    "tag",
+)
 
 
 def refused_field(
     actor: Actor, name: str, arguments: Mapping[str, Any], error: StoreError, *, changing: bool
 ) -> None:
-    """A refusal of a field of GraphQL."""
+    """Record a refusal of a GraphQL field."""
     if not is_refusal(error, changing=changing):
         return
-    told = {key: str(arguments[key])[:100] for key in TELLING if arguments.get(key) is not None}
-    target = " ".join(f"{key}={value}" for key, value in told.items())
-    refused(actor, f"graphql.{name}", target, error, namespace=_place(name, told))
+    named = {
+        key: str(arguments[key])[:100] for key in TARGET_ARGUMENTS if arguments.get(key) is not None
+    }
+    target = " ".join(f"{key}={value}" for key, value in named.items())
+    refused(actor, f"graphql.{name}", target, error, namespace=_namespace_of(name, named))
 
 
-def _place(name: str, told: Mapping[str, str]) -> Namespace | None:
-    """The namespace that a mutation is about: those who run it may read of the attempt."""
-    places = Namespace.objects.all()
-    if "namespace" in told:
-        return places.filter(name=told["namespace"]).first()
-    environment, key = told.get("environmentId", ""), told.get("id", "")
+def _namespace_of(name: str, named: Mapping[str, str]) -> Namespace | None:
+    """Return the namespace that a mutation is about, whose managers may read the event."""
+    namespaces = Namespace.objects.all()
+    if "namespace" in named:
+        return namespaces.filter(name=named["namespace"]).first()
+    environment, key = named.get("environmentId", ""), named.get("id", "")
     if environment.isdecimal() and len(environment) < 18:
         rows = Environment.objects.filter(pk=environment)
     elif key.isdecimal() and len(key) < 18 and name.endswith("Build"):
         rows = Environment.objects.filter(pk__in=Build.objects.filter(pk=key).values("environment"))
     else:
         return None
-    return places.filter(pk__in=rows.order_by().values("namespace")).first()
+    return namespaces.filter(pk__in=rows.order_by().values("namespace")).first()
 
 
-# --- sign-ins -----------------------------------------------------------------------------------
+# --- sign-ins -------------------------------------------------------------------------------------
 
 
-def listen() -> None:
-    """Hear of sign-ins; once, when the app starts."""
+def connect_signals() -> None:
+    """Connect the signals of sign-ins; called once when the app starts."""
     user_logged_in.connect(_signed_in, dispatch_uid="audit")
     user_logged_out.connect(_signed_out, dispatch_uid="audit")
     user_login_failed.connect(_sign_in_failed, dispatch_uid="audit")
@@ -205,7 +218,7 @@ def _password_reset(sender: Any, request: HttpRequest, user: User, **kwargs: Any
 def _sign_in_failed(
     sender: Any, credentials: Mapping[str, Any], request: HttpRequest | None = None, **kw: Any
 ) -> None:
-    error = AccessDeniedError("The user name or the password is wrong.")
+    error = AccessDeniedError("The user name or password is wrong.")
     name = str(credentials.get("username") or credentials.get("email") or "")[:150]
     refused(Actor(AnonymousUser(), address=_address(request)), "account.sign-in", name, error)
 
@@ -218,29 +231,29 @@ def _token_refused(sender: Any, address: str, token: ApiToken | None, **kwargs: 
 
 
 def _token_moved(sender: Any, actor: Actor, **kwargs: Any) -> None:
-    """Once for each address of each token."""
+    """Record the first use of a token from an address."""
     known = AuditEvent.objects.filter(token=actor.token, action="token.use", address=actor.address)
     if actor.address and not known.exists():
         AuditEvent.record(actor, "token.use", actor.token, {"new_address": actor.address})
 
 
-# --- downloads ----------------------------------------------------------------------------------
+# --- downloads ------------------------------------------------------------------------------------
 
 
 def downloaded(actor: Actor, build: Build, name: str) -> None:
-    """A file of a build was sent. `AUDIT_DOWNLOADS` says how many of them are recorded."""
-    used(build.environment)
+    """Record the download of a build's file; `AUDIT_DOWNLOADS` sets the sampling rate."""
+    record_use(build.environment)
     each = settings.AUDIT_DOWNLOADS
     if each > 0 and secrets.randbelow(each) == 0:
         AuditEvent.record(actor, "build.download", build, {"file": name})
 
 
-# --- verify, export, prune ----------------------------------------------------------------------
+# --- verify, export, prune ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filters:
-    """Which events; what is empty leaves out none. `action` and `target` by their beginning."""
+    """Filter of events; empty fields match all. `action` and `target` match by prefix."""
 
     actor: str = ""
     action: str = ""
@@ -261,32 +274,32 @@ class Filters:
             refused=self.refused,
         )
 
-    def told(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         named = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {name: value for name, value in named.items() if value not in (None, "")}
 
 
 def parse_moment(text: str, *, where: str = "") -> datetime:
-    """ISO 8601; a day means its beginning, and no time zone means UTC."""
+    """Parse an ISO 8601 date or time; a date means its beginning, a missing time zone UTC."""
     try:
         moment = datetime.fromisoformat(text.strip().replace(" ", "+"))
     except ValueError:
         raise InvalidInputError(
-            f"{text!r} is not a moment.", where=where, hint="Write 2026-01-31T12:00:00+00:00."
+            f"{text!r} is not a date or time.", where=where, hint="Write 2026-01-31T12:00:00+00:00."
         ) from None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def verify(*, actor: Actor) -> Verified:
-    """Is the log as it was written?"""
+    """Verify the hash chain of the log."""
     require_superuser(actor)
     return verify_chain()
 
 
 def export(*, actor: Actor, filters: Filters) -> Iterator[str]:
-    """The events that the actor may see, oldest first, as lines of JSON; in constant memory."""
+    """Yield the events that the actor may see as JSON lines, oldest first, in constant memory."""
     actor.account  # noqa: B018 - NotSignedInError, before the first line
-    AuditEvent.record(actor, "audit.export", "audit log", filters.told())
+    AuditEvent.record(actor, "audit.export", "audit log", filters.as_json())
     end = AuditHead.objects.values_list("position", flat=True).get(pk=1)
     return _lines(filters.rows(actor).filter(position__lte=end).order_by("position"))
 
@@ -306,28 +319,28 @@ def _lines(rows: models.QuerySet[AuditEvent]) -> Iterator[str]:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pruned:
     events: int
-    position: int  # of the last that went
+    position: int  # position of the last pruned event
 
 
 def prune(*, actor: Actor, before: datetime) -> Pruned:
-    """Take away what is older than `before`. The chain stays verifiable: it begins later.
+    """Delete events older than `before`; the chain stays verifiable and begins later.
 
-    Only a log that is as it was written is cut: else the traces of a change would go with it.
+    The log is verified first: pruning a changed log would delete the evidence of the change.
     """
     require_superuser(actor)
     if before > timezone.now():
-        raise InvalidInputError("This moment is in the future.", where="before")
-    _drop_cut()  # what a prune left that was killed
+        raise InvalidInputError("The time is in the future.", where="before")
+    _delete_cut()  # left by a prune that was killed
     found = verify_chain()
     if found.fault is not None:
         raise ConflictError(
             f"The audit log is damaged: {found.fault.message}",
-            hint="Find out what happened first; `audit export` keeps what is there.",
+            hint="Investigate first; `audit export` saves the current events.",
         )
     with transaction.atomic():
         head = AuditHead.locked()
-        if not head.is_sealed:  # since it was verified
-            raise ConflictError("The head of the audit log is not as it was written.")
+        if not head.is_sealed:  # changed since the verification
+            raise ConflictError("The head of the audit log was changed outside of this program.")
         rows = AuditEvent.objects.filter(position__gt=head.cut_position)
         newer = rows.filter(at__gte=before).order_by("position").first()
         last = head.position if newer is None else (newer.position or 0) - 1
@@ -338,40 +351,40 @@ def prune(*, actor: Actor, before: datetime) -> Pruned:
             head.save_sealed()
             changes = {"to": last, "digest": digest, "events": events, "before": before}
             AuditEvent.record(actor, PRUNE, "audit log", changes)
-    _drop_cut()
+    _delete_cut()
     return Pruned(events=max(0, events), position=last)
 
 
-def _drop_cut() -> None:
-    """Delete what lies before the cut, a part at a time."""
+def _delete_cut() -> None:
+    """Delete the events before the cut in batches."""
     cut = AuditHead.objects.values_list("cut_position", flat=True).filter(pk=1).first() or 0
     rows = unguarded().filter(position__lte=cut).order_by("position")
     while keys := list(rows.values_list("pk", flat=True)[:BATCH]):
         unguarded().filter(pk__in=keys).delete()
 
 
-# --- checkpoints outside the database -----------------------------------------------------------
+# --- checkpoints outside the database -------------------------------------------------------------
 
 
 def checkpoint() -> Checkpoint | None:
-    """Sign the head of the log as it is now; None while there is no event.
+    """Sign the current head of the log; None if the log is empty.
 
     Raises:
-        ConflictError: the head is not as it was written.
+        ConflictError: the head was changed outside of this program.
     """
     head = AuditHead.objects.filter(pk=1).first()
     if head is None or head.state.is_new:
         return None
     if not head.is_sealed:
         raise ConflictError(
-            "The head of the audit log is not as it was written.",
-            hint="`condastore audit verify` says more.",
+            "The head of the audit log was changed outside of this program.",
+            hint="Run `condastore audit verify` for details.",
         )
     return Checkpoint.of(key(), head.state, at=written(timezone.now()))
 
 
 def check_anchor(lines: Iterable[str]) -> CheckedCheckpoints:
-    """Compare a file of checkpoints with the log, in constant memory. Verify the log first."""
+    """Compare a file of checkpoints with the log in constant memory. Verify the log first."""
     head = AuditHead.objects.filter(pk=1).first()
     return check_checkpoints(
         lines,
@@ -382,18 +395,18 @@ def check_anchor(lines: Iterable[str]) -> CheckedCheckpoints:
 
 
 def verify_anchor(*, actor: Actor, lines: Sequence[str]) -> CheckedCheckpoints:
-    """As `check_anchor`, for administrators. The order holds within one call."""
+    """As `check_anchor`, for administrators. Checkpoints must be in order within one call."""
     require_superuser(actor)
     if len(lines) > MAX_CHECKPOINTS:
-        raise InvalidInputError(f"At most {MAX_CHECKPOINTS} lines at a time.", where="lines")
+        raise InvalidInputError(f"At most {MAX_CHECKPOINTS} lines in one call.", where="lines")
     return check_anchor(lines)
 
 
 def store_checkpoint() -> None:
-    """Send a checkpoint to the anchor where the log has changed since the last one.
+    """Send a checkpoint to the anchor if the log has changed since the last one.
 
-    Called by the scheduler. A thread of its own sends it, so that a slow receiver delays nothing;
-    what was not stored is replaced by a newer checkpoint at the next call.
+    Called by the scheduler. A separate thread sends it, so that a slow receiver delays nothing; a
+    checkpoint that was not stored is replaced by a newer one at the next call.
     """
     global _sending
     if _sending is not None and _sending.is_alive():
@@ -401,7 +414,7 @@ def store_checkpoint() -> None:
     try:
         newest = checkpoint()
     except ConflictError:
-        logger.error("audit log was set back or edited; no checkpoint is stored")
+        logger.error("audit log was rolled back or changed; no checkpoint is stored")
         return
     if newest is None:
         return
@@ -409,7 +422,7 @@ def store_checkpoint() -> None:
     if last is not None and newest.head == last.head:
         return
     if last is not None and newest.counter <= last.counter:
-        logger.error("audit log was set back", stored=last.position, now=newest.position)
+        logger.error("audit log was rolled back", stored=last.position, now=newest.position)
     place = parse_audit_anchor(settings.AUDIT_ANCHOR)
     _sending = threading.Thread(target=_send, args=(place, newest), daemon=True)
     _sending.start()
@@ -425,8 +438,8 @@ def _send(place: AuditAnchor, newest: Checkpoint) -> None:
     _stored = newest
 
 
-#: Checkpoints that one call of the API compares.
+#: Maximum number of checkpoints in one API call.
 MAX_CHECKPOINTS = 2_000
-#: The last checkpoint that this process stored, and the thread that stores one now.
+#: The last checkpoint stored by this process, and the thread that is storing one.
 _stored: Checkpoint | None = None
 _sending: threading.Thread | None = None

@@ -1,4 +1,4 @@
-"""What people ask of builds: submit, cancel, choose the current one, tag, archive, delete."""
+"""Operations on builds: submit, cancel, choose the current one, tag, archive, restore, delete."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ from environments.services.policies import policy_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submitted:
-    """`created` is False where the idempotency key was seen before: the build is the first one."""
+    """`created` is False if the idempotency key was used before; `build` is then the first
+    build."""
 
     build: Build
     warnings: tuple[str, ...]
@@ -53,7 +54,7 @@ class Submitted:
 def read_submission(
     namespace: Namespace, text: str, *, platforms_wanted: Sequence[str] = ()
 ) -> Submission:
-    """Parse and judge what does not need a solve; SpecificationError or PolicyError."""
+    """Parse the text and evaluate what needs no solve. Raises SpecificationError or PolicyError."""
     defaults = Defaults(
         channels=tuple(settings.DEFAULT_CHANNELS),
         channel_alias=settings.CHANNEL_ALIAS,
@@ -77,11 +78,10 @@ def submit_build(
     platforms_wanted: Sequence[str] = (),
     reason: str = "",
 ) -> Submitted:
-    """Queue a build of `specification` (any of the forms that are read) in `environment`.
+    """Queue a build of `specification`, in any accepted format, in `environment`.
 
-    `reason` tells those who approve packages what the build is for.
-
-    It is read and judged before the transaction, which on SQLite keeps everybody else from writing.
+    `reason` explains the build to those who approve packages. Parsing and evaluation happen before
+    the transaction, which on SQLite blocks all other writers.
     """
     require(actor, Perm.BUILD, environment)
     return submit_permitted(
@@ -105,7 +105,7 @@ def submit_permitted(
     platforms_wanted: Sequence[str],
     reason: str,
 ) -> Submitted:
-    """Submit a build for an actor whose right to build there was checked."""
+    """Submit a build for an actor whose permission was checked by the caller."""
     require_reason(reason)
     if idempotency_key and (known := _with_key(environment, idempotency_key)):
         return Submitted(build=known, warnings=(), created=False)
@@ -122,9 +122,11 @@ def submit_permitted(
 
 
 def require_reason(reason: str) -> None:
-    """Raises InvalidInputError for what cannot be kept."""
+    """Raises InvalidInputError for a reason that is too long or has NUL characters."""
     if len(reason) > LONGEST_REASON or "\0" in reason:
-        raise InvalidInputError(f"At most {LONGEST_REASON} characters of text.", where="reason")
+        raise InvalidInputError(
+            f"A reason has at most {LONGEST_REASON} characters.", where="reason"
+        )
 
 
 @audited()
@@ -137,19 +139,19 @@ def accept(
     force_solve: bool,
     reason: str,
 ) -> Submitted:
-    """Queue a build of what was read and judged, for an actor who may build there."""
+    """Queue a build of a parsed submission, for an actor who may build in the environment."""
     namespace, value = environment.namespace, submission.specification
     hosted_channels.require_readable(actor, namespace, value)
-    near = quotas.require_room(namespace, builds=1)
+    near = quotas.require_quota(namespace, builds=1)
     credentials.store_from_urls(
         actor=actor, namespace=namespace, credentials=submission.credentials
     )
-    # What hosted channels offer is not for everybody's search.
+    # Hosted channels are not indexed for global search.
     urls = [url for url in dict.fromkeys(value.channels) if not hosted_channels.is_hosted(url)]
     for url in _unknown_channels(urls):
         Channel.objects.get_or_create(url=url)
     try:
-        # Only a key that was used before makes this fail, which is to be read afterwards.
+        # This fails only if the idempotency key was used before; the existing build is read below.
         with transaction.atomic() if idempotency_key else nullcontext():
             specification = SpecificationRow.store(value)
             build = Build.objects.create(
@@ -162,7 +164,7 @@ def accept(
                 requested_by=actor.account,
                 idempotency_key=idempotency_key,
                 reason=reason,
-                message_sent_at=timezone.now(),  # by `queueing`, once this is committed
+                message_sent_at=timezone.now(),  # `queueing` sends it after the commit
             )
     except IntegrityError:
         if known := _with_key(environment, idempotency_key):
@@ -200,15 +202,16 @@ def _with_key(environment: Environment, key: str) -> Build | None:
 
 @audited()
 def cancel_build(*, actor: Actor, build: Build) -> Build:
-    """Cancel at once what waits; tell the worker of what runs, which obeys within two seconds."""
+    """Cancel a waiting build at once; a running build is stopped by its worker within two
+    seconds."""
     require(actor, Perm.BUILD, build)
     build.refresh_from_db()
     if build.state == BuildState.CANCELLING or build.state == BuildState.CANCELLED:
         return build
     if build.state not in CANCELLABLE:
-        raise TransitionError(f"{build} is {build.state}: there is nothing to cancel.")
+        raise TransitionError(f"{build} is {build.state} and cannot be cancelled.")
     if build.state == BuildState.HELD:
-        in_turn()  # before the build's row, as those do who decide
+        in_turn()  # lock order: before the row of the build, as decisions do
     running = build.state in RUNNING
     try:
         build.move(
@@ -216,7 +219,7 @@ def cancel_build(*, actor: Actor, build: Build) -> Build:
             message=f"cancelled by {actor.name}",
         )
     except TransitionError:
-        # It moved on between the look and the cancel: whatever it is now, try once more.
+        # The state changed between reading and cancelling; try once with the new state.
         build.refresh_from_db()
         if build.state in FINISHED:
             raise
@@ -231,7 +234,7 @@ def cancel_build(*, actor: Actor, build: Build) -> Build:
 
 @audited()
 def set_current_build(*, actor: Actor, build: Build, pin: bool = False) -> Build:
-    """Point the environment at `build`; a pinned pointer is not moved by later builds."""
+    """Make `build` current; with `pin` later builds do not replace it."""
     require(actor, Perm.BUILD, build)
     environment = Environment.objects.select_for_update().get(pk=build.environment_id)
     build.refresh_from_db()
@@ -243,7 +246,7 @@ def set_current_build(*, actor: Actor, build: Build, pin: bool = False) -> Build
     refuse_recalled(build)
     before = environment.current
     if not environment.point(build, pinned=pin, expected=before):
-        raise TransitionError(f"Another build of {environment} became current just now.")
+        raise TransitionError(f"Another build of {environment} became current in the meantime.")
     change = {"before": before.number if before else None, "after": build.number, "pinned": pin}
     AuditEvent.record(actor, "environment.point", environment, change)
     folders.follow_environment(environment)
@@ -252,7 +255,7 @@ def set_current_build(*, actor: Actor, build: Build, pin: bool = False) -> Build
 
 
 def rollback(*, actor: Actor, environment: Environment, to: Build | None = None) -> Build:
-    """Back to `to`, or to the READY build before the current one; pins it there."""
+    """Roll back to `to`, or to the previous READY build, and pin it."""
     require(actor, Perm.BUILD, environment)
     if to is None:
         current = environment.current
@@ -267,7 +270,7 @@ def rollback(*, actor: Actor, environment: Environment, to: Build | None = None)
 
 @audited()
 def unpin(*, actor: Actor, environment: Environment) -> Environment:
-    """Roll forward: the newest READY build becomes current, and later ones will."""
+    """Roll forward: make the newest READY build current, and let later builds replace it."""
     require(actor, Perm.BUILD, environment)
     Environment.objects.filter(pk=environment.pk).update(pinned=False, updated_at=timezone.now())
     newest = _usable(environment).order_by("-number").first()
@@ -281,10 +284,10 @@ def unpin(*, actor: Actor, environment: Environment) -> Environment:
 
 @audited()
 def tag_build(*, actor: Actor, build: Build, tag: str) -> Build:
-    """Move the tag here, from whichever build of the environment has it."""
+    """Move the tag to this build from any other build of the environment."""
     require(actor, Perm.BUILD, build)
     name = parse_name(tag, what="tag")
-    # The rules of retention hold it too: they see the tag, or it was too late.
+    # Retention locks the same row, so it either sees this tag or has already run.
     Environment.objects.select_for_update().get(pk=build.environment_id)
     BuildTag.objects.update_or_create(
         environment=build.environment,
@@ -307,14 +310,15 @@ def untag(*, actor: Actor, environment: Environment, tag: str) -> Environment:
 
 @audited()
 def archive_build(*, actor: Actor, build: Build) -> Build:
-    """Drop the bytes; specification, lock, log and verdicts stay, and restoring needs no solve."""
+    """Delete the folder; specification, lock, log and verdicts stay, so restoring needs no
+    solve."""
     require(actor, Perm.BUILD, build)
-    put_away(build, by=actor, message=f"archived by {actor.name}")
+    archive_idle(build, by=actor, message=f"archived by {actor.name}")
     return build
 
 
-def put_away(build: Build, *, by: Actor | None, message: str) -> None:
-    """Archive it for a person, or (`by` nobody) by the rules of its namespace."""
+def archive_idle(build: Build, *, by: Actor | None, message: str) -> None:
+    """Archive a build for a person, or with `by` None for the retention rules."""
     require_idle(build, "archive")
     build.move(BuildState.ARCHIVED, message=message, prefix=None)
     AuditEvent.record(by, "build.archive", build, {"why": message} if by is None else None)
@@ -323,9 +327,9 @@ def put_away(build: Build, *, by: Actor | None, message: str) -> None:
 
 @audited()
 def restore_build(*, actor: Actor, build: Build) -> Build:
-    """Link the same lock again. The build does not become current by it.
+    """Queue the build to be linked again from its lock. It does not become current.
 
-    Of a READY build whose folder is missing, the next attempt to link that again begins now.
+    For a READY build whose folder is missing, the next attempt to link it starts now.
     """
     require(actor, Perm.BUILD, build)
     build.refresh_from_db()
@@ -338,14 +342,14 @@ def restore_build(*, actor: Actor, build: Build) -> Build:
         if build.state == BuildState.READY:
             seconds = round(settings.TRASH_INTERVAL.total_seconds())
             hint = (
-                "Its folder is not known to be missing. One that somebody removed is found within "
-                f"{seconds} seconds, and linked again by itself."
+                "The folder is not known to be missing. A deleted folder is detected within "
+                f"{seconds} seconds and linked again automatically."
             )
         raise TransitionError(
-            f"{build} is {build.state}; only an ARCHIVED build is restored.", hint=hint
+            f"{build} is {build.state}; only an ARCHIVED build can be restored.", hint=hint
         )
     refuse_recalled(build)
-    quotas.require_place(build.environment.namespace)
+    quotas.require_restore_quota(build.environment.namespace)
     build.move(
         BuildState.QUEUED,
         message=f"restored by {actor.name}",
@@ -364,17 +368,17 @@ def restore_build(*, actor: Actor, build: Build) -> Build:
 
 @audited()
 def delete_build(*, actor: Actor, build: Build) -> Build:
-    """The row stays for the record, its folder goes to the trash; its number is never used again.
+    """Delete the build: the row stays for the record, and its number is never used again.
 
-    Until the undo window ends it can be brought back (`retention.undelete_build`).
+    Until the undo window ends it can be restored (`retention.undelete_build`).
     """
     require(actor, Perm.MANAGE, build)
-    throw_away(build, by=actor, message=f"deleted by {actor.name}")
+    delete_idle(build, by=actor, message=f"deleted by {actor.name}")
     return build
 
 
-def throw_away(build: Build, *, by: Actor | None, message: str) -> None:
-    """Delete it for a person, or (`by` nobody) by the rules of its namespace."""
+def delete_idle(build: Build, *, by: Actor | None, message: str) -> None:
+    """Delete a build for a person, or with `by` None for the retention rules."""
     build.refresh_from_db()
     if build.state not in FINISHED:
         raise ConflictError(f"{build} is {build.state}.", hint="Cancel it first.")
@@ -389,7 +393,7 @@ def throw_away(build: Build, *, by: Actor | None, message: str) -> None:
 
 
 def _usable(environment: Environment) -> QuerySet[Build]:
-    """The READY builds of which nothing was recalled."""
+    """READY builds without recalled packages."""
     recalled = RecalledLock.objects.active().values("lock")
     return environment.builds.filter(state=BuildState.READY, deleted_at=None).exclude(
         lock__in=recalled
@@ -397,21 +401,22 @@ def _usable(environment: Environment) -> QuerySet[Build]:
 
 
 def require_idle(build: Build, what: str) -> None:
-    """Never what is current (so never what is pinned) or held; a leased build is not READY."""
+    """Refuse current (and so pinned) and held builds; a leased build is never READY."""
     environment = Environment.objects.select_for_update().get(pk=build.environment_id)
     if environment.current_id == build.pk and environment.deleted_at is None:
         raise ConflictError(
-            f"{build} is the current build of its environment: you cannot {what} it.",
+            f"{build} is the current build of its environment; you cannot {what} it.",
             hint="Make another build current first.",
         )
     refuse_held(LegalHold.objects.on(build), what)
 
 
 def refuse_held(holds: LegalHoldQuerySet, what: str) -> None:
-    """Raises ConflictError where one of these is active: it says who placed it, and why."""
+    """Raises ConflictError with the reason if one of these legal holds is active."""
     hold = holds.active().select_related("environment__namespace", "build", "placed_by").first()
     if hold is not None:
         raise ConflictError(
-            f"There is a legal {hold}, placed by {hold.placed_by or 'nobody'}: {hold.reason}",
-            hint=f"You cannot {what} it before the hold is released.",
+            f"There is a legal {hold}, placed by {hold.placed_by or 'a deleted account'}: "
+            f"{hold.reason}",
+            hint=f"You can {what} it after the hold is released.",
         )

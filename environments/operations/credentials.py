@@ -1,7 +1,7 @@
-"""Credentials of channels: set, replace and delete them; accept those that stand in URLs.
+"""Operations on channel credentials: set, replace and delete them; accept secrets in URLs.
 
-Only who manages a namespace sets or replaces its credentials. Every change writes an audit row,
-which names the URL prefix and never the secret.
+Only those who manage a namespace set or replace its credentials. Each change is recorded in the
+audit log with the URL prefix, never with the secret.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def set_credential(
 
     Args:
         namespace: whose builds use it; None for the installation (administrators only).
-        channel: URL of the channel. It may hold the secret itself; then `secret` is empty.
+        channel: URL of the channel. It may contain the secret; then `secret` is empty.
         secret: the token, or `user:password`.
         namespaces: with `namespace=None`: names and patterns of the namespaces whose builds use
             it. A wildcard never matches a personal namespace.
@@ -61,7 +61,7 @@ def delete_credential(*, actor: Actor, credential: ChannelCredential) -> Channel
     _require(actor, credential.namespace)
     place, key = credential.namespace or "the installation", credential.pk
     credential.delete()
-    credential.pk = key  # the deleted row is shown in the answer
+    credential.pk = key  # the deleted row is returned to the caller
     AuditEvent.record(actor, "credential.delete", place, {"url_prefix": credential.url_prefix})
     return credential
 
@@ -69,9 +69,9 @@ def delete_credential(*, actor: Actor, credential: ChannelCredential) -> Channel
 def store_from_urls(
     *, actor: Actor, namespace: Namespace, credentials: Sequence[Credential]
 ) -> None:
-    """Store the secrets that stood in the URLs of a submission, for who manages the namespace.
+    """Store secrets that were part of URLs in a submission, for those who manage the namespace.
 
-    A secret that is stored already changes nothing, whoever submits it.
+    A secret that is already stored changes nothing, whoever submits it.
 
     Raises:
         AccessDeniedError: a secret is new, and the actor does not manage the namespace.
@@ -88,11 +88,11 @@ def store_from_urls(
 def require_stored(
     *, actor: Actor, namespace: Namespace, credentials: Sequence[Credential]
 ) -> None:
-    """Refuse secrets in URLs that are not stored already: a preview never stores one.
+    """Refuse secrets in URLs that are not stored yet, as a preview never stores one.
 
     Raises:
         AccessDeniedError: the actor does not manage the namespace.
-        InvalidInputError: the actor does, and has to set the credential first.
+        InvalidInputError: the actor manages it and must set the credential first.
     """
     fresh = _unstored(namespace, credentials)
     if not fresh:
@@ -100,7 +100,7 @@ def require_stored(
     if not may(actor, Perm.MANAGE, namespace):
         raise _denied(namespace, fresh)
     raise InvalidInputError(
-        f"A preview stores no secrets, and {namespace} has not this one of {_urls(fresh)}.",
+        f"A preview stores no secrets, and {namespace} does not have this one of {_urls(fresh)}.",
         where="channels",
         hint=_HINT,
     )
@@ -109,7 +109,7 @@ def require_stored(
 def store_for_mirror(
     *, actor: Actor, namespace: Namespace | None, credentials: Sequence[Credential]
 ) -> None:
-    """Store the secrets of a mirror's URL. Those of the installation are for mirrors alone."""
+    """Store the secrets of a mirror's URL; those of the installation are used by mirrors only."""
     _require(actor, namespace)
     for credential in credentials:
         _store(actor, namespace, credential, scope=[])
@@ -118,7 +118,7 @@ def store_for_mirror(
 def record_set(
     actor: Actor, row: ChannelCredential, *, replaced: bool, scope: Sequence[str] = ()
 ) -> None:
-    """Write the audit row of a credential that was set."""
+    """Record in the audit log that a credential was set."""
     changes: dict[str, Any] = {"url_prefix": row.url_prefix, "kind": row.kind, "replaced": replaced}
     if row.namespace is None and scope:
         changes["namespaces"] = list(scope)
@@ -138,17 +138,17 @@ def _parse(channel: str, kind: Literal["token", "basic"], secret: str) -> Creden
     )
     if hosted_channels.is_hosted(reference.url):
         raise InvalidInputError(
-            "A hosted channel needs no credential: roles say who reads it.", where="channel"
+            "A hosted channel needs no credential; access is controlled by roles.", where="channel"
         )
     if not reference.url.startswith(("http://", "https://")):
         raise InvalidInputError(
-            "Only channels of http:// and https:// have credentials.", where="channel"
+            "Only http:// and https:// channels can have credentials.", where="channel"
         )
     if len(reference.credentials) + bool(secret) != 1:
         raise InvalidInputError(
-            "Give one secret: in the URL, or apart from it.",
+            "Give the secret once: in the URL or separately.",
             where="secret",
-            hint="A token, or user:password.",
+            hint="Give a token, or user:password.",
         )
     if reference.credentials:
         found = reference.credentials[0]
@@ -178,17 +178,17 @@ def _scope(namespace: Namespace | None, patterns: Sequence[str]) -> list[str]:
     if namespace is not None:
         if patterns:
             raise InvalidInputError(
-                "Only a credential of the installation names namespaces.", where="namespaces"
+                "Only a credential of the installation can name namespaces.", where="namespaces"
             )
         return []
     scope = parse_scope(patterns)
     if not scope:
         raise InvalidInputError(
-            "A credential of the installation names the namespaces whose builds use it.",
+            "A credential of the installation must name the namespaces whose builds use it.",
             where="namespaces",
-            hint="Write names or patterns, such as research or physics-*; * means all shared ones.",
+            hint="Give names or patterns, such as research or physics-*; * means all shared ones.",
         )
-    # A name that belongs to nobody yet could become the personal namespace of a newcomer.
+    # A name without a namespace could later become somebody's personal namespace.
     named = exact_names(scope)
     known = Namespace.objects.filter(name__in=named).values_list("name", flat=True)
     if unknown := sorted(set(named) - set(known)):
@@ -199,10 +199,10 @@ def _scope(namespace: Namespace | None, patterns: Sequence[str]) -> list[str]:
 def _store(
     actor: Actor, namespace: Namespace | None, credential: Credential, *, scope: list[str]
 ) -> ChannelCredential:
-    """Write the row, and its audit row where anything changes."""
+    """Write the row, and an audit event if it has changed."""
     if hosted_channels.is_hosted(credential.url_prefix):
         raise InvalidInputError(
-            "A hosted channel needs no credential: roles say who reads it.", where="channel"
+            "A hosted channel needs no credential; access is controlled by roles.", where="channel"
         )
     row, created = ChannelCredential.objects.get_or_create(
         namespace=namespace,
@@ -223,7 +223,7 @@ def _store(
 
 
 def _unstored(namespace: Namespace, credentials: Sequence[Credential]) -> list[Credential]:
-    """Those that builds of the namespace would not use anyway."""
+    """Return credentials that differ from those which builds of the namespace would use."""
     wanted = [one for one in credentials if not hosted_channels.is_hosted(one.url_prefix)]
     if not wanted:
         return []
@@ -243,19 +243,19 @@ def _refuse_two_secrets(credentials: Sequence[Credential]) -> None:
     prefixes = [one.url_prefix for one in credentials]
     if twice := sorted({prefix for prefix in prefixes if prefixes.count(prefix) > 1}):
         raise InvalidInputError(
-            f"Two secrets are given for {', '.join(twice)}.", where="channels", hint=_HINT
+            f"More than one secret was given for {', '.join(twice)}.", where="channels", hint=_HINT
         )
 
 
 def _equal(stored: Credential, given: Credential) -> bool:
-    """Whether both send the same secret in the same way."""
+    """Return whether both send the same secret in the same way."""
     same = hmac.compare_digest(stored.secret.encode(), given.secret.encode())
     return same and (stored.kind, stored.base) == (given.kind, given.base)
 
 
 def _denied(namespace: Namespace, credentials: Sequence[Credential]) -> AccessDeniedError:
     return AccessDeniedError(
-        f"Only an admin of {namespace} sets the secret of {_urls(credentials)}.",
+        f"Only an admin of {namespace} can set the secret of {_urls(credentials)}.",
         where="channels",
         hint="Ask an admin of the namespace to set it (`condastore credential set`), "
         "and write the URL without the secret.",

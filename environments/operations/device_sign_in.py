@@ -1,8 +1,8 @@
-"""Sign-in of a command line, approved in the browser: the device flow of OAuth (RFC 8628), by us.
+"""Device authorization (RFC 8628) of the command line, approved in the browser.
 
-Ours, and not each provider's: it is the same whether people come by a password, LDAP, OpenID
-Connect or SAML, with whatever second factor; and what the command line gets is a token of ours,
-which is named, expires and can be revoked. A provider's flow would serve OpenID Connect alone.
+Implemented here instead of using each identity provider's flow: it works the same with passwords,
+LDAP, OpenID Connect and SAML and any second factor, and the command line gets an API token that is
+named, expires and can be revoked.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from environments.operations import tokens
 from environments.operations.tokens import NewToken
 
 LIFE = timedelta(minutes=10)
-INTERVAL = timedelta(seconds=3)  # between two questions of one command line
-#: Letters of which no two look alike, and that make no words.
+INTERVAL = timedelta(seconds=3)  # polling interval of the command line
+#: Letters that cannot be confused, without vowels so that no words appear.
 ALPHABET = "BCDFGHJKLMNPQRSTVWXZ"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
-    """`device_code` is the command line's secret; `user_code` is for the person."""
+    """`device_code` is the secret of the command line; `user_code` is shown to the person."""
 
     device_code: str
     user_code: str
 
 
 class NotYetError(Exception):
-    """There is no token; `code` is the word of RFC 8628 for why."""
+    """No token is available; `code` is the RFC 8628 error code."""
 
     PENDING: ClassVar[str] = "authorization_pending"
     SLOW: ClassVar[str] = "slow_down"
@@ -51,7 +51,7 @@ class NotYetError(Exception):
 
 
 def start(*, actor: Actor, name: str) -> Started:
-    """Anybody may ask; nothing comes of it before somebody signed in approves."""
+    """Start a request; anybody may, and nothing happens until a signed-in person approves."""
     name = parse_name(name, what="token")
     now = timezone.now()
     DeviceSignIn.objects.filter(expires_at__lt=now - timedelta(hours=1)).delete()
@@ -67,32 +67,32 @@ def start(*, actor: Actor, name: str) -> Started:
                     address=actor.address,
                     expires_at=now + LIFE,
                 )
-        except IntegrityError:  # the same letters, of twenty to the power of eight
+        except IntegrityError:  # the same user code was drawn; there are 20^8
             continue
         return Started(device_code=secret, user_code=made.user_code)
 
 
 def find(*, actor: Actor, user_code: str) -> DeviceSignIn:
-    """Raises NotFoundError, also for what has expired or was decided."""
+    """Raises NotFoundError, also for expired or decided requests."""
     _require_person(actor)
     letters = "".join(letter for letter in user_code.upper() if letter in ALPHABET)
     code = f"{letters[:4]}-{letters[4:]}"
     found = DeviceSignIn.objects.open().filter(user_code=code).first()
     if found is None:
         raise NotFoundError(
-            "No command line waits with this code.",
-            hint="Codes live ten minutes: start `condastore login` again.",
+            "No sign-in request has this code.",
+            hint="Codes expire after ten minutes: run `condastore login` again.",
         )
     return found
 
 
 @transaction.atomic
 def decide(*, actor: Actor, request: DeviceSignIn, approve: bool) -> None:
-    """The command line gets a token of the actor's, or is told that it will not."""
+    """Approve with a token of the actor, or deny."""
     _require_person(actor)
     change = {"approved_by": actor.account} if approve else {"denied_at": timezone.now()}
     if not DeviceSignIn.objects.open().filter(pk=request.pk).update(**change):
-        raise NotFoundError("This code was used already, or has expired.")
+        raise NotFoundError("This code was already used or has expired.")
     told = {"name": request.name, "address": request.address}
     action = "device.approve" if approve else "device.deny"
     AuditEvent.record(actor, action, actor.account.username, told)
@@ -100,10 +100,10 @@ def decide(*, actor: Actor, request: DeviceSignIn, approve: bool) -> None:
 
 @transaction.atomic
 def collect(*, device_code: str, address: str) -> NewToken:
-    """The token, once.
+    """Return the token, once.
 
     Raises:
-        NotYetError: it waits; or it was denied, has expired, was collected.
+        NotYetError: pending, denied, expired or already collected.
     """
     waiting = DeviceSignIn.objects.select_related("approved_by")
     found = waiting.filter(digest=token_digest(device_code), collected_at=None).first()
@@ -123,7 +123,7 @@ def collect(*, device_code: str, address: str) -> NewToken:
 
 
 def _require_person(actor: Actor) -> None:
-    """A token makes no tokens that may do more than itself: only a session approves."""
+    """Refuse tokens: a token must not create one with more permissions; only a session approves."""
     _ = actor.account
     if actor.token is not None:
-        raise AccessDeniedError("Command lines are approved in the browser, by its session.")
+        raise AccessDeniedError("Approve the sign-in of a command line in a browser session.")

@@ -1,4 +1,4 @@
-"""What a build gives as files: its lock in the formats that other tools read, and its log."""
+"""Text files of a build: its lock in the formats of other tools, its log and provenance."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from environments.models import Build
 from environments.models.recalls import refuse_recalled
 from environments.services.platforms import own_platform
 
-#: Part of each ETag: grows when a rendering of the same lock changes.
-RENDERER = 2
+#: Part of each ETag. Increase it when the same lock is rendered differently.
+RENDERING_VERSION = 2
 LOG = "log"
-#: Characters of rendered files that a process remembers.
-RENDERED_LENGTH = 16_000_000
+#: Size of the cache of rendered files in each process, in characters.
+MAX_CACHED_CHARACTERS = 16_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,7 @@ class Form:
 
     render: Callable[[Lock, Specification, str], str]
     content_type: str
-    #: What the file is called when it is saved; tools read some formats by their name only.
+    #: Name of the saved file; some tools recognize a format only by it.
     suffix: str
     one_platform: bool
 
@@ -79,14 +79,14 @@ FORMS: Mapping[str, Form] = {
         one_platform=True,
     ),
 }
-#: Of one build, and not of its lock: operations/provenance.py.
+#: Belongs to one build instead of its lock; see operations/provenance.py.
 PROVENANCE = "provenance.intoto.json"
 FILES = (*FORMS, PROVENANCE, LOG, *(form.file_name for form in artifacts.FORMS.values()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LockFile:
-    """A file of a build that is not rendered yet: `text` does that."""
+    """A file of a build that `text` renders on demand."""
 
     build: Build
     name: str
@@ -98,7 +98,7 @@ class LockFile:
 
     @property
     def file_name(self) -> str:
-        """`research-ml-12-conda-lock.yml`: micromamba knows a lock by the end `-lock.yml`."""
+        """Return `research-ml-12-conda-lock.yml`: micromamba recognizes locks by `-lock.yml`."""
         environment = self.build.environment
         stem = f"{environment.namespace.name}-{environment.name}-{self.build.number}"
         if self.form.one_platform:
@@ -107,20 +107,20 @@ class LockFile:
 
     @property
     def etag(self) -> str:
-        """Of what the file is made from: known without making it."""
+        """Return the ETag of the inputs, without rendering the file."""
         assert self.build.lock is not None
         made_from = (
             self.build.lock.digest,
             self.build.specification.digest,
             self.name,
             self.platform if self.form.one_platform else "",
-            str(RENDERER),
+            str(RENDERING_VERSION),
             *settings.PYPI_INDEX_URLS,
         )
         return f'"{hashlib.sha256(" ".join(made_from).encode()).hexdigest()[:32]}"'
 
     def text(self) -> str:
-        """Render the file, unless this process has rendered the same one lately."""
+        """Return the rendered file, from the cache of this process if possible."""
         row = self.build.lock
         assert row is not None
         key = (row.pk, row.claims, self.etag)
@@ -131,8 +131,8 @@ class LockFile:
         return text
 
 
-class RecentTexts:
-    """The last texts that were rendered, up to a size. A key says all that a text is made from."""
+class TextCache:
+    """Cache of rendered texts, bounded by size. A key covers all inputs of a text."""
 
     def __init__(self, size: int) -> None:
         self._left, self._guard = size, threading.Lock()
@@ -155,22 +155,22 @@ class RecentTexts:
                 self._left += len(oldest)
 
 
-_rendered = RecentTexts(RENDERED_LENGTH)
+_rendered = TextCache(MAX_CACHED_CHARACTERS)
 
 
 def lock_file(*, actor: Actor, build: Build, name: str, platform: str = "") -> LockFile:
-    """One of FORMS. Without a platform: that of the build's folder."""
+    """Return one of FORMS. `platform` "" means the platform of the build's folder."""
     require(actor, Perm.DOWNLOAD, build)
     _require_form(name)
     chosen = platform_of(build, platform)
     if build.state not in SERVED and not may(actor, Perm.APPROVE, build.environment.namespace):
-        require_served(build)  # only who decides reads it before
+        require_served(build)  # approvers may read it before
     refuse_recalled(build)
     return LockFile(build=build, name=name, platform=chosen)
 
 
 def served_file(*, build: Build, name: str, platform: str = "") -> LockFile:
-    """One of FORMS, of a build that `served_builds` found: its rights were checked there."""
+    """Return one of FORMS of a build from `served_builds`, which checked the permissions."""
     _require_form(name)
     return LockFile(build=build, name=name, platform=platform_of(build, platform))
 
@@ -178,19 +178,19 @@ def served_file(*, build: Build, name: str, platform: str = "") -> LockFile:
 def _require_form(name: str) -> None:
     if name not in FORMS:
         raise NotFoundError(
-            f"There is no file {name!r} of a build.", hint=f"There are: {', '.join(FILES)}."
+            f"A build has no file {name!r}.", hint=f"Available files: {', '.join(FILES)}."
         )
 
 
 def platform_of(build: Build, platform: str = "") -> str:
-    """The platform that is meant: without one, that of the build's folder.
+    """Return the requested platform, or that of the build's folder.
 
     Raises:
         NotFoundError: the build has no lock, or none for this platform.
     """
     if build.lock is None:
         raise NotFoundError(
-            f"{build} has no lock: it is {build.state}.",
+            f"{build} is {build.state} and has no lock.",
             hint="" if build.finished else "Wait until it is solved.",
         )
     known = list(build.lock.platforms)
@@ -201,21 +201,21 @@ def platform_of(build: Build, platform: str = "") -> str:
         raise NotFoundError(
             f"{build} has no lock for {platform}.",
             where="platform",
-            hint=f"It has: {', '.join(known)}.",
+            hint=f"Available platforms: {', '.join(known)}.",
         )
     return chosen
 
 
 def require_served(build: Build) -> None:
-    """Raises ConflictError for a build whose packages nobody may have (yet)."""
+    """Raises ConflictError for a build whose packages are not served (yet)."""
     if build.state not in SERVED:
         raise ConflictError(
-            f"{build} is {build.state}: its packages are given away once it is READY.",
+            f"{build} is {build.state}; its files are available once it is READY.",
             hint="" if build.finished else "Wait until it is READY.",
         )
 
 
 def readable_log(*, actor: Actor, build: Build) -> Build:
-    """The build, for one who may read its log."""
+    """Return the build if the actor may read its log."""
     require(actor, Perm.DOWNLOAD, build)
     return build

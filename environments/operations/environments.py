@@ -1,4 +1,4 @@
-"""What people ask of environments: create, copy, move, rename, delete."""
+"""Operations on environments: create, copy, move, rename, delete."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from environments.services.policies import Arrival, judge_arrivals
 
 
 def find_environment(actor: Actor, namespace: str, name: str) -> Environment:
-    """Raises NotFoundError, also for what the actor may not see."""
+    """Raises NotFoundError, also for environments the actor may not see."""
     found = (
         Environment.objects.visible_to(actor)
         .select_related("namespace", "current")
@@ -55,7 +55,7 @@ def find_environment(actor: Actor, namespace: str, name: str) -> Environment:
 
 
 def find_build(actor: Actor, environment: Environment, reference: str) -> Build:
-    """`reference`: a number, a tag, `current` or `latest` (the newest, whatever its state)."""
+    """`reference`: a number, a tag, `current` or `latest` (the newest build in any state)."""
     builds = Build.objects.visible_to(actor).filter(environment=environment)
     builds = builds.select_related("environment__namespace", "lock", "specification")
     found: Build | None
@@ -112,13 +112,13 @@ def submit_to(
     platforms_wanted: tuple[str, ...] = (),
     reason: str = "",
 ) -> Submitted:
-    """Submit a build; the environment is created where it does not exist.
+    """Submit a build; the environment is created if it does not exist.
 
-    A specification that is refused leaves no environment behind.
+    A refused specification creates no environment.
     """
     require(actor, Perm.BUILD, namespace)
     if (found := _present(namespace, name)) is not None:
-        # A right to build in the namespace holds for each of its environments.
+        # The permission to build in a namespace applies to each of its environments.
         return submit_permitted(
             actor=actor,
             environment=found,
@@ -146,10 +146,10 @@ def submit_to(
 
 @audited()
 def rename_environment(*, actor: Actor, environment: Environment, name: str) -> Environment:
-    """The folder under `envs/` moves too; prefixes stay where they are, so what runs goes on."""
+    """Rename an environment: its folder under `envs/` moves; prefixes stay, as programs may run."""
     require(actor, Perm.BUILD, environment)
     before = environment.name
-    _place(environment, environment.namespace, parse_name(name, what="environment"))
+    _relocate(environment, environment.namespace, parse_name(name, what="environment"))
     AuditEvent.record(actor, "environment.rename", environment, {"before": before})
     return environment
 
@@ -158,24 +158,24 @@ def rename_environment(*, actor: Actor, environment: Environment, name: str) -> 
 def move_environment(
     *, actor: Actor, environment: Environment, namespace: Namespace
 ) -> Environment:
-    """Move the environment with its history, without copying bytes.
+    """Move the environment with its history to another namespace, without copying files.
 
-    Its builds are judged as a whole by the rules of `namespace`, before anything changes.
+    All its builds are evaluated with the policy of `namespace` before anything changes.
 
     Raises:
-        PolicyError: a build that could be served there is refused there, or needs an approval.
+        PolicyError: a build that could be served there is refused, or needs an approval.
     """
     require(actor, Perm.MANAGE, environment)
     require(actor, Perm.BUILD, namespace)
     before = str(environment)
     if namespace.pk != environment.namespace_id:
-        quotas.require_room(namespace, environments=1)
-        _refuse_unfit(environment, namespace)
+        quotas.require_quota(namespace, environments=1)
+        _require_allowed_in(environment, namespace)
     source = environment.namespace
-    _place(environment, namespace, environment.name)
-    # The rules of the namespace that it left do not send it any more, nor show where it is now.
+    _relocate(environment, namespace, environment.name)
+    # Push rules of the old namespace no longer apply, and must not reveal where it is now.
     Push.objects.filter(environment=environment).exclude(rule__namespace=namespace).delete()
-    # Those who run the namespace it left read of it too.
+    # Managers of the old namespace may read this event too.
     AuditEvent.record(
         actor, "environment.leave", before, {"after": str(environment)}, namespace=source
     )
@@ -183,10 +183,10 @@ def move_environment(
     return environment
 
 
-def _refuse_unfit(environment: Environment, namespace: Namespace) -> None:
-    """Refuse a move that would bring into `namespace` what its rules do not allow.
+def _require_allowed_in(environment: Environment, namespace: Namespace) -> None:
+    """Refuse a move that would bring builds into `namespace` that its policy does not allow.
 
-    Builds that were deleted and can be brought back count too: they would be served there.
+    Deleted builds that can be restored count too, as they would be served there.
     """
     since = timezone.now() - settings.UNDO_WINDOW
     builds = environment.builds.filter(Q(deleted_at=None) | Q(deleted_at__gte=since))
@@ -198,16 +198,16 @@ def _refuse_unfit(environment: Environment, namespace: Namespace) -> None:
     shown = current or unfit[-1]
     numbers = ", ".join(str(one.build.number) for one in unfit)
     raise PolicyError(
-        f"{namespace} does not take {environment} as it is, because of "
+        f"{namespace} does not accept {environment}, because of "
         f"{'build' if len(unfit) == 1 else 'builds'} {numbers}: {_why(shown)}",
-        hint="Copy the environment instead: what needs an approval is asked for there, and older "
-        "builds that the rules refuse are left out.",
+        hint="Copy the environment instead: missing approvals are requested there, and older "
+        "builds that the policy refuses are left out.",
         details={"verdicts": _details(shown)},
     )
 
 
 def _served(builds: QuerySet[Build]) -> list[Build]:
-    """Those whose content may be given away, by number."""
+    """Return the builds that can be served, by number."""
     rows = builds.filter(state__in=SERVED).exclude(lock=None).order_by("number")
     return list(rows.select_related("lock", "specification"))
 
@@ -231,11 +231,11 @@ def copy_environment(
 ) -> Environment:
     """Copy an environment with its builds, numbers and tags; the linked folders are shared.
 
-    In another namespace its rules judge every build that may be served. The current build is
-    refused, or HELD until it is decided on; other builds that are not allowed are left out.
+    In another namespace its policy evaluates every build that can be served. The current build is
+    refused, or HELD until it is decided; other builds that are not allowed are left out.
 
     Raises:
-        PolicyError: the rules of `namespace` refuse the current build.
+        PolicyError: the policy of `namespace` refuses the current build.
     """
     require(actor, Perm.DOWNLOAD, environment)
     require(actor, Perm.BUILD, namespace)
@@ -248,13 +248,13 @@ def copy_environment(
     first = _first(environment, arrivals)
     if first is not None and first.refusal is not None:
         raise PolicyError(
-            f"{namespace} does not take {first.build}: {first.refusal.message}",
+            f"{namespace} does not accept {first.build}: {first.refusal.message}",
             details=first.refusal.details,
         )
     held = first if first is not None and first.asks else None
     if held is not None:
-        in_turn()  # before the rows of builds, as those do who decide
-        quotas.require_room(namespace, builds=1)
+        in_turn()  # lock order: before the rows of builds, as decisions do
+        quotas.require_quota(namespace, builds=1)
     copy = _create(actor, namespace, name, environment.description)
     copies: dict[int, Build] = {}
     left_out: list[int] = []
@@ -289,7 +289,7 @@ def copy_environment(
     )
     current = copies.get(environment.current_id) if environment.current_id else None
     if current is not None and current.state != BuildState.READY:
-        current = None  # it becomes that once it is approved and linked
+        current = None  # becomes current after it is approved and linked
     Environment.objects.filter(pk=copy.pk).update(
         last_number=environment.last_number,
         current=current,
@@ -306,9 +306,9 @@ def copy_environment(
 
 
 def _first(environment: Environment, arrivals: Mapping[int, Arrival]) -> Arrival | None:
-    """The build that a copy is about: the current one, else the newest that is linked.
+    """Return the build that decides about a copy: the current one, else the newest linked one.
 
-    Where there is neither, the newest of those that are served, if none of them is allowed.
+    Without either, the newest of those that could be served, if none of them is allowed.
     """
     if environment.current_id in arrivals:
         return arrivals[environment.current_id or 0]
@@ -320,7 +320,7 @@ def _first(environment: Environment, arrivals: Mapping[int, Arrival]) -> Arrival
 
 
 def _hold(build: Build, arrival: Arrival, actor: Actor) -> None:
-    """Save a copy of a build as one that waits for decisions, and is then linked for itself."""
+    """Save the copy of a build as HELD; once approved it is linked into a folder of its own."""
     now = timezone.now()
     build.state, build.prefix, build.finished_at = BuildState.HELD, None, None
     build.requested_by, build.created_at = actor.account, now
@@ -335,13 +335,13 @@ def _hold(build: Build, arrival: Arrival, actor: Actor) -> None:
 
 @audited()
 def delete_environment(*, actor: Actor, environment: Environment) -> Environment:
-    """Cancel what runs, take the folder away, and send the bytes to the trash."""
+    """Cancel running builds, remove the link under `envs/`, and move the folders to the trash."""
     require(actor, Perm.MANAGE, environment)
     now = timezone.now()
     Environment.objects.select_for_update().get(pk=environment.pk)
     refuse_held(environment.holds.all(), "delete")
     if environment.builds.filter(state=BuildState.HELD).exists():
-        in_turn()  # before the builds' rows, as those do who decide
+        in_turn()  # lock order: before the rows of builds, as decisions do
     for build in environment.builds.exclude(state__in=FINISHED):
         running = build.state in RUNNING
         if build.state != BuildState.CANCELLING:
@@ -365,7 +365,7 @@ def delete_environment(*, actor: Actor, environment: Environment) -> Environment
 def _create(actor: Actor, namespace: Namespace, name: str, description: str) -> Environment:
     name = parse_name(name, what="environment")
     folders.require_path_length(namespace.name, name)
-    quotas.require_room(namespace, environments=1)
+    quotas.require_quota(namespace, environments=1)
     try:
         with transaction.atomic():
             return Environment.objects.create(
@@ -376,15 +376,15 @@ def _create(actor: Actor, namespace: Namespace, name: str, description: str) -> 
             )
     except IntegrityError:
         raise ConflictError(
-            f"There is an environment {namespace}/{name} already.",
+            f"The environment {namespace}/{name} already exists.",
             hint="Choose another name, or submit a build to it.",
         ) from None
 
 
-def _place(environment: Environment, namespace: Namespace, name: str) -> None:
-    """Give the environment another namespace or name; both folders follow."""
+def _relocate(environment: Environment, namespace: Namespace, name: str) -> None:
+    """Change namespace or name of an environment; its links follow."""
     if (namespace.pk, name) == (environment.namespace_id, environment.name):
-        raise InvalidInputError(f"It is {environment} already.", where="name")
+        raise InvalidInputError(f"It already is {environment}.", where="name")
     if environment.builds.filter(state__in=RUNNING).exists():
         raise ConflictError(
             f"A build of {environment} is running.", hint="Wait for it, or cancel it."
@@ -397,7 +397,7 @@ def _place(environment: Environment, namespace: Namespace, name: str) -> None:
                 namespace=namespace, name=name, updated_at=timezone.now()
             )
     except IntegrityError:
-        raise ConflictError(f"There is an environment {namespace}/{name} already.") from None
+        raise ConflictError(f"The environment {namespace}/{name} already exists.") from None
     environment.refresh_from_db()
     folders.follow(environment.namespace.name, environment.name)
     folders.follow(old_namespace, old_name)

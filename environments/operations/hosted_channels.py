@@ -1,7 +1,7 @@
-"""Hosted channels: made, filled, read, emptied; by the roles of the namespace that owns one.
+"""Operations on hosted channels and their packages, by roles of the owning namespace.
 
-Who may see the namespace may read (everybody, of a public channel), who may build may upload, and
-who runs it makes and deletes channels, and yanks packages.
+Those who may view the namespace may read a channel (a public one is readable by everybody), those
+who may build may upload, and those who manage it create and delete channels and yank packages.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from environments.engine.packages import uploads
 from environments.engine.pypi import wheel_conversion
 from environments.models import AuditEvent, Blob, HostedChannel, HostedPackage, Namespace, audited
 from environments.operations import quotas
-from environments.operations.served_channels import RENDERER, Document, document
+from environments.operations.served_channels import RENDERING_VERSION, Document, document
 from environments.services import blobs, hosted_channels
 
 LONGEST_TEXT = 2_000  # characters of a description, or of a reason
@@ -39,7 +39,7 @@ LONGEST_TEXT = 2_000  # characters of a description, or of a reason
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Uploaded:
-    """`created` is False where the same bytes were there already."""
+    """`created` is False if the channel already had a file with the same bytes."""
 
     package: HostedPackage
     created: bool
@@ -47,7 +47,7 @@ class Uploaded:
 
 
 def find_channel(actor: Actor, name: str) -> HostedChannel:
-    """Raises NotFoundError, also for one that the actor may not see."""
+    """Raises NotFoundError, also for channels the actor may not see."""
     rows = HostedChannel.objects.visible_to(actor).select_related("namespace")
     found = rows.filter(name=name).first()
     if found is None:
@@ -56,7 +56,7 @@ def find_channel(actor: Actor, name: str) -> HostedChannel:
 
 
 def find_package(actor: Actor, channel: str, subdir: str, file_name: str) -> HostedPackage:
-    """Raises NotFoundError, also for one of a channel that the actor may not see."""
+    """Raises NotFoundError, also for packages of a channel the actor may not see."""
     return _package(find_channel(actor, channel), subdir, file_name)
 
 
@@ -68,7 +68,7 @@ def _package(channel: HostedChannel, subdir: str, file_name: str) -> HostedPacka
     return found
 
 
-# --- channels -----------------------------------------------------------------------------------
+# --- channels -------------------------------------------------------------------------------------
 
 
 @audited()
@@ -80,22 +80,22 @@ def create_channel(
     description: str = "",
     public: bool = False,
 ) -> HostedChannel:
-    """Create a channel called `NAMESPACE/NAME`; or, by administrators, one of any name.
+    """Create a channel called `NAMESPACE/NAME`; administrators may choose any name.
 
-    Names without a namespace are unique in the installation. If everybody could take them, a
-    refusal would tell that a channel exists which they may not see. The name of a deleted channel
-    stays with its namespace.
+    Names without a namespace are unique in the installation. If everybody could choose them, a
+    refusal would reveal channels that one may not see. The name of a deleted channel stays with its
+    namespace.
 
     Raises:
-        AccessDeniedError: the name has no namespace, and the actor is no administrator.
-        ConflictError: there is such a channel.
+        AccessDeniedError: the name has no namespace, and the actor is not an administrator.
+        ConflictError: the name is or was in use.
     """
     require(actor, Perm.MANAGE, namespace)
     _check_name(actor, namespace, name)
-    _checked(description, "description")
+    _check_length(description, "description")
     values: dict[str, Any] = {"description": description, "public": public}
     taken = ConflictError(
-        f"There is a hosted channel {name!r} already, or there was one.",
+        f"The name {name!r} is or was used by a hosted channel.",
         hint="Choose another name.",
     )
     known = HostedChannel.objects.select_for_update().filter(name=name).first()
@@ -125,11 +125,11 @@ def change_channel(
     description: str | None = None,
     public: bool | None = None,
 ) -> HostedChannel:
-    """None leaves as it is."""
+    """Change the given fields; None leaves a field unchanged."""
     require(actor, Perm.MANAGE, channel)
     asked = {"description": description, "public": public}
     changes = {name: value for name, value in asked.items() if value is not None}
-    _checked(description or "", "description")
+    _check_length(description or "", "description")
     before = {name: getattr(channel, name) for name in changes}
     if changes:
         HostedChannel.objects.filter(pk=channel.pk).update(**changes)
@@ -145,7 +145,8 @@ def change_channel(
 
 @audited()
 def delete_channel(*, actor: Actor, channel: HostedChannel) -> HostedChannel:
-    """Its packages go from it at once; builds keep those that they have. Its name stays taken."""
+    """Delete a channel: its packages are gone at once, builds keep theirs. Its name stays
+    reserved."""
     require(actor, Perm.MANAGE, channel)
     channel.next_revision()
     packages = channel.packages.count()
@@ -165,38 +166,38 @@ def _check_name(actor: Actor, namespace: Namespace, name: str) -> None:
     owner, slash, own = name.rpartition("/")
     if not slash and not actor.is_superuser:
         raise AccessDeniedError(
-            "Only administrators of the installation choose names without a namespace.",
+            "Only administrators of the installation can choose names without a namespace.",
             where="name",
-            hint=f"Call it {namespace}/NAME.",
+            hint=f"Name it {namespace}/NAME.",
         )
     if slash and owner != namespace.name:
         raise InvalidInputError(
-            f"A channel of {namespace} is called {namespace}/NAME.", where="name"
+            f"A channel of {namespace} must be named {namespace}/NAME.", where="name"
         )
     parse_name(own, what="channel")
     if own in SUBDIRS:
         raise InvalidInputError(f"{own} is the name of a platform.", where="name")
 
 
-def _checked(text: str, where: str) -> None:
+def _check_length(text: str, where: str) -> None:
     if len(text) > LONGEST_TEXT or "\0" in text:
-        raise InvalidInputError(f"At most {LONGEST_TEXT} characters of text.", where=where)
+        raise InvalidInputError(f"A text has at most {LONGEST_TEXT} characters.", where=where)
 
 
-# --- packages -----------------------------------------------------------------------------------
+# --- packages -------------------------------------------------------------------------------------
 
 
 @transaction.atomic
 def may_upload(*, actor: Actor, channel: HostedChannel, file_name: str, size: int) -> None:
-    """Asked before the first byte is taken; `size`: as announced, or 0.
+    """Check an upload before its first byte is read. `size`: as announced, or 0.
 
     Raises:
-        AccessDeniedError, QuotaError, PackageInvalidError: see the operations.
+        AccessDeniedError, QuotaError, PackageInvalidError: as in `upload`.
     """
     require(actor, Perm.BUILD, channel.namespace)
     if not wheel_conversion.is_wheel(file_name):
         uploads.check_file_name(file_name)
-    quotas.require_bytes(channel.namespace, size)
+    quotas.require_upload_quota(channel.namespace, size)
 
 
 def upload(
@@ -209,12 +210,12 @@ def upload(
     md5: str,
     subdir: str = "",
 ) -> Uploaded:
-    """Add the package in the file at `path`, which is gone afterwards.
+    """Add the package in the file at `path`, which is moved away. A wheel is converted first.
 
-    A wheel becomes a conda package first. `subdir`: where it was sent, or "" for its own.
-
+    Args:
+        subdir: the requested subdir, or "" for the package's own.
     Raises:
-        PackageInvalidError: all that is wrong with it.
+        PackageInvalidError: lists everything that is wrong with it.
         ConflictError: the channel has another file of this name.
     """
     require(actor, Perm.BUILD, channel.namespace)
@@ -232,28 +233,29 @@ def upload(
         record = uploads.read_package(path, file_name, limits=settings.UNPACKING)
         if subdir and subdir != record["subdir"]:
             raise InvalidInputError(
-                f"{file_name} is for {record['subdir']}, and was sent to {subdir}.",
+                f"{file_name} is for {record['subdir']}, but was uploaded to {subdir}.",
                 where="subdir",
-                hint=f"Send it to {record['subdir']}, or to the channel without a platform.",
+                hint=f"Upload it to {record['subdir']}, or to the channel without a platform.",
             )
-        kept = _kept(path, record, sha256=sha256, md5=md5)
-        return _added(actor, channel, file_name, kept, made_from=made_from, warnings=warnings)
+        stored = _stored(path, record, sha256=sha256, md5=md5)
+        return _added(actor, channel, file_name, stored, made_from=made_from, warnings=warnings)
     finally:
         path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Kept:
+class _StoredPackage:
     blob: Blob
     md5: str
     record: dict[str, Any]
 
 
-def _kept(path: Path, record: dict[str, Any], *, sha256: str, md5: str) -> _Kept:
-    """Bytes first, outside of the transaction; if that fails, the collection finds them."""
+def _stored(path: Path, record: dict[str, Any], *, sha256: str, md5: str) -> _StoredPackage:
+    """Store the bytes outside of the transaction; if that fails, garbage collection deletes
+    them."""
     size = path.stat().st_size
     digests = {"sha256": sha256, "md5": md5, "size": size}
-    return _Kept(blob=blobs.add(path, sha256), md5=md5, record=record | digests)
+    return _StoredPackage(blob=blobs.add(path, sha256), md5=md5, record=record | digests)
 
 
 @audited()
@@ -261,30 +263,30 @@ def _added(
     actor: Actor,
     channel: HostedChannel,
     file_name: str,
-    kept: _Kept,
+    stored: _StoredPackage,
     *,
     made_from: str,
     warnings: tuple[str, ...],
 ) -> Uploaded:
-    # Whatever was checked before the upload may have changed while it went on.
+    # What was checked before the upload may have changed in the meantime.
     require(actor, Perm.BUILD, channel.namespace)
     revision = channel.next_revision()
     if channel.deleted_at is not None:
         raise NotFoundError(f"There is no hosted channel {channel.name!r}.")
-    record, subdir = kept.record, kept.record["subdir"]
+    record, subdir = stored.record, stored.record["subdir"]
     known = channel.packages.filter(subdir=subdir, file_name=file_name).first()
     if known is not None:
         if known.sha256 == record["sha256"] or (made_from and known.made_from == made_from):
             return Uploaded(package=_package(channel, subdir, file_name), created=False)
         raise ConflictError(
-            f"{channel} has another file {subdir}/{file_name}, uploaded at "
+            f"{channel} already has another file {subdir}/{file_name}, uploaded at "
             f"{known.uploaded_at:%Y-%m-%d %H:%M} UTC.",
-            hint="A package never changes: raise its build number, and upload that.",
+            hint="Packages are immutable: increase the build number and upload that.",
         )
-    quotas.require_bytes(channel.namespace, record["size"])
-    blobs.mark_used(Blob.objects.filter(pk=kept.blob.pk))
+    quotas.require_upload_quota(channel.namespace, record["size"])
+    blobs.mark_used(Blob.objects.filter(pk=stored.blob.pk))
     now = timezone.now()
-    # The publisher cannot set this clock: by it, rules tell how old a package is.
+    # Rules on age use this time, as the publisher controls the package's own timestamp.
     told = record | {"indexed_timestamp": int(now.timestamp() * 1000)}
     package = HostedPackage.objects.create(
         channel=channel,
@@ -295,10 +297,10 @@ def _added(
         build=record["build"],
         record=CondaPackage.from_record(told, url="", channel="", file_name="").record_json(),
         sha256=record["sha256"],
-        md5=kept.md5,
+        md5=stored.md5,
         size=record["size"],
         made_from=made_from,
-        blob=kept.blob,
+        blob=stored.blob,
         revision=revision,
         uploaded_at=now,
         uploaded_by=actor.account,
@@ -314,11 +316,12 @@ def _added(
 
 @audited()
 def yank(*, actor: Actor, package: HostedPackage, reason: str) -> HostedPackage:
-    """No solve chooses it any more. Locks that have it stay good: its bytes are still given."""
+    """Yank a package: solves no longer choose it; existing locks keep working, as it stays
+    stored."""
     require(actor, Perm.MANAGE, package.channel)
-    _checked(reason, "reason")
+    _check_length(reason, "reason")
     if not reason.strip():
-        raise InvalidInputError("Say why it is yanked.", where="reason")
+        raise InvalidInputError("Give a reason for yanking it.", where="reason")
     return _mark(actor, package, "channel.yank", yanked_at=timezone.now(), reason=reason)
 
 
@@ -341,7 +344,7 @@ def _mark(
         revision=revision,
     )
     if not changed:
-        state = "yanked already" if yanked_at else "not yanked"
+        state = "already yanked" if yanked_at else "not yanked"
         raise ConflictError(f"{package} is {state}.")
     package.refresh_from_db()
     told = {"package": str(package)} | ({"reason": reason} if reason else {})
@@ -354,22 +357,22 @@ def _digest(path: Path, kind: str) -> str:
         return hashlib.file_digest(file, kind).hexdigest()
 
 
-# --- what clients read --------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadableChannel:
-    """A hosted channel, for one who may read it."""
+    """A hosted channel as read by an actor who may download from it."""
 
     channel: HostedChannel
 
     def document(self, subdir: str, name: str) -> Document:
-        """As `ServedChannel.document`; rendered once for each change of its packages."""
+        """As `ServedChannel.document`; rendered once for each change of the packages."""
         if subdir not in SUBDIRS:
             raise NotFoundError(f"{self.channel} has no {printable(subdir)}.")
         recalls = hosted_channels.Recalls()
         revision = self.channel.states().get(subdir, 0)
-        state = f"{RENDERER} hosted {self.channel.identity} {revision} {recalls.state}"
+        state = f"{RENDERING_VERSION} hosted {self.channel.identity} {revision} {recalls.state}"
         return document(
             f"{self.channel}", state, subdir, name, lambda: self._packages(subdir, recalls)
         )
@@ -381,11 +384,11 @@ class ReadableChannel:
         return [package for package in packages if not recalls.reason(package)]
 
     def package(self, subdir: str, file_name: str) -> HostedPackage:
-        """Also one that was yanked.
+        """Return a package; yanked ones are included.
 
         Raises:
-            NotFoundError: it is not there.
-            RecalledError: it was called back.
+            NotFoundError: the channel has no such package.
+            RecalledError: it was recalled.
         """
         found = _package(self.channel, subdir, file_name)
         if why := hosted_channels.Recalls().reason(
@@ -405,6 +408,6 @@ def channels(actor: Actor) -> QuerySet[HostedChannel]:
 
 
 def packages(actor: Actor, channel: str) -> QuerySet[HostedPackage]:
-    """Of one channel, the newest first; none where the actor may not see it."""
+    """Packages of one channel, newest first; empty if the actor may not see it."""
     rows = HostedPackage.objects.visible_to(actor).filter(channel__name=channel)
     return rows.select_related("channel", "uploaded_by", "yanked_by").order_by("-pk")

@@ -1,4 +1,4 @@
-"""What the registry gives: an environment's container images, by tag and by digest."""
+"""Operations on container images: find tags and contents, build on demand, push."""
 
 from __future__ import annotations
 
@@ -69,24 +69,24 @@ from environments.services.image_builder import registry_login
 from environments.services.image_manifests import Content, images_of, manifest_of
 from environments.services.image_pushes import PushResult
 
-#: Seconds between two looks at an image that is made.
-LOOK = 0.2
+#: Seconds between two checks of an image that is being built.
+POLL_SECONDS = 0.2
 LATEST, LOCK, ZSTD = "latest", "lock-", "-zstd"
 _LOCK = re.compile(r"lock-([0-9a-f]{64})")
-#: What may be a tag at all; others are asked for in no database.
+#: Valid tags; others are rejected without a query.
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
-#: Builds with the same image whose statements are listed with it, the newest first.
-TELLING = 20
-#: What a policy says of a build.
+#: Number of builds with the same image whose statements are listed, newest first.
+MAX_STATEMENTS = 20
+#: Codes of failures by policy.
 _REFUSED = frozenset(
     one.code for one in (PolicyError, RecalledError, RejectedError, ChannelNotAllowedError)
 )
-#: What could not be built is not built again at once, however often it is pulled.
+#: Pause after a failed build before the same image is built again, however often it is pulled.
 REST = Artifact.REST
 
 
 def repositories(actor: Actor, *, after: str = "", limit: int = 100) -> list[str]:
-    """`namespace/environment` of those with an image to pull, in the order of names."""
+    """Return `namespace/environment` of environments with images, sorted by name."""
     pulled = Build.objects.filter(state__in=SERVED, deleted_at=None).exclude(lock=None)
     found = Environment.objects.visible_to(actor).filter(pk__in=pulled.values("environment"))
     namespace, _, name = after.partition("/")
@@ -98,12 +98,12 @@ def repositories(actor: Actor, *, after: str = "", limit: int = 100) -> list[str
 
 
 def find_repository(actor: Actor, namespace: str, name: str) -> Environment:
-    """Raises NotFoundError, also for what the actor may not see."""
+    """Raises NotFoundError, also for environments the actor may not see."""
     return find_environment(actor, namespace, name)
 
 
 def tags(actor: Actor, environment: Environment) -> list[str]:
-    """Numbers, tags, `latest` (the current build) and `lock-DIGEST`, sorted as text."""
+    """Return build numbers, tags, `latest` (the current build) and `lock-DIGEST`, sorted."""
     builds = _served(actor, environment)
     found = {str(number) for number in builds.values_list("number", flat=True)}
     found |= {f"{LOCK}{digest}" for digest in builds.values_list("lock__digest", flat=True)}
@@ -120,7 +120,7 @@ def _served(actor: Actor, environment: Environment) -> QuerySet[Build]:
 
 
 def find_tagged(actor: Actor, environment: Environment, tag: str) -> tuple[Build, Compression]:
-    """The build that `tag` means, and how its layers are compressed (`TAG-zstd`).
+    """Return the build that `tag` refers to, and the compression (`TAG-zstd`).
 
     Raises:
         NotFoundError: no build that can be pulled has this tag.
@@ -151,11 +151,11 @@ def _tagged(actor: Actor, environment: Environment, tag: str) -> Build | None:
 def request_images(
     *, actor: Actor, build: Build, compression: Compression = "gzip"
 ) -> list[Artifact]:
-    """The build's images, one for each platform; made by a worker unless they are there.
+    """Return the build's images, one for each platform; missing ones are queued.
 
     Raises:
-        NotFoundError: its lock is for no platform that containers run on.
-        RecalledError: it holds a package that was called back.
+        NotFoundError: the lock has no platform that containers support.
+        RecalledError: it holds a recalled package.
     """
     require(actor, Perm.DOWNLOAD, build)
     refuse_recalled(build)
@@ -169,9 +169,9 @@ def request_images(
 def served_content(
     asking: Asking, namespace: str, environment: str, sha256: str, *, kinds: Iterable[str] = ()
 ) -> Content | None:
-    """What `find_content` finds, by one statement, where nothing stands in the way of it.
+    """Find content like `find_content` with a single query, if nothing is in the way.
 
-    None: ask `find_content`, which also knows of indexes, and says what is wrong.
+    None means: call `find_content`, which also covers image indexes, and explains refusals.
     """
     part = served_builds.served_blob(asking, namespace, environment, sha256)
     if part is None or (kinds and part.media_type not in kinds) or not blobs.is_intact(part.blob):
@@ -181,16 +181,17 @@ def served_content(
         kinds
         and (build := served_builds.served_image(asking, namespace, environment, part)) is None
     ):
-        return None  # changed in between
+        return None  # changed between the two reads
     return Content(blob=part.blob, media_type=part.media_type, build=build)
 
 
 def served_manifest(
     asking: Asking, namespace: str, environment: str, tag: str, *, compression: Compression
 ) -> Content | None:
-    """The manifest that a tag leads to, by two statements, where it is ready to be given away.
+    """Return the manifest of a tag with two queries, if it is ready.
 
-    None: ask `find_tagged` and `request_images`, which also create images, and say what is wrong.
+    None means: call `find_tagged` and `request_images`, which also build images and explain
+    refusals.
     """
     if tag == "current" or not _TAG.fullmatch(tag):
         return None
@@ -204,16 +205,16 @@ def served_manifest(
 def find_content(
     actor: Actor, environment: Environment, sha256: str, *, kinds: Iterable[str] = ()
 ) -> Content:
-    """What an image of this environment refers to by this digest.
+    """Return the content with this digest that an image of the environment refers to.
 
-    The same bytes may be of many images: one that the actor may have is enough.
+    Many images may share the content; one that the actor may download is enough.
 
     Args:
-        kinds: media types, where only these are meant.
+        kinds: accepted media types; empty accepts all.
     Raises:
         NotFoundError: no image of this environment refers to it.
-        RecalledError: those that do hold a package that was called back.
-        DamagedError: the bytes are gone; they are made again when the image is asked for.
+        RecalledError: the images that refer to it hold a recalled package.
+        DamagedError: the bytes are missing; they are made again when the image is requested.
     """
     require(actor, Perm.DOWNLOAD, environment)
     served = _served(actor, environment)
@@ -225,7 +226,7 @@ def find_content(
         for row in parts.select_related("blob", "artifact")[:1000]
     ]
     found += [(row.blob, INDEX, row.lock_id) for row in indexes.select_related("blob")]
-    found += _stated(served, sha256)
+    found += _statement_contents(served, sha256)
     found = [one for one in found if not kinds or one[1] in kinds]
     if not found:
         raise NotFoundError(f"No image of {environment} has sha256:{sha256}.")
@@ -241,16 +242,16 @@ def find_content(
         .order_by("-number")
         .first()
     )
-    assert build is not None, "its lock was found through one"
+    assert build is not None, "the query found its lock through a build"
     if not allowed:
         refuse_recalled(build)
     if not blobs.is_intact(blob):
-        raise DamagedError(f"A part of an image of {environment} is gone.")
+        raise DamagedError(f"A part of an image of {environment} is missing from the blob store.")
     return Content(blob=blob, media_type=media_type, build=build)
 
 
-def _stated(served: QuerySet[Build], sha256: str) -> list[tuple[Any, str, int]]:
-    """What builds of this environment themselves say of their images."""
+def _statement_contents(served: QuerySet[Build], sha256: str) -> list[tuple[Any, str, int]]:
+    """Return the statements that builds of this environment make about their images."""
     named = Q(manifest__sha256=sha256) | Q(envelope__sha256=sha256) | Q(empty__sha256=sha256)
     rows = ImageStatement.objects.filter(named, build__in=served.order_by().values("pk"))
     found = []
@@ -262,9 +263,9 @@ def _stated(served: QuerySet[Build], sha256: str) -> list[tuple[Any, str, int]]:
 
 
 def referrers(actor: Actor, environment: Environment, sha256: str) -> list[dict[str, Any]]:
-    """Descriptors of what is told of an image: of none where there is no such image.
+    """Return descriptors of the documents that refer to an image; empty for an unknown image.
 
-    Its SBOM, and of each build that it is the image of, where that comes from.
+    These are its SBOM, and a provenance statement of each build with this image.
     """
     require(actor, Perm.DOWNLOAD, environment)
     served = _served(actor, environment).exclude(lock__in=_recalled())
@@ -289,7 +290,7 @@ def referrers(actor: Actor, environment: Environment, sha256: str) -> list[dict[
 
 
 def _document(blob: Blob) -> dict[str, Any] | None:
-    """None where its bytes are lost: that is reported, and it is made again with its image."""
+    """Return None if the bytes are missing: it is reported, and made again with the image."""
     try:
         document: dict[str, Any] = json.loads(blobs.read(blob, 0, blob.size))
     except DamagedError:
@@ -298,7 +299,7 @@ def _document(blob: Blob) -> dict[str, Any] | None:
 
 
 def _statements(served: QuerySet[Build], sha256: str) -> list[ImageStatement]:
-    """What the builds that this is the image of say of it; said now where it was not yet."""
+    """Return the builds' statements about this image; missing ones are made now."""
     locks = served.order_by().values("lock")
     indexes = ImageIndex.objects.filter(blob__sha256=sha256, lock__in=locks)
     index = indexes.select_related("blob").first()
@@ -315,7 +316,10 @@ def _statements(served: QuerySet[Build], sha256: str) -> list[ImageStatement]:
     for lock, specification in made:
         among |= Q(lock=lock, specification__digest=specification)
     builds = served.filter(among).select_related("environment__namespace", "lock", "specification")
-    return [_statement(build, sha256, media_type) for build in builds.order_by("-number")[:TELLING]]
+    return [
+        _statement(build, sha256, media_type)
+        for build in builds.order_by("-number")[:MAX_STATEMENTS]
+    ]
 
 
 def _statement(build: Build, sha256: str, media_type: str) -> ImageStatement:
@@ -348,31 +352,31 @@ def _statement(build: Build, sha256: str, media_type: str) -> ImageStatement:
 
 
 def on_demand(actor: Actor, path: str) -> Environment:
-    """The environment of these packages, as far as the actor may see it.
+    """Return the environment of these packages if the actor may see it.
 
     Raises:
         InvalidInputError: `path` names no packages.
-        NotFoundError: it was never asked for, or is not the actor's to see.
+        NotFoundError: it was never requested, or the actor may not see it.
     """
     wanted = OnDemand.parse(path)
     try:
         return find_environment(actor, settings.ON_DEMAND_NAMESPACE, wanted.name)
     except NotFoundError as error:
-        raise NotFoundError(f"There is no image dynamic/{path:.200} yet.") from error
+        raise NotFoundError(f"The image dynamic/{path:.200} does not exist yet.") from error
 
 
 def build_on_demand(actor: Actor, path: str) -> Build:
-    """A build of these packages, submitted where there is none that came to a good end.
+    """Return a build of these packages; submit one if none succeeded.
 
     Raises:
-        NotFoundError: images on demand are not for the actor.
-        StoreError: what submitting a build says: policy, quota, ...
+        NotFoundError: the actor may not build images on demand.
+        StoreError: the submission was refused, for example by policy or quota.
     """
     wanted = OnDemand.parse(path)
     name = settings.ON_DEMAND_NAMESPACE
     namespace = Namespace.objects.with_perm(actor, Perm.DOWNLOAD).filter(name=name).first()
     if namespace is None:
-        raise NotFoundError(f"There is no image dynamic/{path:.200} yet.")
+        raise NotFoundError(f"The image dynamic/{path:.200} does not exist yet.")
     found = Environment.objects.visible_to(actor).filter(namespace=namespace, name=wanted.name)
     builds = Build.objects.filter(environment__in=found, deleted_at=None).order_by("-number")
     usable = builds.filter(state__in=SERVED).exclude(lock__in=_recalled()).first()
@@ -390,11 +394,11 @@ def build_on_demand(actor: Actor, path: str) -> Build:
 
 
 def refusal_of(build: Build) -> StoreError | None:
-    """Why a build that a pull waits for gives no image, as far as that is known by now."""
+    """Return why a build that a pull waits for gives no image, as far as is known now."""
     if build.state == BuildState.HELD:
         event = build.events.filter(state=BuildState.HELD).order_by("-pk").first()
         why = event.message if event else "waits for approval"
-        return PolicyError(f"{build} {why}.", hint="Pull it again when that is decided.")
+        return PolicyError(f"{build} {why}.", hint="Pull it again after that is decided.")
     if build.state in SERVED or not build.finished:
         return None
     failure = build.failure or {}
@@ -417,22 +421,22 @@ def _await(made: Sequence[Artifact]) -> None:
         while artifact.state in (ArtifactState.QUEUED, ArtifactState.MAKING):
             if time.monotonic() > deadline:
                 raise UnavailableError(
-                    "The image is still being made.", hint="Push it again in a while."
+                    "The image is still being built.", hint="Push it again in a moment."
                 )
-            time.sleep(LOOK)
+            time.sleep(POLL_SECONDS)
             artifact.refresh_from_db()
 
 
 def push_image(
     *, actor: Actor, environment: Environment, tag: str, to: str, login: str = ""
 ) -> PushResult:
-    """Send an image to another registry: blobs that are missing there, then its manifests.
+    """Send an image to another registry: missing blobs first, then the manifests.
 
     Raises:
-        NotFoundError: there is no such tag.
-        InvalidInputError: `to` names no image.
-        AddressRefusedError: the registry is where nothing is sent to.
-        AccessDeniedError, UnavailableError: what the other registry says.
+        NotFoundError: the environment has no such tag.
+        InvalidInputError: `to` is not an image reference.
+        AddressRefusedError: pushes to the registry's address are not allowed.
+        AccessDeniedError, UnavailableError: the registry's answer.
     """
     require(actor, Perm.DOWNLOAD, environment)
     reference = Reference.parse(to)
@@ -440,7 +444,11 @@ def push_image(
     made = request_images(actor=actor, build=build, compression=compression)
     _await(made)
     top = manifest_of(build, made)
-    own = registry_login(environment.namespace, reference) if _runs(actor, environment) else None
+    own = (
+        registry_login(environment.namespace, reference)
+        if _may_use_logins(actor, environment)
+        else None
+    )
     signed_in = Login.parse(login) if login else own
     within = image_pushes.push_guard()
     with Repository(reference, actions="pull,push", login=signed_in, within=within) as repository:
@@ -451,29 +459,29 @@ def push_image(
     return done
 
 
-def _runs(actor: Actor, environment: Environment) -> bool:
-    """May the actor use the logins of the namespace?"""
+def _may_use_logins(actor: Actor, environment: Environment) -> bool:
+    """Return whether the actor may use the registry logins of the namespace."""
     return may(actor, Perm.MANAGE, environment.namespace)
 
 
-# --- bases ----------------------------------------------------------------------------------------
+# --- base images ----------------------------------------------------------------------------------
 
 
 @audited()
 def set_base_image(*, actor: Actor, namespace: Namespace, name: str) -> Namespace:
-    """What images of the namespace lie on from now on; empty: what the installation's do.
+    """Set the base image of the namespace's images; "" means the installation's default.
 
     Raises:
         AccessDeniedError: administrators have not allowed it.
-        InvalidInputError: it names no image, or none that was loaded.
+        InvalidInputError: it is not an image reference, or no such image was loaded.
     """
     require(actor, Perm.MANAGE, namespace)
     name = name.strip()
     allowed = settings.BASE_IMAGES_ALLOWED
     if name and not actor.is_superuser and not any(fnmatchcase(name, one) for one in allowed):
         raise AccessDeniedError(
-            f"{name!r:.200} is not among the bases that namespaces may choose.",
-            hint=f"There are: {', '.join(allowed)}."
+            f"{name!r:.200} is not among the base images that namespaces may choose.",
+            hint=f"Available: {', '.join(allowed)}."
             if allowed
             else "Ask an administrator to allow it (CONDASTORE_BASE_IMAGES_ALLOWED).",
         )
@@ -481,12 +489,12 @@ def set_base_image(*, actor: Actor, namespace: Namespace, name: str) -> Namespac
         Reference.parse(name)
     elif name and name != BaseImage.OWN and not BaseImage.objects.filter(name=name).exists():
         raise InvalidInputError(
-            f"No base was loaded as {name!r:.200}.",
+            f"No base image was loaded as {name!r:.200}.",
             where="base",
             hint="An administrator loads one: condastore manage base_image load FILE --name NAME.",
         )
     if len(name) > 300:
-        raise InvalidInputError("A reference of at most 300 characters.", where="base")
+        raise InvalidInputError("A reference has at most 300 characters.", where="base")
     namespace.refresh_from_db()
     before = namespace.base_image
     Namespace.objects.filter(pk=namespace.pk).update(base_image=name)

@@ -1,7 +1,7 @@
-"""What people ask of mirrors: declare them, and read what they list and keep.
+"""Operations on mirrors: create and change them; read their listings and packages.
 
-An outdated policy serves nothing: a view counts only if it was judged by just the rules, decisions
-and recalls that are in force. One of an older state of the channel counts until a newer is made.
+A view judged by an outdated policy is never served: rules, decisions and recalls must be those in
+force. A view of an older state of the channel is served until a newer one is rendered.
 """
 
 from __future__ import annotations
@@ -51,19 +51,19 @@ from environments.models import (
 from environments.operations import credentials, queueing
 from environments.services import blobs, mirrors
 
-#: What is mirrored where nobody says which.
+#: Subdirs mirrored by default.
 DEFAULT_SUBDIRS = ("linux-64", "noarch")
-#: Tables of packs, and indexes of shards, that a process keeps.
-KEPT = 16
-#: How often it is written that a view is in use.
-FRESH = timedelta(minutes=10)
+#: Number of parsed shard tables and shard indexes cached in each process.
+CACHED_TABLES = 16
+#: How often the use of a view is recorded at most.
+USE_INTERVAL = timedelta(minutes=10)
 
 
-# --- declaring them -------------------------------------------------------------------------------
+# --- configuration --------------------------------------------------------------------------------
 
 
 def find_mirror(actor: Actor, name: str) -> Mirror:
-    """Raises NotFoundError, also for what the actor may not see."""
+    """Raises NotFoundError, also for mirrors the actor may not see."""
     rows = Mirror.objects.visible_to(actor).select_related("namespace")
     found = rows.filter(name=name).first()
     if found is None:
@@ -81,13 +81,13 @@ def create_mirror(
     public: bool = False,
     subdirs: Sequence[str] = (),
 ) -> Mirror:
-    """Mirror a remote channel from now on. Credentials in its URL go to the secret store."""
+    """Create a mirror of a remote channel; credentials in the URL are stored encrypted."""
     require_superuser(actor)
     name = parse_name(name, what="channel")
     channel = canonical_channel(upstream, alias=settings.CHANNEL_ALIAS)
     own = str(settings.PUBLIC_URL or "").rstrip("/")
     if own and f"{channel.url}/".startswith(f"{own}/channel/mirror/"):
-        raise InvalidInputError("That is a mirror of ours.", where="upstream")
+        raise InvalidInputError("The URL is a mirror of this server.", where="upstream")
     mirror = Mirror(
         name=name,
         upstream=channel.url,
@@ -103,10 +103,10 @@ def create_mirror(
             mirror.save()
     except IntegrityError:
         raise ConflictError(
-            f"There is a mirror {name!r} already.", hint="Choose another name."
+            f"A mirror named {name!r} already exists.", hint="Choose another name."
         ) from None
     _add_indexes(mirror)
-    AuditEvent.record(actor, "mirror.create", mirror, _told(mirror), namespace=namespace)
+    AuditEvent.record(actor, "mirror.create", mirror, _as_json(mirror), namespace=namespace)
     return mirror
 
 
@@ -119,9 +119,9 @@ def change_mirror(
     public: bool | None = None,
     subdirs: Sequence[str] | None = None,
 ) -> Mirror:
-    """Which rules hold, who reads it, what is mirrored. Another channel is another mirror."""
+    """Change policy, readers or subdirs; another upstream channel needs another mirror."""
     require_superuser(actor)
-    before = _told(mirror)
+    before = _as_json(mirror)
     mirror.namespace = namespace
     if public is not None:
         mirror.public = public
@@ -130,23 +130,23 @@ def change_mirror(
     mirrors.policy_for(mirror)
     mirror.save(update_fields=["namespace", "public", "subdirs"])
     _add_indexes(mirror)
-    change = {"before": before, "after": _told(mirror)}
+    change = {"before": before, "after": _as_json(mirror)}
     AuditEvent.record(actor, "mirror.change", mirror, change, namespace=namespace)
     return mirror
 
 
 @audited()
 def delete_mirror(*, actor: Actor, mirror: Mirror) -> Mirror:
-    """Its history goes with it: the same days cannot be had again."""
+    """Delete a mirror with its history: past days can then no longer be served."""
     require_superuser(actor)
-    told, key = _told(mirror), mirror.pk
+    before, key = _as_json(mirror), mirror.pk
     mirror.delete()
-    mirror.pk = key  # what was deleted is shown once more
-    AuditEvent.record(actor, "mirror.delete", mirror, told, namespace=mirror.namespace)
+    mirror.pk = key  # the deleted row is returned to the caller
+    AuditEvent.record(actor, "mirror.delete", mirror, before, namespace=mirror.namespace)
     return mirror
 
 
-def _told(mirror: Mirror) -> dict[str, Any]:
+def _as_json(mirror: Mirror) -> dict[str, Any]:
     return {
         "upstream": mirror.upstream,
         "namespace": mirror.namespace.name if mirror.namespace else None,
@@ -156,15 +156,15 @@ def _told(mirror: Mirror) -> dict[str, Any]:
 
 
 def _subdirs(asked: Iterable[str]) -> list[str]:
-    """conda's clients ask every channel for `noarch`."""
+    """Return the subdirs with `noarch`, which conda clients request from every channel."""
     found = dict.fromkeys([*asked, "noarch"])
     faults = [
-        InvalidInputError(f"{printable(one)} is not a platform that is known here.")
+        InvalidInputError(f"{printable(one)} is not a known platform.")
         for one in found
         if one not in SUBDIRS
     ]
     if faults:
-        raise SpecificationError(faults, hint=f"Use some of {', '.join(SUBDIRS)}.")
+        raise SpecificationError(faults, hint=f"Choose from {', '.join(SUBDIRS)}.")
     return list(found)
 
 
@@ -175,12 +175,12 @@ def _add_indexes(mirror: Mirror) -> None:
             transaction.on_commit(partial(queueing.send_look, index))
 
 
-# --- reading them ---------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Opened:
-    """One subdir of a mirror at one moment, as it may be read now."""
+class OpenedView:
+    """One subdir of a mirror, now or at the end of a day, that the actor may read."""
 
     mirror: Mirror
     index: MirrorIndex
@@ -190,18 +190,18 @@ class Opened:
 
     @property
     def stale_since(self) -> datetime | None:
-        """When the channel was last reached, where it does not answer now."""
+        """When the channel was last read, if it does not respond now."""
         return self.index.looked_at if self.index.failure is not None else None
 
 
-def open_view(*, actor: Actor, name: str, subdir: str, moment: str = "") -> Opened | None:
-    """What is shown; None while that is being made: ask again.
+def open_view(*, actor: Actor, name: str, subdir: str, moment: str = "") -> OpenedView | None:
+    """Return the view to serve; None while it is being rendered, so that the client retries.
 
     Raises:
-        NotFoundError: no such mirror or subdir.
-        InvalidInputError: `moment` is no day that has begun.
-        ChannelNotAllowedError: the rules do not allow the channel any more.
-        UnavailableError: nothing was ever seen of the channel, or the view cannot be made.
+        NotFoundError: there is no such mirror or subdir.
+        InvalidInputError: `moment` is not a day that has begun.
+        ChannelNotAllowedError: the policy no longer allows the channel.
+        UnavailableError: the channel was never read, or the view cannot be rendered.
     """
     mirror = find_mirror(actor, name)
     require(actor, Perm.DOWNLOAD, mirror)
@@ -211,7 +211,7 @@ def open_view(*, actor: Actor, name: str, subdir: str, moment: str = "") -> Open
     index = rows.first() if subdir in mirror.subdirs else None
     if index is None:
         raise NotFoundError(
-            f"{mirror} has no {subdir!r}.", hint=f"It has: {', '.join(mirror.subdirs)}."
+            f"{mirror} has no {subdir!r}.", hint=f"Available subdirs: {', '.join(mirror.subdirs)}."
         )
     policy = mirrors.policy_for(mirror)
     if index.history is None:
@@ -228,14 +228,14 @@ def open_view(*, actor: Actor, name: str, subdir: str, moment: str = "") -> Open
         else mirrors.newest_rendered_view(index, moment, policy)
     )
     if view is not None and not _is_whole(view):
-        MirrorView.objects.filter(pk=view.pk).delete()  # and made anew, when it is asked for again
+        MirrorView.objects.filter(pk=view.pk).delete()  # rendered again at the next request
         return None
     if view is None:
         _refuse_failed(newest)
         return None
-    if view.used_at < timezone.now() - FRESH:
+    if view.used_at < timezone.now() - USE_INTERVAL:
         MirrorView.objects.filter(pk=view.pk).update(used_at=timezone.now())
-    return Opened(mirror=mirror, index=index, moment=moment, policy=policy, view=view)
+    return OpenedView(mirror=mirror, index=index, moment=moment, policy=policy, view=view)
 
 
 def _is_whole(view: MirrorView) -> bool:
@@ -244,7 +244,7 @@ def _is_whole(view: MirrorView) -> bool:
 
 
 def _refuse_failed(row: MirrorIndex | MirrorView) -> None:
-    """Say why there is nothing, instead of letting somebody wait for it."""
+    """Raise the failure of the last attempt instead of letting the client wait."""
     if row.failure is None:
         return
     if row.failure["code"] == ChannelNotFoundError.code:
@@ -252,8 +252,8 @@ def _refuse_failed(row: MirrorIndex | MirrorView) -> None:
     raise ChannelUnavailableError(row.failure["message"])
 
 
-def shard(opened: Opened, digest: str) -> bytes:
-    """Raises NotFoundError. One of a view that was replaced a moment ago is there, too."""
+def shard(opened: OpenedView, digest: str) -> bytes:
+    """Raises NotFoundError. Shards of recently superseded views are served too."""
     try:
         key = bytes.fromhex(digest)
     except ValueError:
@@ -269,9 +269,9 @@ def shard(opened: Opened, digest: str) -> bytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Package:
-    """A package of a mirror: kept here, or to be fetched."""
+    """A package of a mirror: stored here, or to be fetched."""
 
-    opened: Opened
+    opened: OpenedView
     file_name: str
     download: Download
     blob: Blob | None
@@ -280,12 +280,12 @@ class Package:
 def open_package(
     *, actor: Actor, name: str, subdir: str, file_name: str, moment: str = ""
 ) -> Package | None:
-    """The package, if the mirror shows it; None while it is being found out what that is.
+    """Return the package if the mirror lists it; None while the view is being rendered.
 
     Raises:
-        As `open_view`; and
-        NotFoundError: the channel did not list it.
-        PolicyError: a rule keeps it back; it says which.
+        NotFoundError: the channel does not list it.
+        PolicyError: a rule refuses it; names the rule.
+        Also as `open_view`.
     """
     opened = open_view(actor=actor, name=name, subdir=subdir, moment=moment)
     if opened is None:
@@ -302,8 +302,8 @@ def open_package(
     return Package(opened=opened, file_name=file_name, download=download, blob=blob)
 
 
-def _record(opened: Opened, file_name: str) -> dict[str, Any]:
-    """Name, version and build are joined by hyphens, which only a name may hold."""
+def _record(opened: OpenedView, file_name: str) -> dict[str, Any]:
+    """Return the record of a file; version and build contain no hyphens, only a name may."""
     package = file_name.rsplit("-", 2)[0].lower()
     section = "packages.conda" if file_name.endswith(".conda") else "packages"
     digest = _digests(opened.view).get(package)
@@ -312,18 +312,18 @@ def _record(opened: Opened, file_name: str) -> dict[str, Any]:
         if found is not None:
             return dict(found)
     refused = _part(opened.view, refused_key(package))
-    told = msgpack.unpackb(zstandard.decompress(refused)) if refused else {}
-    if file_name in told:
-        raise PolicyError(told[file_name])
+    before = msgpack.unpackb(zstandard.decompress(refused)) if refused else {}
+    if file_name in before:
+        raise PolicyError(before[file_name])
     raise NotFoundError(f"{opened.mirror} has no package {opened.index.subdir}/{file_name}.")
 
 
-#: By digest, of the views that this process was asked for last.
+#: Parsed tables by blob digest, least recently used first.
 _read: OrderedDict[str, Any] = OrderedDict()
 _guard = ThreadLock()
 
 
-def _kept(blob: Blob, read: Callable[[], Any]) -> Any:
+def _cached(blob: Blob, read: Callable[[], Any]) -> Any:
     with _guard:
         if blob.sha256 in _read:
             _read.move_to_end(blob.sha256)
@@ -331,36 +331,36 @@ def _kept(blob: Blob, read: Callable[[], Any]) -> Any:
     found = read()
     with _guard:
         _read[blob.sha256] = found
-        while len(_read) > KEPT:
+        while len(_read) > CACHED_TABLES:
             _read.popitem(last=False)
     return found
 
 
 def _part(view: MirrorView, key: bytes) -> bytes | None:
-    """What the view's pack has under `key`."""
+    """Return the entry of the view's shard pack under `key`."""
     blob = view.shards
-    assert blob is not None, "asked of views that are made"
+    assert blob is not None, "only rendered views are read"
     read = partial(blobs.read, blob)
-    found = find(_kept(blob, lambda: read_table(blob.size, read)), key)
+    found = find(_cached(blob, lambda: read_table(blob.size, read)), key)
     return None if found is None else read(*found)
 
 
 def _digests(view: MirrorView) -> Mapping[str, bytes]:
-    """Each name's shard."""
+    """Return the digest of each package name's shard."""
     blob = view.shard_index
-    assert blob is not None, "asked of views that are made"
+    assert blob is not None, "only rendered views are read"
 
     def read() -> Any:
         return msgpack.unpackb(zstandard.decompress(blobs.read(blob, 0, blob.size)))["shards"]
 
-    found: Mapping[str, bytes] = _kept(blob, read)
+    found: Mapping[str, bytes] = _cached(blob, read)
     return found
 
 
-def fetched(package: Package, path: Any) -> Blob:
-    """Keep what was fetched for a package."""
+def store_fetched(package: Package, path: Any) -> Blob:
+    """Store the fetched file of a package."""
     opened = package.opened
     blob = mirrors.store_package(opened.mirror, opened.index.subdir, package.download, path)
     if blob is None:
-        raise UnavailableError(f"{package.file_name} could not be kept. Ask for it again.")
+        raise UnavailableError(f"{package.file_name} could not be stored. Request it again.")
     return blob

@@ -1,4 +1,4 @@
-"""What people ask of namespaces: create them, and say who holds which role."""
+"""Operations on namespaces: create them, grant and revoke roles, share environments."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from environments.domain.names import parse_name
 from environments.models import AuditEvent, Environment, Namespace, PendingGrant, audited
 from environments.models.environments import SHARED
 
-#: Every submission finds its namespace: a statement whose text is compiled once.
+#: Run by every submission, so it is prepared and its SQL compiled once.
 _VISIBLE = Lookup(Namespace, own=[field.attname for field in Namespace._meta.concrete_fields])
 
 
 def find_namespace(actor: Actor, name: str) -> Namespace:
-    """Raises NotFoundError, also for what the actor may not see."""
+    """Raises NotFoundError, also for namespaces the actor may not see."""
     found = _VISIBLE.first(
         ("visible namespace", *kind_of(actor)),
         lambda: Namespace.objects.visible_to(stand_in(actor)).order_by().filter(name=word("name")),
@@ -43,7 +43,7 @@ def find_namespace(actor: Actor, name: str) -> Namespace:
 
 
 def namespace_to_build_in(actor: Actor, name: str) -> Namespace:
-    """As `find_namespace`; one's own namespace is there as soon as it is needed."""
+    """As `find_namespace`, but create the actor's personal namespace if it does not exist."""
     own = actor.signed_in and actor.account.username.lower() == name
     if own and not Namespace.objects.filter(name=name).exists():
         return create_namespace(actor=actor, name=name)
@@ -54,7 +54,7 @@ def namespace_to_build_in(actor: Actor, name: str) -> Namespace:
 def create_namespace(
     *, actor: Actor, name: str, description: str = "", public: bool = False
 ) -> Namespace:
-    """Superusers create any; everybody else the one that bears their own name."""
+    """Create a namespace: administrators any, everybody else the one with their own name."""
     name = parse_name(name, what="namespace")
     own = actor.account.username.lower() == name
     if own:
@@ -72,7 +72,7 @@ def create_namespace(
             )
     except IntegrityError:
         raise ConflictError(
-            f"There is a namespace {name!r} already.", hint="Choose another name, or use that one."
+            f"The namespace {name!r} already exists.", hint="Choose another name, or use that one."
         ) from None
     namespace.grant(Role.ADMIN, actor.account)
     AuditEvent.record(actor, "namespace.create", namespace, {"public": public})
@@ -80,9 +80,9 @@ def create_namespace(
 
 
 def _require_unlimited(actor: Actor) -> None:
-    """A token with a ceiling below admin, or limited to namespaces, creates none."""
+    """Refuse tokens limited to namespaces or to roles below admin."""
     if not actor.allows(Perm.GRANT) or actor.only_namespaces is not None:
-        raise AccessDeniedError("This token may not create namespaces.")
+        raise AccessDeniedError("This token cannot create namespaces.")
 
 
 @audited()
@@ -100,16 +100,19 @@ def set_add_pip(*, actor: Actor, namespace: Namespace, on: bool) -> Namespace:
 def grant_role(
     *, actor: Actor, namespace: Namespace, role: Role, user: str = "", group: str = ""
 ) -> None:
-    """Grant `role`, in place of the role that was granted before.
+    """Grant `role`, replacing the role that was granted to this name before.
 
-    A name that no account or group bears is accepted like another, and gets the role when one
-    does: so nobody learns by a grant which names exist. Who may see the names gets an error.
+    A name without an account or group is accepted like any other, and gets the role when one
+    appears: so a grant reveals to nobody which names exist. Actors who may see names get an error
+    instead.
     """
     require(actor, Perm.GRANT, namespace)
     holder = _find_holder(actor, user, group)
     before = _granted(namespace, holder)
     if before is None:
-        _require_room(namespace.user_grants, namespace.group_grants, namespace.pending_grants)
+        _require_below_limit(
+            namespace.user_grants, namespace.group_grants, namespace.pending_grants
+        )
     if holder.account is not None:
         holder.pending(namespace.pending_grants).delete()
         namespace.grant(role, holder.account)
@@ -126,10 +129,10 @@ def grant_role(
 
 @audited()
 def revoke_role(*, actor: Actor, namespace: Namespace, user: str = "", group: str = "") -> None:
-    """Take away the role that was granted to this name; roles by groups and mappings stay.
+    """Revoke the role granted to this name; roles by groups and role mappings stay.
 
     Raises:
-        ConflictError: none was granted to it, whether it exists or not.
+        ConflictError: no role is granted to the name, whether it exists or not.
     """
     require(actor, Perm.GRANT, namespace)
     holder = _find_holder(actor, user, group)
@@ -137,7 +140,7 @@ def revoke_role(*, actor: Actor, namespace: Namespace, user: str = "", group: st
     if before is None:
         raise ConflictError(
             f"No role is granted to {holder.label} in {namespace}.",
-            hint="See who holds which with `condastore namespace show`.",
+            hint="List roles with `condastore namespace show`.",
         )
     holder.pending(namespace.pending_grants).delete()
     if holder.account is not None:
@@ -150,14 +153,16 @@ def revoke_role(*, actor: Actor, namespace: Namespace, user: str = "", group: st
 def share_environment(
     *, actor: Actor, environment: Environment, user: str = "", group: str = ""
 ) -> None:
-    """Let somebody outside the namespace see and download one environment.
+    """Let a person or group outside the namespace view and download one environment.
 
-    A name that does not exist is accepted as by `grant_role`.
+    A name that does not exist is accepted, as in `grant_role`.
     """
     require(actor, Perm.GRANT, environment)
     holder = _find_holder(actor, user, group)
     if not _is_shared(environment, holder):
-        _require_room(environment.user_shares, environment.group_shares, environment.pending_shares)
+        _require_below_limit(
+            environment.user_shares, environment.group_shares, environment.pending_shares
+        )
     if holder.account is not None:
         assign_perm(SHARED, holder.account, environment)
     else:
@@ -174,7 +179,7 @@ def unshare_environment(
     """End the share of an environment.
 
     Raises:
-        ConflictError: it is not shared with this name, whether it exists or not.
+        ConflictError: it is not shared with this name, whether the name exists or not.
     """
     require(actor, Perm.GRANT, environment)
     holder = _find_holder(actor, user, group)
@@ -186,19 +191,19 @@ def unshare_environment(
     AuditEvent.record(actor, "environment.unshare", environment, {"with": holder.label})
 
 
-#: Grants of one namespace, and shares of one environment.
+#: Maximum of grants of one namespace, and of shares of one environment.
 MAX_GRANTS = 2_000
 _LONGEST_NAME = 150
 
 
 def may_see_names(actor: Actor) -> bool:
-    """Whether errors may tell which user and group names exist."""
+    """Return whether errors may reveal which user and group names exist."""
     return actor.is_superuser or (settings.USERS_VISIBLE and actor.signed_in)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Holder:
-    """A name of a user or group, and who bears it, if anybody does."""
+    """A name of a user or group, and the account or group of that name, if one exists."""
 
     name: str
     is_group: bool
@@ -209,22 +214,22 @@ class _Holder:
         return f"group {self.name}" if self.is_group else self.name
 
     def pending(self, rows: Any) -> QuerySet[PendingGrant]:
-        """Those of `rows` that are for this name."""
+        """Return those of `rows` that are for this name."""
         found: QuerySet[PendingGrant] = rows.filter(holder=self.name, is_group=self.is_group)
         return found
 
 
 def _find_holder(actor: Actor, user: str, group: str) -> _Holder:
-    """The one who is named.
+    """Return the named holder.
 
     Raises:
-        InvalidInputError: not just one is named.
-        NotFoundError: nobody bears the name, and the actor may see that.
+        InvalidInputError: not exactly one user or group is named.
+        NotFoundError: it does not exist, and the actor may know that.
     """
     name = user or group
     if bool(user) == bool(group) or len(name) > _LONGEST_NAME or not name.isprintable():
         raise InvalidInputError(
-            f"Name one user or one group, in at most {_LONGEST_NAME} characters.",
+            f"Give either one user or one group, in at most {_LONGEST_NAME} characters.",
             where="group" if group else "user",
         )
     account: User | Group | None
@@ -240,9 +245,10 @@ def _find_holder(actor: Actor, user: str, group: str) -> _Holder:
 
 
 def _granted(namespace: Namespace, holder: _Holder) -> str | None:
-    """The role that was granted to the name itself.
+    """Return the role granted to the name itself.
 
-    Roles that a person has through groups are left out: who grants would learn of the membership.
+    Roles that a person has through groups are left out, as the grantor would learn of the
+    membership.
     """
     if holder.account is not None and (role := namespace.granted_role(holder.account)):
         return role.value
@@ -258,6 +264,6 @@ def _is_shared(environment: Environment, holder: _Holder) -> bool:
     return holder.pending(environment.pending_shares).exists()
 
 
-def _require_room(*rows: Any) -> None:
+def _require_below_limit(*rows: Any) -> None:
     if sum(one.count() for one in rows) >= MAX_GRANTS:
-        raise LimitError(f"There are {MAX_GRANTS} grants already.", hint="Grant to groups instead.")
+        raise LimitError(f"There are already {MAX_GRANTS} grants.", hint="Grant to groups instead.")

@@ -1,4 +1,4 @@
-"""What people ask of webhooks: make one, try one, remove one."""
+"""Operations on webhooks: create, test and delete them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from environments.engine.network.webhooks import parse_url
 from environments.models import AuditEvent, Namespace, Webhook, audited
 from environments.models.notifications import Event, Notification
 
-#: Webhooks of one namespace, or of the installation.
-MOST = 20
+#: Maximum of webhooks of one namespace, or of the installation.
+MAX_WEBHOOKS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreatedWebhook:
-    """`secret` is told now and never again."""
+    """`secret` is shown only here."""
 
     webhook: Webhook
     secret: str
@@ -37,18 +37,18 @@ def _require(actor: Actor, namespace: Namespace | None) -> None:
 def create_webhook(
     *, actor: Actor, namespace: Namespace | None, url: str, events: Sequence[str] = ()
 ) -> CreatedWebhook:
-    """Tell `url` of the events of a namespace, or of all of them; no `events` means every kind."""
+    """Send events of a namespace (None: of all) to `url`; empty `events` means all events."""
     _require(actor, namespace)
     address = parse_url(url)
     unknown = sorted(set(events) - set(Event.values))
     if unknown:
         raise InvalidInputError(
-            f"There is no event {', '.join(unknown)}.",
+            f"Unknown events: {', '.join(unknown)}.",
             where="events",
-            hint=f"There are: {', '.join(Event.values)}.",
+            hint=f"Available events: {', '.join(Event.values)}.",
         )
-    if Webhook.objects.filter(namespace=namespace).count() >= MOST:
-        raise LimitError(f"There are {MOST} webhooks already.", hint="Delete one first.")
+    if Webhook.objects.filter(namespace=namespace).count() >= MAX_WEBHOOKS:
+        raise LimitError(f"There are already {MAX_WEBHOOKS} webhooks.", hint="Delete one first.")
     secret = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
     hook = Webhook(namespace=namespace, url=address, events=sorted(set(events)))
     hook.seal(secret)
@@ -60,16 +60,16 @@ def create_webhook(
 
 @audited()
 def try_webhook(*, actor: Actor, webhook: Webhook) -> Webhook:
-    """Send it a message of its own kind, whichever events it is told of.
+    """Send a test message, regardless of the events the webhook is subscribed to.
 
     Raises:
-        ConflictError: it is switched off; nothing is sent to it.
+        ConflictError: the webhook is disabled and nothing is sent to it.
     """
     _require(actor, webhook.namespace)
     if not webhook.enabled:
         raise ConflictError(
-            f"The webhook {webhook.url} is switched off: its receiver wanted no more messages.",
-            hint="Delete it, and create it again.",
+            f"The webhook {webhook.url} is disabled: its receiver answered that it is gone.",
+            hint="Delete the webhook and create it again.",
         )
     Notification.try_out(webhook)
     place = webhook.namespace or "the installation"
@@ -79,10 +79,10 @@ def try_webhook(*, actor: Actor, webhook: Webhook) -> Webhook:
 
 @audited()
 def delete_webhook(*, actor: Actor, webhook: Webhook) -> Webhook:
-    """With the messages that it did not get yet."""
+    """Delete a webhook with its undelivered messages."""
     _require(actor, webhook.namespace)
     place, key = webhook.namespace or "the installation", webhook.pk
     webhook.delete()
-    webhook.pk = key  # what was deleted is shown once more
+    webhook.pk = key  # the deleted row is returned to the caller
     AuditEvent.record(actor, "webhook.delete", place, {"url": webhook.url})
     return webhook

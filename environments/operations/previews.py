@@ -33,13 +33,13 @@ def preview_for(
     force_solve: bool = False,
     platforms_wanted: Sequence[str] = (),
 ) -> Previewed:
-    """Preview what `submit_to` would build, in an environment that need not exist yet.
+    """Preview what `submit_to` would build, in an environment that may not exist yet.
 
     Args:
-        namespace: the caller's own is created where it does not exist, as by a submission.
-        environment: a name; None compares with nothing.
+        namespace: the caller's personal namespace is created if needed, as by a submission.
+        environment: a name; None means no comparison.
     Raises:
-        InvalidInputError: no environment could have this name.
+        InvalidInputError: the environment name is not valid.
         NotFoundError: there is no such namespace that the caller may see.
     """
     place = namespace_to_build_in(actor, namespace)
@@ -69,7 +69,7 @@ def preview_solve(
     force_solve: bool = False,
     platforms_wanted: Sequence[str] = (),
 ) -> Previewed:
-    """Solve without building; the answer is compared with the environment's current build."""
+    """Queue a solve without a build; it is compared with the environment's current build."""
     require(actor, Perm.BUILD, namespace)
     if environment is not None:
         require(actor, Perm.VIEW, environment)

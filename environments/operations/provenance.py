@@ -1,4 +1,4 @@
-"""Where do a build's files come from? Said in a statement that this installation signs."""
+"""Signed provenance statements of builds: lock files, artifacts and images."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from environments.services import signing
 
 
 def provenance(*, actor: Actor, build: Build) -> str:
-    """The statement of a build about its lock files, and about the artifacts that there are.
+    """Return the statement of a build about its lock files and existing artifacts.
 
     Raises:
         NotFoundError: the build has no lock.
-        RecalledError: it holds a package that was called back.
+        RecalledError: it holds a recalled package.
     """
     require(actor, Perm.DOWNLOAD, build)
     platform_of(build)
     refuse_recalled(build)
-    assert build.lock is not None, "it has a platform"
+    assert build.lock is not None, "a build with a platform has a lock"
     payload = statement(_origin(build), build.lock.value(), [*_locks(build), *_artifacts(build)])
     return envelope(payload, key_id=signing.key_id(), sign=signing.sign)
 
 
 def image_provenance(build: Build, sha256: str) -> str:
-    """The statement of a build about its container image, for those who may have that."""
-    assert build.lock is not None, "it has an image"
+    """Return the statement of a build about its container image; access was checked before."""
+    assert build.lock is not None, "a build with an image has a lock"
     origin = _origin(build)
     subject = Subject(name=origin.build, sha256=sha256)
     payload = statement(origin, build.lock.value(), [subject])
@@ -68,7 +68,7 @@ def _origin(build: Build) -> Origin:
 
 
 def _policy(build: Build) -> dict[str, int]:
-    """Which versions of the rules held when the build ended."""
+    """Return the policy versions in force when the build finished."""
     namespace = build.environment.namespace
     versions = PolicyVersion.objects.filter(
         Q(policy__namespace=None) | Q(policy__namespace=namespace),
@@ -90,7 +90,7 @@ def _locks(build: Build) -> list[Subject]:
             file = LockFile(build=build, name=name, platform=platform)
             try:
                 content = file.text().encode()
-            except ConflictError:  # a form that cannot say what is in this lock
+            except ConflictError:  # the format cannot express this lock
                 continue
             subjects.append(Subject(name=file.file_name, sha256=_sha256(content)))
     return subjects

@@ -1,4 +1,4 @@
-"""What a directory asks that provisions its people and groups here (SCIM): make, change, end."""
+"""Operations of SCIM provisioning: create, change and remove people and groups of a directory."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from condastore.errors import ConflictError, InvalidInputError
 from environments.models import AuditEvent, audited
 from environments.models.role_mappings import materialise
 
-#: Names that an audit event tells of a change of members; beyond it, how many.
-NAMED = 200
+#: Number of members named in one audit event; the rest is counted.
+MAX_NAMED_MEMBERS = 200
 _LONGEST = 255
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Words:
-    """What the directory says of one person. `said` is kept as it is, to be said back."""
+class PersonAttributes:
+    """Attributes of one person; `said` is stored unchanged, to be returned to the directory."""
 
     username: str
     external_id: str = ""
@@ -38,8 +38,8 @@ class Words:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GroupWords:
-    """`members`: keys of provisioned people; all that the group has."""
+class GroupAttributes:
+    """Attributes of one group; `members` are the keys of all its provisioned people."""
 
     name: str
     external_id: str = ""
@@ -47,7 +47,7 @@ class GroupWords:
 
 
 def people(actor: Actor) -> QuerySet[ProvisionedPerson]:
-    """Those whom the directory has made; nobody else is told of them here."""
+    """People provisioned by the actor's directory; others are not visible to it."""
     found = ProvisionedPerson.objects.filter(identity__directory=actor.directory or None)
     return found.select_related("identity__user").order_by("pk")
 
@@ -63,7 +63,7 @@ def members(group: DirectoryGroup) -> QuerySet[ProvisionedPerson]:
 
 
 def _scim() -> Provisioning:
-    assert settings.SCIM is not None, "no directory speaks here"
+    assert settings.SCIM is not None, "SCIM routes exist only if it is configured"
     return settings.SCIM
 
 
@@ -71,8 +71,8 @@ def _scim() -> Provisioning:
 
 
 @audited()
-def add_person(*, actor: Actor, words: Words) -> ProvisionedPerson:
-    """The account of issuer and subject: made, or the one of who has signed in already."""
+def add_person(*, actor: Actor, words: PersonAttributes) -> ProvisionedPerson:
+    """Create the account of issuer and subject, or take over the one that has signed in before."""
     require_directory(actor)
     person = _person(words)
     _require_free(words)
@@ -87,16 +87,18 @@ def add_person(*, actor: Actor, words: Words) -> ProvisionedPerson:
                 external_id=words.external_id,
                 said=dict(words.said),
             )
-    except IntegrityError:  # at the same moment
+    except IntegrityError:  # created concurrently
         raise _taken("userName", words.username) from None
-    _open_or_not(identity, words.active)
+    _set_active(identity, words.active)
     AuditEvent.record(actor, "account.provision", identity.user, {"subject": person.subject})
     return row
 
 
 @audited()
-def change_person(*, actor: Actor, row: ProvisionedPerson, words: Words) -> ProvisionedPerson:
-    """The user name here stays what it was at first: a namespace may bear it."""
+def change_person(
+    *, actor: Actor, row: ProvisionedPerson, words: PersonAttributes
+) -> ProvisionedPerson:
+    """Change a person; the user name stays as it was first, as a namespace may have that name."""
     require_directory(actor)
     row = people(actor).select_for_update(of=("self",)).get(pk=row.pk)
     person = _person(words)
@@ -122,7 +124,7 @@ def change_person(*, actor: Actor, row: ProvisionedPerson, words: Words) -> Prov
             setattr(row, name, value)
     row.save()
     before = row.active
-    _open_or_not(identity, words.active)
+    _set_active(identity, words.active)
     if row.active != before:
         changes["active"] = row.active
     if changes:
@@ -132,7 +134,7 @@ def change_person(*, actor: Actor, row: ProvisionedPerson, words: Words) -> Prov
 
 @audited()
 def remove_person(*, actor: Actor, row: ProvisionedPerson) -> None:
-    """The account ends, with its groups, sessions and tokens; what it did stays its own."""
+    """Close the account with its groups, sessions and tokens; its builds stay its own."""
     require_directory(actor)
     row = people(actor).select_for_update(of=("self",)).get(pk=row.pk)
     directories.lost(row.identity)
@@ -140,18 +142,18 @@ def remove_person(*, actor: Actor, row: ProvisionedPerson) -> None:
     AuditEvent.record(actor, "account.deprovision", row.identity.user)
 
 
-def _person(words: Words) -> Person:
+def _person(words: PersonAttributes) -> Person:
     scim = _scim()
     subject = words.external_id if scim.subject == "externalId" else words.username
     if not subject:
         raise InvalidInputError(
-            f"{scim.subject} is missing: it says who this person is at a sign-in.",
+            f"{scim.subject} is required: it identifies the person at sign-in.",
             where=scim.subject,
-            hint="Map it to what the provider calls the subject.",
+            hint="Map it to the subject of the identity provider.",
         )
     for name, value in (("userName", words.username), ("externalId", words.external_id)):
         if len(value) > _LONGEST:
-            raise InvalidInputError(f"{name} is longer than {_LONGEST} characters.", where=name)
+            raise InvalidInputError(f"{name} has at most {_LONGEST} characters.", where=name)
     return Person(
         directory=scim.directory,
         issuer=scim.issuer,
@@ -167,11 +169,11 @@ def _enrolled(person: Person) -> Identity:
     try:
         with transaction.atomic():
             return directories.enrol(person)
-    except IntegrityError:  # they sign in at this moment
+    except IntegrityError:  # the person is signing in concurrently
         return directories.enrol(person)
 
 
-def _require_free(words: Words, *, but: ProvisionedPerson | None = None) -> None:
+def _require_free(words: PersonAttributes, *, but: ProvisionedPerson | None = None) -> None:
     others = ProvisionedPerson.objects.all()
     if but is not None:
         others = others.exclude(pk=but.pk)
@@ -180,10 +182,10 @@ def _require_free(words: Words, *, but: ProvisionedPerson | None = None) -> None
 
 
 def _taken(attribute: str, value: str) -> ConflictError:
-    return ConflictError(f"There is one with the {attribute} {value!r} already.", where=attribute)
+    return ConflictError(f"The {attribute} {value!r} is already in use.", where=attribute)
 
 
-def _open_or_not(identity: Identity, active: bool) -> None:
+def _set_active(identity: Identity, active: bool) -> None:
     if active:
         directories.restore(identity)
     else:
@@ -194,8 +196,8 @@ def _open_or_not(identity: Identity, active: bool) -> None:
 
 
 @audited()
-def add_group(*, actor: Actor, words: GroupWords) -> DirectoryGroup:
-    """A group of the directory; where sign-ins have mirrored it so far, it is told by SCIM now."""
+def add_group(*, actor: Actor, words: GroupAttributes) -> DirectoryGroup:
+    """Create a group, or take over one that sign-ins have mirrored so far."""
     require_directory(actor)
     name = _group_name(words)
     mirrors = DirectoryGroup.objects.select_for_update().filter(directory=actor.directory)
@@ -205,7 +207,7 @@ def add_group(*, actor: Actor, words: GroupWords) -> DirectoryGroup:
     try:
         with transaction.atomic():
             group = group or directories.make_mirror(actor.directory, name)
-    except IntegrityError:  # at the same moment
+    except IntegrityError:  # created concurrently
         raise _taken("displayName", name) from None
     group.provisioned, group.external_id = True, words.external_id
     group.save()
@@ -216,8 +218,8 @@ def add_group(*, actor: Actor, words: GroupWords) -> DirectoryGroup:
 
 
 @audited()
-def change_group(*, actor: Actor, group: DirectoryGroup, words: GroupWords) -> DirectoryGroup:
-    """What its members may by role mappings changes with it, at once."""
+def change_group(*, actor: Actor, group: DirectoryGroup, words: GroupAttributes) -> DirectoryGroup:
+    """Change a group; roles of its members by role mappings change at once."""
     require_directory(actor)
     group = groups(actor).select_for_update().get(pk=group.pk)
     name = _group_name(words)
@@ -243,7 +245,7 @@ def change_group(*, actor: Actor, group: DirectoryGroup, words: GroupWords) -> D
 
 @audited()
 def remove_group(*, actor: Actor, group: DirectoryGroup) -> None:
-    """With the rights that it gave."""
+    """Delete a group with the roles it gave."""
     require_directory(actor)
     group = groups(actor).select_for_update().get(pk=group.pk)
     inside = list(User.objects.filter(groups=group.group_id))
@@ -253,11 +255,11 @@ def remove_group(*, actor: Actor, group: DirectoryGroup) -> None:
     AuditEvent.record(actor, "group.deprovision", name, {"members": count})
 
 
-def _group_name(words: GroupWords) -> str:
+def _group_name(words: GroupAttributes) -> str:
     name = words.name.strip()
     if not name or len(name) > _LONGEST:
         raise InvalidInputError(
-            f"The name of a group has 1 to {_LONGEST} characters.", where="displayName"
+            f"A group name has 1 to {_LONGEST} characters.", where="displayName"
         )
     return name
 
@@ -272,9 +274,9 @@ def _set_members(actor: Actor, group: DirectoryGroup, keys: Collection[int]) -> 
         known = set(people(actor).filter(pk__in=set(keys)).values_list("pk", flat=True))
         missing = sorted(set(keys) - known)
         raise InvalidInputError(
-            f"There is no person {', '.join(map(str, missing[:10]))} to be a member.",
+            f"Unknown members: {', '.join(map(str, missing[:10]))}.",
             where="members",
-            hint="Provision people before the groups that they are in.",
+            hint="Provision people before the groups that contain them.",
         )
     held = dict(User.objects.filter(groups=group.group_id).values_list("pk", "username"))
     added, removed = wanted.keys() - held.keys(), held.keys() - wanted.keys()
@@ -284,7 +286,9 @@ def _set_members(actor: Actor, group: DirectoryGroup, keys: Collection[int]) -> 
     told = {"added": sorted(wanted[key] for key in added)}
     told["removed"] = sorted(held[key] for key in removed)
     return {
-        key: names if len(names) <= NAMED else [*names[:NAMED], f"and {len(names) - NAMED} more"]
+        key: names
+        if len(names) <= MAX_NAMED_MEMBERS
+        else [*names[:MAX_NAMED_MEMBERS], f"and {len(names) - MAX_NAMED_MEMBERS} more"]
         for key, names in told.items()
         if names
     }

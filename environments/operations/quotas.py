@@ -1,4 +1,4 @@
-"""How much may a namespace hold and ask for, how much does it, and what is refused beyond that?"""
+"""Quotas of namespaces: limits, usage, and refusals."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ from environments.models import (
 )
 from environments.models.notifications import Event
 
-#: Said at this part of a quota, before it is reached.
+#: Warn at this fraction of a quota.
 WARN_AT = 0.8
 DAY = timedelta(hours=24)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """One of the quotas: `limit` is the column of the namespace."""
+    """One quota; `limit` is the column of the namespace."""
 
     name: str
     limit: str
@@ -62,21 +62,21 @@ KINDS = (
         limit="max_bytes",
         setting="QUOTA_BYTES",
         what="bytes on the disk",
-        hint="Archive or delete builds, or environments, that nobody needs",
+        hint="Archive or delete builds or environments that are no longer needed",
     ),
     Kind(
         name="environments",
         limit="max_environments",
         setting="QUOTA_ENVIRONMENTS",
         what="environments",
-        hint="Delete environments that nobody needs",
+        hint="Delete environments that are no longer needed",
     ),
     Kind(
         name="builds_at_once",
         limit="max_builds_at_once",
         setting="QUOTA_BUILDS_AT_ONCE",
         what="builds queued or running",
-        hint="Wait until one is finished, or cancel one",
+        hint="Wait until one has finished, or cancel one",
     ),
     Kind(
         name="builds_a_day",
@@ -88,26 +88,27 @@ KINDS = (
 )
 
 
-#: What every submission reads, as a statement whose text is compiled once.
+#: Read by every submission, so it is prepared and its SQL compiled once.
 _LIMITS = Lookup(Namespace, own=("id", *(kind.limit for kind in KINDS)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Use:
-    """How much of one quota is used; `limit` is None where there is none."""
+    """Usage of one quota; `limit` is None if unlimited."""
 
     kind: Kind
     used: int
     limit: int | None
 
-    def fits(self, more: int) -> bool:
-        """Bytes are only known afterwards: there has to be some room."""
+    def has_room_for(self, more: int) -> bool:
+        """Return whether `more` fits; sizes are known only afterwards, so some space must be
+        left."""
         return self.limit is None or self.used + max(more, 1) <= self.limit
 
     def is_near(self, more: int = 0) -> bool:
         return self.limit is not None and self.used + more >= WARN_AT * self.limit
 
-    def said(self, more: int = 0) -> str:
+    def text(self, more: int = 0) -> str:
         return f"{self.used + more:,} of {self.limit:,} {self.kind.what}"
 
 
@@ -116,11 +117,11 @@ def _limit(namespace: Namespace, kind: Kind) -> int | None:
     return (int(getattr(settings, kind.setting)) if own is None else own) or None
 
 
-# --- how much is used ---------------------------------------------------------------------------
+# --- usage ----------------------------------------------------------------------------------------
 
 
 class _Sum(Subquery):
-    """The sum of the column `part` of a query."""
+    """Sum of the column `part` of a query."""
 
     template = "(SELECT COALESCE(SUM(parts.part), 0) FROM (%(subquery)s) parts)"
 
@@ -132,16 +133,16 @@ def _counted(rows: QuerySet[Any], through: str) -> Expression:
 
 
 def used(kind: str) -> Any:
-    """An annotation of namespaces: how much of a quota is used."""
+    """Annotation of namespaces with their usage of a quota."""
     builds, place = Build.objects.all(), "environment__namespace"
     if kind == "environments":
         return _counted(Environment.objects.present(), "namespace")
     if kind == "builds_at_once":
         return _counted(builds.filter(state__in={BuildState.QUEUED, *RUNNING}), place)
     if kind == "builds_a_day":
-        # Builds that came with a copied environment were not built.
+        # Builds that were copied with an environment do not count as submitted.
         return _counted(builds.filter(origin=None, created_at__gt=timezone.now() - DAY), place)
-    # A folder that copies of an environment share counts by its part in each namespace.
+    # A folder shared by copies counts proportionally in each namespace.
     here = builds.filter(environment__namespace=OuterRef(OuterRef("pk"))).order_by()
     holders = (
         builds.filter(prefix=OuterRef("pk"))
@@ -159,7 +160,7 @@ def used(kind: str) -> Any:
 
 
 def usage(namespace: Namespace, kinds: Sequence[Kind] = KINDS) -> list[Use]:
-    """One query."""
+    """Return the usage of a namespace with one query."""
     row = (
         Namespace.objects.filter(pk=namespace.pk)
         .annotate(**{f"used_{kind.name}": used(kind.name) for kind in kinds})
@@ -169,41 +170,41 @@ def usage(namespace: Namespace, kinds: Sequence[Kind] = KINDS) -> list[Use]:
 
 
 def uses_of(row: Any, kinds: Sequence[Kind] = KINDS) -> list[Use]:
-    """Of a namespace that has the annotations `used_...`."""
+    """Return the usage of a namespace that has the annotations `used_...`."""
     return [
         Use(kind=kind, used=int(getattr(row, f"used_{kind.name}")), limit=_limit(row, kind))
         for kind in kinds
     ]
 
 
-# --- what is refused ----------------------------------------------------------------------------
+# --- limits ---------------------------------------------------------------------------------------
 
 
-def require_room(namespace: Namespace, *, environments: int = 0, builds: int = 0) -> list[str]:
-    """Refuse what would be too much, and say what soon will be.
+def require_quota(namespace: Namespace, *, environments: int = 0, builds: int = 0) -> list[str]:
+    """Refuse what would exceed a quota, and return warnings about quotas that are nearly used up.
 
-    Call it in the transaction of the operation, before its changes: who counts holds the
-    namespace, so that two who ask at once do not both get the last place.
+    Call it in the transaction of the operation, before its changes: the namespace's row is locked,
+    so that two concurrent requests cannot both use the last free unit.
 
     Raises:
-        QuotaError: all the quotas that have no room.
+        QuotaError: lists all exceeded quotas.
     """
     asked = {"environments": environments, "builds_at_once": builds, "builds_a_day": builds}
     return _check(namespace, {name: more for name, more in asked.items() if more} | {"bytes": 0})
 
 
-def require_place(namespace: Namespace) -> list[str]:
-    """For a build that was made before and is only linked again."""
+def require_restore_quota(namespace: Namespace) -> list[str]:
+    """Check the quotas for an existing build that is only linked again."""
     return _check(namespace, {"builds_at_once": 1, "bytes": 0})
 
 
-def require_bytes(namespace: Namespace, size: int) -> list[str]:
-    """For a file that is uploaded, whose size is known."""
+def require_upload_quota(namespace: Namespace, size: int) -> list[str]:
+    """Check the quotas for an upload of `size` bytes."""
     return _check(namespace, {"bytes": size})
 
 
 def _check(namespace: Namespace, asked: Mapping[str, int]) -> list[str]:
-    # `no_key`: rows that name the namespace may be made meanwhile, by those who count nothing.
+    # FOR NO KEY UPDATE: rows that only refer to the namespace may be inserted meanwhile.
     fresh = _LIMITS.first(
         ("limits of a namespace",),
         lambda: Namespace.objects.order_by().filter(pk=KEY),
@@ -216,16 +217,16 @@ def _check(namespace: Namespace, asked: Mapping[str, int]) -> list[str]:
         return []
     Namespace.objects.select_for_update(no_key=True).get(pk=namespace.pk)
     found = usage(namespace, kinds)
-    if full := [use for use in found if not use.fits(asked[use.kind.name])]:
+    if full := [use for use in found if not use.has_room_for(asked[use.kind.name])]:
         raise _refusal(namespace, full)
     near = [use for use in found if use.is_near(asked[use.kind.name])]
     for use in near:
-        _tell(namespace, use, asked[use.kind.name])
-    return [f"{namespace} uses {use.said(asked[use.kind.name])}." for use in near]
+        _notify(namespace, use, asked[use.kind.name])
+    return [f"{namespace} uses {use.text(asked[use.kind.name])}." for use in near]
 
 
-def _tell(namespace: Namespace, use: Use, more: int) -> None:
-    """Those who run the namespace, once a day for each quota."""
+def _notify(namespace: Namespace, use: Use, more: int) -> None:
+    """Notify the namespace's managers, at most once a day for each quota."""
     subject = f"{namespace} is near its quota: {use.kind.what}"
     recent = Notification.objects.filter(
         event=Event.QUOTA_WARNING, subject=subject, created_at__gt=timezone.now() - DAY
@@ -242,7 +243,7 @@ def _tell(namespace: Namespace, use: Use, more: int) -> None:
         Event.QUOTA_WARNING,
         namespace=namespace.pk,
         subject=subject,
-        text=f"{namespace} uses {use.said(more)}.\n\n{use.kind.hint}.\n",
+        text=f"{namespace} uses {use.text(more)}.\n\n{use.kind.hint}.\n",
         data={
             "namespace": namespace.name,
             "quota": use.kind.name,
@@ -262,9 +263,9 @@ def _refusal(namespace: Namespace, full: Iterable[Use]) -> QuotaError:
     if any(use.kind.name == "bytes" for use in full) and (large := _largest(namespace)):
         details["largest"] = large
         named = ", ".join(f"{one['build']} ({one['bytes']:,} bytes)" for one in large)
-        hints.append(f"The largest that are not current: {named}")
+        hints.append(f"The largest builds that are not current: {named}")
     return QuotaError(
-        f"{namespace} has no room for it: it uses {'; '.join(use.said() for use in full)}.",
+        f"The quota of {namespace} is used up: {'; '.join(use.text() for use in full)}.",
         where="quota",
         hint=". ".join([*hints, "An administrator of the installation can allow more."]),
         details=details,
@@ -272,7 +273,7 @@ def _refusal(namespace: Namespace, full: Iterable[Use]) -> QuotaError:
 
 
 def _largest(namespace: Namespace, *, most: int = 3) -> list[dict[str, Any]]:
-    """Builds whose archiving would give the most bytes back."""
+    """Return the builds whose archiving would free the most bytes."""
     builds = (
         Build.objects.filter(environment__namespace=namespace, state=BuildState.READY)
         .exclude(environment__current=F("pk"))
@@ -287,16 +288,18 @@ def _largest(namespace: Namespace, *, most: int = 3) -> list[dict[str, Any]]:
 
 @audited()
 def set_quota(*, actor: Actor, namespace: Namespace, limits: Mapping[str, int | None]) -> Namespace:
-    """`limits`: name of a quota -> limit; 0: none; None: the default of the installation."""
+    """Set limits by quota name; 0 means unlimited, None the installation's default."""
     require_superuser(actor)
     known = {kind.name: kind for kind in KINDS}
     for name, limit in limits.items():
         if name not in known:
             raise InvalidInputError(f"There is no quota {name!r}.", where="quota")
         if limit is not None and not 0 <= limit < 2**53:
-            raise InvalidInputError("A quota is 0 (no limit) or more.", where=name)
+            raise InvalidInputError("A quota must be 0 (unlimited) or more.", where=name)
         if limit is not None and name != "bytes" and limit >= 2**31:
-            raise InvalidInputError(f"A quota of {known[name].what} is below 2^31.", where=name)
+            raise InvalidInputError(
+                f"The quota of {known[name].what} must be below 2^31.", where=name
+            )
     namespace.refresh_from_db()
     before = {name: getattr(namespace, known[name].limit) for name in limits}
     changes = {known[name].limit: limit for name, limit in limits.items()}

@@ -1,4 +1,4 @@
-"""What people ask of recalls: call a package back, whom does that hit, and undo it."""
+"""Operations on recalls: recall a package, list affected builds, undo."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from environments.services import recalled_locks
 __all__ = ["find_recall", "hits", "recall", "refuse_recalled", "undo_recall"]
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-#: Builds that a message names; the door gives all of them.
-TOLD = 100
+#: Number of builds named in a notification; interfaces list all.
+MAX_NAMED_BUILDS = 100
 
 
 @audited()
@@ -43,7 +43,7 @@ def recall(
 ) -> Recall:
     """Stop building and serving everything that holds a package, by MatchSpec or by digest.
 
-    The environments' pointers stay where they are, so that undoing puts everything back.
+    Current builds stay current, so that undoing the recall restores everything.
     """
     _require(actor)
     made = Recall(
@@ -57,7 +57,7 @@ def recall(
     made.save()
     locks = recalled_locks.mark(made)
     hit = _hit(made)
-    _tell(made, list(hit), undone=False)
+    _notify(made, list(hit), undone=False)
     transaction.on_commit(partial(recalled_locks.follow_recall, made))
     queueing.queue_notifications()
     change = _change(made) | {"locks": locks, "builds": hit.count()}
@@ -67,16 +67,16 @@ def recall(
 
 @audited()
 def undo_recall(*, actor: Actor, recall: Recall, reason: str) -> Recall:
-    """Serve again what the recall took away, unless another one holds it too."""
+    """Serve again what the recall has stopped, unless another recall covers it too."""
     _require(actor)
     why = reason.strip()
     if not why or len(why) > LONGEST_REASON:
-        raise InvalidInputError("Say why it is undone.", where="reason")
+        raise InvalidInputError("Give a reason for undoing it.", where="reason")
     changed = Recall.objects.active().filter(pk=recall.pk)
     if not changed.update(undone_at=timezone.now(), undone_by=actor.account):
-        raise TransitionError("This recall was undone already.")
+        raise TransitionError("This recall was already undone.")
     recall.refresh_from_db()
-    _tell(recall, list(_hit(recall)), undone=True)
+    _notify(recall, list(_hit(recall)), undone=True)
     transaction.on_commit(partial(recalled_locks.follow_recall, recall))
     queueing.queue_notifications()
     AuditEvent.record(actor, "recall.undo", recall, _change(recall) | {"undone": why})
@@ -84,7 +84,7 @@ def undo_recall(*, actor: Actor, recall: Recall, reason: str) -> Recall:
 
 
 def hits(actor: Actor, recall: Recall) -> QuerySet[Build]:
-    """The builds that hold what was recalled: all for those who recall, else those one sees."""
+    """Builds that hold recalled packages: all for those who may recall, else the visible ones."""
     everything = holds_everywhere(actor, RECALL_PACKAGES, Perm.MANAGE)
     found = Build.objects.all() if everything else Build.objects.visible_to(actor)
     return found.filter(pk__in=_hit(recall).order_by().values("pk")).order_by(
@@ -93,7 +93,7 @@ def hits(actor: Actor, recall: Recall) -> QuerySet[Build]:
 
 
 def find_recall(actor: Actor, key: object) -> Recall:
-    """Raises NotFoundError, also for what the actor may not see."""
+    """Raises NotFoundError, also for recalls the actor may not see."""
     text = str(key)
     rows = Recall.objects.visible_to(actor)
     found = rows.filter(pk=int(text)).first() if text.isdecimal() and len(text) < 18 else None
@@ -104,36 +104,38 @@ def find_recall(actor: Actor, key: object) -> Recall:
 
 def _require(actor: Actor) -> None:
     if not actor.signed_in or not holds_everywhere(actor, RECALL_PACKAGES, Perm.MANAGE):
-        actor.account  # noqa: B018 - signed out is told so
+        actor.account  # noqa: B018 - raises NotSignedInError
         raise AccessDeniedError(
-            "Only administrators of the installation recall packages.",
-            hint="Ask one of them; they may give you the permission to recall.",
+            "You may not recall packages.",
+            hint="Ask an administrator of the installation, who can also grant you the permission.",
         )
 
 
 def _check(made: Recall) -> None:
     if made.manager not in ("conda", "pypi"):
         raise InvalidInputError(
-            f"There is no package manager {made.manager[:20]!r}.",
+            f"Unknown package manager {made.manager[:20]!r}.",
             where="manager",
-            hint="conda or pypi.",
+            hint="Use conda or pypi.",
         )
     for manager in ("conda", "pypi"):
         if made.spec.startswith(f"{manager}:") and not made.spec.startswith(f"{manager}::"):
             made.manager, made.spec = manager, made.spec[len(manager) + 1 :].strip()
     if bool(made.spec) == bool(made.sha256):
-        raise InvalidInputError("Give a MatchSpec or a sha256, one of them.", where="spec")
+        raise InvalidInputError("Give either a MatchSpec or a sha256.", where="spec")
     if made.sha256 and not _DIGEST.fullmatch(made.sha256):
-        raise InvalidInputError("A sha256 has 64 hexadecimal digits.", where="sha256")
+        raise InvalidInputError("A sha256 must have 64 hexadecimal digits.", where="sha256")
     if len(made.spec) > 500:
-        raise InvalidInputError("The MatchSpec is too long.", where="spec")
+        raise InvalidInputError("A MatchSpec has at most 500 characters.", where="spec")
     if made.spec and package_spec(f"{made.manager}:{made.spec}", wide=True).name == "*":
         raise InvalidInputError(
-            "This would recall every package.", where="spec", hint="Name one, or a part of a name."
+            "This would recall every package.",
+            where="spec",
+            hint="Name a package, or part of its name.",
         )
     if not made.reason or len(made.reason) > LONGEST_REASON:
         raise InvalidInputError(
-            "Say why it is recalled: those whom it hits read it.", where="reason"
+            "Give a reason; it is shown to everybody who is affected.", where="reason"
         )
 
 
@@ -146,8 +148,8 @@ def _hit(recall: Recall) -> QuerySet[Build]:
     )
 
 
-def _tell(recall: Recall, builds: Sequence[Build], *, undone: bool) -> None:
-    """One message for each namespace that has such a build, and one for the installation."""
+def _notify(recall: Recall, builds: Sequence[Build], *, undone: bool) -> None:
+    """Notify each namespace with an affected build, and the installation."""
     said = "is no longer recalled" if undone else "was recalled"
     places: dict[int, tuple[Namespace, list[Build]]] = {}
     for build in builds:
@@ -167,7 +169,7 @@ def _tell(recall: Recall, builds: Sequence[Build], *, undone: bool) -> None:
             | {
                 "undone": undone,
                 "namespace": namespace.name,
-                "builds": [str(build) for build in held[:TOLD]],
+                "builds": [str(build) for build in held[:MAX_NAMED_BUILDS]],
             },
             emails={build.requested_by.email for build in held if build.requested_by},
         )

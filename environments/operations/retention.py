@@ -1,4 +1,4 @@
-"""How long do builds stay, what keeps them longer, and how is what was deleted brought back?"""
+"""Retention rules, legal holds, and restoring what was deleted."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ from environments.operations import builds, quotas
 from environments.services import blobs
 
 logger = structlog.get_logger(__name__)
-#: The largest number of builds or days that a rule may say.
-LARGEST = 100_000
+#: Upper bound of builds or days in a rule.
+MAX_NUMBER = 100_000
 RULES = ("keep_last", "keep_days", "delete_days")
-_FATES = {Fate.ARCHIVE: "archived by the rules", Fate.DELETE: "deleted by the rules"}
+_FATES = {Fate.ARCHIVE: "archived by retention", Fate.DELETE: "deleted by retention"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
-    """What the rules would do with a build now; `size` bytes would be free."""
+    """Effect of the rules on a build now; `size` is the number of bytes that would be freed."""
 
     build: Build
     fate: Fate
@@ -63,7 +63,7 @@ def bounds() -> Bounds:
 
 
 def rules_of(namespace: Namespace) -> Rules:
-    """As they act: its own, else the installation's, within the bounds."""
+    """Return the rules in effect: the namespace's own or the installation's, within the bounds."""
 
     def said(own: int | None, default: int) -> int | None:
         return (default if own is None else own) or None
@@ -85,13 +85,15 @@ def set_retention(
     rules: Mapping[str, int | None],
     keep_tagged: bool | None = None,
 ) -> Namespace:
-    """`rules`: name -> number; 0: no such rule; None: the installation's default."""
+    """Set rules by name; 0 disables a rule, None means the installation's default."""
     require(actor, Perm.MANAGE, namespace)
     for name, number in rules.items():
         if name not in RULES:
             raise InvalidInputError(f"There is no rule {name!r}.", where="retention")
-        if number is not None and not 0 <= number <= LARGEST:
-            raise InvalidInputError(f"A number from 0 (no rule) to {LARGEST}.", where=name)
+        if number is not None and not 0 <= number <= MAX_NUMBER:
+            raise InvalidInputError(
+                f"Must be a number from 0 (no rule) to {MAX_NUMBER}.", where=name
+            )
     changes: dict[str, Any] = dict(rules)
     if keep_tagged is not None:
         changes["keep_tagged"] = keep_tagged
@@ -104,18 +106,18 @@ def set_retention(
     return namespace
 
 
-# --- what the rules do ----------------------------------------------------------------------------
+# --- applying the rules ---------------------------------------------------------------------------
 
 
 def plan(*, actor: Actor, namespace: Namespace) -> Iterator[Planned]:
-    """What would be archived or deleted if the rules acted now; environment by environment."""
+    """Yield what the rules would archive or delete now, environment by environment."""
     require(actor, Perm.VIEW, namespace)
     return _planned(namespace, timezone.now())
 
 
 def _planned(namespace: Namespace, now: datetime) -> Iterator[Planned]:
     rules = rules_of(namespace)
-    for environment in _touched(namespace, rules, now).iterator():
+    for environment in _affected(namespace, rules, now).iterator():
         chosen = {one.number: one for one in _decisions(environment, rules, now)}
         rows = Build.objects.filter(environment=environment, number__in=list(chosen))
         for build in rows.select_related("prefix", "environment__namespace").order_by("number"):
@@ -125,34 +127,34 @@ def _planned(namespace: Namespace, now: datetime) -> Iterator[Planned]:
 
 
 def apply_rules() -> int:
-    """Archive and delete what the rules do not keep; how many builds. Safe beside everything."""
+    """Archive and delete builds by the rules; safe to run concurrently. Returns their number."""
     now, done = timezone.now(), 0
     for namespace in Namespace.objects.iterator():
         rules = rules_of(namespace)
-        for environment in _touched(namespace, rules, now).iterator():
+        for environment in _affected(namespace, rules, now).iterator():
             try:
                 done += _apply(environment, rules, now)
-            except StoreError as error:  # a build moved meanwhile: the next round finds it
+            except StoreError as error:  # a build has changed meanwhile; the next run sees it
                 logger.warning("retention", environment=str(environment), error=str(error))
     return done
 
 
 @audited()
 def _apply(environment: Environment, rules: Rules, now: datetime) -> int:
-    # Who tags, holds or points has this row too: what is decided here is still so at the end.
+    # Tagging, holding and pointing lock this row too, so the decision stays true until the end.
     Environment.objects.select_for_update().get(pk=environment.pk)
     chosen = _decisions(environment, rules, now)
     for one in chosen:
         build = Build.objects.select_related("environment__namespace").get(
             environment=environment, number=one.number
         )
-        act = builds.put_away if one.fate is Fate.ARCHIVE else builds.throw_away
+        act = builds.archive_idle if one.fate is Fate.ARCHIVE else builds.delete_idle
         act(build, by=None, message=f"{_FATES[one.fate]}: {one.why}")
     return len(chosen)
 
 
-def _touched(namespace: Namespace, rules: Rules, now: datetime) -> QuerySet[Environment]:
-    """The environments in which there is something to decide."""
+def _affected(namespace: Namespace, rules: Rules, now: datetime) -> QuerySet[Environment]:
+    """Environments with builds that a rule may apply to."""
     found = Environment.objects.present().filter(namespace=namespace).select_related("namespace")
     if not rules.active:
         return found.none()
@@ -195,7 +197,7 @@ def _decisions(environment: Environment, rules: Rules, now: datetime) -> list[De
 def place_hold(
     *, actor: Actor, environment: Environment, reason: str, build: Build | None = None
 ) -> LegalHold:
-    """Nobody archives or deletes the build, or any of the environment, until it is released."""
+    """Prevent archiving and deleting the build, or all of the environment, until released."""
     require(actor, Perm.MANAGE, environment)
     Environment.objects.select_for_update().get(pk=environment.pk)
     hold = LegalHold.objects.create(
@@ -211,14 +213,14 @@ def release_hold(*, actor: Actor, hold: LegalHold, reason: str) -> LegalHold:
     told = {"reason": _reason(reason), "placed": hold.reason}
     released = LegalHold.objects.active().filter(pk=hold.pk)
     if not released.update(released_at=timezone.now(), released_by=actor.account):
-        raise ConflictError("This hold is released already.")
+        raise ConflictError("This hold is already released.")
     AuditEvent.record(actor, "hold.release", hold.build or hold.environment, told)
     hold.refresh_from_db()
     return hold
 
 
 def holds(actor: Actor) -> QuerySet[LegalHold]:
-    """The active ones in namespaces that the actor manages."""
+    """Active holds in namespaces that the actor manages."""
     mine = Namespace.objects.with_perm(actor, Perm.MANAGE).order_by().values("pk")
     rows = LegalHold.objects.active().filter(environment__namespace__in=mine)
     return rows.select_related("environment__namespace", "build", "placed_by")
@@ -226,15 +228,17 @@ def holds(actor: Actor) -> QuerySet[LegalHold]:
 
 def _reason(text: str) -> str:
     if not text.strip() or len(text) > LONGEST_REASON or "\0" in text:
-        raise InvalidInputError(f"Say why, in at most {LONGEST_REASON} characters.", where="reason")
+        raise InvalidInputError(
+            f"Give a reason of at most {LONGEST_REASON} characters.", where="reason"
+        )
     return text.strip()
 
 
-# --- what was deleted -----------------------------------------------------------------------------
+# --- deleted builds and environments --------------------------------------------------------------
 
 
 def deleted_builds(actor: Actor) -> QuerySet[Build]:
-    """Those that can be brought back, in namespaces that the actor manages."""
+    """Deleted builds that can be restored, in namespaces that the actor manages."""
     mine = Namespace.objects.with_perm(actor, Perm.MANAGE).order_by().values("pk")
     since = timezone.now() - settings.UNDO_WINDOW
     rows = Build.objects.filter(environment__namespace__in=mine, deleted_at__gte=since)
@@ -249,37 +253,37 @@ def deleted_environments(actor: Actor) -> QuerySet[Environment]:
 
 
 def find_deleted_build(actor: Actor, namespace: str, environment: str, number: int) -> Build:
-    """Raises NotFoundError, also for what the actor may not manage."""
+    """Raises NotFoundError, also for builds the actor may not manage."""
     place = {"environment__namespace__name": namespace, "environment__name": environment}
     found = deleted_builds(actor).filter(**place, number=number).first()
     if found is None:
         raise NotFoundError(
-            f"There is no deleted build {namespace}/{environment}:{number} to bring back.",
-            hint=f"What was deleted can be brought back for {settings.UNDO_WINDOW.days} days.",
+            f"There is no deleted build {namespace}/{environment}:{number} to restore.",
+            hint=f"Deleted builds can be restored for {settings.UNDO_WINDOW.days} days.",
         )
     return found
 
 
 def find_deleted_environment(actor: Actor, namespace: str, name: str) -> Environment:
-    """The one that was deleted last. Raises NotFoundError, also for what the actor may not see."""
+    """Return the most recently deleted one. Raises NotFoundError, also if it is not visible."""
     rows = deleted_environments(actor).filter(namespace__name=namespace, name=name)
     found = rows.order_by("-deleted_at").first()
     if found is None:
         raise NotFoundError(
-            f"There is no deleted environment {namespace}/{name} to bring back.",
-            hint=f"What was deleted can be brought back for {settings.UNDO_WINDOW.days} days.",
+            f"There is no deleted environment {namespace}/{name} to restore.",
+            hint=f"Deleted environments can be restored for {settings.UNDO_WINDOW.days} days.",
         )
     return found
 
 
 @audited()
 def undelete_build(*, actor: Actor, build: Build) -> Build:
-    """As it was deleted: what was READY is ARCHIVED now, and its tags are others' or nobody's."""
+    """Undelete a build: a READY build is ARCHIVED now, and its tags are not restored."""
     require(actor, Perm.MANAGE, build.environment.namespace)
     since = timezone.now() - settings.UNDO_WINDOW
     if not Build.objects.filter(pk=build.pk, deleted_at__gte=since).update(deleted_at=None):
-        raise ConflictError(f"{build} is not deleted, or was so too long ago.")
-    _want(build.lock_id)
+        raise ConflictError(f"{build} is not deleted, or was deleted too long ago.")
+    _mark_used(build.lock_id)
     AuditEvent.record(actor, "build.undelete", build)
     build.refresh_from_db()
     return build
@@ -287,30 +291,30 @@ def undelete_build(*, actor: Actor, build: Build) -> Build:
 
 @audited()
 def undelete_environment(*, actor: Actor, environment: Environment) -> Environment:
-    """With its builds, which are ARCHIVED: restore the one that is to be current."""
+    """Undelete an environment with its builds, which are ARCHIVED until one is restored."""
     require(actor, Perm.MANAGE, environment.namespace)
-    quotas.require_room(environment.namespace, environments=1)
+    quotas.require_quota(environment.namespace, environments=1)
     since = timezone.now() - settings.UNDO_WINDOW
     rows = Environment.objects.filter(pk=environment.pk, deleted_at__gte=since)
     try:
         with transaction.atomic():
             if not rows.update(deleted_at=None, updated_at=timezone.now()):
-                raise ConflictError(f"{environment} is not deleted, or was so too long ago.")
+                raise ConflictError(f"{environment} is not deleted, or was deleted too long ago.")
     except IntegrityError:
         raise ConflictError(
-            f"There is another environment {environment} now.",
+            f"Another environment is named {environment} now.",
             hint="Rename that one first.",
         ) from None
     locks = environment.builds.filter(deleted_at=None).exclude(lock=None).order_by()
     for lock in locks.values_list("lock", flat=True).distinct():
-        _want(lock)
+        _mark_used(lock)
     AuditEvent.record(actor, "environment.undelete", environment)
     environment.refresh_from_db()
     return environment
 
 
-def _want(lock: int | None) -> None:
-    """Keep the bytes of a lock: a collection that has looked already leaves them alone."""
+def _mark_used(lock: int | None) -> None:
+    """Mark the blobs of a lock as used, so that garbage collection keeps them."""
     if lock is None:
         return
     artifacts = Artifact.objects.filter(lock=lock).order_by()

@@ -1,4 +1,4 @@
-"""Role mappings: made and removed by those who run the installation."""
+"""Operations on role mappings, for administrators of the installation."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from environments.models.role_mappings import check_patterns, materialise, mirro
 
 
 def role_mappings(actor: Actor) -> QuerySet[RoleMapping]:
-    """All of them for administrators; nobody else is told of the directory's groups."""
+    """All mappings for administrators; nobody else sees the groups of directories."""
     return RoleMapping.objects.all() if actor.is_superuser else RoleMapping.objects.none()
 
 
 @transaction.atomic
 def add_role_mapping(*, actor: Actor, group: str, namespace: str, role: Role) -> RoleMapping:
-    """It holds at once, for members of today and for those who come."""
+    """Add a mapping; it applies at once to current and future members."""
     require_superuser(actor)
     group, namespace = group.strip(), namespace.strip().lower()
     check_patterns(group, namespace)
@@ -29,7 +29,9 @@ def add_role_mapping(*, actor: Actor, group: str, namespace: str, role: Role) ->
                 group=group, namespace=namespace, role=role.value, created_by=actor.account
             )
     except IntegrityError:
-        raise ConflictError(f"There is this mapping already: {group} in {namespace}.") from None
+        raise ConflictError(
+            f"The mapping of {group} to a role in {namespace} already exists."
+        ) from None
     materialise(mappings=[mapping])
     AuditEvent.record(actor, "role-mapping.add", mapping, {"groups": mirrors(group)[:50]})
     return mapping

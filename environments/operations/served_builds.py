@@ -1,7 +1,7 @@
-"""Builds that may be given away, found by one statement.
+"""Find builds that an actor may download, with a single query.
 
-It answers all that stands in the way of a download at once: the names, the rights, the state, and
-recalls. Where it finds nothing, the caller asks one by one, and learns what to say.
+The query checks names, permissions, state and recalls at once. If it finds nothing, the caller
+checks one after the other to learn what to answer.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _ENVIRONMENT = ("id", "namespace_id", "name", "current_id", "used_at")
 _NAMESPACE = ("id", "name", "public", "base_image")
 
 
-#: Who asks: an actor, or what a signed word says of one; the statement proves it in passing.
+#: Who asks: an actor, or an unverified claim of a signed token, which the query verifies.
 Asking = Actor | TokenClaim
 
 
@@ -52,7 +52,7 @@ def _kind(asking: Asking) -> tuple[Hashable, ...]:
 
 
 def _served(asking: Asking) -> QuerySet[Build]:
-    """Builds that may be downloaded by an actor of this kind, of the repository that is named."""
+    """Builds of the named environment that an actor of this kind may download."""
     builds = Build.objects.with_perm(stand_in(_actor(asking)), Perm.DOWNLOAD)
     if isinstance(asking, TokenClaim):
         builds = builds.filter(asking.proof())
@@ -86,11 +86,11 @@ _LOCKED_BUILD: Lookup[Build] = Lookup(
 def served_build(
     asking: Asking, namespace: str, environment: str, reference: str, *, of_registry: bool = False
 ) -> Build | None:
-    """The build, with its lock and specification, if who asks may download it now.
+    """Return the build with its lock and specification, if it may be downloaded now.
 
     Args:
-        reference: a number, a tag, or `current`; others are not found here.
-        of_registry: also `lock-DIGEST`, and `latest` for the current build where no tag has that
+        reference: a number, a tag, or `current`; nothing else is found here.
+        of_registry: also `lock-DIGEST`, and `latest` for the current build unless a tag has that
             name.
     """
     values = _values(asking, namespace, environment)
@@ -129,7 +129,7 @@ _IMAGE_BLOB: Lookup[ImageBlob] = Lookup(
 
 
 def served_blob(asking: Asking, namespace: str, environment: str, sha256: str) -> ImageBlob | None:
-    """A part of an image of these builds, if who asks may have it now."""
+    """Return a part of an image of these builds, if it may be downloaded now."""
     return _IMAGE_BLOB.first(
         ("served blob", *_kind(asking)),
         lambda: ImageBlob.objects.order_by().filter(
@@ -147,7 +147,7 @@ _IMAGE_BUILD: Lookup[Build] = Lookup(
 
 
 def served_image(asking: Asking, namespace: str, environment: str, part: ImageBlob) -> Build | None:
-    """The newest of these builds with the image of `part`."""
+    """Return the newest of these builds with the image of `part`."""
     return _IMAGE_BUILD.first(
         ("served image", *_kind(asking)),
         lambda: _served(asking).filter(lock__artifacts=NUMBER).order_by("-number"),
@@ -163,11 +163,11 @@ _IMAGE: Lookup[Artifact] = Lookup(
 
 
 def ready_image(build: Build, compression: Compression) -> Artifact | None:
-    """The image of a build that `served_build` found, if it is ready, whole, and its only one.
+    """Return the image of a build from `served_build`, if it is ready, intact and its only one.
 
-    Of a lock for several platforms that containers run on, nothing is found here: it has an index.
+    None for a lock with several container platforms, which needs an image index.
     """
-    assert build.lock is not None, "found among those that have one"
+    assert build.lock is not None, "`served_build` finds only builds with a lock"
     platforms = [one for one in build.lock.platforms if one in ARCHITECTURES]
     if len(platforms) != 1:
         return None
@@ -182,12 +182,12 @@ def ready_image(build: Build, compression: Compression) -> Artifact | None:
 
 
 def _option(name: str) -> Cast:
-    """An option as text: an exact lookup of a JSON key would encode what it is compared with."""
+    """Cast an option to text: an exact lookup of a JSON key would encode the compared value."""
     return Cast(KT(f"options__{name}"), TextField())
 
 
 def _ready_images() -> QuerySet[Artifact]:
-    """Images by what they are made from (`image_options`); the specification says the variables."""
+    """Images by their inputs (`image_options`); variables are those of the specification."""
     bases = BaseImage.objects.filter(name=word("base"), platform=word("platform"))
     damaged = ImageBlob.objects.filter(artifact=OuterRef("pk"), blob__damaged_at__isnull=False)
     return (

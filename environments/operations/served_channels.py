@@ -1,4 +1,4 @@
-"""Channels of ours: the packages of a build, or of all that a namespace has, for conda clients."""
+"""Packages of a build, or of all builds of a namespace, served as a conda channel."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from environments.domain.records import CondaPackage
 from environments.models import Blob, Build, CondaRecord, Namespace, PypiRecord, RecalledLock
 from environments.models.recalls import refuse_recalled
 from environments.operations.downloads import require_served
-from environments.operations.usage import used
+from environments.operations.usage import record_use
 
-#: Part of each ETag: grows when the same packages are told in another way.
-RENDERER = 1
-#: Documents that a process keeps, so that a client's next question costs nothing.
-KEPT = 16
-#: What a channel gives beside packages: name, and how it is told.
+#: Part of each ETag. Increase it when the same packages are rendered differently.
+RENDERING_VERSION = 1
+#: Number of documents cached in each process, for repeated requests of a client.
+CACHED_DOCUMENTS = 16
+#: Documents of a channel besides packages, by file name.
 REPODATA, ZSTD, SHARDS = "repodata.json", "repodata.json.zst", "repodata_shards.msgpack.zst"
 CONTENT_TYPES = {
     REPODATA: "application/json",
@@ -38,19 +38,19 @@ CONTENT_TYPES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedChannel:
-    """A channel as one actor sees it: its records, and what changes when they do."""
+    """A channel as one actor sees it: its records, and a state that changes with them."""
 
     name: str
     records: QuerySet[CondaRecord]
     state: str
-    #: Of a build's lock, beside it: conda's clients do not know of them.
+    #: Wheels of a build's lock; conda clients do not know of them.
     wheels: QuerySet[PypiRecord] | None = None
 
     def document(self, subdir: str, name: str) -> Document:
-        """`repodata.json` in one of its forms, or one shard (`shards/<digest>.msgpack.zst`).
+        """Return `repodata.json` in one of its formats, or a shard (`shards/<digest>.msgpack.zst`).
 
         Raises:
-            NotFoundError: no such subdir, or no such file.
+            NotFoundError: there is no such subdir or file.
         """
         if subdir not in SUBDIRS:
             raise NotFoundError(f"{self.name} has no {subdir!r}.")
@@ -94,10 +94,10 @@ def document(
     name: str,
     packages: Callable[[], Iterable[CondaPackage]],
 ) -> Document:
-    """A file of one subdir of `channel`; `packages` are asked for once for each `state`.
+    """Return a file of one subdir of `channel`; `packages` is called once for each `state`.
 
     Raises:
-        NotFoundError: no such file.
+        NotFoundError: there is no such file.
     """
     content = _rendered((state, subdir), lambda: _render(packages(), subdir)).get(name)
     if content is None:
@@ -130,35 +130,36 @@ def _rendered(key: tuple[str, str], render: Callable[[], dict[str, bytes]]) -> d
     made = render()
     with _guard:
         _documents[key] = made
-        while len(_documents) > KEPT:
+        while len(_documents) > CACHED_DOCUMENTS:
             _documents.popitem(last=False)
     return made
 
 
 def channel_of_build(*, actor: Actor, build: Build) -> ServedChannel:
-    """Every conda package of the build's lock, of all its platforms.
+    """Return a channel of every conda package in the build's lock, for all platforms.
 
     Raises:
-        NotFoundError: it has no lock.
-        ConflictError: it is held, or was never READY.
-        RecalledError: it holds a package that was called back.
+        NotFoundError: the build has no lock.
+        ConflictError: the build is held, or was never READY.
+        RecalledError: it holds a recalled package.
     """
     require(actor, Perm.DOWNLOAD, build)
     if build.lock is None:
-        raise NotFoundError(f"{build} has no lock: it is {build.state}.")
+        raise NotFoundError(f"{build} is {build.state} and has no lock.")
     require_served(build)
     refuse_recalled(build)
-    used(build.environment)
+    record_use(build.environment)
     return ServedChannel(
         name=str(build),
         records=CondaRecord.objects.filter(locked__lock=build.lock).distinct(),
-        state=f"{RENDERER} lock {build.lock.digest} {build.lock.pk}",
+        state=f"{RENDERING_VERSION} lock {build.lock.digest} {build.lock.pk}",
         wheels=PypiRecord.objects.filter(locked__lock=build.lock).distinct(),
     )
 
 
 def channel_of_namespace(*, actor: Actor, namespace: Namespace) -> ServedChannel:
-    """The conda packages of all builds of the namespace that were finished and not recalled."""
+    """Return a channel of the conda packages in all served, not recalled builds of the
+    namespace."""
     require(actor, Perm.DOWNLOAD, namespace)
     recalled = RecalledLock.objects.active().values("lock")
     builds = Build.objects.with_perm(actor, Perm.DOWNLOAD).filter(
@@ -166,14 +167,14 @@ def channel_of_namespace(*, actor: Actor, namespace: Namespace) -> ServedChannel
     )
     locks: Any = builds.exclude(lock__in=recalled).order_by().values("lock").distinct()
     rows = builds.exclude(lock__in=recalled).order_by().values_list("lock__digest", "lock")
-    told = "\n".join(f"{digest} {lock}" for digest, lock in sorted(rows))
+    state = "\n".join(f"{digest} {lock}" for digest, lock in sorted(rows))
     return ServedChannel(
         name=f"the channel of {namespace.name}",
         records=CondaRecord.objects.filter(locked__lock__in=locks).distinct(),
-        state=f"{RENDERER} locks {hashlib.sha256(told.encode()).hexdigest()}",
+        state=f"{RENDERING_VERSION} locks {hashlib.sha256(state.encode()).hexdigest()}",
     )
 
 
-def kept_bytes(record: CondaRecord | PypiRecord) -> Blob | None:
-    """The package itself, if it is kept here and whole as far as is known."""
+def stored_blob(record: CondaRecord | PypiRecord) -> Blob | None:
+    """Return the package's blob, if it is stored and not known to be damaged."""
     return Blob.objects.filter(sha256=record.sha256, damaged_at=None).first()

@@ -1,7 +1,7 @@
-"""Which folders does a machine have that keeps the environments of a namespace by itself?
+"""Folders that a machine keeps with `condastore sync` for the environments of a namespace.
 
-The answer to `condastore sync`: for each environment the build that is current, as far as one may
-download it. What is not in it is not to be there any more.
+Lists each environment with its current build, if the actor may download it. The client removes
+folders that are not listed.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from environments.models import Build, Environment, RecalledLock
 from environments.models.recalls import recall_reason
 from environments.operations.namespaces import find_namespace
 
-#: Grows when a program that reads the answer would misunderstand it.
+#: Increase it if older clients would misread the answer.
 VERSION = 1
 
 
 def folders(*, actor: Actor, namespace: str) -> dict[str, Any]:
-    """JSON values: the environments, each with its current build and the numbers recalled of it.
+    """Return the environments with their current build and numbers of recalled builds, as JSON.
 
     Raises:
-        NotFoundError: there is no such namespace, or nothing in it that one may see.
+        NotFoundError: there is no such namespace, or nothing in it that the actor may see.
     """
     found = Environment.objects.with_perm(actor, Perm.DOWNLOAD).filter(namespace__name=namespace)
     rows: list[Any] = list(
@@ -40,7 +40,7 @@ def folders(*, actor: Actor, namespace: str) -> dict[str, Any]:
             why=recall_reason("current__lock"),
         )
     )
-    if not rows:  # one environment may be shared by itself; without any, the namespace decides
+    if not rows:  # a single environment may be shared; otherwise the namespace decides
         require(actor, Perm.DOWNLOAD, find_namespace(actor, namespace))
     recalled = _recalled([row["pk"] for row in rows])
     return {
@@ -59,7 +59,7 @@ def folders(*, actor: Actor, namespace: str) -> dict[str, Any]:
 
 
 def _build(row: dict[str, Any]) -> dict[str, Any] | None:
-    """What its folder holds; None where it has none, as on the server itself."""
+    """Return what the folder holds; None if it has none, as on the server itself."""
     if row["current__state"] != BuildState.READY or row["why"] is not None:
         return None
     return {
@@ -72,9 +72,9 @@ def _build(row: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _why(row: dict[str, Any]) -> str:
-    """Why it has no folder."""
+    """Return why the environment has no folder."""
     if row["current__number"] is None:
-        return "it has no finished build yet"
+        return "it has no finished build"
     if row["why"] is not None:
         return f"build {row['current__number']} was recalled: {row['why']}"
     if row["current__state"] != BuildState.READY:
@@ -83,7 +83,7 @@ def _why(row: dict[str, Any]) -> str:
 
 
 def _recalled(environments: list[int]) -> defaultdict[int, list[int]]:
-    """The numbers of the recalled builds of each environment."""
+    """Return the numbers of the recalled builds of each environment."""
     locks = RecalledLock.objects.active().values("lock")
     builds = Build.objects.filter(environment__in=environments, lock__in=locks).order_by("number")
     found: defaultdict[int, list[int]] = defaultdict(list)

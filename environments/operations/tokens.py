@@ -1,4 +1,4 @@
-"""API tokens and service accounts: made, shown once, revoked."""
+"""Operations on API tokens and service accounts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from environments.models import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewToken:
-    """`secret` is known now and never again."""
+    """`secret` is shown only here."""
 
     token: ApiToken
     secret: str
@@ -44,15 +44,15 @@ def create_token(
     days: int = 90,
     service_account: str = "",
 ) -> NewToken:
-    """A token that acts for the actor, or for a service account that the actor owns.
+    """Create a token that acts for the actor, or for a service account that the actor owns.
 
-    A token never makes one that may do more than itself.
+    A token can never create one with more permissions than its own.
     """
     account = _account(actor, service_account)
     name = parse_name(name, what="token")
     longest = settings.TOKEN_MAX_AGE
     if not timedelta(0) < timedelta(days=min(days, 36_500)) <= longest:
-        raise InvalidInputError(f"A token lives 1 to {longest.days} days.", where="days")
+        raise InvalidInputError(f"A token is valid for 1 to {longest.days} days.", where="days")
     unknown = set(namespaces) - set(
         Namespace.objects.visible_to(actor)
         .filter(name__in=namespaces)
@@ -78,7 +78,8 @@ def create_token(
             )
     except IntegrityError:
         raise ConflictError(
-            f"There is a token {name!r} already.", hint="Revoke it first, or choose another name."
+            f"A token named {name!r} already exists.",
+            hint="Revoke it first, or choose another name.",
         ) from None
     AuditEvent.record(actor, "token.create", token, {"role": token.role, "for": account.username})
     return NewToken(token=token, secret=secret)
@@ -91,7 +92,7 @@ def revoke_token(*, actor: Actor, token_id: int | str) -> ApiToken:
         account = actor.account
         mine = mine.filter(user=account) | mine.filter(user__owner=account)
     if actor.token is not None and (actor.token.role or actor.token.namespaces):
-        mine = mine.filter(pk=actor.token.pk)  # a limited token ends no other one
+        mine = mine.filter(pk=actor.token.pk)  # a limited token can revoke only itself
     token = mine.select_related("user").first()
     if token is None:
         raise NotFoundError("There is no such token.")
@@ -103,11 +104,11 @@ def revoke_token(*, actor: Actor, token_id: int | str) -> ApiToken:
 
 @audited()
 def create_service_account(*, actor: Actor, name: str) -> User:
-    """An account without a password: it acts by tokens only. Its roles are granted to it."""
+    """Create an account without a password, which acts by tokens only and gets roles by grants."""
     require_superuser(actor)
     name = parse_name(name, what="namespace")
     if User.objects.filter(username=name).exists():
-        raise ConflictError(f"There is an account {name!r} already.")
+        raise ConflictError(f"An account named {name!r} already exists.")
     account = User(username=name, is_service=True, owner=actor.account)
     account.set_unusable_password()
     account.save()
@@ -116,10 +117,10 @@ def create_service_account(*, actor: Actor, name: str) -> User:
 
 
 def service_accounts(actor: Actor, *, owner_left: bool | None = None) -> QuerySet[User]:
-    """All for administrators of the installation; else one's own, and those with a role in a
-    namespace in which one gives roles, once they have built or uploaded there.
+    """All service accounts for administrators; otherwise one's own, and active ones with a role in
+    a namespace in which one grants roles, if they have built or uploaded there.
 
-    A role alone shows nothing: who grants it must not learn whether the account exists.
+    A role alone shows nothing: the grantor must not learn whether the account exists.
     """
     found = User.objects.filter(is_service=True).select_related("owner").order_by("username")
     if owner_left is not None:
@@ -139,14 +140,14 @@ def service_accounts(actor: Actor, *, owner_left: bool | None = None) -> QuerySe
 
 @audited()
 def assign_service_account(*, actor: Actor, name: str, owner: str) -> User:
-    """Somebody else answers for it from now on, and makes its tokens."""
+    """Make another person the owner, who is responsible for the account and creates its tokens."""
     require_superuser(actor)
     account = User.objects.filter(is_service=True, username=name).select_related("owner").first()
     if account is None:
         raise NotFoundError(f"There is no service account {name!r}.", where="name")
     person = User.objects.filter(is_service=False, is_active=True, username=owner).first()
     if person is None:
-        raise NotFoundError(f"There is no person {owner!r} to own it.", where="owner")
+        raise NotFoundError(f"There is no person {owner!r} who could own it.", where="owner")
     before = account.owner.username if account.owner else None
     account.owner = person
     account.save(update_fields=["owner"])
@@ -163,7 +164,7 @@ def _account(actor: Actor, service_account: str) -> User:
         services = services.filter(owner=account)
     found = services.first()
     if found is None:
-        raise NotFoundError(f"There is no service account {service_account!r} of yours.")
+        raise NotFoundError(f"You do not own a service account {service_account!r}.")
     return found
 
 
@@ -173,7 +174,9 @@ def _require_within(actor: Actor, role: Role | None, namespaces: Sequence[str]) 
         return
     ceiling = token.ceiling
     if ceiling is not None and (role is None or not ROLES[role] <= ROLES[ceiling]):
-        raise AccessDeniedError(f"This token may make tokens up to the role {ceiling.value} only.")
+        raise AccessDeniedError(
+            f"This token can create tokens up to the role {ceiling.value} only."
+        )
     limits = actor.only_namespaces
     if limits is not None and not (namespaces and set(namespaces) <= set(limits)):
-        raise AccessDeniedError(f"This token may make tokens for {', '.join(limits)} only.")
+        raise AccessDeniedError(f"This token can create tokens for {', '.join(limits)} only.")

@@ -1,4 +1,4 @@
-"""When was an environment last used: noted by downloads, pulls, `run`, and looks at its folder."""
+"""Record when an environment was last used: downloads, pulls, `run`, and reads of its folder."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from accounts.roles import Perm
 from condastore.databases.writers import optional_write
 from environments.models import Build, Environment
 
-#: A last use is written no more often.
-AGAIN = timedelta(minutes=10)
+#: How often a last use is recorded at most.
+INTERVAL = timedelta(minutes=10)
 
 
 def note_use(*, actor: Actor, build: Build) -> None:
-    """Somebody runs something in a folder of it, perhaps on a machine whose disk we never see."""
+    """Record that a program runs in a folder of the build, possibly on another machine."""
     require(actor, Perm.DOWNLOAD, build)
-    used(build.environment)
+    record_use(build.environment)
 
 
-def used(environment: Environment) -> None:
-    """Somebody downloaded, or pulled, something of it."""
+def record_use(environment: Environment) -> None:
+    """Record a download or pull."""
     now = timezone.now()
-    if environment.used_at is not None and environment.used_at > now - AGAIN:
+    if environment.used_at is not None and environment.used_at > now - INTERVAL:
         return
     older = Q(used_at=None) | Q(used_at__lt=now)
     with optional_write():

@@ -86,7 +86,7 @@ async def _package(
 ) -> HttpResponseBase:
     def find() -> tuple[CondaRecord | PypiRecord, Blob | None]:
         record = channel.wheel(name) if subdir == _WHEELS else channel.package(subdir, name)
-        return record, served_channels.kept_bytes(record)
+        return record, served_channels.stored_blob(record)
 
     record, blob = await sync_to_async(find)()
     if blob is None:

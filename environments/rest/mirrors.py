@@ -30,13 +30,13 @@ from condastore.http import request_turns
 from condastore.http.file_responses import PART
 from environments.models import Blob
 from environments.operations import mirrors as operations
-from environments.operations.mirrors import Opened, Package
+from environments.operations.mirrors import OpenedView, Package
 from environments.operations.served_channels import CONTENT_TYPES, REPODATA, SHARDS, ZSTD
 from environments.rest.blobs import Served, answer
 from environments.rest.lookup import actor_of
 from environments.services import blobs, mirrors
 
-Found = TypeVar("Found", Opened, Package)
+Found = TypeVar("Found", OpenedView, Package)
 
 #: Seconds that a request waits for a worker, or for a package to come: below what clients and
 #: proxies wait for a first byte.
@@ -96,7 +96,7 @@ async def _opened(find: Callable[[], Found | None]) -> Found:
 # --- what is listed -------------------------------------------------------------------------------
 
 
-async def _document(request: HttpRequest, opened: Opened, name: str) -> HttpResponseBase:
+async def _document(request: HttpRequest, opened: OpenedView, name: str) -> HttpResponseBase:
     view = opened.view
     if name.startswith("shards/"):
         digest = name.removeprefix("shards/").removesuffix(".msgpack.zst")
@@ -156,5 +156,5 @@ async def _package(request: HttpRequest, find: Callable[[], Package | None]) -> 
             raise UnavailableError(
                 f"{package.file_name} is still being fetched.", hint="Ask again in a while."
             ) from None
-        blob = await sync_to_async(operations.fetched)(package, path)
+        blob = await sync_to_async(operations.store_fetched)(package, path)
     return await answer(request, Served(blob=blob, content_type="application/octet-stream"))

@@ -15,7 +15,8 @@ If it was not you, do nothing: your password stays as it is.
 {links}
 
 Each link works once, for {minutes} minutes. Setting a password ends all browser sessions. API
-tokens stay valid: review them (`condastore token list`) if somebody else may have known your password.
+tokens stay valid: review them (`condastore token list`) if somebody else may have known your
+password.
 """
 
 

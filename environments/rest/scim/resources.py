@@ -24,7 +24,7 @@ from scim2_models import (
 from accounts.access import Actor
 from accounts.models import DirectoryGroup, ProvisionedPerson
 from environments.operations import provisioning
-from environments.operations.provisioning import GroupWords, Words
+from environments.operations.provisioning import GroupAttributes, PersonAttributes
 from environments.rest.scim.filters import Column, is_key
 from environments.rest.scim.service import Group, Member, User
 
@@ -123,14 +123,14 @@ class People:
     def remove(self, actor: Actor, row: ProvisionedPerson) -> None:
         provisioning.remove_person(actor=actor, row=row)
 
-    def _words(self, resource: User, *, active: bool) -> Words:
+    def _words(self, resource: User, *, active: bool) -> PersonAttributes:
         name, emails = resource.name, resource.emails or []
         first = (name.given_name if name else "") or ""
         last = (name.family_name if name else "") or ""
         if not first and not last:
             last = (name.formatted if name else "") or resource.display_name or ""
         primary = next((one for one in emails if one.primary), emails[0] if emails else None)
-        return Words(
+        return PersonAttributes(
             username=resource.user_name or "",
             external_id=resource.external_id or "",
             active=active if resource.active is None else resource.active,
@@ -201,7 +201,7 @@ class Groups:
     def remove(self, actor: Actor, row: DirectoryGroup) -> None:
         provisioning.remove_group(actor=actor, group=row)
 
-    def _words(self, resource: Group) -> GroupWords:
+    def _words(self, resource: Group) -> GroupAttributes:
         members = resource.members or []
         if any((one.type or "User").lower() != "user" for one in members):
             raise InvalidValueException(
@@ -211,7 +211,7 @@ class Groups:
         values = [one.value or "" for one in members]
         if wrong := [value for value in values if not is_key(value)]:
             raise InvalidValueException(detail=f"There is no user {', '.join(wrong[:10])}.")
-        return GroupWords(
+        return GroupAttributes(
             name=resource.display_name or "",
             external_id=resource.external_id or "",
             members=frozenset(map(int, values)),

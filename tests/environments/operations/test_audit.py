@@ -41,7 +41,7 @@ TEXT = "channels: [https://channel.example.org/main]\ndependencies: [python]\n"
 @pytest.fixture(autouse=True)
 def _unbounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """What other tests were refused counts for nothing here."""
-    monkeypatch.setattr(audit, "_bound", audit.Bound())
+    monkeypatch.setattr(audit, "_bound", audit.RefusalLimit())
 
 
 def events(action: str = "") -> list[AuditEvent]:
@@ -443,7 +443,7 @@ def test_refusals_of_one_address_do_not_fill_the_disk(settings: Any):
 
 
 def test_what_was_left_out_is_said_in_the_next_minute():
-    bound = audit.Bound()
+    bound = audit.RefusalLimit()
     told = [bound.allows("eve", now=0.0) for _ in range(40)]
     assert told == [0] * 30 + [None] * 10
     assert bound.allows("bob", now=1.0) == 0

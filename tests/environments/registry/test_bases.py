@@ -125,7 +125,7 @@ def test_a_base_is_pulled_with_the_login_of_its_registry_alone(
         settings.BASE_IMAGE = name
         assert wanted in told("base_image", "pull", name)
         settings.BASE_IMAGE = ""
-        pushes.keep_registry_login(actor=root, namespace=None, registry=registry, login=LOGIN)
+        pushes.set_registry_login(actor=root, namespace=None, registry=registry, login=LOGIN)
         assert wanted in told("base_image", "pull", name)
         with pytest.raises(CommandError, match=r"is for linux-64"):
             told("base_image", "pull", name, "--platform", "linux-aarch64")

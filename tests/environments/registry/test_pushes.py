@@ -135,7 +135,7 @@ def test_a_push_that_fails_is_tried_again_and_says_why(
 def test_a_registry_is_shown_the_login_of_the_namespace_and_no_other_one(
     small: Build, research: Namespace, dora: Actor, root: Actor, closed_registry: str
 ) -> None:
-    keep = pushes.keep_registry_login
+    keep = pushes.set_registry_login
     keep(actor=root, namespace=None, registry=closed_registry, login=LOGIN)
     rule = rule_to(dora, research, f"http://{closed_registry}/team/ml:{{build}}")
     refused = sweep()
@@ -237,12 +237,12 @@ def test_rules_are_for_those_who_run_the_namespace(
         with pytest.raises(AccessDeniedError):
             pushes.delete_push_rule(actor=actor, rule=rule)
         with pytest.raises(AccessDeniedError):
-            pushes.keep_registry_login(
+            pushes.set_registry_login(
                 actor=actor, namespace=research, registry="registry.example.org", login=LOGIN
             )
         assert not PushRule.objects.visible_to(actor).exists()
     with pytest.raises(AccessDeniedError):
-        pushes.keep_registry_login(
+        pushes.set_registry_login(
             actor=dora, namespace=None, registry="registry.example.org", login=LOGIN
         )
     with pytest.raises(ConflictError):
@@ -256,9 +256,7 @@ def test_a_push_by_command_uses_the_login_of_the_namespace_for_those_who_run_it(
     small: Build, research: Namespace, environment: Environment, dora: Actor, bob: Actor,
     closed_registry: str,
 ) -> None:  # fmt: skip
-    pushes.keep_registry_login(
-        actor=dora, namespace=research, registry=closed_registry, login=LOGIN
-    )
+    pushes.set_registry_login(actor=dora, namespace=research, registry=closed_registry, login=LOGIN)
     target = f"http://{closed_registry}/team/ml:1"
     with pytest.raises(AccessDeniedError, match="sign-in"):
         push_image(actor=bob, environment=environment, tag="1", to=target)
