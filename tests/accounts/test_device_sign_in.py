@@ -67,14 +67,14 @@ def test_a_denied_command_line_gets_nothing(alice: Actor) -> None:
     started = start()
     decide(browser(alice), started, "deny")
     assert collect(started).json() == {"error": "access_denied"}
-    assert "No command line waits" in decide(browser(alice), started).content.decode()
+    assert "No sign-in request has" in decide(browser(alice), started).content.decode()
     assert collect(started).json() == {"error": "access_denied"}
 
 
 def test_a_code_expires(alice: Actor) -> None:
     started = start()
     DeviceSignIn.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
-    assert "No command line waits" in decide(browser(alice), started).content.decode()
+    assert "No sign-in request has" in decide(browser(alice), started).content.decode()
     assert collect(started).json() == {"error": "expired_token"}
 
 

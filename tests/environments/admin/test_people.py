@@ -106,7 +106,7 @@ def test_a_quota_is_set_on_the_page_of_its_namespace(site):
     namespace = Namespace.objects.get(name="team-1")
     url = reverse("admin:environments_namespace_quota") + f"?ids={namespace.pk}"
     site.post(url, {"bytes": "", "environments": "-1"})
-    assert b"A quota is 0" in site.post(url, {"environments": "-1"}).content
+    assert b"A quota must be 0" in site.post(url, {"environments": "-1"}).content
     site.post(url, {"bytes": "1000", "environments": "1"})
     namespace.refresh_from_db()
     assert (namespace.max_bytes, namespace.max_environments) == (1000, 1)

@@ -154,7 +154,7 @@ def test_an_older_version_is_restored_as_a_new_one(research, dora):
     event = AuditEvent.objects.get(action="policy.restore-version")
     assert event.changes["restored"] == 3
     assert [rule["name"] for rule in event.changes["before"]] == [first.name, "third"]
-    with pytest.raises(ConflictError, match="version 3 already"):
+    with pytest.raises(ConflictError, match="rules of version 3"):
         policies.restore_version(actor=dora, restored=old)
     assert Policy.objects.get(pk=policy.pk).version == 7
 

@@ -58,7 +58,7 @@ def test_a_namespace_has_a_base_of_its_own_and_images_made_before_keep_theirs(
     before = bob.get(f"{ML}/1")
     assert bob.get(f"{LAB}/1").content == before.content
     image_builder.store_base("slim", small_base(tmp_path / "slim", says="slim"))
-    with pytest.raises(AccessDeniedError, match="not among the bases"):
+    with pytest.raises(AccessDeniedError, match="not among the base images"):
         set_base_image(actor=dora, namespace=research, name="slim")
     settings.BASE_IMAGES_ALLOWED = ["sl*", "registry.example.org/*"]
     set_base_image(actor=dora, namespace=research, name="slim")

@@ -240,7 +240,7 @@ def test_a_view_of_older_records_is_served_until_the_newer_is_made(
     mirror: Mirror, bob: Actor, channel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = listed(bob)
-    monkeypatch.setattr(mirrors, "LIVE", timedelta(0))
+    monkeypatch.setattr(services, "LIVE_WINDOW", timedelta(0))
     monkeypatch.setattr(tasks.make_mirror_view, "send", lambda key: None)
     publish(channel, "alpha", "3.0")
     look(mirror, AT + timedelta(days=1))
@@ -541,7 +541,7 @@ def test_a_secret_of_the_channel_is_kept_apart(root: Actor, channel: Path) -> No
 def test_a_day_that_was_asked_for_is_shown_by_new_rules_too_when_no_more_are_made(
     mirror: Mirror, bob: Actor, dora: Actor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mirrors, "MOST_DAYS", 2)
+    monkeypatch.setattr(services, "MAX_DAYS", 2)
     for day in ("2026-03-01", "2026-03-02"):
         assert versions(listed(bob, f"small@{day}"))
     refused = get(bob, "/channel/mirror/small@2026-03-03/linux-64/repodata.json")
