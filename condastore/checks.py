@@ -27,7 +27,7 @@ from environments.engine.network.audit_anchors import parse_audit_anchor
 from environments.engine.pypi import git_sources
 from environments.engine.system.confinement import python_paths
 from environments.engine.system.disk import require_same_file_system
-from environments.engine.system.processes import SHOWN
+from environments.engine.system.sandbox import SHOWN
 from environments.services.outgoing_guard import configured_guard
 
 #: The length of the placeholder in which conda packages keep room for a prefix.

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from environments.engine.system.processes import sandbox_problem
+from environments.engine.system.sandbox import sandbox_problem
 from tests.channels import building
 from tests.channels.server import serving
 

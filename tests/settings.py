@@ -12,7 +12,7 @@ os.environ.setdefault("CONDASTORE_LOG_LEVEL", "ERROR")
 os.environ.setdefault("CONDASTORE_ALLOWED_NETWORKS", "127.0.0.0/8,::1")
 os.environ.setdefault("CONDASTORE_FILE_CHANNELS", "/")
 
-from environments.engine.system.processes import can_sandbox
+from environments.engine.system.sandbox import can_sandbox
 
 os.environ.setdefault("CONDASTORE_SANDBOX", "required" if can_sandbox() else "off")
 

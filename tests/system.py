@@ -30,7 +30,7 @@ from typing import Any, Self
 import httpx
 import psutil
 
-from environments.engine.system.processes import can_sandbox
+from environments.engine.system.sandbox import can_sandbox
 from tests import lanes
 from tests.migrated import ADMINISTRATOR, PASSWORD, TOKEN, put_database
 from tests.services.processes import free_ports

@@ -30,9 +30,10 @@ from condastore.errors import (
     StoreError,
     UnavailableError,
 )
-from environments.engine.packages.downloads import Patience
+from environments.engine.packages.download_types import Patience
 from environments.engine.prefix import linking
-from environments.engine.prefix.bytecode import Interpreter, PythonSources, python_sources
+from environments.engine.prefix.interpreter import Interpreter
+from environments.engine.prefix.python_sources import PythonSources, python_sources
 from environments.engine.pypi.install import install_wheels
 
 PARALLEL = 4  # downloads: many machines may begin at the same moment

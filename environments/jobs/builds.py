@@ -32,7 +32,7 @@ from environments.domain.lifecycle import BuildState
 from environments.domain.linking import check_paths
 from environments.domain.policy import Effect, Verdict, judge_names
 from environments.engine.prefix import linking
-from environments.engine.prefix.bytecode import python_sources
+from environments.engine.prefix.python_sources import python_sources
 from environments.engine.prefix.smoke_tests import SmokeReport, run_smoke_tests
 from environments.engine.pypi.install import install_wheels
 from environments.engine.solve import conda_lock_reader

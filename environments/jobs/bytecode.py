@@ -29,18 +29,14 @@ from django.db.models import F
 
 from condastore.errors import SandboxUnavailableError, UnavailableError
 from environments.domain.linking import PythonInfo
-from environments.engine.prefix.bytecode import (
-    Interpreter,
-    PythonSources,
-    dependency_name,
-    python_sources,
-)
 from environments.engine.prefix.import_order import at_places, imported_by, top_level_modules
+from environments.engine.prefix.interpreter import Interpreter, dependency_name
 from environments.engine.prefix.linking import python_of
+from environments.engine.prefix.python_sources import PythonSources, python_sources
 from environments.engine.prefix.relocated_bytecode import compile_relocated, relocated_sources
 from environments.engine.prefix.sizes import PrefixSize
 from environments.engine.pypi.install import CachedWheel
-from environments.engine.system.processes import sandbox_problem
+from environments.engine.system.sandbox import sandbox_problem
 from environments.models import Build, LockConflicts, Prefix
 from environments.services import folders
 from environments.services.engine_context import get_engine, source_of

@@ -28,6 +28,9 @@ from condastore.errors import (
 from condastore.outages import failure, is_outage, persist
 from environments.domain.mirrors import end_of
 from environments.engine.channels import mirrors as engine
+from environments.engine.channels.mirror_fetch import State, fetch_index
+from environments.engine.channels.mirror_history import Join
+from environments.engine.channels.mirror_views import INDEX, REPODATA, SHARDS, Render
 from environments.engine.network.addresses import guard
 from environments.engine.system import disk
 from environments.models import Blob, MirrorIndex, MirrorView
@@ -55,7 +58,7 @@ class _Work:
             self._renewed = time.monotonic()
         return self._lost
 
-    def carry_out(self, work: engine.Join | engine.Render) -> Mapping[str, Any]:
+    def carry_out(self, work: Join | Render) -> Mapping[str, Any]:
         return engine.carry_out(
             work, folder=self.folder, cancelled=self.cancelled, time_limit=TIME_LIMIT
         )
@@ -107,11 +110,11 @@ def _looked(row: MirrorIndex, work: _Work, at: datetime) -> bool:
     # What was lost cannot be asked of the channel again: the mirror begins anew.
     history = row.history if row.history and blobs.is_intact(row.history) else None
     fetched = work.folder / "fetched"
-    state = engine.fetch_index(
+    state = fetch_index(
         mirror.upstream,
         row.subdir,
         to=fetched,
-        known=engine.State(**row.state) if history else engine.State(),
+        known=State(**row.state) if history else State(),
         credential=mirrors.credential_source(mirror)(mirror.upstream),
         cancelled=work.cancelled,
         limits=read_limits(),
@@ -123,7 +126,7 @@ def _looked(row: MirrorIndex, work: _Work, at: datetime) -> bool:
         return False
     out = work.folder / "history"
     told = work.carry_out(
-        engine.Join(
+        Join(
             channel=mirror.upstream,
             subdir=row.subdir,
             fetched=fetched,
@@ -181,7 +184,7 @@ def _made(row: MirrorView, work: _Work) -> None:
         raise DamagedError(f"What {index} has seen of its channel is lost: it is looked at again.")
     end = end_of(date.fromisoformat(row.moment)) if row.moment else None
     told = work.carry_out(
-        engine.Render(
+        Render(
             channel=index.mirror.upstream,
             subdir=index.subdir,
             history=work.local(index.history),
@@ -194,9 +197,9 @@ def _made(row: MirrorView, work: _Work) -> None:
     )
     row.finish(
         work.token,
-        repodata=blobs.add(work.folder / engine.REPODATA),
-        shard_index=blobs.add(work.folder / engine.INDEX),
-        shards=blobs.add(work.folder / engine.SHARDS),
+        repodata=blobs.add(work.folder / REPODATA),
+        shard_index=blobs.add(work.folder / INDEX),
+        shards=blobs.add(work.folder / SHARDS),
         packages=told["packages"],
         refused=told["refused"],
         made_at=timezone.now(),

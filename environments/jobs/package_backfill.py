@@ -15,7 +15,8 @@ from django.db.models import Exists, OuterRef, Q, QuerySet
 from condastore.errors import StoreError
 from environments.domain.lifecycle import BuildState
 from environments.domain.records import Package
-from environments.engine.packages.downloads import Patience, bring
+from environments.engine.packages.download_types import Patience
+from environments.engine.packages.downloads import bring
 from environments.models import (
     Blob,
     Build,

@@ -128,7 +128,7 @@ class MirrorIndex(Worked):
 
     mirror = models.ForeignKey(Mirror, models.CASCADE, related_name="indexes")
     subdir = models.CharField(max_length=32)
-    #: What the channel said of its file (`engine.mirrors.State`).
+    #: What the channel said of its file (`engine.channels.mirror_fetch.State`).
     state = models.JSONField(default=dict)
     history = models.ForeignKey(Blob, models.PROTECT, null=True, related_name="mirror_histories")
     records = models.PositiveIntegerField(default=0, help_text="Listed at the last look.")

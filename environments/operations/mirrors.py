@@ -37,8 +37,8 @@ from environments.domain.mirrors import parse_day
 from environments.domain.names import SUBDIRS, canonical_channel, parse_name, printable
 from environments.domain.policy import Policy
 from environments.domain.shard_pack import find, read_table
-from environments.engine.channels.mirrors import refused_key
-from environments.engine.packages.downloads import Download
+from environments.engine.channels.mirror_views import refused_key
+from environments.engine.packages.download_types import Download
 from environments.models import (
     AuditEvent,
     Blob,

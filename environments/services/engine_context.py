@@ -23,7 +23,7 @@ from environments.engine.channels.repodata import Channels
 from environments.engine.network import forward_proxy
 from environments.engine.network.bounded_reading import ReadLimits
 from environments.engine.packages.cache import PackageCache
-from environments.engine.packages.downloads import Patience
+from environments.engine.packages.download_types import Patience
 from environments.engine.prefix.bytecode import BytecodeCache
 from environments.engine.pypi.direct_wheels import DirectWheels, remove_leftover_downloads
 from environments.engine.pypi.indexes import PythonIndexes

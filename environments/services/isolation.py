@@ -7,7 +7,7 @@ import functools
 from django.conf import settings
 
 from environments.engine.system.confinement import can_confine
-from environments.engine.system.processes import sandbox_problem
+from environments.engine.system.sandbox import sandbox_problem
 
 INSTALL = "Make bubblewrap work where the workers run (docs/how-to/sandbox.md)."
 

@@ -25,7 +25,8 @@ from environments.domain.mirrors import end_of
 from environments.domain.policy import Effect, Policy
 from environments.engine.channels.credentials import CredentialSource
 from environments.engine.network.addresses import Guard, guard
-from environments.engine.packages.downloads import Download, download_all, remove_leftovers
+from environments.engine.packages.download_types import Download
+from environments.engine.packages.downloads import download_all, remove_leftovers
 from environments.engine.system import disk
 from environments.models import Blob, Mirror, MirrorIndex, MirrorPackage, MirrorView
 from environments.models.clock_bounds import SKEW, older

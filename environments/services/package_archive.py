@@ -23,7 +23,7 @@ from condastore.errors import StoreError, UnavailableError
 from environments.domain.lifecycle import SERVED, BuildState
 from environments.domain.records import Package
 from environments.domain.urls import canonical_or_same, is_below
-from environments.engine.packages.downloads import Download
+from environments.engine.packages.download_types import Download
 from environments.models import Blob, Build, BuildEvent, ChannelCredential, CondaRecord
 from environments.models.locks import LockedConda
 from environments.services import blobs, hosted_channels

@@ -14,6 +14,8 @@ import zstandard
 from condastore.errors import ChannelUnavailableError, LeaseLostError
 from environments.domain.progress import Cancelled, never
 from environments.engine.channels import mirrors
+from environments.engine.channels.mirror_fetch import State, fetch_index
+from environments.engine.channels.mirror_history import Join
 from environments.engine.network.addresses import UNRESTRICTED
 from environments.engine.network.bounded_reading import ReadLimits
 from tests.channels.hostile_server import (
@@ -35,12 +37,12 @@ DRIBBLED = head("200 OK", Content_Length=1_000_000)
 
 def fetch(
     server: HostileServer, to: Path, *, limits: ReadLimits = QUICK, cancelled: Cancelled = never
-) -> mirrors.State | None:
-    return mirrors.fetch_index(
+) -> State | None:
+    return fetch_index(
         server.url,
         "noarch",
         to=to,
-        known=mirrors.State(),
+        known=State(),
         credential=None,
         cancelled=cancelled,
         limits=limits,
@@ -100,7 +102,7 @@ def test_reading_one_name_with_too_many_records_is_ended(tmp_path: Path) -> None
     packages = {f"a-1-{number}.conda": record | {"build": str(number)} for number in range(50_000)}
     fetched = tmp_path / "fetched"
     fetched.write_text(json.dumps({"info": {"subdir": "noarch"}, "packages.conda": packages}))
-    work = mirrors.Join(
+    work = Join(
         channel="https://example.org/c",
         subdir="noarch",
         fetched=fetched,
@@ -127,5 +129,5 @@ def test_an_ordinary_answer_is_unpacked(tmp_path: Path) -> None:
     content = b'{"packages": {}}'
     with hostile(lambda asked: whole(zstandard.compress(content), ETag="1")) as server:
         state = fetch(server, tmp_path / "fetched")
-    assert state == mirrors.State(form="repodata.json.zst", etag="1")
+    assert state == State(form="repodata.json.zst", etag="1")
     assert (tmp_path / "fetched").read_bytes() == content

@@ -25,7 +25,7 @@ from environments import tasks
 from environments.domain.lifecycle import BuildState
 from environments.domain.lock import Lock, PlatformLock
 from environments.domain.records import CondaPackage
-from environments.engine.packages.downloads import Download
+from environments.engine.packages.download_types import Download
 from environments.jobs import builds
 from environments.models import Build, Environment, Namespace
 from environments.operations.builds import submit_build

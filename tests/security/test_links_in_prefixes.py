@@ -22,8 +22,10 @@ from environments.domain.records import CondaPackage
 from environments.domain.unpacking import Limits
 from environments.engine.packages import uploads
 from environments.engine.packages.cache import CachedPackage, PackageCache
-from environments.engine.prefix.bytecode import BytecodeCache, Interpreter, python_sources
+from environments.engine.prefix.bytecode import BytecodeCache
+from environments.engine.prefix.interpreter import Interpreter
 from environments.engine.prefix.linking import link
+from environments.engine.prefix.python_sources import python_sources
 from environments.engine.prefix.smoke_tests import run_smoke_tests
 from environments.engine.pypi.install import WheelCache, install_wheels
 from tests.channels.simple_index import make_wheel

@@ -32,17 +32,20 @@ from environments.domain.names import Credential
 from environments.domain.progress import never
 from environments.domain.records import CondaPackage
 from environments.domain.unpacking import Limits
-from environments.engine.channels import mirrors
+from environments.engine.channels import mirror_history, mirrors
 from environments.engine.channels.repodata import Channels
-from environments.engine.prefix import bytecode as compiling
-from environments.engine.prefix.bytecode import BytecodeCache, Interpreter, python_sources
+from environments.engine.prefix import compilation as compiling
+from environments.engine.prefix.bytecode import BytecodeCache
+from environments.engine.prefix.interpreter import Interpreter
+from environments.engine.prefix.python_sources import python_sources
 from environments.engine.prefix.smoke_tests import run_smoke_tests
 from environments.engine.pypi import wheel_conversion
 from environments.engine.solve import process
 from environments.engine.solve.client import RattlerSolver
-from environments.engine.system import processes
+from environments.engine.system import processes, sandbox, subprocesses
 from environments.engine.system.confinement import can_confine
-from environments.engine.system.processes import can_sandbox, read_output
+from environments.engine.system.process_output import read_output
+from environments.engine.system.sandbox import can_sandbox
 from environments.jobs import builds
 from environments.models import Build
 from environments.services import folders
@@ -216,9 +219,9 @@ def without_bubblewrap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Itera
     for name in ("bash", "sh", "true"):
         (programs / name).symlink_to(f"/bin/{name}")
     monkeypatch.setenv("PATH", str(programs))
-    processes.sandbox_problem.cache_clear()
+    sandbox.sandbox_problem.cache_clear()
     yield
-    processes.sandbox_problem.cache_clear()
+    sandbox.sandbox_problem.cache_clear()
 
 
 SPECIFICATION = "dependencies: [python, hello-noarch]\ncondastore: {tests: {commands: ['true']}}\n"
@@ -232,13 +235,14 @@ class TestWithoutBubblewrap:
     ) -> None:
         settings.SANDBOX = "required"
         started: list[Sequence[str]] = []
-        start = processes._started
+        start = subprocesses.start_process
 
         def watched(command: Sequence[str], **options: Any) -> Any:
             started.append(command)
             return start(command, **options)
 
-        monkeypatch.setattr(processes, "_started", watched)
+        for module in (processes, sandbox):
+            monkeypatch.setattr(module, "start_process", watched)
         build = run(submit("dependencies: [python, hello-noarch]"))
         assert build.state == BuildState.READY
         prefix = folders.prefix_path(build)
@@ -583,7 +587,7 @@ def joined(small_channel: Path, tmp_path: Path) -> object:
     folder.mkdir(parents=True)
     fetched = folder / "fetched"
     shutil.copyfile(small_channel / "noarch" / "repodata.json", fetched)
-    work = mirrors.Join(
+    work = mirror_history.Join(
         channel=small_channel.as_uri(),
         subdir="noarch",
         fetched=fetched,

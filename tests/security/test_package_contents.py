@@ -36,7 +36,7 @@ from environments.domain.records import CondaPackage, PypiPackage, record_differ
 from environments.domain.unpacking import Limits
 from environments.engine.images.loading import load
 from environments.engine.packages.cache import PackageCache
-from environments.engine.packages.downloads import Patience
+from environments.engine.packages.download_types import Patience
 from environments.engine.packages.extracted_tree import measure
 from environments.engine.packages.extraction import ExtractionError, Extractors
 from environments.engine.prefix.linking import link

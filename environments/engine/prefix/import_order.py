@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from environments.domain.linking import PythonInfo
 from environments.domain.python_imports import import_closure
-from environments.engine.prefix.bytecode import PythonSources
+from environments.engine.prefix.python_sources import PythonSources
 
 #: Bytes of a source that are searched for imports, and of all sources together.
 _LARGEST_SOURCE, _LARGEST_TOTAL = 2 << 20, 128 << 20

@@ -20,12 +20,9 @@ from pathlib import Path
 from environments.domain.linking import PathConflict, PythonInfo, prefix_path, replaced_paths
 from environments.domain.progress import Cancelled, never
 from environments.engine.packages.cache import CachedPackage
-from environments.engine.prefix.bytecode import (
-    BytecodeCache,
-    Interpreter,
-    PythonSources,
-    compiled_path,
-)
+from environments.engine.prefix.bytecode import BytecodeCache
+from environments.engine.prefix.interpreter import Interpreter
+from environments.engine.prefix.python_sources import PythonSources, compiled_path
 
 
 def relocated_sources(

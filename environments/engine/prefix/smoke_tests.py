@@ -15,7 +15,8 @@ from pathlib import Path
 from condastore.errors import SmokeTestError
 from environments.domain.json_text import parse_json
 from environments.domain.progress import Cancelled, never
-from environments.engine.system.processes import SCRATCH, Sandbox, ToolResult, run_tool
+from environments.engine.system.processes import ToolResult, run_tool
+from environments.engine.system.sandbox import SCRATCH, Sandbox
 
 #: Activates like conda: runs the packages' scripts, then the command.
 _ACTIVATED = """

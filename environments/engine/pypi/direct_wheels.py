@@ -35,7 +35,8 @@ from environments.domain.progress import Cancelled, obey
 from environments.domain.records import PypiPackage
 from environments.engine.channels.credentials import CredentialSource
 from environments.engine.packages import downloads
-from environments.engine.packages.downloads import PATIENCE, Archive, Download, FileLock, Patience
+from environments.engine.packages.download_types import PATIENCE, Archive, Download, Patience
+from environments.engine.packages.file_lock import FileLock
 from environments.engine.pypi.git_sources import Repository
 from environments.engine.pypi.install import CachedWheel, WheelCache
 from environments.engine.pypi.wheel_builds import (

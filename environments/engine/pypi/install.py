@@ -42,9 +42,9 @@ from environments.domain.records import PypiPackage
 from environments.domain.unpacking import DEFAULT_LIMITS, Limits
 from environments.engine.channels.credentials import CredentialSource, no_credentials
 from environments.engine.packages import downloads
-from environments.engine.packages.downloads import PATIENCE, Archive, Download, Patience
+from environments.engine.packages.download_types import PATIENCE, Archive, Download, Patience
 from environments.engine.packages.zip_files import member_faults, open_zip
-from environments.engine.prefix.bytecode import PythonSources
+from environments.engine.prefix.python_sources import PythonSources
 
 if TYPE_CHECKING:
     from installer.scripts import ScriptSection

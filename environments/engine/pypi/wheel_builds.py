@@ -32,10 +32,11 @@ from environments.domain.names import printable
 from environments.domain.progress import Cancelled
 from environments.domain.records import PypiPackage
 from environments.engine.packages.cache import PackageCache
-from environments.engine.packages.downloads import PATIENCE, Patience
+from environments.engine.packages.download_types import PATIENCE, Patience
 from environments.engine.prefix import linking
 from environments.engine.pypi.install import WheelCache, install_wheels
-from environments.engine.system.processes import Sandbox, ToolResult, require_sandbox, run_piped
+from environments.engine.system.processes import ToolResult, run_piped
+from environments.engine.system.sandbox import Sandbox, require_sandbox
 
 Log = Callable[[str], None]
 #: Resolves requirements (PEP 508) to wheels beside the conda packages of a platform.

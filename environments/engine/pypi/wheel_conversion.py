@@ -29,7 +29,8 @@ from environments.domain.progress import never
 from environments.domain.unpacking import Limits
 from environments.engine.packages.zip_files import member_faults, open_zip
 from environments.engine.system.confinement import child_environment, confine
-from environments.engine.system.processes import Confinement, read_output, require_output, run_tool
+from environments.engine.system.process_output import read_output, require_output
+from environments.engine.system.processes import Confinement, run_tool
 
 _MAX_FAULTS = 20
 _HINT = "Build a conda package from the project, and upload that."

@@ -37,7 +37,8 @@ from environments.domain.records import CondaPackage, Package, PypiPackage
 from environments.domain.unpacking import DEFAULT_LIMITS, Limits
 from environments.domain.urls import canonical_or_same
 from environments.engine.channels.repodata import Channels
-from environments.engine.packages.downloads import Patience, bring
+from environments.engine.packages.download_types import Patience
+from environments.engine.packages.downloads import bring
 from environments.engine.packages.uploads import read_package
 from environments.engine.pypi.indexes import Project, PythonIndexes
 

@@ -15,31 +15,31 @@ packages runs.
 from __future__ import annotations
 
 import contextlib
-import errno
-import functools
 import json
 import os
-import re
-import resource
-import select
 import selectors
-import shutil
 import signal
-import stat
 import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
-from condastore.errors import SandboxUnavailableError, UnavailableError
+from condastore.errors import UnavailableError
 from environments.domain.progress import Cancelled, obey
 from environments.engine.system import confinement as confining
-from environments.engine.system.confinement import SYSTEM, sandbox_filter
+from environments.engine.system.sandbox import Sandbox, require_sandbox, start_sandboxed
+from environments.engine.system.subprocesses import (
+    STREAMS,
+    kill_group,
+    memory_file,
+    open_pipe,
+    start_process,
+)
 
 POLL = 0.1  # seconds between two checks of cancellation
 LINE_LENGTH = 4_000  # characters; longer lines are cut
@@ -147,166 +147,6 @@ class Confinement:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sandbox:
-    """What code of packages may see: the system's programs, `readable` and `writable`; no network.
-
-    /tmp, HOME and /dev/shm are private, empty, and of limited size; nothing else is writable. A
-    path may be mounted at a different path: {place: path}. Paths must be folders of condastore, not
-    below a folder that packages can change.
-
-    A `bare` sandbox has only the system's libraries: no programs, /proc, /dev, /tmp or HOME.
-    """
-
-    readable: Mapping[Path, Path] = field(default_factory=dict)
-    writable: Mapping[Path, Path] = field(default_factory=dict)
-    bare: bool = False
-
-    def options(self, *, cwd: Path, environment: Mapping[str, str]) -> list[str]:
-        """Return bubblewrap's options; bubblewrap itself starts with an empty environment."""
-        binds = [
-            *(("--ro-bind", path, place) for place, path in self.readable.items()),
-            *(("--bind", path, place) for place, path in self.writable.items()),
-        ]
-        own = {} if self.bare else {"HOME": SCRATCH, "TMPDIR": "/tmp"}  # noqa: S108
-        variables = own | dict(environment)
-        return [
-            *_sandbox_options(bare=self.bare),
-            *(os.fspath(part) for bind in binds for part in bind),
-            *("--remount-ro", "/"),
-            *(
-                part
-                for name, value in variables.items()
-                if name and "=" not in name and "\0" not in name + value
-                for part in ("--setenv", name, value)
-            ),
-            *("--chdir", os.fspath(cwd)),
-        ]
-
-
-SCRATCH = "/tmp/home"  # noqa: S108  # in the sandbox
-#: Bytes that code in the sandbox may write to /tmp and to /dev/shm, both in memory.
-_SCRATCH_SIZE, _SHARED_SIZE = 1 << 30, 512 << 20
-#: Limits of a process in the sandbox; its memory is half of the machine's, at least 2 GiB.
-#: RLIMIT_NPROC counts the processes and threads of one sandbox.
-_SANDBOX_LIMITS = {
-    "RLIMIT_CORE": 0,
-    "RLIMIT_DATA": max(2 << 30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2),
-    "RLIMIT_FSIZE": _SCRATCH_SIZE,
-    "RLIMIT_NPROC": 1024 + 16 * (os.cpu_count() or 1),
-}
-#: Kernel version since which RLIMIT_NPROC is counted by user namespace.
-_COUNTS_BY_NAMESPACE = (5, 14)
-
-
-@functools.cache
-def _bubblewrap_knows() -> frozenset[str]:
-    """Return the options that the installed bubblewrap supports on this machine."""
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [shutil.which("bwrap") or "bwrap", *arguments]
-        return subprocess.run(
-            command, env={}, capture_output=True, text=True, timeout=30, check=False
-        )
-
-    known = frozenset(re.findall(r"^ +(--[a-z-]+)", run("--help").stdout, re.MULTILINE))
-    locked = ("--unshare-user", "--disable-userns", "--ro-bind", "/", "/", "/bin/true")
-    if "--disable-userns" in known and run(*locked).returncode:  # bubblewrap is setuid
-        known -= {"--disable-userns"}
-    return known
-
-
-def _sandbox_options(*, bare: bool) -> list[str]:
-    known = _bubblewrap_knows()
-
-    def tmpfs(place: str, size: int) -> list[str]:
-        return [*(("--size", str(size)) if "--size" in known else ()), "--tmpfs", place]
-
-    options = [
-        *("--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"),
-        *(("--unshare-user", "--disable-userns") if "--disable-userns" in known else ()),
-    ]
-    if bare:
-        return options + [part for path in _LIBRARIES for part in ("--ro-bind-try", path, path)]
-    return [
-        *options,
-        *(part for path in SHOWN for part in ("--ro-bind-try", path, path)),
-        *("--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"),
-        *(*tmpfs("/dev/shm", _SHARED_SIZE), *tmpfs("/tmp", _SCRATCH_SIZE)),  # noqa: S108
-        *("--dir", SCRATCH),
-    ]
-
-
-#: System paths that a program with its own libraries needs: libc and its loader.
-_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/nix/store")
-#: System paths that suffice to run a program linked for the system, without data of users or of
-#: condastore: no database, no settings, no prefixes of other namespaces.
-SHOWN = tuple(path for path in SYSTEM if path.startswith(("/usr", "/bin", "/sbin", "/lib", "/nix")))
-SHOWN += (
-    *("/etc/alternatives", "/etc/ca-certificates", "/etc/fonts", "/etc/group", "/etc/hosts"),
-    *("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/localtime"),
-    *("/etc/nsswitch.conf", "/etc/passwd", "/etc/pki/ca-trust", "/etc/pki/tls/certs"),
-    *("/etc/ssl/certs", "/etc/ssl/openssl.cnf", "/etc/terminfo"),
-)
-
-
-@functools.cache
-def sandbox_problem() -> str:
-    """Return why code of packages cannot run on this machine, as a sentence; "" if it can."""
-    if shutil.which("bwrap") is None:
-        return "bubblewrap is not installed."
-    try:
-        with _sandboxed(
-            ["true"], cwd=Path("/"), env={}, limits={}, sandbox=Sandbox(), streams=_STREAMS
-        ) as process:
-            said, _ = process.communicate(timeout=30)
-    except (OSError, subprocess.SubprocessError) as error:
-        return f"bubblewrap does not start: {error}."
-    if process.returncode == 0:
-        return ""
-    reason = said.decode(errors="replace").strip().splitlines()
-    return f"bubblewrap does not work here: {reason[-1] if reason else process.returncode}."
-
-
-def can_sandbox() -> bool:
-    """Return True if bubblewrap works here (many containers forbid namespaces)."""
-    return not sandbox_problem()
-
-
-def require_sandbox() -> None:
-    """Raise SandboxUnavailableError if code of packages cannot be sandboxed."""
-    problem = sandbox_problem()
-    if problem:
-        raise SandboxUnavailableError(
-            f"Code of packages runs in a sandbox only, and this worker has none: {problem}"
-        )
-
-
-def require_output(path: Path) -> None:
-    """Refuse a confined process's output that is not a regular file: a link may lead anywhere.
-
-    Raises:
-        OSError: it is not a regular file, or has other hard links.
-    """
-    status = path.lstat()
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-        raise OSError(errno.EINVAL, "is not a regular file", path.name)
-
-
-def read_output(path: Path, *, most: int) -> bytes:
-    """Read a file that a confined process wrote, up to `most` bytes.
-
-    Raises:
-        OSError: it is not a regular file, or is too long.
-    """
-    require_output(path)
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise OSError(errno.EFBIG, "is too long", path.name)
-    return content
-
-
 def run_tool(
     command: Sequence[str],
     *,
@@ -397,10 +237,10 @@ def run_piped(
     """
     started = time.monotonic()
     with contextlib.ExitStack() as ours:
-        pipes = [_pipe(ours) for _ in outputs]
+        pipes = [open_pipe(ours) for _ in outputs]
         ends = [writer.fileno() for _, writer in pipes]
-        given = ours.enter_context(_descriptor(stdin(ends)))
-        said = ours.enter_context(_descriptor(b""))
+        given = ours.enter_context(memory_file(stdin(ends)))
+        said = ours.enter_context(memory_file(b""))
         process = ours.enter_context(
             _running(
                 command,
@@ -472,7 +312,7 @@ def _running(
     pass_fds: Sequence[int] = (),
     background: bool = False,
 ) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
-    streams = streams or _STREAMS
+    streams = streams or STREAMS
     if sandbox is None:
         return _guarded(
             command,
@@ -485,7 +325,7 @@ def _running(
             background=background,
         )
     require_sandbox()
-    return _sandboxed(
+    return start_sandboxed(
         command,
         cwd=cwd,
         env=env,
@@ -495,14 +335,6 @@ def _running(
         kept=pass_fds,
         background=background,
     )
-
-
-#: Default streams of a program: no input, and one pipe for output and errors.
-_STREAMS = {
-    "stdin": subprocess.DEVNULL,
-    "stdout": subprocess.PIPE,
-    "stderr": subprocess.STDOUT,
-}
 
 
 @contextlib.contextmanager
@@ -528,9 +360,9 @@ def _guarded(
         "background": background,
     }
     alive, held = os.pipe()  # only this process has `held`: it closes when this process exits
-    with _descriptor(json.dumps(start).encode()) as given:
+    with memory_file(json.dumps(start).encode()) as given:
         try:
-            process = _started(
+            process = start_process(
                 [*_GUARD_COMMAND, str(alive), str(given)],
                 cwd=cwd,
                 pass_fds=[alive, given, *kept],
@@ -544,154 +376,8 @@ def _guarded(
     try:
         yield process
     finally:
-        _end(process)
+        kill_group(process)
         os.close(held)
-
-
-@contextlib.contextmanager
-def _sandboxed(
-    command: Sequence[str],
-    *,
-    cwd: Path,
-    env: Mapping[str, str],
-    limits: Mapping[str, int],
-    sandbox: Sandbox,
-    streams: Mapping[str, int],
-    kept: Sequence[int] = (),
-    background: bool = False,
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `command` in bubblewrap during the block; at its end the whole sandbox is gone.
-
-    bubblewrap dies with this process, and the kernel kills a PID namespace with its first process,
-    so no guard is needed. The options come through a file descriptor, so that variables do not
-    appear in /proc/*/cmdline and are not subject to the limits of a command line.
-    """
-    filtering = sandbox_filter()
-    options = sandbox.options(cwd=cwd, environment=env)
-    with contextlib.ExitStack() as ours:
-        passed = []
-        if filtering is not None:
-            passed.append(ours.enter_context(_descriptor(filtering)))
-            options += ["--seccomp", str(passed[-1])]
-        info, info_end = _pipe(ours)
-        block, release = _pipe(ours)
-        passed += [info_end.fileno(), block.fileno()]
-        options += ["--info-fd", str(info_end.fileno()), "--block-fd", str(block.fileno())]
-        text = "".join(f"{option}\0" for option in options)
-        given = ours.enter_context(_descriptor(text.encode(errors="surrogateescape")))
-        process = _started(
-            [shutil.which("bwrap") or "bwrap", "--args", str(given), "--", *command],
-            cwd=Path("/"),
-            pass_fds=[*passed, given, *kept],
-            streams=streams,
-        )
-        try:
-            info_end.close()
-            first = _first_process(info)
-            if first is not None:
-                _limit(first, {**_SANDBOX_LIMITS, **limits})
-                if background:
-                    _lower_priority(first)
-            with contextlib.suppress(BrokenPipeError):  # it exited before it started
-                release.write(b".")
-        except BaseException:
-            _end(process)
-            raise
-    try:
-        yield process
-    finally:
-        _end(process)
-
-
-def _first_process(info: BinaryIO) -> int | None:
-    """Return the first process of a sandbox from bubblewrap's report; None if there is none."""
-    text = b""
-    deadline = time.monotonic() + 30
-    while b"}" not in text and select.select([info], [], [], deadline - time.monotonic())[0]:
-        chunk = info.read(4096)
-        if not chunk:
-            break
-        text += chunk
-    try:
-        return int(json.loads(text)["child-pid"])
-    except (ValueError, KeyError):
-        return None
-
-
-def _limit(pid: int, limits: Mapping[str, int]) -> None:
-    """Limit a waiting process, and make it the first victim of the kernel's OOM killer."""
-    for name, value in limits.items():
-        if name == "RLIMIT_NPROC" and not _counts_processes_by_sandbox():
-            continue
-        kind = getattr(resource, name)
-        with contextlib.suppress(OSError, ValueError):
-            hard = resource.prlimit(pid, kind)[1]
-            most = value if hard == resource.RLIM_INFINITY else min(value, hard)
-            resource.prlimit(pid, kind, (most, most))
-    with contextlib.suppress(OSError):
-        Path(f"/proc/{pid}/oom_score_adj").write_text("1000")
-
-
-def _lower_priority(pid: int) -> None:
-    """Give a process and its children only idle processor and disk time.
-
-    The kernel derives the I/O priority from the processor priority.
-    """
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, pid, 19)
-        os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
-
-
-def _counts_processes_by_sandbox() -> bool:
-    """Return True if RLIMIT_NPROC counts one sandbox instead of all processes of this user."""
-    version = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
-    return version >= _COUNTS_BY_NAMESPACE and "--disable-userns" in _bubblewrap_knows()
-
-
-def _started(
-    command: Sequence[str], *, cwd: Path, pass_fds: Sequence[int], streams: Mapping[str, int]
-) -> subprocess.Popen[bytes]:
-    """Start `command` in a new session, with an empty environment."""
-    return subprocess.Popen(
-        command,
-        cwd=cwd,
-        env={},
-        stdin=streams["stdin"],
-        stdout=streams["stdout"],
-        stderr=streams["stderr"],
-        start_new_session=True,
-        pass_fds=pass_fds,
-    )
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the process group of `process`, with all that it started, and reap it."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    if process.stdout is not None:
-        process.stdout.close()
-
-
-@contextlib.contextmanager
-def _descriptor(content: bytes) -> Iterator[int]:
-    """Create an anonymous file in memory with `content`; yield its descriptor."""
-    descriptor = os.memfd_create("condastore")
-    try:
-        with open(descriptor, "wb", closefd=False) as file:
-            file.write(content)
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _pipe(stack: contextlib.ExitStack) -> tuple[BinaryIO, BinaryIO]:
-    reader, writer = os.pipe()
-    return (
-        stack.enter_context(os.fdopen(reader, "rb", buffering=0)),
-        stack.enter_context(os.fdopen(writer, "wb", buffering=0)),
-    )
 
 
 def _ended_within(process: subprocess.Popen[bytes], seconds: float) -> bool:

@@ -20,7 +20,7 @@ from environments.domain.lifecycle import BuildState
 from environments.domain.lockfiles import read_explicit
 from environments.domain.rendering import conda_lock_yml, explicit_txt, lock_json
 from environments.engine.system.disk import tree_size
-from environments.engine.system.processes import can_sandbox
+from environments.engine.system.sandbox import can_sandbox
 from environments.jobs import builds as building
 from environments.jobs import bytecode, cleanup
 from environments.models import (

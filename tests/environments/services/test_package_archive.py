@@ -14,7 +14,7 @@ from django.test.utils import CaptureQueriesContext
 from condastore.errors import DownloadError
 from environments.domain.records import CondaPackage
 from environments.engine.packages.cache import PackageCache
-from environments.engine.packages.downloads import Patience
+from environments.engine.packages.download_types import Patience
 from environments.engine.pypi.install import WheelCache
 from environments.jobs import builds, package_backfill
 from environments.models import Blob, Build

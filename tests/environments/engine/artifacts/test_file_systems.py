@@ -17,7 +17,7 @@ from environments.engine.artifacts import file_systems
 from environments.engine.artifacts.sif import DATA_AT
 from environments.engine.artifacts.staging import Material
 from environments.engine.packages.cache import PackageCache
-from environments.engine.system.processes import can_sandbox
+from environments.engine.system.sandbox import can_sandbox
 from tests.environments.engine.artifact_fixtures import material_of, stack
 from tests.environments.engine.package_fixtures import packages_of
 from tests.services.processes import ComponentMissing, find_program

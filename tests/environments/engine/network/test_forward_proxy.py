@@ -19,7 +19,7 @@ from rattler.package_streaming import PackageArchive
 from condastore.errors import AddressRefusedError
 from environments.domain.names import Credential
 from environments.engine.channels.repodata import Channels
-from environments.engine.network import addresses, clients, forward_proxy
+from environments.engine.network import addresses, clients, forward_proxy, forward_proxy_server
 from environments.engine.network.addresses import Guard
 from environments.engine.network.forward_proxy import Access, ForwardProxy, refusal_in
 from tests.channels.server import ChannelServer, Fault, serving
@@ -351,7 +351,7 @@ def _connected(proxy: Access) -> socket.socket:
 
 def _shown(proxy: Access) -> str:
     user = httpx.URL(proxy.url).userinfo.decode()
-    return f"Proxy-Authorization: {forward_proxy._basic(user)}"
+    return f"Proxy-Authorization: {forward_proxy_server._basic(user)}"
 
 
 def _send(connection: socket.socket, *lines: str) -> None:

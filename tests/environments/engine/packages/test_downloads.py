@@ -21,14 +21,9 @@ import pytest
 from condastore.errors import DiskSpaceError, DownloadError, LeaseLostError, LinkError
 from environments.domain.names import Credential
 from environments.domain.progress import Progress
-from environments.engine.packages.downloads import (
-    Download,
-    FileLock,
-    Patience,
-    discard,
-    download_all,
-    remove_leftovers,
-)
+from environments.engine.packages.download_types import Download, Patience
+from environments.engine.packages.downloads import discard, download_all, remove_leftovers
+from environments.engine.packages.file_lock import FileLock
 from tests.channels.server import ChannelServer, Fault, serving
 from tests.environments.engine.package_fixtures import packages_of
 

@@ -13,14 +13,11 @@ from condastore.errors import LeaseLostError
 from environments.domain.progress import Progress
 from environments.domain.records import CondaPackage
 from environments.engine.packages.cache import PackageCache
-from environments.engine.prefix.bytecode import (
-    BytecodeCache,
-    Interpreter,
-    bytecode_tag,
-    python_sources,
-)
+from environments.engine.prefix.bytecode import BytecodeCache
 from environments.engine.prefix.import_order import imported_by
-from environments.engine.system.processes import can_sandbox
+from environments.engine.prefix.interpreter import Interpreter, bytecode_tag
+from environments.engine.prefix.python_sources import python_sources
+from environments.engine.system.sandbox import can_sandbox
 from tests.channels.conda_package import PLACEHOLDER, PackageFile, PackageSpec
 from tests.environments.engine.conftest import Linked
 from tests.environments.engine.package_fixtures import channel_of, packages_of

@@ -17,7 +17,7 @@ from environments.engine.artifacts.archives import make_tar_gz
 from environments.engine.artifacts.file_systems import make_squashfs
 from environments.engine.artifacts.installer import make_installer
 from environments.engine.packages.cache import PackageCache
-from environments.engine.prefix.bytecode import python_sources
+from environments.engine.prefix.python_sources import python_sources
 from tests.channels.conda_package import PLACEHOLDER, PackageFile, PackageSpec
 from tests.environments.engine.artifact_fixtures import material_of
 from tests.environments.engine.package_fixtures import channel_of, packages_of

@@ -10,9 +10,10 @@ import pytest
 
 from environments.domain.records import CondaPackage
 from environments.engine.packages.cache import PackageCache
-from environments.engine.prefix.bytecode import BytecodeCache, Interpreter
+from environments.engine.prefix.bytecode import BytecodeCache
+from environments.engine.prefix.interpreter import Interpreter
 from environments.engine.prefix.relocated_bytecode import compile_relocated, relocated_sources
-from environments.engine.system.processes import can_sandbox
+from environments.engine.system.sandbox import can_sandbox
 from tests.channels.conda_package import PLACEHOLDER, PackageFile, PackageSpec
 from tests.environments.engine.conftest import Linked
 from tests.environments.engine.package_fixtures import channel_of

@@ -12,7 +12,7 @@ import pytest
 
 from condastore.errors import LeaseLostError, SmokeTestError
 from environments.engine.prefix.smoke_tests import SmokeReport, run_smoke_tests
-from environments.engine.system.processes import can_sandbox
+from environments.engine.system.sandbox import can_sandbox
 from tests.environments.engine.conftest import Linked
 
 Link = Callable[..., Linked]

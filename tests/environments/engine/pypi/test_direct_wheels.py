@@ -28,7 +28,7 @@ from environments.domain.records import CondaPackage, PypiPackage
 from environments.engine.channels.credentials import CredentialSource, no_credentials
 from environments.engine.channels.repodata import Channels
 from environments.engine.packages.cache import PackageCache
-from environments.engine.packages.downloads import Download
+from environments.engine.packages.download_types import Download
 from environments.engine.pypi.direct_wheels import DirectWheels
 from environments.engine.pypi.install import WheelCache
 from environments.engine.pypi.resolve import PypiResolver

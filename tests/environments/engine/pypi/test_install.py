@@ -20,9 +20,10 @@ import pytest
 
 from condastore.errors import DownloadError, LeaseLostError, LinkError
 from environments.domain.records import PypiPackage
-from environments.engine.prefix.bytecode import BytecodeCache, Interpreter
+from environments.engine.prefix.bytecode import BytecodeCache
+from environments.engine.prefix.interpreter import Interpreter
 from environments.engine.pypi.install import WheelCache, WheelReport, install_wheels
-from environments.engine.system.processes import can_sandbox
+from environments.engine.system.sandbox import can_sandbox
 from tests.channels.server import Fault, serving
 from tests.channels.simple_index import Distribution, make_wheel
 from tests.environments.engine.conftest import Linked

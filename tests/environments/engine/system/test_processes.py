@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 from condastore.errors import LeaseLostError
-from environments.engine.system.processes import LINE_LENGTH, Sandbox, can_sandbox, run_tool
+from environments.engine.system.processes import LINE_LENGTH, run_tool
+from environments.engine.system.sandbox import Sandbox, can_sandbox
 
 LONG = timedelta(minutes=1)
 
