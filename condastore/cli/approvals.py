@@ -89,7 +89,7 @@ def _show(found: Json) -> None:
             ("namespace", found["namespace"]),
             ("package", f"{found['name']} {found['version']} {found['build']}".strip()),
             ("channel", found["channel"]),
-            ("licence", found["license"]),
+            ("license", found["license"]),
             ("size", render.size(found["size"]) if found["size"] != "0" else ""),
             ("published", render.moment(found["publishedAt"])),
             ("first seen", render.moment(found["firstSeenAt"])),

@@ -276,7 +276,7 @@ def packages(
         )
         for one in found
     ]
-    columns = ["package", "version", "build", "channel", "platform", "#size", "licence"]
+    columns = ["package", "version", "build", "channel", "platform", "#size", "license"]
     render.answer(found, as_json, lambda: render.table(columns, rows, empty="No such package."))
 
 

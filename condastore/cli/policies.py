@@ -36,7 +36,7 @@ Place = Annotated[
 Kind = Annotated[
     str,
     typer.Option(
-        "--kind", help="channels, packages-denied, licences, age, ...", show_default=False
+        "--kind", help="channels, packages-denied, licenses, age, ...", show_default=False
     ),
 ]
 Does = Annotated[Effect, typer.Option("--effect", help="Refuse, hold for approval, or warn.")]
@@ -267,7 +267,7 @@ def _rules(
                 "Say which kind of rule, with --kind, or give a file with --file.",
                 status=Status.USAGE,
                 code="invalid-input",
-                hint="The kinds: channels, packages-denied, packages-allowed, licences, age, "
+                hint="The kinds: channels, packages-denied, packages-allowed, licenses, age, "
                 "constraints, pins, required, install-scripts, size, pypi, unlisted-packages, "
                 "path-conflicts.",
             )

@@ -164,7 +164,7 @@ def _about(actor: Actor, rows: Sequence[ApprovalRequest]) -> Sequence[Panel]:
     return (
         Panel(
             title="What is decided on",
-            headers=("Package", "In", "Channel", "Licence", "Why"),
+            headers=("Package", "In", "Channel", "License", "Why"),
             rows=[
                 (
                     link(row, f"{row.name} {row.version}"),
@@ -213,7 +213,7 @@ class RequestRoom(ApproversRoom):
         "reason",
         "shown_chain",
         "channel",
-        "licence",
+        "license",
         "package_size",
         "released",
         "known_since",
@@ -303,8 +303,8 @@ class RequestRoom(ApproversRoom):
         package = request.package
         return package.channel if isinstance(package, CondaRecord) else "PyPI" if package else ""
 
-    @admin.display(description="licence")
-    def licence(self, request: ApprovalRequest) -> str:
+    @admin.display(description="license")
+    def license(self, request: ApprovalRequest) -> str:
         return (request.package.license or "none is named") if request.package else ""
 
     @admin.display(description="size")

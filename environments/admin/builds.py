@@ -180,7 +180,7 @@ def packages_of(lock: int | None) -> list[Panel]:
         )
         for one in pypi.order_by("package__name", "platform")[:1000]
     ]
-    headers = ("Package", "Version", "Channel", "Licence", "Size", "Platform")
+    headers = ("Package", "Version", "Channel", "License", "Size", "Platform")
     return [Panel(title=f"Packages ({len(rows)})", headers=headers, rows=rows)]
 
 

@@ -164,7 +164,7 @@ class CondaRoom(PackageRoom):
     )
     list_filter = (
         text_filter("channel", "channel", "channel__contains"),
-        text_filter("licence", "licence", "license__icontains"),
+        text_filter("license", "license", "license__icontains"),
     )
     deferred = ("record",)
     facts = (
@@ -203,7 +203,7 @@ class PypiRoom(PackageRoom):
         "file_size",
         "saved",
     )
-    list_filter = (text_filter("licence", "licence", "license__icontains"),)
+    list_filter = (text_filter("license", "license", "license__icontains"),)
     facts = (
         "name",
         "version",

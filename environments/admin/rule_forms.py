@@ -18,7 +18,7 @@ EFFECTS = [
 ]
 #: How a setting is typed: a line for each item, or for each pair of key and value.
 LINES = frozenset({"allow", "deny", "except", "packages"})
-PAIRS = frozenset({("channels", "packages"), ("pins", "packages"), ("licences", "map"),
+PAIRS = frozenset({("channels", "packages"), ("pins", "packages"), ("licenses", "map"),
                    ("age", "channels")})  # fmt: skip
 FLAGS = frozenset({("required", "add")})
 WORDS = frozenset({("size", "packages"), ("pypi", "packages")})

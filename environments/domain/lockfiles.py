@@ -108,7 +108,7 @@ def is_explicit(text: str) -> bool:
 def is_complete(package: CondaPackage) -> bool:
     """Whether the channel's own record is known; lock files hold only a part of it.
 
-    Where it is not, `record` has no `build_number`, and licence, size, noarch kind and constraints
+    Where it is not, `record` has no `build_number`, and license, size, noarch kind and constraints
     are unknown: the channel, or the package's own `index.json`, has them.
     """
     return "build_number" in package.record

@@ -97,7 +97,7 @@ def record_differences(package: CondaPackage, index: Mapping[str, Any]) -> list[
     """Compare a record with what the package says of itself in `info/index.json`.
 
     Compared is what names the package. Channels patch the other fields of their records
-    (dependencies, licences), so a difference there is no fault. Fields that packages of older
+    (dependencies, licenses), so a difference there is no fault. Fields that packages of older
     builders leave out are compared where the package has them.
 
     Args:

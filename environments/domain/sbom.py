@@ -13,7 +13,7 @@ from urllib.parse import quote
 from condastore.errors import NotFoundError
 from environments.domain.lock import Lock, required_name
 from environments.domain.pip_requirements import DirectReference
-from environments.domain.policy.licences import expression
+from environments.domain.policy.licenses import expression
 from environments.domain.records import CondaPackage, Package, PypiPackage
 from environments.domain.timestamps import newest
 
@@ -112,7 +112,7 @@ def _component(package: Package) -> dict[str, Any]:
         "name": package.name,
         "version": package.version,
         "hashes": hashes,
-        "licenses": _licences(package.license),
+        "licenses": _licenses(package.license),
         "purl": url,
         "externalReferences": [_origin(package)],
     }
@@ -123,7 +123,7 @@ def _component(package: Package) -> dict[str, Any]:
 _URL = ":/?#[]@!$&'()*+,;=%~-._"
 
 
-def _licences(text: str) -> list[dict[str, Any]]:
+def _licenses(text: str) -> list[dict[str, Any]]:
     if not text:
         return []
     tree = expression(text)

@@ -80,7 +80,8 @@ class CondaRecord(models.Model):
     link_scripts = models.JSONField(null=True, help_text="Its install scripts.")
     #: Found when the package is fetched: rules judge this one too.
     own_license = models.TextField(
-        null=True, help_text="The licence that the package itself names, where it is another."
+        null=True,
+        help_text="License that the package itself names, if it is not that of its record.",
     )
     first_seen_at = models.DateTimeField(default=timezone.now, editable=False)
 
@@ -168,7 +169,8 @@ class PypiRecord(models.Model):
     license = models.CharField(max_length=500, blank=True)
     uploaded = models.BigIntegerField(null=True, help_text="Milliseconds, by the index's clock.")
     own_license = models.TextField(
-        null=True, help_text="The licence that the wheel itself names, where it is another."
+        null=True,
+        help_text="License that the wheel itself names, if it is not that of its record.",
     )
     first_seen_at = models.DateTimeField(default=timezone.now, editable=False)
 

@@ -265,7 +265,7 @@ class _Evaluation:
         if not channel:
             return []
         if channel not in self._refused:
-            refusing = (rule for rule in self._channels if any(rule.of_channels((channel,))))
+            refusing = (rule for rule in self._channels if any(rule.refused_channels((channel,))))
             self._refused[channel] = [*refusing]
         return self._refused[channel]
 
@@ -357,7 +357,7 @@ class _Evaluation:
                     sums[lock, platform] = (before[0] + size, before[1] + count)
             for (lock, platform), (size, count) in sums.items():
                 for rule in self._sizes:
-                    for text in rule.of_sums(platform, size, count):
+                    for text in rule.check_totals(platform, size, count):
                         yield lock, _whole(rule, platform, text)
         if self._paths:
             for row in LockConflicts.objects.filter(lock__in=locks).select_related("lock"):
@@ -385,7 +385,7 @@ class _Evaluation:
         for package in part.conda if part else ():
             mine = by_winner.get(f"{package.name}-{package.version}-{package.build}", ())
             for rule in self._paths:
-                if text := rule.of_conflicts(LockedPackage(package), mine):
+                if text := rule.check_conflicts(LockedPackage(package), mine):
                     yield _Objection(
                         rule=rule.name,
                         effect=rule.effect,

@@ -60,7 +60,7 @@ def policy_for(mirror: Mirror) -> Policy:
     """
     policy = policy_of(mirror.namespace)
     for rule in policy.rules:
-        for _, reason in rule.of_channels((mirror.upstream,)):
+        for _, reason in rule.refused_channels((mirror.upstream,)):
             if rule.effect is not Effect.WARN:
                 raise ChannelNotAllowedError(f"{reason} (rule “{rule.name}”)")
     return policy

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from condastore.errors import LinkError
 from environments.domain.lock import required_name
 from environments.domain.names import printable
-from environments.domain.policy import InstallScripts, Licences, Policy
+from environments.domain.policy import InstallScripts, Licenses, Policy
 from environments.engine.packages.cache import CachedPackage
 from environments.engine.pypi.install import CachedWheel
 from environments.models import CondaRecord, PypiRecord
@@ -65,7 +65,7 @@ def store_claims(
     unknown_scripts = any(
         found and policy.scripts.get(sha256) != tuple(found) for sha256, found in scripts.items()
     )
-    rules = [rule for rule in policy.rules if isinstance(rule, Licences)]
+    rules = [rule for rule in policy.rules if isinstance(rule, Licenses)]
     unknown_licenses = any(
         policy.own_licenses.get(sha256) != own
         for sha256, own in (conda | pypi).items()
@@ -85,7 +85,7 @@ def _is_named(package: CachedPackage, kinds: Iterable[str]) -> bool:
         return True
     own = _own_license(package)
     judged = (package.contents.link_scripts and InstallScripts.kind in kinds) or (
-        own and own != package.package.license and Licences.kind in kinds
+        own and own != package.package.license and Licenses.kind in kinds
     )
     if judged:
         raise LinkError(

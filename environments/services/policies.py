@@ -27,7 +27,7 @@ from environments.domain.policy import (
     Effect,
     InstallScripts,
     Known,
-    Licences,
+    Licenses,
     PipSources,
     Policy,
     Recalled,
@@ -123,7 +123,7 @@ def applicable_rules(rules: Sequence[Rule], namespace: Namespace | None) -> list
     """Return the installation's rules that apply to a namespace, with `pip-sources` rules
     merged."""
     name = namespace.name if namespace is not None else ""
-    found = [rule for rule in rules if rule.holds_in(name)]
+    found = [rule for rule in rules if rule.applies_to(name)]
     grants = [rule for rule in found if isinstance(rule, PipSources)]
     if not grants:
         return found
@@ -164,7 +164,7 @@ def assemble(
     )
     kinds = {rule.kind for rule in every}
     scripts = _scripted() if InstallScripts.kind in kinds else {}
-    licenses = _own_licenses([rule for rule in every if isinstance(rule, Licences)])
+    licenses = _own_licenses([rule for rule in every if isinstance(rule, Licenses)])
     # repr() of a rule contains all of its settings in one canonical form.
     content = repr((every, tuple(rulings), sorted(scripts), sorted(licenses.items())))
     version = hashlib.sha256(content.encode()).hexdigest()[:16]
@@ -227,7 +227,7 @@ def _scripted() -> dict[str, tuple[str, ...]]:
     return {sha: tuple(found or ()) for sha, found in rows.values_list("sha256", "link_scripts")}
 
 
-def _own_licenses(rules: Sequence[Licences]) -> dict[str, str]:
+def _own_licenses(rules: Sequence[Licenses]) -> dict[str, str]:
     """Return licenses found inside packages to which a rule objects, by sha256.
 
     Licenses without an objection are left out: they change no verdict, but would change the version

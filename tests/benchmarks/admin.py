@@ -24,7 +24,7 @@ LISTS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "packages": ("condarecord", {}),
     "packages, searched": ("condarecord", {"q": "package-000007"}),
     "a package of all builds": ("condarecord", {"q": "python"}),
-    "packages by licence": ("condarecord", {"licence": "GPL"}),
+    "packages by license": ("condarecord", {"license": "GPL"}),
     "audit log": ("auditevent", {}),
     "audit log of a person": ("auditevent", {"actor": "person-1"}),
     "audit log of an action": ("auditevent", {"action": "build."}),

@@ -29,7 +29,7 @@ MORE = ("requests",)
 #: Different answers, so that no build has its solve or its prefix from another one.
 SMALL = (
     *(("python", "hello-noarch"), ("python", "hello-plugin"), ("libalpha",), ("libbeta",)),
-    *(("apptool",), ("demo-stack",), ("python", "licence-mit"), ("large-data", "apptool")),
+    *(("apptool",), ("demo-stack",), ("python", "license-mit"), ("large-data", "apptool")),
 )
 
 

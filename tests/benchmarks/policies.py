@@ -33,8 +33,8 @@ SPECS = (
 def written_rules() -> list[tuple[str, str, dict[str, Any]]]:
     """Fifty rules of many kinds, as an organisation may come to have them."""
     written: list[tuple[str, str, dict[str, Any]]] = [
-        ("licences", "enforce", {"deny": ["AGPL-*"], "unknown": "accept", "missing": "accept"}),
-        ("licences", "warn", {"deny": ["GPL-2.0*"]}),
+        ("licenses", "enforce", {"deny": ["AGPL-*"], "unknown": "accept", "missing": "accept"}),
+        ("licenses", "warn", {"deny": ["GPL-2.0*"]}),
         ("age", "enforce", {"minimum": "7 days", "publisher_timestamp": "always"}),
         ("install-scripts", "enforce", {}),
         ("constraints", "enforce", {"packages": ["openssl >=1"]}),

@@ -155,7 +155,7 @@ def python_packages(
         purls=[f"pkg:generic/python@{source.version}"],
         summary="General purpose programming language",
         home="https://www.python.org/",
-        license_files={"LICENSE": builder.licence()},
+        license_files={"LICENSE": builder.license()},
         files=files,
         extra_index={"python_site_packages_path": f"lib/python{source.short}/site-packages"},
     )
@@ -198,7 +198,7 @@ class _PythonBuilder:
     def files(self) -> list[PackageFile]:
         return [*self._executables(), *self._shared_library(), *self._standard_library()]
 
-    def licence(self) -> bytes:
+    def license(self) -> bytes:
         path = self.source.stdlib / "LICENSE.txt"
         return path.read_bytes() if path.exists() else b"Python Software Foundation License\n"
 

@@ -17,7 +17,7 @@ PLATFORMS = ("linux-64", "linux-aarch64", "osx-arm64", "win-64")
 #: The release date of the oldest generated package.
 FIRST_RELEASE = datetime(2023, 1, 15, tzinfo=UTC)
 
-_LICENCE_TEXT = b"Licence text of a generated test package.\n"
+_LICENSE_TEXT = b"License text of a generated test package.\n"
 
 
 def release_timestamp(days: int) -> int:
@@ -32,7 +32,7 @@ def sample_packages(
     for subdir in platforms:
         yield from _library_graph(subdir)
         yield _large_data(subdir)
-    yield from _licences()
+    yield from _licenses()
     yield from _policy_cases(now or datetime(2026, 1, 1, tzinfo=UTC))
     yield from _virtual_package_users()
     yield from _metapackages()
@@ -67,7 +67,7 @@ def _library_graph(subdir: str) -> Iterator[PackageSpec]:
             license="MIT",
             timestamp=release_timestamp(days),
             summary="library with a text and a binary placeholder",
-            license_files={"LICENSE": _LICENCE_TEXT},
+            license_files={"LICENSE": _LICENSE_TEXT},
             files=[
                 PackageFile.text(
                     "lib/pkgconfig/libalpha.pc",
@@ -164,26 +164,26 @@ def _large_data(subdir: str) -> PackageSpec:
     )
 
 
-def _licences() -> Iterator[PackageSpec]:
-    """One package for each kind of licence that a policy may tell apart."""
-    for name, licence in (
-        ("licence-mit", "MIT"),
-        ("licence-bsd", "BSD-3-Clause"),
-        ("licence-gpl", "GPL-3.0-only"),
-        ("licence-agpl", "AGPL-3.0-or-later"),
-        ("licence-dual", "MIT OR GPL-2.0-or-later"),
-        ("licence-proprietary", "LicenseRef-Proprietary"),
-        ("licence-free-text", "see the vendor's agreement"),
-        ("licence-missing", None),
+def _licenses() -> Iterator[PackageSpec]:
+    """One package for each kind of license that a policy may tell apart."""
+    for name, expression in (
+        ("license-mit", "MIT"),
+        ("license-bsd", "BSD-3-Clause"),
+        ("license-gpl", "GPL-3.0-only"),
+        ("license-agpl", "AGPL-3.0-or-later"),
+        ("license-dual", "MIT OR GPL-2.0-or-later"),
+        ("license-proprietary", "LicenseRef-Proprietary"),
+        ("license-free-text", "see the vendor's agreement"),
+        ("license-missing", None),
     ):
         yield PackageSpec(
             name,
             "1.0",
             noarch="generic",
-            license=licence,
+            license=expression,
             timestamp=release_timestamp(50),
-            summary=f"package under the licence: {licence}",
-            license_files={"LICENSE": _LICENCE_TEXT} if licence else {},
+            summary=f"package under the license: {expression}",
+            license_files={"LICENSE": _LICENSE_TEXT} if expression else {},
         )
 
 
@@ -283,8 +283,8 @@ def _virtual_package_users() -> Iterator[PackageSpec]:
 
 def _metapackages() -> Iterator[PackageSpec]:
     for days, version, pins in (
-        (100, "2023.1", ["apptool 1.*", "libbeta 1.*", "licence-mit"]),
-        (750, "2025.1", ["apptool 2.*", "libbeta 2.*", "licence-mit", "licence-bsd"]),
+        (100, "2023.1", ["apptool 1.*", "libbeta 1.*", "license-mit"]),
+        (750, "2025.1", ["apptool 2.*", "libbeta 2.*", "license-mit", "license-bsd"]),
     ):
         yield PackageSpec(
             "demo-stack",
@@ -396,7 +396,7 @@ def _noarch_python() -> Iterator[PackageSpec]:
             purls=[f"pkg:pypi/hello-noarch@{version}"],
             summary="noarch python package with an entry point and a script",
             entry_points=["hello-noarch = hello_noarch:main"],
-            license_files={"LICENSE": _LICENCE_TEXT},
+            license_files={"LICENSE": _LICENSE_TEXT},
             files=[
                 PackageFile.text("site-packages/hello_noarch/__init__.py", module),
                 PackageFile.text(f"{dist_info}/METADATA", metadata),

@@ -75,7 +75,7 @@ def make_wheel(
     extras: Mapping[str, Sequence[str]] | None = None,
     files: Mapping[str, str | bytes] | None = None,
     scripts: Mapping[str, str] | None = None,
-    licence: str = "MIT",
+    license_expression: str = "MIT",
     requires_python: str = ">=3.9",
     tag: str = "py3-none-any",
     uploaded: datetime = UPLOADED,
@@ -88,12 +88,12 @@ def make_wheel(
         extras: the requirements of each extra.
         files: content by path; without them, a module that holds its `__version__`.
         scripts: `module:function` by the name of a command.
-        licence: an SPDX expression.
+        license_expression: SPDX.
         tag: `any` as the platform makes a pure wheel.
     """
     module = re.sub(r"[-.]+", "_", name)
     contents = dict(files or {f"{module}.py": f'__version__ = "{version}"\n'})
-    metadata = _metadata(name, version, requires, extras or {}, licence, requires_python)
+    metadata = _metadata(name, version, requires, extras or {}, license_expression, requires_python)
     dist_info = f"{module}-{version}.dist-info"
     pure = str(tag.endswith("-any")).lower()
     contents[f"{dist_info}/METADATA"] = metadata
@@ -248,7 +248,7 @@ def sample_distributions() -> Iterator[Distribution]:
     yield make_wheel("tinywithdrawn", "1.0")
     yield make_wheel("tinywithdrawn", "1.1", yanked="it deletes files")
     yield make_wheel("tinyfuture", "1.0", requires_python=">=4")
-    yield make_wheel("tinygpl", "1.0", licence="GPL-3.0-only")
+    yield make_wheel("tinygpl", "1.0", license_expression="GPL-3.0-only")
     yield make_wheel("tinyold", "1.0", uploaded=datetime(2020, 5, 1, tzinfo=UTC))
     yield make_wheel("tinymissing", "1.0", requires=["project-that-does-not-exist>=1"])
 
@@ -367,11 +367,11 @@ def _metadata(
     version: str,
     requires: Sequence[str],
     extras: Mapping[str, Sequence[str]],
-    licence: str,
+    license_expression: str,
     requires_python: str,
 ) -> str:
     lines = ["Metadata-Version: 2.4", f"Name: {name}", f"Version: {version}"]
-    lines += [f"Summary: generated package {name}", f"License-Expression: {licence}"]
+    lines += [f"Summary: generated package {name}", f"License-Expression: {license_expression}"]
     lines.append(f"Requires-Python: {requires_python}")
     lines += [f"Requires-Dist: {requirement}" for requirement in requires]
     for extra, requirements in extras.items():

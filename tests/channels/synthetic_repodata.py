@@ -73,7 +73,7 @@ _KNOWN_NAMES: dict[Kind, tuple[str, ...]] = {
     ),
 }
 
-_LICENCES = (
+_LICENSES = (
     *(["MIT"] * 9 + ["BSD-3-Clause"] * 7 + ["Apache-2.0"] * 5 + ["GPL-3.0-or-later"] * 3),
     *("LGPL-2.1-only", "MPL-2.0", "BSD-2-Clause", "GPL-2.0-only", "LicenseRef-Proprietary"),
 )
@@ -234,13 +234,13 @@ def _records(
 
 
 def _project_records(rng: random.Random, project: _Project) -> Iterator[tuple[str, dict[str, Any]]]:
-    licence = rng.choice(_LICENCES)
+    license_name = rng.choice(_LICENSES)
     per_release = max(1, round(project.records / len(project.releases)))
     for position, release in enumerate(project.releases):
         newest = position == len(project.releases) - 1
         for month, number, python in _builds(rng, project, release, per_release, newest):
             depends = _pins(rng, project, month, python)
-            yield _record(rng, project, release, month, number, python, depends, licence)
+            yield _record(rng, project, release, month, number, python, depends, license_name)
 
 
 def _builds(
@@ -309,7 +309,7 @@ def _record(
     number: int,
     python: str,
     depends: list[str],
-    licence: str,
+    license_name: str,
 ) -> tuple[str, dict[str, Any]]:
     digest = f"{rng.getrandbits(256):064x}"
     if project.name == "python":
@@ -322,7 +322,7 @@ def _record(
         "build": build,
         "build_number": number,
         "depends": depends,
-        "license": licence,
+        "license": license_name,
         "md5": f"{rng.getrandbits(128):032x}",
         "name": project.name,
         "sha256": digest,

@@ -123,7 +123,7 @@ def test_every_form_of_repodata_gives_the_same_solution(
         (["withdrawn"], {"withdrawn": "1.0"}),
         (["fresh-release"], {"fresh-release": "1.2"}),
         (["needs-glibc", "needs-linux", "needs-unix"], {"needs-glibc": "1.0"}),
-        (["older-format", "undated", "licence-missing"], {"older-format": "1.0"}),
+        (["older-format", "undated", "license-missing"], {"older-format": "1.0"}),
         (["python-tinyname"], {"python-tinyname": "1.0"}),
     ],
 )

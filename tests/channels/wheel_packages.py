@@ -62,7 +62,7 @@ CONDA_NAMES = {
     "typing-extensions": "typing_extensions",
 }
 
-_LICENCE_BY_CLASSIFIER = {
+_LICENSE_BY_CLASSIFIER = {
     "Apache Software License": "Apache-2.0",
     "BSD License": "BSD-3-Clause",
     "GNU General Public License v3 (GPLv3)": "GPL-3.0-only",
@@ -281,7 +281,7 @@ def read_wheel(path: Path, python: str, uploaded: int) -> WheelMetadata:
         extras={canonicalize_name(extra) for extra in headers.get_all("Provides-Extra", [])},
         summary=headers.get("Summary", "").replace("\n", " "),
         home=_home_page(headers.get("Home-page", ""), headers.get_all("Project-URL", [])),
-        license=_licence(headers),
+        license=_license(headers),
         is_pure=all(tag.platform == "any" and tag.abi == "none" for tag in tags),
         glibc=_glibc_of(str(tag.platform)),
     )
@@ -307,14 +307,14 @@ def _home_page(home_page: str, project_urls: list[str]) -> str:
     return ""
 
 
-def _licence(headers: Message) -> str | None:
+def _license(headers: Message) -> str | None:
     expression = headers.get("License-Expression", "")
     if expression:
         return str(expression)
     for classifier in headers.get_all("Classifier", []):
         label = classifier.rsplit(" :: ", 1)[-1]
-        if classifier.startswith("License") and label in _LICENCE_BY_CLASSIFIER:
-            return _LICENCE_BY_CLASSIFIER[label]
+        if classifier.startswith("License") and label in _LICENSE_BY_CLASSIFIER:
+            return _LICENSE_BY_CLASSIFIER[label]
     free_text = str(headers.get("License", "")).strip()
     return free_text if free_text and "\n" not in free_text and len(free_text) < 60 else None
 
@@ -451,7 +451,7 @@ def _convert(
         if noarch:
             spec.entry_points = list(_entry_points(archive))
         spec.files = list(_payload(archive, wheel, noarch))
-        spec.license_files = _licence_files(archive)
+        spec.license_files = _license_files(archive)
     write_package(spec, channel, level=level)
     if not noarch:
         for subdir in STUB_PLATFORMS:
@@ -629,7 +629,7 @@ def _entry_points(archive: zipfile.ZipFile) -> Iterator[str]:
                 yield f"{name} = {target.split('[')[0].strip()}"
 
 
-def _licence_files(archive: zipfile.ZipFile) -> dict[str, bytes]:
+def _license_files(archive: zipfile.ZipFile) -> dict[str, bytes]:
     pattern = re.compile(r"[^/]+\.dist-info/(licenses/)?[^/]*(licen[cs]e|copying)[^/]*$", re.I)
     return {
         name.rsplit("/", 1)[1]: archive.read(name)

@@ -38,7 +38,7 @@ TEXTS = (
     f"dependencies: [python, hello-noarch 1.*, activating]{TESTED}",
     f"dependencies: [python, pip: ['tinyname ~=1.0']]{TESTED}",
     "dependencies: [demo-stack 2025.*, large-data]",
-    "dependencies: [licence-mit]",
+    "dependencies: [license-mit]",
 )
 WRONG = "dependencies: [conflict-left, conflict-right]"
 #: How often each kind of fault happens, relative to the others.

@@ -48,48 +48,48 @@ def test_a_download_that_was_cut_is_continued_where_it_ended(
 
 
 def test_wrong_bytes_are_fetched_once_more(system: System, faulty: ChannelServer) -> None:
-    faulty.faults.add(Fault("noarch/licence-gpl-*", wrong_bytes=True, times=1))
-    done = system.build(ENVIRONMENT, "dependencies: [licence-gpl]")
+    faulty.faults.add(Fault("noarch/license-gpl-*", wrong_bytes=True, times=1))
+    done = system.build(ENVIRONMENT, "dependencies: [license-gpl]")
     assert done["attempt"] == 1
-    assert faulty.requests.count("noarch/licence-gpl-*") == 2
+    assert faulty.requests.count("noarch/license-gpl-*") == 2
 
 
 def test_bytes_that_stay_wrong_never_get_in(system: System, faulty: ChannelServer) -> None:
-    faulty.faults.add(Fault("noarch/licence-bsd-*", wrong_bytes=True))
-    done = system.wait(system.submit(ENVIRONMENT, "dependencies: [licence-bsd]"))
+    faulty.faults.add(Fault("noarch/license-bsd-*", wrong_bytes=True))
+    done = system.wait(system.submit(ENVIRONMENT, "dependencies: [license-bsd]"))
     assert (done["state"], done["attempt"]) == ("FAILED", 3)
     assert done["failure"]["code"] == "download-failed"
-    assert "licence-bsd-1.0-" in done["failure"]["message"]
+    assert "license-bsd-1.0-" in done["failure"]["message"]
     assert "differs from the lock" in done["failure"]["message"]
-    assert not list((system.data / "cache" / "packages").glob("*/licence-bsd-*"))
+    assert not list((system.data / "cache" / "packages").glob("*/license-bsd-*"))
     faulty.faults.clear()
-    system.build(ENVIRONMENT, "dependencies: [licence-bsd]")
+    system.build(ENVIRONMENT, "dependencies: [license-bsd]")
 
 
-@pytest.mark.parametrize("pattern", ["noarch/licence-dual-*", "noarch/repodata*", "linux-64/repo*"])
+@pytest.mark.parametrize("pattern", ["noarch/license-dual-*", "noarch/repodata*", "linux-64/repo*"])
 def test_a_server_that_is_busy_for_a_moment_is_asked_again(
     system: System, faulty: ChannelServer, pattern: str
 ) -> None:
     faulty.faults.add(Fault(pattern, status=503, times=2))
-    system.build(ENVIRONMENT, "dependencies: [licence-dual]", force=True)
+    system.build(ENVIRONMENT, "dependencies: [license-dual]", force=True)
     assert faulty.requests.count(pattern, status=503) == 2
 
 
 def test_a_server_that_hangs_is_given_up_and_asked_again(
     system: System, faulty: ChannelServer
 ) -> None:
-    faulty.faults.add(Fault("noarch/licence-missing-*", hang=60, times=1))
-    faulty.faults.add(Fault("noarch/licence-missing-*", hang=60, hang_after=100, times=1))
-    done = system.build(ENVIRONMENT, "dependencies: [licence-missing]")
+    faulty.faults.add(Fault("noarch/license-missing-*", hang=60, times=1))
+    faulty.faults.add(Fault("noarch/license-missing-*", hang=60, hang_after=100, times=1))
+    done = system.build(ENVIRONMENT, "dependencies: [license-missing]")
     assert done["attempt"] == 1
-    assert faulty.requests.count("noarch/licence-missing-*") >= 2
+    assert faulty.requests.count("noarch/license-missing-*") >= 2
 
 
 def test_a_channel_that_is_down_fails_the_build_in_the_end_and_says_so(
     system: System, faulty: ChannelServer
 ) -> None:
     faulty.faults.add(Fault("*/repodata*", status=500))
-    done = system.wait(system.submit(ENVIRONMENT, "dependencies: [licence-mit]", force=True))
+    done = system.wait(system.submit(ENVIRONMENT, "dependencies: [license-mit]", force=True))
     assert (done["state"], done["attempt"]) == ("FAILED", 3)
     assert done["failure"]["code"] == "channel-unavailable"
     assert faulty.url.rstrip("/") in done["failure"]["message"]

@@ -14,7 +14,7 @@ from tests.faults.watching import settle
 from tests.services.processes import find_program
 
 TESTED = "dependencies: [python]\ncondastore: {tests: {commands: ['sleep 2']}}\n"
-HELLO = "dependencies: [licence-mit]"
+HELLO = "dependencies: [license-mit]"
 HOURS = 2 * 3600
 
 

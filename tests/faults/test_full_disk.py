@@ -66,7 +66,7 @@ def system(
     ) as running:
         running.create("full/disk")
         # What it needs of the cache beside the packages is there before the disk is full.
-        running.build("full/disk", "dependencies: [licence-mit]")
+        running.build("full/disk", "dependencies: [license-mit]")
         yield running
 
 
@@ -209,7 +209,7 @@ def test_a_disk_without_any_room_loses_no_build_and_harms_no_database(
         system.free()
     done = system.wait(build, through_outage=True)
     assert done["state"] == "READY", done
-    system.build("full/disk", "dependencies: [licence-bsd]")
+    system.build("full/disk", "dependencies: [license-bsd]")
     for name in ("db.sqlite3", "db.sqlite3-wal"):
         with contextlib.suppress(FileNotFoundError):  # no -wal once everything is written back
             shutil.copy(system.inside / name, tmp_path)

@@ -38,7 +38,7 @@ def test_a_build_outlives_its_worker_in_every_state(
     with system.rows() as rows, Watch(system.data):
         for _ in range(5):
             if state in ("FETCHING", "CANCELLING"):
-                package = {"FETCHING": "mathkernel", "CANCELLING": "licence-gpl"}[state]
+                package = {"FETCHING": "mathkernel", "CANCELLING": "license-gpl"}[state]
                 text = f"dependencies: [python, {package}]{WITH_TESTS}"
                 channel.faults.add(Fault(f"*/{package}-*", hang=30, times=1))
             build = system.submit(reference, text, force=True)

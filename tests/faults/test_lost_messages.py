@@ -11,7 +11,7 @@ from tests.faults.conftest import Start
 from tests.services import valkey
 from tests.system import System
 
-TEXT = "dependencies: [licence-mit]"
+TEXT = "dependencies: [license-mit]"
 #: Only workers themselves can help: the scheduler looks once, at its start.
 NO_SWEEP = {"SWEEP_INTERVAL": "3600", "LEASE": "3600"}
 TICKETS = "dramatiq:builds"

@@ -20,7 +20,7 @@ from tests.services import Service, rabbitmq, valkey
 from tests.services.processes import ServiceFailedError
 from tests.system import System, until
 
-HELLO = "dependencies: [licence-mit]"
+HELLO = "dependencies: [license-mit]"
 TESTED = "dependencies: [python]\ncondastore: {tests: {commands: ['sleep 1']}}\n"
 
 
@@ -206,11 +206,11 @@ def test_a_build_that_two_workers_are_given_runs_once(start: Start) -> None:
 
 
 def test_a_scheduler_that_dies_is_followed_by_another(start: Start, channel: ChannelServer) -> None:
-    channel.faults.add(Fault("noarch/licence-agpl-*", status=503))
+    channel.faults.add(Fault("noarch/license-agpl-*", status=503))
     with start(BUILD_ATTEMPTS="60") as system:
         system.create("lost/scheduler")
-        build = system.submit("lost/scheduler", "dependencies: [licence-agpl]")
-        until(lambda: channel.requests.count("noarch/licence-agpl-*"))
+        build = system.submit("lost/scheduler", "dependencies: [license-agpl]")
+        until(lambda: channel.requests.count("noarch/license-agpl-*"))
         [scheduler] = system.processes("scheduler")
         scheduler.kill()
         system.kill_worker()

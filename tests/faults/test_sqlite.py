@@ -34,7 +34,7 @@ def test_a_web_process_and_four_workers_never_find_the_database_locked(start: St
             """What one person does: submits, looks, tags, cancels."""
             made = []
             for turn in range(BUILDS // PEOPLE):
-                name = ("licence-mit", "licence-bsd", "demo-stack")[(number + turn) % 3]
+                name = ("license-mit", "license-bsd", "demo-stack")[(number + turn) % 3]
                 text = f"dependencies: [{name}]\nvariables: {{TURN: '{number}-{turn}'}}\n"
                 build = system.submit(references[number], text)
                 system.graphql(LIST)
@@ -119,7 +119,7 @@ def test_while_another_program_writes_changes_are_unavailable_and_reading_goes_o
 
 
 def _text(turn: str) -> str:
-    return f"dependencies: [licence-mit]\nvariables: {{TURN: '{turn}'}}\n"
+    return f"dependencies: [license-mit]\nvariables: {{TURN: '{turn}'}}\n"
 
 
 def _submit(system: System, reference: str, text: str) -> dict[str, Any]:

@@ -227,7 +227,7 @@ HONEST: dict[str, Hostile] = {
         ],
         compressed=".conda",
     ),
-    # Channels correct dependencies and licences.
+    # Channels correct dependencies and licenses.
     "patched": Hostile(
         index={"depends": ["gone >=2"], "license": "BSD-3-Clause"},
         record={"depends": [], "license": "MIT"},
@@ -235,7 +235,7 @@ HONEST: dict[str, Hostile] = {
 }
 NAMES = sorted(set(attacks(Path("/data"))) - {"up", "root"})
 RULES = {
-    "licences": ("enforce", {"deny": ["AGPL-*"], "missing": "accept", "unknown": "accept"}),
+    "licenses": ("enforce", {"deny": ["AGPL-*"], "missing": "accept", "unknown": "accept"}),
     "install-scripts": ("ask", {}),
 }
 _PEOPLE = f"""

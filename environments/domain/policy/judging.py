@@ -41,7 +41,7 @@ class Policy:
     rulings: tuple[Ruling, ...] = ()
     #: sha256 -> install scripts, of the packages that were seen to have some.
     scripts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    #: sha256 -> licence, of the packages that name another one than their record.
+    #: sha256 -> license, of the packages that name another one than their record.
     own_licenses: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -96,7 +96,7 @@ class Policy:
         reference = DirectReference(kind="wheel", url=url)
         grants = [rule for rule in self.rules if isinstance(rule, PipSources)]
         return bool(grants) and not any(
-            rule.effect is Effect.ENFORCE and rule.against(reference) for rule in grants
+            rule.effect is Effect.ENFORCE and rule.objection_to(reference) for rule in grants
         )
 
     @property
@@ -242,7 +242,7 @@ def judge_names(policy: Policy, specification: Specification) -> tuple[Verdict, 
         names = {required_name(text) for specs in asked.values() for text in specs}
         for name in sorted(names - {""}):
             for rule in policy.rules:
-                if rule.effect is Effect.ASK or not (text := rule.of_name(manager, name)):
+                if rule.effect is Effect.ASK or not (text := rule.check_name(manager, name)):
                     continue
                 verdicts.append(_verdict(policy, Objection(rule, rule.effect, text), name, (name,)))
     verdicts += _of_sources(policy, specification)
@@ -261,7 +261,7 @@ def _of_sources(policy: Policy, specification: Specification) -> Iterator[Verdic
     if not direct and not urls:
         return
     for rule in policy.rules:
-        for subject, sentence in rule.of_sources(direct, tuple(urls)):
+        for subject, sentence in rule.refused_sources(direct, tuple(urls)):
             # No package could be held for a decision on an index.
             effect = Effect.ENFORCE if rule.effect is Effect.ASK else rule.effect
             yield Verdict(
@@ -334,7 +334,7 @@ def judge_conflicts(
         for rule in policy.rules:
             if not isinstance(rule, PathConflicts):
                 continue
-            objection = screen.decided(rule, subject, rule.of_conflicts(subject, mine))
+            objection = screen.decided(rule, subject, rule.check_conflicts(subject, mine))
             if objection is not None:
                 key = key_of(subject)
                 chain = chains.get(subject.name, ())
@@ -363,7 +363,7 @@ def _roots(policy: Policy, specification: Specification, platform: str) -> tuple
 
 def _of_channels(policy: Policy, channels: tuple[str, ...]) -> Iterator[Verdict]:
     for rule in policy.rules:
-        for url, reason in rule.of_channels(channels):
+        for url, reason in rule.refused_channels(channels):
             yield Verdict(
                 rule=rule.name,
                 effect=rule.effect,
@@ -375,7 +375,7 @@ def _of_channels(policy: Policy, channels: tuple[str, ...]) -> Iterator[Verdict]
 
 def _of_whole(screen: Screen, part: PlatformLock) -> Iterator[Verdict]:
     for rule in screen.policy.rules:
-        sentences = list(rule.of_whole(part))
+        sentences = list(rule.check_lock(part))
         ruling = screen.whole_ruling(rule) if sentences and rule.effect is Effect.ASK else None
         if ruling is not None and ruling.approved:
             continue

@@ -71,7 +71,7 @@ class Evidence(Protocol):
         """Its install scripts; None while nobody has opened the package."""
 
     def own_license(self, subject: Subject) -> str:
-        """The licence that the package itself names, where its record says otherwise; else ""."""
+        """The license that the package itself names, where its record says otherwise; else ""."""
         ...
 
 

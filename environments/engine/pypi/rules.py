@@ -65,13 +65,13 @@ def _avoidable(
                 continue
             if objection.rule.ages and subject.indexed is None:
                 continue  # only the verdicts know when it was first seen
-            if objection.effect is Effect.ASK and objection.rule.of_name("pypi", package.name):
+            if objection.effect is Effect.ASK and objection.rule.check_name("pypi", package.name):
                 continue  # every version needs the same decision
             yield package, objection
             break
 
 
 def _without(package: PypiPackage, objection: Objection) -> str:
-    if objection.rule.of_name("pypi", package.name):
+    if objection.rule.check_name("pypi", package.name):
         return f"{package.name}<0"  # excludes every version, and so the packages that need it
     return f"{package.name}!={package.version}"

@@ -186,13 +186,13 @@ def test_a_rule_is_tried_before_it_is_on(site: Client):
 
 
 def test_each_fault_of_a_rule_is_shown_at_its_field(site: Client):
-    url = url_of("policy_add-rule", kind="licences")
+    url = url_of("policy_add-rule", kind="licenses")
     given = {
         **RULE,
         "name": "",
         "deny": "GPL-*",
         "missing": "perhaps",
-        "map": "BSD: not a licence(",
+        "map": "BSD: not a license(",
     }
     form = site.post(url, {**given, "name": "some"}).context["form"]
     assert sorted(form.errors) == ["map", "missing"]

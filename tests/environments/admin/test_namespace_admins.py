@@ -36,7 +36,7 @@ def manager(client: Client, root) -> Client:
     add_rule(
         actor=root,
         namespace=None,
-        kind="licences",
+        kind="licenses",
         effect="warn",
         name="of the whole installation",
         settings={"deny": ["GPL-3.0-only"]},

@@ -100,11 +100,11 @@ def test_pypi_names_are_compared_as_pypi_does():
     assert [str(verdict.package) for verdict in found] == ["ruamel-yaml 1.0"]
 
 
-# --- licences -------------------------------------------------------------------------------------
+# --- licenses -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("licence", "allowed"),
+    ("license_text", "allowed"),
     [
         ("MIT", True),
         ("mit", True),
@@ -123,21 +123,21 @@ def test_pypi_names_are_compared_as_pypi_does():
         ("NOASSERTION", False),
     ],
 )
-def test_a_licence_is_read_as_spdx_says(licence, allowed):
+def test_a_license_is_read_as_spdx_says(license_text, allowed):
     one = rule(
-        "licences",
+        "licenses",
         allow=["MIT", "BSD-*", "GPL-2.0-only WITH Classpath-exception-2.0"],
         map={"Our own words": "MIT"},
     )
-    found = judged(one, of=lock(make_package("a", license=licence)))
+    found = judged(one, of=lock(make_package("a", license=license_text)))
     assert (not found) == allowed
 
 
-def test_unknown_and_missing_licences_are_cases_of_their_own():
+def test_unknown_and_missing_licenses_are_cases_of_their_own():
     odd = lock(make_package("odd", license="whatever"), make_package("none", license=""))
-    unknown = judged(rule("licences", deny=["AGPL-*"], missing="accept"), of=odd)
+    unknown = judged(rule("licenses", deny=["AGPL-*"], missing="accept"), of=odd)
     assert [verdict.package.name for verdict in unknown] == ["odd"]
-    missing = judged(rule("licences", deny=["AGPL-*"], unknown="accept"), of=odd)
+    missing = judged(rule("licenses", deny=["AGPL-*"], unknown="accept"), of=odd)
     assert [verdict.package.name for verdict in missing] == ["none"]
 
 
@@ -193,11 +193,11 @@ def test_a_verdict_names_the_rule_the_package_and_the_chain():
         make_package("b", depends=["c"]),
         make_package("a", depends=["b >=1"]),
     )
-    [found] = judged(rule("licences", deny=["AGPL-*"], reason="legal"), of=of)
+    [found] = judged(rule("licenses", deny=["AGPL-*"], reason="legal"), of=of)
     assert found.chain == ("a", "b", "c")
     assert found.policy == "7"
     assert found.sentence == (
-        "c 1.0 is under AGPL-3.0-only, which is not allowed (rule “our licences”: legal); "
+        "c 1.0 is under AGPL-3.0-only, which is not allowed (rule “our licenses”: legal); "
         "it is needed through a → b → c."
     )
 
@@ -213,9 +213,9 @@ def test_a_package_that_platforms_share_is_spoken_of_once():
         (rule("size", packages=1), "has 2 packages; 1 are allowed"),
         (rule("size", bytes="1 kB"), "are allowed"),
         (rule("required", packages=["ca-certificates"]), "is required in every environment"),
-        (rule("constraints", packages=["b >=2"]), "does not fit b >=2"),
-        (rule("pins", packages={"b": "2.*"}), "does not fit b 2.*"),
-        (rule("channels", packages={"b": ["pytorch"]}), "allowed is only pytorch"),
+        (rule("constraints", packages=["b >=2"]), "does not match b >=2"),
+        (rule("pins", packages={"b": "2.*"}), "does not match b 2.*"),
+        (rule("channels", packages={"b": ["pytorch"]}), "only pytorch is allowed"),
     ],
 )
 def test_each_kind_says_what_it_objects_to(one, says):
@@ -233,9 +233,9 @@ def test_install_scripts_are_refused_once_they_are_known():
     assert "post-link" in found.reason
 
 
-def test_the_licence_that_a_package_names_itself_counts_where_it_is_stricter():
+def test_the_license_that_a_package_names_itself_counts_where_it_is_stricter():
     package = make_package("a", license="MIT")
-    one = rule("licences", deny=["AGPL-*"], missing="accept")
+    one = rule("licenses", deny=["AGPL-*"], missing="accept")
 
     def said(own: str) -> list[str]:
         known = Known(now=NOW, own_licenses={package.sha256: own})
@@ -310,12 +310,12 @@ def test_a_decision_about_bytes_is_about_no_others():
 def test_an_approval_does_not_lift_what_another_rule_refuses():
     found = judged(
         rule("packages-denied", "ask", packages=["a"]),
-        rule("licences", deny=["MIT"]),
+        rule("licenses", deny=["MIT"]),
         of=lock(make_package("a")),
         rulings=(decision(1, spec="a"),),
     )
     assert [(verdict.rule, verdict.effect) for verdict in found] == [
-        ("our licences", Effect.ENFORCE)
+        ("our licenses", Effect.ENFORCE)
     ]
 
 
@@ -352,9 +352,9 @@ def test_every_kind_has_a_summary_travels_and_says_what_its_settings_mean():
 @pytest.mark.parametrize(
     ("kind", "content", "where"),
     [
-        ("licences", {"alow": ["MIT"]}, "settings.alow"),
-        ("licences", {"deny": ["no-licence"]}, "settings.deny[0]"),
-        ("licences", {"map": {"x": "no such thing"}}, "settings.map.x"),
+        ("licenses", {"alow": ["MIT"]}, "settings.alow"),
+        ("licenses", {"deny": ["no-license"]}, "settings.deny[0]"),
+        ("licenses", {"map": {"x": "no such thing"}}, "settings.map.x"),
         ("age", {"minimum": "soon"}, "settings.minimum"),
         ("age", {}, "settings.minimum"),
         ("packages-denied", {}, "settings.packages"),

@@ -63,7 +63,7 @@ def test_the_packages_of_a_real_channel_are_described(small_channel: Path) -> No
         assert_valid(cyclonedx(lock, part.platform))
 
 
-def test_package_urls_licences_hashes_and_needs_are_told() -> None:
+def test_package_urls_licenses_hashes_and_needs_are_told() -> None:
     numpy = conda(
         "numpy",
         "2.1",

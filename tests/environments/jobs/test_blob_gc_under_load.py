@@ -31,7 +31,7 @@ from tests.environments.conftest import Submit
 pytestmark = pytest.mark.django_db(transaction=True)
 #: Long against what lies between keeping a file and the row that needs it.
 GRACE = timedelta(seconds=5)
-TEXTS = [f"dependencies: [{name}]" for name in ("apptool", "licence-mit", "libbeta", "libalpha")]
+TEXTS = [f"dependencies: [{name}]" for name in ("apptool", "license-mit", "libbeta", "libalpha")]
 #: Blobs that are to be collected meanwhile, and builds that are to be made.
 COLLECTED, BUILDS, PATIENCE = 3, 8, 300
 

@@ -194,7 +194,7 @@ def test_other_rules_judge_what_a_commit_gives(submit, research, dora, root, git
     policies.add_rule(
         actor=dora,
         namespace=research,
-        kind="licences",
+        kind="licenses",
         effect="enforce",
         name="no MIT",
         settings={"deny": ["MIT"], "except": ["python", "hello-noarch"], "missing": "accept",

@@ -298,13 +298,13 @@ def test_constraints_and_required_packages_join_every_solve(submit, research, do
         name="old alpha",
         settings={"packages": ["libalpha <2"]},
     )
-    add(dora, research, kind="required", name="mit", settings={"packages": ["licence-mit"]})
+    add(dora, research, kind="required", name="mit", settings={"packages": ["license-mit"]})
     build = submit("dependencies: [apptool]")
     builds.run(build.pk)
     build.refresh_from_db()
     versions = {p.name: p.version for part in build.lock.value() for p in part.conda}
     assert versions["libalpha"] == "1.1"
-    assert "licence-mit" in versions
+    assert "license-mit" in versions
 
 
 @workers
@@ -382,7 +382,7 @@ def test_what_was_decided_counts_when_a_rule_is_tried(stored, root, research):
     [
         (draft(kind="size", packages=1), ["research/app"]),
         (draft(kind="required", packages=["left-pad"]), ["research/plain"]),
-        (draft(kind="licences", deny=["MIT"]), ["other/lib", "research/app", "research/plain"]),
+        (draft(kind="licenses", deny=["MIT"]), ["other/lib", "research/app", "research/plain"]),
         (draft(kind="channels", deny=[factories.CHANNEL]), 3),
         (draft(kind="packages-allowed", packages=["python"]), ["other/lib", "research/app"]),
         (draft(kind="age", minimum="1 day"), 3),

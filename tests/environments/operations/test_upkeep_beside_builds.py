@@ -66,7 +66,7 @@ def test_upkeep_does_not_take_a_prefix_away_from_the_build_that_just_made_it(
         attach(run, **changes)
 
     monkeypatch.setattr(build_run.Run, "update", slowly)
-    build = submit("dependencies: [licence-mit]")
+    build = submit("dependencies: [license-mit]")
     builds.run(build.pk)
     build.refresh_from_db()
     assert (build.state, build.attempt) == ("READY", 1)

@@ -159,7 +159,7 @@ def test_one_new_package_is_one_new_layer_beside_what_is_the_locks_own(
     small: Build, submit: Callable[..., Build]
 ) -> None:
     before = {layer["digest"] for layer in manifest(made(small))["layers"]}
-    larger = build_it(submit("dependencies: [activating, libbeta ==1.2, licence-mit]"))
+    larger = build_it(submit("dependencies: [activating, libbeta ==1.2, license-mit]"))
     after = [layer["digest"] for layer in manifest(made(larger))["layers"]]
     new = [digest for digest in after if digest not in before]
     assert len(new) == 2
@@ -194,9 +194,9 @@ def test_conflicting_files_of_a_platform_that_nobody_linked_share_the_last_layer
 ) -> None:
     image_builder.store_base(BaseImage.OWN, small_base(tmp_path, platform="linux-aarch64"))
     known = packages_of(small_channel)
-    clobbering = (known["clobber-one"], known["clobber-two"], known["licence-bsd"])
+    clobbering = (known["clobber-one"], known["clobber-two"], known["license-bsd"])
     parts = [
-        PlatformLock(platform="linux-64", conda=(known["licence-mit"],)),
+        PlatformLock(platform="linux-64", conda=(known["license-mit"],)),
         PlatformLock(platform="linux-aarch64", conda=clobbering),
     ]
     lock = Lock(channels=(small_channel.as_uri(),), platforms=tuple(parts))

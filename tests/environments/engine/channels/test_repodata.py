@@ -248,4 +248,4 @@ def test_a_description_counts_versions_and_says_where_they_are(
     [digests] = [each.digests for each in found if each.entry.name == "libalpha"]
     assert [len(digest) for digest in digests["linux-64"]] == [8] * len(digests["linux-64"])
     assert (alpha.latest_version, alpha.versions, alpha.subdirs) == ("2.1", 4, ("linux-64",))
-    assert entries["licence-gpl"].license.startswith("GPL")
+    assert entries["license-gpl"].license.startswith("GPL")

@@ -207,7 +207,7 @@ def test_an_empty_folder_is_made(small_channel: Path, target: Path, cache: Packa
         ["activating"],
         ["libalpha-1.1", "legacy-app"],
         ["libalpha", "libbeta", "apptool"],
-        ["demo-stack", "apptool", "libalpha", "libbeta", "licence-mit", "licence-bsd"],
+        ["demo-stack", "apptool", "libalpha", "libbeta", "license-mit", "license-bsd"],
     ],
 )
 def test_the_corners_of_the_format_link(

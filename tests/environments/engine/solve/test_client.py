@@ -154,7 +154,7 @@ def test_constraints_hold_without_being_installed(solver: RattlerSolver, channel
 
 def test_what_was_locked_stays_where_it_still_fits(solver: RattlerSolver, channel: str) -> None:
     old = solve(solver, "libalpha 1.0", channels=[channel])
-    lock = solve(solver, "libalpha", "licence-mit", channels=[channel], locked=old)
+    lock = solve(solver, "libalpha", "license-mit", channels=[channel], locked=old)
     assert versions(lock)["libalpha"] == "1.0"
 
 

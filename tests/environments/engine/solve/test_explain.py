@@ -90,7 +90,7 @@ def test_the_reason_is_said_in_the_words_of_the_request(
 def test_only_those_that_exclude_each_other_are_named(solver: RattlerSolver, channel: str) -> None:
     error = explain(
         solver,
-        *("python", "hello-noarch", "conflict-left", "licence-mit", "conflict-right", "undated"),
+        *("python", "hello-noarch", "conflict-left", "license-mit", "conflict-right", "undated"),
         channels=[channel],
     )
     (conflict,) = error.details["conflicts"]

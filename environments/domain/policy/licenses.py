@@ -1,4 +1,4 @@
-"""Does a licence satisfy what a rule allows? SPDX expressions, and words that are none.
+"""Does a license satisfy what a rule allows? SPDX expressions, and words that are none.
 
 `A OR B` is acceptable where one of them is, `A AND B` where both are; `A WITH E` as `A` is, unless
 the rule names `A WITH E` itself.
@@ -25,7 +25,7 @@ from environments.domain.names import did_you_mean, printable
 
 _LONGEST = 2_000  # characters; what is longer is a text, not an expression
 
-#: What channels write for licences that have one plain meaning; a rule's own map goes before.
+#: What channels write for licenses that have one plain meaning; a rule's own map goes before.
 FREE_TEXT: Mapping[str, str] = {
     "apache": "Apache-2.0",
     "apache 2": "Apache-2.0",
@@ -67,7 +67,7 @@ def _licensing() -> Licensing:
 
 @lru_cache(maxsize=10_000)
 def expression(text: str) -> Any | None:
-    """`text` as a tree of SPDX licences; None where it is not an expression of known ones."""
+    """`text` as a tree of SPDX licenses; None where it is not an expression of known ones."""
     if not text or len(text) > _LONGEST:
         return None
     try:
@@ -79,7 +79,7 @@ def expression(text: str) -> Any | None:
 
 
 def _own(key: str) -> bool:
-    """`LicenseRef-...`: somebody's own licence, with a name of its own."""
+    """`LicenseRef-...`: somebody's own license, with a name of its own."""
     return key.startswith(("LicenseRef-", "DocumentRef-")) and " " not in key
 
 
@@ -87,7 +87,7 @@ def acceptable(tree: Any, *, allow: Sequence[str], deny: Sequence[str]) -> bool:
     """Whether one may take a package under this expression.
 
     Args:
-        allow: names or globs of licences; none means all that `deny` does not name.
+        allow: names or globs of licenses; none means all that `deny` does not name.
         deny: names or globs; goes before `allow`.
     """
     if isinstance(tree, OR):
@@ -111,11 +111,11 @@ def named(key: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(key.lower(), pattern.lower()) for pattern in patterns)
 
 
-def licence_pattern(text: str) -> str:
-    """A licence as a rule names it: an SPDX name in its proper form, or a glob over names.
+def license_pattern(text: str) -> str:
+    """A license as a rule names it: an SPDX name in its proper form, or a glob over names.
 
     Raises:
-        InvalidInputError: no licence of SPDX has such a name.
+        InvalidInputError: no license of SPDX has such a name.
     """
     text = " ".join(text.split())
     if "*" in text:
@@ -128,12 +128,12 @@ def licence_pattern(text: str) -> str:
         if tree is not None and not isinstance(tree, OR | AND):
             return str(tree.render())
     raise InvalidInputError(
-        f"{printable(text)} is not the name of a licence of SPDX.",
-        hint=did_you_mean_licence(text) or "Write names such as MIT, GPL-3.0-only or GPL-*.",
+        f"{printable(text)} is not the name of a license of SPDX.",
+        hint=did_you_mean_license(text) or "Write names such as MIT, GPL-3.0-only or GPL-*.",
     )
 
 
-def did_you_mean_licence(text: str) -> str:
+def did_you_mean_license(text: str) -> str:
     mapped = FREE_TEXT.get(text.lower())
     if mapped:
         return f"Did you mean {mapped!r}?"
