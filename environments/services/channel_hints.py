@@ -9,7 +9,7 @@ from django.db.models import QuerySet
 
 from condastore.errors import UnsatisfiableError
 from environments.domain.names import channel_allowed
-from environments.engine.solve.explain import spec_name
+from environments.engine.solve.match_specs import spec_name
 from environments.models import Channel, ChannelCredential
 
 #: Number of channels named for one package.

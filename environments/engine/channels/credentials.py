@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Iterable
-from urllib.parse import quote
+from collections.abc import Callable, Iterable, Mapping
+from urllib.parse import quote, urlsplit
 
+from condastore.errors import InvalidInputError
 from environments.domain.names import Credential, without_credentials
 
 #: Returns the credential of a channel, of an index, or of a file of either. Called in the thread
@@ -49,3 +50,23 @@ def redact(text: str, credentials: Iterable[Credential | None] = ()) -> str:
             if len(secret) > 3:
                 text = text.replace(quote(secret, safe=""), "***").replace(secret, "***")
     return _QUERY_SECRET.sub(r"\1***", without_credentials(text))
+
+
+def refuse_ambiguous(credentials: Mapping[str, Credential | None]) -> None:
+    """Refuse URLs that rattler cannot tell apart: it knows host and path, not scheme and port."""
+    for channel, credential in credentials.items():
+        if credential is None:
+            continue
+        mine = urlsplit(channel)
+        for other in credentials:
+            theirs = urlsplit(other)
+            if (
+                theirs.hostname == mine.hostname
+                and (theirs.scheme, theirs.netloc) != (mine.scheme, mine.netloc)
+                and f"{theirs.path}/".startswith(f"{mine.path}/")
+            ):
+                raise InvalidInputError(
+                    f"{other} and {channel} have the same host and path; the credential of the "
+                    "second could be sent to the first.",
+                    hint="Write the channel with the same scheme and port as its credential.",
+                )

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import hashlib
 import json
 import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -27,36 +25,33 @@ from rattler.networking.middleware import AddHeadersMiddleware
 from rattler.repo_data.gateway import SourceConfig
 
 from condastore.errors import (
-    ChannelNotAllowedError,
     ChannelNotFoundError,
     ChannelUnavailableError,
-    InvalidInputError,
-    StoreError,
     TimeLimitError,
 )
 from environments.domain.json_text import parse_json
 from environments.domain.names import Credential, without_credentials
-from environments.domain.progress import Cancelled, never, obey
+from environments.domain.progress import Cancelled, never
 from environments.domain.records import CondaPackage
 from environments.domain.urls import canonical_or_same
 from environments.engine.channels.credentials import (
     CredentialSource,
     no_credentials,
     redact,
+    refuse_ambiguous,
     request_headers,
     request_url,
 )
+from environments.engine.channels.event_loop import EventLoopThread
 from environments.engine.channels.hosted import HostedFiles, HostedLookup, HostedSource, none_hosted
 from environments.engine.channels.records import from_rattler
+from environments.engine.channels.states import StateReader, refuse_missing
 from environments.engine.network import bounded_reading, clients, forward_proxy
 from environments.engine.network.addresses import guard
 from environments.engine.network.bounded_reading import ACCEPT_ENCODING, ReadLimits, TransferError
 
 Answer = TypeVar("Answer")
 
-#: In the order in which rattler requests them; it reads the first that exists.
-_REPODATA = ("repodata_shards.msgpack.zst", "repodata.json.zst", "repodata.json")
-_POLL_SECONDS = 0.1  # between two checks of `cancelled`
 DEFAULT_READ_LIMITS = ReadLimits()
 #: Part of rattler's message of EFBIG.
 _FILE_TOO_LARGE = "os error 27"
@@ -119,13 +114,14 @@ class Channels:
         self._hosted: dict[str, HostedSource] = {}
         self._observed: dict[tuple[str, str], tuple[float, str]] = {}
         self._loaded: dict[tuple[str, str], str] = {}
-        self._forms: dict[tuple[str, str], str] = {}
         self._unsharded: set[str] = set()
         self._gateway: rattler.Gateway | None = None
         self._client: Client | None = None
         self._mirrors: dict[str, list[str]] = {}
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._loop_pid = 0
+        self._thread = EventLoopThread()
+        self._states = StateReader(
+            limits=limits, credential=lambda url: self._credentials.get(url), clean=self.clean
+        )
 
     # Network thread
 
@@ -134,46 +130,16 @@ class Channels:
         work: Coroutine[Any, Any, Answer],
         *,
         cancelled: Cancelled = never,
-        deadline: float | None = None,  # of time.monotonic()
+        deadline: float | None = None,
     ) -> Answer:
-        """Run `work` in the network thread; stop waiting at `deadline` or when `cancelled`.
-
-        Work that rattler started in its own threads may continue for a moment.
-
-        Raises:
-            LeaseLostError: `cancelled` returned True.
-            TimeLimitError: `deadline` passed.
-        """
-        future: Future[Answer] = asyncio.run_coroutine_threadsafe(work, self._event_loop())
-        while True:
-            try:
-                return future.result(timeout=_POLL_SECONDS)
-            except TimeoutError:
-                if future.done():
-                    raise  # raised by the work itself
-            try:
-                obey(cancelled)
-            except BaseException:
-                future.cancel()
-                raise
-            if deadline is not None and time.monotonic() > deadline:
-                future.cancel()
-                raise TimeLimitError("The channels did not respond within the time limit.")
+        """Run `work` in the network thread; see `EventLoopThread.run`."""
+        return self._thread.run(work, cancelled=cancelled, deadline=deadline)
 
     def close(self) -> None:
         """Stop the network thread. The cache on disk stays."""
         with self._lock:
-            loop, self._loop, self._gateway, self._client = self._loop, None, None, None
-        if loop is not None and self._loop_pid == os.getpid():
-            loop.call_soon_threadsafe(loop.stop)
-
-    def _event_loop(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            if self._loop is None or self._loop_pid != os.getpid():  # a fork has no threads
-                self._loop = asyncio.new_event_loop()
-                self._loop_pid = os.getpid()
-                threading.Thread(target=_serve, args=(self._loop,), daemon=True).start()
-            return self._loop
+            self._gateway = self._client = None
+        self._thread.close()
 
     # States
 
@@ -233,13 +199,13 @@ class Channels:
         asked = [key for key in wanted if key not in fresh]
         if asked:
             try:
-                found = self.run(self._ask(asked), cancelled=cancelled, deadline=deadline)
+                found = self.run(self._states.read(asked), cancelled=cancelled, deadline=deadline)
             except TimeLimitError as error:
                 slow = ", ".join(dict.fromkeys(channel for channel, _ in asked))
                 raise TimeLimitError(
                     f"These channels did not respond within the time limit: {slow}."
                 ) from error
-            _refuse_missing(channels, fresh | found)
+            refuse_missing(channels, fresh | found)
             seen = time.monotonic()
             with self._lock:
                 self._observed.update({key: (seen, state) for key, state in found.items()})
@@ -376,7 +342,7 @@ class Channels:
         found = {channel: self._credential_source(channel) for channel in channels}
         with self._lock:
             known = self._credentials | found
-            _refuse_ambiguous(known)
+            refuse_ambiguous(known)
             mirrors = {
                 f"{channel}/": [f"{request_url(credential, channel)}/"]
                 for channel, credential in known.items()
@@ -397,81 +363,6 @@ class Channels:
             if parts.hostname == host and inside and len(parts.path) > best:
                 best, headers = len(parts.path), request_headers(credential)
         return headers or None
-
-    async def _ask(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
-        async with clients.async_client(
-            timeout=self.limits.timeout,
-            limits=httpx.Limits(max_connections=20),
-            headers={"User-Agent": "condastore"},
-        ) as client:
-            states = await asyncio.gather(
-                *(self._ask_one(client, channel, subdir) for channel, subdir in keys),
-                return_exceptions=True,
-            )
-        # Reporting all faults would mostly repeat one kind; permanent faults come first.
-        faults = [state for state in states if isinstance(state, BaseException)]
-        for fault in sorted(faults, key=lambda fault: getattr(fault, "transient", False)):
-            raise fault
-        return {
-            key: state for key, state in zip(keys, states, strict=True) if isinstance(state, str)
-        }
-
-    async def _ask_one(self, client: httpx.AsyncClient, channel: str, subdir: str) -> str:
-        if channel.startswith("file:"):
-            return _file_state(channel, subdir)
-        held = self._forms.get((channel, subdir))
-        for form in sorted(_REPODATA, key=lambda form: form != held):
-            state = await self._state_of_file(client, channel, f"{channel}/{subdir}/{form}")
-            if state:
-                self._forms[channel, subdir] = form
-                return f"{form} {state}"
-        return ""
-
-    async def _state_of_file(self, client: httpx.AsyncClient, channel: str, url: str) -> str:
-        """Return what identifies the current content of a file; "" if there is no such file.
-
-        Only response headers are read, and bodies are hashed in pieces: nothing that a channel
-        sent is decompressed or parsed in this process.
-        """
-        credential = self._credentials.get(channel)
-        headers, asked = request_headers(credential), request_url(credential, url)
-        open_ = functools.partial(bounded_reading.stream, client, limits=self.limits)
-        try:
-            async with open_("HEAD", asked, headers=headers) as answer:
-                pass
-            if answer.status_code in (400, 403, 405, 501):  # some object stores sign GET only
-                async with open_("GET", asked, headers=headers | {"Range": "bytes=0-0"}) as answer:
-                    pass
-            if answer.status_code in (404, 410):
-                return ""
-            if answer.status_code in (401, 403):
-                raise ChannelNotAllowedError(
-                    f"Channel {channel} denies access (status {answer.status_code}).",
-                    hint="Ask an administrator to store credentials for this channel.",
-                )
-            if answer.is_error:
-                raise ChannelUnavailableError(
-                    f"Channel {channel} responded with status {answer.status_code}."
-                )
-            marks = [answer.headers.get(key, "") for key in ("ETag", "Last-Modified")]
-            if not any(marks):  # without validators only the bytes show a change
-                digest = hashlib.sha256()
-                plain = headers | {"Accept-Encoding": "identity"}
-                async with open_("GET", asked, headers=plain) as answer:
-                    async for part in bounded_reading.read_raw(answer, self.limits):
-                        digest.update(part)
-                marks = [digest.hexdigest()]
-            return " ".join(marks)
-        except TransferError as error:
-            name = url.removeprefix(f"{channel}/")
-            raise ChannelUnavailableError(
-                f"Channel {channel} cannot be read: {name} {error}."
-            ) from error
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            reason = str(error) or type(error).__name__
-            raise ChannelUnavailableError(
-                f"Channel {channel} cannot be reached: {self.clean(reason)}"
-            ) from error
 
     # Contents
 
@@ -666,72 +557,12 @@ def _is_unexpected_304(error: ChannelUnavailableError) -> bool:
     return isinstance(error.__cause__, GatewayError) and "304 Not Modified" in error.message
 
 
-def _serve(loop: asyncio.AbstractEventLoop) -> None:
-    asyncio.set_event_loop(loop)
-    try:
-        loop.run_forever()
-    finally:
-        loop.close()
-
-
 def with_noarch(platforms: Sequence[str]) -> list[Any]:  # rattler expects its literal type
     return [*dict.fromkeys([*platforms, "noarch"])]
 
 
 def _subdirs(channels: Sequence[str], platforms: Sequence[str]) -> list[tuple[str, str]]:
     return [(channel, subdir) for channel in channels for subdir in with_noarch(platforms)]
-
-
-def _refuse_missing(channels: Sequence[str], states: Mapping[tuple[str, str], str]) -> None:
-    """Refuse channels without `noarch`, which conda requires; other subdirs may be missing."""
-    faults: list[StoreError] = []
-    for channel in dict.fromkeys(channels):
-        mine = {subdir: state for (name, subdir), state in states.items() if name == channel}
-        if mine.get("noarch"):
-            continue
-        if any(mine.values()):
-            faults.append(
-                ChannelNotFoundError(
-                    f"Channel {channel} has no noarch/repodata.json, which every conda channel "
-                    "needs.",
-                    hint="Ask the channel's owner to index it again.",
-                )
-            )
-        else:
-            faults.append(ChannelNotFoundError(f"There is no channel at {channel}."))
-    if faults:
-        raise ChannelNotFoundError(" ".join(fault.message for fault in faults), hint=faults[0].hint)
-
-
-def _refuse_ambiguous(credentials: Mapping[str, Credential | None]) -> None:
-    """Refuse URLs that rattler cannot tell apart: it knows host and path, not scheme and port."""
-    for channel, credential in credentials.items():
-        if credential is None:
-            continue
-        mine = urlsplit(channel)
-        for other in credentials:
-            theirs = urlsplit(other)
-            if (
-                theirs.hostname == mine.hostname
-                and (theirs.scheme, theirs.netloc) != (mine.scheme, mine.netloc)
-                and f"{theirs.path}/".startswith(f"{mine.path}/")
-            ):
-                raise InvalidInputError(
-                    f"{other} and {channel} have the same host and path; the credential of the "
-                    "second could be sent to the first.",
-                    hint="Write the channel with the same scheme and port as its credential.",
-                )
-
-
-def _file_state(channel: str, subdir: str) -> str:
-    folder = guard().path(channel)
-    try:
-        status = (folder / subdir / "repodata.json").stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return ""
-    except OSError as error:
-        raise ChannelUnavailableError(f"Channel {channel} cannot be read: {error}") from error
-    return f"{status.st_mtime_ns} {status.st_size}"
 
 
 def _short(*parts: str) -> str:

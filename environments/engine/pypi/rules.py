@@ -21,7 +21,9 @@ Resolve = Callable[[Sequence[str]], Packages]
 _MAX_ATTEMPTS = 8
 
 
-def led_by_rules(resolve: Resolve, rules: Rules, *, log: Callable[[str], None]) -> Packages:
+def resolve_within_policy(
+    resolve: Resolve, rules: Rules, *, log: Callable[[str], None]
+) -> Packages:
     """Return a solution that the policy allows, else one that needs approval, else the first.
 
     Raises:

@@ -33,10 +33,10 @@ from environments.engine.channels.repodata import Channels
 from environments.engine.network import forward_proxy
 from environments.engine.pypi.direct_wheels import DirectWheel
 from environments.engine.pypi.indexes import PythonIndexes
-from environments.engine.pypi.rules import led_by_rules
-from environments.engine.solve.explain import spec_name
+from environments.engine.pypi.rules import resolve_within_policy
 from environments.engine.solve.lock_completion import History, complete_lock
-from environments.engine.solve.process import SolverProcesses, TooHardError
+from environments.engine.solve.match_specs import spec_name
+from environments.engine.solve.process import MemoryExceededError, SolverProcesses
 from environments.engine.solve.solve import Log, SolveRequest, Work, check, solve_conda
 from environments.engine.solve.virtual_packages import virtual_packages
 
@@ -234,7 +234,7 @@ class RattlerSolver:
             if refused := forward_proxy.refusal_in(error.message):
                 raise refused from error
             raise
-        except TooHardError as error:
+        except MemoryExceededError as error:
             raise ChannelUnavailableError(
                 f"Reading the package list of {', '.join(job.channels)} takes more memory than "
                 "this installation allows.",
@@ -266,10 +266,12 @@ class RattlerSolver:
             hosted=self.channels.hosted(request.channels),
             deadline=deadline,
         )
-        parts = self._conda(work, cancelled=cancelled, log=log)
+        parts = self._solve_conda(work, cancelled=cancelled, log=log)
         if any(request.pip.get(platform) for platform in request.platforms):
             parts = [
-                replace(part, pypi=self._wheels(work, part, parts, cancelled=cancelled, log=log))
+                replace(
+                    part, pypi=self._resolve_wheels(work, part, parts, cancelled=cancelled, log=log)
+                )
                 for part in parts
             ]
         return Lock(channels=request.channels, platforms=tuple(parts))
@@ -303,7 +305,7 @@ class RattlerSolver:
             direct=direct,
         )
 
-    def _conda(self, work: Work, *, cancelled: Cancelled, log: Log) -> list[PlatformLock]:
+    def _solve_conda(self, work: Work, *, cancelled: Cancelled, log: Log) -> list[PlatformLock]:
         if self._processes is None:
             return solve_conda(self.channels, work, cancelled=cancelled, log=log)
         credentials = {
@@ -315,15 +317,15 @@ class RattlerSolver:
             if refused := forward_proxy.refusal_in(error.message):
                 raise refused from error
             if not any(channel in error.message for channel in work.request.channels):
-                raise _naming(error, work.request.channels) from error
+                raise _with_channel_names(error, work.request.channels) from error
             raise
-        except TooHardError:
+        except MemoryExceededError:
             log("The solver needed too much memory; searching for the reason without it.")
         try:
             return self._processes.run(
                 replace(work, explain_only=True), credentials, cancelled=cancelled, log=log
             )
-        except TooHardError as error:
+        except MemoryExceededError as error:
             raise self._memory_fault(work, credentials, cancelled=cancelled) from error
 
     def _memory_fault(
@@ -358,7 +360,7 @@ class RattlerSolver:
                 continue
             try:
                 self._processes.run(job, credentials, cancelled=cancelled)
-            except TooHardError:
+            except MemoryExceededError:
                 return ChannelUnavailableError(
                     f"Reading what {channel} lists for {subdir} takes more than {most}.",
                     hint="Leave the channel out, or ask its owner to check its repodata.",
@@ -372,7 +374,7 @@ class RattlerSolver:
             hint="Give versions for more of the requirements, or ask for fewer packages.",
         )
 
-    def _wheels(
+    def _resolve_wheels(
         self,
         work: Work,
         part: PlatformLock,
@@ -394,11 +396,11 @@ class RattlerSolver:
         pypi = self._pypi
         virtual = virtual_packages(part.platform, request.virtual_packages)
         others = {
-            name: _earlier(work.cutoff, moment) for name, moment in request.pypi_cutoffs.items()
+            name: _earliest(work.cutoff, moment) for name, moment in request.pypi_cutoffs.items()
         }
 
         started = time.monotonic()
-        cutoff = _earlier(work.cutoff, request.pypi_cutoff)
+        cutoff = _earliest(work.cutoff, request.pypi_cutoff)
         direct = pypi.provide(
             wanted,
             part,
@@ -430,10 +432,12 @@ class RattlerSolver:
 
         if request.rules is None:
             return resolve(())
-        return led_by_rules(resolve, request.rules, log=log)
+        return resolve_within_policy(resolve, request.rules, log=log)
 
 
-def _naming(error: ChannelUnavailableError, channels: Sequence[str]) -> ChannelUnavailableError:
+def _with_channel_names(
+    error: ChannelUnavailableError, channels: Sequence[str]
+) -> ChannelUnavailableError:
     """Add the channels that may be meant to `error`, whose message names no channel."""
     which = "The channel is" if len(channels) == 1 else "The channel is one of"
     return ChannelUnavailableError(
@@ -444,5 +448,5 @@ def _naming(error: ChannelUnavailableError, channels: Sequence[str]) -> ChannelU
     )
 
 
-def _earlier(*moments: datetime | None) -> datetime | None:
+def _earliest(*moments: datetime | None) -> datetime | None:
     return min((moment for moment in moments if moment is not None), default=None)

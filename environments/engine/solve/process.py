@@ -65,11 +65,11 @@ class _Request:
     each: Callable[[Any], None]
 
 
-class TooHardError(Exception):
+class MemoryExceededError(Exception):
     """The solve took more memory than it may use."""
 
 
-class _GoneError(Exception):
+class _ProcessExitedError(Exception):
     """The process exited without an answer."""
 
 
@@ -133,10 +133,10 @@ class SolverProcesses:
     def warm_up(self) -> None:
         """Start a process for the first job."""
         if self._idle is None:
-            self._give_back(self._start(self._readable), keep=True)
+            self._release(self._start(self._readable), keep=True)
 
     def close(self) -> None:
-        worker = self._take()
+        worker = self._acquire()
         if worker is not None:
             worker.end()
 
@@ -156,44 +156,48 @@ class SolverProcesses:
         Returns:
             The locked platforms of `Work`; an empty list for any other job.
         Raises:
-            TooHardError: the job took more memory than it may use.
+            MemoryExceededError: the job took more memory than it may use.
             StoreError: raised by `solve_conda` or by the job.
         """
-        readable = self._readable | _sources(job)
+        readable = self._readable | _paths_of(job)
         request = _Request(
             job=job, credentials=credentials, cancelled=cancelled, log=log, each=each
         )
-        worker = self._take()
+        worker = self._acquire()
         if worker is not None and worker.readable != readable:
             worker.end()  # it may read hosted channels that this job must not see
         elif worker is not None:
-            with contextlib.suppress(_GoneError):  # it exited just now, after its idle time
-                return self._ask(worker, request)
+            with contextlib.suppress(
+                _ProcessExitedError
+            ):  # it exited just now, after its idle time
+                return self._send(worker, request)
         worker = self._start(readable)
         try:
-            return self._ask(worker, request)
-        except _GoneError as error:
+            return self._send(worker, request)
+        except _ProcessExitedError as error:
             raise WorkerLostError(
                 f"The solver process exited unexpectedly (status {worker.process.returncode})."
             ) from error
 
-    def _ask(self, worker: _Worker, request: _Request) -> list[PlatformLock]:
+    def _send(self, worker: _Worker, request: _Request) -> list[PlatformLock]:
         try:
             worker.link.send((request.job, request.credentials))
-            answer = self._await(worker, request)
+            answer = self._wait_for_answer(worker, request)
             healthy = resident(worker.process.pid) <= self._idle_memory
         except (EOFError, OSError, _MalformedError) as error:
             worker.end()
-            raise _GoneError from error
+            raise _ProcessExitedError from error
         except BaseException:
             worker.end()
             raise
-        self._give_back(worker, keep=healthy)
+        self._release(worker, keep=healthy)
         if isinstance(answer, StoreError):
             raise answer
         return answer
 
-    def _await(self, worker: _Worker, request: _Request) -> list[PlatformLock] | StoreError:
+    def _wait_for_answer(
+        self, worker: _Worker, request: _Request
+    ) -> list[PlatformLock] | StoreError:
         last = time.monotonic()
         while True:
             # Limits also apply to a process that sends without a pause.
@@ -209,7 +213,7 @@ class SolverProcesses:
             last = time.monotonic()
             obey(request.cancelled)
             if resident(worker.process.pid) > self._memory_limit:
-                raise TooHardError
+                raise MemoryExceededError
             if last > request.job.deadline + 2:  # the process's own limits apply first
                 raise TimeLimitError(
                     "The solver found no solution within the time limit."
@@ -221,7 +225,7 @@ class SolverProcesses:
         self._cache.mkdir(parents=True, exist_ok=True)
         proxy = forward_proxy.of(guard())
         ours, theirs = Pipe()
-        orders = {
+        options = {
             "link": theirs.fileno(),
             "cache": os.fspath(self._cache),
             "memory_limit": self._memory_limit,
@@ -233,7 +237,7 @@ class SolverProcesses:
         }
         try:
             process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM, json.dumps(orders)],
+                [sys.executable, "-c", _PROGRAM, json.dumps(options)],
                 env=child_environment(
                     {
                         **proxy.environment(),
@@ -252,7 +256,7 @@ class SolverProcesses:
             theirs.close()
         return _Worker(process, ours, readable, self._cache.resolve())
 
-    def _take(self) -> _Worker | None:
+    def _acquire(self) -> _Worker | None:
         with self._lock:
             if self._owner != os.getpid():  # after a fork, the idle process belongs to the parent
                 self._idle, self._owner = None, os.getpid()
@@ -262,7 +266,7 @@ class SolverProcesses:
             return None
         return worker
 
-    def _give_back(self, worker: _Worker, *, keep: bool) -> None:
+    def _release(self, worker: _Worker, *, keep: bool) -> None:
         with self._lock:
             if keep and self._idle is None:
                 self._idle = worker
@@ -270,7 +274,7 @@ class SolverProcesses:
         worker.end()
 
 
-def _sources(job: Job) -> frozenset[Path]:
+def _paths_of(job: Job) -> frozenset[Path]:
     """Return the files and folders of this machine that a job reads."""
     found = {path for hosted in job.hosted for path in hosted.files.values()}
     found |= {guard().path(url) for url in job.channels if url.startswith("file:")}
@@ -313,20 +317,20 @@ main()
 
 def main() -> None:
     """Serve jobs until the parent closes the connection; argv[1] holds the options, as JSON."""
-    orders = json.loads(sys.argv[1])
-    cache = Path(orders["cache"])
+    options = json.loads(sys.argv[1])
+    cache = Path(options["cache"])
     confine(
-        readable=map(Path, orders["readable"]),
+        readable=map(Path, options["readable"]),
         writable=[cache],
-        connect=orders["connect"],
+        connect=options["connect"],
     )
-    link = Connection(orders["link"])
+    link = Connection(options["link"])
     # The parent's checks come first; this limit holds between two of them.
-    limit = max(orders["memory_limit"] * 4, 1 << 30)
+    limit = max(options["memory_limit"] * 4, 1 << 30)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     limits = ReadLimits(
-        silence=timedelta(seconds=orders["silence"]), rate=orders["rate"], size=orders["size"]
+        silence=timedelta(seconds=options["silence"]), rate=options["rate"], size=options["size"]
     )
     # rattler decompresses downloads to files: above this size writing fails with EFBIG.
     with contextlib.suppress(ValueError, OSError):
@@ -343,7 +347,7 @@ def main() -> None:
         channels.learn_credentials(url for url in job.channels if url not in here)
         answer: tuple[str, Any]
         try:
-            answer = ("answer", _carried_out(job, channels, requests))
+            answer = ("answer", _run_job(job, channels, requests))
         except StoreError as error:
             answer = ("error", error_to_json(error))
         except Exception as error:
@@ -353,7 +357,7 @@ def main() -> None:
         requests.send(answer)
 
 
-def _carried_out(job: Job, channels: Channels, requests: _Inbox) -> list[Any]:
+def _run_job(job: Job, channels: Channels, requests: _Inbox) -> list[Any]:
     if isinstance(job, Work):
         parts = solve_conda(channels, job, cancelled=never, log=requests.log)
         return list(Lock(channels=(), platforms=tuple(parts)).to_json()["platforms"])

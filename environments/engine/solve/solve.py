@@ -29,13 +29,9 @@ from environments.engine.channels.hosted import HostedFiles
 from environments.engine.channels.records import from_rattler, to_rattler
 from environments.engine.channels.repodata import Channels, with_noarch
 from environments.engine.solve import virtual_packages
-from environments.engine.solve.explain import (
-    Explainer,
-    NoAnswerError,
-    Tier,
-    spec_name,
-    unsatisfiable,
-)
+from environments.engine.solve.conflict_texts import unsatisfiable
+from environments.engine.solve.explain import Explainer, NoSolutionError, Tier
+from environments.engine.solve.match_specs import spec_name
 from environments.engine.solve.policy_view import PlatformView, PolicyView, Reading, Refused, Rules
 
 Log = Callable[[str], None]
@@ -168,46 +164,46 @@ async def _solve_platform(
     started = time.monotonic()
     if not work.explain_only:
         log(f"{platform}: solving {len(specs)} requirements with {len(request.channels)} channels.")
-    question = RattlerQuestion(channels, work, platform)
+    solver = RattlerPlatform(channels, work, platform)
     try:
         if work.explain_only:
-            raise NoAnswerError
+            raise NoSolutionError
         if view is None:
-            records = await _with_pip_where_it_exists(question, specs, log)
+            records = await _solve_with_optional_pip(solver, specs, log)
         else:
-            records = await _through(question, view.on(platform), specs, log)
-    except NoAnswerError as error:
-        await question.drop_missing_pip()
-        explainer = Explainer(question, specs, constraints=request.constraints)
+            records = await _solve_within_policy(solver, view.on(platform), specs, log)
+    except NoSolutionError as error:
+        await solver.drop_missing_pip()
+        explainer = Explainer(solver, specs, constraints=request.constraints)
         conflict = await explainer.explain(probe=not work.explain_only)
-        if question.adds_pip and _names_pip(conflict, specs):
+        if solver.adds_pip and _names_pip(conflict, specs):
             conflict.hint = _PIP_HINT
         raise conflict from error
-    without_added_pip(records, added=question.adds_pip)
+    without_added_pip(records, added=solver.adds_pip)
     packages = _packages(channels, records, allow_md5=request.allow_md5)
     log(f"{platform}: {len(packages)} packages, in {time.monotonic() - started:.2f} s.")
     return PlatformLock(platform=platform, conda=dependency_order(packages))
 
 
-async def _with_pip_where_it_exists(
-    question: RattlerQuestion, specs: Sequence[str], log: Log
+async def _solve_with_optional_pip(
+    solver: RattlerPlatform, specs: Sequence[str], log: Log
 ) -> list[rattler.RepoDataRecord]:
     """Solve `specs`; do not add pip beside Python if no channel has pip.
 
     Raises:
-        NoAnswerError: there is no solution.
+        NoSolutionError: there is no solution.
     """
     try:
-        return await question.ask(specs, question.constraints)
-    except NoAnswerError:
-        if not await question.drop_missing_pip():
+        return await solver.solve(specs, solver.constraints)
+    except NoSolutionError:
+        if not await solver.drop_missing_pip():
             raise
-        log(f"{question.platform}: no channel has pip; solving without pip beside Python.")
-        return await question.ask(specs, question.constraints)
+        log(f"{solver.platform}: no channel has pip; solving without pip beside Python.")
+        return await solver.solve(specs, solver.constraints)
 
 
-async def _through(
-    question: RattlerQuestion, view: PlatformView, specs: Sequence[str], log: Log
+async def _solve_within_policy(
+    solver: RattlerPlatform, view: PlatformView, specs: Sequence[str], log: Log
 ) -> list[rattler.RepoDataRecord]:
     """Solve `specs` with the packages that the policy lets the solver see.
 
@@ -215,48 +211,48 @@ async def _through(
     approval, for names of which nothing is allowed; the last one all that need approval.
 
     Raises:
-        NoAnswerError: there is no solution without the policy either.
+        NoSolutionError: there is no solution without the policy either.
         UnsatisfiableError: the policy leaves no solution; the message says which rule removed
             which package.
     """
-    constraints = question.constraints
+    constraints = solver.constraints
     # A spec that names a channel finds records by the channel's real name only.
     if any(match_spec(spec).channel for spec in (*specs, *constraints)):
         view.reading = Reading.NONE
     while True:
         try:
-            records = await question.ask(specs, constraints, view=view)
-        except NoAnswerError:
+            records = await solver.solve(specs, constraints, view=view)
+        except NoSolutionError:
             if view.reading is not Reading.NONE:
                 # A package may depend on a named channel, which has another name in the view.
                 view.reading = Reading.NONE
                 continue
-            if question.adds_pip and not await view.offers("pip"):
-                question.adds_pip = False
+            if solver.adds_pip and not await view.offers("pip"):
+                solver.adds_pip = False
                 log(
-                    f"{question.platform}: the policy allows no pip; solving without pip "
+                    f"{solver.platform}: the policy allows no pip; solving without pip "
                     "beside Python."
                 )
                 continue
             if await view.show_more():
                 log(
-                    f"{question.platform}: no solution without packages that need approval; "
+                    f"{solver.platform}: no solution without packages that need approval; "
                     "including those."
                 )
                 continue
             # If there is no solution without the policy either, the policy is not the reason.
-            free = await question.ask(specs, constraints)
-            raise await _refused_by_rules(question, view, specs, free) from None
+            free = await solver.solve(specs, constraints)
+            raise await _policy_conflict(solver, view, specs, free) from None
         if not view.accepts(records):
             view.reading = Reading(view.reading + 1)
             continue
         for line in await view.passed_over(records):
-            log(f"{question.platform}: {line}")
+            log(f"{solver.platform}: {line}")
         return records
 
 
-async def _refused_by_rules(
-    question: RattlerQuestion,
+async def _policy_conflict(
+    solver: RattlerPlatform,
     view: PlatformView,
     specs: Sequence[str],
     free: Sequence[rattler.RepoDataRecord],
@@ -271,7 +267,7 @@ async def _refused_by_rules(
             if not await view.has_allowed(refused.name):
                 needed.append(refused)
     part = PlatformLock(
-        platform=question.platform, conda=tuple(from_rattler(record) for record in free)
+        platform=solver.platform, conda=tuple(from_rattler(record) for record in free)
     )
     chains = shortest_chains(part, specs)
     shown = needed or removed
@@ -287,7 +283,7 @@ async def _refused_by_rules(
         f" And {len(shown) - _MAX_NAMED_PACKAGES} more." if len(shown) > _MAX_NAMED_PACKAGES else ""
     )
     return UnsatisfiableError(
-        f"On {question.platform}: the rules leave no solution. {' '.join(sentences)}{more}",
+        f"On {solver.platform}: the rules leave no solution. {' '.join(sentences)}{more}",
         hint="Choose other packages, or ask an administrator of the namespace to change the rule.",
         details={
             "conflicts": [],
@@ -301,7 +297,7 @@ async def _refused_by_rules(
                     "chain": list(chains.get(each.name, ())),
                     "nothing_left": each in needed,
                     "can_ask": each.only_asks,
-                    "platform": question.platform,
+                    "platform": solver.platform,
                 }
                 for each in removed
             ],
@@ -309,7 +305,7 @@ async def _refused_by_rules(
     )
 
 
-class RattlerQuestion:
+class RattlerPlatform:
     """Queries to rattler for one platform; the `Explainer` repeats them with fewer requirements."""
 
     def __init__(self, channels: Channels, work: Work, platform: str) -> None:
@@ -327,7 +323,7 @@ class RattlerQuestion:
         self._locked = [to_rattler(package) for package in part.conda] if part else []
         self._tiers: dict[str, list[Tier]] = {}
 
-    async def ask(
+    async def solve(
         self,
         specs: Sequence[str],
         constraints: Sequence[str],
@@ -338,7 +334,7 @@ class RattlerQuestion:
         """Return the solution of `specs` among what `view` shows, or among all packages.
 
         Raises:
-            NoAnswerError: there is no solution.
+            NoSolutionError: there is no solution.
             TimeLimitError: none was found within `seconds`, or before the request's deadline.
         """
         left = self.deadline - time.monotonic()
@@ -349,7 +345,7 @@ class RattlerQuestion:
             records = await self._repodata.guarded(
                 rattler.solve(
                     self._sources if view is None else view.sources(),
-                    [match_spec(spec) for spec in self._strictly(specs)],
+                    [match_spec(spec) for spec in self._with_strict_priority(specs)],
                     gateway=self._repodata.gateway,
                     platforms=with_noarch([self.platform]),
                     locked_packages=self._locked,
@@ -369,10 +365,10 @@ class RattlerQuestion:
                 raise TimeLimitError(
                     f"{self.platform}: the solver found no solution within the time limit."
                 ) from error
-            raise NoAnswerError from error  # rattler's text is of no use to the user
+            raise NoSolutionError from error  # rattler's text is of no use to the user
         return [*records]
 
-    def _strictly(self, specs: Sequence[str]) -> list[str]:
+    def _with_strict_priority(self, specs: Sequence[str]) -> list[str]:
         """Return `specs` and their bare names, so that a channel hides a name in all lower ones.
 
         For a spec rattler loads only matching records, and takes the first channel that has some:

@@ -127,7 +127,7 @@ def test_the_name_inside_a_conda_package_counts_not_its_own(
     )
     conda = part("python")
     conda = PlatformLock(platform="linux-64", conda=(*conda.conda, brought["python-tinyname"]))
-    provided = resolver.provided(conda, cancelled=never)
+    provided = resolver.distributions.of_lock(conda, cancelled=never)
     assert {name: held.version for name, held in provided.items()} == {"tinyname": "1.0"}
     found = lock(resolver, conda, "needs-tinyname", "tinycolour")
     assert set(found) == {"needs-tinyname", "hello-noarch", "tinycolour"}
@@ -177,10 +177,10 @@ def test_what_a_conda_package_brings_is_looked_up_once(
     conda = PlatformLock(platform="linux-64", conda=(known["python"], known["hello-noarch"]))
     for _ in range(2):
         resolver = PypiResolver(index_urls=[], cache=tmp_path / "w", channels=channels)
-        assert "hello-noarch" in resolver.provided(conda, cancelled=never)
+        assert "hello-noarch" in resolver.distributions.of_lock(conda, cancelled=never)
     asked = channel_server.requests.count("*/hello-noarch-*")
     assert asked
-    assert resolver.provided(conda, cancelled=never)
+    assert resolver.distributions.of_lock(conda, cancelled=never)
     assert channel_server.requests.count("*/hello-noarch-*") == asked
 
 
