@@ -140,7 +140,7 @@ def put(path: Path, sha256: str, *, durable: bool = True) -> None:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskSpaceError("The disk is full; the file was not stored.") from error
-            raise UnavailableError(f"The blob store did not accept the file: {error}") from error
+        raise UnavailableError(f"The blob store did not accept the file: {error}") from error
     except Exception as error:  # each object store raises exceptions of its own
         logger.warning("blob store failed", error=repr(error))
         raise UnavailableError("The blob store did not accept the file.") from error

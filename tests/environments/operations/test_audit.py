@@ -41,7 +41,7 @@ TEXT = "channels: [https://channel.example.org/main]\ndependencies: [python]\n"
 @pytest.fixture(autouse=True)
 def _unbounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """What other tests were refused counts for nothing here."""
-    monkeypatch.setattr(audit, "_bound", audit.RefusalLimit())
+    monkeypatch.setattr(audit, "_refusal_limit", audit.RefusalLimit())
 
 
 def events(action: str = "") -> list[AuditEvent]:

@@ -59,7 +59,7 @@ def test_the_rules_of_a_namespace_archive_and_later_delete(
     event = AuditEvent.objects.get(action="build.archive")
     assert (event.username, event.changes) == (
         "system",
-        {"why": "archived by the rules: no rule keeps it"},
+        {"why": "archived by retention: no rule keeps it"},
     )
     assert retention.apply_rules() == 0
     aged(history[2])
@@ -172,7 +172,7 @@ def test_a_deleted_environment_comes_back_unless_its_name_is_taken(
     environments.delete_environment(actor=dora, environment=environment)
     other = factories.make_environment(research, "ml")
     found = retention.find_deleted_environment(dora, "research", "ml")
-    with pytest.raises(ConflictError, match="another environment"):
+    with pytest.raises(ConflictError, match="Another environment"):
         retention.undelete_environment(actor=dora, environment=found)
     Environment.objects.filter(pk=other.pk).update(name="elsewhere")
     retention.undelete_environment(actor=dora, environment=found)

@@ -306,4 +306,4 @@ def test_only_those_who_may_build_hurry_a_restore(
     other = make_build(make_environment(environment.namespace, "other"))
     with pytest.raises(StoreError, match="only an ARCHIVED build") as refused:
         builds.restore_build(actor=alice, build=other)
-    assert "found within 60 seconds" in refused.value.hint
+    assert "detected within 60 seconds" in refused.value.hint
