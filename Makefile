@@ -5,12 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo test test-fast test-services test-system fuzz mutate bench lint docs screenshots accept \
-  schema lock clean
+  schema lock dist lowest clean
 
 # The virtual environment, from the locked requirements. uv is quick; pip is the fallback for
 # machines whose package index only pip is configured for. All of it is compiled once: where
 # PYTHONDONTWRITEBYTECODE is set, each process that starts would do it again, for seconds.
-$(VENV)/ready-%: requirements/%.txt pyproject.toml
+$(VENV)/ready-%: requirements/%.txt pyproject.toml distributions/server/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "condastore needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
@@ -69,17 +69,22 @@ schema: $(VENV)/ready-dev
 	$(BIN)/python manage.py export_graphql
 
 # The locked requirements, with hashes, for every Python and platform that is supported.
+COMPILE = $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
+  --no-header --no-annotate --no-emit-package condastore
+SERVER = distributions/server/pyproject.toml
 lock: $(VENV)/ready-dev
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header \
-	  --no-annotate pyproject.toml --extra server --group demo -o requirements/server.txt
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header \
-	  --no-annotate pyproject.toml --extra server --extra saml --extra scim --extra wheels --group dev -o requirements/dev.txt
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header \
-	  --no-annotate pyproject.toml --group docs -c requirements/dev.txt -o requirements/docs.txt
+	$(COMPILE) $(SERVER) --group pyproject.toml:demo -o requirements/server.txt
+	$(COMPILE) $(SERVER) --extra saml --extra scim --extra wheels --group pyproject.toml:dev -o requirements/dev.txt
+	$(COMPILE) pyproject.toml --group docs -c requirements/dev.txt -o requirements/docs.txt
 	# Apart: python-ldap is compiled, and not every machine has what that needs.
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header \
-	  --no-annotate pyproject.toml --extra ldap -c requirements/dev.txt \
-	  -o requirements/ldap.txt
+	$(COMPILE) $(SERVER) --extra ldap -c requirements/dev.txt -o requirements/ldap.txt
+
+# Both wheels and the source they are built from, in dist/.
+dist: $(VENV)/ready-dev
+	rm -rf dist
+	$(BIN)/uv build --quiet --out-dir dist .
+	$(BIN)/uv build --quiet --wheel --out-dir dist distributions/server
+	@ls dist
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache demo-data

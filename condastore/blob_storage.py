@@ -53,7 +53,7 @@ def blob_storage(kind: str, options: str) -> dict[str, Any]:
     backend, module, extra, chosen = STORES[kind]
     if not _present(module):
         raise ImproperlyConfigured(
-            f"CONDASTORE_BLOBS={kind} needs: pip install 'condastore[server,{extra}]'"
+            f"CONDASTORE_BLOBS={kind} needs: pip install 'condastore-server[{extra}]'"
         )
     return {"BACKEND": backend, "OPTIONS": chosen | given}
 

@@ -312,7 +312,7 @@ def _sign_in() -> Iterator[CheckMessage]:
         if find_spec("django_auth_ldap") is None:
             yield Error(
                 "CONDASTORE_LDAP_URL is set, and what it needs is not installed.",
-                hint="pip install 'condastore[server,ldap]'",
+                hint="pip install 'condastore-server[ldap]'",
                 id="condastore.E020",
             )
         if not ldap["user_base"]:
@@ -336,13 +336,13 @@ def _sign_in() -> Iterator[CheckMessage]:
     if settings.SIGN_IN_PROVIDERS.saml and find_spec("onelogin") is None:
         yield Error(
             "CONDASTORE_SAML_PROVIDERS is set, and what it needs is not installed.",
-            hint="pip install 'condastore[server,saml]'",
+            hint="pip install 'condastore-server[saml]'",
             id="condastore.E024",
         )
     if settings.SCIM and find_spec("scim2_models") is None:
         yield Error(
             "CONDASTORE_SCIM_TOKEN is set, and what it needs is not installed.",
-            hint="pip install 'condastore[server,scim]'",
+            hint="pip install 'condastore-server[scim]'",
             id="condastore.E026",
         )
     if not (settings.LOCAL_ACCOUNTS or ldap["url"] or settings.SIGN_IN_PROVIDERS):

@@ -19,6 +19,13 @@ from environments.domain.unpacking import Limits
 
 PROJECT = Path(__file__).resolve().parent.parent
 
+
+def _data_folder(name: str) -> Path:
+    """Return a folder of templates or static files: an installed wheel has them in the package."""
+    installed = PROJECT / "condastore" / name
+    return installed if installed.is_dir() else PROJECT / name
+
+
 # --- where things are -------------------------------------------------------------------------
 DATA = env.folder(
     "DATA",
@@ -540,12 +547,10 @@ MIDDLEWARE = [
 ]
 ROOT_URLCONF = "condastore.urls"
 ASGI_APPLICATION = "condastore.asgi.application"
-_templates = PROJECT / "templates"
 TEMPLATES: list[dict[str, Any]] = [
     {
         "BACKEND": "django.template.backends.django.DjangoTemplates",
-        # In an installed wheel the templates lie inside the package.
-        "DIRS": [_templates if _templates.is_dir() else PROJECT / "condastore" / "templates"],
+        "DIRS": [_data_folder("templates")],
         "APP_DIRS": True,
         "OPTIONS": {
             "context_processors": [
@@ -699,9 +704,7 @@ CONTENT_SECURITY_POLICY = {
 DATA_UPLOAD_MAX_MEMORY_SIZE = MAX_REQUEST_BYTES
 
 STATIC_URL = "/static/"
-_static = PROJECT / "static"
-# In an installed wheel the files lie inside the package.
-STATICFILES_DIRS = [_static if _static.is_dir() else PROJECT / "condastore" / "static"]
+STATICFILES_DIRS = [_data_folder("static")]
 WHITENOISE_USE_FINDERS = True
 STORAGES = {
     "default": blob_storage(BLOBS, BLOBS_OPTIONS),

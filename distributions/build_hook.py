@@ -5,7 +5,7 @@ package, `accounts`, `environments`, the templates and the static files go into 
 No file is in both. The node agent (`condastore.agent`) uses parts of `environments.domain` and
 `environments.engine`; the client's wheel holds a copy of exactly those modules below
 `condastore.agent._bundled`, with the names of imported modules rewritten (see
-docs/decisions/two-distributions.md).
+docs/decisions/0008-two-distributions.md).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 #: Files and folders of the client, from the root of the repository.
 CLIENT = (
     "condastore/__init__.py",
+    "condastore/errors.py",
     "condastore/terminal.py",
     "condastore/cli",
     "condastore/agent",
@@ -33,8 +34,8 @@ SERVER_DATA = {"templates": "condastore/templates", "static": "condastore/static
 #: Packages of which the agent's wheel holds a copy, and the name that the copy has.
 BUNDLED = ("environments.domain", "environments.engine")
 BUNDLE = "condastore.agent._bundled"
-#: Packages whose modules are rewritten, as they import what is bundled.
 _BUNDLED_NAME = re.compile(r"\benvironments\.(domain|engine)\b")
+_IMPORT_IN_TEXT = re.compile(r"\bfrom (environments\.[\w.]+) import\b")
 
 
 class DistributionHook(BuildHookInterface[Any]):
@@ -135,7 +136,7 @@ def _module_of(name: str) -> str:
 def _imported_modules(repository: Path, module: str) -> Iterator[tuple[str, Path]]:
     """Yield our modules that a module imports anywhere in its text, with the packages they are in.
 
-    Imports by `importlib` are not seen: the command line reaches the server's modules by them.
+    Programs for other processes, which are strings, count too. Imports by `importlib` are not seen: the command line reaches the server's modules by them.
     """
     path = _path_of(repository, module)
     assert path is not None
@@ -144,6 +145,8 @@ def _imported_modules(repository: Path, module: str) -> Iterator[tuple[str, Path
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names = _IMPORT_IN_TEXT.findall(node.value)  # a program for another process
         else:
             continue
         for name in names:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from condastore import terminal
+from condastore import __version__, terminal
 from condastore.cli import config, render
 from condastore.cli.errors import CommandError, Status
 from condastore.cli.lazy import Lazy, LazyGroup
@@ -90,9 +90,16 @@ app = typer.Typer(
     cls=Commands,
     help="Conda environments for teams: versioned, reproducible, and built on a server.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        render.say(f"condastore {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
@@ -106,6 +113,16 @@ def common(
             show_default=False,
         ),
     ] = "",
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Show the version and exit.",
+            callback=_print_version,
+            is_eager=True,
+            show_default=False,
+        ),
+    ] = False,
 ) -> None:
     """Conda environments for teams: versioned, reproducible, and built on a server."""
     if server_url:

@@ -1,9 +1,13 @@
-"""`condastore up`, `worker`, `scheduler`, `manage`: run a server, where its parts are installed."""
+"""Commands that run a server: `up`, `worker`, `scheduler`, `backup`, `restore`, `manage`.
+
+They need the distribution `condastore-server`; without it each of them names what to install.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +21,7 @@ from condastore.cli import render
 from condastore.cli.errors import CommandError, Fault, Status
 from condastore.cli.options import AsJson
 
-INSTALL = "pip install 'condastore[server]'"
+INSTALL = "pip install condastore-server"
 
 
 def add_to(root: typer.Typer) -> None:
@@ -34,24 +38,18 @@ def add_to(root: typer.Typer) -> None:
 
 @contextmanager
 def _server_parts() -> Iterator[None]:
-    """Around what needs the server's dependencies and settings: says what is missing or wrong."""
+    """Report a missing server, missing dependencies and invalid settings as errors of a command."""
+    if importlib.util.find_spec("condastore.settings") is None:
+        raise _not_installed("condastore-server")
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "condastore.settings")
     try:
         _import_without_rich()
         yield
     except ModuleNotFoundError as error:
-        if error.name and error.name.partition(".")[0] in {
-            "condastore",
-            "environments",
-            "accounts",
-        }:
+        name = (error.name or "").partition(".")[0]
+        if name in {"condastore", "environments", "accounts"}:
             raise
-        raise CommandError(
-            f"The server's parts are not installed here: {error.name} is missing.",
-            status=Status.USAGE,
-            code="not-installed",
-            hint=INSTALL,
-        ) from error
+        raise _not_installed(name) from error
     except Exception as error:
         # Django's, by its name: Django itself may not be there to import it from.
         if type(error).__name__ != "ImproperlyConfigured":
@@ -62,6 +60,15 @@ def _server_parts() -> Iterator[None]:
         raise CommandError(
             str(error), status=Status.INVALID, code="invalid-input", where="settings"
         ) from error
+
+
+def _not_installed(package: str) -> CommandError:
+    return CommandError(
+        f"The server is not installed in this Python environment: {package} is missing.",
+        status=Status.USAGE,
+        code="not-installed",
+        hint=INSTALL,
+    )
 
 
 def _import_without_rich() -> None:

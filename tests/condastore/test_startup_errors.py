@@ -163,5 +163,5 @@ def test_an_object_store_without_its_extra_is_named(
     )
     answer = run(tmp_path, sys.executable, "-c", start, BLOBS=store)
     assert_named(
-        answer, f"CONDASTORE_BLOBS={store} needs", f"condastore[server,{store}]", status=INVALID
+        answer, f"CONDASTORE_BLOBS={store} needs", f"condastore-server[{store}]", status=INVALID
     )

@@ -155,7 +155,8 @@ class ForwardProxy:
 
     def _start(self) -> subprocess.Popen[bytes]:
         proxies = {name: os.environ[name] for name in (*VARIABLES, *_OTHERS) if name in os.environ}
-        root = os.fspath(Path(__file__).resolve().parents[3])
+        # By this module's own name: the client's wheel has a copy of it in another package.
+        root = os.fspath(Path(__file__).resolve().parents[__name__.count(".")])
         return subprocess.Popen(
             [sys.executable, "-c", _PROGRAM, str(self._listener.fileno()), *_pace().arguments()],
             env=child_environment({**proxies, "PYTHONPATH": root}),
