@@ -1,7 +1,7 @@
 """Runs the `condastore` command at once: each goes on from a process that has all imports.
 
 A command is a process of its own all the same, with its own environment, folder and files. What
-starts as a person starts it is tried in test_client_install.py and in tests/acceptance.
+starts as a person starts it is tried in test_distributions.py and in tests/acceptance.
 
 ``python -m tests.condastore.quick_commands SOCKET``: for each message, a process runs the command
 that comes with it; its number and its status are written to the last of the files of the message.
