@@ -1,4 +1,4 @@
-"""Hatch build hook that divides this repository into the wheels `condastore` and `condastore-server`.
+"""Hatch build hook that divides the repository into wheels: `condastore`, `condastore-server`.
 
 `CLIENT` lists what the client's wheel holds of the package `condastore`; every other file of that
 package, `accounts`, `environments`, the templates and the static files go into the server's wheel.
@@ -136,7 +136,8 @@ def _module_of(name: str) -> str:
 def _imported_modules(repository: Path, module: str) -> Iterator[tuple[str, Path]]:
     """Yield our modules that a module imports anywhere in its text, with the packages they are in.
 
-    Programs for other processes, which are strings, count too. Imports by `importlib` are not seen: the command line reaches the server's modules by them.
+    Programs for other processes, which are strings, count too. Imports by `importlib` do not: the
+    command line reaches the server's modules by them.
     """
     path = _path_of(repository, module)
     assert path is not None

@@ -64,7 +64,7 @@ def convert(path: Path, file_name: str, *, limits: Limits) -> Converted:
     if find_spec("whl2conda") is None:
         raise UnavailableError(
             "This installation cannot convert wheels.",
-            hint="Build a conda package, or ask an administrator to install condastore-server[wheels].",
+            hint="Build a conda package, or ask an administrator for condastore-server[wheels].",
         )
     folder = path.with_name(f"{path.name}-{secrets.token_hex(4)}")
     given, out = folder / "given", folder / "out"
