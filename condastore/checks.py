@@ -27,7 +27,7 @@ from environments.engine.network.audit_anchors import parse_audit_anchor
 from environments.engine.pypi import git_sources
 from environments.engine.system.confinement import python_paths
 from environments.engine.system.disk import require_same_file_system
-from environments.engine.system.sandbox import SHOWN
+from environments.engine.system.sandbox import VISIBLE_PATHS
 from environments.services.outgoing_guard import configured_guard
 
 #: The length of the placeholder in which conda packages keep room for a prefix.
@@ -151,7 +151,7 @@ def _isolation() -> Iterator[CheckMessage]:
             "machine, the database and all secrets.",
             id="condastore.W010",
         )
-    readable = (*map(Path, SHOWN), *python_paths())
+    readable = (*map(Path, VISIBLE_PATHS), *python_paths())
     above = next((path for path in readable if _is_below(Path(settings.DATA), path)), None)
     if above is not None:
         yield Error(

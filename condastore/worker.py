@@ -55,7 +55,7 @@ def run(*, queues: Sequence[str], threads: int | None = None) -> None:
 
     forward_proxy.use_pace(pace)
     # Before there are threads: it changes the environment of the process.
-    forward_proxy.of(addresses.guard()).use_in_this_process()
+    forward_proxy.access_for(addresses.guard()).use_in_this_process()
 
     broker = dramatiq.get_broker()
     known = broker.get_declared_queues()

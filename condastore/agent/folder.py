@@ -148,23 +148,23 @@ class Folder:
     def switch(self, name: Name, prefix: Path) -> None:
         """Let the link lead to `prefix`; the folder before it is the newest of the old ones."""
         before = self.current().get(name)
-        linking.point(self.link(name), prefix)
+        linking.set_link(self.link(name), prefix)
         if before is not None and before != prefix:
             with contextlib.suppress(FileNotFoundError):
                 os.utime(before)
 
     def remove_link(self, name: Name) -> None:
-        linking.unpoint(self.link(name))
+        linking.remove_link(self.link(name))
 
     def drop(self, one: Kept) -> None:
-        linking.to_trash(one.path, self.trash)
+        linking.move_to_trash(one.path, self.trash)
         with contextlib.suppress(OSError):
             one.path.parent.rmdir()
 
     def tidy(self) -> None:
         """Remove what a killed agent left half done. Only its holder may."""
         for path in self.prefixes.glob("*/.*"):
-            linking.to_trash(path, self.trash)
+            linking.move_to_trash(path, self.trash)
         for link in self.root.glob("*/.*"):
             if link.is_symlink() and PRIVATE in link.readlink().parts:
                 link.unlink(missing_ok=True)
@@ -186,7 +186,7 @@ class Folder:
         for cache in (self.packages, self.wheels):
             for digest, used_at in cache.entries():
                 if used_at.timestamp() < oldest and not _shared(cache.folder / digest):
-                    linking.to_trash(cache.folder / digest, self.trash)
+                    linking.move_to_trash(cache.folder / digest, self.trash)
                     gone.add(digest)
         self.bytecode.remove(gone)
 

@@ -269,11 +269,11 @@ class Agent:
                         cancelled=self.stopped,
                     )
                     sources += installed.sources
-                interpreter = Interpreter.of(packages, report.python)
+                interpreter = Interpreter.from_packages(packages, report.python)
                 self._compile(name, sources, interpreter, hidden, progress)
             linking.publish_prefix(hidden, place)
         finally:
-            linking.to_trash(hidden, folder.trash)
+            linking.move_to_trash(hidden, folder.trash)
 
     def _compile(
         self,

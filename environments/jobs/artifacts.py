@@ -39,7 +39,7 @@ from environments.domain.records import CondaPackage, Package, PypiPackage
 from environments.engine.artifacts import archives, bundle, file_systems, installer
 from environments.engine.artifacts.staging import Material
 from environments.engine.packages.cache import CachedPackage
-from environments.engine.packages.downloads import bring
+from environments.engine.packages.downloads import fetch_originals
 from environments.engine.prefix import linking
 from environments.engine.pypi.install import CachedWheel
 from environments.engine.system import disk
@@ -202,7 +202,7 @@ class Making:
 
     def originals(self, packages: Sequence[Package], folder: Path) -> dict[str, Path]:
         """Packages as they came: those that are kept, and else from the channels."""
-        return bring(packages, folder, archive=package_archive(), **self._fetching)
+        return fetch_originals(packages, folder, archive=package_archive(), **self._fetching)
 
     @cached_property
     def _fetching(self) -> dict[str, Any]:
@@ -248,7 +248,7 @@ class Making:
     def __exit__(self, *exception: object) -> None:
         self._end.set()
         self._thread.join()
-        linking.to_trash(self.folder, folders.data() / folders.TRASH)
+        linking.move_to_trash(self.folder, folders.data() / folders.TRASH)
 
     # --- the watching thread -------------------------------------------------------------------
 

@@ -305,7 +305,7 @@ class Run:
         build = self.build
         if self._locked:
             hidden = persist(lambda: self.hidden_prefix)  # its name may have to be asked for
-            linking.to_trash(hidden, folders.data() / folders.TRASH)
+            linking.move_to_trash(hidden, folders.data() / folders.TRASH)
         if self.lost:
             return True
         # A commit whose answer was cut off may have been done.

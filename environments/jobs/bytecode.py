@@ -57,7 +57,7 @@ def prepare(run: Run, sources: Sequence[PythonSources], python: PythonInfo) -> N
     An environment works without compiled files too, only slower: what keeps them from being made
     is said in the log.
     """
-    interpreter = Interpreter.of(run.packages, python)
+    interpreter = Interpreter.from_packages(run.packages, python)
     if not settings.LINK_BYTECODE or interpreter is None:
         return
     conflicts = run.paths.conflicts if run.paths else ()
@@ -158,7 +158,7 @@ def _complete(build_id: int) -> None:
     specification = build.specification.value()
     known = credentials_for(build.environment.namespace, source_urls(specification))
     packages = engine.packages.ensure(part.conda, credentials=source_of(known))
-    interpreter = Interpreter.of(packages, python)
+    interpreter = Interpreter.from_packages(packages, python)
     if interpreter is None:
         return
     conflicts = LockConflicts.of(build.lock_id or 0, build.platform)

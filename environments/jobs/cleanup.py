@@ -17,12 +17,12 @@ from django.utils import timezone
 from condastore.errors import StoreError
 from environments.domain.artifacts import ArtifactState
 from environments.domain.lifecycle import RUNNING
-from environments.engine.channels.first_seen import Look
+from environments.engine.channels.first_seen import Scan
 from environments.engine.channels.jobs import Described
 from environments.engine.packages import file_modes
 from environments.engine.prefix import linking
 from environments.engine.pypi.resolve import WORK_FOLDER
-from environments.engine.solve.lock_completion import UNLISTED
+from environments.engine.solve.lock_completion import UNLISTED_PREFIX
 from environments.models import (
     Artifact,
     Build,
@@ -139,7 +139,7 @@ def drop_prefixes() -> int:
             path = folders.data() / prefix.path
             if gone and path.is_dir():
                 _lead_away(path)
-                linking.to_trash(path, folders.data() / folders.TRASH)
+                linking.move_to_trash(path, folders.data() / folders.TRASH)
         dropped += bool(gone)
     return dropped
 
@@ -162,7 +162,7 @@ def drop_orphans(*, grace: timedelta = GRACE) -> int:
             continue
         if not _known(path):
             logger.warning("orphan folder", path=str(path))
-            linking.to_trash(path, folders.data() / folders.TRASH)
+            linking.move_to_trash(path, folders.data() / folders.TRASH)
             dropped += 1
     return dropped
 
@@ -214,13 +214,13 @@ def _drop_attempts(oldest: float) -> None:
             )
             limit = oldest if attempt else time.time() - LEFTOVER.total_seconds()
             if path.stat().st_mtime < limit and not (made and made.exists()):
-                linking.to_trash(path, folders.data() / folders.TRASH)
+                linking.move_to_trash(path, folders.data() / folders.TRASH)
 
 
 def _drop_unlisted(*, older: timedelta) -> None:
     """Of workers that were killed while they asked unlisted packages for what they are."""
     oldest = time.time() - older.total_seconds()
-    for path in (get_engine().cache / "repodata").glob(f"**/{UNLISTED}*"):
+    for path in (get_engine().cache / "repodata").glob(f"**/{UNLISTED_PREFIX}*"):
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_mtime < oldest:
                 shutil.rmtree(path)
@@ -292,7 +292,7 @@ def _index_channel(channel_id: int) -> None:
     if state == channel.indexed_state:
         Channel.objects.filter(pk=channel.pk).update(indexed_at=timezone.now())
         return
-    look = Look(folders.data() / folders.SEEN, channel.url)
+    look = Scan(folders.data() / folders.SEEN, channel.url)
     updated = ("latest_version", "versions", "subdirs", "license", "summary")
     names: set[str] = set()
     batch: list[IndexedPackage] = []
@@ -328,7 +328,7 @@ def _index_channel(channel_id: int) -> None:
 
     engine.describe(channel.url, wanted, each=see, time_limit=INDEX_TIME_LIMIT)
     store()
-    look.keep(now=time.time())
+    look.save(now=time.time())
     for old in IndexedPackage.objects.filter(channel=channel).iterator():
         if old.name not in names:
             old.delete()

@@ -80,7 +80,7 @@ def _attempt(restore: FolderRestore, build: Build, lease: Lease) -> Restored:
         try:
             _work(run)
         finally:
-            linking.to_trash(run.hidden_prefix, folders.data() / folders.TRASH)
+            linking.move_to_trash(run.hidden_prefix, folders.data() / folders.TRASH)
     return Restored(build_id=build.pk, compile_later=run.compile_later)
 
 

@@ -59,7 +59,7 @@ class _Work:
         return self._lost
 
     def carry_out(self, work: Join | Render) -> Mapping[str, Any]:
-        return engine.carry_out(
+        return engine.run_work(
             work, folder=self.folder, cancelled=self.cancelled, time_limit=TIME_LIMIT
         )
 

@@ -16,7 +16,7 @@ from condastore.errors import StoreError
 from environments.domain.lifecycle import BuildState
 from environments.domain.records import Package
 from environments.engine.packages.download_types import Patience
-from environments.engine.packages.downloads import bring
+from environments.engine.packages.downloads import fetch_originals
 from environments.models import (
     Blob,
     Build,
@@ -80,7 +80,7 @@ def _kept(package: Package, build: Build, archive: PackageArchive) -> bool:
     folder = blobs.blobs_folder() / f"keep-{package.sha256[:12]}-{secrets.token_hex(4)}"
     try:
         folder.mkdir(parents=True)
-        bring(
+        fetch_originals(
             [package],
             folder,
             archive=archive,

@@ -211,7 +211,7 @@ def remove(blob: Blob) -> None:
     if isinstance(store, BlobFolder):
         path = Path(store.path(name))
         with contextlib.suppress(OSError):  # another file system
-            linking.to_trash(path, Path(settings.DATA) / "trash")
+            linking.move_to_trash(path, Path(settings.DATA) / "trash")
         path.unlink(missing_ok=True)
     else:
         store.delete(name)

@@ -85,10 +85,10 @@ def follow(namespace: str, name: str) -> bool:
                 return False
             link, target = link_path(namespace, name), _target(namespace, name)
             if target is None or environment is None:
-                linking.unpoint(link)
+                linking.remove_link(link)
             else:
                 folder_access.create_folder(ENVS, environment.namespace)
-                linking.point(link, target)
+                linking.set_link(link, target)
     return True
 
 
@@ -133,7 +133,7 @@ def discard(prefix: Path, environment: Environment) -> None:
     """Move a prefix to the trash, after the environment's link no longer leads to it."""
     follow_environment(environment)
     if prefix.exists():
-        linking.to_trash(prefix, data() / TRASH)
+        linking.move_to_trash(prefix, data() / TRASH)
 
 
 # --- recalled builds ------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ def quarantined() -> list[str]:
 
 
 def discard_quarantined(path: str) -> None:
-    linking.to_trash(_quarantine_path(path), data() / TRASH)
+    linking.move_to_trash(_quarantine_path(path), data() / TRASH)
 
 
 def _quarantine_path(path: str) -> Path:

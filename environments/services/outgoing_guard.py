@@ -53,7 +53,7 @@ def _guard(
             f"CONDASTORE_FILE_CHANNELS names {relative[0]!r}, which is not an absolute path."
         )
     try:
-        return Guard.of(allowed=allowed, urls=named, folders=folders)
+        return Guard.from_settings(allowed=allowed, urls=named, folders=folders)
     except InvalidInputError as error:
         raise ImproperlyConfigured(f"CONDASTORE_ALLOWED_NETWORKS: {error} {error.hint}") from error
 

@@ -48,7 +48,7 @@ class ArchivedPackages:
     def has(self, sha256: str) -> bool:
         return sha256 in self._known
 
-    def take(self, sha256: str, to: Path) -> bool:
+    def copy_to_file(self, sha256: str, to: Path) -> bool:
         try:
             why = blobs.copy(sha256, to)
         except StoreError as error:
@@ -65,7 +65,7 @@ class ArchivedPackages:
                 self.taken.append(sha256)
         return not why
 
-    def keep(self, sha256: str, path: Path) -> None:
+    def add(self, sha256: str, path: Path) -> None:
         if not self._keeps:
             return
         try:

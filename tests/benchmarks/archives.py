@@ -46,7 +46,7 @@ FORMATS = {"tar.zst": (ZSTD, 0.28), "tar.gz": (GZIP, 0.5)}
 
 def archives() -> Iterator[Measure]:
     channel = demo()
-    addresses.install(lambda: addresses.Guard.of(folders=[str(channel)]))
+    addresses.install(lambda: addresses.Guard.from_settings(folders=[str(channel)]))
     with scratch() as folder:
         cache = PackageCache(folder / "cache/packages")
         stack = _material(channel, STACK, cache, folder / "stack")

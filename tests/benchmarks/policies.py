@@ -68,7 +68,7 @@ def _at_a_solve() -> Iterator[Measure]:
     seconds: dict[str, list[float]] = {"plain": [], "ruled": []}
     with served("synthetic") as url, scratch() as folder:
         channel = f"{url}synthetic"
-        addresses.install(lambda: addresses.Guard.of(urls=[url]))
+        addresses.install(lambda: addresses.Guard.from_settings(urls=[url]))
         cache = folder / "repodata"
         solver = RattlerSolver(cache=cache, channels=Channels(cache=cache), isolated=False)
         for turn in range(ROUNDS + 1):

@@ -112,7 +112,7 @@ def test_reading_one_name_with_too_many_records_is_ended(tmp_path: Path) -> None
     )
 
     def join(memory_limit: int) -> dict[str, Any]:
-        return mirrors.carry_out(
+        return mirrors.run_work(
             work,
             folder=tmp_path,
             cancelled=never,

@@ -190,12 +190,12 @@ def test_the_name_of_a_file_makes_no_wheel_of_it(world: World, submit: Submit) -
     assert victim.lock is not None
     [package] = victim.lock.value().platforms[0].conda
     archive = PackageArchive()
-    assert archive.delivered([Download.of(package)]) == {package.sha256}
+    assert archive.delivered([Download.from_package(package)]) == {package.sha256}
     url = f"{world.hostile.url}linux-64/secret-small-1.0-0.whl"
     named = replace(
         package, url=url, channel=world.hostile.url.rstrip("/"), file_name="secret-small-1.0-0.whl"
     )
-    assert archive.delivered([Download.of(named)]) == set()
+    assert archive.delivered([Download.from_package(named)]) == set()
     with pytest.raises(DownloadError):
         engine_context.get_engine().packages.ensure([named])
 
@@ -268,9 +268,9 @@ def test_the_url_of_a_hosted_channel_gives_nothing_through_another_channel(
     url = f"{hosted_channels.base_url()}/victim/tools/linux-64/{package.file_name}"
     hostile = replace(package, url=url, channel=world.hostile.url.rstrip("/"))
     archive = PackageArchive()
-    assert archive.delivered([Download.of(hostile)]) == set()
+    assert archive.delivered([Download.from_package(hostile)]) == set()
     ours = replace(package, url=url, channel=f"{hosted_channels.base_url()}/victim/tools")
-    assert archive.delivered([Download.of(ours)]) == {package.sha256}
+    assert archive.delivered([Download.from_package(ours)]) == {package.sha256}
 
 
 def test_a_channel_whose_files_are_on_another_server_works(
@@ -318,5 +318,5 @@ def test_what_a_channel_says_of_a_file_of_another_describes_it_for_nobody_else(
             ),
         )
         solver = engine_context.get_engine().solver(())
-        with pytest.raises(SpecificationError, match="from 2 channels"):
+        with pytest.raises(SpecificationError, match="to 2 channels"):
             solver.complete_lock(both, cancelled=lambda: False, log=lambda text: None)

@@ -180,7 +180,7 @@ def test_no_compiled_file_goes_through_a_link(tmp_path: Path, prefix: Path, vict
     ]
     cached = PackageCache(tmp_path / "data" / "cache").ensure(packages)
     python = PythonInfo.of("3.11.7", platform="linux-64")
-    interpreter = Interpreter.of(cached, python)
+    interpreter = Interpreter.from_packages(cached, python)
     assert interpreter is not None
     bytecode = BytecodeCache(tmp_path / "data/bytecode")
     sources = python_sources(cached, python)

@@ -293,7 +293,7 @@ builtins.compile = lambda source, *rest, **more: _real(b"VALUE = 'poisoned'", *r
 
 def faked(made: Linked, work: Path) -> Interpreter:
     """The interpreter of `made`, but for one file of its python; of the same name and version."""
-    honest = Interpreter.of(made.packages, made.python)
+    honest = Interpreter.from_packages(made.packages, made.python)
     assert honest is not None
     packages = []
     for cached in made.packages:
@@ -309,7 +309,7 @@ def faked(made: Linked, work: Path) -> Interpreter:
             contents = replace(cached.contents, files=tuple(files))
             cached = replace(cached, folder=folder, contents=contents)
         packages.append(cached)
-    fake = Interpreter.of(packages, made.python)
+    fake = Interpreter.from_packages(packages, made.python)
     assert fake is not None
     return fake
 
@@ -337,13 +337,13 @@ def test_what_one_tenants_python_compiled_reaches_no_other(
     cache.link(sources, interpreter=fake, prefix=evil.prefix)
     assert imported(evil) == "poisoned"  # the attack works on its own author
     good = linked(victim)
-    honest = Interpreter.of(good.packages, good.python)
+    honest = Interpreter.from_packages(good.packages, good.python)
     assert cache.link(sources, interpreter=honest, prefix=good.prefix).files == 0
     cache.compile(sources, interpreter=honest, sandboxed=can_sandbox())
     assert cache.link(sources, interpreter=honest, prefix=good.prefix).files == 1
     assert imported(good) == "honest"
     twin = linked(victim)
-    same = Interpreter.of(twin.packages, twin.python)
+    same = Interpreter.from_packages(twin.packages, twin.python)
     linked_files = cache.link(sources, interpreter=same, prefix=twin.prefix)
     assert (linked_files.files, linked_files.missing) == (1, ())
 
@@ -352,16 +352,16 @@ def test_a_dependency_of_python_counts_and_any_other_package_does_not(
     linked: Link, victim: CondaPackage
 ) -> None:
     made = linked(victim)
-    key = Interpreter.of(made.packages, made.python).key
+    key = Interpreter.from_packages(made.packages, made.python).key
     alone = [cached for cached in made.packages if cached.package.name != "victim"]
-    assert Interpreter.of(alone, made.python).key == key
+    assert Interpreter.from_packages(alone, made.python).key == key
     needing = [
         replace(cached, package=replace(cached.package, depends=("victim >=1",)))
         if cached.package.name == "python"
         else cached
         for cached in made.packages
     ]
-    assert Interpreter.of(needing, made.python).key != key
+    assert Interpreter.from_packages(needing, made.python).key != key
 
 
 def test_a_package_that_only_an_md5_names_shares_nothing(linked: Link) -> None:
@@ -370,7 +370,7 @@ def test_a_package_that_only_an_md5_names_shares_nothing(linked: Link) -> None:
         replace(cached, folder=cached.folder.parent.with_name("md5-00") / cached.folder.name)
         for cached in made.packages
     ]
-    assert Interpreter.of(unnamed, made.python) is None
+    assert Interpreter.from_packages(unnamed, made.python) is None
 
 
 #: What a program that compiles one package begins with: the number of its pipe.
@@ -402,7 +402,7 @@ def test_what_an_interpreter_answers_is_bounded(
     cache = BytecodeCache(linked().prefix.parent / f"answers-{tmp_path.name}")
     made = linked(victim)
     sources = python_sources(made.packages, made.python)
-    interpreter = Interpreter.of(made.packages, made.python)
+    interpreter = Interpreter.from_packages(made.packages, made.python)
     program = f"{_PIPE}os.write(pipe, {answer!r})\n"
     monkeypatch.setattr(compiling, "_COMPILE", program)
     with suppress(UnavailableError):
@@ -420,7 +420,7 @@ def test_a_compiling_process_sees_the_interpreter_and_its_sources_alone(
     cache = BytecodeCache(linked().prefix.parent / f"alone-{tmp_path.name}")
     made = linked(victim)
     sources = python_sources(made.packages, made.python)
-    interpreter = Interpreter.of(made.packages, made.python)
+    interpreter = Interpreter.from_packages(made.packages, made.python)
     look = f"""
 {_PIPE}
 found = [name for name in os.listdir("/") if name not in ("lib", "lib64", "usr", "nix")]
@@ -483,7 +483,7 @@ def test_the_process_of_one_package_changes_nothing_of_another(
     monkeypatch.setattr(compiling, "_COMPILE", program.replace(mark, attack + mark))
     cache = BytecodeCache(linked().prefix.parent / f"forks-{tmp_path.name}")
     made = linked(packages["attacker"], packages["victim"])
-    interpreter = Interpreter.of(made.packages, made.python)
+    interpreter = Interpreter.from_packages(made.packages, made.python)
     sources = python_sources(made.packages, made.python)
     with suppress(UnavailableError):
         cache.compile(sources, interpreter=interpreter, processes=1)
@@ -499,7 +499,7 @@ def test_old_entries_and_unused_interpreters_are_removed(
     cache = BytecodeCache(linked().prefix.parent / f"old-{tmp_path.name}")
     made = linked(victim)
     sources = python_sources(made.packages, made.python)
-    interpreter = Interpreter.of(made.packages, made.python)
+    interpreter = Interpreter.from_packages(made.packages, made.python)
     former = cache.folder / f"{sources[0].key}-{interpreter.tag}"  # keyed by the package alone
     former.mkdir(parents=True)
     (former / "0.pyc").write_bytes(b"poisoned")
@@ -595,7 +595,9 @@ def joined(small_channel: Path, tmp_path: Path) -> object:
         out=folder / "history",
         minute=1,
     )
-    return mirrors.run_apart(work, folder=folder, cancelled=never, time_limit=timedelta(minutes=1))
+    return mirrors.run_in_process(
+        work, folder=folder, cancelled=never, time_limit=timedelta(minutes=1)
+    )
 
 
 CHILDREN = pytest.mark.parametrize(

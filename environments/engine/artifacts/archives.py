@@ -48,7 +48,7 @@ def _make(material: Material, name: str, compression: Compression) -> Path:
             hint="Request the bundle or the lock file instead.",
         )
     path = material.work / name
-    with whole_or_nothing(path), path.open("xb") as out:
+    with removed_on_failure(path), path.open("xb") as out:
         write_parts(
             archive_parts(material),
             out,
@@ -122,7 +122,7 @@ def _unpacker(prefixes: Sequence[PrefixRecord]) -> str:
 
 
 @contextlib.contextmanager
-def told_of_full_disk() -> Iterator[None]:
+def disk_full_as_error() -> Iterator[None]:
     """Convert errors of a full disk to DiskSpaceError."""
     try:
         yield
@@ -136,13 +136,13 @@ def told_of_full_disk() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def whole_or_nothing(path: Path) -> Iterator[None]:
+def removed_on_failure(path: Path) -> Iterator[None]:
     """Remove an unfinished file at once, to free its disk space.
 
     Raises:
         DiskSpaceError: the disk is full.
     """
-    with told_of_full_disk():
+    with disk_full_as_error():
         try:
             yield
         except BaseException:

@@ -26,7 +26,7 @@ from environments.domain.progress import obey
 from environments.domain.records import CondaPackage, Package
 from environments.domain.sbom import cyclonedx
 from environments.domain.unpacking import path_fault
-from environments.engine.artifacts.archives import told_of_full_disk
+from environments.engine.artifacts.archives import disk_full_as_error
 from environments.engine.artifacts.installer import SYSTEMS, make_installer
 from environments.engine.artifacts.staging import Material
 from environments.engine.artifacts.tar import END, Entry, chunks, tar_stream, with_folders
@@ -59,7 +59,7 @@ _ELSEWHERE = frozenset({"url", "channel", "fn"})
 def make_bundle(material: Material) -> Path:
     folder = material.work / "originals"
     folder.mkdir()
-    with told_of_full_disk():
+    with disk_full_as_error():
         originals = material.originals([*material.part.conda, *material.part.pypi], folder)
         top = f"bundle-{material.lock.digest[:12]}-{material.platform}"
         moment = int(material.moment.timestamp())

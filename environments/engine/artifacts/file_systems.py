@@ -25,7 +25,7 @@ from pathlib import Path
 from condastore.errors import ArtifactFailedError, DiskSpaceError, InvalidInputError
 from environments.domain.artifacts import STANDARD_PREFIX
 from environments.domain.progress import Progress
-from environments.engine.artifacts.archives import whole_or_nothing
+from environments.engine.artifacts.archives import removed_on_failure
 from environments.engine.artifacts.sif import ARCHITECTURES, write_sif
 from environments.engine.artifacts.staging import Material
 from environments.engine.artifacts.tar import END, Entry, chunks, tar_stream, with_folders
@@ -58,7 +58,7 @@ def make_sif(material: Material) -> Path:
     inside = [entry._replace(path=f"{root}/{entry.path}") for entry in _entries(material)]
     system = _write(material, [*inside, *_root(material, moment)], material.work / "root.squashfs")
     path = material.work / "env.sif"
-    with whole_or_nothing(path):
+    with removed_on_failure(path):
         write_sif(
             path,
             system,
@@ -150,7 +150,7 @@ def _write(material: Material, entries: Iterable[Entry], path: Path) -> Path:
     os.mkfifo(pipe, 0o600)
     feeder = _Feeder(pipe, everything, material)
     lines: list[str] = []
-    with whole_or_nothing(path), feeder:
+    with removed_on_failure(path), feeder:
         result = run_tool(
             [*_FROM_PIPE, str(pipe), program, "-", str(path), "-tar", *_OPTIONS],
             cwd=material.work,

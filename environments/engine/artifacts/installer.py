@@ -16,7 +16,7 @@ from pathlib import Path
 from condastore.errors import InvalidInputError
 from environments.domain.artifacts import FORMS, ArtifactKind
 from environments.domain.records import Package
-from environments.engine.artifacts.archives import archive_parts, parts_folder, told_of_full_disk
+from environments.engine.artifacts.archives import archive_parts, disk_full_as_error, parts_folder
 from environments.engine.artifacts.parts import GZIP, write_parts
 from environments.engine.artifacts.staging import Material
 from environments.engine.artifacts.tree import Part, PrefixRecord
@@ -51,7 +51,7 @@ def make_installer(material: Material) -> Path:
     parts = archive_parts(material)
     archive = material.work / "payload.tar.gz"
     path = material.work / FORMS[ArtifactKind.INSTALLER].file_name
-    with told_of_full_disk():
+    with disk_full_as_error():
         with archive.open("xb") as file:
             write_parts(
                 parts,

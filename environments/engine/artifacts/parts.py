@@ -108,24 +108,24 @@ def write_parts(
     threads = threads or len(os.sched_getaffinity(0))
     kept.folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(threads) as pool, contextlib.ExitStack() as cleanup:
-        line = _Line(out, pool=pool, most=2 * threads)
+        writer = _OrderedWriter(out, pool=pool, most=2 * threads)
         cleanup.callback(pool.shutdown, cancel_futures=True)
         for number, part in enumerate(parts):
             obey(cancelled)
             progress(Progress(stage="packing", done=number, total=len(parts), current=part.name))
             path = kept.path(part, compression) if part.key else None
-            if path is not None and line.copy(path):
+            if path is not None and writer.copy(path):
                 continue
-            copy = cleanup.enter_context(_Copy(path)) if path is not None else None
+            copy = cleanup.enter_context(_NewEntry(path)) if path is not None else None
             for piece in chunks(part.stream(), PIECE):
                 obey(cancelled)
-                line.add(piece, compression.compress, copy)
-            line.end(copy)
-        line.finish()
+                writer.add(piece, compression.compress, copy)
+            writer.end(copy)
+        writer.finish()
     progress(Progress(stage="packing", done=len(parts), total=len(parts)))
 
 
-class _Copy:
+class _NewEntry:
     """A new entry of the folder, which becomes visible when it is complete."""
 
     def __init__(self, path: Path) -> None:
@@ -135,7 +135,7 @@ class _Copy:
         self._file.write(bytes(_DIGEST))
         self._hasher = hashlib.sha256()
 
-    def __enter__(self) -> _Copy:
+    def __enter__(self) -> _NewEntry:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -153,7 +153,7 @@ class _Copy:
         self._work.replace(self._path)
 
 
-class _Line:
+class _OrderedWriter:
     """Ordered writer of concurrently compressed pieces, with a limited number in memory."""
 
     def __init__(self, out: BinaryIO, *, pool: ThreadPoolExecutor, most: int) -> None:
@@ -161,29 +161,29 @@ class _Line:
         self._waiting: deque[Callable[[], None]] = deque()
 
     def add(
-        self, piece: memoryview, compress: Callable[[memoryview], Packed], copy: _Copy | None
+        self, piece: memoryview, compress: Callable[[memoryview], Packed], copy: _NewEntry | None
     ) -> None:
         done = self._pool.submit(compress, piece)
-        self._later(lambda: self._write(done, copy))
+        self._enqueue(lambda: self._write(done, copy))
 
-    def _write(self, done: Future[Packed], copy: _Copy | None) -> None:
+    def _write(self, done: Future[Packed], copy: _NewEntry | None) -> None:
         data = done.result()
         self._out.write(data)
         if copy is not None:
             copy.write(data)
 
-    def end(self, copy: _Copy | None) -> None:
+    def end(self, copy: _NewEntry | None) -> None:
         if copy is not None:
-            self._later(copy.finish)
+            self._enqueue(copy.finish)
 
     def copy(self, path: Path) -> bool:
         """Queue an existing, undamaged part; return False if there is none."""
         if (file := _open_whole(path)) is None:
             return False
-        self._later(lambda: self._take(file))
+        self._enqueue(lambda: self._write_file(file))
         return True
 
-    def _take(self, file: BinaryIO) -> None:
+    def _write_file(self, file: BinaryIO) -> None:
         with file:
             file.seek(_DIGEST)
             shutil.copyfileobj(file, self._out, 1 << 20)
@@ -192,7 +192,7 @@ class _Line:
         while self._waiting:
             self._waiting.popleft()()
 
-    def _later(self, work: Callable[[], None]) -> None:
+    def _enqueue(self, work: Callable[[], None]) -> None:
         self._waiting.append(work)
         while len(self._waiting) > self._most:
             self._waiting.popleft()()

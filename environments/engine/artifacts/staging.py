@@ -17,7 +17,7 @@ from environments.domain.progress import Cancelled, Report, ignore, never
 from environments.domain.records import Package
 from environments.domain.timestamps import newest
 from environments.engine.packages.cache import CachedPackage, PackageCache
-from environments.engine.packages.downloads import bring
+from environments.engine.packages.downloads import fetch_originals
 from environments.engine.prefix import linking
 from environments.engine.pypi.install import CachedWheel
 
@@ -38,7 +38,7 @@ class Material:
     work: Path  # an empty folder for this attempt, on the cache's file system
     progress: Report = ignore
     cancelled: Cancelled = never
-    originals: Originals = bring
+    originals: Originals = fetch_originals
 
     @property
     def part(self) -> PlatformLock:

@@ -94,7 +94,7 @@ def parts_of(material: Material, *, prefix: str | None) -> list[Part]:
         work=material.work,
         cancelled=material.cancelled,
     )
-    notes = _notes(material, int(material.moment.timestamp()))
+    notes = _environment_metadata(material, int(material.moment.timestamp()))
     return [*parts, Part(key="", name="notes", entries=notes)]
 
 
@@ -120,14 +120,14 @@ def package_parts(
     for package in sorted(packages, key=lambda each: each.contents.name):
         obey(cancelled)
         part = _package_part(package, python, prefix)
-        part = _leaving_out(part, replaced.get(package.contents.label, set()))
-        parts.append(_without(part, taken))
+        part = _excluding(part, replaced.get(package.contents.label, set()))
+        parts.append(_without_duplicates(part, taken))
     for number, wheel in enumerate(sorted(wheels, key=lambda each: each.label)):
         obey(cancelled)
         assert python is not None, "a lock with wheels has python"
         made = _wheel_part(wheel, python, prefix, work / f"wheel-{number}")
         _refuse_clashes(made, taken)
-        parts.append(_without(made, taken))
+        parts.append(_without_duplicates(made, taken))
     return parts
 
 
@@ -153,14 +153,14 @@ def find_conflicts(
     return checked.conflicts
 
 
-def _without(part: Part, taken: dict[str, str]) -> Part:
+def _without_duplicates(part: Part, taken: dict[str, str]) -> Part:
     """Return `part` without paths that an earlier part has with the same content."""
     again = {entry.path for entry in part.entries if entry.path in taken}
     taken.update((entry.path, part.name) for entry in part.entries)
-    return _leaving_out(part, again)
+    return _excluding(part, again)
 
 
-def _leaving_out(part: Part, paths: set[str]) -> Part:
+def _excluding(part: Part, paths: set[str]) -> Part:
     if not paths:
         return part
     return Part(
@@ -205,10 +205,10 @@ def _package_part(package: CachedPackage, python: PythonInfo | None, prefix: str
         record = placeholders.get(file.path)
         source = f"{package.folder}/{file.path}"
         entry = _plain(file, source, place, times.get(file.path, moment))
-        note = _note_of(file, place)
+        note = _path_record(file, place)
         if record is not None and file.kind == "file":
             note |= {"file_mode": record.mode, "prefix_placeholder": record.placeholder}
-            entry, kept = _filled_in(entry, record, prefix)
+            entry, kept = _with_prefix(entry, record, prefix)
             if kept:  # the program that unpacks it must be able to write to it
                 entry = entry._replace(mode=entry.mode | stat.S_IWUSR)
                 prefixes.append(record._replace(path=place))
@@ -254,7 +254,7 @@ def _mode(status: os.stat_result) -> int:
     return readable | (status.st_mode & stat.S_IWUSR)
 
 
-def _filled_in(entry: Entry, record: PrefixRecord, prefix: str | None) -> tuple[Entry, bool]:
+def _with_prefix(entry: Entry, record: PrefixRecord, prefix: str | None) -> tuple[Entry, bool]:
     """Return the file with the prefix in it, and True if it must still be replaced later."""
     if prefix is None and not (record.mode == "text" and entry.path.startswith("bin/")):
         return entry, True
@@ -316,7 +316,7 @@ def _source_of(compiled: str) -> str:
     return compiled.removesuffix("c")
 
 
-def _note_of(file: PackageFile, place: str) -> dict[str, Any]:
+def _path_record(file: PackageFile, place: str) -> dict[str, Any]:
     if file.kind == "folder":
         return {}
     note: dict[str, Any] = {"_path": place, "path_type": "softlink"}
@@ -373,7 +373,7 @@ def _record(package: CachedPackage, paths: Sequence[Mapping[str, Any]]) -> bytes
     return (json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
-def _notes(material: Material, moment: int) -> list[Entry]:
+def _environment_metadata(material: Material, moment: int) -> list[Entry]:
     """Return the history and the variables of the environment."""
     lines = [
         f"==> {material.moment:%Y-%m-%d %H:%M:%S} <==",
@@ -410,7 +410,7 @@ def _wheel_part(wheel: CachedWheel, python: PythonInfo, prefix: str | None, work
             entry = Entry(source[root:], source, status.st_size, moment, _mode(status))
             # A file that is not a hard link to the cache was written for this prefix.
             if prefix is None and status.st_nlink == 1:
-                entry, kept = _filled_in_script(entry)
+                entry, kept = _script_with_prefix(entry)
                 if kept:
                     entry = entry._replace(mode=entry.mode | stat.S_IWUSR)
                     prefixes.append(PrefixRecord(entry.path, UNKNOWN_PREFIX, "text"))
@@ -429,7 +429,7 @@ def _wheel_part(wheel: CachedWheel, python: PythonInfo, prefix: str | None, work
     )
 
 
-def _filled_in_script(entry: Entry) -> tuple[Entry, bool]:
+def _script_with_prefix(entry: Entry) -> tuple[Entry, bool]:
     content = Path(str(entry.content)).read_bytes()
     if UNKNOWN_PREFIX.encode() not in content:
         return entry, False

@@ -27,13 +27,13 @@ _KEY = 8  # leading bytes of a sha256: enough to distinguish millions of package
 _ENTRY = struct.Struct(">8sI")  # leading bytes of the digest; minutes since the epoch
 
 
-def path_of(folder: Path, channel: str, subdir: str) -> Path:
+def database_path(folder: Path, channel: str, subdir: str) -> Path:
     name = hashlib.sha256(f"{channel}\0{subdir}".encode()).hexdigest()[:24]
     return folder / f"{name}.seen"
 
 
-class Look:
-    """Packages found by one scan of a channel; `keep` merges them into the database.
+class Scan:
+    """Packages found by one scan of a channel; `save` merges them into the database.
 
     Uses 8 bytes per package during the scan, and 40 during the merge.
     """
@@ -48,7 +48,7 @@ class Look:
         if sha256:
             keys.append(int.from_bytes(sha256[:_KEY], "big"))
 
-    def keep(self, *, now: float) -> int:
+    def save(self, *, now: float) -> int:
         """Merge the scan into the files; return the number of new packages.
 
         Of two concurrent merges the later one wins; packages that only the other saw are added by
@@ -59,7 +59,7 @@ class Look:
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         return sum(
-            _join(path_of(self._folder, self._channel, subdir), sorted(keys), int(now // 60))
+            _join(database_path(self._folder, self._channel, subdir), sorted(keys), int(now // 60))
             for subdir, keys in self._keys.items()
         )
 
@@ -116,7 +116,7 @@ class FirstSeen:
             return None
         key = (channel, subdir)
         if key not in self._files:
-            baseline, size, content = _read(path_of(self._folder, channel, subdir))
+            baseline, size, content = _read(database_path(self._folder, channel, subdir))
             self._files[key] = (
                 None if baseline is None else _File(content=content, size=size, baseline=baseline)
             )

@@ -39,7 +39,7 @@ class Listing:
     def channels(self) -> tuple[str, ...]:
         return (self.channel,)
 
-    def carry_out(self, channels: Channels, send: Callable[[Any], None]) -> None:
+    def run(self, channels: Channels, send: Callable[[Any], None]) -> None:
         for package in channels.read_listed(
             self.channel, self.subdir, self.names, deadline=self.deadline
         ):
@@ -74,7 +74,7 @@ class Description:
     def channels(self) -> tuple[str, ...]:
         return (self.channel,)
 
-    def carry_out(self, channels: Channels, send: Callable[[Any], None]) -> None:
+    def run(self, channels: Channels, send: Callable[[Any], None]) -> None:
         for entry, records in channels.read_entries(
             self.channel, self.platforms, deadline=self.deadline, most=MAX_NAMES
         ):

@@ -28,7 +28,7 @@ CHUNK = 1 << 20  # bytes
 
 
 #: zstd level of files that are written once and read often.
-LEVEL = 6
+ZSTD_LEVEL = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +170,7 @@ def _lines(path: Path) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def compressed_file(file: IO[bytes]) -> Iterator[IO[bytes]]:
-    packer = zstandard.ZstdCompressor(level=LEVEL)
+    packer = zstandard.ZstdCompressor(level=ZSTD_LEVEL)
     with packer.stream_writer(file, closefd=False) as packed:
         buffered = io.BufferedWriter(packed, CHUNK)  # type: ignore[type-var]
         yield buffered

@@ -30,7 +30,7 @@ from environments.domain.shard_pack import PackWriter
 from environments.engine.channels.first_seen import FirstSeen
 from environments.engine.channels.mirror_history import (
     CHUNK,
-    LEVEL,
+    ZSTD_LEVEL,
     compressed_file,
     json_bytes,
     read_history,
@@ -79,7 +79,7 @@ def _render(work: Render) -> dict[str, Any]:
     judge = _PolicyFilter(work, head["baseline"])
     digests: dict[str, bytes] = {}
     number = hidden = 0
-    shard_packer = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True)
+    shard_packer = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_content_size=True)
     with _Document(work) as document, (work.folder / SHARDS).open("wb") as file:
         pack = PackWriter(file)
         for name, group in groupby(entries, key=lambda entry: entry.name):

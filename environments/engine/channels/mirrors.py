@@ -37,7 +37,7 @@ from environments.engine.system.processes import Confinement, run_tool
 
 #: Sizes in bytes from which work runs in its own process: fetched repodata always, because it may
 #: be hostile; a history, which was written here, if it is worth the start of a process.
-APART_FETCHED, APART = 0, 16 << 20
+MIN_FETCHED_BYTES, MIN_HISTORY_BYTES = 0, 16 << 20
 #: Memory limit of such a process, in bytes. It holds all records of one name at once.
 MEMORY_LIMIT = 2 << 30
 
@@ -48,7 +48,7 @@ MEMORY_LIMIT = 2 << 30
 # --- work that may have a process of its own ------------------------------------------------------
 
 
-def carry_out(
+def run_work(
     work: Join | Render,
     *,
     folder: Path,
@@ -64,9 +64,9 @@ def carry_out(
         ChannelUnavailableError: the fetched file is not repodata, or takes too much memory.
         WorkerLostError: the process exited without an answer.
     """
-    if work.size < (APART_FETCHED if isinstance(work, Join) else APART):
+    if work.size < (MIN_FETCHED_BYTES if isinstance(work, Join) else MIN_HISTORY_BYTES):
         return work.run()
-    return run_apart(
+    return run_in_process(
         work,
         folder=folder,
         cancelled=cancelled,
@@ -75,7 +75,7 @@ def carry_out(
     )
 
 
-def run_apart(
+def run_in_process(
     work: Join | Render,
     *,
     folder: Path,

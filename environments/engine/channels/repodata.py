@@ -304,7 +304,7 @@ class Channels:
         with self._lock:
             if self._client is None:
                 if not self._confined:
-                    forward_proxy.of(guard()).use_in_this_process()
+                    forward_proxy.access_for(guard()).use_in_this_process()
                 self._client = Client(
                     [
                         MirrorMiddleware(self._mirrors),

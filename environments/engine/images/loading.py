@@ -22,7 +22,12 @@ from environments.domain.names import printable
 from environments.domain.unpacking import DEFAULT_LIMITS, Limits, name_fault, path_fault
 from environments.engine.images.archives import compress, unpacked
 from environments.engine.packages.extracted_tree import read_tree
-from environments.engine.packages.tar_files import ForwardReader, Left, StopReadingError, entries_of
+from environments.engine.packages.tar_files import (
+    Budget,
+    ForwardReader,
+    StopReadingError,
+    read_entries,
+)
 
 LARGEST_DOCUMENT = 4 * 1024**2  # bytes; the limit of registries
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
@@ -138,9 +143,9 @@ def _diff_id(path: Path, compression: Compression | None, limits: Limits) -> str
             digest.update(part)
             yield part
 
-    left = Left(path.stat().st_size, limits)
-    source = ForwardReader(_Joined(hashed()), left)
-    for _, entry in entries_of(source, left, strict=False):
+    budget = Budget(path.stat().st_size, limits)
+    source = ForwardReader(_Joined(hashed()), budget)
+    for _, entry in read_entries(source, budget, strict=False):
         place = entry.name.lstrip("/")
         fault = name_fault(place, longest=limits.path_bytes) if place else ""
         if fault or ".." in place.split("/"):
@@ -208,12 +213,12 @@ def load(source: Path, *, folder: Path, limits: Limits = DEFAULT_LIMITS) -> list
 def _unpack(source: Path, root: Path, limits: Limits) -> None:
     """Unpack an archive; its links are how docker shares a layer between images."""
     root.mkdir()
-    left = Left(source.stat().st_size, limits)
+    budget = Budget(source.stat().st_size, limits)
     try:
         with tarfile.open(source) as archive:
             for member in archive:
-                left.enter()
-                left.take(member.size)
+                budget.spend_entry()
+                budget.spend_bytes(member.size)
                 if fault := path_fault(member.name, longest=limits.path_bytes):
                     raise StopReadingError(f"The path {printable(member.name)} {fault}.")
                 archive.extract(member, root, filter="data")

@@ -110,7 +110,7 @@ class Guard:
     folders: tuple[str, ...] = ()
 
     @classmethod
-    def of(
+    def from_settings(
         cls,
         *,
         allowed: Iterable[str] = (),
@@ -145,7 +145,7 @@ class Guard:
 
     def allowing(self, networks: Iterable[Network] = (), urls: Iterable[str] = ()) -> Self:
         """Return this guard with additional networks and the servers of additional URLs."""
-        more = type(self).of(urls=[url for url in urls if not url.startswith("file:")])
+        more = type(self).from_settings(urls=[url for url in urls if not url.startswith("file:")])
         return replace(self, networks=(*self.networks, *networks), hosts=self.hosts | more.hosts)
 
     def permitted(self, host: str, port: int, addresses: Sequence[Address]) -> list[str]:
@@ -305,7 +305,7 @@ def _literal_folder(rest: str) -> list[str]:
 
 
 #: Guard of a process whose URLs all come from a trusted server.
-UNRESTRICTED = Guard.of(allowed=["0.0.0.0/0", "::/0"])
+UNRESTRICTED = Guard.from_settings(allowed=["0.0.0.0/0", "::/0"])
 
 _current: Callable[[], Guard] = Guard
 

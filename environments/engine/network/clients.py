@@ -120,7 +120,7 @@ class _Proxied(httpx.HTTPTransport):
     """Sends requests through the forward proxy, and converts its refusals to errors."""
 
     def __init__(self, guard: Guard, **options: Any) -> None:
-        super().__init__(proxy=forward_proxy.of(guard).patient_url, **options)
+        super().__init__(proxy=forward_proxy.access_for(guard).patient_url, **options)
         self._guard = guard
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
@@ -140,7 +140,7 @@ class _AsyncProxied(httpx.AsyncHTTPTransport):
     """Asyncio version of `_Proxied`."""
 
     def __init__(self, guard: Guard, **options: Any) -> None:
-        super().__init__(proxy=forward_proxy.of(guard).patient_url, **options)
+        super().__init__(proxy=forward_proxy.access_for(guard).patient_url, **options)
         self._guard = guard
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:

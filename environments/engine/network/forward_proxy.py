@@ -217,7 +217,7 @@ _proxies: dict[int, ForwardProxy] = {}
 _lock = threading.Lock()
 
 
-def of(guard: Guard) -> Access:
+def access_for(guard: Guard) -> Access:
     """Return access to this process's proxy for `guard`; the first call starts the proxy."""
     with _lock:
         # By process: after a fork, the parent's proxy is not ours.

@@ -129,7 +129,7 @@ class PackageCache:
         found: dict[str, CachedPackage] = {}
         if not self.allow_md5:
             require_sha256(packages)
-        wanted = [Download.of(package) for package in packages]
+        wanted = [Download.from_package(package) for package in packages]
         unproven = self._unproven(wanted)
         by_key = {download.key: package for download, package in zip(wanted, packages, strict=True)}
 
@@ -195,7 +195,7 @@ class PackageCache:
 
     def extracted(self, package: CondaPackage) -> Path | None:
         """Return the folder of `package` if it came from its URL; its files are not checked."""
-        download = Download.of(package)
+        download = Download.from_package(package)
         if self.archive is not None and not self._delivered(download):
             # For a foreign file the archive knows more than the origin files of this cache.
             unproven = not download.is_foreign or bool(self._unproven([download]))

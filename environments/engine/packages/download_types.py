@@ -38,7 +38,7 @@ class Download:
     wheel: bool = False  # by the package's type; a channel may give a file any name
 
     @classmethod
-    def of(cls, package: Package) -> Download:
+    def from_package(cls, package: Package) -> Download:
         md5 = package.md5 if isinstance(package, CondaPackage) else ""
         if not package.sha256 and not md5:
             raise LinkError(
@@ -110,16 +110,16 @@ class WrongBytes(Exception):  # noqa: N818  # always caught in this package
     """The server sent different bytes than the lock names."""
 
 
-class Kept(Protocol):
+class OpenArchive(Protocol):
     """An opened archive: what it had when it was opened, and additions to it. Thread-safe."""
 
     def has(self, sha256: str) -> bool: ...
 
-    def take(self, sha256: str, to: Path) -> bool:
+    def copy_to_file(self, sha256: str, to: Path) -> bool:
         """Write the file to `to`; return False if it is missing or damaged."""
         ...
 
-    def keep(self, sha256: str, path: Path) -> None:
+    def add(self, sha256: str, path: Path) -> None:
         """Add a verified file, which may be moved away. Failures are not raised."""
         ...
 
@@ -127,7 +127,7 @@ class Kept(Protocol):
 class Archive(Protocol):
     """Archive of original packages by sha256, for packages that their channel no longer has."""
 
-    def opened(self, digests: Collection[str]) -> AbstractContextManager[Kept]: ...
+    def opened(self, digests: Collection[str]) -> AbstractContextManager[OpenArchive]: ...
 
     def delivered(self, downloads: Collection[Download]) -> Collection[str]:
         """Return the keys of files that came from their own URL before, or need not.

@@ -47,7 +47,7 @@ from environments.engine.packages.download_types import (
     PATIENCE,
     Archive,
     Download,
-    Kept,
+    OpenArchive,
     Patience,
     Stream,
     Use,
@@ -65,7 +65,7 @@ from environments.engine.packages.transfers import (
 )
 
 POLL = 0.1  # seconds between two checks of cancellation, locks and disk space
-STREAMED = 512 * 1024  # bytes; smaller files arrive before a pipe would be set up
+MIN_STREAMED_BYTES = 512 * 1024  # bytes; smaller files arrive before a pipe would be set up
 
 
 def download_all(
@@ -131,7 +131,9 @@ def download_all(
     )
     digests = [download.sha256 for download in wanted.values() if download.sha256]
     try:
-        with archive.opened(digests) if archive else contextlib.nullcontext() as fetcher.kept:
+        with (
+            archive.opened(digests) if archive else contextlib.nullcontext() as fetcher.open_archive
+        ):
             asyncio.run(fetcher.run(list(wanted.values()), parallel=parallel, cancelled=cancelled))
     except BaseExceptionGroup as group:
         error = _first(group)
@@ -146,7 +148,7 @@ def _unproven(downloads: Sequence[Download], archive: Archive | None) -> set[str
     return keys.difference(archive.delivered(downloads)) if archive is not None else set()
 
 
-def bring(
+def fetch_originals(
     packages: Sequence[Package],
     folder: Path,
     *,
@@ -162,7 +164,7 @@ def bring(
     Raises:
         StoreError: the same errors as `download_all`.
     """
-    wanted = {package.url: Download.of(package) for package in packages}
+    wanted = {package.url: Download.from_package(package) for package in packages}
     files = {url: folder / download.key for url, download in wanted.items()}
 
     async def use(download: Download, part: Path) -> None:
@@ -218,11 +220,11 @@ class _Tally:
     report: Report
     done: int = 0
     received: dict[str, int] = field(default_factory=dict)  # key: bytes
-    told: float = 0.0
+    reported: float = 0.0
 
     def add(self, download: Download, size: int) -> None:
         self.received[download.key] = self.received.get(download.key, 0) + size
-        self.tell(download)
+        self.report_progress(download)
 
     def reset(self, download: Download, size: int = 0) -> None:
         self.received[download.key] = size
@@ -231,13 +233,13 @@ class _Tally:
         self.done += 1
         if download.size:
             self.received[download.key] = download.size
-        self.tell(download, always=True)
+        self.report_progress(download, always=True)
 
-    def tell(self, download: Download, *, always: bool = False) -> None:
+    def report_progress(self, download: Download, *, always: bool = False) -> None:
         now = time.monotonic()
-        if not always and now - self.told < POLL:
+        if not always and now - self.reported < POLL:
             return
-        self.told = now
+        self.reported = now
         self.report(
             Progress(
                 stage=self.stage,
@@ -265,8 +267,8 @@ class _Fetcher:
     unproven: Set[str]
     within: Guard
     tally: _Tally
-    kept: Kept | None = None
-    looked: float = 0.0  # when the free disk space was last checked
+    open_archive: OpenArchive | None = None
+    disk_checked: float = 0.0  # when the free disk space was last checked
     streams: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_CORES))
 
     async def run(
@@ -285,24 +287,24 @@ class _Fetcher:
 
             async def work() -> None:
                 while queue:
-                    await self._one(queue.pop(), client, using)
+                    await self._fetch_one(queue.pop(), client, using)
 
             async with asyncio.TaskGroup() as group:
                 workers = [group.create_task(work()) for _ in range(min(parallel, len(downloads)))]
                 group.create_task(_watch(workers, cancelled, self.patience.total))
 
-    async def _one(
+    async def _fetch_one(
         self, download: Download, client: httpx.AsyncClient, using: asyncio.Semaphore
     ) -> None:
         lock = FileLock(self.folder / f"{download.stem}.lock")
         part = self.folder / f"{download.stem}.part"
-        if not await self._locked(lock, part):
+        if not await self._wait_for_lock(lock, part):
             part = self.folder / f"{download.stem}.{secrets.token_hex(4)}.part"
         try:
-            if not self.present(download) and not await self._taken(download, part, using):
-                await self._fetched_and_used(download, part, client, using)
-                if self.kept is not None and download.sha256:
-                    await asyncio.to_thread(self.kept.keep, download.sha256, part)
+            if not self.present(download) and not await self._use_archived(download, part, using):
+                await self._fetch_and_use(download, part, client, using)
+                if self.open_archive is not None and download.sha256:
+                    await asyncio.to_thread(self.open_archive.add, download.sha256, part)
         except OSError as error:
             part.unlink(missing_ok=True)
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -316,7 +318,7 @@ class _Fetcher:
         part.unlink(missing_ok=True)
         self.tally.finish(download)
 
-    async def _locked(self, lock: FileLock, part: Path) -> bool:
+    async def _wait_for_lock(self, lock: FileLock, part: Path) -> bool:
         """Wait for `lock`; return False if its holder seems to be stopped."""
         last, since = -1, time.monotonic()
         while not lock.acquire():
@@ -328,14 +330,14 @@ class _Fetcher:
             await asyncio.sleep(POLL)
         return True
 
-    async def _taken(self, download: Download, part: Path, using: asyncio.Semaphore) -> bool:
+    async def _use_archived(self, download: Download, part: Path, using: asyncio.Semaphore) -> bool:
         """Use the file from the archive; return False if it must be fetched."""
-        if self.kept is None or download.key in self.unproven:
+        if self.open_archive is None or download.key in self.unproven:
             return False
-        if not self.kept.has(download.sha256):
+        if not self.open_archive.has(download.sha256):
             return False
         part.unlink(missing_ok=True)  # a partial download
-        if not await asyncio.to_thread(self.kept.take, download.sha256, part):
+        if not await asyncio.to_thread(self.open_archive.copy_to_file, download.sha256, part):
             return False
         try:
             async with using:
@@ -345,7 +347,7 @@ class _Fetcher:
             return False
         return True
 
-    async def _fetched_and_used(
+    async def _fetch_and_use(
         self,
         download: Download,
         part: Path,
@@ -356,7 +358,7 @@ class _Fetcher:
         wrong: list[str] = []
         while True:
             try:
-                if not wrong and await self._streamed(download, part, client):
+                if not wrong and await self._fetch_streaming(download, part, client):
                     return
                 async for attempt in tenacity.AsyncRetrying(
                     stop=tenacity.stop_after_attempt(self.patience.attempts),
@@ -389,13 +391,20 @@ class _Fetcher:
             else:
                 return
 
-    async def _streamed(self, download: Download, part: Path, client: httpx.AsyncClient) -> bool:
+    async def _fetch_streaming(
+        self, download: Download, part: Path, client: httpx.AsyncClient
+    ) -> bool:
         """Fetch and use a file at once, through a pipe; return False if both must be done in turn.
 
         The bytes are also written to `part`, where an interrupted download is resumed.
         """
         begun = part.exists() and part.stat().st_size > 0
-        if self.stream is None or begun or download.size < STREAMED or self.streams.locked():
+        if (
+            self.stream is None
+            or begun
+            or download.size < MIN_STREAMED_BYTES
+            or self.streams.locked()
+        ):
             return False
         async with self.streams:
             path = part.with_suffix(f".{secrets.token_hex(4)}.pipe")
@@ -456,7 +465,7 @@ class _Fetcher:
                             raise WrongBytes(
                                 f"more than the {download.size or self.patience.largest} bytes"
                             )
-                        self._require_room(download)
+                        self._require_disk_space(download)
                         file.write(chunk)
                         if pipe is not None:
                             await pipe.write(chunk)
@@ -469,16 +478,16 @@ class _Fetcher:
         if hasher is not None:
             download.compare(sha256=hasher.hexdigest(), md5=hasher.hexdigest())
 
-    def _require_room(self, download: Download) -> None:
+    def _require_disk_space(self, download: Download) -> None:
         """Check the free disk space from time to time while files arrive.
 
         Raises:
             DiskSpaceError: less than the reserve is free.
         """
         now = time.monotonic()
-        if now - self.looked < POLL:
+        if now - self.disk_checked < POLL:
             return
-        self.looked = now
+        self.disk_checked = now
         if shutil.disk_usage(self.folder).free < self.patience.reserve:
             raise DiskSpaceError(
                 f"The disk is full: {download.name} could not be stored.",

@@ -21,7 +21,7 @@ from environments.domain.unpacking import Limits, LinkEnd, link_end, name_fault
 from environments.engine.packages.file_modes import shared_mode
 
 #: Maximum nesting of folders. Each open folder of the walk takes a file descriptor.
-DEEPEST = 100
+MAX_DEPTH = 100
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 #: Modes of nearly all entries; these are not changed.
 _USUAL = frozenset(
@@ -143,8 +143,8 @@ def _walk(root: int, name: str) -> Iterator[tuple[str, os.stat_result, str]]:
                 continue
             yield path, status, ""
             if stat.S_ISDIR(status.st_mode):
-                if len(stack) > DEEPEST:
-                    raise LinkError(f"{name} nests more than {DEEPEST} folders.")
+                if len(stack) > MAX_DEPTH:
+                    raise LinkError(f"{name} nests more than {MAX_DEPTH} folders.")
                 below = _opened(entry.name, folder, name, path)
                 stack.append((below, f"{path}/", _listed(below)))
     finally:

@@ -83,9 +83,9 @@ class Extractors:
 
     def warm_up(self) -> None:
         """Start the idle processes."""
-        started = [self._take() for _ in range(_IDLE_PROCESSES)]
+        started = [self._acquire() for _ in range(_IDLE_PROCESSES)]
         for process in started:
-            self._give_back(process)
+            self._release(process)
 
     async def extract(
         self, archive: Path, folder: Path, *, name: str, packed: Callable[[], int], reserve: int
@@ -108,7 +108,7 @@ class Extractors:
         """
         attempts = 1 if archive.is_fifo() else 2
         for attempt in range(1, attempts + 1):
-            process = self._take()  # not in a thread: a cancelled await would leak the process
+            process = self._acquire()  # not in a thread: a cancelled await would leak the process
             try:
                 answer = await self._ask(process, archive, folder, name, packed, reserve)
             except ExtractorEndedError:
@@ -120,7 +120,7 @@ class Extractors:
             except BaseException:
                 process.end()
                 raise
-            self._give_back(process)
+            self._release(process)
             if error := answer.get("error"):
                 raise ExtractionError(error)
             return answer["sha256"], answer["md5"]
@@ -166,7 +166,7 @@ class Extractors:
 
     # --- processes -------------------------------------------------------------------------
 
-    def _take(self) -> _Process:
+    def _acquire(self) -> _Process:
         with self._lock:
             if self._owner != os.getpid():  # after a fork the processes belong to the parent
                 self._idle, self._owner = [], os.getpid()
@@ -183,7 +183,7 @@ class Extractors:
             found.end()
         return self._start()
 
-    def _give_back(self, process: _Process) -> None:
+    def _release(self, process: _Process) -> None:
         process.idle_since = time.monotonic()
         with self._lock:
             if self._owner == os.getpid() and len(self._idle) < _IDLE_PROCESSES:

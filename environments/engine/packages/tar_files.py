@@ -9,7 +9,7 @@ from typing import Protocol
 from environments.domain.unpacking import Limits
 
 #: Maximum size in bytes of the headers of one entry; tarfile holds them in memory.
-LONGEST_HEADER = 2 << 20
+MAX_HEADER_BYTES = 2 << 20
 _CHUNK = 1 << 18
 
 
@@ -21,7 +21,7 @@ class StopReadingError(Exception):
     """Reading stops here; the message says why."""
 
 
-class Left:
+class Budget:
     """Remaining bytes and entries that an archive may unpack to."""
 
     def __init__(self, packed: int, limits: Limits) -> None:
@@ -30,12 +30,12 @@ class Left:
         self._limits = limits
         self._entries = limits.entries
 
-    def take(self, size: int) -> None:
+    def spend_bytes(self, size: int) -> None:
         self._bytes -= size
         if self._bytes < 0:
             raise StopReadingError(self._limits.size_fault(self._packed))
 
-    def enter(self) -> None:
+    def spend_entry(self) -> None:
         self._entries -= 1
         if self._entries < 0:
             raise StopReadingError(self._limits.entries_fault())
@@ -47,11 +47,11 @@ class ForwardReader:
     The limit of an entry's headers is small, because tarfile holds them in memory.
     """
 
-    def __init__(self, source: Readable, left: Left) -> None:
+    def __init__(self, source: Readable, budget: Budget) -> None:
         self._source = source
-        self._left = left
+        self._budget = budget
         self._position = 0
-        self.header: int | None = LONGEST_HEADER
+        self.header: int | None = MAX_HEADER_BYTES
         self.last = b""
 
     def tell(self) -> int:
@@ -64,7 +64,7 @@ class ForwardReader:
                 raise StopReadingError("A header of the archive is too long.")
         parts = []
         while size > 0 and (part := self._source.read(min(size, _CHUNK))):
-            self._left.take(len(part))
+            self._budget.spend_bytes(len(part))
             self._position += len(part)
             size -= len(part)
             parts.append(part)
@@ -92,8 +92,8 @@ class ForwardReader:
                 raise tarfile.ReadError("data follows its end")
 
 
-def entries_of(
-    source: ForwardReader, left: Left, *, strict: bool = True
+def read_entries(
+    source: ForwardReader, budget: Budget, *, strict: bool = True
 ) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
     """Yield the entries of an archive, and read it to its end.
 
@@ -105,12 +105,12 @@ def entries_of(
     """
     with tarfile.TarFile(fileobj=source, mode="r") as archive:  # type: ignore[arg-type]
         while True:
-            source.header = LONGEST_HEADER
+            source.header = MAX_HEADER_BYTES
             entry = archive.next()
             if entry is None:
                 break
             source.header = None
-            left.enter()
+            budget.spend_entry()
             yield archive, entry
             vars(archive)["members"].clear()  # tarfile keeps every entry
         # tarfile takes a broken header for the end; the real end is a block of zeros.

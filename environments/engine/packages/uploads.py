@@ -29,11 +29,11 @@ from environments.domain.records import CondaPackage
 from environments.domain.unpacking import Limits, LinkEnd, link_end, path_fault
 from environments.engine.channels.records import to_rattler
 from environments.engine.packages.tar_files import (
-    LONGEST_HEADER,
+    MAX_HEADER_BYTES,
+    Budget,
     ForwardReader,
-    Left,
     StopReadingError,
-    entries_of,
+    read_entries,
 )
 from environments.engine.packages.zip_files import BoundedFile, DirectoryTooLongError
 
@@ -110,10 +110,10 @@ def read_package(path: Path, file_name: str, *, limits: Limits) -> dict[str, Any
     check_file_name(file_name)
     found = _Found(limits=limits)
     read = _conda_parts if file_name.endswith(".conda") else _tar_parts
-    left = Left(path.stat().st_size, limits)
+    budget = Budget(path.stat().st_size, limits)
     try:
         for part in read(path, file_name):
-            for archive, member in entries_of(ForwardReader(part, left), left):
+            for archive, member in read_entries(ForwardReader(part, budget), budget):
                 _look(archive, member, found)
     except (StopReadingError, DirectoryTooLongError) as stop:
         found.fault(str(stop))
@@ -136,7 +136,7 @@ def _tar_parts(path: Path, file_name: str) -> Iterator[IO[bytes]]:
 def _conda_parts(path: Path, file_name: str) -> Iterator[IO[bytes]]:
     stem = file_name.removesuffix(".conda")
     wanted = (f"info-{stem}.tar.zst", f"pkg-{stem}.tar.zst")
-    with path.open("rb") as file, zipfile.ZipFile(BoundedFile(file, LONGEST_HEADER)) as archive:
+    with path.open("rb") as file, zipfile.ZipFile(BoundedFile(file, MAX_HEADER_BYTES)) as archive:
         members = {info.filename: info for info in archive.infolist()}
         if len(members) != len(archive.infolist()) or set(members) - {"metadata.json", *wanted}:
             raise StopReadingError(

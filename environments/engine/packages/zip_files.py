@@ -13,7 +13,7 @@ from environments.domain.unpacking import Limits, path_fault
 
 #: Maximum size in bytes of an archive's directory, enough for 100,000 files; zipfile loads all of
 #: it.
-LONGEST_DIRECTORY = 16 << 20
+MAX_DIRECTORY_BYTES = 16 << 20
 #: Methods that zipfile decompresses in bounded pieces; wheels use no others.
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
@@ -49,7 +49,7 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
     """
     with (
         path.open("rb") as file,
-        zipfile.ZipFile(BoundedFile(file, LONGEST_DIRECTORY, str(path))) as archive,
+        zipfile.ZipFile(BoundedFile(file, MAX_DIRECTORY_BYTES, str(path))) as archive,
     ):
         yield archive
 

@@ -41,7 +41,9 @@ class Interpreter:
     packages: tuple[CachedPackage, ...]
 
     @classmethod
-    def of(cls, packages: Sequence[CachedPackage], python: PythonInfo) -> Interpreter | None:
+    def from_packages(
+        cls, packages: Sequence[CachedPackage], python: PythonInfo
+    ) -> Interpreter | None:
         """Return the interpreter among the packages of a lock.
 
         Returns None if it is not CPython, or if one of its packages has no sha256: compiled files

@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 #: Exception names of a panic in rattler; the classes cannot be imported from any module.
 _PANICS = ("PanicException", "RustPanic")
 POLL = 0.1  # seconds between two checks of cancellation
-FROZEN = (
+FROZEN_MESSAGE = (
     "This environment is made and kept by condastore. Change its specification there, "
     "or copy the environment, instead of installing into it."
 )
@@ -129,11 +129,11 @@ def link(
         with cache.view(packages) as view:
             _install(lock, target, final_prefix, view, requested, progress, cancelled)
             _refuse_misplaced_links(packages, target, python)
-            _keep_winners(checked.conflicts, packages, target)
-            _tidy(target, view, packages)
-        _close_entry_points(packages, target, python)
+            _place_winners(checked.conflicts, packages, target)
+            _remove_rattler_leftovers(target, view, packages)
+        _restrict_entry_points(packages, target, python)
         _make_folders(packages, target, python)
-        _write_notes(lock, target, requested, variables, moment, note)
+        _write_conda_metadata(lock, target, requested, variables, moment, note)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskSpaceError(
@@ -231,7 +231,7 @@ class _Counter(InstallerReporter):
         )
 
 
-def _keep_winners(
+def _place_winners(
     conflicts: Sequence[PathConflict], packages: Sequence[CachedPackage], target: Path
 ) -> None:
     """Place the file of the package that is linked last at each conflicting path.
@@ -276,7 +276,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _tidy(target: Path, view: Path, packages: Sequence[CachedPackage]) -> None:
+def _remove_rattler_leftovers(target: Path, view: Path, packages: Sequence[CachedPackage]) -> None:
     """Remove from `target` what rattler leaves besides the environment.
 
     Its records name the temporary view and are readable by the owner only; replaced files of
@@ -327,7 +327,7 @@ def _refuse_misplaced_links(
                 )
 
 
-def _close_entry_points(
+def _restrict_entry_points(
     packages: Sequence[CachedPackage], target: Path, python: PythonInfo | None
 ) -> None:
     """Remove others' write permission from entry points, which rattler creates as 0775."""
@@ -351,7 +351,7 @@ def _make_folders(
                 (target / place).mkdir(parents=True, exist_ok=True)
 
 
-def _write_notes(
+def _write_conda_metadata(
     lock: PlatformLock,
     target: Path,
     requested: Sequence[str],
@@ -371,7 +371,7 @@ def _write_notes(
         f"# update specs: {json.dumps(list(requested))}",
     ]
     (meta / "history").write_text("\n".join(lines) + "\n")
-    (meta / "frozen").write_text(json.dumps({"message": FROZEN}) + "\n")  # CEP 22
+    (meta / "frozen").write_text(json.dumps({"message": FROZEN_MESSAGE}) + "\n")  # CEP 22
     (meta / "state").write_text(
         json.dumps({"version": 1, "env_vars": dict(variables)}, indent=2) + "\n"
     )
@@ -420,7 +420,7 @@ def publish_prefix(hidden: Path, final: Path, *, mode: int | None = 0o755) -> No
     _sync_folder(final.parent)
 
 
-def point(link: Path, target: Path) -> None:
+def set_link(link: Path, target: Path) -> None:
     """Atomically make the symbolic `link` point to `target`."""
     link.parent.mkdir(parents=True, exist_ok=True)
     new = link.with_name(f".{link.name}-{secrets.token_hex(4)}")
@@ -433,14 +433,14 @@ def point(link: Path, target: Path) -> None:
     _sync_folder(link.parent)
 
 
-def unpoint(link: Path) -> None:
+def remove_link(link: Path) -> None:
     """Remove the symbolic `link`, and its folder if that is empty."""
     link.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         link.parent.rmdir()
 
 
-def to_trash(path: Path, trash: Path) -> Path | None:
+def move_to_trash(path: Path, trash: Path) -> Path | None:
     """Move `path` into `trash`; return its new path, or None if it did not exist."""
     trash.mkdir(parents=True, exist_ok=True)
     place = trash / f"{path.name}-{secrets.token_hex(4)}"

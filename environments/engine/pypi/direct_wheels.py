@@ -154,7 +154,7 @@ class DirectWheels:
             # Fetch from the server, not from the archive: the caller must have access to the URL.
             log(f"{file_name}: fetching from {reference.url}")
             with self._temporary() as folder:
-                found = downloads.bring(
+                found = downloads.fetch_originals(
                     [package],
                     folder,
                     credentials=self._credentials,
@@ -162,7 +162,7 @@ class DirectWheels:
                     patience=self._patience,
                 )
                 size = found[package.url].stat().st_size
-                self._keep(reference.sha256, found[package.url])
+                self._archive_wheel(reference.sha256, found[package.url])
             _write(note, {"size": size})
         return replace(package, size=int(json.loads(note.read_bytes())["size"]))
 
@@ -195,7 +195,9 @@ class DirectWheels:
                 hint=f"Add {builder.platform} to the platforms, or name a wheel by its URL.",
             )
         # The result depends on the interpreter and its dependencies, from whatever channel.
-        closure = sorted(Download.of(package).key for package in python_closure(host).conda)
+        closure = sorted(
+            Download.from_package(package).key for package in python_closure(host).conda
+        )
         note = self._place(
             reference.url,
             "built",
@@ -263,7 +265,7 @@ class DirectWheels:
                 fetching={"credentials": self._credentials},
                 patience=self._patience,
             )
-            self._keep(wheel.sha256, wheel.path)
+            self._archive_wheel(wheel.sha256, wheel.path)
         log(f"{reference.location}: built {wheel.file_name}, sha256 {wheel.sha256}")
         return _package(reference.location, wheel.file_name, sha256=wheel.sha256, size=wheel.size)
 
@@ -273,8 +275,8 @@ class DirectWheels:
             known = json.loads(note.read_bytes())
         except FileNotFoundError:
             return None
-        with self._archive.opened([known["sha256"]]) as kept:
-            if not kept.has(known["sha256"]):
+        with self._archive.opened([known["sha256"]]) as opened:
+            if not opened.has(known["sha256"]):
                 return None
         return _package(
             reference.location, known["file_name"], sha256=known["sha256"], size=known["size"]
@@ -282,10 +284,10 @@ class DirectWheels:
 
     # --- storage
 
-    def _keep(self, sha256: str, path: Path) -> None:
-        with self._archive.opened([sha256]) as kept:
-            if not kept.has(sha256):
-                kept.keep(sha256, path)
+    def _archive_wheel(self, sha256: str, path: Path) -> None:
+        with self._archive.opened([sha256]) as opened:
+            if not opened.has(sha256):
+                opened.add(sha256, path)
 
     def _place(self, url: str, kind: str, *key: str) -> Path:
         credential = self._credentials(url)

@@ -281,7 +281,7 @@ class Repository:
                 "RLIMIT_CORE": 0,
             },
             confinement=Confinement(
-                writable=[self._folder], connect=[forward_proxy.of(guard()).port]
+                writable=[self._folder], connect=[forward_proxy.access_for(guard()).port]
             ),
             output_limit=_OUTPUT_LIMIT,
         )
@@ -294,7 +294,7 @@ class Repository:
         return result
 
     def _environment(self) -> dict[str, str]:
-        environment = child_environment(forward_proxy.of(guard()).environment())
+        environment = child_environment(forward_proxy.access_for(guard()).environment())
         certificates = os.environ.get("SSL_CERT_FILE")
         if certificates:
             environment["GIT_SSL_CAINFO"] = certificates

@@ -131,7 +131,7 @@ class WheelCache:
             LeaseLostError: `cancelled` returned True.
         """
         found: dict[str, CachedWheel] = {}
-        by_key = {Download.of(wheel).key: wheel for wheel in wheels}
+        by_key = {Download.from_package(wheel).key: wheel for wheel in wheels}
 
         def present(download: Download) -> bool:
             if download.key not in found and (wheel := self._find(by_key[download.key])):
@@ -148,7 +148,7 @@ class WheelCache:
                 )
 
         downloads.download_all(
-            [Download.of(wheel) for wheel in wheels],
+            [Download.from_package(wheel) for wheel in wheels],
             folder=self.downloads,
             present=present,
             use=unpack,
@@ -159,7 +159,7 @@ class WheelCache:
             patience=patience,
             archive=self.archive,
         )
-        return [found[Download.of(wheel).key] for wheel in wheels]
+        return [found[Download.from_package(wheel).key] for wheel in wheels]
 
     def remove_leftovers(self, *, older_than: timedelta) -> None:
         """Remove old temporary files of killed workers."""
@@ -177,7 +177,7 @@ class WheelCache:
                 yield path.parent.name, datetime.fromtimestamp(path.stat().st_mtime).astimezone()
 
     def _find(self, wheel: PypiPackage) -> CachedWheel | None:
-        folder = self.folder / Download.of(wheel).key
+        folder = self.folder / Download.from_package(wheel).key
         try:
             document = json.loads((folder / CONTENTS).read_bytes())
             if document["format"] == _UNCOMPARED_VERSION:
@@ -217,7 +217,7 @@ class WheelCache:
             document = _unpack(wheel, archive, work / "wheel", limits=self.limits, reserve=reserve)
             (work / CONTENTS).write_text(json.dumps(document, separators=(",", ":")))
             try:
-                work.rename(self.folder / Download.of(wheel).key)
+                work.rename(self.folder / Download.from_package(wheel).key)
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise

@@ -85,7 +85,7 @@ class UvRun:
         confinement = Confinement(
             readable=[guard().path(url) for url in self._indexes if url.startswith("file:")],
             writable=[folder, self.uv_cache],
-            connect=[forward_proxy.of(guard()).port],
+            connect=[forward_proxy.access_for(guard()).port],
         )
 
         def run(*arguments: str) -> None:
@@ -133,7 +133,7 @@ class UvRun:
 
     def _write_settings(self, folder: Path) -> tuple[dict[str, str], list[Credential | None]]:
         """Write uv's settings to a file; secrets go to the environment, not to a command line."""
-        environment = child_environment(forward_proxy.of(guard()).environment())
+        environment = child_environment(forward_proxy.access_for(guard()).environment())
         environment |= {
             "HOME": os.fspath(folder),
             "TMPDIR": os.fspath(folder),

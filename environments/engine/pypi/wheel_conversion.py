@@ -137,7 +137,7 @@ def main() -> None:
         converter = Wheel2CondaConverter(wheel, out / "made")
         # A separate logger without the handlers of the root logger.
         converter.logger = logging.Logger("whl2conda", logging.WARNING)
-        converter.logger.addHandler(_Ear(warnings))
+        converter.logger.addHandler(_WarningCollector(warnings))
         answer = {"made": Path(converter.convert()).name, "warnings": warnings}
     except Exception as error:  # the converter's errors have no common base
         answer = {"refused": str(error)}
@@ -175,12 +175,12 @@ def _check_archive(path: Path, file_name: str, limits: Limits) -> None:
         raise _refused(f"{file_name} is damaged: {printable(damaged)}.")
 
 
-class _Ear(logging.Handler):
+class _WarningCollector(logging.Handler):
     """Collects the converter's warnings for the uploader."""
 
-    def __init__(self, heard: list[str]) -> None:
+    def __init__(self, collected: list[str]) -> None:
         super().__init__(logging.WARNING)
-        self._heard = heard
+        self._collected = collected
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._heard.append(printable(record.getMessage(), limit=300).strip("'\""))
+        self._collected.append(printable(record.getMessage(), limit=300).strip("'\""))

@@ -225,7 +225,7 @@ class RattlerSolver:
     def _read(self, job: ChannelJob, *, each: Callable[[Any], None], cancelled: Cancelled) -> None:
         if self._processes is None:
             self.channels.refresh(job.states)
-            job.carry_out(self.channels, lambda item: each(job.read_item(item)))
+            job.run(self.channels, lambda item: each(job.read_item(item)))
             return
         credentials = {channel: self.channels.credential(channel) for channel in job.channels}
         try:

@@ -38,7 +38,7 @@ from environments.domain.unpacking import DEFAULT_LIMITS, Limits
 from environments.domain.urls import canonical_or_same
 from environments.engine.channels.repodata import Channels
 from environments.engine.packages.download_types import Patience
-from environments.engine.packages.downloads import bring
+from environments.engine.packages.downloads import fetch_originals
 from environments.engine.packages.uploads import read_package
 from environments.engine.pypi.indexes import Project, PythonIndexes
 
@@ -61,10 +61,10 @@ class Listed(Protocol):
 
 
 #: Prefix of the temporary folders of downloaded unlisted packages.
-UNLISTED = ".unlisted-"
+UNLISTED_PREFIX = ".unlisted-"
 _PATIENCE = Patience(attempts=3)
 #: Errors of a channel or an index that does not respond now.
-UNANSWERED = (ChannelUnavailableError, TimeLimitError)
+UNAVAILABLE_ERRORS = (ChannelUnavailableError, TimeLimitError)
 _PARALLEL = 4  # unlisted packages that are downloaded at the same time
 
 
@@ -201,7 +201,7 @@ class _Completion:
         for (channel, subdir), some in wanted.items():
             try:
                 listed |= self._listed(channel, subdir, some)
-            except UNANSWERED as error:
+            except UNAVAILABLE_ERRORS as error:
                 outcome.done.update(self._as_listed_before(channel, some, error))
             else:
                 answered += some.values()
@@ -218,12 +218,12 @@ class _Completion:
             else:
                 # Without a sha256 from the channel it is unknown which bytes the channel lists.
                 same = bool(record.sha256) or not package.sha256
-                outcome.done[package.url] = _joined(package, record.record, listed=same)
+                outcome.done[package.url] = _completed_package(package, record.record, listed=same)
         known = self.history.records(unlisted) if unlisted else {}
         for package in unlisted:
             if isinstance(before := known.get(package.url), CondaPackage):
-                outcome.done[package.url] = _joined(package, before.record, listed=True)
-        self._ask_themselves([p for p in unlisted if p.url not in known], outcome)
+                outcome.done[package.url] = _completed_package(package, before.record, listed=True)
+        self._complete_from_packages([p for p in unlisted if p.url not in known], outcome)
         return outcome
 
     def _listed(
@@ -261,14 +261,14 @@ class _Completion:
             before = known.get(url)
             if not isinstance(before, CondaPackage) or _difference(package, before):
                 raise error
-            done[url] = _joined(package, before.record, listed=True)
+            done[url] = _completed_package(package, before.record, listed=True)
         self.log(
             f"Channel {channel} does not respond: using {len(done)} packages as it listed them "
             f"before. {error.message}"
         )
         return done
 
-    def _ask_themselves(self, packages: Sequence[CondaPackage], outcome: _Outcome) -> None:
+    def _complete_from_packages(self, packages: Sequence[CondaPackage], outcome: _Outcome) -> None:
         """Complete packages that were never listed from their own `info/index.json`."""
         if not packages:
             return
@@ -280,7 +280,7 @@ class _Completion:
                 outcome.faults.append(answer)
             else:
                 listed = self.history.was_listed(package)
-                outcome.done[package.url] = _joined(package, answer, listed=listed)
+                outcome.done[package.url] = _completed_package(package, answer, listed=listed)
 
     def _index_of(self, package: CondaPackage) -> Mapping[str, Any] | StoreError:
         """Return a package's own metadata if its URL serves the bytes that the lock names.
@@ -317,11 +317,11 @@ class _Completion:
 
     def _fetched(self, package: Package, folder: Path) -> Path | StoreError:
         try:
-            [path] = bring(
+            [path] = fetch_originals(
                 [package],
                 folder,
                 credentials=self.channels.credential,
-                cancelled=self._over,
+                cancelled=self._past_deadline,
                 patience=_PATIENCE,
             ).values()
         except DownloadError as error:
@@ -346,9 +346,9 @@ class _Completion:
 
     def _folder(self) -> tempfile.TemporaryDirectory[str]:
         self.channels.cache.mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryDirectory(prefix=UNLISTED, dir=self.channels.cache)
+        return tempfile.TemporaryDirectory(prefix=UNLISTED_PREFIX, dir=self.channels.cache)
 
-    def _over(self) -> bool:
+    def _past_deadline(self) -> bool:
         if time.monotonic() > self.deadline:
             raise TimeLimitError("Checking the lock took longer than the time limit.")
         return self.cancelled()
@@ -359,12 +359,12 @@ class _Completion:
         outcome = _Outcome(done={}, faults=[])
         for package in packages:
             if self.direct(package.url) and not (self.indexes and self.indexes.hold(package.url)):
-                named = self._named(package)
+                named = self._direct_wheel(package)
                 if isinstance(named, StoreError):
                     outcome.faults.append(named)
                 else:
                     outcome.done[package.url] = named
-        packages = [package for package in packages if not self._is_named(package, outcome)]
+        packages = [package for package in packages if not self._is_direct(package, outcome)]
         wanted = {package.url: package for package in packages}
         if not wanted:
             return outcome
@@ -386,7 +386,7 @@ class _Completion:
                 cancelled=self.cancelled,
                 deadline=self.deadline,
             )
-        except UNANSWERED as error:
+        except UNAVAILABLE_ERRORS as error:
             outcome.done.update(self._wheels_listed_before(list(wanted.values()), error))
             return outcome
         unlisted: list[PypiPackage] = []
@@ -398,7 +398,7 @@ class _Completion:
                 unlisted.append(package)
             else:
                 outcome.done[package.url] = answer
-        self._remember(unlisted, projects, outcome)
+        self._complete_from_history(unlisted, projects, outcome)
         return outcome
 
     def _wheels_listed_before(
@@ -424,11 +424,11 @@ class _Completion:
         return done
 
     @staticmethod
-    def _is_named(package: PypiPackage, outcome: _Outcome) -> bool:
+    def _is_direct(package: PypiPackage, outcome: _Outcome) -> bool:
         wheres = {fault.where for fault in outcome.faults}
         return package.url in outcome.done or package.url in wheres
 
-    def _named(self, package: PypiPackage) -> PypiPackage | StoreError:
+    def _direct_wheel(self, package: PypiPackage) -> PypiPackage | StoreError:
         """Return a wheel of no index, if its URL serves the bytes that the lock names."""
         with self._folder() as folder:
             path = self._fetched(package, Path(folder))
@@ -471,7 +471,7 @@ class _Completion:
             path = self._fetched(package, Path(folder))
         return path if isinstance(path, StoreError) else None
 
-    def _remember(
+    def _complete_from_history(
         self,
         packages: Sequence[PypiPackage],
         projects: Mapping[str, Project | None],
@@ -531,7 +531,9 @@ def _difference(package: CondaPackage, record: CondaPackage) -> FaultError | Non
     return None
 
 
-def _joined(package: CondaPackage, record: Mapping[str, Any], *, listed: bool) -> CondaPackage:
+def _completed_package(
+    package: CondaPackage, record: Mapping[str, Any], *, listed: bool
+) -> CondaPackage:
     content = dict(record)
     for kind in ("sha256", "md5"):
         if getattr(package, kind):

@@ -45,7 +45,7 @@ from environments.engine.network.addresses import guard
 from environments.engine.network.bounded_reading import ReadLimits
 from environments.engine.solve.solve import Log, Work, solve_conda
 from environments.engine.system.confinement import child_environment, confine
-from environments.engine.system.memory import give_back, resident
+from environments.engine.system.memory import private_bytes, release_free_memory
 
 _POLL_SECONDS = 0.05  # between two checks of cancellation and memory
 _IDLE_SECONDS = 900.0  # after which an unused process exits
@@ -183,7 +183,7 @@ class SolverProcesses:
         try:
             worker.link.send((request.job, request.credentials))
             answer = self._wait_for_answer(worker, request)
-            healthy = resident(worker.process.pid) <= self._idle_memory
+            healthy = private_bytes(worker.process.pid) <= self._idle_memory
         except (EOFError, OSError, _MalformedError) as error:
             worker.end()
             raise _ProcessExitedError from error
@@ -212,7 +212,7 @@ class SolverProcesses:
                     return answer
             last = time.monotonic()
             obey(request.cancelled)
-            if resident(worker.process.pid) > self._memory_limit:
+            if private_bytes(worker.process.pid) > self._memory_limit:
                 raise MemoryExceededError
             if last > request.job.deadline + 2:  # the process's own limits apply first
                 raise TimeLimitError(
@@ -223,7 +223,7 @@ class SolverProcesses:
 
     def _start(self, readable: frozenset[Path]) -> _Worker:
         self._cache.mkdir(parents=True, exist_ok=True)
-        proxy = forward_proxy.of(guard())
+        proxy = forward_proxy.access_for(guard())
         ours, theirs = Pipe()
         options = {
             "link": theirs.fileno(),
@@ -353,7 +353,7 @@ def main() -> None:
         except Exception as error:
             failed = WorkerLostError(channels.clean(f"The solver failed: {error!r}"))
             answer = ("error", error_to_json(failed))
-        give_back()
+        release_free_memory()
         requests.send(answer)
 
 
@@ -364,7 +364,7 @@ def _run_job(job: Job, channels: Channels, requests: _Inbox) -> list[Any]:
     channels.refresh(job.states)
     # After a fault, items are sent again; the receiver must accept duplicates.
     channels.persistently(
-        job.channels, lambda: job.carry_out(channels, lambda item: requests.send(("item", item)))
+        job.channels, lambda: job.run(channels, lambda item: requests.send(("item", item)))
     )
     channels.forget()  # free the whole channel; a solve reads a few names only
     return []

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 
-def resident(pid: int) -> int:
+def private_bytes(pid: int) -> int:
     """Return the bytes of private memory of `pid`, without mapped files; 0 if unknown."""
     try:
         fields = Path(f"/proc/{pid}/statm").read_text().split()
@@ -18,7 +18,7 @@ def resident(pid: int) -> int:
     return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE")
 
 
-def give_back() -> None:
+def release_free_memory() -> None:
     """Return freed memory to the system.
 
     glibc keeps what many threads freed: 50 MB more after each solve of a large channel.

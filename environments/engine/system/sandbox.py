@@ -117,7 +117,7 @@ def _sandbox_options(*, bare: bool) -> list[str]:
         return options + [part for path in _LIBRARIES for part in ("--ro-bind-try", path, path)]
     return [
         *options,
-        *(part for path in SHOWN for part in ("--ro-bind-try", path, path)),
+        *(part for path in VISIBLE_PATHS for part in ("--ro-bind-try", path, path)),
         *("--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"),
         *(*tmpfs("/dev/shm", _SHARED_SIZE), *tmpfs("/tmp", _SCRATCH_SIZE)),  # noqa: S108
         *("--dir", SCRATCH),
@@ -130,10 +130,12 @@ _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/nix/store")
 
 #: System paths that suffice to run a program linked for the system, without data of users or of
 #: condastore: no database, no settings, no prefixes of other namespaces.
-SHOWN = tuple(path for path in SYSTEM if path.startswith(("/usr", "/bin", "/sbin", "/lib", "/nix")))
+VISIBLE_PATHS = tuple(
+    path for path in SYSTEM if path.startswith(("/usr", "/bin", "/sbin", "/lib", "/nix"))
+)
 
 
-SHOWN += (
+VISIBLE_PATHS += (
     *("/etc/alternatives", "/etc/ca-certificates", "/etc/fonts", "/etc/group", "/etc/hosts"),
     *("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/localtime"),
     *("/etc/nsswitch.conf", "/etc/passwd", "/etc/pki/ca-trust", "/etc/pki/tls/certs"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from environments.engine.channels.first_seen import path_of
+from environments.engine.channels.first_seen import database_path
 from environments.jobs import cleanup
 from environments.models import Channel, IndexedPackage
 from environments.services import engine_context, folders
@@ -35,7 +35,7 @@ def test_a_channel_becomes_rows_and_first_sightings(small_channel: Path) -> None
     assert channel.indexed_at
     alpha = IndexedPackage.objects.get(channel=channel, name="libalpha")
     assert (alpha.latest_version, alpha.versions, alpha.subdirs) == ("2.1", 4, ["linux-64"])
-    assert path_of(folders.data() / folders.SEEN, channel.url, "linux-64").exists()
+    assert database_path(folders.data() / folders.SEEN, channel.url, "linux-64").exists()
 
 
 @pytest.mark.django_db

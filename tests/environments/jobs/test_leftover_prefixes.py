@@ -96,7 +96,7 @@ def test_the_folder_in_envs_leads_to_the_current_build_before_a_leftover_goes(
     assert leftover.prefix is not None
     folder = folders.data() / leftover.prefix.path
     link = folders.link_path(environment.namespace.name, environment.name)
-    linking.point(link, folder)
+    linking.set_link(link, folder)
     upkeep.give_up_lost_builds()
     cleanup.drop_prefixes()
     assert not folder.exists()

@@ -48,7 +48,7 @@ AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read channels here: a process for each takes longer than all that these tests try."""
-    monkeypatch.setattr(engine, "APART_FETCHED", 1 << 30)
+    monkeypatch.setattr(engine, "MIN_FETCHED_BYTES", 1 << 30)
 
 
 @pytest.fixture(autouse=True)
@@ -312,12 +312,12 @@ def test_collection_leaves_what_a_mirror_serves(
 def test_what_a_channel_says_is_read_by_a_process_of_its_own(
     mirror: Mirror, bob: Actor, channel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "APART_FETCHED", 0)  # as it is, but in these tests
+    monkeypatch.setattr(engine, "MIN_FETCHED_BYTES", 0)  # as it is, but in these tests
     publish(channel, "alpha", "9.0")
     look(mirror, AT + timedelta(days=2))
     records = listed(bob)
     assert "9.0" in versions(records)
-    monkeypatch.setattr(engine, "APART", 0)
+    monkeypatch.setattr(engine, "MIN_HISTORY_BYTES", 0)
     MirrorView.objects.all().delete()
     assert listed(bob) == records
 

@@ -103,20 +103,22 @@ def test_the_kernel_says_which_addresses_are_of_this_machine() -> None:
 def test_a_url_of_a_setting_allows_its_server_at_its_port_alone(
     url: str, servers: set[tuple[str, int]]
 ) -> None:
-    assert Guard.of(urls=[url]).hosts == servers
+    assert Guard.from_settings(urls=[url]).hosts == servers
 
 
 def test_allowed_are_networks_and_servers_and_nothing_else() -> None:
-    found = Guard.of(allowed=["10.1.0.0/16", "::1", "db.example.org:8080", "10.9.9.9:80"])
+    found = Guard.from_settings(
+        allowed=["10.1.0.0/16", "::1", "db.example.org:8080", "10.9.9.9:80"]
+    )
     assert found.networks == parse_networks(["10.1.0.0/16", "::1"])
     assert found.hosts == {("db.example.org", 8080), ("10.9.9.9", 80)}
     for text in ("db.example.org", "10.1.0.0/99", "http://x:80/", "x:99999", "", "a@b:1"):
         with pytest.raises(InvalidInputError):
-            Guard.of(allowed=[text])
+            Guard.from_settings(allowed=[text])
 
 
 def test_a_configured_server_is_reached_at_its_port_and_its_neighbours_are_not() -> None:
-    guard = Guard.of(urls=["http://127.0.0.1:8000/channel"])
+    guard = Guard.from_settings(urls=["http://127.0.0.1:8000/channel"])
     assert guard.resolve("127.0.0.1", 8000) == ["127.0.0.1"]
     for host, port in (("127.0.0.1", 8001), ("127.0.0.2", 8000), ("localhost", 8000)):
         with pytest.raises(AddressRefusedError):
@@ -176,7 +178,7 @@ def test_a_resolver_that_fails_is_asked_again_later(resolver: list[Any]) -> None
         Guard().resolve("name.example.org", 443)
     resolver[:] = [socket.gaierror(socket.EAI_NONAME, "Name not known")]
     with pytest.raises(ResolverError):  # an administrator named it
-        Guard.of(urls=["https://name.example.org/"]).resolve("name.example.org", 443)
+        Guard.from_settings(urls=["https://name.example.org/"]).resolve("name.example.org", 443)
 
 
 def test_a_slow_resolver_costs_no_more_than_the_time_limit(
@@ -197,7 +199,7 @@ def test_a_name_that_resolves_anew_leads_nowhere_else(resolver: list[Any]) -> No
         port = canary.getsockname()[1]
         resolver[:] = [["192.0.2.1"], ["127.0.0.1"]]
         # TEST-NET-1 stands for a public address, which nobody here may connect to.
-        within = Guard.of(allowed=["192.0.2.0/24"])
+        within = Guard.from_settings(allowed=["192.0.2.0/24"])
         with (
             clients.client(within=within, timeout=0.2) as client,
             pytest.raises((httpx.ConnectTimeout, httpx.ConnectError)),
@@ -211,7 +213,7 @@ def test_files_are_read_below_the_folders_that_were_named(tmp_path: Path) -> Non
     (tmp_path / "channels" / "main").mkdir(parents=True)
     (tmp_path / "secret").write_text("x")
     (tmp_path / "channels" / "link").symlink_to(tmp_path)
-    guard = Guard.of(folders=[str(tmp_path / "channels")])
+    guard = Guard.from_settings(folders=[str(tmp_path / "channels")])
     main = (tmp_path / "channels" / "main").as_uri()
     assert guard.path(main) == tmp_path / "channels" / "main"
     root = tmp_path.as_uri()
@@ -243,4 +245,4 @@ def test_files_are_read_below_the_folders_that_were_named(tmp_path: Path) -> Non
     ],
 )
 def test_a_file_url_of_a_setting_allows_what_is_before_its_wildcard(url: str, folder: str) -> None:
-    assert Guard.of(urls=[url]).folders == (folder,)
+    assert Guard.from_settings(urls=[url]).folders == (folder,)

@@ -47,7 +47,7 @@ def server(files: Path) -> Iterator[ChannelServer]:
 @pytest.fixture(scope="module")
 def proxy(server: ChannelServer) -> Access:
     """Leads to `server` and to nothing else of this machine."""
-    return forward_proxy.of(Guard.of(urls=[server.url]))
+    return forward_proxy.access_for(Guard.from_settings(urls=[server.url]))
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ print(connection.recv(12).decode())
 def test_a_proxy_that_was_killed_is_replaced_at_its_address(server: ChannelServer) -> None:
     proxy = ForwardProxy()
     try:
-        access = proxy.access(Guard.of(urls=[server.url]))
+        access = proxy.access(Guard.from_settings(urls=[server.url]))
         with httpx.Client(proxy=access.url, timeout=20) as client:
             assert client.get(f"{server.url}small").content == b"small"
         before = _process_of(proxy)
@@ -175,7 +175,7 @@ def test_a_proxy_that_was_killed_is_replaced_at_its_address(server: ChannelServe
 def test_each_password_stands_for_its_guard(server: ChannelServer) -> None:
     own = ForwardProxy()  # no thread of another test gives its guard to children meanwhile
     try:
-        opened, closed = own.access(Guard.of(urls=[server.url])), own.access(Guard())
+        opened, closed = own.access(Guard.from_settings(urls=[server.url])), own.access(Guard())
         assert closed.port == opened.port
         for access, status in ((opened, 200), (closed, forward_proxy.REFUSED), (opened, 200)):
             assert httpx.get(f"{server.url}small", proxy=access.url).status_code == status
@@ -214,7 +214,7 @@ def corporate(
         monkeypatch.delenv(name, raising=False)
     found = ForwardProxy()
     monkeypatch.setitem(forward_proxy._proxies, os.getpid(), found)
-    yield found.access(Guard.of(urls=[server.url]))
+    yield found.access(Guard.from_settings(urls=[server.url]))
     found.close()
 
 
@@ -241,7 +241,7 @@ def test_the_operators_proxy_is_not_asked_for_addresses_that_are_refused(
 
 
 def test_our_own_clients_use_the_operators_proxy(corporate: Access, server: ChannelServer) -> None:
-    within = Guard.of(urls=[server.url])
+    within = Guard.from_settings(urls=[server.url])
 
     async def ask() -> bytes:
         async with clients.async_client(within=within) as client:
@@ -258,7 +258,7 @@ def test_our_own_clients_use_the_operators_proxy(corporate: Access, server: Chan
 @pytest.fixture
 def only(server: ChannelServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process's guard permits `server` alone."""
-    guard = Guard.of(urls=[server.url])
+    guard = Guard.from_settings(urls=[server.url])
     monkeypatch.setattr(addresses, "_current", lambda: guard)
 
 
@@ -295,7 +295,7 @@ def test_rattler_follows_a_redirect_to_another_permitted_server_without_credenti
     secret = Credential(url_prefix=channel, kind="basic", secret="user:password")
     with serving(small_channel) as other:
         theirs = other.url.replace("127.0.0.1", "localhost")
-        guard = Guard.of(urls=[server.url, theirs])
+        guard = Guard.from_settings(urls=[server.url, theirs])
         monkeypatch.setattr(addresses, "_current", lambda: guard)
         for name in ("repodata_shards.msgpack.zst", "repodata.json.zst", "repodata.json"):
             location = f"{theirs}noarch/{name}"

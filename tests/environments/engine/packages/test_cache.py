@@ -281,7 +281,7 @@ def test_a_large_package_that_is_cut_goes_on_where_it_was_cut(
 ) -> None:
     """It is extracted while it arrives; the cut ends that, and loses no byte."""
     package = packages_of(small_channel, url=channel_server.url)["large-data"]
-    assert package.size > 2 * downloads.STREAMED
+    assert package.size > 2 * downloads.MIN_STREAMED_BYTES
     channel_server.faults.add(Fault("*/large-data-*", cut_after=package.size // 2, times=1))
     channel_server.requests.clear()
     [cached] = cache.ensure([package])

@@ -231,7 +231,7 @@ def test_md5_is_looked_at_where_there_is_no_sha256(server: ChannelServer, folder
 def test_a_package_without_any_digest_is_refused(small_channel: Path) -> None:
     package = packages_of(small_channel)["libalpha"]
     with pytest.raises(LinkError, match="has no digest"):
-        Download.of(replace(package, sha256="", md5=""))
+        Download.from_package(replace(package, sha256="", md5=""))
 
 
 def test_a_file_that_is_gone_says_that_the_channel_lacks_it(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from condastore.errors import LinkError
 from environments.domain.unpacking import Limits, LinkEnd, link_end, path_fault
-from environments.engine.packages.extracted_tree import DEEPEST, folder_of_links, read_tree
+from environments.engine.packages.extracted_tree import MAX_DEPTH, folder_of_links, read_tree
 
 LIMITS = Limits(unpacked=1000, ratio=10, entries=150, path_bytes=300)
 
@@ -76,7 +76,7 @@ def sparse(path: Path) -> None:
 
 
 def deep(path: Path) -> None:
-    (path / "/".join("a" * (DEEPEST + 1))).mkdir(parents=True)
+    (path / "/".join("a" * (MAX_DEPTH + 1))).mkdir(parents=True)
 
 
 def many(path: Path) -> None:

@@ -38,7 +38,7 @@ def tag(small_channel: Path) -> str:
 
 
 def interpreter_of(made: Linked) -> Interpreter:
-    found = Interpreter.of(made.packages, made.python)
+    found = Interpreter.from_packages(made.packages, made.python)
     assert found is not None
     return found
 

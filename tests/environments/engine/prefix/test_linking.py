@@ -22,9 +22,9 @@ from environments.engine.prefix import linking
 from environments.engine.prefix.linking import (
     LinkReport,
     empty_trash,
-    point,
+    move_to_trash,
     publish_prefix,
-    to_trash,
+    set_link,
 )
 from environments.engine.system.disk import tree_size
 from tests.channels.conda_package import PackageFile, PackageSpec
@@ -372,7 +372,7 @@ class TestPublishing:
             prefix.mkdir(parents=True)
             (prefix / "file").write_text(prefix.name)
         pointer = tmp_path / "envs" / "research" / "ml"
-        point(pointer, prefixes[0])
+        set_link(pointer, prefixes[0])
         seen: set[str] = set()
         done = threading.Event()
 
@@ -384,7 +384,7 @@ class TestPublishing:
         reader.start()
         try:
             for number in range(200):
-                point(pointer, prefixes[number % 2])
+                set_link(pointer, prefixes[number % 2])
         finally:
             done.set()
             reader.join()
@@ -394,9 +394,9 @@ class TestPublishing:
 
     def test_a_pointer_that_goes_takes_its_empty_folder_with_it(self, tmp_path: Path) -> None:
         pointer = tmp_path / "envs" / "research" / "ml"
-        point(pointer, tmp_path)
-        linking.unpoint(pointer)
-        linking.unpoint(pointer)
+        set_link(pointer, tmp_path)
+        linking.remove_link(pointer)
+        linking.remove_link(pointer)
         assert not pointer.parent.exists()
 
     def test_the_trash_is_emptied_whatever_is_in_it(
@@ -411,9 +411,9 @@ class TestPublishing:
         shared = target / "lib" / "libalpha.bin.current"
         modes = {path: path.stat().st_mode for path in cache.folder.rglob("*") if path.is_file()}
         assert shared.exists()
-        first = to_trash(target, trash)
+        first = move_to_trash(target, trash)
         assert first is not None
-        assert to_trash(target, trash) is None
+        assert move_to_trash(target, trash) is None
         assert empty_trash(trash) == 1
         assert not list(trash.iterdir())
         assert tmp_path.exists()

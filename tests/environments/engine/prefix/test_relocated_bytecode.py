@@ -47,7 +47,7 @@ def placed(tmp_path: Path) -> CondaPackage:
 
 
 def compiled(made: Linked, bytecode: BytecodeCache) -> int:
-    interpreter = Interpreter.of(made.packages, made.python)
+    interpreter = Interpreter.from_packages(made.packages, made.python)
     assert interpreter is not None
     return compile_relocated(
         bytecode,

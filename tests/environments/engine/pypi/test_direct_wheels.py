@@ -62,11 +62,11 @@ class Archive:
     def has(self, sha256: str) -> bool:
         return (self.folder / sha256).exists()
 
-    def take(self, sha256: str, to: Path) -> bool:
+    def copy_to_file(self, sha256: str, to: Path) -> bool:
         to.write_bytes((self.folder / sha256).read_bytes())
         return True
 
-    def keep(self, sha256: str, path: Path) -> None:
+    def add(self, sha256: str, path: Path) -> None:
         (self.folder / sha256).write_bytes(path.read_bytes())
 
 

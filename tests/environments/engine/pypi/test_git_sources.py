@@ -154,7 +154,7 @@ def test_private_addresses_are_refused_also_after_a_redirect(
     with git_server(tmp_path / "inside") as inside:
         secret = inside.create("acme/lib")
         port = server.url.rpartition(":")[2] if redirected else "1"
-        only = addresses.Guard.of(allowed=[f"127.0.0.1:{port}"])
+        only = addresses.Guard.from_settings(allowed=[f"127.0.0.1:{port}"])
         monkeypatch.setattr(addresses, "_current", lambda: only)
         server.redirects["/"] = f"{inside.url}/"
         url = repository.url if redirected else secret.url

@@ -173,7 +173,7 @@ def test_its_files_are_compiled_with_the_rest(
     report = install(made, cache, stored(greeter, tmp_path / "index"))
     bytecode = BytecodeCache(cache.folder.with_name(f"{cache.folder.name}-compiled"))
     tag = f"cpython-{made.python.version.replace('.', '')}"
-    interpreter = Interpreter.of(made.packages, made.python)
+    interpreter = Interpreter.from_packages(made.packages, made.python)
     bytecode.compile(report.sources, interpreter=interpreter, sandboxed=can_sandbox())
     linked_files = bytecode.link(report.sources, interpreter=interpreter, prefix=made.prefix)
     assert linked_files.files == 1

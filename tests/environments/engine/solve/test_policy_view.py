@@ -10,7 +10,7 @@ import pytest
 
 from condastore.errors import UnsatisfiableError
 from environments.domain.policy import Policy, Ruling, parse_rule
-from environments.engine.channels.first_seen import FirstSeen, Look
+from environments.engine.channels.first_seen import FirstSeen, Scan
 from environments.engine.solve.client import RattlerSolver
 from environments.engine.solve.policy_view import Rules
 from tests.channels.channel_index import index_channel
@@ -31,10 +31,10 @@ def rule(kind: str, effect: str = "enforce", **settings: Any) -> Any:
 
 
 def note(folder: Path, channel: str, subdir: str, digests: list[str], *, now: float) -> int:
-    look = Look(folder, channel)
+    look = Scan(folder, channel)
     for digest in digests:
         look.add(subdir, bytes.fromhex(digest))
-    return look.keep(now=now)
+    return look.save(now=now)
 
 
 def test_an_allowed_version_is_found_where_the_newest_is_denied(solver, channel):
