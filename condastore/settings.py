@@ -602,7 +602,7 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 AUTH_USER_MODEL = "accounts.User"
 # Passwords of our own first: what a directory cannot answer keeps nobody else out.
-AUTHENTICATION_BACKENDS = ["accounts.backends.LocalBackend"]
+AUTHENTICATION_BACKENDS = ["accounts.backends.LocalBackend", "accounts.backends.RoleBackend"]
 if LDAP["url"]:
     AUTHENTICATION_BACKENDS.append("accounts.ldap_directory.Backend")
 AUTH_PASSWORD_VALIDATORS: list[dict[str, Any]] = [

@@ -60,6 +60,7 @@ FILES = {
     "tests/condastore/test_redis_wakeup.py": "services",
     "tests/condastore/test_startup_errors.py": "services",
     "tests/environments/console/test_browser.py": "system",
+    "tests/environments/models/test_one_role_per_holder.py": "services",
     "tests/environments/registry/test_bases.py": "services",
     "tests/environments/registry/test_pushes.py": "services",
     "tests/environments/services/test_data_folder_marker.py": "services",

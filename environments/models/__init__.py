@@ -41,6 +41,7 @@ from environments.models.locks import (
 )
 from environments.models.mirrors import Mirror, MirrorIndex, MirrorPackage, MirrorView
 from environments.models.namespaces import (
+    MappedRole,
     Namespace,
     NamespaceGroupObjectPermission,
     NamespaceUserObjectPermission,
@@ -51,7 +52,7 @@ from environments.models.policies import Policy, PolicyRule, PolicyVersion
 from environments.models.previews import Preview
 from environments.models.pushes import Push, PushRule
 from environments.models.recalls import Recall, RecalledLock
-from environments.models.role_mappings import MappedRole, RoleMapping
+from environments.models.role_mappings import RoleMapping
 from environments.models.workers import Leader, Worker
 
 __all__ = [

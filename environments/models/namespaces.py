@@ -6,12 +6,13 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, Self
 
 from django.contrib.auth.models import Group, Permission
+from django.contrib.contenttypes.models import ContentType
 from django.db import models
 from django.db.models import Q
 from django.db.models.expressions import RawSQL
 from django.utils import timezone
 from guardian.models import GroupObjectPermissionBase, UserObjectPermissionBase
-from guardian.shortcuts import assign_perm, get_perms, remove_perm
+from guardian.shortcuts import get_perms
 
 from accounts.access import Actor
 from accounts.models import User
@@ -120,8 +121,6 @@ def _by_roles(account: int | None, perm: Perm) -> Q:
 
 def mapped(account: int, roles: Iterable[Role]) -> models.QuerySet[Any, Any]:
     """The namespaces in which role mappings give `account` one of `roles`, by its groups."""
-    from environments.models.role_mappings import MappedRole
-
     rows = MappedRole.objects.filter(role__in=sorted(roles), group__user=account)
     return rows.filter(Q(user=None) | Q(user=account)).values("namespace")
 
@@ -186,23 +185,31 @@ class Namespace(LoadedDirectly):
         return self.name
 
     def grant(self, role: Role, holder: User | Group) -> None:
-        """`holder` has `role` and no other one afterwards."""
-        self.revoke(holder)
-        assign_perm(role.codename, holder, self)
+        """Give `holder` this role in place of any other.
+
+        A constraint allows one role for each holder, so concurrent grants leave the last one.
+        """
+        permission = Permission.objects.get(
+            codename=role.codename, content_type=ContentType.objects.get_for_model(Namespace)
+        )
+        rows, held_by = self._grants(holder)
+        rows.update_or_create(**held_by, defaults={"permission": permission})
 
     def revoke(self, holder: User | Group) -> None:
-        for role in Role:
-            remove_perm(role.codename, holder, self)
+        """Take the role that was granted to `holder` by name, if any."""
+        rows, held_by = self._grants(holder)
+        rows.filter(**held_by).delete()
 
     def granted_role(self, holder: User | Group) -> Role | None:
-        """The role that was granted to `holder` by name: none by groups and mappings."""
-        rows: Any
-        if isinstance(holder, User):
-            rows = self.user_grants.filter(user=holder)
-        else:
-            rows = self.group_grants.filter(group=holder)
-        codename = rows.values_list("permission__codename", flat=True).first()
+        """Return the role granted to `holder` by name, without roles by groups and mappings."""
+        rows, held_by = self._grants(holder)
+        codename = rows.filter(**held_by).values_list("permission__codename", flat=True).first()
         return Role(codename.removeprefix("role_")) if codename else None
+
+    def _grants(self, holder: User | Group) -> tuple[Any, dict[str, Any]]:
+        if isinstance(holder, User):
+            return self.user_grants, {"user": holder}
+        return self.group_grants, {"group": holder}
 
     def roles_of(self, holder: User | Group) -> list[Role]:
         """For a user: those held through groups and mappings too."""
@@ -221,6 +228,9 @@ class NamespaceUserObjectPermission(UserObjectPermissionBase):
 
     class Meta(UserObjectPermissionBase.Meta):
         default_permissions = ()
+        constraints = [
+            models.UniqueConstraint(fields=["user", "content_object"], name="one_role_per_user")
+        ]
 
 
 class NamespaceGroupObjectPermission(GroupObjectPermissionBase):
@@ -228,3 +238,35 @@ class NamespaceGroupObjectPermission(GroupObjectPermissionBase):
 
     class Meta(GroupObjectPermissionBase.Meta):
         default_permissions = ()
+        constraints = [
+            models.UniqueConstraint(fields=["group", "content_object"], name="one_role_per_group")
+        ]
+
+
+class MappedRole(models.Model):
+    """What a mapping comes to: in one namespace, for a group's members, or for one of them."""
+
+    mapping = models.ForeignKey("environments.RoleMapping", models.CASCADE, related_name="mapped")
+    group = models.ForeignKey(Group, models.CASCADE, related_name="mapped_roles")
+    namespace = models.ForeignKey(Namespace, models.CASCADE, related_name="mapped_roles")
+    user = models.ForeignKey(User, models.CASCADE, null=True, related_name="mapped_roles")
+    role = models.CharField(max_length=16, choices=[(r.value, r.value) for r in Role])
+
+    class Meta:
+        default_permissions = ()
+        constraints = [
+            models.UniqueConstraint(
+                fields=["mapping", "group", "namespace"],
+                condition=Q(user=None),
+                name="mapped_role_once",
+            ),
+            models.UniqueConstraint(
+                fields=["mapping", "group", "namespace", "user"],
+                condition=Q(user__isnull=False),
+                name="mapped_personal_role_once",
+            ),
+        ]
+        indexes = [models.Index(fields=["group", "role"])]
+
+    def __str__(self) -> str:
+        return f"{self.user or self.group} is {self.role} in {self.namespace}"

@@ -13,7 +13,6 @@ from typing import Any
 
 from django.contrib.auth.models import Group
 from django.db import models, transaction
-from django.db.models import Q
 from django.db.models.signals import post_save
 from django.dispatch import receiver
 from django.utils import timezone
@@ -21,7 +20,7 @@ from django.utils import timezone
 from accounts.models import DirectoryGroup, User
 from accounts.roles import Role
 from condastore.errors import InvalidInputError
-from environments.models.namespaces import Namespace
+from environments.models.namespaces import MappedRole, Namespace
 
 USERNAME = "{username}"
 _GROUP = re.compile(r"[a-z][a-z0-9-]{0,31}:.+", re.DOTALL)
@@ -52,35 +51,6 @@ class RoleMapping(models.Model):
 
     def __str__(self) -> str:
         return f"{self.group} → {self.role} in {self.namespace}"
-
-
-class MappedRole(models.Model):
-    """What a mapping comes to: in one namespace, for a group's members, or for one of them."""
-
-    mapping = models.ForeignKey(RoleMapping, models.CASCADE, related_name="mapped")
-    group = models.ForeignKey(Group, models.CASCADE, related_name="mapped_roles")
-    namespace = models.ForeignKey(Namespace, models.CASCADE, related_name="mapped_roles")
-    user = models.ForeignKey(User, models.CASCADE, null=True, related_name="mapped_roles")
-    role = models.CharField(max_length=16, choices=[(r.value, r.value) for r in Role])
-
-    class Meta:
-        default_permissions = ()
-        constraints = [
-            models.UniqueConstraint(
-                fields=["mapping", "group", "namespace"],
-                condition=Q(user=None),
-                name="mapped_role_once",
-            ),
-            models.UniqueConstraint(
-                fields=["mapping", "group", "namespace", "user"],
-                condition=Q(user__isnull=False),
-                name="mapped_personal_role_once",
-            ),
-        ]
-        indexes = [models.Index(fields=["group", "role"])]
-
-    def __str__(self) -> str:
-        return f"{self.user or self.group} is {self.role} in {self.namespace}"
 
 
 def check_patterns(group: str, namespace: str) -> None:

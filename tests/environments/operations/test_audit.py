@@ -617,7 +617,7 @@ def test_a_damaged_log_is_not_pruned(root: Actor):
 @pytest.mark.django_db
 def test_a_prune_that_was_killed_is_ended_by_the_next(root: Actor, monkeypatch: pytest.MonkeyPatch):
     record(6)
-    monkeypatch.setattr(audit, "_drop_cut", lambda: None)
+    monkeypatch.setattr(audit, "_delete_cut", lambda: None)
     audit.prune(actor=root, before=age(4))
     assert verify_chain().fault is not None
     monkeypatch.undo()
