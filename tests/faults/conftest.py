@@ -1,4 +1,4 @@
-"""What the tests of faults share: whole systems on the small channel, ended without a trace."""
+"""Fixtures of fault tests: whole systems on the small channel."""
 
 from __future__ import annotations
 

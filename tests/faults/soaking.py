@@ -1,4 +1,4 @@
-"""Random kills of every kind of process while people use the system, and the checks at the end."""
+"""Random kills of all kinds of processes under load, with consistency checks at the end."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class Soak:
         assert not left, left
 
     def _use(self) -> None:
-        """Do what people do, so that there is always something to break."""
+        """Use the system like people do, so that there is always work to interrupt."""
         for _ in range(20):
             if len(self._unfinished()) >= 5:
                 break
@@ -188,7 +188,7 @@ class Soak:
     # --- faults ----------------------------------------------------------------------------------
 
     def _victim(self) -> Worker | None:
-        """A worker that works, where one does; another one stays."""
+        """Return a worker, a busy one if possible; at least one other stays."""
         alive = {worker.pid: worker for worker in self.workers if worker.poll() is None}
         owners = self._query(
             "SELECT lease_owner, state FROM environments_build WHERE lease_owner <> ''"
@@ -258,7 +258,7 @@ class Soak:
         return True
 
     def _pause(self, process: psutil.Process) -> None:
-        """Stop it, for longer than a lease at times; never in the middle of a write to SQLite."""
+        """Stop a process, sometimes for longer than a lease; never during a write to SQLite."""
         seconds = self.chance.choice((0.3, 1.0, 6.0))
         for _ in range(20):
             process.suspend()
@@ -318,7 +318,7 @@ class Soak:
     # --- checks ----------------------------------------------------------------------------------
 
     def _let_settle(self) -> None:
-        """Nothing is stuck: all that was accepted comes to an end, without anybody's help."""
+        """Check that all accepted work reaches a final state without intervention."""
         waiting = (
             "SELECT 'artifact', id, state FROM environments_artifact "
             "WHERE state NOT IN ('READY', 'FAILED') UNION ALL "
@@ -456,7 +456,7 @@ def _children(pid: int) -> list[psutil.Process]:
 
 
 def _is_attempt(path: Path) -> bool:
-    """Return True for a folder in which an artifact is, or was, made."""
+    """Return True for the folder of an attempt at an artifact."""
     return re.match(r"(documents-)?[0-9]+-", path.name) is not None
 
 

@@ -1,4 +1,4 @@
-"""A channel cuts, lies, stammers or hangs: what arrives is right, or the build says why not."""
+"""Channels that truncate, corrupt, delay or hang: builds succeed or give the reason."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_wrong_bytes_are_fetched_once_more(system: System, faulty: ChannelServer
     assert faulty.requests.count("noarch/license-gpl-*") == 2
 
 
-def test_bytes_that_stay_wrong_never_get_in(system: System, faulty: ChannelServer) -> None:
+def test_permanently_wrong_bytes_are_never_stored(system: System, faulty: ChannelServer) -> None:
     faulty.faults.add(Fault("noarch/license-bsd-*", wrong_bytes=True))
     done = system.wait(system.submit(ENVIRONMENT, "dependencies: [license-bsd]"))
     assert (done["state"], done["attempt"]) == ("FAILED", 3)
@@ -67,17 +67,13 @@ def test_bytes_that_stay_wrong_never_get_in(system: System, faulty: ChannelServe
 
 
 @pytest.mark.parametrize("pattern", ["noarch/license-dual-*", "noarch/repodata*", "linux-64/repo*"])
-def test_a_server_that_is_busy_for_a_moment_is_asked_again(
-    system: System, faulty: ChannelServer, pattern: str
-) -> None:
+def test_a_busy_server_is_retried(system: System, faulty: ChannelServer, pattern: str) -> None:
     faulty.faults.add(Fault(pattern, status=503, times=2))
     system.build(ENVIRONMENT, "dependencies: [license-dual]", force=True)
     assert faulty.requests.count(pattern, status=503) == 2
 
 
-def test_a_server_that_hangs_is_given_up_and_asked_again(
-    system: System, faulty: ChannelServer
-) -> None:
+def test_a_hanging_server_is_retried(system: System, faulty: ChannelServer) -> None:
     faulty.faults.add(Fault("noarch/license-missing-*", hang=60, times=1))
     faulty.faults.add(Fault("noarch/license-missing-*", hang=60, hang_after=100, times=1))
     done = system.build(ENVIRONMENT, "dependencies: [license-missing]")
@@ -85,7 +81,7 @@ def test_a_server_that_hangs_is_given_up_and_asked_again(
     assert faulty.requests.count("noarch/license-missing-*") >= 2
 
 
-def test_a_channel_that_is_down_fails_the_build_in_the_end_and_says_so(
+def test_an_unreachable_channel_finally_fails_the_build_with_the_reason(
     system: System, faulty: ChannelServer
 ) -> None:
     faulty.faults.add(Fault("*/repodata*", status=500))
@@ -95,7 +91,7 @@ def test_a_channel_that_is_down_fails_the_build_in_the_end_and_says_so(
     assert faulty.url.rstrip("/") in done["failure"]["message"]
 
 
-def test_nothing_is_left_of_all_this(system: System) -> None:
+def test_no_leftovers_remain(system: System) -> None:
     settle(system, [ENVIRONMENT])
     downloads = system.data / "cache" / "packages" / "downloads"
     assert not list(downloads.glob("*.part"))

@@ -1,4 +1,4 @@
-"""Bad input through the doors: each is refused with what is wrong, where, and what to do next."""
+"""Invalid input through every interface: refusals name the fault, its location and a hint."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def system(start: Start, channel: ChannelServer) -> Iterator[System]:
 
 
 def _refusal(system: System, text: str) -> str:
-    """All that is said, as the command line would print it."""
+    """Return the complete error as the command line prints it."""
     namespace, environment = REFERENCE.split("/")
     answer = system.graphql(
         SUBMIT, namespace=namespace, environment=environment, text=text, force=False
@@ -98,7 +98,7 @@ def test_a_bad_specification_is_refused_with_its_reason(system: System, case: st
     assert len(refusal) < 5000
 
 
-def test_every_fault_of_a_specification_is_told_at_once(system: System) -> None:
+def test_all_faults_of_a_specification_are_reported_together(system: System) -> None:
     refusal = _refusal(
         system,
         "condastore: {tets: 1}\nplatforms: [linux-65]\n"

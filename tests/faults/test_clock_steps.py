@@ -1,4 +1,4 @@
-"""The wall clock is set while builds wait and run: nothing waits for it to come round again."""
+"""Steps of the wall clock while builds wait and run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HOURS = 2 * 3600
 
 
 class Clock:
-    """The wall clock of a system's processes; the monotonic clock goes on as it does."""
+    """The wall clock of a system's processes; the monotonic clock is not changed."""
 
     def __init__(self, folder: Path) -> None:
         self._file, self._library = folder / "offset", folder / "shifted_clock.so"
@@ -49,7 +49,7 @@ def clock(tmp_path: Path) -> Clock:
     [(-HOURS,), (HOURS,), (HOURS, 0), (-HOURS, 0)],
     ids=["back", "forward", "forward and back", "back and forward"],
 )
-def test_builds_go_on_when_the_clock_is_set(
+def test_builds_continue_when_the_clock_is_set(
     start: Start, clock: Clock, channel: ChannelServer, steps: tuple[int, ...]
 ) -> None:
     with start(workers=0, preload=clock.environ) as system:
@@ -67,7 +67,7 @@ def test_builds_go_on_when_the_clock_is_set(
             waiting.append(system.submit("clock/env", HELLO))
         for build in (running, *waiting):
             assert system.wait(build)["state"] == "READY"
-        clock.set(0)  # the ages of folders are told by the wall clock
+        clock.set(0)  # the ages of folders depend on the wall clock
         settle(system, ["clock/env"])
 
 

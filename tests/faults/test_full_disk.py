@@ -1,4 +1,4 @@
-"""The disk is full while packages are fetched and linked: the build waits until there is room.
+"""Full disks during downloads and linking: builds wait for free space.
 
 The whole data folder, database and queue included, lies on a small file system that only `up`
 and its children see: it is mounted in a namespace of theirs and ends with them.
@@ -163,8 +163,8 @@ def test_a_file_of_a_build_waits_for_room_on_the_disk(system: SmallSystem) -> No
     until(lambda: not [*cache.glob("artifacts/*"), *cache.glob("parts/.*")], 30, system.log)
 
 
-def test_a_download_goes_on_after_the_web_process_was_killed(system: SmallSystem) -> None:
-    """(On this system, as it has a file that no buffer holds.)"""
+def test_a_download_continues_after_the_web_process_was_killed(system: SmallSystem) -> None:
+    """Uses this system because it has a file that no buffer holds."""
     build = system.build("full/disk", "dependencies: [python]")
     url = f"/api/envs/full/disk/{build['number']}/env.tar.zst"
     whole = system.get(url, Prefer="wait=60")
@@ -202,7 +202,7 @@ def test_a_disk_without_any_room_loses_no_build_and_harms_no_database(
     try:
         system.wait(build, ["FETCHING"])
         system.fill()
-        # Neither the database nor the queue nor a log can grow; the sweep goes on regardless.
+        # Neither the database nor the queue nor a log can grow; the sweep continues regardless.
         time.sleep(4)
     finally:
         channel.faults.clear()

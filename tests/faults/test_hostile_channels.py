@@ -1,4 +1,4 @@
-"""Channels that dribble, never end or send bombs: no worker is held, and no memory is taken."""
+"""Channels that are slow, endless or send bombs: bounded time and memory."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def text_of(server: HostileServer) -> str:
 
 
 class Peak:
-    """The most bytes that a system's processes hold, looked at all the time."""
+    """Peak memory of a system's processes, sampled continuously."""
 
     def __init__(self, system: System) -> None:
         self._system = system
@@ -77,7 +77,7 @@ class Peak:
         self._thread = threading.Thread(target=self._look, daemon=True)
 
     def _held(self) -> int:
-        """Without mapped files, of all that was started by `up`."""
+        """Return the memory of all processes of `up`, without mapped files."""
         total = 0
         with contextlib.suppress(psutil.Error):
             for process in self._system.supervisor.children(recursive=True):
@@ -123,7 +123,7 @@ SLOW = {
 
 
 @pytest.mark.parametrize("script", SLOW.values(), ids=SLOW.keys())
-def test_a_channel_that_dribbles_is_given_up_and_named(system: System, script: Script) -> None:
+def test_a_slow_channel_is_disconnected_and_named(system: System, script: Script) -> None:
     with hostile(script) as server:
         done = system.wait(system.submit("hostile/one", text_of(server)), seconds=GENEROUS)
         assert done["state"] == "FAILED"
@@ -212,7 +212,7 @@ LARGE = {
 
 
 @pytest.mark.parametrize("script", LARGE.values(), ids=LARGE.keys())
-def test_an_answer_without_end_takes_no_memory_and_names_the_limit(
+def test_an_endless_response_takes_no_memory_and_names_the_limit(
     system: System, script: Script
 ) -> None:
     gzip_spaces(512 << 20)  # takes longer to pack than a server may be silent
@@ -223,6 +223,6 @@ def test_an_answer_without_end_takes_no_memory_and_names_the_limit(
     assert peak.most - peak.start < GROWTH
 
 
-def test_nothing_is_left_of_all_this(system: System) -> None:
+def test_no_leftovers_remain(system: System) -> None:
     settle(system, ["honest/one"])
     until(lambda: not list((system.data / "cache" / "repodata").rglob(".tmp*")), GENEROUS)

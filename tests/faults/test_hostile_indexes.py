@@ -1,4 +1,4 @@
-"""Python indexes and conda packages that dribble, never end or send bombs, beside a pip part."""
+"""Python indexes and conda packages that are slow, endless or send bombs."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("script", HOSTILE.values(), ids=HOSTILE.keys())
-def test_a_hostile_page_is_given_up_and_named(script: Script) -> None:
+def test_a_hostile_page_is_abandoned_and_named(script: Script) -> None:
     gzip_spaces(512 << 20)  # takes longer to pack than a server may be silent
     with hostile(script) as server, pytest.raises(ChannelUnavailableError) as caught:
         ask(server)

@@ -1,4 +1,4 @@
-"""Mirrored channels that dribble, never end or send bombs: fetching what they list ends."""
+"""Mirrored channels that are slow, endless or send bombs: fetches end."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("script", HOSTILE.values(), ids=HOSTILE.keys())
-def test_what_a_hostile_channel_lists_is_given_up(tmp_path: Path, script: Script) -> None:
+def test_the_repodata_of_a_hostile_channel_is_abandoned(tmp_path: Path, script: Script) -> None:
     gzip_spaces(512 << 20)  # takes longer to pack than a server may be silent
     with hostile(script) as server, pytest.raises(ChannelUnavailableError):
         fetch(server, tmp_path / "fetched")

@@ -1,4 +1,4 @@
-"""Workers die by SIGKILL in every state of a build: none is lost, none is half made.
+"""SIGKILL of workers in every build state: no build is lost or half done.
 
 `test_soak.py` kills them, and everything else, at any moment.
 """

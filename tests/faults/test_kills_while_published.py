@@ -1,4 +1,4 @@
-"""SIGKILL between the naming of a build's folder and READY: no other end keeps the folder."""
+"""SIGKILL between naming a build's folder and READY: other final states keep no folder."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_build_that_is_killed_when_its_folder_is_named_keeps_none(
         until(lambda: not folder.exists(), say=system.log)
 
 
-def test_a_worker_that_is_told_to_stop_while_it_publishes_does_so_first(start: Start) -> None:
+def test_a_worker_that_is_stopped_while_publishing_finishes_first(start: Start) -> None:
     """`envs/` leads to the folder before the build is READY: users may have it open already."""
     with start(workers=0) as system, system.rows() as rows:
         system.create("kill/env")
@@ -69,7 +69,7 @@ def test_a_worker_that_is_told_to_stop_while_it_publishes_does_so_first(start: S
             before = folder.stat().st_ino
             until(lambda: _waits_for(lock, worker))
             worker.terminate()
-            time.sleep(1)  # its threads are told soon
+            time.sleep(1)  # its threads receive the stop soon
         worker.wait(60)
         assert state_of(rows, build) == "READY"
         assert folder.stat().st_ino == before
@@ -77,7 +77,7 @@ def test_a_worker_that_is_told_to_stop_while_it_publishes_does_so_first(start: S
 
 
 def _waits_for(lock: IO[str], worker: Worker) -> bool:
-    """Whether the process waits for a lock that another holds, which the kernel says as `->`."""
+    """Return True if the process waits for a lock of another; the kernel shows it as `->`."""
     inode = f":{os.fstat(lock.fileno()).st_ino} "
     return any(
         "->" in line and f" {worker.pid} " in line and inode in line
@@ -91,7 +91,7 @@ def _worker(system: System) -> Worker:
 
 
 def _stopped_when_named(system: System, rows: sqlite3.Connection) -> str:
-    """A build whose worker is stopped in the moment after it named the folder."""
+    """Return a build whose worker is stopped right after it named the folder."""
     worker = _worker(system)
     with _TurnToWrite(system.data / "db.sqlite3") as turn:
         for _ in range(60):
@@ -122,7 +122,7 @@ def _stop_when_named(
 
 
 class _TurnToWrite:
-    """The turn to write to a SQLite database, as its processes take it."""
+    """The write queue of a SQLite database, used like the processes of the system use it."""
 
     #: Seconds without any writer after which the turn is taken all the same.
     PATIENCE = 0.05
@@ -141,7 +141,7 @@ class _TurnToWrite:
 
     @contextlib.contextmanager
     def next(self) -> Iterator[None]:
-        """Wait for a writer, and take the turn that follows it."""
+        """Wait for a writer, and take the next turn after it."""
         end = time.monotonic() + self.PATIENCE
         while not self._taken() and time.monotonic() < end:
             pass

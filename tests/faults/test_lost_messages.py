@@ -1,4 +1,4 @@
-"""Messages of builds get lost, or their worker meets an error before it has a build: none waits."""
+"""Lost queue messages, and errors before a build is claimed: no build waits forever."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The queue, the database or a worker goes away for a while and comes back: no build is lost."""
+"""Outages of queue, database and workers: no build is lost."""
 
 from __future__ import annotations
 
@@ -136,13 +136,13 @@ def test_a_database_that_is_away_for_longer_than_a_lease_costs_no_attempt(start:
 
 
 def later_states(state: str) -> list[str]:
-    """The states that follow, for a build that is quicker than we look."""
+    """Return the later states, for a build that is faster than the polling."""
     states = ["SOLVING", "FETCHING", "LINKING", "CHECKING", "PUBLISHING", "READY"]
     return states[states.index(state) + 1 :]
 
 
 def _start_again(queue: Service) -> None:
-    """Start it on its ports, one of which another program may have taken for a moment."""
+    """Restart the service on its ports; retry if another program holds one for a moment."""
     for _ in range(10):
         try:
             queue.start()
@@ -219,7 +219,7 @@ def test_a_scheduler_that_dies_is_followed_by_another(start: Start, channel: Cha
 
 
 def _stop_without_a_lock(system: System, pid: int) -> None:
-    """SIGSTOP at a moment when the worker is not writing: else everybody would wait for it."""
+    """SIGSTOP a worker that is not writing; otherwise all others would wait for it."""
     for _ in range(50):
         os.kill(pid, signal.SIGSTOP)
         if can_write(system.data / "db.sqlite3"):

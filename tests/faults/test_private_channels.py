@@ -1,4 +1,4 @@
-"""A secret in a channel's URL opens the channel, and is found nowhere but sealed in its store."""
+"""Secrets of private channels: stored sealed, and found nowhere else."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_an_error_about_a_private_channel_does_not_repeat_its_secret(
     assert private[kind].url.rstrip("/") in done["failure"]["message"]
     for secret in SECRETS:
         assert secret[::-1] not in str(done)
-    # A requirement that cannot be met is told with the channel's name.
+    # An unsatisfiable requirement is reported with the channel's name.
     text = f"channels: ['{private[kind].url_with_credentials}']\ndependencies: [no-such-package]\n"
     done = system.wait(system.submit(reference, text))
     assert done["failure"]["code"] == "unsatisfiable", done

@@ -1,4 +1,4 @@
-"""Repodata that unpacks to far more than it is, through a solve: memory stays bounded."""
+"""Repodata bombs in solves: bounded memory."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ BOMBS: dict[str, Callable[[], Mapping[str, bytes]]] = {
 
 
 class Peak:
-    """The most bytes that one child of this process holds, without mapped files."""
+    """Peak memory of one child of this process, without mapped files."""
 
     def __init__(self) -> None:
         self.most = 0
@@ -162,7 +162,7 @@ def test_a_bomb_takes_no_memory_and_the_limit_is_named(
     assert kept <= LIMITS.size
 
 
-def test_a_bomb_in_what_a_package_needs_ends_the_solve_for_its_memory(
+def test_a_bomb_in_a_dependency_ends_the_solve_by_its_memory(
     solver: RattlerSolver,
 ) -> None:
     content = shards(anything=shard_of("anything", "other"), other=zst_spaces())

@@ -1,4 +1,4 @@
-"""Sixty kills of every kind of process at random moments; `tests.faults.soak` does a thousand."""
+"""Sixty random kills of all kinds of processes; `tests.faults.soak` runs more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SQLite under a web process and four workers: nobody is ever told that the database is locked."""
+"""SQLite with a web process and four workers: no "database is locked" errors."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_web_process_and_four_workers_never_find_the_database_locked(start: St
         settle(system, references)
 
 
-def test_a_burst_of_submissions_is_accepted_or_told_when_to_come_again(start: Start) -> None:
+def test_a_burst_of_submissions_is_accepted_or_gets_retry_after(start: Start) -> None:
     with start(workers=2, WORKER_THREADS="2", LEASE="30") as system:
         references = [f"burst/env-{number}" for number in range(PEOPLE)]
         watched = [system.create(reference) for reference in references]
@@ -92,7 +92,7 @@ def test_a_burst_of_submissions_is_accepted_or_told_when_to_come_again(start: St
         settle(system, references)
 
 
-def test_while_another_program_writes_changes_are_unavailable_and_reading_goes_on(
+def test_while_another_program_writes_changes_are_unavailable_and_reads_work(
     start: Start,
 ) -> None:
     with start(workers=0) as system:

@@ -1,4 +1,4 @@
-"""A Python that is started by the path of its build does not notice that the pointer moves."""
+"""Python started by the path of a build is not affected by a moved pointer."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _path(system: System) -> str:
 
 
 def _switched(system: System, command: list[str] | None, mark: str) -> str:
-    """What Python said that was started before a switch, and imported after it."""
+    """Return the output of a Python that started before a switch and imported after it."""
     if command is None:
         command = [*CONDASTORE, "run", REFERENCE, "--", "python"]
     process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Who uses an environment while its pointer moves sees the old build or the new, never nothing."""
+"""Readers of an environment during switches see the old build or the new one."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def _run_python(link: Path) -> str:
 
 
 def _read(link: Path) -> str:
-    """Which build the history of the environment tells of."""
+    """Return the build that the history of the environment names."""
     text = (link / "conda-meta" / "history").read_text()
     assert "hello-noarch" in text
     return link.readlink().name.split("-")[0]
 
 
 class _Loop:
-    """Something done again and again in a thread; what it answered, and the first failure."""
+    """A repeated action in a thread, with its results and its first failure."""
 
     def __init__(self, what: Callable[[], str]) -> None:
         self.answers: set[str] = set()

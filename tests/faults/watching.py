@@ -1,4 +1,4 @@
-"""What must hold at every moment, and what must hold at the end, whatever dies meanwhile?"""
+"""Invariants that are checked all the time, and at the end of fault tests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.system import FINISHED, System, Worker, until
 
 
 def can_write(database: Path, *, patience: float = 0.3) -> bool:
-    """Whether neither SQLite's write lock nor a turn to write is held by a stopped process."""
+    """Return True if no stopped process holds SQLite's write lock or write turn."""
     queue = queue_of(str(database))
     try:
         queue.acquire(patience)
@@ -106,7 +106,7 @@ class Watch:
 
 
 def missing(prefix: Path) -> list[str]:
-    """What a prefix lacks: files that its packages list, and its own notes."""
+    """Return what a prefix lacks: files that its packages list, and conda's metadata."""
     records = list((prefix / "conda-meta").glob("*.json"))
     if not records:
         return ["packages"]
@@ -117,7 +117,7 @@ def missing(prefix: Path) -> list[str]:
 
 
 def owner_of(rows: sqlite3.Connection, build: str) -> int | None:
-    """The process that runs a build."""
+    """Return the process that runs a build."""
     query = "SELECT lease_owner FROM environments_build WHERE id = ?"
     [(owner,)] = rows.execute(query, (build,)).fetchall()
     return int(owner.split(":")[1]) if owner else None
@@ -205,7 +205,7 @@ def _turn_back(path: Path, hours: int = 1) -> None:
 
 
 def end_all(system: System) -> list[str]:
-    """Stop the system; the command lines of the processes that it left."""
+    """Stop the system; return the command lines of remaining processes."""
     system.stop()
     psutil.wait_procs(system.everything(), timeout=10)
     return [" ".join(process.cmdline()) for process in system.everything()]

@@ -22,7 +22,7 @@ _LARGEST = 8**11  # a size field has 11 octal digits
 
 
 class Entry(NamedTuple):
-    """One path. (A tuple, because an environment has tens of thousands.)
+    """One path; a tuple, because an environment has tens of thousands.
 
     `content`: the bytes, or the path of a file; None for a folder, and for a link, which has a
     target.

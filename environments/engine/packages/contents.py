@@ -52,7 +52,7 @@ def package_label(package: CondaPackage) -> str:
 
 
 def is_complete(folder: Path, contents: PackageContents) -> bool:
-    """Return True if every file exists with its size. (2 us per file: contents are not read.)"""
+    """Return True if every file exists with its size; contents are not read (2 us per file)."""
     root = f"{folder}/"
     lstat = os.lstat
     try:
@@ -228,7 +228,7 @@ _ENDS = (".sh", ".bat")
 def _file(
     package: CondaPackage, root: str, entry: dict[str, Any], tree: Mapping[str, TreeEntry]
 ) -> PackageFile:
-    """Return one entry of `info/paths.json`. (Path objects would cost more than the disk.)"""
+    """Return one entry of `info/paths.json`; without Path objects, which are slow."""
     path = str(entry["_path"])
     found = tree.get(path)
     if found is None:

@@ -31,7 +31,7 @@ _SPECIAL_BITS = stat.S_ISUID | stat.S_ISGID
 
 
 class TreeEntry(NamedTuple):
-    """One path of a tree. (A tuple, because a package may have tens of thousands.)"""
+    """One path of a tree; a tuple, because a package may have tens of thousands."""
 
     kind: FileKind
     size: int  # bytes, of a file

@@ -1,4 +1,4 @@
-"""What artifacts of the tests are made from: packages of the small channel, and a wheel."""
+"""Fixtures for artifact tests: locks of small-channel packages, and a wheel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A prefix with a real Python in it, for the tests that run something; and a solver."""
+"""Fixtures: a linked prefix with Python for tests that run programs, and a solver."""
 
 from __future__ import annotations
 

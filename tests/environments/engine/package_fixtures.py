@@ -1,4 +1,4 @@
-"""Packages of a folder's channel, as a lock names them."""
+"""Packages of a folder's channel, in the form that a lock has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conda packages as nobody should make them: any entry, any index, in both formats."""
+"""Malformed and hostile conda packages: any entry and any index, in both formats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions to a solver, in one line; and a solver, for the small channel, to ask them."""
+"""Fixtures: a solver of the small channel, and shortcuts to call it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Archives in conda-pack's format work wherever they are unpacked, and are always the same."""
+"""Archives in conda-pack's format: relocation, reproducible bytes, and cached parts."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_an_archive_works_wherever_it_is_unpacked(
 
 
 @KINDS
-def test_two_workers_make_the_same_bytes(
+def test_two_workers_produce_the_same_bytes(
     small_channel: Path, index: Path, material: Material, make: Make, tmp_path: Path
 ) -> None:
     far_away = stack(small_channel, PackageCache(tmp_path / "another/cache/packages"), index)
@@ -108,7 +108,7 @@ def test_nothing_of_this_machine_is_in_an_archive(material: Material) -> None:
             assert str(material.cache.folder.parent).encode() not in path.read_bytes(), path
 
 
-def test_neither_threads_nor_what_is_kept_changes_a_byte(material: Material) -> None:
+def test_threads_and_cached_parts_do_not_change_the_bytes(material: Material) -> None:
     pieces = archives.archive_parts(material)
     made = set()
     for folder, threads in (("a", 1), ("b", 3), ("b", 1)):  # the last one only copies
@@ -147,7 +147,7 @@ def test_a_cancelled_archive_leaves_nothing_among_the_parts(
     assert again.read_bytes() == archives.make_tar_zst(other).read_bytes()
 
 
-def test_what_a_killed_worker_left_among_the_parts_is_removed(tmp_path: Path) -> None:
+def test_leftover_parts_of_a_killed_worker_are_removed(tmp_path: Path) -> None:
     kept = parts.PartFolder(tmp_path)
     (tmp_path / ".half-made").touch()
     (tmp_path / "whole").touch()
@@ -196,7 +196,7 @@ def records(place: Path) -> set[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize("platform", ["linux-aarch64", "osx-arm64"])
-def test_archives_of_other_platforms_are_made_here(
+def test_archives_of_other_platforms_can_be_created(
     small_channel: Path, shared_cache: PackageCache, tmp_path: Path, platform: str
 ) -> None:
     found = packages_of(small_channel, platform=platform)

@@ -1,4 +1,4 @@
-"""The bundle: with it and without any network an environment is made, by us or by other tools."""
+"""Bundles: installation offline by condastore and by other tools."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def unpacked(file: Path, folder: Path) -> Path:
     return top
 
 
-def test_it_is_a_channel_from_which_other_tools_make_the_environment_offline(
+def test_other_tools_create_the_environment_from_its_channel_offline(
     own_channel: Path, tmp_path: Path
 ) -> None:
     made = material(own_channel, tmp_path / "work", PackageCache(tmp_path / "cache" / "packages"))
@@ -113,7 +113,7 @@ def test_it_is_a_channel_from_which_other_tools_make_the_environment_offline(
     assert answer.stdout == "hello\n"
 
 
-def test_it_holds_every_package_as_it_came_and_all_that_is_said_of_them(
+def test_it_holds_every_original_package_and_their_metadata(
     own_channel: Path, tmp_path: Path
 ) -> None:
     made = material(own_channel, tmp_path / "work", PackageCache(tmp_path / "cache" / "packages"))

@@ -1,4 +1,4 @@
-"""A squashfs, alone and in an Apptainer image, runs where it is mounted and is always the same."""
+"""Squashfs and Apptainer images: they run where they are mounted, with reproducible bytes."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_an_apptainer_image_is_one_to_other_tools_and_runs(material: Material) -
 
 
 @KINDS
-def test_two_workers_make_the_same_bytes(
+def test_two_workers_produce_the_same_bytes(
     small_channel: Path, index: Path, material: Material, make: Make, tmp_path: Path
 ) -> None:
     far_away = stack(small_channel, PackageCache(tmp_path / "another/cache/packages"), index)
@@ -176,7 +176,7 @@ def test_a_worker_without_the_tools_says_what_to_install(
     file_systems.squashfs_program.cache_clear()
 
 
-def test_who_loses_the_lease_stops_the_tool(material: Material) -> None:
+def test_losing_the_lease_stops_the_tool(material: Material) -> None:
     begun = material.work / "env.squashfs"
     stopped = replace(material, cancelled=begun.exists)  # as soon as the tool has begun
     with pytest.raises(LeaseLostError):

@@ -1,4 +1,4 @@
-"""The installer: one file that installs offline, whole or not at all, with or without a Python."""
+"""Offline installer: complete installation or none, with and without Python."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def test_it_asks_for_agreement_to_the_licenses(
         (("-b", "-p", "/etc/passwd"), "not a folder"),
     ],
 )
-def test_what_cannot_be_done_is_said(
+def test_invalid_options_are_refused_with_the_reason(
     make: Make, tools: list[CondaPackage], options: tuple[str, ...], says: str
 ) -> None:
     done = install(make(tools), *options)
@@ -217,7 +217,7 @@ def test_an_installation_that_fails_halfway_leaves_nothing(
     assert list(prefix.iterdir()) == []
 
 
-def test_another_platforms_installer_is_made_and_refuses_this_machine(
+def test_an_installer_for_another_platform_refuses_this_machine(
     make: Make, tools: list[CondaPackage], tmp_path: Path
 ) -> None:
     file = make(tools, platform="osx-arm64")

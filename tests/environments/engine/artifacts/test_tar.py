@@ -1,4 +1,4 @@
-"""An archive's headers are those of `tarfile`, and its bytes do not depend on how they are cut."""
+"""Tar archives: headers equal those of `tarfile`, and piece sizes do not change the bytes."""
 
 from __future__ import annotations
 
@@ -53,9 +53,7 @@ def test_a_member_has_the_bytes_that_tarfile_gives_it(entry: Entry) -> None:
 
 
 @given(st.lists(st.binary(max_size=40), max_size=10), st.integers(1, 30))
-def test_however_a_stream_comes_it_is_cut_at_the_same_places(
-    pieces: list[bytes], size: int
-) -> None:
+def test_pieces_do_not_depend_on_how_the_stream_arrives(pieces: list[bytes], size: int) -> None:
     whole = b"".join(pieces)
     cut = [bytes(piece) for piece in chunks(pieces, size)]
     assert cut == [whole[start : start + size] for start in range(0, len(whole), size)]
@@ -69,7 +67,7 @@ def test_folders_come_before_what_is_in_them() -> None:
         assert archive.getnames() == ["b/c/d", "a", "b/e"]
 
 
-def test_a_file_that_lost_bytes_is_not_packed(tmp_path: Path) -> None:
+def test_a_truncated_file_is_not_packed(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(bytes(5000))
     whole = written([Entry("file", str(file), 5000, 0)])

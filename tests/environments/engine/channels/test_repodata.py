@@ -1,4 +1,4 @@
-"""Is what a channel says now what a solve sees, with its credentials kept apart?"""
+"""Channel states and repodata: freshness, errors, and separation of credentials."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_state_is_remembered_for_a_moment(
 
 
 @pytest.mark.parametrize("served", [True, False])
-def test_a_solve_sees_what_the_channel_got_since_the_last(
+def test_a_solve_sees_packages_added_since_the_last_one(
     solver: RattlerSolver, own_channel: Path, served: bool
 ) -> None:
     with serving(own_channel) as server:
@@ -127,7 +127,7 @@ def test_a_platform_that_a_channel_does_not_have_is_no_fault(
 
 
 @pytest.mark.parametrize("status", [500, 503, 429])
-def test_a_server_in_trouble_is_the_worlds_failure(
+def test_a_server_error_is_transient(
     open_channels: Open, channel_server: ChannelServer, status: int
 ) -> None:
     channel_server.faults.add(Fault("*", status=status))
@@ -135,12 +135,12 @@ def test_a_server_in_trouble_is_the_worlds_failure(
         open_channels().state([channel_server.url.rstrip("/")], LINUX)
 
 
-def test_a_server_that_is_not_there_is_the_worlds_failure(open_channels: Open) -> None:
+def test_an_unreachable_server_is_a_transient_error(open_channels: Open) -> None:
     with pytest.raises(ChannelUnavailableError, match=r"127\.0\.0\.1:9"):
         open_channels().state(["http://127.0.0.1:9/channel"], LINUX)
 
 
-def test_repodata_that_cannot_be_read_is_the_worlds_failure(
+def test_malformed_repodata_is_a_transient_error(
     solver: RattlerSolver, channel_server: ChannelServer
 ) -> None:
     url = channel_server.url.rstrip("/")
@@ -220,7 +220,7 @@ def test_a_secret_does_not_go_to_another_port_of_its_host(
         ("no url here", "no url here"),
     ],
 )
-def test_text_for_people_holds_no_secret(text: str, expected: str) -> None:
+def test_messages_contain_no_secret(text: str, expected: str) -> None:
     assert redact(text) == expected
 
 
@@ -235,7 +235,7 @@ def test_names_are_those_of_the_platform_and_of_all(open_channels: Open, channel
     assert names == sorted(names)
 
 
-def test_a_description_counts_versions_and_says_where_they_are(
+def test_a_description_counts_versions_and_lists_their_subdirs(
     open_channels: Open, channel: str, tmp_path: Path
 ) -> None:
     solver = RattlerSolver(cache=tmp_path / "r", channels=open_channels())

@@ -1,4 +1,4 @@
-"""The guard: which addresses, servers and files may be reached."""
+"""Address guard: permitted addresses, servers and files."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_a_name_is_connected_to_at_its_public_addresses_alone(resolver: list[Any
     assert Guard().resolve("mixed.example.org", 443) == ["93.184.216.34"]
 
 
-def test_a_name_that_leads_inside_and_one_that_is_not_there_are_refused_in_the_same_words(
+def test_internal_and_unknown_names_are_refused_with_the_same_message(
     resolver: list[Any],
 ) -> None:
     said = set()
@@ -192,7 +192,7 @@ def test_a_slow_resolver_costs_no_more_than_the_time_limit(
     release.set()
 
 
-def test_a_name_that_resolves_anew_leads_nowhere_else(resolver: list[Any]) -> None:
+def test_a_second_dns_answer_does_not_change_the_connection(resolver: list[Any]) -> None:
     """DNS rebinding: public when it is checked, this machine when it is asked again."""
     with socket.create_server(("127.0.0.1", 0)) as canary:
         canary.settimeout(0.3)

@@ -1,4 +1,4 @@
-"""Every answer that is read ends: by its size, its ratio, its rate, a deadline or a cancel."""
+"""Bounded reading: size, ratio, rate, deadline and cancellation end every response."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_an_encoded_answer_is_unpacked(encoding: str, content: bytes) -> None:
     ],
     ids=["body", "head", "silence", "nothing"],
 )
-def test_a_server_that_dribbles_or_falls_silent_is_given_up(script: Script) -> None:
+def test_a_slow_or_silent_server_is_disconnected(script: Script) -> None:
     with pytest.raises((SlowTransferError, httpx.ReadTimeout)):
         fetched(script)
 
@@ -122,7 +122,7 @@ def test_a_bomb_is_cut_before_it_fills_the_memory() -> None:
     ("encoding", "content"),
     [("gzip", b"nonsense"), ("gzip", gzip.compress(b"x" * 10_000, mtime=0)[:20]), ("br", b"x")],
 )
-def test_what_cannot_be_unpacked_is_an_error(encoding: str, content: bytes) -> None:
+def test_malformed_data_is_an_error(encoding: str, content: bytes) -> None:
     with pytest.raises(httpx.DecodingError):
         fetched(lambda asked: whole(content, Content_Encoding=encoding))
 
@@ -153,7 +153,7 @@ def test_a_bomb_is_unpacked_in_bounded_pieces(encoding: str, content: bytes) -> 
     assert max(sizes) <= (CHUNK if encoding != "zst" else 32 << 20)
 
 
-def test_a_cut_file_is_no_whole_one() -> None:
+def test_a_truncated_file_is_an_error() -> None:
     for encoding, content in (
         ("bz2", bz2.compress(b"x" * 1000)),
         ("zst", zstandard.compress(bytes(range(256)) * 10)),

@@ -1,4 +1,4 @@
-"""The forward proxy: who may use it, where it leads, and what becomes of its refusals."""
+"""Forward proxy: authentication, permitted targets, upstream proxies and refusals."""
 
 from __future__ import annotations
 
@@ -126,14 +126,14 @@ def test_another_server_is_not_reached_on_a_connection_to_a_permitted_one(
         "CONNECT 127.0.0.1:6379#@example.com:443 HTTP/1.1",
     ],
 )
-def test_what_is_no_request_to_a_proxy_is_refused(proxy: Access, request_line: str) -> None:
+def test_malformed_proxy_requests_are_refused(proxy: Access, request_line: str) -> None:
     with _connected(proxy) as connection:
         _send(connection, request_line, _shown(proxy))
         assert _head(connection).startswith("HTTP/1.1 400 ")
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root starts processes of others")
-def test_other_users_of_the_machine_are_sent_away(proxy: Access, server: ChannelServer) -> None:
+def test_other_users_of_the_machine_are_refused(proxy: Access, server: ChannelServer) -> None:
     proxy.environment()
     script = f"""
 import socket
@@ -218,7 +218,7 @@ def corporate(
     found.close()
 
 
-def test_requests_are_handed_on_to_the_operators_proxy(
+def test_requests_are_forwarded_to_the_operators_proxy(
     corporate: Access, server: ChannelServer
 ) -> None:
     with httpx.Client(proxy=corporate.url) as client:
@@ -262,7 +262,7 @@ def only(server: ChannelServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(addresses, "_current", lambda: guard)
 
 
-def test_rattler_follows_no_redirect_to_where_nothing_is_fetched_from(
+def test_rattler_follows_no_redirect_to_a_refused_address(
     only: None, server: ChannelServer, canary: Canary, tmp_path: Path
 ) -> None:
     channels = Channels(cache=tmp_path)
@@ -331,7 +331,7 @@ def test_rattler_follows_a_redirect_to_another_permitted_server_without_credenti
         ("for url (http://127.0.0.1:0/) for url (http://x:99999/)", False),
     ],
 )  # fmt: skip
-def test_a_refusal_is_recognised_by_what_is_printed(
+def test_a_refusal_is_recognized_in_the_output(
     monkeypatch: pytest.MonkeyPatch, text: str, refused: bool
 ) -> None:
     monkeypatch.setattr(addresses, "_current", Guard)

@@ -1,4 +1,4 @@
-"""Packages are extracted once, found by digest, and made again when somebody damaged them."""
+"""Package cache: one extraction per digest, and repair of damaged entries."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_an_archive_from_before_paths_json_is_extracted_too(
         {"info/files": "bin/run\n", "info/has_prefix": '"/old" "text" "bin/run"', "bin/run": "x"},
     ],
 )
-def test_an_archive_that_does_not_say_what_it_holds_is_refused(
+def test_an_archive_without_valid_metadata_is_refused(
     cache: PackageCache, tmp_path: Path, files: Mapping[str, str]
 ) -> None:
     package = old_package(tmp_path, files)
@@ -133,7 +133,9 @@ def test_damage_is_noticed_and_repaired(
     assert victim.stat().st_size == size
 
 
-def test_equal_names_with_other_bytes_never_meet(cache: PackageCache, tmp_path: Path) -> None:
+def test_packages_of_equal_names_and_different_bytes_stay_separate(
+    cache: PackageCache, tmp_path: Path
+) -> None:
     """Two channels have the same name, version and build."""
 
     def spec(content: str) -> PackageSpec:
@@ -184,7 +186,7 @@ def test_another_archive_in_its_place_never_enters(cache: PackageCache, own_chan
     assert not (cache.folder / package.sha256).exists()
 
 
-def test_an_archive_that_is_none_is_a_link_error(cache: PackageCache, tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_archive_is_a_link_error(cache: PackageCache, tmp_path: Path) -> None:
     path = tmp_path / "broken-1.0-0.conda"
     path.write_bytes(b"this is no archive")
     spec = channel_of(
@@ -251,7 +253,7 @@ def test_a_removed_entry_goes_to_the_trash(
     assert len(list((tmp_path / "trash").iterdir())) == 1
 
 
-def test_left_overs_of_killed_workers_go(cache: PackageCache) -> None:
+def test_leftovers_of_killed_workers_are_removed(cache: PackageCache) -> None:
     for name in (".extracting/old", ".extracting-older", "views/old", "views/new"):
         (cache.folder / name).mkdir(parents=True)
     for name in (".extracting/old", ".extracting-older", "views/old"):
@@ -262,7 +264,7 @@ def test_left_overs_of_killed_workers_go(cache: PackageCache) -> None:
     assert not (cache.folder / ".extracting-older").exists()
 
 
-def test_a_cancel_leaves_no_half_entry(
+def test_a_cancellation_leaves_no_partial_entry(
     cache: PackageCache, channel_server: ChannelServer, small_channel: Path
 ) -> None:
     packages = packages_of(small_channel, url=channel_server.url)
@@ -276,7 +278,7 @@ def test_a_cancel_leaves_no_half_entry(
         assert entry == packages["libalpha"].sha256
 
 
-def test_a_large_package_that_is_cut_goes_on_where_it_was_cut(
+def test_an_interrupted_large_package_is_resumed(
     cache: PackageCache, channel_server: ChannelServer, small_channel: Path
 ) -> None:
     """It is extracted while it arrives; the cut ends that, and loses no byte."""

@@ -1,4 +1,4 @@
-"""Packages are fetched whole, once, with the bytes of the lock; whatever the server does."""
+"""Downloads: verified bytes, resuming, retries and limits, whatever the server sends."""
 
 from __future__ import annotations
 
@@ -93,12 +93,12 @@ def test_files_arrive_with_the_bytes_of_the_lock(server: ChannelServer, folder: 
     assert not list(folder.iterdir()), "nothing stays in the folder"
 
 
-def test_what_is_present_is_not_asked_for(server: ChannelServer, folder: Path) -> None:
+def test_present_files_are_not_requested(server: ChannelServer, folder: Path) -> None:
     assert fetch(folder, download_of(server), present=lambda download: True) == {}
     assert len(server.requests) == 0
 
 
-def test_a_cut_download_goes_on_where_it_was_cut(server: ChannelServer, folder: Path) -> None:
+def test_an_interrupted_download_is_resumed(server: ChannelServer, folder: Path) -> None:
     server.faults.add(Fault("large.conda", cut_after=150_000, times=1))
     assert len(fetch(folder, download_of(server))["large.conda"]) == SIZE
     first, second = server.requests
@@ -106,7 +106,7 @@ def test_a_cut_download_goes_on_where_it_was_cut(server: ChannelServer, folder: 
     assert 0 < int(second.range.removeprefix("bytes=").removesuffix("-")) <= 150_000
 
 
-def test_what_a_killed_worker_left_is_continued(server: ChannelServer, folder: Path) -> None:
+def test_a_partial_file_of_a_killed_worker_is_resumed(server: ChannelServer, folder: Path) -> None:
     download = download_of(server)
     folder.mkdir()
     content = (server.folders[""] / "large.conda").read_bytes()
@@ -115,7 +115,7 @@ def test_what_a_killed_worker_left_is_continued(server: ChannelServer, folder: P
     assert [request.range for request in server.requests] == ["bytes=100000-"]
 
 
-def test_a_left_over_with_wrong_bytes_costs_one_more_request(
+def test_a_partial_file_with_wrong_bytes_costs_one_more_request(
     server: ChannelServer, folder: Path
 ) -> None:
     download = download_of(server)
@@ -125,7 +125,7 @@ def test_a_left_over_with_wrong_bytes_costs_one_more_request(
     assert [request.range for request in server.requests] == ["bytes=100000-", ""]
 
 
-def test_a_left_over_that_is_whole_is_not_fetched(server: ChannelServer, folder: Path) -> None:
+def test_a_complete_leftover_file_is_not_fetched(server: ChannelServer, folder: Path) -> None:
     download = download_of(server)
     folder.mkdir()
     (folder / f"{download.stem}.part").write_bytes(
@@ -135,7 +135,7 @@ def test_a_left_over_that_is_whole_is_not_fetched(server: ChannelServer, folder:
     assert len(server.requests) == 0
 
 
-def test_what_another_server_sent_is_not_used(server: ChannelServer, folder: Path) -> None:
+def test_a_partial_file_of_another_server_is_not_used(server: ChannelServer, folder: Path) -> None:
     """Its digest is what this one only claims: the bytes may be somebody's private package."""
     download = download_of(server)
     folder.mkdir()
@@ -145,7 +145,7 @@ def test_what_another_server_sent_is_not_used(server: ChannelServer, folder: Pat
     assert server.requests.count("large.conda") == 1
 
 
-def test_a_server_that_knows_no_ranges_is_read_from_the_start(folder: Path) -> None:
+def test_a_server_without_ranges_is_read_from_the_start(folder: Path) -> None:
     content = os.urandom(SIZE)
     with plain_server(content) as url:
         download = Download(
@@ -156,29 +156,29 @@ def test_a_server_that_knows_no_ranges_is_read_from_the_start(folder: Path) -> N
         assert fetch(folder, download) == {"x.conda": content}
 
 
-def test_503_and_then_200_is_waited_out(server: ChannelServer, folder: Path) -> None:
+def test_503_is_retried_until_200(server: ChannelServer, folder: Path) -> None:
     server.faults.add(Fault("large.conda", status=503, times=2))
     assert len(fetch(folder, download_of(server))["large.conda"]) == SIZE
     assert server.requests.count("large.conda") == 3
 
 
-def test_503_for_ever_is_a_download_error_that_says_so(server: ChannelServer, folder: Path) -> None:
+def test_permanent_503_is_a_download_error_with_the_status(
+    server: ChannelServer, folder: Path
+) -> None:
     server.faults.add(Fault("large.conda", status=503))
     with pytest.raises(DownloadError, match=r"large\.conda .*3 attempts: .*503") as caught:
         fetch(folder, download_of(server))
     assert caught.value.transient
 
 
-def test_a_server_that_says_when_is_not_asked_before(server: ChannelServer, folder: Path) -> None:
+def test_retry_after_is_respected(server: ChannelServer, folder: Path) -> None:
     server.faults.add(Fault("large.conda", status=429, retry_after=1, times=1))
     started = time.monotonic()
     fetch(folder, download_of(server), patience=replace(SHORT, longest_pause=timedelta(seconds=5)))
     assert time.monotonic() - started >= 1
 
 
-def test_a_server_that_hangs_is_given_up_and_tried_again(
-    server: ChannelServer, folder: Path
-) -> None:
+def test_a_hanging_server_is_retried(server: ChannelServer, folder: Path) -> None:
     server.faults.add(Fault("large.conda", hang=30, hang_after=1000, times=1))
     assert len(fetch(folder, download_of(server))["large.conda"]) == SIZE
     assert server.requests.count("large.conda") == 2
@@ -216,11 +216,11 @@ def test_an_endless_file_of_unknown_size_is_stopped(server: ChannelServer, folde
         fetch(folder, download, patience=replace(SHORT, largest=100_000))
 
 
-def test_a_size_that_nobody_said_is_no_obstacle(server: ChannelServer, folder: Path) -> None:
+def test_a_file_of_unknown_size_is_fetched(server: ChannelServer, folder: Path) -> None:
     assert len(fetch(folder, replace(download_of(server), size=0))["large.conda"]) == SIZE
 
 
-def test_md5_is_looked_at_where_there_is_no_sha256(server: ChannelServer, folder: Path) -> None:
+def test_md5_is_compared_if_there_is_no_sha256(server: ChannelServer, folder: Path) -> None:
     content = (server.folders[""] / "large.conda").read_bytes()
     right = replace(download_of(server), sha256="", md5=hashlib.md5(content).hexdigest())
     assert fetch(folder, right)
@@ -234,9 +234,7 @@ def test_a_package_without_any_digest_is_refused(small_channel: Path) -> None:
         Download.from_package(replace(package, sha256="", md5=""))
 
 
-def test_a_file_that_is_gone_says_that_the_channel_lacks_it(
-    server: ChannelServer, folder: Path
-) -> None:
+def test_a_missing_file_is_reported_as_gone(server: ChannelServer, folder: Path) -> None:
     download = download_of(server)
     (server.folders[""] / "large.conda").unlink()
     with pytest.raises(DownloadError, match="no longer exists in its channel"):
@@ -253,9 +251,7 @@ def test_a_file_url_is_fetched_too(server: ChannelServer, folder: Path) -> None:
         fetch(folder, download)
 
 
-def test_credentials_are_shown_to_the_server_and_to_nobody_else(
-    tmp_path: Path, folder: Path
-) -> None:
+def test_credentials_are_sent_to_their_server_only(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "channel").mkdir()
     (tmp_path / "channel" / "a.conda").write_bytes(b"content")
     with serving(tmp_path / "channel", basic=("robot", "hunter22")) as server:
@@ -271,7 +267,7 @@ def test_credentials_are_shown_to_the_server_and_to_nobody_else(
         assert fetch(folder, download, credentials=lambda url: credential)
 
 
-def test_a_cancel_ends_a_hanging_download(server: ChannelServer, folder: Path) -> None:
+def test_a_cancellation_ends_a_hanging_download(server: ChannelServer, folder: Path) -> None:
     """It would hang for an hour otherwise."""
     server.faults.add(Fault("large.conda", hang=3600, hang_after=1000))
     cancel = threading.Event()
@@ -285,7 +281,9 @@ def test_a_cancel_ends_a_hanging_download(server: ChannelServer, folder: Path) -
         )
 
 
-def test_a_server_that_trickles_is_given_up(server: ChannelServer, folder: Path) -> None:
+def test_a_server_below_the_minimum_rate_is_disconnected(
+    server: ChannelServer, folder: Path
+) -> None:
     """Each byte comes in time, and the file would take an hour."""
     server.faults.add(Fault("large.conda", bytes_per_second=100))
     started = time.monotonic()
@@ -310,7 +308,7 @@ def test_progress_counts_files_and_bytes(server: ChannelServer, folder: Path) ->
     assert {each.stage for each in seen} == {"fetching"}
 
 
-def test_a_full_disk_says_so_and_leaves_nothing(server: ChannelServer, folder: Path) -> None:
+def test_a_full_disk_is_reported_and_leaves_no_files(server: ChannelServer, folder: Path) -> None:
     async def full(download: Download, path: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -377,9 +375,7 @@ time.sleep(100)
     assert not path.exists()
 
 
-def test_left_overs_go_when_they_are_old_and_nobody_writes_them(
-    server: ChannelServer, folder: Path
-) -> None:
+def test_old_partial_files_are_removed_unless_in_use(server: ChannelServer, folder: Path) -> None:
     folder.mkdir()
     old, new = folder / "old.part", folder / "new.part"
     for path in (old, new):

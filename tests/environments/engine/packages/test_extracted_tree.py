@@ -1,4 +1,4 @@
-"""What an extracted tree may hold; nothing in it is ever reached through a link."""
+"""Validation of extracted trees, without following links."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_the_ratio_counts_above_what_every_archive_may_unpack_to(tmp_path: Path)
     assert read_tree(tmp_path, name="small", packed=807, limits=limits)
 
 
-def test_what_lies_behind_a_link_is_no_path_of_the_tree(tree: Path) -> None:
+def test_paths_behind_a_link_are_not_in_the_tree(tree: Path) -> None:
     found = read_tree(tree, name="tool.conda", packed=100, limits=LIMITS)
     assert "lib64/libtool.so" not in found
     assert folder_of_links("lib64/libtool.so", found) == "lib64"

@@ -1,4 +1,4 @@
-"""An uploaded package is taken if it is one; every other file is refused, and says why."""
+"""Validation of uploaded packages and wheels, with the reason of each refusal."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def refusal(tmp_path: Path, content: bytes, name: str = f"{STEM}.conda") -> str:
     ("content", "name"),
     [(conda([entry("a/b")]), f"{STEM}.conda"), (tar_bz2([entry("a/b")]), f"{STEM}.tar.bz2")],
 )
-def test_a_good_package_tells_its_record_and_no_more(
+def test_a_valid_package_gives_its_record_and_nothing_else(
     content: bytes, name: str, tmp_path: Path
 ) -> None:
     assert read(tmp_path, content, name) == INDEX
 
 
-def test_what_the_channel_of_tests_has_is_taken(small_channel: Path) -> None:
+def test_every_package_of_the_test_channel_is_accepted(small_channel: Path) -> None:
     for path in sorted(small_channel.glob("noarch/*.*")):
         if path.name.endswith((".conda", ".tar.bz2")):
             assert read_package(path, path.name, limits=Limits())["name"]
@@ -129,7 +129,7 @@ def test_an_index_that_is_wrong_is_refused(
     assert why in refusal(tmp_path, conda(info=info_entries(index=index)))
 
 
-def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
+def test_all_faults_are_reported_together(tmp_path: Path) -> None:
     index = {**INDEX, "subdir": "moon-64", "depends": ["<<"], "build_number": "x"}
     told = refusal(tmp_path, conda([entry("../a")], info=info_entries(index=index)))
     assert "leads out" in told
@@ -157,7 +157,7 @@ def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
         (conda([entry(f"f{n}") for n in range(1_001)]), "more than 1,000 entries"),
     ],
 )
-def test_what_cannot_be_read_to_its_end_is_refused(
+def test_truncated_and_malformed_files_are_refused(
     content: bytes, why: str, tmp_path: Path
 ) -> None:
     assert why in refusal(tmp_path, content)

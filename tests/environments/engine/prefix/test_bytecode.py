@@ -1,4 +1,4 @@
-"""Python files are compiled once for all prefixes, and a read-only environment uses them."""
+"""Compiled Python files: one compilation for all prefixes, used by read-only environments."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_python_imports_the_compiled_file_in_the_final_place(
     assert said.stdout.strip() == str(cached.parent / "__init__.py")
 
 
-def test_a_compiled_file_holds_when_all_times_are_changed(
+def test_a_compiled_file_stays_valid_when_times_change(
     linked: Link, bytecode: BytecodeCache, tag: str
 ) -> None:
     """As in an archive or an image, where they are zero."""
@@ -146,7 +146,7 @@ def test_a_compiled_file_holds_when_all_times_are_changed(
     assert "could not" not in said.stderr
 
 
-def test_what_is_in_the_prefix_already_stays(
+def test_existing_compiled_files_are_not_replaced(
     linked: Link, bytecode: BytecodeCache, tag: str
 ) -> None:
     made = linked("hello-noarch")
@@ -173,7 +173,7 @@ def test_progress_names_each_package(linked: Link, bytecode: BytecodeCache, tag:
     assert {each.current for each in seen} == {"hello-noarch", "hello-plugin"}
 
 
-def test_a_cancel_leaves_nothing_half_compiled(
+def test_a_cancellation_leaves_no_partial_entry(
     linked: Link, bytecode: BytecodeCache, tag: str
 ) -> None:
     made = linked("hello-noarch")

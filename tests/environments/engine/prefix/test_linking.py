@@ -1,4 +1,4 @@
-"""A lock becomes a prefix that works at its final place, appears at once and costs little."""
+"""Linking: prefixes for their final path, atomic publication, and shared disk space."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_files_are_hard_links_of_the_cache(
     assert tree_size(second).unique - notes <= report.bytes_unique * 1.2 + 10_000
 
 
-def test_conda_finds_its_notes(
+def test_conda_reads_the_metadata_of_the_prefix(
     stack: list[CondaPackage], target: Path, cache: PackageCache
 ) -> None:
     link(
@@ -220,7 +220,7 @@ def test_the_corners_of_the_format_link(
     assert report.python is None
 
 
-def test_link_scripts_are_told_and_not_run(
+def test_link_scripts_are_reported_and_not_run(
     small_channel: Path, target: Path, cache: PackageCache
 ) -> None:
     package = packages_of(small_channel)["post-linked"]
@@ -259,7 +259,7 @@ def test_a_link_out_of_the_prefix_is_refused(
         link([found["leaky"]], target, cache)
 
 
-def test_a_target_that_is_there_is_not_touched(
+def test_an_existing_target_is_not_changed(
     stack: list[CondaPackage], target: Path, cache: PackageCache
 ) -> None:
     target.mkdir(parents=True)
@@ -392,14 +392,14 @@ class TestPublishing:
         assert [path.name for path in pointer.parent.iterdir()] == ["ml"]
         assert not pointer.readlink().is_absolute(), "the store may be moved"
 
-    def test_a_pointer_that_goes_takes_its_empty_folder_with_it(self, tmp_path: Path) -> None:
+    def test_removing_a_pointer_removes_its_empty_folder(self, tmp_path: Path) -> None:
         pointer = tmp_path / "envs" / "research" / "ml"
         set_link(pointer, tmp_path)
         linking.remove_link(pointer)
         linking.remove_link(pointer)
         assert not pointer.parent.exists()
 
-    def test_the_trash_is_emptied_whatever_is_in_it(
+    def test_the_trash_is_emptied_whatever_its_contents(
         self, stack: list[CondaPackage], target: Path, cache: PackageCache, tmp_path: Path
     ) -> None:
         trash = tmp_path / "trash"
@@ -420,7 +420,7 @@ class TestPublishing:
         assert {path: path.stat().st_mode for path in modes} == modes
         assert empty_trash(tmp_path / "no-trash") == 0
 
-    def test_emptying_survives_files_that_appear_meanwhile(self, tmp_path: Path) -> None:
+    def test_emptying_the_trash_survives_files_that_appear_meanwhile(self, tmp_path: Path) -> None:
         trash = tmp_path / "trash"
         folder = trash / "prefix" / "lib"
         folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Packages with different files at one path: the prefix and every artifact have the same one."""
+"""Packages with different files at one path: prefix and artifacts have the same file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Python files with the prefix in their text are compiled for one prefix, and never shared."""
+"""Compiled files of sources with the prefix in their text: per prefix, never shared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A prefix is tried before anyone sees it, and what failed is said by name."""
+"""Smoke tests of an unpublished prefix, and the messages of failed ones."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_all_failed_imports_are_named(linked: Link, kind: str) -> None:
     assert any("ModuleNotFoundError" in line for line in lines)
 
 
-def test_an_import_that_takes_python_down_is_named(linked: Link, kind: str, tmp_path: Any) -> None:
+def test_an_import_that_crashes_python_is_named(linked: Link, kind: str, tmp_path: Any) -> None:
     made = linked()
     site_packages = made.prefix / made.python.site_packages
     (site_packages / "deadly.py").write_text(
@@ -81,7 +81,7 @@ def test_an_import_that_takes_python_down_is_named(linked: Link, kind: str, tmp_
         try_out(made, imports=["json", "deadly", "csv"])
 
 
-def test_a_failed_command_is_shown_with_what_it_said(linked: Link, kind: str) -> None:
+def test_a_failed_command_is_reported_with_its_output(linked: Link, kind: str) -> None:
     with pytest.raises(SmokeTestError) as caught:
         try_out(linked(), commands=["true", "echo no such luck; exit 3", "echo never"])
     assert "'echo no such luck; exit 3' failed (status 3)" in str(caught.value)

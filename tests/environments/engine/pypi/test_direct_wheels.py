@@ -1,4 +1,4 @@
-"""Wheels by URL and from Git: fetched or built in the sandbox, and resolved with all else."""
+"""Wheels by URL and from Git: fetched or built in the sandbox, and resolved with the rest."""
 
 from __future__ import annotations
 
@@ -283,7 +283,7 @@ def test_a_commit_is_built_once_and_installed_without_its_server(
 def test_a_wheel_that_another_interpreter_built_is_built_again(
     place: Place, git: GitServer, tmp_path: Path
 ) -> None:
-    """Whoever runs a channel decides what an interpreter does, and so what it builds."""
+    """The owner of a channel controls the interpreter in it, and so what it builds."""
     [python] = place.part.conda
     minor = ".".join(python.version.split(".")[:2])
     hook = PackageSpec(
@@ -391,7 +391,7 @@ def test_a_build_reaches_no_network_no_secret_and_no_other_folder(
     assert files.requests.count("*") == 0
 
 
-def test_a_build_that_fails_says_what_it_printed(place: Place, git: GitServer) -> None:
+def test_a_failed_build_reports_its_output(place: Place, git: GitServer) -> None:
     repository = git.create("acme/lib", project(body="    raise RuntimeError('no compiler')"))
     with pytest.raises(PypiError, match=r"(?s)The build of git\+http.* failed.*no compiler"):
         place.lock(f"lib @ git+{repository.url}@{repository.head}")
@@ -453,7 +453,7 @@ BOMB = """
         (BOMB, "unpack|larger|bomb|times"),
     ],
 )
-def test_what_a_build_gives_is_not_trusted(
+def test_the_result_of_a_build_is_not_trusted(
     place: Place, git: GitServer, body: str, message: str
 ) -> None:
     repository = git.create("acme/lib", project(body=body))
@@ -541,7 +541,7 @@ def test_a_wheel_by_url_is_locked_and_resolved_with_all_else(
         place.lock(line, "dependency>=2", part=place.numpy)
 
 
-def test_a_wheel_whose_needs_name_a_source_wants_a_line_for_it(
+def test_a_dependency_with_its_own_source_requires_a_line_for_it(
     place: Place, files: ChannelServer, tmp_path: Path
 ) -> None:
     inner = make_wheel("inner", "1.0")
@@ -603,7 +603,7 @@ def test_the_digest_alone_opens_no_wheel_of_another_namespace(
     assert place.lock(line, credentials=lambda url: known)  # it was opened before
 
 
-def test_what_conda_brings_and_a_source_are_not_both_taken(
+def test_a_conda_distribution_and_a_direct_source_conflict(
     place: Place, files: ChannelServer, tmp_path: Path
 ) -> None:
     wheel = make_wheel("hello-noarch", "9.0")
@@ -684,7 +684,7 @@ def test_a_page_of_links_may_name_no_digests(
     assert found.sha256 == wheel.sha256  # uv fetches the file to compute it
 
 
-def test_notes_hold_no_more_than_what_was_built(place: Place, git: GitServer) -> None:
+def test_cached_build_results_contain_only_the_wheel(place: Place, git: GitServer) -> None:
     repository = git.create("acme/lib", project())
     place.lock(f"lib @ git+{repository.url}@{repository.head}")
     [note] = (place.folder / "direct" / "shared" / "built").glob("*.json")

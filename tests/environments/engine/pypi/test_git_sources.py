@@ -1,4 +1,4 @@
-"""Commits of Git repositories, fetched from a real server by the system's git."""
+"""Checkout of Git commits from a real server."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_a_login_opens_its_repository_and_is_written_nowhere(
     assert SECRET.encode() not in kept
 
 
-def test_a_login_is_not_sent_to_where_the_server_leads(server: GitServer, tmp_path: Path) -> None:
+def test_a_login_is_not_sent_after_a_redirect(server: GitServer, tmp_path: Path) -> None:
     repository = server.create("acme/private")
     with git_server(tmp_path / "other") as other:
         server.redirects["/acme/"] = f"{other.url}/stolen/"
@@ -140,7 +140,7 @@ def test_a_login_is_not_sent_to_where_the_server_leads(server: GitServer, tmp_pa
         assert other.requests == []
 
 
-def test_a_repository_that_moved_is_followed(server: GitServer, tmp_path: Path) -> None:
+def test_a_redirect_to_a_moved_repository_is_followed(server: GitServer, tmp_path: Path) -> None:
     repository = server.create("acme/lib")
     server.redirects["/old/"] = f"{server.url}/acme/"
     assert fetch(f"{server.url}/old/lib.git", repository.head, tmp_path / "x").committed
@@ -182,9 +182,7 @@ def test_other_protocols_and_options_run_nothing(url: str, tmp_path: Path) -> No
     assert not trace.exists()
 
 
-def test_nothing_that_a_repository_brings_is_run_or_fetched(
-    server: GitServer, tmp_path: Path
-) -> None:
+def test_nothing_in_a_repository_is_run_or_fetched(server: GitServer, tmp_path: Path) -> None:
     inner = server.create("acme/inner")
     repository = server.create(
         "acme/lib",
@@ -227,7 +225,7 @@ def test_bombs_are_refused_before_they_are_written(server: GitServer, tmp_path: 
         fetch(noise.url, noise.head, tmp_path / "z", limits=GitLimits(received_bytes=1 << 20))
 
 
-def test_a_server_that_does_not_answer_is_left_in_time(tmp_path: Path) -> None:
+def test_a_silent_git_server_is_disconnected_in_time(tmp_path: Path) -> None:
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -236,7 +234,7 @@ def test_a_server_that_does_not_answer_is_left_in_time(tmp_path: Path) -> None:
             fetch(url, "a" * 40, tmp_path / "x", limits=GitLimits(time=timedelta(seconds=1)))
 
 
-def test_what_is_not_there_is_said(server: GitServer, tmp_path: Path) -> None:
+def test_a_missing_repository_or_commit_is_reported(server: GitServer, tmp_path: Path) -> None:
     with pytest.raises(PypiError, match="There is no Git repository at"):
         fetch(f"{server.url}/acme/none.git", "a" * 40, tmp_path / "x")
 

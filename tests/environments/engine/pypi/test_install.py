@@ -1,4 +1,4 @@
-"""Wheels stand in a prefix as an installer would put them, and share their bytes."""
+"""Installation of wheels: the same files as an installer writes, shared between prefixes."""
 
 from __future__ import annotations
 
@@ -270,7 +270,7 @@ def crafted(
         ({"evil.py": b"x"}, {"record": ""}, "RECORD"),
     ],
 )
-def test_a_wheel_that_is_not_as_it_should_be_is_refused(
+def test_malformed_wheels_are_refused(
     tmp_path: Path,
     cache: WheelCache,
     members: Mapping[str, bytes],
@@ -290,7 +290,7 @@ def test_data_cannot_leave_the_prefix(linked: Link, cache: WheelCache, tmp_path:
         install(linked(), cache, wheel)
 
 
-def test_what_is_no_archive_is_refused(tmp_path: Path, cache: WheelCache) -> None:
+def test_a_file_that_is_not_a_zip_archive_is_refused(tmp_path: Path, cache: WheelCache) -> None:
     wheel = stored(
         replace(make_wheel("x", "1"), content=b"no archive", file_name="x-1-py3-none-any.whl"),
         tmp_path / "index",
@@ -314,7 +314,7 @@ def test_a_cancel_ends_the_installation(
         )
 
 
-def test_what_killed_workers_were_unpacking_goes(tmp_path: Path) -> None:
+def test_partial_entries_of_killed_workers_are_removed(tmp_path: Path) -> None:
     cache = WheelCache(tmp_path)
     for name in (".unpacking-old", ".unpacking-new", "kept"):
         (tmp_path / name / "wheel").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Does the PyPI part fit what the conda packages really bring, and nothing else?"""
+"""Resolution of the PyPI part beside the distributions of conda packages."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_lock_names_wheels_their_digests_and_what_they_need(
     assert all(package.size for package in found.values())
 
 
-def test_what_conda_brings_is_kept_and_not_locked_again(
+def test_distributions_of_conda_packages_are_fixed_and_not_locked_again(
     resolver: PypiResolver, part: Callable[..., PlatformLock]
 ) -> None:
     found = lock(resolver, part("python", "hello-noarch-1.1"), "needs-tinyname")
@@ -134,7 +134,7 @@ def test_the_name_inside_a_conda_package_counts_not_its_own(
     assert "python-tinyname" in found["needs-tinyname"].requires
 
 
-def test_an_older_release_is_taken_where_the_newest_needs_other_than_conda_brings(
+def test_an_older_release_is_chosen_if_the_newest_contradicts_conda(
     channels: Channels, part: Callable[..., PlatformLock], tmp_path: Path
 ) -> None:
     distributions = [
@@ -170,7 +170,7 @@ def test_the_extras_of_a_conda_package_come_from_the_index(
     assert lock(resolver, conda, "tool") == {}
 
 
-def test_what_a_conda_package_brings_is_looked_up_once(
+def test_the_distributions_of_a_conda_package_are_read_once(
     channels: Channels, channel_server: ChannelServer, small_channel: Path, tmp_path: Path
 ) -> None:
     known = packages_of(small_channel, url=channel_server.url)
@@ -200,7 +200,7 @@ def test_what_a_conda_package_brings_is_looked_up_once(
         (["tinyplot==1.0", "tinyplot==1.1"], "tinyplot"),
     ],
 )
-def test_a_part_without_an_answer_says_why(
+def test_an_unsolvable_part_is_explained(
     resolver: PypiResolver,
     part: Callable[..., PlatformLock],
     tmp_path: Path,
@@ -222,7 +222,7 @@ def test_contradictions_with_conda_are_named_all_at_once(
     assert len(caught.value.details["conda"]) == 2
 
 
-def test_a_pip_part_without_python_is_told_to_add_it(
+def test_a_pip_part_without_python_gets_a_hint_to_add_it(
     resolver: PypiResolver, part: Callable[..., PlatformLock]
 ) -> None:
     with pytest.raises(PypiError, match="needs Python") as caught:
@@ -230,7 +230,7 @@ def test_a_pip_part_without_python_is_told_to_add_it(
     assert "python" in caught.value.hint
 
 
-def test_every_requirement_that_cannot_be_taken_is_named(
+def test_every_invalid_requirement_is_named(
     resolver: PypiResolver, part: Callable[..., PlatformLock]
 ) -> None:
     with pytest.raises(SpecificationError) as caught:
@@ -332,7 +332,7 @@ def test_a_private_index_is_asked_with_its_credential_which_no_lock_shows(
             )
 
 
-def test_an_index_that_is_not_there_is_the_worlds_failure(
+def test_an_unreachable_index_is_a_transient_error(
     channels: Channels, part: Callable[..., PlatformLock], tmp_path: Path
 ) -> None:
     resolver = PypiResolver(
@@ -352,7 +352,7 @@ def test_a_cancel_and_a_time_limit_end_uv(
         lock(resolver, part("python"), "tinyname", time_limit=timedelta(seconds=1))
 
 
-def test_a_killed_uv_is_no_answer_about_the_requirements(
+def test_a_killed_uv_does_not_count_as_unsolvable(
     resolver: PypiResolver, part: Callable[..., PlatformLock], channel_server: ChannelServer
 ) -> None:
     channel_server.faults.add(Fault("pypi/*", hang=60))

@@ -1,4 +1,4 @@
-"""Does a solve find the PyPI packages that the rules allow, where there are such?"""
+"""Resolution of the PyPI part within a namespace's policy."""
 
 from __future__ import annotations
 
@@ -108,23 +108,23 @@ def denied(*packages: str, effect: str = "enforce", **settings: Any) -> Rule:
         ([denied("lib", effect="ask")], {"app": "3.0", "lib": "5.0"}),
     ],
 )
-def test_an_answer_that_the_rules_allow_is_found(
+def test_a_solution_that_the_policy_allows_is_found(
     answer: Solve, rules: list[Rule], expected: dict[str, str]
 ) -> None:
     assert answer(*rules) == expected
 
 
-def test_what_was_approved_is_taken(answer: Solve) -> None:
+def test_approved_versions_are_chosen(answer: Solve) -> None:
     approved = Ruling(id=1, approved=True, manager="pypi", name="lib", spec="lib 5.*")
     found = answer(denied("lib >=5", effect="ask"), rulings=(approved,))
     assert found["lib"] == "5.0"
 
 
-def test_where_the_rules_leave_no_answer_there_is_one_for_the_verdicts(answer: Solve) -> None:
+def test_without_an_allowed_solution_the_first_one_is_returned(answer: Solve) -> None:
     assert answer(denied("lib"), asked="app>=2") == {"app": "3.0", "lib": "5.0"}
 
 
-def test_what_has_no_answer_at_all_is_not_blamed_on_the_rules(answer: Solve) -> None:
+def test_an_unsolvable_request_is_not_blamed_on_the_policy(answer: Solve) -> None:
     with pytest.raises(PypiError) as caught:
         answer(denied("lib >=4"), asked="app>=9")
     assert "lib" not in caught.value.message

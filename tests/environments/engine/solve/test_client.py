@@ -1,4 +1,4 @@
-"""Does a solve give the right packages, on every platform, and stop when it must?"""
+"""Solves: chosen packages per platform, limits of time and memory, and imported locks."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_dependencies_come_before_what_needs_them(solver: RattlerSolver, channel
     assert order.index("python") < order.index("hello-noarch") < order.index("hello-plugin")
 
 
-def test_a_lock_says_all_that_the_channel_says(
+def test_a_lock_holds_the_channels_complete_records(
     solver: RattlerSolver, channel: str, small_channel: Path
 ) -> None:
     lock = solve(solver, "libalpha 2.0", channels=[channel])
@@ -152,7 +152,7 @@ def test_constraints_hold_without_being_installed(solver: RattlerSolver, channel
     assert versions(lock) == {"libalpha": "1.1"}
 
 
-def test_what_was_locked_stays_where_it_still_fits(solver: RattlerSolver, channel: str) -> None:
+def test_locked_packages_stay_if_they_still_fit(solver: RattlerSolver, channel: str) -> None:
     old = solve(solver, "libalpha 1.0", channels=[channel])
     lock = solve(solver, "libalpha", "license-mit", channels=[channel], locked=old)
     assert versions(lock)["libalpha"] == "1.0"
@@ -208,7 +208,7 @@ def test_several_threads_get_each_their_own_answer(isolated: RattlerSolver, chan
     assert found == wanted
 
 
-def test_a_process_of_its_own_answers_as_this_one_does(
+def test_a_separate_process_gives_the_same_solution(
     isolated: RattlerSolver, solver: RattlerSolver, channel: str
 ) -> None:
     lines: list[str] = []
@@ -307,7 +307,7 @@ def test_no_process_outlives_the_one_that_started_it(tmp_path: Path, channel: st
     assert worker.process.poll() is not None
 
 
-def test_an_idle_process_that_holds_too_much_makes_way(tmp_path: Path, channel: str) -> None:
+def test_an_idle_process_with_too_much_memory_is_replaced(tmp_path: Path, channel: str) -> None:
     cache = tmp_path / "repodata"
     solver = RattlerSolver(cache=cache, channels=Channels(cache=cache), idle_memory=1)
     solve(solver, "libalpha", channels=[channel])
@@ -325,7 +325,7 @@ def _brought(digests: Mapping[str, str]) -> Lock:
     return read_explicit("\n".join(["@EXPLICIT", *lines]), default_platform="linux-64")
 
 
-def test_a_lock_that_somebody_brought_is_completed_from_its_channel(
+def test_an_imported_lock_is_completed_from_its_channel(
     solver: RattlerSolver, small_channel: Path
 ) -> None:
     known = packages_of(small_channel)
@@ -376,7 +376,7 @@ def test_a_package_without_hash_that_its_channel_does_not_list_is_refused(
     assert all("--sha256" in fault.hint for fault in caught.value.faults)
 
 
-def test_a_package_that_its_channel_no_longer_lists_is_asked_itself(
+def test_an_unlisted_package_is_described_by_itself(
     solver: RattlerSolver, own_channel: Path
 ) -> None:
     package = packages_of(own_channel)["libalpha-1.0"]
@@ -392,7 +392,7 @@ def test_a_package_that_its_channel_no_longer_lists_is_asked_itself(
     assert found.md5 == package.md5
 
 
-def test_every_wrong_digest_and_every_lost_package_is_named_at_once(
+def test_all_wrong_digests_and_missing_packages_are_reported_together(
     solver: RattlerSolver, small_channel: Path
 ) -> None:
     known = packages_of(small_channel)

@@ -1,4 +1,4 @@
-"""What conda-lock says of a lock, in words for the person who submitted it."""
+"""Cross-check of imported locks by conda-lock, and its messages."""
 
 from __future__ import annotations
 

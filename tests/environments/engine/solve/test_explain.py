@@ -1,4 +1,4 @@
-"""Does a person who asked for the impossible learn why, in the words of what they asked for?"""
+"""Explanations of unsatisfiable requests."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def package(name: str, version: str = "1.0", *depends: str, number: int = 0) -> 
         (("libalpha 1.*", "libalpha 2.*"), "no libalpha satisfies both."),
     ],
 )
-def test_the_reason_is_said_in_the_words_of_the_request(
+def test_the_reason_quotes_the_requirements(
     solver: RattlerSolver, channel: str, specs: tuple[str, ...], said: str
 ) -> None:
     message = explain(solver, *specs, channels=[channel]).message
@@ -87,7 +87,7 @@ def test_the_reason_is_said_in_the_words_of_the_request(
     assert not any(sign in message for sign in "├└│")
 
 
-def test_only_those_that_exclude_each_other_are_named(solver: RattlerSolver, channel: str) -> None:
+def test_only_conflicting_requirements_are_named(solver: RattlerSolver, channel: str) -> None:
     error = explain(
         solver,
         *("python", "hello-noarch", "conflict-left", "license-mit", "conflict-right", "undated"),
@@ -102,7 +102,7 @@ def test_only_those_that_exclude_each_other_are_named(solver: RattlerSolver, cha
     assert conflict["platform"] == "linux-64"
 
 
-def test_everything_that_is_wrong_is_said_at_once(solver: RattlerSolver, channel: str) -> None:
+def test_all_reasons_are_reported_together(solver: RattlerSolver, channel: str) -> None:
     error = explain(
         solver,
         *("nonexistent", "libalpha 99", "needs-cuda", "conflict-left", "conflict-right"),
@@ -126,7 +126,7 @@ def test_each_platform_has_its_own_reason(solver: RattlerSolver, channel: str) -
     }
 
 
-def test_a_package_for_other_platforms_only_is_said_to_be(
+def test_a_package_for_other_platforms_only_is_reported(
     solver: RattlerSolver, make_channel: MakeChannel, tmp_path: Path
 ) -> None:
     spec = PackageSpec("tool", "1.0", subdir="win-64")
@@ -135,14 +135,14 @@ def test_a_package_for_other_platforms_only_is_said_to_be(
     assert "it exists only for win-64" in error.message
 
 
-def test_a_release_that_is_too_new_is_said_to_be(solver: RattlerSolver, channel: str) -> None:
+def test_a_release_that_is_too_new_is_reported(solver: RattlerSolver, channel: str) -> None:
     young = explain(solver, "fresh-release 1.2", channels=[channel], exclude_newer="7 days")
     undated = explain(solver, "undated", channels=[channel], exclude_newer="7 days")
     assert "exclude-newer" in young.message
     assert "undated 1.0 has no date" in undated.message
 
 
-def test_the_order_of_channels_is_said_where_it_is_the_reason(
+def test_the_order_of_channels_is_reported_if_it_is_the_reason(
     solver: RattlerSolver, channel: str, make_channel: MakeChannel
 ) -> None:
     first = make_channel("first", package("libalpha", "0.1"))
@@ -180,7 +180,7 @@ def test_a_conflict_behind_every_choice_names_those_that_ask_for_it(
     assert "base" in conflict["reason"]
 
 
-def test_two_conflicts_that_have_nothing_to_do_with_each_other_are_both_found(
+def test_two_unrelated_conflicts_are_both_found(
     solver: RattlerSolver, make_channel: MakeChannel
 ) -> None:
     url = make_channel(

@@ -1,4 +1,4 @@
-"""pip as a dependency of Python, as conda and mamba solve it."""
+"""pip as an added dependency of Python, as in conda and mamba."""
 
 from __future__ import annotations
 

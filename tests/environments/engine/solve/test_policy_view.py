@@ -1,4 +1,4 @@
-"""Does the solver see what the rules allow, and nothing else? Where nothing is left, why?"""
+"""Solves through a namespace's policy: visible packages, and reasons if none are left."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_conflict_that_no_rule_made_is_explained_without_rules(solver, channel
     assert caught.value.details["conflicts"]
 
 
-def test_what_needs_a_decision_is_passed_over_where_something_is_allowed(solver, channel):
+def test_packages_that_need_approval_are_skipped_if_others_are_allowed(solver, channel):
     lines: list[str] = []
     asked = request(
         "libalpha",
@@ -124,7 +124,7 @@ def test_what_needs_a_decision_is_passed_over_where_something_is_allowed(solver,
     assert any("libalpha 2.1 needs approval" in line and "1.1 was chosen" in line for line in lines)
 
 
-def test_what_needs_a_decision_is_taken_where_nothing_else_is_there(solver, channel):
+def test_packages_that_need_approval_are_chosen_if_nothing_else_exists(solver, channel):
     lock = solve(
         solver,
         "license-agpl",
@@ -140,7 +140,7 @@ def test_what_needs_a_decision_is_taken_where_nothing_else_is_there(solver, chan
     assert versions(lock)["libbeta"] == "1.2"
 
 
-def test_all_that_could_be_approved_is_looked_at_before_there_is_no_answer(solver, channel):
+def test_all_packages_that_need_approval_are_tried_before_the_solve_fails(solver, channel):
     lock = solve(
         solver,
         "libalpha 2.*",
@@ -218,9 +218,7 @@ def test_age_counts_from_when_we_first_saw_a_package(solver, channel, tmp_path):
     assert versions(lock) == {"libalpha": "1.1"}
 
 
-def test_what_was_found_of_a_name_does_not_outlive_its_channel_its_policy_or_its_age(
-    solver, tmp_path
-):
+def test_cached_results_expire_with_the_channel_the_policy_and_the_age(solver, tmp_path):
     folder, seen, now = tmp_path / "channel", tmp_path / "seen", time.time()
     channel = folder.as_uri()
 
@@ -250,7 +248,7 @@ def test_the_publishers_own_date_counts_where_the_rule_says_so(solver, channel):
     assert versions(lock) == {"fresh-release": "1.0"}
 
 
-def test_first_seen_keeps_the_oldest_sighting_and_tells_the_baseline(tmp_path):
+def test_first_seen_keeps_the_oldest_sighting_and_marks_the_baseline(tmp_path):
     one, two, three = (f"{number:02x}" * 32 for number in (1, 2, 3))
     assert note(tmp_path, "c", "noarch", [two, one], now=600) == 2
     assert note(tmp_path, "c", "noarch", [three, one], now=1200) == 1

@@ -1,4 +1,4 @@
-"""A confined process works with the files it was given, and reaches nothing else."""
+"""Confinement: access to the given files and ports only."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ REFUSED = (
 
 
 @pytest.mark.parametrize("attempt", WORKS)
-def test_ordinary_work_goes_on(confined: dict[str, str], attempt: str) -> None:
+def test_ordinary_work_succeeds(confined: dict[str, str], attempt: str) -> None:
     assert confined[attempt] == "ok"
 
 
@@ -217,7 +217,7 @@ finally:
     assert done.stdout == "refused\n"
 
 
-def test_without_landlock_it_says_so_and_work_goes_on() -> None:
+def test_without_landlock_it_returns_false_and_work_continues() -> None:
     program = """
 from environments.engine.system import confinement
 confinement.landlock_abi = lambda: 0

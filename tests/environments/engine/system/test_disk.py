@@ -1,4 +1,4 @@
-"""Space is asked for before it runs out, and sizes tell what is shared."""
+"""Disk space checks, sizes with shared files, and removal of trees."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from environments.engine.system.disk import (
 )
 
 
-def test_more_than_is_free_is_refused(tmp_path: Path) -> None:
+def test_a_request_above_the_free_space_is_refused(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
     with pytest.raises(DiskSpaceError, match="are needed"):
         require_space(tmp_path / "not" / "there", free + 1)

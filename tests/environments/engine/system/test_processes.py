@@ -1,4 +1,4 @@
-"""Tools run to their end or not at all, and leave nothing behind."""
+"""Execution of programs: output, limits, cancellation, and no processes left behind."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def test_lines_of_output_and_errors_come_in_order(tmp_path: Path) -> None:
     assert result.tail == ("one", "two", "three")
 
 
-def test_what_a_command_prints_last_is_heard_by_those_who_listen_slowly(tmp_path: Path) -> None:
+def test_the_last_output_reaches_a_slow_reader(tmp_path: Path) -> None:
     heard: list[str] = []
 
     def listen(line: str) -> None:
         heard.append(line)
-        if line == "one":  # the command goes on to its end meanwhile
+        if line == "one":  # the command continues to its end meanwhile
             wait_for((tmp_path / "ended").exists)
             time.sleep(0.3)
 
@@ -79,7 +79,7 @@ def test_a_command_killed_by_a_signal_says_which(tmp_path: Path) -> None:
     assert result.status == 128 + signal.SIGSEGV
 
 
-def test_a_command_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_command_is_named(tmp_path: Path) -> None:
     result, lines = run("no-such-program", cwd=tmp_path)
     assert result.status == 127
     assert lines == ["no-such-program: No such file or directory"]
@@ -105,7 +105,7 @@ def test_bytes_that_are_no_text_do_not_stop_it(tmp_path: Path) -> None:
     assert lines[0].endswith("ok")
 
 
-def test_a_cancel_kills_the_command_and_all_it_started(tmp_path: Path) -> None:
+def test_a_cancellation_kills_the_command_and_its_children(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     script = f"sleep 100 & echo $! >> {pids}; echo $$ >> {pids}; sleep 100"
 
@@ -117,7 +117,7 @@ def test_a_cancel_kills_the_command_and_all_it_started(tmp_path: Path) -> None:
     wait_for(lambda: not any(alive(int(pid)) for pid in pids.read_text().split()))
 
 
-def test_a_cancel_is_obeyed_while_the_command_keeps_printing(tmp_path: Path) -> None:
+def test_a_cancellation_is_noticed_while_the_command_prints(tmp_path: Path) -> None:
     seen: list[str] = []
     with pytest.raises(LeaseLostError):
         run(
@@ -137,7 +137,7 @@ def test_the_time_limit_ends_it(tmp_path: Path) -> None:
     assert lines == ["begun"]
 
 
-def test_what_a_command_leaves_running_ends_with_it(tmp_path: Path) -> None:
+def test_background_processes_end_with_the_command(tmp_path: Path) -> None:
     result, lines = run("sh", "-c", "sleep 100 & echo $!", cwd=tmp_path)
     assert result.succeeded
     wait_for(lambda: not alive(int(lines[0])))
@@ -202,7 +202,7 @@ class TestSandbox:
         assert "No such file" in lines[1]
         assert "Read-only file system" in lines[2]
 
-    def test_what_is_writable_is_written_outside_too(self, tmp_path: Path) -> None:
+    def test_writes_to_a_writable_folder_appear_outside(self, tmp_path: Path) -> None:
         run(
             "touch", f"{tmp_path}/new", cwd=tmp_path, sandbox=Sandbox(writable={tmp_path: tmp_path})
         )
