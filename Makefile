@@ -63,7 +63,7 @@ docs: $(VENV)/ready-docs
 
 # The pictures of pages in the documentation, taken in a real browser.
 screenshots: $(VENV)/ready-dev
-	$(BIN)/python -m pytest -q tests/docs/test_screenshots.py --screenshots $(ARGS)
+	CONDASTORE_TEST_SCREENSHOTS=docs/pictures $(BIN)/python -m pytest -q tests/docs/test_screenshots.py $(ARGS)
 
 schema: $(VENV)/ready-dev
 	$(BIN)/python manage.py export_graphql

@@ -1,4 +1,8 @@
-"""Is it alive, and is it ready? Each thing that is needed, with what is wrong with it."""
+"""Liveness, readiness and metrics of an installation.
+
+`/healthz` and `/readyz` are answered before anything reads the Host header: container engines and
+Kubernetes probe the address of a container, which no administrator lists in ALLOWED_HOSTS.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,8 @@ from django.conf import settings
 from django.db import Error, connection
 from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http.response import HttpResponseBase
+from django.urls import resolve
 from django.utils import timezone
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -25,15 +31,15 @@ from condastore.errors import AccessDeniedError, NotSignedInError, UnavailableEr
 logger = structlog.get_logger(__name__)
 
 
-async def alive(request: HttpRequest) -> HttpResponse:
-    """The process answers; nothing else is looked at."""
+def alive(request: HttpRequest) -> HttpResponse:
+    """Answer 200 without looking at anything else."""
     return HttpResponse("ok\n", content_type="text/plain")
 
 
 def ready(request: HttpRequest) -> HttpResponse:
-    """503 while something is missing without which a build would not run."""
+    """Answer 503 while something is missing without which a build would not run."""
     checks = {name: _result(check) for name, check in CHECKS.items()}
-    # Each would wait for the same answer as long as the first: a probe does not.
+    # Without a database each of these checks would wait for its own timeout.
     database = checks["database"]["ok"]
     checks |= {
         name: _result(check) if database else {"ok": False, "wrong": NOT_ASKED}
@@ -46,6 +52,25 @@ def ready(request: HttpRequest) -> HttpResponse:
     }
     body = {"ready": ok, "version": settings.VERSION, "checks": checks}
     return JsonResponse(body, status=200 if ok else 503)
+
+
+class Probes:
+    """Middleware that answers the probes, whatever their Host header is."""
+
+    sync_capable = True
+    async_capable = False
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        probe = PROBES.get(request.path_info)
+        if probe is None or request.method not in ("GET", "HEAD"):
+            return self.get_response(request)
+        request.resolver_match = resolve(request.path_info)  # names the route in the metrics
+        response = probe(request)
+        response.headers["Content-Length"] = str(len(response.content))  # CommonMiddleware sets it
+        return response
 
 
 def _result(check: Callable[[], str]) -> dict[str, Any]:
@@ -78,7 +103,7 @@ def _migrations() -> str:
 def _broker() -> str:
     import dramatiq
 
-    from environments import tasks  # noqa: F401 - makes the broker
+    from environments import tasks  # noqa: F401 - creates the broker
     from environments.operations.queueing import DOWN
 
     broker = dramatiq.get_broker()
@@ -114,7 +139,7 @@ def _data_folder() -> str:
     except OSError as error:
         return f"The data folder cannot be written: {error.strerror}."
     if free < settings.DISK_RESERVE:
-        return f"The disk has {free:,} bytes free; {settings.DISK_RESERVE:,} are kept in reserve."
+        return f"The disk has {free:,} bytes free; {settings.DISK_RESERVE:,} are reserved."
     return ""
 
 
@@ -132,7 +157,7 @@ def _scheduler() -> str:
 
 
 def _unprotected(kind: str) -> str:
-    """Return what the workers that are alive say of their isolation; see `isolation.problems`."""
+    """Return what live workers report about their isolation; see `isolation.problems`."""
     from environments.models import Worker
 
     said = [row.get(kind) for row in Worker.objects.alive().values_list("unprotected", flat=True)]
@@ -152,7 +177,7 @@ def _confinement() -> str:
 
 
 def _folders() -> str:
-    """Return how many READY builds wait for their folder; see `missing_folders`."""
+    """Return how many READY builds have no folder; see `missing_folders`."""
     from environments.models import FolderRestore
     from environments.models.folder_restores import RestoreState
 
@@ -169,24 +194,37 @@ def _folders() -> str:
     return " ".join(said)
 
 
+def _administrator() -> str:
+    """Report an installation that nobody can administer."""
+    from accounts.models import User
+
+    if settings.ADMIN_GROUPS or User.objects.filter(is_superuser=True, is_active=True).exists():
+        return ""
+    return "There is no administrator. Create one: condastore manage prepare."
+
+
+#: Paths that are answered before the Host header is checked.
+PROBES: dict[str, Callable[[HttpRequest], HttpResponse]] = {"/healthz": alive, "/readyz": ready}
+
 CHECKS: dict[str, Callable[[], str]] = {
     "database": _database,
     "broker": _broker,
     "data_folder": _data_folder,
     "blob_store": _blob_store,
 }
-#: What only the database can say.
+#: Checks that need the database.
 IN_DATABASE: dict[str, Callable[[], str]] = {
     "migrations": _migrations,
     "keys": _keys,
     "workers": _workers,
     "scheduler": _scheduler,
 }
-#: Does not make the installation unready: builds run, with less, or less protected.
+#: Checks that do not make the installation unready: builds run all the same.
 ADVICE: dict[str, Callable[[], str]] = {
     "sandbox": _sandbox,
     "confinement": _confinement,
     "folders": _folders,
+    "administrator": _administrator,
 }
 NOT_ASKED = "Not known: the database does not answer."
 
@@ -206,7 +244,7 @@ def _require_metrics(request: HttpRequest) -> None:
 
 
 async def measured(request: HttpRequest) -> HttpResponse:
-    """Answer Prometheus: superusers and who holds READ_METRICS, unless METRICS_PUBLIC."""
+    """Answer Prometheus; unless METRICS_PUBLIC, superusers and holders of READ_METRICS only."""
     if not settings.METRICS_PUBLIC:
         await sync_to_async(_require_metrics)(request)
     text = await sync_to_async(metrics.exposition)()

@@ -532,6 +532,7 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "condastore.http.middleware.RequestContext",
+    "condastore.health.Probes",  # before anything that reads the Host header
     "django.middleware.security.SecurityMiddleware",
     "csp.middleware.CSPMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",

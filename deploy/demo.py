@@ -1,6 +1,6 @@
-"""`make demo`: a whole condastore on this machine, with a channel of real packages, and one build.
+"""`make demo`: a complete installation with a channel of real packages and one build.
 
-Everything lies in `demo-data/`; the second run starts from what the first one left.
+All files are in `demo-data/`; a second run continues with them.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ PROOF = (
 
 
 class Steps:
-    """What was done, and how long each step took."""
+    """Steps of the demo with their durations, in seconds."""
 
     def __init__(self) -> None:
         self.done: list[tuple[str, float]] = []
@@ -75,15 +75,15 @@ class Steps:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--once", action="store_true", help="end after the proof")
+    parser.add_argument("--once", action="store_true", help="stop after the import test")
     once = parser.parse_args().once
     signal.signal(signal.SIGTERM, _stop)
     steps = Steps()
     FOLDER.mkdir(exist_ok=True)
     try:
-        with steps.step("A channel of real packages (made at the first run)"):
+        with steps.step("A channel of real packages (created at the first run)"):
             building.ensure_demo(FOLDER / "channels" / "demo", work=FOLDER / "downloads")
-        with serving(FOLDER / "channels", port=_kept_port("channel")) as channel:
+        with serving(FOLDER / "channels", port=_remembered_port("channel")) as channel:
             return _show(channel.url.rstrip("/"), steps, once=once)
     except KeyboardInterrupt:
         print("\nStopped.")
@@ -95,9 +95,9 @@ def _stop(signum: int, frame: FrameType | None) -> None:
 
 
 def _show(channels: str, steps: Steps, *, once: bool) -> int:
-    password = _kept("password", secrets.token_urlsafe(9))
+    password = _remembered("password", secrets.token_urlsafe(9))
     sandbox = _sandbox()
-    port = _kept_port("web")
+    port = _remembered_port("web")
     address = f"http://127.0.0.1:{port}"
     environ = os.environ | {
         "CONDASTORE_PUBLIC_URL": address,  # locks name hosted channels by it
@@ -123,7 +123,7 @@ def _show(channels: str, steps: Steps, *, once: bool) -> int:
             subprocess.run(
                 [*CONDASTORE, "env", "build", "admin/ml", "-f", path], env=environ, check=True
             )
-        with steps.step("The proof: import pandas, sklearn in the finished environment"):
+        with steps.step("Import test: pandas and sklearn in the finished environment"):
             print("$ condastore run admin/ml -- python -c '...'")
             subprocess.run(
                 [*CONDASTORE, "run", "admin/ml", "--", "python", "-c", PROOF],
@@ -142,8 +142,8 @@ def _show(channels: str, steps: Steps, *, once: bool) -> int:
             f"  . {Path(sys.executable).parent / 'activate'} && "
             f"condastore login {url} --username admin     # the password is above\n"
             f"  condastore env preview admin/ml -f {path.relative_to(PROJECT)}"
-            "     # after a change of the file: what would be different?\n"
-            "  condastore env why admin/ml six                # why is this package here?\n"
+            "     # after a change of the file: what would change?\n"
+            "  condastore env why admin/ml six                # why is this package included?\n"
             "\nServing until Ctrl-C.",
             flush=True,
         )
@@ -151,8 +151,8 @@ def _show(channels: str, steps: Steps, *, once: bool) -> int:
         return server.returncode
     except subprocess.CalledProcessError as error:
         print(
-            f"\nIt did not work: `{' '.join(map(str, error.cmd[2:6]))} ...` ended with status "
-            f"{error.returncode}. What the server said is above.",
+            f"\nFailed: `{' '.join(map(str, error.cmd[2:6]))} ...` ended with status "
+            f"{error.returncode}. The output of the server is above.",
             file=sys.stderr,
         )
         return 1
@@ -162,26 +162,26 @@ def _show(channels: str, steps: Steps, *, once: bool) -> int:
 
 
 def _sandbox() -> str:
-    """Choose CONDASTORE_SANDBOX for this machine, and say what was chosen."""
+    """Choose CONDASTORE_SANDBOX for this machine and print the choice."""
     problem = sandbox_problem()
     if not problem:
-        print("Sandbox: bubblewrap. Code of packages runs in it only.")
+        print("Sandbox: bubblewrap. Code of packages runs only inside it.")
         return "required"
     print(
-        f"Sandbox: off. {problem} The packages of this demo, which were made on this machine, run "
-        "without one. An installation for others needs bubblewrap (docs/how-to/sandbox.md)."
+        f"Sandbox: off. {problem} The packages of this demo were made on this machine and run "
+        "without a sandbox. Installations for others need bubblewrap: docs/how-to/sandbox.md."
     )
     return "off"
 
 
 def _ready(server: subprocess.Popen[bytes]) -> str:
-    """The URL, once the system says that it is ready."""
+    """Wait until the system is ready; return its URL."""
     assert server.stdout is not None
     for line in server.stdout:
         if line.startswith(b"{"):
             answer: dict[str, Any] = json.loads(line)
             return str(answer["url"]).rstrip("/")
-    raise SystemExit("condastore did not start; what it said is above.")
+    raise SystemExit("condastore did not start; its output is above.")
 
 
 def _token(url: str, password: str) -> str:
@@ -198,8 +198,8 @@ def _python() -> str:
     return f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
-def _kept(name: str, value: str) -> str:
-    """What the first run chose stays for the later ones."""
+def _remembered(name: str, value: str) -> str:
+    """Return the value that the first run stored; store `value` if there is none."""
     path = FOLDER / name
     if not path.exists():
         path.touch(mode=0o600)
@@ -207,11 +207,11 @@ def _kept(name: str, value: str) -> str:
     return path.read_text()
 
 
-def _kept_port(name: str) -> int:
-    """The port of the run before, if it is free: URLs in stored locks go on working."""
+def _remembered_port(name: str) -> int:
+    """Return the previous port if it is free, so that URLs in stored locks stay valid."""
     path = FOLDER / f"{name}.port"
-    wanted = int(path.read_text()) if path.exists() else 0
-    for port in (wanted, 0):
+    previous = int(path.read_text()) if path.exists() else 0
+    for port in (previous, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -221,7 +221,7 @@ def _kept_port(name: str) -> int:
             free = int(probe.getsockname()[1])
         path.write_text(str(free))
         return free
-    raise SystemExit("There is no free port.")
+    raise SystemExit("No port is free.")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""A tour of governance, with a real directory, real packages and a real browser: run it and read.
+"""A tour of governance with a real directory, real packages and a real browser.
 
     python -m docs.governance_tour
 
-A scientist of an LDAP directory asks for an environment. Deep inside, it needs a package that the
-organisation wants to look at first: the build is held, and says which package and why. An approver
-signs in to the administrators' console in a browser and approves it for a while; the build goes
-on by itself. When that time is over, the next build is held again. Then a package is called back,
-and what contains it is no longer served.
+A scientist of an LDAP directory requests an environment. One of its dependencies needs an approval
+of the organization: the build is held, and says which package it waits for and why. An approver
+signs in to the console in a browser and approves it for a limited time; the build continues. When
+the waiver has ended, the next build is held again. Then a package is recalled, and builds that
+contain it are no longer served.
 
 Needs OpenLDAP and Chromium (apt-get install slapd ldap-utils chromium) and the development
-requirements (make test installs them). Everything else is made here, in a temporary folder.
+requirements (make test installs them). Everything else is created in a temporary folder.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ from tests.services.ldap import (
 )
 from tests.system import PASSWORD, System
 
-#: It needs libalpha, which nobody asked for by name.
+#: It depends on libalpha, which the specification does not name.
 SPECIFICATION = "name: ml\ndependencies:\n  - apptool 2.*\n"
 GROUPS = {"scientists": "dana", "packagers": "kim"}
-#: How long the approval of this tour holds. In real life: months.
+#: Duration of the approval in this tour. In real life: months.
 WAIVER = timedelta(seconds=45)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--screenshots", type=Path, help="a folder for pictures of the console")
+    parser.add_argument("--screenshots", type=Path, help="folder for screenshots of the console")
     screenshots = parser.parse_args(arguments).screenshots
     with tempfile.TemporaryDirectory(prefix="condastore-tour-") as name, openldap() as directory:
         folder = Path(name)
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def fill(directory: LdapService) -> None:
-    """Two people, each in one group."""
+    """Add two people to the directory, each in one group."""
     for number, (group, person) in enumerate(GROUPS.items(), start=50):
         directory.add(person_entry(person, number))
         directory.add(
@@ -77,7 +77,7 @@ def fill(directory: LdapService) -> None:
 
 
 def settings_of(directory: LdapService) -> dict[str, str]:
-    """What an administrator sets to let the people of a directory sign in."""
+    """Return the settings with which people of the directory can sign in."""
     return {
         "CONDASTORE_LDAP_URL": directory.secure_url,
         "CONDASTORE_LDAP_CA_FILE": str(directory.certificate),
@@ -91,10 +91,10 @@ def settings_of(directory: LdapService) -> dict[str, str]:
 def tour(system: System, directory: LdapService, folder: Path, screenshots: Path | None) -> None:
     administrator = Person(system, "admin", PASSWORD, folder)
 
-    step(1, "An administrator makes a namespace, and says which groups have which roles there.")
+    step(1, "An administrator creates a namespace and maps groups of the directory to roles.")
     administrator.condastore("namespace", "create", "research")
     for group, role in (("ldap:scientists", "DEVELOPER"), ("ldap:packagers", "APPROVER")):
-        administrator.asks(
+        administrator.mutates(
             "mutation($group: String!, $role: Role!) { addRoleMapping("
             'group: $group, namespace: "research", role: $role) { __typename } }',
             {"group": group, "role": role},
@@ -102,7 +102,7 @@ def tour(system: System, directory: LdapService, folder: Path, screenshots: Path
         )
         print(f"  members of {group} are {role.lower()}s of research")
 
-    step(2, "A rule is tried first: libalpha, from 2.0 on, waits until somebody has looked at it.")
+    step(2, "A rule is simulated first: libalpha 2.0 and newer needs an approval.")
     (folder / "base.yml").write_text("dependencies:\n  - libbeta 2.*\n")
     administrator.condastore("env", "build", "research/base", "-f", str(folder / "base.yml"))
     rule = ("--kind", "packages-denied", "--effect", "ask", "--set", "packages=libalpha >=2")
@@ -111,7 +111,7 @@ def tour(system: System, directory: LdapService, folder: Path, screenshots: Path
     assert "research/base" in concerned
     assert "libalpha" in concerned
 
-    step(3, "Then it is switched on, and acts at once: a preview of a new build tells of it.")
+    step(3, "Then it is added and takes effect at once: a preview of a new build shows it.")
     administrator.condastore(
         "policy", "add", *rule, "--name", "new maintainers", "--set", "reason=who are they?"
     )
@@ -121,7 +121,7 @@ def tour(system: System, directory: LdapService, folder: Path, screenshots: Path
     print(indented(preview))
     assert "new maintainers" in preview
 
-    step(4, "Dana, a scientist, signs in with her password of the directory, and builds.")
+    step(4, "Dana, a scientist, signs in with her directory password and builds.")
     dana = Person(system, "dana", "dana-password", folder)
     (folder / "environment.yml").write_text(SPECIFICATION)
     print(SPECIFICATION)
@@ -134,7 +134,7 @@ def tour(system: System, directory: LdapService, folder: Path, screenshots: Path
     assert request["name"] == "libalpha"
     assert [part.split()[0] for part in request["chain"]] == ["apptool", "libalpha"]
 
-    step(5, "Kim, an approver, opens the console in a browser and approves it, for a while.")
+    step(5, "Kim, an approver, opens the console in a browser and approves it for a limited time.")
     with sync_playwright() as playwright, chromium(playwright) as browser:
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.set_default_timeout(30_000)
@@ -142,23 +142,23 @@ def tour(system: System, directory: LdapService, folder: Path, screenshots: Path
         approve(page, system.url, until, screenshots)
     print(f"  approved until {until:%H:%M:%S} UTC, in the browser")
 
-    step(6, "The build goes on by itself.")
+    step(6, "The build continues by itself.")
     ready = dana.sees(first, until={"READY"})
     print(f"  {ready['ref']} is {ready['state']}")
     assert system.folder("research/ml").exists()
 
-    step(7, "The approval runs out. The next build is held; the one that is there stays.")
+    step(7, "The approval ends. The next build is held; the existing one stays.")
     time.sleep(max(0.0, (until - datetime.now(tz=UTC)).total_seconds() + 1))
     second = dana.builds(folder / "environment.yml")
     again = dana.sees(second, until={"HELD"})
     print(f"  {again['ref']} is {again['state']}")
     assert system.folder("research/ml").exists()
 
-    step(8, "Each of these changes is in the audit log, which nobody has touched.")
+    step(8, "Each of these changes is in the audit log, which verifies.")
     print(indented(administrator.condastore("audit", "verify")))
 
-    step(9, "libalpha 2 is called back: what contains it is no longer served.")
-    administrator.asks(
+    step(9, "libalpha 2 is recalled: builds that contain it are no longer served.")
+    administrator.mutates(
         'mutation { recall(spec: "libalpha >=2", reason: "it leaks keys") { __typename } }',
         {},
         expect="Recall",
@@ -169,7 +169,7 @@ def tour(system: System, directory: LdapService, folder: Path, screenshots: Path
     assert refused.status_code >= 400
     assert dana.gets("/api/envs/research/base/1/explicit.txt").status_code >= 400
 
-    step(10, "Robin joins the scientists, and may build in research from the next sign-in on.")
+    step(10, "Robin joins the scientists and may build in research after the next sign-in.")
     directory.add(person_entry("robin", 60))
     before = Person(system, "robin", "robin-password", folder)
     assert before.namespaces() == []
@@ -180,16 +180,16 @@ def tour(system: System, directory: LdapService, folder: Path, screenshots: Path
     assert joined.namespaces() == ["research"]  # and nothing else
     print("  before: nothing; then: research")
 
-    step(11, "Robin leaves them, and may do nothing any more, with the old token neither.")
+    step(11, "Robin leaves them and may do nothing any more, also with the old token.")
     directory.modify(membership("delete", "robin"))
     left = Person(system, "robin", "robin-password", folder)
     assert left.namespaces() == joined.namespaces() == []
     print("  afterwards: nothing")
-    print("\nThat was the tour.")
+    print("\nThe tour is complete.")
 
 
 def membership(change: str, person: str) -> str:
-    """LDIF that adds a person to the scientists, or takes them out."""
+    """Return LDIF that adds a person to the scientists, or removes them."""
     member = f"uid={person},ou=people,{BASE}"
     group = f"cn=scientists,ou=groups,{BASE}"
     return f"dn: {group}\nchangetype: modify\n{change}: member\nmember: {member}\n"
@@ -204,7 +204,7 @@ def step(number: int, text: str) -> None:
 
 
 class Person:
-    """Somebody who signs in with a password, and then works at the command line."""
+    """A person who signs in with a password and then uses the command line."""
 
     def __init__(self, system: System, name: str, password: str, folder: Path) -> None:
         self._system = system
@@ -228,19 +228,19 @@ class Person:
         return done.stdout.strip()
 
     def namespaces(self) -> list[str]:
-        """Those that they see."""
+        """Return the names of the visible namespaces."""
         found = self._system.graphql(NAMESPACES, token=self._token)["namespaces"]["edges"]
         return [edge["node"]["name"] for edge in found]
 
     def builds(self, file: Path) -> str:
-        """Submit, without waiting; the build's id."""
+        """Submit a build without waiting; return its id."""
         said = self.condastore(
             "env", "build", "research/ml", "-f", str(file), "--no-wait", "--json"
         )
         return str(json.loads(said)["build"]["id"])
 
     def sees(self, build: str, *, until: set[str]) -> Any:
-        """The build, as soon as it is in one of these states."""
+        """Wait until the build is in one of these states; return it."""
         end = time.monotonic() + 120
         while time.monotonic() < end:
             found = self._system.graphql(SEEN, token=self._token, id=build)["build"]
@@ -250,8 +250,8 @@ class Person:
             time.sleep(0.2)
         raise AssertionError(f"the build did not become {until}: {found}")
 
-    def asks(self, query: str, variables: dict[str, Any], *, expect: str) -> None:
-        """A mutation whose answer is of the type `expect`."""
+    def mutates(self, query: str, variables: dict[str, Any], *, expect: str) -> None:
+        """Run a mutation whose result has the type `expect`."""
         data = self._system.graphql(query, token=self._token, **variables)
         [answer] = data.values()
         assert answer["__typename"] == expect, answer
@@ -273,7 +273,7 @@ query($id: ID!) {
 
 
 def approve(page: Page, url: str, until: datetime, screenshots: Path | None) -> None:
-    """Sign in, open what waits, approve it with a reason and an end."""
+    """Sign in, open the request, and approve it with a reason and an end."""
 
     def picture(name: str) -> None:
         if screenshots is not None:

@@ -1,4 +1,7 @@
-"""Reference of all `condastore` commands, generated from the command line itself."""
+"""Reference of all `condastore` commands, generated from the command line itself.
+
+Typer brings a copy of click from 0.28 on, so nothing of click is imported by name here.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import click
 import typer.main
 
 from condastore.cli.main import app
@@ -14,14 +16,14 @@ from condastore.cli.main import app
 MARK = "<!-- commands: generated from the command line by docs/_ext/cli_reference.py -->\n"
 
 
-def all_commands() -> dict[str, click.Command]:
+def all_commands() -> dict[str, Any]:
     """Return every command by its full name, such as `condastore env build`."""
     group: Any = typer.main.get_command(app)
     group.load_all()
     return dict(_commands(group, "condastore"))
 
 
-def _commands(group: Any, name: str) -> Iterator[tuple[str, click.Command]]:
+def _commands(group: Any, name: str) -> Iterator[tuple[str, Any]]:
     for word, command in group.commands.items():
         if hasattr(command, "commands"):
             yield from _commands(command, f"{name} {word}")
@@ -34,23 +36,23 @@ def markdown() -> str:
     return "\n".join(_section(name, command) for name, command in all_commands().items())
 
 
-def _section(name: str, command: click.Command) -> str:
-    context = click.Context(command, info_name=name)
+def _section(name: str, command: Any) -> str:
+    context = command.context_class(command, info_name=name)
     usage = " ".join(command.collect_usage_pieces(context))
     lines = [f"### {name}", "", "```text", f"{name} {usage}".rstrip(), "```", ""]
     lines += [_plain(command.help or ""), ""]
-    rows = [_row(one) for one in command.params if not getattr(one, "hidden", False)]
+    rows = [_row(one, context) for one in command.params if not getattr(one, "hidden", False)]
     if rows:
         lines += ["| argument or option | meaning |", "|---|---|", *rows, ""]
     return "\n".join(lines)
 
 
-def _row(parameter: Any) -> str:
+def _row(parameter: Any, context: Any) -> str:
     names = [*parameter.opts, *parameter.secondary_opts]
     if not parameter.opts[0].startswith("-"):
-        names = [parameter.make_metavar(click.Context(click.Command("x")))]
+        names = [parameter.make_metavar(context)]
     elif not (parameter.is_flag or parameter.count):
-        names[-1] += f" {parameter.make_metavar(click.Context(click.Command('x')))}"
+        names[-1] += f" {parameter.make_metavar(context)}"
     text = _plain(getattr(parameter, "help", None) or "").replace("\n", " ").replace("|", "\\|")
     default = parameter.default
     if isinstance(default, str | int) and not isinstance(default, bool) and default != "":

@@ -79,11 +79,15 @@ def test_database_and_queue_are_on_a_network_that_leads_nowhere() -> None:
     assert all(port.startswith("127.0.0.1:") for port in published["proxy"])
 
 
-def test_the_health_check_of_the_web_container_passes_with_its_defaults(settings: Any) -> None:
-    given = SERVICES["web"]["environment"]["CONDASTORE_ALLOWED_HOSTS"]
-    for hosts in ("localhost", "condastore.example.org"):
-        settings.ALLOWED_HOSTS = re.sub(r"\$\{.*?\}", hosts, given).split(",")
-        (host,) = re.findall(r"http://([^/]+)/healthz", str(SERVICES["web"]["healthcheck"]))
+def test_probes_need_no_host_of_the_allowed_ones(settings: Any) -> None:
+    """As the documents and the defaults have it: by the address of the container or pod."""
+    settings.ALLOWED_HOSTS = ["condastore.example.org"]
+    (address,) = re.findall(r"http://([^/]+)/healthz", str(SERVICES["web"]["healthcheck"]))
+    (container, _) = blocks("yaml")
+    (web,) = yaml.safe_load(container)["containers"]
+    for name, path in (("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")):
+        assert web[name] == {"httpGet": {"path": path, "port": 8470}}
+    for host in (address, "10.1.2.3:8470"):
         assert Client().get("/healthz", headers={"Host": host}).status_code == 200
 
 

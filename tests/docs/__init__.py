@@ -1,0 +1,1 @@
+"""The documentation: it builds, its commands exist, and its tours run."""
