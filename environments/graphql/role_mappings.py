@@ -18,7 +18,7 @@ from environments.graphql.errors import OperationError, refusable
 from environments.graphql.fields import Column, actor_of, column, computed, described, field
 from environments.graphql.nodes import Node
 from environments.models import RoleMapping
-from environments.models.role_mappings import mirrors
+from environments.models.role_mappings import matching_groups
 from environments.operations import role_mappings as operations
 
 
@@ -47,7 +47,7 @@ class RoleMappingNode(Node):
 
     @field(only=["group"], description="Directory groups that currently match.")
     def groups(self: Any) -> list[str]:
-        return mirrors(self.group)
+        return matching_groups(self.group)
 
 
 @strawberry.type(description="Role mapping that was removed.")

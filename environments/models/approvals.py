@@ -1,4 +1,4 @@
-"""Packages that need a decision: who waits for which, and what was decided, by whom, until when."""
+"""Approval requests for packages, the builds that wait for them, and decisions."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ from environments.models.policies import Policy
 
 class RequestState(models.TextChoices):
     OPEN = "OPEN"
-    SECOND = "SECOND"  # one approver has agreed; the rules ask for two
+    SECOND = "SECOND"  # one approver has approved; two are required
     APPROVED = "APPROVED"
     REJECTED = "REJECTED"
-    WITHDRAWN = "WITHDRAWN"  # no build waits for it any more
+    WITHDRAWN = "WITHDRAWN"  # no build waits for it
 
 
 class DecisionScope(models.TextChoices):
-    BUILD = "build"  # these bytes, by sha256
+    BUILD = "build"  # one file, by sha256
     VERSION = "version"  # this version of the package, from this channel
-    SPEC = "spec"  # everything that a MatchSpec matches
+    SPEC = "spec"  # all packages that a MatchSpec matches
 
 
-LONGEST_REASON = 4000  # characters, of a decision's reason and of what a build is for
+LONGEST_REASON = 4000  # characters of the reason of a decision, and of a build
 UNDECIDED = (RequestState.OPEN, RequestState.SECOND)
 
 
 def in_turn() -> None:
-    """Wait until nobody else opens, decides or withdraws requests; then be alone to the commit.
+    """Serialize changes of requests and decisions until the end of the transaction.
 
-    A build that is held while somebody decides on its package would else be overlooked by the
-    one, and not see the decision of the other.
+    Otherwise a build that is held during a decision on its package would be missed by the decision,
+    and would itself not see the decision.
     """
     Policy.objects.select_for_update().get(pk=Policy.of(None).pk)
 
 
 def _shown_to(actor: Actor, *more: Q) -> Case:
-    """Whether the namespace of a row is one that the actor sees, or decides in.
+    """Return whether the actor may view the namespace of a row, or decide in it.
 
-    A condition of one piece, so that a list in the order of rows is read from its end: databases
-    take an OR for two searches, and sort all that both find.
+    A single condition instead of an OR, so that a list ordered by key is read from its end:
+    databases run the parts of an OR as two searches, and sort all rows that both find.
     """
     seen = Namespace.objects.with_perm(actor, Perm.VIEW).order_by().values("pk")
     decided = Namespace.objects.with_perm(actor, Perm.APPROVE).order_by().values("pk")
@@ -68,7 +68,7 @@ class ApprovalRequestQuerySet(models.QuerySet["ApprovalRequest"]):
         )
 
     def visible_to(self, actor: Actor) -> Self:
-        """For who may look into the namespace, or decide there."""
+        """Requests in namespaces that the actor may view or decide in."""
         return self.filter(_shown_to(actor))
 
     def undecided(self) -> Self:
@@ -76,18 +76,20 @@ class ApprovalRequestQuerySet(models.QuerySet["ApprovalRequest"]):
 
 
 class ApprovalRequest(models.Model):
-    """One package that one namespace needs a decision on; all builds that wait for it share it."""
+    """A package that a namespace needs a decision on; shared by all builds that wait for it."""
 
     namespace = models.ForeignKey(Namespace, models.CASCADE, related_name="approval_requests")
     #: "conda:<sha256>", "pypi:<sha256>" or "spec:<MatchSpec>".
     subject = models.CharField(max_length=300)
     conda = models.ForeignKey(CondaRecord, models.PROTECT, null=True, related_name="requests")
     pypi = models.ForeignKey(PypiRecord, models.PROTECT, null=True, related_name="requests")
-    name = models.CharField(max_length=200, help_text="The package's name.")
+    name = models.CharField(max_length=200, help_text="Package name.")
     version = models.CharField(max_length=100, blank=True)
     rule = models.CharField(max_length=100)
     reason = models.TextField()
-    chain: Any = models.JSONField(default=list, help_text="From what was asked for, to it.")
+    chain: Any = models.JSONField(
+        default=list, help_text="Dependency chain from a requested package to this one."
+    )
     state = models.CharField(max_length=9, choices=RequestState.choices, default=RequestState.OPEN)
     opened_at = models.DateTimeField(default=timezone.now, editable=False)
     decided_at = models.DateTimeField(null=True)
@@ -123,17 +125,17 @@ class ApprovalRequest(models.Model):
 
     @property
     def package(self) -> CondaRecord | PypiRecord | None:
-        """None where a rule asks about something else than one package."""
+        """Return the package record; None if the rule is about a whole lock."""
         return self.conda or self.pypi
 
 
 class WaitingBuild(models.Model):
-    """A build that waits for a request, and who asked for it, why."""
+    """A build that waits for a request, with who asked and why."""
 
     request = models.ForeignKey(ApprovalRequest, models.CASCADE, related_name="waiting")
     build = models.ForeignKey(Build, models.CASCADE, related_name="waiting")
     asked_by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")
-    note = models.TextField(blank=True, help_text="Why, in the words of who asked.")
+    note = models.TextField(blank=True, help_text="Purpose, as given by whoever asked.")
     at = models.DateTimeField(default=timezone.now, editable=False)
 
     class Meta:
@@ -146,13 +148,13 @@ class WaitingBuild(models.Model):
 
 class RequestAskerQuerySet(models.QuerySet["RequestAsker"]):
     def of_person(self, account: User) -> Self:
-        """Rows of a person: asked by themselves, or through a service account of theirs."""
+        """Rows of a person, including requests through their service accounts."""
         accounts = accounts_of(account)
         return self.filter(Q(user__in=accounts) | Q(owner__in=accounts))
 
 
 class RequestAsker(models.Model):
-    """A person who asked for a request, kept whatever becomes of the build that waited for it."""
+    """A person who asked for a request; kept regardless of what happens to the build."""
 
     request = models.ForeignKey(ApprovalRequest, models.CASCADE, related_name="askers")
     user = models.ForeignKey(User, models.CASCADE, related_name="+")
@@ -161,7 +163,7 @@ class RequestAsker(models.Model):
         models.SET_NULL,
         null=True,
         related_name="+",
-        help_text="Of a service account: its owner at that time.",
+        help_text="Owner of a service account at that time.",
     )
     at = models.DateTimeField(default=timezone.now, editable=False)
 
@@ -176,12 +178,12 @@ class RequestAsker(models.Model):
 
 
 def person_of(account: User) -> int:
-    """Key of the person behind an account: of a service account, its owner."""
+    """Return the key of the person behind an account: for a service account, its owner."""
     return account.owner_id if account.is_service and account.owner_id else account.pk
 
 
 def accounts_of(account: User) -> set[int]:
-    """Keys of all accounts of the person behind `account`: their own and their service accounts."""
+    """Return the keys of the person's own account and of their service accounts."""
     person = person_of(account)
     services = User.objects.filter(is_service=True, owner=person)
     return {account.pk, person, *services.values_list("pk", flat=True)}
@@ -197,20 +199,21 @@ class DecisionQuerySet(models.QuerySet["Decision"]):
         return self.filter(Q(namespace=None) | Q(namespace=namespace))
 
     def visible_to(self, actor: Actor) -> Self:
-        """Those of the namespaces that one sees; those that hold everywhere, signed in."""
+        """Decisions of visible namespaces; global decisions for everybody signed in."""
         return self.filter(
             _shown_to(actor, Q(namespace=None)) if actor.signed_in else _shown_to(actor)
         )
 
 
 class Decision(models.Model):
-    """Yes or no to a package: where it holds (no namespace: everywhere), and until when."""
+    """Approval or rejection of packages, in one namespace or in all (None), with optional
+    expiry."""
 
     approved = models.BooleanField()
     scope = models.CharField(max_length=8, choices=DecisionScope.choices)
     manager = models.CharField(max_length=8, default="conda")  # or "pypi"
     name = models.CharField(max_length=200, blank=True)
-    spec = models.CharField(max_length=500, blank=True, help_text="MatchSpec of what it covers.")
+    spec = models.CharField(max_length=500, blank=True, help_text="MatchSpec of covered packages.")
     channel = models.CharField(max_length=500, blank=True)
     sha256 = models.CharField(max_length=64, blank=True)
     namespace = models.ForeignKey(
@@ -223,7 +226,7 @@ class Decision(models.Model):
     seconded_by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")
     seconded_at = models.DateTimeField(null=True)
     complete = models.BooleanField(
-        default=True, help_text="False while a second person must agree."
+        default=True, help_text="False until a second person has approved."
     )
     revoked_at = models.DateTimeField(null=True)
     revoked_by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")

@@ -1,4 +1,4 @@
-"""Every change and every refused attempt, with who made it: append-only, and chained by digests."""
+"""Append-only audit log of changes and refused attempts, chained by digests."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from environments.models.audit_swap import SealedHead, swap
 from environments.models.namespaces import Namespace
 
 logger = structlog.get_logger(__name__)
-#: The action that cutting off the oldest events leaves behind: it says where the log begins now.
+#: Action of the event that records pruning: the log begins after its position.
 PRUNE = "audit.prune"
-#: The action that is recorded with a new key, to seal what was signed with a former one.
+#: Action of the event that is recorded with a new key, to seal events signed with a former one.
 NEW_KEY = "audit.key"
-#: Rows that are read or deleted at once.
+#: Number of rows read or deleted at once.
 BATCH = 5_000
 
 
@@ -49,17 +49,17 @@ def key() -> bytes:
 
 
 def former_keys() -> list[bytes]:
-    """Keys that signed older events, newest first."""
+    """Return keys that signed older events, newest first."""
     return [chain_key(former) for former in settings.AUDIT_KEY_FALLBACKS]
 
 
 class AppendOnlyError(TypeError):
-    """Somebody's code tried to change what was written."""
+    """Code tried to change or delete an audit event."""
 
 
 class AuditQuerySet(models.QuerySet["AuditEvent"]):
     def visible_to(self, actor: Actor) -> Self:
-        """All for those who run the installation; else those of namespaces that one runs."""
+        """All events for administrators; otherwise those of namespaces that the actor manages."""
         if actor.is_superuser:
             return self
         run = Namespace.objects.with_perm(actor, Perm.GRANT)
@@ -76,7 +76,7 @@ class AuditQuerySet(models.QuerySet["AuditEvent"]):
         until: datetime | None = None,
         refused: bool | None = None,
     ) -> Self:
-        """`action` and `target` by their beginning; `until` is not included."""
+        """Filter events. `action` and `target` match by prefix; `until` is exclusive."""
         found = self
         if actor:
             found = found.filter(username=actor)
@@ -95,24 +95,26 @@ class AuditQuerySet(models.QuerySet["AuditEvent"]):
         return found
 
     def _refuse(self, *args: Any, **kwargs: Any) -> Any:
-        raise AppendOnlyError("The audit log is only ever appended to, by AuditEvent.record.")
+        raise AppendOnlyError("The audit log is append-only; use AuditEvent.record.")
 
     update = delete = create = bulk_create = bulk_update = _refuse
     get_or_create = update_or_create = _refuse
 
 
 class AuditHead(models.Model):
-    """One row: where the chain ends, and where it was cut. Locked by whoever appends.
+    """Single row with the end of the chain and the cut; appending locks it.
 
-    The seal covers all of it, so that who does not have the key cannot set it back; `counter` grows
-    with each change, so that an older copy of the row differs from a newer one.
+    The seal covers all columns, so that nobody without the key can roll it back; `counter`
+    increases with each change, so that an older copy of the row differs from a newer one.
     """
 
     position = models.PositiveBigIntegerField(default=0)
     digest = models.CharField(max_length=64, blank=True)
-    cut_position = models.PositiveBigIntegerField(default=0, help_text="The last that was pruned.")
+    cut_position = models.PositiveBigIntegerField(
+        default=0, help_text="Position of the last pruned event."
+    )
     cut_digest = models.CharField(max_length=64, blank=True)
-    counter = models.PositiveBigIntegerField(default=0, help_text="Grows with each change.")
+    counter = models.PositiveBigIntegerField(default=0, help_text="Increases with each change.")
     seal = models.CharField(max_length=64, blank=True, help_text="HMAC of the other columns.")
 
     class Meta:
@@ -123,7 +125,7 @@ class AuditHead(models.Model):
 
     @property
     def state(self) -> HeadState:
-        """What the seal covers."""
+        """Return what the seal covers."""
         return HeadState(
             counter=self.counter,
             position=self.position,
@@ -134,31 +136,31 @@ class AuditHead(models.Model):
 
     @property
     def is_sealed(self) -> bool:
-        """Whether the row is as this installation wrote it last, or at an earlier time.
+        """Return whether this installation has written the row, now or at an earlier time.
 
-        A log without any event has no seal.
+        An empty log has no seal.
         """
         return self.state.is_new or is_seal_of(key(), self.state, self.seal)
 
     def save_sealed(self) -> None:
-        """Save the row with the next counter and a new seal."""
+        """Increment the counter, seal the row and save it."""
         self.counter += 1
         self.seal = seal_head(key(), self.state)
         self.save(force_update=True)
 
     @classmethod
     def locked(cls) -> AuditHead:
-        """The head, until the transaction ends: nobody else appends meanwhile."""
+        """Lock the head until the end of the transaction, so that nobody else appends."""
         found = cls.objects.select_for_update().filter(pk=1).first()
         if found is not None:
             return found
-        # Events without a head: somebody took it away. The gap that is left here tells of it.
+        # Events without a head: somebody deleted it. The gap left in the positions reveals that.
         last = AuditEvent.objects.aggregate(last=Max("position"))["last"]
         try:
             with transaction.atomic():
                 cls.objects.create(pk=1, position=0 if last is None else last + 1)
         except IntegrityError:
-            pass  # another's was the first
+            pass  # created concurrently
         return cls.objects.select_for_update().get(pk=1)
 
     @property
@@ -171,10 +173,10 @@ class AuditHead(models.Model):
 
 
 class AuditEvent(models.Model):
-    """Written in the same transaction as the change it tells of.
+    """One event, written in the transaction of the change it describes.
 
-    Users, tokens and namespaces are named by keys that outlive them: nothing is changed here when
-    one of them is deleted.
+    Users, tokens and namespaces are referred to by keys that outlive them, so deleting one of them
+    does not change an event.
     """
 
     at = models.DateTimeField(default=timezone.now, editable=False)
@@ -192,8 +194,8 @@ class AuditEvent(models.Model):
     action = models.CharField(max_length=64)
     target = models.CharField(max_length=200)
     changes = models.JSONField(default=dict)
-    refused = models.BooleanField(default=False, help_text="It was tried, and not allowed.")
-    #: Place in the chain; each digest is of this row and of the digest before.
+    refused = models.BooleanField(default=False, help_text="The attempt was denied.")
+    #: Position in the chain; each digest covers this row and the previous digest.
     position = models.PositiveBigIntegerField(unique=True, null=True, editable=False)
     digest = models.CharField(max_length=64, editable=False, blank=True)
 
@@ -214,10 +216,10 @@ class AuditEvent(models.Model):
         return f"{self.username} {self.action} {self.target}"
 
     def save(self, *args: Any, **kwargs: Any) -> None:
-        raise AppendOnlyError("The audit log is only ever appended to, by AuditEvent.record.")
+        raise AppendOnlyError("The audit log is append-only; use AuditEvent.record.")
 
     def delete(self, *args: Any, **kwargs: Any) -> Any:
-        raise AppendOnlyError("The audit log is only ever appended to, by AuditEvent.record.")
+        raise AppendOnlyError("The audit log is append-only; use AuditEvent.record.")
 
     @classmethod
     def record(
@@ -230,10 +232,11 @@ class AuditEvent(models.Model):
         namespace: Namespace | None = None,
         refused: bool = False,
     ) -> None:
-        """Append one event; no actor: the system did it by itself.
+        """Append one event; `actor` None means the system itself.
 
-        Inside `audited()` it is written at the end of that block; else at once, and then it has to
-        be the last write of its transaction: the head stays locked until the commit.
+        Within `audited()` it is written at the end of that block. Otherwise it is written at once,
+        and must then be the last write of its transaction, as the head stays locked until the
+        commit.
         """
         place = namespace or _namespace_of(target)
         event = cls(
@@ -254,7 +257,7 @@ class AuditEvent(models.Model):
 
 
 def _namespace_of(target: object) -> Namespace | None:
-    """Of what the event is about: those who run that namespace may read of it."""
+    """Return the namespace of the target, whose managers may read the event."""
     for _ in range(3):  # build -> environment -> namespace
         if isinstance(target, Namespace):
             return target
@@ -263,7 +266,7 @@ def _namespace_of(target: object) -> Namespace | None:
 
 
 class _Block(threading.local):
-    """The outermost `audited()` of this thread, and what it will write."""
+    """The outermost `audited()` of this thread, and its pending events."""
 
     def __init__(self) -> None:
         self.open = False
@@ -275,10 +278,10 @@ _block = _Block()
 
 @contextmanager
 def audited() -> Iterator[None]:
-    """One transaction, whose audit events are its last writes, in whichever order they came up.
+    """Run one transaction whose audit events are its last writes. Also a decorator: `@audited()`.
 
-    Who appends holds the head until the commit, so nobody may wait for another lock after it: on
-    PostgreSQL two operations would wait for each other. Also a decorator: `@audited()`.
+    Appending locks the head until the commit, so nothing may wait for another lock after it: on
+    PostgreSQL two operations could otherwise deadlock.
     """
     outermost = not _block.open
     kept = len(_block.waiting)
@@ -288,7 +291,7 @@ def audited() -> Iterator[None]:
             try:
                 yield
             except BaseException:
-                del _block.waiting[kept:]  # what is rolled back did not happen
+                del _block.waiting[kept:]  # events of a rolled back block
                 raise
             if outermost:
                 _append(_block.waiting)
@@ -300,7 +303,7 @@ def audited() -> Iterator[None]:
 
 #: The head that this process wrote last, and the key that sealed it.
 _last_written: tuple[bytes, SealedHead] | None = None
-#: Attempts to append by one statement; others that append may be faster each time.
+#: Attempts to append by compare-and-swap; concurrent writers may win each time.
 ATTEMPTS = 3
 
 
@@ -310,8 +313,8 @@ def _append(events: Sequence[AuditEvent]) -> None:
     with transaction.atomic(savepoint=False):
         head, secret = AuditHead.locked(), key()
         if not _continues(head):
-            # To continue from here would hide it: the gap in the positions stays.
-            logger.error("audit log was set back or edited", position=head.position)
+            # Continuing from here would hide the change, so a gap in the positions is left.
+            logger.error("audit log was rolled back or changed", position=head.position)
             last = AuditEvent.objects.aggregate(last=Max("position"))["last"]
             head.position = max(head.position, last or 0) + 1
         _chain(events, head, secret)
@@ -321,11 +324,11 @@ def _append(events: Sequence[AuditEvent]) -> None:
 
 
 def _append_by_one_statement(event: AuditEvent) -> bool:
-    """Append without locking the head; False where that did not succeed.
+    """Append without locking the head; False if that did not succeed.
 
-    The first attempt takes the head that was written here last. The statement compares the whole
-    head, so it changes nothing where anybody else has appended, pruned or edited since, or where
-    the transaction that wrote it was rolled back: the next attempt reads the head.
+    The first attempt uses the head that this process wrote last. The statement compares the whole
+    head, so it changes nothing if anybody else has appended, pruned or edited since, or if the
+    transaction that wrote it was rolled back; the next attempt reads the head.
     """
     secret = key()
     before = _last_written[1] if _last_written and _last_written[0] == secret else None
@@ -347,9 +350,9 @@ def _append_by_one_statement(event: AuditEvent) -> bool:
 
 
 def _chain(events: Sequence[AuditEvent], head: AuditHead, secret: bytes) -> None:
-    """Give events their positions and digests, and move the head to the last of them."""
+    """Set positions and digests of the events, and move the head to the last one."""
     for event in events:
-        event.at = timezone.now()  # in the order of the positions
+        event.at = timezone.now()  # ordered like the positions
         event.position = head.position = head.position + 1
         event.digest = head.digest = seal(secret, head.digest, _covered(event))
 
@@ -360,24 +363,24 @@ def _remember(head: SealedHead, secret: bytes) -> None:
 
 
 def _continues(head: AuditHead) -> bool:
-    """Whether the log may go on from this head: its seal is right, or there is no event yet."""
+    """Return whether the log may continue from this head: it is sealed, or the log is empty."""
     if head.state.is_new:
         return not AuditEvent.objects.exclude(position=None).exists()
     return head.is_sealed or _is_sealed_by_former_key(head)
 
 
 def _is_sealed_by_former_key(head: AuditHead) -> bool:
-    """Whether the key was replaced, and this is the first event since then.
+    """Return whether the key was replaced and this is the first event since.
 
-    A former key seals only a head whose event it signed, too: one that is set back to an event of
-    the current key is not taken.
+    A former key counts only if it also signed the newest event: a head rolled back to before the
+    new key is not accepted.
     """
     sealing = [one for one in former_keys() if is_seal_of(one, head.state, head.seal)]
     return any(_signed_last(head, one) for one in sealing)
 
 
 def _signed_last(head: AuditHead, secret: bytes) -> bool:
-    """Whether `secret` signed the newest event."""
+    """Return whether `secret` signed the newest event."""
     last = AuditEvent.objects.filter(position=head.position).first()
     if last is None:
         return False
@@ -389,7 +392,7 @@ def _signed_last(head: AuditHead, secret: bytes) -> bool:
 
 
 def unguarded() -> models.QuerySet[AuditEvent]:
-    """All events, for those who append and prune."""
+    """Return all events, for appending and pruning only."""
     return models.QuerySet(AuditEvent)
 
 
@@ -400,7 +403,7 @@ def _covered(event: AuditEvent) -> list[Any]:
 
 
 def verify_chain() -> Verified:
-    """Look at each event, in constant memory. What is appended meanwhile is not looked at."""
+    """Verify each event in constant memory; events appended meanwhile are not verified."""
     head = AuditHead.objects.filter(pk=1).first() or AuditHead()
     rows = AuditEvent.objects.filter(position__gt=head.cut_position, position__lte=head.position)
     found = check(
@@ -420,20 +423,20 @@ def _unsealed(head: AuditHead) -> Fault | None:
         return None
     return Fault(
         position=head.position,
-        message="The head of the log is not as it was written: it was set back or edited.",
+        message="The head of the log was rolled back or changed outside of this program.",
     )
 
 
 def digests_at(positions: Sequence[int]) -> dict[int, str]:
-    """Position -> digest, of the events that are there."""
+    """Return the digests of existing events by position."""
     rows = AuditEvent.objects.filter(position__in=positions)
     return {position or 0: digest for position, digest in rows.values_list("position", "digest")}
 
 
 def seal_former_key() -> bool:
-    """Record a first event with a new key where a former one signed the last; True if it did.
+    """Record an event with a new key if a former key signed the last one; True if it did.
 
-    Until then nothing shows that the older events are as they were written.
+    Until then nothing proves that the older events are unchanged.
     """
     with transaction.atomic():
         head = AuditHead.objects.select_for_update().filter(pk=1).first()
@@ -450,8 +453,8 @@ def _as_written(rows: AuditQuerySet) -> Iterator[tuple[tuple[Any, ...], str]]:
 
 
 def _outside(head: AuditHead) -> Fault | None:
-    """What is beside the chain: events that do not belong to it, or a cut that nobody made."""
-    end = AuditHead.objects.filter(pk=1).values("position")  # now, in the same look
+    """Find events outside the chain, and a cut without a prune."""
+    end = AuditHead.objects.filter(pk=1).values("position")  # read in the same query
     loose = Q(position=None) | Q(position__lte=head.cut_position)
     beyond = Q(position__gt=Coalesce(Subquery(end), 0))
     if (event := AuditEvent.objects.filter(loose | beyond).order_by("pk").first()) is not None:
@@ -466,15 +469,15 @@ def _outside(head: AuditHead) -> Fault | None:
         if (made.get("to"), made.get("digest")) != (head.cut_position, head.cut_digest):
             return Fault(
                 position=head.cut_position + 1,
-                message=f"The events up to {head.cut_position} were taken away by no prune.",
+                message=f"The events up to {head.cut_position} were deleted without a prune.",
             )
     return None
 
 
 def guard_rows(*, using: str = "default", **kwargs: Any) -> None:
-    """On PostgreSQL, let the database itself refuse changes, but for what a prune has cut off.
+    """On PostgreSQL, install triggers that refuse changes except deleting pruned events.
 
-    The head may only grow.
+    The head may only move forward.
     """
     connection = connections[using]
     if connection.vendor != "postgresql":
@@ -492,7 +495,7 @@ BEGIN
   ) THEN
     RETURN OLD;
   END IF;
-  RAISE EXCEPTION 'The audit log is only ever appended to.';
+  RAISE EXCEPTION 'The audit log is append-only.';
 END $$;
 CREATE OR REPLACE TRIGGER condastore_audit_guard BEFORE UPDATE OR DELETE
   ON environments_auditevent FOR EACH ROW EXECUTE FUNCTION condastore_audit_guard();
@@ -502,7 +505,7 @@ BEGIN
     AND NEW.cut_position >= OLD.cut_position THEN
     RETURN NEW;
   END IF;
-  RAISE EXCEPTION 'The head of the audit log never goes back.';
+  RAISE EXCEPTION 'The head of the audit log only moves forward.';
 END $$;
 CREATE OR REPLACE TRIGGER condastore_audit_head_guard BEFORE UPDATE OR DELETE
   ON environments_audithead FOR EACH ROW EXECUTE FUNCTION condastore_audit_head_guard();

@@ -1,10 +1,10 @@
-"""One statement that appends an event to the audit log: compare and swap the head, and insert.
+"""Append an audit event with one statement: compare-and-swap of the head, and insert.
 
-It changes nothing where the head is not the one that is expected. One statement is one transaction
-and one round trip: nobody waits for the head while this process thinks.
+Nothing changes if the head is not the expected one. One statement is one transaction and one round
+trip, so the head is never locked while this process computes.
 
-On PostgreSQL it is an update and an insert in one `WITH`. SQLite cannot do that: there it inserts
-into a temporary view of the connection, whose trigger does both.
+On PostgreSQL it is an update and an insert in one `WITH`. On SQLite it is an insert into a
+temporary view of the connection, whose trigger does both.
 """
 
 from __future__ import annotations

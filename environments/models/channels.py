@@ -1,4 +1,4 @@
-"""Channels that were used, what they offer, and the credentials some of them need."""
+"""Channels in use, their indexed package names, and credentials."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from environments.domain.urls import canonical_or_same
 from environments.models.namespaces import Namespace
 
 CHANNEL_CREDENTIALS = "channel-credentials"
-#: How the logins of registries begin, which lie among those of channels: no channel's URL does.
+#: URL scheme of registry logins, which share a table with channel credentials.
 REGISTRY = "oci://"
 
 
@@ -39,7 +39,7 @@ class Channel(models.Model):
 
 
 class IndexedPackage(models.Model):
-    """One package name of a channel, for search; refreshed when the channel's state changes."""
+    """One package name of a channel, for search; updated when the channel's state changes."""
 
     channel = models.ForeignKey(Channel, models.CASCADE, related_name="packages")
     name = models.CharField(max_length=200)
@@ -63,10 +63,10 @@ class IndexedPackage(models.Model):
 
 class ChannelCredentialQuerySet(models.QuerySet["ChannelCredential"]):
     def usable_in(self, namespace: Namespace) -> list[ChannelCredential]:
-        """Credentials of channels that builds of `namespace` may use, in order of precedence.
+        """Return the channel credentials that builds of `namespace` may use, by precedence.
 
-        Its own, and those of the installation whose scope names it. The longest prefix comes
-        first; of two with the same prefix, the namespace's own.
+        These are its own, and those of the installation whose scope includes it. A longer prefix
+        comes first; with equal prefixes the namespace's own.
         """
         rows = self.channels().filter(Q(namespace=None) | Q(namespace=namespace))
         return _by_precedence(
@@ -77,9 +77,10 @@ class ChannelCredentialQuerySet(models.QuerySet["ChannelCredential"]):
         )
 
     def usable_by_mirror(self, namespace: Namespace | None) -> list[ChannelCredential]:
-        """Credentials of channels that a mirror of `namespace` (None: of the installation) uses.
+        """Return the channel credentials of a mirror of `namespace` (None: of the installation).
 
-        Administrators declare mirrors, so those of the installation apply whatever their scope.
+        Mirrors are created by administrators, so credentials of the installation apply in any
+        scope.
         """
         mine = (
             Q(namespace=None) if namespace is None else Q(namespace=None) | Q(namespace=namespace)
@@ -87,18 +88,18 @@ class ChannelCredentialQuerySet(models.QuerySet["ChannelCredential"]):
         return _by_precedence(self.channels().filter(mine))
 
     def channels(self) -> Self:
-        """Without the logins of registries."""
+        """Credentials of channels, without registry logins."""
         return self.exclude(url_prefix__startswith=REGISTRY)
 
     def of_registry(self, namespace: Namespace | None, place: str) -> ChannelCredential | None:
-        """The login of a registry (`host/team/name`); the installation's is no namespace's."""
+        """Return the login for `host/team/name` of a namespace, or of the installation (None)."""
         rows = self.filter(namespace=namespace, url_prefix__startswith=REGISTRY)
         wanted = f"{REGISTRY}{place}/"
         fitting = [row for row in rows if wanted.startswith(f"{row.url_prefix}/")]
         return max(fitting, key=lambda row: len(row.url_prefix), default=None)
 
     def visible_to(self, actor: Actor) -> Self:
-        """For those who run the namespace; those of the installation for who runs that."""
+        """Credentials of managed namespaces; those of the installation for administrators."""
         run = Namespace.objects.with_perm(actor, Perm.MANAGE).order_by().values("pk")
         shown = Q(namespace__in=run)
         return self.filter(shown | Q(namespace=None) if actor.is_superuser else shown)
@@ -109,19 +110,21 @@ def _by_precedence(rows: Iterable[ChannelCredential]) -> list[ChannelCredential]
 
 
 class ChannelCredential(models.Model):
-    """A secret for the URLs that start with `url_prefix`; stored encrypted, never shown again."""
+    """An encrypted secret for URLs that start with `url_prefix`; never shown again."""
 
     namespace = models.ForeignKey(
         Namespace, models.CASCADE, null=True, blank=True, related_name="credentials"
     )
     url_prefix = models.CharField(max_length=500)
     kind = models.CharField(max_length=8, choices=[("token", "token"), ("basic", "basic")])
-    base = models.CharField(max_length=500, blank=True, help_text="Where a path token goes in.")
+    base = models.CharField(
+        max_length=500, blank=True, help_text="URL before a token that is part of the path."
+    )
     sealed = models.TextField(editable=False)
     namespaces = models.JSONField(
         default=list,
         blank=True,
-        help_text="Of an installation-wide credential: names and patterns of the namespaces whose "
+        help_text="For credentials of the installation: names and patterns of the namespaces whose "
         "builds use it. A wildcard never matches a personal namespace.",
     )
     created_at = models.DateTimeField(default=timezone.now, editable=False)
@@ -154,5 +157,5 @@ class ChannelCredential(models.Model):
 
     @property
     def secret(self) -> str:
-        """Empty where the installation's key has changed since: it must be entered again."""
+        """The secret; empty if the installation's key has changed, so that it must be set again."""
         return unseal(self.sealed, purpose=CHANNEL_CREDENTIALS)

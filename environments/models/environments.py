@@ -1,4 +1,4 @@
-"""Environments: a name in a namespace, its numbered builds, and the pointer to the current one."""
+"""Environments: a name in a namespace, numbered builds, and a pointer to the current one."""
 
 from __future__ import annotations
 
@@ -27,9 +27,11 @@ SHARED = "shared_environment"
 
 class EnvironmentQuerySet(models.QuerySet["Environment"]):
     def with_perm(self, actor: Actor, perm: Perm) -> Self:
-        """By a role on the namespace; to view and download also where it is shared by itself."""
-        # The names say nothing that `allowed` does not; with them a list in the order of names is
-        # read from its beginning, and not sorted whole.
+        """Environments by role in the namespace; for viewing and downloading also by direct
+        share."""
+        # The names add no condition; with them a list ordered by name is read from the index
+        # instead
+        # of being sorted.
         if never(actor, perm):
             return self.none()
         if actor.sees_everything:
@@ -47,10 +49,10 @@ class EnvironmentQuerySet(models.QuerySet["Environment"]):
 
 
 def allowed(actor: Actor, perm: Perm, *, through: str = "") -> Case | Value:
-    """Is the environment, or the one that `through` leads to, among those of `with_perm`?
+    """Return the condition of `with_perm` on the environment, or on the one `through` leads to.
 
-    A condition of one piece: databases take the two halves of an OR for two searches, join what
-    both find, and only then look at anything else.
+    A single condition: databases would run the two halves of an OR as separate searches and join
+    the results before evaluating anything else.
     """
     if actor.sees_everything:
         return Value(True, output_field=models.BooleanField())
@@ -65,7 +67,7 @@ def _may_be_shared(actor: Actor, perm: Perm) -> bool:
 
 
 def shared_environments(actor: Actor) -> RawSQL:
-    """The subquery of the keys of the environments that are shared with `actor` by themselves."""
+    """Return the subquery of the keys of environments shared directly with `actor`."""
     return subquery(
         ("shared environments",),
         lambda key, names: _shared(key, names, "content_object"),
@@ -75,7 +77,7 @@ def shared_environments(actor: Actor) -> RawSQL:
 
 
 def _names_of_visible(actor: Actor, perm: Perm) -> RawSQL:
-    """The subquery of the names of the namespaces that hold environments of `with_perm`."""
+    """Return the subquery of the names of namespaces with environments of `with_perm`."""
     shared = _may_be_shared(actor, perm)
 
     def build(key: int, names: Sequence[str] | None) -> models.QuerySet[Any, Any]:
@@ -102,9 +104,9 @@ def _shared(account: int, names: Sequence[str] | None, column: str) -> models.Qu
 
 
 class Environment(LoadedDirectly):
-    """A name in a namespace, with numbered builds and a pointer to its current one.
+    """A name in a namespace, with numbered builds and a pointer to the current one.
 
-    `pinned` keeps the pointer where a person put it: builds that finish later do not move it.
+    With `pinned` the pointer stays where a person set it; later builds do not move it.
     """
 
     namespace = models.ForeignKey(Namespace, models.PROTECT, related_name="environments")
@@ -120,7 +122,9 @@ class Environment(LoadedDirectly):
     updated_at = models.DateTimeField(default=timezone.now, editable=False)
     deleted_at = models.DateTimeField(null=True, blank=True)
     used_at = models.DateTimeField(
-        null=True, editable=False, help_text="Last download, pull, run, or look into its folder."
+        null=True,
+        editable=False,
+        help_text="Last download, pull, run, or access to files of its folder.",
     )
 
     objects = EnvironmentQuerySet.as_manager()
@@ -150,16 +154,16 @@ class Environment(LoadedDirectly):
         return f"{self.namespace.name}/{self.name}"
 
     def take_number(self) -> int:
-        """Return the number of the next build: a guarded UPDATE, so that two never get the same.
+        """Return the number of the next build by a guarded UPDATE, so that each is used once.
 
-        Call it in a transaction, which holds the row.
+        Call it in a transaction, which keeps the row locked.
 
         Raises:
             NotFoundError: the environment was deleted.
         """
         now = timezone.now()
         with connection.cursor() as cursor:
-            # One statement, which the ORM has none for: others wait for this transaction.
+            # The ORM has no UPDATE ... RETURNING; concurrent callers wait for this transaction.
             cursor.execute(
                 "UPDATE environments_environment SET last_number = last_number + 1, "
                 "updated_at = %s WHERE id = %s AND deleted_at IS NULL RETURNING last_number",
@@ -167,16 +171,17 @@ class Environment(LoadedDirectly):
             )
             found = cursor.fetchone()
         if found is None:
-            raise NotFoundError(f"There is no environment {self} any more.")
+            raise NotFoundError(f"The environment {self} was deleted.")
         self.last_number, self.updated_at = int(found[0]), now
         return self.last_number
 
     def advance(self, build: Build) -> bool:
-        """Point to `build`, unless the pointer is pinned or at a newer build; True if it moved."""
+        """Make `build` current, unless the pointer is pinned or at a newer build; True if it
+        moved."""
         older = Q(current=None) | Q(current__number__lt=build.number)
         with transaction.atomic():
-            # Without the lock PostgreSQL would judge `older` by the pointer as it was before it
-            # waited for another build's move, and let an older build replace a newer one.
+            # Without the lock PostgreSQL would evaluate `older` with the pointer as it was before
+            # waiting for another build's move, and let an older build replace a newer one.
             Environment.objects.select_for_update().filter(pk=self.pk).first()
             moved = bool(
                 Environment.objects.filter(pk=self.pk, pinned=False, deleted_at=None)
@@ -188,7 +193,7 @@ class Environment(LoadedDirectly):
             return moved
 
     def point(self, build: Build, *, pinned: bool, expected: Build | None) -> bool:
-        """Compare-and-set of the pointer: False where it is not at `expected` any more."""
+        """Compare-and-set the pointer; False if it is no longer at `expected`."""
         with transaction.atomic():
             moved = bool(
                 Environment.objects.filter(pk=self.pk, current=expected, deleted_at=None).update(

@@ -1,4 +1,4 @@
-"""Legal holds: builds, or whole environments, that nobody deletes until the hold is released."""
+"""Legal holds: builds or whole environments that cannot be deleted until released."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class LegalHoldQuerySet(models.QuerySet["LegalHold"]):
         return self.filter(released_at=None)
 
     def on(self, build: Build) -> Self:
-        """Those that keep `build`: its own, and those of its whole environment."""
+        """Holds that cover `build`: its own, and those of its environment."""
         mine = Q(build=build) | Q(build=None)
         return self.active().filter(mine, environment=build.environment_id)
 
 
 class LegalHold(models.Model):
-    """Who keeps a build, or an environment with all of its builds, and why."""
+    """Who holds a build, or an environment with all of its builds, and why."""
 
     environment = models.ForeignKey(Environment, models.PROTECT, related_name="holds")
     build = models.ForeignKey(
-        Build, models.PROTECT, null=True, related_name="holds", help_text="None: all of them."
+        Build, models.PROTECT, null=True, related_name="holds", help_text="None means all builds."
     )
     reason = models.TextField()
     placed_by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")

@@ -1,4 +1,4 @@
-"""Channels that are hosted here: what a team uploaded itself, for conda clients and for builds."""
+"""Hosted channels: packages uploaded by a namespace, for conda clients and builds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class HostedChannelQuerySet(models.QuerySet["HostedChannel"]):
         return self.filter(deleted_at=None)
 
     def with_perm(self, actor: Actor, perm: Perm) -> Self:
-        """By the roles in the namespace that owns it; a public one everybody may read."""
+        """Channels by role in the owning namespace; public ones are readable by everybody."""
         if not actor.allows(perm):
             return self.none()
         allowed = held(actor, perm, through="namespace__")
@@ -38,22 +38,25 @@ class HostedChannelQuerySet(models.QuerySet["HostedChannel"]):
 
 
 class HostedChannel(models.Model):
-    """A channel of packages that people of one namespace upload.
+    """A channel of packages uploaded by members of one namespace.
 
-    The row of a deleted one stays: its name is in specifications, and must never come to mean the
+    The row of a deleted channel stays: its name is in specifications, and must never refer to
     packages of another team.
     """
 
     name = models.CharField(
-        max_length=128, unique=True, help_text="NAMESPACE/NAME, or a name given by administrators."
+        max_length=128,
+        unique=True,
+        help_text="NAMESPACE/NAME, or a name chosen by administrators.",
     )
     namespace = models.ForeignKey(Namespace, models.PROTECT, related_name="hosted_channels")
     description = models.TextField(blank=True)
     public = models.BooleanField(
-        default=False, help_text="Everybody may read it; else those who may see its namespace."
+        default=False,
+        help_text="Readable by everybody; otherwise by those who may view the namespace.",
     )
     revision = models.PositiveBigIntegerField(
-        default=0, editable=False, help_text="Grows with each change of its packages."
+        default=0, editable=False, help_text="Increases with each change of its packages."
     )
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     created_by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")
@@ -70,27 +73,27 @@ class HostedChannel(models.Model):
 
     @property
     def identity(self) -> str:
-        """Of this row, also where a database was begun anew and what was cached of it was not."""
+        """Identifier of this row that differs after the database was recreated, for caches."""
         return f"{self.pk}-{self.created_at.timestamp():.6f}"
 
     def next_revision(self) -> int:
-        """Take the next number. Whoever has it holds the channel's row until the commit.
+        """Take the next revision; the channel's row stays locked until the commit.
 
-        So the numbers become visible in their order, and two uploads of one file meet here.
+        So revisions become visible in order, and concurrent uploads of one file are serialized.
         """
         HostedChannel.objects.filter(pk=self.pk).update(revision=F("revision") + 1)
         self.refresh_from_db(fields=["revision"])
         return self.revision
 
     def states(self) -> dict[str, int]:
-        """Of each subdir that has packages, or had some: the revision of its last change."""
+        """Return the revision of the last change of each subdir that has or had packages."""
         rows = self.packages.order_by().values("subdir").annotate(last=Max("revision"))
         return dict(rows.values_list("subdir", "last"))
 
 
 class HostedPackageQuerySet(models.QuerySet["HostedPackage"]):
     def listed(self) -> Self:
-        """Those that a solver may choose."""
+        """Packages that a solver may choose."""
         return self.filter(yanked_at=None)
 
     def visible_to(self, actor: Actor) -> Self:
@@ -98,7 +101,7 @@ class HostedPackageQuerySet(models.QuerySet["HostedPackage"]):
 
 
 class HostedPackage(models.Model):
-    """One file that was uploaded. Its bytes never change; it is yanked, and not removed."""
+    """One uploaded file. It is immutable; it can be yanked but not deleted."""
 
     channel = models.ForeignKey(HostedChannel, models.CASCADE, related_name="packages")
     subdir = models.CharField(max_length=32)
@@ -106,15 +109,17 @@ class HostedPackage(models.Model):
     name = models.CharField(max_length=200)
     version = models.CharField(max_length=100)
     build = models.CharField(max_length=200)
-    record = models.TextField(help_text="The JSON object that repodata has for it.")
+    record = models.TextField(help_text="JSON object of the package in repodata.")
     sha256 = models.CharField(max_length=64, db_index=True)
     md5 = models.CharField(max_length=32)
     size = models.BigIntegerField()
     made_from = models.CharField(
-        max_length=64, blank=True, help_text="sha256 of the wheel that it was made from."
+        max_length=64, blank=True, help_text="sha256 of the wheel it was converted from."
     )
     blob = models.ForeignKey(Blob, models.PROTECT, related_name="hosted_packages")
-    revision = models.PositiveBigIntegerField(help_text="Of the channel, at its last change.")
+    revision = models.PositiveBigIntegerField(
+        help_text="Revision of the channel at the last change of this package."
+    )
     uploaded_at = models.DateTimeField(default=timezone.now, editable=False)
     uploaded_by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")
     yanked_at = models.DateTimeField(null=True)
@@ -137,7 +142,7 @@ class HostedPackage(models.Model):
         return f"{self.channel}/{self.subdir}/{self.file_name}"
 
     def value(self, *, base: str) -> CondaPackage:
-        """`base`: the URL of the channel."""
+        """Return the package. `base` is the URL of the channel."""
         record: dict[str, Any] = json.loads(self.record)
         return CondaPackage.from_record(
             record,

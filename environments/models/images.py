@@ -1,4 +1,4 @@
-"""Layers of container images, made once for all images; the bases beneath; what refers to what."""
+"""Layers, base images and contents of container images."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ from environments.models.namespaces import Namespace
 
 
 class Layer(models.Model):
-    """The archive of a package or of several, by what it is made from."""
+    """The layer archive of one or more packages, shared by all images."""
 
-    #: sha256 of everything that the bytes depend on: `PackageLayer.key`.
+    #: sha256 of everything that the archive depends on; see `PackageLayer.key`.
     key = models.CharField(max_length=64, unique=True)
-    label = models.TextField(help_text="The packages in it.")
-    diff_id = models.CharField(max_length=64, help_text="sha256 of the archive itself.")
-    size = models.BigIntegerField(help_text="Bytes, unpacked.")
-    variables: Any = models.JSONField(default=dict, help_text="What its packages set.")
+    label = models.TextField(help_text="Packages in the layer.")
+    diff_id = models.CharField(max_length=64, help_text="sha256 of the uncompressed archive.")
+    size = models.BigIntegerField(help_text="Uncompressed size in bytes.")
+    variables: Any = models.JSONField(
+        default=dict, help_text="Environment variables set by its packages."
+    )
     gzip = models.ForeignKey(Blob, models.PROTECT, null=True, related_name="+")
     zstd = models.ForeignKey(Blob, models.PROTECT, null=True, related_name="+")
     created_at = models.DateTimeField(default=timezone.now, editable=False)
@@ -39,22 +41,23 @@ class Layer(models.Model):
         return self.label[:80]
 
     def blob_in(self, compression: Compression) -> Blob | None:
-        """The kept bytes in this compression, if they are there and whole."""
+        """Return the blob in this compression, if it is stored and not damaged."""
         blob = self.gzip if compression == "gzip" else self.zstd
         return blob if blob is not None and blob.damaged_at is None else None
 
 
 class BaseImageQuerySet(models.QuerySet["BaseImage"]):
     def current(self, name: str, platform: str) -> BaseImage | None:
-        """The newest that was loaded under this name."""
+        """Return the newest image loaded under this name."""
         return self.filter(name=name, platform=platform).order_by("-pk").first()
 
     def of_digest(self, digest: str, platform: str) -> BaseImage | None:
-        """The first of them: others may have the same files, packed in another way."""
+        """Return the first with this digest; another row may have the same config in other
+        layers."""
         return self.filter(digest=digest, platform=platform).order_by("pk").first()
 
     def replaced(self, before: datetime) -> Self:
-        """Those that were loaded before, are not the current ones, and have no image on them."""
+        """Base images loaded before `before` that are not current and have no image on them."""
         newer = BaseImage.objects.filter(
             name=OuterRef("name"), platform=OuterRef("platform"), pk__gt=OuterRef("pk")
         )
@@ -65,12 +68,12 @@ class BaseImageQuerySet(models.QuerySet["BaseImage"]):
 
 
 class BaseImage(models.Model):
-    """What an image's own layers lie on, for one platform; another load is another row."""
+    """Base of container images for one platform; each load creates a new row."""
 
-    #: What the installation itself makes of the machine's libc and shell.
+    #: Name of the base image that the installation builds from the machine's libc and shell.
     OWN = "machine"
 
-    name = models.CharField(max_length=300, help_text="Its reference, or what it was loaded as.")
+    name = models.CharField(max_length=300, help_text="Reference, or name it was loaded as.")
     platform = models.CharField(max_length=32)
     digest = models.CharField(max_length=64, help_text="sha256 of its config.")
     config: Any = models.JSONField(default=dict)
@@ -108,12 +111,12 @@ class ImageBlobQuerySet(models.QuerySet["ImageBlob"]):
 
 
 class ImageBlob(models.Model):
-    """A manifest, config or layer of an image: through it, bytes may be given away."""
+    """A manifest, config or layer of an image; gives access to the blob."""
 
     artifact = models.ForeignKey(Artifact, models.CASCADE, related_name="image_blobs")
     blob = models.ForeignKey(Blob, models.PROTECT, related_name="+")
     media_type = models.CharField(max_length=100)
-    #: Of a manifest that says something about the image, what it is: an SBOM, ...
+    #: Artifact type of a manifest that refers to the image, such as an SBOM.
     artifact_type = models.CharField(max_length=100, blank=True)
 
     objects = ImageBlobQuerySet.as_manager()
@@ -127,7 +130,7 @@ class ImageBlob(models.Model):
 
 
 class ImageIndex(models.Model):
-    """Images of one lock for several platforms, under one digest."""
+    """Index of the images of one lock for several platforms."""
 
     lock = models.ForeignKey(LockRow, models.CASCADE, related_name="image_indexes")
     blob = models.ForeignKey(Blob, models.PROTECT, related_name="+")
@@ -141,16 +144,17 @@ class ImageIndex(models.Model):
 
 
 class ImageStatement(models.Model):
-    """What a build says of its image, signed: a statement, and the manifest that carries it.
+    """A signed statement of a build about its image, and the manifest that refers to it.
 
-    Of the build alone: others with the same lock have the same image and say other things of it.
+    It belongs to one build: other builds with the same lock have the same image and statements of
+    their own.
     """
 
     build = models.ForeignKey(Build, models.CASCADE, related_name="image_statements")
     subject = models.CharField(max_length=64, help_text="sha256 of the image's manifest or index.")
     manifest = models.ForeignKey(Blob, models.PROTECT, related_name="+")
     envelope = models.ForeignKey(Blob, models.PROTECT, related_name="+")
-    #: The config of what is no image, which the manifest names.
+    #: The empty config that the manifest refers to.
     empty = models.ForeignKey(Blob, models.PROTECT, related_name="+")
     created_at = models.DateTimeField(default=timezone.now, editable=False)
 
@@ -165,14 +169,14 @@ class ImageStatement(models.Model):
 
 
 def base_name(namespace: Namespace) -> str:
-    """What the base of its images is called: a reference, a loaded name, or our own."""
+    """Return the name of the namespace's base image: a reference, a loaded name or the default."""
     return namespace.base_image or settings.BASE_IMAGE or BaseImage.OWN
 
 
 def image_options(build: Build, platform: str) -> dict[str, Any]:
-    """What an image is made from beside its lock and variables."""
+    """Return the inputs of an image besides its lock and variables."""
     name = base_name(build.environment.namespace)
     base = BaseImage.objects.current(name, platform)
-    # One that is not here yet is known by its name alone, until it is.
+    # A base image that is not stored yet is identified by its name.
     known = {"base": base.digest} if base else {"base": "", "base_name": name}
     return {"specification": build.specification.digest, **known, "compression": "gzip"}

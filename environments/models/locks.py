@@ -1,4 +1,4 @@
-"""Specifications and locks as rows; package records are shared by all locks."""
+"""Specifications, locks and package records as rows; records are shared by all locks."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from environments.domain.records import CondaPackage, PypiPackage
 from environments.domain.specification import Specification
 from environments.models.clock_bounds import older
 
-#: SQLite takes a limited number of variables in one statement.
+#: SQLite limits the number of variables in one statement.
 BATCH = 500
 
 
 class SpecificationRow(models.Model):
-    """What was asked for, normalised; equal requests are one row."""
+    """A normalized specification; equal specifications share one row."""
 
     digest = models.CharField(max_length=64, unique=True)
     content = models.JSONField()
@@ -40,9 +40,9 @@ class SpecificationRow(models.Model):
     def store(specification: Specification) -> SpecificationRow:
         digest = specification.digest
         row = SpecificationRow(digest=digest, content=specification.to_json())
-        # Nearly every request is new. One that another transaction stores just now is waited for.
+        # Nearly every specification is new. One stored concurrently is waited for.
         SpecificationRow.objects.bulk_create([row], ignore_conflicts=True)
-        # What is stored may have another name and description than this one.
+        # The stored row may have another name and description than this one.
         return SpecificationRow.objects.defer("content").get(digest=digest)
 
     def value(self) -> Specification:
@@ -50,18 +50,19 @@ class SpecificationRow(models.Model):
 
 
 class CondaRecord(models.Model):
-    """One description of a package: the channel's own when it was locked, or the package's.
+    """One description of a package: the channel's record at the time of the lock, or the package's.
 
-    Each distinct description of a file is a row: what one lock says of it labels no other lock.
+    Each distinct description of a file is a row, so one lock's description never labels another
+    lock.
     """
 
     url = models.CharField(max_length=1000)
     sha256 = models.CharField(max_length=64)
     claim = models.CharField(
-        max_length=64, db_default="", help_text="sha256 of the description; rows of old: empty."
+        max_length=64, db_default="", help_text="sha256 of the description; empty in old rows."
     )
     listed = models.BooleanField(
-        null=True, help_text="Whether the channel states it; rows of older releases: unknown."
+        null=True, help_text="Whether the channel lists it; null in rows of older releases."
     )
     name = models.CharField(max_length=200)
     version = models.CharField(max_length=100)
@@ -75,10 +76,10 @@ class CondaRecord(models.Model):
     license = models.CharField(max_length=500, blank=True)
     timestamp = models.BigIntegerField(null=True)
     noarch = models.CharField(max_length=16, blank=True)
-    record = models.TextField(help_text="The channel's own JSON object.")
-    #: Known before linking, once somebody has fetched the package; none while nobody has.
-    link_scripts = models.JSONField(null=True, help_text="Its install scripts.")
-    #: Found when the package is fetched: rules judge this one too.
+    record = models.TextField(help_text="JSON object of the channel.")
+    #: Known after the package was fetched once; null before.
+    link_scripts = models.JSONField(null=True, help_text="Install scripts of the package.")
+    #: Read from the fetched package; rules evaluate this license too.
     own_license = models.TextField(
         null=True,
         help_text="License that the package itself names, if it is not that of its record.",
@@ -126,7 +127,7 @@ class CondaRecord(models.Model):
 
     @property
     def published_at(self) -> datetime | None:
-        """In the publisher's own words; None for what is no moment."""
+        """Publisher's timestamp; None if it is not valid."""
         if self.timestamp is None:
             return None
         try:
@@ -145,20 +146,20 @@ class CondaRecord(models.Model):
 
 
 class PypiRecord(models.Model):
-    """One description of a wheel of a Python index; as `CondaRecord`."""
+    """One description of a wheel of a Python index, like `CondaRecord`."""
 
     url = models.CharField(max_length=1000)
     sha256 = models.CharField(max_length=64)
     claim = models.CharField(
-        max_length=64, db_default="", help_text="sha256 of the description; rows of old: empty."
+        max_length=64, db_default="", help_text="sha256 of the description; empty in old rows."
     )
     listed = models.BooleanField(
-        null=True, help_text="Whether an index links to it; rows of older releases: unknown."
+        null=True, help_text="Whether an index links to it; null in rows of older releases."
     )
     direct = models.BooleanField(
         default=False,
         db_default=False,
-        help_text="Whether it was named by its own URL, or by a Git commit from which it is built.",
+        help_text="Whether it was requested by its own URL, or by a Git commit it is built from.",
     )
     name = models.CharField(max_length=200)
     version = models.CharField(max_length=100)
@@ -167,7 +168,9 @@ class PypiRecord(models.Model):
     requires = models.JSONField(default=list)
     requires_python = models.CharField(max_length=200, blank=True)
     license = models.CharField(max_length=500, blank=True)
-    uploaded = models.BigIntegerField(null=True, help_text="Milliseconds, by the index's clock.")
+    uploaded = models.BigIntegerField(
+        null=True, help_text="Upload time by the index's clock, in milliseconds."
+    )
     own_license = models.TextField(
         null=True,
         help_text="License that the wheel itself names, if it is not that of its record.",
@@ -226,7 +229,7 @@ class PypiRecord(models.Model):
         )
 
 
-#: What names a row: URL, sha256 and claim.
+#: Key of a row: URL, sha256 and claim.
 _Key = tuple[str, str, str]
 
 
@@ -237,12 +240,12 @@ def _key(package: CondaPackage | PypiPackage) -> _Key:
 def _stored(
     model: type[CondaRecord] | type[PypiRecord], packages: Iterable[CondaPackage | PypiPackage]
 ) -> dict[_Key, int]:
-    """Store what is new; the primary key of each package's row."""
+    """Store new records, and return the primary key of each package's row."""
     wanted = {_key(package): package for package in packages}
     digests = sorted({sha256 for _, sha256, _ in wanted})
     found = _found(model, digests)
     _adopt(model, digests, wanted.keys() - found.keys(), found)
-    # Sorted, so that two transactions that store the same packages wait in the same order.
+    # Sorted, so that two transactions with the same packages cannot deadlock.
     new = [model.from_value(wanted[key]) for key in sorted(wanted.keys() - found.keys())]  # type: ignore[arg-type]
     if new:
         model.objects.bulk_create(new, batch_size=BATCH // 4, ignore_conflicts=True)  # type: ignore[arg-type]
@@ -262,7 +265,7 @@ def _found(model: Any, digests: Sequence[str]) -> dict[_Key, int]:
 def _adopt(
     model: Any, digests: Sequence[str], missing: AbstractSet[_Key], found: dict[_Key, int]
 ) -> None:
-    """Give rows of older releases their claim, where it is one of `missing`."""
+    """Set the claim of rows from older releases, if it is one of `missing`."""
     old = {pk for (url, sha256, claim), pk in found.items() if not claim}
     if not missing or not old:
         return
@@ -281,19 +284,19 @@ class LockQuerySet(models.QuerySet["LockRow"]):
 
 
 class LockRow(models.Model):
-    """What a solve gave, named by its digest; its packages are rows that locks share.
+    """The lock of a solve, named by its digest; packages are rows shared by locks.
 
-    Locks of the same bytes are as many rows as there are descriptions of their packages.
+    Locks with equal bytes but different descriptions of their packages are separate rows.
     """
 
     digest = models.CharField(max_length=64, db_index=True)
     claims = models.CharField(
-        max_length=64, db_default="", help_text="sha256 of the descriptions; rows of old: empty."
+        max_length=64, db_default="", help_text="sha256 of the descriptions; empty in old rows."
     )
     channels = models.JSONField()
     platforms = models.JSONField()
     package_count = models.PositiveIntegerField()
-    size = models.BigIntegerField(help_text="Bytes to fetch, all platforms.")
+    size = models.BigIntegerField(help_text="Download size of all platforms, in bytes.")
     created_at = models.DateTimeField(default=timezone.now, editable=False)
 
     objects = LockQuerySet.as_manager()
@@ -307,7 +310,7 @@ class LockRow(models.Model):
 
     @classmethod
     def store(cls, lock: Lock) -> LockRow:
-        """One row for equal locks, also when two processes store it at once."""
+        """Store a lock; equal locks share one row, also if stored concurrently."""
         digest, claims = lock.digest, lock.claims
         for row in cls.objects.filter(digest=digest, claims__in=[claims, ""]).order_by("-claims"):
             if row.claims == claims or row._adopted(claims):
@@ -356,7 +359,7 @@ class LockRow(models.Model):
         return row
 
     def _adopted(self, claims: str) -> bool:
-        """Whether this row of an older release says the same of its packages; then it is noted."""
+        """Set the claims of a row from an older release if they are equal; True if they were."""
         if self.value().claims != claims:
             return False
         with contextlib.suppress(IntegrityError), transaction.atomic():
@@ -369,7 +372,7 @@ class LockRow(models.Model):
         return False
 
     def value(self) -> Lock:
-        """Three queries, or none after `with_packages()`."""
+        """Return the lock; three queries, or none after `with_packages()`."""
         conda, pypi = self.conda.all(), self.pypi.all()
         if not getattr(self, "_prefetched_objects_cache", None):
             conda = conda.select_related("package")
@@ -391,7 +394,7 @@ class LockedConda(models.Model):
     lock = models.ForeignKey(LockRow, models.CASCADE, related_name="conda")
     package = models.ForeignKey(CondaRecord, models.PROTECT, related_name="locked")
     platform = models.CharField(max_length=32)
-    position = models.PositiveIntegerField(help_text="Dependencies first.")
+    position = models.PositiveIntegerField(help_text="Order of linking, dependencies first.")
 
     class Meta:
         default_permissions = ()
@@ -424,13 +427,13 @@ class LockedPypi(models.Model):
 
 
 class SolveRow(models.Model):
-    """A solve that was done: the same inputs are answered with its lock."""
+    """A finished or running solve, reused for the same inputs."""
 
-    #: sha256 of the specification, the channels' state, the platforms and the policy version.
+    #: sha256 of specification, channel states, platforms and policy version.
     key = models.CharField(max_length=64, unique=True)
     specification = models.ForeignKey(SpecificationRow, models.CASCADE, related_name="solves")
     lock = models.ForeignKey(
-        LockRow, models.CASCADE, null=True, related_name="solves", help_text="None: under way."
+        LockRow, models.CASCADE, null=True, related_name="solves", help_text="Null while solving."
     )
     channel_state = models.CharField(max_length=64)
     seconds = models.FloatField(default=0)
@@ -454,14 +457,16 @@ class SolveRow(models.Model):
 
 
 class LockConflicts(models.Model):
-    """Paths of a lock's packages at which one replaces the file of another, on one platform.
+    """Path conflicts among a lock's packages on one platform: files that one replaces of another.
 
-    A function of the lock, known once its packages are fetched; no row where there are none.
+    Determined by the lock, and known once its packages were fetched; no row without conflicts.
     """
 
     lock = models.ForeignKey(LockRow, models.CASCADE, related_name="conflicts")
     platform = models.CharField(max_length=32)
-    conflicts = models.JSONField(help_text="Path, package whose file is there, packages replaced.")
+    conflicts = models.JSONField(
+        help_text="Path, package whose file is used, and packages whose files are replaced."
+    )
 
     class Meta:
         default_permissions = ()
@@ -480,6 +485,6 @@ class LockConflicts(models.Model):
 
     @classmethod
     def of(cls, lock: LockRow | int, platform: str) -> tuple[PathConflict, ...]:
-        """In the order of their paths; none where none were found, or nobody has looked."""
+        """Return conflicts ordered by path; empty if there are none or none are known yet."""
         row = cls.objects.filter(lock=lock, platform=platform).first()
         return tuple(map(PathConflict.from_json, row.conflicts)) if row else ()

@@ -1,4 +1,4 @@
-"""Namespaces: what owns environments, and who holds which role in them."""
+"""Namespaces, which own environments, and the roles of users and groups in them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from accounts.roles import PUBLIC, Perm, Role, roles_with
 from condastore.statements import subquery
 from environments.models.row_loading import LoadedDirectly
 
-#: Django permissions, given in the admin to users or groups, that hold in all namespaces.
+#: Django permissions that apply in all namespaces, granted to users or groups in the admin.
 DECIDE_EVERYWHERE = "decide_everywhere"
 RECALL_PACKAGES = "recall_packages"
 READ_METRICS = "read_metrics"
 
 
 def holding(actor: Actor, codename: str) -> models.QuerySet[Permission]:
-    """The permission `codename`, where the actor's account or one of its groups holds it."""
+    """Return the permission `codename` if the actor's account or one of its groups has it."""
     return _permission(actor.account.pk, codename)
 
 
@@ -37,9 +37,9 @@ def _permission(account: int, codename: str) -> models.QuerySet[Permission]:
 
 
 def holds_everywhere(actor: Actor, codename: str, perm: Perm) -> bool:
-    """In the whole installation: superusers, and who holds the permission `codename`.
+    """Return whether the actor is a superuser or has the permission `codename`.
 
-    A token must allow `perm`, and not be limited to some namespaces.
+    A token must allow `perm` and must not be limited to namespaces.
     """
     if not actor.signed_in or not actor.allows(perm) or actor.only_namespaces is not None:
         return False
@@ -48,7 +48,7 @@ def holds_everywhere(actor: Actor, codename: str, perm: Perm) -> bool:
 
 class NamespaceQuerySet(models.QuerySet["Namespace"]):
     def with_perm(self, actor: Actor, perm: Perm) -> Self:
-        """Those in which `actor` may do what `perm` names."""
+        """Namespaces in which `actor` has the permission `perm`."""
         return self.none() if never(actor, perm) else self.filter(held(actor, perm))
 
     def visible_to(self, actor: Actor) -> Self:
@@ -56,7 +56,7 @@ class NamespaceQuerySet(models.QuerySet["Namespace"]):
 
 
 def held(actor: Actor, perm: Perm, *, through: str = "") -> Q:
-    """Is the namespace, or the one that `through` leads to, among those of `with_perm`?"""
+    """Return the condition of `with_perm` on a namespace, or on the one that `through` leads to."""
     if never(actor, perm):
         return Q(**{f"{through}pk__in": ()})
     if actor.sees_everything:
@@ -65,14 +65,14 @@ def held(actor: Actor, perm: Perm, *, through: str = "") -> Q:
 
 
 def never(actor: Actor, perm: Perm) -> bool:
-    """True where `actor` may do that in no namespace, whatever roles there are."""
+    """Return whether `actor` cannot have the permission in any namespace, regardless of roles."""
     return not actor.allows(perm) or (not actor.signed_in and perm not in PUBLIC)
 
 
 def _keys(actor: Actor, perm: Perm) -> RawSQL:
-    """The subquery of the keys of those namespaces.
+    """Return the subquery of the keys of these namespaces.
 
-    Only its text is remembered: it reads the roles as they are when the statement runs.
+    Only its SQL is cached: roles are read when the statement runs.
     """
 
     def build(key: int, names: Sequence[str] | None) -> models.QuerySet[Any, Any]:
@@ -86,7 +86,7 @@ def _keys(actor: Actor, perm: Perm) -> RawSQL:
 
 
 def kind_of(actor: Actor, perm: Perm) -> tuple[Hashable, ...]:
-    """What the text of `conditions_of` depends on, beside the names that a token is limited to."""
+    """Return what the SQL of `conditions_of` depends on, besides the namespaces of a token."""
     return perm, actor.rules_everything, actor.signed_in
 
 
@@ -95,7 +95,7 @@ def key_of(actor: Actor) -> int:
 
 
 def conditions_of(actor: Actor, perm: Perm, key: int, names: Sequence[str] | None) -> Q:
-    """The conditions of `held`, of an account with this key and a token limited to these names."""
+    """Return the conditions of `held` for the account `key` and a token limited to `names`."""
     allowed = ~Q(pk__in=())
     if not actor.rules_everything:
         allowed = _by_roles(key if actor.signed_in else None, perm)
@@ -103,11 +103,12 @@ def conditions_of(actor: Actor, perm: Perm, key: int, names: Sequence[str] | Non
 
 
 def _by_roles(account: int | None, perm: Perm) -> Q:
-    """By the roles of an account, granted to it, to its groups, or by mappings; by being public."""
+    """Return the condition on roles granted to an account, its groups or by mappings, and
+    public."""
     allowed = Q(public=True) if perm in PUBLIC else Q(pk__in=())
     if account is None:
         return allowed
-    # As guardian's get_objects_for_user, which takes longer than the query itself.
+    # Like guardian's get_objects_for_user, which takes longer to build than the query runs.
     roles = {"permission__codename__in": sorted(role.codename for role in roles_with(perm))}
     own = NamespaceUserObjectPermission.objects.filter(user=account, **roles)
     shared = NamespaceGroupObjectPermission.objects.filter(group__user=account, **roles)
@@ -120,56 +121,58 @@ def _by_roles(account: int | None, perm: Perm) -> Q:
 
 
 def mapped(account: int, roles: Iterable[Role]) -> models.QuerySet[Any, Any]:
-    """The namespaces in which role mappings give `account` one of `roles`, by its groups."""
+    """Namespaces in which role mappings give `account` one of `roles` through its groups."""
     rows = MappedRole.objects.filter(role__in=sorted(roles), group__user=account)
     return rows.filter(Q(user=None) | Q(user=account)).values("namespace")
 
 
 class Namespace(LoadedDirectly):
-    """Owns environments; the unit of rights, policy and quota."""
+    """Owner of environments; the unit of permissions, policy and quotas."""
 
     name = models.CharField(max_length=64, unique=True)
     description = models.TextField(blank=True)
     personal = models.BooleanField(default=False, help_text="Belongs to one person.")
-    public = models.BooleanField(default=False, help_text="Everybody may see and download.")
+    public = models.BooleanField(default=False, help_text="Everybody may view and download.")
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     created_by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")
-    #: Quotas; none: the installation's default (settings.QUOTA_...); 0, here and there: no limit.
+    #: Quotas. None: the installation's default (settings.QUOTA_...). 0: unlimited, also there.
     max_bytes = models.BigIntegerField(
-        null=True, blank=True, help_text="On the disk; what is shared counts by its share."
+        null=True,
+        blank=True,
+        help_text="Bytes on disk; shared files count proportionally.",
     )
     max_environments = models.PositiveIntegerField(null=True, blank=True)
     max_builds_at_once = models.PositiveIntegerField(
-        null=True, blank=True, help_text="Queued or running."
+        null=True, blank=True, help_text="Queued or running builds."
     )
     max_builds_a_day = models.PositiveIntegerField(null=True, blank=True)
     served_at = models.DateTimeField(
-        null=True, editable=False, help_text="When a worker last took one of its builds."
+        null=True, editable=False, help_text="When a worker last started one of its builds."
     )
     two_person_approval = models.BooleanField(
         default=False, help_text="Two people must agree before a package is approved."
     )
     eager_artifacts = models.JSONField(
-        default=list, blank=True, help_text="Kinds of files that each new build is made into."
+        default=list, blank=True, help_text="Kinds of artifacts made for each new build."
     )
     base_image = models.CharField(
         max_length=300,
         blank=True,
-        help_text="What its container images lie on: a reference, or a loaded name; the "
-        "installation's if empty.",
+        help_text="Base image of its container images: a reference or a loaded name; empty means "
+        "the installation's.",
     )
     add_pip_as_python_dependency = models.BooleanField(
         default=True,
         help_text="Solve with pip as a dependency of Python, as conda and mamba do.",
     )
-    #: Retention; none: the installation's default (settings.RETENTION_...), within its bounds.
+    #: Retention. None: the installation's default (settings.RETENTION_...), within its bounds.
     keep_last = models.PositiveIntegerField(
-        null=True, blank=True, help_text="Newest builds of each environment that stay."
+        null=True, blank=True, help_text="Number of newest builds of each environment to keep."
     )
     keep_days = models.PositiveIntegerField(
-        null=True, blank=True, help_text="Days that each build stays."
+        null=True, blank=True, help_text="Days for which each build is kept."
     )
-    keep_tagged = models.BooleanField(default=True, help_text="Builds with a tag stay.")
+    keep_tagged = models.BooleanField(default=True, help_text="Keep builds with a tag.")
     delete_days = models.PositiveIntegerField(
         null=True, blank=True, help_text="Days after which an archived build is deleted."
     )
@@ -212,7 +215,7 @@ class Namespace(LoadedDirectly):
         return self.group_grants, {"group": holder}
 
     def roles_of(self, holder: User | Group) -> list[Role]:
-        """For a user: those held through groups and mappings too."""
+        """Return all roles; for a user including roles by groups and mappings."""
         held = set(get_perms(holder, self))
         if isinstance(holder, User):
             rows = self.mapped_roles.filter(group__user=holder)
@@ -244,7 +247,7 @@ class NamespaceGroupObjectPermission(GroupObjectPermissionBase):
 
 
 class MappedRole(models.Model):
-    """What a mapping comes to: in one namespace, for a group's members, or for one of them."""
+    """Row computed from a mapping: a role in one namespace for a group, or for one member."""
 
     mapping = models.ForeignKey("environments.RoleMapping", models.CASCADE, related_name="mapped")
     group = models.ForeignKey(Group, models.CASCADE, related_name="mapped_roles")

@@ -1,7 +1,7 @@
-"""Grants to names that no account or group bears yet; they take effect when one does.
+"""Grants to names without an account or group; applied when one of that name is created.
 
-Who grants by name must not learn whether the name exists, so a grant to an unknown name is accepted
-like any other.
+A grantor must not learn whether a name exists, so a grant to an unknown name is accepted like any
+other.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from environments.models.namespaces import Namespace
 
 
 class PendingGrant(models.Model):
-    """A role in a namespace, or the share of an environment, for a name that does not exist."""
+    """A role in a namespace, or the share of an environment, for a name that does not exist yet."""
 
     namespace = models.ForeignKey(
         Namespace, models.CASCADE, null=True, related_name="pending_grants"
@@ -64,7 +64,7 @@ class PendingGrant(models.Model):
         return f"group {self.holder}" if self.is_group else self.holder
 
     def apply(self, holder: User | Group) -> None:
-        """Give `holder` what was granted to its name."""
+        """Apply the grant to `holder` and delete the row."""
         if self.namespace is not None:
             self.namespace.grant(Role(self.role), holder)
         else:
@@ -73,7 +73,7 @@ class PendingGrant(models.Model):
 
 
 def settle(holder: User | Group) -> None:
-    """Apply the grants that wait for the name of `holder`."""
+    """Apply the pending grants for the name of `holder`."""
     name = holder.username if isinstance(holder, User) else holder.name
     rows = PendingGrant.objects.filter(holder=name, is_group=isinstance(holder, Group))
     with transaction.atomic():
@@ -81,13 +81,13 @@ def settle(holder: User | Group) -> None:
         for row in found:
             row.apply(holder)
     if found:
-        # Of no namespace: whose admins made the grant must not learn of the account by it.
+        # Recorded without a namespace: its managers must not learn of the account.
         told = {"granted": sorted({str(row.namespace or row.environment) for row in found})}
         transaction.on_commit(partial(AuditEvent.record, None, "account.grants", name, told))
 
 
 def settle_all() -> None:
-    """Apply grants whose name came to exist while they were made."""
+    """Apply grants whose name was created concurrently."""
     waiting = PendingGrant.objects.order_by().distinct()
     users = waiting.filter(is_group=False).values("holder")
     groups = waiting.filter(is_group=True).values("holder")

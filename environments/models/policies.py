@@ -1,4 +1,4 @@
-"""What is allowed where: the rules of the installation and of each namespace, and every version."""
+"""Policies: rules of the installation and of each namespace, and every version of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from environments.models.namespaces import Namespace
 
 class PolicyQuerySet(models.QuerySet["Policy"]):
     def visible_to(self, actor: Actor) -> Self:
-        """Of the namespaces that the actor sees; the installation's for whoever is signed in."""
+        """Policies of visible namespaces; the installation's policy for everybody signed in."""
         found = Q(namespace__in=Namespace.objects.visible_to(actor).order_by().values("pk"))
         if actor.signed_in:
             found |= Q(namespace=None)
@@ -33,7 +33,7 @@ class OfPolicy(models.QuerySet[Any]):
 class Policy(models.Model):
     """The rules of one namespace, or of the whole installation (no namespace).
 
-    Rules only object: those of a namespace are added to the installation's, and cannot loosen them.
+    Rules only refuse: rules of a namespace add to those of the installation and cannot loosen them.
     """
 
     namespace = models.OneToOneField(
@@ -60,7 +60,7 @@ class Policy(models.Model):
 
 
 class PolicyRule(models.Model):
-    """One rule, in its order. What `settings` holds depends on the kind."""
+    """One rule at its position. The keys of `settings` depend on `kind`."""
 
     policy = models.ForeignKey(Policy, models.CASCADE, related_name="rules")
     position = models.PositiveIntegerField(default=0)
@@ -83,7 +83,7 @@ class PolicyRule(models.Model):
 
 
 class PolicyVersion(models.Model):
-    """The rules as they were after one change: never edited, named by every verdict."""
+    """The rules after one change: immutable, referred to by every verdict."""
 
     policy = models.ForeignKey(Policy, models.CASCADE, related_name="versions")
     number = models.PositiveIntegerField()

@@ -1,4 +1,4 @@
-"""Which text begins so? `name__begins`, answered from an index by every database."""
+"""Lookup `name__begins`: prefix search that uses an index on every database."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 from django.db import models
 from django.db.models.lookups import StartsWith
 
-#: After all that begins alike.
+#: Sorts after every string with the same prefix.
 _LAST = "\U0010ffff"
 
 
 class Begins(StartsWith):
-    """As `startswith`; SQLite's LIKE leaves indexes alone, because it does not look at case.
+    """Like `startswith`; SQLite's LIKE ignores case and therefore cannot use an index.
 
-    On PostgreSQL a column needs an index of `varchar_pattern_ops`: other indexes are sorted as
-    people of some language sort.
+    On PostgreSQL the column needs an index with `varchar_pattern_ops`, as other indexes are sorted
+    by the rules of a language.
     """
 
     def as_sqlite(self, compiler: Any, connection: Any) -> tuple[str, list[Any]]:

@@ -1,4 +1,4 @@
-"""Packages that were called back: nothing that contains one is built or served."""
+"""Recalled packages: nothing that contains one is built or served."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class RecallQuerySet(models.QuerySet["Recall"]):
         return self.filter(undone_at=None)
 
     def visible_to(self, actor: Actor) -> Self:
-        """All for those who recall; else those that hit a build which the actor sees."""
+        """All recalls for those who may recall; otherwise those that affect a visible build."""
         if holds_everywhere(actor, RECALL_PACKAGES, Perm.MANAGE):
             return self.all()
         seen = Build.objects.visible_to(actor).order_by().exclude(lock=None)
@@ -32,7 +32,7 @@ class RecallQuerySet(models.QuerySet["Recall"]):
 
 
 class Recall(models.Model):
-    """One package or range of them, by MatchSpec or by digest; holds until it is undone."""
+    """A recalled package or range, by MatchSpec or digest; in force until it is undone."""
 
     manager = models.CharField(max_length=8, default="conda")  # or "pypi"
     spec = models.CharField(max_length=500, blank=True)
@@ -60,11 +60,12 @@ class RecalledLockQuerySet(models.QuerySet["RecalledLock"]):
 
 
 class RecalledLock(models.Model):
-    """A lock that holds a recalled package: found when either comes, asked at every door."""
+    """A lock that holds a recalled package; written when either is stored, checked before
+    serving."""
 
     recall = models.ForeignKey(Recall, models.CASCADE, related_name="locks")
     lock = models.ForeignKey(LockRow, models.CASCADE, related_name="recalls")
-    packages: Any = models.JSONField(default=list, help_text="What it holds of them.")
+    packages: Any = models.JSONField(default=list, help_text="Recalled packages in the lock.")
 
     objects = RecalledLockQuerySet.as_manager()
 
@@ -77,16 +78,16 @@ class RecalledLock(models.Model):
 
 
 def recall_reason(lock: str) -> Subquery:
-    """An expression: why the lock in the column `lock` is recalled; null where it is not."""
+    """Return an expression for why the lock in column `lock` is recalled; null if it is not."""
     found = RecalledLock.objects.active().filter(lock=OuterRef(lock)).order_by("recall")
     return Subquery(found.values("recall__reason")[:1])
 
 
 def refuse_recalled(build: Build) -> None:
-    """Every door that gives away what a build holds asks here first.
+    """Refuse to serve contents of a recalled build. Called before anything of a build is served.
 
     Raises:
-        RecalledError: the build's lock holds a package that was called back.
+        RecalledError: the build's lock holds a recalled package.
     """
     if build.lock_id is None:
         return
@@ -97,6 +98,6 @@ def refuse_recalled(build: Build) -> None:
     packages = sorted({package for hit in hits for package in hit.packages})
     reasons = " ".join(dict.fromkeys(hit.recall.reason for hit in hits))
     raise RecalledError(
-        f"{build} holds what was recalled ({', '.join(packages)}): {reasons}",
+        f"{build} holds recalled packages ({', '.join(packages)}): {reasons}",
         details={"recalls": [hit.recall_id for hit in hits], "packages": packages},
     )

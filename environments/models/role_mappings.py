@@ -1,7 +1,7 @@
-"""Which role do members of a directory's groups hold where? Mappings, and what they come to.
+"""Role mappings: roles of directory groups in namespaces, and the rows computed from them.
 
-A mapping is written as patterns. What it comes to is kept as rows, one per group and namespace, so
-that a right is looked up by one join; whether somebody is in the group is asked at each look.
+A mapping consists of patterns. It is expanded to one row for each group and namespace, so that a
+permission check is a single join; membership of the group is read at each check.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class RoleMapping(models.Model):
         max_length=200, help_text="A directory's name, a colon, and a pattern: ldap:physics-*"
     )
     namespace = models.CharField(
-        max_length=200, help_text="A pattern, such as physics-*; or {username}, for personal ones."
+        max_length=200,
+        help_text="A pattern such as physics-*, or {username} for personal ones.",
     )
     role = models.CharField(max_length=16, choices=[(r.value, r.value) for r in Role])
     created_at = models.DateTimeField(default=timezone.now, editable=False)
@@ -56,27 +57,28 @@ class RoleMapping(models.Model):
 def check_patterns(group: str, namespace: str) -> None:
     """Raises InvalidInputError.
 
-    The directory is named in full: who may make groups in one shall not reach what is meant for
-    another. And a user name is not mixed with wildcards: `a-*` would be open to who is called `a`.
+    The directory must be named in full: whoever creates groups in one directory must not match
+    mappings of another. A user name cannot be combined with wildcards: `{username}-*` of a user
+    called `a` would match every namespace that starts with `a-`.
     """
     if not _GROUP.fullmatch(group):
         raise InvalidInputError(
             f"{group!r} does not start with the name of a directory.",
             where="group",
-            hint="Write it like ldap:physics, or ldap:physics-*.",
+            hint="Use a form such as ldap:physics or ldap:physics-*.",
         )
     rest = namespace.replace(USERNAME, "", 1)
     if rest and not _NAMESPACE.fullmatch(rest):
         raise InvalidInputError(
-            f"No namespace can match {namespace!r}.",
+            f"{namespace!r} cannot match any namespace.",
             where="namespace",
-            hint=f"Write it like physics, physics-*, {USERNAME} or lab-{USERNAME}.",
+            hint=f"Use a form such as physics, physics-*, {USERNAME} or lab-{USERNAME}.",
         )
     if not namespace or (rest != namespace and re.search(r"[*?\[]", rest)):
         raise InvalidInputError(
-            f"{USERNAME} and wildcards cannot be in one pattern."
+            f"{USERNAME} and wildcards cannot be combined in one pattern."
             if namespace
-            else "The pattern of namespaces is missing.",
+            else "The pattern of namespaces is required.",
             where="namespace",
         )
 
@@ -92,14 +94,15 @@ def materialise(
     namespaces: Iterable[Namespace] | None = None,
     user: User | None = None,
 ) -> None:
-    """Bring the rows up to date; only those of what is given: new groups, one new namespace.
+    """Update the rows of all mappings, or only those for the given mappings, groups or namespaces.
 
-    `user`: what {username} comes to for this person.
+    Args:
+        user: update only the rows for {username} of this person.
     """
     concerned: dict[str, Any] = {}
     rules = RoleMapping.objects.all()
     mirrored = Group.objects.exclude(mirror=None)
-    places = Namespace.objects.order_by("pk")
+    namespaces_of_kind = Namespace.objects.order_by("pk")
     if mappings is not None:
         concerned["mapping__in"] = keys = [mapping.pk for mapping in mappings]
         rules = rules.filter(pk__in=keys)
@@ -108,12 +111,12 @@ def materialise(
         mirrored = mirrored.filter(pk__in=keys)
     if namespaces is not None:
         concerned["namespace__in"] = keys = [namespace.pk for namespace in namespaces]
-        places = places.filter(pk__in=keys)
+        namespaces_of_kind = namespaces_of_kind.filter(pk__in=keys)
     if user is not None:
         concerned["user"] = user
         rules = rules.filter(namespace__contains=USERNAME)
         mirrored = mirrored.filter(user=user)
-    wanted = set(_rows(rules, mirrored, places, user)) if rules.exists() else set()
+    wanted = set(_rows(rules, mirrored, namespaces_of_kind, user)) if rules.exists() else set()
     held = {
         (row.mapping_id, row.group_id, row.namespace_id, row.user_id, row.role): row.pk
         for row in MappedRole.objects.filter(**concerned)
@@ -132,11 +135,11 @@ def materialise(
 def _rows(
     rules: Iterable[RoleMapping],
     mirrored: models.QuerySet[Group],
-    places: models.QuerySet[Namespace],
+    namespaces_of_kind: models.QuerySet[Namespace],
     user: User | None,
 ) -> Iterator[Row]:
     names = list(mirrored.values_list("pk", "name"))
-    where = list(places.values_list("pk", "name", "personal"))
+    where = list(namespaces_of_kind.values_list("pk", "name", "personal"))
     for rule in rules:
         fits = _matcher(rule.group)
         among = [pk for pk, name in names if fits(name)]
@@ -155,15 +158,15 @@ def _rows(
 def _personal_rows(
     rule: RoleMapping, among: list[int], where: list[tuple[int, str, bool]], user: User | None
 ) -> Iterator[Row]:
-    # The pattern alone means one's personal namespace: a shared one that happens to bear the name
-    # of a newcomer is not theirs.
+    # The pattern `{username}` alone means the personal namespace only: a shared namespace with the
+    # name of a new user is not theirs.
     alone = rule.namespace == USERNAME
-    places = {name: pk for pk, name, personal in where if personal == alone}
+    namespaces_of_kind = {name: pk for pk, name, personal in where if personal == alone}
     members = User.groups.through.objects.filter(group__in=among)
     if user is not None:
         members = members.filter(user=user)
     for group, person, username in members.values_list("group", "user", "user__username"):
-        place = places.get(rule.namespace.replace(USERNAME, username.lower()))
+        place = namespaces_of_kind.get(rule.namespace.replace(USERNAME, username.lower()))
         if place is not None:
             yield rule.pk, group, place, person, rule.role
 
@@ -178,8 +181,8 @@ def _of_a_new_namespace(instance: Namespace, created: bool, **kwargs: Any) -> No
         materialise(namespaces=[instance])
 
 
-def mirrors(pattern: str) -> list[str]:
-    """The groups that a pattern means now."""
+def matching_groups(pattern: str) -> list[str]:
+    """Return the names of the groups that a pattern matches now."""
     fits = _matcher(pattern)
     directory = pattern.partition(":")[0]
     known = DirectoryGroup.objects.filter(directory=directory).values_list("group__name", flat=True)

@@ -1,7 +1,7 @@
-"""Loading of rows for lists, without the steps of `Model.__init__`.
+"""Fast loading of rows for lists, without `Model.__init__`.
 
-Django hands each value that was read, and a mark for each column that was not, through the
-constructor: most of the time that a list of rows of many columns takes.
+Django passes each value, and a marker for each deferred column, through the constructor, which
+takes most of the time of a list with many columns.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from django.db.models.signals import post_init, pre_init
 
 
 class LoadedDirectly(models.Model):
-    """A model whose rows are loaded by setting their values: an attribute for each column read."""
+    """A model whose rows are loaded by setting one attribute for each column."""
 
     class Meta:
         abstract = True

@@ -9,7 +9,7 @@ from accounts.access import Actor, require_superuser
 from accounts.roles import Role
 from condastore.errors import ConflictError
 from environments.models import AuditEvent, RoleMapping
-from environments.models.role_mappings import check_patterns, materialise, mirrors
+from environments.models.role_mappings import check_patterns, matching_groups, materialise
 
 
 def role_mappings(actor: Actor) -> QuerySet[RoleMapping]:
@@ -33,7 +33,7 @@ def add_role_mapping(*, actor: Actor, group: str, namespace: str, role: Role) ->
             f"The mapping of {group} to a role in {namespace} already exists."
         ) from None
     materialise(mappings=[mapping])
-    AuditEvent.record(actor, "role-mapping.add", mapping, {"groups": mirrors(group)[:50]})
+    AuditEvent.record(actor, "role-mapping.add", mapping, {"groups": matching_groups(group)[:50]})
     return mapping
 
 

@@ -33,7 +33,7 @@ def test_one_edited_or_missing_event_of_many_is_named(tmp_path: Path):
     inside(tmp_path, "chain", EVENTS)
     intact = verify(tmp_path)
     assert intact.returncode == 0, intact.stderr
-    assert f"{EVENTS} events are as they were written" in intact.stdout
+    assert f"{EVENTS} events verified" in intact.stdout
     change(tmp_path, "DELETE FROM environments_auditevent WHERE position = ?", EVENTS)
     cut = verify(tmp_path)
     assert (cut.returncode, f"event {EVENTS}: " in cut.stderr) == (1, True), cut.stderr

@@ -344,7 +344,7 @@ def test_an_old_head_with_its_own_seal_is_found_by_the_anchor(anchor: Path) -> N
     old = head_row()
     record(3)
     store()
-    assert "2 checkpoints agree" in verify_with(anchor)
+    assert "2 checkpoints match" in verify_with(anchor)
     cut_off(5)
     put_head(old)
     assert verify_chain().fault is None, "nothing in the database contradicts it"
@@ -377,11 +377,11 @@ def test_lines_of_an_anchor_are_not_forged_reordered_or_cut_short(anchor: Path) 
     lines = anchor.read_text().splitlines()
     changed = lines[1].replace('"position":4', '"position":3')
     for content, said in (
-        (lines, "3 checkpoints agree"),
+        (lines, "3 checkpoints match"),
         ([lines[0], changed, lines[2]], "line 2: It was not signed"),
         ([lines[1], lines[0], lines[2]], "line 2: The log was set back"),
         ([lines[0], lines[1][:-9]], "line 2: It is not a checkpoint"),
-        (["Nov 30 12:00:00 host condastore: " + line for line in lines], "3 checkpoints agree"),
+        (["Nov 30 12:00:00 host condastore: " + line for line in lines], "3 checkpoints match"),
     ):
         anchor.write_text("\n".join(content) + "\n")
         assert said in verify_with(anchor)
@@ -396,7 +396,7 @@ def test_a_pruned_log_agrees_with_its_anchor(anchor: Path, root: Actor) -> None:
     store()
     record(1)
     assert verify_chain().fault is None
-    assert "2 checkpoints agree" in verify_with(anchor)
+    assert "2 checkpoints match" in verify_with(anchor)
     row = head_row()
     put_head(row | {"cut_position": 7, "cut_digest": AuditEvent.objects.get(position=7).digest})
     sql("DELETE FROM environments_auditevent WHERE position <= 7")
@@ -450,7 +450,7 @@ def test_a_replaced_audit_key_seals_the_head_anew_and_the_former_one_sets_nothin
     assert seal_former_key()
     record(2)
     assert verify_chain().fault is None
-    assert "1 checkpoints agree" in verify_with(anchor)
+    assert "1 checkpoints match" in verify_with(anchor)
     sixth = AuditEvent.objects.get(position=6)
     key = chain_key(settings.AUDIT_KEY_FALLBACKS[0])
     state = HeadState(counter=6, position=6, digest=sixth.digest)

@@ -1,4 +1,4 @@
-"""Verify, export or prune the audit log on the server itself, without a sign-in."""
+"""Verify, export or prune the audit log on the server itself, without signing in."""
 
 from __future__ import annotations
 
@@ -16,20 +16,23 @@ from environments.operations import audit
 
 
 class Command(BaseCommand):
-    help = "Verify the audit log; export it as lines of JSON, or prune it, as an administrator."
+    help = "Verify the audit log; as an administrator, export it as JSON lines or prune it."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         commands = parser.add_subparsers(dest="what", required=True)
-        verify = commands.add_parser("verify", help="verify that the log is as it was written")
+        verify = commands.add_parser("verify", help="verify that the log was not changed")
         verify.add_argument(
-            "--anchor", type=Path, metavar="FILE", help="also compare it with these checkpoints"
+            "--anchor",
+            type=Path,
+            metavar="FILE",
+            help="compare the log with these checkpoints",
         )
-        commands.add_parser("checkpoint", help="print a checkpoint, to be stored elsewhere")
-        export = commands.add_parser("export", help="write it as lines of JSON")
-        prune = commands.add_parser("prune", help="take away old events")
-        prune.add_argument("--before", required=True, help="what is older goes: 2026-01-31")
+        commands.add_parser("checkpoint", help="print a checkpoint to store on another system")
+        export = commands.add_parser("export", help="write the log as JSON lines")
+        prune = commands.add_parser("prune", help="delete old events")
+        prune.add_argument("--before", required=True, help="delete events before: 2026-01-31")
         for one in (export, prune):
-            one.add_argument("--as", dest="user", required=True, help="the administrator you are")
+            one.add_argument("--as", dest="user", required=True, help="name of an administrator")
 
     def handle(self, *, what: str, **options: Any) -> None:
         try:
@@ -39,7 +42,7 @@ class Command(BaseCommand):
                 case "checkpoint":
                     made = audit.checkpoint()
                     if made is None:
-                        raise CommandError("There is no event yet.")
+                        raise CommandError("The audit log is empty.")
                     self.stdout.write(made.line())
                 case "export":
                     lines = audit.export(actor=_person(options["user"]), filters=audit.Filters())
@@ -48,7 +51,9 @@ class Command(BaseCommand):
                 case _:
                     before = audit.parse_moment(options["before"], where="--before")
                     gone = audit.prune(actor=_person(options["user"]), before=before)
-                    self.stdout.write(f"{gone.events} events are gone, up to {gone.position}")
+                    self.stdout.write(
+                        f"deleted {gone.events} events, up to position {gone.position}"
+                    )
         except StoreError as error:
             raise CommandError(f"{error} {error.hint}".strip()) from error
 
@@ -57,7 +62,7 @@ class Command(BaseCommand):
         if found.fault is not None:
             raise CommandError(f"event {found.fault.position}: {found.fault.message}")
         self.stdout.write(
-            f"{found.checked} events are as they were written, from {found.start.position + 1} "
+            f"{found.checked} events verified, from {found.start.position + 1} "
             f"to {found.head.position}, digest {found.head.digest}"
         )
         if anchor is None:
@@ -66,10 +71,10 @@ class Command(BaseCommand):
             with anchor.open(encoding="utf-8", errors="replace") as lines:
                 compared = audit.check_anchor(lines)
         except OSError as error:
-            raise CommandError(f"{anchor} cannot be read: {error.strerror}.") from error
+            raise CommandError(f"Cannot read {anchor}: {error.strerror}.") from error
         if compared.fault is not None:
             raise CommandError(f"{anchor}, line {compared.fault.line}: {compared.fault.message}")
-        self.stdout.write(f"{compared.checked} checkpoints agree with it")
+        self.stdout.write(f"{compared.checked} checkpoints match the log")
 
 
 def _person(name: str) -> Actor:

@@ -1,4 +1,4 @@
-"""Load, pull, make or list the bases that container images lie on."""
+"""Load, pull, build or list base images."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from environments.services import blobs, image_builder, platforms
 
 
 class Command(BaseCommand):
-    help = "Load, pull, make or list base images of container images."
+    help = "Load, pull, build or list base images of container images."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         commands = parser.add_subparsers(dest="what", required=True)
-        loading = commands.add_parser("load", help="from an OCI layout or a docker archive")
+        loading = commands.add_parser("load", help="load an OCI layout or a docker archive")
         loading.add_argument("file", type=Path)
-        loading.add_argument("--name", required=True, help="what CONDASTORE_BASE_IMAGE says")
-        pulling = commands.add_parser("pull", help="from a registry, also where it is here")
+        loading.add_argument("--name", required=True, help="name for CONDASTORE_BASE_IMAGE")
+        pulling = commands.add_parser("pull", help="pull from a registry, replacing a stored image")
         pulling.add_argument("reference")
         pulling.add_argument("--platform", default=platforms.own_platform())
         pulling.add_argument("--login", default="", help="user:password; - reads it from stdin")
-        commands.add_parser("make", help="of this machine's libc and shell, anew")
-        commands.add_parser("list", help="what there is")
+        commands.add_parser("make", help="build from this machine's libc and shell")
+        commands.add_parser("list", help="list stored base images")
 
     def handle(self, *, what: str, **options: Any) -> None:
         if what == "list":
@@ -66,7 +66,7 @@ class Command(BaseCommand):
                 reference = options["reference"]
                 platform = parse_platform(options["platform"])
                 login = Login.parse(text) if (text := secret_of(options["login"])) else None
-                # Who may run this is an administrator of the machine.
+                # Whoever may run this command administers the machine.
                 within = guard().allowing(urls=[Reference.parse(reference).address])
                 image = image_builder.pull_base(
                     reference, platform, work=work, login=login, within=within

@@ -1,4 +1,4 @@
-"""Check the marker of the data folder; accept an empty one in the place of one that was lost."""
+"""Check the marker of the data folder; accept an empty folder in place of a lost one."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from environments.services import data_folder_marker
 
 class Command(BaseCommand):
     help = (
-        "Check that the data folder is the installation's, and not the mount point of a file "
-        "system that is not mounted."
+        "Check that the data folder belongs to this installation and is not the mount point of an "
+        "unmounted file system."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
             "--accept",
             action="store_true",
-            help="make this data folder the installation's, where the former one was lost",
+            help="make this data folder the installation's, after the former one was lost",
         )
 
     def handle(self, *, accept: bool, **options: Any) -> None:
         if accept and data_folder_marker.accept():
-            self.stdout.write("this data folder is the installation's from now on")
+            self.stdout.write("this data folder now belongs to the installation")
         if fault := data_folder_marker.fault():
             raise CommandError(fault)
-        self.stdout.write("the data folder is the installation's")
+        self.stdout.write("the data folder belongs to the installation")

@@ -1,4 +1,4 @@
-"""Write `schema.graphql`, which is committed so that a change of the API is seen in review."""
+"""Write `schema.graphql`, which is committed so that API changes are visible in reviews."""
 
 from __future__ import annotations
 

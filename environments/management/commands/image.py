@@ -16,13 +16,13 @@ from environments.operations.environments import find_environment
 
 
 def secret_of(text: str) -> str:
-    """What is on a command line, others of the machine may read."""
+    """Return the secret; `-` reads it from stdin, as others can see the command line."""
     return sys.stdin.readline().rstrip("\r\n") if text == "-" else text
 
 
 def told(error: StoreError) -> str:
-    """What is wrong, for who sits before it: a worker tries again by itself, a command does not."""
-    hint = "Try it again later." if error.transient else error.hint
+    """Return the error with a hint; unlike a worker, a command does not retry by itself."""
+    hint = "Retry later." if error.transient else error.hint
     return f"{error} {hint}".strip()
 
 
@@ -31,11 +31,11 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         commands = parser.add_subparsers(dest="what", required=True)
-        push = commands.add_parser("push", help="send what is missing there")
+        push = commands.add_parser("push", help="send missing blobs, then the manifests")
         push.add_argument("image", help="NAMESPACE/ENVIRONMENT[:TAG]")
         push.add_argument("to", help="registry.example.org/name:tag")
         push.add_argument("--login", default="", help="user:password; - reads it from stdin")
-        push.add_argument("--as", dest="user", required=True, help="the person you are")
+        push.add_argument("--as", dest="user", required=True, help="user name to act as")
 
     def handle(self, *, image: str, to: str, login: str, user: str, **options: Any) -> None:
         person = User.objects.filter(username=user, is_active=True).first()

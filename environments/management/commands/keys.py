@@ -1,4 +1,4 @@
-"""Check the installation's keys; finish the replacement of one."""
+"""Check the installation's keys, and complete the rotation of a key."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class Command(BaseCommand):
         parser.add_argument(
             "--accept",
             action="store_true",
-            help="make this machine's keys the installation's, where one was replaced or lost",
+            help="make this machine's keys the installation's, after one was replaced or lost",
         )
 
     def handle(self, *, accept: bool, **options: Any) -> None:
         if accept:
             for name in key_rotation.accept_keys():
-                self.stdout.write(f"{name} is the installation's from now on")
+                self.stdout.write(f"{name} now belongs to the installation")
         if fault := key_rotation.fault():
             raise CommandError(fault)
         renewed = key_rotation.renew()
-        self.stdout.write(f"{renewed.reencrypted} secrets are encrypted with the current key now")
+        self.stdout.write(f"{renewed.reencrypted} secrets encrypted with the current key")
         if renewed.sealed_audit:
-            self.stdout.write("the audit log is signed with the current key from now on")
+            self.stdout.write("the audit log is now signed with the current key")

@@ -1,4 +1,4 @@
-"""Make a link that sets a new password, on the server itself, for who cannot sign in."""
+"""Print a password reset link, on the server itself, for somebody who cannot sign in."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from environments.models import AuditEvent
 
 
 class Command(BaseCommand):
-    help = "Print a link by which the person sets a new password, once. Hand it over safely."
+    help = "Print a link with which the person can set a new password once. Pass it on safely."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("username")
@@ -24,9 +24,9 @@ class Command(BaseCommand):
         if user is None:
             raise CommandError(f"There is no user {username!r}.")
         if not may_reset(user):
-            raise CommandError(f"{username} is closed, or its password is not kept here.")
+            raise CommandError(f"{username} is closed, or its password is managed elsewhere.")
         site = f"http://{settings.HOST}:{settings.PORT}"
         AuditEvent.record(None, "account.password-link", user)
         self.stdout.write(link_for(user, site=site))
         minutes = settings.PASSWORD_RESET_TIMEOUT // 60
-        self.stderr.write(f"It works once, for {minutes} minutes.")
+        self.stderr.write(f"The link works once, for {minutes} minutes.")

@@ -1,4 +1,4 @@
-"""Prepare the database before the parts of a new version start, or the first ones at all."""
+"""Prepare the database before a new version, or the first one, is started."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from condastore.supervisor.startup import prepare_database
 
 class Command(BaseCommand):
     help = (
-        "Bring the tables up to date, and create the first administrator where there is none: with "
-        "CONDASTORE_ADMIN_PASSWORD, or with a password that is generated and printed once."
+        "Apply migrations, and create the first administrator if there is none: with "
+        "CONDASTORE_ADMIN_PASSWORD, or with a generated password that is printed once."
     )
 
     def handle(self, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""Copy all kept bytes from the store of this installation to another, or from another to it."""
+"""Copy all blobs between the store of this installation and another one."""
 
 from __future__ import annotations
 
@@ -17,25 +17,30 @@ from environments.jobs.blob_migration import Moved, copy_all
 from environments.services import blobs
 
 KINDS = ("files", "s3", "gcs", "azure")
-#: Between two lines of progress, in seconds.
-EACH = 2.0
+#: Interval between two lines of progress, in seconds.
+PROGRESS_SECONDS = 2.0
 
 
 class Command(BaseCommand):
-    help = "Copy all kept bytes between this installation's store and another one."
+    help = "Copy all blobs between this installation's store and another one."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         commands = parser.add_subparsers(dest="what", required=True)
-        migrate = commands.add_parser("migrate", help="copy what is missing there; run it again")
+        migrate = commands.add_parser("migrate", help="copy missing blobs; can be repeated")
         place = migrate.add_mutually_exclusive_group(required=True)
-        place.add_argument("--to", choices=KINDS, help="from this installation's store to another")
+        place.add_argument("--to", choices=KINDS, help="copy to another store")
         place.add_argument(
-            "--from", choices=KINDS, dest="origin", help="from another to this installation's store"
+            "--from",
+            choices=KINDS,
+            dest="origin",
+            help="copy from another store",
         )
         migrate.add_argument(
-            "--options", metavar="FILE", help="JSON, as in CONDASTORE_BLOBS_OPTIONS, of the other"
+            "--options",
+            metavar="FILE",
+            help="options of the other store, as CONDASTORE_BLOBS_OPTIONS",
         )
-        migrate.add_argument("--check", action="store_true", help="read what is there already")
+        migrate.add_argument("--check", action="store_true", help="verify blobs that already exist")
 
     def handle(self, **options: Any) -> None:
         other = _store(options["to"] or options["origin"], options["options"])
@@ -44,21 +49,21 @@ class Command(BaseCommand):
             source, target = other, source
         self._started = self._said = time.monotonic()
         try:
-            moved = copy_all(source, target, check=options["check"], told=self._tell)
+            moved = copy_all(source, target, check=options["check"], told=self._report_progress)
         except StoreError as error:
-            raise CommandError(f"{error} Run it again: it goes on where it was.") from error
-        self._say(moved)
+            raise CommandError(f"{error} Run the command again to continue.") from error
+        self._print(moved)
         if moved.damaged:
             raise CommandError(
-                f"{moved.damaged} blobs are damaged here and were not copied; the log names them."
+                f"{moved.damaged} damaged blobs were not copied; the log names them."
             )
 
-    def _tell(self, moved: Moved) -> None:
-        if time.monotonic() - self._said > EACH:
+    def _report_progress(self, moved: Moved) -> None:
+        if time.monotonic() - self._said > PROGRESS_SECONDS:
             self._said = time.monotonic()
-            self._say(moved)
+            self._print(moved)
 
-    def _say(self, moved: Moved) -> None:
+    def _print(self, moved: Moved) -> None:
         seconds = max(time.monotonic() - self._started, 0.001)
         done = moved.copied + moved.present
         self.stdout.write(
@@ -74,6 +79,6 @@ def _store(kind: str, options: str | None) -> Storage:
         text = Path(options).read_text() if options else ""
         return storages.create_storage(blob_storage(kind, text))
     except OSError as error:
-        raise CommandError(f"{options} cannot be read: {error}") from error
+        raise CommandError(f"Cannot read {options}: {error}") from error
     except ImproperlyConfigured as error:
         raise CommandError(str(error).replace("CONDASTORE_BLOBS_OPTIONS", "The file")) from error

@@ -635,7 +635,7 @@ def test_postgresql_itself_refuses_what_is_no_append():
         "UPDATE environments_auditevent SET target = 'x'",
         "DELETE FROM environments_auditevent",
     ):
-        with pytest.raises(DatabaseError, match="only ever appended"), transaction.atomic():
+        with pytest.raises(DatabaseError, match="append-only"), transaction.atomic():
             connection.cursor().execute(statement)
 
 
@@ -682,7 +682,7 @@ def test_the_server_verifies_exports_and_prunes_by_a_command(root: Actor):
         call_command("audit", *arguments, stdout=out)
         return out.getvalue()
 
-    assert run("verify").startswith("3 events are as they were written, from 1 to 3")
+    assert run("verify").startswith("3 events verified, from 1 to 3")
     assert len(run("export", "--as", "root").splitlines()) == 4
     assert run("prune", "--before", age(3).isoformat(), "--as", "root").startswith("2 events")
     sql("UPDATE environments_auditevent SET target = 'x' WHERE position = 4")

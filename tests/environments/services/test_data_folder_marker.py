@@ -100,7 +100,7 @@ def test_a_folder_that_was_lost_for_good_is_accepted(submit: Any, data_folder: P
         call_command("data_folder")
     said = io.StringIO()
     call_command("data_folder", accept=True, stdout=said)
-    assert "is the installation's from now on" in said.getvalue()
+    assert "now belongs to the installation" in said.getvalue()
     assert data_folder_marker.fault() == ""
     cleanup.tidy()
     assert FolderRestore.objects.missing().count() == 1
