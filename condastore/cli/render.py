@@ -188,7 +188,8 @@ def failure_lines(failure: Json) -> list[str]:
         if failure.get("where"):
             lines.append(f"  where: {failure['where']}")
     for conflict in conflicts:
-        lines.append("  these exclude each other:")
+        several = len(conflict["requirements"]) > 1
+        lines.append(f"  {'these exclude each other' if several else 'this has no solution'}:")
         lines += [f"    - {requirement}" for requirement in conflict["requirements"]]
         if conflict.get("reason"):
             lines.append(f"    because {conflict['reason']}")

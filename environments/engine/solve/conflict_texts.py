@@ -9,15 +9,17 @@ from typing import Any
 import rattler
 
 from condastore.errors import UnsatisfiableError
-from environments.engine.solve.match_specs import (
-    OR,
-)
+from environments.engine.solve.match_specs import OR
 
 MAX_SHOWN_VERSIONS = 6
+_HINT_ONE_REQUIREMENT = "Change or remove this requirement."
+_HINT_SEVERAL = "Correct each of the requirements that the message names."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
+    """Requirements that have no solution together, and the reason."""
+
     requirements: tuple[str, ...]
     reason: str
     chain: tuple[str, ...] = ()
@@ -29,6 +31,7 @@ def unsatisfiable(errors: Sequence[UnsatisfiableError]) -> UnsatisfiableError:
         return errors[0]
     return UnsatisfiableError(
         " ".join(error.message for error in errors),
+        hint=_HINT_SEVERAL if len({error.hint for error in errors}) > 1 else errors[0].hint,
         details={
             key: [item for error in errors for item in error.details.get(key, ())]
             for key in ("conflicts", "missing", "policy")
@@ -39,6 +42,7 @@ def unsatisfiable(errors: Sequence[UnsatisfiableError]) -> UnsatisfiableError:
 def conflict_error(
     platform: str, missing: Sequence[dict[str, Any]], findings: Sequence[Finding]
 ) -> UnsatisfiableError:
+    """Return the error of one platform's missing packages and conflicts, with the next step."""
     sentences: list[str] = []
     for item in missing:
         sentence = f"No channel has {readable(item['requirement'])}"
@@ -50,6 +54,7 @@ def conflict_error(
     sentences += [_sentence(finding.reason) for finding in findings]
     return UnsatisfiableError(
         f"On {platform}: {' '.join(sentences)}",
+        hint=_hint(missing, findings),
         details={
             "conflicts": [
                 {
@@ -63,6 +68,23 @@ def conflict_error(
             "missing": list(missing),
         },
     )
+
+
+def _hint(missing: Sequence[dict[str, Any]], findings: Sequence[Finding]) -> str:
+    """Return the next step for these faults: the same for all of them, or a general one."""
+    hints = {_hint_for_missing(item) for item in missing} | {
+        UnsatisfiableError.hint if len(finding.requirements) > 1 else _HINT_ONE_REQUIREMENT
+        for finding in findings
+    }
+    return hints.pop() if len(hints) == 1 else _HINT_SEVERAL
+
+
+def _hint_for_missing(item: dict[str, Any]) -> str:
+    if item["note"]:
+        return "Choose another package, or leave this one out on this platform."
+    if item["similar"]:
+        return "Correct the name of the package."
+    return "Check the name of the package, or add the channel that has it."
 
 
 def version_range(records: Iterable[rattler.RepoDataRecord]) -> str:

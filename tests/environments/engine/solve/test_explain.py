@@ -87,6 +87,22 @@ def test_the_reason_quotes_the_requirements(
     assert not any(sign in message for sign in "├└│")
 
 
+@pytest.mark.parametrize(
+    ("specs", "hint"),
+    [
+        (("libalhpa",), "Correct the name of the package."),
+        (("entirely-unknown-name",), "Check the name of the package, or add the channel"),
+        (("libalpha 99",), "Change or remove this requirement."),
+        (("libalpha 1.*", "libalpha 2.*"), "requirements that exclude each other"),
+        (("libalhpa", "libalpha 99"), "Correct each of the requirements"),
+    ],
+)
+def test_the_hint_names_the_next_step_for_the_reason(
+    solver: RattlerSolver, channel: str, specs: tuple[str, ...], hint: str
+) -> None:
+    assert hint in explain(solver, *specs, channels=[channel]).hint
+
+
 def test_only_conflicting_requirements_are_named(solver: RattlerSolver, channel: str) -> None:
     error = explain(
         solver,
