@@ -28,10 +28,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Mark each test with its lane, and leave out the lanes that were not asked for."""
     homeless = set()
     for item in items:
-        file = item.nodeid.partition("::")[0]
-        lane = lane_of(file, getattr(item, "fixturenames", ()))
+        lane = lane_of(item.nodeid, getattr(item, "fixturenames", ()))
         if lane is None:
-            homeless.add(file)
+            homeless.add(item.nodeid.partition("::")[0])
         else:
             item.add_marker(lane)
             item.user_properties.append((PROPERTY, lane))

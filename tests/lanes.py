@@ -53,7 +53,7 @@ FOLDERS = {
     "tests/services/": "services",
     "tests/test_lanes.py": "fast",
 }
-#: Files that start more than other files of their folder.
+#: Files that start more than other files of their folder, and such tests of a file.
 FILES = {
     "tests/condastore/http/test_request_threads.py": "services",
     "tests/condastore/supervisor/test_up.py": "system",
@@ -65,10 +65,13 @@ FILES = {
     "tests/docs/test_tours.py": "system",
     "tests/environments/console/test_browser.py": "system",
     "tests/environments/models/test_one_role_per_holder.py": "services",
+    "tests/environments/operations/test_approvals.py::"
+    "test_people_who_act_at_the_same_moment_leave_nothing_half_done": "services",
     "tests/environments/registry/test_bases.py": "services",
     "tests/environments/registry/test_pushes.py": "services",
     "tests/environments/services/test_data_folder_marker.py": "services",
     "tests/security/test_files.py": "system",
+    "tests/security/test_governance.py::test_an_upgrade_knows_who_asked_before_it": "services",
     "tests/security/test_outgoing_requests.py": "system",
     "tests/security/test_package_contents.py": "system",
 }
@@ -86,18 +89,23 @@ FIXTURES = {
     "saml_service": "services",
     "valkey_service": "services",
 }
+#: Ids of parameters that make a test start more.
+PARAMETERS = {"s3": "services"}
 PROPERTY = "lane"
 ORDER = list(LANES)
 #: The node ids and lanes of the tests that run: one, or none.
 running: list[tuple[str, str]] = []
 
 
-def lane_of(file: str, fixtures: Iterable[str] = ()) -> str | None:
-    """The lane of a test in `file`, a path relative to the project; None if it has none."""
-    folder = next((lane for prefix, lane in FOLDERS.items() if file.startswith(prefix)), None)
+def lane_of(test: str, fixtures: Iterable[str] = ()) -> str | None:
+    """The lane of a test, by its node id, which is relative to the project; None if it has none."""
+    folder = next((lane for prefix, lane in FOLDERS.items() if test.startswith(prefix)), None)
     if folder is None:
         return None
-    found = {folder, FILES.get(file, folder), *(FIXTURES.get(name, folder) for name in fixtures)}
+    name, _, parameters = test.partition("[")
+    found = {folder, FILES.get(name, folder), FILES.get(name.partition("::")[0], folder)}
+    found |= {FIXTURES.get(name, folder) for name in fixtures}
+    found |= {PARAMETERS.get(part, folder) for part in parameters.rstrip("]").split("-")}
     return max(found, key=ORDER.index)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests import lanes
-from tests.lanes import FILES, FIXTURES, FOLDERS, LANES, lane_of
+from tests.lanes import FILES, FIXTURES, FOLDERS, LANES, PARAMETERS, lane_of
 
 PROJECT = Path(__file__).resolve().parent.parent
 PLUGINS = [
@@ -47,12 +47,15 @@ def test_a_test_is_in_the_most_expensive_lane_that_it_needs() -> None:
     assert lane_of("tests/accounts/test_sign_in.py", ["db", "valkey_service"]) == "services"
     assert lane_of("tests/faults/test_soak.py", ["valkey_service"]) == "system"
     assert lane_of("tests/condastore/supervisor/test_up.py") == "system"
+    assert lane_of("tests/environments/services/test_blobs.py::test_it[s3]") == "services"
     assert lane_of("tests/elsewhere/test_new.py") is None
 
 
 def test_what_the_tables_name_exists() -> None:
-    assert all((PROJECT / name).exists() for name in (*FOLDERS, *FILES))
-    assert {*FOLDERS.values(), *FILES.values(), *FIXTURES.values()} == set(LANES)
+    assert all((PROJECT / name.partition("::")[0]).exists() for name in (*FOLDERS, *FILES))
+    assert {*FOLDERS.values(), *FILES.values(), *FIXTURES.values(), *PARAMETERS.values()} == set(
+        LANES
+    )
 
 
 def test_a_fast_test_may_not_start_a_service() -> None:
