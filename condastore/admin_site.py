@@ -1,7 +1,8 @@
-"""The console of those who run the installation: the Django admin, in rooms."""
+"""The administration console: Django's admin site with its lists in groups."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Any
 
 from django.contrib.admin import AdminSite
@@ -9,36 +10,33 @@ from django.contrib.admin.apps import SimpleAdminConfig
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 
-#: Which rooms stand together, in the order of how often they are needed.
-GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("Decisions", ("ApprovalRequest", "Decision", "Recall")),
-    ("Policies", ("Policy", "PolicyRule", "PolicyVersion")),
-    ("Environments", ("Namespace", "Environment", "Build", "LockRow", "Preview")),
-    ("Packages", ("CondaRecord", "PypiRecord", "Channel", "ChannelCredential")),
-    (
-        "People",
-        (
-            "User",
-            "Group",
-            "NamespaceUserObjectPermission",
-            "NamespaceGroupObjectPermission",
-            "RoleMapping",
-            "ApiToken",
-        ),
-    ),
-    ("System", ("AuditEvent", "Worker", "Leader", "Webhook", "Notification")),
-)
+
+class ConsoleGroup(StrEnum):
+    """Headings of the console's start page, in order. An admin class names its own."""
+
+    DECISIONS = "Decisions"
+    POLICIES = "Policies"
+    ENVIRONMENTS = "Environments"
+    PACKAGES = "Packages"
+    CHANNELS = "Channels"
+    PEOPLE = "People"
+    IMAGES = "Container images"
+    SYSTEM = "System"
+
+
+#: Heading of lists whose admin class names no group.
+UNGROUPED = "More"
 
 
 class AdminConfig(SimpleAdminConfig):
-    """`condastore.urls` finds the rooms: a worker needs none."""
+    """Without autodiscovery: `condastore.urls` imports the admin classes; workers need none."""
 
     default_site = "condastore.admin_site.Console"
 
 
 class Console(AdminSite):
     site_header = site_title = "condastore"
-    index_title = "How the installation is"
+    index_title = "Administration"
 
     def has_permission(self, request: HttpRequest) -> bool:
         from environments.admin.access import may_enter
@@ -48,41 +46,46 @@ class Console(AdminSite):
     def login(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """One way in for everybody: with its limits, and its second factor."""
+        """Redirect to the site's sign-in, with its rate limits and second factors."""
         from allauth.account.decorators import secure_admin_login
 
         answer: HttpResponse = secure_admin_login(super().login)(request, extra_context)
         return answer
 
     def get_app_list(self, request: HttpRequest, app_label: str | None = None) -> list[Any]:
+        """Return the lists by the `console_group` of their admin classes."""
         apps = super().get_app_list(request, app_label)
         if app_label is not None:
             return apps
-        rooms = {room["object_name"]: room for app in apps for room in app["models"]}
-        for room in rooms.values():
-            own = self._registry[room["model"]]
-            room["name"] = getattr(own, "name", "") or room["name"]
-        grouped = [
-            _group(title, [rooms.pop(name) for name in names if name in rooms])
-            for title, names in GROUPS
+        groups: dict[str, list[tuple[int, str, Any]]] = {group: [] for group in ConsoleGroup}
+        for entry in (entry for app in apps for entry in app["models"]):
+            model_admin: Any = self._registry[entry["model"]]
+            entry["name"] = getattr(model_admin, "name", "") or entry["name"]
+            group = getattr(model_admin, "console_group", None) or UNGROUPED
+            position = getattr(model_admin, "console_position", 0)
+            groups.setdefault(group, []).append((position, entry["name"], entry))
+        return [
+            _group(title, [entry for *_, entry in sorted(entries, key=lambda one: one[:2])])
+            for title, entries in groups.items()
+            if entries
         ]
-        rest = _group("More", list(rooms.values()))
-        return [group for group in (*grouped, rest) if group["models"]]
 
     def index(self, request: HttpRequest, extra_context: Any = None) -> TemplateResponse:
         from environments.admin import dashboard
 
         actor = request.actor  # type: ignore[attr-defined]
-        context = {"numbers": dashboard.numbers(actor), "panels": dashboard.panels(actor)}
+        context = {
+            "numbers": dashboard.numbers(actor),
+            "related_tables": dashboard.related_tables(actor),
+        }
         return super().index(request, {**context, **(extra_context or {})})
 
 
-def _group(title: str, rooms: list[Any]) -> dict[str, Any]:
-    label = title.lower()
+def _group(title: str, entries: list[Any]) -> dict[str, Any]:
     return {
         "name": title,
-        "app_label": label,
-        "app_url": rooms[0]["admin_url"] if rooms else "",
+        "app_label": title.lower().replace(" ", "-"),
+        "app_url": entries[0]["admin_url"],
         "has_module_perms": True,
-        "models": rooms,
+        "models": entries,
     }

@@ -558,7 +558,9 @@ TEMPLATES: list[dict[str, Any]] = [
                 "django.template.context_processors.request",
                 "django.contrib.auth.context_processors.auth",
                 "django.contrib.messages.context_processors.messages",
-            ]
+                "environments.admin.context_processors.console",
+            ],
+            "libraries": {"console": "environments.console.template_filters"},
         },
     }
 ]

@@ -1,4 +1,4 @@
-"""IT's console: rooms to look into, questions that call the operations of everybody."""
+"""Administration console: read-only pages of rows, and confirmed actions that call operations."""
 
 from environments.admin import (
     approval_requests,
@@ -10,11 +10,12 @@ from environments.admin import (
     mirrors,
     namespaces,
     packages,
-    people,
     policies,
     recalls,
+    roles,
     rules,
     system,
+    users,
 )
 
 __all__ = [
@@ -27,9 +28,10 @@ __all__ = [
     "mirrors",
     "namespaces",
     "packages",
-    "people",
     "policies",
     "recalls",
+    "roles",
     "rules",
     "system",
+    "users",
 ]

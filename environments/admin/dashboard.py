@@ -1,4 +1,4 @@
-"""How is the installation? The numbers of the first page, each with the list that it counts."""
+"""Start page of the console: numbers that link to the lists they count, and two tables."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from django.utils import timezone
 
 from accounts.access import Actor
 from accounts.roles import Perm
-from environments.admin.base import Panel, link, list_url, size
-from environments.admin.changelist import COUNTED
+from environments.admin.changelist import MAX_COUNTED
+from environments.admin.display import RelatedTable, link, list_url, size
+from environments.admin.namespaces import amount, quota_status
 from environments.domain.lifecycle import RUNNING, BuildState
 from environments.models import (
     ApprovalRequest,
@@ -30,13 +31,13 @@ from environments.models import (
 from environments.models.folder_restores import RestoreState
 from environments.operations import quotas
 
-#: Namespaces in a table.
+#: Number of namespaces in a table.
 LARGEST = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Number:
-    """`alarming`: somebody has to do something."""
+    """A number of the start page. `alarming` means that somebody should act."""
 
     title: str
     value: str
@@ -46,23 +47,23 @@ class Number:
 
 
 def numbers(actor: Actor) -> Sequence[Number]:
-    """Those of an approver are about decisions alone."""
+    """Return the numbers that concern the actor; an approver gets those of decisions only."""
     found = [_waiting(actor)]
     if actor.is_superuser:
         found += [_failed(), *_queue(), _workers(), _disk(), _folders(), _recalled()]
     return found
 
 
-def panels(actor: Actor) -> Sequence[Panel]:
+def related_tables(actor: Actor) -> Sequence[RelatedTable]:
     return (_near_quota(), _by_namespace()) if actor.is_superuser else ()
 
 
 def _waiting(actor: Actor) -> Number:
     rows = ApprovalRequest.objects.with_perm(actor, Perm.APPROVE).undecided().order_by()
-    count = rows[: COUNTED + 1].count()
-    value = f"{COUNTED:,}+" if count > COUNTED else f"{count:,}"
+    count = rows[: MAX_COUNTED + 1].count()
+    value = f"{MAX_COUNTED:,}+" if count > MAX_COUNTED else f"{count:,}"
     return Number(
-        title="Packages wait for a decision",
+        title="Packages waiting for a decision",
         value=value,
         url=list_url(ApprovalRequest),
         alarming=count > 0,
@@ -74,7 +75,7 @@ def _failed() -> Number:
     recent = Build.objects.filter(deleted_at=None, created_at__gte=since).order_by()
     count = recent.filter(state=BuildState.FAILED).count()
     return Number(
-        title="Builds of the last day failed",
+        title="Builds failed since yesterday",
         value=f"{count:,}",
         url=list_url(Build, state__exact=BuildState.FAILED, since=f"{since:%F}"),
         alarming=count > 0,
@@ -121,9 +122,9 @@ def _disk() -> Number:
     held = Prefix.objects.aggregate(held=Sum("share_size"))["held"] or 0
     free = shutil.disk_usage(settings.DATA).free
     return Number(
-        title="On the disk",
+        title="Used disk space",
         value=size(held),
-        note=f"{size(free)} free; {size(settings.DISK_RESERVE)} are kept in reserve",
+        note=f"{size(free)} free, of which {size(settings.DISK_RESERVE)} are reserved",
         url=list_url(Namespace),
         alarming=free < 2 * settings.DISK_RESERVE,
     )
@@ -132,7 +133,7 @@ def _disk() -> Number:
 def _folders() -> Number:
     missing = FolderRestore.objects.missing()
     failed = missing.filter(state=RestoreState.FAILED).count()
-    note = f"{failed:,} cannot be linked again" if failed else "linked again by themselves"
+    note = f"{failed:,} cannot be restored" if failed else "being restored automatically"
     count = missing.count()
     return Number(
         title="Missing folders",
@@ -149,13 +150,13 @@ def _recalled() -> Number:
     return Number(
         title="Recalls in force",
         value=f"{active:,}",
-        note=f"{hit:,} locks hold what was recalled",
-        url=list_url(Recall, undone_at__isempty=1),
+        note=f"{hit:,} locks contain a recalled package",
+        url=list_url(Recall, undone="no"),
         alarming=hit > 0,
     )
 
 
-def _near_quota() -> Panel:
+def _near_quota() -> RelatedTable:
     kinds = quotas.KINDS
     limited = Q()
     for kind in kinds:
@@ -164,36 +165,41 @@ def _near_quota() -> Panel:
     rows: Any = Namespace.objects.all() if everywhere else Namespace.objects.filter(limited)
     rows = rows.annotate(**{f"used_{kind.name}": quotas.used(kind.name) for kind in kinds})
     near = [
-        (link(row), use.text())
+        (
+            link(row),
+            use.kind.what,
+            amount(use.kind, use.used),
+            amount(use.kind, use.limit),
+            quota_status(use),
+        )
         for row in rows.order_by("name")
         for use in quotas.uses_of(row)
         if use.is_near()
     ]
-    return Panel(
-        title="Near or over a quota",
-        headers=("Namespace", "Uses"),
+    return RelatedTable(
+        title="Namespaces near or over a quota",
+        headers=("Namespace", "Quota", "Used", "Limit", "Status"),
         rows=near[: 2 * LARGEST],
-        empty="No namespace.",
     )
 
 
-def _by_namespace() -> Panel:
-    """What copies of an environment share counts once in each namespace."""
-    place = "environment__namespace"
+def _by_namespace() -> RelatedTable:
+    """Sum the disk use of each namespace; files that copies share count once in a namespace."""
+    path = "environment__namespace"
     same = Build.objects.filter(
         prefix=OuterRef("prefix"),
-        environment__namespace=OuterRef(place),
+        environment__namespace=OuterRef(path),
         pk__lt=OuterRef("pk"),
     )
-    # Only a copy has a prefix that another build has.
+    # Only copies share a prefix with another build.
     first = Build.objects.exclude(prefix=None).filter(Q(origin=None) | ~Exists(same))
-    held = first.order_by().values(f"{place}__pk", f"{place}__name")
+    held = first.order_by().values(f"{path}__pk", f"{path}__name")
     held = held.annotate(bytes=Sum("prefix__share_size")).order_by("-bytes")[:LARGEST]
-    return Panel(
-        title="Bytes by namespace, the largest first",
-        headers=("Namespace", "Bytes"),
+    return RelatedTable(
+        title="Disk use by namespace, largest first",
+        headers=("Namespace", "Size"),
         rows=[
-            (link(Namespace(pk=one[f"{place}__pk"]), one[f"{place}__name"]), size(one["bytes"]))
+            (link(Namespace(pk=one[f"{path}__pk"]), one[f"{path}__name"]), size(one["bytes"]))
             for one in held
         ],
         more=list_url(Namespace),

@@ -1,4 +1,4 @@
-"""What was decided on packages, whether it holds, and how it ends."""
+"""Approval decisions: list, second approval and revocation."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from django.utils import timezone
 
 from accounts.access import Actor
 from accounts.roles import Perm
-from environments.admin.access import ApproversRoom
-from environments.admin.base import Question, Reason, actor_of, badge, moment
-from environments.admin.changelist import text_filter
+from condastore.admin_site import ConsoleGroup
+from environments.admin.access import ApproverAdmin
+from environments.admin.confirmed_actions import ConfirmedAction, Reason, actor_of
+from environments.admin.display import badge, relative_time
+from environments.admin.filters import date_range, text_filter
 from environments.models import (
     Decision,
     Namespace,
@@ -23,15 +25,15 @@ from environments.operations import approvals
 
 
 class InForceFilter(admin.SimpleListFilter):
-    title = "whether it holds"
+    title = "status"
     parameter_name = "holds"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         return [
-            ("now", "holds now"),
-            ("second", "waits for a second person"),
-            ("expired", "has expired"),
-            ("revoked", "was revoked"),
+            ("now", "In force"),
+            ("second", "Waiting for a second approver"),
+            ("expired", "Expired"),
+            ("revoked", "Revoked"),
         ]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
@@ -60,25 +62,40 @@ def _agree(actor: Actor, row: Decision, answers: Mapping[str, Any]) -> None:
 
 
 @admin.register(Decision)
-class DecisionRoom(ApproversRoom):
-    list_display = ("what", "scope", "place", "holds", "until", "decided_by", "age")
+class DecisionAdmin(ApproverAdmin):
+    title = "Decisions"
+    console_group, console_position = ConsoleGroup.DECISIONS, 2
+    list_display = ("what", "scope", "valid_in", "status", "until", "decided_by", "age")
+    export_fields = (
+        "what",
+        "scope",
+        "valid_in",
+        "status",
+        "reason",
+        "decided_by",
+        "decided_at",
+        "expires_at",
+        "revoked_by",
+        "revoked_at",
+    )
     list_filter = (
         InForceFilter,
         "approved",
         text_filter("namespace", "namespace", "namespace__name", lower=True),
+        date_range("decided_at", "decision date"),
     )
     search_fields = ("name__begins",)
-    search_help_text = "How the package's name starts."
+    search_help_text = "Start of the package name."
     ordering = ("-pk",)
-    facts = (
+    fields = (
         "what",
         "scope",
         "spec",
         "channel",
         "sha256",
-        "place",
+        "valid_in",
         "reason",
-        "holds",
+        "status",
         "expires_at",
         "decided_by",
         "decided_at",
@@ -87,53 +104,53 @@ class DecisionRoom(ApproversRoom):
         "revoked_by",
         "revoked_at",
     )
-    questions = (
-        Question(
+    confirmed_actions = (
+        ConfirmedAction(
             name="second",
             title="Agree as the second person",
-            do=_agree,
-            superuser=False,
-            fits=lambda row: not row.complete and row.revoked_at is None,
+            run=_agree,
+            superuser_only=False,
+            applies_to=lambda row: not row.complete and row.revoked_at is None,
         ),
-        Question(
+        ConfirmedAction(
             name="revoke",
             title="Revoke",
-            text="Builds that start from now on need another decision; what runs, goes on.",
-            do=_revoke,
+            text="Builds that start later need another decision. Running builds continue.",
+            run=_revoke,
             form=Reason,
-            superuser=False,
-            fits=lambda row: row.revoked_at is None,
+            superuser_only=False,
+            applies_to=lambda row: row.revoked_at is None,
         ),
     )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         actor, rows = actor_of(request), super().get_queryset(request)
         if not actor.sees_everything:
-            theirs = Namespace.objects.with_perm(actor, Perm.APPROVE).order_by().values("pk")
-            rows = rows.filter(Q(namespace=None) | Q(namespace__in=theirs))
+            own = Namespace.objects.with_perm(actor, Perm.APPROVE).order_by().values("pk")
+            rows = rows.filter(Q(namespace=None) | Q(namespace__in=own))
         return rows.select_related("namespace", "decided_by", "seconded_by", "revoked_by")
 
     @admin.display(description="decision")
     def what(self, decision: Decision) -> str:
-        said = "approved" if decision.approved else "rejected"
-        return f"{said}: {decision.spec or decision.name} ({decision.manager})"
+        verdict = "approved" if decision.approved else "rejected"
+        return f"{verdict}: {decision.spec or decision.name} ({decision.manager})"
 
-    @admin.display(description="in")
-    def place(self, decision: Decision) -> str:
+    @admin.display(description="valid in")
+    def valid_in(self, decision: Decision) -> str:
         return str(decision.namespace or "all namespaces")
 
-    @admin.display(description="holds")
-    def holds(self, decision: Decision) -> object:
+    @admin.display(description="status")
+    def status(self, decision: Decision) -> object:
         if decision.revoked_at is not None:
             return badge("revoked")
         if decision.expires_at is not None and decision.expires_at <= timezone.now():
             return badge("expired")
-        return badge("holds" if decision.complete else "half")
+        return badge("in force" if decision.complete else "needs a second approver")
 
-    @admin.display(description="until")
+    @admin.display(description="expires")
     def until(self, decision: Decision) -> object:
-        return moment(decision.expires_at) or "for good"
+        return relative_time(decision.expires_at) or "never"
 
     @admin.display(description="decided")
     def age(self, decision: Decision) -> object:
-        return moment(decision.decided_at)
+        return relative_time(decision.decided_at)

@@ -1,4 +1,4 @@
-"""Channels that are hosted here, and the packages that were uploaded to them."""
+"""Hosted channels and the packages that were uploaded to them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,23 @@ from django.db.models.functions import Coalesce
 from django.http import HttpRequest
 
 from accounts.access import Actor
-from environments.admin.base import BESIDE, Panel, Question, Reason, Room, badge, link, moment, size
+from condastore.admin_site import ConsoleGroup
+from environments.admin.base import ReadOnlyAdmin
+from environments.admin.confirmed_actions import ConfirmedAction, Reason
+from environments.admin.display import RELATED_ROWS, RelatedTable, badge, link, relative_time, size
+from environments.admin.filters import date_range, presence_filter
 from environments.models import HostedChannel, HostedPackage, Namespace
 from environments.operations import hosted_channels
 from environments.services import hosted_channels as hosting
 
 
 class ChannelForm(forms.Form):
-    """Who reads it, and what it is for."""
+    """Description and visibility."""
 
     description = forms.CharField(required=False, widget=forms.Textarea)
     public = forms.BooleanField(
-        required=False, help_text="Everybody may read it; else who may see its namespace."
+        required=False,
+        help_text="Everyone may read it. Otherwise only people who may see its namespace.",
     )
 
 
@@ -32,24 +37,24 @@ class NewChannelForm(ChannelForm):
         max_length=128, help_text="NAMESPACE/NAME, or a name for the whole installation."
     )
     namespace = forms.ModelChoiceField(
-        Namespace.objects.all(), help_text="Its developers upload; those who run it yank."
+        Namespace.objects.all(), help_text="Its developers may upload; its admins may yank."
     )
     field_order = ("name", "namespace")
 
 
 class ChangeChannelForm(ChannelForm):
-    """Shows at first what holds now."""
+    """Initially shows the current values."""
 
     def __init__(self, *args: Any, about: HostedChannel | None = None, **options: Any) -> None:
         if about is not None:
-            held = {"description": about.description, "public": about.public}
-            options["initial"] = held | options.get("initial", {})
+            current = {"description": about.description, "public": about.public}
+            options["initial"] = current | options.get("initial", {})
         super().__init__(*args, **options)
 
 
 def _create(actor: Actor, row: None, answers: Mapping[str, Any]) -> str:
-    made = hosted_channels.create_channel(actor=actor, **answers)
-    return f"{made} takes packages: condastore channel upload {made.name} FILE..."
+    created = hosted_channels.create_channel(actor=actor, **answers)
+    return f"{created} was created. Upload with: condastore channel upload {created.name} FILE..."
 
 
 def _change(actor: Actor, row: HostedChannel, answers: Mapping[str, Any]) -> None:
@@ -58,7 +63,7 @@ def _change(actor: Actor, row: HostedChannel, answers: Mapping[str, Any]) -> Non
 
 def _delete(actor: Actor, row: HostedChannel, answers: Mapping[str, Any]) -> str:
     hosted_channels.delete_channel(actor=actor, channel=row)
-    return f"{row} is deleted."
+    return f"{row} was deleted."
 
 
 def _yank(actor: Actor, row: HostedPackage, answers: Mapping[str, Any]) -> None:
@@ -70,53 +75,71 @@ def _unyank(actor: Actor, row: HostedPackage, answers: Mapping[str, Any]) -> Non
 
 
 @admin.register(HostedChannel)
-class HostedChannelRoom(Room):
-    list_display = ("name", "of_namespace", "public", "packages_held", "bytes_held", "shown_state")
-    list_filter = ("public", ("deleted_at", admin.EmptyFieldListFilter))
+class HostedChannelAdmin(ReadOnlyAdmin):
+    title = "Hosted channels"
+    console_group, console_position = ConsoleGroup.CHANNELS, 1
+    list_display = (
+        "name",
+        "of_namespace",
+        "public",
+        "package_count",
+        "total_size",
+        "shown_state",
+        "created",
+    )
+    list_filter = (
+        "public",
+        presence_filter("deleted", "state", "deleted_at", present="Deleted", absent="Open"),
+        date_range("created_at", "creation"),
+    )
     search_fields = ("name", "namespace__name")
     ordering = ("name",)
-    facts = (
+    fields = (
         "name",
         "address",
         "of_namespace",
         "description",
         "public",
         "shown_state",
-        "bytes_held",
+        "total_size",
         "created_by",
         "created_at",
     )
-    questions = (
-        Question(
+    confirmed_actions = (
+        ConfirmedAction(
             name="new",
-            title="Make a hosted channel",
-            text="People of its namespace upload packages; builds name it hosted/NAME.",
-            do=_create,
+            title="Add a hosted channel",
+            text="Developers of its namespace upload packages; specifications name the channel "
+            "hosted/NAME.",
+            run=_create,
             form=NewChannelForm,
             rows=False,
         ),
-        Question(
+        ConfirmedAction(
             name="change",
             title="Change",
-            text="Who reads it, and what it is for.",
-            do=_change,
+            text="Description and visibility.",
+            run=_change,
             form=ChangeChannelForm,
-            alone=True,
-            fits=lambda row: row.deleted_at is None,
+            single=True,
+            applies_to=lambda row: row.deleted_at is None,
         ),
-        Question(
+        ConfirmedAction(
             name="delete",
             title="Delete",
-            text="Its packages go with it; builds keep those that they have. Its name stays taken.",
-            do=_delete,
-            alone=True,
-            removes=True,
-            fits=lambda row: row.deleted_at is None,
+            text="Its packages are deleted too; existing builds keep their copies. The name "
+            "cannot be used again.",
+            run=_delete,
+            single=True,
+            deletes=True,
+            applies_to=lambda row: row.deleted_at is None,
         ),
     )
 
-    def form_options(self, request: HttpRequest, question: Question, about: Any) -> dict[str, Any]:
-        return {"about": about} if question.name == "change" else {}
+    def form_options(
+        self, request: HttpRequest, action: ConfirmedAction, about: Any
+    ) -> dict[str, Any]:
+        return {"about": about} if action.name == "change" else {}
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         held = HostedPackage.objects.filter(channel=OuterRef("pk")).order_by().values("channel")
@@ -135,39 +158,45 @@ class HostedChannelRoom(Room):
         return hosting.url_of(channel)
 
     @admin.display(description="packages")
-    def packages_held(self, channel: Any) -> int:
+    def package_count(self, channel: Any) -> int:
         return int(channel.held)
 
-    @admin.display(description="bytes")
-    def bytes_held(self, channel: Any) -> object:
+    @admin.display(description="size")
+    def total_size(self, channel: Any) -> object:
         return size(channel.held_size)
 
     @admin.display(description="state")
     def shown_state(self, channel: HostedChannel) -> object:
         return badge("deleted" if channel.deleted_at else "open")
 
-    def panels(self, actor: Actor, row: HostedChannel) -> Sequence[Panel]:
+    @admin.display(description="created")
+    def created(self, channel: HostedChannel) -> object:
+        return relative_time(channel.created_at)
+
+    def related_tables(self, actor: Actor, row: HostedChannel) -> Sequence[RelatedTable]:
         newest = row.packages.select_related("channel", "uploaded_by").order_by("-pk")
         return (
-            Panel(
-                title="The newest packages",
-                headers=("Package", "Bytes", "Uploaded", "By", ""),
+            RelatedTable(
+                title="Newest packages",
+                headers=("Package", "Size", "Uploaded", "By", "State"),
                 rows=[
                     (
                         link(package),
                         size(package.size),
-                        moment(package.uploaded_at),
+                        relative_time(package.uploaded_at),
                         package.uploaded_by or "",
-                        badge("yanked") if package.yanked_at else "",
+                        badge("yanked" if package.yanked_at else "listed"),
                     )
-                    for package in newest[:BESIDE]
+                    for package in newest[:RELATED_ROWS]
                 ],
             ),
         )
 
 
 @admin.register(HostedPackage)
-class HostedPackageRoom(Room):
+class HostedPackageAdmin(ReadOnlyAdmin):
+    title = "Hosted packages"
+    console_group, console_position = ConsoleGroup.CHANNELS, 2
     list_display = (
         "file_name",
         "of_channel",
@@ -177,10 +206,15 @@ class HostedPackageRoom(Room):
         "age",
         "state",
     )
-    list_filter = ("subdir", ("yanked_at", admin.EmptyFieldListFilter))
+    list_filter = (
+        "subdir",
+        presence_filter("yanked", "state", "yanked_at", present="Yanked", absent="Listed"),
+        date_range("uploaded_at", "upload"),
+    )
     search_fields = ("name__begins", "sha256__startswith")
+    search_help_text = "Start of the package name or of the sha256."
     ordering = ("-pk",)
-    facts = (
+    fields = (
         "file_name",
         "of_channel",
         "subdir",
@@ -195,21 +229,21 @@ class HostedPackageRoom(Room):
         "yanked_at",
         "yank_reason",
     )
-    questions = (
-        Question(
+    confirmed_actions = (
+        ConfirmedAction(
             name="yank",
             title="Yank",
-            text="No solve chooses it any more. Locks that have it stay good.",
-            do=_yank,
+            text="Solves no longer choose it. Existing locks stay valid.",
+            run=_yank,
             form=Reason,
-            fits=lambda row: row.yanked_at is None,
+            applies_to=lambda row: row.yanked_at is None,
         ),
-        Question(
+        ConfirmedAction(
             name="unyank",
             title="List again",
             text="Solves may choose it again.",
-            do=_unyank,
-            fits=lambda row: row.yanked_at is not None,
+            run=_unyank,
+            applies_to=lambda row: row.yanked_at is not None,
         ),
     )
 
@@ -221,13 +255,13 @@ class HostedPackageRoom(Room):
     def of_channel(self, package: HostedPackage) -> object:
         return link(package.channel)
 
-    @admin.display(description="bytes")
+    @admin.display(description="size")
     def shown_size(self, package: HostedPackage) -> object:
         return size(package.size)
 
     @admin.display(description="uploaded")
     def age(self, package: HostedPackage) -> object:
-        return moment(package.uploaded_at)
+        return relative_time(package.uploaded_at)
 
     @admin.display(description="state")
     def state(self, package: HostedPackage) -> object:

@@ -1,4 +1,4 @@
-"""Container images: the bases that are here, and the registries that images are sent to."""
+"""Container images: base images, and rules that push images to registries."""
 
 from __future__ import annotations
 
@@ -9,56 +9,65 @@ from django import forms
 from django.contrib import admin
 
 from accounts.access import Actor
-from condastore.errors import NotFoundError
-from environments.admin.base import Panel, Question, Room, badge, link
+from condastore.admin_site import ConsoleGroup
+from environments.admin.base import ReadOnlyAdmin
+from environments.admin.confirmed_actions import ConfirmedAction
+from environments.admin.display import RelatedTable, badge, link, relative_time
+from environments.admin.filters import date_range
 from environments.models import BaseImage, Namespace, Push, PushRule
 from environments.operations import pushes
 from environments.services.image_pushes import expand_target
 
 
 @admin.register(BaseImage)
-class BaseImageRoom(Room):
-    """Loaded and pulled by the command `base_image`."""
+class BaseImageAdmin(ReadOnlyAdmin):
+    """Base images are loaded and pulled by the command `base_image`."""
 
     title = "Base images"
-    list_display = ("name", "platform", "short", "loaded_at")
+    console_group, console_position = ConsoleGroup.IMAGES, 1
+    list_display = ("name", "platform", "short_digest", "loaded")
+    list_filter = (date_range("loaded_at", "loading date"),)
     search_fields = ("name",)
-    facts = ("name", "platform", "digest", "loaded_at", "layers_held")
+    fields = ("name", "platform", "digest", "loaded_at", "layer_count")
 
-    @admin.display(description="config")
-    def short(self, base: BaseImage) -> str:
+    @admin.display(description="loaded")
+    def loaded(self, base: BaseImage) -> object:
+        return relative_time(base.loaded_at)
+
+    @admin.display(description="config digest")
+    def short_digest(self, base: BaseImage) -> str:
         return f"sha256:{base.digest[:12]}"
 
     @admin.display(description="layers")
-    def layers_held(self, base: BaseImage) -> int:
+    def layer_count(self, base: BaseImage) -> int:
         return base.layers.count()
 
 
 class PushRuleForm(forms.Form):
-    namespace = forms.CharField(max_length=64)
-    pattern = forms.CharField(max_length=64, label="Environments", help_text="A name, or ml-*, *.")
+    namespace = forms.ModelChoiceField(Namespace.objects.order_by("name"))
+    pattern = forms.CharField(
+        max_length=64,
+        label="Environments",
+        help_text="A name or a pattern: ml-* or, for all of them, *.",
+    )
     target = forms.CharField(
         max_length=300, help_text="registry.example.org/team/{environment}:{build}"
     )
 
 
 def _create(actor: Actor, row: None, answers: Mapping[str, Any]) -> str:
-    name = answers["namespace"].strip().lower()
-    namespace = Namespace.objects.filter(name=name).first()
-    if namespace is None:
-        raise NotFoundError(f"There is no namespace {name!r}.", where="namespace")
     rule = pushes.create_push_rule(
         actor=actor,
-        namespace=namespace,
+        namespace=answers["namespace"],
         pattern=answers["pattern"].strip(),
         target=answers["target"].strip(),
     )
-    return f"{rule}: what is current is on its way."
+    return f"{rule}: the current builds are being pushed."
 
 
-def _again(actor: Actor, row: PushRule, answers: Mapping[str, Any]) -> str:
+def _push_again(actor: Actor, row: PushRule, answers: Mapping[str, Any]) -> str:
     pushes.push_again(actor=actor, rule=row)
-    return f"What is current is on its way to {row.target}."
+    return f"The current builds are being pushed to {row.target}."
 
 
 def _delete(actor: Actor, row: PushRule, answers: Mapping[str, Any]) -> None:
@@ -66,33 +75,39 @@ def _delete(actor: Actor, row: PushRule, answers: Mapping[str, Any]) -> None:
 
 
 @admin.register(PushRule)
-class PushRuleRoom(Room):
-    title = "Pushes to registries"
-    list_display = ("target", "namespace", "pattern", "created_by", "created_at")
+class PushRuleAdmin(ReadOnlyAdmin):
+    title = "Push rules"
+    console_group, console_position = ConsoleGroup.IMAGES, 2
+    list_display = ("target", "namespace", "pattern", "created_by", "created")
+    list_filter = (date_range("created_at", "creation"),)
     list_select_related = ("namespace", "created_by")
     search_fields = ("target", "namespace__name")
-    facts = ("namespace", "pattern", "target", "created_by", "created_at")
-    questions = (
-        Question(name="new", title="Add a rule", do=_create, form=PushRuleForm, rows=False),
-        Question(
+    fields = ("namespace", "pattern", "target", "created_by", "created_at")
+    confirmed_actions = (
+        ConfirmedAction(name="new", title="Add a rule", run=_create, form=PushRuleForm, rows=False),
+        ConfirmedAction(
             name="again",
             title="Push again",
-            text="Sends what is current, also what was given up.",
-            do=_again,
+            text="Pushes the current builds, including pushes that were given up.",
+            run=_push_again,
         ),
-        Question(
+        ConfirmedAction(
             name="remove",
             title="Remove",
-            text="What was sent stays where it is.",
-            do=_delete,
-            removes=True,
+            text="Images that were pushed stay in the registry.",
+            run=_delete,
+            deletes=True,
         ),
     )
 
-    def panels(self, actor: Actor, row: PushRule) -> Sequence[Panel]:
+    @admin.display(description="created")
+    def created(self, rule: PushRule) -> object:
+        return relative_time(rule.created_at)
+
+    def related_tables(self, actor: Actor, row: PushRule) -> Sequence[RelatedTable]:
         sent = Push.objects.filter(rule=row).select_related("build__environment__namespace")
         return (
-            Panel(
+            RelatedTable(
                 title="Pushes",
                 headers=("Build", "To", "State", "Attempts", "Problem"),
                 rows=[

@@ -1,4 +1,4 @@
-"""Remote channels that are read here through the rules."""
+"""Mirrors: remote channels that are served here, filtered by the policy."""
 
 from __future__ import annotations
 
@@ -11,22 +11,29 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 
 from accounts.access import Actor
-from environments.admin.base import Panel, Question, Room, badge, link, moment
+from condastore.admin_site import ConsoleGroup
+from environments.admin.base import ReadOnlyAdmin
+from environments.admin.confirmed_actions import ConfirmedAction
+from environments.admin.display import RelatedTable, badge, link, relative_time
+from environments.admin.filters import date_range
 from environments.domain.names import SUBDIRS
 from environments.models import Mirror, Namespace
 from environments.operations import mirrors
 
 
 class MirrorForm(forms.Form):
-    """Who reads it, by which rules."""
+    """Namespace, visibility and subdirs."""
 
     namespace = forms.ModelChoiceField(
-        Namespace.objects.all(),
+        Namespace.objects.order_by("name"),
         required=False,
-        help_text="Whose rules hold and whose people read it. None: the installation's rules, "
-        "and all who sign in.",
+        empty_label="the whole installation",
+        help_text="Its rules apply, and its members may read the mirror. For the whole "
+        "installation: the installation's rules apply, and everyone who signs in may read it.",
     )
-    public = forms.BooleanField(required=False, help_text="Everybody may read it.")
+    public = forms.BooleanField(
+        required=False, help_text="Everyone may read it, also without signing in."
+    )
     subdirs = forms.MultipleChoiceField(
         choices=[(subdir, subdir) for subdir in SUBDIRS],
         initial=mirrors.DEFAULT_SUBDIRS,
@@ -35,16 +42,16 @@ class MirrorForm(forms.Form):
 
 
 class ChangeMirrorForm(MirrorForm):
-    """Shows at first what holds now."""
+    """Initially shows the current values."""
 
     def __init__(self, *args: Any, about: Mirror | None = None, **options: Any) -> None:
         if about is not None:
-            held = {
+            current = {
                 "namespace": about.namespace_id,
                 "public": about.public,
                 "subdirs": about.subdirs,
             }
-            options["initial"] = held | options.get("initial", {})
+            options["initial"] = current | options.get("initial", {})
         super().__init__(*args, **options)
 
 
@@ -57,8 +64,8 @@ class NewMirrorForm(MirrorForm):
 
 
 def _create(actor: Actor, row: None, answers: Mapping[str, Any]) -> str:
-    made = mirrors.create_mirror(actor=actor, **answers)
-    return f"{made.upstream} is mirrored as /channel/mirror/{made.name}."
+    created = mirrors.create_mirror(actor=actor, **answers)
+    return f"{created.upstream} is mirrored as /channel/mirror/{created.name}."
 
 
 def _change(actor: Actor, row: Mirror, answers: Mapping[str, Any]) -> None:
@@ -67,45 +74,50 @@ def _change(actor: Actor, row: Mirror, answers: Mapping[str, Any]) -> None:
 
 def _delete(actor: Actor, row: Mirror, answers: Mapping[str, Any]) -> str:
     mirrors.delete_mirror(actor=actor, mirror=row)
-    return f"The mirror {row.name} is deleted."
+    return f"The mirror {row.name} was deleted."
 
 
 @admin.register(Mirror)
-class MirrorRoom(Room):
-    list_display = ("name", "upstream", "of_namespace", "public", "shown_state")
-    list_filter = ("public",)
+class MirrorAdmin(ReadOnlyAdmin):
+    title = "Mirrors"
+    console_group, console_position = ConsoleGroup.CHANNELS, 3
+    list_display = ("name", "upstream", "of_namespace", "public", "shown_state", "created")
+    list_filter = ("public", date_range("created_at", "creation"))
     search_fields = ("name", "upstream")
     ordering = ("name",)
-    facts = ("name", "upstream", "of_namespace", "public", "created_by", "created_at")
-    questions = (
-        Question(
+    fields = ("name", "upstream", "of_namespace", "public", "created_by", "created_at")
+    confirmed_actions = (
+        ConfirmedAction(
             name="new",
             title="Mirror a channel",
-            text="conda, mamba and pixi read it here, through the rules; each day stays to be had.",
-            do=_create,
+            text="conda, mamba and pixi read the channel here, filtered by the rules. The index of "
+            "each day stays available.",
+            run=_create,
             form=NewMirrorForm,
             rows=False,
         ),
-        Question(
+        ConfirmedAction(
             name="change",
             title="Change",
-            text="Another channel is another mirror.",
-            do=_change,
+            text="The upstream channel cannot be changed: add another mirror instead.",
+            run=_change,
             form=ChangeMirrorForm,
-            alone=True,
+            single=True,
         ),
-        Question(
+        ConfirmedAction(
             name="delete",
             title="Delete",
-            text="Its history goes with it: the same days cannot be had again.",
-            do=_delete,
-            alone=True,
-            removes=True,
+            text="Its history is deleted too: the indexes of earlier days cannot be recovered.",
+            run=_delete,
+            single=True,
+            deletes=True,
         ),
     )
 
-    def form_options(self, request: HttpRequest, question: Question, about: Any) -> dict[str, Any]:
-        return {"about": about} if question.name == "change" else {}
+    def form_options(
+        self, request: HttpRequest, action: ConfirmedAction, about: Any
+    ) -> dict[str, Any]:
+        return {"about": about} if action.name == "change" else {}
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         rows = super().get_queryset(request).select_related("namespace", "created_by")
@@ -120,19 +132,23 @@ class MirrorRoom(Room):
         indexes = [index for index in mirror.indexes.all() if index.subdir in mirror.subdirs]
         if any(index.failure for index in indexes):
             return badge("stale")
-        return badge("followed" if all(index.looked_at for index in indexes) else "new")
+        return badge("up to date" if all(index.looked_at for index in indexes) else "new")
 
-    def panels(self, actor: Actor, row: Mirror) -> Sequence[Panel]:
+    @admin.display(description="created")
+    def created(self, mirror: Mirror) -> object:
+        return relative_time(mirror.created_at)
+
+    def related_tables(self, actor: Actor, row: Mirror) -> Sequence[RelatedTable]:
         return (
-            Panel(
+            RelatedTable(
                 title="Subdirs",
-                headers=("Subdir", "Records", "Looked at", "Changed", "Last failure"),
+                headers=("Subdir", "Records", "Checked", "Changed", "Last failure"),
                 rows=[
                     (
                         index.subdir,
                         f"{index.records:,}",
-                        moment(index.looked_at),
-                        moment(index.changed_at),
+                        relative_time(index.looked_at),
+                        relative_time(index.changed_at),
                         index.failure["message"] if index.failure else "",
                     )
                     for index in row.indexes.order_by("subdir")

@@ -1,4 +1,4 @@
-"""Namespaces: how much each holds of what it may, and who may do what there."""
+"""Namespaces: quotas and their use, members, base image and switches."""
 
 from __future__ import annotations
 
@@ -10,11 +10,22 @@ from django.contrib import admin
 from django.db.models import Count, OuterRef, QuerySet, Subquery
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest
-from django.template.defaultfilters import filesizeformat
 
 from accounts.access import Actor
 from accounts.roles import Role
-from environments.admin.base import BESIDE, Panel, Question, Room, link, list_url, size
+from condastore.admin_site import ConsoleGroup
+from environments.admin.base import ReadOnlyAdmin
+from environments.admin.confirmed_actions import ConfirmedAction
+from environments.admin.display import (
+    RELATED_ROWS,
+    RelatedTable,
+    link,
+    list_url,
+    relative_time,
+    size,
+)
+from environments.admin.filters import date_range
+from environments.domain.sizes import format_size, parse_size
 from environments.models import Environment, Namespace, PolicyRule
 from environments.operations import approvals, images, namespaces, quotas
 
@@ -24,21 +35,50 @@ BYTES = "bytes"
 def amount(kind: quotas.Kind, number: int | None) -> str:
     if number is None:
         return "no limit"
-    return filesizeformat(number) if kind.name == BYTES else f"{number:,}"
+    return format_size(number) if kind.name == BYTES else f"{number:,}"
+
+
+def quota_status(use: quotas.Use) -> str:
+    """Say whether the use is over or near its limit; "" otherwise."""
+    if use.limit is not None and use.used > use.limit:
+        return "over the limit"
+    return "near the limit" if use.is_near() else ""
+
+
+class SizeField(forms.CharField):
+    """A size in bytes, typed as `5 GB`, `1.5 GiB` or a number; None for an empty field."""
+
+    def prepare_value(self, value: Any) -> Any:
+        return f"{value:,} B".replace(",", "") if isinstance(value, int) and value else value
+
+    def clean(self, value: Any) -> int | None:
+        text = super().clean(value)
+        if not text:
+            return None
+        try:
+            return parse_size(text)
+        except ValueError:
+            raise forms.ValidationError("Enter a size such as 5 GB.") from None
 
 
 class QuotaForm(forms.Form):
-    """0: no limit; empty: the installation's default."""
+    """Limits of a namespace; 0 means no limit, an empty field the installation's default."""
 
-    bytes = forms.IntegerField(required=False, help_text="On the disk, in bytes.")
-    environments = forms.IntegerField(required=False)
-    builds_at_once = forms.IntegerField(required=False, help_text="Queued or running.")
-    builds_a_day = forms.IntegerField(required=False, help_text="Within 24 hours.")
+    bytes = SizeField(
+        required=False, label="Disk space", help_text="Such as 5 GB, 1.5 TB or 500 GiB."
+    )
+    environments = forms.IntegerField(required=False, help_text="Number of environments.")
+    builds_at_once = forms.IntegerField(
+        required=False, label="Builds at once", help_text="Builds queued or running."
+    )
+    builds_a_day = forms.IntegerField(
+        required=False, label="Builds per day", help_text="Builds submitted within 24 hours."
+    )
 
     def __init__(self, *args: Any, namespace: Namespace | None = None, **options: Any) -> None:
         if namespace is not None:
-            held = {kind.name: getattr(namespace, kind.limit) for kind in quotas.KINDS}
-            options["initial"] = held | options.get("initial", {})
+            current = {kind.name: getattr(namespace, kind.limit) for kind in quotas.KINDS}
+            options["initial"] = current | options.get("initial", {})
         super().__init__(*args, **options)
 
 
@@ -46,8 +86,8 @@ class BaseForm(forms.Form):
     base = forms.CharField(
         required=False,
         max_length=300,
-        help_text="registry.example.org/team/debian:12, or a name that was loaded. Empty: what "
-        "the installation has.",
+        help_text="A reference such as registry.example.org/team/debian:12, or the name of a "
+        "loaded image. Empty: the installation's default.",
     )
 
     def __init__(self, *args: Any, namespace: Namespace | None = None, **options: Any) -> None:
@@ -57,24 +97,26 @@ class BaseForm(forms.Form):
 
 
 class GrantForm(forms.Form):
-    user = forms.CharField(required=False, max_length=150, help_text="A user name, or")
-    group = forms.CharField(required=False, max_length=150, help_text="the name of a group.")
+    user = forms.CharField(required=False, max_length=150, help_text="User name. Or:")
+    group = forms.CharField(required=False, max_length=150, help_text="Name of a group.")
     role = forms.ChoiceField(
-        choices=[("", "none: take the role away"), *((role.value, role.value) for role in Role)],
+        choices=[("", "none: revoke the role"), *((role.value, role.value) for role in Role)],
         required=False,
-        help_text="It takes the place of the role that is held now.",
+        help_text="Replaces the role that the user or group has now.",
     )
 
 
 class NewNamespaceForm(forms.Form):
     name = forms.CharField(max_length=64)
     description = forms.CharField(required=False, widget=forms.Textarea(attrs={"rows": 2}))
-    public = forms.BooleanField(required=False, help_text="Everybody may see and download.")
+    public = forms.BooleanField(
+        required=False, help_text="Everyone may see and download its environments."
+    )
 
 
 def _create(actor: Actor, row: None, answers: Mapping[str, Any]) -> str:
-    made = namespaces.create_namespace(actor=actor, **answers)
-    return f"{made} is made; you are its admin."
+    created = namespaces.create_namespace(actor=actor, **answers)
+    return f"{created} was created; you are its admin."
 
 
 def _grant(actor: Actor, namespace: Namespace, answers: Mapping[str, Any]) -> str:
@@ -82,42 +124,44 @@ def _grant(actor: Actor, namespace: Namespace, answers: Mapping[str, Any]) -> st
     who = holder["user"] or f"the group {holder['group']}"
     if not answers["role"]:
         namespaces.revoke_role(actor=actor, namespace=namespace, **holder)
-        return f"{who} holds no granted role in {namespace} any more."
+        return f"{who} no longer has a granted role in {namespace}."
     role = Role(answers["role"])
     namespaces.grant_role(actor=actor, namespace=namespace, role=role, **holder)
-    return f"{who} is {role.value} of {namespace}."
+    return f"{who} is now {role.value} in {namespace}."
 
 
 def _two_people(actor: Actor, namespace: Namespace, answers: Mapping[str, Any]) -> str:
     two = not namespace.two_person_approval
     approvals.require_two_people(actor=actor, namespace=namespace, two=two)
-    return f"In {namespace} a package is approved by {'two people' if two else 'one person'} now."
+    return f"{namespace} now requires {'two people' if two else 'one person'} to approve a package."
 
 
 def _add_pip(actor: Actor, namespace: Namespace, answers: Mapping[str, Any]) -> str:
     on = not namespace.add_pip_as_python_dependency
     namespaces.set_add_pip(actor=actor, namespace=namespace, on=on)
-    added = "add pip as a dependency of Python" if on else "no longer add pip beside Python"
-    return f"New solves of {namespace} {added}."
+    effect = "add pip as a dependency of Python" if on else "no longer add pip"
+    return f"New solves in {namespace} {effect}."
 
 
 def _quota(actor: Actor, namespace: Namespace, answers: Mapping[str, Any]) -> str:
     quotas.set_quota(actor=actor, namespace=namespace, limits=answers)
-    return f"The quotas of {namespace} are set."
+    return f"The quotas of {namespace} were set."
 
 
 def _base(actor: Actor, namespace: Namespace, answers: Mapping[str, Any]) -> str:
     images.set_base_image(actor=actor, namespace=namespace, name=answers["base"])
-    now = namespace.base_image or "what the installation has"
-    return f"Container images of {namespace} lie on {now}."
+    base = namespace.base_image or "the installation's default base image"
+    return f"Container images of {namespace} are now based on {base}."
 
 
 @admin.register(Namespace)
-class NamespaceRoom(Room):
-    list_display = ("name", "environments_held", "personal", "public", "created_at")
-    list_filter = ("personal", "public")
+class NamespaceAdmin(ReadOnlyAdmin):
+    title = "Namespaces"
+    console_group, console_position = ConsoleGroup.ENVIRONMENTS, 1
+    list_display = ("name", "environment_count", "personal", "public", "created")
+    list_filter = ("personal", "public", date_range("created_at", "creation"))
     search_fields = ("name", "description")
-    facts = (
+    fields = (
         "name",
         "description",
         "personal",
@@ -128,34 +172,38 @@ class NamespaceRoom(Room):
         "created_at",
         "created_by",
     )
-    questions = (
-        Question(name="new", title="New namespace", do=_create, form=NewNamespaceForm, rows=False),
-        Question(
+    confirmed_actions = (
+        ConfirmedAction(
+            name="new", title="Add a namespace", run=_create, form=NewNamespaceForm, rows=False
+        ),
+        ConfirmedAction(
             name="quota",
             title="Set quotas",
-            text="0 means no limit; what is left empty is the installation's default.",
-            do=_quota,
+            text="0 means no limit. An empty field means the installation's default.",
+            run=_quota,
             form=QuotaForm,
         ),
-        Question(name="base", title="Choose the base of images", do=_base, form=BaseForm),
-        Question(name="grant", title="Grant or take a role", do=_grant, form=GrantForm),
-        Question(
+        ConfirmedAction(name="base", title="Choose the base image", run=_base, form=BaseForm),
+        ConfirmedAction(name="grant", title="Grant or revoke a role", run=_grant, form=GrantForm),
+        ConfirmedAction(
             name="two-people",
-            title="Switch approval by two people",
-            text="Where it is on, two people must agree before a package is approved.",
-            do=_two_people,
+            title="Switch two-person approval",
+            text="If it is on, two people must agree before a package is approved.",
+            run=_two_people,
         ),
-        Question(
+        ConfirmedAction(
             name="add-pip",
-            title="Switch pip beside Python",
-            text="Where it is on, new solves add pip as a dependency of Python, as conda and mamba "
-            "do. Specifications with a pip: part get it in any case.",
-            do=_add_pip,
+            title="Switch adding pip",
+            text="If it is on, new solves add pip as a dependency of Python, as conda and mamba "
+            "do. Specifications with a pip: section always get pip.",
+            run=_add_pip,
         ),
     )
 
-    def form_options(self, request: HttpRequest, question: Question, about: Any) -> dict[str, Any]:
-        return {"namespace": about} if question.name in ("quota", "base") else {}
+    def form_options(
+        self, request: HttpRequest, action: ConfirmedAction, about: Any
+    ) -> dict[str, Any]:
+        return {"namespace": about} if action.name in ("quota", "base") else {}
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         inside = Environment.objects.present().filter(namespace=OuterRef("pk")).order_by()
@@ -163,35 +211,39 @@ class NamespaceRoom(Room):
         rows = super().get_queryset(request).select_related("created_by")
         return rows.annotate(held=Coalesce(Subquery(count), 0))
 
+    @admin.display(description="created")
+    def created(self, namespace: Namespace) -> object:
+        return relative_time(namespace.created_at)
+
     @admin.display(description="environments")
-    def environments_held(self, namespace: Any) -> int:
+    def environment_count(self, namespace: Any) -> int:
         return int(namespace.held)
 
-    def panels(self, actor: Actor, row: Namespace) -> Sequence[Panel]:
+    def related_tables(self, actor: Actor, row: Namespace) -> Sequence[RelatedTable]:
         return (self._quotas(row), self._largest(row), self._people(row), self._rules(row))
 
-    def _quotas(self, namespace: Namespace) -> Panel:
-        return Panel(
+    def _quotas(self, namespace: Namespace) -> RelatedTable:
+        return RelatedTable(
             title="Quotas",
-            headers=("Of", "Used", "Limit", ""),
+            headers=("Quota", "Used", "Limit", "Status"),
             rows=[
                 (
                     use.kind.what,
                     amount(use.kind, use.used),
                     amount(use.kind, use.limit),
-                    "near or over the limit" if use.is_near() else "",
+                    quota_status(use),
                 )
                 for use in quotas.usage(namespace)
             ],
         )
 
-    def _largest(self, namespace: Namespace) -> Panel:
+    def _largest(self, namespace: Namespace) -> RelatedTable:
         rows = Environment.objects.present().filter(namespace=namespace, current__prefix__gt=0)
         rows = rows.select_related("namespace", "current__prefix")
         rows = rows.defer("current__source", "current__log_archive", "current__verdicts")
-        return Panel(
-            title="Environments, the largest first",
-            headers=("Environment", "Current build", "On its own", "With what it shares"),
+        return RelatedTable(
+            title="Largest environments",
+            headers=("Environment", "Current build", "Own size", "With shared files"),
             rows=[
                 (
                     link(environment),
@@ -205,7 +257,7 @@ class NamespaceRoom(Room):
             more=list_url(Environment, namespace=namespace.name),
         )
 
-    def _people(self, namespace: Namespace) -> Panel:
+    def _people(self, namespace: Namespace) -> RelatedTable:
         own: Any = namespace.user_grants.select_related("user", "permission").order_by(
             "user__username"
         )
@@ -215,31 +267,31 @@ class NamespaceRoom(Room):
         mapped: Any = namespace.mapped_roles.select_related("group", "user", "mapping").order_by(
             "group__name"
         )
-        return Panel(
+        return RelatedTable(
             title="People",
-            headers=("Who", "Role", "By"),
+            headers=("Who", "Role", "Through"),
             rows=[
-                *((link(one.user), _role(one), "a grant") for one in own[:BESIDE]),
-                *((f"group {one.group}", _role(one), "a grant") for one in shared[:BESIDE]),
+                *((link(one.user), _role(one), "grant") for one in own[:RELATED_ROWS]),
+                *((f"group {one.group}", _role(one), "grant") for one in shared[:RELATED_ROWS]),
                 *(
-                    (one.label, one.role, "a grant; the name does not exist yet")
-                    for one in namespace.pending_grants.order_by("holder")[:BESIDE]
+                    (one.label, one.role, "grant; the name does not exist yet")
+                    for one in namespace.pending_grants.order_by("holder")[:RELATED_ROWS]
                 ),
                 *(
                     (
                         f"{one.user or 'members'} of {one.group}",
                         one.role,
-                        link(one.mapping, "a role mapping"),
+                        link(one.mapping, "role mapping"),
                     )
-                    for one in mapped[:BESIDE]
+                    for one in mapped[:RELATED_ROWS]
                 ),
             ],
         )
 
-    def _rules(self, namespace: Namespace) -> Panel:
+    def _rules(self, namespace: Namespace) -> RelatedTable:
         rules = PolicyRule.objects.filter(policy__namespace=namespace).order_by("position", "pk")
-        return Panel(
-            title="Its own rules, beside the installation's",
+        return RelatedTable(
+            title="Rules of the namespace, in addition to the installation's",
             headers=("Rule", "Effect", "On"),
             rows=[(rule.name, rule.effect, "yes" if rule.enabled else "no") for rule in rules],
         )

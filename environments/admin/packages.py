@@ -1,4 +1,4 @@
-"""Packages in use: which environments hold which versions; channels, and their credentials."""
+"""Packages that builds use, the channels they come from, and the channels' credentials."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ from django.urls import reverse
 from django.utils.html import format_html
 
 from accounts.access import Actor
-from environments.admin.access import ManagersRoom
-from environments.admin.base import BESIDE, Panel, Question, Room, badge, link, moment, size
-from environments.admin.changelist import text_filter
+from accounts.roles import Perm
+from condastore.admin_site import ConsoleGroup
+from environments.admin.access import NamespaceManagerAdmin
+from environments.admin.base import ReadOnlyAdmin
+from environments.admin.confirmed_actions import ConfirmedAction, actor_of
+from environments.admin.display import RELATED_ROWS, RelatedTable, badge, link, relative_time, size
+from environments.admin.filters import date_range, text_filter
 from environments.models import (
     Channel,
     ChannelCredential,
@@ -24,34 +28,34 @@ from environments.models import (
     Environment,
     LockedConda,
     LockedPypi,
+    Namespace,
     PypiRecord,
 )
 from environments.operations import credentials
-from environments.operations.namespaces import find_namespace
 
 _OTHER_VERSIONS = 30
-#: Users of a package that are counted: python is in all of them.
-MOST = 1_000
+#: Builds and environments counted for a package; packages such as python are in all of them.
+MAX_USES = 1_000
 
 
 class _Counted(Subquery):
-    """How many rows a query has: cut it off where nobody counts any more."""
+    """Number of rows of a query; slice the query to bound the cost."""
 
     template = "(SELECT COUNT(*) FROM (%(subquery)s) counted)"
     output_field = IntegerField()
 
 
 def bounded(count: int) -> str:
-    return f"{MOST:,}+" if count > MOST else f"{count:,}"
+    return f"{MAX_USES:,}+" if count > MAX_USES else f"{count:,}"
 
 
-class PackageRoom(Room):
-    """A package's file, and who uses it."""
+class PackageAdmin(ReadOnlyAdmin):
+    """Package files and the builds and environments that use them."""
 
     locked: Any
     manager = ""
     search_fields = ("name__begins",)
-    search_help_text = "How the package's name starts."
+    search_help_text = "Start of the package name."
     ordering = ("name", "version", "pk")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
@@ -66,8 +70,8 @@ class PackageRoom(Room):
         )
         rows: QuerySet[Any] = super().get_queryset(request)
         return rows.annotate(
-            build_count=_Counted(builds.distinct()[: MOST + 1]),
-            environment_count=_Counted(current.distinct()[: MOST + 1]),
+            build_count=_Counted(builds.distinct()[: MAX_USES + 1]),
+            environment_count=_Counted(current.distinct()[: MAX_USES + 1]),
         )
 
     @admin.display(description="environments")
@@ -82,15 +86,15 @@ class PackageRoom(Room):
     def file_size(self, package: Any) -> str:
         return size(package.size)
 
-    @admin.display(description="saved by sharing it")
+    @admin.display(description="saved by sharing")
     def saved(self, package: Any) -> str:
-        """Its file alone, for each build but the first: what is unpacked is larger."""
-        least = "at least " if package.build_count > MOST else ""
-        return least + size(package.size * max(0, min(package.build_count, MOST) - 1))
+        """Size of the file for each build but the first; unpacked files take more."""
+        least = "at least " if package.build_count > MAX_USES else ""
+        return least + size(package.size * max(0, min(package.build_count, MAX_USES) - 1))
 
-    @admin.display(description="known here for")
-    def known(self, package: Any) -> object:
-        return moment(package.first_seen_at)
+    @admin.display(description="first seen")
+    def first_seen(self, package: Any) -> object:
+        return relative_time(package.first_seen_at)
 
     def render_change_form(
         self, request: HttpRequest, context: Any, *args: Any, obj: Any = None, **options: Any
@@ -116,24 +120,24 @@ class PackageRoom(Room):
             ("Deny", f"{reverse('admin:environments_policy_add-rule')}?{denied}"),
         ]
 
-    def panels(self, actor: Actor, row: Any) -> Sequence[Panel]:
+    def related_tables(self, actor: Actor, row: Any) -> Sequence[RelatedTable]:
         locks = self.locked.objects.filter(package=row).order_by().values("lock")
         using = Environment.objects.present().filter(current__lock__in=locks)
         using = using.select_related("namespace", "current").order_by("namespace__name", "name")
         using = using.defer("current__source", "current__log_archive", "current__verdicts")
         others = self.get_queryset(_NO_REQUEST).filter(name=row.name).exclude(pk=row.pk)
         return (
-            Panel(
-                title=f"Environments that hold it now ({bounded(row.environment_count)})",
+            RelatedTable(
+                title=f"Environments with this package ({bounded(row.environment_count)})",
                 headers=("Environment", "Current build", "State"),
                 rows=[
                     (link(one), one.current.number, badge(one.current.state))
-                    for one in using[: 4 * BESIDE]
+                    for one in using[: 4 * RELATED_ROWS]
                     if one.current
                 ],
             ),
-            Panel(
-                title="Other versions and builds of it",
+            RelatedTable(
+                title="Other versions and builds",
                 headers=("Package", "Environments", "Builds"),
                 rows=[
                     (link(one), bounded(one.environment_count), bounded(one.build_count))
@@ -147,8 +151,9 @@ _NO_REQUEST = HttpRequest()
 
 
 @admin.register(CondaRecord)
-class CondaRoom(PackageRoom):
+class CondaAdmin(PackageAdmin):
     title = "Conda packages in use"
+    console_group, console_position = ConsoleGroup.PACKAGES, 1
     locked = LockedConda
     manager = "conda"
     list_display = (
@@ -165,9 +170,10 @@ class CondaRoom(PackageRoom):
     list_filter = (
         text_filter("channel", "channel", "channel__contains"),
         text_filter("license", "license", "license__icontains"),
+        date_range("first_seen_at", "first seen"),
     )
     deferred = ("record",)
-    facts = (
+    fields = (
         "name",
         "version",
         "build",
@@ -176,7 +182,7 @@ class CondaRoom(PackageRoom):
         "license",
         "file_size",
         "saved",
-        "known",
+        "first_seen",
         "listed",
         "link_scripts",
         "sha256",
@@ -189,8 +195,9 @@ class CondaRoom(PackageRoom):
 
 
 @admin.register(PypiRecord)
-class PypiRoom(PackageRoom):
+class PypiAdmin(PackageAdmin):
     title = "PyPI packages in use"
+    console_group, console_position = ConsoleGroup.PACKAGES, 2
     locked = LockedPypi
     manager = "pypi"
     list_display = (
@@ -203,15 +210,18 @@ class PypiRoom(PackageRoom):
         "file_size",
         "saved",
     )
-    list_filter = (text_filter("license", "license", "license__icontains"),)
-    facts = (
+    list_filter = (
+        text_filter("license", "license", "license__icontains"),
+        date_range("first_seen_at", "first seen"),
+    )
+    fields = (
         "name",
         "version",
         "file_name",
         "license",
         "file_size",
         "saved",
-        "known",
+        "first_seen",
         "requires_python",
         "sha256",
         "url",
@@ -219,10 +229,24 @@ class PypiRoom(PackageRoom):
 
 
 @admin.register(Channel)
-class ChannelRoom(Room):
-    list_display = ("url", "first_seen_at", "indexed_at")
+class ChannelAdmin(ReadOnlyAdmin):
+    title = "Source channels"
+    console_group, console_position = ConsoleGroup.CHANNELS, 4
+    list_display = ("url", "first_seen", "indexed")
+    list_filter = (
+        date_range("first_seen_at", "first seen"),
+        date_range("indexed_at", "last indexed", prefix="indexed_"),
+    )
     search_fields = ("url",)
-    facts = ("url", "first_seen_at", "indexed_at")
+    fields = ("url", "first_seen_at", "indexed_at")
+
+    @admin.display(description="first seen")
+    def first_seen(self, channel: Channel) -> object:
+        return relative_time(channel.first_seen_at)
+
+    @admin.display(description="last indexed")
+    def indexed(self, channel: Channel) -> object:
+        return relative_time(channel.indexed_at) or "never"
 
 
 def _delete_credential(actor: Actor, row: ChannelCredential, answers: Mapping[str, Any]) -> None:
@@ -230,9 +254,9 @@ def _delete_credential(actor: Actor, row: ChannelCredential, answers: Mapping[st
 
 
 class CredentialForm(forms.Form):
-    channel = forms.CharField(max_length=500, help_text="Its URL, without a secret.")
+    channel = forms.CharField(max_length=500, help_text="URL of the channel, without a secret.")
     user = forms.CharField(
-        required=False, max_length=200, help_text="Empty: the secret is a token."
+        required=False, max_length=200, help_text="Empty if the secret is a token."
     )
     secret = forms.CharField(
         max_length=4000,
@@ -240,58 +264,79 @@ class CredentialForm(forms.Form):
         widget=forms.PasswordInput(attrs={"autocomplete": "off"}),
         help_text="The password, or the token.",
     )
-    namespace = forms.CharField(
+    namespace = forms.ModelChoiceField(
+        Namespace.objects.none(),
         required=False,
-        max_length=64,
-        help_text="Whose builds use it. Empty: of the installation.",
+        help_text="Namespace whose builds use the credential.",
     )
     namespaces = forms.CharField(
         required=False,
         max_length=2000,
-        help_text="Of the installation only: namespaces whose builds use it, by name or pattern "
-        "(physics-*; * for all shared ones), separated by commas.",
+        help_text="Only for credentials of the installation: namespaces whose builds use it, by "
+        "name or pattern (physics-*; * for all shared ones), separated by commas.",
     )
+
+    def __init__(self, *args: Any, actor: Actor, **options: Any) -> None:
+        super().__init__(*args, **options)
+        field: Any = self.fields["namespace"]
+        field.queryset = Namespace.objects.with_perm(actor, Perm.MANAGE).order_by("name")
+        if actor.is_superuser:
+            field.empty_label = "the whole installation"
+        else:
+            field.required = True
+            del self.fields["namespaces"]
 
 
 def _set_credential(actor: Actor, row: None, answers: Mapping[str, Any]) -> str:
-    name, user, secret = answers["namespace"].strip(), answers["user"].strip(), answers["secret"]
-    made = credentials.set_credential(
+    user, secret = answers["user"].strip(), answers["secret"]
+    saved = credentials.set_credential(
         actor=actor,
-        namespace=find_namespace(actor, name) if name else None,
+        namespace=answers["namespace"],
         channel=answers["channel"],
         kind="basic" if user else "token",
         secret=f"{user}:{secret}" if user else secret,
-        namespaces=[one for one in answers["namespaces"].split(",") if one.strip()],
+        namespaces=[one for one in answers.get("namespaces", "").split(",") if one.strip()],
     )
-    return f"The secret of {made.url_prefix} is set."
+    return f"The secret of {saved.url_prefix} was set."
 
 
 @admin.register(ChannelCredential)
-class CredentialRoom(ManagersRoom):
-    """The secrets themselves are never shown."""
+class CredentialAdmin(NamespaceManagerAdmin):
+    """Credentials of channels. Secrets are never shown."""
 
-    questions = (
-        Question(
+    confirmed_actions = (
+        ConfirmedAction(
             name="set",
             title="Set or replace",
-            text="Builds that start later send it to the channel.",
-            do=_set_credential,
+            text="Builds that start later authenticate with it at the channel.",
+            run=_set_credential,
             form=CredentialForm,
             rows=False,
-            superuser=False,
+            superuser_only=False,
         ),
-        Question(
+        ConfirmedAction(
             name="remove",
             title="Delete",
-            text="Builds that start later are refused by the channel, until another is entered.",
-            do=_delete_credential,
-            superuser=False,
-            removes=True,
+            text="The channel refuses builds that start later, until another credential is set.",
+            run=_delete_credential,
+            superuser_only=False,
+            deletes=True,
         ),
     )
-    title = "Credentials of channels"
-    list_display = ("url_prefix", "kind", "namespace", "namespaces", "created_at")
+    title = "Channel credentials"
+    console_group, console_position = ConsoleGroup.CHANNELS, 5
+    list_display = ("url_prefix", "kind", "namespace", "namespaces", "created")
+    list_filter = (date_range("created_at", "creation"),)
     list_select_related = ("namespace",)
     search_fields = ("url_prefix",)
     ordering = ("-pk",)
-    facts = ("url_prefix", "kind", "namespace", "namespaces", "base", "created_at")
+    fields = ("url_prefix", "kind", "namespace", "namespaces", "base", "created_at")
+
+    def form_options(
+        self, request: HttpRequest, action: ConfirmedAction, about: Any
+    ) -> dict[str, Any]:
+        return {"actor": actor_of(request)} if action.name == "set" else {}
+
+    @admin.display(description="created")
+    def created(self, credential: ChannelCredential) -> object:
+        return relative_time(credential.created_at)

@@ -1,4 +1,4 @@
-"""Policies: the rules of each in plain language, and all its versions."""
+"""Policies: their rules in plain language, and their versions."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
 
 from accounts.access import Actor
-from environments.admin.access import ManagersRoom
-from environments.admin.base import Panel, Question, actor_of, badge, link, list_url, moment
-from environments.admin.changelist import text_filter
+from condastore.admin_site import ConsoleGroup
+from environments.admin.access import NamespaceManagerAdmin
+from environments.admin.confirmed_actions import ConfirmedAction, actor_of
+from environments.admin.display import RelatedTable, badge, link, list_url, long_text, relative_time
+from environments.admin.filters import date_range, text_filter
 from environments.admin.rule_forms import RuleForm, typed
 from environments.admin.rules import add, summary, try_new, try_policy
 from environments.domain.policy.rules import KINDS
@@ -29,32 +31,34 @@ VERSIONS = 20
 
 
 @admin.register(Policy)
-class PolicyRoom(ManagersRoom):
+class PolicyAdmin(NamespaceManagerAdmin):
     title = "Policies"
-    list_display = ("__str__", "version", "rules_on", "in_words")
+    console_group, console_position = ConsoleGroup.POLICIES, 1
+    list_display = ("policy_of", "version", "enabled_rules", "summary_text")
     list_filter = (text_filter("namespace", "namespace", "namespace__name", lower=True),)
     ordering = ("namespace__name", "pk")
-    facts = ("place", "version")
-    questions = (
-        Question(
+    fields = ("policy_of", "version")
+    confirmed_actions = (
+        ConfirmedAction(
             name="add-rule",
             title="Add a rule",
-            superuser=False,
-            text="It acts at once where it is on: on the next solve, and on builds that wait.",
-            do=add,
+            superuser_only=False,
+            text="An enabled rule takes effect at once: on the next solve, and on builds that "
+            "wait.",
+            run=add,
             form=RuleForm,
             rows=False,
-            tries="Try it on all current environments",
-            tried=try_new,
+            dry_run_label="Dry run on all current environments",
+            dry_run=try_new,
         ),
-        Question(
+        ConfirmedAction(
             name="try",
-            title="Hold against current environments",
-            superuser=False,
-            text="What the rules in force would say of each environment's current build.",
-            do=None,
-            tries="Try it",
-            tried=try_policy,
+            title="Check current environments",
+            superuser_only=False,
+            text="Evaluates the enabled rules against the current build of each environment.",
+            run=None,
+            dry_run_label="Dry run",
+            dry_run=try_policy,
         ),
     )
 
@@ -69,15 +73,15 @@ class PolicyRoom(ManagersRoom):
         return [path("kinds/", kinds, name="environments_policy_kinds"), *super().get_urls()]
 
     def kinds(self, request: HttpRequest) -> HttpResponse:
-        """Which kind of rule is to be added?"""
-        question = self.questions[0]
-        if question not in self._open(request):
+        """List the kinds of rules, to choose the one to add."""
+        action = self.confirmed_actions[0]
+        if action not in self._permitted(request):
             raise PermissionDenied
         rows = [
             (
                 format_html(
                     '<a href="{}?{}">{}</a>',
-                    self._url(question),
+                    self._url(action),
                     urlencode(request.GET.dict() | {"kind": kind.kind}),
                     kind.title,
                 ),
@@ -85,62 +89,64 @@ class PolicyRoom(ManagersRoom):
             )
             for kind in KINDS.values()
         ]
-        panel = Panel(title="Of which kind?", headers=("Kind", "What it looks at"), rows=rows)
+        table = RelatedTable(title="Kind of rule", headers=("Kind", "What it checks"), rows=rows)
         context = {
             **self.admin_site.each_context(request),
             "opts": self.opts,
-            "title": question.title,
+            "title": action.title,
             "name": self.name,
-            "panels": [panel],
+            "related_tables": [table],
             "media": self.media,
         }
-        return TemplateResponse(request, "admin/ask.html", context)
+        return TemplateResponse(request, "admin/confirm.html", context)
 
-    def ask(self, request: HttpRequest, question: Question) -> HttpResponse:
-        if question.name == "add-rule" and request.GET.get("kind") not in KINDS:
+    def confirm(self, request: HttpRequest, action: ConfirmedAction) -> HttpResponse:
+        if action.name == "add-rule" and request.GET.get("kind") not in KINDS:
             return self.kinds(request)
-        return super().ask(request, question)
+        return super().confirm(request, action)
 
-    def form_options(self, request: HttpRequest, question: Question, about: Any) -> dict[str, Any]:
-        if question.name != "add-rule":
+    def form_options(
+        self, request: HttpRequest, action: ConfirmedAction, about: Any
+    ) -> dict[str, Any]:
+        if action.name != "add-rule":
             return {}
-        return {"kind": request.GET["kind"], "everywhere": actor_of(request).is_superuser}
+        return {"kind": request.GET["kind"], "actor": actor_of(request)}
 
     def render_change_form(
         self, request: HttpRequest, context: Any, *args: Any, obj: Any = None, **options: Any
     ) -> Any:
         answer = super().render_change_form(request, context, *args, obj=obj, **options)
         if obj is not None:
-            place = urlencode({"namespace": obj.namespace.name if obj.namespace else ""})
-            url = f"{reverse('admin:environments_policy_kinds')}?{place}"
-            context["tools"].insert(0, (self.questions[0].title, url))
+            query = urlencode({"namespace": obj.namespace_id or ""})
+            url = f"{reverse('admin:environments_policy_kinds')}?{query}"
+            context["tools"].insert(0, (self.confirmed_actions[0].title, url))
         return answer
 
-    @admin.display(description="of")
-    def place(self, policy: Policy) -> object:
-        return policy.namespace or "the whole installation"
+    @admin.display(description="policy of")
+    def policy_of(self, policy: Policy) -> object:
+        return str(policy.namespace or "the whole installation")
 
-    @admin.display(description="rules on")
-    def rules_on(self, policy: Any) -> int:
+    @admin.display(description="enabled rules")
+    def enabled_rules(self, policy: Any) -> int:
         return int(policy.on)
 
-    @admin.display(description="in words")
-    def in_words(self, policy: Policy) -> str:
+    @admin.display(description="summary")
+    def summary_text(self, policy: Policy) -> object:
         rules = [rule for rule in policy.rules.all() if rule.enabled]
         words = "; ".join(summary(rule) for rule in rules[:3])
-        return words + ("; …" if len(rules) > 3 else "")
+        return long_text(words + ("; …" if len(rules) > 3 else ""))
 
-    def panels(self, actor: Actor, row: Policy) -> Sequence[Panel]:
+    def related_tables(self, actor: Actor, row: Policy) -> Sequence[RelatedTable]:
         rules = list(row.rules.all())
         for rule in rules:
             rule.policy = row
-        made = row.versions.select_related("changed_by").order_by("-number")
-        versions = list(made[: VERSIONS + 1])
+        newest = row.versions.select_related("changed_by").order_by("-number")
+        versions = list(newest[: VERSIONS + 1])
         earlier = [*versions[1:], None]
         return (
-            Panel(
-                title="Rules, in their order",
-                headers=("Rule", "Kind", "Effect", "In words", "On"),
+            RelatedTable(
+                title="Rules, in order",
+                headers=("Rule", "Kind", "Effect", "Summary", "Enabled"),
                 rows=[
                     (
                         link(rule),
@@ -151,24 +157,24 @@ class PolicyRoom(ManagersRoom):
                     )
                     for rule in rules
                 ],
-                empty="No rules: everything is allowed here that the installation allows.",
+                empty="No rules: everything that the installation allows is allowed.",
             ),
-            Panel(
-                title="Built-in rules, until the installation has one of the same kind",
-                headers=("Rule", "Kind", "Effect", "In words"),
+            RelatedTable(
+                title="Built-in rules, replaced by the installation's rules of the same kind",
+                headers=("Rule", "Kind", "Effect", "Summary"),
                 rows=[
                     (rule.name, rule.title, badge(rule.effect.value), rule.summary)
                     for rule in built_in_rules()
                 ],
             ),
-            Panel(
-                title="Versions, the newest first",
-                headers=("Version", "By", "When", "Change", "Difference", "Why"),
+            RelatedTable(
+                title="Versions, newest first",
+                headers=("Version", "By", "Changed", "Change", "Difference", "Comment"),
                 rows=[
                     (
                         version.number,
                         version.changed_by or "",
-                        moment(version.changed_at),
+                        relative_time(version.changed_at),
                         version.change,
                         "\n".join(differences(before.rules if before else [], version.rules)),
                         version.comment,
@@ -181,7 +187,7 @@ class PolicyRoom(ManagersRoom):
 
 
 def differences(before: Sequence[Any], after: Sequence[Any]) -> Iterator[str]:
-    """What changed between two versions of a policy, a line for each rule."""
+    """Yield what changed between two versions of a policy, one line per change."""
     old, new = ({rule["name"]: rule for rule in rules} for rules in (before, after))
     for name in old.keys() - new.keys():
         yield f"- {name}"
@@ -202,36 +208,52 @@ def differences(before: Sequence[Any], after: Sequence[Any]) -> Iterator[str]:
 
 
 @admin.register(PolicyVersion)
-class VersionRoom(ManagersRoom):
-    way = "policy__namespace"
-    title = "Versions of policies"
-    list_display = ("__str__", "change", "comment", "changed_by", "age")
-    list_filter = (text_filter("policy__id__exact", "policy's number", "policy"),)
+class VersionAdmin(NamespaceManagerAdmin):
+    namespace_path = "policy__namespace"
+    title = "Policy versions"
+    console_group, console_position = ConsoleGroup.POLICIES, 3
+    list_display = ("version", "change_text", "comment_text", "changed_by", "age")
+    list_filter = (
+        text_filter("policy__id__exact", "number of the policy", "policy"),
+        date_range("changed_at", "change date"),
+    )
     list_select_related = ("policy__namespace", "changed_by")
     ordering = ("-pk",)
-    facts = ("policy", "number", "change", "comment", "changed_by", "changed_at")
+    fields = ("policy", "number", "change", "comment", "changed_by", "changed_at")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         rows = super().get_queryset(request)
         return rows.select_related("policy__namespace", "changed_by").defer("rules")
 
+    @admin.display(description="version")
+    def version(self, version: PolicyVersion) -> str:
+        return str(version)
+
+    @admin.display(description="change")
+    def change_text(self, version: PolicyVersion) -> object:
+        return long_text(version.change)
+
+    @admin.display(description="comment")
+    def comment_text(self, version: PolicyVersion) -> object:
+        return long_text(version.comment)
+
     @admin.display(description="changed")
     def age(self, version: PolicyVersion) -> object:
-        return moment(version.changed_at)
+        return relative_time(version.changed_at)
 
-    def panels(self, actor: Actor, row: PolicyVersion) -> Sequence[Panel]:
+    def related_tables(self, actor: Actor, row: PolicyVersion) -> Sequence[RelatedTable]:
         before = PolicyVersion.objects.filter(policy=row.policy_id, number__lt=row.number)
         last = before.order_by("-number").first()
         return (
-            Panel(
-                title="What it changed",
+            RelatedTable(
+                title="Changes",
                 headers=(),
                 rows=(),
                 text="\n".join(differences(last.rules if last else [], row.rules)),
             ),
-            Panel(
-                title="The rules as they were then",
-                headers=("Rule", "Kind", "Effect", "On", "Settings"),
+            RelatedTable(
+                title="Rules of this version",
+                headers=("Rule", "Kind", "Effect", "Enabled", "Settings"),
                 rows=[
                     (
                         rule["name"],

@@ -1,4 +1,4 @@
-"""Packages that were called back, and whom that hits."""
+"""Recalled packages and the builds that contain them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from django.db.models.functions import Coalesce
 from django.http import HttpRequest
 
 from accounts.access import Actor
-from environments.admin.base import BESIDE, Panel, Question, Reason, Room, badge, link, moment
+from condastore.admin_site import ConsoleGroup
+from environments.admin.base import ReadOnlyAdmin
+from environments.admin.confirmed_actions import ConfirmedAction, Reason
+from environments.admin.display import RELATED_ROWS, RelatedTable, badge, link, relative_time
+from environments.admin.filters import date_range, presence_filter
 from environments.models import Recall, RecalledLock
 from environments.operations import recalls
 
@@ -25,32 +29,51 @@ class RecallForm(Reason):
         required=False,
         max_length=500,
         label="MatchSpec",
-        help_text="Such as openssl <3.0.13, or xz 5.6.*; or",
+        help_text="Such as openssl <3.0.13 or xz 5.6.*. Or:",
     )
     sha256 = forms.CharField(
-        required=False, max_length=71, help_text="the sha256 of one package's file."
+        required=False, max_length=71, help_text="The sha256 digest of one package file."
     )
     field_order = ("manager", "spec", "sha256", "reason")
 
 
 def _recall(actor: Actor, row: None, answers: Mapping[str, Any]) -> str:
-    made = recalls.recall(actor=actor, **answers)
-    hit = recalls.hits(actor, made).count()
-    return f"{made} is recalled: {hit} builds hold it, and are neither served nor built."
+    recall = recalls.recall(actor=actor, **answers)
+    count = recalls.hits(actor, recall).count()
+    affected = (
+        "1 build contains it and is" if count == 1 else f"{count:,} builds contain it and are"
+    )
+    return f"Recalled {recall}: {affected} no longer served or built."
 
 
 def _undo(actor: Actor, row: Recall, answers: Mapping[str, Any]) -> str:
     recalls.undo_recall(actor=actor, recall=row, reason=answers["reason"])
-    return f"{row} is no longer recalled."
+    return f"The recall of {row} was undone."
 
 
 @admin.register(Recall)
-class RecallRoom(Room):
-    list_display = ("__str__", "manager", "shown_state", "locks_hit", "recalled_by", "age")
-    list_filter = (("undone_at", admin.EmptyFieldListFilter),)
+class RecallAdmin(ReadOnlyAdmin):
+    title = "Recalls"
+    console_group, console_position = ConsoleGroup.DECISIONS, 3
+    list_display = ("package", "manager", "shown_state", "lock_count", "recalled_by", "age")
+    export_fields = (
+        "package",
+        "manager",
+        "shown_state",
+        "reason",
+        "lock_count",
+        "recalled_by",
+        "recalled_at",
+        "undone_by",
+        "undone_at",
+    )
+    list_filter = (
+        presence_filter("undone", "state", "undone_at", present="Undone", absent="In force"),
+        date_range("recalled_at", "recall date"),
+    )
     search_fields = ("spec", "sha256__startswith")
     ordering = ("-pk",)
-    facts = (
+    fields = (
         "manager",
         "spec",
         "sha256",
@@ -61,23 +84,23 @@ class RecallRoom(Room):
         "undone_by",
         "undone_at",
     )
-    questions = (
-        Question(
+    confirmed_actions = (
+        ConfirmedAction(
             name="new",
             title="Recall a package",
-            text="Nothing that holds it is built or served from now on, at any door. "
-            "It can be undone.",
-            do=_recall,
+            text="Builds that contain it are no longer served by any interface, and new builds "
+            "with it are refused. A recall can be undone.",
+            run=_recall,
             form=RecallForm,
             rows=False,
         ),
-        Question(
+        ConfirmedAction(
             name="undo",
             title="Undo",
-            text="What it took away is served again, unless another recall holds it too.",
-            do=_undo,
+            text="The builds are served again, unless another recall applies to them.",
+            run=_undo,
             form=Reason,
-            fits=lambda row: row.undone_at is None,
+            applies_to=lambda row: row.undone_at is None,
         ),
     )
 
@@ -87,33 +110,37 @@ class RecallRoom(Room):
         rows = super().get_queryset(request).select_related("recalled_by", "undone_by")
         return rows.annotate(hit=Coalesce(Subquery(count), 0))
 
+    @admin.display(description="package")
+    def package(self, recall: Recall) -> str:
+        return str(recall)
+
     @admin.display(description="state")
     def shown_state(self, recall: Recall) -> object:
         return badge("recalled" if recall.undone_at is None else "undone")
 
-    @admin.display(description="locks that hold it")
-    def locks_hit(self, recall: Any) -> int:
+    @admin.display(description="locks that contain it")
+    def lock_count(self, recall: Any) -> int:
         return int(recall.hit)
 
     @admin.display(description="recalled")
     def age(self, recall: Recall) -> object:
-        return moment(recall.recalled_at)
+        return relative_time(recall.recalled_at)
 
-    def panels(self, actor: Actor, row: Recall) -> Sequence[Panel]:
+    def related_tables(self, actor: Actor, row: Recall) -> Sequence[RelatedTable]:
         hit = recalls.hits(actor, row).select_related("environment__namespace", "requested_by")
         hit = hit.defer("source", "log_archive", "verdicts")
         return (
-            Panel(
-                title=f"Builds that hold it ({hit.count():,})",
-                headers=("Build", "State", "Asked for by", "Made"),
+            RelatedTable(
+                title=f"Builds that contain it ({hit.count():,})",
+                headers=("Build", "State", "Requested by", "Created"),
                 rows=[
                     (
                         link(build),
                         badge(build.state),
                         build.requested_by or "",
-                        moment(build.created_at),
+                        relative_time(build.created_at),
                     )
-                    for build in hit[: 4 * BESIDE]
+                    for build in hit[: 4 * RELATED_ROWS]
                 ],
             ),
         )

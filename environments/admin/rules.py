@@ -1,4 +1,4 @@
-"""Rules of policies in plain language: what is asked of one, and what it would do."""
+"""Rules of policies: adding, changing and removing them, with a dry run."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from django.urls import reverse
 from django.utils.html import format_html
 
 from accounts.access import Actor
-from condastore.errors import NotFoundError, StoreError
-from environments.admin.access import ManagersRoom
-from environments.admin.base import Panel, Question, badge, link
-from environments.admin.changelist import text_filter
+from condastore.admin_site import ConsoleGroup
+from condastore.errors import StoreError
+from environments.admin.access import NamespaceManagerAdmin
+from environments.admin.confirmed_actions import ConfirmedAction
+from environments.admin.display import RelatedTable, badge, link, long_text
+from environments.admin.filters import date_range, text_filter
 from environments.admin.rule_forms import RuleForm
 from environments.models import Namespace, Policy, PolicyRule
 from environments.operations import policies, policy_simulation
@@ -27,26 +29,17 @@ from environments.services.policies import rule_of
 def summary(rule: PolicyRule) -> str:
     try:
         return rule_of(rule).summary
-    except StoreError as error:  # kept by an older release
+    except StoreError as error:  # saved by an older release
         return f"cannot be read: {error}"
 
 
-def _place(actor: Actor, name: str) -> Namespace | None:
-    if not name:
-        return None
-    found = Namespace.objects.visible_to(actor).filter(name=name.strip().lower()).first()
-    if found is None:
-        raise NotFoundError(f"There is no namespace {name!r}.", where="namespace")
-    return found
-
-
-# --- what questions do --------------------------------------------------------------------------
+# --- actions ------------------------------------------------------------------------------------
 
 
 def add(actor: Actor, row: None, answers: Mapping[str, Any]) -> str:
     rule = policies.add_rule(
         actor=actor,
-        namespace=_place(actor, answers["namespace"]),
+        namespace=answers["namespace"],
         kind=answers["kind"],
         effect=answers["effect"],
         name=answers["name"],
@@ -54,7 +47,7 @@ def add(actor: Actor, row: None, answers: Mapping[str, Any]) -> str:
         enabled=answers["enabled"],
         comment=answers["comment"],
     )
-    return f"The rule “{rule.name}” is {'on' if rule.enabled else 'kept, and off'}."
+    return f"The rule “{rule.name}” was added and is {'on' if rule.enabled else 'off'}."
 
 
 def _change(actor: Actor, row: PolicyRule, answers: Mapping[str, Any]) -> str:
@@ -68,23 +61,25 @@ def _change(actor: Actor, row: PolicyRule, answers: Mapping[str, Any]) -> str:
         comment=answers["comment"],
         version=answers["version"],
     )
-    return f"The rule “{rule.name}” is changed."
+    return f"The rule “{rule.name}” was changed."
 
 
 class CommentForm(forms.Form):
     comment = forms.CharField(
-        required=False, max_length=2000, help_text="Why it changes: kept with the version."
+        required=False,
+        max_length=2000,
+        help_text="Reason for the change, recorded with the version.",
     )
 
 
 class MoveForm(CommentForm):
-    position = forms.IntegerField(min_value=0, help_text="From 0, the first.")
+    position = forms.IntegerField(min_value=0, help_text="Place in the order; 0 is the first.")
     field_order = ("position", "comment")
 
 
 def _switch(actor: Actor, row: PolicyRule, answers: Mapping[str, Any], *, on: bool) -> str:
     policies.change_rule(actor=actor, rule=row, enabled=on, comment=answers["comment"])
-    return f"The rule “{row.name}” is {'on' if on else 'off'}."
+    return f"The rule “{row.name}” was switched {'on' if on else 'off'}."
 
 
 def _move(actor: Actor, row: PolicyRule, answers: Mapping[str, Any]) -> None:
@@ -95,22 +90,24 @@ def _move(actor: Actor, row: PolicyRule, answers: Mapping[str, Any]) -> None:
 
 def _remove(actor: Actor, row: PolicyRule, answers: Mapping[str, Any]) -> str:
     policies.remove_rule(actor=actor, rule=row, comment=answers["comment"])
-    return f"The rule “{row.name}” is removed."
+    return f"The rule “{row.name}” was removed."
 
 
-# --- what a rule would do -----------------------------------------------------------------------
+# --- dry run ------------------------------------------------------------------------------------
 
 
-def try_new(actor: Actor, row: None, answers: Mapping[str, Any]) -> Sequence[Panel]:
-    return _tried(actor, _place(actor, answers["namespace"]), [_draft(answers)])
+def try_new(actor: Actor, row: None, answers: Mapping[str, Any]) -> Sequence[RelatedTable]:
+    return _simulated(actor, answers["namespace"], [_draft(answers)])
 
 
-def _try_changed(actor: Actor, row: PolicyRule, answers: Mapping[str, Any]) -> Sequence[Panel]:
-    return _tried(actor, row.policy.namespace, [_draft(answers)])
+def _try_changed(
+    actor: Actor, row: PolicyRule, answers: Mapping[str, Any]
+) -> Sequence[RelatedTable]:
+    return _simulated(actor, row.policy.namespace, [_draft(answers)])
 
 
-def try_policy(actor: Actor, row: Policy, answers: Mapping[str, Any]) -> Sequence[Panel]:
-    return _tried(actor, row.namespace, [])
+def try_policy(actor: Actor, row: Policy, answers: Mapping[str, Any]) -> Sequence[RelatedTable]:
+    return _simulated(actor, row.namespace, [])
 
 
 def _draft(answers: Mapping[str, Any]) -> policy_simulation.Draft:
@@ -122,9 +119,9 @@ def _draft(answers: Mapping[str, Any]) -> policy_simulation.Draft:
     )
 
 
-def _tried(
+def _simulated(
     actor: Actor, namespace: Namespace | None, drafts: Sequence[policy_simulation.Draft]
-) -> Sequence[Panel]:
+) -> Sequence[RelatedTable]:
     found = policy_simulation.simulate(actor=actor, namespace=namespace, drafts=drafts)
     rows = [
         (
@@ -138,66 +135,72 @@ def _tried(
         for hit in affected.hits
     ]
     title = (
-        f"Of {found.environments:,} current environments it would refuse {found.blocked:,}, "
-        f"hold {found.asked:,} and warn of {found.warned:,}"
+        f"Of {found.environments:,} current environments, {found.blocked:,} would be refused, "
+        f"{found.asked:,} held for approval and {found.warned:,} warned about"
     )
-    headers = ("Environment", "Effect", "Package", "Why", "Needed through")
-    return (Panel(title=title, headers=headers, rows=rows, empty="It objects to nothing."),)
+    headers = ("Environment", "Effect", "Package", "Reason", "Required by")
+    empty = "No environment is affected."
+    return (RelatedTable(title=title, headers=headers, rows=rows, empty=empty),)
 
 
-# --- the room -----------------------------------------------------------------------------------
+# --- list and page ------------------------------------------------------------------------------
 
 
 @admin.register(PolicyRule)
-class RuleRoom(ManagersRoom):
-    way = "policy__namespace"
-    title = "Rules"
-    list_display = ("name", "policy", "kind", "shown_effect", "in_words", "enabled")
+class RuleAdmin(NamespaceManagerAdmin):
+    namespace_path = "policy__namespace"
+    title = "Policy rules"
+    console_group, console_position = ConsoleGroup.POLICIES, 2
+    list_display = ("name", "policy", "kind", "shown_effect", "summary_text", "enabled")
+    export_fields = ("name", "policy", "kind", "effect", "in_words", "enabled", "settings")
     list_filter = (
         "effect",
         "enabled",
         text_filter("namespace", "namespace", "policy__namespace__name", lower=True),
         text_filter("kind", "kind", "kind"),
+        date_range("created_at", "creation"),
     )
     search_fields = ("name", "settings")
     ordering = ("policy", "position", "pk")
-    facts = ("name", "policy_link", "position", "kind", "shown_effect", "in_words", "enabled",
+    fields = ("name", "policy_link", "position", "kind", "shown_effect", "in_words", "enabled",
              "shown_settings", "created_at")  # fmt: skip
-    questions = (
-        Question(
+    confirmed_actions = (
+        ConfirmedAction(
             name="edit",
             title="Change",
-            superuser=False,
-            alone=True,
-            do=_change,
+            superuser_only=False,
+            single=True,
+            run=_change,
             form=RuleForm,
-            tries="Try it on all current environments",
-            tried=_try_changed,
+            dry_run_label="Dry run on all current environments",
+            dry_run=_try_changed,
         ),
-        Question(
+        ConfirmedAction(
             name="on",
             title="Switch on",
-            superuser=False,
-            do=partial(_switch, on=True),
+            superuser_only=False,
+            run=partial(_switch, on=True),
             form=CommentForm,
-            fits=lambda row: not row.enabled,
+            applies_to=lambda row: not row.enabled,
         ),
-        Question(
+        ConfirmedAction(
             name="off",
             title="Switch off",
-            superuser=False,
-            do=partial(_switch, on=False),
+            superuser_only=False,
+            run=partial(_switch, on=False),
             form=CommentForm,
-            fits=lambda row: row.enabled,
+            applies_to=lambda row: row.enabled,
         ),
-        Question(name="move", title="Move", do=_move, form=MoveForm, alone=True, superuser=False),
-        Question(
+        ConfirmedAction(
+            name="move", title="Move", run=_move, form=MoveForm, single=True, superuser_only=False
+        ),
+        ConfirmedAction(
             name="remove",
             title="Remove",
-            do=_remove,
+            run=_remove,
             form=CommentForm,
-            superuser=False,
-            removes=True,
+            superuser_only=False,
+            deletes=True,
         ),
     )
 
@@ -205,10 +208,13 @@ class RuleRoom(ManagersRoom):
         return super().get_queryset(request).select_related("policy__namespace")
 
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> Any:
-        return super().changelist_view(request, {"tools": [("Add a rule", _kinds())]})
+        tools = [("Add a rule", _kinds()), ("Export as CSV", self.export_url(request))]
+        return super().changelist_view(request, {"tools": tools})
 
-    def form_options(self, request: HttpRequest, question: Question, about: Any) -> dict[str, Any]:
-        return {"rule": about} if question.name == "edit" else {}
+    def form_options(
+        self, request: HttpRequest, action: ConfirmedAction, about: Any
+    ) -> dict[str, Any]:
+        return {"rule": about} if action.name == "edit" else {}
 
     @admin.display(description="policy")
     def policy_link(self, rule: PolicyRule) -> object:
@@ -218,9 +224,13 @@ class RuleRoom(ManagersRoom):
     def shown_effect(self, rule: PolicyRule) -> object:
         return badge(rule.effect)
 
-    @admin.display(description="in words")
+    @admin.display(description="summary")
     def in_words(self, rule: PolicyRule) -> str:
         return summary(rule)
+
+    @admin.display(description="summary")
+    def summary_text(self, rule: PolicyRule) -> object:
+        return long_text(summary(rule))
 
     @admin.display(description="settings")
     def shown_settings(self, rule: PolicyRule) -> object:

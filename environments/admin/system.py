@@ -1,4 +1,4 @@
-"""What runs, and what is told to others: workers, duties, webhooks, messages."""
+"""Workers, leader election, missing folders, webhooks and notifications."""
 
 from __future__ import annotations
 
@@ -12,49 +12,77 @@ from django.http import HttpRequest
 from django.utils import timezone
 
 from accounts.access import Actor
+from condastore.admin_site import ConsoleGroup
 from condastore.errors import NotFoundError
-from environments.admin.base import BESIDE, Panel, Question, Room, badge, link, list_url, moment
+from environments.admin.base import ReadOnlyAdmin
+from environments.admin.confirmed_actions import ConfirmedAction, OneTimeText
+from environments.admin.display import (
+    RELATED_ROWS,
+    RelatedTable,
+    badge,
+    link,
+    list_url,
+    long_text,
+    relative_time,
+)
+from environments.admin.filters import date_range, presence_filter
 from environments.models import FolderRestore, Leader, Namespace, Notification, Webhook, Worker
 from environments.models.notifications import Event
 from environments.operations import builds, notifications
 
 
 @admin.register(Worker)
-class WorkerRoom(Room):
-    list_display = ("name", "shown_state", "platform", "queues", "started_at", "heard_of")
-    facts = ("name", "shown_state", "platform", "queues", "started_at", "expires_at")
+class WorkerAdmin(ReadOnlyAdmin):
+    title = "Workers"
+    console_group, console_position = ConsoleGroup.SYSTEM, 2
+    list_display = ("name", "shown_state", "platform", "queues", "started", "lease_expires")
+    list_filter = (date_range("started_at", "start"),)
+    fields = ("name", "shown_state", "platform", "queues", "started_at", "expires_at")
 
     @admin.display(description="state")
     def shown_state(self, worker: Worker) -> object:
         return badge("alive" if worker.expires_at > timezone.now() else "gone")
 
-    @admin.display(description="counts as alive until")
-    def heard_of(self, worker: Worker) -> object:
-        return moment(worker.expires_at)
+    @admin.display(description="started")
+    def started(self, worker: Worker) -> object:
+        return relative_time(worker.started_at)
+
+    @admin.display(description="lease expires")
+    def lease_expires(self, worker: Worker) -> object:
+        return relative_time(worker.expires_at)
 
 
 @admin.register(Leader)
-class LeaderRoom(Room):
-    title = "Duties"
-    list_display = ("duty", "owner", "expires_at")
-    facts = ("duty", "owner", "expires_at")
+class LeaderAdmin(ReadOnlyAdmin):
+    """Which scheduler holds the lease of each periodic job."""
+
+    title = "Leader election"
+    console_group, console_position = ConsoleGroup.SYSTEM, 3
+    list_display = ("duty", "owner", "lease_expires")
+    list_filter = (date_range("expires_at", "lease expiry"),)
+    fields = ("duty", "owner", "expires_at")
+
+    @admin.display(description="lease expires")
+    def lease_expires(self, leader: Leader) -> object:
+        return relative_time(leader.expires_at)
 
 
-def _again(actor: Actor, row: FolderRestore, answers: Mapping[str, Any]) -> None:
+def _restore(actor: Actor, row: FolderRestore, answers: Mapping[str, Any]) -> None:
     build = row.build
     if build is None:
-        raise NotFoundError("No READY build needs this folder any more.")
+        raise NotFoundError("No READY build uses this folder.")
     builds.restore_build(actor=actor, build=build)
 
 
 @admin.register(FolderRestore)
-class FolderRestoreRoom(Room):
+class FolderRestoreAdmin(ReadOnlyAdmin):
     title = "Missing folders"
-    list_display = ("prefix", "shown_state", "attempt", "found", "restored")
-    list_filter = ("state",)
+    console_group, console_position = ConsoleGroup.SYSTEM, 4
+    list_display = ("prefix", "shown_state", "problem_text", "attempt", "found", "restored")
+    list_filter = ("state", date_range("found_at", "found missing"))
     list_select_related = ("prefix",)
     ordering = ("-found_at",)
-    facts = (
+    fields = (
         "prefix",
         "shown_state",
         "build_link",
@@ -66,12 +94,12 @@ class FolderRestoreRoom(Room):
         "finished_at",
         "restored",
     )
-    questions = (
-        Question(
+    confirmed_actions = (
+        ConfirmedAction(
             name="again",
             title="Try again now",
             text="Link the folder again without waiting for the next attempt.",
-            do=_again,
+            run=_restore,
         ),
     )
 
@@ -81,11 +109,15 @@ class FolderRestoreRoom(Room):
 
     @admin.display(description="build")
     def build_link(self, row: FolderRestore) -> object:
-        return link(row.build) if row.build else "none any more"
+        return link(row.build) if row.build else "none"
 
     @admin.display(description="problem")
     def problem(self, row: FolderRestore) -> str:
         return (row.failure or {}).get("message", "")
+
+    @admin.display(description="problem")
+    def problem_text(self, row: FolderRestore) -> object:
+        return long_text(self.problem(row))
 
     @admin.display(description="what to do")
     def hint(self, row: FolderRestore) -> str:
@@ -93,32 +125,38 @@ class FolderRestoreRoom(Room):
 
     @admin.display(description="found missing")
     def found(self, row: FolderRestore) -> object:
-        return moment(row.found_at)
+        return relative_time(row.found_at)
 
 
 class WebhookForm(forms.Form):
     url = forms.CharField(max_length=500, label="URL", help_text="https://…")
-    namespace = forms.CharField(
-        required=False, max_length=64, help_text="Empty: told of all namespaces."
+    namespace = forms.ModelChoiceField(
+        Namespace.objects.order_by("name"),
+        required=False,
+        empty_label="all namespaces",
+        help_text="Namespace whose events are delivered.",
     )
     events = forms.MultipleChoiceField(
         choices=Event.choices,
         required=False,
         widget=forms.CheckboxSelectMultiple,
-        help_text="None chosen: all kinds.",
+        help_text="Events to deliver. If none is selected, all are delivered.",
     )
 
 
-def _create(actor: Actor, row: None, answers: Mapping[str, Any]) -> str:
-    namespace = None
-    if name := answers["namespace"].strip().lower():
-        namespace = Namespace.objects.filter(name=name).first()
-        if namespace is None:
-            raise NotFoundError(f"There is no namespace {name!r}.", where="namespace")
-    made = notifications.create_webhook(
-        actor=actor, namespace=namespace, url=answers["url"], events=answers["events"]
+def _create(actor: Actor, row: None, answers: Mapping[str, Any]) -> OneTimeText:
+    created = notifications.create_webhook(
+        actor=actor,
+        namespace=answers["namespace"],
+        url=answers["url"],
+        events=answers["events"],
     )
-    return f"{made.webhook} is told. Its secret, shown this once: {made.secret}"
+    return OneTimeText(
+        title="The webhook was added",
+        text=f"{created.webhook} gets the events. Its deliveries are signed with this secret, "
+        "which is shown only now.",
+        value=created.secret,
+    )
 
 
 def _delete(actor: Actor, row: Webhook, answers: Mapping[str, Any]) -> None:
@@ -126,32 +164,41 @@ def _delete(actor: Actor, row: Webhook, answers: Mapping[str, Any]) -> None:
 
 
 @admin.register(Webhook)
-class WebhookRoom(Room):
-    list_display = ("url", "place", "events", "enabled", "created_at")
+class WebhookAdmin(ReadOnlyAdmin):
+    title = "Webhooks"
+    console_group, console_position = ConsoleGroup.SYSTEM, 5
+    list_display = ("url", "source", "events", "enabled", "created")
+    list_filter = ("enabled", date_range("created_at", "creation"))
     list_select_related = ("namespace",)
     ordering = ("-pk",)
-    facts = ("url", "place", "events", "enabled", "created_at")
-    questions = (
-        Question(name="new", title="Add a webhook", do=_create, form=WebhookForm, rows=False),
-        Question(
+    fields = ("url", "source", "events", "enabled", "created_at")
+    confirmed_actions = (
+        ConfirmedAction(
+            name="new", title="Add a webhook", run=_create, form=WebhookForm, rows=False
+        ),
+        ConfirmedAction(
             name="remove",
             title="Remove",
-            text="With the messages that it did not get yet.",
-            do=_delete,
-            removes=True,
+            text="Notifications that are not delivered yet are deleted too.",
+            run=_delete,
+            deletes=True,
         ),
     )
 
-    @admin.display(description="told of")
-    def place(self, hook: Webhook) -> str:
+    @admin.display(description="events of")
+    def source(self, hook: Webhook) -> str:
         return str(hook.namespace or "all namespaces")
 
-    def panels(self, actor: Actor, row: Webhook) -> Sequence[Panel]:
-        sent = row.notifications.order_by("-pk")[:BESIDE]
+    @admin.display(description="created")
+    def created(self, hook: Webhook) -> object:
+        return relative_time(hook.created_at)
+
+    def related_tables(self, actor: Actor, row: Webhook) -> Sequence[RelatedTable]:
+        sent = row.notifications.order_by("-pk")[:RELATED_ROWS]
         return (
-            Panel(
-                title="Messages, the newest first",
-                headers=("Message", "State", "Attempts", "Problem"),
+            RelatedTable(
+                title="Notifications, newest first",
+                headers=("Notification", "State", "Attempts", "Problem"),
                 rows=[
                     (link(one, one.subject), _state(one), one.attempts, one.problem) for one in sent
                 ],
@@ -167,18 +214,25 @@ def _state(message: Notification) -> object:
 
 
 @admin.register(Notification)
-class NotificationRoom(Room):
-    title = "Messages"
+class NotificationAdmin(ReadOnlyAdmin):
+    title = "Notifications"
+    console_group, console_position = ConsoleGroup.SYSTEM, 6
     list_display = ("subject", "event", "recipient", "shown_state", "attempts", "age")
     list_filter = (
         "event",
-        ("delivered_at", admin.EmptyFieldListFilter),
-        ("failed_at", admin.EmptyFieldListFilter),
+        presence_filter(
+            "delivered", "delivery", "delivered_at", present="Delivered", absent="Not delivered"
+        ),
+        presence_filter(
+            "failed", "failure", "failed_at", present="Given up", absent="Not given up"
+        ),
+        date_range("created_at", "creation"),
     )
     search_fields = ("=email",)
+    search_help_text = "Complete e-mail address of the recipient."
     ordering = ("-pk",)
     deferred = ("content",)
-    facts = (
+    fields = (
         "subject",
         "event",
         "recipient",
@@ -203,10 +257,10 @@ class NotificationRoom(Room):
     def shown_state(self, message: Notification) -> object:
         return _state(message)
 
-    @admin.display(description="made")
+    @admin.display(description="created")
     def age(self, message: Notification) -> object:
-        return moment(message.created_at)
+        return relative_time(message.created_at)
 
-    def panels(self, actor: Actor, row: Notification) -> Sequence[Panel]:
+    def related_tables(self, actor: Actor, row: Notification) -> Sequence[RelatedTable]:
         text = row.content.get("text", "")
-        return (Panel(title="What a mail says", headers=(), rows=(), text=text),)
+        return (RelatedTable(title="Text", headers=(), rows=(), text=text),)

@@ -1,4 +1,4 @@
-"""Queue mails about accounts: links to new passwords, and notices of what changed."""
+"""Queue mails about accounts: links that set passwords, and notices about changes."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from typing import Any
 from django.conf import settings
 from django.dispatch import receiver
 
+from accounts.models import User
 from accounts.password_reset import by_mail
 from accounts.signals import mail_wanted, password_reset_asked
 from environments.models import Notification
 from environments.models.notifications import ACCOUNT
-from environments.services.account_mail import RESET
+from environments.services.account_mail import INVITATION, PASSWORD_LINK, RESET
 
 
 @receiver(password_reset_asked, dispatch_uid="account-mail")
 def queue_links(email: str, address: str, **kwargs: Any) -> None:
-    """Queue a message, whether or not an account has this mail address: it takes the same time."""
+    """Queue a message whether or not an account has this address, so that timing tells nothing."""
     if by_mail():
         _queue(email, "Set a new password", "", {RESET: True, "address": address})
 
@@ -27,8 +28,18 @@ def queue_mail(email: str, subject: str, text: str, **kwargs: Any) -> None:
         _queue(email, subject, text, {})
 
 
+def queue_invitation(user: User, *, inviter: str) -> None:
+    """Queue a mail with a link that sets the first password of a new account."""
+    _queue(user.email, "Your new account", "", {INVITATION: user.pk, "inviter": inviter})
+
+
+def queue_password_link(user: User) -> None:
+    """Queue a mail with a link that sets a new password, asked for by an administrator."""
+    _queue(user.email, "Set a new password", "", {PASSWORD_LINK: user.pk})
+
+
 def _queue(email: str, subject: str, text: str, data: dict[str, Any]) -> None:
-    from environments.operations.queueing import queue_notifications  # it makes the broker
+    from environments.operations.queueing import queue_notifications  # it connects to the broker
 
     subject = " ".join(subject.split())[:200]
     content = {"text": text, "data": data}

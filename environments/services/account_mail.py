@@ -1,39 +1,51 @@
-"""Texts of account mails; password reset links are generated at delivery and never stored."""
+"""Texts of mails about accounts. Links are created on delivery, so that no link is stored."""
 
 from __future__ import annotations
 
-from django.conf import settings
+from typing import Any
 
-from accounts.password_reset import accounts_of, link_for
+from django.conf import settings
+from django.template.loader import render_to_string
+
+from accounts.models import User
+from accounts.password_reset import accounts_of, link_for, may_reset
 from environments.models import Notification
 
-#: Key of `Notification.data` for a message whose links are generated when it is delivered.
+#: Keys of a message's data. RESET: a person asked for a link; the others hold a user's key.
 RESET = "password_reset"
-_LINKS = """Somebody at {asked_by} requested a new password for your account.
-If it was not you, do nothing: your password stays as it is.
-
-{links}
-
-Each link works once, for {minutes} minutes. Setting a password ends all browser sessions. API
-tokens stay valid: review them (`condastore token list`) if somebody else may have known your
-password.
-"""
+INVITATION = "invitation"
+PASSWORD_LINK = "password_link"  # noqa: S105 - a key
 
 
 def texts_of(message: Notification) -> dict[str, str]:
-    """Return the texts to mail, by address; empty if no account has the address that was entered.
+    """Return the text for each address; empty if no account may get a link.
 
-    Links go to the addresses stored for the accounts, never to the entered text.
+    Links are sent to the addresses of accounts, not to what somebody typed.
     """
     data = message.content["data"]
-    if not data.get(RESET):
-        return {message.email: message.content["text"] or message.subject}
-    links: dict[str, list[str]] = {}
-    for user in accounts_of(message.email):
-        links.setdefault(user.email, []).append(f"{user.username}: {link_for(user)}")
-    asked_by = data.get("address") or "an unknown address"
-    minutes = settings.PASSWORD_RESET_TIMEOUT // 60
+    if data.get(RESET):
+        return _reset(message.email, data.get("address") or "an unknown address")
+    if key := data.get(INVITATION) or data.get(PASSWORD_LINK):
+        user = User.objects.filter(pk=key).first()
+        if user is None or not user.email or not may_reset(user):
+            return {}
+        name = "invitation" if data.get(INVITATION) else "password_link"
+        context = {"user": user, "link": link_for(user), "inviter": data.get("inviter", "")}
+        return {user.email: _render(name, context)}
+    return {message.email: message.content["text"] or message.subject}
+
+
+def _reset(email: str, address: str) -> dict[str, str]:
+    """Return one mail for each address, with the links of all accounts that have it."""
+    accounts: dict[str, list[tuple[str, str]]] = {}
+    for user in accounts_of(email):
+        accounts.setdefault(user.email, []).append((user.username, link_for(user)))
     return {
-        address: _LINKS.format(asked_by=asked_by, links="\n\n".join(lines), minutes=minutes)
-        for address, lines in links.items()
+        own: _render("password_reset", {"address": address, "accounts": found})
+        for own, found in accounts.items()
     }
+
+
+def _render(name: str, context: dict[str, Any]) -> str:
+    minutes = settings.PASSWORD_RESET_TIMEOUT // 60
+    return render_to_string(f"mail/{name}.txt", {**context, "minutes": minutes})

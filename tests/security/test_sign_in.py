@@ -285,8 +285,8 @@ def test_without_a_mail_server_the_page_names_the_administrators(erin: User) -> 
 def test_an_administrator_hands_a_link_over(erin: User, root: Actor) -> None:
     client = browser()
     client.force_login(root.account)
-    form = {"action": "make_password_link", "_selected_action": str(erin.pk)}
-    page = client.post("/admin/accounts/user/", form)
+    url = f"/admin/accounts/user/password-link/?ids={erin.pk}"
+    page = client.post(url, {"delivery": "link"})
     found = re.search(r"http://testserver(/accounts/password/reset/key/[^<\s]+)", _text(page))
     assert found, _text(page)
     assert use(found[1])
@@ -299,8 +299,8 @@ def test_nobody_else_hands_a_link_over(erin: User, root: Actor) -> None:
     User.objects.filter(pk=helper.pk).update(is_staff=True)
     client = browser()
     client.force_login(helper)
-    form = {"action": "make_password_link", "_selected_action": str(root.account.pk)}
-    page = client.post("/admin/accounts/user/", form)
+    url = f"/admin/accounts/user/password-link/?ids={root.account.pk}"
+    page = client.post(url, {"delivery": "link"})
     assert page.status_code in {302, 403, 404}
     assert "reset/key" not in _text(page)
     assert not AuditEvent.objects.filter(action="account.password-link").exists()

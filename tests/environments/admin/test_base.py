@@ -1,4 +1,4 @@
-"""The console's rooms: they open, cost the same with any number of rows, and let nobody else in."""
+"""Lists, pages and actions of the console: they open, cost the same with more rows, check rights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
-import condastore.urls  # noqa: F401 - registers the rooms
+import condastore.urls  # noqa: F401 - registers the admin classes
 from accounts.models import User
 from environments.domain.lifecycle import BuildState
 from environments.models import AuditEvent, Build
@@ -27,7 +27,7 @@ def site(client: Client, root) -> Client:
     return client
 
 
-def rooms() -> list[Any]:
+def admin_models() -> list[Any]:
     return [
         model
         for model in admin.site._registry
@@ -49,10 +49,10 @@ def queries_of(site: Client, url: str) -> int:
 def test_each_list_and_each_page_costs_the_same_with_three_rows_and_with_thirty(site: Client):
     for number in range(3):
         furnish(number)
-    pages = {model: url_of(model) for model in rooms()}
+    pages = {model: url_of(model) for model in admin_models()}
     pages |= {
         (model, "page"): url_of(model, "change", row.pk)
-        for model in rooms()
+        for model in admin_models()
         if (row := model._default_manager.order_by("-pk").first()) is not None
     }
     pages["start"] = reverse("admin:index")
@@ -65,31 +65,31 @@ def test_each_list_and_each_page_costs_the_same_with_three_rows_and_with_thirty(
     assert max(few.values()) <= 30
 
 
-def test_each_room_opens_empty_searched_and_filtered(site: Client):
-    for model in rooms():
+def test_each_list_opens_empty_searched_and_filtered(site: Client):
+    for model in admin_models():
         assert site.get(url_of(model)).status_code == 200, model
     furnish(1)
-    for model in rooms():
-        room: Any = admin.site._registry[model]
-        if room.search_fields:
+    for model in admin_models():
+        model_admin: Any = admin.site._registry[model]
+        if model_admin.search_fields:
             assert site.get(url_of(model), {"q": "x"}).status_code == 200, model
-        for given in room.list_filter:
+        for given in model_admin.list_filter:
             if name := getattr(given, "parameter_name", None):
                 for value in ("1", "2026-02-30"):
                     answer = site.get(url_of(model), {name: value})
                     assert answer.status_code == 200, (model, name)
 
 
-def test_each_question_opens(site: Client):
+def test_each_confirmation_page_opens(site: Client):
     furnish(1)
-    for model in rooms():
-        room: Any = admin.site._registry[model]
+    for model in admin_models():
+        model_admin: Any = admin.site._registry[model]
         row = model._default_manager.order_by("-pk").first()
-        for question in getattr(room, "questions", ()):
-            query = {"ids": row.pk} if question.rows and row else {}
-            if question.rows and not row:
+        for action in getattr(model_admin, "confirmed_actions", ()):
+            query = {"ids": row.pk} if action.rows and row else {}
+            if action.rows and not row:
                 continue
-            assert site.get(url_of(model, question.name), query).status_code == 200, question
+            assert site.get(url_of(model, action.name), query).status_code == 200, action
 
 
 def test_a_build_opens_and_cannot_be_changed(site: Client, environment):
@@ -107,14 +107,14 @@ def test_builds_are_cancelled_by_the_same_operation(site: Client, environment):
         {"action": "cancel", "_selected_action": [queued.pk, done.pk]},
     )
     answer = site.post(chosen["Location"], follow=True)
-    assert b"1 done, 1 could not be" in answer.content
+    assert b"1 done, 1 failed" in answer.content
     assert b"cannot be cancelled" in answer.content
     assert Build.objects.get(pk=queued.pk).state == BuildState.CANCELLED
     event = AuditEvent.objects.get(action="build.cancel")
     assert event.username == "root"
 
 
-def test_what_cannot_be_done_is_said_where_it_was_asked(site: Client, environment):
+def test_an_action_that_is_refused_says_why_on_its_page(site: Client, environment):
     build = make_build(environment)
     url = reverse("admin:environments_build_archive")
     answer = site.post(f"{url}?ids={build.pk}")
@@ -123,33 +123,33 @@ def test_what_cannot_be_done_is_said_where_it_was_asked(site: Client, environmen
     assert b"Make another build current first." in answer.content
 
 
-def test_no_more_rows_are_taken_at_once_than_one_can_look_at(site: Client, environment):
+def test_an_action_is_limited_to_a_number_of_rows(site: Client, environment):
     builds = [make_build(environment, BuildState.QUEUED) for _ in range(3)]
     chosen = {"action": "cancel", "_selected_action": [build.pk for build in builds]}
-    from environments.admin import base as shared
+    from environments.admin import confirmed_actions as shared
 
-    before, shared.MOST_AT_ONCE = shared.MOST_AT_ONCE, 2
+    before, shared.MAX_SELECTED = shared.MAX_SELECTED, 2
     try:
         answer = site.post(reverse("admin:environments_build_changelist"), chosen, follow=True)
     finally:
-        shared.MOST_AT_ONCE = before
-    assert b"At most 2 at a time" in answer.content
+        shared.MAX_SELECTED = before
+    assert b"Select at most 2 rows at a time" in answer.content
 
 
-def test_those_who_do_not_run_the_installation_see_no_rows(client: Client, dora):
+def test_people_who_do_not_administer_the_installation_see_no_rows(client: Client, dora):
     User.objects.filter(pk=dora.account.pk).update(is_staff=True)
     client.force_login(User.objects.get(pk=dora.account.pk))
-    # Dora runs a namespace: she decides there, and makes its rules.
-    theirs = {"approvalrequest", "decision", "policy", "policyrule", "policyversion"}
-    theirs.add("channelcredential")
-    for model in rooms():
-        if model._meta.model_name not in theirs:
+    # Dora is the admin of a namespace: she approves there, and makes its rules.
+    open_to_her = {"approvalrequest", "decision", "policy", "policyrule", "policyversion"}
+    open_to_her.add("channelcredential")
+    for model in admin_models():
+        if model._meta.model_name not in open_to_her:
             assert client.get(url_of(model)).status_code == 403, model
-            for question in getattr(admin.site._registry[model], "questions", ()):
-                assert client.get(url_of(model, question.name)).status_code == 403, question
+            for action in getattr(admin.site._registry[model], "confirmed_actions", ()):
+                assert client.get(url_of(model, action.name)).status_code == 403, action
 
 
-def test_the_secret_of_a_credential_is_nowhere(site: Client):
+def test_no_page_shows_the_secret_of_a_credential(site: Client):
     furnish(1)
     from environments.models import ChannelCredential, Webhook
 

@@ -44,10 +44,10 @@ def console_pages() -> dict[str, str]:
         if row is None:
             continue
         pages[f"{label}-row"] = reverse(f"admin:{label}_change", args=[row.pk])
-        for action in getattr(model_admin, "questions", ()):
+        for action in getattr(model_admin, "confirmed_actions", ()):
             query = f"?ids={row.pk}" if action.rows else ""
             pages[f"{label}-{action.name}"] = reverse(f"admin:{label}_{action.name}") + query
-    pages["add-rule"] = f"{reverse('admin:environments_policy_add-rule')}?kind=licences"
+    pages["add-rule"] = f"{reverse('admin:environments_policy_add-rule')}?kind=licenses"
     return pages
 
 
@@ -55,9 +55,7 @@ def axe_findings(page: Page) -> list[str]:
     """Return the serious and critical findings of axe on the page, with the first element."""
     found = Axe().run(page).response["violations"]
     return [
-        f"{one['id']}: {one['nodes'][0]['html'][:200]}"
-        for one in found
-        if one["impact"] in SERIOUS
+        f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in found if one["impact"] in SERIOUS
     ]
 
 

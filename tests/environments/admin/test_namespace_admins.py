@@ -1,4 +1,4 @@
-"""Those who run a namespace: its rules and credentials in the console, and nobody else's."""
+"""Namespace admins in the console: the rules and credentials of their namespaces only."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.factories import make_user
 
 pytestmark = pytest.mark.django_db
 
-ROOMS = ("policy", "policyrule", "policyversion", "channelcredential")
+MODELS = ("policy", "policyrule", "policyversion", "channelcredential")
 RULE = {"name": "no numpy", "effect": "enforce", "enabled": "on", "packages": "numpy <1"}
 
 
@@ -65,9 +65,9 @@ def rows_of(team: str) -> dict[str, Any]:
 
 def test_lists_hold_what_is_of_their_namespace_and_nothing_else(manager: Client):
     own = rows_of("team-1")
-    for room in ROOMS:
-        changelist = manager.get(url_of(f"{room}_changelist")).context["cl"]
-        assert list(changelist.result_list) == [own[room]], room
+    for model in MODELS:
+        changelist = manager.get(url_of(f"{model}_changelist")).context["cl"]
+        assert list(changelist.result_list) == [own[model]], model
     for query in ({"namespace": "team-2"}, {"q": "installation"}):
         changelist = manager.get(url_of("policyrule_changelist", **query)).context["cl"]
         assert list(changelist.result_list) == [], query
@@ -82,29 +82,30 @@ def test_pages_and_questions_of_other_namespaces_are_not_there(manager: Client):
         {"policy": Policy.of(None), "policyrule": Policy.of(None).rules.get()},
     ]
     for rows in others:
-        for room, row in rows.items():
-            page = manager.get(url_of(f"{room}_change", row.pk))
-            assert page.status_code == 302, room  # Django's way to say that there is none
+        for model, row in rows.items():
+            page = manager.get(url_of(f"{model}_change", row.pk))
+            assert page.status_code == 302, model  # Django's way to say that there is none
             assert "team-2" not in page["Location"]
     other = others[0]["policyrule"]
-    for question in ("edit", "on", "off", "move", "remove"):
+    for action in ("edit", "on", "off", "move", "remove"):
         for rule in (other, others[1]["policyrule"]):
-            url = url_of(f"policyrule_{question}", ids=rule.pk)
-            assert manager.get(url).status_code == 404, question
-            assert manager.post(url, {**RULE, "position": 0}).status_code == 404, question
-    for room, question in (("policy", "try"), ("channelcredential", "remove")):
-        url = url_of(f"{room}_{question}", ids=others[0][room].pk)
+            url = url_of(f"policyrule_{action}", ids=rule.pk)
+            assert manager.get(url).status_code == 404, action
+            assert manager.post(url, {**RULE, "position": 0}).status_code == 404, action
+    for model, action in (("policy", "try"), ("channelcredential", "remove")):
+        url = url_of(f"{model}_{action}", ids=others[0][model].pk)
         assert manager.get(url).status_code == 404
         assert manager.post(url).status_code == 404
     assert PolicyRule.objects.filter(pk=other.pk, enabled=True, settings=other.settings).exists()
 
 
 def test_a_rule_is_tried_added_changed_and_removed_in_ones_own_namespace(manager: Client):
+    own = Namespace.objects.get(name="team-1")
     url = url_of("policy_add-rule", kind="packages-denied")
-    given = {**RULE, "namespace": "team-1", "packages": "shared"}
+    given = {**RULE, "namespace": str(own.pk), "packages": "shared"}
     tried = manager.post(url, {**given, "_try": "1"}).content.decode()
-    assert "Of 1 current environments it would refuse 1" in tried
-    assert "/admin/environments/environment/" not in tried  # no way to a room that is closed
+    assert "Of 1 current environments, 1 would be refused" in tried
+    assert "/admin/environments/environment/" not in tried  # no link to a page that she may not see
     manager.post(url, given)
     rule = PolicyRule.objects.get(name="no numpy")
     assert rule.policy.namespace == Namespace.objects.get(name="team-1")
@@ -121,14 +122,20 @@ def test_a_rule_is_tried_added_changed_and_removed_in_ones_own_namespace(manager
 
 
 @pytest.mark.parametrize("namespace", ["", "team-2", "nowhere"])
-def test_a_rule_is_not_added_elsewhere_and_what_is_there_is_not_told(manager: Client, namespace):
+def test_a_rule_cannot_be_added_to_another_namespace_whether_or_not_it_exists(
+    manager: Client, namespace: str
+) -> None:
+    found = Namespace.objects.filter(name=namespace).first()
+    key = found.pk if found else namespace and 999_999
+    audited = AuditEvent.objects.count()
     before = PolicyRule.objects.count()
     url = url_of("policy_add-rule", kind="packages-denied")
     for extra in ({}, {"_try": "1"}):
-        form = manager.post(url, {**RULE, "namespace": namespace, **extra}).context["form"]
-        [said] = form.errors["namespace"]
-        assert ("There is no namespace" in said) == bool(namespace)
+        form = manager.post(url, {**RULE, "namespace": key, **extra}).context["form"]
+        [text] = form.errors["namespace"]
+        assert ("Select a valid choice" in text) == bool(namespace)
     assert PolicyRule.objects.count() == before
+    assert AuditEvent.objects.count() == audited
 
 
 def test_a_credential_is_deleted_by_who_runs_its_namespace(manager: Client):
@@ -146,5 +153,5 @@ def test_developers_and_approvers_find_no_rules(manager: Client):
         Namespace.objects.get(name="team-1").grant(role, person)
         browser = Client()
         browser.force_login(User.objects.get(pk=person.pk))
-        for room in ROOMS:
-            assert browser.get(url_of(f"{room}_changelist")).status_code in {302, 403}, room
+        for model in MODELS:
+            assert browser.get(url_of(f"{model}_changelist")).status_code in {302, 403}, model

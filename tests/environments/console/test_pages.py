@@ -70,7 +70,7 @@ def test_the_list_costs_as_many_queries_for_fifty_as_for_five(
         assert client.get("/").content.decode().count("<tr>") == 52
     for _ in range(30):
         factories.make_build(environment)
-    with django_assert_max_num_queries(12):
+    with django_assert_max_num_queries(13):
         client.get("/environments/research/ml/")
 
 
