@@ -63,6 +63,7 @@ FILES = {
     "tests/docs/test_screenshots.py": "system",
     "tests/docs/test_site.py": "services",
     "tests/docs/test_tours.py": "system",
+    "tests/environments/admin/test_browser.py": "system",
     "tests/environments/console/test_browser.py": "system",
     "tests/environments/models/test_one_role_per_holder.py": "services",
     "tests/environments/operations/test_approvals.py::"

@@ -124,9 +124,13 @@ def _csv(rows: Sequence[Sequence[str]]) -> str:
 
 async def _chunks(lines: Iterator[str]) -> AsyncIterator[bytes]:
     """Read each chunk in a thread that a request may use, so that exports share its limit."""
+
+    def read() -> str | None:
+        return next(lines, None)
+
     while True:
         async with request_turns.running(request_turns.Kind.READ):
-            text = await sync_to_async(next)(lines, None)
+            text = await sync_to_async(read)()
         if text is None:
             return
         yield text.encode()

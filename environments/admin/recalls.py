@@ -40,10 +40,7 @@ class RecallForm(Reason):
 def _recall(actor: Actor, row: None, answers: Mapping[str, Any]) -> str:
     recall = recalls.recall(actor=actor, **answers)
     count = recalls.hits(actor, recall).count()
-    affected = (
-        "1 build contains it and is" if count == 1 else f"{count:,} builds contain it and are"
-    )
-    return f"Recalled {recall}: {affected} no longer served or built."
+    return f"{recall} was recalled. Builds that contain it and are no longer served: {count:,}."
 
 
 def _undo(actor: Actor, row: Recall, answers: Mapping[str, Any]) -> str:

@@ -23,7 +23,9 @@ EFFECTS = [
 #: Settings with one item on each line.
 LINES = frozenset({"allow", "deny", "except", "packages"})
 #: Settings (kind, key) with one `key: value` on each line.
-                   ("licenses", "map"), ("age", "channels")})  # fmt: skip
+PAIRS = frozenset(
+    {("channels", "packages"), ("pins", "packages"), ("licenses", "map"), ("age", "channels")}
+)
 FLAGS = frozenset({("required", "add")})
 WORDS = frozenset({("size", "packages")})
 #: Settings that take one of a few words; the first is the default.

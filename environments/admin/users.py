@@ -8,10 +8,10 @@ from typing import Any
 from allauth.mfa.models import Authenticator
 from django import forms
 from django.contrib import admin
-from django.contrib.admin.widgets import AutocompleteSelect
 from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.models import Group, Permission
+from django.contrib.auth.validators import UnicodeUsernameValidator
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
@@ -58,7 +58,7 @@ def global_permissions() -> QuerySet[Permission]:
     return found.select_related("content_type")
 
 
-class PermissionsField(forms.ModelMultipleChoiceField):
+class PermissionsField(forms.ModelMultipleChoiceField):  # type: ignore[type-arg]
     """Check boxes of the permissions that apply to the whole installation."""
 
     widget = forms.CheckboxSelectMultiple
@@ -152,11 +152,15 @@ class OwnerLeftFilter(admin.SimpleListFilter):
         return queryset.filter(OWNER_LEFT) if self.value() == "left" else queryset
 
 
-class OwnerSelect(AutocompleteSelect):
-    """Redisplays a form whose owner is not a number; Django looks each value up and fails."""
+class OwnerField(forms.ModelChoiceField):  # type: ignore[type-arg]
+    """The owner of a service account, typed as a user name: there may be many users."""
 
-    def optgroups(self, name: str, value: Any, attrs: dict[str, Any] | None = None) -> Any:
-        return super().optgroups(name, [one for one in value if str(one).isdecimal()], attrs)
+    widget = forms.TextInput
+
+    def prepare_value(self, value: Any) -> Any:
+        if isinstance(value, int):  # the key of the current owner
+            return User.objects.filter(pk=value).values_list("username", flat=True).first()
+        return super().prepare_value(value)
 
 
 class IdentityInline(admin.TabularInline):  # type: ignore[type-arg]
@@ -200,7 +204,6 @@ class UserForm(forms.ModelForm):  # type: ignore[type-arg]
             "in any case. What the console shows depends on the user's rights.",
             "is_superuser": "The user may do everything, in all namespaces.",
             "is_service": "A service account signs in with API tokens only.",
-            "owner": "The person responsible for a service account.",
         }
 
 
@@ -234,7 +237,7 @@ class InviteForm(DeliveryForm):
     username = forms.CharField(
         label="User name",
         max_length=150,
-        validators=User.username_validator and [User.username_validator],
+        validators=[UnicodeUsernameValidator()],
         help_text="Letters, digits and @ . + - _ only. It is part of their personal namespace.",
     )
     email = forms.EmailField(label="E-mail address", required=False, max_length=254)
@@ -336,7 +339,6 @@ class AccountAdmin(AuditedAdmin, DjangoUserAdmin):  # type: ignore[type-arg]
     )
     sortable_by: Any = ("username", "email")
     search_help_text = "Part of a user name, a name or an e-mail address."
-    autocomplete_fields = ("owner",)
     inlines = (IdentityInline,)
     change_form_template = "admin/account_form.html"
     filter_horizontal: Any = ()
@@ -405,7 +407,13 @@ class AccountAdmin(AuditedAdmin, DjangoUserAdmin):  # type: ignore[type-arg]
 
     def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **options: Any) -> Any:
         if db_field.name == "owner":
-            options["widget"] = OwnerSelect(db_field, self.admin_site)
+            return OwnerField(
+                User.objects.filter(is_service=False),
+                to_field_name="username",
+                required=False,
+                help_text="User name of the person responsible for a service account.",
+                error_messages={"invalid_choice": "There is no user with this name."},
+            )
         return super().formfield_for_foreignkey(db_field, request, **options)
 
     def row_tools(self, request: HttpRequest, row: Any) -> list[tuple[str, str]]:

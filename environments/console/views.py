@@ -1,4 +1,4 @@
-"""Small pages for people: what there is, one environment, one build with its log."""
+"""Pages: list of environments, one environment, one build with its log, device sign-in."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from django.views.decorators.http import require_http_methods, require_safe
 from accounts.access import Actor
 from accounts.sign_in import TooManyAttemptsError
 from condastore.errors import NotFoundError, RecalledError
-from environments.console.downloads import taking
+from environments.console.downloads import downloads_of
 from environments.domain.lifecycle import BuildState
 from environments.models import ApprovalRequest, Build, Environment, FolderRestore
 from environments.models.recalls import refuse_recalled
@@ -21,10 +21,10 @@ from environments.operations import device_sign_in
 from environments.operations.environments import find_build, find_environment
 from environments.services import approval_requests, folders
 
-#: What a page lists at most; GraphQL gives the rest.
+#: Rows that a page lists at most; GraphQL has all of them.
 SHOWN = 200
 LOG_LINES = 2_000
-#: Codes of command lines that one person may try.
+#: Device codes that one person may try.
 CODES = {"code": "20/m/user"}
 
 
@@ -64,7 +64,9 @@ def environment(request: HttpRequest, namespace: str, name: str) -> HttpResponse
         "environment": found,
         "builds": builds[:SHOWN],
         "folder": folders.link_path(namespace, name) if found.current_id else None,
-        "taking": taking(request, actor, found.current, "current") if found.current else None,
+        "downloads": downloads_of(request, actor, found.current, "current")
+        if found.current
+        else None,
     }
     return render(request, "environments/environment.html", context)
 
@@ -86,7 +88,7 @@ def build(request: HttpRequest, namespace: str, name: str, reference: str) -> Ht
             key=lambda one: order.index(one[0]) if one[0] in order else len(order),
         ),
         "events": found.events.all(),
-        "taking": taking(request, actor, found, str(found.number)),
+        "downloads": downloads_of(request, actor, found, str(found.number)),
         "missing": missing,
         "prefix": None if missing else folders.prefix_path(found),
         "recalled": _recalled(found),
@@ -104,7 +106,7 @@ def _recalled(build: Build) -> str:
 
 
 def _requests(build: Build) -> list[tuple[ApprovalRequest, list[str]]]:
-    """The packages that the build waits for, and who may decide on each."""
+    """Return the approval requests that a HELD build waits for, with who may decide."""
     if build.state != BuildState.HELD:
         return []
     namespace = build.environment.namespace_id
@@ -116,7 +118,7 @@ def _requests(build: Build) -> list[tuple[ApprovalRequest, list[str]]]:
 @login_required
 @require_http_methods(["GET", "HEAD", "POST"])
 def device(request: HttpRequest) -> HttpResponse:
-    """Let a command line act for the person, or not: what it is, before anything is done."""
+    """Show which command line asks to act for the person, and approve or deny it."""
     actor = _actor(request)
     given = request.POST if request.method == "POST" else request.GET
     code = given.get("code", "").strip()

@@ -139,7 +139,7 @@ def reset_second_factors(*, actor: Actor, user: User) -> int:
         The number of removed factors.
     """
     require_superuser(actor)
-    removed, _ = Authenticator.objects.filter(user=user).delete()
+    removed: int = Authenticator.objects.filter(user=user).delete()[0]
     AuditEvent.record(actor, "account.reset-second-factors", user, {"removed": removed})
     return removed
 

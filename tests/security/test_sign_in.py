@@ -279,7 +279,7 @@ def test_without_a_mail_server_the_page_names_the_administrators(erin: User) -> 
     assert "<input" not in page.partition("<main")[2]
     assert ask(erin.email).status_code == 403
     assert not Notification.objects.exists()
-    assert "Forgotten password?" in browser().get("/login/").content.decode()
+    assert "Forgot your password?" in browser().get("/login/").content.decode()
 
 
 def test_an_administrator_hands_a_link_over(erin: User, root: Actor) -> None:

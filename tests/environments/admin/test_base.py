@@ -1,4 +1,4 @@
-"""Lists, pages and actions of the console: they open, cost the same with more rows, check rights."""
+"""Lists, pages and actions of the console: cost the same with more rows, check access."""
 
 from __future__ import annotations
 

@@ -15,8 +15,10 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 import condastore.urls  # noqa: F401 - registers the admin classes
 from accounts.models import User
+from environments.domain.lifecycle import BuildState
+from environments.models import Build
 from tests.environments.admin.furnishing import furnish
-from tests.factories import make_user
+from tests.factories import make_build, make_user
 from tests.services.browser import chromium
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.component("chromium")]
@@ -64,6 +66,10 @@ def test_no_console_page_has_a_serious_accessibility_finding_or_is_wider_than_th
 ) -> None:
     for number in range(1, 4):
         furnish(number)
+    build = Build.objects.earliest("pk")
+    failed = make_build(build.environment, BuildState.FAILED)
+    failure = {"message": "The requirements exclude each other. " * 8, "hint": "Loosen one."}
+    Build.objects.filter(pk=failed.pk).update(failure=failure)
     make_user("root", superuser=True, password=PASSWORD)
     assert User.objects.filter(username="root", is_staff=True).exists()
     pictures = os.environ.get("CONDASTORE_TEST_PICTURES")

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from asgiref.sync import async_to_sync
 from django.contrib import admin
 from django.db import connection, models
 from django.test import Client
@@ -34,11 +35,15 @@ def site(client: Client, root) -> Client:
     return client
 
 
-def export(site: Client, label: str, **query: object) -> list[dict[str, str]]:
+async def content_of(answer: Any) -> bytes:
+    return b"".join([part async for part in answer.streaming_content])
+
+
+def export(site: Client, label: str, **query: str) -> list[dict[str, str]]:
     answer: Any = site.get(reverse(f"admin:{label}_export"), query)
     assert answer.status_code == 200, label
     assert answer["Content-Type"] == "text/csv; charset=utf-8"
-    text = b"".join(answer.streaming_content).decode()
+    text = async_to_sync(content_of)(answer).decode()
     return list(csv.DictReader(io.StringIO(text)))
 
 
@@ -69,7 +74,7 @@ def test_an_export_follows_the_search_and_the_filters_and_has_plain_values(
     make_build(environment)
     Build.objects.filter(pk=build.pk).update(failure={"message": "no channel has it", "hint": ""})
     [row] = export(site, "environments_build", state__exact="FAILED")
-    assert row["Environment"] == "research/ml" or row["environment"] == "research/ml"
+    assert row["environment"] == "research/ml"
     assert "no channel has it" in row.values()
     assert build.created_at.isoformat() in row.values()
     assert export(site, "environments_build", q="nothing-like-it") == []
@@ -80,7 +85,6 @@ def test_no_cell_of_an_export_starts_as_a_formula(site: Client, start: str):
     assert csv_export.cell_text(f"{start}1+1") == f"'{start}1+1"
     assert csv_export.cell_text(-5) == "-5"
     namespace = make_namespace("formula")
-    AuditEvent.objects.filter(pk=0)  # the log is written by operations only
     Namespace.objects.filter(pk=namespace.pk).update(description=f"{start}HYPERLINK()")
     for row in export(site, "environments_namespace"):
         assert not any(value.startswith(start) for value in row.values() if start in "=+@")
@@ -94,7 +98,7 @@ def test_an_export_reads_a_bounded_number_of_rows_at_once(
     monkeypatch.setattr(csv_export, "CHUNK", 2)
     with CaptureQueriesContext(connection) as captured:
         assert len(export(site, "environments_build")) == 5
-    reads = [one["sql"] for one in captured if "LIMIT 2" in one["sql"]]
+    reads = [one["sql"] for one in captured if one["sql"].endswith(" LIMIT 2")]
     assert len(reads) == 3
 
 

@@ -1,4 +1,4 @@
-"""The small pages: what they show, to whom, and that they need nothing from elsewhere."""
+"""Pages: what they show and to whom, without anything from other hosts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def signed_in(actor: Actor) -> Client:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_shows_what_there_is(bob: Actor, environment: Environment, page: str) -> None:
+def test_a_page_shows_builds_and_escapes_their_texts(
+    bob: Actor, environment: Environment, page: str
+) -> None:
     build = factories.make_build(environment)
     build.append_log(["a <b>line</b> of the log"])
     Build.objects.filter(pk=build.pk).update(
@@ -41,14 +43,20 @@ def test_a_page_shows_what_there_is(bob: Actor, environment: Environment, page: 
     assert 'http-equiv="refresh"' not in text
 
 
-def test_a_build_that_runs_is_shown_anew_by_itself(bob: Actor, environment: Environment) -> None:
+def test_the_page_of_a_running_build_reloads(bob: Actor, environment: Environment) -> None:
     factories.make_build(environment, BuildState.LINKING)
     text = signed_in(bob).get(PAGES[2]).content.decode()
     assert 'http-equiv="refresh"' in text
 
 
+def test_the_page_of_a_held_build_does_not_reload(bob: Actor, environment: Environment) -> None:
+    factories.make_build(environment, BuildState.HELD)
+    text = signed_in(bob).get(PAGES[2]).content.decode()
+    assert 'http-equiv="refresh"' not in text
+
+
 @pytest.mark.parametrize("page", PAGES[1:])
-def test_what_one_may_not_see_is_not_there(
+def test_a_page_is_not_found_without_the_right_to_see_it(
     charlie: Actor, environment: Environment, page: str
 ) -> None:
     factories.make_build(environment)
@@ -91,7 +99,7 @@ def test_people_sign_in_and_out(db: None) -> None:
     assert forged.status_code == 403
 
 
-def test_sign_in_leads_nowhere_else(db: None) -> None:
+def test_sign_in_redirects_to_this_site_only(db: None) -> None:
     factories.make_user("alice", password="a long enough one")
     form = {
         "username": "alice",
@@ -118,7 +126,7 @@ ADMIN_LISTS = [
 
 
 @pytest.mark.parametrize("name", ADMIN_LISTS)
-def test_operators_look_at_rows_with_a_constant_number_of_queries(
+def test_lists_of_the_console_need_a_bounded_number_of_queries(
     root: Actor, environment: Environment, name: str, django_assert_max_num_queries: Any
 ) -> None:
     for number in range(20):
@@ -150,9 +158,7 @@ def test_the_admin_is_for_administrators_of_the_installation(dora: Actor) -> Non
         assert client.get(f"/admin/{name}/").status_code == 403
 
 
-def test_a_build_is_taken_in_every_form_once_it_may_be(
-    bob: Actor, environment: Environment
-) -> None:
+def test_a_ready_build_offers_every_download(bob: Actor, environment: Environment) -> None:
     build = factories.make_build(environment)
     rendered, made = ("environment.yml", "sbom.cdx.json"), ("env.tar.zst", "install.sh")
     client = signed_in(bob)
@@ -165,9 +171,9 @@ def test_a_build_is_taken_in_every_form_once_it_may_be(
         assert f"/api/envs/research/ml/1/{name}" in text
     assert "testserver/research/ml:1" in text
     assert "http://testserver/channel/research/ml/1" in text
-    assert text.count("made when it is asked for") == 6
+    assert text.count("built on request") == 6
     create_artifact(actor=bob, build=build, kind=ArtifactKind.TAR_ZST)
-    assert "being made" in shown()
+    assert "in progress" in shown()
     Build.objects.filter(pk=build.pk).update(state=BuildState.HELD, finished_at=None, prefix=None)
     text = shown()
     assert all(name in text for name in rendered)

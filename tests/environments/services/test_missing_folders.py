@@ -239,7 +239,7 @@ def test_a_folder_whose_packages_are_gone_says_so_and_is_tried_again(
     assert alice.account is not None
     client.force_login(alice.account)
     page = client.get(f"/environments/research/ml/builds/{build.number}/").content.decode()
-    assert "cannot be linked again" in page
+    assert "cannot be restored" in page
     assert f"condastore env restore research/ml:{build.number}" in page
     assert "cannot be linked again" in client.get("/readyz").json()["checks"]["folders"]["wrong"]
     assert restore_all() == [], "not before an hour has passed"
