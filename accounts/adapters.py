@@ -1,4 +1,4 @@
-"""How django-allauth signs people in here: no sign-up, and identities by issuer and subject."""
+"""Adapters of django-allauth: no sign-up, own rate limits, identities by issuer and subject."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
     }
 
     def is_open_for_signup(self, request: HttpRequest) -> bool:
-        return False  # directories and administrators make accounts
+        return False  # directories and administrators create accounts
 
     def get_client_ip(self, request: HttpRequest) -> str:
         return client_address(request.META) or "unknown"
 
     def pre_authenticate(self, request: HttpRequest, **credentials: Any) -> None:
-        """Leave allauth's own limit out, by which anybody could lock an account."""
+        """Skip allauth's own limit, with which anybody could lock an account of somebody else."""
 
     def authenticate(self, request: HttpRequest, **credentials: Any) -> User | None:
         login = str(credentials.get("username") or credentials.get("email") or "")
@@ -60,16 +60,16 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
         return response
 
     def send_mail(self, template_prefix: str, email: str, context: dict[str, Any]) -> None:
-        """Queue a mail: no page waits for the mail server, or fails with it."""
+        """Queue a mail, so that no page waits for the mail server or fails with it."""
         mail = self.render_mail(template_prefix, email, {**context, "email": email})
         mail_wanted.send(sender=User, email=email, subject=mail.subject, text=mail.body)
 
     def format_email_subject(self, subject: str) -> str:
-        return subject  # whoever delivers it says whose it is
+        return subject  # delivery adds the prefix of the installation
 
 
-class _Answering(requests.Session):
-    """Tells people that a provider is down, and not that something went wrong on our side."""
+class _ProviderSession(requests.Session):
+    """Reports that a provider does not respond, instead of an internal error."""
 
     def request(self, *args: Any, **kwargs: Any) -> requests.Response:
         kwargs.setdefault("timeout", PROVIDER_TIMEOUT)
@@ -77,19 +77,19 @@ class _Answering(requests.Session):
             return super().request(*args, **kwargs)
         except requests.RequestException as error:
             raise UnavailableError(
-                "The identity provider does not answer.",
-                hint="Try again; if it stays, tell the administrators.",
+                "The identity provider does not respond.",
+                hint="Try again. If the problem persists, tell an administrator.",
             ) from error
 
 
 class ProviderAdapter(DefaultSocialAccountAdapter):  # type: ignore[misc]
     def get_requests_session(self) -> requests.Session:
-        return _Answering()
+        return _ProviderSession()
 
     def pre_social_login(self, request: HttpRequest, sociallogin: SocialLogin) -> None:
-        """Find or make the account, before allauth would look for one in its own ways."""
+        """Find or create the account before allauth looks for one in its own way."""
         if sociallogin.state.get("process", "login") != "login":
-            raise AccessDeniedError("Accounts are connected to identities by administrators only.")
+            raise AccessDeniedError("Only administrators connect accounts to identities.")
         token = sociallogin.token
         sociallogin.user = welcome(
             person_of(sociallogin), refresh_token=token.token_secret if token else ""
@@ -108,7 +108,7 @@ def person_of(sociallogin: SocialLogin) -> Person:
 
 
 class SecondFactorAdapter(DefaultMFAAdapter):  # type: ignore[misc]
-    """The secrets of one-time passwords are kept as other secrets are."""
+    """Encrypts the secrets of one-time passwords like other secrets."""
 
     def get_totp_issuer(self) -> str:
         return "condastore"

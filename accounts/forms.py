@@ -1,4 +1,4 @@
-"""The forms of sign-in and of new passwords."""
+"""Forms of sign-in and of password resets."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from accounts.signals import password_reset_asked
 
 
 class SignInForm(LoginForm):  # type: ignore[misc]
-    """Its fields bear the names that password managers and scripts know: username, password."""
+    """Names its fields username and password, as password managers and scripts expect."""
 
     def add_prefix(self, field_name: str) -> str:
         return "username" if field_name == "login" else super().add_prefix(field_name)
 
 
 class AskForResetForm(forms.Form):
-    """Asks for a link by mail. Whether there is such an account is looked up later, by a worker.
+    """Requests a link by mail.
 
-    So neither the answer nor its time tells.
+    A worker looks the account up later, so that neither the response nor its time reveals whether
+    an account exists.
     """
 
     email = forms.EmailField(max_length=254)
@@ -36,7 +37,7 @@ class AskForResetForm(forms.Form):
 
 
 class ResetLinkForm(UserTokenForm):  # type: ignore[misc]
-    """The account and the token of a link."""
+    """Validates the account and the token of a link."""
 
     def clean(self) -> Any:
         cleaned = super().clean()

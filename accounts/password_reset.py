@@ -1,7 +1,8 @@
-"""Links by which a local account gets a new password: by mail, or handed over by an administrator.
+"""Links that set the password of a local account, sent by mail or handed over by an administrator.
 
-A link holds a token that Django derives from the account's password and last sign-in: it ends when
-it is used, when another password is set, at the next sign-in, and after PASSWORD_RESET_AGE.
+A link contains a token that Django derives from the account's password and last sign-in. It becomes
+invalid when it is used, when another password is set, at the next sign-in, and after
+PASSWORD_RESET_AGE.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from accounts.models import DeviceSignIn, User
 
 
 def by_mail() -> bool:
-    """Return True where people can have a link sent to them."""
+    """Return True if the server can send links by mail."""
     return bool(settings.LOCAL_ACCOUNTS and settings.EMAIL_URL and settings.PUBLIC_URL)
 
 
 def may_reset(user: User) -> bool:
-    """Return True for an open account whose password is of our own, or is to be the first one.
+    """Return True for an open local account, with or without a password.
 
-    A password here would outlive a directory's word for everybody else.
+    For accounts of a directory a local password would stay valid after the directory ends them.
     """
     if not settings.LOCAL_ACCOUNTS or not user.is_active or user.is_service:
         return False
@@ -44,13 +45,13 @@ def accounts_of(email: str) -> Sequence[User]:
 
 
 def _same(one: str, other: str) -> bool:
-    """Compare as Unicode does: databases take more letters for the same."""
+    """Compare by Unicode case folding: databases treat more letters as equal."""
     first, second = (unicodedata.normalize("NFKC", text).casefold() for text in (one, other))
     return first == second
 
 
 def link_for(user: User, *, site: str = "") -> str:
-    """Return a new link; `site` is what it begins with where no public URL is set."""
+    """Return a new link; it starts with `site` if no public URL is configured."""
     path = reverse(
         "account_reset_password_from_key",
         kwargs={
@@ -62,5 +63,5 @@ def link_for(user: User, *, site: str = "") -> str:
 
 
 def end_device_sign_ins(sender: Any, user: User, **kwargs: Any) -> None:
-    """Let no command line collect a token that was approved under the former password."""
+    """Delete device sign-ins that were approved under the former password."""
     DeviceSignIn.objects.filter(approved_by=user, collected_at=None).delete()

@@ -15,6 +15,7 @@ from environments.admin import (
     roles,
     rules,
     system,
+    tokens,
     users,
 )
 
@@ -33,5 +34,6 @@ __all__ = [
     "roles",
     "rules",
     "system",
+    "tokens",
     "users",
 ]

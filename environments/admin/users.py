@@ -1,4 +1,4 @@
-"""Users, groups and API tokens: invitations, password links, second factors, closing accounts."""
+"""Users and groups: invitations, password links, second factors, closing accounts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from accounts.access import Actor
 from accounts.models import OWNER_LEFT, ApiToken, Identity, User
 from accounts.password_reset import by_mail, may_reset
 from condastore.admin_site import ConsoleGroup
-from environments.admin.base import ConsoleList, ReadOnlyAdmin
+from environments.admin.base import ConsoleList
 from environments.admin.confirmed_actions import ConfirmedAction, OneTimeText, actor_of
 from environments.admin.display import (
     RELATED_ROWS,
@@ -30,7 +30,7 @@ from environments.admin.display import (
     list_url,
     relative_time,
 )
-from environments.admin.filters import date_range, presence_filter, text_filter
+from environments.admin.filters import date_range
 from environments.admin.roles import role_of
 from environments.models import (
     AuditEvent,
@@ -40,7 +40,7 @@ from environments.models import (
     audited,
 )
 from environments.models.namespaces import DECIDE_EVERYWHERE, READ_METRICS, RECALL_PACKAGES
-from environments.operations import people, tokens
+from environments.operations import people
 from environments.services.orphaned_accounts import notify_orphaned
 
 #: Permissions that apply to the whole installation; rights in a namespace are roles.
@@ -539,7 +539,7 @@ def _tables(user: User) -> Sequence[RelatedTable]:
     )
 
 
-# --- groups and tokens --------------------------------------------------------------------------
+# --- groups -------------------------------------------------------------------------------------
 
 
 @admin.register(Group)
@@ -561,69 +561,3 @@ class GroupAdmin(AuditedAdmin, DjangoGroupAdmin):
 
     def get_actions(self, request: HttpRequest) -> dict[str, Any]:
         return {}  # Django's action would delete groups of directories too
-
-
-def _revoke(actor: Actor, row: ApiToken, answers: Mapping[str, Any]) -> None:
-    tokens.revoke_token(actor=actor, token_id=row.pk)
-
-
-@admin.register(ApiToken)
-class TokenAdmin(ReadOnlyAdmin):
-    """API tokens. Only the digest of a token is stored: the token cannot be shown again."""
-
-    title = "API tokens"
-    console_group, console_position = ConsoleGroup.PEOPLE, 6
-    list_display = ("name", "user", "role", "namespaces", "shown_state", "used")
-    export_fields = (
-        "name",
-        "user",
-        "role",
-        "namespaces",
-        "created_at",
-        "expires_at",
-        "revoked_at",
-        "last_used_at",
-        "last_used_address",
-    )
-    list_filter = (
-        presence_filter("revoked", "state", "revoked_at", present="Revoked", absent="Not revoked"),
-        "role",
-        text_filter("user", "user", "user__username"),
-        date_range("created_at", "creation"),
-        date_range("last_used_at", "last use", prefix="used_"),
-    )
-    search_fields = ("name__startswith",)
-    search_help_text = "Start of the token's name."
-    ordering = ("-pk",)
-    fields = (
-        "name",
-        "user",
-        "hint",
-        "role",
-        "namespaces",
-        "created_at",
-        "expires_at",
-        "revoked_at",
-        "last_used_at",
-        "last_used_address",
-    )
-    confirmed_actions = (
-        ConfirmedAction(
-            name="revoke",
-            title="Revoke",
-            text="Programs that use the token are signed out at once.",
-            run=_revoke,
-            applies_to=lambda row: row.revoked_at is None,
-        ),
-    )
-
-    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        return super().get_queryset(request).select_related("user")
-
-    @admin.display(description="expires")
-    def shown_state(self, token: ApiToken) -> object:
-        return badge("revoked") if token.revoked_at else relative_time(token.expires_at)
-
-    @admin.display(description="last used")
-    def used(self, token: ApiToken) -> object:
-        return relative_time(token.last_used_at) or "never"

@@ -1,4 +1,4 @@
-"""In a real browser: pages load as they are meant to; people sign in with keys, and elsewhere."""
+"""Pages in Chromium: they load without errors; sign-in with security keys and providers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.component("ch
 
 PASSWORD = "correct horse battery staple"
 WIDTHS = (1280, 390)
-#: What the browser refuses of a page, told to its console.
+#: Reports violations of the content security policy to the browser's console.
 TOLD = """
 document.addEventListener('securitypolicyviolation', event =>
   console.error(`policy: ${event.violatedDirective} ${event.blockedURI}`));
@@ -36,7 +36,7 @@ document.addEventListener('securitypolicyviolation', event =>
 
 
 class Watched:
-    """A browser's window; what goes wrong in it is kept in `faults`."""
+    """A browser page whose errors are collected in `faults`."""
 
     def __init__(self, context: BrowserContext, hosts: set[str]) -> None:
         context.add_init_script(TOLD)
@@ -91,7 +91,7 @@ def of_admin(name: str, *args: object, query: str = "") -> str:
 
 
 def pages() -> dict[str, str]:
-    """What people look at, by the name of its picture."""
+    """Paths of pages, by the name of their picture."""
     request, build = ApprovalRequest.objects.latest("pk"), Build.objects.earliest("pk")
     rule, record = PolicyRule.objects.latest("pk"), CondaRecord.objects.latest("pk")
     place = Namespace.objects.get(name="team-1")
@@ -125,7 +125,7 @@ def pages() -> dict[str, str]:
     }
 
 
-def test_pages_load_in_both_widths_and_ask_nothing_of_others(
+def test_pages_load_at_both_widths_without_requests_to_other_hosts(
     live_server: Any,
     browser: Browser,
     root_account: User,
@@ -215,7 +215,7 @@ def test_a_person_of_a_provider_signs_in_and_out(
         page.locator("input[name=login]").fill("erin")
         page.locator("input[name=password]").fill("any")
         page.locator("button[type=submit]").click()
-        page.locator("button[type=submit]").click()  # what may be told of erin
+        page.locator("button[type=submit]").click()  # consent to share the claims
         page.wait_for_url("http://testserver/device/")
         assert page.get_by_role("link", name="erin").is_visible()
         erin = User.objects.get(username="erin")
