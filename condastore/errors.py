@@ -1,4 +1,4 @@
-"""The errors of condastore: what is wrong, where, and what to do next. Imports nothing of ours."""
+"""Errors of condastore: what is wrong, where, and what to do next. Imports no other module."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class StoreError(Exception):
 
     code: ClassVar[str] = "error"  # stable: clients may rely on it
     hint: str = ""
-    #: True for the world's failures (network, disk, a killed worker): worth another attempt.
+    #: True for failures of the surroundings (network, disk, a killed worker), which are retried.
     transient: ClassVar[bool] = False
 
     def __init__(
@@ -36,23 +36,23 @@ class StoreError(Exception):
 
 
 class RequestError(StoreError):
-    """The request is at fault: another attempt would fail alike."""
+    """The request is invalid: another attempt would fail, too."""
 
     code = "bad-request"
 
 
 class InvalidInputError(RequestError):
-    """A name or value that cannot be taken."""
+    """An invalid name or value."""
 
     code = "invalid-input"
 
 
 class MethodNotAllowedError(InvalidInputError):
-    """The address does not answer this method; `details` has the methods that it answers."""
+    """The URL does not support this method; `details` has the methods that it supports."""
 
 
 class UnsupportedMediaTypeError(InvalidInputError):
-    """The body has a content type that is not read here."""
+    """The content type of the body is not supported."""
 
 
 class SpecificationError(RequestError):
@@ -86,10 +86,10 @@ class RuleError(SpecificationError):
 
 
 class PackageInvalidError(SpecificationError):
-    """One or more faults of a package that somebody uploads; `where` names the file in it."""
+    """One or more faults of an uploaded package; `where` names the file in it."""
 
     code = "package-invalid"
-    hint = "Build the package again, and upload that."
+    hint = "Correct and rebuild the package, then upload it again."
 
 
 class UnsatisfiableError(RequestError):
@@ -115,58 +115,58 @@ class ChannelNotAllowedError(RequestError):
 
 
 class AddressRefusedError(RequestError):
-    """A host without an address that this installation connects to; nothing was sent to it."""
+    """A host that has no allowed address; no request was sent to it."""
 
     code = "address-refused"
     hint = (
-        "Check the spelling of the host. A server in a private network is reached only where an "
+        "Check the spelling of the host. Servers in private networks are allowed only if an "
         "administrator allows it (CONDASTORE_ALLOWED_NETWORKS)."
     )
 
 
 class FileRefusedError(RequestError):
-    """A `file:` URL outside the folders that an administrator named; nothing was read."""
+    """A `file:` URL outside the allowed folders; nothing was read."""
 
     code = "file-refused"
     hint = (
-        "Use a channel on a server. Files of this machine are read only where an administrator "
+        "Use a channel on a server. Local files are read only if an administrator "
         "allows it (CONDASTORE_FILE_CHANNELS)."
     )
 
 
 class PolicyError(RequestError):
-    """A package that the rules of the namespace refuse."""
+    """A package that the rules of the namespace do not allow."""
 
     code = "package-not-approved"
     hint = "Ask an approver of the namespace, or choose another package."
 
 
 class RecalledError(PolicyError):
-    """A build that holds a package which was called back."""
+    """A build that contains a recalled package."""
 
     code = "recalled"
-    hint = "Build the environment again: another version of the package is chosen."
+    hint = "Build the environment again, which selects another version of the package."
 
 
 class RejectedError(PolicyError):
-    """An approver said no to a package that the build needs."""
+    """An approver rejected a package that the build needs."""
 
     code = "package-rejected"
-    hint = "Choose another package or version, or talk to who decided."
+    hint = "Choose another package or version, or contact the approver."
 
 
 class LinkError(RequestError):
-    """A package that cannot be linked as it is: clobbering, odd paths, a damaged archive."""
+    """A package that cannot be linked: clobbering, invalid paths, a damaged archive."""
 
     code = "cannot-link"
     hint = "Report it to the packager, or choose another build of the package."
 
 
 class ArtifactFailedError(RequestError):
-    """A file of a build that could not be made; its message says why."""
+    """An artifact of a build that could not be created; the message says why."""
 
     code = "artifact-failed"
-    hint = "Ask for it again in a minute, or report it to the administrators."
+    hint = "Request it again in a minute, or report it to the administrators."
 
 
 class SmokeTestError(RequestError):
@@ -175,7 +175,7 @@ class SmokeTestError(RequestError):
 
 
 class SmokeTestKilledError(SmokeTestError):
-    """The test was ended from outside by SIGKILL, twice."""
+    """The test was killed twice by SIGKILL."""
 
     code = "smoke-test-killed"
     hint = (
@@ -185,7 +185,7 @@ class SmokeTestKilledError(SmokeTestError):
 
 
 class SandboxUnavailableError(RequestError):
-    """Code of packages was to run, and there is no sandbox for it."""
+    """Package code must run, but no sandbox is available."""
 
     code = "sandbox-unavailable"
     hint = (
@@ -195,28 +195,28 @@ class SandboxUnavailableError(RequestError):
 
 
 class PypiError(RequestError):
-    """The PyPI part has no answer, or only one that needs a source distribution."""
+    """The PyPI part has no solution, or only one with a source distribution."""
 
     code = "pypi-unsatisfiable"
 
 
 class TimeLimitError(RequestError):
     code = "time-limit"
-    hint = "Ask for fewer packages, or ask an administrator for a longer limit."
+    hint = "Request fewer packages, or ask an administrator for a longer limit."
 
 
 class MemoryLimitError(RequestError):
-    """A solve takes more memory than it may."""
+    """A solve exceeded its memory limit."""
 
     code = "memory-limit"
-    hint = "Give versions for more of the requirements, or ask for fewer packages or channels."
+    hint = "Give versions for more requirements, or request fewer packages or channels."
 
 
 class TransitionError(StoreError):
-    """Another came first: the row is no longer in the state that this move starts from."""
+    """Another process changed the row first: it is no longer in the expected state."""
 
     code = "state-changed"
-    hint = "Look at the current state, and try again if it still makes sense."
+    hint = "Check the current state, and try again if it still applies."
 
 
 class LeaseLostError(StoreError):
@@ -240,13 +240,13 @@ class NotSignedInError(AccessDeniedError):
 
 
 class ConflictError(StoreError):
-    """What is asked for contradicts what is there (a taken name, a pinned build)."""
+    """The request conflicts with the current state (a taken name, a pinned build)."""
 
     code = "conflict"
 
 
 class QuotaError(ConflictError):
-    """A namespace has used up what it may hold, or ask for."""
+    """A namespace has reached its quota."""
 
     code = "quota-exceeded"
 
@@ -256,11 +256,11 @@ class LimitError(StoreError):
 
 
 class UnavailableError(StoreError):
-    """The world's failures: tried again with backoff."""
+    """Failures of the surroundings, which are retried with backoff."""
 
     code = "unavailable"
     transient = True
-    hint = "Nothing to do: it is tried again."
+    hint = "Nothing to do: it is retried automatically."
 
 
 class ChannelUnavailableError(UnavailableError):
@@ -268,21 +268,21 @@ class ChannelUnavailableError(UnavailableError):
 
 
 class DownloadError(UnavailableError):
-    """A package could not be fetched, or its bytes are not those of the lock."""
+    """A package could not be fetched, or its bytes differ from those of the lock."""
 
     code = "download-failed"
 
 
 class DiskSpaceError(UnavailableError):
     code = "disk-full"
-    hint = "Ask an administrator to free disk space; the build is tried again."
+    hint = "Ask an administrator to free disk space; the build is retried."
 
 
 class DamagedError(UnavailableError):
-    """Bytes that were kept are gone, or are others."""
+    """A stored blob is missing or damaged."""
 
     code = "damaged"
-    hint = "It was reported, and is made again: ask once more in a while."
+    hint = "The fault was reported and the blob is created again: try again later."
 
 
 class WorkerLostError(UnavailableError):
@@ -290,7 +290,7 @@ class WorkerLostError(UnavailableError):
 
 
 class UnexpectedError(UnavailableError):
-    """Our own fault: the log has the traceback, the person gets the build's id."""
+    """A bug: the log has the traceback, the user gets the id of the build."""
 
     code = "internal-error"
     hint = "Report the build's id to the administrators of this installation."
@@ -311,18 +311,18 @@ def error_to_json(error: StoreError) -> dict[str, Any]:
 
 
 def error_from_json(content: Mapping[str, Any]) -> StoreError:
-    """Return the error of `error_to_json`. It may come from a process that is not trusted.
+    """Parse the result of `error_to_json`, which may come from an untrusted process.
 
     Raises:
-        ValueError: it is not one.
+        ValueError: it is not an error.
     """
     kind = globals().get(str(content.get("type")))
     if not (isinstance(kind, type) and issubclass(kind, StoreError)):
-        raise ValueError("It names no error of condastore.")
+        raise ValueError("It is not an error of condastore.")
     message, where, hint = (str(content.get(key) or "") for key in ("message", "where", "hint"))
     faults, details = content.get("faults"), content.get("details")
     if not isinstance(details, dict):
-        raise ValueError("Its details are no object.")
+        raise ValueError("Its details are not an object.")
     if issubclass(kind, SpecificationError):
         if not isinstance(faults, list):
             raise ValueError("It has no list of faults.")

@@ -13,7 +13,8 @@ from accounts.roles import Role
 from environments.domain.lifecycle import FINISHED, RUNNING, BuildState
 from environments.domain.lock import Lock, PlatformLock
 from environments.domain.records import CondaPackage
-from environments.domain.specification import Defaults, parse_specification
+from environments.domain.specification import Defaults
+from environments.domain.specification_parsing import parse_specification
 from environments.models import (
     Build,
     Environment,

@@ -1,4 +1,4 @@
-"""The files that are made from a lock: their kinds, and the states of one that is made."""
+"""Artifacts: kinds of files that are built from a lock, and their states."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-#: Where an artifact that is not unpacked to a place of its user's choice has its prefix.
+#: Prefix of artifacts that are not unpacked to a path of the user's choice.
 STANDARD_PREFIX = "/opt/env"
 
 
@@ -25,11 +25,11 @@ class ArtifactKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """How an artifact of one kind is called and served."""
+    """File name and content type of one kind of artifact."""
 
     file_name: str  # below `/api/envs/<namespace>/<environment>/<build>/`
     content_type: str
-    #: Part of what the artifact is found by: grows when the same lock gives other bytes.
+    #: Part of the key of an artifact; incremented when the same lock gives different bytes.
     recipe: int
 
 
@@ -61,7 +61,7 @@ class ArtifactState(StrEnum):
     FAILED = "FAILED"
 
 
-#: A file that was collected is made again; one that could not be made is tried again on demand.
+#: A collected file is built again; a failed one is retried on demand.
 MOVES: Mapping[ArtifactState, frozenset[ArtifactState]] = {
     ArtifactState.QUEUED: frozenset({ArtifactState.MAKING}),
     ArtifactState.MAKING: frozenset(
@@ -77,9 +77,9 @@ def sources(target: ArtifactState) -> frozenset[ArtifactState]:
 
 
 def variant_of(variables: Mapping[str, Any]) -> str:
-    """Two specifications with one lock may set other variables: then their files differ.
+    """Return a digest of the variables of a specification; empty if none are set.
 
-    Empty where none are set; else a digest.
+    Specifications with one lock may set different variables, and then their files differ.
     """
     if not variables:
         return ""

@@ -1,8 +1,8 @@
-"""Was the audit log changed afterwards? Each event's digest covers it and the digest before.
+"""Hash chain of the audit log: the digest of each event covers it and the previous digest.
 
-The digests are keyed: who can write to the database, but does not know the key, cannot make the
-digests of a changed log. What was cut off at the end is found against the head, which is kept
-apart; an older copy of events and head together is found only against a digest kept elsewhere.
+The digests are keyed (HMAC): somebody who can write to the database but does not have the key
+cannot compute the digests of a changed log. Removed newest events are detected by the head, which
+is stored separately; an older copy of events and head together only by an external checkpoint.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-#: What a digest covers, in this order; the digest before comes first.
+#: Fields covered by a digest, in this order, after the previous digest.
 COVERED = (
     "position",
     "at",
@@ -37,7 +37,7 @@ def chain_key(secret: str) -> bytes:
 
 
 def seal(key: bytes, before: str, covered: Iterable[Any]) -> str:
-    """The digest of an event: HMAC-SHA256 over the JSON list of `before` and `covered`."""
+    """Return the digest of an event: HMAC-SHA256 over the JSON list of `before` and `covered`."""
     text = _encode([before, *covered])
     return hmac.digest(key, text.encode(), "sha256").hex()
 
@@ -47,12 +47,12 @@ def _is_seal(digest: str, key: bytes, before: str, covered: Iterable[Any]) -> bo
 
 
 def written(moment: datetime) -> str:
-    """A moment as digests cover it."""
+    """Return the form of a timestamp that digests cover."""
     return moment.astimezone(UTC).isoformat(timespec="microseconds")
 
 
 def plain(value: Any) -> Any:
-    """`value` as every database gives it back: no fractions, no characters that it refuses."""
+    """Return `value` as every database stores it: no fractions, no refused characters."""
     if isinstance(value, Mapping):
         return {str(plain(str(key))): plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
@@ -66,7 +66,7 @@ def plain(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Anchor:
-    """Where a chain begins or ends: the position of an event, and its digest."""
+    """One end of a chain: position and digest of an event."""
 
     position: int = 0
     digest: str = ""
@@ -74,7 +74,7 @@ class Anchor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """The first place at which the log is not as it was written."""
+    """First position at which the log was changed."""
 
     position: int
     message: str
@@ -82,7 +82,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verified:
-    """`checked`: events that are as they were written, from the start on."""
+    """Result of a verification; `checked` is the number of unchanged events from the start."""
 
     checked: int
     start: Anchor
@@ -98,13 +98,12 @@ def check(
     start: Anchor,
     head: Anchor,
 ) -> Verified:
-    """Walk the chain from `start` (not part of it any more) to `head`.
+    """Verify the chain after `start` up to `head`.
 
     Args:
-        events: (what COVERED names, digest), by position, all those after `start`.
+        events: (fields of COVERED, digest) of all events after `start`, by position.
         former_keys: accepted for the oldest events, up to the first one that `key` signed. That
-            one covers them all by the digest before it, and one must follow: who has a former key
-            only can change nothing.
+            event covers them all and must exist, so that a former key alone can change nothing.
     """
     expected, before = start.position, start.digest
     keys = (key, *former_keys)
@@ -121,20 +120,20 @@ def check(
     for covered, digest in events:
         expected += 1
         if covered[0] != expected:
-            return at_fault(f"Event {expected} is missing; event {covered[0]} comes in its place.")
+            return at_fault(f"Event {expected} is missing; event {covered[0]} is in its place.")
         if expected > head.position:
             return at_fault(f"Event {expected} was added: the log ends at {head.position}.")
-        # The key in use first, then newer ones: never an older one again.
+        # The key in use first, then newer keys: never back to an older one.
         allowed = range(len(keys)) if used is None else (used, *range(used))
         used = next((n for n in allowed if _is_seal(digest, keys[n], before, covered)), None)
         if used is None:
-            return at_fault(f"Event {expected} is not as it was written.")
+            return at_fault(f"Event {expected} was changed.")
         before = digest
     if expected < head.position:
         expected += 1
-        return at_fault(f"Event {expected} is missing, and all that came after it.")
+        return at_fault(f"Event {expected} and all later events are missing.")
     if before != head.digest:
         return at_fault(f"The head of the log is not that of event {expected}.")
     if used:
-        return at_fault(f"Event {expected} was signed with a former key, and none came after it.")
+        return at_fault(f"Event {expected} was signed with a former key, and no event follows it.")
     return Verified(checked=expected - start.position, start=start, head=head)

@@ -1,8 +1,8 @@
 """Checkpoints of the audit log: signed statements of its head, to be stored outside the database.
 
-The chain of digests and the sealed head show what was changed since they were written. A database
-that is set back whole, or a head that is replaced by an older copy of itself, contradicts nothing
-in the database; it contradicts a checkpoint that was stored elsewhere.
+The chain of digests and the sealed head show what was changed since they were written. A
+database that is rolled back as a whole, or a head that is replaced by an older copy, is consistent
+in itself, but contradicts a checkpoint that was stored outside.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from environments.domain.audit_chain import seal
 # Digests of events begin with the digest before: empty, or 64 hexadecimal digits.
 _HEAD, _CHECKPOINT = "head", "checkpoint"
 _NUMBERS = frozenset({"counter", "position", "cut_position"})
-#: Checkpoints whose events are looked up at once.
+#: Number of checkpoints whose events are queried at once.
 BATCH = 500
 #: Longest line of a file of checkpoints, in characters.
 MAX_LINE = 4_000
@@ -28,7 +28,7 @@ MAX_LINE = 4_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadState:
-    """What the seal of the head covers. `counter` grows with each change of the head."""
+    """Fields covered by the seal of the head; `counter` increases with each change."""
 
     counter: int = 0
     position: int = 0
@@ -38,7 +38,7 @@ class HeadState:
 
     @property
     def is_new(self) -> bool:
-        """The log has no events yet, and its head no seal."""
+        """Whether the log has no events yet, so that its head has no seal."""
         return self == HeadState()
 
     @property
@@ -89,10 +89,10 @@ def _sign(key: bytes, head: HeadState, at: str) -> str:
 
 
 def parse_checkpoint(line: str) -> Checkpoint:
-    """Read a line of `Checkpoint.line`; what a log collector put before it is skipped.
+    """Parse a `Checkpoint.line`; a prefix added by a log collector is skipped.
 
     Raises:
-        InvalidInputError: it is not one.
+        InvalidInputError: it is not a checkpoint.
     """
     start = line.find('{"audit_checkpoint"')
     try:
@@ -108,7 +108,7 @@ def parse_checkpoint(line: str) -> Checkpoint:
                 raise ValueError
     except (ValueError, KeyError, TypeError, RecursionError):
         raise InvalidInputError(
-            "It is not a checkpoint of the audit log.", where="anchor"
+            "The line is not a checkpoint of the audit log.", where="anchor"
         ) from None
     return Checkpoint(**values)
 
@@ -173,7 +173,7 @@ def _objection(
     head: HeadState,
     found: Mapping[int, str],
 ) -> str:
-    """Why this checkpoint cannot be true of the log; empty where it can."""
+    """Return how this checkpoint contradicts the log; empty if it does not."""
     if not one.is_signed_by(keys):
         return "It was not signed by this installation."
     if previous is not None:
@@ -181,16 +181,16 @@ def _objection(
         forked = one.counter == previous.counter and one.head != previous.head
         if back or forked:
             return (
-                f"The log was set back between {previous.at} (event {previous.position}) and "
+                f"The log was rolled back between {previous.at} (event {previous.position}) and "
                 f"{one.at} (event {one.position})."
             )
     if one.position > head.position:
         return (
             f"The log ends at event {head.position}; at {one.at} it had {one.position}: its newest "
-            "events were cut off, or the database was set back."
+            "events were removed, or the database was rolled back."
         )
     if one.counter > head.counter:
-        return f"The head of the log is older than at {one.at}: the database was set back."
+        return f"The head of the log is older than at {one.at}: the database was rolled back."
     if one.position > head.cut_position:
         digest = found.get(one.position, "")
     elif one.position == head.cut_position:
@@ -198,7 +198,5 @@ def _objection(
     else:
         return ""  # pruned since
     if not hmac.compare_digest(digest, one.digest):
-        return (
-            f"Event {one.position} is not the one of {one.at}: the log was set back, and continued."
-        )
+        return f"Event {one.position} is not the one of {one.at}: the log was rolled back."
     return ""

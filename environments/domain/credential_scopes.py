@@ -15,7 +15,7 @@ MAX_PATTERNS = 200
 
 
 def parse_scope(patterns: Iterable[str]) -> tuple[str, ...]:
-    """Validate and sort the names and patterns of namespaces.
+    """Validate and sort names and patterns of namespaces.
 
     Raises:
         InvalidInputError: one cannot match any namespace, or there are too many.
@@ -39,9 +39,9 @@ def exact_names(patterns: Iterable[str]) -> list[str]:
 
 
 def in_scope(patterns: Sequence[str], name: str, *, personal: bool) -> bool:
-    """Whether the namespace `name` is among those that the patterns mean.
+    """Whether the namespace `name` matches one of the patterns.
 
-    A personal namespace is never matched by a wildcard: it must be named in full.
+    A wildcard never matches a personal namespace, which must be named in full.
     """
     if name in exact_names(patterns):
         return True

@@ -1,11 +1,11 @@
-"""`defaults`: the one name of a channel that stands for several."""
+"""The channel name `defaults`, which stands for several channels."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
-#: What conda reads for the channel `defaults` where nobody configured it.
+#: conda's channels for `defaults` if it is not configured.
 CONDA_DEFAULTS = ("https://repo.anaconda.com/pkgs/main", "https://repo.anaconda.com/pkgs/r")
 
 _R_PACKAGE = re.compile(r"r|_?r-.+|mro-.+|rstudio", re.IGNORECASE)

@@ -1,4 +1,4 @@
-"""What changed between two locks, and why is a package in one?"""
+"""Differences between two locks, and the dependency chains that explain a package."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from environments.domain.lock import PlatformLock, required_name
 from environments.domain.records import CondaPackage, Package, PypiPackage
 
 Manager = Literal["conda", "pypi"]
-#: Chains that `why` gives at most, and the packages in one of them.
+#: Maximum number of chains of `why`, and maximum length of a chain.
 MAX_CHAINS = 10
 MAX_CHAIN_LENGTH = 30
 
@@ -28,12 +28,12 @@ MAX_CHAIN_LENGTH = 30
 class ChangeKind(StrEnum):
     UPGRADE = "upgrade"
     DOWNGRADE = "downgrade"
-    REBUILD = "rebuild"  # the version is the same, the bytes are not
+    REBUILD = "rebuild"  # same version, different bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackageChange:
-    """One package that both locks hold, with other bytes."""
+    """A package that both locks contain with different bytes."""
 
     old: Package
     new: Package
@@ -90,9 +90,9 @@ def channel_of(package: Package) -> str:
 
 
 def diff(old: PlatformLock | None, new: PlatformLock | None) -> LockDiff:
-    """What `new` has beyond `old`, what it lost, and what is another file now.
+    """Compare two locks: added, removed and changed packages.
 
-    A package that moves from conda to PyPI is removed and added: two files of different kinds.
+    A package that moves from conda to PyPI counts as removed and added.
     """
     before, after = _packages(old), _packages(new)
     changed = [
@@ -116,7 +116,7 @@ def _packages(lock: PlatformLock | None) -> dict[tuple[str, str], Package]:
 
 def _same_bytes(old: Package, new: Package) -> bool:
     if old.sha256 and new.sha256:
-        return old.sha256 == new.sha256  # the same file from a mirror is no change
+        return old.sha256 == new.sha256  # the same file from a mirror is not a change
     return old.url == new.url
 
 
@@ -128,7 +128,7 @@ def _kind(old: Package, new: Package) -> ChangeKind:
 
 
 def compare_versions(old: str, new: str, manager: Manager) -> int:
-    """-1, 0 or 1, by conda's order or by that of PEP 440; by text where it cannot be read."""
+    """Return -1, 0 or 1, by conda's order or PEP 440; as text if a version cannot be parsed."""
     try:
         if manager == "conda":
             one, two = _conda_version(old), _conda_version(new)
@@ -144,7 +144,7 @@ def _conda_version(text: str) -> Version:
     return Version(text)
 
 
-# --- why is it here? --------------------------------------------------------------------------
+# --- dependency chains --------------------------------------------------------------------------
 
 
 def why(
@@ -154,14 +154,14 @@ def why(
     *,
     limit: int = MAX_CHAINS,
 ) -> tuple[tuple[str, ...], ...]:
-    """Chains of names from what was asked for to `name`, the shortest first, at most `limit`.
+    """Return chains of names from requested packages to `name`, shortest first, at most `limit`.
 
     Args:
         requested: names, or requirements (`numpy >=1.26`, `httpx[http2]>=0.28`).
     Returns:
-        Chains such as `("pandas", "python-dateutil", "six")`; `(name,)` where it was asked for
-        itself, and nothing where nothing that was asked for needs it. Among chains of one length
-        the order is that of the names.
+        Chains such as `("pandas", "python-dateutil", "six")`; `(name,)` if it was requested
+        itself, and none if no requested package needs it. Chains of equal length are sorted
+        by name.
     """
     graph = _dependency_graph(platform_lock)
     target = _node_of(name, graph)
@@ -173,11 +173,11 @@ def why(
     for node, others in graph.items():
         for other in others:
             wanted_by.setdefault(other, []).append(node)
-    # From the package upwards: only what leads to it is ever looked at, and each chain ends at
-    # the first requested package, for what stands above that one explains no more.
+    # From the package upwards, so that only its dependents are visited. Each chain ends at
+    # the first requested package: its own dependents explain nothing more.
     distance = _distances(roots, graph)
     chains: list[tuple[str, ...]] = []
-    # The length that a chain will have at least when it is finished comes first.
+    # Ordered by the minimum length of the finished chain.
     heap: list[tuple[int, tuple[str, ...]]] = []
     if target in distance:
         heap.append((1 + distance[target], (target,)))
@@ -198,7 +198,7 @@ def why(
 def shortest_chains(
     platform_lock: PlatformLock, requested: Sequence[str]
 ) -> dict[str, tuple[str, ...]]:
-    """As the first chain of `why`, for every package that something asked for needs."""
+    """Return the first chain of `why` for every package that a requested one needs."""
     graph = _dependency_graph(platform_lock)
     roots = {node for text in requested if (node := _node_of(required_name(text), graph))}
     graph = _with_added_pip(graph, roots)
@@ -214,7 +214,7 @@ def shortest_chains(
 
 
 def _distances(roots: Iterable[str], graph: Mapping[str, Sequence[str]]) -> dict[str, int]:
-    """Steps from the nearest root, of all that a root needs."""
+    """Return the distance from the nearest root for every package that a root needs."""
     distance = dict.fromkeys(roots, 0)
     queue = deque(distance)
     while queue:
@@ -235,10 +235,10 @@ def _node_of(name: str, graph: Mapping[str, Sequence[str]]) -> str | None:
 
 @lru_cache(maxsize=8)
 def _dependency_graph(lock: PlatformLock) -> Mapping[str, tuple[str, ...]]:
-    """Name -> the names of the locked packages that it needs. PyPI's may need conda's."""
+    """Return the locked dependencies by name. PyPI packages may need conda packages."""
     conda = {package.name for package in lock.conda}
     pypi = {package.name for package in lock.pypi}
-    # Both managers may hold one name; then conda's stands for both, as for the reader.
+    # If both managers have a name, the conda package represents both.
     normal = {canonicalize_name(name): name for name in sorted(conda)}
     graph: dict[str, dict[str, None]] = {}
     for package in lock.conda:
@@ -264,9 +264,9 @@ def _dependency_graph(lock: PlatformLock) -> Mapping[str, tuple[str, ...]]:
 def _with_added_pip(
     graph: Mapping[str, tuple[str, ...]], roots: Collection[str]
 ) -> Mapping[str, tuple[str, ...]]:
-    """`graph` with the edge from python to pip where nothing else explains that pip is there.
+    """Add the edge from python to pip to `graph` if no other package needs pip.
 
-    The solver adds pip beside Python, which the records of the channel do not say.
+    The solver adds pip as a dependency of Python, which the channel's records do not contain.
     """
     if "pip" not in graph or "python" not in graph or "pip" in roots:
         return graph
@@ -276,7 +276,7 @@ def _with_added_pip(
 
 
 def needed_by(platform_lock: PlatformLock, name: str) -> tuple[str, ...]:
-    """The locked packages that need `name` directly, sorted."""
+    """Return the sorted names of the locked packages that depend on `name` directly."""
     graph = _dependency_graph(platform_lock)
     target = _node_of(name, graph)
     return tuple(sorted(node for node, others in graph.items() if target in others))

@@ -1,4 +1,4 @@
-"""Lists that `conda list --export` writes: one `NAME=VERSION=BUILD` a line, without channels."""
+"""Lists that `conda list --export` writes: one `NAME=VERSION=BUILD` per line, without channels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _LINE = re.compile(
     r"(?P<name>[A-Za-z0-9_][A-Za-z0-9_.-]*)=(?P<version>[^=\s#]+)=(?P<build>[^=\s#]+)"
 )
 _PLATFORM = re.compile(r"#\s*platform:\s*(\S+)")
-#: What stands for the build of a package that pip installed.
+#: Build string of packages that pip installed.
 _PIP_BUILD = re.compile(r"pypi_\d+|<pip>")
 
 
@@ -27,12 +27,12 @@ def is_export_list(text: str) -> bool:
 
 
 def export_list_root(text: str) -> Node:
-    """Return the environment file that asks for what an export list holds.
+    """Return the environment file that requires the packages of an export list.
 
-    Packages of pip, whose build is `pypi_0`, become requirements of the Python index.
+    Packages of pip, whose build is `pypi_0`, become PyPI requirements.
 
     Args:
-        text: `is_export_list` holds for it.
+        text: an export list (`is_export_list`).
     """
     conda: list[Node] = []
     pip: list[Node] = []

@@ -1,6 +1,6 @@
 """Top-level keys of an environment file that are not read, and the warning for each.
 
-conda ignores such keys with a warning too, so a file that has some still works here.
+conda ignores such keys with a warning, too.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ READ_KEYS = (
 CONDASTORE_KEYS = ("tests", "virtual-packages", "description", "exclude-newer")
 #: Keys of other tools, and why each has no effect here.
 _REASONS = {
-    "prefix": "where an environment lies is decided by the server",
-    "category": "every package belongs to the one environment",
-    "allow-pypi-requests": "an environment without 'pip:' asks no index",
+    "prefix": "the server chooses the folder of an environment",
+    "category": "every package belongs to one environment",
+    "allow-pypi-requests": "an environment without 'pip:' uses no index",
     "channel_priority": "channels always have strict priority here",
     "platform": "write 'platforms:' with a list",
-    "extras": "no key of that name is read here",
-    "pip": "'pip:' stands as an entry of 'dependencies'",
+    "extras": "it is not a known key",
+    "pip": "'pip:' must be an entry of 'dependencies'",
 }
 
 
 def ignored_key_warning(key: str, line: int) -> str:
-    """Say that the top-level `key` has no effect, and what may have been meant."""
+    """Return the warning that the top-level `key` has no effect, with a suggestion."""
     reason = _REASONS.get(key, "")
     if not reason and key in CONDASTORE_KEYS:
-        reason = "it stands under 'condastore:'"
-    reason = reason or "no key of that name is read here"
+        reason = "it belongs under 'condastore:'"
+    reason = reason or "it is not a known key"
     near = [] if key in _REASONS else get_close_matches(key.lower(), READ_KEYS, n=1, cutoff=0.75)
     meant = f" Did you mean {near[0]!r}?" if near else ""
     return f"Line {line}: {printable(key)} is ignored: {reason}.{meant}"

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 from condastore.errors import InvalidInputError
 
-#: In place of a group: every local user.
+#: Every local user, in place of a group.
 EVERYONE = "*"
 _GROUP = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@\\ $-]{0,255}|\*")
 _PLACEHOLDER = "{namespace}"
@@ -17,7 +17,7 @@ _PLACEHOLDER = "{namespace}"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupRule:
-    """Namespaces that match `pattern` are for the Unix group `group`, or for EVERYONE."""
+    """Grants the Unix group `group`, or EVERYONE, access to namespaces that match `pattern`."""
 
     pattern: str
     group: str
@@ -49,9 +49,9 @@ def parse_group_rules(texts: Sequence[str]) -> tuple[GroupRule, ...]:
 
 
 def group_for(namespace: str, *, public: bool, rules: Sequence[GroupRule]) -> str:
-    """The group that reaches the folders of a namespace; EVERYONE, or "" for the service alone.
+    """Return the group with access to a namespace; EVERYONE, or "" for the service alone.
 
-    The first rule that matches decides; a public namespace is for everyone.
+    The first matching rule decides; a public namespace is accessible to everyone.
     """
     if public:
         return EVERYONE
@@ -62,7 +62,7 @@ def group_for(namespace: str, *, public: bool, rules: Sequence[GroupRule]) -> st
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderMode:
-    """Mode bits of a folder, and the numeric id of its group (None: as it is)."""
+    """Mode bits of a folder, and the numeric id of its group (None: unchanged)."""
 
     mode: int
     group: int | None = None
@@ -70,20 +70,20 @@ class FolderMode:
 
 OWNER_ONLY = FolderMode(mode=0o700)
 WORLD_READABLE = FolderMode(mode=0o755)
-#: Others pass through it to what they know the name of, and list nothing.
+#: Others may traverse the folder, but not list it.
 PASSAGE = FolderMode(mode=0o711)
 
 
 def group_readable(group: int) -> FolderMode:
-    """Set-group-ID, so that what is created in the folder has its group too."""
+    """Return the mode with set-group-ID, so that new files in the folder have its group."""
     return FolderMode(mode=0o2750, group=group)
 
 
 def combined(modes: Sequence[FolderMode], *, own: FolderMode) -> FolderMode:
-    """The mode of a folder that several namespaces share.
+    """Return the mode of a folder that several namespaces share.
 
-    Everyone where one of them is for everyone. Of several groups a folder can have one only: that
-    of `own`, the namespace in which it was made, if it is among them.
+    Everyone has access if one of them is for everyone. A folder has one group only: that of `own`,
+    the namespace in which it was created, if it is among them.
     """
     if WORLD_READABLE in modes:
         return WORLD_READABLE

@@ -1,4 +1,4 @@
-"""Files of other kinds that people submit in the place of an environment file."""
+"""Recognition of other kinds of files that people submit as environment files."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import re
 
 from environments.domain.yaml_text import Node
 
-#: What to do instead, where a file of another kind was recognised.
+#: Hint for a recognized file of another kind.
 FOREIGN_HINT = (
-    "Submit an environment.yml, a conda-lock.yml, or an explicit list. Each build has all of them: "
+    "Submit an environment.yml, a conda-lock.yml or an explicit list. Each build has all three: "
     "`condastore env export`."
 )
 #: Keys that a document of a kind has, and what it is.
 _KINDS = (
-    ({"environments", "packages"}, "a pixi.lock, which is not read"),
+    ({"environments", "packages"}, "a pixi.lock, which is not supported"),
     ({"bomFormat", "specVersion"}, "a bill of materials (CycloneDX)"),
     ({"spdxVersion", "packages"}, "a bill of materials (SPDX)"),
     ({"payloadType", "payload", "signatures"}, "a signed statement (DSSE), such as a provenance"),
@@ -22,18 +22,18 @@ _KINDS = (
 _REQUIREMENT = re.compile(
     r"[A-Za-z0-9][A-Za-z0-9._-]*\s*(?:\[[^\]]*\]\s*)?(?:(?:[=~!<>]=|[<>@;]).*)?"
 )
-#: Lines that are looked at: the kind of a file shows at its start.
+#: Number of lines that are examined.
 _LINES = 200
 
 
 def foreign_kind(root: Node) -> str:
-    """What a mapping is, with its article, if it is a file of another kind; else ""."""
+    """Return the kind of a foreign file, with its article; else ""."""
     keys = {name.text for name, _ in root.pairs}
     return next((kind for wanted, kind in _KINDS if wanted <= keys), "")
 
 
 def text_hint(text: str) -> str:
-    """What to do with a text that holds no keys."""
+    """Return the hint for a text without keys."""
     start = text.lstrip()[:200].lower()
     if start.startswith(("<!doctype html", "<html")):
         return "This is a web page: submit the file that it should have been."

@@ -1,15 +1,15 @@
-"""Which layers does the container image of a lock have, and what do its documents say?
+"""Layers and documents of the container image of a lock.
 
 **Layers.** Each package is a layer of its own, a function of the package alone, so that every image
 with the package shares it. A file system of layers takes about a hundred, so a large environment
 has its `ALONE` largest packages, which are nearly all of its bytes, in layers of their own, and the
-many small ones in groups. Which group a package is in depends on its name and on whether it needs
-Python, on nothing else: a package that changes, comes or goes changes one group, and two
-environments with the same small packages share most groups. Nothing is asked of what else is
-installed, or how often: the same lock has the same image wherever and whenever it is made.
+many small ones in groups. The group of a package depends only on its name and on whether it needs
+Python: a package that changes, is added or is removed changes one group, and two environments with
+the same small packages share most groups. Other images and their popularity have no influence: the
+same lock has the same image wherever and whenever it is built.
 
 Source: the limit and the order by what is needed most are those of Graham Christensen's layers in
-Nix (`dockerTools.buildLayeredImage`); there too what is popular is read from the dependency graph
+Nix (`dockerTools.buildLayeredImage`); there, too, popularity is computed from the dependency graph
 of the image itself. Groups by a hash of the name, not by rank, are consistent hashing: ranks shift
 all groups when one package comes.
 
@@ -30,7 +30,7 @@ from environments.domain.linking import PythonInfo
 from environments.domain.lock import PlatformLock, required_name
 from environments.domain.records import CondaPackage, Package, PypiPackage
 
-#: Part of each layer's key: grows when the same package gives other bytes.
+#: Part of each layer's key; incremented when the same package gives different bytes.
 LAYER_RECIPE = 3
 #: 88 layers of packages; with the last one and a base of up to ten, an image has under 100.
 ALONE, GROUPS = 64, 24
@@ -40,15 +40,15 @@ MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
 SBOM = "application/vnd.cyclonedx+json"
-#: What a build says of its image: an in-toto statement, in a DSSE envelope.
+#: Provenance of an image: an in-toto statement in a DSSE envelope.
 STATEMENT, ENVELOPE = "application/vnd.in-toto+json", "application/vnd.dsse.envelope.v1+json"
-#: The config of what is no image.
+#: Config of manifests that are not images.
 EMPTY, EMPTY_CONTENT = "application/vnd.oci.empty.v1+json", b"{}"
 LAYER: Mapping[Compression, str] = {
     "gzip": "application/vnd.oci.image.layer.v1.tar+gzip",
     "zstd": "application/vnd.oci.image.layer.v1.tar+zstd",
 }
-#: conda's platform -> what OCI calls it: architecture, variant.
+#: OCI architecture and variant by conda platform.
 ARCHITECTURES: Mapping[str, tuple[str, str]] = {
     "linux-64": ("amd64", ""),
     "linux-aarch64": ("arm64", ""),
@@ -57,7 +57,7 @@ ARCHITECTURES: Mapping[str, tuple[str, str]] = {
     "linux-riscv64": ("riscv64", ""),
     "linux-s390x": ("s390x", ""),
 }
-#: Not root: what is in the image is to be read, and one's own files are in HOME.
+#: Not root: the image is read-only, and user files are in HOME.
 USER, HOME = 1000, "/home/user"
 ENTRY_POINT = f"{STANDARD_PREFIX}/etc/condastore/entrypoint"
 ACTIVATE = f"{STANDARD_PREFIX}/etc/condastore/activate.sh"
@@ -65,7 +65,7 @@ ACTIVATE = f"{STANDARD_PREFIX}/etc/condastore/activate.sh"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackageLayer:
-    """One package or several that share a layer. `python` where paths in it depend on that."""
+    """One or several packages that share a layer; `python` if paths in it depend on it."""
 
     conda: tuple[CondaPackage, ...] = ()
     pypi: tuple[PypiPackage, ...] = ()
@@ -73,12 +73,12 @@ class PackageLayer:
 
     @property
     def key(self) -> str:
-        """sha256, hex: of everything that its bytes depend on."""
+        """sha256 (hex) of everything that the bytes depend on."""
         made_from = {
             "recipe": LAYER_RECIPE,
             "prefix": STANDARD_PREFIX,
             "python": self.python and [self.python.version, self.python.site_packages],
-            # conda's note of a package repeats the channel's own words.
+            # conda-meta of a package repeats the channel's record.
             "conda": [[one.url, one.sha256 or one.md5, _digest(one.record)] for one in self.conda],
             "pypi": [[one.url, one.sha256] for one in self.pypi],
         }
@@ -94,7 +94,7 @@ class PackageLayer:
 def plan_layers(
     part: PlatformLock, python: PythonInfo | None, *, conflicting: Collection[str] = ()
 ) -> tuple[PackageLayer, ...]:
-    """The layers of a platform's packages, what others need first.
+    """Return the layers of the packages of a platform, dependencies first.
 
     Args:
         conflicting: labels (name-version-build) of conda packages with a path of which another one
@@ -131,7 +131,7 @@ def _layer(packages: Sequence[Package], python: PythonInfo | None) -> PackageLay
 
 
 def _needing_python(packages: Iterable[CondaPackage]) -> set[str]:
-    """Names of those that need Python, themselves or through others; they come after those."""
+    """Return the names of packages that need Python, directly or indirectly."""
     found = {"python"}
     for package in packages:
         if any(required_name(text) in found for text in package.depends):
@@ -144,13 +144,13 @@ def _bucket(name: str) -> int:
     return int.from_bytes(digest[:4], "big") % (GROUPS // 2)
 
 
-# --- what the last layer adds --------------------------------------------------------------------
+# --- the last layer --------------------------------------------------------------------
 
 
 def own_files(
     part: PlatformLock, variables: Mapping[str, str], *, moment: datetime, note: str
 ) -> dict[str, tuple[bytes, bool]]:
-    """Path from the root -> content, and whether it is a program."""
+    """Return (content, whether it is executable) by path from the root."""
     prefix = STANDARD_PREFIX.lstrip("/")
     history = [
         f"==> {moment:%Y-%m-%d %H:%M:%S} <==",
@@ -171,7 +171,7 @@ def own_files(
     }
 
 
-#: What packages want to be done when their environment becomes active; also for login shells.
+#: Activation: runs the activation scripts of packages; also for login shells.
 _ACTIVATE = f"""\
 case ":$PATH:" in
     *:{STANDARD_PREFIX}/bin:*) ;;
@@ -183,7 +183,7 @@ for condastore_script in "$CONDA_PREFIX"/etc/conda/activate.d/*.sh; do
 done
 unset condastore_script
 """
-#: Scripts of packages are written for bash: it runs them where the image has one.
+#: Scripts of packages are written for bash, which runs them if the image has it.
 _ENTRY_POINT = f"""\
 #!/bin/sh
 if [ -z "$BASH_VERSION" ] && command -v bash >/dev/null 2>&1; then
@@ -202,7 +202,7 @@ exec "$@"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Descriptor:
-    """Names bytes in a manifest."""
+    """Descriptor of a blob in a manifest."""
 
     media_type: str
     sha256: str
@@ -219,7 +219,7 @@ class Descriptor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageLayer:
-    """A layer as it is kept: `diff_id` is of the archive, the descriptor of what is sent."""
+    """A stored layer: `diff_id` is the digest of the archive, the descriptor that of the blob."""
 
     descriptor: Descriptor
     diff_id: str  # sha256, hex
@@ -235,7 +235,7 @@ def config_json(
     labels: Mapping[str, str],
     moment: datetime,
 ) -> bytes:
-    """`base` is the config of the base image, whose layers come first in `layers`."""
+    """Return the config; `base` is that of the base image, whose layers are first in `layers`."""
     architecture, variant = ARCHITECTURES[platform]
     inherited: Mapping[str, Any] = base.get("config") or {}
     environment = dict(text.partition("=")[::2] for text in inherited.get("Env") or ())
@@ -293,9 +293,10 @@ def referrer_json(
     *,
     artifact_type: str = "",
 ) -> bytes:
-    """A manifest that says something about the image `subject`: the document `told`.
+    """Return a manifest that refers to the image `subject` and contains `document`.
 
-    `artifact_type` where the document's own type does not say what is told.
+    Args:
+        artifact_type: needed if the media type of the document does not say what it is.
     """
     return canonical(
         {
@@ -311,7 +312,7 @@ def referrer_json(
 
 
 def index_json(manifests: Mapping[str, Descriptor], annotations: Mapping[str, str]) -> bytes:
-    """`manifests`: conda's platform -> the image of it."""
+    """Return the index of images; `manifests` are by conda platform."""
     return canonical(
         {
             "schemaVersion": 2,
@@ -332,7 +333,7 @@ def oci_platform(platform: str) -> dict[str, str]:
 
 
 def conda_platform(architecture: str, variant: str = "") -> str:
-    """conda's name of an OCI platform; "" where there is none."""
+    """Return conda's name of an OCI platform, or "" if it has none."""
     exact = (name for name, pair in ARCHITECTURES.items() if pair == (architecture, variant))
     same = (name for name, pair in ARCHITECTURES.items() if pair[0] == architecture)
     return next(exact, next(same, ""))

@@ -1,4 +1,4 @@
-"""Parse JSON of strangers: within limits, and only what JSON is."""
+"""Parse untrusted JSON strictly and within limits."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any, NoReturn
 
 from condastore.errors import InvalidInputError
 
-#: Levels of arrays and objects within each other, in a request.
+#: Maximum nesting depth of arrays and objects in a request.
 MAX_DEPTH = 64
-#: Digits of an integer; more are never meant, and take quadratic time to convert.
+#: Maximum digits of an integer; conversion takes quadratic time.
 MAX_DIGITS = 64
 
 
@@ -19,7 +19,7 @@ class JsonTextError(ValueError):
 
 
 def parse_json(content: str | bytes) -> Any:
-    """Parse a JSON file that came with a package, an image or an answer.
+    """Parse a JSON file of a package, an image or a response.
 
     Args:
         content: the text; bytes are UTF-8, or UTF-16 or UTF-32 that `json` detects.
@@ -84,9 +84,9 @@ def json_object(content: str | bytes, *, hint: str = "") -> dict[str, Any]:
 
 
 def _levels(document: Any) -> Iterator[tuple[int, list[str]]]:
-    """Yield, level by level, how deep its arrays and objects are nested, and its texts.
+    """Yield the depth of arrays and objects level by level, and the texts.
 
-    It does not recurse: depth costs no stack.
+    Not recursive, so that depth uses no stack.
     """
     depth, level = 0, [document]
     while level:
@@ -114,7 +114,7 @@ def _require_text(texts: list[str]) -> None:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise JsonTextError("It holds half of a surrogate pair.") from error
+            raise JsonTextError("It contains half of a surrogate pair.") from error
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

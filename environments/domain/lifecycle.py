@@ -1,4 +1,4 @@
-"""The states of a build, and the moves between them."""
+"""States of a build and the transitions between them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class BuildState(StrEnum):
 
 
 _S = BuildState
-#: QUEUED: another attempt. ARCHIVED: the end of a restore that did not work.
+#: QUEUED: another attempt. ARCHIVED: a restore failed.
 _GIVE_UP = frozenset({_S.FAILED, _S.CANCELLING, _S.QUEUED, _S.ARCHIVED})
 
 MOVES: Mapping[BuildState, frozenset[BuildState]] = {
     _S.QUEUED: frozenset({_S.SOLVING, _S.FETCHING, _S.FAILED, _S.CANCELLED, _S.ARCHIVED}),
     _S.SOLVING: frozenset({_S.HELD, _S.FETCHING}) | _GIVE_UP,
     _S.HELD: frozenset({_S.QUEUED, _S.FAILED, _S.CANCELLED, _S.ARCHIVED}),
-    # What was decided may have changed since the solve; and some rules look into the packages.
+    # Decisions may have changed since the solve, and some rules judge package contents.
     _S.FETCHING: frozenset({_S.HELD, _S.LINKING}) | _GIVE_UP,
     _S.LINKING: frozenset({_S.CHECKING}) | _GIVE_UP,
     _S.CHECKING: frozenset({_S.PUBLISHING}) | _GIVE_UP,
@@ -40,19 +40,19 @@ MOVES: Mapping[BuildState, frozenset[BuildState]] = {
     _S.CANCELLED: frozenset(),
     _S.ARCHIVED: frozenset({_S.QUEUED}),  # restore: the same lock is linked again
 }
-#: Nothing happens to the build any more unless a person asks for it.
+#: Final states: the build changes only on request of a person.
 FINISHED = frozenset({_S.READY, _S.FAILED, _S.CANCELLED, _S.ARCHIVED})
-#: A worker holds a lease in these.
+#: States in which a worker holds a lease.
 RUNNING = frozenset(
     {_S.SOLVING, _S.FETCHING, _S.LINKING, _S.CHECKING, _S.PUBLISHING, _S.CANCELLING}
 )
-#: A build may have a prefix in these only: named while it is published, READY, or stopped between.
+#: Only states in which a build may have a prefix: published, READY, or stopped in between.
 WITH_PREFIX = frozenset({_S.PUBLISHING, _S.READY, _S.CANCELLING})
-#: Judged, approved and published once: what it holds may be given away.
+#: Judged, approved and published once: its contents may be served.
 SERVED = frozenset({_S.READY, _S.ARCHIVED})
 CANCELLABLE = frozenset(MOVES) - FINISHED - {_S.CANCELLING}
 
 
 def sources(target: BuildState) -> frozenset[BuildState]:
-    """The states from which a build may come to `target`."""
+    """Return the states from which a build may move to `target`."""
     return frozenset(state for state, moves in MOVES.items() if target in moves)

@@ -1,4 +1,4 @@
-"""Can these packages stand in one prefix together, and where does each of their files go?"""
+"""Plan of a prefix: the path of each package file, and conflicts between packages."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from environments.domain.unpacking import LinkEnd, link_end
 
 FileKind = Literal["file", "link", "folder"]
 
-#: Major and minor version of a Python, as every reader of versions takes them.
+#: Major and minor version of Python in a version string.
 _MINOR = re.compile(r"([1-9][0-9]?\.(?:0|[1-9][0-9]{0,2}))(?=\.|\Z)")
-#: What a package may not bring: conda's own notes about the prefix.
+#: Folder of conda's metadata about the prefix, which packages must not contain.
 _RESERVED = re.compile(r"conda-meta(/(history|frozen|state|pinned|[^/]*\.json))?")
-#: Where rattler puts files that another package replaces while it links.
+#: Folder in which rattler puts files that another package replaces while linking.
 CLOBBERS = "__clobbers__"
-#: Conflicting paths of one environment; more are refused, so that the record of them is complete.
+#: Maximum conflicting paths of one environment, so that their record stays complete.
 MOST_CONFLICTS = 10_000
-#: Names without a dot in front, so neither `.` nor `..`.
+#: Names without a leading dot, so neither `.` nor `..`.
 _SITE_PACKAGES = re.compile(r"\w[\w.+-]*(?:/\w[\w.+-]*)*", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class PackageFile(NamedTuple):
-    """One path of a package. (A tuple: an environment has tens of thousands of them.)"""
+    """One path of a package; a tuple, as an environment has tens of thousands."""
 
     path: str  # in the package, with slashes
     kind: FileKind
     size: int  # bytes
-    sha256: str  # hex, of a file's content before its prefix is replaced; "" for others
+    sha256: str  # hex, of the content before its prefix is replaced; "" if not a file
     target: str  # of a link
     placeholder: int  # bytes of the prefix to replace; 0 for none
-    binary: bool  # the placeholder stands among bytes whose length must not change
+    binary: bool  # binary: the length must not change when the placeholder is replaced
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackageContents:
-    """What the archive of one package holds, `info/` left out."""
+    """Contents of one package archive, without `info/`."""
 
     name: str
     label: str  # name-version-build
@@ -49,7 +49,7 @@ class PackageContents:
     files: tuple[PackageFile, ...]
     entry_points: tuple[str, ...] = ()  # `command = module:function`
     link_scripts: tuple[str, ...] = ()  # paths of scripts that conda would run
-    #: What the package says of itself in `info/index.json`, as far as it is judged.
+    #: Fields of `info/index.json` that rules judge.
     index: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -60,7 +60,7 @@ def is_site_packages(path: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PythonInfo:
-    """The Python of an environment, as far as paths depend on it."""
+    """Properties of the Python of an environment on which paths depend."""
 
     version: str  # 3.11
     site_packages: str  # lib/python3.11/site-packages
@@ -73,20 +73,20 @@ class PythonInfo:
         Args:
             site_packages: `python_site_packages_path` of its record, or "".
         Raises:
-            LinkError: it is no plain path within a prefix, or the version has no minor release
-                that is read in one way only. Whoever links puts files there.
+            LinkError: it is not a plain path within a prefix, or the minor version is ambiguous.
+                Linking writes files there.
         """
         found = _MINOR.match(version)
         if found is None:
             raise LinkError(
-                f"The version {printable(version)} of python does not begin like 3.12: where it "
-                "looks for modules is unknown."
+                f"The version {printable(version)} of python does not start like 3.12, so its "
+                "module path is unknown."
             )
         minor = found[1]
         if site_packages and not is_site_packages(site_packages):
             raise LinkError(
                 f"python {printable(version)} has a record whose python_site_packages_path is "
-                f"{printable(site_packages)}: that is no path within an environment."
+                f"{printable(site_packages)}, which is not a path within an environment."
             )
         if platform.startswith("win-"):
             return cls(
@@ -95,7 +95,7 @@ class PythonInfo:
         return cls(version=minor, site_packages=site_packages or f"lib/python{minor}/site-packages")
 
 
-#: How the content of an entry point begins in a claim: `file runs module:function`.
+#: Start of the content of an entry point in a claim: `file runs module:function`.
 _ENTRY_POINT = "file runs "
 
 
@@ -113,10 +113,10 @@ class LinkFault:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PathConflict:
-    """One path for which several packages bring different files: the last one linked is kept."""
+    """A path for which packages have different files: the file linked last wins."""
 
     path: str  # in the prefix
-    winner: str  # label of the package whose file is there
+    winner: str  # label of the package whose file wins
     replaced: tuple[str, ...]  # labels of the others, in the order in which they are linked
 
     @property
@@ -136,14 +136,14 @@ class PathConflict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PathCheck:
-    """What there is to say of the paths of packages that are to be linked together."""
+    """Faults and conflicts of the paths of packages that are linked together."""
 
     faults: tuple[LinkFault, ...] = ()
     conflicts: tuple[PathConflict, ...] = ()  # by path
 
 
 def replaced_paths(conflicts: Iterable[PathConflict]) -> dict[str, set[str]]:
-    """Label of a package -> paths in the prefix at which another package's file is."""
+    """Paths at which another package's file wins, by label of the package."""
     found: dict[str, set[str]] = {}
     for conflict in conflicts:
         for label in conflict.replaced:
@@ -152,7 +152,7 @@ def replaced_paths(conflicts: Iterable[PathConflict]) -> dict[str, set[str]]:
 
 
 def prefix_path(path: str, *, noarch_python: bool, python: PythonInfo | None) -> str:
-    """Where a file of a package goes, relative to the prefix."""
+    """Return the path of a package's file, relative to the prefix."""
     if noarch_python and python is not None:
         if path.startswith("site-packages/"):
             return python.site_packages + path.removeprefix("site-packages")
@@ -162,7 +162,7 @@ def prefix_path(path: str, *, noarch_python: bool, python: PythonInfo | None) ->
 
 
 def is_reserved(path: str) -> bool:
-    """Return True for a file or link that no package may bring: notes of conda and rattler."""
+    """Whether a file or link is metadata of conda or rattler, which packages must not contain."""
     if path.startswith(CLOBBERS):
         return path == CLOBBERS or path.startswith(f"{CLOBBERS}/")
     return path.startswith("conda-meta") and _RESERVED.fullmatch(path) is not None
@@ -181,7 +181,7 @@ def check_paths(
         packages: in the order in which they are linked, dependencies first (`dependency_order`).
     """
     faults = [fault for package in packages for fault in _own_faults(package, python, prefix)]
-    if faults:  # paths that make no sense would make none among others either
+    if faults:  # invalid paths cannot be compared
         return PathCheck(faults=tuple(faults))
     return _check_together(packages, python=python, platform=platform)
 
@@ -189,23 +189,23 @@ def check_paths(
 class _Claim(NamedTuple):
     label: str
     path: str
-    holds: str  # kind, and what tells its content from another
+    holds: str  # kind and content identity
 
 
 def _check_together(
     packages: Sequence[PackageContents], *, python: PythonInfo | None, platform: str
 ) -> PathCheck:
-    """Paths that two packages claim with different contents, and links that lead out.
+    """Find paths that packages claim with different contents, and links out of the prefix.
 
-    The same content twice is no conflict, unless a prefix is written into it. On file systems that
-    ignore case two spellings of a path are one path, and so are two forms of an accented letter.
+    Equal contents do not conflict, unless a prefix is written into them. On case-insensitive file
+    systems two spellings of a path are one path, as are two forms of an accented letter.
     """
     ignores_case = platform.startswith(("osx-", "win-"))
     claims: dict[str, _Claim] = {}
     same: dict[str, list[_Claim]] = {}  # later claims of a path that equal the first
     rivals: dict[str, list[_Claim]] = {}  # all claims of a path that has different ones, in order
     links: dict[str, str] = {}
-    folders: dict[str, str] = {}  # folder: the label of a package that has something in it
+    folders: dict[str, str] = {}  # folder: label of a package with a path in it
     for package in packages:
         for path, kind, content in _claims(package, python):
             key = _folded(path) if ignores_case else path
@@ -239,7 +239,9 @@ def _check_together(
         fault = _clash(first.label, first.path, other.label, other.path)
         faults[(*fault.packages, key)] = fault
     for conflict, label, path in _compiled_of_others(conflicts, claims):
-        reason = f"{conflict.sentence}, and {label} brings {path}, which Python would run instead."
+        reason = (
+            f"{conflict.sentence}, and {label} contains {path}, which Python would run instead."
+        )
         packages_of = (conflict.winner, *conflict.replaced)
         faults[path,] = LinkFault(packages=packages_of, path=path, reason=reason)
     for key, (label, path, _) in claims.items():
@@ -250,7 +252,7 @@ def _check_together(
             faults[key,] = LinkFault(packages=(label,), path=path, reason=reason)
     if len(conflicts) > MOST_CONFLICTS:
         labels = tuple(dict.fromkeys(conflict.winner for conflict in conflicts))
-        reason = f"Packages replace {len(conflicts)} files of others; {MOST_CONFLICTS} are allowed."
+        reason = f"Packages replace {len(conflicts)} files of others; at most {MOST_CONFLICTS}."
         faults[("",)] = LinkFault(packages=labels, path="", reason=reason)
     return PathCheck(faults=tuple(faults.values()), conflicts=tuple(conflicts))
 
@@ -262,11 +264,11 @@ def _folded(path: str) -> str:
 
 
 def _conflict(rival: Sequence[_Claim]) -> PathConflict | None:
-    """The conflict of one path; None where it must be refused.
+    """Return the conflict of one path, or None if it must be refused.
 
-    Only ordinary files of different packages replace each other. A link could lead elsewhere than
-    the file it replaces, entry points are written while packages are linked, in no fixed order, and
-    Python runs compiled files that nobody reads.
+    Only regular files of different packages replace each other. A link could point to another
+    place than the file it replaces, entry points are written in no fixed order, and Python runs
+    compiled files that nobody reads.
     """
     labels = [claim.label for claim in rival]
     path = rival[-1].path
@@ -283,7 +285,7 @@ def _conflict(rival: Sequence[_Claim]) -> PathConflict | None:
 def _compiled_of_others(
     conflicts: Sequence[PathConflict], claims: Mapping[str, _Claim]
 ) -> Iterator[tuple[PathConflict, str, str]]:
-    """(conflict, label, path) of compiled files for a source that another package's replaces."""
+    """Yield (conflict, label, path) of compiled files whose source another package replaces."""
     sources = {c.path: c for c in conflicts if c.path.endswith(".py")}
     if not sources:
         return
@@ -303,12 +305,12 @@ def _compiled_of_others(
 def _claims(
     package: PackageContents, python: PythonInfo | None
 ) -> Iterator[tuple[str, FileKind, str]]:
-    """(path in the prefix, kind, what tells its content from another) of everything it brings."""
+    """Yield (path in the prefix, kind, content identity) of every path of the package."""
     noarch = package.noarch_python
     for file in package.files:
         path = prefix_path(file.path, noarch_python=noarch, python=python) if noarch else file.path
         holds = file.target if file.kind == "link" else file.sha256
-        if file.placeholder:  # which bytes of it become the prefix is the package's own word
+        if file.placeholder:  # the package itself states where its prefix placeholder is
             holds = f"{holds} of {package.label}"
         yield path, file.kind, holds
     if python is not None:
@@ -320,7 +322,7 @@ def _claims(
 def _own_faults(
     package: PackageContents, python: PythonInfo | None, prefix: str
 ) -> Iterator[LinkFault]:
-    """What is wrong with a package whatever the others are."""
+    """Yield faults of a package that do not depend on other packages."""
 
     def fault(path: str, reason: str) -> LinkFault:
         return LinkFault(packages=(package.label,), path=path, reason=f"{package.label}: {reason}")
@@ -336,12 +338,12 @@ def _own_faults(
                 yield fault(path, f"the path {path!r} leads out of the environment.")
                 continue
             if "" in parts or "." in parts or "\\" in path:
-                yield fault(path, f"the path {path!r} has no single meaning.")
+                yield fault(path, f"the path {path!r} is ambiguous.")
                 continue
         if not path or _CONTROL.search(path):
-            yield fault(path, f"the path {path!r} has control characters in it or is empty.")
+            yield fault(path, f"the path {path!r} is empty or contains control characters.")
         elif file.kind != "folder" and is_reserved(path):
-            yield fault(path, f"{path} is conda's own note and cannot come from a package.")
+            yield fault(path, f"{path} is metadata of conda and cannot come from a package.")
         elif file.binary and 0 < file.placeholder < length:
             yield fault(
                 path,
@@ -351,16 +353,16 @@ def _own_faults(
     for entry_point in package.entry_points:
         command = entry_point.partition("=")[0].strip()
         if not command or "/" in command or "\\" in command or command in (".", ".."):
-            yield fault(command, f"the entry point {entry_point!r} is no name of a program.")
+            yield fault(command, f"the entry point {entry_point!r} is not a name of a program.")
 
 
 def _clash(first: str, first_path: str, second: str, path: str) -> LinkFault:
     if first == second:
-        reason = f"{first} brings {first_path} and {path}, which are one path on this platform."
+        reason = f"{first} contains {first_path} and {path}, which are one path here."
     elif first_path != path:
-        reason = f"{first} brings {first_path} and {second} brings {path}: one path there."
+        reason = f"{first} contains {first_path} and {second} contains {path}: one path here."
     else:
-        reason = f"{first} and {second} both bring {path}, with different contents."
+        reason = f"{first} and {second} both contain {path}, with different contents."
     return LinkFault(packages=(first, second), path=path, reason=reason)
 
 

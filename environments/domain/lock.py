@@ -1,4 +1,4 @@
-"""What a solve gave: the exact packages of every platform, named by one digest."""
+"""Lock: the exact packages of every platform, identified by one digest."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from environments.domain.records import CondaPackage, Package, PypiPackage
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlatformLock:
-    """The packages of one platform; conda in an order in which dependencies come first."""
+    """The packages of one platform; conda packages are sorted dependencies first."""
 
     platform: str
     conda: tuple[CondaPackage, ...]
@@ -32,7 +32,7 @@ class Lock:
 
     @property
     def digest(self) -> str:
-        """sha256, hex: of which packages with which bytes, for which platforms; of nothing else."""
+        """sha256 (hex) of the packages, their bytes and their platforms; of nothing else."""
         content = {
             part.platform: {
                 "conda": sorted([package.url, package.sha256] for package in part.conda),
@@ -45,7 +45,7 @@ class Lock:
 
     @property
     def claims(self) -> str:
-        """sha256, hex, of what is said of each package: locks of one digest may differ in it."""
+        """sha256 (hex) of the records: locks with one digest may differ in them."""
         content: dict[str, list[list[str]]] = {}
         for part in self.platforms:
             packages: tuple[Package, ...] = (*part.conda, *part.pypi)
@@ -60,7 +60,7 @@ class Lock:
         return iter(self.platforms)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values only; `from_json` gives an equal lock back, records included."""
+        """Return JSON values, from which `from_json` restores an equal lock with its records."""
         return {
             "channels": list(self.channels),
             "platforms": [
@@ -120,28 +120,28 @@ _NAME = re.compile(r"(?:[^\s\[]*::)?([^\s=<>!~\[;,]+)")
 
 @lru_cache(maxsize=16_384)
 def required_name(depends: str) -> str:
-    """The package that one entry of a record's `depends` names: `python >=3.11` -> `python`."""
+    """Return the package name of an entry of `depends`: `python >=3.11` -> `python`."""
     match = _NAME.match(depends.strip())
     return match[1].lower() if match else ""
 
 
 def takes_pip(python_version: str) -> bool:
-    """Whether conda and mamba add pip beside this Python: the rule of their own record readers."""
+    """Whether conda and mamba add pip to this Python, by their rule for records."""
     return python_version.startswith(("2.", "3."))
 
 
 def lacks_pip(part: PlatformLock) -> bool:
-    """Whether conda and mamba would add a pip to the packages that the lock does not have."""
+    """Whether conda and mamba would add a pip that is not in the lock."""
     python = any(p.name == "python" and takes_pip(p.version) for p in part.conda)
     return python and all(package.name != "pip" for package in part.conda)
 
 
 def dependency_order(packages: Iterable[CondaPackage]) -> tuple[CondaPackage, ...]:
-    """Each package after what it depends on, by name where that leaves a choice.
+    """Sort packages dependencies first, then by name.
 
-    The same packages have one order, whoever solved or read them: files are made in it.
-    In a cycle (python needs pip, pip needs python) the package with the fewest open dependencies
-    comes first, python before all others.
+    The order depends on the packages only, as files are written in it. In a cycle
+    (python needs pip, pip needs python) the package with the fewest open dependencies comes first,
+    python before all others.
     """
     by_name = {package.name: package for package in packages}
     needs = {

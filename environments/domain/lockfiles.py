@@ -30,13 +30,13 @@ from environments.domain.yaml_text import Node, checked_text, read_yaml
 _MD5 = re.compile(r"[0-9a-f]{32}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FILE = re.compile(r"(?P<name>[^/]+)-(?P<version>[^/-]+)-(?P<build>[^/-]+)\.(?:conda|tar\.bz2)")
-#: As `_FILE`, of the characters that conda gives to each part; names are lower case.
+#: As `_FILE`, limited to conda's characters for each part; names are lowercase.
 _CONDA_FILE = re.compile(
     r"(?P<name>[a-z0-9_][a-z0-9_.+-]*)-(?P<version>[A-Za-z0-9_.!+~=]+)-(?P<build>[A-Za-z0-9_.!+~=]+)"
     r"\.(?:conda|tar\.bz2)"
 )
 _WHEEL_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+!-]*\.whl")
-#: What a fault says, and what to do about it.
+#: Message and hint of a fault.
 Fault = Callable[[str, str | None], None]
 _MAX_LOCK_BYTES = 64 * 2**20
 _SPELT_OUT = 10  # names of packages in one fault
@@ -59,7 +59,7 @@ _NOT_A_WHEEL = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadLock:
-    """A lock, with the credentials that were in its URLs and what a person should know."""
+    """A parsed lock, with the credentials of its URLs and warnings."""
 
     lock: Lock
     credentials: tuple[Credential, ...] = ()
@@ -68,22 +68,22 @@ class ReadLock:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LockDocument:
-    """The mapping that is a `conda-lock.yml`, and the description of the environment, or ""."""
+    """The root of a `conda-lock.yml`, and the description of its environment, or ""."""
 
     root: Node
     description: str = ""
 
 
 def may_be_conda_lock(text: str) -> bool:
-    """Whether `text` has the words that a `conda-lock.yml` has; cheap."""
+    """Cheap test whether `text` may be a `conda-lock.yml`."""
     return "package" in text and "metadata" in text
 
 
 def find_conda_lock(root: Node) -> LockDocument | None:
-    """Return the lock that `root` is, or that conda-store keeps in it; None where it is neither.
+    """Return the lock in `root`, also inside conda-store's wrapper; None if there is none.
 
-    conda-store keeps `{"name": ..., "description": ..., "lockfile": {...}}` of an environment that
-    was made from a lock.
+    conda-store stores `{"name": ..., "description": ..., "lockfile": {...}}` for an
+    environment that was made from a lock.
     """
     if _is_conda_lock(root):
         return LockDocument(root=root)
@@ -106,58 +106,58 @@ def is_explicit(text: str) -> bool:
 
 
 def is_complete(package: CondaPackage) -> bool:
-    """Whether the channel's own record is known; lock files hold only a part of it.
+    """Whether the channel's own record is known; lock files contain only a part of it.
 
-    Where it is not, `record` has no `build_number`, and license, size, noarch kind and constraints
+    If it is not, `record` has no `build_number`, and license, size, noarch kind and constraints
     are unknown: the channel, or the package's own `index.json`, has them.
     """
     return "build_number" in package.record
 
 
 def unhashed(lock: Lock, platform: str) -> tuple[str, ...]:
-    """Return the files of a brought lock whose hash is not in it: the channel's record has it."""
+    """Return the files of a submitted lock without a hash, which the channel's record has."""
     part = lock.on(platform)
     conda = part.conda if part is not None else ()
     return tuple(package.file_name for package in conda if not (package.md5 or package.sha256))
 
 
 def is_wheel_file_name(name: str) -> bool:
-    """Whether `name` has only the characters that wheels' names have, so no slash."""
+    """Whether `name` has only characters allowed in names of wheels, so no slash."""
     return _WHEEL_FILE.fullmatch(name) is not None
 
 
 def conda_file_parts(file_name: str) -> dict[str, str]:
-    """`name`, `version` and `build` as the name of the file says; empty where it says nothing."""
+    """Return `name`, `version` and `build` of a file name; empty if it is not a package's."""
     match = _FILE.fullmatch(file_name)
     return match.groupdict() if match else {}
 
 
 def read_conda_lock(text: str | bytes) -> Lock:
-    """The lock of a `conda-lock.yml`, version 1; its order is ours, its categories are dropped.
+    """Parse a `conda-lock.yml`, version 1; packages are reordered, categories are dropped.
 
     Raises:
-        SpecificationError: every fault that was found, each with its line.
+        SpecificationError: with every fault found, each with its line.
     """
     root = read_yaml(checked_text(text, max_bytes=_MAX_LOCK_BYTES))
     return scan_conda_lock(root).lock
 
 
 def read_explicit(text: str | bytes, *, default_platform: str) -> Lock:
-    """The lock of an explicit list; `# platform:` in it is stronger than `default_platform`.
+    """Parse an explicit list; its `# platform:` takes precedence over `default_platform`.
 
     Raises:
-        SpecificationError: every fault that was found, each with its line.
+        SpecificationError: with every fault found, each with its line.
     """
     checked = checked_text(text, max_bytes=_MAX_LOCK_BYTES)
     return scan_explicit(checked, default_platform=default_platform).lock
 
 
 class _Gathered:
-    """What both forms gather: packages by platform, faults, credentials."""
+    """Result of both forms: packages by platform, faults and credentials."""
 
     def __init__(self) -> None:
         self.faults: list[FaultError] = []
-        #: Faults that many packages share: (message, hint) -> names with key and line.
+        #: Names with key and line by (message, hint), for faults that many packages share.
         self.shared: dict[tuple[str, str], list[tuple[str, str, int]]] = {}
         self.credentials: dict[Credential, None] = {}
         self.conda: dict[str, dict[str, CondaPackage]] = {}
@@ -169,7 +169,7 @@ class _Gathered:
         self.faults.append(FaultError(message, where=where, hint=hint))
 
     def shared_fault(self, kind: tuple[str, str], name: str, line: int, key: str) -> None:
-        """Note a fault of a package that is reported once, with all the packages that have it."""
+        """Record a fault that is reported once for all packages that have it."""
         self.shared.setdefault(kind, []).append((name, key, line))
 
     def all_faults(self) -> list[FaultError]:
@@ -189,7 +189,7 @@ class _Gathered:
         return found
 
     def plain_url(self, url: str, line: int) -> str:
-        """The canonical form of `url`, without credentials, which are kept apart."""
+        """Return the canonical form of `url`; its credentials are stored separately."""
         plain, found = split_credentials(url)
         try:
             plain = canonical_url(plain)
@@ -218,7 +218,7 @@ class _Gathered:
         first = self.lines.setdefault(key, line)
         if held is not package and (held.url, held.sha256) != (package.url, package.sha256):
             self.fault(
-                f"{package.name} stands twice for {platform}, differently: first in line {first}.",
+                f"{package.name} is listed twice for {platform}, and differs from line {first}.",
                 line,
                 "Keep one of the two.",
             )
@@ -226,7 +226,11 @@ class _Gathered:
     def finished(
         self, channels: Iterable[str], platforms: Iterable[str], *, in_order: bool = False
     ) -> ReadLock:
-        """`in_order`: the text itself has the dependencies first, and does not name them."""
+        """Finish the lock.
+
+        Args:
+            in_order: the text lists dependencies first and does not name them.
+        """
         if faults := self.all_faults():
             raise SpecificationError(faults)
         seen = dict.fromkeys(channels)
@@ -255,14 +259,14 @@ class _Gathered:
 
 
 def scan_conda_lock(root: Node) -> ReadLock:
-    """`read_conda_lock` of a parsed text, with the credentials; no version is version 1."""
+    """Parse the root of a `conda-lock.yml`; a missing version means version 1."""
     gathered = _Gathered()
     version, packages = root.get("version"), root.get("package")
     if version is not None and version.text != "1":
         gathered.fault(
-            f"The version of this lock file is {printable(version.text)}; version 1 is read.",
+            f"The lock file has version {printable(version.text)}; only version 1 is supported.",
             version.line,
-            "Write it with conda-lock, which makes version 1.",
+            "Create it with conda-lock, which writes version 1.",
         )
     elif packages is None or packages.kind != "list":
         gathered.fault("The list 'package' is missing.", root.line)
@@ -281,9 +285,9 @@ def _metadata(gathered: _Gathered, node: Node | None) -> tuple[list[str], list[s
     for item in listed.items if listed is not None else ():
         url = item.get("url") if item.kind == "mapping" else item
         if url is None or url.kind != "text":
-            gathered.fault("A channel without its URL.", item.line, key="metadata.channels")
+            gathered.fault("A channel has no URL.", item.line, key="metadata.channels")
             continue
-        # References to variables are conda-lock's way of leaving credentials out.
+        # conda-lock replaces credentials by references to variables.
         written = split_credentials(url.text)[0] if "$" in url.text else url.text
         for name in channels_of(written, CONDA_DEFAULTS):
             try:
@@ -302,9 +306,10 @@ def _known_platform(gathered: _Gathered, platform: str, line: int) -> bool:
     if platform in KNOWN_PLATFORMS:
         return True
     gathered.fault(
-        f"{printable(platform)} is not a platform that is known here.",
+        f"{printable(platform)} is not a known platform.",
         line,
-        did_you_mean(platform, KNOWN_PLATFORMS) or f"Known are {', '.join(KNOWN_PLATFORMS)}.",
+        did_you_mean(platform, KNOWN_PLATFORMS)
+        or f"Known platforms: {', '.join(KNOWN_PLATFORMS)}.",
     )
     return False
 
@@ -371,9 +376,11 @@ def _conda_lock_entry(gathered: _Gathered, entry: Node, key: str) -> None:
             not_a_wheel=lambda: gathered.shared_fault(_NOT_A_WHEEL, url, line, key),
         )
         if not sha256:
-            gathered.fault(f"{text['name']} of PyPI has no sha256.", line, "Lock it again.", key)
+            gathered.fault(f"{text['name']} from PyPI has no sha256.", line, "Lock it again.", key)
     else:
-        gathered.fault(f"{printable(text['manager'])} manages no packages here.", line, key=key)
+        gathered.fault(
+            f"{printable(text['manager'])} is not a known package manager.", line, key=key
+        )
         return
     if package is not None:
         gathered.add(package, text["platform"], line)
@@ -433,16 +440,16 @@ def _pypi_package(
     fault: Fault,
     not_a_wheel: Callable[[], None],
 ) -> PypiPackage | None:
-    """The wheel at `url`; its name and version are those of the file, whatever the lock claims."""
+    """Return the wheel at `url`; name and version are those of the file name."""
     file_name = unquote(url.rsplit("/", 1)[-1])
     if url.startswith("file:"):
         fault(
-            f"{printable(url)} is a file of a machine, not of a Python index.",
+            f"{printable(url)} is a local file, not a file of a Python index.",
             "Lock it again with an index of this installation.",
         )
         return None
     try:
-        # Which takes slashes in a build tag.
+        # The library accepts slashes in a build tag.
         if not is_wheel_file_name(file_name):
             raise InvalidWheelFilename
         true_name, true_version, _, _ = parse_wheel_filename(file_name)
@@ -477,14 +484,14 @@ def _same_version(text: str, version: Version) -> bool:
 # --- @EXPLICIT --------------------------------------------------------------------------------
 
 _PLATFORM = re.compile(r"#\s*platform:\s*(\S+)")
-#: Ours: what a line `URL#md5` cannot say as well.
+#: condastore's addition for what a line `URL#md5` cannot express.
 _SHA256_COMMENT = re.compile(r"#\s*sha256:([0-9a-f]{64})\s+(\S+)")
-#: conda-lock's way of adding packages of PyPI.
+#: conda-lock's comment for PyPI packages.
 _PIP_COMMENT = re.compile(r"#\s*pip\s+([A-Za-z0-9._-]+)\s*@\s*(\S+)")
 
 
 def scan_explicit(text: str, *, default_platform: str) -> ReadLock:
-    """`read_explicit` of a checked text, with the credentials."""
+    """Parse the checked text of an explicit list."""
     gathered = _Gathered()
     lines = list(enumerate(text.splitlines(), start=1))
     platform = default_platform
@@ -505,11 +512,11 @@ def scan_explicit(text: str, *, default_platform: str) -> ReadLock:
     read = gathered.finished((), platforms, in_order=True)
     warnings = []
     if not any(_PLATFORM.match(line.strip()) for _, line in lines):
-        warnings.append(f"The list does not say its platform ('# platform:'): read as {platform}.")
+        warnings.append(f"The list names no platform ('# platform:'): {platform} is assumed.")
     if names := unhashed(read.lock, platform):
         warnings.append(
-            f"The list has no hash of {len(names)} of its packages: what their channels list when "
-            "the build starts is taken."
+            f"The list has no hash for {len(names)} of its packages: the hashes of their channels "
+            "at the start of the build are used."
         )
     return replace(read, warnings=tuple(warnings))
 
@@ -527,7 +534,7 @@ def _explicit_line(
         gathered.fault(
             f"{printable(text)} is not the URL of a package.",
             line,
-            "An explicit list holds one URL a line, with its hash: URL#MD5 or URL#sha256:HASH.",
+            "An explicit list has one URL per line, with its hash: URL#MD5 or URL#sha256:HASH.",
         )
         return
     if not _hashes_hold(gathered, md5, sha256, written.rstrip().rsplit("/", 1)[-1], line):
@@ -552,7 +559,7 @@ def _explicit_line(
         gathered.fault(
             f"{package.file_name} is for {package.subdir}; the list is for {platform}.",
             line,
-            "Submit one list a platform, with its '# platform:' line.",
+            "Submit one list per platform, with its '# platform:' line.",
         )
         return
     gathered.add(package, platform, line)
@@ -566,7 +573,7 @@ def _explicit_pip(gathered: _Gathered, name: str, text: str, platform: str, line
     sha256 = re.sub(r"^sha256[=:]", "", digest)
     if not _SHA256.fullmatch(sha256):
         gathered.fault(
-            f"{name} of PyPI has no sha256.", line, "Write NAME @ URL#sha256=HASH.", "pip"
+            f"{name} from PyPI has no sha256.", line, "Write NAME @ URL#sha256=HASH.", "pip"
         )
         return
     url = gathered.plain_url(written, line)

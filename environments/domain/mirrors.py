@@ -1,8 +1,8 @@
-"""What did a remote channel list on which day? Its records with the minutes in which we saw them.
+"""History of the records of a remote channel, with the minutes in which each was listed.
 
-A record that changes (channels correct dependencies later) is another entry: the old one was gone
-in the minute in which the new one was seen. No entry is ever changed otherwise, or dropped, so what
-a day's end looked like is the same whenever it is asked.
+A changed record (channels correct dependencies later) is a new entry; the old one ends in the
+minute in which the new one was seen. Entries are never changed otherwise or removed, so the
+snapshot of a day is always the same.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Entry:
 def join(
     name: str, old: Iterable[Entry], now: Mapping[str, Record], *, minute: int
 ) -> Iterator[Entry]:
-    """The entries of one name after a look that found `now` (by file name), in a fixed order."""
+    """Update the entries of one name with the records `now` (by file name), in a fixed order."""
     kept: list[Entry] = []
     here: set[str] = set()
     for entry in old:
@@ -61,10 +61,10 @@ def join(
 
 
 def shown(entries: Iterable[Entry], *, end: int | None, baseline: int) -> dict[str, Entry]:
-    """Those that were listed just before the minute `end` (None: that are listed now), by file.
+    """Return the entries listed just before the minute `end` (None: now), by file name.
 
-    Of what was there at the first look (`baseline`) it is not known since when; before that look
-    only the channel's own clock counts (`indexed_timestamp`), which no publisher sets.
+    It is unknown since when entries of the first read (`baseline`) were listed; before that read
+    only the channel's own clock counts (`indexed_timestamp`), which publishers cannot set.
     """
     found: dict[str, Entry] = {}
     for entry in entries:
@@ -85,10 +85,10 @@ def _since(entry: Entry, baseline: int) -> float:
 
 
 def parse_day(text: str, *, now: datetime) -> date:
-    """`2026-11-01`: a day that has begun.
+    """Parse a day such as `2026-11-01` that has begun.
 
     Raises:
-        InvalidInputError: it is none.
+        InvalidInputError: it is not a day, or is in the future.
     """
     try:
         day = date.fromisoformat(text) if _DAY.fullmatch(text) else None
@@ -96,7 +96,7 @@ def parse_day(text: str, *, now: datetime) -> date:
         day = None
     if day is None:
         raise InvalidInputError(
-            "The moment of a snapshot is no day.",
+            "The date of a snapshot is not a day.",
             where="snapshot",
             hint="Write it like 2026-11-01; the end of that day in UTC is meant.",
         )

@@ -1,4 +1,4 @@
-"""Which names and URLs are taken, and what is their one normal form?"""
+"""Validation and canonical forms of names, platforms and channel URLs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MAX_LENGTH: dict[NameKind, int] = {
     "token": 64,
     "channel": 64,
 }
-#: Words that a route or a reading of `NAMESPACE/ENV:BUILD` already has.
+#: Names reserved by routes and by the syntax `NAMESPACE/ENV:BUILD`.
 RESERVED: dict[NameKind, frozenset[str]] = {
     "namespace": frozenset(
         {"accounts", "api", "assets", "auth", "channel", "channels", "console", "docs"}
@@ -74,10 +74,10 @@ SUBDIRS = (*KNOWN_PLATFORMS, "noarch", "linux-32", "linux-armv6l", "win-32")
 
 
 def parse_name(text: str, *, what: NameKind) -> str:
-    """`text` itself, where it is a name for a `what`.
+    """Return `text` if it is a valid name of a `what`.
 
     Raises:
-        InvalidInputError: it is not; nothing is repaired silently.
+        InvalidInputError: it is not. Names are never repaired.
     """
     problem = _name_problem(text, what)
     if problem:
@@ -93,42 +93,42 @@ def _name_problem(text: str, what: NameKind) -> tuple[str, str] | None:
     strange = next((c for c in text if not c.isascii() or not c.isprintable()), None)
     if strange is not None:
         label = unicodedata.name(strange, f"U+{ord(strange):04X}")
-        return f"The name of the {what} holds the character {label}.", rule
+        return f"The name of the {what} contains the character {label}.", rule
     shown = repr(text[:80])
     if len(text) > MAX_LENGTH[what]:
         return (
-            f"The name of the {what} has {len(text)} characters; {MAX_LENGTH[what]} are allowed.",
+            f"The name of the {what} has {len(text)} characters; at most {MAX_LENGTH[what]}.",
             "Choose a shorter name.",
         )
     if _NAME.fullmatch(text) is None:
         lower = text.lower()
         if lower != text and _NAME.fullmatch(lower):
-            return f"The name {shown} holds capital letters.", f"Write it as {lower!r}."
-        return f"{shown} is not a name for a {what}.", rule
+            return f"The name {shown} contains capital letters.", f"Write it as {lower!r}."
+        return f"{shown} is not a valid {what} name.", rule
     if text in RESERVED[what]:
         return f"The name {shown} is reserved.", "Choose another name."
     if what == "tag" and text.isdigit():
-        return f"The tag {shown} would read as the number of a build.", "Add a letter."
+        return f"The tag {shown} could be mistaken for a build number.", "Add a letter."
     return None
 
 
 def parse_platform(text: str) -> str:
-    """One of `KNOWN_PLATFORMS`.
+    """Return `text` if it is one of `KNOWN_PLATFORMS`.
 
     Raises:
-        InvalidInputError: it is none of them.
+        InvalidInputError: it is not.
     """
     if text in KNOWN_PLATFORMS:
         return text
     raise InvalidInputError(
-        f"{printable(text)} is not a platform that is known here.",
+        f"{printable(text)} is not a known platform.",
         where="platform",
         hint=did_you_mean(text, KNOWN_PLATFORMS) or f"Use one of {', '.join(KNOWN_PLATFORMS)}.",
     )
 
 
 def did_you_mean(text: str, known: Iterable[str]) -> str:
-    """`Did you mean 'x'?`, or "" where nothing is near."""
+    """Return a suggestion for a misspelled name, or "" if none is similar."""
     near = difflib.get_close_matches(text.lower(), list(known), n=1, cutoff=0.6)
     return f"Did you mean {near[0]!r}?" if near else ""
 
@@ -150,8 +150,8 @@ _OF_REPOSITORIES = ("git+", "hg+", "svn+", "bzr+")
 def _without_slashed_login(match: re.Match[str]) -> str:
     """Return the URL without a login whose password has an unquoted slash.
 
-    That is no login by the rules of URLs, and a secret all the same. Behind the name of a host, `@`
-    stands before the revision of a repository: `git+https://host/repository.git@master`.
+    By the syntax of URLs that is not a login, but it is a secret. After the host name, `@` precedes
+    the revision of a repository: `git+https://host/repository.git@master`.
     """
     host = _HOST.fullmatch(match["authority"])
     repository = match["scheme"].lower().startswith(_OF_REPOSITORIES)
@@ -165,19 +165,19 @@ def _without_slashed_login(match: re.Match[str]) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credential:
-    """What opens the URLs under `url_prefix`; its secret never appears in a representation."""
+    """Credential for the URLs under `url_prefix`; its repr does not contain the secret."""
 
     url_prefix: str  # a channel's URL; no credentials, no trailing slash
     kind: Literal["token", "basic"]
     secret: str = field(repr=False)  # the token, or `user:password`, percent-decoded
-    #: Where `/t/<token>` is put in: the start of `url_prefix` that came before it.
+    #: Part of `url_prefix` after which `/t/<token>` is inserted.
     base: str = ""
 
     def covers(self, url: str) -> bool:
         return is_below(url, self.url_prefix)
 
     def authenticated(self, url: str) -> str:
-        """`url` with the secret in it: for a request only, never to be stored or shown."""
+        """Return `url` with the secret, for a request only: never store or show it."""
         if not self.covers(url):
             return url
         if self.kind == "token":
@@ -189,15 +189,15 @@ class Credential:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelRef:
-    """A channel: its base URL, how people call it, and the credentials that were in the text."""
+    """A channel: base URL, display name, and the credentials of the text."""
 
     url: str  # no trailing slash, no credentials
-    name: str  # `conda-forge` where it lies under the alias, else the URL
+    name: str  # `conda-forge` if it is under the alias, else the URL
     credentials: tuple[Credential, ...] = ()
 
 
 _CHANNEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*")
-# The numbers keep hostile text from taking quadratic time.
+# The bounds prevent quadratic time on hostile text.
 _USERINFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,15}://)([^/\s?#]*)@")
 _TOKEN = re.compile(
     r"""(?i)(\b[a-z][a-z0-9+.-]{0,15}://(?:(?!://)[^\s"'<>]){0,500}?)/{1,9}(?-i:t|%74)/{1,9}(\$\{\w+\}|[^/\s"'<>,\]}]+)(?=[/\s"'<>,\]}]|$)"""
@@ -207,14 +207,14 @@ _LONGEST_URL = 500
 
 
 def without_credentials(text: str) -> str:
-    """`text` with `user:password@` and `/t/<token>` taken out of every URL in it."""
+    """Remove `user:password@` and `/t/<token>` from every URL in `text`."""
     return _TOKEN.sub(r"\1", _USERINFO.sub(r"\1", text)) if "://" in text else text
 
 
 def split_credentials(url: str) -> tuple[str, list[tuple[str, str, str]]]:
-    """`url` without credentials, and those as (kind, secret, base).
+    """Return `url` without credentials, and the credentials as (kind, secret, base).
 
-    References to variables of a shell (`$TOKEN`) are taken out too, and are no credentials.
+    References to shell variables (`$TOKEN`) are removed too, and are not credentials.
     """
     found: list[tuple[str, str, str]] = []
     plain = without_credentials(url)
@@ -231,12 +231,12 @@ def split_credentials(url: str) -> tuple[str, list[tuple[str, str, str]]]:
 
 
 def canonical_channel(text: str, *, alias: str, hosted: str = "") -> ChannelRef:
-    """The channel that `text` names: a name under `alias`, or a URL, perhaps with credentials.
+    """Return the channel that `text` names: a name under `alias`, or a URL with or without login.
 
-    `hosted/NAME` is a channel of ours, below the URL `hosted`, unless that is empty.
+    `hosted/NAME` is a hosted channel under the URL `hosted`, unless that is empty.
 
     Raises:
-        InvalidInputError: it names no channel. The message repeats no credentials.
+        InvalidInputError: it does not name a channel. The message contains no credentials.
     """
     text = text.strip()
     shown = printable(text)
@@ -252,21 +252,21 @@ def canonical_channel(text: str, *, alias: str, hosted: str = "") -> ChannelRef:
             if text.startswith((".", "/", "~", "\\")) or re.match(r"[A-Za-z]:", text):
                 hint = "A folder is named by a URL that starts with file://."
             elif text.rsplit("/", 1)[-1] in SUBDIRS:
-                hint = "Leave the platform out: it is added by itself."
+                hint = "Leave the platform out: it is added automatically."
             raise InvalidInputError(
                 f"{shown} is not the name of a channel.", where="channel", hint=hint
             )
         first, _, rest = text.partition("/")
         if hosted and first == "hosted" and rest:
             return ChannelRef(url=canonical_or_same(f"{hosted}/{rest}"), name=text)
-        # conda reads these by a table of its own, whatever the alias is.
+        # conda resolves these names by its own table, independent of the alias.
         base = "https://repo.anaconda.com" if text.startswith("pkgs/") else alias.rstrip("/")
         return ChannelRef(url=canonical_or_same(f"{base}/{text}"), name=text)
     if _VARIABLE.search(text):
         raise InvalidInputError(
-            f"The channel {shown} refers to a variable of your shell, which is not known here.",
+            f"The channel {shown} refers to a shell variable, which the server does not know.",
             where="channel",
-            hint="Write the credentials themselves: they are kept apart from the specification.",
+            hint="Write the credentials themselves: they are stored apart from the specification.",
         )
     plain, found = split_credentials(text)
     url, problem = _normal_url(plain)
@@ -290,24 +290,24 @@ def canonical_channel(text: str, *, alias: str, hosted: str = "") -> ChannelRef:
 
 
 def _normal_url(url: str) -> tuple[str, str]:
-    """Return the canonical URL of a channel, and what is wrong with it, or ""."""
+    """Return the canonical URL of a channel and its fault, or ""."""
     try:
         parts = canonical_parts(url)
     except UrlError as error:
         return url, str(error)
     problem = ""
     if parts.path.rsplit("/", 1)[-1] in SUBDIRS:
-        problem = "it ends in a platform, which is added by itself"
+        problem = "it ends in a platform, which is added automatically"
     elif parts.path.endswith((".json", ".zst", ".conda", ".bz2")):
         problem = "it names a file"
     return str(parts), problem
 
 
 def channel_allowed(url: str, patterns: Sequence[str]) -> bool:
-    """Whether the URL of a channel fits one of `patterns`, however either is spelt.
+    """Whether the URL of a channel matches one of `patterns`; both are canonicalized first.
 
-    `*` is everything. Else scheme, host and path are compared apart, each with the wildcards of a
-    shell: the star in `https://*.example.com/*` never reaches over the end of a host.
+    `*` matches everything. Otherwise scheme, host and path are compared separately with shell
+    wildcards: the star in `https://*.example.com/*` never extends beyond the host.
     """
     scheme, _, rest = canonical_or_same(url).partition("://")
     netloc, slash, path = rest.partition("/")
@@ -325,7 +325,7 @@ def channel_allowed(url: str, patterns: Sequence[str]) -> bool:
 
 
 def in_channel(url: str, wanted: str) -> bool:
-    """Whether the URL of a channel fits `wanted`: a pattern of URLs, or the last parts of one."""
+    """Whether the URL of a channel matches `wanted`: a URL pattern, or the last parts of a URL."""
     if "://" in wanted or wanted == "*":
         return channel_allowed(url, (wanted.rstrip("/"),))
     return canonical_or_same(url).endswith(path_pattern(f"/{wanted.strip('/')}"))

@@ -1,4 +1,4 @@
-"""Which environment does the name of an image on demand mean? `python.3.12/numpy.2/pandas`."""
+"""Names of images on demand, such as `python.3.12/numpy.2/pandas`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from condastore.errors import InvalidInputError
 
-MOST = 30  # packages
+MAX_PACKAGES = 30  # packages
 LONGEST = 100  # characters of one: in a long text the pattern below takes quadratic time
 #: A name, and a version after the first dot that a digit follows: `ruamel.yaml.0.18`.
 _PART = re.compile(
@@ -19,26 +19,30 @@ _PART = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnDemand:
-    """Packages in the order of their names, each with the beginning of its version, or none."""
+    """Packages sorted by name, each with a version prefix or none."""
 
     packages: tuple[tuple[str, str], ...]
 
     @classmethod
     def parse(cls, path: str) -> OnDemand:
-        """Raises InvalidInputError with every fault at once."""
+        """Parse a name.
+
+        Raises:
+            InvalidInputError: with every fault at once.
+        """
         faults: list[str] = []
         found: dict[str, str] = {}
         parts = path.split("/")
-        for part in parts[: MOST + 1]:
+        for part in parts[: MAX_PACKAGES + 1]:
             match = _PART.fullmatch(part) if len(part) <= LONGEST else None
             if match is None:
-                faults.append(f"{part!r:.60} is no package")
+                faults.append(f"{part!r:.60} is not a package")
             elif match["name"] in found:
-                faults.append(f"{match['name']} is there twice")
+                faults.append(f"{match['name']} is listed twice")
             else:
                 found[match["name"]] = match["version"] or ""
-        if len(parts) > MOST:
-            faults.append(f"{len(parts)} packages are more than {MOST}")
+        if len(parts) > MAX_PACKAGES:
+            faults.append(f"{len(parts)} packages are more than {MAX_PACKAGES}")
         if faults:
             raise InvalidInputError(
                 "; ".join(faults) + ".", hint="Write dynamic/python.3.12/numpy.2/pandas."
@@ -47,12 +51,12 @@ class OnDemand:
 
     @property
     def specification(self) -> str:
-        """As environment.yml."""
+        """Return the text of an environment.yml."""
         wanted = [f"{name} ={version}" if version else name for name, version in self.packages]
         return json.dumps({"dependencies": wanted})  # JSON is YAML
 
     @property
     def name(self) -> str:
-        """Of the environment: the same for the same packages in any order."""
+        """Return the name of the environment, which does not depend on the order of packages."""
         text = json.dumps(self.packages)
         return f"on-demand-{hashlib.sha256(text.encode()).hexdigest()[:24]}"

@@ -1,4 +1,4 @@
-"""Imports of libraries without packages that they use where they are installed, and we do not use.
+"""Import libraries without their optional dependencies, to start processes faster.
 
 httpx imports rich, pygments and click for a command line of its own, structlog imports rich for
 tracebacks in colour, strawberry_django imports psycopg for types of arrays: together a fifth of a
@@ -15,12 +15,12 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def without_packages(*names: str) -> Iterator[None]:
-    """Let imports of modules fail meanwhile, as where they are not installed.
+    """Make imports of modules fail in the context, as if they were not installed.
 
-    For the first imports of a process: other threads see it, too.
+    For the first imports of a process only: other threads are affected, too.
 
     Args:
-        names: full names of modules; one that was imported before stays importable.
+        names: full names of modules; a module that was imported before stays importable.
     """
     hidden = [name for name in names if name not in sys.modules]
     for name in hidden:
@@ -34,7 +34,7 @@ def without_packages(*names: str) -> Iterator[None]:
 
 
 def import_without_rich(*libraries: str) -> None:
-    """Import libraries that would import rich for their own output; absent ones are left out."""
+    """Import libraries that would import rich; libraries that are not installed are skipped."""
     with without_packages("rich", "pygments", "click"):
         for library in libraries:
             with contextlib.suppress(ModuleNotFoundError):

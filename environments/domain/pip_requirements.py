@@ -20,9 +20,9 @@ from environments.domain.names import printable
 from environments.domain.urls import UrlError, canonical_url
 
 _LONGEST = 1_000  # characters
-#: Hashes of one requirement; pip-compile writes one for each file of a release.
-_MOST_HASHES = 500
-_LONGEST_WITH_HASHES = _LONGEST + 100 * _MOST_HASHES
+#: Maximum hashes of one requirement; pip-compile writes one for each file of a release.
+_MAX_ENTRIES_HASHES = 500
+_LONGEST_WITH_HASHES = _LONGEST + 100 * _MAX_ENTRIES_HASHES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ class DirectReference:
 
     @classmethod
     def of_location(cls, location: str, *, sha256: str) -> Self:
-        """Parse what `location` returns."""
+        """Parse the result of `location`."""
         if not location.startswith("git+"):
             return cls(kind="wheel", url=location, sha256=sha256)
         url, _, fragment = location.removeprefix("git+").partition("#")
@@ -65,17 +65,17 @@ class DirectReference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipRequirement:
-    """One requirement of PEP 508, normalised."""
+    """One normalized PEP 508 requirement."""
 
     text: str
-    name: str  # normalised (PEP 503)
+    name: str  # normalized (PEP 503)
     requirement: Requirement
     direct: DirectReference | None = None
     hashes: tuple[str, ...] = ()  # sha256, hex, one of which the wheel must have; empty: any
     warnings: tuple[str, ...] = ()
 
     def excludes(self, other: PipRequirement) -> bool:
-        """True only where no version can satisfy both, wherever both apply."""
+        """True only if no version can satisfy both, where both apply."""
         if self.name != other.name or self.requirement.marker != other.requirement.marker:
             return False
         if self.direct and other.direct:
@@ -87,7 +87,7 @@ class PipRequirement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipOption:
-    """An option of pip, alone on its line."""
+    """An option of pip on a line of its own."""
 
     kind: Literal["index", "extra-index", "find-links", "prereleases", "ignored"]
     written: str  # the option's name
@@ -99,16 +99,18 @@ class PipOption:
 class PipOptions:
     """The options of a `pip:` section."""
 
-    index: str = ""  # takes the place of the installation's indexes; "" keeps them
+    index: str = ""  # replaces the indexes of the installation; "" keeps them
     extra_indexes: tuple[str, ...] = ()  # searched before the others, in this order
-    find_links: tuple[str, ...] = ()  # pages whose links are candidates beside the indexes' files
+    find_links: tuple[
+        str, ...
+    ] = ()  # pages whose links are candidates in addition to the indexes' files
     prereleases: bool = False
-    #: Name -> sha256, hex: the wheel of this name must have one of them.
+    #: Allowed sha256 digests (hex) by name of the wheel.
     hashes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """Indexes and pages that are named, each once."""
+        """Named indexes and pages, without duplicates."""
         named = (*([self.index] if self.index else []), *self.extra_indexes, *self.find_links)
         return tuple(dict.fromkeys(named))
 
@@ -188,7 +190,7 @@ _FILE_OPTIONS = {
     "-c": "constraint",
     "--constraint": "constraint",
 }
-#: Options that change nothing here, and why.
+#: Options without effect here, with the reason.
 _IDLE = {
     "--prefer-binary": "only wheels are taken from an index",
     "--only-binary": "only wheels are taken from an index",
@@ -197,10 +199,10 @@ _IDLE = {
     "-U": "every lock is a new solve",
     "--no-cache-dir": "the server's cache holds verified packages only",
     "--disable-pip-version-check": "pip itself is not run",
-    "--no-build-isolation": "a source is always built apart from the environment",
+    "--no-build-isolation": "a source is always built outside the environment",
     "--use-pep517": "a source is always built by PEP 517",
 }
-#: Options that are refused: what is wrong, and what to do.
+#: Refused options: (fault, hint).
 _REFUSED_OPTIONS = {
     "--no-index": (
         "leaves no index to take packages from",
@@ -256,7 +258,7 @@ def parse_pip_line(text: str) -> PipRequirement | PipOption:
     if len(text) > _LONGEST_WITH_HASHES or (len(text) > _LONGEST and " --hash" not in text):
         raise InvalidInputError(f"A requirement of {len(text)} characters.", hint="Shorten it.")
     if not text.isprintable():
-        raise InvalidInputError(f"{_shown(text)} holds control characters.", hint="Remove them.")
+        raise InvalidInputError(f"{_shown(text)} contains control characters.", hint="Remove them.")
     if text.startswith("-"):
         option, value = _split_option(text)
         if option not in ("-e", "--editable"):
@@ -265,7 +267,7 @@ def parse_pip_line(text: str) -> PipRequirement | PipOption:
     body, hashes = _without_hashes(text)
     if re.search(r"\s--?[A-Za-z]", body):
         raise InvalidInputError(
-            f"{_shown(text)} holds an option, which is not read.", hint="Remove the option."
+            f"{_shown(text)} contains an option, which is not supported.", hint="Remove the option."
         )
     return _requirement(text, body, hashes)
 
@@ -303,14 +305,14 @@ def _option(text: str, option: str, value: str) -> PipOption:
         what, hint = _REFUSED_OPTIONS[option]
         raise InvalidInputError(f"{_shown(text)} {what}.", hint=hint)
     raise InvalidInputError(
-        f"{_shown(text)} holds an option, which is not read.", hint="Remove the option."
+        f"{_shown(text)} contains an option, which is not supported.", hint="Remove the option."
     )
 
 
 def _index_url(text: str, option: str, value: str) -> str:
     if not value:
         raise InvalidInputError(
-            f"{option} names no index.", hint=f"Write it like {option} https://HOST/simple."
+            f"{option} has no URL.", hint=f"Write it like {option} https://HOST/simple."
         )
     if not re.match(r"(?i)https?://", value):
         raise InvalidInputError(
@@ -351,12 +353,12 @@ def _without_hashes(text: str) -> tuple[str, tuple[str, ...]]:
                 hint="Write --hash=sha256: and 64 hexadecimal digits; `pip hash FILE` prints it.",
             )
         hashes[digest.lower()] = None
-    if len(hashes) > _MOST_HASHES:
+    if len(hashes) > _MAX_ENTRIES_HASHES:
         raise InvalidInputError(
             f"A requirement of {len(hashes)} hashes.", hint="Name the hashes of its wheels only."
         )
     body = _HASH.sub("", text).strip()
-    if len(body) > _LONGEST:  # what follows takes time by the square of its length
+    if len(body) > _LONGEST:  # parsing takes quadratic time
         raise InvalidInputError(f"A requirement of {len(body)} characters.", hint="Shorten it.")
     return body, tuple(hashes)
 
@@ -385,7 +387,7 @@ def _requirement(written: str, text: str, hashes: tuple[str, ...]) -> PipRequire
         if re.match(r"[A-Za-z0-9._-]+\s*=[^=]", text):
             hint = "pip writes an exact version with '=='."
         raise InvalidInputError(
-            f"{_shown(written)} is not a requirement of PyPI.", hint=hint
+            f"{_shown(written)} is not a requirement of a Python package.", hint=hint
         ) from error
     requirement.name = canonicalize_name(requirement.name)
     return PipRequirement(
@@ -410,7 +412,7 @@ def _direct(
         )
     if vcs is not None and vcs[1].lower() != "git":
         raise InvalidInputError(
-            f"{_shown(written)} is a repository of {vcs[1].lower()}; only Git is read.",
+            f"{_shown(written)} is a {vcs[1].lower()} repository; only Git is supported.",
             hint=f"Name a Git repository at a full commit. Or: {_PUBLISH}",
         )
     if vcs is not None:
@@ -434,7 +436,7 @@ def _direct(
         )
     except (InvalidRequirement, RecursionError) as error:
         raise InvalidInputError(
-            f"{_shown(written)} is not a requirement of PyPI.",
+            f"{_shown(written)} is not a requirement of a Python package.",
             hint="Write it like NAME @ URL, with '; MARKER' after a space.",
         ) from error
     requirement.name = canonicalize_name(requirement.name)
@@ -458,8 +460,8 @@ def _git(written: str, url: str, hashes: tuple[str, ...]) -> tuple[DirectReferen
     """The reference, and what `#egg=` says."""
     if hashes:
         raise InvalidInputError(
-            f"{_shown(written)} has a --hash, which says nothing of a Git repository.",
-            hint="Remove the option: the commit names the contents.",
+            f"{_shown(written)} has a --hash, which does not apply to a Git repository.",
+            hint="Remove the option: the commit identifies the contents.",
         )
     url, _, fragment = url.partition("#")
     said = {"egg": "", "subdirectory": ""}
@@ -467,13 +469,13 @@ def _git(written: str, url: str, hashes: tuple[str, ...]) -> tuple[DirectReferen
         key, _, value = entry.partition("=")
         if key not in said or not value:
             raise InvalidInputError(
-                f"{_shown(written)} has {printable(entry)} after '#', which is not read.",
+                f"{_shown(written)} has {printable(entry)} after '#', which is not supported.",
                 hint="Only #egg=NAME and #subdirectory=FOLDER have a meaning.",
             )
         said[key] = value
     if not re.match(r"(?i)https?://", url):
         raise InvalidInputError(
-            f"{_shown(written)} is a Git repository that is not read over https.",
+            f"{_shown(written)} is a Git repository without an https URL.",
             hint="Write git+https://HOST/PATH.git@COMMIT. For a private repository, store a login "
             "for its URL: `condastore credential set`.",
         )
@@ -484,22 +486,22 @@ def _git(written: str, url: str, hashes: tuple[str, ...]) -> tuple[DirectReferen
         path, commit = commit, ""
     if not _COMMIT.fullmatch(commit):
         shown = commit if re.fullmatch(r"[\w./-]{1,60}", commit) else "HEAD"
-        what = f"{printable(commit)} is no full commit" if commit else "it names no commit"
+        what = f"{printable(commit)} is not a full commit" if commit else "it names no commit"
         raise InvalidInputError(
-            f"{_shown(written)} cannot be locked: {what}, so what it gives can change.",
+            f"{_shown(written)} cannot be locked: {what}, so its contents can change.",
             hint="Write the 40 digits of the commit after '@'; "
             f"`git ls-remote URL {shown}` prints them.",
         )
     folder = said["subdirectory"].strip("/")
     if folder and not _SUBDIRECTORY.fullmatch(folder):
         raise InvalidInputError(
-            f"{_shown(written)} has a subdirectory that is not read.",
+            f"{_shown(written)} has an invalid subdirectory.",
             hint="Write a folder of the repository, such as #subdirectory=python/lib.",
         )
     address = _address(written, f"{scheme}://{authority}{slash}{path}")
     if said["egg"] and not re.fullmatch(r"[A-Za-z0-9][\w.-]*(?:\[[\w.,\s-]*\])?", said["egg"]):
         raise InvalidInputError(
-            f"{_shown(written)} has an '#egg=' that is no name.", hint="Write #egg=NAME."
+            f"{_shown(written)} has an '#egg=' that is not a name.", hint="Write #egg=NAME."
         )
     return (
         DirectReference(kind="git", url=address, commit=commit.lower(), subdirectory=folder),
@@ -538,7 +540,7 @@ def _wheel(written: str, url: str, hashes: tuple[str, ...]) -> tuple[DirectRefer
         name = parse_wheel_filename(file_name)[0]
     except InvalidWheelFilename as error:
         raise InvalidInputError(
-            f"{_shown(written)} is not the URL of a wheel: its file name is none of a wheel.",
+            f"{_shown(written)} is not the URL of a wheel: its file name is not that of a wheel.",
             hint="A wheel is named NAME-VERSION-PYTHON-ABI-PLATFORM.whl.",
         ) from error
     if len(digests) != 1:
@@ -554,14 +556,14 @@ def _address(written: str, url: str) -> str:
     """The canonical URL; refused with a login in it."""
     authority = re.sub(r"(?i)^[a-z][a-z0-9+.-]*://", "", url).partition("/")[0]
     if "@" in authority or "$" in url:
-        raise InvalidInputError(f"{_shown(written)} holds a login.", hint=_CREDENTIAL)
+        raise InvalidInputError(f"{_shown(written)} contains a login.", hint=_CREDENTIAL)
     try:
         found = canonical_url(url)
     except UrlError as error:
         raise InvalidInputError(
-            f"{_shown(written)} holds a URL that is not read: {error}.",
+            f"{_shown(written)} contains an invalid URL: {error}.",
             hint="Write it plainly: https://HOST/PATH.",
         ) from error
     if "/t/" in url and found.count("/t/") < url.count("/t/"):
-        raise InvalidInputError(f"{_shown(written)} holds a login.", hint=_CREDENTIAL)
+        raise InvalidInputError(f"{_shown(written)} contains a login.", hint=_CREDENTIAL)
     return found

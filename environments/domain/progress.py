@@ -1,4 +1,4 @@
-"""How far is a piece of long work, and may it go on?"""
+"""Progress and cancellation of long work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from condastore.errors import LeaseLostError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """`done` of `total` packages or files; bytes where there are any; `current` is a name."""
+    """`done` of `total` packages or files; `current` is the name of the current one."""
 
     stage: str  # "fetching", "linking", "compiling", ...
     done: int = 0
@@ -25,15 +25,15 @@ Cancelled = Callable[[], bool]
 
 
 def ignore(progress: Progress) -> None:
-    """Where nobody looks at the progress."""
+    """Progress that is not reported."""
 
 
 def never() -> bool:
-    """Where nothing can be cancelled."""
+    """Work that cannot be cancelled."""
     return False
 
 
 def obey(cancelled: Cancelled) -> None:
-    """Raise LeaseLostError where the work must stop."""
+    """Raise LeaseLostError if the work must stop."""
     if cancelled():
         raise LeaseLostError("This build was cancelled, or another worker has it now.")

@@ -1,4 +1,4 @@
-"""What does a build say of where its files come from? An in-toto statement, in a DSSE envelope.
+"""Provenance of the files of a build: an in-toto statement in a DSSE envelope.
 
 Source: https://in-toto.io/Statement/v1, https://slsa.dev/spec/v1.0/provenance and
 https://github.com/secure-systems-lab/dsse/blob/master/protocol.md.
@@ -22,13 +22,13 @@ from environments.domain.sbom import package_url
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://slsa.dev/provenance/v1"
-#: What `externalParameters` and `internalParameters` mean: docs/how-to/build-files.md.
+#: Defines `externalParameters` and `internalParameters`: docs/how-to/build-files.md.
 BUILD_TYPE = "urn:condastore:build:v1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """A file that the build gave."""
+    """A file of the build."""
 
     name: str
     sha256: str
@@ -36,7 +36,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """All that a build was made from, and by whom."""
+    """Inputs of a build, and who submitted it."""
 
     build: str  # research/ml:12
     builder: str  # a URI that names this installation
@@ -44,18 +44,18 @@ class Origin:
     specification: str  # as it was written
     specification_digest: str
     platform: str
-    #: The digest of what the channels offered when it was solved; none for a lock that was brought.
+    #: Digest of the channel state of the solve; None for a submitted lock.
     channel_state: str
-    #: Whose rules held (the installation's, the namespace's) -> the number of their version.
+    #: Version of the policy, by its owner (installation, namespace).
     policy: Mapping[str, int]
-    #: Files that packages replace of others: no digest of a replaced package says what is there.
+    #: Files that packages replaced: digests of the replaced packages do not describe them.
     conflicts: Sequence[PathConflict] = ()
     started: datetime
     finished: datetime | None
 
 
 def statement(origin: Origin, lock: Lock, subjects: Sequence[Subject]) -> bytes:
-    """The same build with the same files gives the same bytes."""
+    """Return the statement; the same build with the same files gives the same bytes."""
     packages: dict[tuple[str, str], Package] = {}
     for part in lock:
         packages |= {(package.url, package.sha256): package for package in part.conda}
@@ -121,13 +121,13 @@ def _moment(moment: datetime) -> str:
 
 
 def authenticated(payload_type: str, payload: bytes) -> bytes:
-    """The bytes that are signed: DSSE's "pre-authentication encoding"."""
+    """Return the signed bytes: DSSE's pre-authentication encoding."""
     kind = payload_type.encode()
     return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
 
 
 def envelope(payload: bytes, *, key_id: str, sign: Callable[[bytes], bytes]) -> str:
-    """The signed statement, as a file."""
+    """Return the signed statement as a file."""
     signature = sign(authenticated(PAYLOAD_TYPE, payload))
     document = {
         "payloadType": PAYLOAD_TYPE,

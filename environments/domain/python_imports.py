@@ -11,13 +11,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 
-#: Bytes of one import statement that are read, and of its line.
+#: Maximum bytes read of one import statement, and of its line.
 _LONGEST_STATEMENT, _LONGEST_LINE = 1 << 14, 1 << 10
-#: Lines that open a block or import. (With a newline in front instead of `^`: twice as fast.)
+#: Lines that open a block or import. (A leading newline in place of `^` is twice as fast.)
 _LINE = re.compile(
     rb"\n([ \t]*)(async def|def|class|if|elif|else|try|except|finally|with|for|while|import|from)\b"
 )
-#: `__getattr__` of a module imports what others ask of it, most often at import too.
+#: `__getattr__` of a module usually runs during imports, too.
 _SKIPPED_FUNCTION = re.compile(rb"[ \t]+(?!__getattr__\b)")
 _SKIPPED_CONDITION = re.compile(rb"\s*(?:(?:[A-Za-z_]\w*\.)?TYPE_CHECKING|__name__)\b")
 _FROM = re.compile(rb"[ \t]+(\.{0,20})[ \t]*([A-Za-z_][\w.]*)?[ \t]+import[ \t]*(\(?)")
@@ -101,9 +101,9 @@ def import_closure(
 
     Args:
         roots: dotted names.
-        modules: all that are considered: dotted name -> path that ends with `/__init__.py` for
-            a package.
-        read: source of the module of that name; b"" where it cannot be read.
+        modules: path by dotted name of all considered modules; that of a package ends with
+            `/__init__.py`.
+        read: source of the module of that name; b"" if it cannot be read.
         most: number of modules after which the search ends.
     Returns:
         Names of `modules`; a package comes before what is in it.

@@ -1,4 +1,4 @@
-"""One package as a channel or an index describes it: what a lock is made of."""
+"""Records of packages, as a channel or an index describes them; a lock consists of them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _ARCHIVES = (".conda", ".tar.bz2")
 class CondaPackage:
     """One record of a conda channel.
 
-    `url` holds no credentials. `record` is the channel's own JSON object for the package (what
-    `repodata.json` says, plus `sha256`, `md5`, `size`): enough to solve and link with it again.
+    `url` holds no credentials. `record` is the channel's JSON object for the package (from
+    `repodata.json`, plus `sha256`, `md5`, `size`), with which it can be solved and linked again.
     """
 
     name: str
@@ -32,14 +32,14 @@ class CondaPackage:
     url: str
     sha256: str  # hex
     md5: str  # hex, or ""
-    size: int  # bytes; 0 where the channel does not say
+    size: int  # bytes; 0 if the channel does not say
     license: str  # as the channel writes it, or ""
     timestamp: int | None  # milliseconds since the epoch
     noarch: str  # "python", "generic" or ""
     depends: tuple[str, ...]
     constrains: tuple[str, ...]
     record: Mapping[str, Any] = field(repr=False, compare=False, hash=False)
-    #: Whether the channel itself states the record; False: only the package says it of itself.
+    #: True if the channel lists the record; False if only the package itself states it.
     listed: bool = True
     _claim: str = field(default="", init=False, repr=False, compare=False, hash=False)
 
@@ -53,7 +53,7 @@ class CondaPackage:
         file_name: str,
         listed: bool = True,
     ) -> CondaPackage:
-        """`record` as in repodata; `channel` is the base URL, without the subdir."""
+        """Return the package of a repodata record; `channel` is the base URL without subdir."""
         noarch = record.get("noarch") or ""
         return cls(
             name=record["name"].lower(),  # as conda compares names
@@ -78,13 +78,13 @@ class CondaPackage:
 
     @property
     def is_foreign(self) -> bool:
-        """Whether its channel lists it at a URL outside of the channel (`base_url`, CEP 15)."""
+        """Whether the channel lists it at a URL outside the channel (`base_url`, CEP 15)."""
         return folder_url(self.url) != self.channel
 
     @property
     def claim(self) -> str:
-        """sha256, hex, of all that is said of the file: one file may be described variously."""
-        if not self._claim:  # storing a lock asks several times
+        """sha256 (hex) of the whole description: one file may have several descriptions."""
+        if not self._claim:  # used several times when a lock is stored
             said = _digest([self.channel, self.file_name, self.listed, self.record_json()])
             object.__setattr__(self, "_claim", said)
         return self._claim
@@ -94,17 +94,17 @@ class CondaPackage:
 
 
 def record_differences(package: CondaPackage, index: Mapping[str, Any]) -> list[str]:
-    """Compare a record with what the package says of itself in `info/index.json`.
+    """Compare a record with `info/index.json` of the package.
 
-    Compared is what names the package. Channels patch the other fields of their records
-    (dependencies, licenses), so a difference there is no fault. Fields that packages of older
-    builders leave out are compared where the package has them.
+    Compared are the fields that identify the package. Channels patch other fields of their
+    records (dependencies, licenses), so a difference there is not a fault. Fields that older
+    builders omit are compared if the package has them.
 
     Args:
         index: the JSON object, or the part of it that is compared.
 
     Returns:
-        What differs, with both values; empty if nothing does.
+        The differences with both values; empty if there are none.
     """
     found: list[str] = []
     own = dict(index)
@@ -138,19 +138,19 @@ def _shown(value: object) -> str:
 class PypiPackage:
     """One wheel. `url` holds no credentials; for one built from Git see `DirectReference`."""
 
-    name: str  # normalised (PEP 503)
+    name: str  # normalized (PEP 503)
     version: str
     file_name: str
     url: str
     sha256: str  # hex
-    size: int  # bytes; 0 where the index does not say
+    size: int  # bytes; 0 if the index does not say
     requires: tuple[str, ...]  # names of the locked PyPI packages and conda names it needs
     requires_python: str
     license: str
     uploaded: int | None = None  # milliseconds since the epoch, by the index's clock
     #: Whether a Python index of this installation links to the file.
     listed: bool = True
-    #: Whether the specification or the lock names the source itself: a wheel by its URL, or Git.
+    #: Whether the specification or the lock names the source: a wheel URL, or Git.
     direct: bool = False
 
     @property
@@ -162,7 +162,7 @@ class PypiPackage:
 
     @property
     def built(self) -> bool:
-        """Whether the wheel was built here from a Git repository: its URL gives no file."""
+        """Whether the wheel was built from a Git repository, so that its URL is not a file."""
         return self.url.startswith("git+")
 
 
@@ -203,7 +203,7 @@ def require_sha256(packages: Iterable[Package]) -> None:
     if weak:
         more = f" and {len(weak) - 10} more" if len(weak) > 10 else ""
         raise LinkError(
-            f"There is no sha256 of {', '.join(weak[:10])}{more}: an md5 cannot prove its bytes.",
+            f"No sha256 is known for {', '.join(weak[:10])}{more}: an md5 is no proof.",
             hint="Use packages whose channel lists their sha256, or ask an administrator to allow "
             "md5 (CONDASTORE_ALLOW_MD5).",
         )

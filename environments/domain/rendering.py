@@ -1,4 +1,4 @@
-"""How is a lock written as the files that other tools read? The same lock gives the same bytes."""
+"""Rendering of a lock as files of other tools. The same lock gives the same bytes."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ _CONDA_LOCK_HEADER = """\
 #     conda-lock install --name NAME conda-lock.yml
 #     micromamba create --name NAME --file conda-lock.yml
 """
-#: Options of conda and of mamba: without them they ask for a pip that the lock does not have.
+#: Options of conda and mamba, without which they require a pip that is not in the lock.
 WITHOUT_PIP = "CONDA_ADD_PIP_AS_PYTHON_DEPENDENCY=false MAMBA_ADD_PIP_AS_PYTHON_DEPENDENCY=false"
 _CONDA_LOCK_WITHOUT_PIP = """\
 #
-# It has packages of a Python index and no pip ({platforms}). Both commands would call the pip of
+# It has PyPI packages and no pip ({platforms}). Both commands would call the pip of
 # the environment: micromamba fails, and conda-lock may install into another environment. Build the
 # environment again, which adds pip, or take the archive, the installer or the image.
 """
 
 
 def conda_lock_yml(lock: Lock, specification: Specification | None = None) -> str:
-    """All platforms as `conda-lock.yml`, version 1.
+    """Render all platforms as `conda-lock.yml`, version 1.
 
     Raises:
-        ConflictError: a conda package has no md5, which this format demands.
+        ConflictError: a conda package has no md5, which this format requires.
     """
     without = sorted({p.file_name for part in lock for p in part.conda if not p.md5})
     if without:
@@ -96,7 +96,7 @@ def _hashes_from_channel(specification: Specification | None, platform: str) -> 
 
 
 def _content_hash(part: PlatformLock, specification: Specification | None) -> str:
-    """What conda-lock compares to see whether it must lock again; it never equals conda-lock's."""
+    """Return the digest that conda-lock compares before it locks again; it never equals its own."""
     if specification is not None:
         return hashlib.sha256(f"{specification.digest} {part.platform}".encode()).hexdigest()
     return Lock(channels=(), platforms=(part,)).digest
@@ -122,7 +122,7 @@ def _conda_lock_entry(package: CondaPackage, platform: str) -> dict[str, Any]:
 
 def _conda_lock_pip(package: PypiPackage, platform: str) -> dict[str, Any]:
     digest, source = package.sha256, {}
-    if package.built:  # as conda-lock writes it: pip builds the commit again
+    if package.built:  # as conda-lock writes it: pip builds the commit
         digest = DirectReference.of_location(package.url, sha256="").commit
     if package.direct:
         source = {"source": {"type": "url", "url": package.url}}
@@ -141,12 +141,12 @@ def _conda_lock_pip(package: PypiPackage, platform: str) -> dict[str, Any]:
 
 
 def _dependencies(depends: Iterable[str]) -> dict[str, str]:
-    """Name -> requirement, sorted. Two of one name are joined, as far as the format can say it."""
+    """Return sorted requirements by name; several of one name are joined if possible."""
     found: dict[str, str] = {}
     for text in depends:
         name = required_name(text)
         if not name or name.startswith("__"):
-            continue  # of the machine, not of the lock: conda-lock leaves them out
+            continue  # virtual packages belong to the machine: conda-lock omits them
         requirement = text.partition("::")[2] or text
         requirement = requirement.strip()[len(name) :].strip()
         held = found.get(name, "")
@@ -157,10 +157,10 @@ def _dependencies(depends: Iterable[str]) -> dict[str, str]:
 
 
 def _url_for_conda(package: CondaPackage) -> str:
-    """The package's URL with `+` and `!` in its file name as they are.
+    """Return the URL of a package without escaping `+` and `!` in the file name.
 
     conda takes the version from the file name without decoding it, and refuses `1.0%2Bcu118`
-    (conda/conda-lock#764). rattler, of whose records the URLs are, writes `+` as `%2B`.
+    (conda/conda-lock#764). rattler writes `+` as `%2B`.
     """
     folder, _, name = package.url.rpartition("/")
     for escape, character in (("%2B", "+"), ("%21", "!")):
@@ -169,10 +169,10 @@ def _url_for_conda(package: CondaPackage) -> str:
 
 
 def explicit_txt(lock: Lock, platform: str, specification: Specification | None = None) -> str:
-    """One platform as an explicit list for `conda create --file`, dependencies first.
+    """Render one platform as an explicit list for `conda create --file`, dependencies first.
 
-    Each URL ends in the md5, which every reader takes; the sha256 stands in a comment before it.
-    Where a channel gives no md5, the URL ends in `#sha256:`, which conda 23.11 and rattler read.
+    Each URL ends in the md5, which every reader accepts; the sha256 is in a comment before it.
+    If a channel has no md5, the URL ends in `#sha256:`, which conda 23.11 and rattler read.
     Packages of PyPI are comments, as conda-lock writes them.
 
     Raises:
@@ -198,9 +198,9 @@ def explicit_txt(lock: Lock, platform: str, specification: Specification | None 
 
 
 def lock_json(lock: Lock, specification: Specification, platform: str) -> str:
-    """One platform with all that its records say, and what makes the prefix more than its packages.
+    """Render one platform with complete records, for programs that link it.
 
-    For programs that link it: `Lock.from_json` reads `lock`.
+    `Lock.from_json` reads `lock`; the other keys describe the prefix beyond its packages.
 
     Raises:
         NotFoundError: the lock is not for `platform`.
@@ -221,14 +221,14 @@ def lock_json(lock: Lock, specification: Specification, platform: str) -> str:
 
 
 def environment_yml(lock: Lock, platform: str, specification: Specification | None = None) -> str:
-    """One platform as an `environment.yml` that pins every package: for those who read and edit.
+    """Render one platform as an `environment.yml` that pins every package, for people.
 
     Raises:
         NotFoundError: the lock is not for `platform`.
     """
     part = _part(lock, platform)
     first = lock.channels[0] if lock.channels else ""
-    # conda would look in the first channel only, wherever that has the name too.
+    # conda would search the first channel that has the name only.
     dependencies: list[Any] = [
         ("" if package.channel == first else f"{package.channel}::")
         + f"{package.name}={package.version}={package.build}"
@@ -236,7 +236,7 @@ def environment_yml(lock: Lock, platform: str, specification: Specification | No
     ]
     if part.pypi:
         if all(package.name != "pip" for package in part.conda):
-            # conda installs what stands under `pip:` with the environment's own pip.
+            # conda installs the `pip:` part with the pip of the environment.
             dependencies.append("pip")
         options = specification.pip_options.get(platform) if specification is not None else None
         dependencies.append(
@@ -271,10 +271,10 @@ def environment_yml(lock: Lock, platform: str, specification: Specification | No
 
 
 def pixi_lock(lock: Lock, *, indexes: Sequence[str] = ()) -> str:
-    """All platforms as `pixi.lock`, version 6: what every pixi of the last years reads.
+    """Render all platforms as `pixi.lock`, version 6.
 
-    Written here and not by rattler: its writer takes no hash of a package of PyPI. A test has
-    rattler read it.
+    Not written by rattler, whose writer takes no hash of a PyPI package. A test reads it with
+    rattler.
 
     Args:
         indexes: URLs of the Python indexes, without credentials.
@@ -305,7 +305,7 @@ def pixi_lock(lock: Lock, *, indexes: Sequence[str] = ()) -> str:
 def _pixi_conda(package: CondaPackage) -> Iterator[tuple[str, Any]]:
     record = package.record
     yield "conda", package.url
-    # The reader takes name, version, build and subdir from the URL; what differs is said.
+    # Readers take name, version, build and subdir from the URL; differences are written.
     parts = conda_file_parts(package.file_name)
     for key, value in (
         ("name", package.name),
@@ -343,14 +343,14 @@ def _pixi_conda(package: CondaPackage) -> Iterator[tuple[str, Any]]:
 
 
 def _source(package: PypiPackage) -> str:
-    """The URL of a wheel with its sha256, or the Git commit from which it was built."""
+    """Return the URL of a wheel with its sha256, or the Git commit that it was built from."""
     reference = DirectReference.of_location(package.url, sha256=package.sha256)
     return reference.text
 
 
 def _pixi_pypi(package: PypiPackage) -> dict[str, Any]:
     url, digest = package.url, {"sha256": package.sha256}
-    if package.built:  # pixi builds it again, and knows no digest of the wheel
+    if package.built:  # pixi builds it again and has no digest of the wheel
         source = DirectReference.of_location(package.url, sha256="")
         below = f"&subdirectory={source.subdirectory}" if source.subdirectory else ""
         url = f"git+{source.url}?rev={source.commit}{below}#{source.commit}"
@@ -370,7 +370,7 @@ def _part(lock: Lock, platform: str) -> PlatformLock:
     if part is None:
         known = ", ".join(sorted(each.platform for each in lock)) or "none"
         raise NotFoundError(
-            f"The lock holds no packages for {platform}.", hint=f"It is for: {known}."
+            f"The lock has no packages for {platform}.", hint=f"It is for: {known}."
         )
     return part
 

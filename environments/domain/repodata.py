@@ -1,4 +1,4 @@
-"""What does a channel of ours say of its packages? Bytes that depend on the records alone.
+"""Repodata of hosted channels; the bytes depend on the records alone.
 
 Sources: CEP 16 (sharded repodata), and repodata.json as conda reads it.
 """
@@ -17,20 +17,20 @@ import zstandard
 from environments.domain.records import CondaPackage
 
 LEVEL = 6  # of zstd
-#: What a record says of the channel that it came from, which is another one now.
+#: Fields of a record that describe its former channel.
 _NOT_OURS = frozenset({"url", "channel", "fn"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardedIndex:
-    """The index, and each name's shard by its digest (hex)."""
+    """The index of shards, and the shard of each name by its digest (hex)."""
 
     index: bytes
     shards: Mapping[str, bytes]
 
 
 def records_of(packages: Iterable[CondaPackage], subdir: str) -> dict[str, CondaPackage]:
-    """The packages of one subdir by file name; of two with one name the first stays."""
+    """Return the packages of one subdir by file name; the first of equal names is kept."""
     found: dict[str, CondaPackage] = {}
     for package in packages:
         if package.subdir == subdir:
@@ -51,7 +51,7 @@ def compressed(content: bytes) -> bytes:
 
 
 def sharded(records: Mapping[str, CondaPackage], subdir: str) -> ShardedIndex:
-    """Sharded repodata: a client fetches what it has no shard of, by digest."""
+    """Return sharded repodata: clients fetch missing shards by digest."""
     by_name: dict[str, dict[str, Mapping[str, Any]]] = {}
     for file_name, package in records.items():
         by_name.setdefault(package.name, {})[file_name] = package.record
@@ -66,7 +66,7 @@ def sharded(records: Mapping[str, CondaPackage], subdir: str) -> ShardedIndex:
 
 
 def shard(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What the shard of one name holds; `records` are by file name."""
+    """Return the contents of the shard of one name; `records` are by file name."""
     content: dict[str, Any] = {"packages": {}, "packages.conda": {}, "removed": []}
     for file_name, record in records.items():
         content[_section(file_name)][file_name] = _with_bytes(_record(record))
@@ -74,7 +74,7 @@ def shard(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def shard_index(digests: Mapping[str, bytes], subdir: str) -> bytes:
-    """Which shard each name has; msgpack, not compressed yet."""
+    """Return the index of shards as msgpack, not compressed."""
     index = {
         "version": 1,
         "info": {"subdir": subdir, "base_url": "./", "shards_base_url": "./shards/"},

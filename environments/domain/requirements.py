@@ -20,7 +20,7 @@ _LONGEST = 1_000  # characters
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CondaRequirement:
-    """One MatchSpec, in the form that rattler reads strictly and people can read too."""
+    """One MatchSpec, in rattler's strict syntax."""
 
     text: str
     name: str
@@ -28,10 +28,10 @@ class CondaRequirement:
     build: str  # exact, a glob, or ""
     channel: str  # base URL, or ""
     subdir: str
-    note: str = ""  # what a person should know of how it was read
+    note: str = ""  # warning about how it was interpreted
 
     def excludes(self, other: CondaRequirement) -> bool:
-        """True only where no package at all can satisfy both."""
+        """True only if no package can satisfy both."""
         return self.name == other.name and (
             bool(self.version and other.version and disjoint(self.version, other.version))
             or _builds_differ(self.build, other.build)
@@ -58,7 +58,7 @@ _BRACKET_CHANNEL = re.compile(
     r"""(?P<key>\[(?:[^\]]*[,\s])?channel\s*=\s*)(?P<quote>["']?)(?P<channel>[^"',\]\s]+)(?P=quote)"""
 )
 _RELATIONAL_STAR = re.compile(r"([<>]=?\s*[0-9][0-9A-Za-z_.!+-]*?)\.\*")
-#: `=>3.1`, which conda reads as `>=3.1`. Its reading of `=<3.1`, less than, is not what is meant.
+#: `=>3.1`, which conda reads as `>=3.1`. (It reads `=<3.1` as less than, which is not meant.)
 _AT_LEAST = re.compile(r"^(?P<name>[^\s=<>!~\[\]]+)\s*=>\s*(?P<version>[0-9][0-9A-Za-z_.!+-]*)$")
 _HINT = "Write it like 'numpy', 'numpy >=1.26,<3', 'numpy =1.26' or 'conda-forge::numpy'."
 
@@ -66,12 +66,12 @@ _HINT = "Write it like 'numpy', 'numpy >=1.26,<3', 'numpy =1.26' or 'conda-forge
 def parse_conda_requirement(
     text: str, *, alias: str, hosted: str = "", default_channels: Sequence[str] = CONDA_DEFAULTS
 ) -> tuple[CondaRequirement, ChannelRef | None]:
-    """One requirement of conda in any form that conda documents, with the channel that it names.
+    """Parse a conda requirement in any documented form, with the channel that it names.
 
-    conda's meaning holds: `=1.24` is 1.24.*, `numpy 1.24` and `numpy=1.24=py39_0` are exact.
+    It has conda's meaning: `=1.24` is 1.24.*, `numpy 1.24` and `numpy=1.24=py39_0` are exact.
 
     Raises:
-        InvalidInputError: it is none. The message repeats no credentials.
+        InvalidInputError: it is not a requirement. The message contains no credentials.
     """
     text = text.strip()
     shown = printable(text)
@@ -95,7 +95,7 @@ def parse_conda_requirement(
     if version and not re.search(r"[\d*]", version):
         raise InvalidInputError(
             f"{shown} asks for the version {printable(version.lstrip('='))}, which has no number.",
-            hint="One package a line; a package's name holds no space.",
+            hint="Write one package per line; names of packages contain no space.",
         )
     if impossible(version):
         raise InvalidInputError(
@@ -127,23 +127,26 @@ def _match_spec(text: str) -> MatchSpec:
 
 
 def _not_a_requirement(text: str) -> tuple[str, str] | None:
-    """What people write here that can be told apart, and what to do instead."""
+    """Return (fault, hint) of common mistakes that can be recognized."""
     head = text.partition("[")[0]
     if not text:
         return "is empty.", _HINT
     if not text.isascii() or not text.isprintable():
-        return "holds characters that no package's name or version has.", _HINT
+        return "contains characters that are not allowed in names and versions of packages.", _HINT
     if "{{" in text or "{%" in text:
-        return "is a template, which is not read.", "Render the file first, and submit the result."
+        return (
+            "is a template, which is not supported.",
+            "Render the file first, and submit the result.",
+        )
     if "$" in head:
         return (
-            "refers to a variable of your shell, or is a regular expression; neither is read.",
+            "refers to a shell variable, or is a regular expression; neither is supported.",
             "Write the channel or the version itself.",
         )
     if re.match(r"[A-Za-z0-9._/-]+:[A-Za-z0-9._-]+", head):
         return "has one ':' after the channel.", "Write it with two: CHANNEL::NAME."
     if text.startswith("-"):
-        return "is an option, which cannot stand here.", "Name the packages one by one."
+        return "is an option, which is not allowed here.", "Name the packages one by one."
     if head.rstrip().endswith((".conda", ".tar.bz2")) or re.search(r"[\[,\s]url\s*=", text):
         return (
             "is the address of a file.",
@@ -167,14 +170,14 @@ def _hint(text: str) -> str:
     if "===" in text:
         return "Write '==' for an exact version."
     if re.search(r"[a-z0-9]\[[a-z0-9_,-]+\]", text):
-        return "Extras are PyPI's: such a requirement stands under 'pip:'."
+        return "Extras belong to PyPI: write the requirement under 'pip:'."
     return _HINT
 
 
 def _with_canonical_channel(
     text: str, *, alias: str, hosted: str, default_channels: Sequence[str]
 ) -> tuple[str, ChannelRef | None]:
-    """`text` with its channel as a URL without credentials, and that channel."""
+    """Return `text` with its channel as a URL without credentials, and that channel."""
     reference: ChannelRef | None = None
     match = _PREFIX.match(text) or _BRACKET_CHANNEL.search(text)
     if match is None:
@@ -188,7 +191,7 @@ def _with_canonical_channel(
         return f"{head}[subdir={subdir}{',' + keys if bracket else ']'}", None
     if "*" in written:
         raise InvalidInputError(
-            f"{printable(text)} leaves the channel open.", hint="Name one channel."
+            f"{printable(text)} does not name one channel.", hint="Name one channel."
         )
     channel_name = written
     if written == "defaults" and default_channels:

@@ -1,6 +1,6 @@
-"""Which builds of an environment stay, which are archived, and which are deleted?
+"""Retention of the builds of an environment: which are kept, archived and deleted.
 
-Values in, decisions out: nothing here reads a clock or a row.
+Pure functions: they read neither a clock nor the database.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from environments.domain.lifecycle import BuildState
 
 class Fate(StrEnum):
     KEEP = "keep"
-    ARCHIVE = "archive"  # the bytes go; specification, lock and log stay, and it can be restored
-    DELETE = "delete"  # nobody finds it any more; for a while it can be brought back
+    ARCHIVE = (
+        "archive"  # the files are deleted; specification, lock and log stay, and it can be restored
+    )
+    DELETE = "delete"  # hidden; it can be restored for a limited time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """What the installation allows the rules of a namespace to be; None: no bound."""
+    """Bounds of the installation on the rules of namespaces; None means no bound."""
 
     least_builds: int = 1
     most_builds: int | None = None
@@ -31,12 +33,12 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What stays: the union of what each rule keeps. Without the first two everything stays."""
+    """Rules: a build is kept if any rule keeps it. Without the first two everything is kept."""
 
     keep_last: int | None = None
     keep_days: int | None = None
     keep_tagged: bool = True
-    #: After the archiving; None: never.
+    #: Days after archiving; None means never.
     delete_days: int | None = None
 
     @property
@@ -44,7 +46,7 @@ class Rules:
         return self.keep_last is not None or self.keep_days is not None
 
     def within(self, bounds: Bounds) -> Rules:
-        """The rules as they act. A bound at the top holds also where no rule was asked for."""
+        """Apply the bounds. An upper bound applies even if no rule is set."""
         last, days = self.keep_last, self.keep_days
         if not self.active:
             last, days = bounds.most_builds, bounds.most_days
@@ -54,7 +56,7 @@ class Rules:
             last = min(last, bounds.most_builds)
         if days is not None and bounds.most_days is not None:
             days = min(days, bounds.most_days)
-        # Both at once: nothing goes that one of the lower bounds protects.
+        # Both at once: a build that one of the lower bounds protects is kept.
         last = max(last or 0, bounds.least_builds)
         days = max(days or 0, bounds.least_days)
         return replace(self, keep_last=last, keep_days=days)
@@ -62,7 +64,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One build, as far as the rules look at it."""
+    """Properties of a build that the rules use."""
 
     number: int
     state: BuildState
@@ -81,10 +83,10 @@ class Decision:
 
 
 def decide(builds: Iterable[Candidate], rules: Rules, *, now: datetime) -> list[Decision]:
-    """The fate of each build of one environment, newest first.
+    """Decide on each build of one environment, newest first.
 
-    `rules` are those that act (`within` the bounds). What is READY is archived before anything of
-    it is deleted; what never became READY is deleted alone.
+    `rules` are already `within` the bounds. A READY build is archived before it is deleted; a build
+    that never became READY is only deleted.
     """
     ordered = sorted(builds, key=lambda build: -build.number)
     newest: set[int] = set()
@@ -115,7 +117,7 @@ def _decide(build: Candidate, rules: Rules, now: datetime, *, newest: bool) -> D
 
 
 def _protected(build: Candidate, rules: Rules) -> str:
-    """Why no rule touches it; "" where rules may."""
+    """Return why the build is exempt from rules; "" if it is not."""
     if build.held:
         return "under a legal hold"
     if build.current:

@@ -1,4 +1,4 @@
-"""What is in a lock, for scanners: CycloneDX 1.6. The same lock gives the same bytes.
+"""Software bill of materials of a lock (CycloneDX 1.6). The same lock gives the same bytes.
 
 Source: https://cyclonedx.org/docs/1.6/json/ and https://github.com/package-url/purl-spec.
 """
@@ -17,13 +17,13 @@ from environments.domain.policy.licenses import expression
 from environments.domain.records import CondaPackage, Package, PypiPackage
 from environments.domain.timestamps import newest
 
-#: Channels whose bare name everybody knows; others are named by their whole URL.
+#: Channels that are known by their name; others are identified by their URL.
 _WELL_KNOWN = "https://conda.anaconda.org/"
-#: Where no package says when it was made.
+#: Used if no package has a timestamp.
 
 
 def cyclonedx(lock: Lock, platform: str) -> str:
-    """One platform of the lock, as JSON.
+    """Render one platform of the lock as JSON.
 
     Raises:
         NotFoundError: the lock is not for `platform`.
@@ -32,7 +32,7 @@ def cyclonedx(lock: Lock, platform: str) -> str:
     if part is None:
         known = ", ".join(sorted(each.platform for each in lock)) or "none"
         raise NotFoundError(
-            f"The lock holds no packages for {platform}.", hint=f"It is for: {known}."
+            f"The lock has no packages for {platform}.", hint=f"It is for: {known}."
         )
     packages: list[Package] = [p for p in part.conda if not p.name.startswith("__")]
     packages += part.pypi
@@ -90,7 +90,7 @@ def _origin(package: Package) -> dict[str, str]:
 
 
 def _source(package: PypiPackage) -> str:
-    """Qualifiers of a wheel that is of no index."""
+    """Return the qualifiers of a wheel that is not from an index."""
     if not package.direct:
         return ""
     if not package.built:
@@ -119,7 +119,7 @@ def _component(package: Package) -> dict[str, Any]:
     return {key: value for key, value in component.items() if value}
 
 
-#: What a URL may hold as it is (RFC 3986).
+#: Characters that a URL may contain unescaped (RFC 3986).
 _URL = ":/?#[]@!$&'()*+,;=%~-._"
 
 
@@ -127,13 +127,13 @@ def _licenses(text: str) -> list[dict[str, Any]]:
     if not text:
         return []
     tree = expression(text)
-    if tree is None:  # not in SPDX's words: as the channel wrote it
+    if tree is None:  # not an SPDX expression: as the channel wrote it
         return [{"license": {"name": text}}]
     return [{"expression": str(tree.render())}]
 
 
 def _dependencies(root: str, packages: list[Package]) -> list[dict[str, Any]]:
-    """Each package and what it needs of the others; first the whole, and what nothing needs."""
+    """Return the dependencies of each package; the root depends on packages that nothing needs."""
     conda = {p.name.lower(): package_url(p) for p in packages if isinstance(p, CondaPackage)}
     pypi = {p.name: package_url(p) for p in packages if isinstance(p, PypiPackage)}
     needs: dict[str, set[str]] = {}
@@ -147,6 +147,6 @@ def _dependencies(root: str, packages: list[Package]) -> list[dict[str, Any]]:
         own = package_url(package)
         needs[own] = found - {own, ""}
     needed = set().union(*needs.values())
-    tops = sorted(needs.keys() - needed) or sorted(needs)  # all of a circle
+    tops = sorted(needs.keys() - needed) or sorted(needs)  # all packages of a cycle
     graph = [{"ref": root, "dependsOn": tops}]
     return graph + [{"ref": url, "dependsOn": sorted(others)} for url, others in needs.items()]

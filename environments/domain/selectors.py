@@ -1,8 +1,8 @@
 """Selectors of platforms in environment files: `- pywin32  # [win]` and `- sel(win): pywin32`.
 
-For those in comments the reading is conda-lock's (`conda_lock.src_parser.selectors`), line by
-line; a test holds the two together. It is written again here because importing conda-lock costs
-seconds and much memory, and this runs in the web process.
+Selectors in comments are read as conda-lock does (`conda_lock.src_parser.selectors`), line by
+line; a test compares both. It is implemented here because importing conda-lock takes seconds and
+much memory, and this runs in the web process.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def mamba_selector(text: str) -> frozenset[str] | None:
 
 
 def lines_for(text: str, platform: str) -> str:
-    """`text` without the lines of other platforms; those are left empty, so that lines count on."""
+    """Blank out the lines of other platforms in `text`; line numbers stay the same."""
     if not _has_selectors(text):
         return text
     return "\n".join(
@@ -60,13 +60,13 @@ def lines_for(text: str, platform: str) -> str:
 
 
 def selector_faults(text: str, lines: range) -> list[FaultError]:
-    """Conditions in `lines` that are a selector to conda-lock, holding nowhere, and not to conda.
+    """Yield faults for conditions that only conda-lock reads as a selector.
 
-    conda-lock leaves such a line out on every platform, conda keeps it: neither may be guessed.
+    conda-lock drops such a line on every platform, conda keeps it, so the meaning is ambiguous.
     """
     return [
         FaultError(
-            f"The selector [{printable(condition)[1:-1]}] is not known.",
+            f"[{printable(condition)[1:-1]}] is not a known selector.",
             where=f"line {number}",
             hint=f"Use one word of {', '.join(sorted(_KNOWN))}; a comment holds no brackets.",
         )
@@ -76,7 +76,7 @@ def selector_faults(text: str, lines: range) -> list[FaultError]:
 
 
 def idle_selectors(text: str, lines: range) -> list[int]:
-    """The numbers of lines outside of `lines` whose selector looks as if it did something."""
+    """Return the numbers of lines outside of `lines` that have a selector without effect."""
     return [
         number
         for number, condition in _conditions(text)
@@ -96,8 +96,8 @@ def _has_selectors(text: str) -> bool:
 
 
 def _condition(line: str) -> str:
-    """What stands in the last brackets of the line's comment, where no parenthesis follows."""
-    # In one pass: conda-lock's pattern for the same takes quadratic time on hostile lines.
+    """Return the text in the last brackets of the comment, if no parenthesis follows."""
+    # One pass: conda-lock's pattern takes quadratic time on hostile lines.
     comment = line.find("#", 1)
     if comment < 0 or line.lstrip().startswith("#"):
         return ""

@@ -1,6 +1,6 @@
-"""How are ten thousands of small files one file, of which any is found by its digest?
+"""Pack of many small files in one file, each found by its digest.
 
-The parts one after the other, then a table of (key, offset, length), sorted, then its length.
+Format: the parts, then a sorted table of (key, offset, length), then the length of the table.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _ENTRY = struct.Struct(">32sQI")
 _END = struct.Struct(">Q8s")
 _MAGIC = b"shards-1"
 
-#: Gives so many bytes from a place on.
+#: Reads `length` bytes at `offset`.
 Read = Callable[[int, int], bytes]
 
 
@@ -25,7 +25,7 @@ class PackWriter:
         self._table: dict[bytes, tuple[int, int]] = {}
 
     def add(self, content: bytes) -> bytes:
-        """The digest under which it is found; the same content twice is there once."""
+        """Add a part and return its digest; equal contents are stored once."""
         digest = hashlib.sha256(content).digest()
         self.put(digest, content)
         return digest
@@ -44,20 +44,20 @@ class PackWriter:
 
 
 def read_table(size: int, read: Read) -> bytes:
-    """The table of a pack of `size` bytes: 44 bytes a part, worth keeping.
+    """Read the table of a pack of `size` bytes: 44 bytes per part, worth caching.
 
     Raises:
-        ValueError: that is no pack.
+        ValueError: it is not a pack.
     """
     count, magic = _END.unpack(read(max(0, size - _END.size), _END.size).rjust(_END.size))
     start = size - _END.size - count * _ENTRY.size
     if magic != _MAGIC or start < 0:
-        raise ValueError("no pack of shards")
+        raise ValueError("not a pack of shards")
     return read(start, count * _ENTRY.size) if count else b""
 
 
 def find(table: bytes, key: bytes) -> tuple[int, int] | None:
-    """Offset and length of what is kept under `key`."""
+    """Return offset and length of the part with `key`."""
     low, high = 0, len(table) // _ENTRY.size
     while low < high:
         middle = (low + high) // 2

@@ -1,4 +1,4 @@
-"""When were packages made, by their channels' words? A word that is no moment counts as none."""
+"""Timestamps of packages; invalid values count as missing."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from environments.domain.lock import PlatformLock
 from environments.domain.policy.subjects import in_seconds
 
-#: Where no package says when it was made.
+#: Used if no package has a timestamp.
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 def newest(part: PlatformLock) -> datetime:
-    """When the newest conda package was made: the same wherever and whenever it is asked."""
+    """Return the timestamp of the newest conda package, which depends on the lock only."""
     moments = [_moment(p.timestamp) for p in part.conda if p.timestamp is not None]
     return max((moment for moment in moments if moment is not None), default=EARLIEST)
 

@@ -1,7 +1,7 @@
 """Limits on what an archive unpacks to, and rules for the paths and symbolic links in it.
 
 One set of rules for everything that comes from outside: packages of channels, uploads, wheels and
-base images. Whoever reads an archive, as a stream or as an extracted tree, asks these functions.
+base images. Every reader of an archive, as a stream or as an extracted tree, uses these functions.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-#: Whatever its ratio, an archive may unpack to this many bytes: small packages of text or zeros.
+#: Size in bytes below which the ratio is not checked: small packages of text or zeros.
 FREE_BYTES = 64 << 20
-#: Bytes of one component of a path, as Linux has it.
+#: Maximum bytes of one path component (Linux).
 LONGEST_NAME = 255
-#: Symbolic links followed to resolve one path, as in the kernel.
+#: Maximum symbolic links followed for one path, as in the kernel.
 MOST_LINKS = 40
 
 _DRIVE = re.compile(r"[A-Za-z]:")
@@ -24,7 +24,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one archive may unpack to.
+    """Limits on the unpacked contents of one archive.
 
     Attributes:
         unpacked: bytes of all files together.
@@ -39,11 +39,11 @@ class Limits:
     path_bytes: int = 1024
 
     def bytes_for(self, packed: int) -> int:
-        """Return the bytes to which an archive of `packed` bytes may unpack."""
+        """Return the maximum unpacked size of an archive of `packed` bytes."""
         return min(self.unpacked, max(FREE_BYTES, packed * self.ratio))
 
     def size_fault(self, packed: int) -> str:
-        """Describe what an archive does that unpacks to more than `bytes_for(packed)`."""
+        """Return the fault of an archive that unpacks to more than `bytes_for(packed)`."""
         if self.bytes_for(packed) == self.unpacked:
             return f"It unpacks to more than {self.unpacked:,} bytes."
         if packed * self.ratio <= FREE_BYTES:
@@ -51,14 +51,14 @@ class Limits:
         return f"It unpacks to more than {self.ratio} times its size."
 
     def entries_fault(self) -> str:
-        return f"It holds more than {self.entries:,} entries."
+        return f"It has more than {self.entries:,} entries."
 
 
 DEFAULT_LIMITS = Limits()
 
 
 def path_fault(path: str, *, longest: int = DEFAULT_LIMITS.path_bytes) -> str:
-    """Return what is wrong with a path of an archive, as a predicate; "" if nothing is.
+    """Return the fault of a path in an archive, as a predicate; "" if it is valid.
 
     Args:
         path: relative to the root of the archive, with slashes; folders may end with one.
@@ -72,24 +72,24 @@ def path_fault(path: str, *, longest: int = DEFAULT_LIMITS.path_bytes) -> str:
 
 
 def name_fault(path: str, *, longest: int) -> str:
-    """Return what keeps `path` from being the name of a file; "" if nothing does."""
+    """Return why `path` is not a valid file name; "" if it is."""
     try:
         raw = path.encode()
     except UnicodeEncodeError:
-        return "is no text"
+        return "is not text"
     if _CONTROL.search(path):
-        return "holds a character that cannot be printed"
+        return "contains a character that cannot be printed"
     if len(raw) > longest or any(len(part) > LONGEST_NAME for part in raw.split(b"/")):
         return "is too long"
     return ""
 
 
 class LinkEnd(StrEnum):
-    """Where a symbolic link leads, through other links where it must."""
+    """Target of a symbolic link after following other links."""
 
-    INSIDE = "inside"  # of the tree, whether anything is there or not
+    INSIDE = "inside"  # in the tree, whether it exists or not
     OUTSIDE = "outside"
-    NOWHERE = "nowhere"  # in a circle, through too many links, or its target is empty
+    NOWHERE = "nowhere"  # a cycle, too many links, or an empty target
 
 
 def link_end(start: str, links: Mapping[str, str]) -> LinkEnd:
@@ -97,7 +97,7 @@ def link_end(start: str, links: Mapping[str, str]) -> LinkEnd:
 
     Args:
         start: a key of `links`.
-        links: path -> target of every symbolic link of the tree; paths relative to its root.
+        links: target of every symbolic link of the tree by path, relative to its root.
     """
     resolved: list[str] = start.split("/")[:-1]
     pending = [links[start]]

@@ -1,8 +1,8 @@
 """Canonical form of URLs: one spelling for each resource.
 
-Rules, recalls, credentials and locks are compared by text. Two spellings that a server answers
-alike must therefore become one text before anything is compared, and what has no canonical
-spelling is refused.
+Rules, recalls, credentials and locks are compared by text. Two spellings for which a
+server gives the same answer must become one text before anything is compared; a URL without a
+canonical spelling is refused.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ SCHEMES = ("http", "https", "file")
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 _UNRESERVED = frozenset(string.ascii_letters + string.digits + "-._~")
-#: Written plainly in a path: unreserved characters, and the delimiters that mean themselves there.
+#: Not escaped in a path: unreserved characters, and delimiters without a meaning there.
 _PLAIN = _UNRESERVED | frozenset("!&(),;=:@")
 #: Written as escapes: some object stores read a plus as a space, and shells read a dollar.
 _ESCAPED = {"+": "%2B", "$": "%24"}
 _WILDCARDS = frozenset("*?[]")
-#: Escapes that hide a separator, another escape or a control character from who reads the path.
+#: Escapes that hide a separator, another escape or a control character from a reader.
 _HIDING = frozenset([*range(0x20), 0x7F, ord("/"), ord("\\"), ord("%")])
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
 _REFUSED = re.compile(r"[\s\\<>\"'{}|^`*\x00-\x1f\x7f]")
@@ -32,7 +32,7 @@ _NUMBER = re.compile(r"0[xX][0-9A-Fa-f]*|[0-9]+")
 
 
 class UrlError(ValueError):
-    """The URL has no canonical form; the message says why, in words that follow the URL."""
+    """The URL has no canonical form; the message is a predicate that follows the URL."""
 
 
 class Parts(NamedTuple):
@@ -47,7 +47,7 @@ class Parts(NamedTuple):
 
 
 def canonical_url(url: str) -> str:
-    """Return the one spelling of `url`, without user information and `/t/TOKEN`.
+    """Return the canonical spelling of `url`, without user information and `/t/TOKEN`.
 
     The scheme and the host are lower case; a numeric host is a dotted or a compressed address; a
     default port is left out. Unreserved characters of the path are not escaped, escapes are upper
@@ -55,16 +55,16 @@ def canonical_url(url: str) -> str:
     function is applied.
 
     Raises:
-        UrlError: it cannot be read, or is no URL of a channel, an index or a file of one.
+        UrlError: it cannot be parsed, or is not a URL of a channel, an index or their files.
     """
     return str(canonical_parts(url))
 
 
 def canonical_parts(url: str) -> Parts:
     """As `canonical_url`, in its parts."""
-    # A bracket stands around an IPv6 address only; whatever else it is in is refused below.
+    # Brackets are allowed around an IPv6 address only; other uses are refused below.
     if not url.isascii() or _REFUSED.search(url):
-        raise UrlError("it holds a character that a URL must not hold")
+        raise UrlError("it contains a character that is not allowed in a URL")
     match = _SPLIT.fullmatch(url)
     if match is None:
         raise UrlError("it is not http, https or file")
@@ -79,7 +79,7 @@ def canonical_parts(url: str) -> Parts:
 
 @lru_cache(maxsize=50_000)
 def canonical_or_same(url: str) -> str:
-    """`canonical_url`, or the text itself where it has none: for what was stored before."""
+    """Return `canonical_url`, or the text itself if it has none: for values stored earlier."""
     try:
         return canonical_url(url)
     except UrlError:
@@ -87,7 +87,7 @@ def canonical_or_same(url: str) -> str:
 
 
 def is_below(url: str, prefix: str) -> bool:
-    """Whether `url` is `prefix` or lies below it; both canonical."""
+    """Whether `url` equals `prefix` or is below it; both canonical."""
     return url == prefix or url.startswith(f"{prefix}/")
 
 
@@ -97,7 +97,7 @@ def is_below(url: str, prefix: str) -> bool:
 def _netloc(scheme: str, authority: str) -> str:
     host, port = _host_and_port(authority)
     if scheme == "file":
-        # Another host's file is nobody's here: the path alone would be read.
+        # Clients ignore the host of a file URL and would read the local path.
         if host not in ("", "localhost") or port:
             raise UrlError("it names a file of another machine")
         return ""
@@ -123,10 +123,10 @@ def _host_and_port(authority: str) -> tuple[str, str]:
 
 
 def canonical_host(text: str) -> str:
-    """Return the one spelling of a host: a name, an IPv4 address or an IPv6 address in brackets.
+    """Return the canonical host: a name, an IPv4 address or an IPv6 address in brackets.
 
     Raises:
-        UrlError: it is none of them. A name of other letters must be written as `xn--`.
+        UrlError: it is not a host. A name with non-ASCII letters must be written as `xn--`.
     """
     if text.startswith("["):
         try:
@@ -147,7 +147,7 @@ def canonical_host(text: str) -> str:
 
 
 def _ipv4(labels: list[str]) -> str:
-    """The address of one to four numbers, each decimal, octal or hexadecimal: `127.1`, `0x7f.1`."""
+    """Parse an address of one to four numbers, decimal, octal or hexadecimal: `127.1`, `0x7f.1`."""
     if len(labels) > 4 or not all(_NUMBER.fullmatch(label) for label in labels):
         raise UrlError("its host is not an address")
     try:
@@ -172,7 +172,7 @@ def _number(label: str) -> int:
 
 
 def _path(text: str, *, wild: bool = False) -> str:
-    """Return the path in canonical form; with `wild`, the wildcards of a shell stay in it."""
+    """Return the canonical path; with `wild`, shell wildcards are kept."""
     allowed = _PLAIN | _WILDCARDS if wild else _PLAIN
     written: list[str] = []
     position = 0
@@ -182,10 +182,10 @@ def _path(text: str, *, wild: bool = False) -> str:
         if character == "%":
             match = _ESCAPE.match(text, position - 1)
             if match is None:
-                raise UrlError("it holds a percent sign that escapes nothing")
+                raise UrlError("it contains a percent sign that is not part of an escape")
             code = int(match[1], 16)
             if code in _HIDING:
-                raise UrlError("its path goes up, or hides a separator")
+                raise UrlError("its path contains `..` or a hidden separator")
             character = chr(code)
             written.append(character if character in _PLAIN else f"%{code:02X}")
             position += 2
@@ -194,22 +194,22 @@ def _path(text: str, *, wild: bool = False) -> str:
         elif character in _ESCAPED:
             written.append(_ESCAPED[character])
         else:
-            raise UrlError("it holds a character that a URL must not hold")
+            raise UrlError("it contains a character that is not allowed in a URL")
     segments = [segment for segment in "".join(written).split("/") if segment]
     if any(segment in (".", "..") for segment in segments):
-        raise UrlError("its path goes up, or hides a separator")
+        raise UrlError("its path contains `..` or a hidden separator")
     return "".join(f"/{segment}" for segment in segments)
 
 
 def _without_token(path: str) -> str:
-    """Leave out the `/t/TOKEN` with which some servers of channels open their URLs."""
+    """Remove `/t/TOKEN`, by which some channel servers authenticate requests."""
     if "/t/" not in path:
         return path
     segments = path.split("/")
     at = segments.index("t")
     left = [*segments[:at], *segments[at + 2 :]]
     if "t" in left[:-1]:
-        raise UrlError("it holds more than one token")
+        raise UrlError("it contains more than one token")
     return "/".join(left)
 
 
@@ -218,10 +218,10 @@ def _without_token(path: str) -> str:
 
 @lru_cache(maxsize=10_000)
 def pattern_parts(pattern: str) -> Parts:
-    """Return a pattern of URLs (`https://*.example.com/*`) in parts that canonical URLs fit.
+    """Split a URL pattern (`https://*.example.com/*`) into parts that match canonical URLs.
 
-    Each part has the wildcards of a shell. What cannot be read is compared as it is written: it
-    may fit nothing.
+    Each part may contain shell wildcards. A pattern that cannot be parsed is compared as text and
+    may match nothing.
     """
     scheme, _, rest = pattern.partition("://")
     authority, slash, path = rest.partition("/")
@@ -235,7 +235,7 @@ def pattern_parts(pattern: str) -> Parts:
 
 @lru_cache(maxsize=10_000)
 def path_pattern(text: str) -> str:
-    """Return a pattern of paths so that canonical paths fit."""
+    """Canonicalize a path pattern so that it matches canonical paths."""
     try:
         return _path(text, wild=True)
     except UrlError:

@@ -1,4 +1,4 @@
-"""Can two version requirements of conda hold for the same version?"""
+"""Intersection of conda version requirements: whether two can hold for one version."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rattler.exceptions import InvalidVersionError
 # Above all versions that start with 3, below all that start with 4: `3post` and the largest number
 # that rattler reads. (A post release is the largest thing that can follow a number.)
 _LAST = f"post{2**64 - 1}"
-#: Alternatives after which a requirement counts as undecidable.
+#: Number of alternatives above which a requirement counts as undecidable.
 _MAX_RANGES = 64
 _ATOM = re.compile(r"\s*(==|!=|~=|>=|<=|=|>|<)?\s*([0-9A-Za-z_.!+-]+?)(\.?\*)?\s*")
 _NUMBER_LAST = re.compile(r"(.*?)(\d+)([^0-9.!]*)\Z")
@@ -21,7 +21,7 @@ _NUMBER_LAST = re.compile(r"(.*?)(\d+)([^0-9.!]*)\Z")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Range:
-    """Versions between two bounds, in conda's order; None is no bound."""
+    """Versions between two bounds, in conda's order; None means unbounded."""
 
     low: Version | None = None
     high: Version | None = None
@@ -29,7 +29,7 @@ class Range:
     high_in: bool = True
 
     def meets(self, other: Range) -> Range:
-        """What both hold; perhaps an empty range."""
+        """Return the intersection, which may be empty."""
         low, low_in = self.low, self.low_in
         if other.low is not None and (low is None or other.low >= low):
             low_in = other.low_in and (low_in or low is None or other.low > low)
@@ -53,20 +53,20 @@ _ALL = (Range(),)
 
 
 def disjoint(first: str, second: str) -> bool:
-    """True only where no version at all satisfies both; False also where it cannot be decided."""
+    """True only if no version satisfies both; False also if it cannot be decided."""
     return not any(
         not a.meets(b).empty for a in possible_ranges(first) for b in possible_ranges(second)
     )
 
 
 def impossible(requirement: str) -> bool:
-    """True only where no version at all satisfies `requirement`."""
+    """True only if no version satisfies `requirement`."""
     return not possible_ranges(requirement)
 
 
 @lru_cache(maxsize=4096)
 def possible_ranges(requirement: str) -> tuple[Range, ...]:
-    """Ranges that hold every version that satisfies `requirement`, and perhaps some more."""
+    """Return ranges that include every version that satisfies `requirement`, and maybe more."""
     try:
         tokens = list(_tokens(requirement))
         ranges, rest = _alternatives(tokens)
@@ -122,7 +122,7 @@ def _operand(tokens: list[str]) -> tuple[tuple[Range, ...], list[str]]:
 def _atom(text: str) -> Range:
     match = _ATOM.fullmatch(text)
     if match is None:
-        return Range()  # a glob, a regular expression, or what we do not know: all is possible
+        return Range()  # a glob, a regular expression, or unknown: any version is possible
     operator, written, star = match.groups()
     if operator == "!=":
         return Range()
@@ -140,7 +140,7 @@ def _atom(text: str) -> Range:
 
 
 def _prefix(written: str) -> Range:
-    """A range around all versions that start with `written`: `1.24` and `1.24.3`, not `1.240`."""
+    """Return the range of versions that start with `written`: `1.24`, `1.24.3`, not `1.240`."""
     if "+" in written or "-" in written or "_" in written:
         return Range()
     epoch, mark, release = written.rpartition("!")

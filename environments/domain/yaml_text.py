@@ -1,4 +1,4 @@
-"""Parse YAML of strangers within limits, with the line of every value."""
+"""Parse untrusted YAML within limits, with the line of every value."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from condastore.errors import FaultError, SpecificationError
 from environments.domain.json_text import JsonTextError, parse_strict_json
 from environments.domain.names import printable
 
-#: Levels of lists and mappings in each other.
+#: Maximum nesting depth of lists and mappings.
 MAX_DEPTH = 20
-#: Values in one file, those that an alias repeats counted again.
+#: Maximum number of values in a file; each use of an alias counts.
 MAX_VALUES = 400_000
 MAX_ALIASES = 20
 
 # Tab, line feed and carriage return are text; so is the byte order mark at the very start.
-# U+0085, U+2028 and U+2029 end a line for YAML and not for those who read the file.
+# U+0085, U+2028 and U+2029 end a line in YAML, but not in most editors.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
 _LINE_END = re.compile("\r\n?")
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-#: JSON writes what is beyond U+FFFF as two escapes; YAML knows one escape of eight digits.
+#: JSON escapes characters beyond U+FFFF as two escapes; YAML uses one of eight digits.
 _PAIR = re.compile(r"(?i)(?<!\\)((?:\\\\)*)\\u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})")
 _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 _PLAIN_WORDS = (
-    ("cannot start any token", "A character stands here that cannot start a value."),
+    ("cannot start any token", "This character cannot start a value."),
     ("did not find expected key", "A key, or the end of this block, was expected here."),
     ("did not find expected '-'", "An entry that starts with '-' was expected here."),
-    ("mapping values are not allowed", "A ':' stands where no key can be."),
-    ("could not find expected ':'", "A key without its ':'."),
+    ("mapping values are not allowed", "A ':' is not allowed here."),
+    ("could not find expected ':'", "A key has no ':'."),
     ("unexpected end of stream", "The text ends inside of quotes."),
     ("did not find expected ',' or ']'", "A list that starts with '[' is not closed."),
     ("did not find expected ',' or '}'", "A mapping that starts with '{' is not closed."),
-    ("did not find expected <document start>", "More text stands after the end of the content."),
-    ("undefined alias", "An alias (*) without its anchor (&)."),
+    ("did not find expected <document start>", "There is more text after the end of the content."),
+    ("undefined alias", "An alias (*) has no anchor (&)."),
     ("did not find expected node content", "A value is missing here."),
-    ("block sequence entries are not allowed", "A '-' stands where no list can start."),
+    ("block sequence entries are not allowed", "A list cannot start here."),
 )
 
 
@@ -51,13 +51,13 @@ class Node:
     kind: Literal["text", "list", "mapping"]
     line: int  # from 1
     text: str = ""
-    plain: bool = False  # without quotes: may be meant as a number, a truth value or nothing
+    plain: bool = False  # unquoted: may be a number, a boolean or null
     items: list[Node] = field(default_factory=list)
     pairs: list[tuple[Node, Node]] = field(default_factory=list)
 
     @property
     def empty(self) -> bool:
-        """Nothing was written: `key:` or `key: null`."""
+        """Whether the value is empty: `key:` or `key: null`."""
         return self.kind == "text" and self.plain and self.text in _NULLS
 
     @property
@@ -87,8 +87,8 @@ def checked_text(text: str | bytes, *, max_bytes: int) -> str:
     size = len(text) if isinstance(text, bytes) else len(text.encode(errors="surrogatepass"))
     if size > max_bytes:
         raise _fault(
-            f"The text has {size:,} bytes; {max_bytes:,} are allowed.",
-            hint="Remove what is not needed, or split it into two environments.",
+            f"The text has {size:,} bytes; the maximum is {max_bytes:,}.",
+            hint="Remove parts that are not needed, or split it into two environments.",
         )
     if isinstance(text, bytes):
         encoding = "utf-16" if text.startswith(_UTF_16) else "utf-8"
@@ -106,7 +106,9 @@ def checked_text(text: str | bytes, *, max_bytes: int) -> str:
         code = ord(strange[0])
         surrogate = 0xD800 <= code <= 0xDFFF
         raise _fault(
-            "The text is not UTF-8." if surrogate else f"A control character (U+{code:04X}).",
+            "The text is not UTF-8."
+            if surrogate
+            else f"The text contains a control character (U+{code:04X}).",
             line=line,
             hint="Save the file as UTF-8." if surrogate else "Remove the character.",
         )
@@ -259,7 +261,7 @@ class _Builder:
             else:
                 self.faults.append(
                     FaultError(
-                        f"The key {printable(node.text)} stands twice: lines {first} and "
+                        f"The key {printable(node.text)} is listed twice: lines {first} and "
                         f"{node.line}.",
                         where=f"line {node.line}",
                         hint="Keep one of the two.",

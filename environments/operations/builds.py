@@ -18,7 +18,8 @@ from condastore.statements import Lookup, marks, values_of
 from environments.domain.lifecycle import CANCELLABLE, FINISHED, RUNNING, BuildState
 from environments.domain.names import parse_name
 from environments.domain.policy import judge_names
-from environments.domain.specification import Defaults, Submission, parse_specification
+from environments.domain.specification import Defaults, Submission
+from environments.domain.specification_parsing import parse_specification
 from environments.models import (
     AuditEvent,
     Build,

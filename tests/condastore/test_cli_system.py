@@ -62,8 +62,8 @@ def test_a_file_of_powershell_is_previewed_before_its_environment_exists(
     name = f"{namespace}/first"
     (administrator.home / "new.yml").write_bytes(FROM_WINDOWS.encode("utf-16"))
     warnings = (
-        "warning: Line 3: 'extras' is ignored: no key of that name is read here.",
-        "warning: name, line 4: the name is a path, and is ignored",
+        "warning: Line 3: 'extras' is ignored: it is not a known key.",
+        "warning: name, line 4: the name is a path and is ignored",
     )
     previewed = administrator.does("env", "preview", name, "-f", "new.yml").succeeded()
     assert "1 packages for linux-64" in previewed.out

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from condastore.errors import SpecificationError
-from environments.domain.specification import Defaults, Submission, parse_specification
+from environments.domain.specification import Defaults, Submission
+from environments.domain.specification_parsing import parse_specification
 from environments.operations.builds import read_submission
 from tests import factories
 from tests.corpus_text import content_of, corpus_cases

@@ -48,7 +48,7 @@ REFUSED: dict[str, tuple[str, list[str]]] = {
     "requirements file": ("dependencies: [python, {pip: ['-r other.txt']}]\n", ["-r"]),
     "channel with a path trick": (
         "channels: ['https://example.org/../../etc']\ndependencies: [python]\n",
-        ["channels", "goes up"],
+        ["channels", "contains `..`"],
     ),
     "channel that is not allowed": (
         "channels: ['https://elsewhere.example.org/main']\ndependencies: [python]\n",

@@ -14,7 +14,8 @@ from hypothesis import event, given, note
 from condastore.errors import SpecificationError, StoreError
 from environments.domain.lock import Lock
 from environments.domain.lockfiles import read_conda_lock, read_explicit
-from environments.domain.specification import Specification, parse_specification
+from environments.domain.specification import Specification
+from environments.domain.specification_parsing import parse_specification
 from environments.domain.unpacking import DEFAULT_LIMITS
 from environments.domain.urls import canonical_url
 from environments.engine.packages.cache import PackageCache

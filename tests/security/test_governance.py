@@ -379,7 +379,7 @@ def test_lines_of_an_anchor_are_not_forged_reordered_or_cut_short(anchor: Path) 
     for content, said in (
         (lines, "3 checkpoints match"),
         ([lines[0], changed, lines[2]], "line 2: It was not signed"),
-        ([lines[1], lines[0], lines[2]], "line 2: The log was set back"),
+        ([lines[1], lines[0], lines[2]], "line 2: The log was rolled back"),
         ([lines[0], lines[1][:-9]], "line 2: It is not a checkpoint"),
         (["Nov 30 12:00:00 host condastore: " + line for line in lines], "3 checkpoints match"),
     ):

@@ -219,7 +219,7 @@ def attacks(data: Path) -> dict[str, Hostile]:
 
 HONEST: dict[str, Hostile] = {
     "honest": Hostile(payload=[entry("lib/a.1"), symlink("lib/a", "a.1")]),
-    # A small package of many zeros; and a file that is there twice, as tar has it.
+    # A small package of many zeros; and a file that is listed twice, as tar has it.
     "honest-conda": Hostile(
         payload=[
             entry("share/x", bytes(30 << 20)),
@@ -610,7 +610,7 @@ def test_documents_that_would_take_memory_or_make_no_sense_are_refused(
 
 def test_md5_is_taken_where_an_administrator_allows_it(tmp_path: Path) -> None:
     weak = package(tmp_path / "channel", "weak", Hostile(record={"sha256": None}))
-    with pytest.raises(LinkError, match="There is no sha256 of weak-1"):
+    with pytest.raises(LinkError, match="No sha256 is known for weak-1"):
         PackageCache(tmp_path / "cache").ensure([weak])
     assert PackageCache(tmp_path / "cache", allow_md5=True).ensure([weak])
 

@@ -1,4 +1,4 @@
-"""What do all rules together say: of a name, of one package, of a whole lock?"""
+"""Evaluation of all rules together on names, packages and locks."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from environments.domain.policy.verdicts import WHOLE, Effect, PackageKey, Rulin
 from environments.domain.records import Package
 from environments.domain.specification import Specification
 
-#: Verdicts that an error's message spells out; all of them are in its details.
+#: Number of verdicts in the message of an error; its details have all.
 _SPELT_OUT = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """Everything in force in one place. `version` names exactly this: stored solves rest on it."""
+    """All rules in force in one namespace. `version` identifies them and is part of solve keys."""
 
     rules: tuple[Rule, ...]
     version: str
     rulings: tuple[Ruling, ...] = ()
-    #: sha256 -> install scripts, of the packages that were seen to have some.
+    #: Install scripts by sha256 of the package.
     scripts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    #: sha256 -> license, of the packages that name another one than their record.
+    #: License by sha256, of packages whose own license differs from the record.
     own_licenses: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -51,25 +51,25 @@ class Policy:
 
     @property
     def required(self) -> tuple[str, ...]:
-        """MatchSpecs of what is asked for in every environment."""
+        """MatchSpecs that are added to every specification."""
         return tuple(dict.fromkeys(spec for rule in self.rules for spec in rule.added))
 
     @property
     def pypi_constraints(self) -> tuple[str, ...]:
-        """PEP 508: what joins every solve of PyPI packages."""
+        """PEP 508 constraints on every solve of PyPI packages."""
         return tuple(dict.fromkeys(text for rule in self.rules for text in rule.pypi_constraints))
 
     @property
     def pypi_age(self) -> timedelta:
-        """How long ago the index must have got a wheel, so that a solve looks at nothing younger.
+        """Minimum age of wheels in the index that a solve considers.
 
-        Rules that exempt names by a glob are left to the verdicts.
+        Rules that exempt names by a glob are applied by the verdicts instead.
         """
         return max((rule.age_of("") for rule in self._pypi_ages()), default=timedelta())
 
     @property
     def pypi_ages(self) -> Mapping[str, timedelta]:
-        """The same for names that rules exempt; verdicts look at the versions that they do not."""
+        """Minimum ages of names that rules exempt; verdicts judge the other versions."""
         rules = self._pypi_ages()
         exempt = {spec.name for rule in rules for spec in rule.exempt if spec.manager != "conda"}
         found: dict[str, timedelta] = {}
@@ -92,7 +92,7 @@ class Policy:
         ]
 
     def may_name(self, url: str) -> bool:
-        """Whether a lock may name a wheel by this URL, which is of no index, if perhaps asked."""
+        """Whether a lock may name a wheel by this URL, which is not from an index, or must ask."""
         reference = DirectReference(kind="wheel", url=url)
         grants = [rule for rule in self.rules if isinstance(rule, PipSources)]
         return bool(grants) and not any(
@@ -101,24 +101,24 @@ class Policy:
 
     @property
     def hides(self) -> bool:
-        """Whether a solve must see the channels through this policy."""
+        """Whether a solve must filter the channels by this policy."""
         return any(rule.hides() and _looks(rule) for rule in self.rules)
 
     @property
     def ages(self) -> bool:
-        """Whether the same policy says something else of a package another day."""
+        """Whether verdicts of this policy change with time alone."""
         return any(rule.ages for rule in self.rules)
 
 
 def _looks(rule: Rule) -> bool:
-    """Whether the rule has something to say of single packages that a solver may choose from."""
+    """Whether the rule can object to single packages that a solver may choose."""
     if isinstance(rule, Channels):
         return bool(rule.packages) or rule.effect is Effect.ASK
     return type(rule).check is not Rule.check
 
 
 class Objection(NamedTuple):
-    """What one rule has against one package, decisions of people taken into account."""
+    """Objection of one rule to one package, after decisions of people."""
 
     rule: Rule
     effect: Effect
@@ -127,7 +127,7 @@ class Objection(NamedTuple):
 
 
 class Screen:
-    """A policy made ready to look at many packages; what was worked out for a name is kept."""
+    """A policy prepared for many packages; results are cached by name."""
 
     def __init__(
         self, policy: Policy, evidence: Evidence, *, rules: Sequence[Rule] | None = None
@@ -146,7 +146,7 @@ class Screen:
                 self._by_spec.append((ruling, spec))
 
     def checks(self, manager: str, name: str) -> tuple[tuple[Rule, Check], ...]:
-        """The rules that have something to say of this name; most often none or few."""
+        """Return the checks of rules that concern this name; usually none or few."""
         found = self._checks.get((manager, name))
         if found is None:
             looks = ((rule, rule.check(manager, name, self._evidence)) for rule in self._rules)
@@ -159,14 +159,14 @@ class Screen:
         return [*self.found(subject)]
 
     def found(self, subject: Subject) -> Iterator[Objection]:
-        """Yield objections in the order of the rules; a rule is asked when it is its turn."""
+        """Yield objections in the order of the rules, evaluated lazily."""
         for rule, check in self.checks(subject.manager, subject.name):
             objection = self.decided(rule, subject, check(subject))
             if objection is not None:
                 yield objection
 
     def decided(self, rule: Rule, subject: Subject, text: str) -> Objection | None:
-        """The objection that is left of `text` after the decisions of people; "" is none."""
+        """Return the objection that remains of `text` after decisions of people, or None."""
         if not text:
             return None
         effect, decision = rule.effect, None
@@ -180,10 +180,10 @@ class Screen:
         return Objection(rule, effect, text, decision)
 
     def ruling(self, subject: Subject) -> Ruling | None:
-        """The decision that holds for a package.
+        """Return the decision in force for a package.
 
-        The newest counts. One of the whole installation and one of the namespace are both asked:
-        a rejection by either holds.
+        The newest counts. Decisions of the installation and of the namespace both apply:
+        a rejection by either is final.
         """
         if not self._by_digest and not self._by_spec:
             return None
@@ -227,15 +227,15 @@ def _ruled(ruling: Ruling) -> PackageSpec | None:
         text = f"{ruling.manager}:{text}"
     try:
         return package_spec(text, wide=not ruling.approved)
-    except StoreError:  # it was checked when it was decided; what cannot be read covers nothing
+    except StoreError:  # validated when it was decided; an invalid spec matches nothing
         return None
 
 
 def judge_names(policy: Policy, specification: Specification) -> tuple[Verdict, ...]:
-    """Verdicts on what was asked for: what no version and no solve can make right.
+    """Judge the requested names, before a solve: objections that hold for every version.
 
     Raises:
-        PolicyError: the refusals, all of them in one error.
+        PolicyError: with all refusals.
     """
     verdicts = list(_of_channels(policy, specification.channels))
     for manager, asked in (("conda", specification.dependencies), ("pypi", specification.pip)):
@@ -250,7 +250,7 @@ def judge_names(policy: Policy, specification: Specification) -> tuple[Verdict, 
 
 
 def _of_sources(policy: Policy, specification: Specification) -> Iterator[Verdict]:
-    """Verdicts on the sources that a pip part names itself. What is asked is judged in the lock."""
+    """Judge the sources that a pip part names itself; ASK is judged in the lock."""
     direct = {
         required_name(text): reference
         for texts in specification.pip.values()
@@ -262,7 +262,7 @@ def _of_sources(policy: Policy, specification: Specification) -> Iterator[Verdic
         return
     for rule in policy.rules:
         for subject, sentence in rule.refused_sources(direct, tuple(urls)):
-            # No package could be held for a decision on an index.
+            # No package can be held for a decision on an index.
             effect = Effect.ENFORCE if rule.effect is Effect.ASK else rule.effect
             yield Verdict(
                 rule=rule.name,
@@ -277,13 +277,13 @@ def _of_sources(policy: Policy, specification: Specification) -> Iterator[Verdic
 def judge_lock(
     policy: Policy, lock: Lock, specification: Specification, *, evidence: Evidence
 ) -> tuple[Verdict, ...]:
-    """Verdicts on every record of every platform, transitive ones too, whoever made the lock.
+    """Judge every package of every platform of a lock, dependencies included.
 
-    What is asked and was approved is not among them; what was asked and rejected is refused.
-    A package that several platforms share is spoken of once.
+    Approved packages have no verdict; rejected packages are refused. A package that several
+    platforms share has one verdict.
 
     Raises:
-        PolicyError: the refusals, all of them in one error.
+        PolicyError: with all refusals.
     """
     used = sorted({package.channel for part in lock for package in part.conda})
     verdicts = list(_of_channels(policy, tuple(used)))
@@ -315,10 +315,10 @@ def judge_conflicts(
     *,
     evidence: Evidence,
 ) -> tuple[Verdict, ...]:
-    """Verdicts on the packages that replace files of others, one for each package and rule.
+    """Judge the packages that replace files of others: one verdict per package and rule.
 
     Raises:
-        PolicyError: the refusals, all of them in one error.
+        PolicyError: with all refusals.
     """
     if not conflicts:
         return ()
@@ -418,7 +418,7 @@ def _source(rule: Rule) -> str:
 def _refuse_enforced(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
     refused = [verdict for verdict in verdicts if verdict.effect is Effect.ENFORCE]
     if refused:
-        # What speaks of no package speaks of a channel.
+        # A verdict without a package is about a channel.
         channels_only = all(
             verdict.package is None and "://" in verdict.subject for verdict in refused
         )

@@ -1,7 +1,7 @@
-"""Does a license satisfy what a rule allows? SPDX expressions, and words that are none.
+"""Matching of licenses: SPDX expressions and free texts.
 
-`A OR B` is acceptable where one of them is, `A AND B` where both are; `A WITH E` as `A` is, unless
-the rule names `A WITH E` itself.
+`A OR B` is acceptable if one of them is, `A AND B` if both are; `A WITH E` is as `A`, unless the
+rule names `A WITH E` itself.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from license_expression import (
 from condastore.errors import InvalidInputError
 from environments.domain.names import did_you_mean, printable
 
-_LONGEST = 2_000  # characters; what is longer is a text, not an expression
+_LONGEST = 2_000  # characters; a longer text is not an expression
 
-#: What channels write for licenses that have one plain meaning; a rule's own map goes before.
+#: SPDX expressions for common free texts; the map of a rule takes precedence.
 FREE_TEXT: Mapping[str, str] = {
     "apache": "Apache-2.0",
     "apache 2": "Apache-2.0",
@@ -67,28 +67,28 @@ def _licensing() -> Licensing:
 
 @lru_cache(maxsize=10_000)
 def expression(text: str) -> Any | None:
-    """`text` as a tree of SPDX licenses; None where it is not an expression of known ones."""
+    """Parse an SPDX expression; None if it is not an expression of known licenses."""
     if not text or len(text) > _LONGEST:
         return None
     try:
         tree = _licensing().parse(text, simple=False)
         unknown = [key for key in _licensing().unknown_license_keys(tree) if not _own(key)]
-    except Exception:  # the parser's errors have no common base, and odd texts find odd ones
+    except Exception:  # the parser's errors have no common base
         return None
     return None if tree is None or unknown else tree
 
 
 def _own(key: str) -> bool:
-    """`LicenseRef-...`: somebody's own license, with a name of its own."""
+    """Return the symbol of a custom license, `LicenseRef-...`."""
     return key.startswith(("LicenseRef-", "DocumentRef-")) and " " not in key
 
 
 def acceptable(tree: Any, *, allow: Sequence[str], deny: Sequence[str]) -> bool:
-    """Whether one may take a package under this expression.
+    """Whether the expression is acceptable.
 
     Args:
-        allow: names or globs of licenses; none means all that `deny` does not name.
-        deny: names or globs; goes before `allow`.
+        allow: names or globs of licenses; empty means all that `deny` does not name.
+        deny: names or globs; takes precedence over `allow`.
     """
     if isinstance(tree, OR):
         return any(acceptable(part, allow=allow, deny=deny) for part in tree.args)
@@ -112,10 +112,10 @@ def named(key: str, patterns: Sequence[str]) -> bool:
 
 
 def license_pattern(text: str) -> str:
-    """A license as a rule names it: an SPDX name in its proper form, or a glob over names.
+    """Parse a license name of a rule: an SPDX name, normalized, or a glob over names.
 
     Raises:
-        InvalidInputError: no license of SPDX has such a name.
+        InvalidInputError: no SPDX license has this name.
     """
     text = " ".join(text.split())
     if "*" in text:
@@ -128,7 +128,7 @@ def license_pattern(text: str) -> str:
         if tree is not None and not isinstance(tree, OR | AND):
             return str(tree.render())
     raise InvalidInputError(
-        f"{printable(text)} is not the name of a license of SPDX.",
+        f"{printable(text)} is not the name of an SPDX license.",
         hint=did_you_mean_license(text) or "Write names such as MIT, GPL-3.0-only or GPL-*.",
     )
 

@@ -1,4 +1,4 @@
-"""Which packages does a line of a rule mean? A MatchSpec, with globs, for conda, PyPI or both."""
+"""Package specs in rules: MatchSpecs with globs, for conda, PyPI or both."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from environments.domain.names import SUBDIRS, in_channel, printable
 from environments.domain.policy.subjects import Subject
 
 MANAGERS = ("conda", "pypi")
-#: What makes a glob of a name.
+#: Characters that make a name a glob.
 _WILD = frozenset("*?[")
 
 
@@ -24,14 +24,14 @@ _WILD = frozenset("*?[")
 class PackageSpec:
     """`numpy >=1.26`, `*-gpl`, `conda-forge::openssl <3`, `pypi:requests`, `conda:tables`.
 
-    A line that tightens (`wide`) means packages of both managers where it does not name one; a
-    line that loosens means conda's only. So a rule errs on the side of saying no.
+    Without a manager, a spec that restricts (`wide`) applies to both managers, and one that
+    permits applies to conda only. So a mistake refuses too much rather than too little.
     """
 
     text: str
     manager: str  # "conda", "pypi", or "" for both
     name: str  # exact or a glob, lower case
-    matcher: str  # what rattler compares: the text without manager and channel
+    matcher: str  # for rattler: the text without manager and channel
     channel: str = ""  # a URL pattern, or the end of a URL (`conda-forge`)
     by_name: bool = False  # nothing but the name decides
     wide: bool = field(default=False)
@@ -53,16 +53,16 @@ class PackageSpec:
         return self.concerns(subject.manager, subject.name) and self.takes(subject)
 
     def takes(self, subject: Subject) -> bool:
-        """As `matches`, for a subject whose name is known to fit."""
+        """As `matches`, for a subject whose name is known to match."""
         if self.channel and not in_channel(subject.channel, self.channel):
             return False
         if self.by_name:
             return True
         record = subject.record
-        if record is None:  # its version cannot be read
+        if record is None:  # its version cannot be parsed
             return self.wide
         spec = match_spec(self.matcher)
-        if subject.manager == "pypi":  # the name was compared in PyPI's way
+        if subject.manager == "pypi":  # the name was compared by the rules of PyPI
             spec = match_spec("*" + self.matcher[len(self.name) :])
         return bool(spec.matches(record))
 
@@ -74,29 +74,29 @@ def _pypi_name(glob: str) -> str:
     return glob.replace("_", "-").replace(".", "-")
 
 
-# --- what uv can be told --------------------------------------------------------------------------
+# --- constraints for uv --------------------------------------------------------------------------
 
 _CLAUSE = re.compile(r"(?P<mark>==|!=|<=|>=|~=|=|<|>|)\s*(?P<version>\d[\w.!+]*?)(?P<star>\.?\*)?")
 _OPPOSITE = {"<": ">=", "<=": ">", ">": "<=", ">=": "<", "==": "!=", "!=": "=="}
 
 
 def pypi_keeping(spec: PackageSpec) -> str:
-    """What the spec means, as a constraint of PyPI packages (PEP 508); "" where none says it."""
+    """Return the spec as a PEP 508 constraint; "" if it cannot be expressed."""
     clauses = _clauses(spec)
     return f"{_pypi_name(spec.name)}{','.join(map(''.join, clauses))}" if clauses else ""
 
 
 def pypi_leaving_out(spec: PackageSpec) -> str:
-    """All but what the spec means, as `pypi_keeping`."""
+    """Return the complement of the spec, as `pypi_keeping`."""
     clauses = _clauses(spec)
     if len(clauses) != 1 or clauses[0][0] not in _OPPOSITE:
-        return ""  # either below the one or above the other: no constraint says `or`
+        return ""  # below one or above the other: PEP 508 has no `or`
     [(mark, version)] = clauses
     return f"{_pypi_name(spec.name)}{_OPPOSITE[mark]}{version}"
 
 
 def _clauses(spec: PackageSpec) -> list[tuple[str, str]]:
-    """`>=1,<2` as pairs of PEP 440; none where the spec is of conda, or says what that cannot."""
+    """Return the version clauses as PEP 440 pairs; none if they cannot be expressed."""
     wild = not _WILD.isdisjoint(spec.name)
     if spec.manager == "conda" or spec.channel or spec.by_name or wild:
         return []
@@ -124,10 +124,10 @@ def match_spec(text: str) -> MatchSpec:
 
 
 def package_spec(text: str, *, wide: bool) -> PackageSpec:
-    """A line of a rule, read.
+    """Parse a package spec of a rule.
 
     Raises:
-        InvalidInputError: it cannot be read.
+        InvalidInputError: it cannot be parsed.
     """
     written = " ".join(text.split())
     rest, manager = written, ""

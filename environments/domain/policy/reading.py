@@ -1,4 +1,4 @@
-"""What do the settings of a rule say? Each value read and checked, every fault at once."""
+"""Parsing of the settings of a rule: every value is validated, all faults are reported."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from environments.domain.policy.package_specs import PackageSpec, package_spec
 
 Value = TypeVar("Value")
 
-_MOST = 2_000  # entries of one list
-# Without spaces at the ends: beside those in the middle they take quadratic time.
+_MAX_ENTRIES = 2_000  # entries of one list
+# No spaces at the ends, which would take quadratic time.
 _AGE = re.compile(r"(?i)(\d{1,6})\s*(minutes?|min|hours?|h|days?|d|weeks?|w)?")
 _UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _BYTES = re.compile(r"(?i)(\d{1,15}(?:\.\d+)?)\s*([kmgt]?)(i?)b?")
 
 
 class Settings:
-    """Reads the keys of a rule's settings and collects what is wrong; `finish` raises it."""
+    """Reads the settings of a rule and collects faults; `finish` raises them."""
 
     def __init__(self, content: object) -> None:
         self._faults: list[StoreError] = []
@@ -30,7 +30,7 @@ class Settings:
         if isinstance(content, Mapping):
             self._content = content
         else:
-            self.fault("", "The settings of a rule are an object of keys and values.")
+            self.fault("", "The settings of a rule must be an object of keys and values.")
 
     def fault(self, where: str, message: str, hint: str = "") -> None:
         place = f"settings.{where}" if where else "settings"
@@ -39,7 +39,7 @@ class Settings:
     def finish(self) -> None:
         """
         Raises:
-            RuleError: all faults, those of unknown keys too.
+            RuleError: with all faults, unknown keys included.
         """
         for key in self._content:
             if key not in self._read:
@@ -65,7 +65,7 @@ class Settings:
         if value is None:
             return ""
         if not isinstance(value, str) or len(value) > longest:
-            self.fault(key, f"A text of at most {longest} characters is expected.")
+            self.fault(key, f"The value must be a text of at most {longest} characters.")
             return ""
         return " ".join(value.split())
 
@@ -74,19 +74,19 @@ class Settings:
         if value is None:
             return default
         if not isinstance(value, bool):
-            self.fault(key, f"{printable(str(value))} is neither true nor false.")
+            self.fault(key, f"{printable(str(value))} must be true or false.")
             return default
         return value
 
     def choice(self, key: str, among: tuple[str, ...]) -> str:
-        """One of `among`; the first where nothing is said."""
+        """Return one of `among`; the first is the default."""
         value = self._get(key)
         if value in (None, ""):
             return among[0]
         if value not in among:
             self.fault(
                 key,
-                f"{printable(str(value))} is none of {', '.join(among)}.",
+                f"{printable(str(value))} must be one of {', '.join(among)}.",
                 did_you_mean(str(value), among),
             )
             return among[0]
@@ -97,12 +97,12 @@ class Settings:
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            self.fault(key, f"{printable(str(value))} is not a whole number above zero.")
+            self.fault(key, f"{printable(str(value))} must be a positive integer.")
             return None
         return value
 
     def size(self, key: str) -> int | None:
-        """Bytes, as a number or like `5 GB`."""
+        """Return a size in bytes, written as a number or like `5 GB`."""
         value = self._get(key)
         if value is None or isinstance(value, int):
             return self.count(key)
@@ -114,11 +114,11 @@ class Settings:
         return int(float(match[1]) * base ** " kmgt".index(match[2].lower() or " "))
 
     def age(self, key: str) -> timedelta | None:
-        """A number of days, or like `14 days`, `36h`, `2 weeks`."""
+        """Return an age, written as a number of days or like `14 days`, `36h`, `2 weeks`."""
         return self._each(key, self._get(key), _age) if self.given(key) else None
 
     def ages(self, key: str, check: Callable[[str], str]) -> dict[str, timedelta]:
-        """A mapping of something that `check` reads to ages."""
+        """Return a mapping of keys that `check` parses to ages."""
         found: dict[str, timedelta] = {}
         for name, value in self._mapping(key).items():
             read = self._each(f"{key}.{name}", name, check)
@@ -128,7 +128,7 @@ class Settings:
         return found
 
     def listed(self, key: str, check: Callable[[str], Value]) -> tuple[Value, ...]:
-        """A list of texts that `check` reads; one text stands for a list of it."""
+        """Return a list of texts that `check` parses; a single text counts as a list."""
         found = (self._each(f"{key}[{i}]", item, check) for i, item in enumerate(self._list(key)))
         return tuple(dict.fromkeys(item for item in found if item is not None))
 
@@ -138,7 +138,7 @@ class Settings:
     def mapping(
         self, key: str, read_key: Callable[[str], Value], check: Callable[[str], str]
     ) -> tuple[tuple[Value, tuple[str, ...]], ...]:
-        """A mapping to texts or lists of them."""
+        """Return a mapping to texts or lists of texts."""
         found: list[tuple[Value, tuple[str, ...]]] = []
         for name, value in self._mapping(key).items():
             read = self._each(f"{key}.{name}", name, read_key)
@@ -152,8 +152,8 @@ class Settings:
         value = self._get(key)
         if value is None:
             return {}
-        if not isinstance(value, Mapping) or len(value) > _MOST:
-            self.fault(key, f"An object of at most {_MOST} keys is expected.")
+        if not isinstance(value, Mapping) or len(value) > _MAX_ENTRIES:
+            self.fault(key, f"The value must be an object of at most {_MAX_ENTRIES} keys.")
             return {}
         return {str(name): content for name, content in value.items()}
 
@@ -163,8 +163,8 @@ class Settings:
             return []
         if isinstance(value, str):
             return [value]
-        if not isinstance(value, list | tuple) or len(value) > _MOST:
-            self.fault(key, f"A list of at most {_MOST} texts is expected.")
+        if not isinstance(value, list | tuple) or len(value) > _MAX_ENTRIES:
+            self.fault(key, f"The value must be a list of at most {_MAX_ENTRIES} texts.")
             return []
         return [*value]
 
@@ -191,7 +191,7 @@ def _age(text: str) -> timedelta:
 
 
 def channel_pattern(text: str) -> str:
-    """A URL pattern (`https://*.example.com/*`), or the last parts of a URL (`conda-forge`)."""
+    """Parse a URL pattern (`https://*.example.com/*`) or the end of a URL (`conda-forge`)."""
     text = text.strip().rstrip("/")
     if not text or not text.isascii() or any(c.isspace() for c in text) or "@" in text:
         raise InvalidInputError(
@@ -202,7 +202,7 @@ def channel_pattern(text: str) -> str:
 
 
 def source_pattern(text: str) -> str:
-    """A URL pattern with its scheme: what is not encrypted is allowed only where it says so."""
+    """Parse a URL pattern with a scheme: unencrypted URLs must be allowed explicitly."""
     pattern = channel_pattern(text)
     if not pattern.lower().startswith(("https://", "http://")) or pattern.count("/") < 3:
         raise InvalidInputError(

@@ -1,4 +1,4 @@
-"""What is judged: one package of a lock or of a channel, and what we know of it beyond that."""
+"""Subjects of rules: a package of a lock or channel, and evidence about it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from environments.domain.urls import canonical_or_same
 
 
 class Subject(Protocol):
-    """One package. What is not known is "" or None."""
+    """One package. Unknown values are "" or None."""
 
     @property
     def manager(self) -> str: ...
@@ -34,7 +34,7 @@ class Subject(Protocol):
     def license(self) -> str: ...
     @property
     def listed(self) -> bool:
-        """Whether its channel or index states what is known of it."""
+        """Whether the channel or index lists it."""
 
     @property
     def source(self) -> str:
@@ -42,45 +42,45 @@ class Subject(Protocol):
 
     @property
     def published(self) -> float | None:
-        """Seconds since the epoch, in the publisher's own words."""
+        """Publisher's timestamp, in seconds since the epoch."""
 
     @property
     def indexed(self) -> float | None:
-        """Seconds since the epoch, by the clock of the channel or index."""
+        """Timestamp of the channel or index, in seconds since the epoch."""
 
     @property
     def record(self) -> PackageRecord | None:
-        """What a MatchSpec is compared with; None where conda cannot read the version."""
+        """Record for MatchSpecs; None if conda cannot parse the version."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sighting:
-    """When we first saw a package in its channel."""
+    """When this installation first saw a package in its channel."""
 
     at: float  # seconds since the epoch
-    baseline: bool  # it was there when we first looked at the channel: it may be much older
+    baseline: bool  # it was there when the channel was first read: it may be much older
 
 
 class Evidence(Protocol):
-    """What this installation has seen itself."""
+    """Evidence that this installation collected itself."""
 
     @property
     def now(self) -> float: ...
     def first_seen(self, subject: Subject) -> Sighting | None: ...
     def scripts(self, subject: Subject) -> tuple[str, ...] | None:
-        """Its install scripts; None while nobody has opened the package."""
+        """Return the install scripts; None if the package was not fetched yet."""
 
     def own_license(self, subject: Subject) -> str:
-        """The license that the package itself names, where its record says otherwise; else ""."""
+        """Return the package's own license if it differs from the record; else ""."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """Evidence that was gathered before.
+    """Evidence that was collected before.
 
-    Sightings are by channel ("" for the Python index) and sha256: that a file was seen in one
-    channel says nothing of when another released it. Install scripts are by sha256.
+    Sightings are by channel ("" for the Python index) and sha256: a file seen in one channel says
+    nothing about its release in another. Install scripts are by sha256.
     """
 
     now: float
@@ -190,7 +190,7 @@ _UNREAD = object()
 def comparable(
     name: str, version: str, build: str = "", build_number: int = 0, subdir: str = "noarch"
 ) -> PackageRecord | None:
-    """What a MatchSpec can be compared with; None where conda cannot read the version."""
+    """Return a record for MatchSpecs; None if conda cannot parse the version."""
     make: Any = PackageRecord
     try:
         record: PackageRecord = make(
@@ -202,5 +202,5 @@ def comparable(
 
 
 def in_seconds(moment: float) -> float:
-    """Repodata counts in milliseconds, and in its older entries in seconds."""
+    """Convert a repodata timestamp, in milliseconds or (older entries) seconds, to seconds."""
     return moment / 1000 if moment > 253402300799 else float(moment)

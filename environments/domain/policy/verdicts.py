@@ -1,4 +1,4 @@
-"""What does a rule say of a package, and what have people decided on it?"""
+"""Verdicts of rules and decisions of people."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class Effect(StrEnum):
     WARN = "warn"
 
 
-#: The manager of a verdict on a whole lock (its size, what it lacks); the name is the rule's.
+#: Manager of verdicts on a whole lock (size, missing packages); the name is that of the rule.
 WHOLE = "rule"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackageKey:
-    """The one thing that a decision is about: a package's file, or (`rule`) what a rule says."""
+    """Subject of a decision: a package file, or (`rule`) the verdict of a rule."""
 
     manager: str  # "conda", "pypi", or "rule"
     name: str
@@ -35,23 +35,23 @@ class PackageKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What a rule says of one package, channel or lock, with the reason."""
+    """Verdict of a rule on one package, channel or lock, with the reason."""
 
     rule: str
     effect: Effect
     subject: str
     reason: str
-    chain: tuple[str, ...] = ()  # of names: from what was asked for to the package
-    package: PackageKey | None = None  # never None where the effect is ASK
-    policy: str = ""  # the version of the policy that said so
-    decision: int | None = None  # the rejecting decision, where that is the reason
+    chain: tuple[str, ...] = ()  # names from the requested package to this one
+    package: PackageKey | None = None  # never None if the effect is ASK
+    policy: str = ""  # version of the policy
+    decision: int | None = None  # the rejecting decision, if that is the reason
 
     @property
     def sentence(self) -> str:
-        """The reason, with the way that led to the package."""
+        """The reason, with the dependency chain of the package."""
         if len(self.chain) < 2:
             return self.reason
-        return f"{self.reason.rstrip('.')}; it is needed through {' → '.join(self.chain)}."
+        return f"{self.reason.rstrip('.')}; required through {' → '.join(self.chain)}."
 
     def to_json(self) -> dict[str, object]:
         package = self.package
@@ -77,7 +77,7 @@ class Verdict:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """What `to_json` gave, also that of older releases."""
+        """Parse the result of `to_json`, also of older releases."""
         package = content.get("package")
         return cls(
             rule=content["rule"],
@@ -93,9 +93,9 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ruling:
-    """What people decided of packages: of these bytes (`sha256`), or of all that `spec` matches.
+    """Decision on packages: on these bytes (`sha256`), or on all that `spec` matches.
 
-    `manager` is "conda", "pypi", or "rule" for what the rule `name` says of whole locks.
+    `manager` is "conda", "pypi", or "rule" for verdicts of the rule `name` on whole locks.
     """
 
     id: int
@@ -106,4 +106,4 @@ class Ruling:
     channel: str = ""  # base URL; "" is any
     sha256: str = ""
     reason: str = ""
-    everywhere: bool = False  # of the whole installation: a namespace cannot loosen it
+    everywhere: bool = False  # of the installation: a namespace cannot override it

@@ -19,12 +19,12 @@ from condastore.errors import (
     RequestError,
     StoreError,
 )
+from environments.domain.exclude_newer import newest_allowed, parse_exclude_newer
 from environments.domain.lock import Lock, PlatformLock
 from environments.domain.names import Credential
 from environments.domain.pip_requirements import NO_OPTIONS, PipOptions
 from environments.domain.progress import Cancelled, never
 from environments.domain.records import CondaPackage, PypiPackage
-from environments.domain.specification import newest_allowed, parse_exclude_newer
 from environments.domain.unpacking import DEFAULT_LIMITS, Limits
 from environments.domain.urls import canonical_or_same
 from environments.engine.channels.jobs import ChannelJob, Described, Description, Listing

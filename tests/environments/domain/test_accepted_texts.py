@@ -12,7 +12,8 @@ from condastore.errors import SpecificationError
 from environments.domain.default_channels import CONDA_DEFAULTS
 from environments.domain.lockfiles import unhashed
 from environments.domain.names import printable
-from environments.domain.specification import Defaults, Submission, parse_specification
+from environments.domain.specification import Defaults, Submission
+from environments.domain.specification_parsing import parse_specification
 
 FORGE = "https://conda.anaconda.org/conda-forge"
 MAIN, R = CONDA_DEFAULTS
@@ -106,7 +107,10 @@ def test_the_line_of_a_fault_is_right_whatever_ends_the_lines() -> None:
 @pytest.mark.parametrize("character", ["\0", "\v", "\f", "\x1b", "\x85", "\u2028"])
 def test_other_control_characters_are_refused_with_their_line(character: str) -> None:
     ((where, message, _),) = faults(f"dependencies:\r\n- a\r\n- b{character}")
-    assert (where, message) == ("line 3", f"A control character (U+{ord(character):04X}).")
+    assert (where, message) == (
+        "line 3",
+        f"The text contains a control character (U+{ord(character):04X}).",
+    )
 
 
 # --- keys and names -----------------------------------------------------------------------------
@@ -115,24 +119,24 @@ def test_other_control_characters_are_refused_with_their_line(character: str) ->
 @pytest.mark.parametrize(
     ("key", "warning"),
     [
-        ("prefix: /home/me/env", "Line 1: 'prefix' is ignored: where an environment lies is"),
+        ("prefix: /home/me/env", "Line 1: 'prefix' is ignored: the server chooses the folder"),
         ("category: dev", "Line 1: 'category' is ignored: every package belongs"),
         ("platform: linux-64", "Line 1: 'platform' is ignored: write 'platforms:' with a list."),
         ("channel_priority: flexible", "Line 1: 'channel_priority' is ignored: channels always"),
-        ("extras: {a: [b]}", "Line 1: 'extras' is ignored: no key of that name is read here."),
-        ("x-anchors: [a]", "Line 1: 'x-anchors' is ignored: no key of that name is read here."),
-        ("chanels: [x]", "no key of that name is read here. Did you mean 'channels'?"),
-        ("tests: {}", "Line 1: 'tests' is ignored: it stands under 'condastore:'."),
-        ("pip: [x]", "Line 1: 'pip' is ignored: 'pip:' stands as an entry of 'dependencies'."),
-        ("zzz: 1", "Line 1: 'zzz' is ignored: no key of that name is read here."),
+        ("extras: {a: [b]}", "Line 1: 'extras' is ignored: it is not a known key."),
+        ("x-anchors: [a]", "Line 1: 'x-anchors' is ignored: it is not a known key."),
+        ("chanels: [x]", "it is not a known key. Did you mean 'channels'?"),
+        ("tests: {}", "Line 1: 'tests' is ignored: it belongs under 'condastore:'."),
+        ("pip: [x]", "Line 1: 'pip' is ignored: 'pip:' must be an entry of 'dependencies'."),
+        ("zzz: 1", "Line 1: 'zzz' is ignored: it is not a known key."),
         ('"z\\e[1m": 1', "Line 1: 'z\\x1b[1m' is ignored"),
-        ("name: /srv/envs/ml", "name, line 1: the name is a path, and is ignored"),
-        ("name: 'C:\\envs\\ml'", "name, line 1: the name is a path, and is ignored"),
-        ("name: ../up", "name, line 1: the name is a path, and is ignored"),
-        ('name: "a\\nb"', "name, line 1: 'a\\nb' is not a name for an environment"),
-        ("name: a:b", "name, line 1: 'a:b' is not a name for an environment"),
+        ("name: /srv/envs/ml", "name, line 1: the name is a path and is ignored"),
+        ("name: 'C:\\envs\\ml'", "name, line 1: the name is a path and is ignored"),
+        ("name: ../up", "name, line 1: the name is a path and is ignored"),
+        ('name: "a\\nb"', "name, line 1: 'a\\nb' is not a valid name of an environment"),
+        ("name: a:b", "name, line 1: 'a:b' is not a valid name of an environment"),
         ("description: [a]", "Line 1: 'description' is ignored: it is a list."),
-        (f"description: {'a' * 4001}", "it has 4,001 characters, and 4,000 are allowed"),
+        (f"description: {'a' * 4001}", "it has 4,001 characters, and the maximum is 4,000"),
     ],
 )
 def test_what_has_no_effect_is_a_warning(key: str, warning: str) -> None:
@@ -193,7 +197,7 @@ def test_a_file_of_another_kind_is_named_once(text: str, kind: str) -> None:
 )
 def test_a_text_without_keys_is_refused_with_what_to_submit(text: str, hint: str) -> None:
     ((_, message, advice),) = faults(text)
-    assert message == "The text is not an environment file: it holds text, no keys."
+    assert message == "The text is not an environment file: it is text without keys."
     assert hint in advice
 
 
@@ -261,7 +265,7 @@ dependencies:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ("sel(bsd): gdb", "The selector 'sel(bsd)' is not known."),
+        ("sel(bsd): gdb", "'sel(bsd)' is not a known selector."),
         ("sel(linux): [gdb, make]", "Expected a package, found a list."),
         ("sel(linux): 'num py'", "which has no number"),
     ],
@@ -295,7 +299,7 @@ def test_a_lock_without_a_version_is_version_1_and_keys_have_no_order() -> None:
     ((where, message, _),) = faults(json.dumps(_lock() | {"version": 2}))
     assert (where, message) == (
         "line 1",
-        "The version of this lock file is '2'; version 1 is read.",
+        "The lock file has version '2'; only version 1 is supported.",
     )
 
 
@@ -325,8 +329,8 @@ def test_an_explicit_list_may_leave_hashes_to_the_channel() -> None:
     assert unhashed(lock, "linux-64") == ("a-1-0.conda", "b-1-0.conda")
     (warning,) = submission.warnings
     assert warning == (
-        "The list has no hash of 2 of its packages: what their channels list when the build "
-        "starts is taken."
+        "The list has no hash for 2 of its packages: the hashes of their channels at the start of "
+        "the build are used."
     )
     assert submission.specification.digest != parse(f"{text}#{'0' * 32}").specification.digest
 
@@ -355,10 +359,10 @@ def test_an_exported_list_asks_for_its_builds() -> None:
     assert specification.pip == {"osx-arm64": ("foo-bar==1.0",)}
     assert submission.source == EXPORT
     assert submission.warnings == (
-        f"The list names no channels: its packages are looked for in {FORGE}.",
+        f"The list names no channels: its packages are searched in {FORGE}.",
     )
     unnamed = parse("a=1=0\n")
-    assert unnamed.warnings[1] == "The list does not say its platform: read as linux-64."
+    assert unnamed.warnings[1] == "The list names no platform: linux-64 is assumed."
 
 
 def test_a_fault_of_an_exported_list_is_named_with_its_line() -> None:
@@ -406,7 +410,7 @@ variables:
     assert submission.source == text.replace("me:SECRET@", "")
     (warning,) = submission.warnings
     assert warning == (
-        "variables.DB, line 6: the value holds a login, which everybody who may see the "
+        "variables.DB, line 6: the value contains a login, which everybody who may see the "
         "environment can read."
     )
     assert parse(submission.source).specification == submission.specification
@@ -416,5 +420,5 @@ def test_credentials_that_cannot_be_taken_out_are_refused_with_their_place() -> 
     text = 'channels:\n- ok\n- "https:\\x2f/me:SECRET@h.org/own"\ndependencies: [x]'
     ((where, message, hint),) = faults(text)
     assert where == "channels[1], line 3"
-    assert "in a form that hides them" in message
+    assert "in a form that cannot be removed" in message
     assert "SECRET" not in where + message + hint

@@ -73,7 +73,7 @@ def test_what_is_packed_is_found_by_its_digest() -> None:
         assert content[place[0] : sum(place)] == part
     assert find(table, b"\0" * 32) is None
     for damaged in (b"", b"short", content[:-1]):
-        with pytest.raises(ValueError, match="no pack"):
+        with pytest.raises(ValueError, match="not a pack"):
             read_table(len(damaged), partial(_part, damaged))
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from condastore.errors import InvalidInputError
-from environments.domain.on_demand import MOST, OnDemand
+from environments.domain.on_demand import MAX_PACKAGES, OnDemand
 
 
 @pytest.mark.parametrize(
@@ -38,11 +38,11 @@ def test_what_is_no_list_of_packages_is_refused(path: str) -> None:
 
 def test_a_long_text_is_refused_before_it_is_read() -> None:
     """Reading it would take minutes, in which a web process answers nobody."""
-    with pytest.raises(InvalidInputError, match="is no package"):
+    with pytest.raises(InvalidInputError, match="is not a package"):
         OnDemand.parse("a" + ".1" * 50_000 + "!")
 
 
 def test_all_faults_are_told_at_once() -> None:
-    many = "/".join(f"p{number}" for number in range(MOST + 1))
-    with pytest.raises(InvalidInputError, match=r"'A' is no package.*more than"):
+    many = "/".join(f"p{number}" for number in range(MAX_PACKAGES + 1))
+    with pytest.raises(InvalidInputError, match=r"'A' is not a package.*more than"):
         OnDemand.parse(f"A/{many}")

@@ -198,7 +198,7 @@ def test_a_verdict_names_the_rule_the_package_and_the_chain():
     assert found.policy == "7"
     assert found.sentence == (
         "c 1.0 is under AGPL-3.0-only, which is not allowed (rule “our licenses”: legal); "
-        "it is needed through a → b → c."
+        "required through a → b → c."
     )
 
 

@@ -19,7 +19,8 @@ from environments.domain.rendering import (
     explicit_txt,
     pixi_lock,
 )
-from environments.domain.specification import Defaults, parse_specification
+from environments.domain.specification import Defaults
+from environments.domain.specification_parsing import parse_specification
 from tests.environments.domain.packages import (
     CHANNEL,
     conda,
@@ -260,21 +261,29 @@ def _lock_text(url: str = f"{CHANNEL}/linux-64/a-1-0.conda", digest: str = "") -
 @pytest.mark.parametrize(
     ("text", "message", "where"),
     [
-        (_lock_text().replace("version: 1\n", "version: 2\n"), "version 1 is read", "line 1"),
+        (
+            _lock_text().replace("version: 1\n", "version: 2\n"),
+            "only version 1 is supported",
+            "line 1",
+        ),
         (_lock_text(digest="{}"), "No hash", "package[0], line 4"),
         (_lock_text(digest="{md5: xyz}"), "not hexadecimal", "package[0], line 4"),
         (_lock_text().replace("manager: conda, ", ""), "no manager", "package[0], line 4"),
-        (_lock_text().replace("manager: conda", "manager: npm"), "'npm' manages", "package[0], li"),
-        (_lock_text().replace("linux-64, dep", "linux64, dep"), "not a platform", "line 4"),
+        (
+            _lock_text().replace("manager: conda", "manager: npm"),
+            "'npm' is not a known package manager",
+            "package[0], li",
+        ),
+        (_lock_text().replace("linux-64, dep", "linux64, dep"), "not a known platform", "line 4"),
         (_lock_text(url=f"{CHANNEL}/win-64/a-1-0.conda"), "for win-64, not", "package[0], line 4"),
         (_lock_text(url=f"{CHANNEL}/linux-64/a.conda"), "not the URL of a conda", "package[0]"),
         (_lock_text(url=f"{CHANNEL}/linux-64/b-1-0.conda"), "is not a 1", "package[0]"),
         (_lock_text(url="../a-1-0.conda"), "not the URL", "line 4"),
-        (_lock_text(url="https://h/x/../linux-64/a-1-0.conda"), "goes up", "line 4"),
+        (_lock_text(url="https://h/x/../linux-64/a-1-0.conda"), "contains `..`", "line 4"),
         (
             _lock_text()
             + _ENTRY.format(url=f"{CHANNEL}/noarch/a-1-0.conda", hash=f"{{md5: {'1' * 32}}}"),
-            "stands twice for linux-64",
+            "is listed twice for linux-64",
             "line 6",
         ),
     ],
@@ -329,4 +338,4 @@ def test_an_explicit_list_without_its_platform_is_read_for_the_default_with_a_wa
     )
     assert submission.specification.kind == "explicit"
     assert submission.specification.platforms == ("osx-arm64",)
-    assert "read as osx-arm64" in submission.warnings[0]
+    assert "osx-arm64 is assumed" in submission.warnings[0]

@@ -12,19 +12,13 @@ from hypothesis import strategies as st
 from rattler import MatchSpec
 
 from condastore.errors import SpecificationError
+from environments.domain.exclude_newer import newest_allowed, parse_exclude_newer
 from environments.domain.names import KNOWN_PLATFORMS
 from environments.domain.rendering import conda_lock_yml, explicit_txt
 from environments.domain.requirements import parse_conda_requirement
 from environments.domain.selectors import lines_for, selector_faults
-from environments.domain.specification import (
-    Defaults,
-    SmokeTests,
-    Specification,
-    Submission,
-    newest_allowed,
-    parse_exclude_newer,
-    parse_specification,
-)
+from environments.domain.specification import Defaults, SmokeTests, Specification, Submission
+from environments.domain.specification_parsing import parse_specification
 from tests.environments.domain.packages import locks
 
 ALIAS = "https://conda.anaconda.org"
@@ -226,7 +220,7 @@ def test_each_form_that_conda_documents_is_read_with_condas_meaning(
     ("line", "message", "hint"),
     [
         ("1.2", "is a number, not a package", "Name the package"),
-        ("'num py'", "which has no number", "holds no space"),
+        ("'num py'", "which has no number", "contain no space"),
         ("numpy=<1.2", "is not a requirement", "Write '>='"),
         ("numpy@1.2", "is not a requirement", "numpy =1.26"),
         ("numpy===1.2", "is not a requirement", "exact version"),
@@ -236,15 +230,15 @@ def test_each_form_that_conda_documents_is_read_with_condas_meaning(
         ("numpy >2,<1", "excludes every version", "Loosen"),
         ("httpx[http2]", "is not a requirement", "under 'pip:'"),
         ("conda-forge:numpy", "one ':'", "CHANNEL::NAME"),
-        ("$CHANNEL::numpy", "variable of your shell", "Write the channel"),
+        ("$CHANNEL::numpy", "shell variable", "Write the channel"),
         ("./pkg", "path on your machine", "Publish"),
         ("https://h.org/noarch/a-1-0.conda", "address of a file", "@EXPLICIT"),
         ("git+https://h.org/a", "address of a repository", "Publish"),
         ("-r other.txt", "is an option", "one by one"),
         ("ftp://h.org/x::numpy", "ftp is not http", "https://HOST"),
-        ("n\u00fcmpy", "characters that no package", "Write it like"),
-        ("npm: [x]", "'npm' is not known here", "Only 'pip:'"),
-        ("numpy: 1.26", "'numpy' is not known here", "numpy =1.26"),
+        ("n\u00fcmpy", "characters that are not allowed", "Write it like"),
+        ("npm: [x]", "'npm' is not a known key here", "Only 'pip:'"),
+        ("numpy: 1.26", "'numpy' is not a known key here", "numpy =1.26"),
         ("[numpy]", "Expected a package, found a list", "indentation"),
         ("", "Expected a package, found nothing", "indentation"),
     ],
@@ -298,7 +292,7 @@ def test_the_same_requirement_twice_is_kept_once_with_a_warning() -> None:
     submission = parse(dependencies("numpy=1.24", "scipy", "numpy 1.24.*"))
     assert submission.specification.dependencies["linux-64"] == ("numpy 1.24.*", "scipy")
     assert submission.warnings == (
-        "dependencies[2], line 4: numpy 1.24.* stands twice, first in line 2.",
+        "dependencies[2], line 4: numpy 1.24.* is listed twice, first in line 2.",
     )
 
 
@@ -376,7 +370,7 @@ def test_versions_of_pip_that_exclude_each_other_are_refused() -> None:
 
 def test_a_package_that_is_asked_of_conda_and_of_pip_is_a_warning() -> None:
     submission = parse("dependencies:\n  - numpy\n  - pip:\n      - NumPy>=1\n")
-    assert "numpy is asked of conda too" in submission.warnings[0]
+    assert "numpy is required from conda too" in submission.warnings[0]
 
 
 def test_an_empty_pip_part_is_none() -> None:
@@ -417,14 +411,14 @@ dependencies:
 def test_credentials_that_could_not_be_taken_out_of_the_text_are_refused() -> None:
     text = 'channels: ["https:\\x2f/me:PASSWORD@h.org/own"]\ndependencies: [x]'
     where, message, _ = only(text)
-    assert "in a form that hides them" in message
+    assert "in a form that cannot be removed" in message
     assert "PASSWORD" not in where + message
 
 
 @pytest.mark.parametrize(
     ("channel", "message"),
     [
-        ("https://$ME:$PASS@h.org/own", "variable of your shell"),
+        ("https://$ME:$PASS@h.org/own", "shell variable"),
         ("https://me:p/SECRET@h.org/own", "cannot be read"),
         ("ftp://me:SECRET@h.org/own", "ftp is not http"),
         ("../own", "not the name of a channel"),
@@ -444,27 +438,37 @@ def test_a_channel_that_cannot_be_is_refused_with_its_line(channel: str, message
 @pytest.mark.parametrize(
     ("text", "where", "message", "hint"),
     [
-        ("pip-repositories: [x]", "pip-repositories, line 2", "an index", "administrators"),
+        ("pip-repositories: [x]", "pip-repositories, line 2", "a Python index", "administrators"),
         ("name: [x]", "name, line 2", "Expected text, found a list", "indentation"),
         ("channels: conda-forge", "channels, line 2", "Expected a list of channels", "'-'"),
         ("channels: [[x]]", "channels[0], line 2", "Expected text, found a list", "'-'"),
-        ("platforms: [linux64]", "platforms[0], line 2", "not a platform", "'linux-64'"),
-        ("platforms: [noarch]", "platforms[0], line 2", "not a platform", "Use one of"),
+        ("platforms: [linux64]", "platforms[0], line 2", "not a known platform", "'linux-64'"),
+        ("platforms: [noarch]", "platforms[0], line 2", "not a known platform", "Use one of"),
         ("variables: [x]", "variables, line 2", "Expected a mapping", "indentation"),
-        ("variables: {a-b: 1}", "variables.a-b, line 2", "not the name of an env", "letters"),
+        ("variables: {a-b: 1}", "variables.a-b, line 2", "not a valid name of an env", "letters"),
         ("variables: {A: [1]}", "variables.A, line 2", "Expected text", "indentation"),
         ('variables: {A: "1\\n2"}', "variables.A, line 2", "line break", "one line"),
         ("condastore: [x]", "condastore, line 2", "Expected a mapping", "indentation"),
-        ("condastore: {test: 1}", "condastore.test, line 2", "not known", "'tests'"),
+        ("condastore: {test: 1}", "condastore.test, line 2", "not a known", "'tests'"),
         ("condastore: {tests: [x]}", "condastore.tests, line 2", "Expected a mapping", ""),
         ("condastore: {tests: {import: [x]}}", "condastore.tests.import", "", "'imports'"),
         ("condastore: {tests: {imports: ['a;b']}}", "condastore.tests.imports[0]", "module", ""),
         ("condastore: {tests: {commands: [' ']}}", "condastore.tests.commands[0]", "empty", ""),
         ("condastore: {virtual-packages: [cuda]}", "condastore.virtual-packages[0]", "", "__cuda"),
         ("condastore: {virtual-packages: [__a=1, __a=2]}", "condastore.", "twice", "Keep one"),
-        ("condastore: {exclude-newer: soon}", "condastore.exclude-newer", "no date", "7 days"),
-        ("condastore: {exclude-newer: 2025-02-30}", "condastore.exclude-newer", "no date", ""),
-        ("condastore: {exclude-newer: 900 years}", "condastore.exclude-newer", "hundred", ""),
+        (
+            "condastore: {exclude-newer: soon}",
+            "condastore.exclude-newer",
+            "neither a date",
+            "7 days",
+        ),
+        (
+            "condastore: {exclude-newer: 2025-02-30}",
+            "condastore.exclude-newer",
+            "neither a date",
+            "",
+        ),
+        ("condastore: {exclude-newer: 900 years}", "condastore.exclude-newer", "100 years", ""),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_with_its_key_and_line(
@@ -492,8 +496,8 @@ def test_every_fault_is_reported_at_once_in_the_order_of_the_lines() -> None:
     [
         ("", "empty"),
         ("# nothing\n", "empty"),
-        ("just text", "not an environment file: it holds text"),
-        ("- numpy", "not an environment file: it holds a list"),
+        ("just text", "not an environment file: it is text"),
+        ("- numpy", "not an environment file: it is a list"),
         ("name: x", "'dependencies' is missing"),
         ("dependencies: numpy", "Expected a list of packages"),
     ],
@@ -517,12 +521,12 @@ def _bomb() -> str:
         ("a: [", "line", "A value is missing here"),
         ("a: {b: c", "line", "not closed"),
         ("a:\n\t- b", "line 2", "indented with a tab"),
-        ("a: b: c", "line 1", "':' stands where no key can be"),
+        ("a: b: c", "line 1", "':' is not allowed here"),
         ('a: "b', "line 1", "inside of quotes"),
         ("a: @b", "line 1", "cannot start a value"),
         ("a: 1\n---\nb: 2", "line 2", "A second document"),
         ("a: !!python/object:os.system x", "line 1", "tag"),
-        ("a: 1\nb: 2\na: 3", "line 3", "'a' stands twice: lines 1 and 3"),
+        ("a: 1\nb: 2\na: 3", "line 3", "'a' is listed twice: lines 1 and 3"),
         ("a: &x 1\nb:\n  <<: *x", "line 3", "Merge keys"),
         ("a: *x", "line 1", "without an anchor"),
         ("a: &x [*x]", "line 1", "without an anchor"),
@@ -562,13 +566,13 @@ def test_five_megabytes_are_refused_before_they_are_read() -> None:
     text = dependencies(*("x" for _ in range(1_000_000)))
     where, message, _ = only(text)
     assert where == ""
-    assert "1,048,576 are allowed" in message
+    assert "the maximum is 1,048,576" in message
 
 
 def test_a_lock_has_a_limit_of_its_own() -> None:
     text = "version: 1\nmetadata: {}\npackage: []\n" + "#" * 200
     assert parse(text, max_bytes=100).specification.kind == "lock"
-    assert "100 are allowed" in only(text, max_bytes=10, max_lock_bytes=100)[1]
+    assert "the maximum is 100" in only(text, max_bytes=10, max_lock_bytes=100)[1]
 
 
 def test_more_dependencies_than_anyone_needs_are_refused() -> None:
@@ -635,7 +639,7 @@ def test_a_selector_keeps_its_line_for_its_platforms_only() -> None:
 def test_a_selector_that_conda_lock_would_drop_everywhere_is_refused(comment: str) -> None:
     where, message, hint = only(dependencies("a", f"b  {comment}"))
     assert where == "line 3"
-    assert "is not known" in message
+    assert "is not a known selector" in message
     assert "Use one word of" in hint
 
 

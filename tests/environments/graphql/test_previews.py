@@ -41,7 +41,7 @@ def alice() -> Actor:
 def test_a_preview_needs_no_environment(alice: Actor) -> None:
     found = preview(alice, "research", "first")
     assert found["state"] == "QUEUED"
-    assert found["warnings"] == ["Line 2: 'extras' is ignored: no key of that name is read here."]
+    assert found["warnings"] == ["Line 2: 'extras' is ignored: it is not a known key."]
     assert not Environment.objects.exists()
     assert Preview.objects.get().environment is None
 
