@@ -45,7 +45,7 @@ def test_one_edited_or_missing_event_of_many_is_named(tmp_path: Path):
     change(tmp_path, edit, EDITED)
     edited = verify(tmp_path)
     assert (edited.returncode, f"event {EDITED}: " in edited.stderr) == (1, True), edited.stderr
-    assert "not as it was written" in edited.stderr
+    assert "was changed" in edited.stderr
 
 
 def verify(data: Path) -> subprocess.CompletedProcess[str]:

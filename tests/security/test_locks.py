@@ -376,7 +376,7 @@ COWSAY = "https://files.pythonhosted.org/packages/ab/cowsay-6.1-py3-none-any.whl
         ({"url": COWSAY.replace("cowsay", "harmless"), "name": "cowsay"}, "is not cowsay 6.1"),
         ({"url": COWSAY.replace("-py3-none-any.whl", ".tar.gz")}, "Not the URL of a wheel"),
         ({"url": COWSAY.replace("-py3-", "-1%2F..%2F..%2Fx-py3-")}, "Not the URL of a wheel"),
-        ({"url": COWSAY.replace("https://", "file:///")}, "not of a Python index"),
+        ({"url": COWSAY.replace("https://", "file:///")}, "not a file of a Python index"),
         ({"url": "/srv/cowsay-6.1-py3-none-any.whl"}, "not the URL of a package"),
     ],
 )

@@ -479,7 +479,7 @@ def test_a_list_without_hashes_takes_those_that_its_channels_list(submit):
     assert again.failure is None, again.failure
     assert again.lock == first.lock
     log = "\n".join(again.log_from())
-    assert "warning: The list has no hash of " in log
+    assert "warning: The list has no hash for " in log
     assert "using the hashes that their channels list now" in log
     specification = again.specification.value()
     names = [package.file_name for package in first.lock.value().on("linux-64").conda]
