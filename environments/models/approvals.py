@@ -135,7 +135,7 @@ class WaitingBuild(models.Model):
     request = models.ForeignKey(ApprovalRequest, models.CASCADE, related_name="waiting")
     build = models.ForeignKey(Build, models.CASCADE, related_name="waiting")
     asked_by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")
-    note = models.TextField(blank=True, help_text="Purpose, as given by whoever asked.")
+    note = models.TextField(blank=True, help_text="Purpose, in the words of the submitter.")
     at = models.DateTimeField(default=timezone.now, editable=False)
 
     class Meta:

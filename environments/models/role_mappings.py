@@ -57,7 +57,7 @@ class RoleMapping(models.Model):
 def check_patterns(group: str, namespace: str) -> None:
     """Raises InvalidInputError.
 
-    The directory must be named in full: whoever creates groups in one directory must not match
+    The directory must be named in full: groups created in one directory must not match
     mappings of another. A user name cannot be combined with wildcards: `{username}-*` of a user
     called `a` would match every namespace that starts with `a-`.
     """

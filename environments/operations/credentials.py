@@ -71,7 +71,7 @@ def store_from_urls(
 ) -> None:
     """Store secrets that were part of URLs in a submission, for those who manage the namespace.
 
-    A secret that is already stored changes nothing, whoever submits it.
+    A secret that is already stored changes nothing, for every submitter.
 
     Raises:
         AccessDeniedError: a secret is new, and the actor does not manage the namespace.

@@ -151,7 +151,7 @@ def _opened(build: Build, asked: Mapping[str, Sequence[Verdict]]) -> list[Approv
 
 
 def _record_askers(build: Build, requests: Iterable[ApprovalRequest]) -> None:
-    """Record who asked: whoever submitted the build, restored it or copied it."""
+    """Record the person who submitted the build, and who restored or copied it."""
     people = {one.pk: one for one in (build.requested_by, build.resumed_by) if one is not None}
     RequestAsker.objects.bulk_create(
         [

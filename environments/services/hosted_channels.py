@@ -115,7 +115,7 @@ def _readable(actor: Actor, namespace: Namespace, url: str) -> bool:
 
 
 def actor_of_submitter(user: User | None) -> Actor:
-    """Return whoever requested a build, as known to a worker; a deleted user is anonymous."""
+    """Return the submitter of a build, as known to a worker; a deleted user is anonymous."""
     return Actor(user if user is not None and user.is_active else AnonymousUser())
 
 

@@ -104,7 +104,7 @@ def solve_or_reuse(
     the same inputs as a running solve waits for its result.
 
     Args:
-        actor: whoever requested the build; decides which hosted channels can be read.
+        actor: the submitter of the build; decides which hosted channels can be read.
         force: solve again even if a stored solve exists.
     """
     wanted = specification.value()

@@ -118,7 +118,7 @@ def _tried(root: Path, groups: Sequence[int]) -> dict[str, list[str]]:
 
 
 def _may(path: str, wanted: int, groups: Sequence[int]) -> bool:
-    """Does the kernel let a stranger with `groups` do what the bit of others says?"""
+    """Return whether a stranger with `groups` has the access that the bits of others give."""
     if wanted == stat.S_IWOTH and Path(path).is_symlink():
         return False
     real = Path(os.path.realpath(path))

@@ -351,7 +351,7 @@ def test_an_old_head_with_its_own_seal_is_found_by_the_anchor(anchor: Path) -> N
     said = verify_with(anchor)
     assert "line 2" in said
     assert "event 5" in said
-    record(10)  # the log goes on; the anchor remembers
+    record(10)  # the log continues; the anchor remembers
     assert verify_chain().fault is None
     assert "line 2: Event 8 is not the one" in verify_with(anchor)
     store()
@@ -818,7 +818,7 @@ def test_a_service_account_is_not_found_by_granting_it_a_role(
     assert ask(eve, listed)["serviceAccounts"]["edges"] == []
     close_account(actor=root, user=User.objects.get(username="carol"))
     assert not AuditEvent.objects.visible_to(eve).filter(target="robot").exists()
-    # Once it has built there, who runs the namespace is told of it.
+    # Once it has built there, the managers of the namespace see it.
     place = Namespace.objects.get(name="eve")
     build = factories.make_build(factories.make_environment(place, "ml"))
     Build.objects.filter(pk=build.pk).update(requested_by=service.account)
@@ -842,7 +842,7 @@ def test_creating_a_hosted_channel_tells_nobody_of_hidden_ones(
         told = [as_anybody(create_channel_as(eve, name), name) for name in (taken, free)]
         assert told[0] == told[1]
         assert "code" in told[0]
-    # The control: one's own names, of which one is told all.
+    # The control: one's own names, which are all shown.
     assert create_channel_as(eve, "eve/secret")["__typename"] == "HostedChannel"
     assert create_channel_as(eve, "eve/secret")["code"] == "conflict"
     assert {one.name for one in hosted_channels.channels(eve)} == {"eve/secret"}

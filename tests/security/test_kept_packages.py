@@ -116,7 +116,7 @@ def submit(world: World) -> Submit:
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("cached", [True, False], ids=["extracted", "kept as it came"])
+@pytest.mark.parametrize("cached", [True, False], ids=["extracted", "original package"])
 def test_a_channel_that_only_lists_a_private_package_does_not_get_it(
     world: World, submit: Submit, size: str, cached: bool
 ) -> None:
@@ -168,7 +168,7 @@ def relist(world: World, *, base_url: str = "", extension: str = ".conda") -> No
     write_repodata(folder, repodata)
 
 
-@pytest.mark.parametrize("cached", [True, False], ids=["extracted", "kept as it came"])
+@pytest.mark.parametrize("cached", [True, False], ids=["extracted", "original package"])
 def test_a_conda_package_with_the_name_of_a_wheel_is_refused(
     world: World, submit: Submit, cached: bool
 ) -> None:
@@ -200,7 +200,7 @@ def test_the_name_of_a_file_makes_no_wheel_of_it(world: World, submit: Submit) -
         engine_context.get_engine().packages.ensure([named])
 
 
-@pytest.mark.parametrize("cached", [True, False], ids=["extracted", "kept as it came"])
+@pytest.mark.parametrize("cached", [True, False], ids=["extracted", "original package"])
 def test_a_channel_that_lists_files_of_a_private_channel_does_not_get_them(
     world: World, submit: Submit, cached: bool
 ) -> None:
@@ -219,7 +219,7 @@ def test_a_channel_that_lists_files_of_a_private_channel_does_not_get_them(
     assert again.state == BuildState.READY, again.failure
 
 
-@pytest.mark.parametrize("cached", [True, False], ids=["extracted", "kept as it came"])
+@pytest.mark.parametrize("cached", [True, False], ids=["extracted", "original package"])
 def test_nor_after_the_owner_of_the_private_channel_used_that_channel(
     world: World, submit: Submit, cached: bool
 ) -> None:
@@ -244,7 +244,7 @@ def test_nor_after_the_owner_of_the_private_channel_used_that_channel(
     assert again.state == BuildState.READY, again.failure
 
 
-@pytest.mark.parametrize("cached", [True, False], ids=["extracted", "kept as it came"])
+@pytest.mark.parametrize("cached", [True, False], ids=["extracted", "original package"])
 def test_a_channel_that_lists_files_of_a_hosted_channel_is_refused(
     world: World, submit: Submit, cached: bool
 ) -> None:

@@ -88,7 +88,7 @@ def record(times: int) -> None:
 
 
 def without_guard() -> None:
-    """Whoever owns the tables takes the guard of PostgreSQL away first."""
+    """The owner of the tables removes the guard of PostgreSQL first."""
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
             cursor.execute("ALTER TABLE environments_auditevent DISABLE TRIGGER USER")

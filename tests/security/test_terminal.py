@@ -1,4 +1,4 @@
-"""Foreign text cannot steer the terminal of whoever reads it.
+"""Foreign text cannot steer the terminal of its reader.
 
 A namespace's member, a channel's package or another server puts escape sequences wherever a text
 is taken; somebody else looks at it with the command line, or reads the server's log.

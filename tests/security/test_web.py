@@ -571,7 +571,7 @@ def test_a_sign_in_leads_nowhere_else(db: None, target: str, followed: bool) -> 
 
 
 def test_a_session_from_before_the_sign_in_is_worth_nothing(db: None) -> None:
-    """Whoever plants a session in somebody's browser is not signed in with them."""
+    """An attacker who plants a session in a browser is not signed in with its user."""
     factories.make_user("alice", password=PASSWORD)
     planted = Client().session
     planted["x"] = 1

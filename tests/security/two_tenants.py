@@ -447,7 +447,7 @@ def _values(rows: dict[type[Model], set[Any]]) -> dict[str, list[Any]]:
     }
     keys = sorted({str(key) for keys in rows.values() for key in keys}, key=lambda x: (len(x), x))
     texts = [value for values in names.values() for value in values]
-    # Of equal requests there is one row, whoever made it first.
+    # Equal requests share one row.
     builds = Build.objects.filter(pk__in=rows[Build])
     names["digest"] += builds.exclude(lock=None).values_list("lock__digest", flat=True)
     names["digest"] += builds.values_list("specification__digest", flat=True)

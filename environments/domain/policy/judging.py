@@ -30,6 +30,11 @@ from environments.domain.specification import Specification
 
 #: Number of verdicts in the message of an error; its details have all.
 _SPELT_OUT = 10
+#: Only the installation's rules can allow sources, so no approver can help.
+_SOURCES_HINT = (
+    "Ask an administrator of the installation to allow the source by a rule of the kind "
+    "pip-sources, or remove it."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,8 +250,9 @@ def judge_names(policy: Policy, specification: Specification) -> tuple[Verdict, 
                 if rule.effect is Effect.ASK or not (text := rule.check_name(manager, name)):
                     continue
                 verdicts.append(_verdict(policy, Objection(rule, rule.effect, text), name, (name,)))
-    verdicts += _of_sources(policy, specification)
-    return _refuse_enforced(verdicts)
+    by_sources = list(_of_sources(policy, specification))
+    others = any(verdict.effect is Effect.ENFORCE for verdict in verdicts)
+    return _refuse_enforced([*verdicts, *by_sources], hint=None if others else _SOURCES_HINT)
 
 
 def _of_sources(policy: Policy, specification: Specification) -> Iterator[Verdict]:
@@ -415,7 +421,9 @@ def _source(rule: Rule) -> str:
     return f"(rule “{rule.name}”{': ' + rule.because.rstrip('.') if rule.because else ''})"
 
 
-def _refuse_enforced(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
+def _refuse_enforced(
+    verdicts: Sequence[Verdict], *, hint: str | None = None
+) -> tuple[Verdict, ...]:
     refused = [verdict for verdict in verdicts if verdict.effect is Effect.ENFORCE]
     if refused:
         # A verdict without a package is about a channel.
@@ -426,6 +434,7 @@ def _refuse_enforced(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
         more = f" And {len(refused) - _SPELT_OUT} more." if len(refused) > _SPELT_OUT else ""
         raise kind(
             " ".join(verdict.sentence for verdict in refused[:_SPELT_OUT]) + more,
+            hint=hint,
             details={"verdicts": [verdict.to_json() for verdict in refused]},
         )
     return tuple(verdicts)

@@ -66,7 +66,7 @@ class Command(BaseCommand):
                 reference = options["reference"]
                 platform = parse_platform(options["platform"])
                 login = Login.parse(text) if (text := secret_of(options["login"])) else None
-                # Whoever may run this command administers the machine.
+                # The caller of this command administers the machine.
                 within = guard().allowing(urls=[Reference.parse(reference).address])
                 image = image_builder.pull_base(
                     reference, platform, work=work, login=login, within=within

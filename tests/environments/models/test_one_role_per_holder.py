@@ -1,4 +1,4 @@
-"""An account or group has one role in a namespace, whoever grants at the same moment."""
+"""An account or group has one role in a namespace, also after concurrent grants."""
 
 from __future__ import annotations
 

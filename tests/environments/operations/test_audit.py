@@ -630,7 +630,7 @@ def test_a_prune_that_was_killed_is_ended_by_the_next(root: Actor, monkeypatch: 
 def test_postgresql_itself_refuses_what_is_no_append():
     record(1)
     if connection.vendor != "postgresql":
-        return  # SQLite: whoever opens the file may change it; verify finds it
+        return  # SQLite: a program that opens the file can change it; verify finds it
     for statement in (
         "UPDATE environments_auditevent SET target = 'x'",
         "DELETE FROM environments_auditevent",

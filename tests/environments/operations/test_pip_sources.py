@@ -84,6 +84,7 @@ def test_nothing_is_allowed_until_an_administrator_of_the_installation_does(
         with pytest.raises(PolicyError, match=message) as caught:
             submit(text("httpx", asked))
         assert "an administrator of the installation allows" in caught.value.message
+        assert caught.value.hint.startswith("Ask an administrator of the installation")
     with pytest.raises(AccessDeniedError):
         allow(dora, git=[LOCAL])
     allow(dora, research, git=[LOCAL], wheels=["https://*/*"], indexes=["https://*/*"])

@@ -1,4 +1,4 @@
-"""Do rules hold where they are written: who may change them, what they refuse, what they would?"""
+"""Policy operations: who may change rules, what they refuse, and what a simulation reports."""
 
 from __future__ import annotations
 

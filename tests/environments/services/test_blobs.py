@@ -138,7 +138,7 @@ def test_a_signed_url_gives_ranges_under_a_name_and_nothing_without_its_signatur
 
 
 class _Misbehaving(BaseHTTPRequestHandler):
-    """An S3 door that fails as `server.manner` says."""
+    """An S3 server that fails as `server.manner` says."""
 
     def do_PUT(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length") or 0))

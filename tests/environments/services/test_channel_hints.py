@@ -1,4 +1,4 @@
-"""A package that is missing: is it in a channel that the request did not list?"""
+"""Missing packages that are in a channel which the request does not list."""
 
 from __future__ import annotations
 

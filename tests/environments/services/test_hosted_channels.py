@@ -149,7 +149,7 @@ def test_a_lock_that_names_what_is_not_there_is_told_so(
 def test_a_wheel_is_added_to_an_environment_with_a_hosted_package(
     tools: HostedChannel, submit: Submit, shared_server: Any, alice: Actor, tmp_path: Path
 ) -> None:
-    """uv is told what the conda packages bring; a hosted one is on no server to be asked."""
+    """uv gets what the conda packages contain; a hosted package is on no server."""
     add(
         alice,
         tools,
