@@ -23,7 +23,9 @@ def test_readers_see_no_failure_across_two_hundred_switches(start: Start) -> Non
             for version in ("1.1", "2.0")
         ]
         link = system.folder(REFERENCE)
-        runs, reads = _Loop(lambda: _run_python(link)), _Loop(lambda: _read(link))
+        # The pauses leave the processors to the switches, of which each is seen all the same.
+        runs = _Loop(lambda: _run_python(link), pause=0.05)
+        reads = _Loop(lambda: _read(link), pause=0.002)
         with Watch(system.data) as watch, runs, reads:
             for number in range(SWITCHES):
                 _switch(system, builds[number % 2]["id"])
@@ -54,12 +56,12 @@ def _read(link: Path) -> str:
 
 
 class _Loop:
-    """A repeated action in a thread, with its results and its first failure."""
+    """An action repeated in a thread, after pauses in seconds; its results and first failure."""
 
-    def __init__(self, what: Callable[[], str]) -> None:
+    def __init__(self, what: Callable[[], str], *, pause: float) -> None:
         self.answers: set[str] = set()
         self.failure: BaseException | None = None
-        self._what = what
+        self._what, self._pause = what, pause
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -74,7 +76,7 @@ class _Loop:
 
     def _run(self) -> None:
         try:
-            while not self._end.is_set():
+            while not self._end.wait(self._pause):
                 self.answers.add(self._what())
         except (AssertionError, OSError) as error:
             self.failure = error

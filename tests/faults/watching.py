@@ -53,7 +53,7 @@ class Watch:
         self.looks = 0
         self.faults: list[str] = []
         self.seen: set[str] = set()  # the prefixes that were current at some time
-        self._links: set[Path] = set()
+        self._links: set[str] = set()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
 
@@ -75,34 +75,50 @@ class Watch:
 
     def _watch(self) -> None:
         while not self._end.wait(0.002):
-            self._links |= {path for path in self.envs.glob("*/*") if not path.name.startswith(".")}
+            self._find()
             for link in self._links:
                 self._look(link)
             self.looks += 1
 
-    def _look(self, link: Path) -> None:
-        target = None
+    def _find(self) -> None:
+        """Add the links that are new; with strings, as this runs hundreds of times per second."""
+        for namespace in _names(f"{self.envs}"):
+            folder = f"{self.envs}/{namespace}"
+            self._links.update(f"{folder}/{name}" for name in _names(folder))
+
+    def _look(self, link: str) -> None:
+        folder, _, name = link.rpartition("/")
+        target = ""
         try:
-            target = link.readlink()
-            prefix = link.parent / target
-            (prefix / "conda-meta" / "history").read_bytes()
-            if prefix.name not in self.seen:
-                lacking = missing(prefix)
+            target = os.readlink(link)  # noqa: PTH115
+            prefix = f"{folder}/{target}"
+            with open(f"{prefix}/conda-meta/history", "rb"):  # noqa: PTH123
+                pass
+            number = target.rpartition("/")[2]
+            if number not in self.seen:
+                lacking = missing(Path(prefix))
                 if self._withdrawn(link, target):
                     return
-                self.faults += [f"{prefix.name}: no {name}" for name in lacking]
-                self.seen.add(prefix.name)
+                self.faults += [f"{number}: no {name}" for name in lacking]
+                self.seen.add(number)
         except OSError as error:
-            if target is None or not self._withdrawn(link, target):
-                self.faults.append(f"{link.name}: {error!r}")
+            if not target or not self._withdrawn(link, target):
+                self.faults.append(f"{name}: {error!r}")
 
-    def _withdrawn(self, link: Path, target: Path) -> bool:
+    def _withdrawn(self, link: str, target: str) -> bool:
         """Whether its worker was killed before READY: `envs/` first leads elsewhere again."""
         try:
-            now = link.readlink()
+            now = os.readlink(link)  # noqa: PTH115
         except FileNotFoundError:  # the look that follows says so
             return True
-        return now != target and not (link.parent / target).exists()
+        return now != target and not (Path(link).parent / target).exists()
+
+
+def _names(folder: str) -> list[str]:
+    """What is visible in a folder; nothing if it is not there."""
+    with contextlib.suppress(OSError):
+        return [name for name in os.listdir(folder) if not name.startswith(".")]  # noqa: PTH208
+    return []
 
 
 def missing(prefix: Path) -> list[str]:
