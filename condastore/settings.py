@@ -393,6 +393,11 @@ GRAPHQL_MAX_DEPTH = env.number("GRAPHQL_MAX_DEPTH", 12, "Deepest GraphQL query t
 GRAPHQL_MAX_TOKENS = env.number("GRAPHQL_MAX_TOKENS", 4000, "Longest GraphQL query, in tokens.")
 GRAPHQL_MAX_ALIASES = env.number("GRAPHQL_MAX_ALIASES", 30, "Most aliases in a GraphQL query.")
 GRAPHQL_MAX_PAGE = env.number("GRAPHQL_MAX_PAGE", 100, "Most items on a page of a GraphQL list.")
+#: One more row than a page holds tells whether another page follows.
+STRAWBERRY_DJANGO = {
+    "PAGINATION_DEFAULT_LIMIT": GRAPHQL_MAX_PAGE + 1,
+    "PAGINATION_MAX_LIMIT": GRAPHQL_MAX_PAGE + 1,
+}
 MAX_REQUEST_BYTES = env.number("MAX_REQUEST_BYTES", 26_214_400, "The largest request body.")
 MAX_UPLOAD_BYTES = env.number(
     "MAX_UPLOAD_BYTES", 4_294_967_296, "The largest package that is uploaded to a hosted channel."

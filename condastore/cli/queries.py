@@ -17,15 +17,16 @@ fragment Explained on Failure {
 """
 _SHORT = """
 fragment Short on Build {
-  id number ref state finished isCurrent requestedBy createdAt finishedAt
+  id: databaseId number ref state finished isCurrent requestedBy createdAt finishedAt
   tags { name }
 }
 """
 _BUILD = """
 fragment Full on Build {
-  id number ref state finished isCurrent requestedBy createdAt startedAt finishedAt attempt
+  id: databaseId number ref state finished
+  isCurrent requestedBy createdAt startedAt finishedAt attempt
   platform prefixPath apparentSize uniqueSize sharedSize linkScripts sandboxed logLines
-  environment { id name folder pinned namespace { name } }
+  environment { id: databaseId name folder pinned namespace { name } }
   tags { name }
   lock { digest packageCount platforms }
   timings { stage seconds }
@@ -34,18 +35,18 @@ fragment Full on Build {
   downloads { name url }
   recalled reason
   missingFolder { state failure { message hint } }
-  approvals { id name version state chain deciders }
+  approvals { id: databaseId name version state chain deciders }
 }
 """
 _LIVE = """
 fragment Live on Build {
-  id number ref state finished attempt
+  id: databaseId number ref state finished attempt
   progress { stage done total bytesDone bytesTotal current }
 }
 """
 _ENVIRONMENT = """
 fragment Whole on Environment {
-  id name description pinned folder createdAt updatedAt createdBy
+  id: databaseId name description pinned folder createdAt updatedAt createdBy
   namespace { name }
   current { ...Short }
   latest { ...Short }
@@ -67,7 +68,7 @@ fragment Changes on LockDiff {
 """
 _SECRETLESS = """
 fragment Shown on ApiToken {
-  id name hint role namespaces createdAt expiresAt lastUsedAt lastUsedAddress revoked
+  id: databaseId name hint role namespaces createdAt expiresAt lastUsedAt lastUsedAddress revoked
 }
 """
 _PAGE = "totalCount pageInfo { hasNextPage endCursor }"
@@ -141,17 +142,17 @@ NAMESPACES = _listed(
 EAGER = _mutation(
     "setEagerArtifacts",
     "namespace: String!, kinds: [ArtifactKind!]!",
-    "Namespace { id name eagerArtifacts }",
+    "Namespace { id: databaseId name eagerArtifacts }",
 )
 ADD_PIP = _mutation(
     "setAddPipAsPythonDependency",
     "namespace: String!, on: Boolean!",
-    "Namespace { id name addPipAsPythonDependency }",
+    "Namespace { id: databaseId name addPipAsPythonDependency }",
 )
 NAMESPACE = """
 query Namespace($name: String!) {
   namespace(name: $name) {
-    id name description personal public createdAt myPermissions eagerArtifacts baseImage
+    id: databaseId name description personal public createdAt myPermissions eagerArtifacts baseImage
     addPipAsPythonDependency
     environments { totalCount }
     quotas { kind used limit near }
@@ -162,15 +163,17 @@ query Namespace($name: String!) {
 CREATE_NAMESPACE = _mutation(
     "createNamespace",
     "name: String!, description: String!, public: Boolean!",
-    "Namespace { id name description personal public }",
+    "Namespace { id: databaseId name description personal public }",
 )
 GRANT = _mutation(
     "grantRole",
     "namespace: String!, role: Role!, user: String, group: String",
-    "Namespace { id name }",
+    "Namespace { id: databaseId name }",
 )
 REVOKE = _mutation(
-    "revokeRole", "namespace: String!, user: String, group: String", "Namespace { id name }"
+    "revokeRole",
+    "namespace: String!, user: String, group: String",
+    "Namespace { id: databaseId name }",
 )
 
 CREDENTIALS = _listed(
@@ -180,18 +183,18 @@ SET_CREDENTIAL = _mutation(
     "setChannelCredential",
     "channel: String!, secret: String!, kind: CredentialKind!, namespace: String, "
     "namespaces: [String!]",
-    "ChannelCredential { id urlPrefix kind namespace namespaces createdAt }",
+    "ChannelCredential { id: databaseId urlPrefix kind namespace namespaces createdAt }",
 )
 DELETE_CREDENTIAL = _mutation(
     "deleteChannelCredential",
     "id: ID!",
-    "ChannelCredential { id urlPrefix kind namespace createdAt }",
+    "ChannelCredential { id: databaseId urlPrefix kind namespace createdAt }",
 )
 
 SET_QUOTA = _mutation(
     "setQuota",
     "namespace: String!, bytes: BigInt, environments: Int, buildsAtOnce: Int, buildsADay: Int",
-    "Namespace { id name quotas { kind used limit near } }",
+    "Namespace { id: databaseId name quotas { kind used limit near } }",
 )
 
 # --- hosted channels ------------------------------------------------------------------------------
@@ -229,12 +232,12 @@ UNYANK_PACKAGE = _mutation("unyankPackage", _FILE, f"HostedPackage {{ {_HOSTED_P
 # --- retention ------------------------------------------------------------------------------------
 _RETENTION = "retention { keepLast keepDays keepTagged deleteDays }"
 RETENTION = f"""
-query Retention($name: String!) {{ namespace(name: $name) {{ id name {_RETENTION} }} }}
+query Retention($name: String!) {{ namespace(name: $name) {{ id: databaseId name {_RETENTION} }} }}
 """
 SET_RETENTION = _mutation(
     "setRetention",
     "namespace: String!, keepLast: Int, keepDays: Int, deleteDays: Int, keepTagged: Boolean",
-    f"Namespace {{ id name {_RETENTION} }}",
+    f"Namespace {{ id: databaseId name {_RETENTION} }}",
 )
 RETENTION_PLAN = """
 query RetentionPlan($namespace: String!) {
@@ -254,15 +257,17 @@ DELETED_ENVIRONMENTS = _listed("deletedEnvironments", "namespace: String", "name
 UNDELETE_BUILD = _mutation(
     "undeleteBuild",
     "namespace: String!, environment: String!, number: Int!",
-    "Build { id ref state }",
+    "Build { id: databaseId ref state }",
 )
 UNDELETE_ENVIRONMENT = _mutation(
-    "undeleteEnvironment", "namespace: String!, name: String!", "Environment { id name }"
+    "undeleteEnvironment",
+    "namespace: String!, name: String!",
+    "Environment { id: databaseId name }",
 )
 
 # --- policies -------------------------------------------------------------------------------------
 _RULE = """
-fragment Shown on PolicyRule { id name kind effect enabled position settings summary }
+fragment Shown on PolicyRule { id: databaseId name kind effect enabled position settings summary }
 """
 POLICIES = _listed("policies", "", "namespace version rules { ...Shown }", _RULE)
 POLICY = (
@@ -370,7 +375,7 @@ ARTIFACTS = """
 query Artifacts($namespace: String!, $environment: String!, $number: String!) {
   build(namespace: $namespace, environment: $environment, number: $number) {
     artifacts {
-      id kind platform state fileName url size sha256 seconds
+      id: databaseId kind platform state fileName url size sha256 seconds
       progress { stage done total } failure { message }
     }
   }
@@ -394,7 +399,7 @@ query Source($namespace: String!, $environment: String!, $number: String!) {
 """
 LOG = """
 query Log($id: ID!, $start: Int!, $limit: Int!) {
-  build(id: $id) { id finished logLines log(start: $start, limit: $limit) }
+  build(id: $id) { id: databaseId finished logLines log(start: $start, limit: $limit) }
 }
 """
 PROGRESS = (
@@ -447,7 +452,7 @@ query Changes(
 COMPARE = (
     """
 query Compare($old: ID!, $new: ID!, $platform: String) {
-  compareBuilds(a: $old, b: $new, platform: $platform) { ...Changes }
+  compareBuilds(before: $old, after: $new, platform: $platform) { ...Changes }
 }
 """
     + _DIFF
@@ -479,7 +484,7 @@ SUBMIT = _mutation(
 _PREVIEW = (
     """
 fragment Seen on Preview {
-  id state warnings createdAt finishedAt
+  id: databaseId state warnings createdAt finishedAt
   verdicts { rule effect subject reason chain }
   failure { ...Explained }
   lock { digest packageCount platforms size }
@@ -552,7 +557,7 @@ CONTAINS = _listed(
 # --- mirrors --------------------------------------------------------------------------------------
 _MIRROR = """
 fragment Mirrored on Mirror {
-  id name url upstream namespace public packages size createdAt
+  id: databaseId name url upstream namespace public packages size createdAt
   subdirs { subdir records lookedAt changedAt failure }
 }
 """
@@ -582,12 +587,14 @@ DELETE_MIRROR = _mutation("deleteMirror", "id: ID!", "Mirror { ...Mirrored }", _
 # --- approvals and recalls ------------------------------------------------------------------------
 _REQUEST = """
 fragment Asked on ApprovalRequest {
-  id namespace manager name version build channel license size sha256 publishedAt firstSeenAt
+  id: databaseId namespace manager name version
+  build channel license size sha256 publishedAt firstSeenAt
   installScripts rule reason chain state openedAt decidedAt approvedVersions environments deciders
   mayDecide
   waiting { build state askedBy note at }
   decision {
-    id approved scope spec namespace reason expiresAt decidedBy secondedBy complete inForce
+    id: databaseId approved scope spec namespace
+    reason expiresAt decidedBy secondedBy complete inForce
   }
 }
 """
@@ -597,16 +604,17 @@ DECIDE = _mutation(
     "decide",
     "requests: [ID!]!, approve: Boolean!, reason: String!, scope: DecisionScope!, spec: "
     "String!, everywhere: Boolean!, expiresAt: DateTime",
-    "Decided { decisions { id complete expiresAt } requests { ...Asked } }",
+    "Decided { decisions { id: databaseId complete expiresAt } requests { ...Asked } }",
     _REQUEST,
 )
-SECOND = _mutation("secondDecision", "id: ID!", "PackageDecision { id complete }")
+SECOND = _mutation("secondDecision", "id: ID!", "PackageDecision { id: databaseId complete }")
 EXPLAIN_REQUEST = _mutation(
     "explainRequest", "id: ID!, note: String!", "ApprovalRequest { ...Asked }", _REQUEST
 )
 _DECISION = """
 fragment Told on PackageDecision {
-  id approved scope manager name spec sha256 namespace reason expiresAt decidedBy decidedAt
+  id: databaseId approved scope manager name
+  spec sha256 namespace reason expiresAt decidedBy decidedAt
   secondedBy complete revokedAt revokedBy inForce
 }
 """
@@ -614,7 +622,7 @@ DECISIONS = _listed("decisions", "filters: DecisionFilter", "...Told", _DECISION
 REVOKE_DECISION = _mutation(
     "revokeDecision", "id: ID!, reason: String!", "PackageDecision { ...Told }", _DECISION
 )
-_WEBHOOK = "fragment Hook on Webhook { id namespace url events enabled createdAt }"
+_WEBHOOK = "fragment Hook on Webhook { id: databaseId namespace url events enabled createdAt }"
 WEBHOOKS = _listed("webhooks", "namespace: String", "...Hook", _WEBHOOK)
 CREATE_WEBHOOK = _mutation(
     "createWebhook",
@@ -626,7 +634,7 @@ DELETE_WEBHOOK = _mutation("deleteWebhook", "id: ID!", "Webhook { ...Hook }", _W
 TEST_WEBHOOK = _mutation("testWebhook", "id: ID!", "Webhook { ...Hook }", _WEBHOOK)
 _PUSH_RULE = """
 fragment Rule on PushRule {
-  id namespace pattern target createdAt createdBy
+  id: databaseId namespace pattern target createdAt createdBy
   pushes { build target state wantedAt pushedAt attempts nextAttemptAt problem digest sentBytes }
 }
 """
@@ -642,14 +650,16 @@ DELETE_PUSH_RULE = _mutation("deletePushRule", "id: ID!", "PushRule { ...Rule }"
 KEEP_REGISTRY_LOGIN = _mutation(
     "keepRegistryLogin",
     "namespace: String, registry: String!, login: String!",
-    "ChannelCredential { id namespace urlPrefix kind createdAt }",
+    "ChannelCredential { id: databaseId namespace urlPrefix kind createdAt }",
 )
 SET_BASE_IMAGE = _mutation(
-    "setBaseImage", "namespace: String!, base: String!", "Namespace { id name baseImage }"
+    "setBaseImage",
+    "namespace: String!, base: String!",
+    "Namespace { id: databaseId name baseImage }",
 )
 _RECALL = """
 fragment Recalled on Recall {
-  id manager spec sha256 reason recalledBy recalledAt undoneBy undoneAt locks
+  id: databaseId manager spec sha256 reason recalledBy recalledAt undoneBy undoneAt locks
 }
 """
 RECALLS = _listed("recalls", "active: Boolean", "...Recalled", _RECALL)

@@ -11,6 +11,7 @@ from typing import Any
 from django.db.models import Model
 from graphql import GraphQLResolveInfo, GraphQLSchema, get_named_type
 from strawberry import Info
+from strawberry.types import ExecutionContext
 from strawberry_django.optimizer import (
     OptimizerConfig,
     OptimizerStore,
@@ -29,6 +30,11 @@ def graphql_schema(schema: Any) -> GraphQLSchema:
     """Return graphql-core's schema of a strawberry schema."""
     found: GraphQLSchema = schema._schema
     return found
+
+
+def names_operation(context: ExecutionContext) -> bool:
+    """Return True when the request says which operation of its document is run."""
+    return context._provided_operation_name is not None
 
 
 def enclosing_type(info: Info) -> str:

@@ -7,13 +7,15 @@ from typing import Any
 
 import strawberry
 import strawberry_django
+from django.db.models import QuerySet
 from strawberry import ID, Info
 
+from accounts.access import Actor
 from accounts.models import ApiToken
 from accounts.roles import Role
 from environments.graphql.fields import Column, actor_of, column, computed, field
 from environments.graphql.namespaces import NamespaceRole, roles_of
-from environments.graphql.nodes import Node
+from environments.graphql.nodes import Node, id_field, key_field, register_model
 from environments.graphql.optimizer import below, optimized
 from environments.models import (
     Namespace,
@@ -27,7 +29,8 @@ from environments.models import (
     description="API token of a user or a service account. Its secret is never shown again.",
 )
 class ApiTokenNode(Node):
-    id: ID = column("Id of the object.")
+    id: ID = id_field("ApiToken")
+    database_id: str = key_field()
     name: str = column("Name that the owner gave the token.")
     hint: str = column("First characters of the secret, to recognize the token by.")
     namespaces: list[str] = column(
@@ -49,6 +52,17 @@ class ApiTokenNode(Node):
     )
 
 
+def tokens_of(actor: Actor) -> QuerySet[ApiToken]:
+    """Return the tokens that the actor may see: its own and those of its service accounts."""
+    if not actor.signed_in:
+        return ApiToken.objects.none()
+    account = actor.account
+    mine = ApiToken.objects.filter(user=account) | ApiToken.objects.filter(user__owner=account)
+    if actor.token is not None and (actor.token.role or actor.token.namespaces):
+        mine = mine.filter(pk=actor.token.pk)  # a limited token sees itself only
+    return mine
+
+
 @strawberry.type(description="The signed-in user.")
 class Me:
     username: str = strawberry.field(description="Name of the user.")
@@ -62,12 +76,7 @@ class Me:
 
     @field(description="API tokens of the caller and of the caller's service accounts.")
     def tokens(self, info: Info) -> list[ApiTokenNode]:
-        actor = actor_of(info)
-        account = actor.account
-        mine = ApiToken.objects.filter(user=account) | ApiToken.objects.filter(user__owner=account)
-        if actor.token is not None and (actor.token.role or actor.token.namespaces):
-            mine = mine.filter(pk=actor.token.pk)  # a limited token knows of itself only
-        found: Any = mine
+        found: Any = tokens_of(actor_of(info))
         return found  # type: ignore[no-any-return]
 
     @field(description="Namespaces in which the caller holds a role, with the roles.")
@@ -81,3 +90,6 @@ class Me:
             NamespaceRole(namespace=row, roles=sorted(held[row.pk], key=list(Role).index))
             for row in rows
         ]
+
+
+register_model("ApiToken", ApiTokenNode, lambda info: tokens_of(actor_of(info)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -10,12 +10,13 @@ from typing import Any
 import strawberry
 from django.db.models import Count, Prefetch, QuerySet
 from django.utils import timezone
-from strawberry import ID, Info
+from strawberry import ID
 
 from accounts.access import Actor
 from accounts.roles import Perm
 from environments.domain.lifecycle import BuildState
-from environments.graphql.fields import actor_of, field
+from environments.graphql.fields import field
+from environments.graphql.nodes import Node, global_id, ids_of
 from environments.graphql.packages import BigInt
 from environments.models import (
     ApprovalRequest,
@@ -55,8 +56,7 @@ def _name(user: Any) -> str | None:
 @strawberry.type(
     description="Approval or rejection of packages, in force until it expires or is revoked."
 )
-class PackageDecision:
-    id: ID = strawberry.field(description="Id of the object.")
+class PackageDecision(Node):
     approved: bool = strawberry.field(description="True for an approval, false for a rejection.")
     scope: DecisionScope = strawberry.field(description="What the decision covers.")
     manager: str = strawberry.field(
@@ -101,7 +101,7 @@ class PackageDecision:
     def of(cls, row: Decision) -> PackageDecision:
         ended = row.expires_at is not None and row.expires_at <= timezone.now()
         return cls(
-            id=ID(str(row.pk)),
+            **ids_of("PackageDecision", row),
             approved=row.approved,
             scope=DecisionScope(row.scope),
             manager=row.manager,
@@ -203,11 +203,10 @@ class Facts:
     description="Request for a decision on one package in one namespace, shared by "
     "all builds that wait for it.",
 )
-class ApprovalRequestNode:
+class ApprovalRequestNode(Node):
     row: strawberry.Private[Any]
     facts: strawberry.Private[Facts]
 
-    id: ID = strawberry.field(description="Id of the object.")
     namespace: str = strawberry.field(description="Name of the namespace that needs the decision.")
     manager: str = strawberry.field(
         description="Package manager: conda or pypi, or `rule` when a rule asks about "
@@ -256,7 +255,7 @@ class ApprovalRequestNode:
         return cls(
             row=row,
             facts=facts,
-            id=ID(str(row.pk)),
+            **ids_of("ApprovalRequest", row),
             namespace=row.namespace.name,
             manager=approval_requests.manager_of(row),
             name=row.name,
@@ -287,7 +286,7 @@ class ApprovalRequestNode:
         return [
             Waiting(
                 build=f"{one.build.environment}:{one.build.number}",
-                build_id=ID(str(one.build_id)),
+                build_id=global_id("Build", one.build_id),
                 state=BuildState(one.build.state),
                 asked_by=_name(one.asked_by),
                 note=one.note,
@@ -327,22 +326,6 @@ class ApprovalRequestNode:
 def shown(actor: Actor, rows: Sequence[ApprovalRequest]) -> list[ApprovalRequestNode]:
     facts = Facts(actor, rows)
     return [ApprovalRequestNode.of(row, facts) for row in rows]
-
-
-class Requests:
-    """Requests, counted and sliced in the database; what is shown of a page is asked at once."""
-
-    def __init__(self, info: Info, rows: QuerySet[ApprovalRequest]) -> None:
-        self.actor, self.rows = actor_of(info), rows
-
-    def __len__(self) -> int:
-        return self.rows.order_by().count()
-
-    def __iter__(self) -> Iterator[ApprovalRequestNode]:
-        return iter(self[0 : len(self)])
-
-    def __getitem__(self, part: slice) -> list[ApprovalRequestNode]:
-        return shown(self.actor, list(self.rows[part]))
 
 
 def of_builds() -> Prefetch[str, Any, str]:

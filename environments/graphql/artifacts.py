@@ -8,10 +8,11 @@ from typing import Any
 import strawberry
 from django.db.models import Prefetch
 from django.urls import reverse
-from strawberry import ID, Info
+from strawberry import Info
 
 from environments.domain.artifacts import FORMS, ArtifactKind, ArtifactState, variant_of
 from environments.graphql.fields import absolute
+from environments.graphql.nodes import Node, ids_of
 from environments.graphql.packages import BigInt, Failure, Progress
 from environments.models import Artifact, Build, LockRow
 
@@ -21,8 +22,7 @@ from environments.models import Artifact, Build, LockRow
     description="File generated from a lock, such as an archive or an image; builds "
     "with the same lock share it.",
 )
-class ArtifactNode:
-    id: ID = strawberry.field(description="Id of the object.")
+class ArtifactNode(Node):
     kind: ArtifactKind = strawberry.field(description="Format of the file.")
     platform: str = strawberry.field(description="Platform the file is for, such as linux-64.")
     state: ArtifactState = strawberry.field(description="State of the file's generation.")
@@ -93,7 +93,7 @@ def _node(info: Info, row: Artifact, path: tuple[str, str, int]) -> ArtifactNode
     name = FORMS[ArtifactKind(row.kind)].file_name
     blob = row.blob
     return ArtifactNode(
-        id=ID(str(row.pk)),
+        **ids_of("Artifact", row),
         kind=ArtifactKind(row.kind),
         platform=row.platform,
         state=ArtifactState(row.state),

@@ -17,6 +17,7 @@ from environments.domain.audit_checkpoints import CheckedCheckpoints
 from environments.graphql.connections import Connection, connection
 from environments.graphql.errors import OperationError, refusable
 from environments.graphql.fields import Column, actor_of, column, computed, described, field
+from environments.graphql.nodes import Node, global_id, id_field, key_field, register_model
 from environments.graphql.packages import BigInt
 from environments.models import AuditEvent
 from environments.models.audit import AuditQuerySet
@@ -64,8 +65,9 @@ def _aware(moment: datetime | None) -> datetime | None:
     field_cls=Column,
     description="One entry of the tamper-evident audit log.",
 )
-class AuditEventNode:
-    id: ID = column("Id of the object.")
+class AuditEventNode(Node):
+    id: ID = id_field("AuditEvent")
+    database_id: str = key_field()
     at: datetime = column("When the event was recorded.")
     username: str = column(
         "Name of the acting user, or `directory:NAME` for an identity directory."
@@ -92,7 +94,7 @@ class AuditEventNode:
         description="Name of the namespace concerned; null when there is none.",
     )
     token_id: ID | None = computed(
-        lambda event: event.token_id and str(event.token_id),
+        lambda event: event.token_id and global_id("ApiToken", event.token_id),
         only=["token_id"],
         description="Id of the API token that was used; null for other sign-ins.",
     )
@@ -238,3 +240,6 @@ class AuditMutation:
     ) -> PrunePayload:
         pruned = audit.prune(actor=actor_of(info), before=_aware(before) or before)
         return PrunedAudit(events=BigInt(pruned.events), position=BigInt(pruned.position))
+
+
+register_model("AuditEvent", AuditEventNode, lambda info: AuditEvent.objects.all())

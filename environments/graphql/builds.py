@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,7 @@ from environments.domain.lifecycle import FINISHED, BuildState
 from environments.graphql import folder_restores
 from environments.graphql.approvals import ApprovalRequestNode, of_builds, request_rows, shown
 from environments.graphql.artifacts import ArtifactNode, artifacts_of, of_locks
+from environments.graphql.connections import ordered_by_keys
 from environments.graphql.fields import (
     Column,
     absolute,
@@ -29,7 +31,7 @@ from environments.graphql.fields import (
     described,
     field,
 )
-from environments.graphql.nodes import Node, find
+from environments.graphql.nodes import Node, find, id_field, key_field, register, register_model
 from environments.graphql.optimizer import inside
 from environments.graphql.packages import (
     BigInt,
@@ -42,6 +44,7 @@ from environments.graphql.packages import (
 from environments.graphql.specifications import LockNode, SpecificationNode
 from environments.graphql.verdicts import Verdict, verdicts_of
 from environments.models import (
+    Artifact,
     Build,
     BuildEvent,
     BuildTag,
@@ -175,7 +178,8 @@ def username_of(row: Any, annotation: str, relation: str) -> str | None:
     "attempts and its outcome.",
 )
 class BuildNode(Node):
-    id: ID = column("Id of the object.")
+    id: ID = id_field("Build")
+    database_id: str = key_field()
     number: int = column("Number of the build within its environment, starting at 1.")
     state: BuildState = column("State of the build.")
     source: str = column("Specification as it was submitted, with comments.")
@@ -291,7 +295,7 @@ class BuildNode(Node):
     @classmethod
     def get_queryset(cls, queryset: BuildQuerySet, info: Info, **kwargs: Any) -> QuerySet[Build]:
         if inside(info, "EnvironmentNode", "TagNode"):
-            return queryset.filter(deleted_at=None)
+            return ordered_by_keys(queryset.filter(deleted_at=None), "-created_at")
         return queryset.visible_to(actor_of(info))
 
     @field(only=["log_lines", "origin"], description="Lines of the build log.")
@@ -392,3 +396,23 @@ class BuildNode(Node):
 
 def lock_of(build: Build | None) -> Any:
     return build.lock.value() if build is not None and build.lock is not None else None
+
+
+register_model("Build", BuildNode, lambda info: Build.objects.all())
+
+
+def _load_artifacts(info: Info, keys: Sequence[str]) -> dict[str, ArtifactNode]:
+    """Artifacts with the newest visible build that has them, whose URL they are shown with."""
+    found: dict[str, ArtifactNode] = {}
+    visible = Build.objects.visible_to(actor_of(info)).select_related("environment__namespace")
+    for artifact in Artifact.objects.filter(pk__in=keys):
+        for build in visible.filter(lock=artifact.lock_id).order_by("-pk")[:20]:
+            shown = artifacts_of(info, build, *names_of(build))
+            same = [one for one in shown if one.database_id == str(artifact.pk)]
+            if same:
+                found[str(artifact.pk)] = same[0]
+                break
+    return found
+
+
+register("Artifact", _load_artifacts)

@@ -11,7 +11,7 @@ from strawberry import ID
 from environments.graphql.builds import BuildNode
 from environments.graphql.environments import EnvironmentNode
 from environments.graphql.fields import Column, column, computed
-from environments.graphql.nodes import Node
+from environments.graphql.nodes import Node, id_field, key_field
 from environments.graphql.packages import (
     LockedPackage,
 )
@@ -28,7 +28,8 @@ from environments.models import (
     description="Conda channel known to the installation.",
 )
 class ChannelNode(Node):
-    id: ID = column("Id of the object.")
+    id: ID = id_field("Channel")
+    database_id: str = key_field()
     url: str = column("URL of the channel.")
     first_seen_at: datetime = column("When the installation first used the channel.")
     indexed_at: datetime | None = column(

@@ -8,14 +8,14 @@ from enum import Enum
 from typing import Annotated, Any, Literal
 
 import strawberry
+from django.db.models import QuerySet
 from strawberry import ID, Info
 
 from environments.graphql.arguments import OnlyNamespace
-from environments.graphql.connections import Connection, connection
+from environments.graphql.connections import Connection, Rows, connection
 from environments.graphql.errors import OperationError, refusable
 from environments.graphql.fields import actor_of, described, field
-from environments.graphql.governance import Shown
-from environments.graphql.nodes import find
+from environments.graphql.nodes import Node, find, ids_of, register_rows
 from environments.models import ChannelCredential
 from environments.operations import credentials
 from environments.operations.namespaces import find_namespace
@@ -31,8 +31,7 @@ class CredentialKind(Enum):
     name="ChannelCredential",
     description="Credential sent to a channel or registry. The secret is never shown.",
 )
-class CredentialNode:
-    id: ID = strawberry.field(description="Id of the object.")
+class CredentialNode(Node):
     namespace: str | None = strawberry.field(
         description="Name of the namespace whose builds use it; null means the whole installation."
     )
@@ -50,7 +49,7 @@ class CredentialNode:
     @classmethod
     def of(cls, row: ChannelCredential) -> CredentialNode:
         return cls(
-            id=ID(str(row.pk)),
+            **ids_of("ChannelCredential", row),
             namespace=row.namespace.name if row.namespace else None,
             url_prefix=row.url_prefix,
             kind=row.kind,
@@ -64,11 +63,15 @@ CredentialPayload = Annotated[
 ]
 
 
+def _rows(info: Info) -> QuerySet[ChannelCredential]:
+    return ChannelCredential.objects.visible_to(actor_of(info)).select_related("namespace")
+
+
 def _credentials(info: Info, namespace: OnlyNamespace = None) -> Iterable[CredentialNode]:
-    rows = ChannelCredential.objects.visible_to(actor_of(info)).select_related("namespace")
+    rows = _rows(info)
     if namespace is not None:
         rows = rows.filter(namespace__name=namespace)
-    found: Any = Shown(rows.order_by("-pk"), CredentialNode.of)
+    found: Any = Rows.each(rows.order_by("-pk"), CredentialNode.of)
     return found  # type: ignore[no-any-return]
 
 
@@ -131,3 +134,6 @@ class CredentialMutation:
         rows = ChannelCredential.objects.visible_to(actor).select_related("namespace")
         found = find(rows, key, "credential")
         return CredentialNode.of(credentials.delete_credential(actor=actor, credential=found))
+
+
+register_rows("ChannelCredential", _rows, lambda info, row: CredentialNode.of(row))

@@ -18,10 +18,10 @@ from strawberry import ID, Info
 
 from accounts.roles import Perm
 from environments.graphql.builds import BuildNode, TagNode, recalled_reason, username_of
-from environments.graphql.connections import Connection, connection, total_of
+from environments.graphql.connections import Connection, nested_connection, ordered_by_keys
 from environments.graphql.fields import Column, actor_of, column, computed, field, joined
 from environments.graphql.namespaces import NamespaceNode
-from environments.graphql.nodes import Node
+from environments.graphql.nodes import Node, id_field, key_field, register_model
 from environments.graphql.optimizer import Join, Outline, inside, optimized
 from environments.graphql.permissions import allowed, may_annotation
 from environments.models import (
@@ -112,7 +112,8 @@ def _namespace_name(environment: Any) -> str:
     description="Named environment with numbered builds, one of which is current.",
 )
 class EnvironmentNode(Node):
-    id: ID = column("Id of the object.")
+    id: ID = id_field("Environment")
+    database_id: str = key_field()
     name: str = column("Name of the environment, unique in its namespace.")
     description: str = column("Description of the environment.")
     pinned: bool = column("True when the current build is pinned; later builds do not replace it.")
@@ -136,13 +137,10 @@ class EnvironmentNode(Node):
         "as far as the file system records it.",
     )
     tags: list[TagNode] = column("Tags of the environment's builds.")
-    builds: Connection[BuildNode] = connection(
-        count="build_total",
-        annotate={
-            "build_total": total_of(
-                lambda info: Build.objects.visible_to(actor_of(info)), "environment"
-            )
-        },
+    builds: Connection[BuildNode] = nested_connection(
+        "builds",
+        "environment",
+        lambda info: Build.objects.visible_to(actor_of(info)),
         description="Builds of the environment, newest first.",
     )
 
@@ -186,7 +184,7 @@ class EnvironmentNode(Node):
         cls, queryset: EnvironmentQuerySet, info: Info, **kwargs: Any
     ) -> QuerySet[Environment]:
         if inside(info, "NamespaceNode", "BuildNode"):
-            return queryset.present()
+            return ordered_by_keys(queryset.present(), "name")
         return queryset.visible_to(actor_of(info))
 
     @field(
@@ -197,3 +195,6 @@ class EnvironmentNode(Node):
     )
     def shared_with(self: Any, info: Info) -> list[str]:
         return _shares(self) if allowed(self, info, Perm.GRANT, self) else []
+
+
+register_model("Environment", EnvironmentNode, lambda info: Environment.objects.all())

@@ -33,7 +33,7 @@ from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext
 from strawberry.types.field import StrawberryField
 
 from accounts.access import kind_of
-from environments.graphql.connections import Pages, RowsWanted, page_part
+from environments.graphql.connections import Pages, RowsWanted, checked_page
 from environments.graphql.errors import in_event_loop
 from environments.graphql.fields import Column, actor_in
 from environments.graphql.prepared import LONGEST, NotPlainError, Remembered, prepare
@@ -120,7 +120,7 @@ class Straight(StrawberryGraphQLCoreExecutionContext):
         first, after, order = (given.pop(one, None) for one in ("first", "after", "order"))
         if any(value is not None for value in given.values()):
             raise NotPlainError
-        part = page_part(first=first, after=after)
+        part = checked_page(first=first, after=after, last=None, before=None)
         if order is not None and len(order) > len(dict.fromkeys(order)):
             raise NotPlainError  # a key of any length would be remembered
         nodes = to_nodes(details)
@@ -131,8 +131,12 @@ class Straight(StrawberryGraphQLCoreExecutionContext):
             assert field.resolve is not None
             field.resolve(source, info._replace(context=context), order=order)
 
-        key = *map(id, nodes), repr(order), kind_of(actor), connection.vendor
-        page = _pages.get(key, nodes, lambda: prepare(self, field.type, details, find, actor))
+        key = *map(id, nodes), repr(order), kind_of(actor), connection.vendor, after is None
+        page = _pages.get(
+            key,
+            nodes,
+            lambda: prepare(self, field.type, details, find, actor, after=after is not None),
+        )
         if page is None:
             raise NotPlainError
         try:
@@ -213,6 +217,8 @@ def _value_of(field: GraphQLField) -> Read:
     """How the field's own value comes from its row."""
     definition = field.extensions.get("strawberry-definition")
     if isinstance(definition, Column) and definition.is_basic_field:
+        if (of_key := definition.of_key) is not None:
+            return lambda row: of_key(row.pk)
         return definition.reader
     if type(definition) is StrawberryField and definition.is_basic_field:
         return attrgetter(definition.python_name)

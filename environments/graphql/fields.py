@@ -91,10 +91,12 @@ class Column(StrawberryDjangoField):
     """
 
     read: Callable[[Row], Any] | None = None
+    #: Makes the value of the row's key alone; then lists need not make an object of each row.
+    of_key: Callable[[Any], Any] | None = None
 
     def __copy__(self) -> Self:
         copied = super().__copy__()
-        copied.read = self.read
+        copied.read, copied.of_key = self.read, self.of_key
         return copied
 
     @property

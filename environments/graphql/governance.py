@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -15,17 +15,16 @@ from environments.domain.lifecycle import BuildState
 from environments.graphql.approvals import (
     ApprovalRequestNode,
     PackageDecision,
-    Requests,
     decision_rows,
     request_rows,
     shown,
 )
 from environments.graphql.arguments import NamespaceName, OnlyNamespace
-from environments.graphql.connections import Connection, connection
+from environments.graphql.connections import Connection, Rows, connection
 from environments.graphql.errors import OperationError, refusable
 from environments.graphql.fields import actor_of, described, field
 from environments.graphql.namespaces import NamespaceNode
-from environments.graphql.nodes import find
+from environments.graphql.nodes import Node, find, global_id, ids_of, key_in, register_rows
 from environments.models import (
     ApprovalRequest,
     Build,
@@ -96,8 +95,7 @@ class DecisionFilter:
     name="Recall",
     description="Recall of packages: nothing that contains them is built or served.",
 )
-class RecallNode:
-    id: ID = strawberry.field(description="Id of the object.")
+class RecallNode(Node):
     manager: str = strawberry.field(description="Package manager: conda or pypi.")
     spec: str = strawberry.field(
         description="MatchSpec of the recalled packages; empty when recalled by digest."
@@ -124,7 +122,7 @@ class RecallNode:
     def of(cls, row: Any) -> RecallNode:
         counted = row.__dict__.get("lock_total")
         return cls(
-            id=ID(str(row.pk)),
+            **ids_of("Recall", row),
             manager=row.manager,
             spec=row.spec,
             sha256=row.sha256,
@@ -154,62 +152,35 @@ class RecallHit:
     packages: list[str] = strawberry.field(description="Recalled packages in the build.")
 
 
-class Hits:
-    """Builds that a recall hits, counted and sliced in the database."""
+def _hits_of(recall: Recall) -> Callable[[list[Any]], list[Any]]:
+    """Answer a page of the builds that a recall hits, with the recalled packages of each."""
 
-    def __init__(self, info: Info, recall: Recall) -> None:
-        self.recall = recall
-        self.rows = recalls.hits(actor_of(info), recall).select_related(
-            "environment__namespace", "requested_by"
-        )
-
-    def __len__(self) -> int:
-        return self.rows.order_by().count()
-
-    def __iter__(self) -> Iterator[RecallHit]:
-        return iter(self[0 : len(self)])
-
-    def __getitem__(self, part: slice) -> list[RecallHit]:
-        page = list(self.rows.defer("source", "log_archive", "verdicts")[part])
+    def convert(page: list[Any]) -> list[Any]:
         locks = {build.lock_id for build in page}
-        held = RecalledLock.objects.filter(recall=self.recall, lock__in=locks)
+        held = RecalledLock.objects.filter(recall=recall, lock__in=locks)
         packages = dict(held.values_list("lock", "packages"))
-        return [self._hit(build, packages.get(build.lock_id or 0, [])) for build in page]
+        return [_hit(build, packages.get(build.lock_id or 0, [])) for build in page]
 
-    def _hit(self, build: Build, packages: Sequence[str]) -> RecallHit:
-        environment = build.environment
-        return RecallHit(
-            build=f"{environment}:{build.number}",
-            build_id=ID(str(build.pk)),
-            namespace=environment.namespace.name,
-            environment=environment.name,
-            number=build.number,
-            state=BuildState(build.state),
-            is_current=environment.current_id == build.pk,
-            requested_by=build.requested_by.get_username() if build.requested_by else None,
-            packages=list(packages),
-        )
+    return convert
 
 
-class Shown:
-    """Rows of a query, each shown by `of`: sliced in the database."""
-
-    def __init__(self, rows: QuerySet[Any], of: Any) -> None:
-        self.rows, self.of = rows, of
-
-    def __len__(self) -> int:
-        return self.rows.order_by().count()
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self[0 : len(self)])
-
-    def __getitem__(self, part: slice) -> list[Any]:
-        return [self.of(row) for row in self.rows[part]]
+def _hit(build: Build, packages: Sequence[str]) -> RecallHit:
+    environment = build.environment
+    return RecallHit(
+        build=f"{environment}:{build.number}",
+        build_id=global_id("Build", build.pk),
+        namespace=environment.namespace.name,
+        environment=environment.name,
+        number=build.number,
+        state=BuildState(build.state),
+        is_current=environment.current_id == build.pk,
+        requested_by=build.requested_by.get_username() if build.requested_by else None,
+        packages=list(packages),
+    )
 
 
 @strawberry.type(name="Webhook", description="URL that receives signed messages about events.")
-class WebhookNode:
-    id: ID = strawberry.field(description="Id of the object.")
+class WebhookNode(Node):
     namespace: str | None = strawberry.field(
         description="Name of the namespace whose events are sent; null means the whole "
         "installation."
@@ -224,7 +195,7 @@ class WebhookNode:
     @classmethod
     def of(cls, row: Webhook) -> WebhookNode:
         return cls(
-            id=ID(str(row.pk)),
+            **ids_of("Webhook", row),
             namespace=row.namespace.name if row.namespace else None,
             url=row.url,
             events=list(row.events),
@@ -269,7 +240,8 @@ def _requests(
     ] = None,
 ) -> Iterable[ApprovalRequestNode]:
     rows = request_rows().visible_to(actor_of(info))  # type: ignore[attr-defined]
-    found: Any = Requests(info, filters.apply(rows) if filters else rows)
+    actor = actor_of(info)
+    found: Any = Rows(filters.apply(rows) if filters else rows, lambda page: shown(actor, page))
     return found  # type: ignore[no-any-return]
 
 
@@ -280,8 +252,17 @@ def _decisions(
     rows = decision_rows().visible_to(actor_of(info))  # type: ignore[attr-defined]
     if filters:
         rows = filters.apply(rows, datetime.now(UTC))
-    found: Any = Shown(rows, PackageDecision.of)
+    found: Any = Rows.each(rows, PackageDecision.of)
     return found  # type: ignore[no-any-return]
+
+
+def _recall_rows(info: Info) -> QuerySet[Recall]:
+    rows = Recall.objects.visible_to(actor_of(info)).select_related("recalled_by", "undone_by")
+    return rows.annotate(lock_total=Count("locks"))
+
+
+def _webhook_rows(info: Info) -> QuerySet[Webhook]:
+    return Webhook.objects.visible_to(actor_of(info)).select_related("namespace")
 
 
 def _recalls(
@@ -290,26 +271,28 @@ def _recalls(
         bool | None, described("True for recalls in force only, false for undone ones only.")
     ] = None,
 ) -> Iterable[RecallNode]:
-    rows = Recall.objects.visible_to(actor_of(info))
+    rows = _recall_rows(info)
     if active is not None:
         rows = rows.filter(undone_at__isnull=active)
-    counted = rows.select_related("recalled_by", "undone_by").annotate(lock_total=Count("locks"))
-    found: Any = Shown(counted, RecallNode.of)
+    found: Any = Rows.each(rows, RecallNode.of)
     return found  # type: ignore[no-any-return]
 
 
 def _hits(
     info: Info, key: Annotated[ID, described("Id of the recall.", name="id")]
 ) -> Iterable[RecallHit]:
-    found: Any = Hits(info, recalls.find_recall(actor_of(info), key))
+    actor = actor_of(info)
+    recall = recalls.find_recall(actor, key_in(key, "Recall"))
+    rows = recalls.hits(actor, recall).select_related("environment__namespace", "requested_by")
+    found: Any = Rows(rows.defer("source", "log_archive", "verdicts"), _hits_of(recall))
     return found  # type: ignore[no-any-return]
 
 
 def _webhooks(info: Info, namespace: OnlyNamespace = None) -> Iterable[WebhookNode]:
-    rows = Webhook.objects.visible_to(actor_of(info)).select_related("namespace")
+    rows = _webhook_rows(info)
     if namespace is not None:
         rows = rows.filter(namespace__name=namespace)
-    found: Any = Shown(rows, WebhookNode.of)
+    found: Any = Rows.each(rows, WebhookNode.of)
     return found  # type: ignore[no-any-return]
 
 
@@ -347,7 +330,7 @@ class GovernanceQuery:
         self, info: Info, key: Annotated[ID, described("Id of the request.", name="id")]
     ) -> ApprovalRequestNode | None:
         try:
-            found = approvals.find_request(actor_of(info), key)
+            found = approvals.find_request(actor_of(info), key_in(key, "ApprovalRequest"))
         except NotFoundError:
             return None
         return _shown(info, [found])[0]
@@ -379,7 +362,7 @@ class GovernanceMutation:
         ] = None,
     ) -> DecidePayload:
         actor = actor_of(info)
-        found = [approvals.find_request(actor, key) for key in requests]
+        found = [approvals.find_request(actor, key_in(key, "ApprovalRequest")) for key in requests]
         made = approvals.decide(
             actor=actor,
             requests=found,
@@ -400,7 +383,7 @@ class GovernanceMutation:
         self, info: Info, key: Annotated[ID, described("Id of the decision.", name="id")]
     ) -> DecisionPayload:
         actor = actor_of(info)
-        decision = approvals.find_decision(actor, key)
+        decision = approvals.find_decision(actor, key_in(key, "PackageDecision"))
         return PackageDecision.of(approvals.give_second_approval(actor=actor, decision=decision))
 
     @field(description="Revoke a decision; builds that start later need a new one.")
@@ -411,7 +394,7 @@ class GovernanceMutation:
         reason: Annotated[str, described("Reason for revoking.")],
     ) -> DecisionPayload:
         actor = actor_of(info)
-        decision = approvals.find_decision(actor, key)
+        decision = approvals.find_decision(actor, key_in(key, "PackageDecision"))
         return PackageDecision.of(
             approvals.revoke_decision(actor=actor, decision=decision, reason=reason)
         )
@@ -424,7 +407,7 @@ class GovernanceMutation:
         note: Annotated[str, described("Purpose of the package.")],
     ) -> RequestPayload:
         actor = actor_of(info)
-        found = approvals.find_request(actor, key)
+        found = approvals.find_request(actor, key_in(key, "ApprovalRequest"))
         return _shown(info, [approvals.explain_request(actor=actor, request=found, note=note)])[0]
 
     @field(description="Set whether approving a package requires two approvers.")
@@ -464,7 +447,7 @@ class GovernanceMutation:
         reason: Annotated[str, described("Reason for undoing it.")],
     ) -> RecallPayload:
         actor = actor_of(info)
-        found = recalls.find_recall(actor, key)
+        found = recalls.find_recall(actor, key_in(key, "Recall"))
         return RecallNode.of(recalls.undo_recall(actor=actor, recall=found, reason=reason))
 
     @field(description="Create a webhook. Administrators only for the installation.")
@@ -517,3 +500,17 @@ def _shown(info: Info, requests: Sequence[ApprovalRequest]) -> list[ApprovalRequ
 def _aware(moment: datetime | None) -> datetime | None:
     """No time zone means UTC."""
     return moment.replace(tzinfo=UTC) if moment and moment.tzinfo is None else moment
+
+
+register_rows(
+    "ApprovalRequest",
+    lambda info: request_rows().visible_to(actor_of(info)),  # type: ignore[attr-defined]
+    lambda info, row: shown(actor_of(info), [row])[0],
+)
+register_rows(
+    "PackageDecision",
+    lambda info: decision_rows().visible_to(actor_of(info)),  # type: ignore[attr-defined]
+    lambda info, row: PackageDecision.of(row),
+)
+register_rows("Recall", _recall_rows, lambda info, row: RecallNode.of(row))
+register_rows("Webhook", _webhook_rows, lambda info, row: WebhookNode.of(row))

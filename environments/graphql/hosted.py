@@ -8,13 +8,13 @@ from typing import Annotated, Any
 
 import strawberry
 from django.db.models import Count, OuterRef, Subquery, Sum
-from strawberry import ID, Info
+from strawberry import Info
 
 from environments.graphql.arguments import OnlyNamespace
-from environments.graphql.connections import Connection, connection
+from environments.graphql.connections import Connection, Rows, connection
 from environments.graphql.errors import OperationError, refusable
 from environments.graphql.fields import actor_of, described, field
-from environments.graphql.governance import Shown
+from environments.graphql.nodes import Node, ids_of, register_rows
 from environments.graphql.packages import BigInt
 from environments.models import HostedChannel, HostedPackage
 from environments.operations import hosted_channels
@@ -25,8 +25,7 @@ from environments.services import hosted_channels as hosting
 @strawberry.type(
     name="HostedChannel", description="Channel whose packages users of a namespace upload."
 )
-class HostedChannelNode:
-    id: ID = strawberry.field(description="Id of the object.")
+class HostedChannelNode(Node):
     name: str = strawberry.field(description="Name of the channel, unique in the installation.")
     namespace: str = strawberry.field(
         description="Name of the namespace whose roles control uploads and reads."
@@ -45,7 +44,7 @@ class HostedChannelNode:
     @classmethod
     def of(cls, row: Any) -> HostedChannelNode:
         return cls(
-            id=ID(str(row.pk)),
+            **ids_of("HostedChannel", row),
             name=row.name,
             namespace=row.namespace.name,
             description=row.description,
@@ -58,8 +57,7 @@ class HostedChannelNode:
 
 
 @strawberry.type(name="HostedPackage", description="Package of a hosted channel.")
-class HostedPackageNode:
-    id: ID = strawberry.field(description="Id of the object.")
+class HostedPackageNode(Node):
     channel: str = strawberry.field(description="Name of the channel.")
     subdir: str = strawberry.field(description="Platform subdirectory, such as linux-64 or noarch.")
     file_name: str = strawberry.field(description="Name of the package file.")
@@ -84,7 +82,7 @@ class HostedPackageNode:
     @classmethod
     def of(cls, row: HostedPackage) -> HostedPackageNode:
         return cls(
-            id=ID(str(row.pk)),
+            **ids_of("HostedPackage", row),
             channel=row.channel.name,
             subdir=row.subdir,
             file_name=row.file_name,
@@ -121,7 +119,7 @@ def _channels(info: Info, namespace: OnlyNamespace = None) -> Iterable[HostedCha
     rows = _rows(info).order_by("name")
     if namespace is not None:
         rows = rows.filter(namespace__name=namespace)
-    found: Any = Shown(rows, HostedChannelNode.of)
+    found: Any = Rows.each(rows, HostedChannelNode.of)
     return found  # type: ignore[no-any-return]
 
 
@@ -133,7 +131,7 @@ def _packages(
     rows = hosted_channels.packages(actor_of(info), channel)
     if name is not None:
         rows = rows.filter(name=name)
-    found: Any = Shown(rows, HostedPackageNode.of)
+    found: Any = Rows.each(rows, HostedPackageNode.of)
     return found  # type: ignore[no-any-return]
 
 
@@ -241,3 +239,13 @@ class HostedMutation:
 
 def _found(info: Info, name: str) -> HostedChannel:
     return hosted_channels.find_channel(actor_of(info), name)
+
+
+register_rows("HostedChannel", _rows, lambda info, row: HostedChannelNode.of(row))
+register_rows(
+    "HostedPackage",
+    lambda info: HostedPackage.objects.visible_to(actor_of(info)).select_related(
+        "channel", "uploaded_by", "yanked_by"
+    ),
+    lambda info, row: HostedPackageNode.of(row),
+)

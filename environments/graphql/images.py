@@ -8,16 +8,16 @@ from enum import Enum
 from typing import Annotated, Any
 
 import strawberry
+from django.db.models import QuerySet
 from strawberry import ID, Info
 
 from environments.graphql.arguments import NamespaceName, OnlyNamespace
-from environments.graphql.connections import Connection, connection
+from environments.graphql.connections import Connection, Rows, connection
 from environments.graphql.credentials import CredentialNode, CredentialPayload
 from environments.graphql.errors import OperationError, refusable
 from environments.graphql.fields import actor_of, described, field
-from environments.graphql.governance import Shown
 from environments.graphql.namespaces import NamespaceNode
-from environments.graphql.nodes import find
+from environments.graphql.nodes import Node, find, ids_of, register_rows
 from environments.graphql.packages import BigInt
 from environments.models import Push, PushRule
 from environments.operations import images, pushes
@@ -81,8 +81,7 @@ class PushNode:
     description="Rule that pushes the images of matching environments whenever "
     "their current build changes.",
 )
-class PushRuleNode:
-    id: ID = strawberry.field(description="Id of the object.")
+class PushRuleNode(Node):
     namespace: str = strawberry.field(description="Name of the namespace.")
     pattern: str = strawberry.field(
         description="Pattern of environment names, such as `ml`, `ml-*` or `*`."
@@ -101,7 +100,7 @@ class PushRuleNode:
     @classmethod
     def of(cls, row: PushRule) -> PushRuleNode:
         return cls(
-            id=ID(str(row.pk)),
+            **ids_of("PushRule", row),
             namespace=row.namespace.name,
             pattern=row.pattern,
             target=row.target,
@@ -117,12 +116,16 @@ _BESIDE = ("namespace", "created_by")
 _PUSHES = ("pushes__build__environment__namespace", "pushes__rule")
 
 
-def _rules(info: Info, namespace: OnlyNamespace = None) -> Iterable[PushRuleNode]:
+def _rows(info: Info) -> QuerySet[PushRule]:
     rows = PushRule.objects.visible_to(actor_of(info))
-    rows = rows.select_related(*_BESIDE).prefetch_related(*_PUSHES)
+    return rows.select_related(*_BESIDE).prefetch_related(*_PUSHES)
+
+
+def _rules(info: Info, namespace: OnlyNamespace = None) -> Iterable[PushRuleNode]:
+    rows = _rows(info)
     if namespace is not None:
         rows = rows.filter(namespace__name=namespace)
-    found: Any = Shown(rows, PushRuleNode.of)
+    found: Any = Rows.each(rows, PushRuleNode.of)
     return found  # type: ignore[no-any-return]
 
 
@@ -226,3 +229,6 @@ class ImageMutation:
             actor=actor, namespace=place, registry=registry, login=login
         )
         return CredentialNode.of(row)
+
+
+register_rows("PushRule", _rows, lambda info, row: PushRuleNode.of(row))

@@ -27,6 +27,8 @@ from graphql import (
 )
 from strawberry.extensions import SchemaExtension
 
+from environments.graphql._private import graphql_schema, names_operation
+
 #: Fields that give a list without pages; what they are taken to hold on average.
 SHORT_LISTS = frozenset(
     {
@@ -108,6 +110,8 @@ class Measure:
 
     def _times(self, node: FieldNode) -> int:
         """How many objects the field may stand for."""
+        if node.name.value == "nodes":
+            return page_limit()
         if node.name.value in SHORT_LISTS:
             return SHORT_LIST
         if not self._pages(node.selection_set):
@@ -231,7 +235,7 @@ class Limits(SchemaExtension):
         key = (id(context.schema), context.query or "")
         if found := refused(context.graphql_document, context.variables or {}):
             context.pre_execution_errors = found
-        elif context._provided_operation_name is None and _is_ambiguous(context.graphql_document):
+        elif not names_operation(context) and _is_ambiguous(context.graphql_document):
             context.pre_execution_errors = [
                 GraphQLError("The document has several operations: operationName must choose one.")
             ]
@@ -239,7 +243,7 @@ class Limits(SchemaExtension):
             context.pre_execution_errors = []
         else:
             context.pre_execution_errors = validate(
-                context.schema._schema,
+                graphql_schema(context.schema),
                 context.graphql_document,
                 context.validation_rules,
             )

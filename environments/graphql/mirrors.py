@@ -10,11 +10,10 @@ import strawberry
 from django.db.models import Count, OuterRef, Subquery, Sum
 from strawberry import ID, Info
 
-from environments.graphql.connections import Connection, connection
+from environments.graphql.connections import Connection, Rows, connection
 from environments.graphql.errors import OperationError, refusable
 from environments.graphql.fields import absolute, actor_of, described, field
-from environments.graphql.governance import Shown
-from environments.graphql.nodes import find
+from environments.graphql.nodes import Node, find, ids_of, register_rows
 from environments.graphql.packages import BigInt
 from environments.models import Mirror, MirrorIndex, MirrorPackage, Namespace
 from environments.operations import mirrors
@@ -53,8 +52,7 @@ class MirroredSubdir:
     name="Mirror",
     description="Remote channel that is served by this installation, filtered by policy rules.",
 )
-class MirrorNode:
-    id: ID = strawberry.field(description="Id of the object.")
+class MirrorNode(Node):
     name: str = strawberry.field(description="Name of the mirror.")
     url: str = strawberry.field(
         description="URL of the mirror; append `@2026-11-01` to read the channel as "
@@ -80,7 +78,7 @@ class MirrorNode:
     def of(cls, row: Any, info: Info) -> MirrorNode:
         shown = [index for index in row.indexes.all() if index.subdir in row.subdirs]
         return cls(
-            id=ID(str(row.pk)),
+            **ids_of("Mirror", row),
             name=row.name,
             url=absolute(info, f"/channel/mirror/{row.name}"),
             upstream=row.upstream,
@@ -106,7 +104,7 @@ def _rows(info: Info) -> Any:
 
 
 def _mirrors(info: Info) -> Iterable[MirrorNode]:
-    found: Any = Shown(_rows(info).order_by("name"), lambda row: MirrorNode.of(row, info))
+    found: Any = Rows.each(_rows(info).order_by("name"), lambda row: MirrorNode.of(row, info))
     return found  # type: ignore[no-any-return]
 
 
@@ -200,3 +198,6 @@ class MirrorMutation:
         shown = MirrorNode.of(row, info)
         mirrors.delete_mirror(actor=actor_of(info), mirror=row)
         return shown
+
+
+register_rows("Mirror", _rows, lambda info, row: MirrorNode.of(row, info))

@@ -39,7 +39,7 @@ from environments.graphql.hosted import HostedMutation
 from environments.graphql.images import ImageMutation
 from environments.graphql.mirrors import MirrorMutation
 from environments.graphql.namespaces import NamespaceNode
-from environments.graphql.nodes import find
+from environments.graphql.nodes import find, key_in
 from environments.graphql.packages import BigInt
 from environments.graphql.policies import PolicyMutations
 from environments.graphql.previews import PreviewNode
@@ -576,9 +576,10 @@ class Mutation(
     def revoke_token(
         self, info: Info, key: Annotated[ID, described("Id of the token.", name="id")]
     ) -> TokenPayload:
-        if not key.isdecimal() or len(key) > 18:
+        token = key_in(key, "ApiToken")
+        if not token.isdecimal() or len(token) > 18:
             raise NotFoundError("There is no such token.", where="id")
-        found: Any = tokens.revoke_token(actor=actor_of(info), token_id=key)
+        found: Any = tokens.revoke_token(actor=actor_of(info), token_id=ID(token))
         return found  # type: ignore[no-any-return]
 
 

@@ -15,9 +15,9 @@ from strawberry import ID, Info
 from accounts.models import User
 from accounts.roles import Perm, Role
 from environments.domain.artifacts import ArtifactKind
-from environments.graphql.connections import Connection, connection, total_of
+from environments.graphql.connections import Connection, nested_connection
 from environments.graphql.fields import Column, actor_of, column, computed, field
-from environments.graphql.nodes import Node
+from environments.graphql.nodes import Node, id_field, key_field, register_model
 from environments.graphql.permissions import allowed, may_annotation
 from environments.graphql.quotas import USED, Quota, quotas_of
 from environments.graphql.retention_rules import Retention
@@ -58,7 +58,8 @@ class Grant:
     description="Owner of environments: the unit of roles, policy, quota and retention.",
 )
 class NamespaceNode(Node):
-    id: ID = column("Id of the object.")
+    id: ID = id_field("Namespace")
+    database_id: str = key_field()
     name: str = column("Name of the namespace, unique in the installation.")
     description: str = column("Description of the namespace.")
     personal: bool = column("True when the namespace belongs to one user.")
@@ -79,13 +80,10 @@ class NamespaceNode(Node):
         description="True when solves add pip as a dependency of Python, as conda and mamba do.",
     )
     created_at: datetime = column("When the namespace was created.")
-    environments: Connection[LazyEnvironment] = connection(
-        count="environment_total",
-        annotate={
-            "environment_total": total_of(
-                lambda info: Environment.objects.visible_to(actor_of(info)), "namespace"
-            )
-        },
+    environments: Connection[LazyEnvironment] = nested_connection(
+        "environments",
+        "namespace",
+        lambda info: Environment.objects.visible_to(actor_of(info)),
         description="Environments of the namespace that the caller may see, by name.",
     )
 
@@ -181,3 +179,6 @@ def roles_of(account: User) -> dict[int, set[Role]]:
         for namespace in mapped(account.pk, [role]).values_list("namespace", flat=True):
             held.setdefault(namespace, set()).add(role)
     return held
+
+
+register_model("Namespace", NamespaceNode, lambda info: Namespace.objects.all())

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import strawberry
 import strawberry_django
-from django.db.models import QuerySet
+from django.db.models import F, QuerySet
 from strawberry import ID, Info
 from strawberry.scalars import JSON
 
@@ -18,7 +18,15 @@ from environments.graphql.arguments import BasedOnVersion, ChangeComment, Policy
 from environments.graphql.connections import Connection, connection
 from environments.graphql.errors import OperationError, refusable
 from environments.graphql.fields import Column, actor_of, column, computed, described, field
-from environments.graphql.nodes import Node
+from environments.graphql.nodes import (
+    Node,
+    id_field,
+    ids_of,
+    key_field,
+    key_in,
+    register_model,
+    register_rows,
+)
 from environments.models import Namespace, Policy, PolicyRule, PolicyVersion
 from environments.operations import policies as operations
 from environments.operations import policy_simulation
@@ -27,8 +35,7 @@ from environments.services.policies import policy_of, rule_of
 
 
 @strawberry.type(name="PolicyRule", description="One rule of a policy.")
-class Rule:
-    id: ID = strawberry.field(description="Id of the object.")
+class Rule(Node):
     name: str = strawberry.field(description="Name of the rule, unique in its policy.")
     kind: str = strawberry.field(description="Kind of the rule.")
     effect: str = strawberry.field(description="Effect of the rule.")
@@ -48,7 +55,7 @@ class Rule:
         except StoreError as error:  # of an older release, or changed by hand
             summary = f"This rule cannot be read: {error.message}"
         return cls(
-            id=ID(str(row.pk)),
+            **ids_of("PolicyRule", row),
             name=row.name,
             kind=row.kind,
             effect=row.effect,
@@ -66,7 +73,8 @@ class Rule:
     description="Written rules of one namespace or of the installation.",
 )
 class PolicyNode(Node):
-    id: ID = column("Id of the object.")
+    id: ID = id_field("Policy")
+    database_id: str = key_field()
     version: int = column("Version number of the policy; it grows with each change.")
     namespace: str | None = computed(
         lambda row: row.namespace.name if row.namespace else None,
@@ -147,7 +155,8 @@ class EffectivePolicy:
     description="Rules of one policy after one change.",
 )
 class PolicyVersionNode(Node):
-    id: ID = column("Id of the object.")
+    id: ID = id_field("PolicyVersion")
+    database_id: str = key_field()
     number: int = column("Version number of the policy.")
     change: str = column("Description of the change.")
     comment: str = column("Comment of the user who made the change.")
@@ -274,8 +283,13 @@ def _place(info: Info, namespace: str | None) -> Namespace | None:
     return None if namespace is None else find_namespace(actor_of(info), namespace)
 
 
+def _rule_rows(info: Info) -> QuerySet[PolicyRule]:
+    rows: QuerySet[PolicyRule] = PolicyRule.objects.visible_to(actor_of(info))
+    return rows
+
+
 def _policies(info: Info) -> Iterable[PolicyNode]:
-    found: Any = Policy.objects.order_by("namespace__name", "pk")
+    found: Any = Policy.objects.order_by(F("namespace__name").asc(nulls_first=True), "pk")
     return found  # type: ignore[no-any-return]
 
 
@@ -367,7 +381,7 @@ class PolicyMutations:
         return Rule.of(
             operations.change_rule(
                 actor=actor,
-                rule=operations.find_rule(actor, key),
+                rule=operations.find_rule(actor, key_in(key, "PolicyRule")),
                 effect=effect,
                 name=name,
                 settings=content,
@@ -392,7 +406,7 @@ class PolicyMutations:
         return Rule.of(
             operations.move_rule(
                 actor=actor,
-                rule=operations.find_rule(actor, key),
+                rule=operations.find_rule(actor, key_in(key, "PolicyRule")),
                 position=position,
                 comment=comment,
                 version=version,
@@ -408,7 +422,7 @@ class PolicyMutations:
         version: BasedOnVersion = None,
     ) -> RemovedPolicyRulePayload:
         actor = actor_of(info)
-        rule = operations.find_rule(actor, key)
+        rule = operations.find_rule(actor, key_in(key, "PolicyRule"))
         operations.remove_rule(actor=actor, rule=rule, comment=comment, version=version)
         return RemovedPolicyRule(name=rule.name)
 
@@ -449,3 +463,8 @@ class PolicyMutations:
                 drafts=[rule.draft() for rule in rules or ()],
             )
         )
+
+
+register_model("Policy", PolicyNode, lambda info: Policy.objects.all())
+register_model("PolicyVersion", PolicyVersionNode, lambda info: PolicyVersion.objects.all())
+register_rows("PolicyRule", _rule_rows, lambda info, row: Rule.of(row))

@@ -13,17 +13,18 @@ plain enough is left to the ordinary way, errors too.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
-from django.core.exceptions import EmptyResultSet, FieldDoesNotExist
+from django.core.exceptions import EmptyResultSet, FieldDoesNotExist, ValidationError
 from django.db import DEFAULT_DB_ALIAS, connection, connections
-from django.db.models import Model, QuerySet
+from django.db.models import CharField, DateTimeField, IntegerField, Model, QuerySet, TextField
 from graphql import (
     GraphQLBoolean,
     GraphQLID,
@@ -35,11 +36,17 @@ from graphql import (
     is_list_type,
     is_non_null_type,
 )
-from strawberry.relay.types import Edge
-from strawberry.relay.utils import SliceMetadata, to_base64
+from strawberry.relay.utils import from_base64, to_base64
+from strawberry_django.relay.cursor_connection import (
+    DjangoCursorEdge,
+    OrderingDescriptor,
+    annotate_ordering_fields,
+    build_tuple_compare,
+)
 
 from accounts.access import Actor, stand_in, values_for
-from environments.graphql.connections import RowsWanted
+from condastore.statements import MOMENT, NUMBER, word
+from environments.graphql.connections import Page, RowsWanted, explicitly_ordered
 from environments.graphql.fields import Column
 from environments.graphql.optimizer import Join
 
@@ -48,8 +55,8 @@ Values = Sequence[Any]
 Columns = Sequence[Values]
 #: Makes the values of one field of the answer, one for each row, of the columns that were selected.
 Part = Callable[[Columns], Values]
-#: Makes an answer of the columns of its rows, the number of the first row, and if more follow.
-Whole = Callable[[Columns, SliceMetadata, int, bool], Any]
+#: Makes an answer of the columns of its rows, their number, and whether more follow.
+Whole = Callable[[Columns, int, bool], Any]
 
 #: Lists that are remembered, and the length of their documents at most, in characters.
 KEPT, LONGEST = 256, 4_000
@@ -77,22 +84,25 @@ class PreparedPage:
     converters: Mapping[int, tuple[Sequence[Callable[..., Any]], Any]]
     width: int
     answer: Whole
+    #: The sort keys of a row; those of a cursor replace their stand-ins.
+    keys: Sequence[SortKey]
 
-    def read(self, actor: Actor, part: SliceMetadata) -> Any:
+    def read(self, actor: Actor, page: Page) -> Any:
         """Return the answer's page.
 
         Raises:
             NotPlainError: a value is not what its field says.
         """
-        assert part.expected is not None
         database = connections[DEFAULT_DB_ALIAS]  # not its proxy, which takes long for each value
-        limit = database.ops.limit_offset_sql(part.start, part.overfetch)
+        limit = database.ops.limit_offset_sql(0, page.size + 1)
         values = values_for(actor)
+        if page.after is not None:
+            values |= _after(self.keys, page.after)
         with database.cursor() as cursor:
             cursor.execute(f"{self.sql} {limit}", [values.get(one, one) for one in self.parameters])
             rows = cursor.fetchall()
-        more = len(rows) > part.expected
-        rows = rows[: part.expected]
+        more = len(rows) > page.size
+        rows = rows[: page.size]
         columns: list[Values] = list(zip(*rows, strict=True)) if rows else [()] * self.width
         for position, (converters, expression) in self.converters.items():
             column = columns[position]
@@ -100,7 +110,7 @@ class PreparedPage:
                 column = [convert(value, expression, database) for value in column]
             columns[position] = column
         try:
-            return self.answer(columns, part, len(rows), more)
+            return self.answer(columns, len(rows), more)
         except Exception as error:  # it is met again the ordinary way, and told there
             raise NotPlainError from error
 
@@ -111,6 +121,8 @@ def prepare(
     details: Any,
     find: Callable[[Any], Any],
     actor: Actor,
+    *,
+    after: bool,
 ) -> PreparedPage:
     """Compile a list.
 
@@ -120,6 +132,7 @@ def prepare(
         details: the selections of its field.
         find: runs the field with a context; it leaves its queryset there.
         actor: of the kind that it is for.
+        after: the page begins after a cursor.
     Raises:
         NotPlainError: a field needs more than columns, or the queryset more than one statement.
     """
@@ -130,14 +143,20 @@ def prepare(
     if not isinstance(rows, QuerySet) or rows._prefetch_related_lookups or rows.query.distinct:  # type: ignore[attr-defined]
         raise NotPlainError
     annotations = frozenset(rows.query.annotations)
-    shapes = _Shapes(execution, annotations, sees_everything=actor.sees_everything)
+    rows, ordering, _ = annotate_ordering_fields(explicitly_ordered(rows))
+    keys = [_sort_key(number, one) for number, one in enumerate(ordering)]
+    if after:
+        stand_ins = [key.stand_in for key in keys]
+        rows = rows.filter(build_tuple_compare(ordering, stand_ins, before=False))
+    shapes = _Shapes(execution, annotations, keys, sees_everything=actor.sees_everything)
     answer = shapes.connection(kind, rows.model, details)
     compiler = rows.values_list(*shapes.paths).query.get_compiler(connection=connection)
     try:
         sql, parameters = compiler.as_sql()
     except EmptyResultSet:
         raise NotPlainError from None
-    if not all(map(_is_lasting, parameters)):
+    known = {key.parameter for key in keys}
+    if not all(one in known or _is_lasting(one) for one in parameters):
         raise NotPlainError
     selected = [one[0] for one in compiler.select[: compiler.col_count]]
     return PreparedPage(
@@ -147,7 +166,64 @@ def prepare(
         converters=compiler.get_converters(selected),
         width=len(selected),
         answer=answer,
+        keys=keys,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SortKey:
+    """A column of the order of a list."""
+
+    name: str
+    field: Any
+    stand_in: Any  # in the statement, for the value of a cursor
+    parameter: Any  # the same, as the database gets it
+
+
+def _sort_key(number: int, ordering: OrderingDescriptor) -> SortKey:
+    expression: Any = ordering.order_by.expression
+    field = expression.output_field
+    value: Any
+    if isinstance(field, CharField | TextField):
+        value = word(f"after {number}")
+    elif isinstance(field, IntegerField):
+        value = NUMBER - 1 - number
+    elif isinstance(field, DateTimeField):
+        value = MOMENT + timedelta(microseconds=1 + number)
+    else:
+        raise NotPlainError
+    parameter = field.get_db_prep_value(value, connection)
+    return SortKey(name=ordering.attname, field=field, stand_in=value, parameter=parameter)
+
+
+def _after(keys: Sequence[SortKey], cursor: str) -> dict[Any, Any]:
+    """Return the values of a cursor by the parameters that they replace."""
+    texts = json.loads(from_base64(cursor)[1])
+    if len(texts) != len(keys) or not all(isinstance(text, str) for text in texts):
+        raise NotPlainError
+    try:
+        return {
+            key.parameter: key.field.get_db_prep_value(key.field.to_python(text), connection)
+            for key, text in zip(keys, texts, strict=True)
+        }
+    except (ValidationError, ValueError) as error:
+        raise NotPlainError from error
+
+
+def _cursors(columns: Sequence[Values]) -> list[str]:
+    """Make the cursor of each row of its sort keys, as DjangoCursorConnection does."""
+    texts = [list(map(_text_of, column)) for column in columns]
+    dump = json.dumps
+    return [
+        to_base64(DjangoCursorEdge.CURSOR_PREFIX, dump(row, separators=(",", ":")))
+        for row in zip(*texts, strict=True)
+    ]
+
+
+def _text_of(value: Any) -> str | None:
+    if value is None:
+        return None
+    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 def _is_lasting(parameter: Any) -> bool:
@@ -165,9 +241,14 @@ class _Shapes:
     """Makes the parts of an answer of the selections of an operation."""
 
     def __init__(
-        self, execution: Any, annotations: frozenset[str], *, sees_everything: bool
+        self,
+        execution: Any,
+        annotations: frozenset[str],
+        keys: Sequence[SortKey],
+        *,
+        sees_everything: bool,
     ) -> None:
-        self._execution, self._annotations = execution, annotations
+        self._execution, self._annotations, self._keys = execution, annotations, keys
         self._sees_everything = sees_everything
         self.paths: list[str] = []  # the columns to select, each once
 
@@ -187,8 +268,8 @@ class _Shapes:
         if not self.paths:  # without rows it is another statement
             raise NotPlainError
 
-        def whole(columns: Columns, part: SliceMetadata, count: int, more: bool) -> Any:
-            return {name: made(columns, part, count, more) for name, made in parts.items()}
+        def whole(columns: Columns, count: int, more: bool) -> Any:
+            return {name: made(columns, count, more) for name, made in parts.items()}
 
         return whole
 
@@ -207,11 +288,11 @@ class _Shapes:
                 case _:
                     raise NotPlainError
 
-        def edges(columns: Columns, part: SliceMetadata, count: int, more: bool) -> Any:
+        positions = self._key_positions() if None in parts.values() else []
+
+        def edges(columns: Columns, count: int, more: bool) -> Any:
             made = [
-                [_cursor(part.start + number) for number in range(count)]
-                if make is None
-                else make(columns)
+                _cursors([columns[one] for one in positions]) if make is None else make(columns)
                 for make in parts.values()
             ]
             return _rows(list(parts), made)
@@ -221,14 +302,29 @@ class _Shapes:
     def _page_info(self, kind: Any, details: Any) -> Whole:
         info = get_named_type(kind)
         names = {name: one[0].node.name.value for name, one in self._fields(info, details).items()}
-        if not set(names.values()) <= _PAGE_INFO.keys() | {"__typename"}:
+        if not set(names.values()) <= _PAGE_INFO | {"__typename"}:
             raise NotPlainError
 
-        def page_info(columns: Columns, part: SliceMetadata, count: int, more: bool) -> Any:
-            return {
-                name: info.name if one == "__typename" else _PAGE_INFO[one](part, count, more)
-                for name, one in names.items()
-            }
+        wanted = {"startCursor", "endCursor"} & set(names.values())
+        positions = self._key_positions() if wanted else []
+
+        def cursor_at(columns: Columns, number: int) -> str:
+            return _cursors([columns[one][number : number + 1] for one in positions])[0]
+
+        def value(name: str, columns: Columns, count: int, more: bool) -> Any:
+            match name:
+                case "hasNextPage":
+                    return more
+                case "hasPreviousPage":
+                    return False
+                case "startCursor":
+                    return cursor_at(columns, 0) if count else None
+                case "endCursor":
+                    return cursor_at(columns, count - 1) if count else None
+            return info.name
+
+        def page_info(columns: Columns, count: int, more: bool) -> Any:
+            return {name: value(one, columns, count, more) for name, one in names.items()}
 
         return page_info
 
@@ -240,6 +336,9 @@ class _Shapes:
             raise NotPlainError
         found: dict[str, Any] = fields
         return found
+
+    def _key_positions(self) -> list[int]:
+        return [self._path(key.name) for key in self._keys]
 
     def _path(self, name: str) -> int:
         if name not in self.paths:
@@ -270,6 +369,9 @@ class _Shapes:
             return self._joined(store, found.type, details)
         complete = self._execution._completion(found.type, details)
         name = str(column.django_name or column.python_name)
+        if column.of_key is not None:
+            of_key, position = column.of_key, self._path(prefix + _key(model))
+            return lambda columns: list(map(of_key, columns[position]))
         if column.read is not None:
             return self._computed(column.read, store, model, name, complete, prefix)
         attribute = _attribute(model, name)
@@ -376,10 +478,6 @@ def _attribute(model: type[Model], name: str) -> str:
     return str(column.attname)
 
 
-def _cursor(number: int) -> str:
-    return to_base64(Edge.CURSOR_PREFIX, number)
-
-
 def _finish(kind: GraphQLOutputType, complete: Read) -> Callable[[Values], Values]:
     """Complete a column. Where all of its values are of one simple type, at once."""
     leaf = _nullable(kind)
@@ -406,12 +504,7 @@ def _finish(kind: GraphQLOutputType, complete: Read) -> Callable[[Values], Value
     return finish
 
 
-_PAGE_INFO: Mapping[str, Callable[[SliceMetadata, int, bool], Any]] = {
-    "hasNextPage": lambda part, count, more: more,
-    "hasPreviousPage": lambda part, count, more: part.start > 0,
-    "startCursor": lambda part, count, more: _cursor(part.start) if count else None,
-    "endCursor": lambda part, count, more: _cursor(part.start + count - 1) if count else None,
-}
+_PAGE_INFO = {"hasNextPage", "hasPreviousPage", "startCursor", "endCursor"}
 
 
 class Remembered:

@@ -13,7 +13,7 @@ from strawberry import ID, Info
 
 from environments.graphql.builds import lock_of
 from environments.graphql.fields import Column, actor_of, column, computed, described, field
-from environments.graphql.nodes import Node
+from environments.graphql.nodes import Node, id_field, key_field, register_model
 from environments.graphql.packages import (
     Failure,
     LockDiff,
@@ -35,7 +35,8 @@ from environments.models.previews import PreviewQuerySet, PreviewState
     description="Solve of a specification without a build.",
 )
 class PreviewNode(Node):
-    id: ID = column("Id of the object.")
+    id: ID = id_field("Preview")
+    database_id: str = key_field()
     state: PreviewState = column("State of the preview.")
     created_at: datetime = column("When the preview was requested.")
     finished_at: datetime | None = column("When the solve finished; null until then.")
@@ -80,3 +81,6 @@ class PreviewNode(Node):
             current = visible.filter(pk=self.environment.current_id).first()
         prefer = [current.platform] if current else []
         return compared(lock_of(current), self.lock.value(), platform, prefer=prefer)
+
+
+register_model("Preview", PreviewNode, lambda info: Preview.objects.all())

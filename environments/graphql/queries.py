@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import strawberry
 from django.conf import settings
-from django.db.models import CharField, F, Q, QuerySet, Value
+from django.db.models import Q, QuerySet
 from strawberry import ID, Info
 
 from accounts.access import Actor
 from condastore.errors import InvalidInputError, NotFoundError
 from environments.domain.names import canonical_channel
-from environments.domain.policy.package_specs import match_spec, package_spec
-from environments.domain.policy.subjects import comparable
 from environments.graphql.accounts import Me
 from environments.graphql.arguments import EnvironmentName, NamespaceName
 from environments.graphql.audit import AuditQuery
@@ -35,11 +33,12 @@ from environments.graphql.inputs import (
     NamespaceFilter,
     NamespaceOrder,
 )
+from environments.graphql.limits import page_limit
 from environments.graphql.mirrors import MirrorQuery
 from environments.graphql.namespaces import NamespaceNode
-from environments.graphql.nodes import find
-from environments.graphql.optimizer import below, optimized
-from environments.graphql.packages import LockDiff, LockedPackage, compared
+from environments.graphql.nodes import Node, find, load_nodes, register_model
+from environments.graphql.package_uses import find_uses
+from environments.graphql.packages import LockDiff, compared
 from environments.graphql.policies import PolicyQueries
 from environments.graphql.previews import PreviewNode
 from environments.graphql.retention import RetentionQuery
@@ -49,15 +48,11 @@ from environments.graphql.specifications import LockNode, SpecificationNode
 from environments.models import (
     Build,
     Channel,
-    CondaRecord,
     Environment,
     IndexedPackage,
-    LockedConda,
-    LockedPypi,
     LockRow,
     Namespace,
     Preview,
-    PypiRecord,
     SpecificationRow,
 )
 from environments.operations.environments import find_build, find_environment
@@ -161,124 +156,6 @@ def visible_specifications(actor: Actor) -> QuerySet[SpecificationRow]:
     )
 
 
-class Uses:
-    """Builds that contain a package: counted and sliced in the database, read with their names."""
-
-    def __init__(self, info: Info, rows: QuerySet[Any, Any]) -> None:
-        self.info, self.rows = info, rows
-
-    def __len__(self) -> int:
-        return self.rows.count()
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self[0 : len(self)])
-
-    def __getitem__(self, part: slice) -> list[LockedPackageUse]:
-        page = list(self.rows[part])
-        of_kind = {
-            kind: [row["entry"] for row in page if row["kind"] == kind]
-            for kind in ("conda", "pypi")
-        }
-        conda = LockedConda.objects.select_related("package").defer("package__record")
-        entries: dict[tuple[str, int], Any] = {
-            ("conda", one.pk): one for one in conda.filter(pk__in=of_kind["conda"])
-        }
-        pypi = LockedPypi.objects.select_related("package")
-        entries |= {("pypi", one.pk): one for one in pypi.filter(pk__in=of_kind["pypi"])}
-        builds = self._read(Build, "build", {row["build"] for row in page})
-        environments = self._read(Environment, "environment", {row["place"] for row in page})
-        return [
-            LockedPackageUse(
-                package=LockedPackage.of(entry.package, entry.platform),
-                build=builds[row["build"]],
-                environment=environments[row["place"]],
-            )
-            for row in page
-            if (entry := entries[row["kind"], row["entry"]])
-        ]
-
-    def _read(self, model: type[Any], field: str, keys: set[int]) -> dict[int, Any]:
-        rows = model.objects.filter(pk__in=keys)
-        wanted = optimized(rows, below(self.info, "edges", "node", field))
-        return {row.pk: row for row in wanted}
-
-
-def versions_that_fit(kind: str, name: str, wanted: str) -> list[str]:
-    """The versions of a package in locks that a range (`>=3,<3.0.13`, `1.26.*`) takes.
-
-    They are few: so the database looks for their records, and not through all packages.
-    """
-    if not set(wanted) & set("<>=!~*|,"):
-        return [wanted]
-    spec = package_spec(f"{kind}:{name} {wanted}", wide=False)
-    rows: Any = CondaRecord if kind == "conda" else PypiRecord
-    held = rows.objects.filter(name=name).order_by().values_list("version", flat=True).distinct()
-    matcher = match_spec(spec.matcher)
-    return [
-        version
-        for version in held
-        if (record := comparable(name, version)) is not None and matcher.matches(record)
-    ]
-
-
-def _locked_packages(
-    info: Info,
-    name: Annotated[str, described("Exact name of the package.")],
-    version: Annotated[
-        str | None, described("Version, or a version range such as `<3.0.13`.")
-    ] = None,
-    sha256: Annotated[
-        str | None, described("SHA-256 digest of the package file, in hexadecimal.")
-    ] = None,
-    current_only: Annotated[
-        bool, described("True to search current builds only, false to search all builds.")
-    ] = True,
-) -> Iterable[LockedPackageUse]:
-    if not name.strip():
-        raise InvalidInputError("The name of a package is missing.", where="name")
-    actor = actor_of(info)
-    rows: Any
-    if current_only:
-        # From the environments on: databases expect next to no build to be the current one of its
-        # own environment, and make plans for that which go through all packages of all of them.
-        rows = Environment.objects.visible_to(actor).filter(current__deleted_at=None)
-        build, place = "current__", ""
-    else:
-        rows = Build.objects.visible_to(actor)
-        build, place = "", "environment__"
-
-    def of(kind: str, name: str) -> QuerySet[Any, Any]:
-        # The records are few, and looked up first: so no database comes upon the thought of going
-        # through all packages of all builds.
-        records: Any = (CondaRecord if kind == "conda" else PypiRecord).objects.filter(name=name)
-        if version:
-            records = records.filter(version__in=versions_that_fit(kind, name, version))
-        if sha256:
-            records = records.filter(sha256=sha256)
-        keys = list(records.order_by().values_list("pk", flat=True))
-        found: QuerySet[Any, Any] = (
-            rows.order_by()
-            .filter(**{f"{build}lock__{kind}__package__in": keys})
-            .values(
-                kind=Value(kind, output_field=CharField()),
-                entry=F(f"{build}lock__{kind}__pk"),
-                build=F(f"{build}pk"),
-                place=F(f"{place}pk"),
-                namespace_name=F(f"{place}namespace__name"),
-                place_name=F(f"{place}name"),
-                build_number=F(f"{build}number"),
-            )
-        )
-        return found
-
-    conda, pypi = name.strip().lower(), name.strip().lower().replace("_", "-").replace(".", "-")
-    both = of("conda", conda).union(of("pypi", pypi), all=True)
-    found: Any = Uses(
-        info, both.order_by("namespace_name", "place_name", "-build_number", "kind", "entry")
-    )
-    return found  # type: ignore[no-any-return]
-
-
 @strawberry.type(
     description="Read access. Objects that the caller may not see are treated as missing."
 )
@@ -323,7 +200,7 @@ class Query(
         description="Packages offered by the caller's channels, searched by name.",
     )
     locked_packages: Connection[LockedPackageUse] = connection(
-        _locked_packages,
+        find_uses,
         graphql_type=Connection[LockedPackageUse],
         description="Builds whose lock contains a package.",
     )
@@ -414,20 +291,53 @@ class Query(
         found: Any = Preview.objects.filter(pk=found_key)
         return found  # type: ignore[no-any-return]
 
+    @field(description="Object with this global id; null when it does not exist or is not visible.")
+    def node(
+        self,
+        info: Info,
+        id: Annotated[ID, described("Global id of the object.")],  # noqa: A002
+    ) -> Node | None:
+        found: Node | None = load_nodes(info, [id])[0]
+        return found
+
+    @field(
+        description="Objects with these global ids, in their order; null for each that does "
+        "not exist or is not visible."
+    )
+    def nodes(
+        self,
+        info: Info,
+        ids: Annotated[
+            list[ID], described("Global ids of the objects; at most as many as a page holds.")
+        ],
+    ) -> list[Node | None]:
+        if len(ids) > page_limit():
+            raise InvalidInputError(
+                f"{len(ids)} ids are given; {page_limit()} are allowed.", where="ids"
+            )
+        return load_nodes(info, ids)
+
     @field(description="Package changes between two builds of any environments.")
     def compare_builds(
         self,
         info: Info,
-        a: Annotated[ID, described("Id of the first build.")],
-        b: Annotated[ID, described("Id of the second build.")],
+        before: Annotated[ID, described("Id of the first build.")],
+        after: Annotated[ID, described("Id of the second build.")],
         platform: Annotated[
             str | None,
             described("Platform to compare; null means the platform of the second build."),
         ] = None,
     ) -> LockDiff:
         visible = Build.objects.visible_to(actor_of(info)).select_related("lock")
-        old, new = find(visible, a, "build"), find(visible, b, "build")
+        old, new = find(visible, before, "build"), find(visible, after, "build")
         for build in (old, new):
             if build.lock is None:
-                raise NotFoundError(f"{build} has no lock: it is {build.state}.")
+                raise NotFoundError(f"{build} has no lock: its state is {build.state}.")
         return compared(old.lock.value(), new.lock.value(), platform, prefer=[new.platform])
+
+
+register_model("Lock", LockNode, lambda info: visible_locks(actor_of(info)))
+register_model(
+    "Specification", SpecificationNode, lambda info: visible_specifications(actor_of(info))
+)
+register_model("Channel", ChannelNode, lambda info: visible_channels(actor_of(info)))

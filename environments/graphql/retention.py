@@ -19,13 +19,12 @@ from environments.graphql.arguments import (
     OnlyNamespace,
 )
 from environments.graphql.builds import BuildNode
-from environments.graphql.connections import Connection, connection
+from environments.graphql.connections import Connection, Rows, connection
 from environments.graphql.environments import EnvironmentNode
 from environments.graphql.errors import OperationError, refusable
 from environments.graphql.fields import actor_of, described, field
-from environments.graphql.governance import Shown
 from environments.graphql.namespaces import NamespaceNode
-from environments.graphql.nodes import find
+from environments.graphql.nodes import Node, find, ids_of, register_rows
 from environments.graphql.packages import BigInt
 from environments.models import Build, Environment, LegalHold
 from environments.operations import retention
@@ -66,8 +65,7 @@ class RetentionPlan:
     name="LegalHold",
     description="Hold that prevents archiving and deleting a build or a whole environment.",
 )
-class LegalHoldNode:
-    id: ID = strawberry.field(description="Id of the object.")
+class LegalHoldNode(Node):
     environment: str = strawberry.field(description="Environment of the hold, as `namespace/name`.")
     build: int | None = strawberry.field(
         description="Number of the held build; null means the whole environment."
@@ -81,7 +79,7 @@ class LegalHoldNode:
     @classmethod
     def of(cls, row: LegalHold) -> LegalHoldNode:
         return cls(
-            id=ID(str(row.pk)),
+            **ids_of("LegalHold", row),
             environment=str(row.environment),
             build=row.build.number if row.build else None,
             reason=row.reason,
@@ -127,7 +125,7 @@ def _holds(info: Info, namespace: OnlyNamespace = None) -> Iterable[LegalHoldNod
     rows = retention.holds(actor_of(info))
     if namespace is not None:
         rows = rows.filter(environment__namespace__name=namespace)
-    found: Any = Shown(rows, LegalHoldNode.of)
+    found: Any = Rows.each(rows, LegalHoldNode.of)
     return found  # type: ignore[no-any-return]
 
 
@@ -135,7 +133,7 @@ def _deleted_builds(info: Info, namespace: OnlyNamespace = None) -> Iterable[Del
     rows = retention.deleted_builds(actor_of(info)).order_by("-deleted_at", "-pk")
     if namespace is not None:
         rows = rows.filter(environment__namespace__name=namespace)
-    found: Any = Shown(rows, DeletedBuild.of)
+    found: Any = Rows.each(rows, DeletedBuild.of)
     return found  # type: ignore[no-any-return]
 
 
@@ -145,7 +143,7 @@ def _deleted_environments(
     rows = retention.deleted_environments(actor_of(info)).order_by("-deleted_at", "-pk")
     if namespace is not None:
         rows = rows.filter(namespace__name=namespace)
-    found: Any = Shown(rows, DeletedEnvironment.of)
+    found: Any = Rows.each(rows, DeletedEnvironment.of)
     return found  # type: ignore[no-any-return]
 
 
@@ -277,3 +275,10 @@ class RetentionMutation:
         environment = retention.find_deleted_environment(actor, namespace, name)
         found: Any = retention.undelete_environment(actor=actor, environment=environment)
         return found  # type: ignore[no-any-return]
+
+
+register_rows(
+    "LegalHold",
+    lambda info: retention.holds(actor_of(info)),
+    lambda info, row: LegalHoldNode.of(row),
+)

@@ -12,11 +12,10 @@ from django.db.models import QuerySet
 from strawberry import ID, Info
 
 from accounts.roles import Role
-from condastore.errors import NotFoundError
 from environments.graphql.connections import Connection, connection
 from environments.graphql.errors import OperationError, refusable
 from environments.graphql.fields import Column, actor_of, column, computed, described, field
-from environments.graphql.nodes import Node
+from environments.graphql.nodes import Node, find, id_field, key_field, register_model
 from environments.models import RoleMapping
 from environments.models.role_mappings import matching_groups
 from environments.operations import role_mappings as operations
@@ -30,7 +29,8 @@ from environments.operations import role_mappings as operations
     "matching namespaces.",
 )
 class RoleMappingNode(Node):
-    id: ID = column("Id of the object.")
+    id: ID = id_field("RoleMapping")
+    database_id: str = key_field()
     group: str = column("Pattern of directory groups, as `directory:pattern`.")
     namespace: str = column("Pattern of namespaces; {username} stands for the member's name.")
     created_at: datetime = column("When the mapping was created.")
@@ -102,10 +102,9 @@ class RoleMappingMutations:
         self, info: Info, key: Annotated[ID, described("Id of the role mapping.", name="id")]
     ) -> RemovedRoleMappingPayload:
         actor = actor_of(info)
-        known = key.isdecimal() and len(key) <= 18
-        rows = operations.role_mappings(actor)
-        mapping = rows.filter(pk=key).first() if known else None
-        if mapping is None:
-            raise NotFoundError("There is no such role mapping.", where="id")
+        mapping = find(operations.role_mappings(actor), key, "role mapping")
         operations.remove_role_mapping(actor=actor, mapping=mapping)
         return RemovedRoleMapping(group=mapping.group, namespace=mapping.namespace)
+
+
+register_model("RoleMapping", RoleMappingNode, lambda info: RoleMapping.objects.all())

@@ -16,7 +16,7 @@ from accounts.models import User
 from environments.graphql.connections import Connection, connection
 from environments.graphql.errors import OperationError, refusable
 from environments.graphql.fields import Column, actor_of, column, computed, described, field
-from environments.graphql.nodes import Node
+from environments.graphql.nodes import Node, id_field, key_field, register_model
 from environments.operations import tokens as operations
 
 _OWNER = {"only": ["is_service", "owner__username", "owner__is_active"]}
@@ -29,7 +29,8 @@ _OWNER = {"only": ["is_service", "owner__username", "owner__is_active"]}
     description="Account for programs; it signs in with API tokens only.",
 )
 class ServiceAccountNode(Node):
-    id: ID = column("Id of the object.")
+    id: ID = id_field("ServiceAccount")
+    database_id: str = key_field()
     username: str = column("Name of the account.")
     date_joined: datetime = column("When the account was created.")
     active: bool = computed(
@@ -104,3 +105,6 @@ class ServiceAccountMutations:
     ) -> ServiceAccountPayload:
         found: Any = operations.assign_service_account(actor=actor_of(info), name=name, owner=owner)
         return found  # type: ignore[no-any-return]
+
+
+register_model("ServiceAccount", ServiceAccountNode, lambda info: User.objects.all())

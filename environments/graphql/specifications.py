@@ -14,9 +14,9 @@ from django.db.models import (
 )
 from strawberry import ID
 
-from environments.graphql.connections import Connection, connection
+from environments.graphql.connections import Connection, SortedItems, connection
 from environments.graphql.fields import Column, column, computed, described, field
-from environments.graphql.nodes import Node
+from environments.graphql.nodes import Node, id_field, key_field
 from environments.graphql.packages import (
     BigInt,
     LockedPackage,
@@ -46,7 +46,8 @@ def _content(read: Callable[[Any], Any], description: str | None = None) -> Any:
     description="Parsed specification of an environment.",
 )
 class SpecificationNode(Node):
-    id: ID = column("Id of the object.")
+    id: ID = id_field("Specification")
+    database_id: str = key_field()
     digest: str = column("Digest of the specification's contents, in hexadecimal.")
     created_at: datetime = column("When the specification was first stored.")
 
@@ -134,7 +135,8 @@ def locked_packages() -> list[Prefetch[str, Any, str]]:
     description="Exact set of packages that a solve chose, for one or more platforms.",
 )
 class LockNode(Node):
-    id: ID = column("Id of the object.")
+    id: ID = id_field("Lock")
+    database_id: str = key_field()
     digest: str = column("Digest of the lock's contents, in hexadecimal.")
     channels: list[str] = column("URLs of the channels of the lock, highest priority first.")
     platforms: list[str] = column("Platforms of the lock, such as linux-64.")
@@ -150,14 +152,15 @@ class LockNode(Node):
         if not hasattr(self, "shown_conda"):
             prefetch_related_objects([self], *locked_packages())
         needle = (search or "").lower()
-        return [
-            LockedPackage.of(one.package, one.platform)
-            for one in sorted(
-                [*self.shown_conda, *self.shown_pypi],
-                key=lambda one: (one.platform, one.package.name),
-            )
-            if platform in (None, one.platform) and needle in one.package.name.lower()
-        ]
+        found: Any = SortedItems(
+            [
+                LockedPackage.of(one.package, one.platform)
+                for one in [*self.shown_conda, *self.shown_pypi]
+                if platform in (None, one.platform) and needle in one.package.name.lower()
+            ],
+            key=lambda one: (one.platform, one.name, one.kind.value),
+        )
+        return found  # type: ignore[no-any-return]
 
     packages: Connection[LockedPackage] = connection(
         _packages,

@@ -21,6 +21,7 @@ from environments.domain.lifecycle import BuildState
 from environments.graphql import environments as environment_types
 from environments.graphql import fast_execution
 from environments.graphql.connections import RowsWanted
+from environments.graphql.nodes import global_id
 from environments.graphql.prepared import Remembered
 from environments.models import Build, Environment
 from environments.models.environments import SHARED
@@ -162,7 +163,7 @@ def test_an_environment_shared_by_itself_tells_only_the_name_of_its_namespace(
         last = ask(viewer, LIST)["environments"]["edges"][-1]["node"]
         assert last["name"] == "secret-0"
         assert last["place"]["name"] == "secret"
-        assert last["place"]["id"] == "0"
+        assert last["place"]["id"] == global_id("Namespace", 0)
         assert last["place"]["description"] == ""
 
 
@@ -264,7 +265,7 @@ def test_a_namespace_is_not_shown_where_the_statement_does_not_say_who_may_see_i
     viewer = factories.actor(User.objects.get(username="viewer"))
     for _ in range(3):
         last = ask(viewer, LIST)["environments"]["edges"][-1]["node"]
-        assert (last["name"], last["place"]["id"]) == ("secret-0", "0")
+        assert (last["name"], last["place"]["id"]) == ("secret-0", global_id("Namespace", 0))
 
 
 def test_what_is_remembered_is_bounded() -> None:
