@@ -152,7 +152,9 @@ def attacks(data: Path) -> dict[str, Hostile]:
         ),
         "unlisted-link": Hostile(more=[symlink("share/d", f"{data}/secrets")], message=outside),
         "behind-a-link": Hostile(
-            payload=[symlink("d", "share"), entry("share/x")], listed=["d/x"], message="no folder"
+            payload=[symlink("d", "share"), entry("share/x")],
+            listed=["d/x"],
+            message="is not a folder",
         ),
         "hard-link": Hostile(
             payload=[
@@ -639,7 +641,7 @@ def test_a_wheel_that_the_lock_calls_by_another_name_is_refused(
     cache = WheelCache(tmp_path / "wheels")
     lie = replace(honest, name=name, version=version)
     for _ in ("fetched", "there already"):
-        with pytest.raises(LinkError, match=r"calls itself 'cowsay 6\.1'"):
+        with pytest.raises(LinkError, match=r"contains 'cowsay 6\.1'"):
             cache.ensure([lie])
         [cached] = cache.ensure([replace(honest, version="6.1.0")])
         assert cached.license == "MIT"

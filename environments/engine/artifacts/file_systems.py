@@ -170,14 +170,14 @@ def _write(material: Material, entries: Iterable[Entry], path: Path) -> Path:
     if not result.succeeded:
         path.unlink(missing_ok=True)
         result.require_not_killed("mksquashfs")
-        said = "; ".join(line for line in lines[-3:] if line)
-        if re.search("No space left|Disk quota", said):
+        output = "; ".join(line for line in lines[-3:] if line)
+        if re.search("No space left|Disk quota", output):
             raise DiskSpaceError(
                 "The disk is full: the file system could not be created.",
                 hint="Ask an administrator to free disk space, then try again.",
             )
         raise ArtifactFailedError(
-            f"The file system could not be created: {said or f'status {result.status}'}.",
+            f"The file system could not be created: {output or f'status {result.status}'}.",
             details={"status": result.status, "tail": result.tail},
         )
     return path

@@ -116,6 +116,6 @@ def _licenses(material: Material) -> list[str]:
     ]
     packages: list[Package] = [*material.part.conda, *material.part.pypi]
     for package in sorted(packages, key=lambda each: (each.name, each.version)):
-        told = f"  {package.name} {package.version}: {package.license or 'not stated'}"
-        lines.append("".join(letter if letter.isprintable() else " " for letter in told))
+        line = f"  {package.name} {package.version}: {package.license or 'not stated'}"
+        lines.append("".join(letter if letter.isprintable() else " " for letter in line))
     return lines

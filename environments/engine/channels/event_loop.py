@@ -10,9 +10,7 @@ from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from condastore.errors import (
-    TimeLimitError,
-)
+from condastore.errors import TimeLimitError
 from environments.domain.progress import Cancelled, never, obey
 
 Answer = TypeVar("Answer")

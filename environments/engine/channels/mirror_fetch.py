@@ -24,8 +24,6 @@ from environments.engine.network.bounded_reading import ACCEPT_ENCODING, Meter, 
 
 #: In the order in which they are requested; the first that exists is used.
 FORMS = ("repodata.json.zst", "repodata.json")
-
-
 #: Time limit of fetching one subdir's repodata.
 FETCH_SECONDS = 1800.0
 

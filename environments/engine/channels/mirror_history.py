@@ -25,8 +25,6 @@ from condastore.errors import (
 from environments.domain.mirrors import Entry, join
 
 CHUNK = 1 << 20  # bytes
-
-
 #: zstd level of files that are written once and read often.
 ZSTD_LEVEL = 6
 

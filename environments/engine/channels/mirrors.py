@@ -1,8 +1,8 @@
 """Index and filter the repodata of a remote channel, from files to files.
 
 An index run fetches the channel's repodata and merges it into the history of what it listed
-(`join`). A view is the part of the history that the policy allows at one moment, as the files that
-conda clients request (`render`). A large channel has 800,000 records, so only the records of one
+(`Join`). A view is the part of the history that the policy allows at one moment, as the files that
+conda clients request (`Render`). A large channel has 800,000 records, so only the records of one
 name are in memory at a time, and large work runs in its own process: it uses neither the memory nor
 the interpreter lock of a worker.
 """
@@ -27,9 +27,7 @@ from condastore.errors import (
 )
 from environments.domain.json_text import parse_json
 from environments.domain.progress import Cancelled
-from environments.engine.channels.mirror_history import (
-    Join,
-)
+from environments.engine.channels.mirror_history import Join
 from environments.engine.channels.mirror_views import Render
 from environments.engine.system.confinement import child_environment, confine
 from environments.engine.system.process_output import read_output, require_output
@@ -40,12 +38,6 @@ from environments.engine.system.processes import Confinement, run_tool
 MIN_FETCHED_BYTES, MIN_HISTORY_BYTES = 0, 16 << 20
 #: Memory limit of such a process, in bytes. It holds all records of one name at once.
 MEMORY_LIMIT = 2 << 30
-
-
-# --- the channel ----------------------------------------------------------------------------------
-
-
-# --- work that may have a process of its own ------------------------------------------------------
 
 
 def run_work(
@@ -144,9 +136,3 @@ def main() -> None:
     temporary.write_text(json.dumps(found))
     temporary.replace(answer)
     os._exit(0)  # rattler's threads may crash while Python finalizes
-
-
-# --- the history ----------------------------------------------------------------------------------
-
-
-# --- the view -------------------------------------------------------------------------------------

@@ -59,8 +59,6 @@ _FILE_TOO_LARGE = "os error 27"
 _CHANNELDATA_BYTES = 128 << 20
 #: Records that the gateway may cache while a whole channel is read; 2 KB each.
 _MAX_CACHED_RECORDS = 100_000
-
-
 #: Where rattler reads records from: a channel, or a view of one.
 Source = rattler.Channel | rattler.RepoDataSource
 

@@ -228,8 +228,8 @@ def _unpack(source: Path, root: Path, limits: Limits) -> None:
     except LinkError as error:
         raise InvalidInputError(error.message) from error
     except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        told = str(error).partition("\n")[0].rstrip(":.")
-        raise InvalidInputError(f"{source.name} cannot be unpacked: {told}.") from error
+        reason = str(error).partition("\n")[0].rstrip(":.")
+        raise InvalidInputError(f"{source.name} cannot be unpacked: {reason}.") from error
 
 
 def _oci(root: Path, folder: Path, limits: Limits) -> list[LoadedImage]:

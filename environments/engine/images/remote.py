@@ -164,8 +164,12 @@ class Repository:
     def _is_its_own(self, url: str) -> bool:
         """Return True for URLs on the registry's host, which alone may get the credentials."""
         own = httpx.URL(self.reference.address)
-        asked = httpx.URL(url)
-        return (asked.scheme, asked.host, asked.port) == (own.scheme, own.host, own.port)
+        requested = httpx.URL(url)
+        return (requested.scheme, requested.host, requested.port) == (
+            own.scheme,
+            own.host,
+            own.port,
+        )
 
     def _ask(self, method: str, url: str, **options: Any) -> Answer:
         content = b""
@@ -179,23 +183,25 @@ class Repository:
                         )
         # A stream that was already sent cannot be sent again after a redirect.
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
-            told = redact(str(error) or type(error).__name__)
-            raise UnavailableError(f"{self.reference.host} does not respond: {told}") from error
+            reason = redact(str(error) or type(error).__name__)
+            raise UnavailableError(f"{self.reference.host} does not respond: {reason}") from error
         return Answer(status=answer.status_code, headers=answer.headers, content=content)
 
     def _good(self, answer: Answer) -> Answer:
         status, host = answer.status, self.reference.host
         if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
             raise AccessDeniedError(
-                f"{host} denies access to {self.reference.name}: {_said(answer)}.",
+                f"{host} denies access to {self.reference.name}: {_error_text(answer)}.",
                 hint="Check the login for this registry, and its permissions.",
             )
         if status == httpx.codes.NOT_FOUND:
-            raise NotFoundError(f"{self.reference} does not exist: {_said(answer)}.")
+            raise NotFoundError(f"{self.reference} does not exist: {_error_text(answer)}.")
         if status >= httpx.codes.INTERNAL_SERVER_ERROR or status in _LATER:
-            raise UnavailableError(f"{host} responded with status {status}: {_said(answer)}.")
+            raise UnavailableError(f"{host} responded with status {status}: {_error_text(answer)}.")
         if status >= httpx.codes.BAD_REQUEST:  # a retry would fail as well
-            raise InvalidInputError(f"{host} responded with status {status}: {_said(answer)}.")
+            raise InvalidInputError(
+                f"{host} responded with status {status}: {_error_text(answer)}."
+            )
         return answer
 
     def _sign_in(self, challenge: str) -> None:
@@ -205,8 +211,8 @@ class Repository:
             pair = base64.b64encode(":".join(login).encode()).decode()
             self._authorization = f"Basic {pair}"
             return
-        asked = dict(_CHALLENGE.findall(rest))
-        if kind.lower() != "bearer" or not asked.get("realm", "").startswith(
+        fields = dict(_CHALLENGE.findall(rest))
+        if kind.lower() != "bearer" or not fields.get("realm", "").startswith(
             ("http://", "https://")
         ):
             raise AccessDeniedError(
@@ -215,8 +221,8 @@ class Repository:
                 hint="Store a login: condastore image login REGISTRY.",
             )
         scope = f"repository:{self.reference.name}:{self._actions}"
-        query = {"scope": scope, "service": asked.get("service", "")}
-        answer = self._ask("GET", asked["realm"], params=query, auth=login)
+        query = {"scope": scope, "service": fields.get("service", "")}
+        answer = self._ask("GET", fields["realm"], params=query, auth=login)
         document = read_json(self._good(answer).content, "the response of the sign-in")
         token = document.get("token") or document.get("access_token") or ""
         self._authorization = f"Bearer {token}"
@@ -260,8 +266,8 @@ class Repository:
                     if left < 0:
                         raise DownloadError("The registry sent more bytes than the manifest says.")
         except httpx.HTTPError as error:
-            told = redact(str(error) or type(error).__name__)
-            raise DownloadError(f"{self.reference.host} stopped sending: {told}") from error
+            reason = redact(str(error) or type(error).__name__)
+            raise DownloadError(f"{self.reference.host} stopped sending: {reason}") from error
         _compare(digest.hexdigest(), wanted)
 
     def push_blob(self, sha256: str, size: int, parts: Callable[[], Iterator[bytes]]) -> bool:
@@ -288,13 +294,13 @@ def _compare(found: str, wanted: str) -> None:
         raise DownloadError("The registry sent bytes that differ from the digest in the manifest.")
 
 
-def _said(answer: Answer) -> str:
+def _error_text(answer: Answer) -> str:
     try:
         errors = parse_json(answer.content).get("errors") or []
-        told = "; ".join(str(one.get("message") or one.get("code")) for one in errors)[:500]
+        reason = "; ".join(str(one.get("message") or one.get("code")) for one in errors)[:500]
     except (ValueError, AttributeError, TypeError):
-        told = ""
-    return told.rstrip(".") or httpx.codes.get_reason_phrase(answer.status)
+        reason = ""
+    return reason.rstrip(".") or httpx.codes.get_reason_phrase(answer.status)
 
 
 def pull(

@@ -267,6 +267,5 @@ def _is_refused(host: str, port: int) -> bool:
     return False
 
 
-# --- the process itself ---------------------------------------------------------------------------
-
+#: Program of the proxy process.
 _PROGRAM = "from environments.engine.network.forward_proxy_server import main; main()"

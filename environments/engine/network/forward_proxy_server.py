@@ -44,18 +44,10 @@ from environments.engine.network.forward_proxy import (
 from environments.engine.network.relay import Watch, answering, prepare, relay
 
 _HEAD_BYTES = 64 * 1024
-
-
 _HEAD_TIMEOUT = 60.0  # seconds
-
-
 _CONNECT_TIMEOUT = 20.0
-
-
 #: Seconds to wait for the message that announces a client's password.
 _ORDER_TIMEOUT = 1.0
-
-
 #: Request fields that are not forwarded. `Referer` may contain a token of a channel's path.
 _DROPPED = frozenset({"proxy-authorization", "proxy-connection", "referer", "host"})
 
@@ -414,8 +406,6 @@ class _Exchange:
 
 #: Allowed form of a server in a target; refuses what another proxy could parse differently.
 _AUTHORITY = re.compile(r"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
-
-
 _TARGET = re.compile(r"[!-~]+")
 
 

@@ -12,9 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from environments.engine.network.forward_proxy import (
-    Pace,
-)
+from environments.engine.network.forward_proxy import Pace
 
 _CHUNK = 1 << 20  # bytes
 

@@ -385,22 +385,22 @@ class PackageCache:
                 archive, folder, name=download.name, packed=packed, reserve=reserve
             )
         except (ExtractionError, ExtractorEndedError) as error:
-            told = str(error)
-            if any(code in told for code in _NO_SPACE):
+            message = str(error)
+            if any(code in message for code in _NO_SPACE):
                 raise DiskSpaceError(
                     f"The disk is full: {download.name} could not be extracted.",
                     hint="Ask an administrator to free disk space, then try again.",
                 ) from error
             if archive.is_fifo():  # the bytes that went through a pipe cannot be hashed again
-                raise WrongBytes(f"it cannot be extracted: {told}") from error
+                raise WrongBytes(f"it cannot be extracted: {message}") from error
             with archive.open("rb") as file:
                 hashed = await asyncio.to_thread(hashlib.file_digest, file, download.hasher)
             download.compare(sha256=hashed.hexdigest(), md5=hashed.hexdigest())
             if isinstance(error, ExtractorEndedError):
-                told = "the program that reads it crashes"
-            elif _TOO_LARGE in told:
-                told = self.limits.size_fault(packed()).rstrip(".")
-            reason = "".join(letter for letter in told if letter.isprintable())
+                message = "the program that reads it crashes"
+            elif _TOO_LARGE in message:
+                message = self.limits.size_fault(packed()).rstrip(".")
+            reason = "".join(letter for letter in message if letter.isprintable())
             raise LinkError(
                 f"The archive {download.name} cannot be extracted: {reason[:500]}.",
                 where=download.url,

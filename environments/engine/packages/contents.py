@@ -22,23 +22,13 @@ from environments.domain.unpacking import Limits
 from environments.engine.packages.extracted_tree import TreeEntry, folder_of_links, read_tree
 
 CONTENTS = "contents.json"
-
-
 _CONTENTS_VERSION = 3
-
-
 #: First bytes of the contents file of a validated entry.
 VALIDATED = b'{"version":%d,' % _CONTENTS_VERSION
-
-
 #: Version written by releases that did not validate the tree.
 UNVALIDATED_VERSION = 1
-
-
 #: Maximum size in bytes of a document in `info/`, other than the list of paths.
 _LARGEST_DOCUMENT = 1 << 20
-
-
 #: Maximum size in bytes of the list of paths: a base plus an amount per path of the archive.
 _PATHS_BASE, _PATHS_PER_ENTRY, _PATHS_LARGEST = 64 << 10, 4096, 64 << 20
 
@@ -214,14 +204,8 @@ _OF_INDEX = (
     *("name", "version", "build", "build_number", "subdir", "noarch"),
     *("license", "depends", "constrains"),
 )
-
-
 _NOTHING = TreeEntry("file", 0, "")
-
-
 _LINK_MOMENTS = ("pre-link", "post-link", "pre-unlink")
-
-
 _ENDS = (".sh", ".bat")
 
 

@@ -14,9 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
 
-from condastore.errors import (
-    LinkError,
-)
+from condastore.errors import LinkError
 from environments.domain.records import CondaPackage, Package, PypiPackage, folder_url
 
 
@@ -138,8 +136,6 @@ class Archive(Protocol):
 
 
 Use = Callable[[Download, Path], Awaitable[None]]
-
-
 #: Uses a file while it arrives through a pipe; returns False if it was incomplete or a wrong file.
 #: The function argument returns the number of bytes that arrived so far.
 Stream = Callable[[Download, Path, Callable[[], int]], Awaitable[bool]]

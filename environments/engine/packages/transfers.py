@@ -9,17 +9,13 @@ import fcntl
 import hashlib
 import os
 import re
-from collections.abc import (
-    AsyncGenerator,
-)
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import IO
 
 import httpx
 
-from condastore.errors import (
-    DownloadError,
-)
+from condastore.errors import DownloadError
 from environments.engine.network.addresses import Guard
 from environments.engine.packages.download_types import (
     Download,
@@ -27,8 +23,6 @@ from environments.engine.packages.download_types import (
 )
 
 CHUNK = 256 * 1024  # bytes
-
-
 PIPE_SIZE = 1 << 20  # bytes; a large pipe buffer, so that reader and writer rarely wait
 
 

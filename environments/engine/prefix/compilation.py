@@ -18,10 +18,7 @@ from environments.engine.system.processes import run_piped
 from environments.engine.system.sandbox import Sandbox
 
 CONTENTS = "contents.json"
-
-
 _TIME_LIMIT = timedelta(minutes=30)  # of one sandbox
-
 
 #: Runs in the bare interpreter with minimal imports. A job is the number of its pipe, its folder
 #: and pairs (path, place), ended by an empty word. For each pair it writes the length of the
@@ -68,11 +65,8 @@ for word in sys.stdin.buffer.read().decode("utf-8", "surrogateescape").split("\\
         job = []
 """
 
-
 #: Limits of a process that compiles.
 _LIMITS = {"RLIMIT_AS": 4 << 30, "RLIMIT_CORE": 0}
-
-
 #: Maximum size of a compiled file: a multiple of its source's size, plus a constant in bytes.
 _GROWTH, _ALLOWANCE = 64, 1 << 20
 

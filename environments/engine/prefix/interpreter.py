@@ -12,19 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from environments.domain.linking import (
-    PythonInfo,
-)
+from environments.domain.linking import PythonInfo
 from environments.domain.records import CondaPackage
 from environments.engine.packages.cache import CachedPackage
 
 #: Part of the key; a change invalidates all entries.
 FORMAT = "3"
-
-
 SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
 #: Parts of the standard library that compiling does not need: a third of its files.
 _LEFT_OUT = frozenset(
     {"ensurepip", "idlelib", "lib2to3", "site-packages", "test", "tests", "tkinter", "turtledemo"}

@@ -50,7 +50,6 @@ for module in list(sys.modules.values()):
         pass
 """
 
-
 #: Maximum number of sources that the tests may report as not compiled.
 _MAX_UNCOMPILED = 10_000
 
@@ -97,14 +96,14 @@ def run_smoke_tests(
         environment = _environment(prefix, final_prefix, scratch)
         uncompiled: frozenset[str] = frozenset()
 
-        def run(command: Sequence[str], look: Callable[[str], None]) -> ToolResult:
+        def run(command: Sequence[str], handle_line: Callable[[str], None]) -> ToolResult:
             return run_tool(
                 [shell, "-c", _ACTIVATED, "activate", *command],
                 cwd=scratch,
                 env=environment,
                 time_limit=timedelta(seconds=max(deadline - time.monotonic(), 0.1)),
                 cancelled=cancelled,
-                on_line=look,
+                on_line=handle_line,
                 sandbox=Sandbox(readable={final_prefix: prefix}) if sandboxed else None,
             )
 
@@ -136,7 +135,7 @@ def _check_imports(
     uncompiled: set[str] = set()
     last: list[str] = []
 
-    def look(line: str) -> None:
+    def handle_line(line: str) -> None:
         found, _, rest = line.partition(" ")
         if found != word:
             on_line(line)
@@ -155,7 +154,7 @@ def _check_imports(
             failed.append(name)
 
     python = str(final_prefix / "bin" / "python")
-    result = run([python, "-c", _IMPORT, word, *imports], look)
+    result = run([python, "-c", _IMPORT, word, *imports], handle_line)
     if last:  # the import hung, or crashed the interpreter
         raise _failure(f"import {last[0]}", result, time_limit, hidden=word)
     if failed:
@@ -178,9 +177,9 @@ def _failure(
         if result.status
         else "failed"
     )
-    said = "\n".join(lines[-10:])
+    output = "\n".join(lines[-10:])
     return SmokeTestError(
-        f"{test[0].upper()}{test[1:]} {why}." + (f" Its output:\n{said}" if said else ""),
+        f"{test[0].upper()}{test[1:]} {why}." + (f" Its output:\n{output}" if output else ""),
         details={"test": test, "status": result.status, "tail": lines},
     )
 

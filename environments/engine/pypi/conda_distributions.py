@@ -26,9 +26,7 @@ from environments.domain.json_text import parse_json
 from environments.domain.lock import PlatformLock
 from environments.domain.progress import Cancelled, obey
 from environments.domain.records import CondaPackage
-from environments.engine.channels.credentials import (
-    request_url,
-)
+from environments.engine.channels.credentials import request_url
 from environments.engine.channels.repodata import Channels
 from environments.engine.network import forward_proxy
 from environments.engine.network.addresses import guard

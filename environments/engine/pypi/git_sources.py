@@ -166,9 +166,9 @@ class Repository:
         )
         if result.succeeded:
             return False
-        said = "\n".join(result.tail)
+        output = "\n".join(result.tail)
         # Servers with old protocols serve branches and tags only; plain file servers no depth.
-        if re.search(r"unadvertised object|dumb http transport|does not support shallow", said):
+        if re.search(r"unadvertised object|dumb http transport|does not support shallow", output):
             result = self._git_run(
                 *("fetch", *options, "--", self.reference.url),
                 *("+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*"),
@@ -352,15 +352,15 @@ class Repository:
         )
 
     def _failure(self, result: ToolResult) -> StoreError:
-        said = redact("\n".join(result.tail), [self._credential])
-        said = said.replace(os.fspath(self._folder), "")
+        output = redact("\n".join(result.tail), [self._credential])
+        output = output.replace(os.fspath(self._folder), "")
         url = self.reference.url
-        if refused := _refusal(url, said):
+        if refused := _refusal(url, output):
             return refused
-        if re.search(r"not our ref|no such remote ref|Could not find remote ref", said, re.I):
+        if re.search(r"not our ref|no such remote ref|Could not find remote ref", output, re.I):
             return self._missing()
         if re.search(r"could not read (?:Username|Password)|Authentication failed|error: 40[13]",
-                     said):  # fmt: skip
+                     output):  # fmt: skip
             return ChannelNotAllowedError(
                 f"{url} requires a login"
                 + (" and refuses the stored one." if self._credential else "."),
@@ -368,21 +368,21 @@ class Repository:
                 hint="Check the URL. For a private repository, store a login for its URL: "
                 "`condastore credential set`.",
             )
-        if re.search(r"not found|error: 404|does not appear to be a git repo", said):
+        if re.search(r"not found|error: 404|does not appear to be a git repo", output):
             return PypiError(
                 f"There is no Git repository at {url}.",
                 where="dependencies.pip",
                 hint="Check the URL; it may need a login: `condastore credential set`.",
             )
-        if result.status in (128 + 25, 25) or "File too large" in said or "signal 25" in said:
+        if result.status in (128 + 25, 25) or "File too large" in output or "signal 25" in output:
             return PypiError(
                 f"{url} is larger than {self._limits.received_bytes >> 20:,} MiB, the limit for a "
                 "build.",
                 where="dependencies.pip",
                 hint="Publish a wheel of the project, and name the wheel.",
             )
-        last = _last(said.splitlines())
-        if re.search(r"redirect|error: 30\d", said, re.I):
+        last = _last_message(output.splitlines())
+        if re.search(r"redirect|error: 30\d", output, re.I):
             return PypiError(
                 f"{url} redirects to another server or protocol, which is not followed: {last}",
                 where="dependencies.pip",
@@ -391,18 +391,20 @@ class Repository:
         return ChannelUnavailableError(f"{url} cannot be read now: {last}", where=url)
 
 
-def _last(lines: Sequence[str]) -> str:
-    told = [line.strip() for line in lines if re.match(r"(?:fatal|error|remote):", line.strip())]
-    return (told or [line for line in lines if line.strip()] or ["git failed"])[-1][:500]
+def _last_message(lines: Sequence[str]) -> str:
+    messages = [
+        line.strip() for line in lines if re.match(r"(?:fatal|error|remote):", line.strip())
+    ]
+    return (messages or [line for line in lines if line.strip()] or ["git failed"])[-1][:500]
 
 
-def _refusal(url: str, said: str) -> StoreError | None:
+def _refusal(url: str, output: str) -> StoreError | None:
     """Return the guard's refusal if it made git fail."""
     shown = " ".join(
-        f"failed to fetch: `{each}`" for each in re.findall(r"'(https?://\S+?)'", said)
+        f"failed to fetch: `{each}`" for each in re.findall(r"'(https?://\S+?)'", output)
     )
     if refused := forward_proxy.refusal_in(f"{shown} failed to fetch: `{url}`"):
         return refused
-    if re.search(r"response 407|CONNECT.*407|HTTP code 407", said):
+    if re.search(r"response 407|CONNECT.*407|HTTP code 407", output):
         return Guard.refusal(urlsplit(url).hostname or url)
     return None

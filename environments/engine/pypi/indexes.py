@@ -246,11 +246,13 @@ class _Links(HTMLParser):
         self.links: list[tuple[str, str]] = []  # (href, data-requires-python)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        said = dict(attrs)
+        attributes = dict(attrs)
         if tag == "base" and not self.base:
-            self.base = said.get("href") or ""
-        elif tag == "a" and said.get("href"):
-            self.links.append((said["href"] or "", said.get("data-requires-python") or ""))
+            self.base = attributes.get("href") or ""
+        elif tag == "a" and attributes.get("href"):
+            self.links.append(
+                (attributes["href"] or "", attributes.get("data-requires-python") or "")
+            )
 
 
 def _plain(url: str) -> str:

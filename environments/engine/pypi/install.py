@@ -349,9 +349,9 @@ def _unpack(
         zipfile.LargeZipFile,
         zlib.error,
     ) as error:
-        said = str(error).replace(f"{alone}/", "")  # do not reveal the path of the cache
+        reason = str(error).replace(f"{alone}/", "")  # do not reveal the path of the cache
         raise LinkError(
-            f"{name} is not a valid wheel: {said}.",
+            f"{name} is not a valid wheel: {reason}.",
             where=wheel.url,
             hint="Use another version, or report it to the project.",
         ) from error

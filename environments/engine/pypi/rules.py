@@ -35,12 +35,12 @@ def resolve_within_policy(
     screen = Screen(rules.policy, known, rules=hiding)
     first: Packages | None = None
     for effects in ({Effect.ENFORCE, Effect.ASK}, {Effect.ENFORCE}):
-        told = [*rules.policy.pypi_constraints]
+        constraints = [*rules.policy.pypi_constraints]
         for _ in range(_MAX_ATTEMPTS):
             try:
-                found = resolve(told)
+                found = resolve(constraints)
             except PypiError:
-                if not told:
+                if not constraints:
                     raise
                 break
             first = found if first is None else first
@@ -52,7 +52,7 @@ def resolve_within_policy(
                     f"{package.name} {package.version} {objection.text} "
                     f"(rule “{objection.rule.name}”); trying another version."
                 )
-                told.append(_without(package, objection))
+                constraints.append(_without(package, objection))
     return resolve(()) if first is None else first
 
 

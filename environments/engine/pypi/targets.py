@@ -10,9 +10,7 @@ from packaging import tags
 from packaging.markers import default_environment
 from packaging.utils import parse_wheel_filename
 
-from condastore.errors import (
-    PypiError,
-)
+from condastore.errors import PypiError
 from environments.domain.lock import PlatformLock
 
 _GLIBC_MINORS = (*range(40, 30, -1), 28, 17)  # minor versions of glibc 2 that uv supports

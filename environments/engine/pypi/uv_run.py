@@ -328,22 +328,24 @@ class UvRun:
             hint="Choose another version, or the conda package.",
         )
 
-    def _error(self, said: str, folder: Path) -> StoreError:
+    def _error(self, output: str, folder: Path) -> StoreError:
         """Convert uv's output to an error."""
-        if refused := forward_proxy.refusal_in(said):
+        if refused := forward_proxy.refusal_in(output):
             return refused
-        text = " ".join(said.replace(folder.as_uri(), "").replace(os.fspath(folder), "").split())
+        text = " ".join(output.replace(folder.as_uri(), "").replace(os.fspath(folder), "").split())
         text = re.sub(r"^.*?(?:cause|error): (?:No solution found[^:]*?cause: )?", "", text)
         text = re.sub(r" @ \S*\.whl", "", text)
         beginning = f"On {self.platform}, the PyPI part has no solution."
         if re.search(
             r"(?i)could not connect|connection|timed out|status server error|\b50\d\b|"
             r"Failed to fetch|error sending request|dns error",
-            said,
-        ) and not re.search(r"(?i)No solution found|\b40[13]\b", said):
+            output,
+        ) and not re.search(r"(?i)No solution found|\b40[13]\b", output):
             return ChannelUnavailableError(f"The Python index cannot be read: {text}")
-        sdist = re.findall(r"(?:because|Because) ([\w.-]+)(?:\S*)? has no (?:usable )?wheels", said)
-        sdist += re.findall(r"building from source is disabled for `([\w.-]+)`", said)
+        sdist = re.findall(
+            r"(?:because|Because) ([\w.-]+)(?:\S*)? has no (?:usable )?wheels", output
+        )
+        sdist += re.findall(r"building from source is disabled for `([\w.-]+)`", output)
         if sdist:
             names = ", ".join(sorted(set(sdist)))
             return PypiError(
@@ -353,7 +355,7 @@ class UvRun:
                 hint="Choose a version with a wheel, or the conda package.",
                 details={"explanation": text, "sdist_only": sorted(set(sdist))},
             )
-        named = {canonicalize_name(word) for word in re.findall(r"[\w.-]+", said)}
+        named = {canonicalize_name(word) for word in re.findall(r"[\w.-]+", output)}
         from_conda = [item for item in self.provided.values() if item.name in named]
         if from_conda:
             return PypiError(

@@ -49,8 +49,6 @@ from environments.engine.system.memory import private_bytes, release_free_memory
 
 _POLL_SECONDS = 0.05  # between two checks of cancellation and memory
 _IDLE_SECONDS = 900.0  # after which an unused process exits
-
-
 Job = Work | ChannelJob
 
 

@@ -240,7 +240,7 @@ def run_piped(
         pipes = [open_pipe(ours) for _ in outputs]
         ends = [writer.fileno() for _, writer in pipes]
         given = ours.enter_context(memory_file(stdin(ends)))
-        said = ours.enter_context(memory_file(b""))
+        messages = ours.enter_context(memory_file(b""))
         process = ours.enter_context(
             _running(
                 command,
@@ -250,7 +250,7 @@ def run_piped(
                 sandbox=sandbox,
                 confinement=None,
                 background=background,
-                streams={"stdin": given, "stdout": said, "stderr": said},
+                streams={"stdin": given, "stdout": messages, "stderr": messages},
                 pass_fds=ends,
             )
         )
@@ -260,7 +260,7 @@ def run_piped(
         timed_out = not _collect(
             process, open_pipes, deadline=started + time_limit.total_seconds(), cancelled=cancelled
         )
-        lines = os.pread(said, 65_536, 0).splitlines()[-TAIL:]
+        lines = os.pread(messages, 65_536, 0).splitlines()[-TAIL:]
     return ToolResult(
         status=process.returncode,
         timed_out=timed_out,

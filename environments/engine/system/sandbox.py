@@ -66,11 +66,8 @@ class Sandbox:
 
 
 SCRATCH = "/tmp/home"  # noqa: S108  # in the sandbox
-
-
 #: Bytes that code in the sandbox may write to /tmp and to /dev/shm, both in memory.
 _SCRATCH_SIZE, _SHARED_SIZE = 1 << 30, 512 << 20
-
 
 #: Limits of a process in the sandbox; its memory is half of the machine's, at least 2 GiB.
 #: RLIMIT_NPROC counts the processes and threads of one sandbox.
@@ -80,7 +77,6 @@ _SANDBOX_LIMITS = {
     "RLIMIT_FSIZE": _SCRATCH_SIZE,
     "RLIMIT_NPROC": 1024 + 16 * (os.cpu_count() or 1),
 }
-
 
 #: Kernel version since which RLIMIT_NPROC is counted by user namespace.
 _COUNTS_BY_NAMESPACE = (5, 14)
@@ -126,8 +122,6 @@ def _sandbox_options(*, bare: bool) -> list[str]:
 
 #: System paths that a program with its own libraries needs: libc and its loader.
 _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/nix/store")
-
-
 #: System paths that suffice to run a program linked for the system, without data of users or of
 #: condastore: no database, no settings, no prefixes of other namespaces.
 VISIBLE_PATHS = tuple(
@@ -152,12 +146,12 @@ def sandbox_problem() -> str:
         with start_sandboxed(
             ["true"], cwd=Path("/"), env={}, limits={}, sandbox=Sandbox(), streams=STREAMS
         ) as process:
-            said, _ = process.communicate(timeout=30)
+            output, _ = process.communicate(timeout=30)
     except (OSError, subprocess.SubprocessError) as error:
         return f"bubblewrap does not start: {error}."
     if process.returncode == 0:
         return ""
-    reason = said.decode(errors="replace").strip().splitlines()
+    reason = output.decode(errors="replace").strip().splitlines()
     return f"bubblewrap does not work here: {reason[-1] if reason else process.returncode}."
 
 
