@@ -67,6 +67,11 @@ def test_a_page_is_not_found_without_the_right_to_see_it(
     assert "research" not in signed_in(charlie).get("/").content.decode()
 
 
+def test_a_shared_link_leads_back_after_sign_in(environment: Environment) -> None:
+    answer = Client().get(PAGES[1], headers={"Accept": "text/html"})
+    assert answer.content.decode().count("/login/?next=%2Fenvironments%2Fresearch%2Fml%2F") == 2
+
+
 def test_the_list_costs_as_many_queries_for_fifty_as_for_five(
     bob: Actor, environment: Environment, django_assert_max_num_queries: Any
 ) -> None:
