@@ -334,11 +334,7 @@ def test_the_graphql_tour_runs(folder: Path, channel: str) -> None:
         assert build["ref"] == "research/ml:1"
         followed = re.sub(r'buildId: "[^"]*"', f'buildId: "{build["id"]}"', subscription)
         headers["Accept"] = "text/event-stream"
-        asked: dict[str, Any] = {
-            "json": {"query": followed},
-            "headers": headers,
-            "timeout": SECONDS,
-        }
-        with httpx.stream("POST", url, timeout=SECONDS, **asked) as events:
+        json_body = {"query": followed}
+        with httpx.stream("POST", url, json=json_body, headers=headers, timeout=SECONDS) as events:
             states = re.findall(r'"state": ?"(\w+)"', "".join(events.iter_text()))
         assert states[-1] == "READY"
