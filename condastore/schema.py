@@ -1,4 +1,4 @@
-"""The GraphQL schema of the whole: what the apps' halves are joined to."""
+"""The GraphQL schema: queries, mutations, subscriptions and their extensions."""
 
 from __future__ import annotations
 

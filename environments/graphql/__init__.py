@@ -1,4 +1,4 @@
-"""The GraphQL half of what is served: types, queries, changes, subscriptions."""
+"""GraphQL interface: types, queries, mutations and subscriptions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests for packages and decisions on them, as clients see them."""
+"""Types of approval requests and package decisions."""
 
 from __future__ import annotations
 

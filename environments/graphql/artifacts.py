@@ -1,4 +1,4 @@
-"""Which files were made of a build's lock, how far are those that are being made, and where?"""
+"""Type of the files that are generated from a build's lock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The audit log as clients see it: search, verify, prune. Files of it come from `/api/audit`."""
+"""Audit log: search, verification and pruning. `/api/audit` exports it as files."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def _shares(self: Any) -> list[str]:
 
 
 def _shown(info: Info) -> dict[str, Any]:
-    """Is the namespace of an environment one that the actor may see?"""
+    """Annotate whether the actor may see the namespace of an environment."""
     everything = actor_of(info).sees_everything
     return (
         {}
@@ -94,7 +94,7 @@ def _folder(environment: Any) -> str:
 
 
 def _withdrawn(environment: Any) -> bool:
-    """Was the current build recalled?"""
+    """Return True when the current build was recalled."""
     if "current_recalled" in environment.__dict__:
         return environment.current_recalled is not None
     return environment.current is not None and recalled_reason(environment.current) is not None

@@ -1,4 +1,4 @@
-"""How is an error told? A StoreError by its code and hint, our own faults by an id and no more."""
+"""Translation of errors: a StoreError keeps its code and hint, any other gets an id in the log."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def field(
 
 
 def actor_of(info: Info) -> Actor:
-    """Return who asks."""
+    """Return the actor of the request."""
     return actor_in(info.context.request)
 
 
@@ -69,7 +69,7 @@ def actor_in(request: Any) -> Actor:
 
 
 def absolute(info: Info, path: str) -> str:
-    """The address of a path of this server, as whoever asks reaches it."""
+    """The address of a path of this server, as the caller reaches it."""
     if settings.PUBLIC_URL:
         return str(settings.PUBLIC_URL).rstrip("/") + path
     request = info.context.request

@@ -1,4 +1,4 @@
-"""The folder of a READY build that is missing, as clients see it."""
+"""Type of the missing prefix folder of a READY build."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Approvals, recalls and webhooks: what can be asked and changed of them."""
+"""Queries and mutations of approvals, recalls and webhooks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hosted channels and their packages: which there are, making and deleting them, yanking."""
+"""Hosted channels and their packages: list, create, change, delete, yank."""
 
 from __future__ import annotations
 

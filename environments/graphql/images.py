@@ -1,4 +1,4 @@
-"""What container images lie on, and where they are sent: what can be asked and changed of it."""
+"""Base images of namespaces and push rules to registries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What clients may filter and sort by, and the values of a few words: named as in the domain."""
+"""Filters and orders of lists."""
 
 from __future__ import annotations
 

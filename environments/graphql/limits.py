@@ -1,4 +1,4 @@
-"""How much may one GraphQL request ask for? Depth, aliases, tokens, and how many objects."""
+"""Limits of one GraphQL request: depth, aliases, tokens and the number of objects."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class Measure:
         return Cost(inner.depth + 1, inner.aliases + alias, times * (1 + inner.objects))
 
     def _times(self, node: FieldNode) -> int:
-        """How many objects the field may stand for."""
+        """Return the number of objects that the field may return."""
         if node.name.value == "nodes":
             return page_limit()
         if node.name.value in SHORT_LISTS:
@@ -126,7 +126,7 @@ class Measure:
     def _pages(
         self, selection: SelectionSetNode | None, seen: frozenset[str] = frozenset()
     ) -> bool:
-        """Does it select a connection's edges?"""
+        """Return True when the selection includes the edges of a connection."""
         for node in selection.selections if selection else ():
             if isinstance(node, FieldNode) and node.name.value == "edges":
                 return True

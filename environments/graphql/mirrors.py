@@ -1,4 +1,4 @@
-"""Mirrors of remote channels: which there are, how they follow their channels, declaring them."""
+"""Mirrors of remote channels: list, create, change, delete."""
 
 from __future__ import annotations
 

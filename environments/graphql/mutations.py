@@ -1,6 +1,8 @@
-"""What can be changed? Each finds in `visible_to`, calls the operation, and answers.
+"""Mutations. Each finds its rows in `visible_to`, calls the operation, and returns the result.
 
 A StoreError becomes the OperationError of the payload (`errors.StoreErrors`): none is caught here.
+
+One file: GraphQL has one Mutation type. Other subjects' mutations are mixed in from their modules.
 """
 
 from __future__ import annotations

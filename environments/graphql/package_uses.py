@@ -150,8 +150,7 @@ def find_uses(
         build, place = "", "environment__"
 
     def of(kind: str, name: str) -> QuerySet[Any, Any]:
-        # The records are few, and looked up first: so no database comes upon the thought of going
-        # through all packages of all builds.
+        # Resolve record ids first so that the planner cannot choose a scan of all packages.
         records: Any = (CondaRecord if kind == "conda" else PypiRecord).objects.filter(name=name)
         if version:
             records = records.filter(version__in=versions_that_fit(kind, name, version))

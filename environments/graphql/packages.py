@@ -1,4 +1,4 @@
-"""Packages, what changed between two locks, and failures, as values of the schema."""
+"""Types of packages, lock differences, failures and progress."""
 
 from __future__ import annotations
 

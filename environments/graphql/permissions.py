@@ -19,7 +19,7 @@ from environments.models.namespaces import held
 
 
 def may_annotation(perm: Perm, *, through: str = "") -> Callable[[Info], Case]:
-    """An annotation: may the actor do that in the namespace, or the one `through` leads to?"""
+    """Annotate whether the actor has `perm` in the namespace, or in the one `through` leads to."""
 
     def expression(info: Info) -> Case:
         allowed = When(held(actor_of(info), perm, through=through), then=True)
@@ -29,7 +29,7 @@ def may_annotation(perm: Perm, *, through: str = "") -> Callable[[Info], Case]:
 
 
 def allowed(row: Any, info: Info, perm: Perm, guarded: Any) -> bool:
-    """The annotation, or a look of its own where the row did not come in a list."""
+    """Return the annotation, or query it when the row was not read with it."""
     annotation = f"may_{perm}"
     if annotation in row.__dict__:
         return bool(row.__dict__[annotation])

@@ -1,4 +1,4 @@
-"""Policies as clients see them: the rules, their versions, and what a rule would do."""
+"""Policies: rules, versions and simulation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be asked? Every field finds in `visible_to(actor)`: the rest is not there."""
+"""Queries. Each field reads from `visible_to(actor)`; what is not visible does not exist."""
 
 from __future__ import annotations
 

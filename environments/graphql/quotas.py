@@ -1,4 +1,4 @@
-"""How much may a namespace hold and ask for, and how much does it?"""
+"""Quotas of a namespace and their use."""
 
 from __future__ import annotations
 

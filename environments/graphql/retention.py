@@ -1,4 +1,4 @@
-"""How long builds stay, what holds them, what was deleted: what can be asked and changed of it."""
+"""Retention rules, legal holds and undeleting."""
 
 from __future__ import annotations
 

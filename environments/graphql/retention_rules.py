@@ -1,4 +1,4 @@
-"""How long do the builds of a namespace stay?"""
+"""Retention rules that are in force in a namespace."""
 
 from __future__ import annotations
 

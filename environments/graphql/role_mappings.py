@@ -1,4 +1,4 @@
-"""Role mappings as clients see them: what members of directory groups may do, and where."""
+"""Role mappings: roles of the members of directory groups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Service accounts as clients see them: who answers for each, and whether anybody still does."""
+"""Service accounts and their owners."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GraphQL subscriptions: the states and log of a build, and the builds of a namespace.
+"""GraphQL subscriptions: states and log of a build, and the builds of a namespace.
 
 A subscription holds neither a thread nor a connection while it waits. One poll per process tells
 all of them what has changed (`polling`); whether a reader may still see it is checked again every

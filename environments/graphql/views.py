@@ -1,4 +1,4 @@
-"""The doors of GraphQL: HTTP with server-sent events, WebSockets, and GraphiQL for people."""
+"""Transports of GraphQL: HTTP with server-sent events, WebSockets, and the GraphiQL page."""
 
 from __future__ import annotations
 
