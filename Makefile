@@ -43,6 +43,10 @@ fuzz: $(VENV)/ready-dev
 	CONDASTORE_FUZZ_SEED=$(or $(SEED),$(shell date +%s)) CONDASTORE_FUZZ_ROUNDS=$(or $(ROUNDS),10) \
 	  $(BIN)/python -m pytest tests/security/test_fuzz.py tests/security/test_generated_inputs.py $(ARGS)
 
+# Small changes to central modules, each of which their tests must notice.
+mutate: $(VENV)/ready-dev
+	$(BIN)/python -m tests.mutation $(ARGS)
+
 accept: $(VENV)/ready-dev
 	$(BIN)/python -m pytest tests/acceptance $(ARGS)
 

@@ -25,19 +25,19 @@ class Lane:
 #: From the cheapest to the most expensive.
 LANES = {
     "fast": Lane(
-        purpose="Rules, rows, engine and interfaces, each through its public functions.",
-        allows="SQLite and processes of the engine: solver, linker, sandbox.",
-        budget_minutes=5,
+        purpose="Rules, rows and interfaces, each through its public functions.",
+        allows="SQLite.",
+        budget_minutes=6,
     ),
     "services": Lane(
-        purpose="The same code with the real programs it talks to, and as a program itself.",
-        allows="PostgreSQL, brokers, object store, identity providers, git, commands.",
-        budget_minutes=3,
+        purpose="Builds, and the code with the real programs it talks to, and as a program itself.",
+        allows="Channels, the solver, PostgreSQL, brokers, object store, identity providers, git.",
+        budget_minutes=9,
     ),
     "system": Lane(
         purpose="Whole installations: faults, databases and brokers, clients, the browser.",
         allows="`condastore up`, and everything that services may start.",
-        budget_minutes=8,
+        budget_minutes=12,
     ),
 }
 FOLDERS = {
@@ -55,6 +55,11 @@ FOLDERS = {
 }
 #: Files that start more than other files of their folder, and such tests of a file.
 FILES = {
+    "tests/condastore/test_backups.py": "services",
+    "tests/condastore/test_start_imports.py": "services",
+    "tests/environments/engine/pypi/test_direct_wheels.py": "services",
+    "tests/environments/engine/pypi/test_git_sources.py": "services",
+    "tests/environments/jobs/test_blob_gc_under_load.py": "services",
     "tests/condastore/http/test_request_threads.py": "services",
     "tests/condastore/supervisor/test_up.py": "system",
     "tests/condastore/test_nginx.py": "services",
@@ -78,6 +83,12 @@ FILES = {
 }
 #: Fixtures that start more than a test of the lane `fast` may.
 FIXTURES = {
+    "channel_server": "services",
+    "engine": "services",
+    "linked": "services",
+    "own_channel": "services",
+    "small_channel": "services",
+    "solver": "services",
     "debian_postgres_service": "services",
     "ldap_service": "services",
     "openid_service": "services",

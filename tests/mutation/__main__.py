@@ -105,7 +105,8 @@ def main() -> int:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
     django.setup()
     plugin = Mutation(mutants_of(module, number=options.mutants, seed=options.seed))
-    return _run(plugin, ["-q", "-p", "no:cacheprovider", "--no-header", *MODULES[module]])
+    quick = ["-q", "-p", "no:cacheprovider", "--no-header", "--lane", "fast"]
+    return _run(plugin, [*quick, *MODULES[module]])
 
 
 def _run(plugin: Mutation, arguments: list[str]) -> int:
