@@ -1,4 +1,4 @@
-"""Signal receivers for changes in directories: apply role mappings, and write the audit log."""
+"""Signal receivers: role mappings and audit events of directories, pushes of current builds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from django.dispatch import receiver
 from accounts.access import Actor
 from accounts.models import User
 from accounts.signals import account_closed, account_opened, groups_mirrored
-from environments.models import AuditEvent
+from environments.models import AuditEvent, Build, Environment, PushRule
+from environments.models.environments import current_changed
 from environments.models.role_mappings import materialise
 from environments.services.orphaned_accounts import notify_orphaned
 
@@ -49,3 +50,9 @@ def record_closed(user: User, directory: str, **kwargs: Any) -> None:
     if left := notify_orphaned(user, by=_actor_of(directory)):
         changes["service_accounts"] = list(left)
     AuditEvent.record(_actor_of(directory), "account.close", user.username, changes)
+
+
+@receiver(current_changed, dispatch_uid="pushes")
+def push_current_build(environment: Environment, build: Build, **kwargs: Any) -> None:
+    """Queue pushes of the new current build by the rules of its namespace."""
+    PushRule.follow(environment, build)

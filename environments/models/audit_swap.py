@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from django.apps import apps
 from django.db import IntegrityError, OperationalError, connections
 
 from environments.domain.audit_checkpoints import HeadState
@@ -84,16 +85,13 @@ def _insert(cursor: Any, values: list[Any]) -> None:
 
 
 def _tables() -> tuple[str, str]:
-    from environments.models.audit import AuditEvent, AuditHead
-
-    return AuditHead._meta.db_table, AuditEvent._meta.db_table
+    event, head = (apps.get_model("environments", name) for name in ("AuditEvent", "AuditHead"))
+    return head._meta.db_table, event._meta.db_table
 
 
 @cache
 def _columns() -> tuple[str, ...]:
-    from environments.models.audit import AuditEvent
-
-    fields = AuditEvent._meta.concrete_fields
+    fields = apps.get_model("environments", "AuditEvent")._meta.concrete_fields
     return tuple(f'"{field.column}"' for field in fields if not field.primary_key)
 
 

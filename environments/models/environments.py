@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 from django.db import connection, models, transaction
 from django.db.models import Case, Q, Value, When
 from django.db.models.expressions import RawSQL
+from django.dispatch import Signal
 from django.utils import timezone
 from guardian.models import GroupObjectPermissionBase, UserObjectPermissionBase
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from environments.models.builds import Build
 
 SHARED = "shared_environment"
+#: Sent with `environment` and `build` in the transaction that moves the pointer.
+current_changed = Signal()
 
 
 class EnvironmentQuerySet(models.QuerySet["Environment"]):
@@ -189,7 +192,7 @@ class Environment(LoadedDirectly):
                 .update(current=build, updated_at=timezone.now())
             )
             if moved:
-                self._send(build)
+                current_changed.send(Environment, environment=self, build=build)
             return moved
 
     def point(self, build: Build, *, pinned: bool, expected: Build | None) -> bool:
@@ -201,14 +204,8 @@ class Environment(LoadedDirectly):
                 )
             )
             if moved and build != expected:
-                self._send(build)
+                current_changed.send(Environment, environment=self, build=build)
             return moved
-
-    def _send(self, build: Build) -> None:
-        """What other registries hold of this environment follows its pointer."""
-        from environments.models.pushes import PushRule
-
-        PushRule.follow(self, build)
 
 
 class EnvironmentUserObjectPermission(UserObjectPermissionBase):

@@ -8,7 +8,9 @@ from typing import Any
 
 import structlog
 from asgiref.sync import sync_to_async
+from django.conf import settings
 from django.http import HttpRequest, HttpResponseBase, JsonResponse
+from django.urls import reverse
 from django.views.decorators.csrf import csrf_exempt
 
 from accounts.sign_in import TooManyAttemptsError
@@ -91,6 +93,19 @@ def refusal(
     return answer
 
 
+def _challenge(request: HttpRequest, scope: str, *, insufficient: bool = False) -> str:
+    """Return the `WWW-Authenticate` header, which names the token service."""
+    place = reverse("registry-token")
+    address = settings.PUBLIC_URL.rstrip("/") + place if settings.PUBLIC_URL else ""
+    parts = {
+        "realm": address or request.build_absolute_uri(place),
+        "service": request.get_host(),
+        **({"scope": scope} if scope else {}),
+        **({"error": "insufficient_scope"} if insufficient else {}),
+    }
+    return "Bearer " + ",".join(f'{name}="{value}"' for name, value in parts.items())
+
+
 def answer_to(request: HttpRequest, error: StoreError) -> JsonResponse:
     found = ((status, code) for kind, status, code in _KINDS if isinstance(error, kind))
     status, code = next(found, (HTTPStatus.UNPROCESSABLE_ENTITY, "UNSUPPORTED"))
@@ -99,9 +114,7 @@ def answer_to(request: HttpRequest, error: StoreError) -> JsonResponse:
     message = f"{error.message} {error.hint}".strip()
     answer = refusal(status, code, message, dict(error.details))
     if isinstance(error, ChallengeError):
-        from environments.registry.sign_in import challenge
-
-        answer["WWW-Authenticate"] = challenge(
+        answer["WWW-Authenticate"] = _challenge(
             request, error.scope, insufficient=error.insufficient
         )
     if isinstance(error, UnavailableError):

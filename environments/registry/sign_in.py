@@ -16,7 +16,6 @@ from django.conf import settings
 from django.contrib.auth.models import AnonymousUser
 from django.core import signing
 from django.http import HttpRequest, JsonResponse
-from django.urls import reverse
 from django.utils import timezone
 
 from accounts.access import Actor
@@ -155,16 +154,3 @@ def _known(said: dict[str, Any], scope: str, address: str) -> Actor:
     if token is None:
         raise TokenInvalidError("The API token behind this one is not valid any more.")
     return Actor(token.user, token=token, address=address)
-
-
-def challenge(request: HttpRequest, scope: str, *, insufficient: bool = False) -> str:
-    """Where one gets a token: what `WWW-Authenticate` says."""
-    place = reverse("registry-token")
-    address = settings.PUBLIC_URL.rstrip("/") + place if settings.PUBLIC_URL else ""
-    parts = {
-        "realm": address or request.build_absolute_uri(place),
-        "service": request.get_host(),
-        **({"scope": scope} if scope else {}),
-        **({"error": "insufficient_scope"} if insufficient else {}),
-    }
-    return "Bearer " + ",".join(f'{name}="{value}"' for name, value in parts.items())

@@ -81,7 +81,7 @@ def test_a_base_is_chosen_by_who_runs_the_namespace_of_what_is_allowed_and_there
     with pytest.raises(AccessDeniedError):
         set_base_image(actor=alice, namespace=research, name="")
     for name, why in (
-        ("never-loaded", "No base was loaded"),
+        ("never-loaded", "No base image was loaded"),
         ("a//b", "is not the name of an image"),
     ):
         with pytest.raises(InvalidInputError, match=why):

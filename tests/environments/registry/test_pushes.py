@@ -211,9 +211,9 @@ def test_two_workers_do_not_send_the_same(small: Build, research: Namespace, dor
     ("pattern", "target", "why"),
     [
         ("ml", "ml:1", "is not the name of an image"),
-        ("ml", "registry.example.org/team/{namespace}", "other words than"),
-        ("*", "registry.example.org/team/all", "to one place"),
-        ("../x", "registry.example.org/team/ml", "no name of environments"),
+        ("ml", "registry.example.org/team/{namespace}", "may use only"),
+        ("*", "registry.example.org/team/all", "same reference"),
+        ("../x", "registry.example.org/team/ml", "not an environment name"),
         ("ml", f"registry.example.org/team/ml@sha256:{'0' * 64}", "a digest"),
     ],
 )
