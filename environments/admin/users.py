@@ -238,7 +238,7 @@ class InviteForm(DeliveryForm):
         label="User name",
         max_length=150,
         validators=[UnicodeUsernameValidator()],
-        help_text="Letters, digits and @ . + - _ only. It is part of their personal namespace.",
+        help_text="Letters, digits and @ . + - _ only.",
     )
     email = forms.EmailField(label="E-mail address", required=False, max_length=254)
     first_name = forms.CharField(required=False, max_length=150)
