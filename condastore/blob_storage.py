@@ -14,7 +14,7 @@ STORES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
         "storages.backends.s3.S3Storage",
         "boto3",
         "s3",
-        # Signed for whoever asks, for an hour; the same name is always the same bytes.
+        # Signed URLs are valid for an hour; the same name is always the same bytes.
         {"querystring_auth": True, "querystring_expire": 3600, "default_acl": None},
     ),
     "gcs": (

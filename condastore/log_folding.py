@@ -18,7 +18,7 @@ from typing import Any
 
 #: Records of one kind that are written in one period, with a traceback of a fault of ours; and
 #: those whose traceback is left away, so that no error's number is missing from the log.
-BURST, MOST = 5, 100
+BURST, MAX_FAULTS = 5, 100
 #: Seconds.
 PERIOD = 60.0
 #: Kinds that are remembered; more than there are log statements.
@@ -71,7 +71,7 @@ class FoldingHandler(logging.StreamHandler[Any]):
             self._kinds.clear()
         kind = self._kinds.setdefault(key, _Kind(began=self._clock()))
         # Whatever has a traceback of ours has a number that somebody may look for.
-        most = MOST if error is not None and not away else BURST
+        most = MAX_FAULTS if error is not None and not away else BURST
         if kind.written >= most:
             kind.left_out += 1
             return

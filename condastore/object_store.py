@@ -1,6 +1,6 @@
-"""Whether the store of the blobs can be used.
+"""Health check of the blob store.
 
-The client of an object store tries for minutes; whoever asks here gets an answer in seconds.
+The client of an object store tries for minutes; this check answers in seconds.
 """
 
 from __future__ import annotations

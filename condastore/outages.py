@@ -190,7 +190,7 @@ def _names_what_is_missing(said: str) -> bool:
 def persist(write: Callable[[], T], *, patience: timedelta | None = None) -> T:
     """Do `write`, again while the database cannot be used, for as long as a build may take.
 
-    Whoever has nothing left to do but to write this down waits for the database: a result that is
+    A worker with a finished result waits for the database: a result that is
     thrown away would count as a lost worker.
     """
     for attempt in Retrying(

@@ -1,8 +1,8 @@
-"""How does an idle worker learn of a message at once, and cost nothing meanwhile?
+"""Redis broker that wakes idle workers by publish and subscribe instead of frequent polling.
 
-Dramatiq's consumers ask Redis for messages, each several times a second. Here they wait for word of
-a message, which whoever enqueues one publishes. A word may be lost: they look by themselves too,
-seldom while they are listening, and as often as dramatiq's own while nobody tells them anything.
+Each consumer of dramatiq polls Redis several times a second. Here consumers wait for a
+notification, which enqueueing a message publishes. Notifications may be lost, so consumers also
+poll: rarely while they are subscribed, and as often as dramatiq's own while they are not.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ from dramatiq.brokers.redis import RedisBroker, _RedisConsumer
 from dramatiq.middleware import Middleware
 
 logger = structlog.get_logger(__name__)
-#: Seconds between two looks of a consumer that would be told; and until a lost connection is made
-#: again.
-SELDOM, AGAIN = 2.0, 1.0
+#: Seconds between two polls of a subscribed consumer, and until a lost connection is reopened.
+SUBSCRIBED_POLL_INTERVAL, RECONNECT_DELAY = 2.0, 1.0
 
 
 class WakingBroker(RedisBroker):
-    """Redis or Valkey; says of each message that it is there."""
+    """Broker for Redis or Valkey that publishes a notification for each message."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)  # type: ignore[no-untyped-call]
@@ -56,7 +55,7 @@ class WakingBroker(RedisBroker):
     def wait(self, consumer: WakingConsumer, seconds: float) -> None:
         """Until there may be something for `consumer`; `seconds` where nobody would tell."""
         told = self.listening and not self.leaving and not consumer.has_delayed
-        consumer.woken.wait(SELDOM if told else seconds)
+        consumer.woken.wait(SUBSCRIBED_POLL_INTERVAL if told else seconds)
 
     def joined(self, consumer: WakingConsumer) -> None:
         with self._guard:
@@ -93,7 +92,7 @@ class WakingBroker(RedisBroker):
             finally:
                 self.listening = False
                 self.wake()
-            time.sleep(AGAIN)
+            time.sleep(RECONNECT_DELAY)
 
 
 class WakingConsumer(_RedisConsumer):

@@ -1,4 +1,7 @@
-"""What an operator may change, read once from `CONDASTORE_*` variables; and Django's wiring."""
+"""Settings: `CONDASTORE_*` variables, which operators may set, and Django's configuration.
+
+One file: Django reads one settings module, and operators search one list of variables.
+"""
 
 from __future__ import annotations
 
@@ -173,7 +176,7 @@ ARTIFACT_TIME_LIMIT = env.seconds(
 KEEP_PACKAGES = env.flag(
     "KEEP_PACKAGES",
     True,
-    "Keep each package and wheel that a build uses as it came, so that it can be built again when "
+    "Keep each package and wheel that a build uses unchanged, so that it can be built again when "
     "its channel is gone; costs the compressed size of each, once.",
 )
 
@@ -233,7 +236,9 @@ ON_DEMAND_NAMESPACE = env.text(
     "ON_DEMAND_NAMESPACE", "", "Whose images HOST/dynamic/python.3.12/numpy are; none if empty."
 )
 REGISTRY_WAIT = env.seconds(
-    "REGISTRY_WAIT", 50, "How long a pull waits for its image before it is told to come again."
+    "REGISTRY_WAIT",
+    50,
+    "How long a pull waits for its image before it is answered with Retry-After.",
 )
 
 # --- audit --------------------------------------------------------------------------------------
@@ -476,7 +481,7 @@ PASSWORD_RESET_AGE = env.seconds(
 )
 TOKEN_MAX_AGE = env.seconds("TOKEN_MAX_AGE", 31_536_000, "The longest life of an API token.")
 
-# --- approvals, and who is told ---------------------------------------------------------------
+# --- approvals and notifications ---------------------------------------------------------------
 TWO_PERSON_APPROVAL = env.flag(
     "TWO_PERSON_APPROVAL", False, "Two people must agree before a package is approved."
 )

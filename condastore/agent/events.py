@@ -1,4 +1,4 @@
-"""What does an agent tell, and to whom?"""
+"""Events and progress that the node agent reports."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Event:
 
 
 class Told(Protocol):
-    """Who is told what happens. `progress` is called from several threads."""
+    """Receiver of events. `progress` is called from several threads."""
 
     def event(self, event: Event) -> None: ...
 

@@ -1,4 +1,4 @@
-"""What lies in the folder of an agent, and how does it change without anybody seeing half of it?
+"""The agent's folder on disk, every change of which is atomic for readers.
 
     <DIR>/<namespace>/<environment>           a link to the current folder
     <DIR>/.condastore/prefixes/<namespace>/<number>-<digest, 12>-<environment>
@@ -6,7 +6,7 @@
     <DIR>/.condastore/trash/                  what is being removed
     <DIR>/.condastore/agent.json, lock        whose it is, and who works in it
 
-The disk is all there is to know: an agent that was killed goes on with what it finds.
+There is no other state: an agent that was killed continues from what it finds on disk.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which folders do running processes need? Linux tells it in /proc, of one's own processes."""
+"""Folders that running processes use, read from /proc for the processes of the same user."""
 
 from __future__ import annotations
 

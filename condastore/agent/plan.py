@@ -1,4 +1,4 @@
-"""Which folders should be here, which are, and so: which come, which go, and why?"""
+"""Plan of a synchronisation: which environments to add, keep and remove, and why."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def parse_environments(answer: Mapping[str, Any]) -> dict[str, Wanted]:
 
     Raises:
         KeyError, TypeError, ValueError: it is something else.
-        InvalidInputError: a name that is no name of a folder.
+        InvalidInputError: a name cannot be the name of a folder.
     """
     found: dict[str, Wanted] = {}
     for one in answer["environments"]:

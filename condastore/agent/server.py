@@ -1,7 +1,7 @@
-"""What does the server say that should be here?
+"""Client of the server's REST API: which environments this machine should have.
 
-Only its own words count: what a proxy, a wrong address or a server in trouble answers is no answer,
-and nothing is removed for it.
+Only valid answers of the server count. An answer of a proxy, of a wrong address or of a failing
+server is an error, so that nothing is removed because of it.
 """
 
 from __future__ import annotations

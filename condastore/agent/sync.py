@@ -52,12 +52,12 @@ class Outcome:
 
     @property
     def complete(self) -> bool:
-        """Is all there that was chosen?"""
+        """True if every selected environment is present."""
         return not self.errors
 
     @property
     def worst(self) -> StoreError | None:
-        """Of several errors the one that a person can do most about."""
+        """The error that a person can act on best, of several."""
         kinds = (AccessDeniedError, NotFoundError, StoreError)
         ordered = sorted(
             self.errors,

@@ -1,7 +1,7 @@
 """`condastore restore`: bring an installation back from a backup.
 
 The bytes come first and the database last, by one rename or in one transaction: an installation
-that was restored half has no database, `condastore up` refuses it, and the same command goes on
+that was restored half has no database, `condastore up` refuses it, and the same command continues
 where it stopped. Folders of environments are no part of a backup: the upkeep links them again.
 """
 

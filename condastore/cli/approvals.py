@@ -211,7 +211,7 @@ def revoke(
     reason: Reason,
     as_json: AsJson = False,
 ) -> None:
-    """Take a decision back: what starts from now on needs another; what runs, goes on."""
+    """Revoke a decision: new builds need another one; running builds continue."""
     gone = connect().change(queries.REVOKE_DECISION, id=decision, reason=reason)
     name = gone["spec"] or gone["name"]
     render.answer(gone, as_json, lambda: render.say(f"The decision on {name} no longer holds."))

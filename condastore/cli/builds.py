@@ -90,7 +90,7 @@ def preview(
     force_solve: ForceSolve = False,
     as_json: AsJson = False,
 ) -> None:
-    """Solve without building: what would change?"""
+    """Solve without building, and show what would change."""
     from condastore.cli import follow
 
     api = connect()
@@ -218,7 +218,7 @@ def why(
     platform: Platform = None,
     as_json: AsJson = False,
 ) -> None:
-    """Why is this package here? Chains from what was asked for to it."""
+    """Show why a package is in a build: chains of requirements that lead to it."""
     api = connect()
     ref = reference(api, environment)
     found = ask_build(api, queries.WHY, ref, name=package, platform=platform)

@@ -1,4 +1,4 @@
-"""How does a command reach the server? GraphQL, its subscriptions, and REST downloads over HTTP."""
+"""HTTP client of the server: GraphQL, its subscriptions, and REST downloads."""
 
 from __future__ import annotations
 
@@ -294,7 +294,7 @@ class Api:
         return str(answer["token"])
 
     def prefers_browser(self) -> bool:
-        """Does the server want people to sign in with the browser? Not if it says nothing."""
+        """Return whether the server prefers sign-in with the browser; False if it does not say."""
         with self._translated():
             response = self._repeat(lambda: self._http.get("/api/sign-in"))
         try:

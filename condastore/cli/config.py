@@ -43,7 +43,7 @@ def normal_url(text: str) -> str:
     try:
         parts = urlsplit(text)
         netloc = parts.hostname and parts.netloc.rpartition("@")[2].lower()
-        _ = parts.port  # raises ValueError where it is no number
+        _ = parts.port  # raises ValueError if it is not a number
     except ValueError:
         netloc = ""
     if not netloc or parts.scheme not in {"http", "https"}:

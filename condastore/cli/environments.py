@@ -286,7 +286,7 @@ def untag(
 def share(
     environment: Environment, user: User = "", group: Group = "", as_json: AsJson = False
 ) -> None:
-    """Let somebody outside the namespace see and use it."""
+    """Share an environment with a user or a group outside its namespace."""
     api = connect()
     holder = holder_of(user, group)
     changed = api.change(queries.SHARE, environmentId=_id(api, environment), repeat=True, **holder)

@@ -272,7 +272,7 @@ def _take(response: httpx.Response, sink: _Sink, show: _Show) -> bool:
         _start_again(sink)
         return False
     if response.status_code == 200 and sink.size:
-        _start_again(sink)  # it has changed, or whoever answers knows no ranges
+        _start_again(sink)  # it has changed, or the server does not support ranges
     length = response.headers.get("Content-Length", "")
     total = sink.size + int(length) if length.isdigit() else 0
     for part in response.iter_bytes():

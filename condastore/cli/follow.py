@@ -174,7 +174,7 @@ def follow(api: Api, build: Json, *, as_json: bool, log: bool = True, from_line:
     except KeyboardInterrupt:
         view.close()
         render.warn(
-            f"\n{build['ref']} goes on on the server.\n"
+            f"\n{build['ref']} continues on the server.\n"
             f"  follow it again: condastore env wait --log {build['ref']}\n"
             f"  cancel it:       condastore env cancel {build['ref']}"
         )

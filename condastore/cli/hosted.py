@@ -216,7 +216,7 @@ def _check(files: Sequence[Path]) -> None:
     missing = [str(path) for path in files if not path.is_file()]
     if missing:
         raise CommandError(
-            f"There is no file {', '.join(missing)}.", status=Status.USAGE, code="invalid-input"
+            f"File not found: {', '.join(missing)}.", status=Status.USAGE, code="invalid-input"
         )
 
 
@@ -241,7 +241,7 @@ def _read(path: Path, tell: Callable[[int], None]) -> Iterator[bytes]:
 
 @contextmanager
 def _shown(name: str, size: int) -> Iterator[Callable[[int], None]]:
-    """What is told how many more bytes were sent, and shows it where a person looks."""
+    """Yield a callback that takes the number of bytes sent and shows progress on a terminal."""
     if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield lambda sent: None
         return

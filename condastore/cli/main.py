@@ -1,4 +1,4 @@
-"""The `condastore` command: its groups, and how errors end it. Needs none of the server's parts."""
+"""The `condastore` command: its groups, and its exit status. Runs without the server."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Commands(LazyGroup):
             "verifying",
             "Check the signature of a build's provenance, and files against it. Works offline.",
         ),
-        "collect": Lazy("retention", "Remove kept bytes that nothing needs, on the server itself."),
+        "collect": Lazy("retention", "Delete unreferenced blobs and packages; runs on the server."),
         "sync": Lazy(
             "sync",
             "Keep environments as folders on this machine: DIR/NAMESPACE/ENV is the current build.",
@@ -41,34 +41,37 @@ class Commands(LazyGroup):
             "server",
             "Run everything on this machine: database, queue, workers, scheduler and web server.",
         ),
-        "worker": Lazy(
-            "server", "Run a worker: solves, builds and makes files, as they are queued."
-        ),
+        "worker": Lazy("server", "Run a worker, which runs queued solves, builds and exports."),
         "backup": Lazy(
             "server",
-            "Back up this installation while it runs: database, secrets and kept packages.",
+            "Back up this installation while it runs: database, secrets and stored packages.",
         ),
         "restore": Lazy(
             "server",
             "Restore an installation from a backup into an empty data folder and database.",
         ),
         "scheduler": Lazy(
-            "server", "Run the scheduler: finds lost builds and tidies up. Of several, one acts."
+            "server",
+            "Run the scheduler: requeue lost builds and clean up. Of several, one is active.",
         ),
         "manage": Lazy("server", "Run one of Django's management commands."),
         "version": Lazy("version", "Show the version of this program."),
-        "token": Lazy("tokens", "API tokens: what programs sign in with."),
-        "namespace": Lazy("namespaces", "Namespaces, and who may do what in them."),
+        "token": Lazy("tokens", "API tokens, with which programs sign in."),
+        "namespace": Lazy("namespaces", "Namespaces, their quotas and their members' roles."),
         "env": Lazy("environments", "Environments and their builds."),
-        "approval": Lazy("approvals", "Packages that need a decision of people."),
-        "recall": Lazy("recalls", "Call packages back: nothing that holds one is built or served."),
+        "approval": Lazy(
+            "approvals", "Requests for packages that need approval, and decisions on them."
+        ),
+        "recall": Lazy(
+            "recalls", "Recall packages: builds that contain one are neither made nor served."
+        ),
         "credential": Lazy(
             "credentials",
-            "Secrets of channels, of the namespaces that you manage; they are never shown.",
+            "Secrets for channels of the namespaces that you manage; they are never shown.",
         ),
         "audit": Lazy("audit", "The audit log: search, verify, export, prune."),
-        "policy": Lazy("policies", "Rules for packages, and what they would do."),
-        "webhook": Lazy("webhooks", "Addresses that are told of events."),
+        "policy": Lazy("policies", "Rules for packages, and simulations of their effects."),
+        "webhook": Lazy("webhooks", "Addresses that receive events."),
         "mirror": Lazy(
             "mirrors", "Remote channels, read here through the rules, now or as they were on a day."
         ),
@@ -77,11 +80,9 @@ class Commands(LazyGroup):
             "Channels on the server itself: upload your own packages, for builds and conda's "
             "tools.",
         ),
-        "image": Lazy("images", "Container images: their base, and where they are sent."),
-        "retention": Lazy(
-            "retention", "How long builds stay, what holds them, and what can be brought back."
-        ),
-        "storage": Lazy("retention", "Where a server keeps its bytes."),
+        "image": Lazy("images", "Container images: base images and pushes to other registries."),
+        "retention": Lazy("retention", "Retention of builds, and restoring deleted builds."),
+        "storage": Lazy("retention", "Storage of the server's files."),
     }
 
 
@@ -140,7 +141,7 @@ def main() -> None:
     except KeyboardInterrupt:
         status = INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has gone; so that the interpreter does not complain at its end:
+        # The reader of our output is gone: keep the interpreter from failing when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = Status.FAILED
     except Exception as error:

@@ -213,15 +213,32 @@ def _show_quotas(quotas: list[dict[str, Any]]) -> None:
 @app.command()
 def grant(
     namespace: Name,
-    role: Annotated[Role, typer.Argument(show_default=False)],
-    user: User = "",
+    user_and_role: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[USER] ROLE",
+            help="The user, unless --group names a group, and the role: "
+            "viewer, developer, approver or admin.",
+            show_default=False,
+        ),
+    ],
     group: Group = "",
     as_json: AsJson = False,
 ) -> None:
-    """Give a user or a group a role, in place of the one they hold.
+    """Grant a user or a group a role, which replaces the one they hold.
 
-    A name that does not exist yet gets the role when it does.
+    A name that does not exist yet gets the role when its account or group is created.
     """
+    *users, role_name = user_and_role
+    if len(users) > 1:
+        raise CommandError(
+            "Name one user and one role.",
+            status=Status.USAGE,
+            code="invalid-input",
+            hint="condastore namespace grant NAMESPACE USER ROLE",
+        )
+    user = users[0] if users else ""
+    role = _role_of(role_name)
     holder = holder_of(user, group)
     changed = connect().change(
         queries.GRANT, namespace=namespace, role=role.name, repeat=True, **holder
@@ -230,12 +247,24 @@ def grant(
     render.answer(changed, as_json, lambda: render.say(text))
 
 
+def _role_of(name: str) -> Role:
+    try:
+        return Role(name)
+    except ValueError:
+        raise CommandError(
+            f"{name!r} is not a role; the roles are {', '.join(Role)}.",
+            status=Status.USAGE,
+            code="invalid-input",
+            hint="condastore namespace grant NAMESPACE USER ROLE",
+        ) from None
+
+
 @app.command()
 def revoke(namespace: Name, user: User = "", group: Group = "", as_json: AsJson = False) -> None:
     """Take the role away from a user or a group."""
     holder = holder_of(user, group)
     changed = connect().change(queries.REVOKE, namespace=namespace, repeat=True, **holder)
-    text = f"{named(user, group)} holds no role in {namespace} any more."
+    text = f"{named(user, group)} has no role in {namespace} now."
     render.answer(changed, as_json, lambda: render.say(text))
 
 

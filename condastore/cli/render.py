@@ -1,4 +1,4 @@
-"""What does a person see? Tables, summaries and explanations; JSON for programs."""
+"""Output of commands: tables, summaries and explanations, or JSON for programs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def warn(text: str) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:
-    """Rows in columns; a name that starts with `#` is a column of numbers."""
+    """Print rows in columns; a name that starts with `#` is a column of numbers."""
     from rich.table import Table
     from rich.text import Text
 

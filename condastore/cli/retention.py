@@ -210,7 +210,7 @@ def undelete(environment: BuildOf, as_json: AsJson = False) -> None:
         )
     else:
         raise CommandError(
-            f"{ref.build!r} is no number: a deleted build has no tags.",
+            f"{ref.build!r} must be a build number: deleted builds have no tags.",
             status=Status.USAGE,
             code="invalid-input",
             hint="See the numbers with `condastore retention deleted`.",

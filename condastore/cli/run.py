@@ -24,8 +24,8 @@ from condastore.cli.references import CURRENT, Reference
 
 #: What conda writes for a variable that the environment takes away.
 UNSET = "***unset***"
-#: The server is told of a use no more often.
-AGAIN = timedelta(hours=1)
+#: Minimum interval between two reports of a use to the server.
+USE_REPORT_INTERVAL = timedelta(hours=1)
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # as shells say it
 
 
@@ -194,7 +194,7 @@ def report_use(api: Api, prefix: Prefix) -> None:
     if not api.server.token or _recent(prefix.used_at) or os.fork():
         return
     nowhere = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):  # whoever reads the command's output does not wait either
+    for descriptor in (0, 1, 2):  # the reader of the command's output does not wait either
         os.dup2(nowhere, descriptor)
     if os.fork():
         os._exit(0)
@@ -206,7 +206,7 @@ def report_use(api: Api, prefix: Prefix) -> None:
 
 def _recent(moment: str) -> bool:
     try:
-        return datetime.now(UTC) - datetime.fromisoformat(moment) < AGAIN
+        return datetime.now(UTC) - datetime.fromisoformat(moment) < USE_REPORT_INTERVAL
     except ValueError:
         return False
 

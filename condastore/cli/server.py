@@ -102,23 +102,25 @@ def up(
 
 def worker(
     queues: Annotated[
-        str, typer.Option(help="Which queues, separated by commas.")
+        str, typer.Option(help="Queues to work on, separated by commas.")
     ] = "builds,solves,artifacts,upkeep",
     threads: Annotated[
         int | None,
         typer.Option(
-            min=1, help="How many things at once.", show_default="CONDASTORE_WORKER_THREADS"
+            min=1,
+            help="Messages processed at the same time.",
+            show_default="CONDASTORE_WORKER_THREADS",
         ),
     ] = None,
 ) -> None:
-    """Run a worker: solves, builds and makes files, as they are queued."""
+    """Run a worker, which runs queued solves, builds and exports."""
     names = [name.strip() for name in queues.split(",") if name.strip()]
     with _server_parts():
         importlib.import_module("condastore.worker").run(queues=names, threads=threads)
 
 
 def scheduler() -> None:
-    """Run the scheduler: finds lost builds and tidies up. Of several, one acts."""
+    """Run the scheduler: requeue lost builds and clean up. Of several, one is active."""
     with _server_parts():
         importlib.import_module("condastore.scheduler").run()
 
@@ -128,22 +130,25 @@ def backup(
         Path, typer.Argument(metavar="DEST", help="Folder of the backup, on another disk.")
     ],
     verify: Annotated[
-        bool, typer.Option("--verify", help="Only read the backup again, and compare digests.")
+        bool, typer.Option("--verify", help="Only read an existing backup, and compare digests.")
     ] = False,
     blobs: Annotated[
         bool,
         typer.Option(
             "--blobs/--no-blobs",
-            help="Copy the bytes of an object store, too; those of a data folder always are.",
+            help="Also copy blobs of an object store; those of a data folder are always copied.",
         ),
     ] = False,
     hard_links: Annotated[
         bool,
-        typer.Option("--hard-links", help="Link blobs instead of copying them: not another disk."),
+        typer.Option(
+            "--hard-links",
+            help="Hard-link blobs instead of copying them; DEST must be on the same disk.",
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Back up this installation while it runs: database, secrets and kept packages.
+    """Back up this installation while it runs: database, secrets and stored packages.
 
     The folder holds the secrets of the installation: keep it closed. The same folder again copies
     only what is new; so does a second run after one that was stopped.
@@ -170,14 +175,18 @@ def backup(
             hint="Back up again into this folder after you removed the damaged files.",
             faults=[Fault(message=message) for message in faults],
         )
-    render.answer({"whole": True}, as_json, lambda: render.say("Every file is as it was copied."))
+    render.answer(
+        {"whole": True}, as_json, lambda: render.say("All files of the backup are unchanged.")
+    )
 
 
 def restore(
     folder: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of the backup.")],
     replace: Annotated[
         bool,
-        typer.Option("--replace", help="Also where there is an installation; it goes aside."),
+        typer.Option(
+            "--replace", help="Restore over an existing installation, which is moved aside."
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -194,8 +203,8 @@ def restore(
         {"snapshot": done.snapshot, "created_at": done.created_at},
         as_json,
         lambda: render.say(
-            f"The installation is as it was at {done.created_at}. Start it: `condastore up`. It "
-            "links the folders of the environments again."
+            f"The installation of {done.created_at} is restored. Start it with `condastore up`, "
+            "which links the folders of all environments again."
         ),
     )
 

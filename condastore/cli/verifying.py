@@ -1,6 +1,6 @@
-"""`condastore verify`: did this installation sign this, and are these the files that it means?
+"""`condastore verify`: check the signature of a provenance statement, and files against it.
 
-Needs no server and no network: the statement, the public key and the files.
+Works offline with the statement, the public key and the files.
 """
 
 from __future__ import annotations

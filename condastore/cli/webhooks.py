@@ -1,4 +1,4 @@
-"""`condastore webhook`: addresses that are told of events."""
+"""`condastore webhook`: addresses that receive events."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from condastore.cli import queries, render
 from condastore.cli.client import connect
 from condastore.cli.options import AsJson, Limit
 
-app = typer.Typer(help="Addresses that are told of events.", no_args_is_help=True)
+app = typer.Typer(help="Addresses that receive events.", no_args_is_help=True)
 
 Place = Annotated[
     str,
@@ -66,7 +66,7 @@ def add(
     )
 
     def human() -> None:
-        render.say(f"Webhook {made['webhook']['id']} is told. It is shown now and never again:")
+        render.say(f"Webhook {made['webhook']['id']} is registered. Its secret is shown only once:")
         render.say(made["secret"])
 
     render.answer(made, as_json, human)

@@ -2,8 +2,8 @@
 
 SQLite itself lets a writer poll, at longer and longer intervals: among many, some never find the
 lock free. Here the threads of a process take turns in the order in which they came, and one of each
-process at a time asks for a lock on a file beside the database. Whoever waits longer than the
-patience given gets `WriteQueueTimeoutError`, which is a database that is locked.
+process at a time asks for a lock on a file beside the database. A writer that waits longer than
+its timeout gets `WriteQueueTimeoutError`, as from a locked database.
 
 The lock is POSIX (`fcntl.lockf`): it ends with its process, and a forked child does not hold it.
 Closing any descriptor of the file would end it, too, so a process opens the file once and never

@@ -28,7 +28,7 @@ PART = 1 << 18
 class FileRange(StreamingHttpResponse):
     """Bytes `first` to `last`, both included, of the file at `path`.
 
-    It is read in parts by whoever iterates; a server that offers to copy files does not.
+    Iterating reads it in parts; a server that can copy files does not iterate.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ from condastore.http import request_turns
 #: Threads that wait for a request; what comes beyond them gets one of its own.
 KEPT = 8
 #: PostgreSQL connections of one web process: a request has one while it runs, a subscription only
-#: while it looks. Who has waited `timeout` seconds for one is told that the database is away.
+#: while it looks. A request that has waited `timeout` seconds for one fails with 503.
 POOL = {"min_size": 0, "max_size": 32, "timeout": 5, "max_idle": 60}
 
 #: Seconds that a request waits for SQLite's write lock before it is answered with 503.
@@ -99,7 +99,7 @@ def check_all(pool: Any, connection: Any) -> None:
     """Look at a connection before a request has it; if it is broken, at all that wait.
 
     After a restart of the server each is. The pool would find out one after the other, and wait
-    longer after each: the first requests would be told that the database is away.
+    longer after each: the first requests would fail with 503.
     """
     try:
         pool.check_connection(connection)

@@ -78,7 +78,7 @@ class Process(Protocol):
 def _start(program: Program) -> Process:
     """The program in a process with a session of its own, its output in a pipe.
 
-    A module of ours goes on in a fork: what it would import for a second or more is here already.
+    Our own modules run in a fork of this process, which has imported their dependencies already.
     """
     tie = die_with(os.getpid())
 

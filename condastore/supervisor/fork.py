@@ -1,4 +1,4 @@
-"""How does a child of ours start in a moment? It goes on from its parent, with all of its imports.
+"""Start a child process in a moment: fork the parent, which has all imports.
 
 Only a parent with one thread may be copied: a lock that another thread holds would stay locked.
 """
@@ -21,7 +21,7 @@ _TASKS = Path("/proc/self/task")
 
 
 def safe() -> bool:
-    """Can this process be copied? On Linux, as long as it has one thread; native ones count."""
+    """Return whether this process can fork: on Linux, with one thread, native ones included."""
     if not sys.platform.startswith("linux") or not _TASKS.is_dir():
         return False
     return threading.active_count() == 1 and len(list(_TASKS.iterdir())) == 1
@@ -100,7 +100,7 @@ def _become(
     output: int,
     blocked: Set[int | signal.Signals],
 ) -> NoReturn:
-    """In the copy: run the module, and end the process; nothing of the parent's goes on here."""
+    """In the copy: run the module, then end the process; nothing of the parent continues here."""
     status = 1
     try:
         gc.enable()  # the parent may have stopped it for its imports

@@ -1,4 +1,4 @@
-"""Which programs does `condastore up` run, and how? The queue's Valkey, workers, scheduler, web."""
+"""Programs that `condastore up` runs: Valkey for the queue, workers, scheduler, web."""
 
 from __future__ import annotations
 

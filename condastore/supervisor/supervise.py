@@ -105,7 +105,7 @@ def store_warnings() -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Announcement:
-    """What is told when the system is ready."""
+    """Report for the person who started the system, once it is ready."""
 
     url: str
     administrator: Administrator | None
@@ -214,7 +214,7 @@ class Probe:
         return head.split(b" ", 2)[1:2] == [b"200"] or self._enough(body)
 
     def _enough(self, body: bytes) -> bool:
-        """Is nothing missing but what nobody wants here?"""
+        """Return whether every check passes, apart from those of parts that do not run here."""
         try:
             checks = json.loads(body)["checks"]
             missing = {name for name, check in checks.items() if not check["ok"]}

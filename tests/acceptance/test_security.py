@@ -160,7 +160,7 @@ def world(
 def govern(system: System) -> None:
     """`research`: Alice develops, `libbeta` is refused, `large-data` waits for approval."""
     system.create("research/governed-ml")
-    system.run("namespace", "grant", "research", "developer", "alice")
+    system.run("namespace", "grant", "research", "alice", "developer")
     for kind, effect, package in (
         ("packages-denied", "enforce", "libbeta"),
         ("packages-denied", "ask", "large-data"),

@@ -1,4 +1,4 @@
-"""Runs the `condastore` command at once: each goes on from a process that has all imports.
+"""Runs the `condastore` command at once: each is forked from a process that has all imports.
 
 A command is a process of its own all the same, with its own environment, folder and files. What
 starts as a person starts it is tried in test_distributions.py and in tests/acceptance.

@@ -41,7 +41,7 @@ def test_a_build_waits_goes_on_when_it_is_approved_and_is_called_back(
     place = f"{space}/course"
     administrator.does("namespace", "create", space).succeeded()
     name = sam.does("whoami", "--json").succeeded().document["username"]
-    administrator.does("namespace", "grant", space, "developer", name).succeeded()
+    administrator.does("namespace", "grant", space, name, "developer").succeeded()
     administrator.does(
         "policy", "add", space, "--kind", "packages-denied", "--effect", "ask",
         "--name", "look", "--set", "packages=libalpha",

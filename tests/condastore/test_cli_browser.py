@@ -1,4 +1,4 @@
-"""`condastore login --browser` against a running system: a person approves, the command goes on."""
+"""`condastore login --browser` against a running system: a person approves, the command ends."""
 
 from __future__ import annotations
 

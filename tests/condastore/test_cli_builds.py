@@ -243,7 +243,7 @@ def test_ctrl_c_leaves_the_build_alone_and_says_how_to_go_on(person: Person, fil
         finally:
             process.kill()  # where the signal is ignored, as it is in the background of a shell
     assert process.returncode == 130
-    assert "research/ml:3 goes on" in err
+    assert "research/ml:3 continues" in err
     assert "condastore env cancel research/ml:3" in err
     assert not server.asked_for("CancelBuild")
 

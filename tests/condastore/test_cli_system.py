@@ -256,7 +256,7 @@ def test_signed_out_one_sees_nothing_of_others(
 
 
 def test_a_role_is_granted_shown_and_taken(administrator: Person, namespace: str):
-    administrator.does("namespace", "grant", namespace, "viewer", "admin").succeeded()
+    administrator.does("namespace", "grant", namespace, "admin", "viewer").succeeded()
     shown = administrator.does("namespace", "show", namespace, "--json").succeeded().document
     assert {"role": "VIEWER", "user": "admin", "group": None} in shown["grants"]
     administrator.does("namespace", "revoke", namespace, "admin").succeeded()

@@ -1,4 +1,4 @@
-"""A worker that waits is told of a message; one that nobody tells finds it by itself."""
+"""A waiting worker is notified of a message; one that gets no notification polls for it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def working(url: str) -> Iterator[tuple[Any, dict[str, threading.Event]]]:
 def test_a_message_wakes_a_worker_that_would_look_an_hour_later(
     valkey_service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_wakeup, "SELDOM", NEVER)
+    monkeypatch.setattr(redis_wakeup, "SUBSCRIBED_POLL_INTERVAL", NEVER)
     with working(valkey_service.url) as (actor, done):
         for name in ("first", "second"):
             actor.send(name)
@@ -56,7 +56,7 @@ def test_a_message_wakes_a_worker_that_would_look_an_hour_later(
 def test_a_message_of_which_nobody_spoke_is_found(
     valkey_service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_wakeup, "SELDOM", 0.1)
+    monkeypatch.setattr(redis_wakeup, "SUBSCRIBED_POLL_INTERVAL", 0.1)
     silent: Any = RedisBroker(url=valkey_service.url)
     with working(valkey_service.url) as (actor, done):
         silent.enqueue(actor.message("first"))
@@ -65,7 +65,7 @@ def test_a_message_of_which_nobody_spoke_is_found(
 
 
 def test_a_worker_is_told_again_after_the_queue_was_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_wakeup, "SELDOM", NEVER)
+    monkeypatch.setattr(redis_wakeup, "SUBSCRIBED_POLL_INTERVAL", NEVER)
     with valkey() as queue, working(queue.url) as (actor, done):
         listening = actor.broker
         queue.kill()

@@ -4,10 +4,10 @@ Every statement that is not known to only read runs in a turn: changes outside o
 schema changes, VACUUM, checkpoints. A transaction holds its turn from BEGIN IMMEDIATE (or, where it
 began deferred, from its first change) until it has ended, and a statement outside of transactions
 until its change is committed: the rows of `... RETURNING` are fetched at once, because SQLite
-commits after the last of them. Whoever gets no turn in time gets OperationalError, and nothing is
-written. Automatic checkpoints are part of a commit. The checkpoint of the last connection that is
-closed runs under SQLite's own exclusive lock of the file, which nobody gets while others are
-connected.
+commits after the last of them. A statement that gets no turn in time raises OperationalError, and
+nothing is written. Automatic checkpoints are part of a commit. The checkpoint of the last
+connection that is closed runs under SQLite's own exclusive lock of the file, which no connection
+gets while others are open.
 
 So two connections of this installation never commit or checkpoint at the same moment. That is what
 the WAL-reset race of SQLite before 3.51.3 needs to corrupt a database. A program that writes to the
@@ -182,7 +182,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
             self._set_busy_timeout(left)
 
     def _give_turn(self) -> None:
-        """End the turn, unless its transaction goes on."""
+        """End the turn, unless its transaction continues."""
         if self._writing is None or self._in_transaction():
             return
         queue, self._writing = self._writing, None
