@@ -14,7 +14,9 @@ from condastore.cli.errors import CommandError, Status
 from condastore.cli.lookup import not_found
 from condastore.cli.options import AsJson, Limit
 
-app = typer.Typer(help="Packages that need a decision of people.", no_args_is_help=True)
+app = typer.Typer(
+    help="Requests for packages that need approval, and decisions on them.", no_args_is_help=True
+)
 
 Ids = Annotated[
     list[str], typer.Argument(metavar="ID...", help="As the list shows them.", show_default=False)

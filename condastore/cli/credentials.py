@@ -13,7 +13,7 @@ from condastore.cli.errors import CommandError, Status
 from condastore.cli.options import AsJson, Limit
 
 app = typer.Typer(
-    help="Secrets of channels, of the namespaces that you manage; they are never shown.",
+    help="Secrets for channels of the namespaces that you manage; they are never shown.",
     no_args_is_help=True,
 )
 

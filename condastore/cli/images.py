@@ -13,7 +13,7 @@ from condastore.cli.errors import CommandError, Status
 from condastore.cli.options import AsJson, Limit
 
 app = typer.Typer(
-    help="Container images: their base, and where they are sent.", no_args_is_help=True
+    help="Container images: base images and pushes to other registries.", no_args_is_help=True
 )
 rules = typer.Typer(
     help="Environments whose image is sent to another registry whenever it changes.",

@@ -14,7 +14,7 @@ from condastore.cli.exports import FORMATS
 from condastore.cli.lookup import not_found
 from condastore.cli.options import AsJson, Limit
 
-app = typer.Typer(help="Namespaces, and who may do what in them.", no_args_is_help=True)
+app = typer.Typer(help="Namespaces, their quotas and their members' roles.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(metavar="NAMESPACE", show_default=False)]
 User = Annotated[str, typer.Argument(metavar="[USER]", help="Who.", show_default=False)]

@@ -16,7 +16,9 @@ from condastore.cli.errors import CommandError, Status
 from condastore.cli.lookup import not_found
 from condastore.cli.options import AsJson, Limit
 
-app = typer.Typer(help="Rules for packages, and what they would do.", no_args_is_help=True)
+app = typer.Typer(
+    help="Rules for packages, and simulations of their effects.", no_args_is_help=True
+)
 
 
 class Effect(StrEnum):

@@ -12,7 +12,8 @@ from condastore.cli.errors import CommandError, Status
 from condastore.cli.options import AsJson, Limit
 
 app = typer.Typer(
-    help="Call packages back: nothing that holds one is built or served.", no_args_is_help=True
+    help="Recall packages: builds that contain one are neither made nor served.",
+    no_args_is_help=True,
 )
 
 

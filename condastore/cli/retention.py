@@ -16,10 +16,10 @@ from condastore.cli.options import AsJson, BuildOf, Limit
 from condastore.cli.server import manage
 
 app = typer.Typer(
-    help="How long builds stay, what holds them, and what can be brought back.",
+    help="Retention of builds, and restoring deleted builds.",
     no_args_is_help=True,
 )
-storage = typer.Typer(help="Where a server keeps its bytes.", no_args_is_help=True)
+storage = typer.Typer(help="Storage of the server's files.", no_args_is_help=True)
 
 
 def add_to(root: typer.Typer) -> None:
@@ -226,7 +226,7 @@ def collect(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say it, change nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove kept bytes that nothing needs, on the server itself."""
+    """Delete unreferenced blobs and packages; runs on the server."""
     manage(["collect", *(["--dry-run"] if dry_run else []), *(["--json"] if as_json else [])])
 
 

@@ -19,7 +19,7 @@ from condastore.cli.lookup import not_found
 from condastore.cli.namespaces import Role
 from condastore.cli.options import AsJson
 
-app = typer.Typer(help="API tokens: what programs sign in with.", no_args_is_help=True)
+app = typer.Typer(help="API tokens, with which programs sign in.", no_args_is_help=True)
 
 
 def add_to(root: typer.Typer) -> None:
