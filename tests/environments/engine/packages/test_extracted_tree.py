@@ -103,7 +103,7 @@ ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "many": (many, "more than 150 entries"),
     "long": (lambda path: (path / ("a" * 150) / ("b" * 150)).mkdir(parents=True), "is too long"),
     "control character": (lambda path: path.with_name("a\x1bb").touch(), "cannot be printed"),
-    "no text": (lambda path: path.with_name("a\udcffb").touch(), "is no text"),
+    "not text": (lambda path: path.with_name("a\udcffb").touch(), "is not text"),
 }
 
 
@@ -207,7 +207,7 @@ def test_a_link_that_is_found_to_end_inside_never_opens_what_is_outside(
         ("a\nb", "cannot be printed"),
         ("a" * 256, "too long"),
         ("a/" * 600, "too long"),
-        ("a\udcff", "no text"),
+        ("a\udcff", "not text"),
         ("lib/a..b/...", ""),
         ("naïve/файл", ""),
         ("folder/", ""),
