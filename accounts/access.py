@@ -1,6 +1,6 @@
-"""May this actor do that to this object? The one check of rights.
+"""Access control: the one check of permissions on objects.
 
-What a list shows and what a check says come from the same query (`with_perm`), so they agree.
+Lists and checks use the same query (`with_perm`), so they agree.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from condastore.statements import KEY, marks, values_of
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who asks: a user or nobody, by which token (if any), from which address.
+    """The caller: a user or nobody, with the API token (if any) and the address.
 
-    Or a directory, that tells of its people and is nobody's account. `session` is the key of the
-    browser's session, by which a long answer asks again whether it lasts.
+    Or a directory that provisions accounts by SCIM. `session` is the key of the browser session, by
+    which long-lived connections check that it is still valid.
     """
 
     user: User | AnonymousUser
@@ -37,14 +37,18 @@ class Actor:
 
     @property
     def account(self) -> User:
-        """The signed-in user; NotSignedInError for everybody else."""
+        """The signed-in user.
+
+        Raises:
+            NotSignedInError: nobody is signed in.
+        """
         if not isinstance(self.user, User) or not self.user.is_active:
-            raise NotSignedInError("This needs a sign-in.")
+            raise NotSignedInError("Sign-in is required.")
         return self.user
 
     @property
     def is_superuser(self) -> bool:
-        """Runs the installation. A token with a ceiling never does."""
+        """Whether the actor administers the installation; never with a limited token."""
         return (
             self.signed_in
             and self.user.is_superuser
@@ -53,7 +57,7 @@ class Actor:
 
     @property
     def rules_everything(self) -> bool:
-        """In each namespace that its token is not kept out of, without holding a role there."""
+        """Whether the actor sees all namespaces that its token allows, without a role there."""
         ceiling = self.token.ceiling if self.token else None
         return self.signed_in and self.user.is_superuser and ceiling is None
 
@@ -64,11 +68,11 @@ class Actor:
     @property
     def name(self) -> str:
         if self.directory:
-            return f"directory:{self.directory}"  # no account's name has a colon
+            return f"directory:{self.directory}"  # names of accounts contain no colon
         return self.user.get_username() if self.signed_in else "anonymous"
 
     def allows(self, perm: Perm) -> bool:
-        """False where the token's ceiling forbids it, whatever roles the user holds."""
+        """Whether the limit of the token permits `perm`, independent of the user's roles."""
         ceiling = self.token.ceiling if self.token else None
         return ceiling is None or perm in ROLES[ceiling]
 
@@ -82,7 +86,7 @@ ANONYMOUS = Actor(AnonymousUser())
 
 
 def kind_of(actor: Actor) -> tuple[Hashable, ...]:
-    """What the text of a statement with conditions of rights depends on (condastore.statements)."""
+    """Key of the text of a statement with permission conditions (condastore.statements)."""
     names = actor.only_namespaces
     return (
         actor.signed_in,
@@ -93,7 +97,7 @@ def kind_of(actor: Actor) -> tuple[Hashable, ...]:
 
 
 def stand_in(actor: Actor) -> Actor:
-    """An actor of the same kind, whose key and names are those that are replaced later."""
+    """Return an actor of the same kind with placeholders for key and names."""
     if not actor.signed_in:
         return ANONYMOUS
     user = User(pk=KEY, is_active=True, is_superuser=actor.user.is_superuser)
@@ -104,13 +108,13 @@ def stand_in(actor: Actor) -> Actor:
 
 
 def values_for(actor: Actor) -> dict[Any, Any]:
-    """What replaces the key and names of `stand_in`."""
+    """Return the values of the placeholders of `stand_in`."""
     return values_of(actor.account.pk if actor.signed_in else 0, actor.only_namespaces)
 
 
 @runtime_checkable
 class Guarded(Protocol):
-    """A row whose queryset knows `with_perm(actor, perm)`."""
+    """A row whose queryset has `with_perm(actor, perm)`."""
 
     pk: Any
     objects: Any
@@ -121,16 +125,16 @@ def may(actor: Actor, perm: Perm, guarded: Guarded) -> bool:
 
 
 def require(actor: Actor, perm: Perm, guarded: Guarded) -> None:
-    """First line of every operation.
+    """Require a permission: the first line of every operation.
 
     Raises:
-        NotSignedInError: nobody is signed in, and nobody may do this signed out.
-        AccessDeniedError: the actor's roles do not allow it.
+        NotSignedInError: nobody is signed in, and the public may not do this.
+        AccessDeniedError: the roles of the actor do not permit it.
     """
     if may(actor, perm, guarded):
         return
     if not actor.signed_in:
-        raise NotSignedInError(f"This needs a sign-in ({perm.value} on {guarded}).")
+        raise NotSignedInError(f"Sign-in is required ({perm.value} on {guarded}).")
     raise AccessDeniedError(f"You may not {perm.value} in {guarded}.")
 
 
@@ -141,7 +145,7 @@ def require_superuser(actor: Actor) -> None:
 
 def require_directory(actor: Actor) -> None:
     if not actor.directory:
-        raise AccessDeniedError("Only a directory may tell of its people.")
+        raise AccessDeniedError("Only a directory may provision accounts.")
 
 
 def highest(roles: Sequence[Role]) -> Role | None:

@@ -1,4 +1,4 @@
-"""Django's entry to the accounts app."""
+"""Configuration of the Django app `accounts`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class AccountsConfig(AppConfig):
 
 
 def _make_cache_table(using: str, **kwargs: Any) -> None:
-    """Of the counts of failed sign-ins; nothing where it is there."""
+    """Create the cache table of failed sign-ins if it does not exist."""
     from django.core.management import call_command
 
     call_command("createcachetable", database=using, verbosity=0)

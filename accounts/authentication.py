@@ -32,25 +32,25 @@ from accounts.signals import token_moved, token_refused
 from condastore.errors import NotSignedInError
 from condastore.statements import KEY, MOMENT, Lookup, word
 
-#: The stand-in of a token's key (condastore.statements).
+#: Placeholder of the key of a token (condastore.statements).
 TOKEN_KEY = KEY + 1
-#: How old the recorded last use of a token may be before it is written again.
+#: Minimum interval between two updates of the last use of a token.
 LAST_USE_RESOLUTION = timedelta(minutes=1)
-#: Where a token may stand in the path, as conda's clients put it: `/t/<token>/channel/...`.
+#: Paths with a token, as conda clients send them: `/t/<token>/channel/...`.
 _TOKEN_IN_PATH = re.compile(r"/t/([^/]+)(/channel/.*)")
-#: Below it, a directory speaks.
+#: Prefix of the routes of SCIM.
 PROVISIONING = "/scim/"
-#: Below it, container tools speak, whose tokens are signed for one repository.
+#: Prefix of the container registry, whose tokens are signed for one repository.
 REGISTRY = "/v2/"
 
 
 class TokenInvalidError(NotSignedInError):
     code = "token-invalid"
-    hint = "The token is unknown, expired or revoked: make a new one and sign in with it."
+    hint = "The token is unknown, expired or revoked: create a new one and sign in with it."
 
 
 def client_address(meta: dict[str, Any]) -> str:
-    """Return the caller's address; the proxy's word for it only where a proxy is configured."""
+    """Return the address of the caller; forwarded headers count only behind a configured proxy."""
     return address_of(str(meta.get("REMOTE_ADDR") or ""), meta.get("HTTP_X_FORWARDED_FOR") or "")
 
 
@@ -58,9 +58,9 @@ def address_of(peer: str, forwarded: str) -> str:
     """Return the address of the client of a connection.
 
     Args:
-        peer: whoever has opened the connection.
+        peer: address of the connection.
         forwarded: the values of X-Forwarded-For, joined by commas. Only its end was written by
-            proxies of ours; all before it is what the client says.
+            configured proxies; the rest is written by the client.
     """
     if not settings.BEHIND_PROXY or not forwarded:
         return peer
@@ -92,7 +92,7 @@ def _trusted_proxies() -> list[IPv4Network | IPv6Network]:
 
 
 def secret_in(authorization: str) -> str | None:
-    """The token of an Authorization header: `Bearer` or `token`, or the password of `Basic`."""
+    """Return the token of an Authorization header: `Bearer`, `token`, or the `Basic` password."""
     kind, _, value = authorization.partition(" ")
     match kind.lower():
         case "bearer" | "token":
@@ -107,7 +107,11 @@ def secret_in(authorization: str) -> str | None:
 
 
 def actor_with_token(secret: str, *, address: str = "") -> Actor:
-    """Raises TokenInvalidError for a token that is unknown, expired or revoked."""
+    """Return the valid token with its user.
+
+    Raises:
+        TokenInvalidError: it is unknown, expired or revoked.
+    """
     token = usable_token(digest=token_digest(secret))
     if token is None:
         known = ApiToken.objects.with_secret(secret).select_related("user").first()
@@ -131,7 +135,7 @@ _TOKEN_LOOKUP: Lookup[ApiToken] = Lookup(
 
 
 def usable_token(*, digest: str = "", key: int | None = None) -> ApiToken | None:
-    """The token with this digest, or else this key, and its user; None unless it is valid now."""
+    """Return the valid token with this digest, or this key, and its user; else None."""
 
     def build() -> QuerySet[ApiToken]:
         rows = ApiToken.objects.usable(now=MOMENT).order_by()
@@ -146,21 +150,21 @@ def usable_token(*, digest: str = "", key: int | None = None) -> ApiToken | None
 
 @dataclass(frozen=True, slots=True)
 class TokenClaim:
-    """What a word that was signed here says of an API token and its user: valid when it was signed.
+    """Claim of a signed registry token about an API token and its user, as of the signature.
 
-    A statement that is answered for `actor` has to hold `proof` against the database, too. Until
-    then nobody may act as `actor`.
+    A statement that runs for `actor` must include `proof`, which checks the claim against the
+    database. Nothing else may be done as `actor`.
     """
 
     actor: Actor
 
     @property
     def kind(self) -> tuple[Hashable, ...]:
-        """What the text of a statement with `proof` depends on."""
+        """Key of the text of a statement with `proof`."""
         return "claim", self.actor.user.is_superuser, *_switches()
 
     def proof(self) -> Exists:
-        """Whether the token is valid now, and its user is who they were: with stand-ins."""
+        """Condition, with placeholders, that token and user are still valid and unchanged."""
         user = {
             "user": KEY,
             "user__username": word("username"),
@@ -172,20 +176,20 @@ class TokenClaim:
         return Exists(rows.filter(pk=TOKEN_KEY, **user, **limits))
 
     def values(self) -> dict[Any, Any]:
-        """What replaces the stand-ins of `proof`, but for KEY."""
+        """Return the values of the placeholders of `proof`, except KEY."""
         token = self.actor.token
-        assert token is not None, "it is of a token"
+        assert token is not None, "the claim has a token"
         return {
             TOKEN_KEY: token.pk,
             MOMENT: timezone.now(),
             word("username"): self.actor.name,
             word("role"): token.role,
-            word("limits"): json.dumps(token.namespaces),  # as the databases write it
+            word("limits"): json.dumps(token.namespaces),  # in the format of the databases
         }
 
     def to_json(self) -> dict[str, Any]:
         token, account = self.actor.token, self.actor.account
-        assert token is not None, "it is of a token"
+        assert token is not None, "the claim has a token"
         return {
             "user": account.pk,
             "name": account.username,
@@ -196,10 +200,10 @@ class TokenClaim:
 
     @classmethod
     def parse(cls, said: Mapping[str, Any], *, key: int, address: str) -> TokenClaim:
-        """Read `to_json` of a signed word.
+        """Parse `to_json` of a signed claim.
 
         Args:
-            key: of the token.
+            key: primary key of the token.
         """
         user = User(
             pk=said["user"], username=said["name"], is_superuser=said["super"], is_active=True
@@ -209,12 +213,12 @@ class TokenClaim:
 
 
 def _switches() -> tuple[bool, bool]:
-    """The settings that say whose tokens are usable."""
+    """Return the settings that decide which accounts may use tokens."""
     return settings.SUSPEND_ORPHANED_SERVICE_ACCOUNTS, settings.LOCAL_ACCOUNTS
 
 
 def actor_of(request: HttpRequest) -> Actor:
-    """Who sends `request`: by token if it brings one, else by session."""
+    """Return the caller of `request`, by its token if it has one, else by session."""
     address = client_address(request.META)
     if (header := request.headers.get("Authorization")) and (secret := secret_in(header)):
         return actor_with_token(secret, address=address)
@@ -225,7 +229,7 @@ def actor_of(request: HttpRequest) -> Actor:
 
 
 def actor_with_session(key: str, *, address: str = "") -> Actor:
-    """Return whose session `key` is; nobody for one that has ended or needs a second factor."""
+    """Return the actor of the session `key`; nobody if it ended or needs a second factor."""
     store: type[SessionBase] = import_string(f"{settings.SESSION_ENGINE}.SessionStore")
     request = HttpRequest()
     request.session = store(key)
@@ -239,7 +243,7 @@ def actor_with_session(key: str, *, address: str = "") -> Actor:
 
 #: Seconds between two checks of one connection's sign-in.
 CHECK_INTERVAL = 2.0
-#: Seconds for which the answer serves other connections of the same token or session.
+#: Seconds for which a result is reused by connections with the same token or session.
 _ANSWER_LIFE = 1.0
 _MOST_ANSWERS = 1000
 
@@ -250,16 +254,16 @@ class SignInEndedError(NotSignedInError):
     hint = "Sign in again."
 
 
-#: By the token's digest or the session's key: when it was looked up, and what was found.
+#: (time of the lookup, result) by digest of the token or key of the session.
 _answers: dict[str, tuple[float, Actor | NotSignedInError]] = {}
 
 
 def renewed(actor: Actor) -> Actor:
-    """Return the actor as of now: with the token's rights and the account's of this moment.
+    """Return the actor with the current rights of token and account.
 
     Raises:
         TokenInvalidError: the token was revoked or has expired, or the account was closed.
-        SignInEndedError: the session has ended, or is not the account's any more.
+        SignInEndedError: the session has ended or no longer belongs to the account.
     """
     if not isinstance(actor.user, User):
         return actor
@@ -286,7 +290,7 @@ def _looked_up(actor: Actor) -> Actor:
     if actor.token is not None:
         token = usable_token(key=actor.token.pk)
         if token is None:
-            raise TokenInvalidError("The API token is not valid any more.")
+            raise TokenInvalidError("The API token is no longer valid.")
         return Actor(token.user, token=token)
     if actor.session:
         found = actor_with_session(actor.session)
@@ -299,13 +303,13 @@ def _looked_up(actor: Actor) -> Actor:
 
 
 def directory_of(request: HttpRequest) -> Actor:
-    """Who sends `request` to the routes of provisioning: a directory, by the token of the settings.
+    """Return the directory that sends `request` to the SCIM routes, by the token of the settings.
 
-    Nobody's session and no API token is heard there.
+    Sessions and API tokens are ignored on these routes.
 
     Raises:
-        TokenInvalidError: it does not prove itself.
-        TooManyAttemptsError: from its address, that was tried too often.
+        TokenInvalidError: the token is missing or wrong.
+        TooManyAttemptsError: too many failed attempts from its address.
     """
     from allauth.core.internal.ratelimit import consume
 
@@ -322,14 +326,12 @@ def directory_of(request: HttpRequest) -> Actor:
     if settings.SCIM is None or not settings.SCIM.admits(secret):
         consume(request, **limit)
         token_refused.send(ApiToken, address=address, token=None)
-        raise TokenInvalidError(
-            "This is not the token of provisioning.", hint="It is CONDASTORE_SCIM_TOKEN."
-        )
+        raise TokenInvalidError("This is not the SCIM token.", hint="It is CONDASTORE_SCIM_TOKEN.")
     return Actor(AnonymousUser(), address=address, directory=settings.SCIM.directory)
 
 
 class ActorMiddleware:
-    """Put the actor on the request; 401 for a token that is not valid, never silently nobody."""
+    """Set `request.actor`; an invalid token is answered with 401, never treated as signed out."""
 
     sync_capable = True
     async_capable = True
@@ -356,7 +358,7 @@ class ActorMiddleware:
         request.actor = ANONYMOUS  # type: ignore[attr-defined]
         _take_token_out_of_path(request)
         if request.path_info.startswith((PROVISIONING, REGISTRY)):
-            return None  # see `directory_of`, and the registry's own sign-in
+            return None  # see `directory_of` and registry/sign_in.py
         try:
             actor = actor_of(request)
             if actor.token is None and lacks_second_factor(request):
@@ -376,25 +378,25 @@ class ActorMiddleware:
             return answer
         request.actor = actor  # type: ignore[attr-defined]
         if actor.token is not None:
-            # What asks `request.user` is for people with a session: the admin, one's own account.
-            # It would not know of a token's limits.
+            # Views that use `request.user` need a session: the admin, account pages.
+            # They would ignore the limits of a token.
             request.user = AnonymousUser()
-            # A browser never sends a token on its own: there is no forgery to guard against.
+            # Browsers never send tokens on their own, so CSRF does not apply.
             request._dont_enforce_csrf_checks = True  # type: ignore[attr-defined]
         return None
 
 
 def _take_token_out_of_path(request: HttpRequest) -> None:
-    """Let it stand where tokens stand, before anything logs or resolves the path."""
+    """Move a token from the path to the header, before the path is logged or resolved."""
     if found := _TOKEN_IN_PATH.fullmatch(request.path_info):
         request.META["HTTP_AUTHORIZATION"] = f"Bearer {found[1]}"
-        request.__dict__.pop("headers", None)  # they were read of META, and kept
+        request.__dict__.pop("headers", None)  # cached from META
         request.path_info = found[2]
         request.path = request.META.get("SCRIPT_NAME", "").rstrip("/") + found[2]
 
 
 def _to_second_factor(request: HttpRequest) -> HttpResponseBase | None:
-    """Only its pages answer an administrator who must set one up; there nobody is the actor."""
+    """Restrict administrators without a required second factor to the pages that set it up."""
     if request.path_info.startswith(("/accounts/", "/logout/", settings.STATIC_URL)):
         return None
     if request.method == "GET" and request.accepts("text/html"):

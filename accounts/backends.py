@@ -16,7 +16,7 @@ class LocalBackend(ModelBackend):
     """Accounts with a local password, and Django's model permissions of all accounts."""
 
     def user_can_authenticate(self, user: Any) -> bool:
-        """Also called at each request with a session."""
+        """Whether the account may sign in; called at each request with a session."""
         return isinstance(user, User) and user.may_act
 
 

@@ -1,4 +1,4 @@
-"""What an identity provider says of a person, as a Person: claims of OpenID Connect, SAML's too."""
+"""Parsing of identity claims: OpenID Connect and SAML responses to a Person."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from condastore.errors import AccessDeniedError
 
 def refused(provider: str, why: str) -> AccessDeniedError:
     return AccessDeniedError(
-        f"{provider} did not say who you are: {why}.",
-        hint="Try again; if it stays, tell the administrators.",
+        f"{provider} did not identify you: {why}.",
+        hint="Try again. If it happens again, contact the administrators.",
     )
 
 
 def of_openid(provider: OpenIdProvider, answer: Mapping[str, Any]) -> Person:
-    """From `{"id_token": claims, "userinfo": claims}`; the token's are verified already.
+    """Parse `{"id_token": claims, "userinfo": claims}`; the ID token is already verified.
 
     Raises:
-        AccessDeniedError: it names nobody, or userinfo is about somebody else.
+        AccessDeniedError: a subject is missing, or userinfo has another subject.
     """
     token, userinfo = answer.get("id_token") or {}, answer.get("userinfo") or {}
     issuer, subject = token.get("iss"), token.get("sub")
@@ -34,7 +34,7 @@ def of_userinfo(
     provider: OpenIdProvider, claims: Mapping[str, Any], *, issuer: str, subject: str
 ) -> Person:
     if claims.get("sub", subject) != subject:
-        raise refused(provider.name or provider.id, "its answers are about different people")
+        raise refused(provider.name or provider.id, "its responses have different subjects")
     username = _text(_inside(claims, provider.username_claim))
     if not username:
         raise refused(provider.name or provider.id, f"{provider.username_claim} is missing")
@@ -47,7 +47,7 @@ def of_userinfo(
         email=_text(claims.get("email")),
         first_name=_text(claims.get("given_name")),
         last_name=_text(claims.get("family_name")) or _text(claims.get("name")),
-        # Where the claim is missing, the person is in no group: so providers say it.
+        # Providers omit the claim for people without groups.
         groups=frozenset(_texts(groups)) if provider.groups_claim else None,
     )
 
@@ -74,7 +74,7 @@ def of_saml(provider: SamlProvider, attributes: Mapping[str, Any], *, subject: s
 
 
 def _inside(claims: Mapping[str, Any], way: str) -> Any:
-    """`claims[way]`, or what the dots of `way` lead to."""
+    """Return `claims[way]`, or the nested value if `way` has dots."""
     if way in claims:
         return claims[way]
     found: Any = claims

@@ -1,4 +1,4 @@
-"""Who comes from a directory: the account by issuer and subject, and groups as they are there."""
+"""Accounts and groups of directories: identity by issuer and subject, mirrored groups."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from accounts.signals import account_closed, account_opened, groups_mirrored
 from condastore.errors import AccessDeniedError, ConflictError, UnavailableError
 
 logger = structlog.get_logger(__name__)
-#: A round that would end more accounts than this, and more than this part of all it looked at, is
-#: taken for a fault of the directory (a filter, a right to read) and ends none.
+#: A round that would end more accounts than this number and this fraction is treated as a fault of
+#: the directory (a filter, a missing permission) and ends none.
 MOST_GONE, MOST_GONE_PART = 5, 0.2
-#: Accounts that are looked up in one round.
+#: Maximum accounts checked in one round.
 ROUND = 500
 _LONGEST_NAME = 150  # of a group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Person:
-    """What a directory says of one of its people, at a sign-in or when asked again."""
+    """A person as described by a directory, at a sign-in or a later check."""
 
     directory: str  # its name in the settings
     issuer: str
@@ -42,22 +42,22 @@ class Person:
     email: str = ""
     first_name: str = ""
     last_name: str = ""
-    groups: frozenset[str] | None = None  # None: it says nothing of groups
+    groups: frozenset[str] | None = None  # None: groups are unknown
 
 
 class Directory(Protocol):
-    """One that can be asked about people who are not signing in."""
+    """A directory that can be queried between sign-ins."""
 
     name: str
 
     def askable(self, identities: QuerySet[Identity]) -> QuerySet[Identity]:
-        """Those about whom it can be asked."""
+        """Identities that can be checked."""
 
     def look_up(self, identity: Identity) -> Person | None:
-        """None for who is gone or disabled there.
+        """Return the person, or None if removed or disabled.
 
         Raises:
-            UnavailableError: it does not answer, or not so that one could rely on it.
+            UnavailableError: it does not answer, or not reliably.
         """
 
 
@@ -65,16 +65,15 @@ class Directory(Protocol):
 
 
 def welcome(person: Person, *, refresh_token: str = "") -> User:
-    """The account of a person who has signed in, made at the first time.
+    """Return the account of a person who signed in, created at the first sign-in.
 
     Raises:
-        ConflictError: the user name belongs to an account that this person is not known to own.
-        AccessDeniedError: an administrator has closed the account; or the directory has, where it
-            says so by itself (SCIM).
+        ConflictError: the user name belongs to another account.
+        AccessDeniedError: the account was closed by an administrator, or by the directory (SCIM).
     """
     try:
         return _welcome(person, refresh_token)
-    except IntegrityError:  # the same person at the same moment: now the account is there
+    except IntegrityError:  # a concurrent sign-in of the same person created the account
         return _welcome(person, refresh_token)
 
 
@@ -95,23 +94,23 @@ def _welcome(person: Person, refresh_token: str) -> User:
     if refresh_token:
         identity.refresh_token = refresh_token
     _follow(identity, person)
-    restore(identity)  # it was closed because the directory had lost them
+    restore(identity)  # it was closed because the directory no longer had the person
     if person.groups is not None:
         mirror_groups(identity.user, person.directory, person.groups)
     return identity.user
 
 
 def provisions(identity: Identity) -> bool:
-    """Is it for the directory itself to say who of its people may be here?"""
+    """Whether the directory provisions its accounts itself (SCIM)."""
     return settings.SCIM is not None and identity.issuer == settings.SCIM.issuer
 
 
 @transaction.atomic
 def enrol(person: Person) -> Identity:
-    """The identity of a person whom the directory names without a sign-in, made at the first time.
+    """Return the identity of a person without a sign-in, created if it does not exist.
 
     Raises:
-        ConflictError: the user name belongs to an account that this person is not known to own.
+        ConflictError: the user name belongs to another account.
     """
     identity = _known(person) or _first_time(person)
     _follow(identity, person)
@@ -124,7 +123,7 @@ def _known(person: Person) -> Identity | None:
 
 
 def _follow(identity: Identity, person: Person) -> None:
-    """Write what the directory says of the person; the user name stays what it was at first."""
+    """Store the directory's data of the person; the user name never changes."""
     identity.directory = person.directory
     identity.save()
     user = identity.user
@@ -141,7 +140,7 @@ def _first_time(person: Person) -> Identity:
             f"{person.username!r} cannot be a user name here.",
             hint="An administrator can name another attribute of the directory for user names.",
         ) from None
-    # In any letter case: a personal namespace bears the name in lower case.
+    # Case-insensitive: a personal namespace has the name in lower case.
     if User.objects.filter(username__iexact=person.username).exists():
         logger.warning(
             "a directory's user name is taken",
@@ -150,8 +149,8 @@ def _first_time(person: Person) -> Identity:
             subject=person.subject,
         )
         raise ConflictError(
-            f"There is another account {person.username!r} here, which is not known to be yours.",
-            hint="Ask an administrator to add this identity to it, if it is: "
+            f"The user name {person.username!r} belongs to another account.",
+            hint="If it is yours, ask an administrator to add this identity to it: "
             f"{person.subject} at {person.issuer}.",
         )
     user = User(username=person.username[:_LONGEST_NAME])
@@ -166,10 +165,10 @@ def _first_time(person: Person) -> Identity:
 
 @transaction.atomic
 def mirror_groups(user: User, directory: str, names: Iterable[str]) -> None:
-    """Of the directory's groups, `user` is in those of `names` afterwards; others stay as they are.
+    """Set the groups of `user` in the directory to `names`; other groups are not changed.
 
-    So do groups that the directory provisions: their members are told by it, not by a sign-in.
-    Groups of different directories, and our own, never share a row: none can forge another's.
+    Groups that the directory provisions by SCIM are not changed by a sign-in. Groups of different
+    directories and local groups never share a row, so that none can forge another's.
     """
     mirrors = DirectoryGroup.objects.filter(directory=directory).select_related("group")
     elsewhere = set(mirrors.filter(provisioned=True).values_list("name", flat=True))
@@ -185,7 +184,7 @@ def mirror_groups(user: User, directory: str, names: Iterable[str]) -> None:
 
 @transaction.atomic
 def leave_groups(user: User, directory: str) -> None:
-    """All of the directory's, however they came."""
+    """Return the user's groups of the directory."""
     held = list(Group.objects.filter(user=user, mirror__directory=directory).order_by("name"))
     _change_groups(user, directory, added=(), removed=held, made=())
 
@@ -219,17 +218,17 @@ def make_mirror(directory: str, name: str, **values: Any) -> DirectoryGroup:
 
 
 def mirrored_name(directory: str, name: str) -> str:
-    """What the group is called here: unlike any other that there is now."""
+    """Return a unique local name of the group."""
     full = f"{directory}:{name}"
     if len(full) > _LONGEST_NAME or Group.objects.filter(name=full).exists():
-        # Too long, or the name of a group that somebody made here: whose members are not these.
+        # Too long, or the name of a local group, which has other members.
         digest = hashlib.sha256(full.encode()).hexdigest()[:12]
         full = f"{full[: _LONGEST_NAME - 13]}~{digest}"
     return full
 
 
 def mirror_administration(users: Iterable[User]) -> None:
-    """Who is in one of CONDASTORE_ADMIN_GROUPS runs the installation, and nobody else of these."""
+    """Set the administrator flag by membership in CONDASTORE_ADMIN_GROUPS."""
     if not settings.ADMIN_GROUPS:
         return
     for user in users:
@@ -245,20 +244,20 @@ def mirror_administration(users: Iterable[User]) -> None:
 
 @transaction.atomic
 def lost(identity: Identity) -> None:
-    """The directory no longer knows the person: no group of it, and no account without another."""
+    """Handle a person whom the directory no longer has: groups go, and so may the account."""
     leave_groups(identity.user, identity.directory)
     suspend(identity)
 
 
 @transaction.atomic
 def suspend(identity: Identity) -> None:
-    """The directory says that the person may not act now: no account without another identity.
+    """Disable the account of a person whom the directory disabled, unless it has another identity.
 
-    With the account, the groups wait for the person's return: nobody has rights by them meanwhile.
+    The groups stay with the closed account until the person returns; they grant nothing meanwhile.
     """
     user = identity.user
     if not user.is_active:
-        return  # it is closed; if by an administrator, no directory is to open it again
+        return  # already closed; a directory must not reopen what an administrator closed
     identity.gone_at = timezone.now()
     identity.refresh_token = ""
     identity.save(update_fields=["gone_at", "sealed_refresh_token"])
@@ -270,7 +269,7 @@ def suspend(identity: Identity) -> None:
 
 @transaction.atomic
 def restore(identity: Identity) -> None:
-    """The directory knows the person again; what an administrator closed stays so."""
+    """Reopen the account of a person, unless an administrator closed it."""
     if identity.gone_at is None:
         return
     identity.gone_at = None
@@ -284,21 +283,21 @@ def restore(identity: Identity) -> None:
 
 @transaction.atomic
 def close(user: User, *, directory: str = "") -> None:
-    """End the account with its tokens and sessions; a person who comes back starts with none."""
+    """Close the account and delete its tokens and sessions."""
     user.is_active = False
-    user.set_unusable_password()  # a new one: sessions are bound to it
+    user.set_unusable_password()  # sessions are bound to the password
     user.save(update_fields=["is_active", "password"])
     user.tokens.filter(revoked_at=None).update(revoked_at=timezone.now())
     account_closed.send(sender=User, user=user, directory=directory)
 
 
 def directories() -> Sequence[Directory]:
-    """Those that can be asked again; what they need is imported here, where it is needed."""
+    """Return the directories that can be queried; their libraries are imported lazily."""
     return [import_string(maker)(**options) for maker, options in settings.DIRECTORIES]
 
 
 def check_people() -> None:
-    """Ask each directory about those whom it has not confirmed lately."""
+    """Check the accounts that a directory did not confirm recently."""
     before = timezone.now() - settings.DIRECTORY_INTERVAL / 2
     for directory in directories():
         try:
@@ -308,10 +307,10 @@ def check_people() -> None:
 
 
 def check_directory(directory: Directory, *, before: datetime) -> None:
-    """One round: groups follow, and who is gone loses the account.
+    """Run one round: update groups and close accounts of removed people.
 
     Raises:
-        UnavailableError: the directory did not answer; nothing was taken from anybody.
+        UnavailableError: the directory did not answer; nothing was changed.
     """
     present = Identity.objects.present().filter(directory=directory.name, user__is_active=True)
     due = directory.askable(present.exclude(seen_at__gt=before))

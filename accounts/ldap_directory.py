@@ -1,6 +1,6 @@
-"""LDAP and Active Directory: sign-in by its passwords, its groups, and who is still there.
+"""LDAP and Active Directory: password sign-in, groups, and checks between sign-ins.
 
-Imported only where CONDASTORE_LDAP_URL is set: python-ldap is in the extra `ldap`.
+Imported only if CONDASTORE_LDAP_URL is set: python-ldap is in the extra `ldap`.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ from accounts.directories import Person, welcome
 from accounts.models import Identity, User
 from condastore.errors import StoreError, UnavailableError
 
-#: How the directory says who is in a group: the value of CONDASTORE_LDAP_GROUP_TYPE.
+#: Representation of group membership: values of CONDASTORE_LDAP_GROUP_TYPE.
 GROUP_TYPES: Mapping[str, Any] = {
     "groupOfNames": NestedGroupOfNamesType,
     "groupOfNames-flat": GroupOfNamesType,
     "groupOfUniqueNames": NestedGroupOfUniqueNamesType,
     "posixGroup": PosixGroupType,
-    # The server follows groups in groups itself (LDAP_MATCHING_RULE_IN_CHAIN): one question.
+    # The server resolves nested groups (LDAP_MATCHING_RULE_IN_CHAIN) in one query.
     "activeDirectory": lambda name_attr: MemberDNGroupType(
         "member:1.2.840.113556.1.4.1941:", name_attr
     ),
 }
 ACCOUNT_DISABLE = 0x2  # a bit of Active Directory's userAccountControl
-#: Faults of what was asked or typed, not of the directory: a sign-in with them is only refused.
+#: Errors caused by the input, not the directory: the sign-in is refused.
 _REFUSALS = (ldap.INVALID_CREDENTIALS, ldap.NO_SUCH_OBJECT, ldap.INVALID_DN_SYNTAX)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """How one directory is asked; see CONDASTORE_LDAP_* in docs/reference/settings.md."""
+    """Configuration of one directory; see CONDASTORE_LDAP_* in docs/reference/settings.md."""
 
     name: str
     url: str
@@ -71,14 +71,14 @@ class Options:
 
     @property
     def issuer(self) -> str:
-        """Its people are named within its base; servers behind the address may change."""
+        """Issuer of its identities: the base DN, as the servers may change."""
         return f"ldap:{self.user_base.lower()}"
 
     @property
     def connection_options(self) -> dict[int, Any]:
         options: dict[int, Any] = {
             ldap.OPT_PROTOCOL_VERSION: 3,
-            ldap.OPT_REFERRALS: 0,  # Active Directory's lead to servers that do not answer
+            ldap.OPT_REFERRALS: 0,  # referrals lead to servers that do not answer
             ldap.OPT_NETWORK_TIMEOUT: self.timeout,
             ldap.OPT_TIMEOUT: self.timeout,
         }
@@ -103,7 +103,7 @@ class Options:
         return GROUP_TYPES[self.group_type](name_attr="cn")
 
     def django_settings(self) -> dict[str, Any]:
-        """For django-auth-ldap. It makes no accounts and mirrors no groups: we do."""
+        """Return the settings of django-auth-ldap, without accounts and groups."""
         return {
             "SERVER_URI": self.url,
             "START_TLS": self.start_tls,
@@ -124,7 +124,11 @@ def options() -> Options:
 
 
 def person_in(attributes: Mapping[str, Any], names: frozenset[str] | None, of: Options) -> Person:
-    """Raises UnavailableError where the directory hides what a person is known by."""
+    """Return the person of an entry.
+
+    Raises:
+        UnavailableError: the directory hides an identifying attribute.
+    """
     subject = _subject(attributes, of.id_attribute)
     username = _text(attributes, of.username_attribute)
     if not subject or not username:
@@ -152,7 +156,7 @@ def _text(attributes: Mapping[str, Any], name: str) -> str:
 def _subject(attributes: Mapping[str, Any], name: str) -> str:
     value = next(iter(attributes.get(name, ())), "")
     if name.lower() == "objectguid" and value:
-        # Bytes; or text, where they happened to be that too.
+        # Bytes, or text if they are valid text.
         raw = value if isinstance(value, bytes) else value.encode()
         return str(uuid.UUID(bytes_le=raw))
     return value.hex() if isinstance(value, bytes) else value
@@ -162,7 +166,7 @@ def _subject(attributes: Mapping[str, Any], name: str) -> str:
 
 
 class Backend(LDAPBackend):  # type: ignore[misc]
-    """Asks the directory for the password; the account comes from `directories.welcome`."""
+    """Checks the password at the directory; the account comes from `directories.welcome`."""
 
     def __init__(self) -> None:
         self.options = options()
@@ -195,7 +199,7 @@ class Backend(LDAPBackend):  # type: ignore[misc]
         user = User.objects.filter(pk=user_id).first()
         return user if user is not None and user.may_act else None
 
-    # Rights come from roles; Django's own permissions from ModelBackend.
+    # Rights come from roles, Django's permissions from ModelBackend.
     def has_perm(self, user: User, perm: str, obj: object = None) -> bool:
         return False
 
@@ -210,7 +214,7 @@ class Backend(LDAPBackend):  # type: ignore[misc]
 
 
 def _not_silently(sender: Any, exception: Exception, **kwargs: Any) -> None:
-    """django-auth-ldap would say that the password is wrong."""
+    """Report an outage, which django-auth-ldap would report as a wrong password."""
     if not isinstance(exception, _REFUSALS):
         raise unavailable(exception) from exception
 
@@ -222,8 +226,8 @@ def unavailable(error: Exception) -> StoreError:
     said = error.args[0] if error.args and isinstance(error.args[0], dict) else {}
     reason = said.get("info") or said.get("desc") or type(error).__name__
     return UnavailableError(
-        f"The directory cannot be asked: {reason}.",
-        hint="Try again; if it stays, tell the administrators.",
+        f"The directory is not available: {reason}.",
+        hint="Try again. If it happens again, contact the administrators.",
     )
 
 
@@ -232,7 +236,7 @@ def unavailable(error: Exception) -> StoreError:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """What a group type needs to know of a person."""
+    """Attributes of a person that group types use."""
 
     dn: str
     attrs: Mapping[str, Any]
@@ -240,7 +244,7 @@ class _Entry:
 
 
 class Directory:
-    """Asked by the account of CONDASTORE_LDAP_BIND_DN, person by person, by what never changes."""
+    """Queries by the account of CONDASTORE_LDAP_BIND_DN, per person, by the immutable id."""
 
     def __init__(self) -> None:
         self.options = options()
@@ -285,7 +289,7 @@ class Directory:
             if self.options.start_tls:
                 connection.start_tls_s()
             connection.simple_bind_s(self.options.bind_dn, self.options.bind_password)
-            # Without a right to read, each search would find nothing and everybody be gone.
+            # Without read permission every search would be empty and everybody removed.
             connection.read_s(self.options.user_base, attrlist=["1.1"])
             self._connection = connection
         return self._connection
@@ -300,11 +304,11 @@ def _translated() -> Iterator[None]:
 
 
 def is_disabled(attributes: Mapping[str, Any]) -> bool:
-    """By the attributes of Active Directory, OpenLDAP's password policy, and 389 Directory."""
+    """Whether the entry is disabled: Active Directory, OpenLDAP ppolicy and 389 Directory."""
     control = _text(attributes, "userAccountControl")
     if control.lstrip("-").isdecimal() and int(control) & ACCOUNT_DISABLE:
         return True
-    # A time means locked for a while, after wrong passwords; this value, by an administrator.
+    # A time means a temporary lock after wrong passwords; this value a lock by an administrator.
     if _text(attributes, "pwdAccountLockedTime") == "000001010000Z":
         return True
     return _text(attributes, "nsAccountLock").lower() == "true"

@@ -1,4 +1,4 @@
-"""Who someone is: people and service accounts, and the API tokens they hold."""
+"""Accounts of people and services, their identities, groups and API tokens."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ class User(AbstractUser):
 
     @property
     def is_local(self) -> bool:
-        """A person whom no directory vouches for."""
+        """Whether the account is a person without a directory identity."""
         return not self.is_service and not self.identities.present().exists()
 
     @property
     def owner_left(self) -> bool:
-        """Nobody answers for this service account any more."""
+        """Whether the owner of this service account has left."""
         return self.is_service and (self.owner is None or not self.owner.is_active)
 
     @property
     def may_act(self) -> bool:
-        """False for who was closed, and for local people where local accounts are off."""
+        """Whether the account may sign in: open, and not local if local accounts are off."""
         return self.is_active and (settings.LOCAL_ACCOUNTS or not self.is_local)
 
 
-#: Service accounts for which nobody answers any more.
+#: Service accounts whose owner has left.
 OWNER_LEFT = Q(is_service=True) & (Q(owner=None) | Q(owner__is_active=False))
 
 
@@ -60,28 +60,34 @@ class IdentityQuerySet(models.QuerySet["Identity"]):
 
 
 class Identity(models.Model):
-    """That a user is `subject` at `issuer`: what a directory vouches for.
+    """Identity of a user in a directory: `subject` at `issuer`.
 
-    It is the only way from a directory to an account: a user name or e-mail address that happens to
-    be the same leads nowhere.
+    It is the only link from a directory to an account: equal user names or e-mail addresses link
+    nothing.
     """
 
     user = models.ForeignKey(User, models.CASCADE, related_name="identities")
     issuer = models.CharField(
-        max_length=255, help_text="The directory, by the name that it gives itself."
+        max_length=255, help_text="Issuer: the identifier that the directory uses for itself."
     )
     subject = models.CharField(
-        max_length=255, help_text="The person there: never given to another."
+        max_length=255, help_text="Identifier of the person in the directory, never reused."
     )
     directory = models.CharField(
-        max_length=32, help_text="Its name in the settings; its groups' names start with it."
+        max_length=32, help_text="Name of the directory in the settings, prefix of its group names."
     )
     sealed_refresh_token = models.TextField(blank=True, editable=False)
     seen_at = models.DateTimeField(
-        null=True, blank=True, editable=False, help_text="When the directory last confirmed it."
+        null=True,
+        blank=True,
+        editable=False,
+        help_text="Time of the last confirmation by the directory.",
     )
     gone_at = models.DateTimeField(
-        null=True, blank=True, editable=False, help_text="The directory no longer knows it."
+        null=True,
+        blank=True,
+        editable=False,
+        help_text="True if the directory no longer has the person.",
     )
 
     objects = IdentityQuerySet.as_manager()
@@ -96,7 +102,7 @@ class Identity(models.Model):
 
     @property
     def refresh_token(self) -> str:
-        """What asks an OpenID Connect provider again; empty where it gave none."""
+        """Refresh token of an OpenID Connect provider; empty if it issued none."""
         sealed = self.sealed_refresh_token
         return unseal(sealed, purpose=REFRESH_TOKENS) if sealed else ""
 
@@ -109,15 +115,15 @@ REFRESH_TOKENS = "refresh-tokens"
 
 
 class ProvisionedPerson(models.Model):
-    """One of the people whom a directory makes and ends here by itself (SCIM).
+    """A person provisioned by a directory (SCIM).
 
-    Where it deletes one, this row goes; the identity stays, as that of somebody who is gone.
+    The row is deleted when the directory deletes the person; the identity stays as removed.
     """
 
     identity = models.OneToOneField(Identity, models.CASCADE, related_name="provisioned")
-    username = models.CharField(max_length=255, help_text="As the directory calls it now.")
+    username = models.CharField(max_length=255, help_text="Current name in the directory.")
     external_id = models.CharField(max_length=255, blank=True)
-    said: Any = models.JSONField(default=dict, help_text="What else it says of the person.")
+    said: Any = models.JSONField(default=dict, help_text="Other attributes from the directory.")
 
     class Meta:
         ordering = ["pk"]
@@ -134,13 +140,13 @@ class ProvisionedPerson(models.Model):
 
 
 class DirectoryGroup(models.Model):
-    """That a group mirrors one of a directory's: its members come from there alone."""
+    """Link of a group to a group of a directory, which alone decides its members."""
 
     group = models.OneToOneField(Group, models.CASCADE, related_name="mirror")
     directory = models.CharField(max_length=32)
-    name = models.CharField(max_length=255, help_text="As the directory calls it.")
+    name = models.CharField(max_length=255, help_text="Name in the directory.")
     provisioned = models.BooleanField(
-        default=False, help_text="Its members are told by SCIM, and by no sign-in."
+        default=False, help_text="True if members are provisioned by SCIM, not by sign-ins."
     )
     external_id = models.CharField(max_length=255, blank=True)
 
@@ -161,11 +167,11 @@ class DeviceSignInQuerySet(models.QuerySet["DeviceSignIn"]):
 
 
 class DeviceSignIn(models.Model):
-    """A command line that waits until its person approves it in the browser (RFC 8628)."""
+    """Pending sign-in of a command line, approved in the browser (RFC 8628)."""
 
     digest = models.CharField(max_length=64, unique=True, editable=False)
     user_code = models.CharField(max_length=9, unique=True, editable=False)
-    name = models.CharField(max_length=64, help_text="Of the token that it gets.")
+    name = models.CharField(max_length=64, help_text="Name of the token that it receives.")
     address = models.CharField(max_length=45, blank=True)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     expires_at = models.DateTimeField()
@@ -197,24 +203,28 @@ class ApiTokenQuerySet(models.QuerySet["ApiToken"]):
 
 
 def token_digest(secret: str) -> str:
-    """Tokens are random, 256 bits: a plain sha256 keeps them as safe as a slow hash would."""
+    """Return the sha256 of a token: tokens have 256 random bits and need no slow hash."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def new_token_secret() -> str:
-    """Of letters, digits and hyphens: conda takes no other ones in `/t/<token>/`."""
+    """Create a token of letters, digits and hyphens, which conda accepts in `/t/<token>/`."""
     return TOKEN_PREFIX + "".join(secrets.choice(_LETTERS) for _ in range(43))
 
 
 class ApiToken(models.Model):
-    """A named secret that acts for its user, at most with `role` and in `namespaces`."""
+    """API token of a user, limited to `role` and `namespaces`."""
 
     user = models.ForeignKey(User, models.CASCADE, related_name="tokens")
     name = models.CharField(max_length=64)
     digest = models.CharField(max_length=64, unique=True, editable=False)
-    hint = models.CharField(max_length=12, editable=False, help_text="How the secret starts.")
+    hint = models.CharField(
+        max_length=12, editable=False, help_text="First characters of the secret."
+    )
     role = models.CharField(max_length=16, choices=[(r.value, r.value) for r in Role], blank=True)
-    namespaces = models.JSONField(default=list, blank=True, help_text="Names; empty means all.")
+    namespaces = models.JSONField(
+        default=list, blank=True, help_text="Names of namespaces; empty means all."
+    )
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     expires_at = models.DateTimeField()
     revoked_at = models.DateTimeField(null=True, blank=True)
@@ -236,17 +246,17 @@ class ApiToken(models.Model):
 
     @property
     def ceiling(self) -> Role | None:
-        """The highest role that this token may act with; None for all that its user has."""
+        """Highest role of this token; None if it is not limited."""
         return Role(self.role) if self.role else None
 
     def used(self, *, at: datetime, address: str | None) -> None:
-        """Record the last use; at most once a minute, so that reads stay reads."""
+        """Record the last use, at most once a minute to avoid writes."""
         with optional_write():
             ApiToken.objects.filter(pk=self.pk).update(last_used_at=at, last_used_address=address)
 
 
 class InstallationKey(models.Model):
-    """A fingerprint of a key of the installation: every process must have the same one."""
+    """Fingerprint of a key of the installation, which must be equal in all processes."""
 
     name = models.CharField(max_length=32, unique=True)
     fingerprint = models.CharField(max_length=64)

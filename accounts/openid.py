@@ -1,7 +1,7 @@
-"""OpenID Connect between sign-ins: does the provider still know the person, and in which groups?
+"""OpenID Connect checks between sign-ins: existence and groups of people, by refresh token.
 
-Only for providers whose refresh tokens live as long as the account (`"sync": true`): elsewhere one
-that has expired says nothing.
+Only for providers whose refresh tokens live as long as the account (`"sync": true`): elsewhere an
+expired token proves nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WELL_KNOWN = "/.well-known/openid-configuration"
 
 
 class Directory:
-    """One provider, asked person by person with the refresh token of each."""
+    """A provider, queried per person with their refresh token."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -45,7 +45,7 @@ class Directory:
                 return self._ask(client, identity, secret)
         except (httpx.HTTPError, ValueError, KeyError) as error:
             raise UnavailableError(
-                f"{self.name} cannot be asked: {error or type(error).__name__}."
+                f"{self.name} is not available: {error or type(error).__name__}."
             ) from error
 
     def _ask(self, client: httpx.Client, identity: Identity, secret: str) -> Person | None:
@@ -55,15 +55,15 @@ class Directory:
             self._configuration = client.get(url).raise_for_status().json()
         configuration = self._configuration
         if configuration["issuer"] != identity.issuer:
-            raise ValueError(f"it calls itself {configuration['issuer']} now")
+            raise ValueError(f"its issuer is now {configuration['issuer']}")
         form = {"grant_type": "refresh_token", "refresh_token": secret}
         answer = client.post(configuration["token_endpoint"], **self._with_client(form))
         if answer.status_code == httpx.codes.BAD_REQUEST:
             if answer.json().get("error") == "invalid_grant":
                 return None
-            raise ValueError(f"the token endpoint said {answer.text[:200]}")
+            raise ValueError(f"the token endpoint answered {answer.text[:200]}")
         token = answer.raise_for_status().json()
-        if renewed := token.get("refresh_token"):  # the old one may be worthless from now on
+        if renewed := token.get("refresh_token"):  # the old one may be invalid from now on
             identity.refresh_token = renewed
             identity.save(update_fields=["sealed_refresh_token"])
         headers = {"Authorization": f"Bearer {token['access_token']}"}

@@ -1,4 +1,4 @@
-"""Where people sign in, besides here: read from the settings, in the form of django-allauth."""
+"""External identity providers: settings, converted to those of django-allauth."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ID = re.compile(r"[a-z][a-z0-9-]{0,31}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provider:
-    """`id` starts the names of its groups and is part of the addresses that it is told."""
+    """A provider; `id` is the prefix of its group names and part of its callback URLs."""
 
     kind: ClassVar[str]
     id: str
@@ -26,13 +26,13 @@ class Provider:
             raise ValueError("id: up to 32 of a-z, 0-9 and -, a letter first")
 
     def app(self) -> dict[str, Any]:
-        """The provider among SOCIALACCOUNT_PROVIDERS."""
+        """Return the entry of SOCIALACCOUNT_PROVIDERS."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenIdProvider(Provider):
-    """`server_url`: where `/.well-known/openid-configuration` is found."""
+    """OpenID Connect; `server_url` is the base of `/.well-known/openid-configuration`."""
 
     kind: ClassVar[str] = "openid_connect"
     server_url: str
@@ -40,15 +40,15 @@ class OpenIdProvider(Provider):
     client_secret: str = ""
     scope: tuple[str, ...] = ("openid", "profile", "email")
     username_claim: str = "preferred_username"
-    groups_claim: str = "groups"  # dots lead into it: realm_access.roles
-    #: Its refresh tokens live as long as the account: ask with them whether it still does.
+    groups_claim: str = "groups"  # dots separate nested keys: realm_access.roles
+    #: Its refresh tokens live as long as the account and are used to check that it exists.
     sync: bool = False
 
     def app(self) -> dict[str, Any]:
         scope = [*self.scope]
         if self.sync and "offline_access" not in scope:
             scope.append("offline_access")
-        # Without it some providers give no refresh token to those who have agreed before.
+        # Without it some providers issue no refresh token after the first consent.
         parameters = {"prompt": "consent"} if self.sync else {}
         return {
             "provider_id": self.id,
@@ -66,14 +66,14 @@ class OpenIdProvider(Provider):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamlProvider(Provider):
-    """By `metadata_url`; or by `sso_url` and `x509cert`, where it publishes none."""
+    """SAML 2.0, by `metadata_url`, or by `sso_url` and `x509cert` if it publishes none."""
 
     kind: ClassVar[str] = "saml"
     entity_id: str
     metadata_url: str = ""
     sso_url: str = ""
     x509cert: str = ""
-    #: Attributes of the answer. Without one for the subject it is the NameID: let it be persistent.
+    #: Attributes of the response. The default subject is the NameID, which must be persistent.
     subject_attribute: str = ""
     username_attribute: str = "urn:oid:0.9.2342.19200300.100.1.1"
     email_attribute: str = "urn:oid:0.9.2342.19200300.100.1.3"
@@ -96,7 +96,7 @@ class SamlProvider(Provider):
         return {
             "provider_id": self.entity_id,
             "name": self.name or self.id,
-            "client_id": self.id,  # what allauth calls so is in our addresses
+            "client_id": self.id,  # part of the callback URLs in allauth
             "settings": {
                 "idp": idp,
                 "attribute_mapping": mapping,
@@ -146,7 +146,7 @@ class _Reader:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Providers:
-    """Those of one installation, whose ids differ."""
+    """Validate that the ids of all providers differ."""
 
     openid: tuple[OpenIdProvider, ...] = ()
     saml: tuple[SamlProvider, ...] = ()
@@ -154,7 +154,11 @@ class Providers:
 
     @classmethod
     def read(cls, *, openid: str, saml: str, taken: Iterable[str] = ()) -> Self:
-        """Raises ImproperlyConfigured, which names the variable and the entry."""
+        """Parse the providers of a variable.
+
+        Raises:
+            ImproperlyConfigured: names the variable and the entry.
+        """
         oidc: list[Any] = _Reader("CONDASTORE_OIDC_PROVIDERS", OpenIdProvider).read(openid)
         saml_: list[Any] = _Reader("CONDASTORE_SAML_PROVIDERS", SamlProvider).read(saml)
         by_id: dict[str, Provider] = {}
@@ -171,7 +175,7 @@ class Providers:
 
     @property
     def apps(self) -> list[str]:
-        """Django apps that are needed for them, and for no other reason."""
+        """Return the Django apps that the providers need."""
         return [
             f"allauth.socialaccount.providers.{kind}"
             for kind in sorted({one.kind for one in self.by_id.values()})
@@ -189,7 +193,7 @@ class Providers:
         }
 
     def named(self, kind: str, given: str) -> Provider:
-        """The provider that allauth calls `given`: an id, or a SAML entity id."""
+        """Return the provider of an id or SAML entity id."""
         for one in self.by_id.values():
             if one.kind == kind and given in {one.id, getattr(one, "entity_id", one.id)}:
                 return one

@@ -1,4 +1,4 @@
-"""Which directory makes and ends the accounts of its people here by itself (SCIM)?"""
+"""Configuration of the directory that provisions accounts by SCIM."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from accounts.providers import Providers, SamlProvider
 
-#: Attributes of SCIM that may say what a sign-in calls the subject.
+#: SCIM attributes that may contain the subject of a sign-in.
 SUBJECTS = ("externalId", "userName")
 SHORTEST_TOKEN = 32
 
@@ -23,12 +23,12 @@ def digest(token: str) -> bytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provisioning:
-    """One directory, by the issuer that a sign-in would name, and what it proves itself with."""
+    """A directory: the issuer of its sign-ins, and its token digests."""
 
     directory: str
     issuer: str
     subject: str = SUBJECTS[0]
-    tokens: Sequence[bytes] = field(repr=False)  # digests: of two, one is being replaced
+    tokens: Sequence[bytes] = field(repr=False)  # digests; two while a token is replaced
 
     @classmethod
     def read(
@@ -41,7 +41,11 @@ class Provisioning:
         providers: Providers,
         ldap: dict[str, Any],
     ) -> Self | None:
-        """None without a token. Raises ImproperlyConfigured, with every fault."""
+        """Parse the settings; None without a token.
+
+        Raises:
+            ImproperlyConfigured: with every fault.
+        """
         tokens = token.split()
         if not tokens:
             return None
@@ -49,7 +53,7 @@ class Provisioning:
         if any(len(one) < SHORTEST_TOKEN for one in tokens):
             wrong.append(
                 f"CONDASTORE_SCIM_TOKEN has fewer than {SHORTEST_TOKEN} characters: "
-                "make one with `openssl rand -hex 32`."
+                "create one with `openssl rand -hex 32`."
             )
         if subject not in SUBJECTS:
             wrong.append(f"CONDASTORE_SCIM_SUBJECT is {subject!r}: write {' or '.join(SUBJECTS)}.")
@@ -76,6 +80,6 @@ class Provisioning:
         return cls(directory=directory, issuer=issuer, subject=subject, tokens=digests)
 
     def admits(self, token: str) -> bool:
-        """In a time that tells nothing of how much was right."""
+        """Compare a token in constant time."""
         given = digest(token)
         return any(hmac.compare_digest(given, one) for one in self.tokens)

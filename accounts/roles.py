@@ -1,4 +1,4 @@
-"""What a role on a namespace allows, as data."""
+"""Roles on namespaces and their permissions, as data."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from enum import StrEnum
 
 
 class Perm(StrEnum):
-    VIEW = "view"  # see the namespace and what is in it
+    VIEW = "view"  # see the namespace and its contents
     DOWNLOAD = "download"  # locks, logs, artifacts
     BUILD = "build"  # create environments, build, cancel, roll back, pin, tag
     APPROVE = "approve"  # decide on packages
     MANAGE = "manage"  # delete and move environments, archive builds, policy, quota
-    GRANT = "grant"  # give and take roles
+    GRANT = "grant"  # grant and revoke roles
 
 
 class Role(StrEnum):
-    """A role is held as guardian's permission row with this codename (see `codename`)."""
+    """A role; grants are guardian permission rows with its codename (see `codename`)."""
 
     VIEWER = "viewer"
     DEVELOPER = "developer"
@@ -35,7 +35,7 @@ ROLES: Mapping[Role, frozenset[Perm]] = {
     Role.APPROVER: _VIEW | {Perm.BUILD, Perm.APPROVE},
     Role.ADMIN: frozenset(Perm),
 }
-#: What everybody may do in a public namespace, signed out included.
+#: Permissions of everybody in a public namespace, signed out included.
 PUBLIC = _VIEW
 
 

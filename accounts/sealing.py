@@ -10,7 +10,7 @@ from functools import lru_cache
 from cryptography.fernet import Fernet, InvalidToken
 from django.conf import settings
 
-#: Purpose of what allauth encrypts: secrets of one-time passwords, seeds of recovery codes.
+#: Purpose of secrets that allauth encrypts: one-time passwords, seeds of recovery codes.
 SECOND_FACTORS = "second-factors"
 
 
@@ -21,19 +21,19 @@ def _cipher(key: str, purpose: str) -> Fernet:
 
 
 def _former_keys() -> Iterator[str]:
-    """Former encryption keys, then the secret key: it encrypted before the two were separate."""
+    """Return former encryption keys, then the secret key, which was used before they existed."""
     yield from settings.ENCRYPTION_KEY_FALLBACKS
     yield settings.SECRET_KEY
     yield from settings.SECRET_KEY_FALLBACKS
 
 
 def seal(secret: str, *, purpose: str) -> str:
-    """Encrypt `secret`. What was sealed for another `purpose` is not opened for this one."""
+    """Encrypt `secret` for one purpose; it cannot be decrypted for another."""
     return _cipher(settings.ENCRYPTION_KEY, purpose).encrypt(secret.encode()).decode()
 
 
 def unseal(sealed: str, *, purpose: str) -> str:
-    """Decrypt `sealed`; empty where no key of the installation opens it: enter the secret again."""
+    """Decrypt `sealed`; empty if no key of the installation fits, so it must be entered again."""
     for key in (settings.ENCRYPTION_KEY, *_former_keys()):
         try:
             return _cipher(key, purpose).decrypt(sealed.encode()).decode()
@@ -43,7 +43,7 @@ def unseal(sealed: str, *, purpose: str) -> str:
 
 
 def resealed(sealed: str, *, purpose: str) -> str:
-    """Encrypt `sealed` again where it was encrypted with a former key; else return it as it is."""
+    """Encrypt `sealed` again if it was encrypted with a former key; else return it unchanged."""
     try:
         _cipher(settings.ENCRYPTION_KEY, purpose).decrypt(sealed.encode())
     except InvalidToken:

@@ -1,7 +1,7 @@
-"""Sessions in the database, whose rows sign nobody in: hashed keys, encrypted data.
+"""Session store with hashed keys and encrypted data, so that a database leak signs nobody in.
 
-The cookie holds the key of a session, the row its digest. Session data holds secrets too, such as
-that of a second factor that is being set up, or of a password reset.
+The cookie contains the key of a session, the row its digest. Session data contains secrets, such as
+that of a second factor during its setup, or of a password reset.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PURPOSE = "sessions"
 
 
 def key_digest(session_key: str) -> str:
-    """240 bits of the sha256: as many characters as the column has. Keys are random."""
+    """Return 240 bits of the sha256, which fill the column. Keys are random."""
     digest = hashlib.sha256(session_key.encode()).digest()
     return base64.urlsafe_b64encode(digest[:30]).decode()
 

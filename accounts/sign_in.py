@@ -1,4 +1,4 @@
-"""Is this who they say they are? Passwords for programs, and second factors for administrators."""
+"""Sign-in of programs by password, and required second factors of administrators."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from condastore.errors import AccessDeniedError, NotSignedInError
 
 
 class TooManyAttemptsError(AccessDeniedError):
-    """Passwords were tried too often, for this account or from this address."""
+    """Too many failed passwords for this account or from this address."""
 
     code = "too-many-attempts"
     hint = "Wait a few minutes, and try again."
 
 
 class SecondFactorError(NotSignedInError):
-    """A password alone is not enough for this account."""
+    """The account requires a second factor."""
 
     code = "second-factor-needed"
     hint = "Sign in with the browser: `condastore login URL --browser`."
 
 
 def with_password(request: HttpRequest, *, username: str, password: str) -> User:
-    """The account, for a program that has a password: no session begins.
+    """Return the account of a user name and password, without starting a session.
 
     Raises:
         NotSignedInError: the password is wrong, or the account may not sign in.
-        TooManyAttemptsError, SecondFactorError: even if it is right.
+        TooManyAttemptsError, SecondFactorError: even if the password is right.
     """
     from allauth.account.adapter import get_adapter
 
@@ -43,7 +43,7 @@ def with_password(request: HttpRequest, *, username: str, password: str) -> User
             "The user name or the password is wrong.", hint="Check both, and try again."
         )
     if has_second_factor(user) or _must_have_one(user):
-        raise SecondFactorError(f"A password alone does not sign {user.username} in.")
+        raise SecondFactorError(f"The account {user.username} requires a second factor.")
     return user
 
 
@@ -54,9 +54,9 @@ def has_second_factor(user: User) -> bool:
 
 
 def lacks_second_factor(request: HttpRequest) -> bool:
-    """True for an administrator's session that must not do anything before one is set up.
+    """Whether an administrator's session must set up a second factor first.
 
-    Whoever came through an identity provider has shown there what it asks for.
+    Sessions that came through an identity provider were authenticated by its own rules.
     """
     user = getattr(request, "user", None) or AnonymousUser()
     if not isinstance(user, User) or not _must_have_one(user):

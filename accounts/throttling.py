@@ -1,9 +1,9 @@
-"""Limit failed passwords: guessing is bounded, and nobody is locked out by what others guess.
+"""Rate limits of failed passwords that do not lock out the owner of an account.
 
-Attempts are counted by the address, by the account from one address, and by the account from all
-addresses that are not known. Whoever has signed in to the account before, in this browser (a device
-cookie, as OWASP describes it) or from this address, is not held up by what others guess: known
-devices have a limit of their own.
+Attempts are counted by address, by account and address, and by account from all unknown
+addresses. A browser (device cookie, as described by OWASP) or an address from which the account
+signed in before is known; known devices have a limit of their own, so that guesses of others do not
+affect them.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from django.http.response import HttpResponseBase
 from accounts.authentication import client_address
 
 APP = "condastore.sign-in"
-#: Names that one browser is known by; the oldest is forgotten.
+#: Maximum accounts by which a browser is known; the oldest is dropped.
 _MOST_NAMES = 5
-#: Seconds for which a browser, and an address, stay known after a sign-in.
+#: Seconds for which a browser or an address stays known after a sign-in.
 _DEVICE_LIFE = 31_536_000
 _ADDRESS_LIFE = 2_592_000
 _SALT = "condastore.device"
 
 
 class Attempt:
-    """One attempt that was let through, and counted; `undo` where it was right."""
+    """A counted attempt; `undo` it if the password was right."""
 
     def __init__(self) -> None:
         self._usages: list[ratelimit.RateLimitUsage] = []
 
     def count(self, request: HttpRequest, what: str, rate: str, key: str = "") -> bool:
-        """Return False, with nothing counted any more, where `rate` is used up."""
+        """Count one attempt; return False, and count nothing, if `rate` is exceeded."""
         usage = ratelimit.consume(
             request, app=APP, action=what, config={what: rate}, key=key, limit_get=True
         )
@@ -56,7 +56,7 @@ class Attempt:
 
 
 def begin(request: HttpRequest, login: str) -> Attempt | None:
-    """Count an attempt to sign in as `login`; None where there were too many."""
+    """Count an attempt to sign in as `login`; None if there were too many."""
     name, known, address = canonical(login), _known_name(login), client_address(request.META)
     limits: Mapping[str, str] = settings.SIGN_IN_LIMITS
     attempt = Attempt()
@@ -72,9 +72,9 @@ def begin(request: HttpRequest, login: str) -> Attempt | None:
 
 
 def begin_bind(request: HttpRequest | None, login: str) -> Attempt | None:
-    """Count a password that is tried at the directory, whose own limit locks the person out there.
+    """Count a password that is checked by the directory, whose own limit would lock the account.
 
-    Known devices and addresses are not counted: their people's mistakes are their own.
+    Attempts from known devices and addresses are not counted.
     """
     name, attempt = canonical(login), Attempt()
     rate = settings.SIGN_IN_LIMITS["directory"]
@@ -87,20 +87,20 @@ def begin_bind(request: HttpRequest | None, login: str) -> Attempt | None:
 
 
 def canonical(login: str) -> str:
-    """Return one spelling for all that a directory may take for the same name."""
+    """Return a canonical form of names that a directory may treat as equal."""
     return unicodedata.normalize("NFKC", login[:1000]).strip().casefold()
 
 
-# --- who is known ---------------------------------------------------------------------------------
+# --- known devices --------------------------------------------------------------------------------
 
 
 def succeeded(request: HttpRequest, login: str) -> None:
-    """Remember the address: the right password came from it."""
+    """Mark the address as known after a successful sign-in."""
     cache.set(_address_key(_known_name(login), client_address(request.META)), True, _ADDRESS_LIFE)
 
 
 def remember_device(request: HttpRequest, response: HttpResponseBase, username: str) -> None:
-    """Set the cookie by which this browser is known to `username`'s sign-in."""
+    """Set the device cookie for `username`."""
     name = _known_name(username)
     devices = {name: secrets.token_urlsafe(16)} | _devices(request)
     kept = [name, *(other for other in devices if other != name)][:_MOST_NAMES]
@@ -115,15 +115,15 @@ def remember_device(request: HttpRequest, response: HttpResponseBase, username: 
 
 
 def _known_name(login: str) -> str:
-    """Return the name under which a browser or an address is known.
+    """Return the account name for known devices.
 
-    `canonical` folds more, so that those of the account `straße` would be known to `strasse`.
+    `canonical` would fold `straße` and `strasse` into one name.
     """
     return login[:1000].strip().lower()
 
 
 def _devices(request: HttpRequest) -> dict[str, str]:
-    """Return the device's key by name of account, as its cookie has them."""
+    """Return the keys in the device cookie by account name."""
     try:
         found: Any = signing.loads(
             request.COOKIES.get(settings.DEVICE_COOKIE_NAME, ""), salt=_SALT, max_age=_DEVICE_LIFE

@@ -1,4 +1,4 @@
-"""Routes of sign-in: of allauth's, only those that are of use here."""
+"""Routes of sign-in: the subset of allauth's routes that is used."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from condastore.errors import AccessDeniedError
 
 
 class OwnPassword(views.PasswordChangeView):  # type: ignore[misc]
-    """Nobody sets a password here who came without one: it would outlive the directory's word."""
+    """Password page; accounts of a directory cannot set a local password."""
 
     def dispatch(self, request: HttpRequest, *args: Any, **options: Any) -> HttpResponseBase:
         user = request.user
         if user.is_authenticated and not user.has_usable_password():
             raise AccessDeniedError(
-                "Your password is not kept here.", hint="Change it where you sign in."
+                "Your password is not managed here.", hint="Change it at your identity provider."
             )
         answer: HttpResponseBase = super().dispatch(request, *args, **options)
         return answer
 
 
 class AskForReset(views.PasswordResetView):  # type: ignore[misc]
-    """Without a way to send mail the page says whom to ask."""
+    """Password reset page; without e-mail it names whom to contact."""
 
     def get_context_data(self, **options: Any) -> dict[str, Any]:
         return {**super().get_context_data(**options), "by_mail": by_mail()}
@@ -39,14 +39,14 @@ class AskForReset(views.PasswordResetView):  # type: ignore[misc]
     def post(self, request: HttpRequest, *args: Any, **options: Any) -> HttpResponseBase:
         if not by_mail():
             raise AccessDeniedError(
-                "No mail is sent from here.", hint="Ask an administrator for a link."
+                "This installation does not send mail.", hint="Ask an administrator for a link."
             )
         answer: HttpResponseBase = super().post(request, *args, **options)
         return answer
 
 
 class NewPassword(views.PasswordResetFromKeyView):  # type: ignore[misc]
-    """Opened by a link; the browser that used it is known at the sign-in that follows."""
+    """New password by link; the browser counts as known afterwards."""
 
     def form_valid(self, form: Any) -> HttpResponseBase:
         response: HttpResponseBase = super().form_valid(form)
@@ -54,7 +54,7 @@ class NewPassword(views.PasswordResetFromKeyView):  # type: ignore[misc]
         return response
 
 
-#: Without local accounts there may be nothing to ask a password for.
+#: Without local accounts there may be no password to confirm.
 passwords = settings.LOCAL_ACCOUNTS or bool(settings.LDAP["url"])
 sign_in = views.LoginView.as_view(
     extra_context={"passwords": passwords, "local": settings.LOCAL_ACCOUNTS}

@@ -1,4 +1,4 @@
-"""Django's entry to the environments app."""
+"""Configuration of the Django app `environments`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class EnvironmentsConfig(AppConfig):
         from environments.operations import audit
         from environments.services.outgoing_guard import configured_guard
 
-        configured_guard()  # a setting that cannot be read is reported now
+        configured_guard()  # report an invalid setting now
         addresses.install(configured_guard)
         audit.connect_signals()
         post_save.connect(_close_folders, sender="environments.Namespace", dispatch_uid="folders")
@@ -34,7 +34,7 @@ class EnvironmentsConfig(AppConfig):
 
 
 def _close_folders(instance: Any, created: bool, **kwargs: Any) -> None:
-    """Open or close a namespace's folders when its visibility changes, by whomever."""
+    """Change the folder modes of a namespace when its visibility changes."""
     from environments.services import folder_access
 
     if not created:
@@ -42,14 +42,14 @@ def _close_folders(instance: Any, created: bool, **kwargs: Any) -> None:
 
 
 def _renew_keys(*, using: str = "default", plan: Any = None, **kwargs: Any) -> None:
-    """Renew what former keys protect, after an upgrade: the secret key once did it all."""
+    """Encrypt again what former keys protect, after an upgrade."""
     from environments.services import key_rotation
 
     if using != "default" or not plan:
         return
     try:
         renewed = key_rotation.renew()
-    except DatabaseError as error:  # migrated to a version with other tables
+    except DatabaseError as error:  # migrated to another version
         logger.warning("former keys are still in use", error=str(error))
         return
     if renewed.reencrypted or renewed.sealed_audit:

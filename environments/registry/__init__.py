@@ -1,1 +1,1 @@
-"""The container registry's door: the pull side of OCI distribution 1.1, below `/v2/`."""
+"""Container registry: the pull API of OCI distribution 1.1, below `/v2/`."""

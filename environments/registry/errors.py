@@ -1,4 +1,4 @@
-"""What do container tools get told where something is refused? (OCI distribution 1.1, errors)"""
+"""Errors of the container registry (OCI distribution 1.1)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SECONDS_LATER = "10"
 
 
 class UnknownError(NotFoundError):
-    """`kind` says what is not known: NAME_UNKNOWN, MANIFEST_UNKNOWN, BLOB_UNKNOWN."""
+    """Not found; `kind` is NAME_UNKNOWN, MANIFEST_UNKNOWN or BLOB_UNKNOWN."""
 
     def __init__(self, message: str, *, kind: str = "NAME_UNKNOWN") -> None:
         super().__init__(message)
@@ -42,23 +42,23 @@ class UnknownError(NotFoundError):
 
 
 class InvalidDigestError(InvalidInputError):
-    """What stands for a digest is none."""
+    """The digest is invalid."""
 
 
 class UnderWayError(UnavailableError):
-    """The image is still being made."""
+    """The image is still being built."""
 
     code = "under-way"
 
 
 class ScopeError(NotSignedInError):
-    """The token is for other repositories."""
+    """The token is for another repository."""
 
     code = "insufficient-scope"
 
 
 class ChallengeError(NotSignedInError):
-    """Nobody is signed in; the answer says where one gets a token for `scope`."""
+    """Authentication required; the response names the token service for `scope`."""
 
     def __init__(
         self, message: str, *, hint: str | None = None, scope: str = "", insufficient: bool = False
@@ -78,7 +78,7 @@ _KINDS: tuple[tuple[type[StoreError], HTTPStatus, str], ...] = (
     (ArtifactFailedError, HTTPStatus.NOT_FOUND, "MANIFEST_UNKNOWN"),
     (InvalidDigestError, HTTPStatus.BAD_REQUEST, "DIGEST_INVALID"),
     (InvalidInputError, HTTPStatus.BAD_REQUEST, "UNSUPPORTED"),
-    # Clients come again after this status by themselves, after no other.
+    # The only status after which clients retry on their own.
     (UnavailableError, HTTPStatus.TOO_MANY_REQUESTS, "TOOMANYREQUESTS"),
 )
 
@@ -123,9 +123,9 @@ def answer_to(request: HttpRequest, error: StoreError) -> JsonResponse:
 
 
 def in_its_words(view: Any) -> Any:
-    """A view of the registry: no cookie counts, and each refusal has the specification's form."""
+    """Decorator of registry views: cookies are ignored, errors have the specified form."""
 
-    @csrf_exempt  # no cookie is heard here: there is nothing to forge
+    @csrf_exempt  # cookies are ignored, so CSRF does not apply
     @wraps(view)
     async def answered(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         try:
@@ -136,9 +136,9 @@ def in_its_words(view: Any) -> Any:
         except Exception:
             logger.exception("registry failed", path=request.path)
             status = HTTPStatus.INTERNAL_SERVER_ERROR
-            return refusal(status, "UNKNOWN", "Something went wrong on our side.")
+            return refusal(status, "UNKNOWN", "Internal error.")
         if answer.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            message = f"The range is outside of the blob ({answer['Content-Range']})."
+            message = f"The range is outside the blob ({answer['Content-Range']})."
             told = refusal(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, "SIZE_INVALID", message)
             told["Content-Range"] = answer["Content-Range"]
             return told

@@ -1,10 +1,10 @@
-"""Who pulls? Container tools ask for a short token for one repository, and send that.
+"""Authentication of the registry: short-lived signed tokens for one repository.
 
-Docker's token flow: a request without one is answered with where to get it; there an API token (as
-the password of any user name) or nobody at all gets a signed word of who asks and for what, which
-holds for minutes. It says who that is, so that nobody has to be looked up, and gives no rights: the
-statement that finds a blob holds the API token, its user and their rights against the database, so
-a right that was revoked, or a token, ends with the next request.
+Docker's token flow: a request without a token is answered with the URL of the token service. There
+an API token (as password of any user name) or an anonymous client gets a signed claim of identity
+and scope that is valid for minutes. The claim saves a lookup and grants no rights: the statement
+that finds a blob checks the API token, its user and their rights in the database, so a revoked
+right or token ends with the next request.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from condastore.errors import NotSignedInError
 from environments.operations.served_builds import Asking
 from environments.registry.errors import ChallengeError, ScopeError
 
-LIFE = 300  # seconds; at most: clients take 60 for granted
+LIFE = 300  # seconds; clients assume at least 60
 SALT = "condastore.registry"
 CATALOG = "registry:catalog:*"
-#: What names of repositories are written with; what else is wrong with one, is not found.
+#: Characters of repository names; other faults of a name are not found.
 NAME = re.compile(r"[a-z0-9._/-]{1,200}")
 _SCOPES = re.compile(rf"(?:repository:{NAME.pattern}|registry:catalog):[a-z,*]{{1,60}}")
 MOST_SCOPES = 20
 
 
 def token_for(request: HttpRequest) -> JsonResponse:
-    """What the token service answers.
+    """Return the response of the token service.
 
     Raises:
-        TokenInvalidError: with an API token that is not valid; nobody becomes anonymous by it.
+        TokenInvalidError: the API token is invalid; it is never treated as anonymous.
     """
     given = request.POST if request.method == "POST" else request.GET
     address = client_address(request.META)
@@ -71,10 +71,10 @@ def token_for(request: HttpRequest) -> JsonResponse:
 
 
 def actor_of(request: HttpRequest, scope: str = "") -> Actor:
-    """Who sends `request`, with a token for `scope` (`repository:NAME:pull`).
+    """Return the caller of `request`, with a token for `scope` (`repository:NAME:pull`).
 
     Raises:
-        ChallengeError: a token is needed, or another one.
+        ChallengeError: a token for the scope is required.
     """
     try:
         actor = _actor(request, scope)
@@ -90,11 +90,11 @@ def actor_of(request: HttpRequest, scope: str = "") -> Actor:
 
 
 def asking(request: HttpRequest, scope: str) -> Asking | None:
-    """What the token of `request` says of who asks, for a statement that proves it.
+    """Return the claim in the token of `request`, for a statement that proves it.
 
     Returns:
-        None where it is none of ours, is for something else, or has expired: `actor_of` says what
-        is wrong. Nothing is looked up.
+        None if it is not a registry token, has another scope, or expired: `actor_of` raises the
+        error. The database is not used.
     """
     header = request.headers.get("Authorization", "")
     try:
@@ -114,7 +114,7 @@ def _actor(request: HttpRequest, scope: str) -> Actor:
     header = request.headers.get("Authorization", "")
     secret = secret_in(header)
     if secret is None:
-        raise NotSignedInError("This needs a token.")
+        raise NotSignedInError("A token is required.")
     address = client_address(request.META)
     said = _said(header)
     if said is not None:
@@ -123,7 +123,7 @@ def _actor(request: HttpRequest, scope: str) -> Actor:
 
 
 def _said(header: str) -> dict[str, Any] | None:
-    """What a token of this service says; None for other credentials.
+    """Parse a token of this service; None for other credentials.
 
     Raises:
         TokenInvalidError: it has expired.
@@ -147,10 +147,10 @@ def _said(header: str) -> dict[str, Any] | None:
 
 def _known(said: dict[str, Any], scope: str, address: str) -> Actor:
     if scope and scope.rpartition(":")[0] not in said["for"]:
-        raise ScopeError("The token is for something else.")
+        raise ScopeError("The token has another scope.")
     if not said["token"]:
         return Actor(AnonymousUser(), address=address)
     token = usable_token(key=said["token"])
     if token is None:
-        raise TokenInvalidError("The API token behind this one is not valid any more.")
+        raise TokenInvalidError("The API token of this token is no longer valid.")
     return Actor(token.user, token=token, address=address)

@@ -7,7 +7,7 @@ from django.urls import path, re_path
 from environments.registry import views
 
 PLACE = "<str:namespace>/<str:environment>"
-#: What names packages has as many parts as there are.
+#: Names of images on demand have any number of parts.
 PACKAGES = "(?P<namespace>dynamic)/(?P<environment>[^:]+)"
 
 urlpatterns = [

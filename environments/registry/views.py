@@ -1,4 +1,4 @@
-"""Pulls: manifests by tag or digest, blobs, lists of tags and repositories, what refers to what."""
+"""Registry views: manifests by tag or digest, blobs, tags, repositories, referrers."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ from environments.registry.errors import (
 from environments.rest.blobs import Served, answer
 from environments.services.image_manifests import Content, manifest_of
 
-#: Not a namespace: what follows names packages.
+#: Prefix of images on demand; reserved as a namespace name.
 ON_DEMAND = "dynamic"
-LOOK = 0.2  # seconds between two looks at an image that is made
+LOOK = 0.2  # seconds between two polls of an image
 PAGE, LARGEST_PAGE = 100, 1000
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
-#: As the image specification has it: nothing here has one of another algorithm.
+#: Only sha256 digests exist here.
 _ANY_DIGEST = re.compile(r"[a-z0-9]+(?:[+._-][a-z0-9]+)*:[a-zA-Z0-9=_-]{1,200}")
 Found = TypeVar("Found")
 _UNFINISHED = (ArtifactState.QUEUED, ArtifactState.MAKING)
@@ -55,7 +55,7 @@ def _only_pulls(*allowed: str) -> JsonResponse:
     response = refusal(
         HTTPStatus.METHOD_NOT_ALLOWED,
         "UNSUPPORTED",
-        "Images are made of environments here; none is pushed.",
+        "Images are built from environments; pushes are not supported.",
     )
     response["Allow"] = ", ".join(allowed or ("GET", "HEAD"))
     return response
@@ -63,7 +63,7 @@ def _only_pulls(*allowed: str) -> JsonResponse:
 
 @in_its_words
 async def base(request: HttpRequest) -> HttpResponseBase:
-    """Does this speak the protocol, and does the token hold?"""
+    """API version check, which also validates the token."""
     await sync_to_async(sign_in.actor_of)(request)
     return JsonResponse({})
 
@@ -111,7 +111,9 @@ async def list_tags(request: HttpRequest, namespace: str, environment: str) -> H
 def _page_size(request: HttpRequest) -> int:
     given = request.GET.get("n", str(PAGE))
     if not given.isdecimal() or len(given) > 9:
-        raise InvalidInputError(f"n={given!r:.50} is no number.", where="n")
+        raise InvalidInputError(
+            f"Query parameter n must be an integer, not {given!r:.50}.", where="n"
+        )
     return min(int(given), LARGEST_PAGE)
 
 
@@ -129,10 +131,10 @@ def _page(
 def _repository(
     request: HttpRequest, namespace: str, environment: str
 ) -> tuple[Actor, Environment]:
-    """Who asks, and the environment; to those who see none of this name it is not there.
+    """Return the actor and the environment; invisible ones are not found.
 
     Raises:
-        ChallengeError: nobody is signed in, and it is not public: if it is there at all.
+        ChallengeError: nobody is signed in, and it does not exist or is not public.
     """
     actor = _actor(request, namespace, environment)
     try:
@@ -151,9 +153,9 @@ def _scope(namespace: str, environment: str) -> str:
 
 
 def _actor(request: HttpRequest, namespace: str, environment: str) -> Actor:
-    """Who asks, with a token for this repository; found once for a request."""
+    """Return the actor with a token for this repository, cached for the request."""
     if not sign_in.NAME.fullmatch(f"{namespace}/{environment}"):
-        raise UnknownError("No repository has such a name.", kind="NAME_INVALID")
+        raise UnknownError("The repository name is invalid.", kind="NAME_INVALID")
     known: Actor | None = getattr(request, "registry_actor", None)
     if known is None:
         known = sign_in.actor_of(request, _scope(namespace, environment))
@@ -162,14 +164,14 @@ def _actor(request: HttpRequest, namespace: str, environment: str) -> Actor:
 
 
 def _asking(request: HttpRequest, namespace: str, environment: str) -> Asking:
-    """Who asks, without a look into the database where the token says it (`_prove`)."""
+    """Return the actor, without a query if the token has a claim (`_prove`)."""
     name = f"{namespace}/{environment}"
     known = sign_in.NAME.fullmatch(name) and sign_in.asking(request, _scope(namespace, environment))
     return known or _actor(request, namespace, environment)
 
 
 def _prove(request: HttpRequest, asking: Asking) -> None:
-    """Let the request be of who asks: something was found for them."""
+    """Set the actor of the request after its claim was proven."""
     actor = asking.actor if isinstance(asking, TokenClaim) else asking
     request.actor = actor  # type: ignore[attr-defined]
 
@@ -178,7 +180,7 @@ def _prove(request: HttpRequest, asking: Asking) -> None:
 async def manifest(
     request: HttpRequest, namespace: str, environment: str, reference: str
 ) -> HttpResponseBase:
-    """By tag: made first where it is not there yet; the pull waits for it, to a limit."""
+    """Serve a manifest by tag; a missing image is built first, and the pull waits up to a limit."""
     if not _reading(request):
         return _only_pulls()
     place = (request, namespace, environment)
@@ -204,7 +206,7 @@ async def manifest(
 
 
 def _ready(request: HttpRequest, namespace: str, environment: str, tag: str) -> Content | None:
-    """The manifest of an image that exists; None where more has to be looked up."""
+    """Return the manifest of an existing image by one statement; None if more is needed."""
     if namespace == ON_DEMAND:
         return None
     asking = _asking(request, namespace, environment)
@@ -248,7 +250,7 @@ def _by_digest(
             return content
     actor, repository = _repository(request, namespace, environment)
     if found is None:
-        raise UnknownError(f"{digest!r:.100} is no sha256 digest.", kind=unknown)
+        raise UnknownError(f"{digest!r:.100} is not a sha256 digest.", kind=unknown)
     return _known(lambda: images.find_content(actor, repository, found[1], kinds=kinds), unknown)
 
 
@@ -260,12 +262,12 @@ def _known(find: Callable[[], Found], kind: str) -> Found:
 
 
 async def _built(request: HttpRequest, path: str, deadline: float) -> None:
-    """Let the packages of `path` be built, and wait for it.
+    """Build the packages of `path` and wait for the build.
 
     Raises:
-        UnderWayError: it is not built by `deadline`.
+        UnderWayError: it is not finished by `deadline`.
         ArtifactFailedError: it cannot be built; the message says why.
-        PolicyError: it is not allowed, or not yet.
+        PolicyError: it is not allowed, or not approved yet.
     """
 
     def begin() -> Build:
@@ -290,14 +292,14 @@ async def _built(request: HttpRequest, path: str, deadline: float) -> None:
 
 
 async def _awaited(wanted: list[Artifact], deadline: float) -> list[Artifact]:
-    """The images once they are made, or could not be.
+    """Return the images once they are built or failed.
 
     Raises:
-        UnderWayError: they are not by the time that a pull waits.
+        UnderWayError: they are not finished within the time that a pull waits.
     """
     while any(one.state in _UNFINISHED for one in wanted):
         if time.monotonic() >= deadline:
-            raise UnderWayError("The image is being made.", hint="Pull it again in a while.")
+            raise UnderWayError("The image is being built.", hint="Pull it again in a while.")
         await request_turns.pause(LOOK)
         wanted = await sync_to_async(_look)(wanted)
     return wanted
@@ -334,13 +336,13 @@ async def referrers(
 ) -> HttpResponseBase:
     if not _reading(request):
         return _only_pulls()
-    wanted = request.GET.get("artifactType", "").replace(" ", "+")  # a plus that was sent as it is
+    wanted = request.GET.get("artifactType", "").replace(" ", "+")  # an unescaped plus
 
     def find() -> list[dict[str, object]]:
         actor, repository = _repository(request, namespace, environment)
         found = _DIGEST.fullmatch(digest)
         if found is None and (digest.startswith("sha256:") or not _ANY_DIGEST.fullmatch(digest)):
-            raise InvalidDigestError(f"{digest!r:.100} is no digest.")
+            raise InvalidDigestError(f"{digest!r:.100} is not a digest.")
         return images.referrers(actor, repository, found[1]) if found else []
 
     found = await sync_to_async(find)()
@@ -357,4 +359,4 @@ async def unknown(request: HttpRequest, rest: str) -> HttpResponseBase:
     await sync_to_async(sign_in.actor_of)(request)
     if not _reading(request):
         return _only_pulls()
-    raise NotFoundError("A repository is called NAMESPACE/ENVIRONMENT.")
+    raise NotFoundError("Repository names have the form NAMESPACE/ENVIRONMENT.")

@@ -1,4 +1,4 @@
-"""Large files of a build: made at the first wish, waited for as the client likes, then served."""
+"""Artifacts of a build: created on demand, with `Prefer: wait`, then served."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from environments.operations import artifacts, audit
 from environments.rest.blobs import Served, answer, begins
 from environments.rest.lookup import actor_of, build_of
 
-LOOK = 0.2  # seconds between two looks at an artifact that is made
+LOOK = 0.2  # seconds between two polls of an artifact
 _WAIT = re.compile(r"(?:^|[,;\s])wait=(\d{1,5})\b")
 _ASYNC = re.compile(r"(?:^|[,;\s])respond-async\b")
 
@@ -25,10 +25,10 @@ _ASYNC = re.compile(r"(?:^|[,;\s])respond-async\b")
 async def download(
     request: HttpRequest, namespace: str, environment: str, reference: str, name: str
 ) -> HttpResponseBase:
-    """The file, once it is made.
+    """Serve the file once it is created.
 
-    `Prefer: wait=20` waits so many seconds, `Prefer: respond-async` not at all (RFC 7240): then
-    202 tells how far it is. Without either the answer comes when the file is there.
+    `Prefer: wait=20` waits at most 20 seconds, `Prefer: respond-async` not at all (RFC 7240); then
+    202 reports the progress. Without either the response waits for the file.
     """
     platform = request.GET.get("platform", "")
     kind = artifacts.find_kind(name)
@@ -44,7 +44,7 @@ async def download(
     if artifact.state == ArtifactState.FAILED:
         failure = artifact.failure or {}
         raise ArtifactFailedError(
-            f"{name} of {build} could not be made: {failure.get('message', 'see the log')}",
+            f"{name} of {build} could not be created: {failure.get('message', 'see the log')}",
             hint=failure.get("hint") or None,
             details={"failure": failure},
         )
@@ -62,7 +62,7 @@ async def download(
 
 
 def patience(request: HttpRequest) -> float:
-    """Seconds that the client wants to wait, at most as long as making an artifact may take."""
+    """Return the seconds that the client wants to wait, up to the time limit of artifacts."""
     limit: float = settings.ARTIFACT_TIME_LIMIT.total_seconds()
     preferred = request.headers.get("Prefer", "")
     if found := _WAIT.search(preferred):
@@ -103,7 +103,7 @@ def _under_way(request: HttpRequest, artifact: Artifact) -> JsonResponse:
 
 
 def _applied(request: HttpRequest) -> str:
-    """The preference of the client that made this answer come before the file."""
+    """Return the preference that was applied (`Preference-Applied`)."""
     preferred = request.headers.get("Prefer", "")
     if found := _WAIT.search(preferred):
         return f"wait={found[1]}"

@@ -1,4 +1,4 @@
-"""How are kept bytes given away: by nginx, by the object store itself, or streamed from here?"""
+"""Delivery of blobs: by nginx, by redirect to the object store, or streamed."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _RANGE = re.compile(r"bytes=(\d*)-(\d*)\s*\Z")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """Bytes with the name and type under which they are served."""
+    """A blob with its file name and content type."""
 
     blob: Blob
     content_type: str
-    file_name: str = ""  # none: it is shown, not saved
+    file_name: str = ""  # none: inline, not an attachment
     headers: tuple[tuple[str, str], ...] = ()
-    #: Bytes of a digest never change; what leads to them may ask for rights each time.
+    #: Blobs never change, but access is checked on every request.
     cache_control: str = "private, no-cache"
 
     @property
@@ -48,14 +48,14 @@ class Served:
 
 
 async def answer(request: HttpRequest, served: Served) -> HttpResponseBase:
-    """The whole, a range of it (206), nothing new (304), or where else it is (307)."""
+    """Serve the whole blob, a range (206), not modified (304), or a redirect (307)."""
     known = parse_etags(request.headers.get("If-None-Match", ""))
     if "*" in known or served.etag in {tag.removeprefix("W/") for tag in known}:
         return _told(HttpResponseNotModified(), served)
     await sync_to_async(artifacts.used)(served.blob)
     path = blobs.local_path(served.blob)
     if path is None and settings.BLOBS_SIGNED_URLS and request.method == "GET":
-        # A HEAD is answered here: a signature is for one method.
+        # HEAD is answered here: a signed URL is valid for one method.
         url = await sync_to_async(blobs.signed_url)(
             served.blob, file_name=served.file_name, content_type=served.content_type
         )
@@ -70,7 +70,7 @@ async def answer(request: HttpRequest, served: Served) -> HttpResponseBase:
 
 
 def begins(response: HttpResponseBase) -> bool:
-    """Whether a download starts with it: not what goes on, and not what was there already."""
+    """Whether it starts a download: not a resumed range, not 304."""
     if response.status_code == 206:
         return response["Content-Range"].startswith("bytes 0-")
     return response.status_code in (200, 307)
@@ -81,7 +81,7 @@ async def _streamed(request: HttpRequest, served: Served, path: Path | None) -> 
     try:
         wanted = _range(request, served)
     except ValueError:
-        message = f"The range is outside of the file, which has {size} bytes."
+        message = f"The range is outside the file, which has {size} bytes."
         fault = {"title": "Requested Range Not Satisfiable", "status": 416, "detail": message}
         response: HttpResponseBase = JsonResponse(
             fault, status=416, content_type="application/problem+json"
@@ -119,13 +119,13 @@ def _told(response: HttpResponseBase, served: Served) -> HttpResponseBase:
 
 
 def _range(request: HttpRequest, served: Served) -> tuple[int, int] | None:
-    """First and last byte that are asked for; None for the whole.
+    """Return the first and last requested byte; None for the whole file.
 
-    Of several ranges none is obeyed: the whole is a right answer. Only a GET has ranges (RFC 9110,
-    14.2).
+    Several ranges are ignored and the whole is served, which is valid. Only GET has ranges
+    (RFC 9110, 14.2).
 
     Raises:
-        ValueError: there are no such bytes.
+        ValueError: the range is outside the file.
     """
     size = served.blob.size
     if request.method != "GET":
@@ -143,7 +143,7 @@ def _range(request: HttpRequest, served: Served) -> tuple[int, int] | None:
     else:
         first, last = int(found[1]), min(int(found[2] or size - 1), size - 1)
         if found[2] and int(found[2]) < first:
-            return None  # it makes no sense: as if it was not there
+            return None  # invalid ranges are ignored
     if first > last:
         raise ValueError("beyond the end")
     return first, last

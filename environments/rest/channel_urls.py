@@ -1,4 +1,4 @@
-"""Routes of the channels that are served, below `/channel/`."""
+"""Routes of served channels, below `/channel/`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _NAME = r"(?P<name>(?:shards/)?[^/]+)"
 _FILE = rf"(?P<subdir>[^/]+)/{_NAME}"
 _SUBDIRS = "|".join(map(re.escape, SUBDIRS))
 
-#: Before the others: `hosted` and `mirror` are no namespaces' names. A channel is called NAME or
-#: NAMESPACE/NAME, and a NAME is never that of a platform.
+#: First: `hosted` and `mirror` are reserved names. A channel is NAME or NAMESPACE/NAME, and a NAME
+#: is never that of a platform.
 _HOSTED = rf"^hosted/(?P<channel>[^/]+(?:/(?!(?:{_SUBDIRS})/)[^/]+)?)"
 _MIRROR = r"^mirror/(?P<mirror>[^/@]+)"
 

@@ -1,6 +1,6 @@
 """Channels for conda, mamba, pixi, rattler: `/channel/<namespace>[/<environment>/<build>]`.
 
-A client brings its token as a header, as a password, or in the path: `/t/<token>/channel/...`.
+A client sends its token in a header, as a password, or in the path: `/t/<token>/channel/...`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from environments.rest.blobs import Served, answer
 from environments.rest.lookup import actor_of, build_of
 
 PACKAGES = (".conda", ".tar.bz2")
-#: In the place of a subdir: the wheels of a build.
+#: Pseudo subdir of the wheels of a build.
 _WHEELS = "wheels"
 
 
@@ -67,7 +67,7 @@ async def _file(
 
 
 def told(request: HttpRequest, document: Document) -> HttpResponse:
-    """A document of a channel, or that the client has it already."""
+    """Serve a document of a channel, or 304."""
     known = parse_etags(request.headers.get("If-None-Match", ""))
     response: HttpResponse
     if "*" in known or document.etag in {tag.removeprefix("W/") for tag in known}:
@@ -75,7 +75,7 @@ def told(request: HttpRequest, document: Document) -> HttpResponse:
     else:
         response = HttpResponse(document.content, content_type=document.content_type)
     response["ETag"] = document.etag
-    # What it lists and who may see it change; a client asks again each time, at the cost of a 304.
+    # Contents and access change, so clients revalidate each time, at the cost of a 304.
     response["Cache-Control"] = "private, no-cache"
     patch_vary_headers(response, ("Authorization", "Cookie"))
     return response
@@ -90,6 +90,6 @@ async def _package(
 
     record, blob = await sync_to_async(find)()
     if blob is None:
-        # Not kept here (the setting was off): whoever locked it had it from there.
+        # Not archived (the setting was off): redirect to its channel.
         return HttpResponseRedirect(record.url, status=307, preserve_request=True)
     return await answer(request, Served(blob=blob, content_type="application/octet-stream"))

@@ -41,7 +41,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @require_http_methods(["GET", "HEAD", "PUT"])
 async def file(request: HttpRequest, channel: str, name: str, subdir: str = "") -> HttpResponseBase:
-    """Give a file of a channel, or take one. Without a subdir, a package says its own."""
+    """Serve or upload a file of a channel. Without a subdir, that of the package is used."""
     if request.method == "PUT":
         return await _upload(request, channel, subdir, name)
 
@@ -59,7 +59,7 @@ async def file(request: HttpRequest, channel: str, name: str, subdir: str = "") 
     if package.blob.damaged_at is not None:
         raise UnavailableError(
             f"The bytes of {package} are damaged.",
-            hint="Tell the administrators: it is in their log, and they have a backup.",
+            hint="Contact the administrators, who can restore it from a backup.",
         )
     return await answer(request, Served(blob=package.blob, content_type="application/octet-stream"))
 
@@ -81,7 +81,7 @@ async def _upload(request: HttpRequest, channel: str, subdir: str, name: str) ->
         found = hosted_channels.find_channel(actor, channel)
         hosted_channels.may_upload(actor=actor, channel=found, file_name=name, size=length)
         if not connection.in_atomic_block:
-            connection.close()  # an upload may take long: others need the connection
+            connection.close()  # an upload may take long: release the database connection
         return found
 
     found = await sync_to_async(find)()
@@ -90,9 +90,9 @@ async def _upload(request: HttpRequest, channel: str, subdir: str, name: str) ->
         received = await _received(request, path)
         if wanted and wanted != received.sha256:
             raise InvalidInputError(
-                f"The sha256 of what arrived is {received.sha256}, and not {wanted}.",
+                f"The uploaded file has the sha256 {received.sha256}, expected was {wanted}.",
                 where="Content-Digest",
-                hint="Send it again: it was changed on the way, or the digest is another file's.",
+                hint="Upload it again: it was damaged, or the digest belongs to another file.",
             )
         done = await sync_to_async(hosted_channels.upload)(
             actor=actor,
@@ -109,7 +109,7 @@ async def _upload(request: HttpRequest, channel: str, subdir: str, name: str) ->
 
 
 def uploads_folder() -> Path:
-    """On the file system of the blobs, so that what was uploaded is kept by a rename."""
+    """Return a folder on the file system of the blobs, so that a rename stores the upload."""
     folder = blobs.blobs_folder().with_name("uploads")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -133,7 +133,7 @@ def _told(done: Uploaded) -> dict[str, Any]:
 
 
 async def _received(request: HttpRequest, path: Path) -> _Received:
-    """Write the body to `path`, part by part."""
+    """Stream the body to `path`."""
     sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     most, size = settings.MAX_UPLOAD_BYTES, 0
 
@@ -149,7 +149,7 @@ async def _received(request: HttpRequest, path: Path) -> _Received:
                 if size > most:
                     raise LimitError(
                         f"The upload is larger than {most:,} bytes.",
-                        hint="An administrator may raise CONDASTORE_MAX_UPLOAD_BYTES.",
+                        hint="An administrator can raise CONDASTORE_MAX_UPLOAD_BYTES.",
                         details={"limit": most},
                     )
                 await asyncio.to_thread(write, part)
@@ -159,25 +159,27 @@ async def _received(request: HttpRequest, path: Path) -> _Received:
 
 
 def _announced(request: HttpRequest) -> tuple[str, int]:
-    """The sha256 that the client says the body has, or "", and its length, or 0.
+    """Return the sha256 in the headers, or "", and the length of the body, or 0.
 
     Raises:
-        InvalidInputError: a header that cannot be obeyed.
+        InvalidInputError: a header is not supported.
     """
     headers = request.headers
     if headers.get("Content-Encoding", "identity").lower() != "identity":
         raise InvalidInputError(
-            "The body is compressed for the way.",
+            "Content-Encoding is not supported.",
             where="Content-Encoding",
-            hint="Send the package as it is.",
+            hint="Send the package without content encoding.",
         )
     if "Content-Range" in headers:
         raise InvalidInputError(
-            "A package is uploaded whole.", where="Content-Range", hint="Leave the header out."
+            "Content-Range is not supported.",
+            where="Content-Range",
+            hint="Remove the header and upload the whole package.",
         )
     if request.content_type == "multipart/form-data":
         raise InvalidInputError(
-            "The body is a form.",
+            "The body must not be a form.",
             where="Content-Type",
             hint="Send the bytes of the package: `curl --upload-file`.",
         )
@@ -188,19 +190,21 @@ def _announced(request: HttpRequest) -> tuple[str, int]:
         if header in headers and (value := read(headers[header]))
     }
     if len(found) > 1:
-        raise InvalidInputError("The headers name two digests.", where="Content-Digest")
+        raise InvalidInputError(
+            "The headers contain two different digests.", where="Content-Digest"
+        )
     return "".join(found), int(length) if length.isdecimal() else 0
 
 
 def _hexadecimal(text: str) -> str:
     value = text.strip().lower().removeprefix("sha256:")
     if _SHA256.fullmatch(value) is None:
-        raise InvalidInputError("It is no sha256.", where="X-Checksum-Sha256")
+        raise InvalidInputError("It is not a sha256.", where="X-Checksum-Sha256")
     return value
 
 
 def _content_digest(text: str) -> str:
-    """RFC 9530: `sha-256=:BASE64:`; other algorithms are not looked at."""
+    """Parse RFC 9530 `sha-256=:BASE64:`; other algorithms are ignored."""
     for item in text.split(","):
         name, _, value = item.strip().partition("=")
         if name.lower() != "sha-256":
@@ -210,7 +214,7 @@ def _content_digest(text: str) -> str:
         except (binascii.Error, ValueError):
             digest = ""
         if _SHA256.fullmatch(digest) is None:
-            raise InvalidInputError("It is no sha-256.", where="Content-Digest")
+            raise InvalidInputError("It is not a sha-256.", where="Content-Digest")
         return digest
     return ""
 

@@ -1,4 +1,4 @@
-"""Which build does a URL mean, and who asks?"""
+"""Lookup of the actor and the build of a URL."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ def actor_of(request: HttpRequest) -> Actor:
 
 
 def build_of(request: HttpRequest, namespace: str, environment: str, reference: str) -> Build:
-    """Raises NotFoundError, also for what the actor may not see."""
+    """Return the build.
+
+    Raises:
+        NotFoundError: it does not exist, or the actor may not see it.
+    """
     actor = actor_of(request)
     return find_build(actor, find_environment(actor, namespace, environment), reference)

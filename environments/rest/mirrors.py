@@ -1,7 +1,7 @@
 """Mirrors for conda, mamba, pixi, rattler: `/channel/mirror/<name>[@<day>]`.
 
-Whoever asks first waits while a worker finds out what is shown, as clients give up at the first
-answer that is none; what takes longer is answered 503 with Retry-After, which they obey.
+The first request waits while a worker builds the view, as clients give up at the first error; if it
+takes longer, the answer is 503 with Retry-After, which they respect.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from environments.services import blobs, mirrors
 
 Found = TypeVar("Found", OpenedView, Package)
 
-#: Seconds that a request waits for a worker, or for a package to come: below what clients and
-#: proxies wait for a first byte.
+#: Seconds that a request waits for a worker or a package: below the timeouts of clients and
+#: proxies for the first byte.
 WAIT = 40.0
 _LOOK = 0.2
 _PACKAGES = (".conda", ".tar.bz2")
-#: When the channel was last reached, where it does not answer now (RFC 9110's form of a date).
+#: Header with the time of the last contact if the upstream does not answer (RFC 9110 date).
 STALE = "X-Stale-Since"
 
 
@@ -77,17 +77,17 @@ async def of_mirror(
 
 
 async def _opened(find: Callable[[], Found | None]) -> Found:
-    """What `find` finds, asked again until it is there.
+    """Poll `find` until it returns something.
 
     Raises:
-        UnavailableError: that takes longer than a client waits.
+        UnavailableError: it takes longer than clients wait.
     """
     until = time.monotonic() + WAIT
     while (found := await sync_to_async(find)()) is None:
         if time.monotonic() > until:
             raise UnavailableError(
-                "What the channel lists is being read for the first time, or by new rules.",
-                hint="Ask again in a while.",
+                "The index of the mirror is being created for the first time or for new rules.",
+                hint="Try again in a while.",
             )
         await request_turns.pause(_LOOK)
     return found
@@ -104,10 +104,10 @@ async def _document(request: HttpRequest, opened: OpenedView, name: str) -> Http
         response: HttpResponseBase = HttpResponse(content, content_type=CONTENT_TYPES[SHARDS])
         return _told(response, f'"{digest}"')
     blob = {REPODATA: view.repodata, ZSTD: view.repodata, SHARDS: view.shard_index}[name]
-    assert blob is not None, "asked of views that are made"
+    assert blob is not None, "called for finished views only"
     if name != REPODATA:
         return await answer(request, Served(blob=blob, content_type=CONTENT_TYPES[name]))
-    # Kept packed only: in large channels it would be hundreds of megabytes for each state.
+    # Stored compressed only: uncompressed it has hundreds of megabytes in large channels.
     etag = f'"plain:{blob.sha256}"'
     known = {
         tag.removeprefix("W/") for tag in parse_etags(request.headers.get("If-None-Match", ""))
@@ -129,7 +129,7 @@ def _told(response: HttpResponseBase, etag: str) -> HttpResponseBase:
 
 
 async def _unpacked(blob: Blob) -> AsyncIterator[bytes]:
-    """Some at a time, as the client takes it."""
+    """Decompress in chunks, at the speed of the client."""
     unpack = zstandard.ZstdDecompressor().decompressobj()
     for start in range(0, blob.size, PART // 8):
         packed = await sync_to_async(blobs.read)(blob, start, PART // 8)
@@ -150,11 +150,11 @@ async def _package(request: HttpRequest, find: Callable[[], Package | None]) -> 
                 path = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(coming)), WAIT)
         except DownloadError as error:
             if error.details.get("gone"):
-                raise NotFoundError(error.message) from error  # another attempt would be in vain
+                raise NotFoundError(error.message) from error  # another attempt would fail, too
             raise
         except TimeoutError:
             raise UnavailableError(
-                f"{package.file_name} is still being fetched.", hint="Ask again in a while."
+                f"{package.file_name} is still being fetched.", hint="Try again in a while."
             ) from None
         blob = await sync_to_async(operations.store_fetched)(package, path)
     return await answer(request, Served(blob=blob, content_type="application/octet-stream"))

@@ -1,4 +1,4 @@
-"""Sign-in of programs: which ways there are, by password, and by approval in the browser."""
+"""Sign-in of programs: available methods, by password, by approval in the browser."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from environments.operations import device_sign_in, tokens
 from environments.operations.device_sign_in import INTERVAL, LIFE, NotYetError
 from environments.operations.tokens import NewToken
 
-#: Command lines that may begin to wait, from one address.
+#: Rate limit of new device sign-ins from one address.
 STARTS = {"device": "30/m/ip"}
 
 
 @require_safe
 def ways(request: HttpRequest) -> JsonResponse:
-    """What the command line does when nobody says how."""
+    """Return the available sign-in methods and the default."""
     single_sign_on = bool(settings.SIGN_IN_PROVIDERS)
     password = settings.LOCAL_ACCOUNTS or bool(settings.LDAP["url"])
     preferred = "browser" if single_sign_on or not password else "password"
     return JsonResponse({"password": password, "browser": True, "preferred": preferred})
 
 
-@csrf_exempt  # takes a password, never a cookie: there is nothing to forge
+@csrf_exempt  # authenticated by password, never by cookie, so CSRF does not apply
 @require_POST
 @sensitive_variables("body", "password")
 def sign_in(request: HttpRequest) -> JsonResponse:
-    """A token for a password: {username, password, name?} -> {token, expires_at, name}."""
+    """Create a token by password: `{username, password, name?}` -> {token, expires_at, name}."""
     body = _body(request)
     username, password = (_text(body, key) for key in ("username", "password"))
     user = with_password(request, username=username, password=password)
@@ -53,14 +53,14 @@ def sign_in(request: HttpRequest) -> JsonResponse:
     return _made(made)
 
 
-@csrf_exempt  # nobody is signed in, and nothing comes of it but a code
+@csrf_exempt  # unauthenticated, and only creates a code
 @require_POST
 def start_device(request: HttpRequest) -> JsonResponse:
-    """{name?} -> what RFC 8628 answers: codes, and where the person goes with them."""
+    """Start a device sign-in (RFC 8628): `{name?}` -> codes and the URL to enter them."""
     body = _body(request)
     usage = ratelimit.consume(request, app="condastore", action="device", config=STARTS)
     if usage is None:
-        raise TooManyAttemptsError("Too many command lines wait to be approved.")
+        raise TooManyAttemptsError("Too many command lines are waiting for approval.")
     started = device_sign_in.start(
         actor=Actor(request.user, address=client_address(request.META)),
         name=_text(body, "name", f"sign-in-{secrets.token_hex(4)}"),
@@ -79,11 +79,11 @@ def start_device(request: HttpRequest) -> JsonResponse:
     )
 
 
-@csrf_exempt  # takes a secret of its own, never a cookie
+@csrf_exempt  # authenticated by a secret, never by cookie, so CSRF does not apply
 @require_POST
 @sensitive_variables("body")
 def collect_device(request: HttpRequest) -> JsonResponse:
-    """{device_code} -> {token, expires_at, name}; or 400 with RFC 8628's `error`."""
+    """Poll a device sign-in: {device_code} -> {token, expires_at, name}, or 400 with `error`."""
     body = _body(request)
     try:
         made = device_sign_in.collect(
@@ -118,5 +118,5 @@ def _body(request: HttpRequest) -> dict[str, Any]:
 def _text(body: dict[str, Any], key: str, default: str | None = None) -> str:
     value = body.get(key) or default
     if not isinstance(value, str) or "\0" in value or len(value) > 4096:
-        raise InvalidInputError(f"{key} must be given, as text.", where=key)
+        raise InvalidInputError(f"{key} must be a text.", where=key)
     return value

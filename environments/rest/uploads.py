@@ -1,7 +1,7 @@
-"""How does a large upload reach its view, and not before anybody asked who sends it?
+"""ASGI middleware that streams uploads to the view after authentication.
 
-Django reads the whole body of a request before it calls a view. Of an upload it gets an empty one,
-and the view takes the parts itself, as they arrive.
+Django reads the whole body of a request before it calls a view. For uploads it receives an empty
+body, and the view reads the parts itself as they arrive.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _PART = 1 << 18
 
 
 class CutOffError(InvalidInputError):
-    """The client went away in the middle of its upload."""
+    """The client disconnected during its upload."""
 
     code = "cut-off"
-    hint = "Send it again: nothing of it was kept."
+    hint = "Upload it again: nothing was stored."
 
 
 class _Body:
-    """The messages of one request, told apart: the body is the view's, the rest is Django's."""
+    """Splits the ASGI messages of a request: the body for the view, the rest for Django."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
@@ -48,7 +48,7 @@ class _Body:
         return self._goodbye or await self._receive()
 
     async def parts(self) -> AsyncIterator[bytes]:
-        """The body as it arrives: at the client's speed, so without a turn until its end."""
+        """Yield the body at the client's speed, without occupying a request slot."""
         async with request_turns.released():
             async for part in self._parts():
                 yield part
@@ -59,14 +59,14 @@ class _Body:
             if message["type"] == "http.disconnect":
                 self._goodbye = message
                 self._ended.set()
-                raise CutOffError("The upload was cut off.")
+                raise CutOffError("The upload was interrupted.")
             if not message.get("more_body", False):
                 self._ended.set()
             yield message.get("body", b"")
 
 
 def body_for(scope: MutableMapping[str, Any], receive: Receive) -> Receive:
-    """What Django is to receive from: of an upload, only whether the client is still there."""
+    """Return the `receive` for Django: for uploads it reports disconnects only."""
     if scope["method"] != "PUT" or not _UPLOAD.match(scope["path"]):
         return receive
     scope[_KEY] = body = _Body(receive)
@@ -74,10 +74,10 @@ def body_for(scope: MutableMapping[str, Any], receive: Receive) -> Receive:
 
 
 async def parts_of(request: HttpRequest) -> AsyncIterator[bytes]:
-    """The body of `request`, in parts.
+    """Yield the body of `request` in parts.
 
     Raises:
-        CutOffError: the client went away before its end.
+        CutOffError: the client disconnected before the end.
     """
     body: _Body | None = getattr(request, "scope", {}).get(_KEY)
     if body is not None:

@@ -1,4 +1,4 @@
-"""Routes of the REST door, below `/api/`."""
+"""Routes of the REST interface, below `/api/`."""
 
 from __future__ import annotations
 

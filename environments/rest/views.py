@@ -1,4 +1,4 @@
-"""Downloads of a build, sign-in of the command line, and who am I?"""
+"""REST views: files and logs of a build, audit export, the current user."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from environments.rest import artifacts
 from environments.rest.lookup import actor_of, build_of
 from environments.services import signing
 
-#: Lines of a log that are read at once.
+#: Log lines per query.
 LINES = 20_000
-#: Events of the audit log that are sent at once.
+#: Audit events per query.
 EVENTS = 1_000
 
 
@@ -41,7 +41,7 @@ EVENTS = 1_000
 async def download(
     request: HttpRequest, namespace: str, environment: str, reference: str, name: str
 ) -> HttpResponseBase:
-    """A file of a build: its lock, rendered at once, or what a worker makes of it."""
+    """Serve a file of a build: a rendered lock, or an artifact."""
     place = (namespace, environment, reference, name)
     if name == downloads.PROVENANCE:
         return await sync_to_async(_provenance)(request, *place)
@@ -53,7 +53,7 @@ async def download(
 def _lock_file(
     request: HttpRequest, namespace: str, environment: str, reference: str, name: str
 ) -> HttpResponse:
-    """A lock as a file. It is rendered only for those who do not have it yet."""
+    """Serve a lock as a file; it is rendered only if the client does not have it."""
     actor, platform = actor_of(request), request.GET.get("platform", "")
     build = served_build(actor, namespace, environment, reference)
     if build is not None:
@@ -75,7 +75,7 @@ def _lock_file(
 def _provenance(
     request: HttpRequest, namespace: str, environment: str, reference: str, name: str
 ) -> HttpResponse:
-    """Another one as soon as another artifact is made: its tag is that of its bytes."""
+    """Serve the current artifact; the ETag is the digest."""
     build = build_of(request, namespace, environment, reference)
     text = provenance.provenance(actor=actor_of(request), build=build)
     etag = f'"{hashlib.sha256(text.encode()).hexdigest()[:32]}"'
@@ -92,12 +92,12 @@ def _provenance(
 
 @require_safe
 def signing_key(request: HttpRequest) -> HttpResponse:
-    """The public key of this installation: what checks the statements that it signs."""
+    """Serve the public key that verifies statements of this installation."""
     return HttpResponse(signing.public_key(), content_type="application/x-pem-file")
 
 
 def _kept(response: HttpResponse, etag: str) -> HttpResponse:
-    """It may be kept, but is asked for again each time: rights and `current` change."""
+    """Mark a response as cacheable with revalidation: access and `current` change."""
     response["ETag"] = etag
     response["Cache-Control"] = "private, no-cache"
     patch_vary_headers(response, ("Authorization", "Cookie"))
@@ -106,7 +106,7 @@ def _kept(response: HttpResponse, etag: str) -> HttpResponse:
 
 @require_safe
 def folders(request: HttpRequest, namespace: str) -> HttpResponse:
-    """What the folders of a namespace are to hold now: asked again and again by many machines."""
+    """Serve the current folders of a namespace, which node agents poll."""
     answer = JsonResponse(served_folders.folders(actor=actor_of(request), namespace=namespace))
     etag = f'"{hashlib.sha256(answer.content).hexdigest()[:32]}"'
     known = parse_etags(request.headers.get("If-None-Match", ""))
@@ -117,7 +117,7 @@ def folders(request: HttpRequest, namespace: str) -> HttpResponse:
 
 @require_POST
 def use(request: HttpRequest, namespace: str, environment: str, reference: str) -> HttpResponse:
-    """`condastore run` says that somebody works with the build."""
+    """Record that `condastore run` uses the build."""
     build = build_of(request, namespace, environment, reference)
     usage.note_use(actor=actor_of(request), build=build)
     return HttpResponse(status=204)
@@ -127,7 +127,7 @@ def use(request: HttpRequest, namespace: str, environment: str, reference: str) 
 async def log(
     request: HttpRequest, namespace: str, environment: str, reference: str
 ) -> HttpResponseBase:
-    """The log so far, as text."""
+    """Serve the log so far as text."""
 
     def find() -> Build:
         build = build_of(request, namespace, environment, reference)
@@ -161,7 +161,7 @@ async def _lines(build: Build) -> AsyncIterator[bytes]:
 
 @require_safe
 async def audit_log(request: HttpRequest) -> HttpResponseBase:
-    """The audit log as lines of JSON, the oldest first, as far as one may read it."""
+    """Stream the readable audit events as JSON lines, oldest first."""
     actor, filters = actor_of(request), _filters(request.GET)
     kind = "application/x-ndjson; charset=utf-8"
     if request.method == "HEAD":
@@ -177,13 +177,13 @@ def _filters(given: QueryDict) -> audit.Filters:
     known = {"actor", "action", "target", "namespace", "since", "until", "refused"}
     if unknown := sorted(set(given) - known):
         raise InvalidInputError(
-            f"There is no filter {unknown[0]!r}.",
+            f"{unknown[0]!r} is not a filter.",
             where=unknown[0],
-            hint=f"There are: {', '.join(sorted(known))}.",
+            hint=f"Filters: {', '.join(sorted(known))}.",
         )
     refused = given.get("refused", "")
     if refused not in ("", "true", "false"):
-        raise InvalidInputError("refused is true or false.", where="refused")
+        raise InvalidInputError("refused must be true or false.", where="refused")
     return audit.Filters(
         actor=given.get("actor", ""),
         action=given.get("action", ""),

@@ -57,7 +57,7 @@ def test_the_same_identity_is_the_same_account_whatever_else_changes() -> None:
 
 @pytest.mark.parametrize("name", ["alice", "ALICE"])
 def test_a_matching_user_name_takes_no_account_over(research: Namespace, name: str) -> None:
-    with pytest.raises(ConflictError, match="not known to be yours"):
+    with pytest.raises(ConflictError, match="belongs to another account"):
         welcome(person(name))
     assert not Identity.objects.exists()
 

@@ -84,7 +84,7 @@ def test_a_local_account_of_the_name_is_not_taken_over(directory: LdapService) -
     factories.make_user("erin", superuser=True, password="a local password")
     refused = sign_in("erin")
     assert refused.status_code == 409
-    assert "not known to be yours" in refused.content.decode()
+    assert "belongs to another account" in refused.content.decode()
     assert token("erin").json()["code"] == "conflict"
     assert token("erin", "a local password").status_code == 201
 

@@ -85,7 +85,7 @@ def test_a_matching_name_is_refused_and_a_matching_address_opens_nothing(
     factories.make_user("erin")
     _, answer = sign_in(provider, "erin")
     assert answer.status_code == 409
-    assert "not known to be yours" in answer.content.decode()
+    assert "belongs to another account" in answer.content.decode()
     User.objects.update(username="other", email="frank@example.org")
     browser, _ = sign_in(provider, "frank")
     assert browser.get("/api/whoami").json()["username"] == "frank"

@@ -127,7 +127,7 @@ def test_neither_user_name_nor_address_takes_an_account_over(
     body = {"schemas": [USER], "userName": name, "externalId": "id-of-another"}
     answer = ask("post", "Users", body)
     assert (answer.status_code, answer.json()["scimType"]) == (409, "uniqueness")
-    assert "not known to be yours" in answer.json()["detail"]
+    assert "belongs to another account" in answer.json()["detail"]
     person("erin", emails=[{"value": "alice@example.org"}])
     assert not may(Actor(account("erin")), Perm.VIEW, research)
 
@@ -303,7 +303,7 @@ def test_members_of_an_administrators_group_run_the_installation(settings: Any) 
 def test_groups_in_groups_and_unknown_members_are_refused() -> None:
     inner = group("inner")
     for members, said in (
-        ([{"value": inner["id"], "type": "Group"}], "group in a group"),
+        ([{"value": inner["id"], "type": "Group"}], "nested groups"),
         ([{"value": "987654"}], "There is no person 987654"),
         ([{"value": "erin"}], "There is no user erin"),
     ):

@@ -1,4 +1,4 @@
-"""A SCIM filter as a filter of rows."""
+"""Translation of SCIM filters to querysets."""
 
 from __future__ import annotations
 
@@ -32,15 +32,19 @@ _TEXT = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """Where an attribute is kept. A key is a whole number, and only compared for being the same."""
+    """Column of an attribute. Keys are integers and support equality only."""
 
     lookup: str
-    exact: bool = False  # upper and lower case differ
+    exact: bool = False  # case-sensitive
     key: bool = False
 
 
 class RowFilter(FilterVisitor[Q]):
-    """Raises InvalidFilterException for what is not kept in a column."""
+    """Translate a filter.
+
+    Raises:
+        InvalidFilterException: an attribute has no column.
+    """
 
     def __init__(self, columns: Mapping[str, Column]) -> None:
         self.columns = columns
@@ -56,7 +60,7 @@ class RowFilter(FilterVisitor[Q]):
             key = str(node.value)
             return Q(**{column.lookup: int(key)}) if is_key(key) else Q(pk__in=())
         if column.key or op not in _TEXT or not isinstance(node.value, str):
-            raise InvalidFilterException(detail=f"{node}: this cannot be compared so here.")
+            raise InvalidFilterException(detail=f"{node}: this comparison is not supported.")
         return Q(**{f"{column.lookup}__{'' if column.exact else 'i'}{_TEXT[op]}": node.value})
 
     def visit_present(self, node: Present) -> Q:
@@ -71,7 +75,7 @@ class RowFilter(FilterVisitor[Q]):
         return reduce(join, map(self.visit, node.terms))
 
     def visit_value_path(self, node: ValuePath) -> Q:
-        """`members[value eq "7"]`, as `members.value eq "7"`."""
+        """Rewrite `members[value eq "7"]` as `members.value eq "7"`."""
         inner = node.val_filter
         if isinstance(inner, Comparison) and inner.attr_path.sub_attr is None:
             path = AttrPath(node.attr_path.attr, inner.attr_path.attr, node.attr_path.uri)
@@ -87,10 +91,10 @@ class RowFilter(FilterVisitor[Q]):
 
     def _unknown(self, node: AttrPath | FilterNode) -> InvalidFilterException:
         return InvalidFilterException(
-            detail=f"{node}: rows are found by {', '.join(sorted(self.columns))} here."
+            detail=f"{node}: supported attributes are {', '.join(sorted(self.columns))} here."
         )
 
 
 def is_key(text: str) -> bool:
-    """As the database numbers rows."""
+    """Parse a primary key."""
     return text.isascii() and text.isdecimal() and len(text) < 18

@@ -1,4 +1,4 @@
-"""What SCIM calls users and groups, as what is kept here, and back."""
+"""Conversion between SCIM resources (users, groups) and rows."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from environments.operations.provisioning import GroupAttributes, PersonAttribut
 from environments.rest.scim.filters import Column, is_key
 from environments.rest.scim.service import Group, Member, User
 
-#: Attributes that are kept as they came, beside those that have a column.
+#: Attributes that are stored unchanged, beside those with a column.
 _SAID = {"name", "display_name", "emails"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Messages:
-    """What is asked of one kind. Made once: each is a class of its own, and takes milliseconds."""
+    """Request models of one resource type, created once as it takes milliseconds."""
 
     search: type[SearchRequest[Any]]
     patch: type[PatchOp[Any]]
@@ -42,7 +42,7 @@ class Messages:
 
 
 class Kind(Protocol):
-    """Users, or groups: how they are found, shown, and changed."""
+    """A resource type: users or groups."""
 
     @property
     def model(self) -> type[Resource[Any]]: ...
@@ -62,7 +62,7 @@ class Kind(Protocol):
 
 
 def root_of(request: HttpRequest) -> str:
-    """Where the door is, as those outside write it."""
+    """Return the external base URL of SCIM."""
     public: str = settings.PUBLIC_URL or request.build_absolute_uri("/")
     return f"{public.rstrip('/')}/scim/v2"
 
@@ -117,7 +117,7 @@ class People:
         return provisioning.add_person(actor=actor, words=self._words(resource, active=True))
 
     def change(self, actor: Actor, row: ProvisionedPerson, resource: User) -> ProvisionedPerson:
-        words = self._words(resource, active=row.active)  # who says nothing of it changes nothing
+        words = self._words(resource, active=row.active)  # an absent attribute is not changed
         return provisioning.change_person(actor=actor, row=row, words=words)
 
     def remove(self, actor: Actor, row: ProvisionedPerson) -> None:
@@ -205,12 +205,12 @@ class Groups:
         members = resource.members or []
         if any((one.type or "User").lower() != "user" for one in members):
             raise InvalidValueException(
-                detail="Members of groups are users here: a group in a group would give nobody "
+                detail="Members of groups must be users: nested groups would grant nobody "
                 "its rights. Provision the people themselves as members."
             )
         values = [one.value or "" for one in members]
         if wrong := [value for value in values if not is_key(value)]:
-            raise InvalidValueException(detail=f"There is no user {', '.join(wrong[:10])}.")
+            raise InvalidValueException(detail=f"User {', '.join(wrong[:10])} does not exist.")
         return GroupAttributes(
             name=resource.display_name or "",
             external_id=resource.external_id or "",

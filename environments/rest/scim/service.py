@@ -1,4 +1,4 @@
-"""What the SCIM door offers, in the words of the standard: attributes, resource types, limits."""
+"""SCIM service description: schemas, resource types, limits."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from scim2_models import (
 from scim2_models import Group as CoreGroup
 from scim2_models import User as CoreUser
 
-#: Resources on one page, and of one answer.
+#: Maximum resources per page.
 PAGE, LONGEST_PAGE = 100, 200
 
 
 class User(Resource[Any]):
-    """Of the standard's attributes those that are kept here; others are taken, and forgotten."""
+    """Supported attributes; others are accepted and ignored."""
 
     __schema__ = URN(str(CoreUser.__schema__))
 
@@ -58,7 +58,7 @@ class Member(ComplexAttribute):
 
 
 class Group(Resource[Any]):
-    """Of people; groups in groups are refused."""
+    """Groups of users; nested groups are refused."""
 
     __schema__ = URN(str(CoreGroup.__schema__))
 
@@ -66,8 +66,8 @@ class Group(Resource[Any]):
     members: list[Member] | None = None
 
 
-#: What large providers send beside the standard (Entra: values of a `remove`, paths that match
-#: nothing yet, attributes that nobody asked for) is understood as they mean it.
+#: Deviations of large providers from the standard are accepted (Entra: values of a `remove`, paths
+#: without a match, unrequested attributes).
 POLICY = ScimPolicy(
     unknown=ScimPolicy.Unknown.ignore,
     remove_value_as_filter=ScimPolicy.RemoveValue.apply,
@@ -87,7 +87,7 @@ SERVICE = ScimProvider(
             AuthenticationScheme(
                 type=AuthenticationScheme.Type.oauthbearertoken,
                 name="Bearer token",
-                description="The token that CONDASTORE_SCIM_TOKEN says.",
+                description="The token of CONDASTORE_SCIM_TOKEN.",
                 primary=True,
             )
         ],

@@ -1,4 +1,4 @@
-"""The SCIM 2.0 door: a directory makes, changes and ends its people and groups here (RFC 7644)."""
+"""SCIM 2.0 views: a directory provisions people and groups (RFC 7644)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from environments.rest.scim.filters import RowFilter, is_key
 from environments.rest.scim.resources import PEOPLE, Kind, root_of
 from environments.rest.scim.service import LONGEST_PAGE, PAGE, SERVICE
 
-#: The first kind that fits says status and keyword.
+#: Status and keyword by type of error; the first match counts.
 _STATUSES: Sequence[tuple[type[StoreError], HTTPStatus, str | None]] = (
     (TooManyAttemptsError, HTTPStatus.TOO_MANY_REQUESTS, None),
     (NotSignedInError, HTTPStatus.UNAUTHORIZED, None),
@@ -71,19 +71,19 @@ def _of_store(error: StoreError) -> Error:
         if isinstance(error, kind):
             detail = " ".join(part for part in (error.message, error.hint) if part)
             return Error(status=status, scim_type=keyword, detail=detail)
-    raise error  # condastore.http.middleware says what it is
+    raise error  # reported by condastore.http.middleware
 
 
 def _of_validation(error: ValidationError) -> Error:
-    """Every fault at once."""
+    """Return all validation faults in one text."""
     faults = Error.from_validation_errors(error)
     faults[0].detail = "; ".join(fault.detail or "" for fault in faults)
     return faults[0]
 
 
-@method_decorator(csrf_exempt, name="dispatch")  # no browser sends the token on its own
+@method_decorator(csrf_exempt, name="dispatch")  # token-authenticated, so CSRF does not apply
 class Door(View):
-    """Speaks to the directory of the settings, and in the standard's way of errors."""
+    """Base view: authenticates the directory and renders SCIM errors."""
 
     actor: Actor
 
@@ -106,7 +106,7 @@ class Door(View):
         answer = _refusal(
             Error(
                 status=HTTPStatus.METHOD_NOT_ALLOWED,
-                detail=f"{request.method} means nothing here.",
+                detail=f"Method {request.method} is not supported for this resource.",
             )
         )
         allowed = [name.upper() for name in self.http_method_names if hasattr(self, name)]
@@ -116,17 +116,17 @@ class Door(View):
 
 class Nothing(Door):
     def get(self, request: HttpRequest) -> HttpResponse:
-        raise NotFoundException(detail="There is nothing at this address.")
+        raise NotFoundException(detail="Resource not found.")
 
     def post(self, request: HttpRequest) -> HttpResponse:
         if request.path.endswith(("/.search", "/Bulk")):
-            raise NotImplementedException(detail="Ask with GET, for one kind at a time.")
+            raise NotImplementedException(detail="Use GET for one resource type at a time.")
         return self.get(request)
 
     put = patch = delete = get
 
 
-# --- what is offered ------------------------------------------------------------------------------
+# --- service description --------------------------------------------------------------------------
 
 
 class Config(Door):
@@ -135,7 +135,7 @@ class Config(Door):
 
 
 class Described(Door):
-    """A list of what describes the service; or one of it, by its id."""
+    """Lists the documents of the service description, or returns one by id."""
 
     def described(self) -> Iterable[Any]:
         raise NotImplementedError
@@ -143,7 +143,10 @@ class Described(Door):
     def get(self, request: HttpRequest, key: str = "") -> HttpResponse:
         if "filter" in request.GET:
             return _refusal(
-                Error(status=HTTPStatus.FORBIDDEN, detail="These are not filtered (RFC 7644, 4).")
+                Error(
+                    status=HTTPStatus.FORBIDDEN,
+                    detail="Filters are not supported for this resource (RFC 7644, 4).",
+                )
             )
         found = _described(self.described(), self.root)
         if not key:
@@ -151,7 +154,7 @@ class Described(Door):
         for one in found:
             if one["id"] == key:
                 return _answer(one)
-        raise NotFoundException(detail=f"There is no {key} here.")
+        raise NotFoundException(detail=f"{key} does not exist.")
 
 
 class ResourceTypes(Described):
@@ -207,7 +210,7 @@ class OfKind(Door):
 
 
 def _asked(wanted: ResponseParameters[Any], name: str) -> bool:
-    """Whether an attribute that is costly to find is to be in the answer."""
+    """Whether an expensive attribute is requested."""
 
     def is_among(paths: Iterable[object]) -> bool:
         return any(str(path).rpartition(":")[2].partition(".")[0].lower() == name for path in paths)
@@ -244,7 +247,7 @@ class One(OfKind):
     def get(self, request: HttpRequest, key: str) -> HttpResponse:
         return self._answer(request, self._row(key), Context.RESOURCE_QUERY_RESPONSE)
 
-    @method_decorator(transaction.atomic)  # nobody changes it between the look and the change
+    @method_decorator(transaction.atomic)  # locked until the change
     def put(self, request: HttpRequest, key: str) -> HttpResponse:
         row = self._row(key, lock=True)
         resource: Resource[Any] = self.kind.model.model_validate_json(
@@ -274,7 +277,7 @@ class One(OfKind):
             rows = rows.select_for_update(of=("self",))
         row = rows.filter(pk=key).first() if is_key(key) else None
         if row is None:
-            raise NotFoundException(detail=f"There is no {self.kind.name.lower()} {key}.")
+            raise NotFoundException(detail=f"{self.kind.name} {key} does not exist.")
         return row
 
     def _now(self, row: Any) -> Any:
