@@ -47,7 +47,7 @@ def test_a_command_line_gets_a_token_of_who_approves_it_and_only_once(alice: Act
     page = browser(alice).get(started["verification_uri_complete"])
     assert "login-laptop-1" in page.content.decode()
     assert collect(started).json() == {"error": "authorization_pending"}  # a look approves nothing
-    assert "acts for you now" in decide(browser(alice), started).content.decode()
+    assert "is signed in as you" in decide(browser(alice), started).content.decode()
     made = collect(started)
     assert made.status_code == 201
     headers = {"Authorization": f"Bearer {made.json()['token']}"}

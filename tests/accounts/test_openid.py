@@ -141,7 +141,7 @@ def test_a_provider_that_is_down_closes_nobody(provider: OpenIdService) -> None:
         assert User.objects.get().is_active
         answer = Client().get("/accounts/oidc/a/login/", headers={"Accept": "text/html"})
         assert answer.status_code == 503
-        assert "does not answer" in answer.content.decode()
+        assert "does not respond" in answer.content.decode()
     finally:
         provider.service.start()
 

@@ -304,7 +304,7 @@ def test_groups_in_groups_and_unknown_members_are_refused() -> None:
     inner = group("inner")
     for members, said in (
         ([{"value": inner["id"], "type": "Group"}], "nested groups"),
-        ([{"value": "987654"}], "There is no person 987654"),
+        ([{"value": "987654"}], "Unknown members: 987654"),
         ([{"value": "erin"}], "There is no user erin"),
     ):
         body = {"schemas": [GROUP], "displayName": "outer", "members": members}
@@ -403,7 +403,7 @@ def test_what_entra_and_okta_send_is_understood() -> None:
     ("body", "said"),
     [
         ({"schemas": [USER], "externalId": "x"}, "userName"),
-        ({"schemas": [USER], "userName": "erin"}, "externalId is missing"),
+        ({"schemas": [USER], "userName": "erin"}, "externalId is required"),
         ({"schemas": [USER], "userName": "a b", "externalId": "x"}, "cannot be a user name"),
         ({"schemas": [USER], "userName": 7, "active": "so", "externalId": "x"}, "userName"),
         ({"schemas": [USER], "userName": "e" * 300, "externalId": "x"}, "255"),
