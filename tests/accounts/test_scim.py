@@ -305,7 +305,7 @@ def test_groups_in_groups_and_unknown_members_are_refused() -> None:
     for members, said in (
         ([{"value": inner["id"], "type": "Group"}], "nested groups"),
         ([{"value": "987654"}], "Unknown members: 987654"),
-        ([{"value": "erin"}], "There is no user erin"),
+        ([{"value": "erin"}], "User erin does not exist"),
     ):
         body = {"schemas": [GROUP], "displayName": "outer", "members": members}
         answer = ask("post", "Groups", body)
