@@ -380,7 +380,7 @@ def test_lines_of_an_anchor_are_not_forged_reordered_or_cut_short(anchor: Path) 
         (lines, "3 checkpoints match"),
         ([lines[0], changed, lines[2]], "line 2: It was not signed"),
         ([lines[1], lines[0], lines[2]], "line 2: The log was rolled back"),
-        ([lines[0], lines[1][:-9]], "line 2: It is not a checkpoint"),
+        ([lines[0], lines[1][:-9]], "line 2: The line is not a checkpoint"),
         (["Nov 30 12:00:00 host condastore: " + line for line in lines], "3 checkpoints match"),
     ):
         anchor.write_text("\n".join(content) + "\n")
@@ -691,7 +691,7 @@ def test_an_upgrade_knows_who_asked_before_it(
     theirs = build_of(alice, environment)
     builds.cancel_build(actor=carol, build=mine)
     RequestAsker.objects.all().delete()
-    migrations = Path(building.__file__).parent / "migrations"
+    migrations = Path(building.__file__).parents[1] / "migrations"
     [name] = [path.stem for path in migrations.glob("*_request_askers.py")]
     import_module(f"environments.migrations.{name}").record_askers(apps, None)
     assert decide(carol, theirs) == "access-denied"
