@@ -56,7 +56,7 @@ def _run_bounded(kind: Kind, work: Callable[[int], object], task: Any, key: int)
     throws=Shutdown,  # a worker that is stopped says so; it is no fault
     time_limit=_limit(settings.BUILD_TIME_LIMIT.total_seconds()),
 )
-def build_environment(build_id: int) -> None:
+def run_next_build(build_id: int) -> None:
     """Run the build whose turn it is: one for each message, so that there are as many as builds.
 
     It need not be the one that the message was sent for (`queue_order` says why). A message that
@@ -67,10 +67,10 @@ def build_environment(build_id: int) -> None:
 
     own = platforms.own_platform()
     for build in fair_queue.next_builds(own):
-        compile_later = builds.run(build)
-        if compile_later is None:
+        outcome = builds.run(build)
+        if outcome is builds.Outcome.NOT_CLAIMED:
             continue  # another worker was faster
-        if compile_later:
+        if outcome is builds.Outcome.COMPILE_LATER:
             with contextlib.suppress(Exception):  # it costs speed alone, and the queue may be down
                 compile_bytecode.send(build)
         if broker.backlog.is_empty:
@@ -78,7 +78,7 @@ def build_environment(build_id: int) -> None:
         return
     if fair_queue.left_to_others(own):
         with contextlib.suppress(Exception):  # the sweep says it again
-            build_environment.send_with_options(args=(build_id,), delay=OTHERS_TURN)
+            run_next_build.send_with_options(args=(build_id,), delay=OTHERS_TURN)
 
 
 def _cover_what_is_due(build_id: int, platform: str) -> None:
@@ -87,7 +87,7 @@ def _cover_what_is_due(build_id: int, platform: str) -> None:
 
     with contextlib.suppress(Exception):  # the sweep does the same, later
         if fair_queue.due_here(platform):
-            build_environment.send(build_id)
+            run_next_build.send(build_id)
 
 
 @dramatiq.actor(
@@ -96,22 +96,22 @@ def _cover_what_is_due(build_id: int, platform: str) -> None:
     throws=Shutdown,  # a worker that is stopped says so; it is no fault
     time_limit=_limit(settings.SOLVE_TIME_LIMIT.total_seconds()),
 )
-def solve_preview(preview_id: str) -> None:
+def run_next_preview(preview_id: str) -> None:
     """Run the preview whose turn it is, which need not be the one of the message.
 
     Where no thread is free for one, whatever ends a preview sends for the next, and so does the
     sweep: another worker may be free before.
     """
-    from environments.jobs import builds, fair_previews
+    from environments.jobs import fair_previews, previews
     from environments.services import thread_bounds
 
     with thread_bounds.hold(thread_bounds.Kind.PREVIEW) as free:
-        ran = free and any(map(builds.run_preview, fair_previews.next_previews()))
+        ran = free and any(map(previews.run, fair_previews.next_previews()))
     with contextlib.suppress(Exception):  # the sweep says it again
         if not free and fair_previews.is_covered(preview_id):
-            solve_preview.send_with_options(args=(preview_id,), delay=PREVIEW_LATER)
+            run_next_preview.send_with_options(args=(preview_id,), delay=PREVIEW_LATER)
         elif ran and (following := next(fair_previews.next_previews(), None)) is not None:
-            solve_preview.send(following)
+            run_next_preview.send(following)
 
 
 @dramatiq.actor(
@@ -128,21 +128,21 @@ def make_artifact(artifact_id: int) -> None:
 
 
 @dramatiq.actor(queue_name="artifacts", throws=Shutdown, time_limit=_limit(3600), **REDELIVERY)
-def look_at_mirror(index_id: int) -> None:
+def read_mirror(index_id: int) -> None:
     """See what a mirrored channel lists now. A message delivered twice does nothing."""
     from environments.jobs import mirrors
     from environments.services import thread_bounds
 
-    _run_bounded(thread_bounds.Kind.MIRRORING, mirrors.look, look_at_mirror, index_id)
+    _run_bounded(thread_bounds.Kind.MIRRORING, mirrors.read_upstream, read_mirror, index_id)
 
 
 @dramatiq.actor(queue_name="artifacts", throws=Shutdown, time_limit=_limit(3600), **REDELIVERY)
-def make_mirror_view(view_id: int) -> None:
+def render_mirror_view(view_id: int) -> None:
     """Render what is shown of a mirrored channel. A message delivered twice does nothing."""
     from environments.jobs import mirrors
     from environments.services import thread_bounds
 
-    _run_bounded(thread_bounds.Kind.MIRRORING, mirrors.make, make_mirror_view, view_id)
+    _run_bounded(thread_bounds.Kind.MIRRORING, mirrors.render, render_mirror_view, view_id)
 
 
 @dramatiq.actor(
@@ -174,7 +174,7 @@ def compile_bytecode(build_id: int) -> None:
     priority=LATER,
     time_limit=_limit(settings.BUILD_TIME_LIMIT.total_seconds()),
 )
-def restore_folder() -> None:
+def restore_next_folder(restore_id: int = 0) -> None:
     """Link the most urgent missing folder again. A message too many finds nothing to do."""
     from environments.jobs import folder_restores
 
@@ -185,7 +185,7 @@ def restore_folder() -> None:
         if restored.compile_later:
             compile_bytecode.send(restored.build_id)
         if folder_restores.is_more_due():
-            restore_folder.send()
+            restore_next_folder.send(restore_id)
 
 
 @dramatiq.actor(queue_name="upkeep", max_retries=0, throws=Shutdown, time_limit=_limit(3600))

@@ -115,7 +115,7 @@ class PushRuleAdmin(ReadOnlyAdmin):
                         link(one.build),
                         expand_target(row.target, one.build.environment.name, one.build.number),
                         badge(one.state),
-                        one.attempts,
+                        one.attempt,
                         one.problem,
                     )
                     for one in sent.order_by("-pk")[:100]

@@ -200,7 +200,7 @@ class WebhookAdmin(ReadOnlyAdmin):
                 title="Notifications, newest first",
                 headers=("Notification", "State", "Attempts", "Problem"),
                 rows=[
-                    (link(one, one.subject), _state(one), one.attempts, one.problem) for one in sent
+                    (link(one, one.subject), _state(one), one.attempt, one.problem) for one in sent
                 ],
                 more=list_url(Notification, webhook__id__exact=row.pk),
             ),
@@ -217,7 +217,7 @@ def _state(message: Notification) -> object:
 class NotificationAdmin(ReadOnlyAdmin):
     title = "Notifications"
     console_group, console_position = ConsoleGroup.SYSTEM, 6
-    list_display = ("subject", "event", "recipient", "shown_state", "attempts", "age")
+    list_display = ("subject", "event", "recipient", "shown_state", "attempt", "age")
     list_filter = (
         "event",
         presence_filter(
@@ -237,7 +237,7 @@ class NotificationAdmin(ReadOnlyAdmin):
         "event",
         "recipient",
         "shown_state",
-        "attempts",
+        "attempt",
         "problem",
         "created_at",
         "delivered_at",

@@ -68,7 +68,7 @@ class PushNode:
             state=state,
             wanted_at=row.wanted_at,
             pushed_at=row.pushed_at,
-            attempts=row.attempts,
+            attempts=row.attempt,
             next_attempt_at=row.not_before if state is PushState.WAITING else None,
             problem=row.problem,
             digest=f"sha256:{row.digest}" if row.digest else None,

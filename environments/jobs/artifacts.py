@@ -1,35 +1,19 @@
-"""Make one artifact: its lock's packages -> a file -> the blob store. Runs in a worker.
-
-The row is the truth, as for builds: a lease with a token says who makes it, and every write
-carries the token. What was asked for by many is made once.
-"""
+"""Make one artifact: fetch the packages of its lock, write the file, put it into the blob store."""
 
 from __future__ import annotations
 
-import contextlib
 import secrets
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import structlog
 from django.conf import settings
-from django.db import Error, connection
-from django.utils import timezone
-from dramatiq.middleware import Shutdown
 
-from condastore.errors import (
-    LeaseLostError,
-    StoreError,
-    TimeLimitError,
-    TransitionError,
-    UnavailableError,
-)
-from condastore.outages import DATABASE_ERRORS, failure, is_outage, persist
 from environments.domain.artifacts import STANDARD_PREFIX, ArtifactKind, ArtifactState
 from environments.domain.lifecycle import SERVED
 from environments.domain.linking import check_paths
@@ -43,19 +27,16 @@ from environments.engine.packages.downloads import fetch_originals
 from environments.engine.prefix import linking
 from environments.engine.pypi.install import CachedWheel
 from environments.engine.system import disk
-from environments.models import Artifact, Blob, Build, LockConflicts
-from environments.models.artifacts import MakingLease
-from environments.services import blobs, claiming, folders, image_builder
+from environments.jobs.leased_run import LeasedRun, claim
+from environments.models import Artifact, Build, LockConflicts
+from environments.models.leased_work import Lease
+from environments.services import blobs, folders, image_builder
 from environments.services.engine_context import download_patience, get_engine, source_of
 from environments.services.package_archive import package_archive
 from environments.services.policies import refuse_paths_everywhere
 from environments.services.solving import credentials_for
 
-logger = structlog.get_logger(__name__)
-#: A lost lease is seen, and progress is written, at least so often.
-BEAT = 0.5
-
-#: What makes each kind: writes the file and leaves its path below the material's folder.
+#: Makers by kind: each writes the file below the material's folder, and returns its path.
 Maker = Callable[[Material], Path]
 MAKERS: Mapping[ArtifactKind, Maker] = {
     ArtifactKind.TAR_GZ: archives.make_tar_gz,
@@ -68,90 +49,38 @@ MAKERS: Mapping[ArtifactKind, Maker] = {
 
 
 def make(artifact_id: int) -> None:
-    """Take an artifact from queued to its outcome, or to its next attempt.
-
-    Nothing is done for one that is not due, that another worker has, that is there, or that was
-    collected before its turn came.
-    """
+    """Run the next attempt of an artifact, if it is due and was not collected meanwhile."""
     artifact = Artifact.objects.select_related("lock").filter(pk=artifact_id).first()
-    lease = claiming.claim(artifact) if artifact is not None else None
+    lease = claim(artifact) if artifact is not None else None
     if artifact is None or lease is None:
         return
     with (
         structlog.contextvars.bound_contextvars(artifact=artifact.pk, attempt=artifact.attempt),
-        Making(artifact, lease) as making,
+        ArtifactRun(artifact, lease) as run,
     ):
-        _attempt(making)
+        run.carry_out(run.make)
 
 
-def _attempt(making: Making) -> None:
-    artifact, lease = making.artifact, making.lease
-    started = time.monotonic()
-    try:
-        blob = _made(making)
-        making.check()
-        done = {
-            "blob": blob,
-            "finished_at": timezone.now(),
-            "seconds": time.monotonic() - started,
-            "failure": None,
-        }
-        persist(lambda: artifact.move(ArtifactState.READY, lease=lease, **done))
-    except (LeaseLostError, TransitionError):
-        if making.timed_out and not making.lost:
-            limit = settings.ARTIFACT_TIME_LIMIT.total_seconds()
-            making.give_up(TimeLimitError(f"Making the file took longer than {limit:.0f} s."))
-        logger.warning("lease lost", artifact=artifact.pk)
-    except StoreError as error:
-        making.give_up(error)
-    except Exception as error:
-        if is_outage(error):
-            making.give_back()  # an outage is no attempt
-        else:
-            making.give_up(failure(error, what=f"Artifact {artifact.pk}"))
-    except Shutdown:
-        making.give_back()
-        raise
-    except BaseException:  # Dramatiq's own time limit
-        making.give_up(UnavailableError("Its worker was stopped."))
-        raise
+class ArtifactRun(LeasedRun[Artifact]):
+    """One attempt: its folder, the packages it fetches, its progress."""
 
-
-def _made(making: Making) -> Blob:
-    """The packages of the lock -> the file, kept."""
-    disk.require_space(folders.data(), needed=0, reserve=settings.DISK_RESERVE)
-    if making.artifact.kind == ArtifactKind.IMAGE:
-        return image_builder.build_image(making)  # of many blobs, most of which are there
-    material = making.material()
-    path = MAKERS[ArtifactKind(making.artifact.kind)](material)
-    return blobs.add(path)
-
-
-class Making:
-    """One attempt: its lease, its folder, what it tells of its progress. A context manager."""
-
-    def __init__(self, artifact: Artifact, lease: MakingLease) -> None:
-        self.artifact, self.lease = artifact, lease
-        self.lost = False
+    def __init__(self, artifact: Artifact, lease: Lease) -> None:
+        super().__init__(artifact, lease, time_limit=settings.ARTIFACT_TIME_LIMIT)
+        self.artifact = artifact
         self.folder = blobs.blobs_folder() / f"{artifact.pk}-{lease.token}-{secrets.token_hex(4)}"
-        self._deadline = time.monotonic() + settings.ARTIFACT_TIME_LIMIT.total_seconds()
-        self._renewed = time.monotonic()
         self._progress: Progress | None = None
-        self._end = threading.Event()
-        self._thread = threading.Thread(
-            target=self._watch, name=f"artifact-{artifact.pk}", daemon=True
-        )
 
-    @property
-    def timed_out(self) -> bool:
-        return time.monotonic() > self._deadline
-
-    def cancelled(self) -> bool:
-        return self.lost or self.timed_out
-
-    def check(self) -> None:
-        if self.cancelled():
-            raise LeaseLostError(f"{self.artifact} is not to go on.")
+    def make(self) -> None:
+        """Write the file, store it, and record it."""
+        started = time.monotonic()
+        disk.require_space(folders.data(), needed=0, reserve=settings.DISK_RESERVE)
+        kind = ArtifactKind(self.artifact.kind)
+        if kind is ArtifactKind.IMAGE:
+            blob = image_builder.build_image(self)  # of many blobs, most of which are there
+        else:
+            blob = blobs.add(MAKERS[kind](self.material()))
+        seconds = time.monotonic() - started
+        self.finish(ArtifactState.READY, blob=blob, seconds=seconds, failure=None)
 
     def material(self) -> Material:
         """Everything of the lock for the artifact's platform, each byte checked on its way in."""
@@ -226,50 +155,16 @@ class Making:
     def progress(self, progress: Progress) -> None:
         self._progress = progress
 
-    def give_up(self, error: StoreError) -> None:
-        with contextlib.suppress(LeaseLostError, TransitionError, Error):
-            persist(
-                lambda: self.artifact.give_up(
-                    error,
-                    lease=self.lease,
-                    attempts=settings.BUILD_ATTEMPTS,
-                    backoff=settings.BACKOFF,
-                )
-            )
-
-    def give_back(self) -> None:
-        with contextlib.suppress(LeaseLostError, TransitionError, Error):
-            persist(lambda: self.artifact.give_back(self.lease))
-
-    def __enter__(self) -> Making:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._end.set()
-        self._thread.join()
-        linking.move_to_trash(self.folder, folders.data() / folders.TRASH)
-
-    # --- the watching thread -------------------------------------------------------------------
-
-    def _watch(self) -> None:
-        try:
-            while not self._end.wait(BEAT):
-                self._beat()
-        finally:
-            connection.close()
-
-    def _beat(self) -> None:
-        life = settings.LEASE.total_seconds()
+    def flush(self) -> None:
         progress, self._progress = self._progress, None
-        try:
-            if progress is not None or time.monotonic() - self._renewed > life / 3:
-                started = time.monotonic()
-                told = asdict(progress) if progress else self.artifact.progress
-                self.artifact.renew(self.lease, life=settings.LEASE, progress=told)
-                self._renewed = started
-        except LeaseLostError:
-            self.lost = True
-        except DATABASE_ERRORS as error:
-            connection.close()
-            logger.warning("database unreachable", artifact=self.artifact.pk, error=str(error))
+        if progress is not None:
+            self.artifact.leased_under(self.lease).update(progress=asdict(progress))
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        linking.move_to_trash(self.folder, folders.data() / folders.TRASH)

@@ -1,7 +1,7 @@
-"""One attempt of a build while it runs: its lease, its log, its progress, what it leaves behind.
+"""Runtime of one attempt of a build: lease, cancellation, log, progress, cleanup.
 
-A thread of its own renews the lease, looks for a cancel, and writes log and progress, so that
-a stage which sits in a blocking call neither loses its build nor hides a cancel.
+`LinkRun` is what the stages that fetch and link packages need; `BuildRun` adds what only a build
+has. The heartbeat writes log and progress.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 from django.conf import settings
-from django.db import Error, connection, transaction
+from django.db import Error, transaction
 from django.utils import timezone
 from dramatiq.middleware import Shutdown
 
@@ -34,53 +34,37 @@ from environments.engine.packages.cache import CachedPackage
 from environments.engine.prefix import linking
 from environments.engine.prefix.sizes import PrefixSize
 from environments.engine.pypi.install import CachedWheel
+from environments.jobs.leased_run import LeasedRun
 from environments.jobs.slot_sharing import SlotSharing
 from environments.models import Build, Prefix
-from environments.models.builds import Lease, backoff_delay
+from environments.models.leased_work import Lease, LeasedWork
 from environments.services import folder_access, folders, platforms
-from environments.services.engine_context import Engine, download_patience, source_of
+from environments.services.engine_context import download_patience, get_engine, source_of
 from environments.services.solving import credentials_for, source_urls
 
 if TYPE_CHECKING:
     from environments.jobs.bytecode import Uncompiled
 
 logger = structlog.get_logger(__name__)
-
-#: A cancel is seen, and log and progress are written, at least so often.
-BEAT = 0.4
+W = TypeVar("W", bound=LeasedWork)
 
 
-class Run:
-    """What the stages of a build see. Use as a context manager."""
+class LinkRun(LeasedRun[W]):
+    """What the stages that fetch and link the packages of a build need."""
 
-    def __init__(self, build: Build, lease: Lease, tools: Engine) -> None:
-        self.build, self.lease, self.tools = build, lease, tools
+    def __init__(self, row: W, lease: Lease, build: Build) -> None:
+        super().__init__(row, lease, time_limit=settings.BUILD_TIME_LIMIT)
+        self.build, self.tools = build, get_engine()
         self.specification: Specification = build.specification.value()
-        self.timings: dict[str, float] = {}
         self.packages: list[CachedPackage] = []
         self.wheels: list[CachedWheel] = []
         self.paths: PathCheck | None = None  # of `packages`, once they are fetched
-        self.policy: Policy | None = None  # by which the lock was judged in this attempt
-        self.lost = False  # another worker has the build, or may have by now
-        self._cancelling = False
-        self._stopping: BaseException | None = None
-        self._sharing: SlotSharing | None = None
-        self._made_way = False  # the slot is handed to another namespace
-        self._deadline = time.monotonic() + settings.BUILD_TIME_LIMIT.total_seconds()
+        self.size = PrefixSize()  # of what was linked
+        self.uncompiled: Uncompiled | None = None
+        self.compile_later = False
         self._lines: list[str] = []
         self._progress: Progress | None = None
         self._guard = threading.Lock()
-        self._write = threading.Lock()
-        self._end = threading.Event()
-        self.uncompiled: Uncompiled | None = None
-        self.compile_later = False
-        self.size = PrefixSize()  # of what was linked
-        self._named = False  # the final prefix is in place
-        self._locked = build.lock_id is not None  # what the folders are named after is known
-        self._renewed = time.monotonic()
-        self._thread = threading.Thread(target=self._watch, name=f"build-{build.pk}", daemon=True)
-
-    # --- what a build is made of ---------------------------------------------------------------
 
     @cached_property
     def part(self) -> PlatformLock:
@@ -88,12 +72,12 @@ class Run:
         assert self.build.lock is not None, "solved before it is fetched"
         part = self.build.lock.value().on(self.build.platform)
         if part is None:
-            raise LeaseLostError(f"The lock has nothing for {self.build.platform}.")
+            raise LeaseLostError(f"The lock has no packages for {self.build.platform}.")
         return part
 
     @property
     def fetching(self) -> dict[str, Any]:
-        """How this build fetches: with which credentials, how many at once, told to whom."""
+        """Arguments of the caches: credentials, parallelism, time limits, progress."""
         urls = source_urls(self.specification)
         return {
             "credentials": source_of(credentials_for(self.build.environment.namespace, urls)),
@@ -109,6 +93,37 @@ class Run:
 
     @cached_property
     def final_prefix(self) -> Path:
+        raise NotImplementedError
+
+    @cached_property
+    def hidden_prefix(self) -> Path:
+        raise NotImplementedError
+
+    def log(self, line: str) -> None:
+        """Add one or more lines to the log; the heartbeat writes them."""
+        with self._guard:
+            self._lines += [part[:4000].replace("\0", "") for part in line.splitlines()] or [""]
+
+    def progress(self, progress: Progress) -> None:
+        self._progress = progress
+
+
+class BuildRun(LinkRun[Build]):
+    """One attempt of a build, as its stages see it."""
+
+    def __init__(self, build: Build, lease: Lease) -> None:
+        super().__init__(build, lease, build)
+        self.timings: dict[str, float] = {}
+        self.policy: Policy | None = None  # by which the lock was judged in this attempt
+        self._cancelling = False
+        self._sharing: SlotSharing | None = None
+        self._made_way = False  # the slot is handed to another namespace
+        self._write = threading.Lock()
+        self._named = False  # the final prefix is in place
+        self._locked = build.lock_id is not None  # the names of the folders are known
+
+    @cached_property
+    def final_prefix(self) -> Path:
         return folders.data() / folders.planned_prefix(self.build)
 
     @cached_property
@@ -117,17 +132,10 @@ class Run:
         final = self.final_prefix
         return final.with_name(f".{final.name}.{self.lease.token}")
 
-    # --- the lease -----------------------------------------------------------------------------
+    # --- cancellation --------------------------------------------------------------------------
 
     def cancelled(self) -> bool:
-        """Should the work stop now? Asked by everything that takes its time."""
-        return (
-            self.lost
-            or self._cancelling
-            or self._stopping is not None
-            or self._made_way
-            or time.monotonic() > self._deadline
-        )
+        return self._cancelling or self._made_way or super().cancelled()
 
     @contextlib.contextmanager
     def sharing_slot(self) -> Iterator[None]:
@@ -138,106 +146,78 @@ class Run:
         finally:
             self._sharing = None
 
-    def check(self) -> None:
-        if self.cancelled():
-            raise LeaseLostError(f"{self.build} is not to go on.")
+    def notice(self, state: str) -> None:
+        if state == BuildState.CANCELLING:
+            self._cancelling = True
+        elif (sharing := self._sharing) is not None and sharing.makes_way():
+            self._made_way = True
 
     def update(self, **changes: Any) -> None:
-        """Write to the build's row, as long as the lease holds."""
-        rows = Build.objects.filter(pk=self.build.pk, lease_token=self.lease.token)
-        if not rows.update(**changes):
-            self.lost = True
-            raise LeaseLostError(f"{self.build} is run by another worker.")
-        for name, value in changes.items():
-            setattr(self.build, name, value)
+        super().update(**changes)
         if "lock" in changes:
             self._locked = True
 
+    # --- outcomes ------------------------------------------------------------------------------
+
     def abandon(self) -> None:
-        """The work was told to stop: say what became of the build, and leave nothing behind."""
+        """Write down what became of a build that was stopped, and remove what it left."""
         if not self.clean_up():
             return
         if self.lost:
             logger.warning("lease lost", build=self.build.pk)
             return
+        build, lease = self.build, self.lease
         with contextlib.suppress(TransitionError, LeaseLostError):
-            if self._stopping is not None:
-                persist(self.give_back)
+            if self.stopping is not None:
+                persist(lambda: build.give_back(lease))
             elif self._made_way and not self._cancelling:
-                persist(lambda: self.give_back("made way for a build of another namespace"))
-            elif time.monotonic() > self._deadline and self.build.state != BuildState.CANCELLING:
+                message = "made way for a build of another namespace"
+                persist(lambda: build.give_back(lease, message))
+            elif self.timed_out and build.state != BuildState.CANCELLING:
                 limit = settings.BUILD_TIME_LIMIT.total_seconds()
                 error = TimeLimitError(f"The build took longer than {limit:.0f} s.")
                 self.log(f"{error.code}: {error}")
-                persist(lambda: self.build.fail(error, lease=self.lease))
+                persist(lambda: build.fail(error, lease=lease, retry=False))
             else:
-                persist(lambda: self.build.move(BuildState.CANCELLED, lease=self.lease))
+                persist(lambda: build.move(BuildState.CANCELLED, lease=lease))
 
-    def give_up(self, error: StoreError) -> None:
-        """Another attempt for the world's failures, while any are left; else the outcome."""
+    def fail(self, error: StoreError) -> None:
+        """Requeue the build with backoff on a transient error until attempts run out."""
         build = self.build
         self.log(f"{error.code}: {error}")
         if not self.clean_up() or self.lost:
             return
-        attempts = settings.BUILD_ATTEMPTS
+        policy = build.retry_policy()
+        if error.transient and build.attempt < policy.attempts:
+            self.log(f"trying again in {policy.delay(build.attempt).total_seconds():.0f} s")
+        elif error.transient:
+            error.hint = f"It failed {build.attempt} times. Submit it again later."
         try:
-            if error.transient and build.attempt < attempts:
-                delay = backoff_delay(build.attempt, first=settings.BACKOFF)
-                self.log(f"trying again in {delay.total_seconds():.0f} s")
-                persist(lambda: build.requeue(delay=delay, message=str(error), lease=self.lease))
-            else:
-                if error.transient:
-                    error.hint = f"It failed {build.attempt} times. Submit it again later."
-                persist(lambda: build.fail(error, lease=self.lease))
+            persist(lambda: build.fail(error, lease=self.lease))
         except TransitionError:  # a cancel came first
             self.abandon()
         except LeaseLostError:  # done already, by a commit whose answer was cut off
             logger.warning("lease lost", build=build.pk)
 
     def outlast(self, error: BaseException) -> None:
-        """Wait until the database is back, and give the build back: an outage is no attempt."""
         self.log(f"the database could not be reached: {error}".strip())
         try:
             if self.clean_up() and not self.lost:
-                persist(lambda: self.give_back("the database could not be reached"))
+                message = "the database could not be reached"
+                persist(lambda: self.build.give_back(self.lease, message))
         except TransitionError:  # a cancel came first
             self.abandon()
         except LeaseLostError:
             logger.warning("lease lost", build=self.build.pk)
 
     def interrupted(self, error: BaseException) -> None:
-        """Dramatiq stops the thread: the worker shuts down, or its own time limit struck."""
         if isinstance(error, Shutdown):
-            self._stopping = error
+            self.stopping = error
         else:
-            self._deadline = 0.0
+            self.deadline = 0.0
         self.abandon()
 
-    def give_back(self, message: str = "its worker was stopped") -> None:
-        """Hand the build to whichever worker is next; no attempt is counted."""
-        build = self.build
-        build.refresh_from_db(fields=["state", "attempt"])
-        if build.state == BuildState.CANCELLING:
-            build.move(BuildState.CANCELLED, lease=self.lease)
-            return
-        build.move(
-            BuildState.QUEUED,
-            lease=self.lease,
-            message=message,
-            attempt=max(0, build.attempt - 1),
-            not_before=timezone.now(),
-            message_sent_at=None,
-        )
-
-    # --- what it says --------------------------------------------------------------------------
-
-    def log(self, line: str) -> None:
-        """A line (or some) of the build's log; the watching thread writes it within a second."""
-        with self._guard:
-            self._lines += [part[:4000].replace("\0", "") for part in line.splitlines()] or [""]
-
-    def progress(self, progress: Progress) -> None:
-        self._progress = progress
+    # --- log and progress ----------------------------------------------------------------------
 
     @contextlib.contextmanager
     def stage(self, state: BuildState) -> Iterator[None]:
@@ -266,7 +246,7 @@ class Run:
                     progress=asdict(progress)
                 )
 
-    # --- what it leaves ------------------------------------------------------------------------
+    # --- the prefix ----------------------------------------------------------------------------
 
     def name_prefix(self) -> None:
         """Rename the finished folder to its final name, and make its row."""
@@ -297,10 +277,10 @@ class Run:
             self.update(prefix=prefix)
 
     def clean_up(self) -> bool:
-        """Nothing of an attempt that failed stays; False where it turns out to be READY.
+        """Remove what a failed attempt left; False if the build turns out to be READY.
 
-        After a lost lease, or without a database, only what is surely ours goes: the hidden
-        folder. The rest is found by the next attempt, or by the upkeep.
+        After a lost lease only the hidden folder is removed, which is surely ours. The next
+        attempt, or upkeep, finds the rest.
         """
         build = self.build
         if self._locked:
@@ -340,7 +320,7 @@ class Run:
             held = Build.objects.select_for_update().filter(pk=self.build.pk, state__in=RUNNING)
             if held.filter(lease_token=self.lease.token).first() is None:
                 self.lost = True
-                raise LeaseLostError(f"{self.build} is run by another worker.")
+                raise LeaseLostError(f"Another worker runs {self.build} now.")
             yield
 
     def _forget_prefix(self, named: int | None) -> None:
@@ -348,59 +328,12 @@ class Run:
         if named is not None:
             Prefix.objects.filter(pk=named, builds=None).delete()
 
-    # --- the watching thread -------------------------------------------------------------------
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._end.set()
-        self._thread.join()
+        super().__exit__(kind, error, trace)
         with contextlib.suppress(LeaseLostError, Error):
             self.flush()
-
-    def _watch(self) -> None:
-        try:
-            while not self._end.wait(BEAT):
-                self._beat()
-        finally:
-            connection.close()
-
-    def _beat(self) -> None:
-        life = settings.LEASE.total_seconds()
-        try:
-            self._look()
-            if time.monotonic() - self._renewed > life / 3:
-                self._renew()
-            self.flush()
-        except LeaseLostError:
-            self.lost = True
-        except DATABASE_ERRORS as error:
-            connection.close()
-            logger.warning("database unreachable", build=self.build.pk, error=str(error))
-        except Exception:
-            logger.exception("watching a build failed", build=self.build.pk)
-        # Where nobody could be asked for long, the work goes on: every write carries the token, and
-        # `_look` sees in the row, once it can be read again, whether another worker has the build.
-
-    def _look(self) -> None:
-        row = Build.objects.filter(pk=self.build.pk).values_list("state", "lease_token").first()
-        if row is None or row[1] != self.lease.token:
-            self.lost = True
-        elif row[0] == BuildState.CANCELLING:
-            self._cancelling = True
-        elif (sharing := self._sharing) is not None and sharing.makes_way():
-            self._made_way = True
-
-    def _renew(self) -> None:
-        started = time.monotonic()
-        if Build.objects.filter(
-            pk=self.build.pk, lease_token=self.lease.token, lease_expires_at__isnull=False
-        ).update(lease_expires_at=timezone.now() + settings.LEASE):
-            self._renewed = started

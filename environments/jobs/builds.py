@@ -4,15 +4,15 @@
       -> fetch, every byte checked -> link into a hidden folder -> PyPI part -> smoke tests
       -> publish: rename, then the pointer moves and the folder follows
 
-Everything a stage needs is in `Run`. A stage raises a StoreError: a transient one means another
-attempt, any other one is the outcome. Nothing here trusts the queue: the row is the truth.
+Everything a stage needs is in `BuildRun`. A stage raises a StoreError: a transient one means
+another attempt, any other one is the outcome.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import timedelta
-from functools import partial
+from enum import Enum
+from typing import Any
 
 import structlog
 from django.conf import settings
@@ -20,14 +20,11 @@ from django.db import transaction
 from dramatiq.threading import Interrupt
 
 from condastore.errors import (
-    LeaseLostError,
     SmokeTestError,
     SmokeTestKilledError,
-    StoreError,
-    TransitionError,
     UnavailableError,
 )
-from condastore.outages import failure, is_outage, persist
+from condastore.outages import persist
 from environments.domain.lifecycle import BuildState
 from environments.domain.linking import check_paths
 from environments.domain.policy import Effect, Verdict, judge_names
@@ -37,27 +34,25 @@ from environments.engine.prefix.smoke_tests import SmokeReport, run_smoke_tests
 from environments.engine.pypi.install import install_wheels
 from environments.engine.solve import conda_lock_reader
 from environments.engine.system import disk
-from environments.jobs import bytecode, fair_previews
-from environments.jobs.build_run import Run
+from environments.jobs import bytecode
+from environments.jobs.build_run import BuildRun, LinkRun
+from environments.jobs.leased_run import claim
 from environments.models import (
     Artifact,
     Build,
     Environment,
     LockConflicts,
-    Preview,
     RecalledLock,
 )
 from environments.models.recalls import refuse_recalled
 from environments.services import (
     approval_requests,
-    claiming,
     folder_access,
     folders,
     hosted_channels,
     package_claims,
     recalled_locks,
 )
-from environments.services.engine_context import get_engine
 from environments.services.isolation import sandboxed
 from environments.services.policies import judge, judge_paths, policy_of
 from environments.services.solving import solve_or_reuse
@@ -67,7 +62,7 @@ logger = structlog.get_logger(__name__)
 KILLED = (-9, 128 + 9)
 
 
-def solve(run: Run) -> None:
+def solve(run: BuildRun) -> None:
     """Specification -> lock, seen through the policy; then the rules on every record."""
     build, specification = run.build, run.specification
     policy = policy_of(build.environment.namespace)
@@ -93,14 +88,14 @@ def solve(run: Run) -> None:
     _obey(run, verdicts)
 
 
-def judge_again(run: Run) -> None:
+def judge_again(run: BuildRun) -> None:
     """The rules on every record of a lock that is there already: they may have changed since."""
     run.policy = policy = policy_of(run.build.environment.namespace)
     assert run.build.lock is not None, "solved before it is fetched"
     _obey(run, judge(policy, run.build.lock.value(), run.specification))
 
 
-def _obey(run: Run, verdicts: Sequence[Verdict]) -> None:
+def _obey(run: BuildRun, verdicts: Sequence[Verdict]) -> None:
     """Tell the verdicts; HeldForApproval where people must decide."""
     run.update(verdicts=[verdict.to_json() for verdict in verdicts])
     for verdict in verdicts:
@@ -109,7 +104,7 @@ def _obey(run: Run, verdicts: Sequence[Verdict]) -> None:
         raise HeldForApproval(verdicts)
 
 
-def fetch(run: Run) -> None:
+def fetch(run: BuildRun) -> None:
     """Packages of the lock -> the shared caches; every byte is checked on its way in.
 
     Some rules are about what is in the packages: they are asked once more when that is known.
@@ -126,7 +121,7 @@ def fetch(run: Run) -> None:
     )  # held once, it may go on for another reason than a decision
 
 
-def fetch_packages(run: Run) -> None:
+def fetch_packages(run: LinkRun[Any]) -> None:
     """Fetch and extract what the caches lack; kept packages need no channel."""
     part = run.part
     needed = sum(package.size for package in part.conda) + sum(w.size for w in part.pypi)
@@ -136,7 +131,7 @@ def fetch_packages(run: Run) -> None:
     run.wheels = run.tools.wheels.ensure(part.pypi, **run.fetching)
 
 
-def _judge_paths(run: Run) -> None:
+def _judge_paths(run: BuildRun) -> None:
     """The rules on files that packages replace of others, which only fetched packages show."""
     build, part = run.build, run.part
     run.paths = check_paths(
@@ -156,7 +151,7 @@ def _judge_paths(run: Run) -> None:
     _obey(run, [*before, *verdicts])
 
 
-def link(run: Run) -> None:
+def link(run: LinkRun[Any]) -> None:
     """Caches -> a hidden folder, as if it stood under its final name already."""
     part, build = run.part, run.build
     disk.require_space(folders.data(), needed=0, reserve=settings.DISK_RESERVE)
@@ -200,7 +195,7 @@ def link(run: Run) -> None:
         bytecode.prepare(run, sources, report.python)
 
 
-def check(run: Run) -> None:
+def check(run: BuildRun) -> None:
     """The smoke tests of the specification, in the finished prefix, before anybody sees it."""
     tests = run.specification.smoke_tests
     if not tests.imports and not tests.commands:
@@ -218,7 +213,7 @@ def check(run: Run) -> None:
         run.log("the rest of the Python files is compiled after the build")
 
 
-def _smoke_tested(run: Run) -> SmokeReport:
+def _smoke_tested(run: BuildRun) -> SmokeReport:
     """Run the smoke tests; once more where they were killed from outside.
 
     Raises:
@@ -249,7 +244,7 @@ def _smoke_tested(run: Run) -> SmokeReport:
     raise AssertionError("unreachable")
 
 
-def publish(run: Run) -> None:
+def publish(run: BuildRun) -> None:
     """The folder gets its name by one rename; READY and the pointer come in one transaction.
 
     `envs/` follows before that is committed: whoever sees READY finds it switched. An older build
@@ -274,7 +269,7 @@ def publish(run: Run) -> None:
     run.log(f"{build.environment} is now at build {build.number}" if moved else "not made current")
 
 
-def _make_ready(run: Run) -> bool:
+def _make_ready(run: BuildRun) -> bool:
     """One transaction: READY, and where it is newer than the current build, current."""
     build = run.build
     with transaction.atomic():
@@ -289,7 +284,7 @@ def _make_ready(run: Run) -> bool:
     return moved
 
 
-STAGES: Sequence[tuple[BuildState, Callable[[Run], None]]] = (
+STAGES: Sequence[tuple[BuildState, Callable[[BuildRun], None]]] = (
     (BuildState.SOLVING, solve),
     (BuildState.FETCHING, fetch),
     (BuildState.LINKING, link),
@@ -306,96 +301,41 @@ class HeldForApproval(Exception):  # noqa: N818 - an outcome, not an error
         self.verdicts = tuple(verdicts)
 
 
-def run(build_id: int) -> bool | None:
-    """Take a build from queued to a final state, or to its next attempt.
+class Outcome(Enum):
+    """What `run` did."""
 
-    None, and nothing is done, for a build that is not due, that another has, or that is finished.
-    True where Python files of a READY build are still to be compiled (`bytecode.complete`).
-    """
+    NOT_CLAIMED = "the build is not due, or another worker has it"
+    ENDED = "the attempt has ended: see the state of the build"
+    COMPILE_LATER = "the build is READY; `bytecode.complete` compiles the rest of its Python files"
+
+
+def run(build_id: int) -> Outcome:
+    """Run the next attempt of a build, if it is due."""
     build = Build.objects.select_related(
         "environment__namespace", "specification", "lock", "prefix"
     ).get(pk=build_id)
-    lease = claiming.claim(build)
+    lease = claim(build)
     if lease is None:
-        return None
+        return Outcome.NOT_CLAIMED
     with structlog.contextvars.bound_contextvars(build=build.pk, attempt=build.attempt):
-        with persist(
-            lambda: Run(build, lease, get_engine())
-        ) as running:  # it reads the specification
-            _run_stages(running)
+        with persist(lambda: BuildRun(build, lease)) as running:  # it reads the specification
+            running.carry_out(lambda: _run_stages(running))
         if build.finished:
             build.archive_log()
-    if build.state != BuildState.READY:
-        return False
-    return running.compile_later
+    ready = build.state == BuildState.READY
+    return Outcome.COMPILE_LATER if ready and running.compile_later else Outcome.ENDED
 
 
-def _run_stages(run: Run) -> None:
+def _run_stages(run: BuildRun) -> None:
     build = run.build
-    try:
-        first = [state for state, _ in STAGES].index(BuildState(build.state))
-        for state, work in STAGES[first:]:
-            run.check()
-            if build.state != state:
-                build.move(state, lease=run.lease, progress={})
-            try:
-                with run.stage(state):
-                    work(run)
-            except HeldForApproval as held:
-                approval_requests.hold(build, held.verdicts, lease=run.lease)
-                return
-    except (LeaseLostError, TransitionError):
-        run.abandon()
-    except StoreError as error:
-        run.give_up(error)
-    except Exception as error:
-        if is_outage(error):
-            run.outlast(error)
-        else:
-            run.give_up(failure(error, what=f"Build {build.pk}"))
-    except BaseException as error:  # Dramatiq stops the thread: shutdown, or its own time limit
-        run.interrupted(error)
-        raise
-
-
-def run_preview(preview_id: str) -> bool:
-    """Solve without building; returns False if another worker was faster."""
-    preview = Preview.objects.select_related("specification", "namespace").get(pk=preview_id)
-    limit = settings.SOLVE_TIME_LIMIT
-    if not preview.claim(patience=limit):
-        return False
-    with fair_previews.watching(preview, limit=2 * limit) as watch:
-        _solve_preview(preview, watch)
-    return True
-
-
-def _solve_preview(preview: Preview, watch: fair_previews.Watch) -> None:
-    try:
-        policy = policy_of(preview.namespace)
-        verdicts = list(judge_names(policy, preview.specification.value()))
-        answer = solve_or_reuse(
-            preview.specification,
-            policy=policy,
-            namespace=preview.namespace,
-            actor=hosted_channels.actor_of_submitter(preview.requested_by),
-            force=preview.force_solve,
-            cancelled=watch.should_stop,
-            log=lambda line: logger.debug(line, preview=str(preview.pk)),
-        )
-        verdicts += judge(policy, answer.lock, preview.specification.value())
-    except StoreError as error:
-        if watch.made_way and isinstance(error, LeaseLostError):
-            persist(preview.give_back)
-        else:
-            persist(partial(preview.finish, error=error))
-    except Exception as error:
-        if is_outage(error):
-            persist(preview.give_back)
-            raise  # Dramatiq delivers the message again
-        failed = failure(error, what=f"Preview {preview.pk}")
-        persist(partial(preview.finish, error=failed))
-    except BaseException:  # Dramatiq stops the thread: the next worker begins anew
-        persist(preview.give_back, patience=timedelta(seconds=1))
-        raise
-    else:
-        persist(lambda: preview.finish(lock=answer.row, verdicts=verdicts))
+    first = [state for state, _ in STAGES].index(BuildState(build.state))
+    for state, work in STAGES[first:]:
+        run.check()
+        if build.state != state:
+            build.move(state, lease=run.lease, progress={})
+        try:
+            with run.stage(state):
+                work(run)
+        except HeldForApproval as held:
+            approval_requests.hold(build, held.verdicts, lease=run.lease)
+            return

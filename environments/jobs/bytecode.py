@@ -21,7 +21,7 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from django.conf import settings
@@ -44,14 +44,14 @@ from environments.services.isolation import sandboxed
 from environments.services.solving import credentials_for, source_urls
 
 if TYPE_CHECKING:
-    from environments.jobs.build_run import Run
+    from environments.jobs.build_run import LinkRun
 
 logger = structlog.get_logger(__name__)
 #: Files that a build waits for, about half a second of work.
 FEW = 300
 
 
-def prepare(run: Run, sources: Sequence[PythonSources], python: PythonInfo) -> None:
+def prepare(run: LinkRun[Any], sources: Sequence[PythonSources], python: PythonInfo) -> None:
     """Link what is compiled into the hidden prefix; compile the rest if it is small.
 
     An environment works without compiled files too, only slower: what keeps them from being made
@@ -103,18 +103,18 @@ class Uncompiled:
     interpreter: Interpreter
     sources: Sequence[PythonSources]
 
-    def compile_imported(self, run: Run, modules: Sequence[str]) -> None:
+    def compile_imported(self, run: LinkRun[Any], modules: Sequence[str]) -> None:
         """Compile what importing `modules` loads."""
         if self.sources:
             self.compile(run, imported_by(modules, self.sources, self.interpreter.python))
 
-    def compile_places(self, run: Run, places: Collection[str]) -> None:
+    def compile_places(self, run: LinkRun[Any], places: Collection[str]) -> None:
         """Compile the files at these paths in the prefix, where they are few."""
         sources = at_places(places, self.sources)
         if _count(sources) <= FEW:
             self.compile(run, sources)
 
-    def compile(self, run: Run, sources: Sequence[PythonSources]) -> None:
+    def compile(self, run: LinkRun[Any], sources: Sequence[PythonSources]) -> None:
         """Compile `sources` and link them into the hidden prefix."""
         if not sources:
             return

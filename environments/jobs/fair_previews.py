@@ -16,8 +16,6 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
-from django.conf import settings
-from django.db import Error
 from django.db.models import Count, Max, Min, Q, QuerySet
 from django.utils import timezone
 
@@ -37,10 +35,8 @@ NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 def due() -> QuerySet[Preview]:
-    """Return previews that wait, or whose worker was silent for the time of a solve."""
-    silent = older("started_at", timezone.now(), than=settings.SOLVE_TIME_LIMIT)
-    lost = silent & Q(state=PreviewState.SOLVING)
-    return Preview.objects.filter(Q(state=PreviewState.QUEUED) | lost).order_by("created_at", "pk")
+    """Return previews that wait for a worker, oldest first."""
+    return Preview.objects.due(timezone.now()).order_by("created_at", "pk")
 
 
 def is_fresh(now: datetime) -> Q:
@@ -97,56 +93,48 @@ def should_make_way(preview: Preview, *, last_slot: bool = False) -> bool:
 
 
 def _running() -> QuerySet[Preview]:
-    return Preview.objects.filter(state=PreviewState.SOLVING).exclude(
-        older("started_at", timezone.now(), than=settings.SOLVE_TIME_LIMIT)
-    )
+    return Preview.objects.running(timezone.now())
 
 
-class Watch:
-    """Tells a running preview when to stop: at its deadline, or to make way."""
+class PreviewSlot:
+    """The slot of a worker in which a preview runs."""
 
-    def __init__(self, preview: Preview, *, limit: timedelta) -> None:
+    def __init__(self, preview: Preview) -> None:
         self._preview = preview
-        self._deadline = time.monotonic() + limit.total_seconds()
         self._next = time.monotonic() + UNDISTURBED.total_seconds()
-        self.made_way = False
 
-    def should_stop(self) -> bool:
+    def makes_way(self) -> bool:
         """Return whether the preview should stop now; asks the database once a second."""
         now = time.monotonic()
-        if not self.made_way and now >= self._next:
-            self._next = now + _INTERVAL
-            try:
-                last_slot = _has_last_slot(self)
-                self.made_way = should_make_way(self._preview, last_slot=last_slot)
-            except Error:
-                return now > self._deadline  # an outage is no reason to stop
-        return self.made_way or now > self._deadline
+        if now < self._next:
+            return False
+        self._next = now + _INTERVAL
+        return should_make_way(self._preview, last_slot=_has_last_slot(self))
 
 
-#: Of the previews that this worker runs, the newest last.
-_watches: list[Watch] = []
+#: Slots of the previews that this worker runs, the newest last.
+_slots: list[PreviewSlot] = []
 _guard = threading.Lock()
 
 
 @contextmanager
-def watching(preview: Preview, *, limit: timedelta) -> Iterator[Watch]:
-    """Watch a preview while this worker runs it."""
-    watch = Watch(preview, limit=limit)
+def hold_slot(preview: Preview) -> Iterator[PreviewSlot]:
+    """Hold a slot of this worker while a preview runs."""
+    slot = PreviewSlot(preview)
     with _guard:
-        _watches.append(watch)
+        _slots.append(slot)
     try:
-        yield watch
+        yield slot
     finally:
         with _guard:
-            _watches.remove(watch)
+            _slots.remove(slot)
 
 
-def _has_last_slot(watch: Watch) -> bool:
+def _has_last_slot(slot: PreviewSlot) -> bool:
     """Return whether it is the newest of several, which hold all slots of this worker."""
     with _guard:
         return (
-            len(_watches) > 1
-            and _watches[-1] is watch
+            len(_slots) > 1
+            and _slots[-1] is slot
             and thread_bounds.is_reached(thread_bounds.Kind.PREVIEW)
         )

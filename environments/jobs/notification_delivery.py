@@ -1,4 +1,4 @@
-"""One attempt to deliver one message: by mail, or to a webhook."""
+"""Delivery of notifications: by mail, or to a webhook."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from django.utils import timezone
 
 from condastore import __version__
 from condastore.errors import RequestError, StoreError, UnavailableError
-from condastore.outages import DATABASE_ERRORS, is_outage, persist
 from environments.engine.network import webhooks
 from environments.engine.network.addresses import guard, parse_networks
+from environments.jobs.leased_run import LeasedRun, claim
 from environments.models import Notification, Webhook
-from environments.models.builds import backoff_delay
+from environments.models.notifications import DeliveryState
 from environments.services.account_mail import texts_of
 
 logger = structlog.get_logger(__name__)
 #: How long a receiver may take to answer.
 TIMEOUT = timedelta(seconds=10)
-#: An attempt that was not heard of for so long is made again.
-PATIENCE = timedelta(minutes=5)
-LONGEST_WAIT = timedelta(hours=6)
+#: How long one attempt may take.
+TIME_LIMIT = timedelta(minutes=5)
 
 
 class MailRefusedError(RequestError):
@@ -41,39 +40,33 @@ class MailUnavailableError(UnavailableError):
 
 
 def deliver(notification_id: int) -> None:
-    """Deliver it, or say when to try again. Asked for twice, the second does nothing."""
+    """Run the next attempt of a notification, if it is due."""
     rows = Notification.objects.select_related("webhook")
     message = rows.filter(pk=notification_id).first()
-    if message is None or not message.claim(patience=PATIENCE):
+    lease = claim(message) if message is not None else None
+    if message is None or lease is None:
         return
-    row = Notification.objects.filter(pk=message.pk)
-    mine = row.filter(attempts=message.attempts)  # until another attempt begins
-    try:
-        if message.webhook is not None:
-            _call(message, message.webhook)
+    with DeliveryRun(message, lease, time_limit=TIME_LIMIT) as run:
+        run.carry_out(run.deliver)
+
+
+class DeliveryRun(LeasedRun[Notification]):
+    """One attempt to deliver one notification."""
+
+    time_limit_error = UnavailableError
+
+    def deliver(self) -> None:
+        if self.row.webhook is not None:
+            _call(self.row, self.row.webhook)
         else:
-            _mail(message)
-    except DATABASE_ERRORS as error:
-        if not is_outage(error):
-            raise
-        logger.warning("not delivered", notification=message.pk, error=str(error).strip())
-        persist(message.give_back)  # an outage of the database is no attempt
-    except StoreError as error:
-        now = timezone.now()
-        logger.warning("not delivered", notification=message.pk, code=error.code, error=str(error))
+            _mail(self.row)
+        self.finish(DeliveryState.DELIVERED)
+
+    def fail(self, error: StoreError) -> None:
         if isinstance(error, webhooks.WebhookGoneError):
-            persist(lambda: Webhook.objects.filter(notifications=message).update(enabled=False))
-        if not error.transient or message.attempts >= settings.NOTIFICATION_ATTEMPTS:
-            problem = str(error)
-            persist(lambda: mine.update(failed_at=now, problem=problem))
-            return
-        delay = backoff_delay(
-            message.attempts, first=settings.NOTIFICATION_BACKOFF, ceiling=LONGEST_WAIT
-        )
-        again = {"not_before": now + delay, "message_sent_at": None, "problem": str(error)}
-        persist(lambda: mine.update(**again))
-    else:
-        persist(lambda: row.update(delivered_at=timezone.now(), problem=""))
+            hooks = Webhook.objects.filter(notifications=self.row)
+            self.persist(lambda: hooks.update(enabled=False))
+        super().fail(error)
 
 
 def _call(message: Notification, hook: Webhook) -> None:

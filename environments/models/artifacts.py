@@ -1,24 +1,20 @@
-"""Files made from locks, the bytes that are kept by digest, and the lease of who makes one."""
+"""Artifacts: files made from locks; blobs: the stored bytes, by digest."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, ClassVar
 
-from django.conf import settings
 from django.db import models
-from django.db.models import F, Q
+from django.db.models import Q
 from django.utils import timezone
 
-from condastore.errors import LeaseLostError, StoreError, TransitionError, WorkerLostError
-from environments.domain.artifacts import FORMS, ArtifactKind, ArtifactState, sources, variant_of
-from environments.models.builds import Build, backoff_delay
-from environments.models.clock_bounds import expired
+from environments.domain.artifacts import FORMS, MOVES, ArtifactKind, ArtifactState, variant_of
+from environments.models.builds import Build
+from environments.models.leased_work import LeasedWork, LeasedWorkQuerySet
 from environments.models.locks import LockRow
-from environments.models.previews import failure_json
 
 
 class Blob(models.Model):
@@ -44,28 +40,20 @@ class Blob(models.Model):
         return f"sha256:{self.sha256[:12]}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MakingLease:
-    """The right of one worker to make one artifact: every write of it carries the token."""
-
-    artifact_id: int
-    token: int
+class ArtifactQuerySet(LeasedWorkQuerySet["Artifact"]):
+    pass
 
 
-class ArtifactQuerySet(models.QuerySet["Artifact"]):
-    def lost(self, now: datetime) -> Self:
-        """Made by a worker that has not been heard of."""
-        over = expired("lease_expires_at", now, life=settings.LEASE)
-        return self.filter(over, state=ArtifactState.MAKING)
-
-    def due(self, now: datetime) -> Self:
-        return self.filter(state=ArtifactState.QUEUED, not_before__lte=now)
-
-
-class Artifact(models.Model):
+class Artifact(LeasedWork):
     """One file of a lock, for all builds and namespaces that have the lock."""
 
-    #: What could not be made is not tried again at once, however often it is asked for.
+    WAITING: ClassVar = (ArtifactState.QUEUED,)
+    QUEUED_STATE: ClassVar = ArtifactState.QUEUED
+    LEASED: ClassVar = (ArtifactState.MAKING,)
+    FAILED_STATE: ClassVar = ArtifactState.FAILED
+    MOVES: ClassVar = MOVES
+
+    #: A request for an artifact that has failed starts no new attempt within this time.
     REST = timedelta(minutes=1)
 
     lock = models.ForeignKey(LockRow, models.CASCADE, related_name="artifacts")
@@ -85,13 +73,6 @@ class Artifact(models.Model):
         default=ArtifactState.QUEUED.value,
     )
     blob = models.ForeignKey(Blob, models.PROTECT, null=True, related_name="artifacts")
-
-    attempt = models.PositiveIntegerField(default=0)
-    not_before = models.DateTimeField(default=timezone.now)
-    message_sent_at = models.DateTimeField(null=True)
-    lease_owner = models.CharField(max_length=200, blank=True)
-    lease_token = models.PositiveBigIntegerField(default=0)
-    lease_expires_at = models.DateTimeField(null=True)
 
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     finished_at = models.DateTimeField(null=True)
@@ -130,7 +111,7 @@ class Artifact(models.Model):
         *,
         more: Mapping[str, Any] = MappingProxyType({}),
     ) -> Artifact:
-        """The row of this file, made at the first wish; what failed a while ago is tried again."""
+        """Get or create the row of a file; one that failed some time ago is requeued."""
         assert build.lock is not None, "asked of builds that have a lock"
         variables = dict(build.specification.value().variables)
         options: dict[str, Any] = {"variables": variables} if variables else {}
@@ -153,12 +134,12 @@ class Artifact(models.Model):
 
     @classmethod
     def wanted_of(cls, build: Build) -> None:
-        """The rows of what its namespace has made of each new build; the sweep sends for them."""
+        """Create the rows of the namespace's eager artifacts; the sweep sends their messages."""
         for kind in build.environment.namespace.eager_artifacts:
             cls.wanted(build, ArtifactKind(kind), build.platform)
 
     def again(self) -> bool:
-        """Let it be made anew: it failed, or its bytes are gone. False where another was first."""
+        """Requeue an artifact that failed, or whose bytes are gone; False if another was first."""
         changed = Artifact.objects.filter(
             pk=self.pk, state__in=(ArtifactState.FAILED, ArtifactState.READY)
         ).update(
@@ -173,88 +154,9 @@ class Artifact(models.Model):
         self.refresh_from_db()
         return bool(changed)
 
-    def move(self, to: ArtifactState, *, lease: MakingLease, **changes: Any) -> None:
-        """Leave MAKING for `to`.
+    def changes_when_claimed(self, now: datetime) -> dict[str, Any]:
+        return {"progress": {}}
 
-        Raises:
-            LeaseLostError: with a lease that is no longer the artifact's.
-            TransitionError: another came first.
-        """
-        changes |= {"state": to, "lease_expires_at": None, "lease_owner": "", "progress": {}}
-        rows = Artifact.objects.filter(pk=self.pk, state__in=sources(to), lease_token=lease.token)
-        if not rows.update(**changes):
-            self.refresh_from_db(fields=["state", "lease_token"])
-            if self.lease_token != lease.token:
-                raise LeaseLostError(f"{self} is made by another worker.")
-            raise TransitionError(f"{self} is {self.state}; it cannot become {to}.")
-        self.refresh_from_db()
-
-    def claim(self, owner: str, *, life: timedelta) -> MakingLease | None:
-        """Start the next attempt; None where it is not due, or another has it."""
-        now = timezone.now()
-        claimed = (
-            Artifact.objects.due(now)
-            .filter(pk=self.pk)
-            .update(
-                state=ArtifactState.MAKING,
-                attempt=F("attempt") + 1,
-                lease_owner=owner,
-                lease_token=F("lease_token") + 1,
-                lease_expires_at=now + life,
-                progress={},
-            )
-        )
-        if not claimed:
-            return None
-        self.refresh_from_db()
-        return MakingLease(artifact_id=self.pk, token=self.lease_token)
-
-    def lease_held_by(self, owner: str, *, token: int) -> MakingLease | None:
-        """The lease of `owner` if its token is this one; reads the row anew."""
-        self.refresh_from_db()
-        if (self.lease_owner, self.lease_token) != (owner, token):
-            return None
-        return MakingLease(artifact_id=self.pk, token=token)
-
-    def renew(self, lease: MakingLease, *, life: timedelta, progress: dict[str, Any]) -> None:
-        rows = Artifact.objects.filter(
-            pk=self.pk, state=ArtifactState.MAKING, lease_token=lease.token
-        )
-        if not rows.update(lease_expires_at=timezone.now() + life, progress=progress):
-            raise LeaseLostError(f"{self} is made by another worker.")
-
-    def give_up(
-        self, error: StoreError, *, lease: MakingLease, attempts: int, backoff: timedelta
-    ) -> None:
-        """Another attempt for the world's failures, while any are left; else the outcome."""
-        if error.transient and self.attempt < attempts:
-            self.move(
-                ArtifactState.QUEUED,
-                lease=lease,
-                not_before=timezone.now() + backoff_delay(self.attempt, first=backoff),
-                message_sent_at=None,
-                failure=failure_json(error),
-            )
-        else:
-            self.move(
-                ArtifactState.FAILED,
-                lease=lease,
-                finished_at=timezone.now(),
-                failure=failure_json(error),
-            )
-
-    def give_back(self, lease: MakingLease) -> None:
-        """A worker that is stopped hands it to the others; no attempt is counted."""
-        self.move(
-            ArtifactState.QUEUED,
-            lease=lease,
-            attempt=max(0, self.attempt - 1),
-            not_before=timezone.now(),
-            message_sent_at=None,
-        )
-
-    def give_up_lost(self, *, attempts: int, backoff: timedelta) -> None:
-        """What becomes of one whose worker went silent: tried again, or failed."""
-        error = WorkerLostError(f"Its worker was lost {self.attempt} times.")
-        lost = MakingLease(artifact_id=self.pk, token=self.lease_token)
-        self.give_up(error, lease=lost, attempts=attempts, backoff=backoff)
+    def changes_with_state(self, state: str, now: datetime) -> dict[str, Any]:
+        ended = state in (ArtifactState.READY, ArtifactState.FAILED)
+        return {"progress": {}, "finished_at": now} if ended else {"progress": {}}

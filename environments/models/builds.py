@@ -1,11 +1,10 @@
-"""Builds: guarded moves between states, the lease of the worker that runs one, events and log."""
+"""Builds: states and their events, the lease of the worker that runs one, tags and log."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any, Self
+from datetime import datetime
+from typing import Any, ClassVar, Self
 
 import zstandard
 from django.conf import settings
@@ -16,13 +15,17 @@ from django.utils import timezone
 from accounts.access import Actor
 from accounts.models import User
 from accounts.roles import Perm
-from condastore.errors import LeaseLostError, StoreError, TransitionError, WorkerLostError
-from environments.domain.lifecycle import FINISHED, RUNNING, WITH_PREFIX, BuildState, sources
-from environments.models.clock_bounds import expired
+from condastore.errors import LeaseLostError, StoreError
+from environments.domain.lifecycle import FINISHED, MOVES, RUNNING, WITH_PREFIX, BuildState
 from environments.models.environments import Environment, allowed
+from environments.models.leased_work import (
+    Lease,
+    LeasedWork,
+    LeasedWorkQuerySet,
+    failure_json,
+)
 from environments.models.locks import LockRow, SpecificationRow
 from environments.models.notifications import Event, Notification
-from environments.models.previews import failure_json
 from environments.models.row_loading import LoadedDirectly
 
 
@@ -47,16 +50,7 @@ class Prefix(models.Model):
         return self.path
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lease:
-    """The right of one worker to run one build: every write of the build carries the token."""
-
-    build_id: int
-    owner: str
-    token: int
-
-
-class BuildQuerySet(models.QuerySet["Build"]):
+class BuildQuerySet(LeasedWorkQuerySet["Build"]):
     def with_perm(self, actor: Actor, perm: Perm) -> Self:
         return self.filter(
             allowed(actor, perm, through="environment__"),
@@ -70,17 +64,15 @@ class BuildQuerySet(models.QuerySet["Build"]):
     def unfinished(self) -> Self:
         return self.exclude(state__in=FINISHED)
 
-    def lost(self, now: datetime) -> Self:
-        """Run by a worker that has not been heard of."""
-        over = expired("lease_expires_at", now, life=settings.LEASE)
-        return self.filter(over, state__in=RUNNING)
 
-    def due(self, now: datetime) -> Self:
-        return self.filter(state=BuildState.QUEUED, not_before__lte=now)
-
-
-class Build(LoadedDirectly):
+class Build(LoadedDirectly, LeasedWork):
     """One specification, one lock, one history of attempts, one outcome."""
+
+    WAITING: ClassVar = (BuildState.QUEUED,)
+    QUEUED_STATE: ClassVar = BuildState.QUEUED
+    LEASED: ClassVar = RUNNING
+    FAILED_STATE: ClassVar = BuildState.FAILED
+    MOVES: ClassVar = MOVES
 
     environment = models.ForeignKey(Environment, models.PROTECT, related_name="builds")
     number = models.PositiveIntegerField()
@@ -112,12 +104,6 @@ class Build(LoadedDirectly):
         "self", models.SET_NULL, null=True, related_name="copies", help_text="It was copied from."
     )
 
-    attempt = models.PositiveIntegerField(default=0)
-    not_before = models.DateTimeField(default=timezone.now)
-    message_sent_at = models.DateTimeField(null=True)
-    lease_owner = models.CharField(max_length=200, blank=True)
-    lease_token = models.PositiveBigIntegerField(default=0)
-    lease_expires_at = models.DateTimeField(null=True)
     attempt_started_at = models.DateTimeField(null=True)
 
     created_at = models.DateTimeField(default=timezone.now, editable=False)
@@ -180,48 +166,44 @@ class Build(LoadedDirectly):
         first = self.events.filter(state=BuildState.QUEUED).order_by("pk").first()
         return first.message.splitlines() if first is not None else []
 
-    # --- moves ---------------------------------------------------------------------------------
+    # --- states --------------------------------------------------------------------------------
+
+    def state_when_claimed(self) -> str:
+        # A build that is restored from its archive, or tried again, has its lock: no new solve.
+        return BuildState.SOLVING if self.lock_id is None else BuildState.FETCHING
+
+    def claimable(self, now: datetime) -> Q:
+        return super().claimable(now) & Q(lock_id=self.lock_id)
+
+    def changes_when_claimed(self, now: datetime) -> dict[str, Any]:
+        return {"attempt_started_at": now, "progress": {}}
 
     def move(
-        self, to: BuildState, *, lease: Lease | None = None, message: str = "", **changes: Any
+        self, to: str, *, lease: Lease | None = None, message: str = "", **changes: Any
     ) -> None:
-        """Move to `to` and record the event; a build that is not published loses its prefix.
-
-        Raises:
-            LeaseLostError: with a lease that is no longer the build's.
-            TransitionError: another came first.
-        """
-        now = timezone.now()
         if self.restoring and to in {BuildState.FAILED, BuildState.CANCELLED}:
             to = BuildState.ARCHIVED  # it may be restored another day
-        if to in FINISHED:
-            changes |= {"restoring": False}
-        changes |= {"state": to, "finished_at": now if to in FINISHED else None}
-        if to not in RUNNING:
-            changes |= {"lease_expires_at": None, "lease_owner": ""}
-        if to not in WITH_PREFIX:
-            # Upkeep removes the row and the folder of a prefix that no build has.
-            changes |= {"prefix": None}
-        origins = sources(to)
-        if lease is not None:
-            origins &= RUNNING  # one that was queued again meanwhile is nobody's
-        rows = Build.objects.filter(pk=self.pk, state__in=origins)
-        if lease is not None:
-            rows = rows.filter(lease_token=lease.token)
-        with transaction.atomic():
-            if not rows.update(**changes):
-                self.refresh_from_db(fields=["state", "lease_token"])
-                queued = self.state == BuildState.QUEUED
-                if lease is not None and (self.lease_token != lease.token or queued):
-                    raise LeaseLostError(f"{self} is not run by this worker any more.")
-                raise TransitionError(f"{self} is {self.state}; it cannot become {to}.")
-            BuildEvent.objects.create(build=self, state=to, message=message)
-            if to in (BuildState.READY, BuildState.FAILED):
-                self._tell_finished(to, message)
-        self.refresh_from_db(fields=["attempt", *changes])
+        super().move(to, lease=lease, message=message, **changes)
 
-    def _tell_finished(self, state: BuildState, message: str) -> None:
-        """Webhooks hear of every end; by mail only who had to wait for a decision."""
+    def changes_with_state(self, state: str, now: datetime) -> dict[str, Any]:
+        changes: dict[str, Any] = {"finished_at": now if state in FINISHED else None}
+        if state in FINISHED:
+            changes["restoring"] = False
+        if state not in WITH_PREFIX:
+            # Upkeep removes the row and the folder of a prefix that no build has.
+            changes["prefix"] = None
+        return changes
+
+    def changes_of_failure(self, error: StoreError, *, retried: bool) -> dict[str, Any]:
+        return {} if retried else {"failure": failure_json(error)}
+
+    def record_event(self, state: str, message: str) -> None:
+        BuildEvent.objects.create(build=self, state=state, message=message)
+        if state in (BuildState.READY, BuildState.FAILED):
+            self._notify_finished(BuildState(state), message)
+
+    def _notify_finished(self, state: BuildState, message: str) -> None:
+        """Notify webhooks of the end; by mail only the requester who waited for a decision."""
         environment = self.environment
         waited = settings.EMAIL_URL and self.requested_by and self.waiting.exists()
         Notification.tell(
@@ -240,61 +222,18 @@ class Build(LoadedDirectly):
             emails=[self.requested_by.email] if waited and self.requested_by else (),
         )
 
-    def claim(self, owner: str, *, life: timedelta) -> Lease | None:
-        """Start the next attempt; None where the build is not due, or another has it."""
-        now = timezone.now()
-        # A build that is restored from its archive, or tried again, has its lock: no new solve.
-        first = BuildState.SOLVING if self.lock_id is None else BuildState.FETCHING
-        rows = Build.objects.due(now).filter(pk=self.pk, lock_id=self.lock_id)
-        with transaction.atomic():
-            claimed = rows.update(
-                state=first,
-                attempt=F("attempt") + 1,
-                lease_owner=owner,
-                lease_token=F("lease_token") + 1,
-                lease_expires_at=now + life,
-                attempt_started_at=now,
-                progress={},
-            )
-            if not claimed:
-                return None
-            self.refresh_from_db()
-            BuildEvent.objects.create(build=self, state=first, message=f"attempt {self.attempt}")
-        return Lease(build_id=self.pk, owner=owner, token=self.lease_token)
-
-    def lease_held_by(self, owner: str, *, token: int) -> Lease | None:
-        """The lease of `owner` if its token is this one; reads the row anew."""
-        self.refresh_from_db()
-        if (self.lease_owner, self.lease_token) != (owner, token):
-            return None
-        return Lease(build_id=self.pk, owner=owner, token=token)
-
-    def fail(self, error: StoreError, *, lease: Lease | None = None) -> None:
-        self.move(BuildState.FAILED, lease=lease, message=str(error), failure=failure_json(error))
-
-    def requeue(self, *, delay: timedelta, message: str, lease: Lease | None = None) -> None:
-        """Another attempt, after `delay`."""
-        self.move(
-            BuildState.QUEUED,
-            lease=lease,
-            message=message,
-            not_before=timezone.now() + delay,
-            message_sent_at=None,
-        )
-
-    def give_up_lost(self, *, attempts: int, backoff: timedelta) -> None:
-        """What becomes of a build whose worker went silent: cancelled, tried again, or failed."""
-        lost = Lease(build_id=self.pk, owner=self.lease_owner, token=self.lease_token)
+    def give_back(self, lease: Lease, message: str = "its worker was stopped") -> None:
+        self.refresh_from_db(fields=["state", "attempt"])
         if self.state == BuildState.CANCELLING:
-            self.move(BuildState.CANCELLED, lease=lost)
-        elif self.attempt >= attempts:
-            self.fail(WorkerLostError(f"Its worker was lost {self.attempt} times."), lease=lost)
+            self.move(BuildState.CANCELLED, lease=lease)
         else:
-            self.requeue(
-                delay=backoff_delay(self.attempt, first=backoff),
-                message=f"{self.lease_owner} was lost",
-                lease=lost,
-            )
+            super().give_back(lease, message)
+
+    def give_up_lost(self) -> None:
+        if self.state == BuildState.CANCELLING:
+            self.move(BuildState.CANCELLED, lease=self.current_lease())
+        else:
+            super().give_up_lost()
 
     # --- log -----------------------------------------------------------------------------------
 
@@ -307,7 +246,7 @@ class Build(LoadedDirectly):
             rows = rows.filter(lease_token=lease.token)
         with transaction.atomic():
             if not rows.update(log_lines=F("log_lines") + len(lines)):
-                raise LeaseLostError(f"{self} is not run by this worker any more.")
+                raise LeaseLostError(f"Another worker runs {self} now.")
             total = Build.objects.values_list("log_lines", flat=True).get(pk=self.pk)
             LogChunk.objects.create(
                 build=self, first=total - len(lines), count=len(lines), text="\n".join(lines)
@@ -402,9 +341,3 @@ class BuildTag(models.Model):
 
     def __str__(self) -> str:
         return f"{self.environment}:{self.name}"
-
-
-def backoff_delay(attempt: int, *, first: timedelta, ceiling: timedelta | None = None) -> timedelta:
-    """first, twice that, four times that, ... up to `ceiling` (10 minutes)."""
-    factor: int = 2 ** max(0, attempt - 1)
-    return min(first * factor, ceiling or timedelta(minutes=10))

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from django.conf import settings
 from django.db import models
-from django.db.models import F, Q
+from django.db.models import Q
 from django.utils import timezone
 
 from accounts.access import Actor
 from accounts.models import User
 from accounts.roles import PUBLIC, Perm
-from condastore.errors import LeaseLostError, StoreError
+from condastore.errors import StoreError
 from environments.models.artifacts import Blob
-from environments.models.clock_bounds import SKEW, expired
+from environments.models.clock_bounds import SKEW
+from environments.models.leased_work import (
+    LeasedWork,
+    LeasedWorkQuerySet,
+    RetryPolicy,
+    failure_json,
+    in_states,
+)
 from environments.models.namespaces import Namespace, held
-from environments.models.previews import failure_json
 
 
 class MirrorQuerySet(models.QuerySet["Mirror"]):
@@ -68,54 +74,24 @@ class Mirror(models.Model):
         return f"mirror {self.name}"
 
 
-class Worked(models.Model):
-    """A row that one worker at a time works on; it holds a lease, whose token its writes carry."""
+class MirrorWork(LeasedWork):
+    """Work at a mirror, which is tried again by request or by interval, not by number."""
 
-    #: What could not be done is not tried again at once, however often it is asked for.
+    #: A request after a failure starts no new attempt within this time.
     REST = timedelta(seconds=30)
 
-    lease_token = models.PositiveBigIntegerField(default=0)
-    lease_expires_at = models.DateTimeField(null=True)
-    message_sent_at = models.DateTimeField(null=True)
     tried_at = models.DateTimeField(null=True)
     failure = models.JSONField(null=True, help_text="Why the last attempt failed.")
 
     class Meta:
         abstract = True
 
-    @classmethod
-    def free(cls, now: datetime) -> Q:
-        return Q(lease_expires_at=None) | expired("lease_expires_at", now, life=settings.LEASE)
-
-    def claim(self, *, life: timedelta) -> int | None:
-        """The token of a new lease; None where another worker has it."""
-        now = timezone.now()
-        rows: Any = type(self)._default_manager.filter(self.free(now), pk=self.pk)
-        if not rows.update(
-            lease_token=F("lease_token") + 1, lease_expires_at=now + life, tried_at=now
-        ):
-            return None
-        self.refresh_from_db()
-        return self.lease_token
-
-    def renew(self, token: int, *, life: timedelta) -> bool:
-        rows: Any = type(self)._default_manager.filter(pk=self.pk, lease_token=token)
-        return bool(rows.update(lease_expires_at=timezone.now() + life))
-
-    def finish(self, token: int, **changes: Any) -> None:
-        """Give the lease back with what was done; LeaseLostError where another has it."""
-        rows: Any = type(self)._default_manager.filter(pk=self.pk, lease_token=token)
-        changes |= {"lease_expires_at": None, "message_sent_at": None}
-        if not rows.update(**changes):
-            raise LeaseLostError("Another worker does it now.")
-        self.refresh_from_db()
-
-    def fail(self, token: int, error: StoreError) -> None:
-        self.finish(token, failure=failure_json(error))
+    def changes_when_claimed(self, now: datetime) -> dict[str, Any]:
+        return {"tried_at": now}
 
     @property
     def rests(self) -> bool:
-        """It failed a moment ago."""
+        """True if the last attempt failed a moment ago."""
         return (
             self.failure is not None
             and self.tried_at is not None
@@ -123,31 +99,97 @@ class Worked(models.Model):
         )
 
 
-class MirrorIndex(Worked):
-    """All that one subdir of a mirror ever listed, and when it was looked at."""
+class IndexState(models.TextChoices):
+    WAITING = "WAITING"
+    READING = "READING"
+
+
+class MirrorIndexQuerySet(LeasedWorkQuerySet["MirrorIndex"]):
+    pass
+
+
+class MirrorIndex(MirrorWork):
+    """All that one subdir of a mirror ever listed. Its upstream is read at intervals."""
+
+    WAITING: ClassVar = (IndexState.WAITING,)
+    QUEUED_STATE: ClassVar = IndexState.WAITING
+    LEASED: ClassVar = (IndexState.READING,)
+    FAILED_STATE: ClassVar = IndexState.WAITING
+    MOVES: ClassVar = {
+        IndexState.WAITING: (IndexState.READING,),
+        IndexState.READING: (IndexState.WAITING,),
+    }
 
     mirror = models.ForeignKey(Mirror, models.CASCADE, related_name="indexes")
     subdir = models.CharField(max_length=32)
-    #: What the channel said of its file (`engine.channels.mirror_fetch.State`).
-    state = models.JSONField(default=dict)
+    state = models.CharField(max_length=7, choices=IndexState.choices, default=IndexState.WAITING)
+    #: What the upstream said of its index file (`engine.channels.mirror_fetch.State`).
+    upstream_state = models.JSONField(default=dict)
     history = models.ForeignKey(Blob, models.PROTECT, null=True, related_name="mirror_histories")
     records = models.PositiveIntegerField(default=0, help_text="Listed at the last look.")
     looked_at = models.DateTimeField(null=True, help_text="When the last good look began.")
     changed_at = models.DateTimeField(null=True)
 
+    objects = MirrorIndexQuerySet.as_manager()
+
     class Meta:
         ordering = ["mirror", "subdir"]
         default_permissions = ()
         constraints = [
-            models.UniqueConstraint(fields=["mirror", "subdir"], name="mirror_subdir_once")
+            models.UniqueConstraint(fields=["mirror", "subdir"], name="mirror_subdir_once"),
+            models.CheckConstraint(
+                condition=Q(state="READING") ^ Q(lease_expires_at=None),
+                name="mirror_index_leased_iff_reading",
+            ),
         ]
 
     def __str__(self) -> str:
         return f"{self.mirror.name}/{self.subdir}"
 
+    @classmethod
+    def retry_policy(cls) -> RetryPolicy:
+        interval = settings.MIRROR_INTERVAL
+        pause = min(interval, 2 * cls.REST)
+        return RetryPolicy(attempts=0, backoff=pause, longest=pause, interval=interval)
 
-class MirrorView(Worked):
-    """What the rules leave of an index at one moment, as files; `key`: what it is made from."""
+    def claimable(self, now: datetime) -> Q:
+        # A message asks for a reading now; `not_before` only says when the sweep sends the next.
+        return in_states(self.WAITING)
+
+    def changes_with_state(self, state: str, now: datetime) -> dict[str, Any]:
+        return {"attempt": 0, "not_before": now + self.retry_policy().interval}
+
+    def changes_of_failure(self, error: StoreError, *, retried: bool) -> dict[str, Any]:
+        pause = self.retry_policy().backoff
+        return {"failure": failure_json(error), "not_before": timezone.now() + pause}
+
+    def give_up_lost(self) -> None:
+        self.requeue(delay=timedelta(0), message="", lease=self.current_lease())
+
+
+class ViewState(models.TextChoices):
+    WAITING = "WAITING"
+    RENDERING = "RENDERING"
+    READY = "READY"
+    FAILED = "FAILED"  # until it is requested again
+
+
+class MirrorViewQuerySet(LeasedWorkQuerySet["MirrorView"]):
+    pass
+
+
+class MirrorView(MirrorWork):
+    """What a policy leaves of an index at one moment, as files; `key` is a digest of its inputs."""
+
+    WAITING: ClassVar = (ViewState.WAITING,)
+    QUEUED_STATE: ClassVar = ViewState.WAITING
+    LEASED: ClassVar = (ViewState.RENDERING,)
+    FAILED_STATE: ClassVar = ViewState.FAILED
+    MOVES: ClassVar = {
+        ViewState.WAITING: (ViewState.RENDERING,),
+        ViewState.RENDERING: (ViewState.READY, ViewState.FAILED, ViewState.WAITING),
+        ViewState.FAILED: (ViewState.RENDERING,),
+    }
 
     index = models.ForeignKey(MirrorIndex, models.CASCADE, related_name="views")
     moment = models.CharField(
@@ -165,12 +207,23 @@ class MirrorView(Worked):
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     made_at = models.DateTimeField(null=True)
     used_at = models.DateTimeField(default=timezone.now, db_index=True)
+    state = models.CharField(max_length=9, choices=ViewState.choices, default=ViewState.WAITING)
+
+    objects = MirrorViewQuerySet.as_manager()
 
     class Meta:
         ordering = ["pk"]
         default_permissions = ()
         constraints = [
             models.UniqueConstraint(fields=["index", "moment", "key"], name="mirror_view_once"),
+            models.CheckConstraint(
+                condition=Q(state="RENDERING") ^ Q(lease_expires_at=None),
+                name="mirror_view_leased_iff_rendering",
+            ),
+            models.CheckConstraint(
+                condition=Q(state="READY") ^ Q(made_at=None),
+                name="mirror_view_made_at_iff_ready",
+            ),
             models.CheckConstraint(
                 condition=Q(made_at=None)
                 | Q(repodata__isnull=False, shard_index__isnull=False, shards__isnull=False),
@@ -180,6 +233,24 @@ class MirrorView(Worked):
 
     def __str__(self) -> str:
         return f"{self.index}@{self.moment}" if self.moment else str(self.index)
+
+    def claimable(self, now: datetime) -> Q:
+        # After a change of the upstream, views in use are rendered anew, whatever they met before.
+        return super().claimable(now) | in_states((ViewState.FAILED,))
+
+    def changes_with_state(self, state: str, now: datetime) -> dict[str, Any]:
+        return {"made_at": now, "failure": None} if state == ViewState.READY else {}
+
+    def retry(self) -> bool:
+        """Requeue a view that could not be rendered, unless that was a moment ago."""
+        if self.state != ViewState.FAILED or self.rests:
+            return False
+        rows = MirrorView.objects.filter(pk=self.pk, state=ViewState.FAILED)
+        requeued = rows.update(
+            state=ViewState.WAITING, attempt=0, not_before=timezone.now(), message_sent_at=None
+        )
+        self.refresh_from_db()
+        return bool(requeued)
 
 
 class MirrorPackage(models.Model):

@@ -1,19 +1,21 @@
-"""Who is told of what: webhooks, and each message until it is delivered."""
+"""Webhooks, and notifications: messages to webhooks and mail addresses until they are delivered."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from django.conf import settings
 from django.db import models
-from django.db.models import F, Q
+from django.db.models import Q
 from django.utils import timezone
 
 from accounts.access import Actor
 from accounts.roles import Perm
 from accounts.sealing import seal, unseal
+from condastore.errors import StoreError
+from environments.models.leased_work import LeasedWork, LeasedWorkQuerySet, RetryPolicy
 from environments.models.namespaces import Namespace
 
 WEBHOOK_SECRETS = "webhook-secrets"
@@ -72,14 +74,34 @@ class Webhook(models.Model):
         return unseal(self.sealed_secret, purpose=WEBHOOK_SECRETS)
 
 
-class NotificationQuerySet(models.QuerySet["Notification"]):
-    def due(self, now: datetime) -> Self:
-        return self.filter(delivered_at=None, failed_at=None, not_before__lte=now)
+class DeliveryState(models.TextChoices):
+    WAITING = "waiting"
+    SENDING = "sending"
+    DELIVERED = "delivered"
+    FAILED = "failed"
 
 
-class Notification(models.Model):
-    """One message to one webhook or one mail address; tried again until it is delivered."""
+class NotificationQuerySet(LeasedWorkQuerySet["Notification"]):
+    pass
 
+
+class Notification(LeasedWork):
+    """One message to one webhook or one mail address; retried until it is delivered."""
+
+    WAITING: ClassVar = (DeliveryState.WAITING,)
+    QUEUED_STATE: ClassVar = DeliveryState.WAITING
+    LEASED: ClassVar = (DeliveryState.SENDING,)
+    FAILED_STATE: ClassVar = DeliveryState.FAILED
+    MOVES: ClassVar = {
+        DeliveryState.WAITING: (DeliveryState.SENDING,),
+        DeliveryState.SENDING: (
+            DeliveryState.DELIVERED,
+            DeliveryState.FAILED,
+            DeliveryState.WAITING,
+        ),
+    }
+    #: The longest wait between two attempts.
+    LONGEST_WAIT = timedelta(hours=6)
     KEPT = timedelta(days=30)
 
     webhook = models.ForeignKey(Webhook, models.CASCADE, null=True, related_name="notifications")
@@ -89,9 +111,9 @@ class Notification(models.Model):
     #: {"text": what a mail says, "data": what a program gets}
     content: Any = models.JSONField()
     created_at = models.DateTimeField(default=timezone.now, editable=False)
-    message_sent_at = models.DateTimeField(null=True)
-    attempts = models.PositiveIntegerField(default=0)
-    not_before = models.DateTimeField(default=timezone.now)
+    state = models.CharField(
+        max_length=9, choices=DeliveryState.choices, default=DeliveryState.WAITING
+    )
     delivered_at = models.DateTimeField(null=True)
     failed_at = models.DateTimeField(null=True, help_text="Given up for good.")
     problem = models.TextField(blank=True)
@@ -103,10 +125,20 @@ class Notification(models.Model):
         default_permissions = ()
         indexes = [
             models.Index(fields=["created_at"]),
-            models.Index(
-                fields=["not_before"],
-                condition=Q(delivered_at=None, failed_at=None),
-                name="notification_due",
+            models.Index(fields=["state", "not_before"], name="notification_state"),
+        ]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(state=DeliveryState.SENDING) ^ Q(lease_expires_at=None),
+                name="notification_leased_iff_sending",
+            ),
+            models.CheckConstraint(
+                condition=Q(state=DeliveryState.DELIVERED) ^ Q(delivered_at=None),
+                name="notification_delivered_at_iff_delivered",
+            ),
+            models.CheckConstraint(
+                condition=Q(state=DeliveryState.FAILED) ^ Q(failed_at=None),
+                name="notification_failed_at_iff_failed",
             ),
         ]
 
@@ -161,17 +193,18 @@ class Notification(models.Model):
             content={"text": "", "data": {"webhook": webhook.pk}},
         )
 
-    def claim(self, *, patience: timedelta) -> bool:
-        """Start the next attempt; False where it is not due, or another tries at this moment."""
-        now = timezone.now()
-        claimed = Notification.objects.due(now).filter(pk=self.pk)
-        if not claimed.update(attempts=F("attempts") + 1, not_before=now + patience):
-            return False
-        self.refresh_from_db()
-        return True
+    @classmethod
+    def retry_policy(cls) -> RetryPolicy:
+        return RetryPolicy(
+            attempts=settings.NOTIFICATION_ATTEMPTS,
+            backoff=settings.NOTIFICATION_BACKOFF,
+            longest=cls.LONGEST_WAIT,
+        )
 
-    def give_back(self) -> bool:
-        """Make the attempt undone; False where another has begun."""
-        mine = Notification.objects.filter(pk=self.pk, attempts=self.attempts)
-        again = {"not_before": timezone.now(), "message_sent_at": None}
-        return bool(mine.update(attempts=F("attempts") - 1, **again))
+    def changes_with_state(self, state: str, now: datetime) -> dict[str, Any]:
+        if state == DeliveryState.DELIVERED:
+            return {"delivered_at": now, "problem": ""}
+        return {"failed_at": now} if state == DeliveryState.FAILED else {}
+
+    def changes_of_failure(self, error: StoreError, *, retried: bool) -> dict[str, Any]:
+        return {"problem": str(error)}

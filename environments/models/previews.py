@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
-from datetime import timedelta
-from typing import Any, Self
+from datetime import datetime, timedelta
+from typing import Any, ClassVar, Self
 
 from django.db import models
-from django.db.models import Q
 from django.utils import timezone
 
 from accounts.access import Actor
 from accounts.models import User
-from condastore.errors import StoreError
-from environments.domain.policy import Verdict
-from environments.models.clock_bounds import older
 from environments.models.environments import Environment
+from environments.models.leased_work import LeasedWork, LeasedWorkQuerySet
 from environments.models.locks import LockRow, SpecificationRow
 from environments.models.namespaces import Namespace
 
@@ -28,14 +24,22 @@ class PreviewState(models.TextChoices):
     FAILED = "FAILED"
 
 
-class PreviewQuerySet(models.QuerySet["Preview"]):
+class PreviewQuerySet(LeasedWorkQuerySet["Preview"]):
     def visible_to(self, actor: Actor) -> Self:
         return self.filter(namespace__in=Namespace.objects.visible_to(actor).values("pk"))
 
 
-class Preview(models.Model):
-    """One solve that a person asked for, kept for a day."""
+class Preview(LeasedWork):
+    """One requested solve, kept for a day."""
 
+    WAITING: ClassVar = (PreviewState.QUEUED,)
+    QUEUED_STATE: ClassVar = PreviewState.QUEUED
+    LEASED: ClassVar = (PreviewState.SOLVING,)
+    FAILED_STATE: ClassVar = PreviewState.FAILED
+    MOVES: ClassVar = {
+        PreviewState.QUEUED: (PreviewState.SOLVING,),
+        PreviewState.SOLVING: (PreviewState.READY, PreviewState.FAILED, PreviewState.QUEUED),
+    }
     KEPT = timedelta(days=1)
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -62,48 +66,19 @@ class Preview(models.Model):
     class Meta:
         ordering = ["-created_at"]
         default_permissions = ()
+        constraints = [
+            models.CheckConstraint(
+                condition=models.Q(state="SOLVING") ^ models.Q(lease_expires_at=None),
+                name="preview_leased_iff_solving",
+            )
+        ]
+        indexes = [models.Index(fields=["state", "not_before"], name="preview_state")]
 
     def __str__(self) -> str:
         return f"preview {self.pk}"
 
-    def claim(self, *, patience: timedelta) -> bool:
-        """Start it, or start it again where whoever started it was silent for `patience`."""
-        now = timezone.now()
-        lost = older("started_at", now, than=patience) & Q(state=PreviewState.SOLVING)
-        return bool(
-            Preview.objects.filter(Q(state=PreviewState.QUEUED) | lost, pk=self.pk).update(
-                state=PreviewState.SOLVING, started_at=now
-            )
-        )
+    def changes_when_claimed(self, now: datetime) -> dict[str, Any]:
+        return {"started_at": now}
 
-    def give_back(self) -> None:
-        """Let another worker begin anew: this one stops, or the database was away."""
-        Preview.objects.filter(pk=self.pk, state=PreviewState.SOLVING).update(
-            state=PreviewState.QUEUED
-        )
-
-    def finish(
-        self,
-        *,
-        lock: LockRow | None = None,
-        verdicts: Sequence[Verdict] = (),
-        error: StoreError | None = None,
-    ) -> None:
-        changes: dict[str, Any] = {"finished_at": timezone.now(), "lock": lock}
-        changes["verdicts"] = [verdict.to_json() for verdict in verdicts]
-        if error is None:
-            changes["state"] = PreviewState.READY
-        else:
-            changes |= {"state": PreviewState.FAILED, "failure": failure_json(error)}
-        Preview.objects.filter(pk=self.pk, state=PreviewState.SOLVING).update(**changes)
-
-
-def failure_json(error: StoreError) -> dict[str, Any]:
-    """An error as it is stored and shown: JSON values only."""
-    return {
-        "code": error.code,
-        "message": error.message,
-        "where": error.where,
-        "hint": error.hint,
-        "details": dict(error.details),
-    }
+    def changes_with_state(self, state: str, now: datetime) -> dict[str, Any]:
+        return {"finished_at": now} if state in (PreviewState.READY, PreviewState.FAILED) else {}

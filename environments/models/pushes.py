@@ -1,20 +1,24 @@
-"""Which images are sent to other registries when an environment moves on, and how far is that?"""
+"""Push rules, and the pushes of current builds' images to other registries."""
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-from django.db import models
+from django.conf import settings
+from django.db import models, transaction
 from django.db.models import F, Q
 from django.utils import timezone
 
 from accounts.access import Actor
 from accounts.models import User
 from accounts.roles import Perm
+from condastore.errors import StoreError
+from environments.models.audit import AuditEvent
 from environments.models.builds import Build
 from environments.models.environments import Environment
+from environments.models.leased_work import Lease, LeasedWork, LeasedWorkQuerySet, RetryPolicy
 from environments.models.namespaces import Namespace
 
 
@@ -61,26 +65,39 @@ class PushRule(models.Model):
                 Push.want(rule, environment, build)
 
 
-class PushQuerySet(models.QuerySet["Push"]):
-    def due(self, now: datetime) -> Self:
-        return self.filter(pushed_at=None, failed_at=None, not_before__lte=now)
+class PushState(models.TextChoices):
+    WAITING = "waiting"
+    PUSHING = "pushing"
+    PUSHED = "pushed"
+    FAILED = "failed"
 
 
-class Push(models.Model):
-    """The image of an environment's current build on its way to where a rule says.
+class PushQuerySet(LeasedWorkQuerySet["Push"]):
+    pass
 
-    A newer build takes the place of the one before it, wherever that had got to.
+
+class Push(LeasedWork):
+    """The push of the image of an environment's current build to the target of a rule.
+
+    A newer build supersedes the one before it, whatever state its push is in.
     """
+
+    WAITING: ClassVar = (PushState.WAITING,)
+    QUEUED_STATE: ClassVar = PushState.WAITING
+    LEASED: ClassVar = (PushState.PUSHING,)
+    FAILED_STATE: ClassVar = PushState.FAILED
+    MOVES: ClassVar = {
+        PushState.WAITING: (PushState.PUSHING,),
+        PushState.PUSHING: (PushState.PUSHED, PushState.FAILED, PushState.WAITING),
+    }
+    #: The longest wait between two attempts.
+    LONGEST_WAIT = timedelta(hours=6)
 
     rule = models.ForeignKey(PushRule, models.CASCADE, related_name="pushes")
     environment = models.ForeignKey(Environment, models.CASCADE, related_name="+")
     build = models.ForeignKey(Build, models.CASCADE, related_name="pushes")
     wanted_at = models.DateTimeField(default=timezone.now, editable=False)
-    message_sent_at = models.DateTimeField(null=True)
-    attempts = models.PositiveIntegerField(default=0)
-    #: Grows with each claim and each newer build: who works with an older one is to stop.
-    turn = models.PositiveBigIntegerField(default=0)
-    not_before = models.DateTimeField(default=timezone.now)
+    state = models.CharField(max_length=7, choices=PushState.choices, default=PushState.WAITING)
     pushed_at = models.DateTimeField(null=True)
     failed_at = models.DateTimeField(null=True, help_text="Given up for good.")
     problem = models.TextField(blank=True, help_text="What went wrong in the last attempt.")
@@ -95,71 +112,64 @@ class Push(models.Model):
         constraints = [
             models.UniqueConstraint(fields=["rule", "environment"], name="push_once"),
             models.CheckConstraint(
-                condition=Q(pushed_at=None) | Q(failed_at=None), name="push_ends_once"
+                condition=Q(state=PushState.PUSHING) ^ Q(lease_expires_at=None),
+                name="push_leased_iff_pushing",
+            ),
+            models.CheckConstraint(
+                condition=Q(state=PushState.PUSHED) ^ Q(pushed_at=None),
+                name="push_pushed_at_iff_pushed",
+            ),
+            models.CheckConstraint(
+                condition=Q(state=PushState.FAILED) ^ Q(failed_at=None),
+                name="push_failed_at_iff_failed",
             ),
         ]
-        indexes = [
-            models.Index(
-                fields=["not_before"],
-                condition=Q(pushed_at=None, failed_at=None),
-                name="push_due",
-            ),
-        ]
+        indexes = [models.Index(fields=["state", "not_before"], name="push_state")]
 
     def __str__(self) -> str:
         return f"push of {self.build}"
 
-    @property
-    def state(self) -> str:
-        """waiting, pushing, pushed or failed."""
-        if self.pushed_at or self.failed_at:
-            return "pushed" if self.pushed_at else "failed"
-        return "pushing" if self.turn % 2 else "waiting"
-
     @classmethod
     def want(cls, rule: PushRule, environment: Environment, build: Build) -> None:
-        """Send `build` from the beginning, whatever was sent before, or is being sent."""
+        """Queue the push of `build` from the beginning; an attempt that runs loses its lease."""
         now = timezone.now()
         anew: dict[str, Any] = {
+            "state": PushState.WAITING,
             "build": build,
             "wanted_at": now,
             "message_sent_at": None,
-            "attempts": 0,
+            "attempt": 0,
             "not_before": now,
+            "lease_owner": "",
+            "lease_expires_at": None,
             "pushed_at": None,
             "failed_at": None,
             "problem": "",
         }
-        row, made = cls.objects.get_or_create(rule=rule, environment=environment, defaults=anew)
-        if not made:
-            cls.objects.filter(pk=row.pk).update(**anew, turn=F("turn") + 2 - F("turn") % 2)
+        row, created = cls.objects.get_or_create(rule=rule, environment=environment, defaults=anew)
+        if not created:
+            cls.objects.filter(pk=row.pk).update(**anew, lease_token=F("lease_token") + 1)
 
-    def claim(self, *, patience: timedelta) -> bool:
-        """Start the next attempt; False where it is not due, or another tries at this moment."""
-        now = timezone.now()
-        claimed = Push.objects.due(now).filter(pk=self.pk)
-        # Odd while somebody sends.
-        if not claimed.update(
-            attempts=F("attempts") + 1,
-            turn=F("turn") + 1 + F("turn") % 2,
-            not_before=now + patience,
-        ):
-            return False
-        self.refresh_from_db()
-        return True
-
-    def keep_on(self, *, patience: timedelta) -> bool:
-        """Say that this attempt goes on; False where it is another's turn by now."""
-        mine = Push.objects.filter(pk=self.pk, turn=self.turn)
-        return bool(mine.update(not_before=timezone.now() + patience))
-
-    def end(self, **changes: Any) -> bool:
-        """Write how the attempt ended; False where it is another's turn by now."""
-        return bool(
-            Push.objects.filter(pk=self.pk, turn=self.turn).update(**changes, turn=F("turn") + 1)
+    @classmethod
+    def retry_policy(cls) -> RetryPolicy:
+        return RetryPolicy(
+            attempts=settings.NOTIFICATION_ATTEMPTS,
+            backoff=settings.NOTIFICATION_BACKOFF,
+            longest=cls.LONGEST_WAIT,
         )
 
-    def give_back(self) -> bool:
-        """Make the attempt undone; False where it is another's turn by now."""
-        again = {"not_before": timezone.now(), "message_sent_at": None}
-        return self.end(attempts=F("attempts") - 1, **again)
+    def changes_with_state(self, state: str, now: datetime) -> dict[str, Any]:
+        if state == PushState.PUSHED:
+            return {"pushed_at": now, "problem": ""}
+        return {"failed_at": now} if state == PushState.FAILED else {}
+
+    def changes_of_failure(self, error: StoreError, *, retried: bool) -> dict[str, Any]:
+        return {"problem": f"{error} {error.hint}".strip()[:1000]}
+
+    def fail(self, error: StoreError, *, lease: Lease | None = None, retry: bool = True) -> bool:
+        with transaction.atomic():
+            retried = super().fail(error, lease=lease, retry=retry)
+            if not retried:
+                change = {"code": error.code, "problem": self.problem[:300], "rule": self.rule_id}
+                AuditEvent.record(None, "image.push-failed", self.build, change)
+        return retried

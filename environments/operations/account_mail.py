@@ -39,9 +39,9 @@ def queue_password_link(user: User) -> None:
 
 
 def _queue(email: str, subject: str, text: str, data: dict[str, Any]) -> None:
-    from environments.operations.queueing import queue_notifications  # it connects to the broker
+    from environments.operations.queueing import queue_due  # it connects to the broker
 
     subject = " ".join(subject.split())[:200]
     content = {"text": text, "data": data}
     Notification.objects.create(email=email, event=ACCOUNT, subject=subject, content=content)
-    queue_notifications()
+    queue_due(Notification)

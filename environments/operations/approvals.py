@@ -30,6 +30,7 @@ from environments.models import (
     Decision,
     DecisionScope,
     Namespace,
+    Notification,
     RequestAsker,
     RequestState,
     WaitingBuild,
@@ -439,8 +440,8 @@ def _reopen(decision: Decision) -> None:
 
 def _send(builds: Iterable[Build]) -> None:
     for build in {build.pk: build for build in builds}.values():
-        queueing.queue_build(build)
-    queueing.queue_notifications()
+        queueing.queue(build)
+    queueing.queue_due(Notification)
 
 
 def _audit(actor: Actor, action: str, decision: Decision, *, why: str = "") -> None:

@@ -48,7 +48,7 @@ def create_artifact(
     ):
         artifact.again()
     if artifact.state == ArtifactState.QUEUED and artifact.message_sent_at is None:
-        queueing.queue_artifact(artifact)
+        queueing.queue(artifact)
     return artifact
 
 

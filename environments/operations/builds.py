@@ -177,7 +177,7 @@ def accept(
     if value.description and not environment.description:
         Environment.objects.filter(pk=environment.pk).update(description=value.description)
     AuditEvent.record(actor, "build.submit", build, {"specification": specification.digest})
-    queueing.queue_marked_build(build)
+    queueing.queue_marked(build)
     return Submitted(build=build, warnings=(*submission.warnings, *near), created=True)
 
 
@@ -336,7 +336,7 @@ def restore_build(*, actor: Actor, build: Build) -> Build:
     build.refresh_from_db()
     if build.state == BuildState.READY and FolderRestore.hurry(build):
         AuditEvent.record(actor, "build.restore", build)
-        transaction.on_commit(queueing.send_restores)
+        queueing.queue_due(FolderRestore)
         return build
     if build.state != BuildState.ARCHIVED:
         hint = None
@@ -363,7 +363,7 @@ def restore_build(*, actor: Actor, build: Build) -> Build:
     )
     build.reopen_log()
     AuditEvent.record(actor, "build.restore", build)
-    queueing.queue_build(build)
+    queueing.queue(build)
     return build
 
 

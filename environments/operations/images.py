@@ -162,7 +162,7 @@ def request_images(
     made = images_of(build, compression=compression)
     for artifact in made:
         if artifact.state == ArtifactState.QUEUED and artifact.message_sent_at is None:
-            queueing.queue_artifact(artifact)
+            queueing.queue(artifact)
     return made
 
 

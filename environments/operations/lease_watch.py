@@ -9,8 +9,9 @@ it. As a scheduler watches all leases all the time, this delays nothing in norma
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from datetime import datetime, timedelta
+from typing import Any
 
 #: (token, end) of a lease: a renewal changes the end, another attempt the token.
 Seen = tuple[int, datetime]
@@ -32,9 +33,9 @@ class LeaseWatch:
         self._most = max(lease.total_seconds() / 4, 1.5 * interval.total_seconds())
         self._clock = clock
         self._last: dict[str, float] = {}
-        self._known: dict[str, dict[int, tuple[Seen, float]]] = {}
+        self._known: dict[str, dict[Hashable, tuple[Seen, float]]] = {}
 
-    def observe(self, kind: str, leases: Mapping[int, Seen]) -> None:
+    def observe(self, kind: str, leases: Mapping[Any, Seen]) -> None:
         """Take note of all leases of one kind of row, by key."""
         now = self._clock()
         passed = min(now - self._last.get(kind, now), self._most)
@@ -47,7 +48,7 @@ class LeaseWatch:
             for key, lease in leases.items()
         }
 
-    def is_silent(self, kind: str, key: int) -> bool:
+    def is_silent(self, kind: str, key: Hashable) -> bool:
         """Return True for a lease that a living worker would have renewed by now."""
         known = self._known.get(kind, {}).get(key)
         return known is not None and known[1] >= self._enough

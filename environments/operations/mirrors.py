@@ -48,6 +48,7 @@ from environments.models import (
     Namespace,
     audited,
 )
+from environments.models.mirrors import ViewState
 from environments.operations import credentials, queueing
 from environments.services import blobs, mirrors
 
@@ -172,7 +173,7 @@ def _add_indexes(mirror: Mirror) -> None:
     for subdir in mirror.subdirs:
         index, new = MirrorIndex.objects.get_or_create(mirror=mirror, subdir=subdir)
         if new:
-            transaction.on_commit(partial(queueing.send_look, index))
+            queueing.queue(index)
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -217,11 +218,12 @@ def open_view(*, actor: Actor, name: str, subdir: str, moment: str = "") -> Open
     if index.history is None:
         _refuse_failed(index)
         if index.message_sent_at is None:
-            queueing.send_look(index)
+            queueing.send(index)
         return None
     newest = mirrors.current_view(index, moment, policy)
-    if newest.made_at is None and not newest.rests and newest.message_sent_at is None:
-        queueing.send_view(newest)
+    newest.retry()
+    if newest.state == ViewState.WAITING and newest.message_sent_at is None:
+        queueing.send(newest)
     view = (
         newest
         if newest.made_at is not None

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from django.db import transaction
+from django.utils import timezone
 
 from accounts.access import Actor, require
 from accounts.roles import Perm
@@ -83,6 +84,7 @@ def preview_solve(
         force_solve=force_solve,
         warnings=list(submission.warnings),
         requested_by=actor.account,
+        message_sent_at=timezone.now(),  # by `queueing`, once this is committed
     )
-    queueing.queue_preview(preview)
+    queueing.queue_marked(preview)
     return Previewed(preview=preview, warnings=submission.warnings)

@@ -59,7 +59,7 @@ def recall(
     hit = _hit(made)
     _notify(made, list(hit), undone=False)
     transaction.on_commit(partial(recalled_locks.follow_recall, made))
-    queueing.queue_notifications()
+    queueing.queue_due(Notification)
     change = _change(made) | {"locks": locks, "builds": hit.count()}
     AuditEvent.record(actor, "recall.add", made, change)
     return made
@@ -78,7 +78,7 @@ def undo_recall(*, actor: Actor, recall: Recall, reason: str) -> Recall:
     recall.refresh_from_db()
     _notify(recall, list(_hit(recall)), undone=True)
     transaction.on_commit(partial(recalled_locks.follow_recall, recall))
-    queueing.queue_notifications()
+    queueing.queue_due(Notification)
     AuditEvent.record(actor, "recall.undo", recall, _change(recall) | {"undone": why})
     return recall
 

@@ -35,7 +35,7 @@ from environments.models import (
     WaitingBuild,
 )
 from environments.models.approvals import UNDECIDED, in_turn
-from environments.models.builds import Lease
+from environments.models.leased_work import Lease
 from environments.models.namespaces import DECIDE_EVERYWHERE
 from environments.models.notifications import Event
 

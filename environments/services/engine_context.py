@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import secrets
 import shutil
-import socket
 import threading
 from collections import OrderedDict
 from datetime import timedelta
@@ -86,7 +83,6 @@ class Engine:
 
     def __init__(self, data: Path) -> None:
         self.cache = data / "cache"
-        self.owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
         self._solvers: OrderedDict[tuple[Credential, ...], RattlerSolver] = OrderedDict()
         self._guard = threading.Lock()
         forward_proxy.use_pace(pace)

@@ -16,7 +16,6 @@ from typing import Any, Protocol
 
 from django.conf import settings
 from django.db import transaction
-from django.utils import timezone
 
 from condastore.errors import ConflictError, DamagedError, InvalidInputError, StoreError
 from environments.domain.artifacts import STANDARD_PREFIX, ArtifactState
@@ -226,15 +225,14 @@ def assemble_if_complete(artifact: Artifact) -> None:
     started = time.monotonic()
     work = blobs.blobs_folder() / f"documents-{artifact.pk}-{lease.token}"
     try:
-        done: dict[str, Any] = {"blob": assemble(plan, work=work), "failure": None}
+        blob = assemble(plan, work=work)
     except StoreError as error:
-        attempts, backoff = settings.BUILD_ATTEMPTS, settings.BACKOFF
-        artifact.give_up(error, lease=lease, attempts=attempts, backoff=backoff)
+        artifact.fail(error, lease=lease)
         return
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    done |= {"finished_at": timezone.now(), "seconds": time.monotonic() - started}
-    artifact.move(ArtifactState.READY, lease=lease, **done)
+    seconds = time.monotonic() - started
+    artifact.finish(lease, state=ArtifactState.READY, blob=blob, seconds=seconds, failure=None)
 
 
 def assemble(plan: ImagePlan, *, work: Path) -> Blob:

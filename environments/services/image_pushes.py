@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 
 from django.conf import settings
@@ -17,12 +16,8 @@ from environments.models import Artifact, Blob, Build, ImageBlob
 from environments.services import blobs
 from environments.services.image_manifests import Content
 
-#: An attempt without a heartbeat for this long is made again.
-PATIENCE = timedelta(minutes=10)
-#: Upper bound of the backoff between two attempts.
-LONGEST_WAIT = timedelta(hours=6)
-#: Seconds between two heartbeats while a blob is sent.
-HEARTBEAT_SECONDS = 30
+#: Seconds between two checks while a blob is sent.
+CHECK_SECONDS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +30,7 @@ class PushResult:
 
 
 def never_stop() -> None:
-    """Heartbeat of a push that holds no lease."""
+    """Check of a push that holds no lease."""
 
 
 def send_image(
@@ -43,14 +38,14 @@ def send_image(
     images: Sequence[Artifact],
     repository: Repository,
     *,
-    heartbeat: Callable[[], None] = never_stop,
+    check: Callable[[], None] = never_stop,
 ) -> PushResult:
     """Send the blobs that the registry is missing, then the manifests, and the tag last.
 
     Args:
         top: manifest or image index that gets the tag of `repository.reference`.
         images: READY images that `top` refers to.
-        heartbeat: called before each blob and manifest; raises to stop the push.
+        check: called before each blob and manifest; raises to stop the push.
     Raises:
         AccessDeniedError, UnavailableError: the registry's answer.
     """
@@ -58,27 +53,27 @@ def send_image(
     for artifact in images:
         parts = ImageBlob.objects.filter(artifact=artifact, artifact_type="")
         for part in parts.exclude(media_type=MANIFEST).select_related("blob"):
-            heartbeat()
+            check()
             blob = part.blob
-            if repository.push_blob(blob.sha256, blob.size, partial(_parts, blob, heartbeat)):
+            if repository.push_blob(blob.sha256, blob.size, partial(_parts, blob, check)):
                 sent, sent_bytes = sent + 1, sent_bytes + blob.size
             else:
                 already_present += 1
         if artifact.blob is not None and top.media_type == INDEX:
             document = b"".join(blobs.chunks(artifact.blob))
             repository.push_manifest(f"sha256:{artifact.blob.sha256}", document, MANIFEST)
-    heartbeat()
+    check()
     document = b"".join(blobs.chunks(top.blob))
     repository.push_manifest(repository.reference.tag, document, top.media_type)
     return PushResult(sent=sent, sent_bytes=sent_bytes, already_present=already_present)
 
 
-def _parts(blob: Blob, heartbeat: Callable[[], None]) -> Iterator[bytes]:
-    last_heartbeat = time.monotonic()
+def _parts(blob: Blob, check: Callable[[], None]) -> Iterator[bytes]:
+    last_check = time.monotonic()
     for part in blobs.chunks(blob):
-        if time.monotonic() - last_heartbeat > HEARTBEAT_SECONDS:
-            heartbeat()
-            last_heartbeat = time.monotonic()
+        if time.monotonic() - last_check > CHECK_SECONDS:
+            check()
+            last_check = time.monotonic()
         yield part
 
 

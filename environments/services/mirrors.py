@@ -17,7 +17,7 @@ from datetime import date, datetime, timedelta
 from pathlib import Path
 
 from django.conf import settings
-from django.db.models import Q, QuerySet
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from condastore.errors import ChannelNotAllowedError, UnavailableError
@@ -29,8 +29,6 @@ from environments.engine.packages.download_types import Download
 from environments.engine.packages.downloads import download_all, remove_leftovers
 from environments.engine.system import disk
 from environments.models import Blob, Mirror, MirrorIndex, MirrorPackage, MirrorView
-from environments.models.clock_bounds import SKEW, older
-from environments.models.mirrors import Worked
 from environments.services import blobs, folders
 from environments.services.engine_context import download_patience, source_of
 from environments.services.package_archive import PackageArchive
@@ -136,20 +134,6 @@ def delete_unused_views(*, now: datetime | None = None) -> int:
         old = rendered.exclude(pk__in=list(newest)).filter(made_at__lt=now - SUPERSEDED_TTL)
         deleted += old.filter(used_at__lt=now - SUPERSEDED_TTL).delete()[0]
     return deleted
-
-
-# --- indexes --------------------------------------------------------------------------------------
-
-
-def due_indexes(now: datetime, *, interval: timedelta) -> QuerySet[MirrorIndex]:
-    """Indexes without a lease whose upstream was not read for `interval`.
-
-    After a failure the next attempt waits for at most `interval`.
-    """
-    old = Q(looked_at=None) | older("looked_at", now, than=interval)
-    pause = min(interval, 2 * Worked.REST)
-    paused = Q(failure__isnull=False, tried_at__gt=now - pause, tried_at__lte=now + SKEW)
-    return MirrorIndex.objects.filter(old, Worked.free(now)).exclude(paused)
 
 
 # --- packages -------------------------------------------------------------------------------------

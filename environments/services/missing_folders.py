@@ -43,7 +43,12 @@ def record_missing() -> int:
         again = FolderRestore.objects.filter(prefix__in=batch, state=RestoreState.RESTORED)
         now = timezone.now()
         again.update(
-            state=RestoreState.WAITING, attempt=0, not_before=now, found_at=now, failure=None
+            state=RestoreState.WAITING,
+            attempt=0,
+            not_before=now,
+            message_sent_at=None,
+            found_at=now,
+            failure=None,
         )
     if new:
         logger.warning("folders of READY builds are missing", number=len(new))

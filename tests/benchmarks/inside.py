@@ -121,7 +121,7 @@ def log(batch: str, many: str, few: str, builds: str) -> Mapping[str, float]:
 
     from environments.domain.lifecycle import BuildState
     from environments.models import Build
-    from environments.models.builds import Lease
+    from environments.models.leased_work import Lease
     from tests.factories import make_build, make_environment, make_namespace
 
     call_command("migrate", verbosity=0)
@@ -130,7 +130,7 @@ def log(batch: str, many: str, few: str, builds: str) -> Mapping[str, float]:
              range(int(batch))]  # fmt: skip
 
     def append(build: Build, count: int) -> float:
-        lease = Lease(build_id=build.pk, owner="", token=build.lease_token)
+        lease = Lease(owner="", token=build.lease_token)
         clock = Clock()
         for _ in range(count // len(lines)):
             build.append_log(lines, lease=lease)

@@ -89,7 +89,7 @@ def engine(
 def unsent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """There is no queue here: the ids of the builds that would have been sent."""
     sent: list[int] = []
-    monkeypatch.setattr(tasks.build_environment, "send", sent.append)
+    monkeypatch.setattr(tasks.run_next_build, "send", sent.append)
     monkeypatch.setattr(tasks.tidy, "send", lambda: None)
     return sent
 

@@ -57,7 +57,7 @@ def main() -> None:
     from environments.services import approval_requests as keeping
     from tests import factories
 
-    tasks.build_environment.send = tasks.build_environment.fn = lambda key: None  # type: ignore
+    tasks.run_next_build.send = tasks.run_next_build.fn = lambda key: None  # type: ignore
     research = factories.make_namespace(
         "research", alice=Role.DEVELOPER, anna=Role.APPROVER, ada=Role.APPROVER
     )

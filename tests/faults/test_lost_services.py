@@ -194,8 +194,8 @@ def test_a_build_that_two_workers_are_given_runs_once(start: Start) -> None:
         with Watch(system.data):
             builds = [system.submit("lost/twice", TESTED) for _ in range(3)]
             system.manage(
-                "from environments.tasks import build_environment\n"
-                f"for build in {builds} * 5: build_environment.send(int(build))"
+                "from environments.tasks import run_next_build\n"
+                f"for build in {builds} * 5: run_next_build.send(int(build))"
             )
             for build in builds:
                 done = system.wait(build)

@@ -79,7 +79,7 @@ def world(
     settings.DISK_RESERVE = 0
     settings.CHANNEL_STATE_TTL = timedelta(0)
     settings.BUILD_ATTEMPTS = 1
-    monkeypatch.setattr(tasks.build_environment, "send", lambda key: None)
+    monkeypatch.setattr(tasks.run_next_build, "send", lambda key: None)
     monkeypatch.setattr(tasks.tidy, "send", lambda: None)
     listed = tmp_path / "hostile"
     shutil.copytree(private_files, listed, ignore=shutil.ignore_patterns("*.conda"))

@@ -42,7 +42,7 @@ from environments.models import (
     PolicyRule,
     PypiRecord,
 )
-from environments.models.builds import Lease
+from environments.models.leased_work import Lease
 from environments.operations import approvals, images, policies
 from environments.operations.builds import archive_build, restore_build, submit_build
 from environments.operations.environments import copy_environment, move_environment
@@ -150,7 +150,7 @@ def world(
     settings.DEFAULT_PLATFORMS = ["linux-64"]
     settings.DISK_RESERVE = 0
     settings.CHANNEL_STATE_TTL = timedelta(0)
-    monkeypatch.setattr(tasks.build_environment, "send", lambda key: None)
+    monkeypatch.setattr(tasks.run_next_build, "send", lambda key: None)
     monkeypatch.setattr(tasks.tidy, "send", lambda: None)
     engine = engine_context.Engine(tmp_path / "engine")
     engine_context.set_engine(engine)
@@ -677,7 +677,7 @@ def test_a_request_shows_the_package_as_the_builds_own_lock_describes_it(
     factories.make_build(factories.make_environment(other), lock=factories.make_lock(foreign))
     specification = factories.make_specification("dependencies: [numpy]").value()
     verdicts = judge(policy_of(research), build.lock.value(), specification)
-    lease = Lease(build_id=build.pk, owner="", token=build.lease_token)
+    lease = Lease(owner="", token=build.lease_token)
     assert hold(build, verdicts, lease=lease)
     assert ApprovalRequest.objects.get().conda.license == "AGPL-3.0-only"
 

@@ -272,13 +272,13 @@ def test_the_upstream_of_a_mirror_is_reached_and_what_it_leads_to_is_not(
     nothing_allowed: None, root: Actor, server: ChannelServer, canary: Canary,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("environments.tasks.look_at_mirror.send", lambda *_: None)
+    monkeypatch.setattr("environments.tasks.read_mirror.send", lambda *_: None)
     mirror = create_mirror(actor=root, name="small", upstream=server.url, subdirs=["noarch"])
     index = MirrorIndex.objects.get(mirror=mirror)
-    assert mirrors.look(index.pk)
+    assert mirrors.read_upstream(index.pk)
     server.faults.add(Fault("noarch/*", status=302, location=canary.url))
     try:
-        assert not mirrors.look(index.pk)
+        assert not mirrors.read_upstream(index.pk)
     finally:
         server.faults.clear()
     index.refresh_from_db()

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.django_db
 @pytest.fixture(autouse=True)
 def no_queue(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no queue here: what would be sent is not."""
-    for actor in (tasks.build_environment, tasks.tidy):
+    for actor in (tasks.run_next_build, tasks.tidy):
         monkeypatch.setattr(actor, "send", lambda *_: None)
 
 

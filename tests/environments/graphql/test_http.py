@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
@@ -399,8 +400,9 @@ def test_a_preview_is_waited_for(server: str) -> None:
         lock = factories.make_lock()
         while (preview := Preview.objects.first()) is None:
             time.sleep(0.05)
-        assert preview.claim(patience=preview.KEPT)
-        preview.finish(lock=LockRow.store(lock))
+        lease = preview.claim("worker", life=timedelta(minutes=1))
+        assert lease is not None
+        preview.finish(lease, state="READY", lock=LockRow.store(lock))
 
     headers = {"Authorization": f"Bearer {secret_of('alice')}"}
     document = """mutation { previewSolve(namespace: "research", wait: 20,

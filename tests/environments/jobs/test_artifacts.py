@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
-from django.conf import settings
 from django.db import connection
 from django.utils import timezone
 from dramatiq.middleware import Shutdown
@@ -60,6 +60,11 @@ parts._Line.finish = slowly
 image_builder.make_layer = half
 artifacts.make(int(pk))
 """
+
+
+@pytest.fixture(autouse=True)
+def no_waits(settings: Any) -> None:
+    settings.BUILD_ATTEMPTS, settings.BACKOFF = 9, timedelta(0)
 
 
 @pytest.fixture(autouse=True)
@@ -140,9 +145,7 @@ def test_a_worker_that_lost_its_lease_changes_nothing(
     def overtaken(material: Material) -> Path:
         path = make(material)
         if len(list(blobs.blobs_folder().iterdir())) == 1:  # not again inside the other's attempt
-            Artifact.objects.get(pk=wanted.pk).give_up_lost(
-                attempts=9, backoff=settings.BACKOFF * 0
-            )
+            Artifact.objects.get(pk=wanted.pk).give_up_lost()
             artifacts.make(wanted.pk)
         return path
 
@@ -193,7 +196,7 @@ def test_a_killed_worker_loses_no_artifact(
     assert wanted.blob is None
     Artifact.objects.filter(pk=wanted.pk).update(lease_expires_at=timezone.now())
     wanted.refresh_from_db()
-    wanted.give_up_lost(attempts=9, backoff=settings.BACKOFF * 0)
+    wanted.give_up_lost()
     time.sleep(0.01)
     artifacts.make(wanted.pk)
     wanted.refresh_from_db()

@@ -326,7 +326,7 @@ def test_a_worker_that_lost_its_lease_does_no_harm(submit, environment, monkeypa
             building, "STAGES", tuple((s, real if s == S.LINKING else f) for s, f in stages)
         )
         Build.objects.filter(pk=build.pk).update(lease_expires_at=build.created_at)
-        upkeep.give_up_lost_builds()
+        upkeep.give_up_lost(Build)
         Build.objects.filter(pk=build.pk).update(not_before=build.created_at)
         building.run(build.pk)
         real(first_run)

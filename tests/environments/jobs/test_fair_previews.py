@@ -33,6 +33,7 @@ def preview(namespace: Namespace, *, running: bool = False, ago: timedelta = MIN
         state=PreviewState.SOLVING if running else PreviewState.QUEUED,
         created_at=moment,
         started_at=moment if running else None,
+        lease_expires_at=timezone.now() + MINUTE / 6 if running else None,
     )
 
 
@@ -54,13 +55,16 @@ def test_the_oldest_preview_of_the_namespace_with_the_fewest_running_is_next(
     assert next(fair_previews.next_previews()) == str(older.pk)
     newer = preview(small)
     assert next(fair_previews.next_previews()) == str(newer.pk)
-    assert newer.claim(patience=MINUTE)
+    assert newer.claim("worker", life=MINUTE / 2)
     preview(small, running=True)
     assert next(fair_previews.next_previews()) == str(older.pk)
 
 
-def test_a_preview_whose_worker_is_silent_is_due_again(big: Namespace) -> None:
-    lost = preview(big, running=True, ago=timedelta(days=1))
+def test_a_preview_whose_worker_is_silent_is_due_again(big: Namespace, settings: Any) -> None:
+    settings.BACKOFF = timedelta(0)
+    lost = preview(big, running=True, ago=MINUTE)
+    Preview.objects.update(lease_expires_at=timezone.now() - MINUTE)
+    upkeep.give_up_lost(Preview)
     assert list(islice(fair_previews.next_previews(), 1)) == [str(lost.pk)]
 
 
@@ -91,11 +95,11 @@ def test_the_message_of_its_submission_covers_a_new_preview(
     big: Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[uuid.UUID] = []
-    monkeypatch.setattr(queueing, "send_preview", lambda row: sent.append(row.pk))
+    monkeypatch.setattr(tasks.run_next_preview, "send", lambda key: sent.append(uuid.UUID(key)))
     new, old = preview(big, ago=timedelta(0)), preview(big)
     assert fair_previews.is_covered(str(new.pk))
     assert not fair_previews.is_covered(str(old.pk))
-    upkeep.send_forgotten_messages()
+    queueing.send_due(Preview)
     assert sent == [old.pk]
 
 
@@ -112,8 +116,8 @@ def test_mirrors_and_pushes_hold_a_quarter_of_the_threads_each(kind: Kind) -> No
 @pytest.mark.parametrize(
     ("task", "kind"),
     [
-        (tasks.look_at_mirror, Kind.MIRRORING),
-        (tasks.make_mirror_view, Kind.MIRRORING),
+        (tasks.read_mirror, Kind.MIRRORING),
+        (tasks.render_mirror_view, Kind.MIRRORING),
         (tasks.push_image, Kind.PUSHING),
     ],
     ids=["look", "view", "push"],
@@ -134,17 +138,16 @@ def test_the_newest_of_slow_previews_that_hold_all_slots_makes_way_for_a_third_n
     big: Namespace, small: Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fair_previews, "UNDISTURBED", timedelta(0))
-    limit = timedelta(hours=1)
     slow = [preview(big, running=True, ago=MINUTE), preview(small, running=True, ago=MINUTE / 2)]
     waiting = preview(factories.make_namespace("third"), ago=MINUTE / 3)
     with ExitStack() as held:
-        watches = [held.enter_context(fair_previews.watching(one, limit=limit)) for one in slow]
-        assert [watch.should_stop() for watch in watches] == [False, False], "a slot is free"
+        slots = [held.enter_context(fair_previews.hold_slot(one)) for one in slow]
+        assert [slot.makes_way() for slot in slots] == [False, False], "a slot is free"
         while held.enter_context(thread_bounds.hold(Kind.PREVIEW)):
             pass
-        again = [held.enter_context(fair_previews.watching(one, limit=limit)) for one in slow]
-        assert [watch.should_stop() for watch in again] == [False, True]
-    slow[1].give_back()
+        again = [held.enter_context(fair_previews.hold_slot(one)) for one in slow]
+        assert [slot.makes_way() for slot in again] == [False, True]
+    slow[1].give_back(slow[1].current_lease())
     assert next(fair_previews.next_previews()) == str(waiting.pk), "not the one that made way"
 
 
@@ -152,12 +155,14 @@ def test_a_namespace_with_a_new_preview_each_time_does_not_overtake_one_that_mad
     big: Namespace, small: Namespace
 ) -> None:
     slow = preview(big)
-    assert slow.claim(patience=MINUTE)
-    slow.give_back()
+    lease = slow.claim("worker", life=MINUTE / 2)
+    assert lease is not None
+    slow.give_back(lease)
     first = preview(small, ago=MINUTE / 2)
     assert next(fair_previews.next_previews()) == str(first.pk), "it was never served"
-    assert first.claim(patience=MINUTE)
-    first.finish()
+    served = first.claim("worker", life=MINUTE / 2)
+    assert served is not None
+    first.finish(served, state=PreviewState.READY)
     preview(small, ago=MINUTE / 3)
     assert next(fair_previews.next_previews()) == str(slow.pk)
 

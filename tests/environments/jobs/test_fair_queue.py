@@ -19,7 +19,7 @@ from environments import tasks
 from environments.domain.lifecycle import BuildState
 from environments.jobs import builds as building
 from environments.jobs import fair_queue, slot_sharing
-from environments.jobs.build_run import Run
+from environments.jobs.build_run import BuildRun
 from environments.models import Build, Environment, Namespace, Worker
 from environments.services import engine_context
 from tests import factories
@@ -194,11 +194,11 @@ def queue_of_builds(
     """The actor on a real broker, and the namespaces whose builds it ran, in their order."""
     real = broker.make_broker(valkey_service.url)
     made_of = dramatiq.actor(broker=real, queue_name="builds", max_retries=0)
-    actor: Any = made_of(tasks.build_environment.fn)
+    actor: Any = made_of(tasks.run_next_build.fn)
     served: list[str] = []
     guard = threading.Lock()
 
-    def note(run: Run) -> None:
+    def note(run: BuildRun) -> None:
         with guard:
             served.append(run.build.environment.namespace.name)
         raise RequestError("That is all this test needs.")

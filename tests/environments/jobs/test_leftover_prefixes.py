@@ -46,16 +46,16 @@ def named(environment: Environment, *, attempt: int = 1) -> Build:
 
 def cancelled_while_published(build: Build, actor: Actor, settings: Any) -> None:
     builds.cancel_build(actor=actor, build=build)
-    upkeep.give_up_lost_builds()
+    upkeep.give_up_lost(Build)
 
 
 def lost_for_the_last_time(build: Build, actor: Actor, settings: Any) -> None:
     settings.BUILD_ATTEMPTS = 1
-    upkeep.give_up_lost_builds()
+    upkeep.give_up_lost(Build)
 
 
 def queued_again_and_cancelled(build: Build, actor: Actor, settings: Any) -> None:
-    upkeep.give_up_lost_builds()
+    upkeep.give_up_lost(Build)
     build.refresh_from_db()
     assert (build.state, build.prefix) == (S.QUEUED, None)
     builds.cancel_build(actor=actor, build=build)
@@ -97,7 +97,7 @@ def test_the_folder_in_envs_leads_to_the_current_build_before_a_leftover_goes(
     folder = folders.data() / leftover.prefix.path
     link = folders.link_path(environment.namespace.name, environment.name)
     linking.set_link(link, folder)
-    upkeep.give_up_lost_builds()
+    upkeep.give_up_lost(Build)
     cleanup.drop_prefixes()
     assert not folder.exists()
     assert link.resolve() == folders.prefix_path(current)
@@ -114,7 +114,7 @@ def test_a_worker_that_wakes_up_late_leaves_the_folder_of_the_next_attempt(
     def stopped_here(row: Build) -> None:
         monkeypatch.undo()
         Build.objects.filter(pk=build.pk).update(lease_expires_at=timezone.now())
-        upkeep.give_up_lost_builds()
+        upkeep.give_up_lost(Build)
         building.run(build.pk)
         folder = folders.prefix_path(Build.objects.get(pk=build.pk))
         assert folder is not None
@@ -142,9 +142,13 @@ def test_the_next_attempt_does_not_use_a_folder_that_upkeep_may_remove(
         assert leftover is not None
         Environment.objects.update(current=None)
         Build.objects.filter(pk=build.pk).update(
-            state=S.PUBLISHING, finished_at=None, lease_expires_at=timezone.now(), attempt=attempt
+            state=S.PUBLISHING,
+            finished_at=None,
+            lease_expires_at=timezone.now(),
+            attempt=attempt,
+            log_archive=None,
         )
-        upkeep.give_up_lost_builds()
+        upkeep.give_up_lost(Build)
         building.run(build.pk)
         build.refresh_from_db()
         assert build.state == S.READY, build.failure

@@ -24,7 +24,7 @@ from accounts.access import Actor
 from accounts.models import User
 from accounts.roles import Role
 from condastore.databases.sqlite3.base import queue_of
-from condastore.errors import AccessDeniedError, ConflictError, InvalidInputError
+from condastore.errors import AccessDeniedError, ConflictError, InvalidInputError, LeaseLostError
 from condastore.outages import persist
 from environments import tasks
 from environments.jobs import builds, notification_delivery
@@ -144,7 +144,7 @@ def test_a_message_is_signed_so_that_the_receiver_knows_who_sent_it_and_when(
     hook, receiver, research
 ):
     tell(research)
-    queueing.send_notifications()
+    queueing.send_due(Notification)
     [(headers, body)] = receiver.got
     read = Verifier(hook.secret).verify(body, headers)
     assert read["type"] == "quota.warning"
@@ -165,11 +165,11 @@ def test_what_is_not_taken_is_tried_again_later_with_the_same_id(hook, receiver,
     tell(research)
     waits = []
     for _ in range(3):
-        queueing.send_notifications()
+        queueing.send_due(Notification)
         row = Notification.objects.get()
         waits.append((row.not_before - timezone.now()).total_seconds())
         Notification.objects.update(not_before=timezone.now())
-    assert row.attempts == 3
+    assert row.attempt == 3
     assert row.delivered_at is not None
     assert waits[0] <= 10 < waits[1] <= 20
     assert len({headers["webhook-id"] for headers, _ in receiver.got}) == 1
@@ -181,17 +181,17 @@ def test_after_enough_attempts_it_is_given_up(hook, receiver, research, settings
     receiver.answers += [500] * 5
     tell(research)
     for _ in range(4):
-        queueing.send_notifications()
+        queueing.send_due(Notification)
         Notification.objects.update(not_before=timezone.now(), message_sent_at=None)
     row = Notification.objects.get()
-    assert (row.attempts, row.failed_at is not None) == (2, True)
+    assert (row.attempt, row.failed_at is not None) == (2, True)
     assert "500" in row.problem
 
 
 def test_a_receiver_that_wants_no_more_gets_no_more(hook, receiver, research):
     receiver.answers += [410]
     tell(research)
-    queueing.send_notifications()
+    queueing.send_due(Notification)
     assert not Webhook.objects.get().enabled
     tell(research)
     assert Notification.objects.count() == 1
@@ -204,7 +204,7 @@ def test_nothing_is_sent_to_this_machine_however_it_is_written(
     settings.WEBHOOK_PRIVATE_NETWORKS = settings.ALLOWED_NETWORKS = []
     Webhook.objects.update(url=receiver.url.replace("127.0.0.1", host))
     tell(research)
-    queueing.send_notifications()
+    queueing.send_due(Notification)
     row = Notification.objects.get()
     assert row.failed_at is not None
     assert receiver.got == []
@@ -250,7 +250,7 @@ def test_a_webhook_is_tried_whatever_it_is_told_of(alice, dora, root, research, 
             try_webhook(actor=person, webhook=other)
     try_webhook(actor=dora, webhook=made)
     assert [(row.webhook, row.event) for row in Notification.objects.all()] == [(made, Event.TEST)]
-    queueing.send_notifications()
+    queueing.send_due(Notification)
     assert len(receiver.got) == 1
     assert Notification.objects.get().delivered_at is not None
     made.enabled = False
@@ -285,7 +285,7 @@ def test_the_sweep_sends_what_the_queue_lost(hook, receiver, research, monkeypat
     with monkeypatch.context() as outage:
         outage.setattr(tasks.deliver_notification, "send", down)
         tell(research)
-        queueing.send_notifications()
+        queueing.send_due(Notification)
     assert receiver.got == []
     upkeep.sweep()
     assert len(receiver.got) == 1
@@ -304,10 +304,10 @@ def test_what_is_delivered_while_the_database_is_away_is_written_down_later(
     receiver.during = lock_out
     tell(research)
     connection.close()
-    queueing.send_notifications()
+    queueing.send_due(Notification)
     row = Notification.objects.get()
     assert row.delivered_at is not None
-    assert (row.attempts, len(receiver.got)) == (1, 1)
+    assert (row.attempt, len(receiver.got)) == (1, 1)
 
 
 def test_an_outage_of_the_database_is_no_attempt_at_a_message(
@@ -318,15 +318,17 @@ def test_an_outage_of_the_database_is_no_attempt_at_a_message(
     monkeypatch.setitem(connection.settings_dict["OPTIONS"], "timeout", 0.2)
     connection.close()
     [message] = Notification.objects.all()
-    assert message.claim(patience=notification_delivery.PATIENCE)
+    lease = message.claim("one", life=timedelta(seconds=30))
+    assert lease is not None
     queue.acquire(30)
     threading.Timer(1, queue.release).start()
     with pytest.raises(OperationalError):
-        message.give_back()
-    assert persist(message.give_back)
-    assert Notification.objects.get().attempts == 0
-    assert not message.give_back()  # it is another's by now
-    queueing.send_notifications()
+        message.give_back(lease)
+    persist(lambda: message.give_back(lease))
+    assert Notification.objects.get().attempt == 0
+    with pytest.raises(LeaseLostError):
+        message.give_back(lease)
+    queueing.send_due(Notification)
     assert len(receiver.got) == 1
 
 
@@ -341,7 +343,7 @@ def test_approvers_hear_of_requests_and_those_who_asked_of_decisions(
     )
     build = submit("dependencies: [apptool]", reason="for the course")
     builds.run(build.pk)
-    queueing.send_notifications()
+    queueing.send_due(Notification)
     [subject] = mail.to("anna")
     assert "research/ml" in subject
     assert "libalpha" in subject
@@ -353,7 +355,7 @@ def test_approvers_hear_of_requests_and_those_who_asked_of_decisions(
     [request] = build.requests.select_related("namespace")
     approvals.decide(actor=anna, requests=[request], approve=True, reason="a fine library")
     builds.run(build.pk)
-    queueing.send_notifications()
+    queueing.send_due(Notification)
     decided, finished = mail.to("alice")
     assert "approved" in decided
     assert "READY" in finished
@@ -366,7 +368,7 @@ def test_approvers_hear_of_requests_and_those_who_asked_of_decisions(
 def test_a_build_that_nobody_had_to_approve_sends_no_mail(mail, hook, receiver, submit):
     build = submit("dependencies: [mathkernel]")
     builds.run(build.pk)
-    queueing.send_notifications()
+    queueing.send_due(Notification)
     assert mail.mails == []
     assert [json.loads(body)["data"]["state"] for _, body in receiver.got] == ["READY"]
 
@@ -390,7 +392,7 @@ def test_an_address_that_is_none_is_given_up_and_a_busy_server_is_not(
 ):
     mail.refusal = refusal
     tell(research, emails=["gone@example.org"])
-    queueing.send_notifications()
+    queueing.send_due(Notification)
     row = Notification.objects.get()
     assert (row.failed_at is not None) == final
     assert row.delivered_at is None
@@ -398,7 +400,7 @@ def test_an_address_that_is_none_is_given_up_and_a_busy_server_is_not(
 
 def test_a_subject_cannot_bring_headers_along(mail, research):
     tell(research, emails=["anna@example.org"], subject="hello\r\nBcc: eve@example.org")
-    queueing.send_notifications()
+    queueing.send_due(Notification)
     assert [to for to, _ in mail.mails] == ["anna@example.org"]
 
 
@@ -407,6 +409,7 @@ def test_old_messages_are_forgotten(hook, receiver, research, monkeypatch):
     Notification.objects.update(
         created_at=timezone.now() - Notification.KEPT - timedelta(days=1),
         failed_at=timezone.now(),
+        state=Notification.FAILED_STATE,
     )
     monkeypatch.setattr(upkeep, "_last", {})
     monkeypatch.setattr(tasks.tidy, "send", lambda: None)

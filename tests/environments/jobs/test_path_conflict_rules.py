@@ -153,7 +153,7 @@ def other_platform(submit, environment) -> Build:
 def test_an_archive_for_another_platform_is_judged_when_it_is_made(
     other_platform, environment, dora, effect, monkeypatch
 ):
-    monkeypatch.setattr(queueing, "queue_artifact", lambda artifact: None)
+    monkeypatch.setattr(queueing, "queue", lambda artifact: None)
     rule(dora, environment.namespace, effect)
     wanted = partial(
         create_artifact,
@@ -179,7 +179,7 @@ def test_an_archive_for_another_platform_is_judged_when_it_is_made(
 def test_a_namespace_without_the_rule_still_gets_the_archive_for_another_platform(
     other_platform, environment, dora, root, monkeypatch
 ):
-    monkeypatch.setattr(queueing, "queue_artifact", lambda artifact: None)
+    monkeypatch.setattr(queueing, "queue", lambda artifact: None)
     rule(dora, environment.namespace, "enforce")
     elsewhere = make_environment(make_namespace("other"))
     theirs = make_build(elsewhere, lock=other_platform.lock.value())

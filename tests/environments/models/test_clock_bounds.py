@@ -23,9 +23,7 @@ from environments.models import (
     Preview,
     Worker,
 )
-from environments.models.previews import PreviewState
 from environments.operations import due_times, upkeep
-from environments.services import mirrors
 from tests.factories import make_lock
 
 pytestmark = pytest.mark.django_db
@@ -36,7 +34,7 @@ HOURS = timedelta(hours=2)
 def sent(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[object]]:
     """What the sweep sends messages for."""
     found: dict[str, list[object]] = {}
-    for task in (tasks.build_environment, tasks.make_artifact, tasks.solve_preview):
+    for task in (tasks.run_next_build, tasks.make_artifact, tasks.run_next_preview):
         name = task.actor_name
         found[name] = []
         monkeypatch.setattr(task, "send", found[name].append)
@@ -48,8 +46,8 @@ def test_a_build_that_waits_is_sent_again(submit, sent):
     later = timezone.now() + HOURS
     Build.objects.filter(pk=build.pk).update(not_before=later, message_sent_at=later)
     assert due_times.correct(timezone.now()) == 1
-    upkeep.send_forgotten_messages()
-    assert sent["build_environment"] == [build.pk]
+    upkeep.sweep_leased_work()
+    assert sent["run_next_build"] == [build.pk]
 
 
 def test_the_back_off_of_an_attempt_is_kept(submit, settings):
@@ -65,15 +63,15 @@ def test_the_back_off_of_an_attempt_is_kept(submit, settings):
 def test_a_build_whose_message_was_sent_in_the_future_is_sent_again(submit, sent):
     build = submit("dependencies: [python]")
     Build.objects.filter(pk=build.pk).update(message_sent_at=timezone.now() + HOURS)
-    upkeep.send_forgotten_messages()
-    assert sent["build_environment"] == [build.pk]
+    upkeep.sweep_leased_work()
+    assert sent["run_next_build"] == [build.pk]
 
 
 def test_a_build_whose_lease_ends_in_two_hours_is_lost(submit):
     build = submit("dependencies: [python]")
     assert build.claim("host:1:x", life=HOURS) is not None
     assert build in Build.objects.lost(timezone.now())
-    upkeep.give_up_lost_builds()
+    upkeep.give_up_lost(Build)
     build.refresh_from_db()
     assert build.state == BuildState.QUEUED
 
@@ -86,11 +84,11 @@ def test_an_artifact_goes_on(submit, sent):
     later = timezone.now() + HOURS
     Artifact.objects.filter(pk=artifact.pk).update(not_before=later, message_sent_at=later)
     assert due_times.correct(timezone.now()) == 1
-    upkeep.send_forgotten_messages()
+    upkeep.sweep_leased_work()
     assert sent["make_artifact"] == [artifact.pk]
     artifact.refresh_from_db()
     assert artifact.claim("host:1:x", life=HOURS) is not None
-    upkeep.give_up_lost_artifacts()
+    upkeep.give_up_lost(Artifact)
     artifact.refresh_from_db()
     assert artifact.state == ArtifactState.QUEUED
 
@@ -102,13 +100,13 @@ def test_a_preview_goes_on(submit, sent):
         specification=build.specification,
         created_at=timezone.now() + HOURS,
     )
-    upkeep.send_forgotten_messages()
-    Preview.objects.update(
-        state=PreviewState.SOLVING, created_at=timezone.now(), started_at=timezone.now() + HOURS
-    )
-    upkeep.send_forgotten_messages()
-    assert sent["solve_preview"] == [str(preview.pk)] * 2
-    assert preview.claim(patience=timedelta(minutes=1))
+    upkeep.sweep_leased_work()
+    Preview.objects.update(created_at=timezone.now() - HOURS)
+    assert preview.claim("host:1:x", life=HOURS) is not None
+    upkeep.sweep_leased_work()
+    Preview.objects.update(not_before=timezone.now())
+    upkeep.sweep_leased_work()
+    assert sent["run_next_preview"] == [str(preview.pk)] * 2
 
 
 def test_a_notification_is_due(environment):
@@ -116,20 +114,23 @@ def test_a_notification_is_due(environment):
     content = {"text": "", "data": {}}
     new = Notification.objects.create(email="a@example.org", content=content, not_before=later)
     tried = Notification.objects.create(
-        email="b@example.org", content=content, not_before=later, attempts=3
+        email="b@example.org", content=content, not_before=later, attempt=3
     )
     assert due_times.correct(timezone.now()) == 2
     assert set(Notification.objects.due(timezone.now() + timedelta(seconds=1))) == {new, tried}
 
 
-def test_a_mirror_is_looked_at_and_its_lease_is_free():
+def test_a_mirror_is_read_again():
     mirror = Mirror.objects.create(name="m", upstream="https://example.org/m", subdirs=["noarch"])
     later = timezone.now() + HOURS
     index = MirrorIndex.objects.create(
-        mirror=mirror, subdir="noarch", looked_at=later, tried_at=later, lease_expires_at=later
+        mirror=mirror, subdir="noarch", looked_at=later, tried_at=later, not_before=later
     )
-    assert index in mirrors.due_indexes(timezone.now(), interval=timedelta(minutes=5))
-    assert index.claim(life=timedelta(seconds=30)) is not None
+    assert due_times.correct(timezone.now()) == 1
+    assert index in MirrorIndex.objects.due(timezone.now())
+    assert index.claim("host:1:x", life=HOURS) is not None
+    upkeep.give_up_lost(MirrorIndex)
+    assert index in MirrorIndex.objects.due(timezone.now())
 
 
 def test_a_scheduler_and_a_worker_that_died_do_not_seem_alive():

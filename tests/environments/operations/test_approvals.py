@@ -35,7 +35,7 @@ from environments.models import (
     Policy,
     RequestState,
 )
-from environments.operations import approvals, builds, upkeep
+from environments.operations import approvals, builds, queueing
 from environments.operations.environments import delete_environment
 from tests import factories
 from tests.environments.graphql.asking import ask
@@ -432,7 +432,7 @@ def test_a_decision_that_comes_before_the_hold_counts(submit, anna, unsent):
     Decision.objects.filter(pk=approved.pk).update(revoked_at=None)
     assert not keeping.hold(build, verdicts, lease=lease)
     assert again(build).state == S.QUEUED
-    upkeep.send_forgotten_messages()
+    queueing.send_due(Build)
     assert build.pk in unsent
     assert run(build).state == S.READY
 

@@ -12,11 +12,16 @@ from django.utils import timezone
 from condastore.errors import InvalidInputError, LeaseLostError, TransitionError
 from environments.domain.lifecycle import FINISHED, MOVES, RUNNING, BuildState
 from environments.models import Build, Environment
-from environments.models.builds import Lease, backoff_delay
+from environments.models.leased_work import Lease
 from tests.factories import make_build, make_environment
 
 LIFE = timedelta(seconds=30)
 S = BuildState
+
+
+@pytest.fixture(autouse=True)
+def three_attempts(settings: Any) -> None:
+    settings.BUILD_ATTEMPTS, settings.BACKOFF = 3, timedelta(0)
 
 
 def test_every_state_has_its_moves_and_final_ones_end_only_on_request():
@@ -73,7 +78,7 @@ def test_a_stale_lease_writes_nothing(environment: Environment):
     build = make_build(environment, S.QUEUED)
     first = build.claim("one", life=LIFE)
     assert first is not None
-    build.give_up_lost(attempts=3, backoff=timedelta(0))
+    build.give_up_lost()
     with pytest.raises(LeaseLostError):  # it waits for another worker: not a state to start from
         Build.objects.get(pk=build.pk).move(S.FETCHING, lease=first)
     second = build.claim("two", life=LIFE)
@@ -88,14 +93,17 @@ def test_a_stale_lease_writes_nothing(environment: Environment):
     assert build.log_from() == []
 
 
-def test_a_lost_build_is_tried_again_with_growing_waits_and_then_fails(environment: Environment):
+def test_a_lost_build_is_tried_again_with_growing_waits_and_then_fails(
+    environment: Environment, settings: Any
+):
+    settings.BACKOFF = timedelta(seconds=5)
     build = make_build(environment, S.QUEUED)
     waits = []
     for attempt in range(1, 4):
         Build.objects.update(not_before=timezone.now())
         assert build.claim(f"worker {attempt}", life=-LIFE)
         assert build in Build.objects.lost(timezone.now())
-        build.give_up_lost(attempts=3, backoff=timedelta(seconds=5))
+        build.give_up_lost()
         waits.append(round((build.not_before - timezone.now()).total_seconds()))
     assert waits[:2] == [5, 10]
     assert build.state == S.FAILED
@@ -106,13 +114,8 @@ def test_a_lost_build_that_was_being_cancelled_is_cancelled(environment: Environ
     build = make_build(environment, S.QUEUED)
     build.claim("one", life=-LIFE)
     build.move(S.CANCELLING)
-    build.give_up_lost(attempts=3, backoff=timedelta(0))
+    build.give_up_lost()
     assert build.state == S.CANCELLED
-
-
-def test_the_wait_before_an_attempt_doubles_up_to_a_ceiling():
-    waits = [backoff_delay(n, first=timedelta(seconds=5)).total_seconds() for n in range(1, 12)]
-    assert waits == [5, 10, 20, 40, 80, 160, 320, 600, 600, 600, 600]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +169,7 @@ def test_a_log_is_read_from_any_line_and_survives_its_compression(environment: E
     assert build.log_from() == lines
     assert build.log_from(11) == lines[11:]
     with pytest.raises(LeaseLostError):
-        build.append_log(["too late"], lease=Lease(build_id=build.pk, owner="", token=1))
+        build.append_log(["too late"], lease=Lease(owner="", token=1))
 
 
 def test_an_empty_log_stays_empty(environment: Environment):

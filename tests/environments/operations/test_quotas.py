@@ -226,7 +226,7 @@ def test_administrators_set_quotas_and_nobody_else(research: Namespace, root: Ac
 def test_of_many_who_ask_at_once_the_limit_lets_so_many_through(
     environment: Environment, alice: Actor, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("environments.operations.queueing.send_build", lambda build: None)
+    monkeypatch.setattr("environments.operations.queueing.send", lambda row: True)
     allow(environment.namespace, max_builds_at_once=3)
     refused: list[QuotaError] = []
     start = threading.Barrier(6)

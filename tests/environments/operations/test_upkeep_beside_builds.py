@@ -56,16 +56,16 @@ def test_upkeep_does_not_lead_a_folder_back_while_its_pointer_moves(
 def test_upkeep_does_not_take_a_prefix_away_from_the_build_that_just_made_it(
     submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    attach = build_run.Run.update
+    attach = build_run.BuildRun.update
 
-    def slowly(run: build_run.Run, **changes: Any) -> None:
+    def slowly(run: build_run.BuildRun, **changes: Any) -> None:
         if "prefix" in changes:
             beside = threading.Thread(target=_drop_prefixes)
             beside.start()
             beside.join(0.5)
         attach(run, **changes)
 
-    monkeypatch.setattr(build_run.Run, "update", slowly)
+    monkeypatch.setattr(build_run.BuildRun, "update", slowly)
     build = submit("dependencies: [license-mit]")
     builds.run(build.pk)
     build.refresh_from_db()

@@ -365,7 +365,7 @@ def test_an_image_on_demand_is_built_by_the_pull_whatever_the_order_of_its_packa
     from environments import tasks
     from environments.jobs import builds
 
-    monkeypatch.setattr(tasks.build_environment, "send", builds.run)
+    monkeypatch.setattr(tasks.run_next_build, "send", builds.run)
     settings.ON_DEMAND_NAMESPACE = "research"
     alice, bob, charlie, nobody = (pull_as(name) for name in ("alice", "bob", "charlie", ""))
     place = "/v2/dynamic/libbeta.1.2/activating"
@@ -394,7 +394,7 @@ def test_what_may_not_be_built_on_demand_is_denied_with_the_reason(
     from environments import tasks
     from environments.jobs import builds
 
-    monkeypatch.setattr(tasks.build_environment, "send", builds.run)
+    monkeypatch.setattr(tasks.run_next_build, "send", builds.run)
     settings.ON_DEMAND_NAMESPACE = "research"
     add_rule(
         actor=dora, namespace=research, kind="packages-denied", effect=effect, name="no beta",

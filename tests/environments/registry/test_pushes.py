@@ -81,7 +81,7 @@ def rule_to(actor: Actor, namespace: Namespace, target: str, pattern: str = "ml"
 
 def sweep() -> Push:
     Push.objects.update(not_before=timezone.now(), message_sent_at=None)
-    queueing.send_pushes()
+    queueing.send_due(Push)
     return Push.objects.get()
 
 
@@ -123,8 +123,8 @@ def test_a_push_that_fails_is_tried_again_and_says_why(
     assert first.state == "waiting"
     assert "127.0.0.1:9 does not respond" in first.problem
     assert first.not_before > timezone.now() + timedelta(minutes=50)
-    queueing.send_pushes()
-    assert Push.objects.get().attempts == 1  # it is not due
+    queueing.send_due(Push)
+    assert Push.objects.get().attempt == 1  # it is not due
     assert sweep().state == "failed"
     assert AuditEvent.objects.filter(action="image.push-failed").count() == 1
     PushRule.objects.update(target=f"http://{registry}/team/ml:1")
@@ -197,14 +197,10 @@ def test_who_is_overtaken_by_a_newer_build_moves_no_tag(
 def test_two_workers_do_not_send_the_same(small: Build, research: Namespace, dora: Actor) -> None:
     rule_to(dora, research, "registry.example.org/team/ml")
     first, second = Push.objects.get(), Push.objects.get()
-    assert first.claim(patience=timedelta(minutes=1))
-    assert not second.claim(patience=timedelta(minutes=1))
+    lease = first.claim("one", life=timedelta(minutes=1))
+    assert lease is not None
+    assert second.claim("two", life=timedelta(minutes=1)) is None
     assert first.state == "pushing"
-    Push.objects.update(not_before=timezone.now())  # the first was not heard of
-    assert second.claim(patience=timedelta(minutes=1))
-    assert not first.keep_on(patience=timedelta(minutes=1))
-    assert not first.end(pushed_at=timezone.now())
-    assert second.end(pushed_at=timezone.now())
 
 
 @pytest.mark.parametrize(
@@ -373,7 +369,7 @@ def test_an_outage_of_the_database_is_no_attempt_at_a_push(
     assert outage.began.is_set()
     last = first if first.state == "pushed" else sweep()
     assert (last.state, last.problem) == ("pushed", "")
-    assert last.attempts == 1
+    assert last.attempt == 1
 
 
 def test_a_worker_that_is_stopped_gives_its_push_back(
@@ -398,14 +394,14 @@ def test_a_worker_that_is_stopped_gives_its_push_back(
     thread = threading.Thread(target=work)
     thread.start()
     until = time.monotonic() + 20
-    while Push.objects.get().attempts == 0 and time.monotonic() < until:
+    while Push.objects.get().attempt == 0 and time.monotonic() < until:
         time.sleep(0.02)
     time.sleep(1)  # it waits for the image that another worker makes
     raise_thread_exception(thread.ident, Shutdown)
     thread.join(30)
     assert stopped
     row = Push.objects.get()
-    assert (row.attempts, row.state, row.problem) == (0, "waiting", "")
+    assert (row.attempt, row.state, row.problem) == (0, "waiting", "")
 
 
 def test_a_push_waits_for_a_blob_store_that_is_away(
@@ -418,7 +414,7 @@ def test_a_push_waits_for_a_blob_store_that_is_away(
     data_folder.rename(aside)
     data_folder.mkdir()
     away = sweep()
-    assert (away.state, away.attempts) == ("waiting", 1)
+    assert (away.state, away.attempt) == ("waiting", 1)
     assert "not mounted" in away.problem
     shutil.rmtree(data_folder)
     aside.rename(data_folder)
@@ -438,5 +434,5 @@ def test_a_push_that_the_queue_does_not_take_is_sent_by_a_later_sweep(
     with monkeypatch.context() as context:
         context.setattr(tasks.push_image, "send", away)
         waiting = sweep()
-    assert (waiting.state, waiting.attempts, waiting.message_sent_at) == ("waiting", 0, None)
+    assert (waiting.state, waiting.attempt, waiting.message_sent_at) == ("waiting", 0, None)
     assert sweep().state == "pushed"

@@ -312,7 +312,7 @@ def test_a_file_that_could_not_be_made_says_why_and_is_tried_again_later(
     row = Artifact.wanted(build, ArtifactKind.TAR_ZST, factories.PLATFORM)
     lease = row.claim("worker", life=timedelta(seconds=30))
     assert lease is not None
-    row.give_up(LinkError("a and b clash."), lease=lease, attempts=3, backoff=timedelta(0))
+    row.fail(LinkError("a and b clash."), lease=lease)
     got = get(bob)
     assert (got.status, sent) == (422, [])
     assert b"a and b clash." in got.content

@@ -31,7 +31,7 @@ from environments.engine.channels import mirrors as engine
 from environments.jobs import blob_gc, mirrors
 from environments.models import AuditEvent, Blob, Mirror, MirrorIndex, MirrorView, Namespace
 from environments.operations import mirrors as operations
-from environments.operations import upkeep
+from environments.operations import queueing
 from environments.operations.policies import add_rule, change_rule
 from environments.operations.recalls import recall, undo_recall
 from environments.operations.tokens import create_token
@@ -55,8 +55,8 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def _at_once(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no queue: what would be sent is done by the test, or at once."""
     settings.DISK_RESERVE = 0
-    monkeypatch.setattr(tasks.look_at_mirror, "send", lambda key: None)
-    monkeypatch.setattr(tasks.make_mirror_view, "send", mirrors.make)
+    monkeypatch.setattr(tasks.read_mirror, "send", lambda key: None)
+    monkeypatch.setattr(tasks.render_mirror_view, "send", mirrors.render)
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def mirror(root: Actor, research: Namespace, upstream: ChannelServer) -> Mirror:
 
 def look(mirror: Mirror, at: datetime | None = None) -> None:
     for index in mirror.indexes.order_by("pk"):
-        mirrors.look(index.pk, at=at)
+        mirrors.read_upstream(index.pk, at=at)
 
 
 def publish(channel: Path, name: str, version: str, **options: Any) -> None:
@@ -241,12 +241,12 @@ def test_a_view_of_older_records_is_served_until_the_newer_is_made(
 ) -> None:
     records = listed(bob)
     monkeypatch.setattr(services, "LIVE_WINDOW", timedelta(0))
-    monkeypatch.setattr(tasks.make_mirror_view, "send", lambda key: None)
+    monkeypatch.setattr(tasks.render_mirror_view, "send", lambda key: None)
     publish(channel, "alpha", "3.0")
     look(mirror, AT + timedelta(days=1))
     assert listed(bob) == records
     for view in MirrorView.objects.filter(made_at=None):
-        mirrors.make(view.pk)
+        mirrors.render(view.pk)
     assert "3.0" in versions(listed(bob))
 
 
@@ -254,7 +254,7 @@ def test_whoever_asks_too_early_is_told_to_ask_again(
     mirror: Mirror, bob: Actor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(views, "WAIT", 0)
-    monkeypatch.setattr(tasks.make_mirror_view, "send", lambda key: None)
+    monkeypatch.setattr(tasks.render_mirror_view, "send", lambda key: None)
     answer = get(bob, "/channel/mirror/small/linux-64/repodata.json")
     assert (answer.status_code, answer["Retry-After"]) == (503, "10")
 
@@ -266,7 +266,7 @@ def test_a_channel_that_does_not_answer_is_served_as_it_was(
     for fault in (Fault("*", status=500, times=4), Fault("*", cut_after=50, times=4)):
         upstream.faults.clear()
         upstream.faults.add(fault)
-        MirrorIndex.objects.update(state={})  # so that it must send all of it
+        MirrorIndex.objects.update(upstream_state={})  # so that it must send all of it
         look(mirror)
         answer = get(bob, "/channel/mirror/small/linux-64/repodata.json")
         assert answer["X-Stale-Since"] == "Sun, 01 Mar 2026 12:00:00 GMT"
@@ -495,7 +495,7 @@ def test_every_change_of_a_mirror_is_in_the_audit_log(mirror: Mirror, root: Acto
     assert mirror.subdirs == ["osx-arm64", "noarch"]
     gone = [index.pk for index in mirror.indexes.all()]
     operations.delete_mirror(actor=root, mirror=mirror)
-    assert not any(mirrors.look(key) for key in gone)  # a message that came too late
+    assert not any(mirrors.read_upstream(key) for key in gone)  # a message that came too late
     actions = list(AuditEvent.objects.order_by("position").values_list("action", flat=True))
     assert actions == ["mirror.create", "mirror.change", "mirror.delete"]
     assert not MirrorIndex.objects.exists()
@@ -506,9 +506,9 @@ def test_a_platform_that_is_not_mirrored_any_more_is_not_fetched(
 ) -> None:
     operations.change_mirror(actor=root, mirror=mirror, namespace=None, subdirs=["osx-arm64"])
     looks: list[int] = []
-    monkeypatch.setattr(tasks.look_at_mirror, "send", looks.append)
-    MirrorIndex.objects.update(looked_at=None, message_sent_at=None, tried_at=None)
-    upkeep.queue_mirrors()
+    monkeypatch.setattr(tasks.read_mirror, "send", looks.append)
+    MirrorIndex.objects.update(not_before=timezone.now(), message_sent_at=None)
+    queueing.send_due(MirrorIndex)
     asked = MirrorIndex.objects.filter(pk__in=looks).values_list("subdir", flat=True)
     assert sorted(asked) == ["noarch", "osx-arm64"]
 

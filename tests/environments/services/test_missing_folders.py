@@ -185,7 +185,7 @@ def test_two_workers_at_the_same_folder_do_no_harm(
     late = timezone.now() - timedelta(seconds=1)
     FolderRestore.objects.update(lease_expires_at=late)
     settings.BACKOFF = timedelta(0)
-    upkeep.give_up_lost_restores()
+    upkeep.give_up_lost(FolderRestore)
     assert restore_all() == [build.pk]
     go_on.set()
     slow.join()
@@ -208,7 +208,7 @@ def test_what_a_killed_worker_leaves_is_tried_again_and_removed(
     cleanup.drop_orphans(grace=timedelta(0))
     assert half.exists(), "it is being linked"
     FolderRestore.objects.update(lease_expires_at=timezone.now() - timedelta(seconds=1))
-    upkeep.give_up_lost_restores()
+    upkeep.give_up_lost(FolderRestore)
     assert restore_all() == [build.pk]
     cleanup.drop_orphans(grace=timedelta(0))
     assert not half.exists()
