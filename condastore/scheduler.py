@@ -1,4 +1,4 @@
-"""`condastore scheduler`: finds what was lost and starts what is due. Of several, one acts."""
+"""`condastore scheduler`: periodic sweep for lost and due work; of several, one is the leader."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = structlog.get_logger(__name__)
 
 
 def run() -> None:
-    """Sweep at each interval until SIGTERM or SIGINT; an outage is logged and outlived."""
+    """Sweep at each interval until SIGTERM or SIGINT; outages are logged."""
     os.umask(PRIVATE_UMASK)
     prepare_folder(settings.DATA)
     stop = threading.Event()
@@ -41,12 +41,12 @@ def sweep_once() -> None:
 
     close_old_connections()
     try:
-        # A leader that died is followed by another after three intervals, 15 s at least.
+        # Another scheduler takes over from a dead leader after three intervals, 15 s at least.
         life = max(3 * settings.SWEEP_INTERVAL, settings.LEASE / 2)
         if Leader.lead("scheduler", process_name(), life=life):
             upkeep.sweep()
     except Exception as error:
-        # Whatever one round met (a full disk), the next one may not.
+        # The cause (such as a full disk) may be gone at the next round.
         if outages.unavailable(error) is None:
             logger.exception("a sweep failed", hint=outages.migration_hint(error))
             return

@@ -1,4 +1,4 @@
-"""`condastore worker`: takes messages of the queues and runs their actors, in threads."""
+"""`condastore worker`: consume the queues and run their actors in threads."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from condastore.private_files import SHARED_UMASK
 from condastore.supervisor.startup import prepare_folder, prepare_process
 
 logger = structlog.get_logger(__name__)
-#: How often a worker says that it lives; `Worker.LIFE` is how long that is believed.
+#: Interval of the worker's heartbeat; `Worker.LIFE` is how long one lasts.
 ANNOUNCE = timedelta(seconds=5)
 #: A worker of these queues alone may have a data folder of its own, with an object store.
 WITHOUT_SHARED_FOLDER = frozenset({"artifacts"})
 #: Seconds to give running builds back when it stops; then it ends whatever they do.
 GRACE, HARD_END = 8.0, 12.0
-#: New objects until the collector looks at them: a build notes ten thousands of files, and keeps
-#: them to its end; to look at all of them takes longer than to link what is compiled.
-COLLECT = (10_000, 10, 10)
+#: gc.set_threshold(): allocations before a generation-0 collection. A build records tens of
+#: thousands of files and keeps them to its end; collecting more often costs more than linking.
+GC_THRESHOLDS = (10_000, 10, 10)
 
 
 def process_name() -> str:
@@ -38,7 +38,7 @@ def process_name() -> str:
 
 
 def run(*, queues: Sequence[str], threads: int | None = None) -> None:
-    """Work until SIGTERM or SIGINT; builds that run then are given back to the queue."""
+    """Work until SIGTERM or SIGINT; builds that run then are requeued."""
     os.umask(SHARED_UMASK)  # whatever it was: users of environments read what is linked
     prepare_folder(settings.DATA)
     stop = threading.Event()
@@ -131,15 +131,15 @@ def _say_gone(queues: list[str]) -> None:
 
 
 def _preload() -> None:
-    """Import what every build needs, so that the first one does not wait for it."""
+    """Import what every build needs, so that the first one does not wait."""
     started = time.monotonic()
     builds = importlib.import_module("environments.jobs.builds")
     builds.get_engine().solver().warm_up()
     builds.get_engine().packages.warm_up()
-    # What is imported by now stays: the collector need not look at it again and again.
+    # gc.freeze(): what is imported by now stays, so that no collection visits it again.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(*COLLECT)
+    gc.set_threshold(*GC_THRESHOLDS)
     logger.debug("preloaded", seconds=round(time.monotonic() - started, 2))
 
 
@@ -156,14 +156,14 @@ def _serve_metrics() -> None:
 
 
 def _end_within(seconds: float) -> None:
-    """Whatever still blocks then: the row's lease brings the build back, so nothing is lost."""
+    """Exit after `seconds` even if work still blocks: its lease expires, and it is requeued."""
     timer = threading.Timer(seconds, lambda: _leave(1))
     timer.daemon = True
     timer.start()
 
 
 def _leave(status: int) -> None:
-    """End at once: the solver's native threads do not survive the interpreter's own way out."""
+    """Exit at once: native threads of the solver may crash in the interpreter's own shutdown."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

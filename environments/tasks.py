@@ -1,4 +1,4 @@
-"""Dramatiq actors: ids in, one call. The row is the truth; a message is a hint that it is due."""
+"""Dramatiq actors. A message carries an id and is only a hint: the row says what is due."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _MILLISECOND = 0.001
 #: Rows count their attempts themselves. An exception that reaches Dramatiq came before that, as
 #: from a database that was away: the message must not be lost with it.
 REDELIVERY: dict[str, Any] = {"max_retries": 100, "min_backoff": 250, "max_backoff": 5_000}
-#: Milliseconds until a message that is for workers of another platform is offered again.
-OTHERS_TURN = 500
-#: Milliseconds until a preview for which no thread was free is offered again.
-PREVIEW_LATER = 500
-#: Milliseconds until a channel is read for which no thread was free.
-INDEX_LATER = 10_000
-#: Milliseconds until a mirror or a push for which no thread was free is offered again.
-BOUNDED_LATER = 2_000
+#: Delay in ms before a message for workers of another platform is offered again.
+OTHER_PLATFORM_DELAY = 500
+#: Delay in ms before a preview for which no thread was free is offered again.
+PREVIEW_DELAY = 500
+#: Delay in ms before the indexing of a channel for which no thread was free.
+INDEX_DELAY = 10_000
+#: Delay in ms before a mirror or push for which no thread was free is offered again.
+BOUND_DELAY = 2_000
 #: Priority of what yields to everything else that waits in a worker; the default is 0.
-LATER = 100
+LOW_PRIORITY = 100
 
 
 def _limit(seconds: float) -> int:
@@ -39,28 +39,28 @@ def _limit(seconds: float) -> int:
 
 
 def _run_bounded(kind: Kind, work: Callable[[int], object], task: Any, key: int) -> None:
-    """Do work of this kind, or offer it again later where its bound of threads is reached."""
+    """Do work of this kind, or requeue its message if the bound of its threads is reached."""
     from environments.services import thread_bounds
 
     with thread_bounds.hold(kind) as free:
         if free:
             work(key)
             return
-    with contextlib.suppress(Exception):  # the sweep says it again
-        task.send_with_options(args=(key,), delay=BOUNDED_LATER)
+    with contextlib.suppress(Exception):  # the sweep sends it again
+        task.send_with_options(args=(key,), delay=BOUND_DELAY)
 
 
 @dramatiq.actor(
     queue_name="builds",
     **REDELIVERY,
-    throws=Shutdown,  # a worker that is stopped says so; it is no fault
+    throws=Shutdown,  # a worker that is stopped; not an error
     time_limit=_limit(settings.BUILD_TIME_LIMIT.total_seconds()),
 )
 def run_next_build(build_id: int) -> None:
-    """Run the build whose turn it is: one for each message, so that there are as many as builds.
+    """Run the next build that is due, in the order of `fair_queue`.
 
-    It need not be the one that the message was sent for (`queue_order` says why). A message that
-    is delivered twice finds nothing to do the second time.
+    It may be another build than that of the message. A message that is delivered twice finds
+    nothing to do the second time.
     """
     from environments.jobs import builds, fair_queue
     from environments.services import platforms
@@ -77,12 +77,12 @@ def run_next_build(build_id: int) -> None:
             _cover_what_is_due(build_id, own)
         return
     if fair_queue.left_to_others(own):
-        with contextlib.suppress(Exception):  # the sweep says it again
-            run_next_build.send_with_options(args=(build_id,), delay=OTHERS_TURN)
+        with contextlib.suppress(Exception):  # the sweep sends it again
+            run_next_build.send_with_options(args=(build_id,), delay=OTHER_PLATFORM_DELAY)
 
 
 def _cover_what_is_due(build_id: int, platform: str) -> None:
-    """Send a message for a build whose own was lost; one too many finds nothing to do."""
+    """Send a message in case one was lost; a surplus message finds nothing to do."""
     from environments.jobs import fair_queue
 
     with contextlib.suppress(Exception):  # the sweep does the same, later
@@ -93,23 +93,22 @@ def _cover_what_is_due(build_id: int, platform: str) -> None:
 @dramatiq.actor(
     queue_name="solves",
     **REDELIVERY,
-    throws=Shutdown,  # a worker that is stopped says so; it is no fault
+    throws=Shutdown,  # a worker that is stopped; not an error
     time_limit=_limit(settings.SOLVE_TIME_LIMIT.total_seconds()),
 )
 def run_next_preview(preview_id: str) -> None:
-    """Run the preview whose turn it is, which need not be the one of the message.
+    """Run the next preview that is due, in the order of `fair_previews`.
 
-    Where no thread is free for one, whatever ends a preview sends for the next, and so does the
-    sweep: another worker may be free before.
+    If no thread is free, the end of another preview sends the next message, and so does the sweep.
     """
     from environments.jobs import fair_previews, previews
     from environments.services import thread_bounds
 
     with thread_bounds.hold(thread_bounds.Kind.PREVIEW) as free:
         ran = free and any(map(previews.run, fair_previews.next_previews()))
-    with contextlib.suppress(Exception):  # the sweep says it again
+    with contextlib.suppress(Exception):  # the sweep sends it again
         if not free and fair_previews.is_covered(preview_id):
-            run_next_preview.send_with_options(args=(preview_id,), delay=PREVIEW_LATER)
+            run_next_preview.send_with_options(args=(preview_id,), delay=PREVIEW_DELAY)
         elif ran and (following := next(fair_previews.next_previews(), None)) is not None:
             run_next_preview.send(following)
 
@@ -129,7 +128,7 @@ def make_artifact(artifact_id: int) -> None:
 
 @dramatiq.actor(queue_name="artifacts", throws=Shutdown, time_limit=_limit(3600), **REDELIVERY)
 def read_mirror(index_id: int) -> None:
-    """See what a mirrored channel lists now. A message delivered twice does nothing."""
+    """Read what the upstream of a mirror lists now."""
     from environments.jobs import mirrors
     from environments.services import thread_bounds
 
@@ -138,7 +137,7 @@ def read_mirror(index_id: int) -> None:
 
 @dramatiq.actor(queue_name="artifacts", throws=Shutdown, time_limit=_limit(3600), **REDELIVERY)
 def render_mirror_view(view_id: int) -> None:
-    """Render what is shown of a mirrored channel. A message delivered twice does nothing."""
+    """Render a view of a mirror."""
     from environments.jobs import mirrors
     from environments.services import thread_bounds
 
@@ -152,7 +151,7 @@ def render_mirror_view(view_id: int) -> None:
     time_limit=_limit(2 * settings.ARTIFACT_TIME_LIMIT.total_seconds()),
 )
 def push_image(push_id: int) -> None:
-    """One attempt to send an image where a rule says. A message delivered twice does nothing."""
+    """Run the next attempt to push an image, as a rule says."""
     from environments.jobs import image_pushes
     from environments.services import thread_bounds
 
@@ -161,7 +160,7 @@ def push_image(push_id: int) -> None:
 
 @dramatiq.actor(queue_name="upkeep", max_retries=0, throws=Shutdown, time_limit=_limit(3600))
 def compile_bytecode(build_id: int) -> None:
-    """Compile what a published build could not wait for."""
+    """Compile the Python files that a build did not wait for."""
     from environments.jobs import bytecode
 
     bytecode.complete(build_id)
@@ -171,11 +170,11 @@ def compile_bytecode(build_id: int) -> None:
     queue_name="upkeep",
     max_retries=0,
     throws=Shutdown,
-    priority=LATER,
+    priority=LOW_PRIORITY,
     time_limit=_limit(settings.BUILD_TIME_LIMIT.total_seconds()),
 )
 def restore_next_folder(restore_id: int = 0) -> None:
-    """Link the most urgent missing folder again. A message too many finds nothing to do."""
+    """Link the most urgent missing folder again, whichever the message was sent for."""
     from environments.jobs import folder_restores
 
     restored = folder_restores.restore_next()
@@ -190,16 +189,16 @@ def restore_next_folder(restore_id: int = 0) -> None:
 
 @dramatiq.actor(queue_name="upkeep", max_retries=0, throws=Shutdown, time_limit=_limit(3600))
 def tidy() -> None:
-    """Empty the trash, move orphans there, put the folders under `envs/` right; keep packages."""
+    """Empty the trash, move orphans there, repair the links under `envs/`; backfill packages."""
     from environments.jobs import cleanup, package_backfill
 
     cleanup.tidy()
-    package_backfill.go_on()
+    package_backfill.backfill_if_due()
 
 
 @dramatiq.actor(queue_name="upkeep", max_retries=0, throws=Shutdown, time_limit=_limit(3600))
 def collect(orphans: bool = False) -> None:
-    """Mark the kept bytes that nothing needs, and remove those that were marked long enough."""
+    """Garbage-collect blobs."""
     from environments.jobs import blob_gc
 
     blob_gc.collect(orphans=orphans)
@@ -207,17 +206,17 @@ def collect(orphans: bool = False) -> None:
 
 @dramatiq.actor(queue_name="upkeep", max_retries=0, throws=Shutdown, time_limit=_limit(600))
 def index_channel(channel_id: int) -> None:
-    """Read the names that a channel offers, for search."""
+    """Index the package names of a channel, for search."""
     from environments.jobs import cleanup
 
     if not cleanup.index_channel(channel_id):
         with contextlib.suppress(Exception):  # the sweep sends it again
-            index_channel.send_with_options(args=(channel_id,), delay=INDEX_LATER)
+            index_channel.send_with_options(args=(channel_id,), delay=INDEX_DELAY)
 
 
 @dramatiq.actor(queue_name="upkeep", throws=Shutdown, time_limit=_limit(120), **REDELIVERY)
 def deliver_notification(notification_id: int) -> None:
-    """One attempt at one mail or webhook. A message delivered twice does nothing."""
+    """Run the next attempt to deliver a mail or a webhook call."""
     from environments.jobs import notification_delivery
 
     notification_delivery.deliver(notification_id)
@@ -225,7 +224,7 @@ def deliver_notification(notification_id: int) -> None:
 
 @dramatiq.actor(queue_name="upkeep", max_retries=0, throws=Shutdown, time_limit=_limit(3600))
 def check_people() -> None:
-    """Ask the directories who is still there, and in which groups."""
+    """Update people and groups from the directories."""
     from accounts import directories
 
     directories.check_people()

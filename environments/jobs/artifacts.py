@@ -83,7 +83,7 @@ class ArtifactRun(LeasedRun[Artifact]):
         self.finish(ArtifactState.READY, blob=blob, seconds=seconds, failure=None)
 
     def material(self) -> Material:
-        """Everything of the lock for the artifact's platform, each byte checked on its way in."""
+        """Fetch what the lock has for the artifact's platform; every byte is verified."""
         artifact = self.artifact
         lock = artifact.lock.value()
         part = lock.on(artifact.platform)
@@ -119,18 +119,18 @@ class ArtifactRun(LeasedRun[Artifact]):
             platform=part.platform,
             prefix=STANDARD_PREFIX,
         )
-        LockConflicts.note(lock, part.platform, checked.conflicts)  # faults are told by its maker
+        LockConflicts.note(lock, part.platform, checked.conflicts)  # its maker reports faults
         refuse_paths_everywhere(lock, part.platform)
 
     def fetch(
         self, conda: Sequence[CondaPackage], pypi: Sequence[PypiPackage]
     ) -> tuple[list[CachedPackage], list[CachedWheel]]:
-        """Packages of the lock, each byte checked on its way in."""
+        """Fetch packages of the lock; every byte is verified."""
         packages = get_engine().packages.ensure(conda, **self._fetching)
         return packages, get_engine().wheels.ensure(pypi, **self._fetching)
 
     def originals(self, packages: Sequence[Package], folder: Path) -> dict[str, Path]:
-        """Packages as they came: those that are kept, and else from the channels."""
+        """Fetch the original packages: from the package archive, otherwise from the channels."""
         return fetch_originals(packages, folder, archive=package_archive(), **self._fetching)
 
     @cached_property

@@ -1,8 +1,8 @@
-"""Which kept bytes does nothing need any more, and how do they go without anybody missing one?
+"""Mark-and-sweep garbage collection of unreferenced blobs.
 
-Mark and sweep. A blob that nothing needs, and that nobody used for a while, is marked; marked long
-enough, it goes in one transaction that holds its row: who wants it meanwhile either takes the mark
-away first, or waits until the row is gone and keeps the bytes anew.
+A blob that nothing refers to, and that was not used for a while, is marked. After the grace period
+it is removed in one transaction that locks its row: a process that needs the blob meanwhile either
+removes the mark first, or waits until the row is gone and stores the bytes again.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def kept_builds(now: datetime) -> QuerySet[Build]:
 
 
 def _needed(now: datetime) -> Q:
-    """Of a blob: does a kept build need it, or something that is no build's alone?"""
+    """Match blobs that a build needs, or something that does not belong to one build."""
 
     def kept(lock: str) -> Exists:
         return Exists(kept_builds(now).filter(lock=OuterRef(lock)))

@@ -1,7 +1,7 @@
-"""How do all kept bytes get from one store to another, while both are in use?
+"""Copy all blobs from one store to another while both are in use.
 
-Each is copied and checked by its digest on the way. What is there already is left out, so that a
-second run copies what came since, or what a first one that was stopped did not reach.
+Each blob is verified by its digest. Blobs that are there already are skipped, so a second run
+copies what was added since, or what an interrupted first run did not reach.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BATCH = 500
 
 @dataclass(slots=True, kw_only=True)
 class Moved:
-    """How far it is: blobs, and bytes."""
+    """Progress in blobs and bytes."""
 
     total: int = 0
     total_size: int = 0
@@ -33,7 +33,7 @@ class Moved:
     copied_size: int = 0
     present: int = 0
     present_size: int = 0
-    #: Digests whose bytes are gone or others: they were there before, and are told, not copied.
+    #: Blobs whose bytes are missing or different; they are reported and not copied.
     damaged: int = 0
 
 

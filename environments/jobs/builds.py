@@ -245,11 +245,11 @@ def _smoke_tested(run: BuildRun) -> SmokeReport:
 
 
 def publish(run: BuildRun) -> None:
-    """The folder gets its name by one rename; READY and the pointer come in one transaction.
+    """Rename the folder to its final name; set READY and move the pointer in one transaction.
 
-    `envs/` follows before that is committed: whoever sees READY finds it switched. An older build
-    that finishes late, or a pinned pointer, leaves it where it is. A worker that is told to stop
-    meanwhile publishes first: users may have the folder open, so it is not taken away again.
+    The link under `envs/` is switched before the commit, so a client that sees READY finds it
+    switched. It stays if a newer build is current, or if the pointer is pinned. A worker that is
+    asked to stop publishes first: users may have the folder open, so it is not removed again.
     """
     build = run.build
     assert build.lock is not None

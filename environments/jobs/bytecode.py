@@ -1,13 +1,13 @@
-"""Compiled Python files of a prefix: linked where they are known, made where they are few.
+"""Compiled Python files of a prefix: linked from the cache, or compiled if they are few.
 
 Compiling a scientific stack takes longer than everything else in a cold build. So a build waits
-only for a small rest, and for the modules that its smoke tests import: these the tests would
-compile in memory otherwise, more slowly and for nothing. The rest is compiled when the build is
-READY, with the lowest priority, and linked into the prefix then: first what the packages asked for
-import. All of it happens once for each package, whatever number of environments has it.
+only for a small rest, and for the modules that its smoke tests import: the tests would compile
+these in memory otherwise, more slowly. The rest is compiled once the build is READY, with the
+lowest priority, and linked into the prefix then, beginning with what the requested packages
+import. Each package is compiled once, in however many environments it is.
 
 What a smoke test itself compiles is never kept. Code of any package runs in the test, and so does
-the command of whoever submitted the build: either could write a file that says to be the compiled
+the command of the submitter of the build: either could write a file that says to be the compiled
 form of another package. The test only names the modules that it had to compile; they are compiled
 again, each package alone.
 
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from environments.jobs.build_run import LinkRun
 
 logger = structlog.get_logger(__name__)
-#: Files that a build waits for, about half a second of work.
-FEW = 300
+#: Files that are compiled before a build becomes READY; about half a second of work.
+MAX_FILES_IN_BUILD = 300
 
 
 def prepare(run: LinkRun[Any], sources: Sequence[PythonSources], python: PythonInfo) -> None:
@@ -62,7 +62,7 @@ def prepare(run: LinkRun[Any], sources: Sequence[PythonSources], python: PythonI
         return
     conflicts = run.paths.conflicts if run.paths else ()
     relocated = relocated_sources(run.packages, python, conflicts=conflicts)
-    if _count(relocated) > FEW:
+    if _count(relocated) > MAX_FILES_IN_BUILD:
         run.log(f"{_count(relocated)} Python files have the prefix in them; they are not compiled.")
         relocated = []
     problem = sandbox_problem() if relocated and sandboxed() else ""
@@ -90,7 +90,7 @@ def prepare(run: LinkRun[Any], sources: Sequence[PythonSources], python: PythonI
         run.log(f"{rest} Python files are not compiled: this worker has no sandbox. {problem}")
         return
     run.uncompiled = Uncompiled(interpreter, linked.missing)
-    if 0 < rest <= FEW:
+    if 0 < rest <= MAX_FILES_IN_BUILD:
         run.uncompiled.compile(run, linked.missing)
     elif rest:
         run.compile_later = True
@@ -111,7 +111,7 @@ class Uncompiled:
     def compile_places(self, run: LinkRun[Any], places: Collection[str]) -> None:
         """Compile the files at these paths in the prefix, where they are few."""
         sources = at_places(places, self.sources)
-        if _count(sources) <= FEW:
+        if _count(sources) <= MAX_FILES_IN_BUILD:
             self.compile(run, sources)
 
     def compile(self, run: LinkRun[Any], sources: Sequence[PythonSources]) -> None:

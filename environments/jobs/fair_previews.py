@@ -1,11 +1,11 @@
 """Order in which previews run, and when a slow one makes way for another namespace.
 
-As for builds (`queue_order`, `slot_sharing`): a message says only that a preview is due. The next
-one is the oldest of the namespace with the fewest previews running, then of that which was served
-longest ago. Where a preview waits of a namespace that has none running, one that takes more than
-moments goes back to the queue, and starts again later: the newest of a namespace with several; or,
-where slow ones of several namespaces hold all of a worker's slots, the newest of that worker. The
-oldest of a worker always goes on, so each comes to its end.
+As for builds (`fair_queue`, `slot_sharing`), a message says only that a preview is due. The next
+one is the oldest of the namespace with the fewest previews running, then of the namespace that was
+served longest ago. If a preview waits of a namespace that has none running, a preview that takes
+more than moments goes back to the queue and starts again later: the newest of a namespace with
+several; or, if slow ones of several namespaces hold all slots of a worker, the newest of that
+worker. The oldest preview of a worker always continues, so each comes to its end.
 """
 
 from __future__ import annotations

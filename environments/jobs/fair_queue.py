@@ -1,8 +1,9 @@
-"""Which build is next? The namespace with the fewest builds running, then that served longest ago.
+"""Fair order of builds: first the namespace with the fewest builds running, then the one that was
+served longest ago.
 
-A message of the queue only says that something is due. A worker that takes one runs what is next,
-whichever build the message was sent for: one namespace with hundreds of builds in the queue delays
-another's first by the builds that run already, and by no more.
+A message of the queue only says that some build is due. The worker that takes it runs the next
+build of this order, which may be another one. So a namespace with hundreds of queued builds delays
+the first build of another namespace only by the builds that run already.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from environments.models.builds import BuildQuerySet
 
 #: The queue in which workers take builds.
 QUEUE = "builds"
-#: How often a worker looks for another build where others were faster.
+#: How often a worker tries another build after other workers were faster.
 TRIES = 100
 NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 def next_builds(platform: str) -> Iterator[int]:
-    """The build to run now, by its key; asked again, the one to run if another took that one.
+    """Yield the key of the build to run now; the next one if another worker claimed that one.
 
-    Ends where nothing is due that a worker of this platform should run.
+    Ends if no build is due that a worker of this platform should run.
     """
     for _ in range(TRIES):
         due = _due().exclude(platform__in=_served_by_others(platform))
@@ -52,22 +53,22 @@ def next_builds(platform: str) -> Iterator[int]:
 
 
 def left_to_others(platform: str) -> bool:
-    """Is something due that a worker of another platform should take?"""
+    """Return True if a build is due that a worker of another platform should take."""
     return _due().filter(platform__in=_served_by_others(platform)).exists()
 
 
 def due_here(platform: str) -> bool:
-    """Return True where something is due that a worker of this platform should take."""
+    """Return True if a build is due that a worker of this platform should take."""
     return due_for(platform).exists()
 
 
 def due_for(platform: str) -> BuildQuerySet:
-    """Return what is due that a worker of this platform should take."""
+    """Return builds that are due and that a worker of this platform should take."""
     return _due().exclude(platform__in=_served_by_others(platform))
 
 
 def somebody_is_idle() -> bool:
-    """Return True where a worker is alive that takes builds and runs none."""
+    """Return True if a live worker takes builds and runs none."""
     running = (
         Build.objects.filter(state__in=RUNNING).order_by().values_list("lease_owner").distinct()
     )

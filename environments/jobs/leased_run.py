@@ -240,7 +240,7 @@ class LeasedRun(Generic[W]):
             logger.warning("database unreachable", error=str(error).strip(), **self.log_context)
         except Exception:
             logger.exception("a heartbeat failed", **self.log_context)
-        # If the database is away for long, the work goes on: every write carries the token, and
+        # If the database is away for long, the work continues: every write carries the token, and
         # `observe` sees in the row, once it can be read again, whether another worker has it.
 
     @property

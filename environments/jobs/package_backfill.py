@@ -1,4 +1,4 @@
-"""Which packages of builds are not kept yet, though they should be, and can they still be had?"""
+"""Backfill of the blob store with packages that builds use and that are not archived yet."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ from environments.services.package_archive import PackageArchive, package_archiv
 from environments.services.solving import credentials_for
 
 logger = structlog.get_logger(__name__)
-#: Whether packages are missing is looked for no more often, once none was kept.
+#: Pause after a run that archived nothing.
 IDLE = timedelta(minutes=30)
 _idle_until = float("-inf")
 _USED = Q(state=BuildState.READY, deleted_at=None, environment__deleted_at=None)
 
 
-def go_on() -> None:
-    """`complete` some, as long as that is of use; else only now and then: it is a long look."""
+def backfill_if_due() -> None:
+    """Backfill some packages; pause for a while once nothing could be archived."""
     global _idle_until
     if time.monotonic() >= _idle_until and not complete():
         _idle_until = time.monotonic() + IDLE.total_seconds()
 
 
 def complete(*, most: int = 20) -> int:
-    """Keep what builds that can be used have and the store does not; how many were kept.
+    """Archive packages of usable builds that the store lacks; return how many were archived.
 
-    Packages that were in a worker's cache before they were kept, or whose row was lost with a
-    worker. Some at a time, and not always the same ones: their channel may be gone.
+    A package is missing if it was in a worker's cache before packages were archived, or if its row
+    was lost with a worker. Each run tries some, in changing order: a channel may be gone.
     """
     if not settings.KEEP_PACKAGES:
         return 0

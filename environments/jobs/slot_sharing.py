@@ -1,9 +1,9 @@
-"""Hand a worker's slot on: slow solves of one namespace make way for builds of another.
+"""Sharing of worker slots: slow solves of one namespace make way for builds of another.
 
-A namespace takes every free slot of the workers as long as nobody else has builds due. When another
-namespace comes, and none of its builds runs while one of them waits, the newest solve of the
-namespace with several goes back to the queue. It loses no attempt, and starts again later. So no
-channel, however slow, keeps other namespaces out; what is solved within moments is never disturbed.
+A namespace may use every free slot as long as no other namespace has builds due. If a build of
+another namespace waits while none of its builds runs, the newest solve of the namespace with
+several goes back to the queue. It loses no attempt, and starts again later. So a slow channel does
+not block other namespaces; solves that take only moments are never interrupted.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def should_make_way(build: Build, platform: str) -> bool:
 
 
 class SlotSharing:
-    """Tells a slow solve when to make way."""
+    """Decides when a slow solve makes way."""
 
     def __init__(self, build: Build) -> None:
         self._build = build

@@ -22,7 +22,7 @@ WEBHOOK_SECRETS = "webhook-secrets"
 
 
 class Event(models.TextChoices):
-    """What may be told of."""
+    """Types of events that notifications are sent for."""
 
     REQUEST_OPENED = "request.opened"
     REQUEST_DECIDED = "request.decided"
@@ -33,20 +33,20 @@ class Event(models.TextChoices):
     TEST = "webhook.test"
 
 
-#: The kind of mails about somebody's own account, which no webhook is told of.
+#: Type of mails about the recipient's own account; webhooks do not receive it.
 ACCOUNT = "account"
 
 
 class WebhookQuerySet(models.QuerySet["Webhook"]):
     def visible_to(self, actor: Actor) -> Self:
-        """For those who run the namespace; those of the installation for who runs that."""
+        """Webhooks of namespaces the actor manages; all for administrators."""
         run = Namespace.objects.with_perm(actor, Perm.MANAGE).order_by().values("pk")
         shown = Q(namespace__in=run)
         return self.filter(shown | Q(namespace=None) if actor.is_superuser else shown)
 
 
 class Webhook(models.Model):
-    """An address that is told of events of a namespace, or of all (no namespace)."""
+    """An address that receives the events of a namespace, or of all (no namespace)."""
 
     namespace = models.ForeignKey(
         Namespace, models.CASCADE, null=True, blank=True, related_name="webhooks"
@@ -156,16 +156,16 @@ class Notification(LeasedWork):
         data: Mapping[str, Any],
         emails: Iterable[str] = (),
     ) -> None:
-        """Write the messages of one event, in the transaction of what it tells of.
+        """Write the messages of one event, in the transaction of the change it reports.
 
         Args:
-            namespace: whose webhooks are told, beside those of the whole installation.
-            emails: who gets a mail with `text`; nobody where no mail server is configured.
+            namespace: whose webhooks receive it, beside those of the whole installation.
+            emails: addresses that receive `text`; ignored if no mail server is configured.
         """
-        told = Q(namespace=None) | Q(namespace=namespace)
+        receivers = Q(namespace=None) | Q(namespace=namespace)
         hooks = [
             hook
-            for hook in Webhook.objects.filter(told, enabled=True).only("pk", "events")
+            for hook in Webhook.objects.filter(receivers, enabled=True).only("pk", "events")
             if not hook.events or event.value in hook.events
         ]
         addresses = sorted({address for address in emails if address})
@@ -185,7 +185,7 @@ class Notification(LeasedWork):
 
     @classmethod
     def try_out(cls, webhook: Webhook) -> Notification:
-        """Write a message that tells of nothing, to see whether one webhook gets it."""
+        """Write a test message to one webhook."""
         return cls.objects.create(
             webhook=webhook,
             event=Event.TEST,

@@ -1,4 +1,4 @@
-"""Who is alive? Workers and the scheduler say it themselves; the broker is never asked."""
+"""Heartbeats of workers, and leader election of the scheduler, as rows of the database."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class WorkerQuerySet(models.QuerySet["Worker"]):
 
 
 class Worker(models.Model):
-    """A worker or scheduler process; its row expires unless it says that it lives."""
+    """A worker process; its row expires unless the process renews it."""
 
     SCHEDULER = "scheduler"
-    #: How long a worker is believed to be alive after it has said so.
+    #: How long a worker counts as alive after its last heartbeat.
     LIFE = timedelta(seconds=20)
 
     name = models.CharField(max_length=200, unique=True)
     platform = models.CharField(max_length=32, blank=True)
     queues = models.JSONField(default=list)
-    #: What the worker's machine cannot isolate: {"sandbox": sentence, "confinement": sentence}.
+    #: Missing isolation of the worker's machine: {"sandbox": sentence, "confinement": sentence}.
     unprotected = models.JSONField(default=dict, blank=True)
     started_at = models.DateTimeField(default=timezone.now)
     expires_at = models.DateTimeField()
@@ -67,7 +67,7 @@ class Worker(models.Model):
 
 
 class Leader(models.Model):
-    """A duty that one process at a time has: taken and kept by a guarded UPDATE."""
+    """Leader election: one process at a time holds a duty, by a guarded UPDATE."""
 
     duty = models.CharField(max_length=32, unique=True)
     owner = models.CharField(max_length=200)
@@ -81,7 +81,7 @@ class Leader(models.Model):
 
     @classmethod
     def lead(cls, duty: str, owner: str, *, life: timedelta) -> bool:
-        """True while `owner` has the duty; takes it where nobody has."""
+        """Take or renew the duty for `owner`; False if another process holds it."""
         now = timezone.now()
         free = Q(owner=owner) | expired("expires_at", now, life=life)
         changes = {"owner": owner, "expires_at": now + life}

@@ -267,7 +267,7 @@ def test_credentials_do_not_follow_a_redirect_to_another_server(tmp_path: Path) 
         assert ["authorization" in request.headers for request in second.requests] == [False, False]
 
 
-@pytest.mark.django_db
+@pytest.mark.django_db(transaction=True)
 def test_the_upstream_of_a_mirror_is_reached_and_what_it_leads_to_is_not(
     nothing_allowed: None, root: Actor, server: ChannelServer, canary: Canary,
     monkeypatch: pytest.MonkeyPatch,
