@@ -44,6 +44,8 @@ from tests.channels.server import ChannelServer, Fault, serving
 
 AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
+pytestmark = pytest.mark.django_db(transaction=True)
+
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -591,7 +593,6 @@ def test_a_client_makes_an_environment_from_a_mirror(
 # --- outages --------------------------------------------------------------------------------------
 
 
-@pytest.mark.django_db(transaction=True)
 def test_an_outage_of_the_database_is_no_failure_of_a_mirror(
     mirror: Mirror, bob: Actor, channel: Path, upstream: ChannelServer,
     monkeypatch: pytest.MonkeyPatch,

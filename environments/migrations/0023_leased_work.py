@@ -64,7 +64,7 @@ def state(model, choices, default, length):
 
 
 class Migration(migrations.Migration):
-    dependencies = [("environments", "0019_license_spelling")]
+    dependencies = [("environments", "0022_one_role_per_holder")]
 
     operations = [
         migrations.RemoveIndex("notification", "notification_due"),
