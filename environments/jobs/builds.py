@@ -270,13 +270,17 @@ def publish(run: BuildRun) -> None:
 
 
 def _make_ready(run: BuildRun) -> bool:
-    """One transaction: READY, and where it is newer than the current build, current."""
+    """Set READY and, if the build is newer than the current one, current, in one transaction.
+
+    The environment is locked first: see the lock order in docs/architecture.md.
+    """
     build = run.build
+    judged_in = build.environment.namespace_id
     with transaction.atomic():
-        build.move(BuildState.READY, lease=run.lease, progress={}, timings=run.timings)
-        judged_in = build.environment.namespace_id
-        if not Environment.objects.filter(pk=build.environment_id, namespace=judged_in).exists():
+        environments = Environment.objects.select_for_update().filter(pk=build.environment_id)
+        if environments.filter(namespace=judged_in).first() is None:
             raise UnavailableError(f"{build.environment} was moved while the build ran.")
+        build.move(BuildState.READY, lease=run.lease, progress={}, timings=run.timings)
         Artifact.wanted_of(build)
         moved = build.environment.advance(build)
         if moved:
