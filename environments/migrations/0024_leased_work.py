@@ -64,7 +64,7 @@ def state(model, choices, default, length):
 
 
 class Migration(migrations.Migration):
-    dependencies = [("environments", "0022_one_role_per_holder")]
+    dependencies = [("environments", "0023_help_texts")]
 
     operations = [
         migrations.RemoveIndex("notification", "notification_due"),
