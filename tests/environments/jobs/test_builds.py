@@ -178,7 +178,7 @@ def test_a_failed_smoke_test_leaves_the_old_environment_in_place(submit, environ
 def test_what_smoke_tests_import_is_compiled_before_ready_and_the_rest_after_it(
     submit, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(bytecode, "FEW", 0)  # as if the packages were large
+    monkeypatch.setattr(bytecode, "MAX_FILES_IN_BUILD", 0)  # as if the packages were large
     get_engine().bytecode.remove(digest for digest, _ in get_engine().packages.entries())
     text = "dependencies: [python, hello-noarch, hello-plugin]\n"
     build = run(submit(f"{text}condastore: {{tests: {{imports: [hello_noarch]}}}}\n"))
