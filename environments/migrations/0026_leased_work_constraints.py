@@ -1,4 +1,4 @@
-"""Constraints and indexes of what 0024 has filled: a migration of its own, for PostgreSQL."""
+"""Constraints and indexes of what 0025 has filled: a migration of its own, for PostgreSQL."""
 
 from django.db import migrations, models
 from django.db.models import Q
@@ -19,7 +19,7 @@ SET_IN_ONE_STATE = [
 
 
 class Migration(migrations.Migration):
-    dependencies = [("environments", "0024_leased_work")]
+    dependencies = [("environments", "0025_leased_work")]
 
     operations = [
         *(

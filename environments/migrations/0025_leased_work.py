@@ -64,7 +64,7 @@ def state(model, choices, default, length):
 
 
 class Migration(migrations.Migration):
-    dependencies = [("environments", "0023_help_texts")]
+    dependencies = [("environments", "0024_note_help_text")]
 
     operations = [
         migrations.RemoveIndex("notification", "notification_due"),
