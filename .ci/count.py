@@ -1,4 +1,6 @@
-"""Count the tests of a run, and name those that passed only alone: count.py FIRST.xml [AGAIN.xml]
+"""Count the tests of a run and name the flaky ones.
+
+Usage: `count.py FIRST.xml [AGAIN.xml]`.
 
 The files are pytest's `--junitxml`. The second run is that of what failed in the first.
 """

@@ -1,4 +1,4 @@
-"""Which tests run beside which, and in what order, where several processes share them?
+"""Pytest plugin: the order of the tests, and their distribution over processes.
 
 By files, as their tests may share what a fixture starts. Files that use one running system share
 one process, and thereby the system; the tests of some long files share nothing, and go apart.
@@ -73,5 +73,5 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @cache
 def _shares(file: Path) -> bool:
-    """Does it use the running system? The process that gives out the tests collects none."""
+    """Whether a file uses the running system; the process that distributes tests collects none."""
     return SHARED in file.read_text()
