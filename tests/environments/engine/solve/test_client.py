@@ -176,7 +176,7 @@ def test_a_record_without_sha256_is_refused_by_name(
     for record in (*repodata["packages"].values(), *repodata["packages.conda"].values()):
         record.pop("sha256", None)
     path.write_text(json.dumps(repodata))
-    with pytest.raises(RequestError, match=r"no sha256 of libalpha-2\.1"):
+    with pytest.raises(RequestError, match=r"No sha256 is known for libalpha-2\.1"):
         solve(solver, "libalpha", channels=[own_channel.as_uri()])
 
 
