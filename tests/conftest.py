@@ -44,7 +44,7 @@ def _test_database() -> Path | None:
 
 @pytest.fixture(scope="session")
 def django_db_keepdb() -> bool:
-    """Is a database there already, to which only newer migrations are applied?"""
+    """Whether a database exists to which only newer migrations are applied."""
     return _test_database() is not None
 
 

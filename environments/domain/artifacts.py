@@ -43,9 +43,9 @@ FORMS: Mapping[ArtifactKind, Form] = {
         file_name="env.sif", content_type="application/vnd.sylabs.sif", recipe=3
     ),
     ArtifactKind.INSTALLER: Form(
-        file_name="install.sh", content_type="application/x-shellscript", recipe=3
+        file_name="install.sh", content_type="application/x-shellscript", recipe=4
     ),
-    ArtifactKind.BUNDLE: Form(file_name="bundle.tar", content_type="application/x-tar", recipe=3),
+    ArtifactKind.BUNDLE: Form(file_name="bundle.tar", content_type="application/x-tar", recipe=4),
     ArtifactKind.IMAGE: Form(
         file_name="image.json",
         content_type="application/vnd.oci.image.manifest.v1+json",

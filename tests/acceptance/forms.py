@@ -20,7 +20,7 @@ CODE = "import zlib, numpy, sys; print(numpy.arange(5).sum(), sys.prefix)"
 
 
 def fetch(system: System, build: str, file: str, folder: Path) -> Path:
-    """With curl: cut after the first bytes, and continued; its digest is the one we are told."""
+    """With curl: cut after the first bytes, and continued; its digest is the published one."""
     path = folder / file
     address = f"/api/envs/{build}/{file}"
     asked = ["-sSfL", "-H", f"Authorization: Bearer {system.token}", f"{system.url}{address}"]

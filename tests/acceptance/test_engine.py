@@ -38,7 +38,7 @@ def test_a_scientist_lives_with_the_url_and_the_command_line(system: System, sci
     # An environment is submitted; its build is followed live and ends READY.
     file = scientist.write("environment.yml", FIRST)
     followed = scientist.run("env", "build", "research/ml", "-f", file)
-    # A state that lasts shorter than a look is told by the log alone.
+    # A state that lasts shorter than a poll is visible in the log only.
     for word in ("--- solving", "--- linking", "READY"):
         assert word in followed.stdout
     folder = system.data / "envs" / "research" / "ml"

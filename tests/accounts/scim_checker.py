@@ -1,4 +1,4 @@
-"""What does a checker of the SCIM standard find? Only its test imports this: that takes seconds."""
+"""Checker of the SCIM standard, imported by its test only as the import takes seconds."""
 
 from __future__ import annotations
 

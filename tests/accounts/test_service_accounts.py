@@ -1,4 +1,4 @@
-"""A service account goes on when its owner leaves; who has to know is told, and may let it rest."""
+"""A service account keeps working when its owner leaves; administrators are notified."""
 
 from __future__ import annotations
 

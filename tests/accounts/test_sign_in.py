@@ -219,7 +219,7 @@ def test_without_local_accounts_no_password_is_asked_for(erin: User, settings: A
     assert who(client) is None
 
 
-# --- what browsers are told -----------------------------------------------------------------------
+# --- what browsers receive -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["/", "/login/", "/graphql", "/nowhere", "/device/"])

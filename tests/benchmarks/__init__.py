@@ -1,1 +1,1 @@
-"""Does condastore keep its budgets? Numbers are held against floors of the same run."""
+"""Performance budgets, measured as ratios to floors of the same run."""

@@ -1,4 +1,4 @@
-"""Do the console's lists cost the same among a hundred rows and among a hundred thousand?"""
+"""Cost of the console's lists among 100 and among 100,000 rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from tests.benchmarks.inside import ADMINISTRATOR, inside
 from tests.benchmarks.measure import Measure, median, scratch
 
-FEW, MANY = 100, 100_000
+SMALL, LARGE = 100, 100_000
 ROUNDS = 15
 #: What is looked at: a room, and how it is searched and filtered.
 LISTS: Mapping[str, tuple[str, Mapping[str, str]]] = {
@@ -33,36 +33,36 @@ LISTS: Mapping[str, tuple[str, Mapping[str, str]]] = {
 
 def admin() -> Iterator[Measure]:
     found: dict[int, Any] = {}
-    for count in (FEW, MANY):
+    for count in (SMALL, LARGE):
         with scratch() as folder:
             folder.mkdir(exist_ok=True)
             inside(folder, "rows", count)
             found[count] = inside(folder, "console", count)
     for name in LISTS:
-        few, many = found[FEW][name], found[MANY][name]
+        few, many = found[SMALL][name], found[LARGE][name]
         # What all builds hold is counted to a bound, and a hundred are below it.
         yield Measure(
-            name=f"console: {name} among {MANY:,} / among {FEW}",
+            name=f"console: {name} among {LARGE:,} / among {SMALL}",
             value=many["seconds"] / few["seconds"],
             unit="x",
             ceiling=None if name == "a package of all builds" else 2.0,
             note=f"{1000 * many['seconds']:.0f} ms / {1000 * few['seconds']:.0f} ms",
         )
-    more = {name: found[MANY][name]["queries"] - found[FEW][name]["queries"] for name in LISTS}
+    more = {name: found[LARGE][name]["queries"] - found[SMALL][name]["queries"] for name in LISTS}
     yield Measure(
-        name=f"console: queries of a list, more than among {FEW}",
+        name=f"console: queries of a list, more than among {SMALL}",
         value=max(more.values()),
         unit="queries",
         ceiling=0,
-        note=f"at most {max(one['queries'] for one in found[MANY].values())} in a list",
+        note=f"at most {max(one['queries'] for one in found[LARGE].values())} in a list",
     )
     start = "the first page"
     yield Measure(
-        name=f"console: {start} among {MANY:,}",
-        value=1000 * found[MANY][start]["seconds"],
+        name=f"console: {start} among {LARGE:,}",
+        value=1000 * found[LARGE][start]["seconds"],
         unit="ms",
         ceiling=None,
-        note=f"among {FEW}: {1000 * found[FEW][start]['seconds']:.0f} ms",
+        note=f"among {SMALL}: {1000 * found[SMALL][start]['seconds']:.0f} ms",
     )
 
 

@@ -1,4 +1,4 @@
-"""What does an archive cost beside conda-pack's, and the next one that shares its packages?
+"""Cost of archives relative to conda-pack's, and of archives that share packages.
 
 Both have one thread and write the same format. Processor time is compared: conda-pack's command
 starts a Python of its own, which is a twentieth of it.

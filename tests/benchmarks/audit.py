@@ -1,4 +1,4 @@
-"""What does a line of the audit log cost, and is one edited event of a million found, how soon?"""
+"""Cost of an audit event, and of finding one edited event among a million."""
 
 from __future__ import annotations
 

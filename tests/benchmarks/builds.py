@@ -1,4 +1,4 @@
-"""What does condastore add to rattler's own work, alone and with many builds at once?"""
+"""Overhead of builds over bare rattler, for one build and for many at once."""
 
 from __future__ import annotations
 

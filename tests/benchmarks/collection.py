@@ -1,4 +1,4 @@
-"""What does it cost to find, among many artifacts, those that nothing needs?"""
+"""Cost of garbage collection among many artifacts."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from typing import Any
 from tests.benchmarks.inside import inside, own_memory
 from tests.benchmarks.measure import Measure, scratch
 
-FEW, MANY = 2_000, 20_000
+SMALL, LARGE = 2_000, 20_000
 #: Artifacts of one lock; of so many, one is of a build that is gone.
 OF_A_LOCK, GONE = 4, 20
 
 
 def collection() -> Iterator[Measure]:
     with scratch() as one, scratch() as two:
-        few = inside(one, "collection", FEW)
-        many = inside(two, "collection", MANY)
-    for found, number in ((few, FEW), (many, MANY)):
+        few = inside(one, "collection", SMALL)
+        many = inside(two, "collection", LARGE)
+    for found, number in ((few, SMALL), (many, LARGE)):
         if found["removed"] != number // GONE:
             raise AssertionError(f"{found['removed']} of {number} were removed")
     yield Measure(
-        name=f"look for what nothing needs, a row: {MANY:,} artifacts / {FEW:,}",
-        value=(many["mark"] / MANY) / (few["mark"] / FEW),
+        name=f"look for what nothing needs, a row: {LARGE:,} artifacts / {SMALL:,}",
+        value=(many["mark"] / LARGE) / (few["mark"] / SMALL),
         unit="x",
         ceiling=1.5,
-        note=f"{many['mark'] / MANY * 1e6:.0f} us of a processor a row",
+        note=f"{many['mark'] / LARGE * 1e6:.0f} us of a processor a row",
     )
     yield Measure(
-        name=f"remove one of them: {MANY:,} artifacts / {FEW:,}",
+        name=f"remove one of them: {LARGE:,} artifacts / {SMALL:,}",
         value=(many["remove"] / many["removed"]) / (few["remove"] / few["removed"]),
         unit="x",
         ceiling=1.5,
         note=f"{many['remove'] / many['removed'] * 1e3:.1f} ms of a processor each",
     )
     yield Measure(
-        name=f"more memory for a collection among {MANY:,} artifacts",
+        name=f"more memory for a collection among {LARGE:,} artifacts",
         value=many["memory"] / 1e6,
         unit="MB",
         ceiling=20,
-        note=f"{few['memory'] / 1e6:.1f} MB among {FEW:,}",
+        note=f"{few['memory'] / 1e6:.1f} MB among {SMALL:,}",
     )
 
 

@@ -1,4 +1,4 @@
-"""What does a container image cost beside compressing its new bytes, and how few are new?
+"""Cost of a container image relative to compressing its new bytes.
 
 `python -m tests.benchmarks.images CHANNEL` does the work, in a process and data folder of its own.
 """

@@ -1,4 +1,4 @@
-"""Does a list of environments cost the same among a hundred and among a hundred thousand?"""
+"""Cost of a list of environments among 100 and among 100,000."""
 
 from __future__ import annotations
 

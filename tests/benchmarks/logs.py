@@ -1,4 +1,4 @@
-"""Does a line of a build's log cost the same, however long the log is?"""
+"""Cost of a log line of a build, relative to the length of the log."""
 
 from __future__ import annotations
 

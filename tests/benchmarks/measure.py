@@ -1,4 +1,4 @@
-"""What is a measurement, how is it shown, and with what is it taken?"""
+"""Measurements: values, table and clocks."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ Benchmark = Callable[[], Iterator[Measure]]
 
 def show(measures: Sequence[Measure]) -> None:
     """Print the table."""
-    table = Table("what", "measured", "ceiling", "", "how it came about", title="condastore bench")
+    table = Table("what", "measured", "ceiling", "", "cause", title="condastore bench")
     for measure in measures:
         held = "" if measure.ceiling is None else "holds" if measure.holds else "[bold red]FAILS"
         table.add_row(

@@ -1,4 +1,4 @@
-"""What do rules cost: at a solve, when one is tried, and when one asks where a package is?"""
+"""Cost of policy rules: in a solve, in a simulation, and in a search for a package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What does a preview of a solve cost with a channel of the size of conda-forge?"""
+"""Cost of a preview with a channel of the size of conda-forge."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ mutation($namespace: String!, $kind: String!, $effect: String!, $name: String!, 
                 settings: $settings) { __typename ... on OperationError { code message } }
 }
 """
-AGAIN = "query($id: ID!) { preview(id: $id) { id state failure { message } } }"
+POLL = "query($id: ID!) { preview(id: $id) { id state failure { message } } }"
 
 
 def preview() -> Iterator[Measure]:
@@ -155,7 +155,7 @@ def _preview(
     assert answer["__typename"] == "Preview", answer
     while answer["state"] in {"QUEUED", "SOLVING"}:
         time.sleep(0.02)
-        answer = system.graphql(AGAIN, id=answer["id"])["preview"]
+        answer = system.graphql(POLL, id=answer["id"])["preview"]
     assert answer["state"] == "READY", answer
     return clock.seconds
 

@@ -1,4 +1,4 @@
-"""How fast is a large artifact given away beside nginx, and what does the web process hold for it?
+"""Throughput and memory of serving a large artifact, relative to nginx.
 
 `python -m tests.benchmarks.serving PORT...` is the web, in a process and data folder of its own: it
 puts the artifact there, and serves it on the first port itself and on the second one through nginx.

@@ -1,7 +1,7 @@
 """The kit for pytest: the small channel and an index, made once, kept between runs, and served.
 
 A channel is kept in the folder that CONDASTORE_TEST_CACHE names, or in ``.cache/channels`` of the
-checkout, until the kit, the Python or the day is another. Whoever wants to change one copies it.
+checkout, until the kit, the Python or the day is another. A test that changes one copies it.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@
         ...  # server.url
         assert server.requests.count("linux-64/large-data-*") == 2
 
-Served well, a file has an ETag and a Last-Modified date, answers 304 to whoever has it, and is
-given in part to whoever asks for a part (Range, If-Range). A folder with an ``index.html`` is a
-page; one with an ``index.v1.json`` too gives that to clients of the Python package index's JSON.
+Without faults, a file has an ETag and a Last-Modified date, answers 304 to clients that have it,
+and supports ranges (Range, If-Range). A folder with an ``index.html`` is a page; one that has an
+``index.v1.json``, too, serves that to clients of the Python package index's JSON.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Is the channel in a folder complete, and made by this kit of these parts?
+"""Stamp of a built channel: complete, and built by this kit from these parts.
 
 A channel is built beside its folder and renamed into place, so that a folder either holds a whole
 channel or none. The stamp in it names what it was made by; a channel with the same stamp is kept.

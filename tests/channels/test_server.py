@@ -1,4 +1,4 @@
-"""The server answers as a good one does, and fails in the ways that it is told to."""
+"""The server answers as a good one does, and fails in the ways that a test sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which layers does an image have, and how few change?"""
+"""Layers of an image, and how few change with a package."""
 
 from __future__ import annotations
 

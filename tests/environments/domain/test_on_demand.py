@@ -1,4 +1,4 @@
-"""Which environment does the name of an image on demand mean?"""
+"""Names of images on demand."""
 
 from __future__ import annotations
 

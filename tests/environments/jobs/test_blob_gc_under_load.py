@@ -74,7 +74,7 @@ def get(path: str, token: str) -> tuple[int, bytes]:
 
 
 def _download(build: Build, token: str) -> None:
-    """Its archive, and a package of it, as they are told to be."""
+    """Its archive, and a package of it, as configured."""
     assert build.lock is not None
     artifact = Artifact.objects.select_related("blob").get(
         lock=build.lock, kind=ArtifactKind.TAR_ZST

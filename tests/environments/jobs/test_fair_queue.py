@@ -1,4 +1,4 @@
-"""Whose build is next? No namespace makes another wait for more than one of its builds."""
+"""Order of the queue: no namespace delays another by more than one of its builds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is told of what, by mail and by signed webhooks: through a real mail server and receiver."""
+"""Notifications by mail and signed webhooks, through a real mail server and receiver."""
 
 from __future__ import annotations
 

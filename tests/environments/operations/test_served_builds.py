@@ -35,7 +35,7 @@ from tests import factories
 pytestmark = pytest.mark.django_db
 FILE = "/api/envs/research/ml/{}/{}"
 #: Statements of an answer, with the record of the audit log.
-MOST = 3
+MAX_STATEMENTS = 3
 
 
 @pytest.fixture
@@ -108,8 +108,8 @@ def test_a_file_of_a_lock_takes_few_statements(
 ) -> None:
     BuildTag.objects.create(environment=build.environment, name="stable", build=build)
     url = FILE.format(reference, name)
-    assert asked(bob, url) <= MOST
-    assert asked(bob, url, 304, **{"If-None-Match": bob.get(url)["ETag"]}) <= MOST
+    assert asked(bob, url) <= MAX_STATEMENTS
+    assert asked(bob, url, 304, **{"If-None-Match": bob.get(url)["ETag"]}) <= MAX_STATEMENTS
     assert bob.get(url).content == bob.get(FILE.format("latest", name)).content
 
 
@@ -119,7 +119,7 @@ def test_parts_of_an_image_take_few_statements(
     manifest, layer = image_of(build, b"{}", b"a layer")
     place = "/v2/research/ml"
     assert asked(puller, f"{place}/blobs/sha256:{layer.blob.sha256}") == 1
-    assert asked(puller, f"{place}/manifests/sha256:{manifest.blob.sha256}") <= MOST
+    assert asked(puller, f"{place}/manifests/sha256:{manifest.blob.sha256}") <= MAX_STATEMENTS
     assert puller.get(f"{place}/manifests/sha256:{layer.blob.sha256}").status_code == 404
 
 
@@ -132,7 +132,7 @@ def test_a_manifest_by_tag_takes_few_statements(
     BuildTag.objects.create(environment=build.environment, name="stable", build=build)
     Environment.objects.update(current=build)
     url = f"/v2/research/ml/manifests/{f'lock-{build.lock.digest}' if tag == 'lock' else tag}"
-    assert asked(puller, url) <= MOST
+    assert asked(puller, url) <= MAX_STATEMENTS
     assert puller.get(url)["Docker-Content-Digest"] == f"sha256:{manifest.blob.sha256}"
 
 

@@ -184,7 +184,7 @@ def test_who_is_overtaken_by_a_newer_build_moves_no_tag(
         with pytest.raises(LeaseLostError):
             real(*arguments, **options)
         sweep()
-        raise LeaseLostError("as it was told")
+        raise LeaseLostError("the test ended the lease")
 
     monkeypatch.setattr(image_pushes, "send_image", overtaken)
     sweep()

@@ -111,7 +111,7 @@ def test_a_range_is_that_part(
     got = get(bob, Range=asked)
     assert (got.status, got.content) == (206, CONTENT[first : last + 1])
     assert got.headers["Content-Range"] == f"bytes {first}-{last}/{len(CONTENT)}"
-    # What goes on with a download is none.
+    # A resumed range is not a download.
     assert AuditEvent.objects.filter(action="build.download").count() == (first == 0)
 
 

@@ -1,4 +1,4 @@
-"""Files of a build, sign-in of the command line, and who am I?"""
+"""Files of a build, sign-in of the command line, and the current user."""
 
 from __future__ import annotations
 

@@ -162,13 +162,13 @@ def test_two_workers_at_the_same_folder_do_no_harm(
     build = run(submit("dependencies: [python, hello-noarch]"))
     before = listing(path_of(build))
     lose(build)
-    arrived, go_on = threading.Event(), threading.Event()
+    arrived, release = threading.Event(), threading.Event()
     publish = linking.publish_prefix
 
     def slowly(*arguments: Any, **options: Any) -> None:
         if threading.current_thread() is slow:
             arrived.set()
-            go_on.wait(30)
+            release.wait(30)
         publish(*arguments, **options)
 
     def first() -> None:
@@ -187,7 +187,7 @@ def test_two_workers_at_the_same_folder_do_no_harm(
     settings.BACKOFF = timedelta(0)
     upkeep.give_up_lost(FolderRestore)
     assert restore_all() == [build.pk]
-    go_on.set()
+    release.set()
     slow.join()
     assert listing(path_of(build)) == before
     assert states() == [RestoreState.RESTORED]
