@@ -58,6 +58,7 @@ lint: $(VENV)/ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/check_texts.py
 	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive accounts condastore environments deploy
 
 # The documentation site, in docs/_build/html. A warning, such as a broken link, is an error.

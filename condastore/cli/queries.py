@@ -1,119 +1,23 @@
-"""The GraphQL documents that the command line sends: all of them, so that a test can check them."""
+"""GraphQL documents of the command line, which a test validates against the schema."""
 
 from __future__ import annotations
 
-_ERROR = """
-fragment Refusal on OperationError {
-  code message where hint details faults { message where hint code }
-}
-"""
-_FAILURE = """
-fragment Explained on Failure {
-  code message where hint
-  faults { message where hint code }
-  conflicts { requirements reason chain }
-  missing { requirement channels similar }
-}
-"""
-_SHORT = """
-fragment Short on Build {
-  id: databaseId number ref state finished isCurrent requestedBy createdAt finishedAt
-  tags { name }
-}
-"""
-_BUILD = """
-fragment Full on Build {
-  id: databaseId number ref state finished
-  isCurrent requestedBy createdAt startedAt finishedAt attempt
-  platform prefixPath apparentSize uniqueSize sharedSize linkScripts sandboxed logLines
-  environment { id: databaseId name folder pinned namespace { name } }
-  tags { name }
-  lock { digest packageCount platforms }
-  timings { stage seconds }
-  progress { stage done total bytesDone bytesTotal current }
-  failure { ...Explained }
-  downloads { name url }
-  recalled reason
-  missingFolder { state failure { message hint } }
-  approvals { id: databaseId name version state chain deciders }
-}
-"""
-_LIVE = """
-fragment Live on Build {
-  id: databaseId number ref state finished attempt
-  progress { stage done total bytesDone bytesTotal current }
-}
-"""
-_ENVIRONMENT = """
-fragment Whole on Environment {
-  id: databaseId name description pinned folder createdAt updatedAt createdBy
-  namespace { name }
-  current { ...Short }
-  latest { ...Short }
-  tags { name movedAt build { number } }
-}
-"""
-_PACKAGE = """
-fragment Record on LockedPackage {
-  name version build kind channel subdir url sha256 size license platform
-}
-"""
-_DIFF = """
-fragment Changes on LockDiff {
-  platform sizeDelta
-  added { ...Record }
-  removed { ...Record }
-  changed { name kind old { ...Record } new { ...Record } }
-}
-"""
-_SECRETLESS = """
-fragment Shown on ApiToken {
-  id: databaseId name hint role namespaces createdAt expiresAt lastUsedAt lastUsedAddress revoked
-}
-"""
-_PAGE = "totalCount pageInfo { hasNextPage endCursor }"
+from condastore.cli.graphql_fragments import (
+    DIFF,
+    ERROR,
+    FAILURE,
+    FULL_BUILD,
+    FULL_ENVIRONMENT,
+    ISSUED,
+    LIVE_BUILD,
+    PACKAGE,
+    PAGE_INFO,
+    SHORT_BUILD,
+    mutation,
+    paged_list,
+)
 
-
-def _given(arguments: str) -> tuple[str, str]:
-    """Of `name: Type, ...`: the variables, and the same names with their values."""
-    parts = [part.partition(":") for part in arguments.split(", ")] if arguments else []
-    variables = ", ".join(f"${name}:{kind}" for name, _, kind in parts)
-    return variables, ", ".join(f"{name}: ${name}" for name, _, _ in parts)
-
-
-def _mutation(field: str, arguments: str, answer: str, *fragments: str) -> str:
-    """A change. It is answered with `answer` (`Type { fields }`), or with why it is refused.
-
-    Args:
-        arguments: `name: Type, ...`; the variables have the same names.
-    """
-    variables, values = _given(arguments)
-    return f"""
-mutation {field[0].upper()}{field[1:]}({variables}) {{
-  {field}({values}) {{
-    __typename
-    ... on {answer}
-    ... on OperationError {{ ...Refusal }}
-  }}
-}}
-{"".join(fragments)}{_ERROR}"""
-
-
-def _listed(field: str, arguments: str, node: str, *fragments: str) -> str:
-    """A page of a list: of each item, the fields `node`."""
-    parts = ("first: Int", "after: String", arguments)
-    variables, values = _given(", ".join(part for part in parts if part))
-    return f"""
-query {field[0].upper()}{field[1:]}({variables}) {{
-  {field}({values}) {{
-    {_PAGE}
-    edges {{ node {{ {node} }} }}
-  }}
-}}
-{"".join(fragments)}"""
-
-
-# --- who ------------------------------------------------------------------------------------------
+# --- accounts -------------------------------------------------------------------------------------
 USERNAME = "query Username { me { username } }"
 ME = """
 query Me {
@@ -123,28 +27,28 @@ query Me {
   }
 }
 """
-TOKENS = "query Tokens { me { username tokenName tokens { ...Shown } } }" + _SECRETLESS
-CREATE_SERVICE_ACCOUNT = _mutation(
+TOKENS = "query Tokens { me { username tokenName tokens { ...Shown } } }" + ISSUED
+CREATE_SERVICE_ACCOUNT = mutation(
     "createServiceAccount", "name: String!", "ServiceAccount { username }"
 )
-CREATE_TOKEN = _mutation(
+CREATE_TOKEN = mutation(
     "createToken",
     "name: String!, role: Role, namespaces: [String!], days: Int!, serviceAccount: String",
     "CreatedToken { secret token { ...Shown } }",
-    _SECRETLESS,
+    ISSUED,
 )
-REVOKE_TOKEN = _mutation("revokeToken", "id: ID!", "ApiToken { ...Shown }", _SECRETLESS)
+REVOKE_TOKEN = mutation("revokeToken", "id: ID!", "ApiToken { ...Shown }", ISSUED)
 
 # --- namespaces -----------------------------------------------------------------------------------
-NAMESPACES = _listed(
+NAMESPACES = paged_list(
     "namespaces", "", "id name description personal public environments { totalCount }"
 )
-EAGER = _mutation(
+EAGER = mutation(
     "setEagerArtifacts",
     "namespace: String!, kinds: [ArtifactKind!]!",
     "Namespace { id: databaseId name eagerArtifacts }",
 )
-ADD_PIP = _mutation(
+ADD_PIP = mutation(
     "setAddPipAsPythonDependency",
     "namespace: String!, on: Boolean!",
     "Namespace { id: databaseId name addPipAsPythonDependency }",
@@ -160,38 +64,38 @@ query Namespace($name: String!) {
   }
 }
 """
-CREATE_NAMESPACE = _mutation(
+CREATE_NAMESPACE = mutation(
     "createNamespace",
     "name: String!, description: String!, public: Boolean!",
     "Namespace { id: databaseId name description personal public }",
 )
-GRANT = _mutation(
+GRANT = mutation(
     "grantRole",
     "namespace: String!, role: Role!, user: String, group: String",
     "Namespace { id: databaseId name }",
 )
-REVOKE = _mutation(
+REVOKE = mutation(
     "revokeRole",
     "namespace: String!, user: String, group: String",
     "Namespace { id: databaseId name }",
 )
 
-CREDENTIALS = _listed(
+CREDENTIALS = paged_list(
     "channelCredentials", "namespace: String", "id urlPrefix kind namespace namespaces createdAt"
 )
-SET_CREDENTIAL = _mutation(
+SET_CREDENTIAL = mutation(
     "setChannelCredential",
     "channel: String!, secret: String!, kind: CredentialKind!, namespace: String, "
     "namespaces: [String!]",
     "ChannelCredential { id: databaseId urlPrefix kind namespace namespaces createdAt }",
 )
-DELETE_CREDENTIAL = _mutation(
+DELETE_CREDENTIAL = mutation(
     "deleteChannelCredential",
     "id: ID!",
     "ChannelCredential { id: databaseId urlPrefix kind namespace createdAt }",
 )
 
-SET_QUOTA = _mutation(
+SET_QUOTA = mutation(
     "setQuota",
     "namespace: String!, bytes: BigInt, environments: Int, buildsAtOnce: Int, buildsADay: Int",
     "Namespace { id: databaseId name quotas { kind used limit near } }",
@@ -203,38 +107,38 @@ _HOSTED_PACKAGE = (
     "channel subdir fileName name version build sha256 size uploadedAt uploadedBy yankedAt "
     "yankedBy yankReason"
 )
-HOSTED_CHANNELS = _listed("hostedChannels", "namespace: String", _HOSTED)
+HOSTED_CHANNELS = paged_list("hostedChannels", "namespace: String", _HOSTED)
 HOSTED_CHANNEL = f"""
 query HostedChannel($name: String!) {{
   hostedChannel(name: $name) {{ {_HOSTED} }}
 }}
 """
-HOSTED_PACKAGES = _listed("hostedPackages", "channel: String!, name: String", _HOSTED_PACKAGE)
+HOSTED_PACKAGES = paged_list("hostedPackages", "channel: String!, name: String", _HOSTED_PACKAGE)
 _FILE = "channel: String!, subdir: String!, fileName: String!"
-CREATE_HOSTED_CHANNEL = _mutation(
+CREATE_HOSTED_CHANNEL = mutation(
     "createHostedChannel",
     "namespace: String!, name: String!, description: String!, public: Boolean!",
     f"HostedChannel {{ {_HOSTED} }}",
 )
-CHANGE_HOSTED_CHANNEL = _mutation(
+CHANGE_HOSTED_CHANNEL = mutation(
     "changeHostedChannel",
     "name: String!, description: String, public: Boolean",
     f"HostedChannel {{ {_HOSTED} }}",
 )
-DELETE_HOSTED_CHANNEL = _mutation(
+DELETE_HOSTED_CHANNEL = mutation(
     "deleteHostedChannel", "name: String!", f"HostedChannel {{ {_HOSTED} }}"
 )
-YANK_PACKAGE = _mutation(
+YANK_PACKAGE = mutation(
     "yankPackage", f"{_FILE}, reason: String!", f"HostedPackage {{ {_HOSTED_PACKAGE} }}"
 )
-UNYANK_PACKAGE = _mutation("unyankPackage", _FILE, f"HostedPackage {{ {_HOSTED_PACKAGE} }}")
+UNYANK_PACKAGE = mutation("unyankPackage", _FILE, f"HostedPackage {{ {_HOSTED_PACKAGE} }}")
 
 # --- retention ------------------------------------------------------------------------------------
 _RETENTION = "retention { keepLast keepDays keepTagged deleteDays }"
 RETENTION = f"""
 query Retention($name: String!) {{ namespace(name: $name) {{ id: databaseId name {_RETENTION} }} }}
 """
-SET_RETENTION = _mutation(
+SET_RETENTION = mutation(
     "setRetention",
     "namespace: String!, keepLast: Int, keepDays: Int, deleteDays: Int, keepTagged: Boolean",
     f"Namespace {{ id: databaseId name {_RETENTION} }}",
@@ -247,19 +151,19 @@ query RetentionPlan($namespace: String!) {
 }
 """
 _HOLD = "id environment build reason placedBy placedAt"
-HOLDS = _listed("legalHolds", "namespace: String", _HOLD)
-PLACE_HOLD = _mutation(
+HOLDS = paged_list("legalHolds", "namespace: String", _HOLD)
+PLACE_HOLD = mutation(
     "placeHold", "environmentId: ID!, build: String, reason: String!", f"LegalHold {{ {_HOLD} }}"
 )
-RELEASE_HOLD = _mutation("releaseHold", "id: ID!, reason: String!", f"LegalHold {{ {_HOLD} }}")
-DELETED_BUILDS = _listed("deletedBuilds", "namespace: String", "environment number deletedAt")
-DELETED_ENVIRONMENTS = _listed("deletedEnvironments", "namespace: String", "name deletedAt")
-UNDELETE_BUILD = _mutation(
+RELEASE_HOLD = mutation("releaseHold", "id: ID!, reason: String!", f"LegalHold {{ {_HOLD} }}")
+DELETED_BUILDS = paged_list("deletedBuilds", "namespace: String", "environment number deletedAt")
+DELETED_ENVIRONMENTS = paged_list("deletedEnvironments", "namespace: String", "name deletedAt")
+UNDELETE_BUILD = mutation(
     "undeleteBuild",
     "namespace: String!, environment: String!, number: Int!",
     "Build { id: databaseId ref state }",
 )
-UNDELETE_ENVIRONMENT = _mutation(
+UNDELETE_ENVIRONMENT = mutation(
     "undeleteEnvironment",
     "namespace: String!, name: String!",
     "Environment { id: databaseId name }",
@@ -269,7 +173,7 @@ UNDELETE_ENVIRONMENT = _mutation(
 _RULE = """
 fragment Shown on PolicyRule { id: databaseId name kind effect enabled position settings summary }
 """
-POLICIES = _listed("policies", "", "namespace version rules { ...Shown }", _RULE)
+POLICIES = paged_list("policies", "", "namespace version rules { ...Shown }", _RULE)
 POLICY = (
     """
 query Policy($namespace: String) {
@@ -281,32 +185,32 @@ query Policy($namespace: String) {
 """
     + _RULE
 )
-POLICY_VERSIONS = _listed(
+POLICY_VERSIONS = paged_list(
     "policyVersions", "namespace: String", "number change comment changedBy changedAt rules"
 )
-ADD_RULE = _mutation(
+ADD_RULE = mutation(
     "addPolicyRule",
     "namespace: String, kind: String!, effect: String!, name: String!, settings: JSON!, "
     "comment: String!",
     "PolicyRule { ...Shown }",
     _RULE,
 )
-CHANGE_RULE = _mutation(
+CHANGE_RULE = mutation(
     "changePolicyRule",
     "id: ID!, effect: String, name: String, settings: JSON, enabled: Boolean, comment: String!",
     "PolicyRule { ...Shown }",
     _RULE,
 )
-RESTORE_POLICY = _mutation(
+RESTORE_POLICY = mutation(
     "restorePolicyVersion",
     "namespace: String, number: Int!, comment: String!",
     "EffectivePolicy { namespace version rules { ...Shown } }",
     _RULE,
 )
-REMOVE_RULE = _mutation(
+REMOVE_RULE = mutation(
     "removePolicyRule", "id: ID!, comment: String!", "RemovedPolicyRule { name }"
 )
-SIMULATE = _mutation(
+SIMULATE = mutation(
     "simulatePolicy",
     "namespace: String, rules: [PolicyRuleInput!]",
     "PolicySimulation { environments packages blocked asked warned seconds touched { namespace "
@@ -314,7 +218,7 @@ SIMULATE = _mutation(
 )
 
 # --- audit ----------------------------------------------------------------------------------------
-AUDIT_EVENTS = _listed(
+AUDIT_EVENTS = paged_list(
     "auditEvents",
     "filters: AuditFilter",
     "position at username action target namespace refused address changes tokenId digest",
@@ -329,15 +233,15 @@ query($lines: [String!]!) {
   verifyAuditAnchor(lines: $lines) { intact checked newest position fault { line message } }
 }
 """
-PRUNE_AUDIT = _mutation("pruneAudit", "before: DateTime!", "PrunedAudit { events position }")
+PRUNE_AUDIT = mutation("pruneAudit", "before: DateTime!", "PrunedAudit { events position }")
 
 # --- environments and builds ----------------------------------------------------------------------
-ENVIRONMENTS = _listed(
+ENVIRONMENTS = paged_list(
     "environments",
     "filters: EnvironmentFilter",
     "id name description pinned updatedAt lastUsedAt namespace { name } current { ...Short "
     "} latest { ...Short }",
-    _SHORT,
+    SHORT_BUILD,
 )
 ENVIRONMENT = (
     """
@@ -345,21 +249,21 @@ query Environment($namespace: String!, $name: String!) {
   environment(namespace: $namespace, name: $name) { ...Whole }
 }
 """
-    + _ENVIRONMENT
-    + _SHORT
+    + FULL_ENVIRONMENT
+    + SHORT_BUILD
 )
 HISTORY = (
     f"""
 query History($namespace: String!, $name: String!, $first: Int, $after: String) {{
   environment(namespace: $namespace, name: $name) {{
     builds(first: $first, after: $after) {{
-      {_PAGE}
+      {PAGE_INFO}
       edges {{ node {{ ...Short failure {{ message }} lock {{ digest packageCount }} }} }}
     }}
   }}
 }}
 """
-    + _SHORT
+    + SHORT_BUILD
 )
 BUILD = (
     """
@@ -367,10 +271,10 @@ query Build($namespace: String!, $environment: String!, $number: String!) {
   build(namespace: $namespace, environment: $environment, number: $number) { ...Full }
 }
 """
-    + _BUILD
-    + _FAILURE
+    + FULL_BUILD
+    + FAILURE
 )
-BUILD_BY_ID = "query BuildById($id: ID!) { build(id: $id) { ...Full } }" + _BUILD + _FAILURE
+BUILD_BY_ID = "query BuildById($id: ID!) { build(id: $id) { ...Full } }" + FULL_BUILD + FAILURE
 ARTIFACTS = """
 query Artifacts($namespace: String!, $environment: String!, $number: String!) {
   build(namespace: $namespace, environment: $environment, number: $number) {
@@ -408,7 +312,7 @@ query Progress($id: ID!, $start: Int!, $limit: Int!) {
   build(id: $id) { ...Live logLines log(start: $start, limit: $limit) }
 }
 """
-    + _LIVE
+    + LIVE_BUILD
 )
 FOLLOW = (
     """
@@ -416,7 +320,7 @@ subscription Follow($id: ID!, $fromLine: Int!) {
   buildProgress(buildId: $id, fromLine: $fromLine) { build { ...Live } newLines nextLine }
 }
 """
-    + _LIVE
+    + LIVE_BUILD
 )
 PACKAGES = (
     f"""
@@ -427,14 +331,14 @@ query Packages(
   build(namespace: $namespace, environment: $environment, number: $number) {{
     lock {{
       packages(platform: $platform, search: $search, first: $first, after: $after) {{
-        {_PAGE}
+        {PAGE_INFO}
         edges {{ node {{ ...Record }} }}
       }}
     }}
   }}
 }}
 """
-    + _PACKAGE
+    + PACKAGE
 )
 CHANGES = (
     """
@@ -446,8 +350,8 @@ query Changes(
   }
 }
 """
-    + _DIFF
-    + _PACKAGE
+    + DIFF
+    + PACKAGE
 )
 COMPARE = (
     """
@@ -455,8 +359,8 @@ query Compare($old: ID!, $new: ID!, $platform: String) {
   compareBuilds(before: $old, after: $new, platform: $platform) { ...Changes }
 }
 """
-    + _DIFF
-    + _PACKAGE
+    + DIFF
+    + PACKAGE
 )
 WHY = """
 query Why(
@@ -467,19 +371,19 @@ query Why(
   }
 }
 """
-CREATE_ENVIRONMENT = _mutation(
+CREATE_ENVIRONMENT = mutation(
     "createEnvironment",
     "namespace: String!, name: String!, description: String!, specification: String",
     "Environment { ...Whole }",
-    _ENVIRONMENT,
-    _SHORT,
+    FULL_ENVIRONMENT,
+    SHORT_BUILD,
 )
-SUBMIT = _mutation(
+SUBMIT = mutation(
     "submitBuild",
     "namespace: String!, environment: String!, specification: String!, "
     "idempotencyKey: String, forceSolve: Boolean!, platforms: [String!], reason: String!",
     "SubmittedBuild { created warnings build { ...Live } }",
-    _LIVE,
+    LIVE_BUILD,
 )
 _PREVIEW = (
     """
@@ -491,9 +395,9 @@ fragment Seen on Preview {
   diff(platform: $platform) { ...Changes }
 }
 """
-    + _FAILURE
-    + _DIFF
-    + _PACKAGE
+    + FAILURE
+    + DIFF
+    + PACKAGE
 )
 PREVIEW_SOLVE = (
     """
@@ -512,18 +416,18 @@ mutation PreviewSolve(
 }
 """
     + _PREVIEW
-    + _ERROR
+    + ERROR
 )
 PREVIEW = "query Preview($id: ID!, $platform: String) { preview(id: $id) { ...Seen } }" + _PREVIEW
 
 
 def _of_build(field: str, more: str = "") -> str:
-    return _mutation(field, f"id: ID!{more}", "Build { ...Full }", _BUILD, _FAILURE)
+    return mutation(field, f"id: ID!{more}", "Build { ...Full }", FULL_BUILD, FAILURE)
 
 
 def _of_environment(field: str, more: str = "") -> str:
     arguments = f"environmentId: ID!{more}"
-    return _mutation(field, arguments, "Environment { ...Whole }", _ENVIRONMENT, _SHORT)
+    return mutation(field, arguments, "Environment { ...Whole }", FULL_ENVIRONMENT, SHORT_BUILD)
 
 
 CANCEL = _of_build("cancelBuild")
@@ -543,15 +447,15 @@ RENAME = _of_environment("renameEnvironment", ", name: String!")
 DELETE = _of_environment("deleteEnvironment")
 
 # --- packages -------------------------------------------------------------------------------------
-SEARCH = _listed(
+SEARCH = paged_list(
     "packages", "search: String!, channel: String", "name channel { name } latestVersion"
 )
-CONTAINS = _listed(
+CONTAINS = paged_list(
     "lockedPackages",
     "name: String!, version: String, currentOnly: Boolean!",
     "package { ...Record } environment { name namespace { name } } build { number ref state "
     "isCurrent }",
-    _PACKAGE,
+    PACKAGE,
 )
 
 # --- mirrors --------------------------------------------------------------------------------------
@@ -561,7 +465,7 @@ fragment Mirrored on Mirror {
   subdirs { subdir records lookedAt changedAt failure }
 }
 """
-MIRRORS = _listed("mirrors", "", "...Mirrored", _MIRROR)
+MIRRORS = paged_list("mirrors", "", "...Mirrored", _MIRROR)
 MIRROR = (
     """
 query Mirror($name: String!) {
@@ -570,19 +474,19 @@ query Mirror($name: String!) {
 """
     + _MIRROR
 )
-CREATE_MIRROR = _mutation(
+CREATE_MIRROR = mutation(
     "createMirror",
     "name: String!, upstream: String!, namespace: String, public: Boolean!, subdirs: [String!]",
     "Mirror { ...Mirrored }",
     _MIRROR,
 )
-CHANGE_MIRROR = _mutation(
+CHANGE_MIRROR = mutation(
     "changeMirror",
     "id: ID!, namespace: String, public: Boolean, subdirs: [String!]",
     "Mirror { ...Mirrored }",
     _MIRROR,
 )
-DELETE_MIRROR = _mutation("deleteMirror", "id: ID!", "Mirror { ...Mirrored }", _MIRROR)
+DELETE_MIRROR = mutation("deleteMirror", "id: ID!", "Mirror { ...Mirrored }", _MIRROR)
 
 # --- approvals and recalls ------------------------------------------------------------------------
 _REQUEST = """
@@ -598,17 +502,17 @@ fragment Asked on ApprovalRequest {
   }
 }
 """
-APPROVALS = _listed("approvalRequests", "filters: ApprovalRequestFilter", "...Asked", _REQUEST)
+APPROVALS = paged_list("approvalRequests", "filters: ApprovalRequestFilter", "...Asked", _REQUEST)
 APPROVAL = "query Approval($id: ID!) { approvalRequest(id: $id) { ...Asked } }" + _REQUEST
-DECIDE = _mutation(
+DECIDE = mutation(
     "decide",
     "requests: [ID!]!, approve: Boolean!, reason: String!, scope: DecisionScope!, spec: "
     "String!, everywhere: Boolean!, expiresAt: DateTime",
     "Decided { decisions { id: databaseId complete expiresAt } requests { ...Asked } }",
     _REQUEST,
 )
-SECOND = _mutation("secondDecision", "id: ID!", "PackageDecision { id: databaseId complete }")
-EXPLAIN_REQUEST = _mutation(
+SECOND = mutation("secondDecision", "id: ID!", "PackageDecision { id: databaseId complete }")
+EXPLAIN_REQUEST = mutation(
     "explainRequest", "id: ID!, note: String!", "ApprovalRequest { ...Asked }", _REQUEST
 )
 _DECISION = """
@@ -618,41 +522,41 @@ fragment Told on PackageDecision {
   secondedBy complete revokedAt revokedBy inForce
 }
 """
-DECISIONS = _listed("decisions", "filters: DecisionFilter", "...Told", _DECISION)
-REVOKE_DECISION = _mutation(
+DECISIONS = paged_list("decisions", "filters: DecisionFilter", "...Told", _DECISION)
+REVOKE_DECISION = mutation(
     "revokeDecision", "id: ID!, reason: String!", "PackageDecision { ...Told }", _DECISION
 )
 _WEBHOOK = "fragment Hook on Webhook { id: databaseId namespace url events enabled createdAt }"
-WEBHOOKS = _listed("webhooks", "namespace: String", "...Hook", _WEBHOOK)
-CREATE_WEBHOOK = _mutation(
+WEBHOOKS = paged_list("webhooks", "namespace: String", "...Hook", _WEBHOOK)
+CREATE_WEBHOOK = mutation(
     "createWebhook",
     "namespace: String, url: String!, events: [String!]",
     "CreatedWebhook { secret webhook { ...Hook } }",
     _WEBHOOK,
 )
-DELETE_WEBHOOK = _mutation("deleteWebhook", "id: ID!", "Webhook { ...Hook }", _WEBHOOK)
-TEST_WEBHOOK = _mutation("testWebhook", "id: ID!", "Webhook { ...Hook }", _WEBHOOK)
+DELETE_WEBHOOK = mutation("deleteWebhook", "id: ID!", "Webhook { ...Hook }", _WEBHOOK)
+TEST_WEBHOOK = mutation("testWebhook", "id: ID!", "Webhook { ...Hook }", _WEBHOOK)
 _PUSH_RULE = """
 fragment Rule on PushRule {
   id: databaseId namespace pattern target createdAt createdBy
   pushes { build target state wantedAt pushedAt attempts nextAttemptAt problem digest sentBytes }
 }
 """
-PUSH_RULES = _listed("pushRules", "namespace: String", "...Rule", _PUSH_RULE)
-CREATE_PUSH_RULE = _mutation(
+PUSH_RULES = paged_list("pushRules", "namespace: String", "...Rule", _PUSH_RULE)
+CREATE_PUSH_RULE = mutation(
     "createPushRule",
     "namespace: String!, pattern: String!, target: String!",
     "PushRule { ...Rule }",
     _PUSH_RULE,
 )
-PUSH_AGAIN = _mutation("pushAgain", "id: ID!", "PushRule { ...Rule }", _PUSH_RULE)
-DELETE_PUSH_RULE = _mutation("deletePushRule", "id: ID!", "PushRule { ...Rule }", _PUSH_RULE)
-KEEP_REGISTRY_LOGIN = _mutation(
+PUSH_AGAIN = mutation("pushAgain", "id: ID!", "PushRule { ...Rule }", _PUSH_RULE)
+DELETE_PUSH_RULE = mutation("deletePushRule", "id: ID!", "PushRule { ...Rule }", _PUSH_RULE)
+KEEP_REGISTRY_LOGIN = mutation(
     "keepRegistryLogin",
     "namespace: String, registry: String!, login: String!",
     "ChannelCredential { id: databaseId namespace urlPrefix kind createdAt }",
 )
-SET_BASE_IMAGE = _mutation(
+SET_BASE_IMAGE = mutation(
     "setBaseImage",
     "namespace: String!, base: String!",
     "Namespace { id: databaseId name baseImage }",
@@ -662,12 +566,12 @@ fragment Recalled on Recall {
   id: databaseId manager spec sha256 reason recalledBy recalledAt undoneBy undoneAt locks
 }
 """
-RECALLS = _listed("recalls", "active: Boolean", "...Recalled", _RECALL)
-RECALL_HITS = _listed("recallHits", "id: ID!", "build state isCurrent requestedBy packages")
-RECALL = _mutation(
+RECALLS = paged_list("recalls", "active: Boolean", "...Recalled", _RECALL)
+RECALL_HITS = paged_list("recallHits", "id: ID!", "build state isCurrent requestedBy packages")
+RECALL = mutation(
     "recall",
     "spec: String!, sha256: String!, manager: String!, reason: String!",
     "Recall { ...Recalled }",
     _RECALL,
 )
-UNDO_RECALL = _mutation("undoRecall", "id: ID!, reason: String!", "Recall { ...Recalled }", _RECALL)
+UNDO_RECALL = mutation("undoRecall", "id: ID!, reason: String!", "Recall { ...Recalled }", _RECALL)

@@ -1,4 +1,7 @@
-"""Reading of `environment.yml`: one pass that gathers faults, warnings and credentials."""
+"""Reading of `environment.yml`: one pass that gathers faults, warnings and credentials.
+
+One file: all keys share the state of the pass (faults, warnings, credentials, line numbers).
+"""
 
 from __future__ import annotations
 

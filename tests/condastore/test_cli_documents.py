@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 from graphql import GraphQLSchema, build_schema, parse, validate
 
-from condastore.cli import queries
+from condastore.cli import graphql_fragments, queries
 
 SCHEMA = Path(__file__).parents[2] / "schema.graphql"
 DOCUMENTS = {
     name: value
     for name, value in vars(queries).items()
-    if isinstance(value, str) and name.isupper() and not name.startswith("_")
+    if isinstance(value, str)
+    and name.isupper()
+    and not name.startswith("_")
+    and not hasattr(graphql_fragments, name)
 }
 
 
