@@ -77,5 +77,6 @@ class PreviewRun(LeasedRun[Preview]):
             super().abandon()
 
     def fail(self, error: StoreError) -> None:
-        # A person waits for the answer, and can ask again.
-        self.persist(lambda: self.row.fail(error, lease=self.lease, retry=False))
+        # A person waits for the answer and can ask again, so only a killed program is retried.
+        killed = "status" in error.details
+        self.persist(lambda: self.row.fail(error, lease=self.lease, retry=killed))

@@ -11,6 +11,7 @@ from django.utils import timezone
 
 from accounts.access import Actor
 from accounts.models import User
+from condastore.errors import StoreError
 from environments.models.environments import Environment
 from environments.models.leased_work import LeasedWork, LeasedWorkQuerySet
 from environments.models.locks import LockRow, SpecificationRow
@@ -76,6 +77,9 @@ class Preview(LeasedWork):
 
     def __str__(self) -> str:
         return f"preview {self.pk}"
+
+    def changes_of_failure(self, error: StoreError, *, retried: bool) -> dict[str, Any]:
+        return {} if retried else super().changes_of_failure(error, retried=retried)
 
     def changes_when_claimed(self, now: datetime) -> dict[str, Any]:
         return {"started_at": now}
