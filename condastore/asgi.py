@@ -24,7 +24,7 @@ from condastore.private_files import PRIVATE_UMASK  # noqa: E402
 from condastore.schema import schema  # noqa: E402
 from condastore.supervisor.startup import prepare_folder  # noqa: E402
 from environments.graphql.views import make_socket  # noqa: E402
-from environments.rest import uploads  # noqa: E402
+from environments.rest import upload_streaming  # noqa: E402
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -44,7 +44,7 @@ async def application(scope: MutableMapping[str, Any], receive: Receive, send: S
                 thread.begin()
                 await respond(receive, send)
             else:
-                receive = uploads.body_for(scope, receive)
+                receive = upload_streaming.body_for(scope, receive)
                 method = scope["method"]
                 await request_turns.admit(
                     respond, receive, send, method=method, admitted=thread.begin

@@ -519,7 +519,9 @@ SCIM = Provisioning.read(
 )
 #: Directories that are asked again between sign-ins: what makes each.
 DIRECTORIES: list[tuple[str, dict[str, Any]]] = [
-    ("accounts.openid.Directory", {"name": one.id}) for one in SIGN_IN_PROVIDERS.openid if one.sync
+    ("accounts.openid_directory.Directory", {"name": one.id})
+    for one in SIGN_IN_PROVIDERS.openid
+    if one.sync
 ]
 if LDAP["url"]:
     DIRECTORIES.append(("accounts.ldap_directory.Directory", {}))
@@ -695,7 +697,7 @@ _prefix = "__Host-" if SECURE_COOKIES else ""
 SESSION_COOKIE_NAME = f"{_prefix}condastore_session"
 CSRF_COOKIE_NAME = f"{_prefix}condastore_csrf"
 DEVICE_COOKIE_NAME = f"{_prefix}condastore_device"
-CSRF_FAILURE_VIEW = "condastore.http.middleware.refusal"
+CSRF_FAILURE_VIEW = "condastore.http.error_responses.refusal"
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_COOKIES
 SECURE_HSTS_SECONDS = 31_536_000 if SECURE_COOKIES else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = SECURE_COOKIES

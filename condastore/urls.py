@@ -31,7 +31,7 @@ urlpatterns = [
 ]
 if settings.SCIM:  # what it needs is in the extra `scim`
     urlpatterns.insert(0, path("scim/v2/", include("environments.rest.scim.urls")))
-handler400 = "condastore.http.middleware.page_bad"
-handler403 = "condastore.http.middleware.page_refused"
-handler404 = "condastore.http.middleware.page_not_found"
-handler500 = "condastore.http.middleware.page_failed"
+handler400 = "condastore.http.error_responses.page_bad"
+handler403 = "condastore.http.error_responses.page_refused"
+handler404 = "condastore.http.error_responses.page_not_found"
+handler500 = "condastore.http.error_responses.page_failed"

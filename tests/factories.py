@@ -14,7 +14,7 @@ from environments.domain.lifecycle import FINISHED, RUNNING, BuildState
 from environments.domain.lock import Lock, PlatformLock
 from environments.domain.records import CondaPackage
 from environments.domain.specification import Defaults
-from environments.domain.specification_parsing import parse_specification
+from environments.domain.specification_forms import parse_specification
 from environments.models import (
     Build,
     Environment,

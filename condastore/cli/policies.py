@@ -269,9 +269,9 @@ def _rules(
                 "Say which kind of rule, with --kind, or give a file with --file.",
                 status=Status.USAGE,
                 code="invalid-input",
-                hint="The kinds: channels, packages-denied, packages-allowed, licenses, age, "
-                "constraints, pins, required, install-scripts, size, pypi, unlisted-packages, "
-                "path-conflicts.",
+                hint="Kinds: channels, packages-denied, packages-allowed, licenses, age, "
+                "constraints, pins, required, install-scripts, size, pypi, pip-sources, "
+                "unlisted-packages, path-conflicts.",
             )
         content = {"kind": kind, "effect": effect.value, "name": name or kind}
         return [{**content, "settings": _settings(settings)}]

@@ -1,15 +1,13 @@
-"""What surrounds every request: an id for the log, and StoreError as a page or problem+json."""
+"""Middleware: request ids and logs, protective headers, errors as responses."""
 
 from __future__ import annotations
 
 import json.decoder
 import re
-import sys
 import time
 import traceback
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -19,7 +17,6 @@ from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.conf import settings
 from django.core.exceptions import (
     BadRequest,
-    DisallowedHost,
     PermissionDenied,
     RequestDataTooBig,
     SuspiciousOperation,
@@ -27,127 +24,36 @@ from django.core.exceptions import (
 from django.http import (
     Http404,
     HttpRequest,
-    HttpResponse,
     HttpResponseBase,
     HttpResponseNotAllowed,
-    JsonResponse,
 )
 from django.http.multipartparser import MultiPartParserError
-from django.shortcuts import render
 
-from accounts.sign_in import TooManyAttemptsError
 from condastore.errors import (
-    AccessDeniedError,
-    ChannelNotAllowedError,
-    ConflictError,
     InvalidInputError,
-    LeaseLostError,
-    LimitError,
-    MethodNotAllowedError,
-    NotFoundError,
-    NotSignedInError,
-    PolicyError,
-    RequestError,
     StoreError,
-    TransitionError,
-    UnavailableError,
-    UnexpectedError,
-    UnsupportedMediaTypeError,
+)
+from condastore.http.error_responses import (
+    FOR_PROGRAMS,
+    Limit,
+    answer_to,
+    method_not_allowed,
+    prefers_html,
+    problem,
+    too_large,
 )
 from condastore.metrics import REQUESTS
-from condastore.outages import RETRY_AFTER, migration_hint, unavailable
+from condastore.outages import unavailable
 from environments.operations import audit
 
 logger = structlog.get_logger(__name__)
 REQUEST_ID = "X-Request-ID"
 _GIVEN_ID = re.compile(r"[A-Za-z0-9_.-]{8,64}")
-#: The first kind that fits says the status.
-STATUSES: tuple[tuple[type[StoreError], HTTPStatus], ...] = (
-    (NotFoundError, HTTPStatus.NOT_FOUND),
-    (NotSignedInError, HTTPStatus.UNAUTHORIZED),
-    (TooManyAttemptsError, HTTPStatus.TOO_MANY_REQUESTS),
-    (AccessDeniedError, HTTPStatus.FORBIDDEN),
-    (PolicyError, HTTPStatus.FORBIDDEN),
-    (ChannelNotAllowedError, HTTPStatus.FORBIDDEN),
-    (ConflictError, HTTPStatus.CONFLICT),
-    (TransitionError, HTTPStatus.CONFLICT),
-    (LeaseLostError, HTTPStatus.CONFLICT),
-    (LimitError, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
-    (MethodNotAllowedError, HTTPStatus.METHOD_NOT_ALLOWED),
-    (UnsupportedMediaTypeError, HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
-    (InvalidInputError, HTTPStatus.BAD_REQUEST),
-    (RequestError, HTTPStatus.UNPROCESSABLE_ENTITY),
-    (UnexpectedError, HTTPStatus.INTERNAL_SERVER_ERROR),
-    (UnavailableError, HTTPStatus.SERVICE_UNAVAILABLE),
-)
 #: What Django itself answers with 400, 403 or 404, and allauth's middleware by a redirect.
 DJANGOS = (
     *(Http404, PermissionDenied, SuspiciousOperation, BadRequest, MultiPartParserError),
     *(ImmediateHttpResponse, ReauthenticationRequired),
 )
-#: Paths that answer programs, whatever kind of answer they say they take.
-FOR_PROGRAMS = (
-    "/api/",
-    "/v2/",
-    "/channel/",
-    "/scim/",
-    "/graphql",
-    "/healthz",
-    "/readyz",
-    "/metrics",
-)
-
-
-def status_of(error: StoreError) -> HTTPStatus:
-    return next(
-        (status for kind, status in STATUSES if isinstance(error, kind)),
-        HTTPStatus.INTERNAL_SERVER_ERROR,
-    )
-
-
-def prefers_html(request: HttpRequest) -> bool:
-    """A browser that looks at a page, not a program."""
-    return not request.path.startswith(FOR_PROGRAMS) and request.accepts("text/html")
-
-
-def problem(error: StoreError, *, status: HTTPStatus | None = None) -> JsonResponse:
-    """problem+json (RFC 9457), with the error's code."""
-    status = status or status_of(error)
-    body = {
-        "title": status.phrase,
-        "status": int(status),
-        "code": error.code,
-        "detail": error.message,
-        "where": error.where,
-        "hint": error.hint,
-        "details": dict(error.details),
-    }
-    answer = JsonResponse(body, status=status, content_type="application/problem+json")
-    if status == HTTPStatus.UNAUTHORIZED:
-        answer["WWW-Authenticate"] = 'Bearer realm="condastore"'
-    if isinstance(error, MethodNotAllowedError):
-        answer["Allow"] = ", ".join(error.details["allowed"])
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        answer["Retry-After"] = str(RETRY_AFTER)
-    return answer
-
-
-def answer_to(request: HttpRequest, error: StoreError) -> HttpResponse:
-    if not prefers_html(request):
-        return problem(error)
-    status = status_of(error)
-    return render(request, "error.html", {"error": error, "status": status}, status=status)
-
-
-def refusal(request: HttpRequest, reason: str = "") -> HttpResponse:
-    """For a request that may be forged: settings.CSRF_FAILURE_VIEW."""
-    error = AccessDeniedError(
-        f"The request does not prove that it comes from this site's own pages: {reason}",
-        hint=f"Send the cookie {settings.CSRF_COOKIE_NAME} and its value as X-CSRFToken; "
-        "or use an API token, which needs neither.",
-    )
-    audit.refused_request(request, error)
-    return answer_to(request, error)
 
 
 #: What a browser may do with an answer for programs, should somebody open it as a page: nothing.
@@ -301,72 +207,6 @@ def _limit(request: HttpRequest) -> Limit:
     return Limit(setting="MAX_REQUEST_BYTES")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limit:
-    """The largest body, and the setting that says so."""
-
-    setting: str
-
-    @property
-    def size(self) -> int:
-        return int(getattr(settings, self.setting))
-
-
 def _too_large(request: HttpRequest, limit: Limit) -> bool:
     length = request.headers.get("Content-Length") or "0"
     return not length.isdecimal() or int(length) > limit.size
-
-
-def too_large(limit: Limit | None = None) -> LimitError:
-    limit = limit or Limit(setting="MAX_REQUEST_BYTES")
-    return LimitError(
-        f"The request is larger than {limit.size:,} bytes.",
-        hint=f"Send less; an administrator may raise CONDASTORE_{limit.setting}.",
-        details={"limit": limit.size},
-    )
-
-
-def method_not_allowed(request: HttpRequest, allowed: Sequence[str]) -> MethodNotAllowedError:
-    return MethodNotAllowedError(
-        f"This address does not answer {request.method}.",
-        hint=f"Send {' or '.join(allowed)}.",
-        details={"allowed": list(allowed)},
-    )
-
-
-def page_not_found(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
-    return answer_to(request, NotFoundError("There is nothing at this address."))
-
-
-def page_refused(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
-    error = AccessDeniedError("You may not see this page.")
-    audit.refused_request(request, error)
-    return answer_to(request, error)
-
-
-def page_bad(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
-    if isinstance(exception, DisallowedHost):
-        error = InvalidInputError(
-            "This server does not answer to the host name of the request.",
-            where="Host",
-            hint="Use its own address; an administrator adds names to CONDASTORE_ALLOWED_HOSTS.",
-        )
-        return answer_to(request, error)
-    return answer_to(request, InvalidInputError("The request cannot be read."))
-
-
-def page_failed(request: HttpRequest) -> HttpResponse:
-    number = structlog.contextvars.get_contextvars().get("request", "")
-    cause = sys.exception()
-    away = unavailable(cause) if cause else None  # in a middleware, or where a session is read
-    error = away or UnexpectedError(
-        "Something went wrong on our side.",
-        hint=f"Try again; if it stays, tell the administrators the number {number}.",
-    )
-    if cause and (hint := migration_hint(cause)):
-        logger.error("migrations were not run", hint=hint)
-    try:
-        return answer_to(request, error)
-    except Exception:  # whatever broke the page may break this one too
-        logger.exception("the error page failed")
-        return HttpResponse(error.message, status=status_of(error))

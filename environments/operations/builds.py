@@ -19,7 +19,7 @@ from environments.domain.lifecycle import CANCELLABLE, FINISHED, RUNNING, BuildS
 from environments.domain.names import parse_name
 from environments.domain.policy import judge_names
 from environments.domain.specification import Defaults, Submission
-from environments.domain.specification_parsing import parse_specification
+from environments.domain.specification_forms import parse_specification
 from environments.models import (
     AuditEvent,
     Build,

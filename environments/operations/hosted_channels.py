@@ -27,7 +27,7 @@ from condastore.errors import (
 )
 from environments.domain.names import SUBDIRS, parse_name, printable
 from environments.domain.records import CondaPackage
-from environments.engine.packages import uploads
+from environments.engine.packages import package_validation
 from environments.engine.pypi import wheel_conversion
 from environments.models import AuditEvent, Blob, HostedChannel, HostedPackage, Namespace, audited
 from environments.operations import quotas
@@ -196,7 +196,7 @@ def may_upload(*, actor: Actor, channel: HostedChannel, file_name: str, size: in
     """
     require(actor, Perm.BUILD, channel.namespace)
     if not wheel_conversion.is_wheel(file_name):
-        uploads.check_file_name(file_name)
+        package_validation.check_file_name(file_name)
     quotas.require_upload_quota(channel.namespace, size)
 
 
@@ -230,7 +230,7 @@ def upload(
     try:
         if made_from:
             sha256, md5 = _digest(path, "sha256"), _digest(path, "md5")
-        record = uploads.read_package(path, file_name, limits=settings.UNPACKING)
+        record = package_validation.read_package(path, file_name, limits=settings.UNPACKING)
         if subdir and subdir != record["subdir"]:
             raise InvalidInputError(
                 f"{file_name} is for {record['subdir']}, but was uploaded to {subdir}.",

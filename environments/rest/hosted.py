@@ -32,7 +32,7 @@ from environments.operations.hosted_channels import ReadableChannel, Uploaded
 from environments.rest.blobs import Served, answer
 from environments.rest.channels import PACKAGES, told
 from environments.rest.lookup import actor_of
-from environments.rest.uploads import parts_of
+from environments.rest.upload_streaming import parts_of
 from environments.services import blobs
 from environments.services import hosted_channels as hosting
 

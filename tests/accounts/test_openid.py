@@ -32,7 +32,7 @@ def provider(openid_service: OpenIdService, settings: Any) -> OpenIdService:
     providers = Providers.read(openid=json.dumps(entries), saml="")
     settings.SIGN_IN_PROVIDERS = providers
     settings.SOCIALACCOUNT_PROVIDERS = providers.django_settings
-    settings.DIRECTORIES = [("accounts.openid.Directory", {"name": "a"})]
+    settings.DIRECTORIES = [("accounts.openid_directory.Directory", {"name": "a"})]
     settings.DIRECTORY_INTERVAL = timedelta(0)
     return openid_service
 

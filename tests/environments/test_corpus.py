@@ -9,7 +9,7 @@ import pytest
 
 from condastore.errors import SpecificationError
 from environments.domain.specification import Defaults, Submission
-from environments.domain.specification_parsing import parse_specification
+from environments.domain.specification_forms import parse_specification
 from environments.operations.builds import read_submission
 from tests import factories
 from tests.corpus_text import content_of, corpus_cases

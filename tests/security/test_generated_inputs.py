@@ -15,11 +15,11 @@ from condastore.errors import SpecificationError, StoreError
 from environments.domain.lock import Lock
 from environments.domain.lockfiles import read_conda_lock, read_explicit
 from environments.domain.specification import Specification
-from environments.domain.specification_parsing import parse_specification
+from environments.domain.specification_forms import parse_specification
 from environments.domain.unpacking import DEFAULT_LIMITS
 from environments.domain.urls import canonical_url
 from environments.engine.packages.cache import PackageCache
-from environments.engine.packages.uploads import read_package
+from environments.engine.packages.package_validation import read_package
 from environments.engine.prefix.linking import link
 from tests import factories
 from tests.environments.engine.package_fixtures import lock_of

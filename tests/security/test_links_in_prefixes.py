@@ -20,7 +20,7 @@ from condastore.errors import LinkError, PackageInvalidError
 from environments.domain.linking import PythonInfo
 from environments.domain.records import CondaPackage
 from environments.domain.unpacking import Limits
-from environments.engine.packages import uploads
+from environments.engine.packages import package_validation
 from environments.engine.packages.cache import CachedPackage, PackageCache
 from environments.engine.prefix.bytecode import BytecodeCache
 from environments.engine.prefix.interpreter import Interpreter
@@ -86,7 +86,7 @@ def test_both_documents_of_a_package_say_whether_it_is_noarch(tmp_path: Path) ->
     file_name, content, _ = write("trap", lying)
     (tmp_path / file_name).write_bytes(content)
     with pytest.raises(PackageInvalidError) as refused:
-        uploads.read_package(tmp_path / file_name, file_name, limits=Limits())
+        package_validation.read_package(tmp_path / file_name, file_name, limits=Limits())
     assert "noarch is python" in str(refused.value.faults)
 
 

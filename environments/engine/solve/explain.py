@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import rattler
 
 from condastore.errors import TimeLimitError, UnsatisfiableError
-from environments.engine.solve.conflict_texts import (
+from environments.engine.solve.conflict_errors import (
     MAX_SHOWN_VERSIONS,
     Finding,
     abbreviated,

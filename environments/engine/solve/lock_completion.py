@@ -39,7 +39,7 @@ from environments.domain.urls import canonical_or_same
 from environments.engine.channels.repodata import Channels
 from environments.engine.packages.download_types import Patience
 from environments.engine.packages.downloads import fetch_originals
-from environments.engine.packages.uploads import read_package
+from environments.engine.packages.package_validation import read_package
 from environments.engine.pypi.indexes import Project, PythonIndexes
 
 Log = Callable[[str], None]

@@ -29,7 +29,7 @@ from environments.engine.channels.hosted import HostedFiles
 from environments.engine.channels.records import from_rattler, to_rattler
 from environments.engine.channels.repodata import Channels, with_noarch
 from environments.engine.solve import virtual_packages
-from environments.engine.solve.conflict_texts import unsatisfiable
+from environments.engine.solve.conflict_errors import unsatisfiable
 from environments.engine.solve.explain import Explainer, NoSolutionError, Tier
 from environments.engine.solve.match_specs import spec_name
 from environments.engine.solve.policy_view import PlatformView, PolicyView, Reading, Refused, Rules

@@ -15,7 +15,7 @@ from django.test.utils import CaptureQueriesContext
 from accounts.models import User
 from condastore import errors, outages
 from condastore.errors import StoreError
-from condastore.http import middleware
+from condastore.http import error_responses, middleware
 from tests import factories
 
 
@@ -50,7 +50,7 @@ def test_a_request_has_an_id_that_a_proxy_may_choose(client: Client) -> None:
     ],
 )
 def test_each_kind_of_error_has_its_status(error: type[StoreError], status: int) -> None:
-    answer = middleware.problem(error("No.", where="there", hint="Do this."))
+    answer = error_responses.problem(error("No.", where="there", hint="Do this."))
     assert answer.status_code == status
     assert answer["Content-Type"] == "application/problem+json"
     assert b'"where": "there"' in answer.content
@@ -159,8 +159,8 @@ def test_a_program_that_must_sign_in_again_is_sent_there(client: Client, db: Non
 def test_every_error_has_a_status_of_its_own_kind() -> None:
     of_many = {kind for kind in all_kinds() if issubclass(kind, errors.SpecificationError)}
     for kind in all_kinds() - {StoreError, errors.UnexpectedError} - of_many:
-        assert 400 <= middleware.status_of(kind("No.")) <= 503
-        assert middleware.status_of(kind("No.")) != 500, kind
+        assert 400 <= error_responses.status_of(kind("No.")) <= 503
+        assert error_responses.status_of(kind("No.")) != 500, kind
 
 
 def failing(error: Exception) -> Any:

@@ -13,7 +13,7 @@ from environments.domain.default_channels import CONDA_DEFAULTS
 from environments.domain.lockfiles import unhashed
 from environments.domain.names import printable
 from environments.domain.specification import Defaults, Submission
-from environments.domain.specification_parsing import parse_specification
+from environments.domain.specification_forms import parse_specification
 
 FORGE = "https://conda.anaconda.org/conda-forge"
 MAIN, R = CONDA_DEFAULTS

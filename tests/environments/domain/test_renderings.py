@@ -20,7 +20,7 @@ from environments.domain.rendering import (
     pixi_lock,
 )
 from environments.domain.specification import Defaults
-from environments.domain.specification_parsing import parse_specification
+from environments.domain.specification_forms import parse_specification
 from tests.environments.domain.packages import (
     CHANNEL,
     conda,

@@ -18,7 +18,7 @@ from environments.domain.rendering import conda_lock_yml, explicit_txt
 from environments.domain.requirements import parse_conda_requirement
 from environments.domain.selectors import lines_for, selector_faults
 from environments.domain.specification import Defaults, SmokeTests, Specification, Submission
-from environments.domain.specification_parsing import parse_specification
+from environments.domain.specification_forms import parse_specification
 from tests.environments.domain.packages import locks
 
 ALIAS = "https://conda.anaconda.org"

@@ -15,7 +15,7 @@ import zstandard
 
 from condastore.errors import PackageInvalidError
 from environments.domain.unpacking import Limits
-from environments.engine.packages.uploads import read_package
+from environments.engine.packages.package_validation import read_package
 from environments.engine.pypi.wheel_conversion import convert
 from tests.channels.simple_index import make_wheel
 from tests.environments.engine.packing import (

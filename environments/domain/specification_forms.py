@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Literal
 
 from condastore.errors import FaultError, SpecificationError
-from environments.domain.environment_file import EnvironmentFileReader, lines_of
+from environments.domain.environment_file_reader import EnvironmentFileReader, lines_of
 from environments.domain.export_lists import is_export_list
 from environments.domain.lockfiles import (
     LockDocument,
