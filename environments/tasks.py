@@ -94,7 +94,7 @@ def _cover_what_is_due(build_id: int, platform: str) -> None:
     queue_name="solves",
     **REDELIVERY,
     throws=Shutdown,  # a worker that is stopped; not an error
-    time_limit=_limit(settings.SOLVE_TIME_LIMIT.total_seconds()),
+    time_limit=_limit(2 * settings.SOLVE_TIME_LIMIT.total_seconds()),
 )
 def run_next_preview(preview_id: str) -> None:
     """Run the next preview that is due, in the order of `fair_previews`.

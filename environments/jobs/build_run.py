@@ -250,6 +250,7 @@ class BuildRun(LinkRun[Build]):
 
     def name_prefix(self) -> None:
         """Rename the finished folder to its final name, and make its row."""
+        self.confirm()  # a worker that was stopped publishes nothing after its lease was lost
         final = self.final_prefix
         if final.is_symlink():  # of smoke tests that were killed
             final.unlink()

@@ -125,6 +125,7 @@ class FolderRun(LinkRun[FolderRestore]):
 
     def publish(self) -> None:
         """Give the folder its name and its modes, and lead the links of environments there."""
+        self.confirm()  # a worker that was stopped publishes nothing after its lease was lost
         prefix = self.restore.prefix
         self.hidden_prefix.chmod(0o700)  # nobody else's before its mode is known to be right
         # It is there again: a worker that was taken for lost, or its successor, was faster.

@@ -205,7 +205,12 @@ class LeasedRun(Generic[W]):
             self.lost = True
         if self.lost or state not in self.row.LEASED:
             return False
-        self.notice(str(state))
+        try:
+            self.notice(str(state))
+        except DATABASE_ERRORS:
+            raise
+        except Exception:  # the lease must be renewed all the same
+            logger.exception("a heartbeat failed", **self.log_context)
         return True
 
     def notice(self, state: str) -> None:

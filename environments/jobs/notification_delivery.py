@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import timedelta
 from smtplib import SMTPException, SMTPRecipientsRefused
+from typing import Any
 
 import structlog
 from django.conf import settings
@@ -12,7 +13,14 @@ from django.core.mail import EmailMessage
 from django.utils import timezone
 
 from condastore import __version__
-from condastore.errors import RequestError, StoreError, UnavailableError
+from condastore.errors import (
+    LeaseLostError,
+    RequestError,
+    StoreError,
+    TransitionError,
+    UnavailableError,
+)
+from condastore.outages import persist
 from environments.engine.network import webhooks
 from environments.engine.network.addresses import guard, parse_networks
 from environments.jobs.leased_run import LeasedRun, claim
@@ -56,17 +64,37 @@ class DeliveryRun(LeasedRun[Notification]):
     time_limit_error = UnavailableError
 
     def deliver(self) -> None:
+        self.confirm()  # a worker that was stopped sends nothing that another has sent
         if self.row.webhook is not None:
             _call(self.row, self.row.webhook)
         else:
             _mail(self.row)
-        self.finish(DeliveryState.DELIVERED)
+        try:
+            self.finish(DeliveryState.DELIVERED)
+        except (LeaseLostError, TransitionError):
+            # It was delivered all the same: nobody may send it again.
+            waiting = Notification.objects.filter(
+                pk=self.row.pk, state__in=(DeliveryState.WAITING, DeliveryState.FAILED)
+            )
+            persist(lambda: waiting.update(**_delivered_late()))
+            raise
 
     def fail(self, error: StoreError) -> None:
         if isinstance(error, webhooks.WebhookGoneError):
             hooks = Webhook.objects.filter(notifications=self.row)
             self.persist(lambda: hooks.update(enabled=False))
         super().fail(error)
+
+
+def _delivered_late() -> dict[str, Any]:
+    """Return the changes of a requeued notification whose former attempt has delivered it."""
+    return {
+        "state": DeliveryState.DELIVERED,
+        "delivered_at": timezone.now(),
+        "failed_at": None,
+        "problem": "",
+        "message_sent_at": None,
+    }
 
 
 def _call(message: Notification, hook: Webhook) -> None:

@@ -6,8 +6,9 @@ from functools import partial
 
 import structlog
 from django.conf import settings
+from dramatiq.middleware import Shutdown
 
-from condastore.errors import StoreError
+from condastore.errors import StoreError, WorkerLostError
 from environments.domain.policy import judge_names
 from environments.jobs import fair_previews
 from environments.jobs.leased_run import LeasedRun, claim
@@ -76,7 +77,14 @@ class PreviewRun(LeasedRun[Preview]):
         else:
             super().abandon()
 
+    def interrupted(self, error: BaseException) -> None:
+        if isinstance(error, Shutdown):
+            super().interrupted(error)
+        else:  # the time limit of the actor
+            self.deadline = 0.0
+            self.abandon()
+
     def fail(self, error: StoreError) -> None:
         # A person waits for the answer and can ask again, so only a killed program is retried.
-        killed = "status" in error.details
+        killed = "status" in error.details or isinstance(error, WorkerLostError)
         self.persist(lambda: self.row.fail(error, lease=self.lease, retry=killed))

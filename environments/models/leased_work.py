@@ -27,7 +27,7 @@ from django.db.models import F, Q
 from django.utils import timezone
 
 from condastore.errors import LeaseLostError, StoreError, TransitionError, WorkerLostError
-from environments.models.clock_bounds import expired, older, valid
+from environments.models.clock_bounds import SKEW, expired, older, valid
 
 W = TypeVar("W", bound="LeasedWork", covariant=True)
 #: The longest wait between two attempts, unless a kind of work says otherwise.
@@ -144,8 +144,12 @@ class LeasedWork(models.Model):
         return RetryPolicy(attempts=settings.BUILD_ATTEMPTS, backoff=settings.BACKOFF)
 
     def claimable(self, now: datetime) -> Q:
-        """Match the row while a worker may claim it."""
-        return in_states(self.WAITING) & Q(not_before__lte=now)
+        """Match the row while a worker may claim it.
+
+        The first attempt waits for no backoff: the clock of the sender may be ahead of ours.
+        """
+        due = Q(not_before__lte=now) | Q(attempt=0, not_before__lte=now + SKEW)
+        return in_states(self.WAITING) & due
 
     def state_when_claimed(self) -> str:
         """Return the state of an attempt that begins."""
@@ -209,7 +213,7 @@ class LeasedWork(models.Model):
         Raises:
             LeaseLostError: another worker has the row.
         """
-        if not self._rows().filter(lease_token=lease.token).update(**changes):
+        if not self.leased_under(lease).update(**changes):
             raise self._lost()
         for name, value in changes.items():
             setattr(self, name, value)
@@ -233,7 +237,11 @@ class LeasedWork(models.Model):
             rows = rows.filter(lease_token=lease.token)
         with transaction.atomic():
             if not rows.filter(in_states(origins)).update(**changes):
-                self.refresh_from_db(fields=["state", "lease_token"])
+                try:
+                    self.refresh_from_db(fields=["state", "lease_token"])
+                except type(self).DoesNotExist:
+                    message = f"{type(self).__name__} {self.pk} was deleted."
+                    raise LeaseLostError(message) from None
                 if lease is not None and (
                     self.lease_token != lease.token or self.state in self.WAITING
                 ):
@@ -253,6 +261,9 @@ class LeasedWork(models.Model):
         """
         policy = self.retry_policy()
         retried = retry and error.transient and self.attempt < policy.attempts
+        periodic = bool(policy.interval or policy.rest)
+        if not retried and not periodic and "retried" in error.hint:
+            error.hint = f"It failed in attempt {self.attempt} and is not retried. Try again later."
         changes = self.changes_of_failure(error, retried=retried)
         if retried:
             delay = policy.delay(self.attempt)
@@ -279,7 +290,19 @@ class LeasedWork(models.Model):
         Raises:
             LeaseLostError, TransitionError: its worker was faster, or another sweep.
         """
-        self.fail(self.lost_error(), lease=self.current_lease())
+        with transaction.atomic():
+            self.require_expired()
+            self.fail(self.lost_error(), lease=self.current_lease())
+
+    def require_expired(self) -> None:
+        """Lock the row, whose lease was not renewed since this instance was read.
+
+        Raises:
+            LeaseLostError: it was renewed, or is no longer leased.
+        """
+        rows = self.leased_under(self.current_lease())
+        if not rows.filter(lease_expires_at=self.lease_expires_at).select_for_update().exists():
+            raise self._lost()
 
     def current_lease(self) -> Lease:
         """Return the lease as this instance was read."""
@@ -287,7 +310,7 @@ class LeasedWork(models.Model):
 
     def lost_error(self) -> WorkerLostError:
         """Return the error of an attempt whose worker stopped renewing its lease."""
-        return WorkerLostError(f"Worker {self.lease_owner} was lost in attempt {self.attempt}.")
+        return WorkerLostError(f"The worker of attempt {self.attempt} was lost.")
 
     def leased_under(self, lease: Lease) -> Any:
         """Return the queryset of this row while it is leased under the token."""

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any, ClassVar, Self
 
 from django.conf import settings
-from django.db import models
+from django.db import models, transaction
 from django.db.models import Q
 from django.utils import timezone
 
@@ -164,7 +164,9 @@ class MirrorIndex(MirrorWork):
         return {"failure": failure_json(error), "not_before": timezone.now() + pause}
 
     def give_up_lost(self) -> None:
-        self.requeue(delay=timedelta(0), message="", lease=self.current_lease())
+        with transaction.atomic():
+            self.require_expired()
+            self.requeue(delay=timedelta(0), message="", lease=self.current_lease())
 
 
 class ViewState(models.TextChoices):
@@ -240,6 +242,9 @@ class MirrorView(MirrorWork):
 
     def changes_with_state(self, state: str, now: datetime) -> dict[str, Any]:
         return {"made_at": now, "failure": None} if state == ViewState.READY else {}
+
+    def changes_of_failure(self, error: StoreError, *, retried: bool) -> dict[str, Any]:
+        return {} if retried else super().changes_of_failure(error, retried=retried)
 
     def retry(self) -> bool:
         """Requeue a view that could not be rendered, unless that was a moment ago."""

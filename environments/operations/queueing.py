@@ -126,7 +126,8 @@ def send(row: LeasedWork) -> bool:
 
     The row is marked first: a worker that is quick may have requeued it by the end of the sending.
     """
-    type(row)._default_manager.filter(pk=row.pk).update(message_sent_at=timezone.now())
+    unclaimed = type(row)._default_manager.filter(pk=row.pk, lease_token=row.lease_token)
+    unclaimed.update(message_sent_at=timezone.now())
     return _enqueue(row)
 
 

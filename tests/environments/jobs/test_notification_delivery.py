@@ -428,3 +428,24 @@ def test_a_group_of_approvers_is_told_too(research):
     research.grant(Role.APPROVER, group)
     names = [user.username for user in deciders([research.pk])[research.pk]]
     assert names == ["anna", "dora", "gus"]
+
+
+def test_what_was_delivered_by_a_worker_that_lost_its_lease_is_not_sent_again(
+    hook, receiver, research
+):
+    def lose_the_lease() -> None:
+        receiver.during = lambda: None
+        past = timezone.now() - timedelta(minutes=1)
+        Notification.objects.update(lease_expires_at=past)
+        upkeep.give_up_lost(Notification)
+        connection.close()
+
+    receiver.during = lose_the_lease
+    tell(research)
+    queueing.send_due(Notification)
+    assert len(receiver.got) == 1
+    message = Notification.objects.get()
+    assert message.delivered_at is not None
+    Notification.objects.update(not_before=timezone.now())
+    queueing.send_due(Notification)
+    assert len(receiver.got) == 1

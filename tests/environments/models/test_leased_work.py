@@ -315,3 +315,34 @@ def test_a_newer_build_takes_the_lease_of_a_push_away(environment: Environment) 
     with pytest.raises(LeaseLostError):
         push.finish(lease, state="pushed")
     assert (again(push).state, Push.objects.get().build) == ("waiting", newer)
+
+
+def test_an_attempt_whose_row_was_requeued_writes_nothing(work: LeasedWork) -> None:
+    lease = work.claim("first", life=LIFE)
+    assert lease is not None
+    type(work)._default_manager.filter(pk=work.pk).update(
+        lease_expires_at=timezone.now() - timedelta(minutes=1)
+    )
+    work.refresh_from_db()
+    work.give_up_lost()
+    with pytest.raises(LeaseLostError):
+        work.write(lease, message_sent_at=timezone.now())
+
+
+def test_a_row_that_is_deleted_meanwhile_ends_its_attempt_as_lost(work: LeasedWork) -> None:
+    lease = work.claim("first", life=LIFE)
+    assert lease is not None
+    type(work)._default_manager.filter(pk=work.pk).delete()
+    with pytest.raises(LeaseLostError, match="was deleted"):
+        work.move(work.FAILED_STATE, lease=lease)
+
+
+def test_a_sweep_leaves_a_lease_that_was_renewed_after_it_looked(work: LeasedWork) -> None:
+    lease = work.claim("first", life=LIFE)
+    assert lease is not None
+    seen = type(work)._default_manager.get(pk=work.pk)
+    work.renew(lease, life=2 * LIFE)
+    with pytest.raises(LeaseLostError):
+        seen.give_up_lost()
+    work.refresh_from_db()
+    assert work.state in work.LEASED
