@@ -133,9 +133,10 @@ def _say_gone(queues: list[str]) -> None:
 def _preload() -> None:
     """Import what every build needs, so that the first one does not wait."""
     started = time.monotonic()
-    builds = importlib.import_module("environments.jobs.builds")
-    builds.get_engine().solver().warm_up()
-    builds.get_engine().packages.warm_up()
+    importlib.import_module("environments.jobs.builds")
+    engine = importlib.import_module("environments.services.engine_context").get_engine()
+    engine.solver().warm_up()
+    engine.packages.warm_up()
     # gc.freeze(): what is imported by now stays, so that no collection visits it again.
     gc.collect()
     gc.freeze()

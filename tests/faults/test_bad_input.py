@@ -56,16 +56,16 @@ REFUSED: dict[str, tuple[str, list[str]]] = {
     ),
 }
 NAMES = {
-    "../../etc": "not a name",
-    "a/b": "not a name",
-    ".hidden": "not a name",
+    "../../etc": "is not a valid",
+    "a/b": "is not a valid",
+    ".hidden": "is not a valid",
     "a\x00b": "U+0000",
     "a\nb": "",
     "a\u202eb": "RIGHT-TO-LEFT OVERRIDE",
     "Caps": "capital",
     "": "empty",
     "x" * 300: "300 characters",
-    "..": "not a name",
+    "..": "is not a valid",
 }
 
 

@@ -106,7 +106,7 @@ def test_a_noarch_package_that_says_so_twice_is_linked(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", ["1!3.11.7", "3.11_1.0", "3.011.7", "03.11.7", "3", "3.11a1"])
 def test_a_python_whose_minor_version_is_read_in_two_ways_is_refused(version: str) -> None:
-    with pytest.raises(LinkError, match=r"does not begin like 3\.12"):
+    with pytest.raises(LinkError, match=r"does not start like 3\.12"):
         PythonInfo.of(version, platform="linux-64")
 
 

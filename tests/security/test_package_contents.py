@@ -182,7 +182,7 @@ def attacks(data: Path) -> dict[str, Hostile]:
         "other-build": Hostile(index={"build": "1"}, record={"build": "0"}),
         "other-number": Hostile(index={"build_number": 7}, record={"build_number": 0}),
         "other-subdir": Hostile(index={"subdir": "win-64"}, record={"subdir": "linux-64"}),
-        "md5-only": Hostile(record={"sha256": None}, message="no sha256"),
+        "md5-only": Hostile(record={"sha256": None}, message="No sha256"),
         "out-of-site-packages": Hostile(
             payload=[entry("site-packages/evil.py")],
             link={"noarch": {"type": "python"}, "package_metadata_version": 1},
