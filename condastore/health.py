@@ -6,15 +6,18 @@ Kubernetes probe the address of a container, which no administrator lists in ALL
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
 import structlog
 from asgiref.sync import sync_to_async
 from django.conf import settings
+from django.core.exceptions import DisallowedHost
 from django.db import Error, connection
 from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpRequest, HttpResponse, JsonResponse
@@ -69,6 +72,11 @@ class Probes:
             return self.get_response(request)
         request.resolver_match = resolve(request.path_info)  # names the route in the metrics
         response = probe(request)
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        try:
+            request.get_host()
+        except DisallowedHost:  # perhaps a page of another site reads it (DNS rebinding)
+            response.content = json.dumps({"ready": response.status_code == HTTPStatus.OK})
         response.headers["Content-Length"] = str(len(response.content))  # CommonMiddleware sets it
         return response
 

@@ -119,13 +119,21 @@ def _files_of_client(repository: Path) -> dict[str, Path]:
     return {name: path for top in CLIENT for name, path in _files_below(repository, top)}
 
 
+#: Suffixes of the files of a package; others, such as drafts and keys, are not shipped.
+PACKAGED = frozenset(
+    {".css", ".html", ".js", ".json", ".map", ".md", ".png", ".py", ".sh", ".svg", ".toml"}
+    | {".txt", ".typed", ".webp", ".woff2"}
+)
+
+
 def _files_below(repository: Path, top: str) -> Iterator[tuple[str, Path]]:
     """Yield (name from the root of the repository, path) of a file, or of all files of a folder."""
     start = repository / top
     if not start.exists():
         raise ValueError(f"{top} is missing in {repository}.")
     for path in [start] if start.is_file() else sorted(start.rglob("*")):
-        if path.is_file() and "__pycache__" not in path.parts:
+        wanted = path == start or path.suffix in PACKAGED
+        if wanted and path.is_file() and not path.is_symlink():
             yield str(path.relative_to(repository)), path
 
 

@@ -76,6 +76,7 @@ class ConfirmedAction:
     #: Whether the action is offered on the page of a row.
     applies_to: Callable[[Any], bool] = field(default=lambda row: True)
     superuser_only: bool = True
+    prefilled: bool = True  # the query string of a link may fill in the form
     #: Tables about the selected rows, shown above the form.
     related_tables: Callable[[Actor, Any], Sequence[RelatedTable]] | None = None
     #: Label of the dry-run button, and the function that returns what the action would do.
@@ -141,7 +142,8 @@ class ConfirmedActions(_ModelAdmin):
         about = (rows if action.in_bulk else rows[0] if len(rows) == 1 else None) or None
         data = request.POST if request.method == "POST" else None
         options = self.form_options(request, action, about)
-        form = action.form(data, initial=request.GET.dict(), **options)
+        initial = request.GET.dict() if action.prefilled else {}
+        form = action.form(data, initial=initial, **options)
         found: Sequence[RelatedTable] = ()
         if form.is_bound and form.is_valid():
             try:

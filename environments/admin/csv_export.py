@@ -31,7 +31,7 @@ else:  # generic for the type checker only
 #: Rows that are read at once.
 CHUNK = 500
 #: First characters that make spreadsheets read a cell as a formula.
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 class CsvExport(_ModelAdmin):

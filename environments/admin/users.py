@@ -359,6 +359,7 @@ class AccountAdmin(AuditedAdmin, DjangoUserAdmin):  # type: ignore[type-arg]
             text="Creates an account without a password, and a link that sets it.",
             run=_invite,
             form=InviteForm,
+            prefilled=False,  # a link must not choose the address and the rights
             rows=False,
         ),
         ConfirmedAction(

@@ -19,6 +19,7 @@ from strawberry.types.field import StrawberryField
 from accounts.access import Actor
 from condastore.errors import StoreError, UnexpectedError
 from condastore.outages import migration_hint, unavailable
+from environments.graphql.nodes import with_database_keys
 from environments.operations import audit
 
 logger = structlog.get_logger(__name__)
@@ -123,7 +124,7 @@ class StoreErrors(strawberry.ExceptionHandler[Exception, OperationError]):
                 audit.refused_field(
                     info.context.request.actor,
                     info.field_name,
-                    getattr(info.selected_fields[0], "arguments", {}),
+                    with_database_keys(getattr(info.selected_fields[0], "arguments", {})),
                     error,
                     changing=True,
                 )

@@ -10,7 +10,7 @@ import strawberry
 from django.core.exceptions import ValidationError
 from django.db.models import Model, QuerySet
 from strawberry import ID, Info
-from strawberry.relay.utils import from_base64
+from strawberry.relay.utils import from_base64, to_base64
 from strawberry_django.queryset import run_type_get_queryset
 
 from condastore.errors import NotFoundError
@@ -91,9 +91,23 @@ def _parts(text: str) -> tuple[str, str]:
         name, key = from_base64(text)
     except ValueError:
         return "", ""
-    if len(key) > _LONGEST_KEY or "\x00" in key:
+    if len(key) > _LONGEST_KEY or "\x00" in key or to_base64(name, key) != text:
         return "", ""
     return name, key
+
+
+#: Arguments that name one object.
+_ID_ARGUMENTS = frozenset({"id", "environmentId"})
+
+
+def with_database_keys(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments of a field in which global ids are replaced by the keys of their rows."""
+    return {
+        name: _parts(value)[1] or value
+        if isinstance(value, str) and name in _ID_ARGUMENTS
+        else value
+        for name, value in arguments.items()
+    }
 
 
 def find(rows: QuerySet[Any], given: object, what: str) -> Any:

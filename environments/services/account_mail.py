@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
 from django.template.loader import render_to_string
+from django.utils import timezone
 
 from accounts.models import User
 from accounts.password_reset import accounts_of, link_for, may_reset
@@ -14,6 +16,8 @@ from environments.models import Notification
 #: Keys of a message's data. RESET: a person asked for a link; the others hold a user's key.
 RESET = "password_reset"
 INVITATION = "invitation"
+#: Links are created on delivery, so that one that is delivered later than this is not sent.
+LONGEST_DELAY = timedelta(days=1)
 PASSWORD_LINK = "password_link"  # noqa: S105 - a key
 
 
@@ -28,6 +32,10 @@ def texts_of(message: Notification) -> dict[str, str]:
     if key := data.get(INVITATION) or data.get(PASSWORD_LINK):
         user = User.objects.filter(pk=key).first()
         if user is None or not user.email or not may_reset(user):
+            return {}
+        if data.get(INVITATION) and user.last_login is not None:
+            return {}  # the mail was delayed, and the account is in use by now
+        if timezone.now() - message.created_at > LONGEST_DELAY:
             return {}
         name = "invitation" if data.get(INVITATION) else "password_link"
         context = {"user": user, "link": link_for(user), "inviter": data.get("inviter", "")}

@@ -91,6 +91,15 @@ def test_probes_need_no_host_of_the_allowed_ones(settings: Any) -> None:
         assert Client().get("/healthz", headers={"Host": host}).status_code == 200
 
 
+def test_readiness_shows_no_details_under_a_foreign_host_name(db: None, settings: Any) -> None:
+    settings.ALLOWED_HOSTS = ["condastore.example.org"]
+    ours = Client().get("/readyz", headers={"Host": "condastore.example.org"})
+    assert ours.json()["checks"]
+    foreign = Client().get("/readyz", headers={"Host": "evil.example"})
+    assert foreign.status_code == ours.status_code
+    assert set(foreign.json()) == {"ready"}
+
+
 def test_preparing_creates_the_first_administrator_once(
     transactional_db: None, settings: Any
 ) -> None:

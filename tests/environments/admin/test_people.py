@@ -169,6 +169,27 @@ def test_an_invitation_by_mail_makes_its_link_on_delivery(site, settings, monkey
     assert set_password(link.removeprefix("https://envs.example.org"))
 
 
+def test_a_link_cannot_fill_in_an_invitation(site):
+    url = reverse("admin:accounts_user_invite")
+    form = site.get(url, invitation(administrator="1", email="eve@example.org")).context["form"]
+    assert not form.initial
+
+
+def test_an_invitation_that_was_delayed_for_days_is_not_sent(site, settings, monkeypatch):
+    from environments import tasks
+    from environments.models import Notification
+    from environments.services.account_mail import LONGEST_DELAY, texts_of
+
+    monkeypatch.setattr(tasks.deliver_notification, "send", lambda *_: None)
+    settings.EMAIL_URL = "smtp://localhost"
+    settings.PUBLIC_URL = "https://envs.example.org"
+    site.post(reverse("admin:accounts_user_invite"), invitation(delivery="mail"))
+    message = Notification.objects.get(email="nina@example.org")
+    assert texts_of(message)
+    message.created_at -= 2 * LONGEST_DELAY
+    assert not texts_of(message)
+
+
 def test_all_faults_of_an_invitation_are_shown_and_nothing_is_created(site, person, settings, root):
     url = reverse("admin:accounts_user_invite")
     given = invitation(username="a b", email="no address")

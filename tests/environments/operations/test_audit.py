@@ -19,6 +19,7 @@ from django.db.models.signals import pre_migrate
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
+from strawberry.relay.utils import to_base64
 
 from accounts.access import ANONYMOUS, Actor
 from accounts.models import User
@@ -351,6 +352,20 @@ def test_an_attempt_on_a_build_is_told_to_its_namespace(environment: Environment
     document = f"mutation {{ cancelBuild(id: {build.pk}) {{ __typename {ERROR} }} }}"
     assert ask(bob, document)["cancelBuild"]["code"] == "access-denied"
     assert events()[0].namespace == environment.namespace
+
+
+@pytest.mark.django_db
+def test_a_refusal_by_a_global_id_is_recorded_for_the_namespace(
+    environment: Environment, bob: Actor
+):
+    build = factories.make_build(environment)
+    document = f"mutation($id: ID!) {{ archiveBuild(id: $id) {{ __typename {ERROR} }} }}"
+    for given in (str(build.pk), to_base64("Build", build.pk)):
+        assert ask(bob, document, id=given)["archiveBuild"]["code"] == "access-denied"
+    recorded = [(event.target, event.namespace) for event in events()]
+    assert recorded == [(f"id={build.pk}", environment.namespace)] * 2
+    hidden = "!" * 100 + to_base64("Build", build.pk)
+    assert ask(bob, document, id=hidden)["archiveBuild"]["code"] == "not-found"
 
 
 @pytest.mark.django_db
