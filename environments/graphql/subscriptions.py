@@ -129,7 +129,8 @@ class BuildWatch(Watch):
 
     def check(self) -> None:
         if self.due():
-            find(Build.objects.visible_to(self.actor).only("pk"), self.key, "build")
+            found = find(Build.objects.visible_to(self.actor).only("pk"), self.key, "build")
+            self.build = found.pk
 
     def look(self) -> tuple[BuildUpdate | None, bool]:
         """What is new, if anything, and whether it was the last."""
@@ -138,11 +139,10 @@ class BuildWatch(Watch):
             Build.objects.select_related("environment__namespace", "prefix", "lock")
             .defer("source", "log_archive", "verdicts")
             .annotate(archived=ARCHIVED)
-            .get(pk=self.key)
+            .get(pk=self.build)
         )
         archived: bool = build.archived  # type: ignore[attr-defined]
         settled = _settled(archived, build.finished_at)
-        self.build = build.pk
         self.state = (build.state, build.attempt, build.progress, build.log_lines, settled)
         state = self.state[:-1]
         first = self.seen is None

@@ -336,5 +336,6 @@ def test_the_graphql_tour_runs(folder: Path, channel: str) -> None:
         headers["Accept"] = "text/event-stream"
         json_body = {"query": followed}
         with httpx.stream("POST", url, json=json_body, headers=headers, timeout=SECONDS) as events:
-            states = re.findall(r'"state": ?"(\w+)"', "".join(events.iter_text()))
-        assert states[-1] == "READY"
+            told = "".join(events.iter_text())
+        states = re.findall(r'"state": ?"(\w+)"', told)
+        assert states[-1:] == ["READY"], told

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from accounts.access import Actor
 from accounts.models import ApiToken, User
 from accounts.roles import Role
 from environments.domain.lifecycle import BuildState
+from environments.graphql.nodes import global_id
 from environments.models import Build, BuildEvent, LockRow, Preview
 from environments.operations.tokens import create_token
 from tests import factories
@@ -289,10 +291,13 @@ def test_a_build_is_followed_by_server_sent_events_from_a_line_on(
     assert events[-1][0] == "complete"
 
 
-def test_a_finished_build_is_told_once_with_its_whole_log(server: str, running: Build) -> None:
+@pytest.mark.parametrize("identify", [str, partial(global_id, "Build")], ids=["key", "global id"])
+def test_a_finished_build_is_told_once_with_its_whole_log(
+    server: str, running: Build, identify: Callable[[int], str]
+) -> None:
     finish(running)
     line = transport(server, secret_of("alice"))
-    (update,) = asyncio.run(followed(line, FOLLOW, id=str(running.pk)))
+    (update,) = asyncio.run(followed(line, FOLLOW, id=identify(running.pk)))
     assert update["buildProgress"]["newLines"] == ["one", "two", "three", "four"]
 
 
