@@ -45,7 +45,7 @@ mutation($namespace: String!, $environment: String!, $text: String!, $force: Boo
   submitBuild(namespace: $namespace, environment: $environment, specification: $text,
               forceSolve: $force) {
     __typename
-    ... on SubmittedBuild { build { id } }
+    ... on SubmittedBuild { build { id: databaseId } }
     ... on OperationError { code message where hint faults { message where hint code } }
   }
 }
@@ -54,7 +54,7 @@ STATE = "query($id: ID!) { build(id: $id) { state } }"
 BUILD = """
 query($id: ID!) {
   build(id: $id) {
-    id number ref state finished attempt isCurrent prefixPath apparentSize uniqueSize
+    id: databaseId number ref state finished attempt isCurrent prefixPath apparentSize uniqueSize
     failure { code message where hint details }
     events { state message }
     timings { stage seconds }
@@ -421,7 +421,7 @@ class System:
         return answer
 
     def submit(self, reference: str, text: str, *, force: bool = False) -> str:
-        """The id of the build. `reference`: "namespace/environment"."""
+        """The key of the build; `reference` is "namespace/environment"."""
         namespace, _, environment = reference.partition("/")
         answer = self.graphql(
             SUBMIT, namespace=namespace, environment=environment, text=text, force=force
@@ -441,7 +441,7 @@ class System:
         return answer
 
     def create(self, reference: str) -> str:
-        """Make an environment, and its namespace where it is missing; the environment's id."""
+        """Make an environment, and its namespace where it is missing; its key."""
         namespace, _, name = reference.partition("/")
         known = "query($namespace: String!) { namespace(name: $namespace) { id } }"
         if self.graphql(known, namespace=namespace)["namespace"] is None:
@@ -453,8 +453,9 @@ class System:
         namespace, _, name = reference.partition("/")
         query = """query($namespace: String!, $name: String!) {
           environment(namespace: $namespace, name: $name) {
-            id pinned current { id number ref prefixPath }
-            builds(first: 100) { edges { node { id number state isCurrent prefixPath } } } } }"""
+            id: databaseId pinned current { id: databaseId number ref prefixPath }
+            builds(first: 100) {
+              edges { node { id: databaseId number state isCurrent prefixPath } } } } }"""
         found: dict[str, Any] = self.graphql(query, namespace=namespace, name=name)["environment"]
         return found
 

@@ -38,7 +38,7 @@ print(json.dumps([name for name in names if importlib.util.find_spec(name)]))
 PROXY = """
 import httpx
 from condastore.agent._bundled.engine.network import addresses, forward_proxy
-with httpx.Client(proxy=forward_proxy.of(addresses.guard()).patient_url) as http:
+with httpx.Client(proxy=forward_proxy.access_for(addresses.guard()).patient_url) as http:
     print(http.get("http://127.0.0.1:9/").status_code)
 """
 

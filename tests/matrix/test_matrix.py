@@ -136,7 +136,7 @@ def _version(system: System) -> str:
 
 def _current(system: System, url: str) -> str:
     query = """query($namespace: String!, $name: String!) {
-      environment(namespace: $namespace, name: $name) { current { id } } }"""
+      environment(namespace: $namespace, name: $name) { current { id: databaseId } } }"""
     names = dict(zip(("namespace", "name"), REFERENCE.split("/"), strict=True))
     headers = {"Authorization": f"Bearer {system.token}"}
     answer = httpx.post(

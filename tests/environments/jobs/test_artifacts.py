@@ -56,7 +56,7 @@ def slowly(self):
 def half(layer, to, **options):
     to.write_bytes(b"half a layer")
     say_and_wait()
-parts._Line.finish = slowly
+parts._OrderedWriter.finish = slowly
 image_builder.make_layer = half
 artifacts.make(int(pk))
 """

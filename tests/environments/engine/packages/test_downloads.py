@@ -334,7 +334,9 @@ download_all([Download(name="large.conda", url={download.url!r}, sha256={downloa
              size={download.size})], folder=Path({str(folder)!r}), use=use,
              present=lambda download: kept.exists())
 """
-    workers = [subprocess.Popen([sys.executable, "-c", script]) for _ in range(2)]
+    # Without the proxy of this process, which earlier tests may have set by `os.putenv`.
+    environ = dict(os.environ)
+    workers = [subprocess.Popen([sys.executable, "-c", script], env=environ) for _ in range(2)]
     assert [worker.wait() for worker in workers] == [0, 0]
     assert server.requests.count("large.conda") == 1
 
