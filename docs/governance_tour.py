@@ -290,7 +290,7 @@ def approve(page: Page, url: str, until: datetime, screenshots: Path | None) -> 
     picture("request")
     page.get_by_role("link", name="Approve").click()
     page.get_by_label("Reason").fill("The new maintainers are known to us.")
-    page.get_by_label("Until").fill(f"{until:%Y-%m-%dT%H:%M:%S}")
+    page.get_by_label("Expires at").fill(f"{until:%Y-%m-%dT%H:%M:%S}")
     picture("approve")
     page.get_by_role("button", name="Approve").click()
     page.get_by_text("Approved: libalpha 2.1 in research.").wait_for()

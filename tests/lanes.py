@@ -65,6 +65,7 @@ FILES = {
     "tests/condastore/test_nginx.py": "services",
     "tests/condastore/test_redis_wakeup.py": "services",
     "tests/condastore/test_startup_errors.py": "services",
+    "tests/condastore/test_web_processes.py": "system",
     "tests/docs/test_screenshots.py": "system",
     "tests/docs/test_site.py": "services",
     "tests/docs/test_tours.py": "system",

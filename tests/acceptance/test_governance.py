@@ -37,7 +37,7 @@ def test_one_edited_or_missing_event_of_many_is_named(tmp_path: Path):
     change(tmp_path, "DELETE FROM environments_auditevent WHERE position = ?", EVENTS)
     cut = verify(tmp_path)
     assert (cut.returncode, f"event {EVENTS}: " in cut.stderr) == (1, True), cut.stderr
-    assert "missing, and all later events" in cut.stderr
+    assert f"Event {EVENTS} and all later events are missing." in cut.stderr
     change(tmp_path, "DELETE FROM environments_auditevent WHERE position = ?", 3_000)
     gone = verify(tmp_path)
     assert (gone.returncode, "event 3000: " in gone.stderr) == (1, True), gone.stderr

@@ -236,7 +236,7 @@ def test_only_what_was_chosen_comes_and_what_cannot_come_is_said(
     assert outcome.present == [ML]
     assert sorted(error.message for error in outcome.errors) == [
         "There is no environment research/ghost.",
-        f"{empty} has no folder: it has no finished build yet.",
+        f"{empty} has no folder: it has no finished build.",
     ]
     outcome = node.once(namespaces=("other",))
     assert node.told("removed") == ["it is not among those to keep any more"]

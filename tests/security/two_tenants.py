@@ -72,6 +72,7 @@ from environments.models.approvals import RequestAsker
 from environments.models.audit import AuditHead
 from environments.models.environments import SHARED
 from environments.models.images import ImageIndex, ImageStatement
+from environments.models.mirrors import ViewState
 from environments.models.pending_grants import PendingGrant
 from environments.operations.policies import add_rule
 from environments.operations.tokens import create_token
@@ -327,7 +328,7 @@ def _add_more(environment: Environment, build: Build) -> None:
     for moment in ("", "2026-01-01"):
         view = mirrors.current_view(index, moment, mirrors.policy_for(index.mirror))
         view.repodata = view.shard_index = view.shards = secret
-        view.made_at = timezone.now()
+        view.state, view.made_at = ViewState.READY, timezone.now()
         view.save()
     MirrorPackage.objects.create(
         mirror=index.mirror, subdir="noarch", file_name="tool-1-0.conda", blob=secret

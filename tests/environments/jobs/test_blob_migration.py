@@ -70,7 +70,7 @@ def test_from_files_to_an_object_store_and_back(
     first = blobs.name_of(made[0].sha256)
     client.put_object(Bucket=bucket, Key=first, Body=b"other bytes")
     (data_folder / "blobs").rename(data_folder / "old blobs")
-    with pytest.raises(CommandError, match="1 blobs are damaged here"):
+    with pytest.raises(CommandError, match="1 damaged blobs were not copied"):
         migrate("--to", "files")
     use(settings, here)
     assert not blobs.storage().exists(first)
@@ -112,7 +112,7 @@ def test_what_was_stopped_goes_on_where_it_was_and_mends_what_is_cut(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--to", "s3", "--options", "nowhere.json"], "cannot be read"),
+        (["--to", "s3", "--options", "nowhere.json"], "Cannot read nowhere.json"),
         (["--to", "ftp"], "invalid choice"),
         ([], "required"),
     ],

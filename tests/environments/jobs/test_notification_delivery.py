@@ -254,7 +254,7 @@ def test_a_webhook_is_tried_whatever_it_is_told_of(alice, dora, root, research, 
     assert len(receiver.got) == 1
     assert Notification.objects.get().delivered_at is not None
     made.enabled = False
-    with pytest.raises(ConflictError, match="switched off"):
+    with pytest.raises(ConflictError, match="is disabled"):
         try_webhook(actor=dora, webhook=made)
 
 

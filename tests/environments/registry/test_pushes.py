@@ -298,7 +298,8 @@ def test_administrators_see_rules_and_bases_in_the_console(
     browser = Client()
     browser.force_login(root.account)
     place = "/admin/environments"
-    asked = {"namespace": "research", "pattern": "ml", "target": "registry.example.org/ml:{build}"}
+    target = "registry.example.org/ml:{build}"
+    asked = {"namespace": research.pk, "pattern": "ml", "target": target}
     added = browser.post(f"{place}/pushrule/new/", asked)
     assert added.status_code == 302, added.content
     rule = PushRule.objects.get()

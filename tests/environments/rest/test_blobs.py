@@ -294,7 +294,7 @@ def test_nobody_waits_longer_than_making_the_file_may_take(
 @pytest.mark.parametrize(
     ("path", "says"),
     [
-        ("current/env.zip", b"There are: "),
+        ("current/env.zip", b"Available files: "),
         ("current/env.tar.zst?platform=osx-64", b"no lock for osx-64"),
         ("9/env.tar.zst", b"no build"),
     ],

@@ -201,7 +201,7 @@ def test_a_store_that_fails_loses_nothing_and_says_so(
         ("ftp", "", "there are: files, s3, gcs, azure"),
         ("s3", "{", "no JSON"),
         ("s3", "[]", "JSON object"),
-        ("gcs", "", r"pip install 'condastore\[server,gcs\]'"),
+        ("gcs", "", r"pip install 'condastore-server\[gcs\]'"),
     ],
 )
 def test_a_store_that_cannot_be_is_refused_at_start(kind: str, options: str, says: str) -> None:
