@@ -73,12 +73,19 @@ class Probes:
         request.resolver_match = resolve(request.path_info)  # names the route in the metrics
         response = probe(request)
         response.headers["X-Content-Type-Options"] = "nosniff"
-        try:
-            request.get_host()
-        except DisallowedHost:  # perhaps a page of another site reads it (DNS rebinding)
+        if probe is ready and not _has_allowed_host(request):
             response.content = json.dumps({"ready": response.status_code == HTTPStatus.OK})
         response.headers["Content-Length"] = str(len(response.content))  # CommonMiddleware sets it
         return response
+
+
+def _has_allowed_host(request: HttpRequest) -> bool:
+    """Whether no page of another site can be the reader (DNS rebinding)."""
+    try:
+        request.get_host()
+    except DisallowedHost:
+        return False
+    return True
 
 
 def _result(check: Callable[[], str]) -> dict[str, Any]:
