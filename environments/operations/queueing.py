@@ -173,24 +173,23 @@ def queue_due(model: type[LeasedWork]) -> None:
 
 
 def queue_tidy() -> None:
-    def send() -> None:
-        try:
-            tasks.tidy.send()
-        except DOWN as error:
-            logger.warning("queue unreachable", task="tidy", error=str(error))
-
-    transaction.on_commit(send)
+    """Queue the removal of unneeded folders once this transaction is committed."""
+    transaction.on_commit(lambda: _send_task(tasks.tidy))
 
 
 def queue_collection(*, orphans: bool) -> None:
-    try:
-        tasks.collect.send(orphans)
-    except DOWN as error:
-        logger.warning("queue unreachable", task="collect", error=str(error))
+    """Queue the garbage collection of blobs; with `orphans` also of files without a row."""
+    _send_task(tasks.collect, orphans)
 
 
 def queue_check_of_people() -> None:
+    """Queue the check of accounts at their directories."""
+    _send_task(tasks.check_people)
+
+
+def _send_task(actor: Any, *arguments: Any) -> None:
+    """Send a message that no row covers; the next round of the scheduler sends a lost one again."""
     try:
-        tasks.check_people.send()
+        actor.send(*arguments)
     except DOWN as error:
-        logger.warning("queue unreachable", task="check_people", error=str(error))
+        logger.warning("queue unreachable", task=actor.actor_name, error=str(error))
