@@ -64,7 +64,7 @@ STATUSES: tuple[tuple[type[StoreError], HTTPStatus], ...] = (
 )
 
 
-#: Paths that answer programs, whatever kind of answer they say they take.
+#: Paths for programs: their errors are problem+json, whatever the Accept header is.
 FOR_PROGRAMS = (
     "/api/",
     "/v2/",
@@ -78,6 +78,7 @@ FOR_PROGRAMS = (
 
 
 def status_of(error: StoreError) -> HTTPStatus:
+    """Return the HTTP status of an error; the first matching class of `STATUSES` decides."""
     return next(
         (status for kind, status in STATUSES if isinstance(error, kind)),
         HTTPStatus.INTERNAL_SERVER_ERROR,
@@ -85,12 +86,12 @@ def status_of(error: StoreError) -> HTTPStatus:
 
 
 def prefers_html(request: HttpRequest) -> bool:
-    """A browser that looks at a page, not a program."""
+    """Whether the caller is a browser that requests a page."""
     return not request.path.startswith(FOR_PROGRAMS) and request.accepts("text/html")
 
 
 def problem(error: StoreError, *, status: HTTPStatus | None = None) -> JsonResponse:
-    """problem+json (RFC 9457), with the error's code."""
+    """Return problem+json (RFC 9457) with the code of the error."""
     status = status or status_of(error)
     body = {
         "title": status.phrase,
@@ -112,6 +113,7 @@ def problem(error: StoreError, *, status: HTTPStatus | None = None) -> JsonRespo
 
 
 def answer_to(request: HttpRequest, error: StoreError) -> HttpResponse:
+    """Return the error as a page for browsers, else as problem+json."""
     if not prefers_html(request):
         return problem(error)
     status = status_of(error)
@@ -119,7 +121,7 @@ def answer_to(request: HttpRequest, error: StoreError) -> HttpResponse:
 
 
 def refusal(request: HttpRequest, reason: str = "") -> HttpResponse:
-    """For a request that may be forged: settings.CSRF_FAILURE_VIEW."""
+    """Refuse a request that fails the CSRF check (settings.CSRF_FAILURE_VIEW)."""
     error = AccessDeniedError(
         f"The request does not prove that it comes from this site's own pages: {reason}",
         hint=f"Send the cookie {settings.CSRF_COOKIE_NAME} and its value as X-CSRFToken; "
@@ -131,7 +133,7 @@ def refusal(request: HttpRequest, reason: str = "") -> HttpResponse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """The largest body, and the setting that says so."""
+    """Maximum size of a request body, and its setting."""
 
     setting: str
 
@@ -181,7 +183,9 @@ def page_bad(request: HttpRequest, exception: Exception | None = None) -> HttpRe
 def page_failed(request: HttpRequest) -> HttpResponse:
     number = structlog.contextvars.get_contextvars().get("request", "")
     cause = sys.exception()
-    away = unavailable(cause) if cause else None  # in a middleware, or where a session is read
+    away = (
+        unavailable(cause) if cause else None
+    )  # raised in a middleware, or while a session is read
     error = away or UnexpectedError(
         "Something went wrong on our side.",
         hint=f"Try again; if it stays, tell the administrators the number {number}.",
@@ -190,6 +194,6 @@ def page_failed(request: HttpRequest) -> HttpResponse:
         logger.error("migrations were not run", hint=hint)
     try:
         return answer_to(request, error)
-    except Exception:  # whatever broke the page may break this one too
+    except Exception:  # the cause of the error may break its page, too
         logger.exception("the error page failed")
         return HttpResponse(error.message, status=status_of(error))

@@ -61,7 +61,7 @@ _NO_PAGE = "default-src 'none'; frame-ancestors 'none'; sandbox"
 
 
 def _protect(request: HttpRequest, response: HttpResponseBase) -> None:
-    """Keep answers out of caches, and files that others made from acting as pages of this site."""
+    """Keep responses out of caches, and uploaded files from acting as pages of this site."""
     if not request.path.startswith(settings.STATIC_URL):
         response.headers.setdefault("Cache-Control", "private, no-store")
     kind = response.headers.get("Content-Type", "")
@@ -71,9 +71,9 @@ def _protect(request: HttpRequest, response: HttpResponseBase) -> None:
 
 
 def _drop_false_length(request: HttpRequest, response: HttpResponseBase) -> None:
-    """Remove a Content-Length that would be taken for that of the answer to a GET (RFC 9110, 8.6).
+    """Remove a Content-Length that clients would apply to the response to GET (RFC 9110, 8.6).
 
-    Django counts the body of each answer; the one to a HEAD may have been left out.
+    Django counts the body of every response, which a HEAD view may have omitted.
     """
     without_body = response.status_code in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
     left_out = request.method == "HEAD" and response.headers.get("Content-Length") == "0"
@@ -82,7 +82,7 @@ def _drop_false_length(request: HttpRequest, response: HttpResponseBase) -> None
 
 
 class _Both:
-    """Works in a synchronous and in an asynchronous chain."""
+    """Base of middleware for synchronous and asynchronous chains."""
 
     sync_capable = True
     async_capable = True
@@ -104,7 +104,7 @@ class _Both:
 
 
 class RequestContext(_Both):
-    """Give the request an id, in each line of its log and in the answer; time it."""
+    """Give the request an id for its log records and its response, and measure its duration."""
 
     def answer(self, request: HttpRequest) -> HttpResponseBase:
         started, number = self._begin(request)
@@ -130,7 +130,7 @@ class RequestContext(_Both):
         _protect(request, response)
         _drop_false_length(request, response)
         match = request.resolver_match
-        # Only names of routes: a path is what a client makes up.
+        # Route names only: clients choose paths freely, and each would be a label.
         route = (match.view_name or match.route) if match else "none"
         method = request.method if request.method in _METHODS else "OTHER"
         seconds = time.perf_counter() - started
@@ -149,10 +149,10 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE"
 
 
 class StoreErrors:
-    """Refuse what is too large, and tell errors to people and programs alike.
+    """Refuse bodies that are too large, and turn errors into responses.
 
-    Synchronous, and the innermost: so all middleware of a request runs in one thread, where an
-    asynchronous one would go to that thread and back for each of them.
+    Synchronous and innermost, so that all middleware of a request runs in one thread; an
+    asynchronous one would switch threads for each of them.
     """
 
     sync_capable = True
@@ -181,10 +181,10 @@ class StoreErrors:
         if isinstance(exception, RecursionError) and _while_parsing(exception):
             return answer_to(request, InvalidInputError("The request is nested too deeply."))
         if isinstance(exception, OverflowError) and "too large to convert" in str(exception):
-            # A form compares what it was sent with keys in the database, whatever their size is.
+            # A form compares submitted numbers of any size with database keys.
             return answer_to(request, InvalidInputError("A number in the request is too large."))
         if isinstance(exception, DJANGOS):
-            return None  # the handlers of 400, 403 and 404 answer these, or allauth
+            return None  # answered by the handlers of 400, 403 and 404, or by allauth
         if (away := unavailable(exception)) is not None:
             logger.warning("database unreachable", error=str(exception))
             return answer_to(request, away)
@@ -192,11 +192,11 @@ class StoreErrors:
             from environments.graphql.errors import unexpected
 
             return problem(unexpected(exception, doing=request.path))
-        return None  # Django logs it, and shows the page of an error
+        return None  # Django logs it and renders the error page
 
 
 def _while_parsing(error: RecursionError) -> bool:
-    """Return True where the JSON of the request was to blame: forms of libraries parse it too."""
+    """Whether the JSON of the request caused it; forms of libraries parse JSON, too."""
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and frames[-1].filename == json.decoder.__file__
 
