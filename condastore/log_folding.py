@@ -70,7 +70,7 @@ class FoldingHandler(logging.StreamHandler[Any]):
         if key not in self._kinds and len(self._kinds) >= KINDS:
             self._kinds.clear()
         kind = self._kinds.setdefault(key, _Kind(began=self._clock()))
-        # Whatever has a traceback of ours has a number that somebody may look for.
+        # A record with a traceback has an id that somebody may search for.
         most = MAX_FAULTS if error is not None and not away else BURST
         if kind.written >= most:
             kind.left_out += 1

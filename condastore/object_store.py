@@ -23,7 +23,7 @@ _guard = threading.Lock()
 
 
 def fault() -> CommandError | None:
-    """Return what is wrong with an object store; None for a good one, and for a folder."""
+    """Return the fault of an object store; None if it works, or for a folder."""
     global _asking
     if settings.BLOBS == "files":
         return None

@@ -33,7 +33,7 @@ RETRY_AFTER = 10
 
 
 class _Kind(Enum):
-    """What is wrong with the database; the values are sentences for clients, as all may read them.
+    """Cause of an outage of the database; the values are sentences for clients.
 
     AWAY and BUSY end by themselves; the others need an operator.
     """
@@ -76,7 +76,7 @@ _MISSING_WORDS = ("no such table", "no such column", "has no column named")
 
 
 def _kind_of(error: BaseException) -> _Kind | None:
-    """Return what is wrong with the database; None where it refused a statement of ours."""
+    """Return the cause of an outage; None if the database refused a faulty statement."""
     if not isinstance(error, DATABASE_ERRORS):
         return None
     cause = error.__cause__
@@ -104,7 +104,7 @@ def is_outage(error: BaseException) -> bool:
 
 
 def unavailable(error: BaseException) -> UnavailableError | None:
-    """Return the 503 for what the database raised; None where that is a fault of ours."""
+    """Return the error (503) for an exception of the database; None if it is a bug."""
     kind = _kind_of(error)
     if kind is None:
         return None
@@ -119,7 +119,7 @@ def unavailable(error: BaseException) -> UnavailableError | None:
 
 
 def failure(error: Exception, *, what: str) -> StoreError:
-    """Return the error of an attempt that met `error`, no outage; log a fault of ours.
+    """Return the error of an attempt that failed with `error`, not an outage; log bugs.
 
     Args:
         what: begins a sentence: "Build 7".

@@ -70,7 +70,7 @@ def close(
     if database is not None:
         with contextlib.suppress(FileExistsError):
             os.close(os.open(database, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    with contextlib.suppress(OSError):  # what is still open then is reported below
+    with contextlib.suppress(OSError):  # folders that are still open are reported below
         mode = stat.S_IMODE(data.stat().st_mode)
         if mode & stat.S_IWOTH:
             data.chmod(mode & ~stat.S_IWOTH)

@@ -17,7 +17,7 @@ from django.conf import settings
 
 from condastore.cli.errors import CommandError, Status
 
-#: errno of a folder that cannot be written: what is wrong, and what to do.
+#: Fault and hint by errno of a folder that cannot be written.
 _FOLDER = {
     errno.EROFS: "Mount it writable, or name another folder: CONDASTORE_DATA.",
     errno.EACCES: "Let the account that runs condastore own it (chown), or name another folder: "
@@ -148,7 +148,7 @@ _OBJECT_STORE |= {
 
 
 def explain(error: BaseException) -> CommandError | None:
-    """Return the named error for what a command met; None for what is not of these kinds."""
+    """Return the named error for an exception of a command; None if it is not known."""
     for cause in _chain(error):
         module = type(cause).__module__
         found: CommandError | None = None
@@ -182,7 +182,7 @@ def _is_djangos(error: BaseException) -> bool:
 
 
 def _of_folder(error: OSError) -> CommandError | None:
-    """For files below the data folder only: others are no setting of ours."""
+    """Explain faults of files below the data folder; others do not depend on settings."""
     if error.errno not in _FOLDER or not isinstance(error.filename, str | os.PathLike):
         return None
     path = Path(os.fspath(error.filename)).absolute()
@@ -198,7 +198,7 @@ def _of_folder(error: OSError) -> CommandError | None:
 
 
 def of_database(error: BaseException) -> CommandError:
-    """Name what is wrong with the database."""
+    """Return the error for a fault of the database."""
     said = " ".join(str(error).split())
     for pattern, message, hint in _DATABASE:
         if match := re.search(pattern, said):
@@ -218,7 +218,7 @@ def _database() -> str:
 
 
 def of_object_store(error: BaseException) -> CommandError:
-    """Name what is wrong with the object store that keeps the blobs."""
+    """Return the error for a fault of the object store of blobs."""
     response = getattr(error, "response", None) or {}
     code = str(response.get("Error", {}).get("Code") or type(error).__name__)
     status = str(response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
@@ -231,7 +231,7 @@ def of_object_store(error: BaseException) -> CommandError:
 
 
 def of_queue(error: BaseException) -> CommandError:
-    """Name what is wrong with the queue."""
+    """Return the error for a fault of the queue."""
     from condastore.broker import broker_url
 
     url = urlsplit(broker_url())

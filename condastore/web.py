@@ -39,7 +39,7 @@ def serve(descriptor: int) -> None:
         timeout_keep_alive=KEEP_ALIVE,
     )
     config.load()
-    # What is imported by now stays: the collector need not look at it again and again.
+    # gc.freeze(): modules imported by now stay, so that no collection visits them again.
     gc.collect()
     gc.freeze()
     gc.set_threshold(*COLLECT)

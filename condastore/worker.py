@@ -39,7 +39,7 @@ def process_name() -> str:
 
 def run(*, queues: Sequence[str], threads: int | None = None) -> None:
     """Work until SIGTERM or SIGINT; builds that run then are requeued."""
-    os.umask(SHARED_UMASK)  # whatever it was: users of environments read what is linked
+    os.umask(SHARED_UMASK)  # whatever it was before: users of environments read linked files
     prepare_folder(settings.DATA)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

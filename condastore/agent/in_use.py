@@ -30,7 +30,7 @@ def in_use(folders: Collection[Path], *, proc: Path = Path("/proc")) -> set[Path
 
 
 def _told(process: Path) -> Iterator[bytes]:
-    """All that names a file of it. Processes end meanwhile, and some are not ours to look at."""
+    """Return the paths that a process uses; it may end meanwhile, or be unreadable to this user."""
     for name in _TEXTS:
         with contextlib.suppress(OSError):
             yield (process / name).read_bytes()

@@ -48,7 +48,7 @@ class WantedBuild:
         )
 
     def folder_name(self, environment: str) -> str:
-        """Names all that the folder is made from: an environment that was made anew has another."""
+        """Digest of everything the folder is made from; a recreated environment has another one."""
         made_from = hashlib.sha256(f"{self.lock} {self.specification}".encode()).hexdigest()
         return f"{self.number}-{made_from[:12]}-{environment}"
 
@@ -86,7 +86,7 @@ class Kept:
 
     @classmethod
     def of(cls, path: Path) -> Self | None:
-        """None for what is no folder of ours."""
+        """Parse the record of a folder; None if the agent did not create it."""
         found = _FOLDER.fullmatch(path.name)
         if found is None:
             return None

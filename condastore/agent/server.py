@@ -43,12 +43,12 @@ _REFUSALS: Mapping[str, type[StoreError]] = {
 
 
 def permit_every_address() -> None:
-    """Let this process fetch from wherever its server leads to, such as its object store."""
+    """Allow requests to every address to which the server redirects, such as its object store."""
     addresses.install(lambda: addresses.UNRESTRICTED)
 
 
 class Server:
-    """One condastore server, with one token, or none for what is public."""
+    """A condastore server, with a token, or without one for public environments."""
 
     def __init__(self, url: str, token: str) -> None:
         self.url = url.rstrip("/")
@@ -115,7 +115,7 @@ class Server:
     def packages(
         self, name: Name, build: WantedBuild, packages: Sequence[CondaPackage]
     ) -> list[CondaPackage]:
-        """The packages, to be had from the channel of the build."""
+        """Return the packages, with URLs in the channel of the build."""
         return [
             replace(one, url=self._channel(name, build, one.subdir, one.file_name))
             for one in packages

@@ -165,7 +165,7 @@ class Agent:
     def _due(
         self, answers: Mapping[str, Answer], tried: Collection[Path], outcome: Outcome
     ) -> list[tuple[Name, WantedBuild]]:
-        """What is not here yet, and is to be tried now; `outcome` gets how the others are."""
+        """Return missing folders that are due for an attempt; `outcome` receives the others."""
         due: list[tuple[Name, WantedBuild]] = []
         current = self.folder.current()
         for name, wanted in self._chosen(answers):
@@ -206,7 +206,7 @@ class Agent:
         return self.folder.place(name, build.folder_name(name.environment))
 
     def _bring(self, name: Name, build: WantedBuild) -> None:
-        """Fetch and link what is missing of it, and switch; what fails is noted."""
+        """Fetch and link missing parts of a folder, then switch to it; failures are recorded."""
         if self.stopped():
             raise LeaseLostError("The agent was stopped.")
         place = self._place(name, build)
@@ -283,7 +283,7 @@ class Agent:
         prefix: Path,
         progress: Callable[[Progress], None],
     ) -> None:
-        """Link compiled Python files, as nobody else may write them there; compile what is missing.
+        """Link compiled Python files, as other users may not write them; compile missing ones.
 
         Code of packages runs in a sandbox only. Where there is none, nothing is compiled: the
         environment works without, only slower.
@@ -318,7 +318,7 @@ class Agent:
                 self._say(str(name), _event("left-out", str(name), error))
 
     def _drop(self, answers: Mapping[str, Answer]) -> None:
-        """What is not to be used any more, and is not; what still is, is looked at next time."""
+        """Remove folders that are no longer needed; folders in use are checked again next time."""
         doomed = to_drop(
             self.folder.kept(), self.folder.current(), self.choice, answers, keep=self.keep
         )
@@ -338,7 +338,7 @@ class Agent:
         self.told.event(Event(kind=kind, subject=str(name), message=message, build=build))
 
     def _say(self, about: str, event: Event | None) -> None:
-        """Tell it, unless that was the last thing told about it."""
+        """Report an event, unless it equals the last one of its environment."""
         message = event.message if event is not None else ""
         before = self._said.get(about, "")
         self._said[about] = message

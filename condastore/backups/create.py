@@ -202,7 +202,7 @@ def _copy_blobs(folder: Path, wanted: Path, *, link: bool, report: Report) -> Co
 
 
 def _copy_blob(sha256: str, path: Path, *, link: bool) -> str:
-    """Copy one blob, checked by its digest; what is wrong with it, or ""."""
+    """Copy one blob and verify its digest; return its fault, or ""."""
     from environments.services import blobs
 
     partial = path.parents[2] / f".{sha256}.partial"

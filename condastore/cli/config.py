@@ -12,7 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from condastore.cli.errors import CommandError, Status
 
-#: Where `condastore up` listens unless told otherwise.
+#: Default address of `condastore up`.
 DEFAULT_URL = "http://127.0.0.1:8470"
 URL_VARIABLE, TOKEN_VARIABLE, DATA_VARIABLE, ENVS_VARIABLE = (
     "CONDASTORE_URL",
@@ -101,7 +101,7 @@ def _write(content: Mapping[str, Any]) -> None:
 
 
 def stored(url: str) -> Server | None:
-    """What is known of this server from an earlier sign-in."""
+    """Return the stored settings of this server from an earlier sign-in."""
     known = _read().get("servers", {}).get(url)
     if not isinstance(known, dict):
         return None

@@ -17,7 +17,7 @@ class Status(IntEnum):
     REFUSED = 3  # not signed in, or not allowed
     NOT_FOUND = 4
     UNREACHABLE = 5
-    INVALID = 6  # input that cannot be taken, or that contradicts what is there
+    INVALID = 6  # invalid input, or a conflict with the current state
 
 
 _BY_CODE: Mapping[str, Status] = {

@@ -56,7 +56,7 @@ FORMATS: Mapping[str, Format] = {
     "installer": Format(name="install.sh", ending="-install.sh", made=True),
     "bundle": Format(name="bundle.tar", ending="-bundle.tar", made=True),
 }
-#: Seconds between two looks at a file that is made.
+#: Seconds between two polls of a file that is being created.
 LOOK = 1.0
 #: How often a download may be cut without one new byte in between, and the pauses after it.
 CUTS, PAUSE = 5, 0.5
@@ -173,7 +173,7 @@ class Got:
 
 @dataclass(slots=True)
 class _Sink:
-    """The file so far, and the digest of what is in it."""
+    """Return the partial file and the digest of its contents."""
 
     file: IO[bytes]
     hasher: hashlib._Hash

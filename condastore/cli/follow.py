@@ -23,7 +23,7 @@ PATIENCE = 120.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """What is new of a build: `lines` of its log, the next of which has number `next_line`."""
+    """News of a build: `lines` of its log; `next_line` is the number of the next one."""
 
     build: Json
     lines: list[str]
@@ -67,7 +67,7 @@ def _ask(api: Api, build_id: str, start: int) -> Update:
     return Update(build=build, lines=lines, next_line=start + len(lines))
 
 
-# --- what is shown --------------------------------------------------------------------------------
+# --- output ---------------------------------------------------------------------------------------
 
 
 class View(Protocol):

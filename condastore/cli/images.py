@@ -145,7 +145,7 @@ def add(
 
 @rules.command()
 def again(rule: RuleId, as_json: AsJson = False) -> None:
-    """Send what is current once more, also what was given up."""
+    """Send the current images again, including failed ones."""
     found = connect().change(queries.PUSH_AGAIN, id=rule)
     render.answer(found, as_json, lambda: _say(found))
 

@@ -92,7 +92,7 @@ def change(
     subdirs: Subdirs = [],  # noqa: B006 - typer makes a new one
     as_json: AsJson = False,
 ) -> None:
-    """Change whose rules hold, who reads it, what is mirrored."""
+    """Change the policy, the readers and the subdirs of a mirror."""
     api = connect()
     asked: dict[str, Any] = {} if namespace is None else {"namespace": namespace or None}
     key = _find(api, name)["id"]

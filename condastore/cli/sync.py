@@ -31,7 +31,7 @@ INSTALL = "pip install 'condastore[agent]'"
 #: Seconds between two lines of progress, where they are lines.
 EACH = 2.0
 TERMINATED = 128 + signal.SIGTERM  # as shells say it
-#: What is worth a person's look.
+#: Outcomes that are reported to a person.
 _BAD = {"failed", "refused", "unreachable"}
 
 
@@ -214,7 +214,7 @@ def _stopping() -> Iterator[threading.Event]:
         raise _StoppedError(signals[0])
 
 
-# --- what is shown --------------------------------------------------------------------------------
+# --- output ---------------------------------------------------------------------------------------
 
 
 class View(Protocol):

@@ -26,7 +26,7 @@ from django.db import OperationalError
 
 from condastore.http import request_turns
 
-#: Seconds between two looks at the file's lock: the first, and the longest.
+#: First and longest interval between two polls of the file's lock, in seconds.
 _FIRST_LOOK, _LONGEST_LOOK = 0.0005, 0.004
 #: Seconds that an optional write waits.
 OPTIONAL_PATIENCE = 0.05
@@ -149,7 +149,7 @@ def patience_of(default: float) -> float:
 
 @contextlib.contextmanager
 def optional_write() -> Iterator[None]:
-    """Leave out what is written in this block where SQLite's write lock is not free soon.
+    """Skip the writes of this block if SQLite's write lock is not free soon.
 
     For notes that somebody who only reads leaves behind, such as the last use of a token.
     """

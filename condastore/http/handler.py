@@ -69,7 +69,7 @@ class _Exchange:
         self.closed = False
 
     def respond(self) -> HttpResponseBase:
-        """Answer the request. What is in memory is closed at once: it can be sent all the same."""
+        """Answer the request. A response in memory is closed at once and can still be sent."""
         handler = self._handler
         request_started.send(sender=type(handler), scope=self._scope)
         request, refusal = handler.create_request(self._scope, self._body)

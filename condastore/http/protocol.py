@@ -63,7 +63,7 @@ class HttpProtocol(HttpToolsProtocol):
             self.shutdown()
 
     async def _serve(self, scope: Any, receive: Receive, send: Send) -> None:
-        """Run the application with an offer to copy files; what is encrypted is not offered."""
+        """Run the application with the zero-copy extension, except on encrypted connections."""
         if self._stopping:
             send.__self__.keep_alive = False  # type: ignore[attr-defined]
         if self.scheme != "http" or not hasattr(os, "sendfile"):

@@ -27,7 +27,7 @@ WRITE_PATIENCE = 10
 
 
 class KeptThread(ThreadSensitiveContext):
-    """Run what is synchronous in one request in one thread, which the next request may have."""
+    """Run the synchronous parts of a request in one thread, which the next request may reuse."""
 
     _free: ClassVar[deque[Executor]] = deque()
 
@@ -79,7 +79,7 @@ def _close_obsolete() -> None:
 
 
 def keep_connections() -> None:
-    """For a web process, before its first request: keep what is open between requests.
+    """Prepare a web process before its first request: keep connections open between requests.
 
     Of PostgreSQL in a pool, so that there are no more than it may hold, whichever thread asks.
     """
@@ -96,7 +96,7 @@ def keep_connections() -> None:
 
 
 def check_all(pool: Any, connection: Any) -> None:
-    """Look at a connection before a request has it; if it is broken, at all that wait.
+    """Check a connection before a request gets it; if it is broken, check all idle ones.
 
     After a restart of the server each is. The pool would find out one after the other, and wait
     longer after each: the first requests would fail with 503.

@@ -89,7 +89,7 @@ def require_private(folder: Path) -> None:
 
 
 def end_left_valkey(path: Path) -> None:
-    """Stop a Valkey of ours that outlived its `up`: it writes the same files as the next one.
+    """Stop a Valkey that outlived its `up`, since it writes the same files as the next one.
 
     We hold the data folder, so nobody else can be using it.
     """

@@ -34,7 +34,7 @@ UNFINISHED_RESTORE = "restore.json"
 
 
 def prepare_folder(data: Path, *, restoring: bool = False) -> None:
-    """Create what is missing of the data folder, and close it to other local users.
+    """Create missing parts of the data folder, and close it to other local users.
 
     Args:
         restoring: by `condastore restore`, which brings the database itself.
@@ -335,13 +335,13 @@ def prepare_process(*, links_folders: bool = False) -> None:
 
 
 def services_away() -> list[CommandError]:
-    """Return what is wrong with the queue and the object store; the system runs, and waits."""
+    """Return faults of the queue and the object store, for which a running system waits."""
     found = [queue_fault(), object_store.fault()]
     return [fault for fault in found if fault is not None]
 
 
 def queue_fault() -> CommandError | None:
-    """Return what is wrong with the queue of CONDASTORE_BROKER_URL; None for that of `up`."""
+    """Return the fault of the queue of CONDASTORE_BROKER_URL; None for that of `up`."""
     import dramatiq
 
     from environments import tasks  # noqa: F401 - makes the broker

@@ -58,7 +58,7 @@ def up(
 ) -> None:
     """Run the whole system on this machine until a signal ends it."""
     os.umask(PRIVATE_UMASK)
-    gc.disable()  # what is imported until the children start stays: the collector finds nothing
+    gc.disable()  # modules imported before the children start stay in memory: nothing to collect
     data: Path = settings.DATA
     prepare_folder(data)
     state = data / "run" / "up.json"
@@ -98,7 +98,7 @@ def up(
 
 
 def store_warnings() -> list[str]:
-    """Return what is wrong with the object store; the queue's faults are said by the children."""
+    """Return the fault of the object store; the children report those of the queue."""
     found = object_store.fault()
     return [] if found is None else [f"{found} {found.hint}"]
 
@@ -338,7 +338,7 @@ class Supervisor:
         def stop(number: int, frame: object) -> None:
             self._stopping += 1
 
-        # `nohup` has told us to outlive the terminal.
+        # SIGHUP is ignored, as under `nohup`: outlive the terminal.
         heard = {number for number in _STOP if signal.getsignal(number) is not signal.SIG_IGN}
         before = {number: signal.signal(number, stop) for number in heard}
         before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)

@@ -135,7 +135,7 @@ class Waiting:
 
 
 class Facts:
-    """What is to be known beside the rows of some requests: asked once for all of them."""
+    """Facts about some requests beyond their rows, queried once for all of them."""
 
     def __init__(self, actor: Actor, rows: Sequence[ApprovalRequest]) -> None:
         self.actor, self.rows = actor, rows

@@ -56,7 +56,7 @@ def of_locks() -> Prefetch[str, Any, str]:
     rows = LockRow.objects.only("pk").prefetch_related(
         Prefetch("artifacts", made, to_attr="made_artifacts")
     )
-    # Beside the lock that is shown: a second look at one relation takes the rows of the first.
+    # Separate from the lock: a second prefetch of a relation reuses the rows of the first.
     return Prefetch("lock", rows, to_attr="lock_made")
 
 

@@ -168,7 +168,7 @@ class SortedItems(Keyed):
 
 
 class LazyCount(QuerySet[Any]):
-    """Stands for rows of which only the number is needed, when it is."""
+    """Placeholder for rows of which only the number is needed."""
 
     counted: Callable[[], int]
 

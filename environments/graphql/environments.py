@@ -35,7 +35,7 @@ from environments.services import folders
 
 
 def _newest(info: Info) -> Prefetch[str, Any, str]:
-    """The newest build of each environment of a list, with what was asked of it."""
+    """Prefetch of the newest build of each environment, with the requested fields."""
     rows = optimized(newest_builds().filter(environment__deleted_at=None), info)
     return Prefetch("builds", queryset=rows, to_attr="newest_builds")
 

@@ -83,7 +83,7 @@ def operation_error(error: StoreError) -> OperationError:
 
 
 def unexpected(error: BaseException, *, doing: str) -> UnexpectedError:
-    """Log what is our own fault; what the person gets is the id under which it is in the log."""
+    """Log a bug with its traceback, and return an error with the id of the log record."""
     number = uuid.uuid4().hex[:12]
     logger.error(
         "unexpected error",

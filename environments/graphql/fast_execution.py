@@ -76,14 +76,14 @@ class Straight(StrawberryGraphQLCoreExecutionContext):
         for name, read in readers.items():
             try:
                 results[name] = read(source_value)
-            except Exception:  # noqa: S112 - it is met again below, and told there
+            except Exception:  # noqa: S112 - it is raised again below and reported there
                 continue
         if parent_type is self.schema.query_type and not in_event_loop():
             for name, details in grouped_field_set.items():
                 if name not in results:
                     try:
                         results[name] = self._page(parent_type, source_value, path, name, details)
-                    except Exception:  # noqa: S112 - it is met again below, and told there
+                    except Exception:  # noqa: S112 - it is raised again below and reported there
                         continue
         if len(results) == len(grouped_field_set):
             return _in_order(grouped_field_set, results)
@@ -250,7 +250,7 @@ def _listed(complete: Read) -> Read:
 
 
 def _id_of(coerce: Read) -> Read:
-    """Write keys of rows directly, which graphql-core would look at in several ways first."""
+    """Write keys directly, without the checks of graphql-core's ID serializer."""
     return lambda value: str(value) if type(value) is int else coerce(value)
 
 

@@ -150,7 +150,7 @@ class Measure:
 
 
 def _is_ambiguous(document: DocumentNode) -> bool:
-    """Whether the document alone does not say what is run; strawberry would run the first."""
+    """Whether the operation is ambiguous; strawberry would run the first one."""
     operations = [
         node for node in document.definitions if isinstance(node, OperationDefinitionNode)
     ]
@@ -162,13 +162,13 @@ def page_limit() -> int:
 
 
 def refused(document: DocumentNode, variables: Mapping[str, Any]) -> list[GraphQLError]:
-    """What is too much in a document, every fault at once."""
+    """Return all limits that a document exceeds."""
     measure = Measure(document, variables)
     found: list[GraphQLError] = []
     for node in document.definitions:
         if not isinstance(node, OperationDefinitionNode):
             continue
-        cost = measure.of(node.selection_set)  # the parser refuses what is nested without end
+        cost = measure.of(node.selection_set)  # the parser refuses infinite nesting
         for code, what, number, most in (
             ("query-too-deep", "levels deep", cost.depth, settings.GRAPHQL_MAX_DEPTH),
             ("query-too-many-aliases", "aliases", cost.aliases, settings.GRAPHQL_MAX_ALIASES),
@@ -204,7 +204,7 @@ _fitting: dict[tuple[int, str], None] = {}
 
 
 class Limits(SchemaExtension):
-    """Refuse what is too large before it is validated and run; remember what was found valid."""
+    """Refuse documents over the limits before validation; cache valid documents."""
 
     def on_parse(self) -> Iterator[None]:
         context = self.execution_context

@@ -61,7 +61,7 @@ from environments.operations import (
 )
 from environments.operations.namespaces import find_namespace, namespace_to_build_in
 
-#: Between two looks at a preview that is being solved.
+#: Interval between two polls of a running preview.
 LOOK = 0.1
 LONGEST_WAIT = 60.0
 

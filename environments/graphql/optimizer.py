@@ -43,7 +43,7 @@ class Optimizer(DjangoOptimizerExtension):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outline:
-    """What is shown of a joined row to those who may not see it."""
+    """Part of a joined row that is shown to callers who may not see it."""
 
     #: The annotation that says who may; absent for actors who see everything.
     unless: str

@@ -114,7 +114,7 @@ class PreparedPage:
             columns[position] = column
         try:
             return self.answer(columns, len(rows), more)
-        except Exception as error:  # it is met again the ordinary way, and told there
+        except Exception as error:  # it is raised again on the ordinary path and reported there
             raise NotPlainError from error
 
 
@@ -164,7 +164,7 @@ def prepare(
     selected = [one[0] for one in compiler.select[: compiler.col_count]]
     return PreparedPage(
         sql=sql,
-        # A database's adapter takes long for what is more than a text.
+        # Database adapters are slow for parameters other than text.
         parameters=tuple(one.value if isinstance(one, Enum) else one for one in parameters),
         converters=compiler.get_converters(selected),
         width=len(selected),

@@ -59,7 +59,7 @@ from environments.operations.environments import find_build, find_environment
 
 
 def _ordered(rows: QuerySet[Any], order: list[Any] | None) -> QuerySet[Any]:
-    # Each once: what is named again changes nothing, and a statement may not grow with a request.
+    # Without duplicates, which would only let the statement grow with the request.
     names = dict.fromkeys(order or ())
     return rows.order_by(*(key for one in names for key in one.value)) if names else rows
 

@@ -133,7 +133,7 @@ class BuildWatch(Watch):
             self.build = found.pk
 
     def look(self) -> tuple[BuildUpdate | None, bool]:
-        """What is new, if anything, and whether it was the last."""
+        """Return the news, if any, and whether they are final."""
         self.check()
         build = (
             Build.objects.select_related("environment__namespace", "prefix", "lock")

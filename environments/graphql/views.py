@@ -289,7 +289,7 @@ _SOCKET_REQUEST = "condastore.request"
 
 @dataclass(eq=False)
 class SocketRequest:
-    """What resolvers find as `info.context.request` of a WebSocket: who asks, as of now."""
+    """`info.context.request` of a WebSocket, with the current actor."""
 
     actor: Any = ANONYMOUS  # or a TokenInvalidError, until the first message was answered
     ended: NotSignedInError | None = None
@@ -358,7 +358,7 @@ def _checked_message(message: dict[str, Any]) -> dict[str, Any]:
 
 
 class GraphQLSocket(GraphQL[Any, None]):
-    """graphql-transport-ws. Who asks is said by a session, a header, or the first message.
+    """graphql-transport-ws. The caller is identified by a session, a header, or the first message.
 
     A browser sends its cookies with whatever page opens the connection: from other origins it is
     refused.

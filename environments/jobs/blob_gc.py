@@ -98,12 +98,12 @@ def collect(*, dry_run: bool = False, notice: timedelta = NOTICE, orphans: bool 
 
 
 def _drop_rows(now: datetime) -> None:
-    """Rows that hold bytes and that nothing leads to any more."""
+    """Rows with bytes that nothing refers to."""
     BaseImage.objects.replaced(now - settings.COLLECTION_GRACE).delete()
     ImageStatement.objects.exclude(build__in=kept_builds(now)).delete()
 
 
-# --- what is needed -------------------------------------------------------------------------------
+# --- references ----------------------------------------------------------------------------------
 
 
 def kept_builds(now: datetime) -> QuerySet[Build]:
@@ -200,7 +200,7 @@ def _remove(some: Sequence[Blob], now: datetime) -> list[Blob]:
         with transaction.atomic():
             # Without those that somebody wants again, or that another collection took first.
             held = {blob.pk: blob for blob in marked.select_for_update()}
-            # Asked anew: this statement sees what others committed while the rows were waited for.
+            # A new statement, which sees what others committed while this one waited for the rows.
             again = Blob.objects.filter(pk__in=list(held)).filter(_needed(now))
             for key in list(again.values_list("pk", flat=True)):
                 Blob.objects.filter(pk=key).update(removing_at=None)
@@ -241,7 +241,7 @@ def _find_orphans(report: Report, now: datetime, *, dry_run: bool) -> None:
         while folder and folder < place:
             _lost(report, known, set(), now, dry_run=dry_run)
             folder, known = next(rows, ("", {}))
-        # First what is there, then which rows there are: bytes come before their row.
+        # First files, then rows, since bytes are stored before their row.
         names = _listed(place)
         if folder == place:
             _lost(report, known, names, now, dry_run=dry_run)

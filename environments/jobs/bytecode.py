@@ -52,7 +52,7 @@ MAX_FILES_IN_BUILD = 300
 
 
 def prepare(run: LinkRun[Any], sources: Sequence[PythonSources], python: PythonInfo) -> None:
-    """Link what is compiled into the hidden prefix; compile the rest if it is small.
+    """Link compiled files into the hidden prefix; compile the rest if it is small.
 
     An environment works without compiled files too, only slower: what keeps them from being made
     is said in the log.
@@ -130,7 +130,7 @@ class Uncompiled:
 
 
 def complete(build_id: int) -> None:
-    """Compile and link what is missing in a published prefix. Done twice, it does nothing.
+    """Compile and link missing files of a published prefix. Idempotent.
 
     A build that is archived, deleted or recalled meanwhile is left as it is.
     """

@@ -81,7 +81,7 @@ def tidy() -> None:
 
 
 def measure_again(*, older: timedelta = REMEASURE, most: int = 20) -> None:
-    """What a prefix shares changes with the others: count those anew that were counted longest ago.
+    """Recount the shared sizes of prefixes, which depend on other prefixes, oldest count first.
 
     A few at a time, so that it costs next to nothing.
     """

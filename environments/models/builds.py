@@ -238,7 +238,7 @@ class Build(LoadedDirectly, LeasedWork):
     # --- log -----------------------------------------------------------------------------------
 
     def append_log(self, lines: Sequence[str], *, lease: Lease | None = None) -> None:
-        """Append lines (no line ends); what it costs does not depend on what is there already."""
+        """Append lines (without line ends), at a cost that does not depend on the log's length."""
         if not lines:
             return
         rows = Build.objects.filter(pk=self.pk, log_archive=None)

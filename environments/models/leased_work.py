@@ -193,7 +193,7 @@ class LeasedWork(models.Model):
         return Lease(owner=owner, token=self.lease_token)
 
     def lease_held_by(self, owner: str) -> Lease | None:
-        """Return the lease if `owner`, which is unique to a claim, has it; reads the row anew."""
+        """Return the lease if `owner`, unique to a claim, has it in the current row."""
         self.refresh_from_db()
         return self.current_lease() if self.lease_owner == owner else None
 
@@ -233,7 +233,7 @@ class LeasedWork(models.Model):
         origins = {state for state, targets in self.MOVES.items() if to in targets}
         rows = self._rows()
         if lease is not None:
-            origins &= set(self.LEASED)  # one that was requeued meanwhile is nobody's
+            origins &= set(self.LEASED)  # a row that was requeued meanwhile has no owner
             rows = rows.filter(lease_token=lease.token)
         with transaction.atomic():
             if not rows.filter(in_states(origins)).update(**changes):

@@ -237,7 +237,7 @@ class MirrorView(MirrorWork):
         return f"{self.index}@{self.moment}" if self.moment else str(self.index)
 
     def claimable(self, now: datetime) -> Q:
-        # After a change of the upstream, views in use are rendered anew, whatever they met before.
+        # After a change of the upstream, used views are rendered again, failed ones included.
         return super().claimable(now) | in_states((ViewState.FAILED,))
 
     def changes_with_state(self, state: str, now: datetime) -> dict[str, Any]:

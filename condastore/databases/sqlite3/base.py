@@ -32,7 +32,7 @@ from django.db.utils import OperationalError
 
 from condastore.databases.writers import WriteQueue, WriteQueueTimeoutError, patience_of
 
-#: Statements that write nothing by themselves; all others wait for a turn.
+#: Statements that write nothing; all others wait for a turn.
 _READS = re.compile(
     r"""\s*(?:
         SELECT | VALUES | EXPLAIN | SAVEPOINT | RELEASE | ROLLBACK | COMMIT | END
