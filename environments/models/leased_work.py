@@ -262,6 +262,7 @@ class LeasedWork(models.Model):
         policy = self.retry_policy()
         retried = retry and error.transient and self.attempt < policy.attempts
         periodic = bool(policy.interval or policy.rest)
+        # Hints of transient errors promise a retry; only here it is known whether there is one.
         if not retried and not periodic and "retried" in error.hint:
             error.hint = f"It failed in attempt {self.attempt} and is not retried. Try again later."
         changes = self.changes_of_failure(error, retried=retried)
