@@ -78,6 +78,7 @@ def solve(run: BuildRun) -> None:
             namespace=build.environment.namespace,
             actor=hosted_channels.actor_of_submitter(build.requested_by),
             force=build.force_solve,
+            lease=run.lease,
             cancelled=run.cancelled,
             log=run.log,
         )

@@ -53,6 +53,7 @@ class PreviewRun(LeasedRun[Preview]):
             namespace=preview.namespace,
             actor=hosted_channels.actor_of_submitter(preview.requested_by),
             force=preview.force_solve,
+            lease=self.lease,
             cancelled=self.cancelled,
             log=partial(logger.debug, preview=str(preview.pk)),
         )

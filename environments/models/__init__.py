@@ -36,7 +36,6 @@ from environments.models.locks import (
     LockedPypi,
     LockRow,
     PypiRecord,
-    SolveRow,
     SpecificationRow,
 )
 from environments.models.mirrors import Mirror, MirrorIndex, MirrorPackage, MirrorView
@@ -53,6 +52,7 @@ from environments.models.previews import Preview
 from environments.models.pushes import Push, PushRule
 from environments.models.recalls import Recall, RecalledLock
 from environments.models.role_mappings import RoleMapping
+from environments.models.solves import SolveRow
 from environments.models.workers import Leader, Worker
 
 __all__ = [

@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Self
 
 from django.db import IntegrityError, models, transaction
@@ -17,7 +17,6 @@ from environments.domain.lock import Lock, PlatformLock
 from environments.domain.policy.subjects import in_seconds
 from environments.domain.records import CondaPackage, PypiPackage
 from environments.domain.specification import Specification
-from environments.models.clock_bounds import older
 
 #: SQLite limits the number of variables in one statement.
 BATCH = 500
@@ -424,36 +423,6 @@ class LockedPypi(models.Model):
 
     def __str__(self) -> str:
         return f"{self.lock} {self.platform} {self.package_id}"
-
-
-class SolveRow(models.Model):
-    """A finished or running solve, reused for the same inputs."""
-
-    #: sha256 of specification, channel states, platforms and policy version.
-    key = models.CharField(max_length=64, unique=True)
-    specification = models.ForeignKey(SpecificationRow, models.CASCADE, related_name="solves")
-    lock = models.ForeignKey(
-        LockRow, models.CASCADE, null=True, related_name="solves", help_text="Null while solving."
-    )
-    channel_state = models.CharField(max_length=64)
-    seconds = models.FloatField(default=0)
-    created_at = models.DateTimeField(default=timezone.now)
-
-    class Meta:
-        default_permissions = ()
-
-    def __str__(self) -> str:
-        return f"{self.specification} -> {self.lock}"
-
-    def take_over(self, *, patience: timedelta) -> bool:
-        """True for the one who may solve in place of somebody who was silent for `patience`.
-
-        Also of somebody who began in the future: the clock was set back, and would let others wait
-        for as long.
-        """
-        now = timezone.now()
-        silent = older("created_at", now, than=patience)
-        return bool(SolveRow.objects.filter(silent, pk=self.pk, lock=None).update(created_at=now))
 
 
 class LockConflicts(models.Model):

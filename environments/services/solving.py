@@ -39,6 +39,7 @@ from environments.models import (
     SolveRow,
     SpecificationRow,
 )
+from environments.models.leased_work import Lease
 from environments.models.locks import BATCH
 from environments.services import folders, hosted_channels
 from environments.services.channel_hints import add_channel_hints
@@ -95,15 +96,18 @@ def solve_or_reuse(
     namespace: Namespace,
     actor: Actor,
     force: bool,
+    lease: Lease,
     cancelled: Callable[[], bool],
     log: Callable[[str], None],
 ) -> Answer:
     """Return the lock of a specification; equal inputs share one stored solve.
 
     The inputs are specification, channel state, platforms, policy and credentials. A caller with
-    the same inputs as a running solve waits for its result.
+    the same inputs as a running solve waits for its result, and solves in its place if the attempt
+    that does so loses its lease.
 
     Args:
+        lease: of the attempt that calls.
         actor: the submitter of the build; decides which hosted channels can be read.
         force: solve again even if a stored solve exists.
     """
@@ -133,13 +137,18 @@ def solve_or_reuse(
     if force or not settings.REUSE_LOCKS:
         SolveRow.objects.filter(key=key).exclude(lock=None).delete()
     while True:
-        row, mine = SolveRow.objects.get_or_create(
-            key=key, defaults={"specification": specification, "channel_state": state}
+        row, is_new = SolveRow.objects.get_or_create(
+            key=key,
+            defaults={
+                "specification": specification,
+                "channel_state": state,
+                "lease_owner": lease.owner,
+            },
         )
         if row.lock is not None:
             log(f"channels unchanged: using the lock of {row.created_at:%Y-%m-%d %H:%M}")
             return Answer(row=row.lock, lock=row.lock.value(), reused=True)
-        if mine or row.take_over(patience=2 * settings.LEASE):
+        if is_new or row.take_over(lease):
             break
         if cancelled():
             raise LeaseLostError("Cancelled while waiting for an identical solve.")
@@ -150,11 +159,11 @@ def solve_or_reuse(
         answer = _store(solver.solve(request, cancelled=cancelled, log=log))
         seconds = time.monotonic() - started
     except BaseException as error:
-        SolveRow.objects.filter(pk=row.pk, lock=None).delete()
+        row.give_up(lease)
         if isinstance(error, UnsatisfiableError):
             add_channel_hints(error, listed=wanted.channels)
         raise
-    SolveRow.objects.filter(pk=row.pk).update(lock=answer.row, seconds=seconds)
+    row.finish(lease, answer.row, seconds=seconds)
     log(f"solved in {seconds:.2f} s: {answer.row.package_count} packages")
     return answer
 

@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 
 import pytest
 
 from tests.channels.server import ChannelServer, Fault
 from tests.faults.conftest import Start
-from tests.faults.watching import Watch, kill_in, settle
-from tests.system import System, Worker
+from tests.faults.watching import Watch, kill_in, settle, stop_without_a_lock
+from tests.system import System, Worker, until
 
 WITH_TESTS = "\ncondastore: {tests: {commands: ['sleep 0.2']}}\n"
 
@@ -59,6 +60,39 @@ def test_a_build_outlives_its_worker_in_every_state(
         assert done["attempt"] >= 2
         assert [event["state"] for event in done["events"]].count("READY") == 1
     settle(system, [reference])
+
+
+def test_a_build_goes_on_with_the_solve_of_a_worker_that_was_killed(
+    system: System, channel: ChannelServer
+) -> None:
+    """Of two workers that want the same solve, one begins it and is killed, the other waits."""
+    text = "dependencies: [python, {pip: [tinyname]}]"
+    one, two = "killed-solve/one", "killed-solve/two"
+    for reference in (one, two):
+        system.create(reference)
+    worker = _only_worker(system)
+    with system.rows() as rows:
+        channel.faults.add(Fault("pypi/*", hang=60))  # the solve does not end
+        first = system.submit(one, text)
+        until(lambda: _unfinished_solves(rows) == 1)
+        stop_without_a_lock(system, worker.pid)  # so that it does not take the second build too
+        system.add_worker()
+        second = system.submit(two, text)
+        system.wait(second, ["SOLVING"])
+        worker.kill()
+        worker.wait()
+        assert _unfinished_solves(rows) == 1
+        channel.faults.clear()
+        done = system.wait(second)
+        assert (done["state"], done["attempt"]) == ("READY", 1)
+        assert system.wait(first)["state"] == "READY"
+        assert _unfinished_solves(rows) == 0
+    settle(system, [one, two])
+
+
+def _unfinished_solves(rows: sqlite3.Connection) -> int:
+    found = rows.execute("SELECT COUNT(*) FROM environments_solverow WHERE lock_id IS NULL")
+    return int(found.fetchone()[0])
 
 
 def _only_worker(system: System) -> Worker:

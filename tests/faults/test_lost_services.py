@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Callable
@@ -14,11 +13,11 @@ import redis
 
 from tests.channels.server import ChannelServer, Fault
 from tests.faults.conftest import Start
-from tests.faults.watching import Watch, can_write, owner_of, settle
+from tests.faults.watching import Watch, owner_of, settle, stop_without_a_lock
 from tests.migrated import migrated_postgres
 from tests.services import Service, rabbitmq, valkey
 from tests.services.processes import ServiceFailedError
-from tests.system import System, until
+from tests.system import until
 
 HELLO = "dependencies: [license-mit]"
 TESTED = "dependencies: [python]\ncondastore: {tests: {commands: ['sleep 1']}}\n"
@@ -168,7 +167,7 @@ def test_a_worker_that_slept_past_its_lease_does_no_harm(start: Start) -> None:
             sleeper = system.add_worker()
             build = system.submit("lost/sleeper", TESTED)
             system.wait(build, ["CHECKING"])
-            _stop_without_a_lock(system, sleeper.pid)
+            stop_without_a_lock(system, sleeper.pid)
             other = system.add_worker()
             done = system.wait(build)
             assert (done["state"], done["attempt"]) == ("READY", 2), done
@@ -216,14 +215,3 @@ def test_a_scheduler_that_dies_is_followed_by_another(start: Start, channel: Cha
         system.kill_worker()
         channel.faults.clear()
         assert system.wait(build)["state"] == "READY"
-
-
-def _stop_without_a_lock(system: System, pid: int) -> None:
-    """SIGSTOP a worker that is not writing; otherwise all others would wait for it."""
-    for _ in range(50):
-        os.kill(pid, signal.SIGSTOP)
-        if can_write(system.data / "db.sqlite3"):
-            return
-        os.kill(pid, signal.SIGCONT)
-        time.sleep(0.05)
-    pytest.fail("the worker always writes")

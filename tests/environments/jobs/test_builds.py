@@ -32,6 +32,7 @@ from environments.models import (
     Prefix,
     SolveRow,
 )
+from environments.models.leased_work import Lease
 from environments.operations import builds, upkeep
 from environments.operations.environments import (
     copy_environment,
@@ -118,16 +119,63 @@ def test_the_second_build_of_the_same_specification_is_not_solved_again(submit, 
     assert not any("channels unchanged" in line for line in forced.log_from())
 
 
-@pytest.mark.parametrize("began", [-timedelta(hours=2), timedelta(hours=2)])
+@pytest.fixture
+def solving(submit) -> tuple[Build, Lease]:
+    """A build that solves `HELLO` in another worker, and the lease of that worker."""
+    run(submit(HELLO))
+    build = submit(HELLO)
+    lease = build.claim("another worker", life=timedelta(seconds=30))
+    assert lease is not None
+    SolveRow.objects.update(lock=None, lease_owner=lease.owner)
+    return build, lease
+
+
+@contextlib.contextmanager
+def waiting_for_the_same_solve(submit, settings):
+    """Run a build of `HELLO` in a thread; it waits for the worker that solves the same."""
+    settings.BUILD_TIME_LIMIT = timedelta(seconds=60)  # it does not wait for ever
+    build = submit(HELLO)
+    worker = threading.Thread(target=building.run, args=(build.pk,))
+    worker.start()
+    try:
+        while not build.events.filter(state=S.SOLVING).exists():
+            time.sleep(0.05)
+        yield build
+    finally:
+        worker.join()
+
+
+@pytest.mark.parametrize("end", [-timedelta(hours=2), timedelta(hours=2)])
 def test_a_solve_whose_worker_died_is_done_by_the_next_also_after_the_clock_was_set_back(
-    submit, settings, began
+    submit, settings, solving, end
 ):
-    settings.BUILD_TIME_LIMIT = timedelta(seconds=30)  # the wait for the dead worker ends in time
-    first = run(submit(HELLO))
-    SolveRow.objects.update(lock=None, created_at=timezone.now() + began)
-    second = run(submit(HELLO))
-    assert second.failure is None
-    assert (second.state, second.attempt, second.lock) == (S.READY, 1, first.lock)
+    holder, lease = solving
+    with waiting_for_the_same_solve(submit, settings) as second:
+        assert SolveRow.objects.get().lease_owner == lease.owner
+        Build.objects.filter(pk=holder.pk).update(lease_expires_at=timezone.now() + end)
+    second.refresh_from_db()
+    assert (second.failure, second.state, second.attempt) == (None, S.READY, 1)
+    assert not any("channels unchanged" in line for line in second.log_from())
+
+
+def test_a_build_that_waited_for_the_same_solve_uses_its_lock(submit, settings, solving):
+    _, lease = solving
+    lock = Build.objects.exclude(lock=None).get().lock
+    with waiting_for_the_same_solve(submit, settings) as second:
+        SolveRow.objects.get().finish(lease, lock, seconds=1)
+    second.refresh_from_db()
+    assert (second.state, second.lock) == (S.READY, lock)
+    assert any("channels unchanged" in line for line in second.log_from())
+
+
+def test_a_build_that_waits_for_the_same_solve_ends_when_it_is_cancelled(
+    submit, settings, solving, alice
+):
+    with waiting_for_the_same_solve(submit, settings) as second:
+        builds.cancel_build(actor=alice, build=second)
+    second.refresh_from_db()
+    assert second.state == S.CANCELLED
+    assert SolveRow.objects.get().lock is None, "the other worker solves on"
 
 
 def test_environments_share_the_files_of_their_packages(submit):
