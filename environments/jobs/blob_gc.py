@@ -23,7 +23,6 @@ from django.utils import timezone
 from environments.domain.artifacts import ArtifactState
 from environments.models import (
     Artifact,
-    BaseImage,
     Blob,
     Build,
     ImageBlob,
@@ -33,6 +32,7 @@ from environments.models import (
     LockedConda,
     LockedPypi,
 )
+from environments.models.images import replaced_bases
 from environments.services import blobs
 
 logger = structlog.get_logger(__name__)
@@ -99,7 +99,7 @@ def collect(*, dry_run: bool = False, notice: timedelta = NOTICE, orphans: bool 
 
 def _drop_rows(now: datetime) -> None:
     """Rows with bytes that nothing refers to."""
-    BaseImage.objects.replaced(now - settings.COLLECTION_GRACE).delete()
+    replaced_bases(now - settings.COLLECTION_GRACE).delete()
     ImageStatement.objects.exclude(build__in=kept_builds(now)).delete()
 
 

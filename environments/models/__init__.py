@@ -9,8 +9,10 @@ from environments.models.approvals import (
     RequestState,
     WaitingBuild,
 )
-from environments.models.artifacts import Artifact, Blob
+from environments.models.artifacts import Artifact
 from environments.models.audit import AuditEvent, AuditHead, audited
+from environments.models.base_images import BaseImage, BaseLayer
+from environments.models.blobs import Blob
 from environments.models.builds import Build, BuildEvent, BuildTag, LogChunk, Prefix
 from environments.models.channels import Channel, ChannelCredential, IndexedPackage
 from environments.models.environments import (
@@ -22,8 +24,6 @@ from environments.models.folder_restores import FolderRestore
 from environments.models.holds import LegalHold
 from environments.models.hosted import HostedChannel, HostedPackage
 from environments.models.images import (
-    BaseImage,
-    BaseLayer,
     ImageBlob,
     ImageIndex,
     ImageStatement,

@@ -1,4 +1,4 @@
-"""Artifacts: files made from locks; blobs: the stored bytes, by digest."""
+"""Artifacts: files made from locks."""
 
 from __future__ import annotations
 
@@ -12,32 +12,11 @@ from django.db.models import Q
 from django.utils import timezone
 
 from environments.domain.artifacts import FORMS, MOVES, ArtifactKind, ArtifactState, variant_of
+from environments.models.base_images import image_options
+from environments.models.blobs import Blob
 from environments.models.builds import Build
 from environments.models.leased_work import LeasedWork, LeasedWorkQuerySet
 from environments.models.locks import LockRow
-
-
-class Blob(models.Model):
-    """Bytes that the blob store keeps, once, under their digest.
-
-    The row comes after the bytes, and goes before them.
-    """
-
-    sha256 = models.CharField(max_length=64, unique=True)
-    size = models.BigIntegerField()
-    stored_at = models.DateTimeField(default=timezone.now, editable=False)
-    used_at = models.DateTimeField(default=timezone.now, db_index=True)
-    checked_at = models.DateTimeField(null=True, help_text="Last read and found whole.")
-    damaged_at = models.DateTimeField(null=True, help_text="Found with other bytes, or none.")
-    removing_at = models.DateTimeField(
-        null=True, db_index=True, help_text="When it was found that nothing needs it."
-    )
-
-    class Meta:
-        default_permissions = ()
-
-    def __str__(self) -> str:
-        return f"sha256:{self.sha256[:12]}"
 
 
 class ArtifactQuerySet(LeasedWorkQuerySet["Artifact"]):
@@ -116,8 +95,6 @@ class Artifact(LeasedWork):
         variables = dict(build.specification.value().variables)
         options: dict[str, Any] = {"variables": variables} if variables else {}
         if kind is ArtifactKind.IMAGE:
-            from environments.models.images import image_options
-
             options |= {**image_options(build, platform), **more}
         row, _ = cls.objects.select_related("lock", "blob").get_or_create(
             lock=build.lock,

@@ -11,15 +11,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.apps import apps
 from django.db import IntegrityError, OperationalError, connections
+from django.db.models import Model
 
 from environments.domain.audit_checkpoints import HeadState
-
-if TYPE_CHECKING:
-    from environments.models.audit import AuditEvent
 
 VIEW = "condastore_audit_append"
 #: What the trigger says where the head has moved.
@@ -40,7 +38,7 @@ class SealedHead:
         return (*self.state.covered, self.seal)
 
 
-def swap(before: SealedHead, after: SealedHead, event: AuditEvent, *, using: str) -> bool:
+def swap(before: SealedHead, after: SealedHead, event: Model, *, using: str) -> bool:
     """Append `event` if the head is still `before`, and make `after` the head; False if not."""
     connection: Any = connections[using]
     fields = event._meta.concrete_fields

@@ -13,7 +13,7 @@ from accounts.access import Actor
 from accounts.models import User
 from accounts.roles import PUBLIC, Perm
 from environments.domain.records import CondaPackage
-from environments.models.artifacts import Blob
+from environments.models.blobs import Blob
 from environments.models.namespaces import Namespace, held
 
 

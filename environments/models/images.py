@@ -1,11 +1,10 @@
-"""Layers, base images and contents of container images."""
+"""Layers and contents of container images."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from typing import Any, Self
 
-from django.conf import settings
 from django.db import models
 from django.db.models import Exists, OuterRef
 from django.db.models.fields.json import KT
@@ -13,10 +12,11 @@ from django.utils import timezone
 
 from environments.domain.artifacts import ArtifactKind
 from environments.domain.images import Compression
-from environments.models.artifacts import Artifact, Blob
+from environments.models.artifacts import Artifact
+from environments.models.base_images import BaseImage
+from environments.models.blobs import Blob
 from environments.models.builds import Build
 from environments.models.locks import LockRow
-from environments.models.namespaces import Namespace
 
 
 class Layer(models.Model):
@@ -44,65 +44,6 @@ class Layer(models.Model):
         """Return the blob in this compression, if it is stored and not damaged."""
         blob = self.gzip if compression == "gzip" else self.zstd
         return blob if blob is not None and blob.damaged_at is None else None
-
-
-class BaseImageQuerySet(models.QuerySet["BaseImage"]):
-    def current(self, name: str, platform: str) -> BaseImage | None:
-        """Return the newest image loaded under this name."""
-        return self.filter(name=name, platform=platform).order_by("-pk").first()
-
-    def of_digest(self, digest: str, platform: str) -> BaseImage | None:
-        """Return the first with this digest; another row may have the same config in other
-        layers."""
-        return self.filter(digest=digest, platform=platform).order_by("pk").first()
-
-    def replaced(self, before: datetime) -> Self:
-        """Base images loaded before `before` that are not current and have no image on them."""
-        newer = BaseImage.objects.filter(
-            name=OuterRef("name"), platform=OuterRef("platform"), pk__gt=OuterRef("pk")
-        )
-        images = Artifact.objects.order_by().filter(kind=ArtifactKind.IMAGE)
-        on_it = images.annotate(on=KT("options__base")).filter(on=OuterRef("digest"))
-        used = on_it.filter(platform=OuterRef("platform"))
-        return self.filter(Exists(newer), loaded_at__lt=before).exclude(Exists(used))
-
-
-class BaseImage(models.Model):
-    """Base of container images for one platform; each load creates a new row."""
-
-    #: Name of the base image that the installation builds from the machine's libc and shell.
-    OWN = "machine"
-
-    name = models.CharField(max_length=300, help_text="Reference, or name it was loaded as.")
-    platform = models.CharField(max_length=32)
-    digest = models.CharField(max_length=64, help_text="sha256 of its config.")
-    config: Any = models.JSONField(default=dict)
-    loaded_at = models.DateTimeField(default=timezone.now, editable=False)
-
-    objects = BaseImageQuerySet.as_manager()
-
-    class Meta:
-        default_permissions = ()
-        ordering = ["name", "platform", "-pk"]
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.platform})"
-
-
-class BaseLayer(models.Model):
-    base = models.ForeignKey(BaseImage, models.CASCADE, related_name="layers")
-    position = models.PositiveIntegerField()
-    diff_id = models.CharField(max_length=64)
-    media_type = models.CharField(max_length=100)
-    blob = models.ForeignKey(Blob, models.PROTECT, related_name="+")
-
-    class Meta:
-        default_permissions = ()
-        ordering = ["base", "position"]
-        constraints = [models.UniqueConstraint(fields=["base", "position"], name="base_layer_once")]
-
-    def __str__(self) -> str:
-        return f"{self.base} layer {self.position}"
 
 
 class ImageBlobQuerySet(models.QuerySet["ImageBlob"]):
@@ -168,15 +109,12 @@ class ImageStatement(models.Model):
         return f"what {self.build_id} says of sha256:{self.subject[:12]}"
 
 
-def base_name(namespace: Namespace) -> str:
-    """Return the name of the namespace's base image: a reference, a loaded name or the default."""
-    return namespace.base_image or settings.BASE_IMAGE or BaseImage.OWN
-
-
-def image_options(build: Build, platform: str) -> dict[str, Any]:
-    """Return the inputs of an image besides its lock and variables."""
-    name = base_name(build.environment.namespace)
-    base = BaseImage.objects.current(name, platform)
-    # A base image that is not stored yet is identified by its name.
-    known = {"base": base.digest} if base else {"base": "", "base_name": name}
-    return {"specification": build.specification.digest, **known, "compression": "gzip"}
+def replaced_bases(before: datetime) -> models.QuerySet[BaseImage]:
+    """Return base images loaded before `before` that are not current and have no image on them."""
+    newer = BaseImage.objects.filter(
+        name=OuterRef("name"), platform=OuterRef("platform"), pk__gt=OuterRef("pk")
+    )
+    images = Artifact.objects.order_by().filter(kind=ArtifactKind.IMAGE)
+    on_it = images.annotate(on=KT("options__base")).filter(on=OuterRef("digest"))
+    used = on_it.filter(platform=OuterRef("platform"))
+    return BaseImage.objects.filter(Exists(newer), loaded_at__lt=before).exclude(Exists(used))

@@ -14,7 +14,7 @@ from accounts.access import Actor
 from accounts.models import User
 from accounts.roles import PUBLIC, Perm
 from condastore.errors import StoreError
-from environments.models.artifacts import Blob
+from environments.models.blobs import Blob
 from environments.models.clock_bounds import SKEW
 from environments.models.leased_work import (
     LeasedWork,

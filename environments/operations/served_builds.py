@@ -29,7 +29,7 @@ from environments.models import (
     BuildTag,
     ImageBlob,
 )
-from environments.models.images import base_name
+from environments.models.base_images import base_name
 from environments.models.recalls import RecalledLock
 
 _LOCK = re.compile(r"lock-([0-9a-f]{64})")

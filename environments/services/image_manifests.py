@@ -16,7 +16,7 @@ from environments.domain.images import (
     index_json,
 )
 from environments.models import Artifact, BaseImage, Blob, Build, ImageBlob, ImageIndex
-from environments.models.images import base_name
+from environments.models.base_images import base_name
 from environments.services import blobs, image_builder, platforms
 from environments.services.policies import refuse_paths
 
