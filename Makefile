@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo test test-fast test-services test-system fuzz mutate bench lint docs screenshots accept \
-  schema lock dist lowest clean
+  schema vendor lock dist lowest clean
 
 # The virtual environment, from the locked requirements. uv is quick; pip is the fallback for
 # machines whose package index only pip is configured for. All of it is compiled once: where
@@ -77,6 +77,10 @@ schema: $(VENV)/ready-dev
 COMPILE = $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
   --no-header --no-annotate --no-emit-package condastore
 SERVER = distributions/server/pyproject.toml
+# The browser files of other projects in static/vendor; needs npm.
+vendor: $(VENV)/ready-dev
+	$(BIN)/python .ci/vendor.py
+
 lock: $(VENV)/ready-dev
 	$(COMPILE) $(SERVER) --group pyproject.toml:demo -o requirements/server.txt
 	$(COMPILE) $(SERVER) --extra saml --extra scim --extra wheels --group pyproject.toml:dev -o requirements/dev.txt

@@ -572,7 +572,7 @@ TEMPLATES: list[dict[str, Any]] = [
                 "django.contrib.messages.context_processors.messages",
                 "environments.admin.context_processors.console",
             ],
-            "libraries": {"console": "environments.console.template_filters"},
+            "libraries": {"console": "environments.console.template_tags"},
         },
     }
 ]

@@ -9,6 +9,7 @@ from http import HTTPStatus
 
 import structlog
 from django.conf import settings
+from django.contrib.auth.views import redirect_to_login
 from django.core.exceptions import (
     DisallowedHost,
 )
@@ -116,8 +117,21 @@ def answer_to(request: HttpRequest, error: StoreError) -> HttpResponse:
     """Return the error as a page for browsers, else as problem+json."""
     if not prefers_html(request):
         return problem(error)
+    if isinstance(error, NotFoundError) and _may_sign_in(request):
+        return redirect_to_login(request.get_full_path())
     status = status_of(error)
     return render(request, "error.html", {"error": error, "status": status}, status=status)
+
+
+def _may_sign_in(request: HttpRequest) -> bool:
+    """Whether a signed-out person requests a page that may be visible after the sign-in."""
+    user = getattr(request, "user", None)
+    return (
+        request.method in {"GET", "HEAD"}
+        and "text/html" in request.headers.get("Accept", "")
+        and user is not None
+        and not user.is_authenticated
+    )
 
 
 def refusal(request: HttpRequest, reason: str = "") -> HttpResponse:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from django.urls import path
 
-from environments.console import views
+from environments.console import builds, device, environment_list, environments, home
+
+ENVIRONMENT = "environments/<str:namespace>/<str:name>/"
 
 urlpatterns = [
-    path("", views.start, name="start"),
-    path("device/", views.device, name="device"),
-    path("environments/<str:namespace>/<str:name>/", views.environment, name="environment"),
-    path(
-        "environments/<str:namespace>/<str:name>/builds/<str:reference>/",
-        views.build,
-        name="build",
-    ),
+    path("", home.home, name="home"),
+    path("device/", device.device, name="device"),
+    path("environments/", environment_list.environments, name="environments"),
+    path(ENVIRONMENT, environments.environment, name="environment"),
+    path(f"{ENVIRONMENT}builds/<str:reference>/", builds.build, name="build"),
 ]

@@ -212,7 +212,7 @@ def test_the_server_is_complete(server: Path, tmp_path: Path):
     for arguments in (["up", "--help"], ["manage", "check"], ["manage", "migrate", "-v", "0"]):
         done = run(server, "condastore", *arguments, home=tmp_path, **variables)
         assert done.returncode == 0, done.stderr
-    find = "manage", "findstatic", "--first", "condastore/style.css"
+    find = "manage", "findstatic", "--first", "console/console.css"
     found = run(server, "condastore", *find, home=tmp_path, **variables)
     assert "site-packages/condastore/static/" in found.stdout
 

@@ -85,7 +85,16 @@ SIGN_IN = {"device", "device-start", "device-collect"}
 #: The registry's, which speak to tools in their own words; tried in tests/environments/registry.
 REGISTRY = "registry"
 #: Routes that tell of the one who asks, or what that one may see; each has a test below.
-OF_ONESELF = {"whoami", "start", "audit-log", "metrics", "api-token", "logout", "graphql"}
+OF_ONESELF = {
+    "whoami",
+    "home",
+    "environments",
+    "audit-log",
+    "metrics",
+    "api-token",
+    "logout",
+    "graphql",
+}
 #: The sign-in of command lines: tried in tests/accounts/test_device_sign_in.py.
 DEVICES = {"device", "device-start", "device-collect"}
 #: Routes of provisioning: for the directory, whose token is nobody's account. What it may there is
@@ -258,7 +267,7 @@ def test_routes_that_tell_of_oneself_tell_nothing_else(persona: Persona, world: 
     assert me["signed_in"] == bool(persona.user)
     assert me["username"] == (persona.user or None)
     assert me["is_superuser"] == persona.superuser
-    start = client.get(reverse("start"), headers={"Accept": "text/html"}).content.decode()
+    start = client.get(reverse("environments"), headers={"Accept": "text/html"}).content.decode()
     assert ("research" in start) == (Perm.VIEW in persona.perms)
     log = client.get(reverse("audit-log"))
     assert log.status_code == (200 if persona.user else 401)

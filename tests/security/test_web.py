@@ -541,7 +541,7 @@ def test_no_answer_is_cached_by_others_or_acts_as_a_page(alice: Actor, path: str
 
 
 def test_files_of_our_own_are_cached(client: Client) -> None:
-    answer = client.get("/static/condastore/style.css")
+    answer = client.get("/static/console/console.css")
     assert answer.status_code == 200
     assert "no-store" not in answer["Cache-Control"]
     answer.close()

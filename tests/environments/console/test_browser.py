@@ -99,7 +99,7 @@ def pages() -> dict[str, str]:
     ours = f"/environments/{environment.namespace}/{environment.name}/"
     deny = "?kind=packages-denied"
     return {
-        "start": "/",
+        "environments-list": "/environments/",
         "environment": ours,
         "build": f"{ours}builds/{build.number}/",
         "device": "/device/",

@@ -15,7 +15,7 @@ from environments.models import Build, Environment
 from environments.operations.artifacts import create_artifact
 from tests import factories
 
-PAGES = ["/", "/environments/research/ml/", "/environments/research/ml/builds/1/"]
+PAGES = ["/environments/", "/environments/research/ml/", "/environments/research/ml/builds/1/"]
 
 
 def signed_in(actor: Actor) -> Client:
@@ -60,16 +60,24 @@ def test_a_page_is_not_found_without_the_right_to_see_it(
     charlie: Actor, environment: Environment, page: str
 ) -> None:
     factories.make_build(environment)
-    for client in (Client(), signed_in(charlie)):
-        answer = client.get(page, headers={"Accept": "text/html"})
-        assert answer.status_code == 404
-        assert "There is no environment research/ml." in answer.content.decode()
-    assert "research" not in signed_in(charlie).get("/").content.decode()
+    answer = signed_in(charlie).get(page, headers={"Accept": "text/html"})
+    assert answer.status_code == 404
+    assert "There is no environment research/ml." in answer.content.decode()
+    assert "research" not in signed_in(charlie).get(PAGES[0]).content.decode()
 
 
-def test_a_shared_link_leads_back_after_sign_in(environment: Environment) -> None:
-    answer = Client().get(PAGES[1], headers={"Accept": "text/html"})
-    assert answer.content.decode().count("/login/?next=%2Fenvironments%2Fresearch%2Fml%2F") == 2
+@pytest.mark.parametrize("page", [*PAGES[1:], "/environments/no/such/", "/nothing/here/"])
+def test_a_signed_out_visitor_is_asked_to_sign_in_and_led_back(
+    environment: Environment, page: str
+) -> None:
+    """Whether there is something at the address or not: the answer is the same."""
+    answer = Client().get(page, headers={"Accept": "text/html"})
+    assert (answer.status_code, answer["Location"]) == (302, f"/login/?next={page}")
+
+
+def test_programs_are_not_redirected_to_the_sign_in(environment: Environment) -> None:
+    for accept in ("*/*", "application/json"):
+        assert Client().get(PAGES[1], headers={"Accept": accept}).status_code == 404
 
 
 def test_the_list_costs_as_many_queries_for_fifty_as_for_five(
@@ -78,9 +86,9 @@ def test_the_list_costs_as_many_queries_for_fifty_as_for_five(
     for number in range(50):
         factories.make_build(factories.make_environment(environment.namespace, f"e{number}"))
     client = signed_in(bob)
-    client.get("/")
+    client.get(PAGES[0])
     with django_assert_max_num_queries(5):
-        assert client.get("/").content.decode().count("<tr>") == 52
+        assert client.get(PAGES[0]).content.decode().count("<tr>") == 52
     for _ in range(30):
         factories.make_build(environment)
     with django_assert_max_num_queries(13):
@@ -98,7 +106,7 @@ def test_people_sign_in_and_out(db: None) -> None:
     assert "is wrong" in refused.content.decode()
     form |= {"password": "a long enough one", "next": "/"}
     assert client.post("/login/", form).headers["Location"] == "/"
-    assert "alice" in client.get("/").content.decode()
+    assert "alice" in client.get(PAGES[0]).content.decode()
     form = {"username": "alice", "password": "a long enough one"}
     forged = Client(enforce_csrf_checks=True).post("/login/", form)
     assert forged.status_code == 403
