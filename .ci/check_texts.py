@@ -2,7 +2,8 @@
 
 Refused are modules without a docstring, docstrings whose first line is a question or has no end,
 names and phrases for which the field has a term, product files of more than 600 lines that give no
-reason, and elements of the GraphQL schema without a description.
+reason, elements of the GraphQL schema without a description, and private names of libraries outside
+`_private.py` (see `check_private_names.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ import re
 import sys
 import tokenize
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+
+from check_private_names import names_defined, private_uses
 
 PRODUCT = ("accounts", "condastore", "environments")
 ROOTS = (*PRODUCT, "deploy", "tests", ".ci")
@@ -66,9 +70,16 @@ def faults_of(path: Path) -> Iterator[tuple[int, str]]:
             1,
             f"More than {MAX_LINES} lines: split it by subject, or say why not ({REASON!r} ...).",
         )
+    yield from private_uses(path, tree, _product_names())
     yield from _docstrings(tree)
     yield from _names(tree)
     yield from _phrases(text)
+
+
+@cache
+def _product_names() -> set[str]:
+    files = [path for root in PRODUCT for path in Path(root).rglob("*.py")]
+    return names_defined([ast.parse(path.read_text(encoding="utf-8")) for path in files])
 
 
 def _docstrings(tree: ast.Module) -> Iterator[tuple[int, str]]:
@@ -138,8 +149,8 @@ def main(arguments: list[str]) -> int:
         for path in sorted(root.rglob("*.py")) if root.is_dir() else [root]:
             if "migrations" in path.parts or path in EXEMPT:
                 continue
-            check = schema_faults if path.suffix == ".graphql" else faults_of
-            for line, message in check(path):
+            faults = schema_faults(path) if path.suffix == ".graphql" else faults_of(path)
+            for line, message in faults:
                 print(f"{path}:{line}: {message}")
                 number += 1
     if number:

@@ -25,6 +25,7 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.module_loading import import_string
 
+from accounts._private import exempt_from_csrf, ratelimit
 from accounts.access import ANONYMOUS, Actor
 from accounts.models import ApiToken, User, token_digest
 from accounts.sign_in import SecondFactorError, TooManyAttemptsError, lacks_second_factor
@@ -311,7 +312,6 @@ def directory_of(request: HttpRequest) -> Actor:
         TokenInvalidError: the token is missing or wrong.
         TooManyAttemptsError: too many failed attempts from its address.
     """
-    from allauth.core.internal.ratelimit import consume
 
     address = client_address(request.META)
     limit: dict[str, Any] = {
@@ -320,11 +320,11 @@ def directory_of(request: HttpRequest) -> Actor:
         "config": {"failed": settings.SCIM_FAILURES},
         "limit_get": True,
     }
-    if consume(request, **limit, dry_run=True) is None:
+    if ratelimit.consume(request, **limit, dry_run=True) is None:
         raise TooManyAttemptsError("Too many attempts with wrong tokens.")
     secret = secret_in(request.headers.get("Authorization", "")) or ""
     if settings.SCIM is None or not settings.SCIM.admits(secret):
-        consume(request, **limit)
+        ratelimit.consume(request, **limit)
         token_refused.send(ApiToken, address=address, token=None)
         raise TokenInvalidError("This is not the SCIM token.", hint="It is CONDASTORE_SCIM_TOKEN.")
     return Actor(AnonymousUser(), address=address, directory=settings.SCIM.directory)
@@ -382,7 +382,7 @@ class ActorMiddleware:
             # They would ignore the limits of a token.
             request.user = AnonymousUser()
             # Browsers never send tokens on their own, so CSRF does not apply.
-            request._dont_enforce_csrf_checks = True  # type: ignore[attr-defined]
+            exempt_from_csrf(request)
         return None
 
 

@@ -61,7 +61,7 @@ def lacks_second_factor(request: HttpRequest) -> bool:
     user = getattr(request, "user", None) or AnonymousUser()
     if not isinstance(user, User) or not _must_have_one(user):
         return False
-    from allauth.account.internal.flows.login import get_authentication_records
+    from allauth.account.authentication import get_authentication_records
 
     methods = {record.get("method") for record in get_authentication_records(request, user)}
     return "socialaccount" not in methods and not has_second_factor(user)

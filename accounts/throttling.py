@@ -14,13 +14,13 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-from allauth.core.internal import ratelimit
 from django.conf import settings
 from django.core import signing
 from django.core.cache import cache
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
+from accounts._private import ratelimit
 from accounts.authentication import client_address
 
 APP = "condastore.sign-in"
@@ -89,6 +89,23 @@ def begin_bind(request: HttpRequest | None, login: str) -> Attempt | None:
 def canonical(login: str) -> str:
     """Return a canonical form of names that a directory may treat as equal."""
     return unicodedata.normalize("NFKC", login[:1000]).strip().casefold()
+
+
+def exceeded(request: HttpRequest, *, action: str, rate: str) -> bool:
+    """Count one request of a kind other than sign-in; return True if `rate` is exceeded.
+
+    Args:
+        rate: as in allauth's settings, such as `30/m/ip` or `20/m/user`.
+    """
+    usage = ratelimit.consume(
+        request,
+        app="condastore",
+        action=action,
+        config={action: rate},
+        user=request.user,
+        limit_get=True,
+    )
+    return usage is None
 
 
 # --- known devices --------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ class Console(AdminSite):
             return apps
         groups: dict[str, list[tuple[int, str, Any]]] = {group: [] for group in ConsoleGroup}
         for entry in (entry for app in apps for entry in app["models"]):
-            model_admin: Any = self._registry[entry["model"]]
+            model_admin: Any = self.get_model_admin(entry["model"])
             entry["name"] = getattr(model_admin, "name", "") or entry["name"]
             group = getattr(model_admin, "console_group", None) or UNGROUPED
             position = getattr(model_admin, "console_position", 0)

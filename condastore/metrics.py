@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from django.db.models import Count, Sum
@@ -159,7 +160,7 @@ def exposition() -> bytes:
     return generate_latest(registry)
 
 
+@cache
 def register() -> None:
-    """Once in a process."""
-    if not any(isinstance(one, StoreCollector) for one in list(REGISTRY._collector_to_names)):
-        REGISTRY.register(StoreCollector())
+    """Register the collector of the store, once in a process."""
+    REGISTRY.register(StoreCollector())

@@ -16,8 +16,8 @@ from typing import Any
 import dramatiq
 import redis
 import structlog
-from dramatiq import Message, MessageProxy, Worker
-from dramatiq.brokers.redis import RedisBroker, _RedisConsumer
+from dramatiq import Consumer, Message, MessageProxy, Worker
+from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import Middleware
 
 logger = structlog.get_logger(__name__)
@@ -38,9 +38,9 @@ class WakingBroker(RedisBroker):
         self._listener: threading.Thread | None = None
         self.add_middleware(_Leaving())
 
-    @property
-    def consumer_class(self) -> type[WakingConsumer]:
-        return WakingConsumer
+    def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5000) -> Consumer:
+        fetched = super().consume(queue_name, prefetch, timeout=0)
+        return WakingConsumer(self, queue_name, fetched, pause=timeout / 1000)
 
     def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
         sent = super().enqueue(message, delay=delay)
@@ -95,43 +95,56 @@ class WakingBroker(RedisBroker):
             time.sleep(RECONNECT_DELAY)
 
 
-class WakingConsumer(_RedisConsumer):
-    broker: WakingBroker
+class WakingConsumer(Consumer):
+    """Consumer of one queue that waits for notifications, around dramatiq's own consumer."""
 
-    def __init__(self, broker: WakingBroker, queue_name: str, prefetch: int, timeout: int) -> None:
-        # Without a pause of its own: it waits here.
-        super().__init__(broker, queue_name, prefetch, 0)  # type: ignore[no-untyped-call]
+    def __init__(
+        self, broker: WakingBroker, queue_name: str, fetched: Consumer, pause: float
+    ) -> None:
+        """Wrap `fetched`, which returns at once; `pause` is the longest wait in seconds."""
+        self.broker, self.queue_name = broker, queue_name
         self.woken = threading.Event()
-        self._pause = timeout / 1000
+        self._fetched, self._pause = fetched, pause
+        self._unfinished: set[str] = set()
         broker.joined(self)
 
     @property
     def has_delayed(self) -> bool:
-        """It holds messages whose time is still to come."""
-        return self.queue_name in self.broker.delay_queues and self.outstanding_message_count > 0
+        """True while it holds messages whose time is still to come."""
+        return self.queue_name in self.broker.delay_queues and bool(self._unfinished)
 
     def __next__(self) -> MessageProxy | None:
         self.woken.clear()  # first: what comes from here on ends the wait below
-        found: MessageProxy | None = super().__next__()  # type: ignore[no-untyped-call]
+        found = next(self._fetched)
         if found is None:
             self.broker.wait(self, self._pause)
+        else:
+            self._unfinished.add(found.message_id)
         return found
 
     def ack(self, message: MessageProxy) -> None:
-        super().ack(message)  # type: ignore[no-untyped-call]
-        self.woken.set()  # there is room for another
+        try:
+            self._fetched.ack(message)
+        finally:
+            self._finished(message)
 
     def nack(self, message: MessageProxy) -> None:
-        super().nack(message)  # type: ignore[no-untyped-call]
-        self.woken.set()
+        try:
+            self._fetched.nack(message)
+        finally:
+            self._finished(message)
+
+    def _finished(self, message: MessageProxy) -> None:
+        self._unfinished.discard(message.message_id)
+        self.woken.set()  # another message can be fetched
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
-        super().requeue(messages)  # type: ignore[no-untyped-call]
+        self._fetched.requeue(messages)
         self.broker.say(self.queue_name)  # to the other workers
 
     def close(self) -> None:
         self.broker.left(self)
-        super().close()
+        self._fetched.close()
 
 
 class _Leaving(Middleware):

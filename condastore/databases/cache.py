@@ -6,7 +6,8 @@ limit that is used up, and people read "too many attempts" while SQLite is merel
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from django.core.cache.backends import db
@@ -17,7 +18,35 @@ from condastore.outages import DATABASE_ERRORS
 
 
 class DatabaseCache(db.DatabaseCache):
-    def _base_set(self, mode: str, key: str, value: Any, timeout: Any = DEFAULT_TIMEOUT) -> Any:
+    """Raises the error of the database where Django's methods return False."""
+
+    def set(
+        self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
+    ) -> None:
+        with self._errors() as errors:
+            super().set(key, value, timeout, version)
+        if errors:
+            raise errors[-1]
+
+    def add(
+        self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
+    ) -> bool:
+        with self._errors() as errors:
+            added = super().add(key, value, timeout, version)
+        if errors and not added:
+            raise errors[-1]
+        return added
+
+    def touch(self, key: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
+        with self._errors() as errors:
+            touched = super().touch(key, timeout, version)
+        if errors and not touched:
+            raise errors[-1]
+        return touched
+
+    @contextmanager
+    def _errors(self) -> Iterator[list[BaseException]]:
+        """Collect the errors of the statements of this thread that mean an outage."""
         outages: list[BaseException] = []
 
         def watched(execute: Callable[..., Any], *arguments: Any) -> Any:
@@ -30,9 +59,6 @@ class DatabaseCache(db.DatabaseCache):
         wrappers = connections[router.db_for_write(self.cache_model_class)].execute_wrappers
         wrappers.insert(0, watched)  # outermost: around the queue of SQLite's writers
         try:
-            done = super()._base_set(mode, key, value, timeout)  # type: ignore[misc]
+            yield outages
         finally:
             wrappers.remove(watched)
-        if outages and done is False:
-            raise outages[-1]
-        return done

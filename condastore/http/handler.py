@@ -20,6 +20,8 @@ from django.http import FileResponse
 from django.http.response import HttpResponseBase
 from django.urls import set_script_prefix
 
+from condastore._private import set_sender
+
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 
@@ -74,7 +76,7 @@ class _Exchange:
         request_started.send(sender=type(handler), scope=self._scope)
         request, refusal = handler.create_request(self._scope, self._body)
         response: Any = refusal if request is None else handler.get_response(request)
-        response._handler_class = type(handler)
+        set_sender(response, type(handler))
         if isinstance(response, FileResponse):
             response.block_size = handler.chunk_size
         self._response = response

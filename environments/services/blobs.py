@@ -43,9 +43,13 @@ class BlobFolder(FileSystemStorage):
     The folder is `blobs` in the data folder, unless `location` is given.
     """
 
+    def __init__(self, location: str | Path | None = None, **options: Any) -> None:
+        super().__init__(location, **options)
+        self.folder = location
+
     @property
     def base_location(self) -> str:
-        return str(self._location or Path(settings.DATA) / "blobs")  # type: ignore[attr-defined]
+        return str(self.folder or Path(settings.DATA) / "blobs")
 
     @property
     def location(self) -> str:

@@ -14,9 +14,8 @@ from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 
-from conda_pack import core as conda_pack
-
 from condastore.errors import DiskSpaceError, InvalidInputError
+from environments.engine._private import conda_unpack_progress, conda_unpack_template
 from environments.engine.artifacts.parts import GZIP, ZSTD, Compression, PartFolder, write_parts
 from environments.engine.artifacts.staging import Material
 from environments.engine.artifacts.tar import END, Entry
@@ -95,7 +94,7 @@ def _added(
     scripts = package / "scripts" / "posix"
     for name in ("activate", "activate.fish", "deactivate"):
         yield entry(f"bin/{name}", (scripts / name).read_text())
-    yield entry("bin/conda_unpack_progress.py", (package / "_progress.py").read_text())
+    yield entry("bin/conda_unpack_progress.py", conda_unpack_progress())
     yield entry("bin/conda-unpack", _unpacker(prefixes), executable=True)
     if variables:
         yield entry(_VARIABLES.format(moment="activate"), exports(variables))
@@ -112,7 +111,7 @@ def _unpacker(prefixes: Sequence[PrefixRecord]) -> str:
     """Return `bin/conda-unpack`: conda-pack's program, with the places of the prefix."""
     # A running program cannot be rewritten, so Python itself is left out.
     records = [tuple(one) for one in prefixes if not one.path.startswith("bin/python")]
-    text: str = conda_pack._conda_unpack_template.format(
+    text: str = conda_unpack_template().format(
         shebang="#!/usr/bin/env python",
         prefixes_py=(resources.files("conda_pack") / "prefixes.py").read_text(),
         prefix_records=",\n".join(map(repr, sorted(records))),

@@ -23,6 +23,7 @@ from condastore.errors import (
     StoreError,
 )
 from environments.domain.mirrors import Entry, join
+from environments.engine._private import native_record
 
 CHUNK = 1 << 20  # bytes
 #: zstd level of files that are written once and read often.
@@ -127,7 +128,7 @@ class _Listed:
             raise self._unreadable(error) from error
         found = {}
         for record in records:
-            content = json.loads(record._record.to_json())
+            content = json.loads(native_record(record).to_json())
             for key in ("fn", "url", "channel"):
                 content.pop(key, None)
             found[record.file_name] = content

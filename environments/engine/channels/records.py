@@ -10,6 +10,7 @@ from rattler import PackageRecord, RepoDataRecord
 
 from condastore.errors import InvalidInputError
 from environments.domain.records import CondaPackage
+from environments.engine._private import native_record
 
 
 def to_rattler(package: CondaPackage) -> RepoDataRecord:
@@ -40,13 +41,13 @@ def to_rattler(package: CondaPackage) -> RepoDataRecord:
     found = RepoDataRecord(record, package.file_name, package.url, package.channel)
     indexed = package.record.get("indexed_timestamp")  # missing in a package's own index.json
     if isinstance(indexed, int) and 0 <= indexed < 2**53:
-        found._record.indexed_timestamp = indexed
+        native_record(found).indexed_timestamp = indexed
     return found
 
 
 def from_rattler(record: RepoDataRecord) -> CondaPackage:
     """Convert a rattler record. Credentials in its URL are not removed here."""
-    content = json.loads(record._record.to_json())
+    content = json.loads(native_record(record).to_json())
     for key in ("fn", "url", "channel"):
         content.pop(key, None)
     return CondaPackage.from_record(

@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from rattler import MatchSpec, install
 from rattler.exceptions import InstallerError, IoError, TransactionError
@@ -40,6 +39,7 @@ from environments.domain.lock import PlatformLock
 from environments.domain.names import printable
 from environments.domain.progress import Cancelled, Progress, Report, ignore, never, obey
 from environments.domain.records import CondaPackage
+from environments.engine._private import native_spec
 from environments.engine.channels.records import to_rattler
 from environments.engine.packages.cache import CachedPackage, PackageCache
 from environments.engine.system.disk import remove_tree
@@ -155,8 +155,7 @@ def _install(
 ) -> None:
     # mypy takes rattler's empty methods for abstract ones.
     counter = _Counter(total=len(lock.conda), progress=progress)  # type: ignore[abstract]
-    # py-rattler 0.28 declares MatchSpec here, but accepts only the native object inside.
-    specs: list[Any] = [MatchSpec(each)._match_spec for each in requested]
+    specs = [native_spec(MatchSpec(each)) for each in requested]
 
     async def run() -> None:
         task = asyncio.ensure_future(

@@ -528,22 +528,25 @@ class _Destination(SchemeDictionaryDestination):
         self.python_files: list[tuple[str, str]] = []
         self.paths = self.bytes_apparent = self.bytes_written = 0
 
-    def _path_with_destdir(self, scheme: Scheme, path: str) -> Path:
-        """Return where a file goes; LinkError if a package's link leads out on the way there."""
-        place: Path = super()._path_with_destdir(scheme, path)
-        if place.parent not in self._inside:
-            real = os.path.realpath(place.parent)
-            if real != self._root and not real.startswith(f"{self._root}{os.sep}"):
-                raise LinkError(
-                    f"{self._wheel.label}: path {printable(path)} leads out of the environment."
-                )
-            self._inside.add(place.parent)
-        return place
+    def _path(self, scheme: Scheme, path: str) -> Path:
+        """Return where a file goes; LinkError if it, or a package's link, leads out of there."""
+        folder = Path(os.path.abspath(self.scheme_dict[scheme]))  # noqa: PTH100  # keeps links
+        final = Path(os.path.abspath(folder / path))  # noqa: PTH100
+        inside = final.is_relative_to(folder)
+        if inside and final.parent not in self._inside:
+            real = os.path.realpath(final.parent)
+            inside = real == self._root or real.startswith(f"{self._root}{os.sep}")
+            self._inside.add(final.parent)
+        if not inside:
+            raise LinkError(
+                f"{self._wheel.label}: path {printable(path)} leads out of the environment."
+            )
+        return final
 
     def write_to_fs(
         self, scheme: Scheme, path: str, stream: BinaryIO, is_executable: bool
     ) -> RecordEntry:
-        place = self._path_with_destdir(scheme, path)
+        place = self._path(scheme, path)
         entry = self._entries.get(str(getattr(stream, "name", "")))
         if os.path.lexists(place):
             if entry is None or not _same(place, self._wheel.folder / entry.path, entry.size):
@@ -565,7 +568,7 @@ class _Destination(SchemeDictionaryDestination):
     def write_script(
         self, name: str, module: str, attr: str, section: ScriptSection
     ) -> RecordEntry:
-        place = self._path_with_destdir(Scheme("scripts"), name)
+        place = self._path(Scheme("scripts"), name)
         if os.path.lexists(place):  # before the library changes the mode of an existing file
             self._note_clash(place)
             return RecordEntry(name, None, None)

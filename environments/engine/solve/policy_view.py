@@ -29,6 +29,7 @@ import rattler
 
 from environments.domain.names import without_credentials
 from environments.domain.policy import Effect, Known, Objection, Policy, Screen, Subject
+from environments.engine._private import native_record
 from environments.engine.channels.first_seen import FirstSeen
 from environments.engine.channels.repodata import Channels, Source, with_noarch
 
@@ -520,10 +521,10 @@ class ChannelRecord:
 
     @property
     def published(self) -> float | None:
-        moment = self.record._record.timestamp
+        moment = native_record(self.record).timestamp
         return None if moment is None else moment / 1000
 
     @property
     def indexed(self) -> float | None:
-        moment = self.record._record.indexed_timestamp
+        moment = native_record(self.record).indexed_timestamp
         return None if moment is None else moment / 1000
