@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 from django.conf import settings
 
 from environments.engine.system.confinement import can_confine
@@ -17,7 +15,6 @@ def sandboxed() -> bool:
     return bool(settings.SANDBOX == "required")
 
 
-@functools.cache
 def problems() -> dict[str, str]:
     """Return sentences about missing isolation on this machine, by "sandbox" and "confinement"."""
     found: dict[str, str] = {}

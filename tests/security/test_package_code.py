@@ -219,9 +219,32 @@ def without_bubblewrap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Itera
     for name in ("bash", "sh", "true"):
         (programs / name).symlink_to(f"/bin/{name}")
     monkeypatch.setenv("PATH", str(programs))
-    sandbox.sandbox_problem.cache_clear()
+    sandbox.check_sandbox.cache_clear()
     yield
-    sandbox.sandbox_problem.cache_clear()
+    sandbox.check_sandbox.cache_clear()
+
+
+@needs_sandbox
+def test_a_killed_check_of_the_sandbox_decides_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A worker would else refuse all package code until it is started again."""
+    real, program, healed = shutil.which("bwrap"), tmp_path / "bwrap", tmp_path / "healed"
+    program.write_text(f'#!/bin/sh\n[ -e {healed} ] && exec {real} "$@"\nkill -9 $$\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    sandbox.check_sandbox.cache_clear()
+    sandbox._bubblewrap_knows.cache_clear()
+    try:
+        with pytest.raises(UnavailableError, match="SIGKILL"):
+            sandbox.require_sandbox()
+        assert "SIGKILL" in sandbox.sandbox_problem()
+        healed.touch()
+        sandbox.require_sandbox()
+        assert sandbox.sandbox_problem() == ""
+    finally:
+        sandbox.check_sandbox.cache_clear()
+        sandbox._bubblewrap_knows.cache_clear()
 
 
 SPECIFICATION = "dependencies: [python, hello-noarch]\ncondastore: {tests: {commands: ['true']}}\n"

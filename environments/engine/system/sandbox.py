@@ -10,6 +10,7 @@ import re
 import resource
 import select
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from condastore.errors import SandboxUnavailableError
+from condastore.errors import SandboxUnavailableError, UnavailableError
 from environments.engine.system.confinement import SYSTEM, sandbox_filter
 from environments.engine.system.subprocesses import (
     STREAMS,
@@ -84,13 +85,24 @@ _COUNTS_BY_NAMESPACE = (5, 14)
 
 @functools.cache
 def _bubblewrap_knows() -> frozenset[str]:
-    """Return the options that the installed bubblewrap supports on this machine."""
+    """Return the options that the installed bubblewrap supports on this machine.
+
+    Raises:
+        UnavailableError: bubblewrap was killed or timed out. Nothing is cached then.
+    """
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [shutil.which("bwrap") or "bwrap", *arguments]
-        return subprocess.run(
-            command, env={}, capture_output=True, text=True, timeout=30, check=False
-        )
+        try:
+            done = subprocess.run(
+                command, env={}, capture_output=True, text=True, timeout=30, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            raise UnavailableError("bubblewrap does not answer.") from error
+        if done.returncode < 0:
+            name = signal.Signals(-done.returncode).name
+            raise UnavailableError(f"bubblewrap was ended by {name}.")
+        return done
 
     known = frozenset(re.findall(r"^ +(--[a-z-]+)", run("--help").stdout, re.MULTILINE))
     locked = ("--unshare-user", "--disable-userns", "--ro-bind", "/", "/", "/bin/true")
@@ -137,22 +149,53 @@ VISIBLE_PATHS += (
 )
 
 
+#: A check that was killed, or ran out of time, is repeated this often before its result is open.
+_ATTEMPTS = 3
+
+
 @functools.cache
-def sandbox_problem() -> str:
-    """Return why code of packages cannot run on this machine, as a sentence; "" if it can."""
+def check_sandbox() -> str:
+    """Return why code of packages cannot run on this machine, as a sentence; "" if it can.
+
+    Raises:
+        UnavailableError: bubblewrap was killed or timed out, which says nothing about the machine.
+            The next call checks again; only a result is cached.
+    """
     if shutil.which("bwrap") is None:
         return "bubblewrap is not installed."
+    inconclusive = ""
+    for _ in range(_ATTEMPTS):
+        try:
+            status, output = _run_in_sandbox("true")
+        except FileNotFoundError as error:
+            return f"bubblewrap does not start: {error}."
+        except (OSError, subprocess.TimeoutExpired) as error:  # no memory, no processes, no time
+            inconclusive = f"bubblewrap does not start: {error}."
+            continue
+        if status == 0:
+            return ""
+        if status > 0:
+            return f"bubblewrap does not work here: {output or f'status {status}'}."
+        inconclusive = f"bubblewrap was ended by {signal.Signals(-status).name}."
+    raise UnavailableError(f"Whether code of packages can run here is not known: {inconclusive}")
+
+
+def _run_in_sandbox(program: str) -> tuple[int, str]:
+    """Return the status of a program in a sandbox, and the last line of its output."""
+    with start_sandboxed(
+        [program], cwd=Path("/"), env={}, limits={}, sandbox=Sandbox(), streams=STREAMS
+    ) as process:
+        output, _ = process.communicate(timeout=30)
+    lines = output.decode(errors="replace").strip().splitlines()
+    return process.returncode, lines[-1] if lines else ""
+
+
+def sandbox_problem() -> str:
+    """Return why code of packages cannot run now, as a sentence; "" if it can."""
     try:
-        with start_sandboxed(
-            ["true"], cwd=Path("/"), env={}, limits={}, sandbox=Sandbox(), streams=STREAMS
-        ) as process:
-            output, _ = process.communicate(timeout=30)
-    except (OSError, subprocess.SubprocessError) as error:
-        return f"bubblewrap does not start: {error}."
-    if process.returncode == 0:
-        return ""
-    reason = output.decode(errors="replace").strip().splitlines()
-    return f"bubblewrap does not work here: {reason[-1] if reason else process.returncode}."
+        return check_sandbox()
+    except UnavailableError as error:
+        return error.message
 
 
 def can_sandbox() -> bool:
@@ -161,9 +204,13 @@ def can_sandbox() -> bool:
 
 
 def require_sandbox() -> None:
-    """Raise SandboxUnavailableError if code of packages cannot be sandboxed."""
-    problem = sandbox_problem()
-    if problem:
+    """Raise an error if code of packages cannot be sandboxed.
+
+    Raises:
+        SandboxUnavailableError: this machine has no working bubblewrap.
+        UnavailableError: the check was killed or timed out; to be repeated.
+    """
+    if problem := check_sandbox():
         raise SandboxUnavailableError(
             f"Code of packages runs in a sandbox only, and this worker has none: {problem}"
         )
