@@ -574,7 +574,13 @@ TEMPLATES: list[dict[str, Any]] = [
             ],
             "libraries": {"console": "environments.console.template_tags"},
         },
-    }
+    },
+    {
+        "NAME": "mail",
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [_data_folder("templates") / "mail"],
+        "OPTIONS": {"autoescape": False},  # plain text; no page is found here
+    },
 ]
 
 SQLITE_OPTIONS = {

@@ -16,6 +16,7 @@ from accounts.access import Actor
 from accounts.models import User
 from accounts.roles import Perm
 from condastore.errors import LeaseLostError, StoreError
+from condastore.mail_texts import compose
 from environments.domain.lifecycle import FINISHED, MOVES, RUNNING, WITH_PREFIX, BuildState
 from environments.models.environments import Environment, allowed
 from environments.models.leased_work import (
@@ -206,11 +207,12 @@ class Build(LoadedDirectly, LeasedWork):
         """Notify webhooks of the end; by mail only the requester who waited for a decision."""
         environment = self.environment
         waited = settings.EMAIL_URL and self.requested_by and self.waiting.exists()
+        mail = compose("build_finished", build=self, state=state.value, message=message)
         Notification.tell(
             Event.BUILD_FINISHED,
             namespace=environment.namespace_id,
-            subject=f"{self} is {state}",
-            text=f"{self} is {state}. {message}".strip(),
+            subject=mail.subject,
+            text=mail.text,
             data={
                 "namespace": environment.namespace.name,
                 "environment": environment.name,

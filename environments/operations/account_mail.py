@@ -10,6 +10,7 @@ from django.dispatch import receiver
 from accounts.models import User
 from accounts.password_reset import by_mail
 from accounts.signals import mail_wanted, password_reset_asked
+from condastore.mail_texts import one_line, subject_of
 from environments.models import Notification
 from environments.models.notifications import ACCOUNT
 from environments.services.account_mail import INVITATION, PASSWORD_LINK, RESET
@@ -19,7 +20,7 @@ from environments.services.account_mail import INVITATION, PASSWORD_LINK, RESET
 def queue_links(email: str, address: str, **kwargs: Any) -> None:
     """Queue a message whether or not an account has this address, so that timing tells nothing."""
     if by_mail():
-        _queue(email, "Set a new password", "", {RESET: True, "address": address})
+        _queue(email, subject_of("password_reset"), "", {RESET: True, "address": address})
 
 
 @receiver(mail_wanted, dispatch_uid="account-mail")
@@ -30,18 +31,18 @@ def queue_mail(email: str, subject: str, text: str, **kwargs: Any) -> None:
 
 def queue_invitation(user: User, *, inviter: str) -> None:
     """Queue a mail with a link that sets the first password of a new account."""
-    _queue(user.email, "Your new account", "", {INVITATION: user.pk, "inviter": inviter})
+    _queue(user.email, subject_of("invitation"), "", {INVITATION: user.pk, "inviter": inviter})
 
 
 def queue_password_link(user: User) -> None:
     """Queue a mail with a link that sets a new password, asked for by an administrator."""
-    _queue(user.email, "Set a new password", "", {PASSWORD_LINK: user.pk})
+    _queue(user.email, subject_of("password_link"), "", {PASSWORD_LINK: user.pk})
 
 
 def _queue(email: str, subject: str, text: str, data: dict[str, Any]) -> None:
     from environments.operations.queueing import queue_due  # it connects to the broker
 
-    subject = " ".join(subject.split())[:200]
+    subject = one_line(subject)
     content = {"text": text, "data": data}
     Notification.objects.create(email=email, event=ACCOUNT, subject=subject, content=content)
     queue_due(Notification)

@@ -26,6 +26,7 @@ from accounts.access import Actor, require_superuser
 from accounts.models import User
 from accounts.roles import Role
 from condastore.errors import InvalidInputError, QuotaError
+from condastore.mail_texts import compose
 from condastore.statements import KEY, Lookup
 from environments.domain.lifecycle import RUNNING, BuildState
 from environments.models import (
@@ -227,9 +228,15 @@ def _check(namespace: Namespace, asked: Mapping[str, int]) -> list[str]:
 
 def _notify(namespace: Namespace, use: Use, more: int) -> None:
     """Notify the namespace's managers, at most once a day for each quota."""
-    subject = f"{namespace} is near its quota: {use.kind.what}"
+    mail = compose(
+        "quota_warning",
+        namespace=namespace,
+        quota=use.kind.what,
+        use=use.text(more),
+        hint=use.kind.hint,
+    )
     recent = Notification.objects.filter(
-        event=Event.QUOTA_WARNING, subject=subject, created_at__gt=timezone.now() - DAY
+        event=Event.QUOTA_WARNING, subject=mail.subject, created_at__gt=timezone.now() - DAY
     )
     if recent.exists():
         return
@@ -242,8 +249,8 @@ def _notify(namespace: Namespace, use: Use, more: int) -> None:
     Notification.tell(
         Event.QUOTA_WARNING,
         namespace=namespace.pk,
-        subject=subject,
-        text=f"{namespace} uses {use.text(more)}.\n\n{use.kind.hint}.\n",
+        subject=mail.subject,
+        text=mail.text,
         data={
             "namespace": namespace.name,
             "quota": use.kind.name,

@@ -13,6 +13,7 @@ from django.utils import timezone
 from accounts.access import Actor
 from accounts.roles import Perm
 from condastore.errors import AccessDeniedError, InvalidInputError, NotFoundError, TransitionError
+from condastore.mail_texts import compose, subject_of
 from environments.domain.policy import package_spec
 from environments.models import (
     AuditEvent,
@@ -150,7 +151,6 @@ def _hit(recall: Recall) -> QuerySet[Build]:
 
 def _notify(recall: Recall, builds: Sequence[Build], *, undone: bool) -> None:
     """Notify each namespace with an affected build, and the installation."""
-    said = "is no longer recalled" if undone else "was recalled"
     places: dict[int, tuple[Namespace, list[Build]]] = {}
     for build in builds:
         namespace = build.environment.namespace
@@ -158,13 +158,14 @@ def _notify(recall: Recall, builds: Sequence[Build], *, undone: bool) -> None:
     common = {"recall": str(recall.pk), "package": str(recall), "reason": recall.reason}
     for key, (namespace, held) in places.items():
         names = sorted({str(build.environment) for build in held})
+        mail = compose(
+            "recall", package=recall, undone=undone, reason=recall.reason, environments=names
+        )
         Notification.tell(
             Event.RECALL,
             namespace=key,
-            subject=f"{recall} {said}: {', '.join(names[:3])}",
-            text="\n".join(
-                [f"{recall} {said}: {recall.reason}", "", *(f"- {name}" for name in names)]
-            ),
+            subject=mail.subject,
+            text=mail.text,
             data=common
             | {
                 "undone": undone,
@@ -177,7 +178,7 @@ def _notify(recall: Recall, builds: Sequence[Build], *, undone: bool) -> None:
         Notification.tell(
             Event.RECALL,
             namespace=None,
-            subject=f"{recall} {said}",
+            subject=subject_of("recall", package=recall, undone=undone),
             data=common | {"undone": undone, "namespace": None, "builds": []},
         )
 

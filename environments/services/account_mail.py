@@ -6,11 +6,11 @@ from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
-from django.template.loader import render_to_string
 from django.utils import timezone
 
 from accounts.models import User
 from accounts.password_reset import accounts_of, link_for, may_reset
+from condastore.mail_texts import text_of
 from environments.models import Notification
 
 #: Keys of a message's data. RESET: a person asked for a link; the others hold a user's key.
@@ -39,7 +39,7 @@ def texts_of(message: Notification) -> dict[str, str]:
             return {}
         name = "invitation" if data.get(INVITATION) else "password_link"
         context = {"user": user, "link": link_for(user), "inviter": data.get("inviter", "")}
-        return {user.email: _render(name, context)}
+        return {user.email: _text(name, context)}
     return {message.email: message.content["text"] or message.subject}
 
 
@@ -49,11 +49,10 @@ def _reset(email: str, address: str) -> dict[str, str]:
     for user in accounts_of(email):
         accounts.setdefault(user.email, []).append((user.username, link_for(user)))
     return {
-        own: _render("password_reset", {"address": address, "accounts": found})
+        own: _text("password_reset", {"address": address, "accounts": found})
         for own, found in accounts.items()
     }
 
 
-def _render(name: str, context: dict[str, Any]) -> str:
-    minutes = settings.PASSWORD_RESET_TIMEOUT // 60
-    return render_to_string(f"mail/{name}.txt", {**context, "minutes": minutes})
+def _text(name: str, context: dict[str, Any]) -> str:
+    return text_of(name, **context, minutes=settings.PASSWORD_RESET_TIMEOUT // 60)

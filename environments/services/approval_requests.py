@@ -16,6 +16,7 @@ from django.utils import timezone
 from accounts.models import User
 from accounts.roles import Perm, roles_with
 from condastore.errors import RejectedError
+from condastore.mail_texts import compose
 from environments.domain.lifecycle import BuildState
 from environments.domain.policy import Effect, LockedPackage, PackageKey, Verdict, package_spec
 from environments.domain.urls import canonical_or_same
@@ -364,22 +365,23 @@ def _notify_opened(build: Build, requests: Sequence[ApprovalRequest]) -> None:
     namespace = build.environment.namespace
     by = build.requested_by.get_username() if build.requested_by else "Somebody"
     what = _abbreviated([f"{request.name} {request.version}".strip() for request in requests])
-    lines = [f"{by} requested a build of {build.environment}, which needs decisions:", ""]
-    for request in requests:
-        chain = " -> ".join(request.chain)
-        lines.append(f"- {request.name} {request.version}: {request.reason}")
-        lines += [f"  required through {chain}"] if len(request.chain) > 1 else []
-    if build.reason:
-        lines += ["", f"Purpose: {build.reason}"]
-    lines += ["", _address("admin/environments/approvalrequest/")]
+    mail = compose(
+        "request_opened",
+        by=by,
+        environment=build.environment,
+        packages=what,
+        requests=requests,
+        purpose=build.reason,
+        page=_address("admin/environments/approvalrequest/"),
+    )
     approvers = {*deciders([namespace.pk])[namespace.pk], *_global_deciders()}
     if not settings.SELF_APPROVAL:
         approvers -= {build.requested_by, build.resumed_by}
     Notification.tell(
         Event.REQUEST_OPENED,
         namespace=namespace.pk,
-        subject=f"{build.environment} waits for approval of {what}",
-        text="\n".join(lines).rstrip(),
+        subject=mail.subject,
+        text=mail.text,
         data={
             "namespace": namespace.name,
             "environment": build.environment.name,
@@ -397,21 +399,26 @@ def _notify_decided(
 ) -> None:
     """Notify those who wait, with one notification for each namespace."""
     by = decision.decided_by.get_username() if decision.decided_by else "somebody"
-    said = "approved" if decision.approved else "rejected"
     places = {request.namespace_id: request.namespace for request in requests}
     for key, namespace in places.items():
         here = [request for request in requests if request.namespace_id == key]
         builds = [build for build in held if build.environment.namespace_id == key]
         what = _abbreviated([f"{request.name} {request.version}".strip() for request in here])
-        lines = [f"{by} {said} {what} in {namespace.name}.", "", f"Reason: {decision.reason}"]
-        if decision.expires_at:
-            lines.append(f"Valid until {decision.expires_at:%Y-%m-%d %H:%M} UTC.")
-        lines += ["", *(f"- {build}" for build in builds)] if builds else []
+        mail = compose(
+            "request_decided",
+            by=by,
+            approved=decision.approved,
+            packages=what,
+            namespace=namespace,
+            reason=decision.reason,
+            expires_at=decision.expires_at,
+            builds=builds,
+        )
         Notification.tell(
             Event.REQUEST_DECIDED,
             namespace=key,
-            subject=f"{by} {said} {what} in {namespace.name}",
-            text="\n".join(lines),
+            subject=mail.subject,
+            text=mail.text,
             data={
                 "namespace": namespace.name,
                 "approved": decision.approved,

@@ -10,6 +10,7 @@ from django.db.models import Q, QuerySet
 from accounts.access import Actor
 from accounts.models import User
 from accounts.roles import Role
+from condastore.mail_texts import compose
 from environments.models import AuditEvent, Build, HostedPackage, Namespace, Notification
 from environments.models.notifications import Event
 
@@ -51,18 +52,14 @@ def notify_orphaned(owner: User, *, by: Actor | None) -> Sequence[str]:
 
 def _notify(account: User, owner: User, namespace: Namespace | None) -> None:
     suspended = settings.SUSPEND_ORPHANED_SERVICE_ACCOUNTS
-    state = (
-        "Its tokens stop working until it has another owner."
-        if suspended
-        else "Its tokens keep working; revoke those that the owner knew."
+    mail = compose(
+        "owner_left", owner=owner, account=account, namespace=namespace, suspended=suspended
     )
-    where = f" It has a role in {namespace}." if namespace else ""
     Notification.tell(
         Event.OWNER_LEFT,
         namespace=namespace.pk if namespace else None,
-        subject=f"The owner of the service account {account} has left",
-        text=f"{owner} owned the service account {account} and has left.{where} {state}\n\n"
-        "An administrator of the installation can assign another owner.\n",
+        subject=mail.subject,
+        text=mail.text,
         data={
             "service_account": account.username,
             "owner": owner.username,
