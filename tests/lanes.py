@@ -71,6 +71,7 @@ FILES = {
     "tests/docs/test_tours.py": "system",
     "tests/environments/admin/test_browser.py": "system",
     "tests/environments/console/test_browser.py": "system",
+    "tests/environments/models/test_migration_of_leased_work.py": "services",
     "tests/environments/models/test_one_role_per_holder.py": "services",
     "tests/environments/operations/test_approvals.py::"
     "test_people_who_act_at_the_same_moment_leave_nothing_half_done": "services",

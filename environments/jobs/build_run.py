@@ -111,6 +111,8 @@ class LinkRun(LeasedRun[W]):
 class BuildRun(LinkRun[Build]):
     """One attempt of a build, as its stages see it."""
 
+    cancellable = True
+
     def __init__(self, build: Build, lease: Lease) -> None:
         super().__init__(build, lease, build)
         self.timings: dict[str, float] = {}

@@ -43,6 +43,7 @@ class PushRun(LeasedRun[Push]):
     """One attempt of a push. A newer build of the environment takes the lease away."""
 
     time_limit_error = UnavailableError
+    cancellable = True
 
     def push(self) -> None:
         row, build = self.row, self.row.build

@@ -1,7 +1,8 @@
 """Runtime of one attempt at leased work: claim, heartbeat, cancellation, outcome.
 
-The heartbeat is a thread of its own. It renews the lease and reads the row, so that work that sits
-in a blocking call neither loses its row nor overlooks that it was cancelled or taken over.
+The heartbeat is a thread of its own, so that work that sits in a blocking call neither loses its
+row nor overlooks that it was cancelled or taken over. Every third of a lease one UPDATE renews the
+lease, or finds that it is lost. Only work that somebody may cancel is read in between.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from environments.models.leased_work import Lease, LeasedWork
 
 logger = structlog.get_logger(__name__)
 W = TypeVar("W", bound=LeasedWork)
-#: Seconds between two heartbeats: the longest time until a cancelled or lost row is noticed.
+#: Seconds between two heartbeats: the longest time until a cancelled row is noticed.
 HEARTBEAT = 0.4
 #: How long a worker that is stopped tries to give its work back.
 STOPPING = timedelta(seconds=1)
@@ -69,6 +70,8 @@ class LeasedRun(Generic[W]):
 
     #: Of an attempt that took too long; a transient error lets it be retried.
     time_limit_error: ClassVar[type[StoreError]] = TimeLimitError
+    #: Whether somebody may end an attempt that runs: each heartbeat reads the row.
+    cancellable: ClassVar[bool] = False
 
     def __init__(
         self, row: W, lease: Lease, *, time_limit: timedelta, heartbeat: float = HEARTBEAT
@@ -226,16 +229,17 @@ class LeasedRun(Generic[W]):
     def _beat_until_ended(self) -> None:
         try:
             while not self._ended.wait(self._heartbeat):
-                self._beat()
+                self.beat()
         finally:
             connection.close()
 
-    def _beat(self) -> None:
+    def beat(self) -> None:
+        """Renew the lease if that is due, note whether the work is to stop, write its progress."""
         started = time.monotonic()
+        renewal_is_due = started - self._renewed > settings.LEASE.total_seconds() / 3
         try:
-            leased = self.observe()
-            if leased and started - self._renewed > settings.LEASE.total_seconds() / 3:
-                self.renew()
+            if (not self.cancellable or self.observe()) and renewal_is_due:
+                self._renew_or_observe()
                 self._renewed = started
             self.flush()
         except LeaseLostError:
@@ -247,6 +251,12 @@ class LeasedRun(Generic[W]):
             logger.exception("a heartbeat failed", **self.log_context)
         # If the database is away for long, the work continues: every write carries the token, and
         # `observe` sees in the row, once it can be read again, whether another worker has it.
+
+    def _renew_or_observe(self) -> None:
+        try:
+            self.renew()
+        except LeaseLostError:  # or the work has just ended: the row tells which
+            self.observe()
 
     @property
     def log_context(self) -> dict[str, Any]:

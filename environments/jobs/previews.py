@@ -35,7 +35,9 @@ def run(preview_id: str) -> bool:
 
 
 class PreviewRun(LeasedRun[Preview]):
-    """One attempt of a preview."""
+    """One attempt of a preview. It may make way for a preview of another namespace."""
+
+    cancellable = True
 
     def __init__(self, preview: Preview, lease: Lease, slot: fair_previews.PreviewSlot) -> None:
         super().__init__(preview, lease, time_limit=2 * settings.SOLVE_TIME_LIMIT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, Self
 
@@ -111,6 +112,9 @@ class MirrorIndexQuerySet(LeasedWorkQuerySet["MirrorIndex"]):
 class MirrorIndex(MirrorWork):
     """All that one subdir of a mirror ever listed. Its upstream is read at intervals."""
 
+    #: The interval is shortened at random by up to this part of it.
+    JITTER = 0.1
+
     WAITING: ClassVar = (IndexState.WAITING,)
     QUEUED_STATE: ClassVar = IndexState.WAITING
     LEASED: ClassVar = (IndexState.READING,)
@@ -142,6 +146,7 @@ class MirrorIndex(MirrorWork):
                 name="mirror_index_leased_iff_reading",
             ),
         ]
+        indexes = [models.Index(fields=["state", "not_before"], name="mirrorindex_state")]
 
     def __str__(self) -> str:
         return f"{self.mirror.name}/{self.subdir}"
@@ -157,7 +162,9 @@ class MirrorIndex(MirrorWork):
         return in_states(self.WAITING)
 
     def changes_with_state(self, state: str, now: datetime) -> dict[str, Any]:
-        return {"attempt": 0, "not_before": now + self.retry_policy().interval}
+        # Upstreams that were read at the same time, as after an outage, drift apart again.
+        shortened = 1 - self.JITTER * random.random()  # noqa: S311  # nosec B311 - no secret
+        return {"attempt": 0, "not_before": now + shortened * self.retry_policy().interval}
 
     def changes_of_failure(self, error: StoreError, *, retried: bool) -> dict[str, Any]:
         pause = self.retry_policy().backoff
@@ -232,6 +239,7 @@ class MirrorView(MirrorWork):
                 name="mirror_view_made_has_files",
             ),
         ]
+        indexes = [models.Index(fields=["state", "not_before"], name="mirrorview_state")]
 
     def __str__(self) -> str:
         return f"{self.index}@{self.moment}" if self.moment else str(self.index)

@@ -7,7 +7,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, connection, transaction
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from condastore.errors import LeaseLostError, RequestError, TransitionError, UnavailableError
@@ -15,6 +16,7 @@ from environments.domain.artifacts import ArtifactKind
 from environments.domain.lifecycle import BuildState
 from environments.models import (
     Artifact,
+    Build,
     Environment,
     FolderRestore,
     Mirror,
@@ -357,3 +359,31 @@ def test_a_sweep_leaves_a_lease_that_was_renewed_after_it_looked(work: LeasedWor
         seen.give_up_lost()
     work.refresh_from_db()
     assert work.state in work.LEASED
+
+
+@pytest.mark.parametrize("others", [0, 20])
+def test_a_claim_takes_the_same_few_statements_however_many_rows_there_are(
+    work: LeasedWork, environment: Environment, others: int
+) -> None:
+    for _ in range(others):
+        make_build(environment, BuildState.QUEUED)
+    with CaptureQueriesContext(connection) as first:
+        assert work.claim("one", life=LIFE)
+    with CaptureQueriesContext(connection) as second:
+        assert again(work).claim("two", life=LIFE) is None
+    events = ["INSERT"] if isinstance(work, Build) else []
+    assert statements(first) == ["UPDATE", "SELECT", *events]
+    assert statements(second) == ["SELECT", "UPDATE"], "the row is read, and not claimed"
+
+
+def statements(queries: CaptureQueriesContext) -> list[str]:
+    words = [query["sql"].split()[0] for query in queries.captured_queries]
+    return [word for word in words if word in ("SELECT", "INSERT", "UPDATE", "DELETE")]
+
+
+def test_the_sweep_of_each_kind_finds_its_rows_by_an_index(work: LeasedWork) -> None:
+    now = timezone.now()
+    table = work._meta.db_table
+    for found in (rows(work).due(now), rows(work).leased()):
+        plan = found.order_by().explain()
+        assert f"SCAN {table}" not in plan, plan
