@@ -23,7 +23,7 @@ from environments.admin.display import (
     relative_time,
     size,
 )
-from environments.admin.filters import date_range, text_filter
+from environments.admin.filters import date_range, flag_filter, text_filter
 from environments.domain.lifecycle import CANCELLABLE, FINISHED, BuildState
 from environments.domain.policy import Verdict
 from environments.models import (
@@ -63,7 +63,7 @@ class EnvironmentAdmin(ReadOnlyAdmin):
     )
     list_filter = (
         text_filter("namespace", "namespace", "namespace__name", lower=True),
-        "pinned",
+        ("pinned", flag_filter("pin", yes="Pinned", no="Not pinned")),
         date_range("updated_at", "last change"),
     )
     search_fields = ("name", "namespace__name")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -82,6 +83,8 @@ class ConfirmedAction:
     #: Label of the dry-run button, and the function that returns what the action would do.
     dry_run_label: str = ""
     dry_run: Callable[[Actor, Any, Mapping[str, Any]], Sequence[RelatedTable]] | None = None
+    #: The action runs only after a dry run of the same values.
+    dry_run_first: bool = False
 
 
 class ConfirmedActions(_ModelAdmin):
@@ -145,10 +148,12 @@ class ConfirmedActions(_ModelAdmin):
         initial = request.GET.dict() if action.prefilled else {}
         form = action.form(data, initial=initial, **options)
         found: Sequence[RelatedTable] = ()
+        previewed = ""
         if form.is_bound and form.is_valid():
             try:
-                if "_try" in request.POST and action.dry_run:
+                if action.dry_run and ("_try" in request.POST or not _previewed(request, action)):
                     found = action.dry_run(actor, about, form.cleaned_data)
+                    previewed = _digest(request)
                 elif action.run:
                     once = self._run(request, action, rows, form.cleaned_data)
                     back = self._back(request, action, rows)
@@ -165,7 +170,8 @@ class ConfirmedActions(_ModelAdmin):
             "name": self.name,
             "text": action.text,
             # Django templates call callables, so pass booleans instead.
-            "runs": action.run is not None,
+            "runs": action.run is not None and (bool(previewed) or not action.dry_run_first),
+            "previewed": previewed if action.dry_run_first else "",
             "dry_run_label": action.dry_run_label,
             "rows": () if action.related_tables else rows,
             "form": form,
@@ -269,6 +275,18 @@ def _selected(
         return None
     query = urlencode({"ids": ",".join(map(str, keys)), "back": request.GET.urlencode()})
     return HttpResponseRedirect(f"{model_admin._url(action)}?{query}")
+
+
+def _digest(request: HttpRequest) -> str:
+    """Return a digest of the submitted values, without those of the page itself."""
+    own = {"csrfmiddlewaretoken", "_try", "_previewed"}
+    values = sorted((key, found) for key, found in request.POST.lists() if key not in own)
+    return hashlib.sha256(repr(values).encode()).hexdigest()
+
+
+def _previewed(request: HttpRequest, action: ConfirmedAction) -> bool:
+    """Return True unless the action needs a dry run of exactly these values first."""
+    return not action.dry_run_first or request.POST.get("_previewed") == _digest(request)
 
 
 def _record_refusal(request: HttpRequest, error: StoreError) -> None:

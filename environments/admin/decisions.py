@@ -16,7 +16,7 @@ from condastore.admin_site import ConsoleGroup
 from environments.admin.access import ApproverAdmin
 from environments.admin.confirmed_actions import ConfirmedAction, Reason, actor_of
 from environments.admin.display import badge, relative_time
-from environments.admin.filters import date_range, text_filter
+from environments.admin.filters import date_range, flag_filter, text_filter
 from environments.models import (
     Decision,
     Namespace,
@@ -80,7 +80,7 @@ class DecisionAdmin(ApproverAdmin):
     )
     list_filter = (
         InForceFilter,
-        "approved",
+        ("approved", flag_filter("decision", yes="Approved", no="Rejected")),
         text_filter("namespace", "namespace", "namespace__name", lower=True),
         date_range("decided_at", "decision date"),
     )

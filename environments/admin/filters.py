@@ -151,3 +151,34 @@ def presence_filter(
 
     Filter.title = title
     return Filter
+
+
+def flag_filter(title: str, *, yes: str, no: str) -> type[admin.BooleanFieldListFilter]:
+    """Return a filter of a boolean column with a title and names of its values.
+
+    Django's own is titled by the column, such as "superuser status", with the values Yes and No.
+    """
+    names = {"Yes": yes, "No": no}
+
+    class Filter(admin.BooleanFieldListFilter):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self.title = title
+
+        def choices(self, changelist: Any) -> Iterable[Any]:
+            for choice in super().choices(changelist):
+                display = str(choice["display"])
+                yield {**choice, "display": names.get(display, display)}
+
+    return Filter
+
+
+def titled_filter(title: str) -> type[admin.AllValuesFieldListFilter]:
+    """Return a filter by all values of a column, with a title of its own."""
+
+    class Filter(admin.AllValuesFieldListFilter):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self.title = title
+
+    return Filter

@@ -16,7 +16,7 @@ from condastore.admin_site import ConsoleGroup
 from environments.admin.base import ReadOnlyAdmin
 from environments.admin.confirmed_actions import ConfirmedAction, Reason
 from environments.admin.display import RELATED_ROWS, RelatedTable, badge, link, relative_time, size
-from environments.admin.filters import date_range, presence_filter
+from environments.admin.filters import date_range, flag_filter, presence_filter, titled_filter
 from environments.models import HostedChannel, HostedPackage, Namespace
 from environments.operations import hosted_channels
 from environments.services import hosted_channels as hosting
@@ -88,7 +88,7 @@ class HostedChannelAdmin(ReadOnlyAdmin):
         "created",
     )
     list_filter = (
-        "public",
+        ("public", flag_filter("visibility", yes="Public", no="Private")),
         presence_filter("deleted", "state", "deleted_at", present="Deleted", absent="Open"),
         date_range("created_at", "creation"),
     )
@@ -207,7 +207,7 @@ class HostedPackageAdmin(ReadOnlyAdmin):
         "state",
     )
     list_filter = (
-        "subdir",
+        ("subdir", titled_filter("platform")),
         presence_filter("yanked", "state", "yanked_at", present="Yanked", absent="Listed"),
         date_range("uploaded_at", "upload"),
     )

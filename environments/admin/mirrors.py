@@ -15,7 +15,7 @@ from condastore.admin_site import ConsoleGroup
 from environments.admin.base import ReadOnlyAdmin
 from environments.admin.confirmed_actions import ConfirmedAction
 from environments.admin.display import RelatedTable, badge, link, relative_time
-from environments.admin.filters import date_range
+from environments.admin.filters import date_range, flag_filter
 from environments.domain.names import SUBDIRS
 from environments.models import Mirror, Namespace
 from environments.operations import mirrors
@@ -82,7 +82,10 @@ class MirrorAdmin(ReadOnlyAdmin):
     title = "Mirrors"
     console_group, console_position = ConsoleGroup.CHANNELS, 3
     list_display = ("name", "upstream", "of_namespace", "public", "shown_state", "created")
-    list_filter = ("public", date_range("created_at", "creation"))
+    list_filter = (
+        ("public", flag_filter("visibility", yes="Public", no="Private")),
+        date_range("created_at", "creation"),
+    )
     search_fields = ("name", "upstream")
     ordering = ("name",)
     fields = ("name", "upstream", "of_namespace", "public", "created_by", "created_at")

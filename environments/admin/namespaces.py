@@ -24,7 +24,7 @@ from environments.admin.display import (
     relative_time,
     size,
 )
-from environments.admin.filters import date_range
+from environments.admin.filters import date_range, flag_filter
 from environments.domain.sizes import format_size, parse_size
 from environments.models import Environment, Namespace, PolicyRule
 from environments.operations import approvals, images, namespaces, quotas
@@ -159,7 +159,11 @@ class NamespaceAdmin(ReadOnlyAdmin):
     title = "Namespaces"
     console_group, console_position = ConsoleGroup.ENVIRONMENTS, 1
     list_display = ("name", "environment_count", "personal", "public", "created")
-    list_filter = ("personal", "public", date_range("created_at", "creation"))
+    list_filter = (
+        ("personal", flag_filter("kind", yes="Personal", no="Shared")),
+        ("public", flag_filter("visibility", yes="Public", no="Private")),
+        date_range("created_at", "creation"),
+    )
     search_fields = ("name", "description")
     fields = (
         "name",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from django import forms
@@ -17,8 +17,11 @@ from environments.admin.base import ReadOnlyAdmin
 from environments.admin.confirmed_actions import ConfirmedAction, Reason
 from environments.admin.display import RELATED_ROWS, RelatedTable, badge, link, relative_time
 from environments.admin.filters import date_range, presence_filter
-from environments.models import Recall, RecalledLock
+from environments.models import Build, Recall, RecalledLock
 from environments.operations import recalls
+
+#: Builds that a preview and the page of a recall list; both count all.
+LISTED_BUILDS = 4 * RELATED_ROWS
 
 
 class RecallForm(Reason):
@@ -41,6 +44,42 @@ def _recall(actor: Actor, row: None, answers: Mapping[str, Any]) -> str:
     recall = recalls.recall(actor=actor, **answers)
     count = recalls.hits(actor, recall).count()
     return f"{recall} was recalled. Builds that contain it and are no longer served: {count:,}."
+
+
+def _preview(actor: Actor, row: None, answers: Mapping[str, Any]) -> Sequence[RelatedTable]:
+    names = ("manager", "spec", "sha256")
+    found = recalls.preview_recall(
+        actor=actor, limit=LISTED_BUILDS, **{name: answers[name] for name in names}
+    )
+    numbers = RelatedTable(
+        title="What the recall would stop",
+        headers=("Builds", "Environments", "Namespaces", "People who requested them"),
+        rows=[
+            (
+                f"{found.build_count:,}",
+                f"{found.environment_count:,}",
+                f"{found.namespace_count:,}",
+                f"{found.requester_count:,}",
+            )
+        ],
+    )
+    return (numbers, _table("Latest builds that would no longer be served", found.builds))
+
+
+def _table(title: str, builds: Iterable[Build]) -> RelatedTable:
+    return RelatedTable(
+        title=title,
+        headers=("Build", "State", "Requested by", "Created"),
+        rows=[
+            (
+                link(build),
+                badge(build.state),
+                build.requested_by or "",
+                relative_time(build.created_at),
+            )
+            for build in builds
+        ],
+    )
 
 
 def _undo(actor: Actor, row: Recall, answers: Mapping[str, Any]) -> str:
@@ -90,6 +129,9 @@ class RecallAdmin(ReadOnlyAdmin):
             run=_recall,
             form=RecallForm,
             rows=False,
+            dry_run_label="Show what it stops",
+            dry_run=_preview,
+            dry_run_first=True,
         ),
         ConfirmedAction(
             name="undo",
@@ -126,18 +168,4 @@ class RecallAdmin(ReadOnlyAdmin):
     def related_tables(self, actor: Actor, row: Recall) -> Sequence[RelatedTable]:
         hit = recalls.hits(actor, row).select_related("environment__namespace", "requested_by")
         hit = hit.defer("source", "log_archive", "verdicts")
-        return (
-            RelatedTable(
-                title=f"Builds that contain it ({hit.count():,})",
-                headers=("Build", "State", "Requested by", "Created"),
-                rows=[
-                    (
-                        link(build),
-                        badge(build.state),
-                        build.requested_by or "",
-                        relative_time(build.created_at),
-                    )
-                    for build in hit[: 4 * RELATED_ROWS]
-                ],
-            ),
-        )
+        return (_table(f"Builds that contain it ({hit.count():,})", hit[:LISTED_BUILDS]),)

@@ -19,7 +19,7 @@ from condastore.errors import StoreError
 from environments.admin.access import NamespaceManagerAdmin
 from environments.admin.confirmed_actions import ConfirmedAction
 from environments.admin.display import RelatedTable, badge, link, long_text
-from environments.admin.filters import date_range, text_filter
+from environments.admin.filters import date_range, flag_filter, text_filter
 from environments.admin.rule_forms import RuleForm
 from environments.models import Namespace, Policy, PolicyRule
 from environments.operations import policies, policy_simulation
@@ -155,7 +155,7 @@ class RuleAdmin(NamespaceManagerAdmin):
     export_fields = ("name", "policy", "kind", "effect", "in_words", "enabled", "settings")
     list_filter = (
         "effect",
-        "enabled",
+        ("enabled", flag_filter("state", yes="Enabled", no="Disabled")),
         text_filter("namespace", "namespace", "policy__namespace__name", lower=True),
         text_filter("kind", "kind", "kind"),
         date_range("created_at", "creation"),

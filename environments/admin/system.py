@@ -25,7 +25,7 @@ from environments.admin.display import (
     long_text,
     relative_time,
 )
-from environments.admin.filters import date_range, presence_filter
+from environments.admin.filters import date_range, flag_filter, presence_filter
 from environments.models import FolderRestore, Leader, Namespace, Notification, Webhook, Worker
 from environments.models.notifications import Event
 from environments.operations import builds, notifications
@@ -168,7 +168,10 @@ class WebhookAdmin(ReadOnlyAdmin):
     title = "Webhooks"
     console_group, console_position = ConsoleGroup.SYSTEM, 5
     list_display = ("url", "source", "events", "enabled", "created")
-    list_filter = ("enabled", date_range("created_at", "creation"))
+    list_filter = (
+        ("enabled", flag_filter("state", yes="Enabled", no="Disabled")),
+        date_range("created_at", "creation"),
+    )
     list_select_related = ("namespace",)
     ordering = ("-pk",)
     fields = ("url", "source", "events", "enabled", "created_at")

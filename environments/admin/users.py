@@ -30,7 +30,7 @@ from environments.admin.display import (
     list_url,
     relative_time,
 )
-from environments.admin.filters import date_range
+from environments.admin.filters import date_range, flag_filter
 from environments.admin.roles import role_of
 from environments.models import (
     AuditEvent,
@@ -330,9 +330,9 @@ class AccountAdmin(AuditedAdmin, DjangoUserAdmin):  # type: ignore[type-arg]
     )
     list_select_related = ("owner",)
     list_filter: Any = (
-        "is_active",
-        "is_superuser",
-        "is_service",
+        ("is_active", flag_filter("state", yes="Active", no="Inactive")),
+        ("is_superuser", flag_filter("role", yes="Administrators", no="Other accounts")),
+        ("is_service", flag_filter("kind", yes="Service accounts", no="People")),
         OwnerLeftFilter,
         date_range("date_joined", "creation"),
         date_range("last_login", "last sign-in", prefix="login_"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from django.db import transaction
@@ -18,6 +19,7 @@ from environments.domain.policy import package_spec
 from environments.models import (
     AuditEvent,
     Build,
+    LockRow,
     Namespace,
     Notification,
     Recall,
@@ -25,13 +27,22 @@ from environments.models import (
     audited,
 )
 from environments.models.approvals import LONGEST_REASON
+from environments.models.locks import BATCH
 from environments.models.namespaces import RECALL_PACKAGES, holds_everywhere
 from environments.models.notifications import Event
 from environments.models.recalls import refuse_recalled
 from environments.operations import queueing
 from environments.services import recalled_locks
 
-__all__ = ["find_recall", "hits", "recall", "refuse_recalled", "undo_recall"]
+__all__ = [
+    "RecallPreview",
+    "find_recall",
+    "hits",
+    "preview_recall",
+    "recall",
+    "refuse_recalled",
+    "undo_recall",
+]
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 #: Number of builds named in a notification; interfaces list all.
@@ -47,23 +58,77 @@ def recall(
     Current builds stay current, so that undoing the recall restores everything.
     """
     _require(actor)
-    made = Recall(
+    new = _unsaved(manager=manager, spec=spec, sha256=sha256)
+    new.reason, new.recalled_by = reason.strip(), actor.account
+    if not new.reason or len(new.reason) > LONGEST_REASON:
+        raise InvalidInputError(
+            "Give a reason; it is shown to everybody who is affected.", where="reason"
+        )
+    new.save()
+    locks = recalled_locks.mark(new)
+    hit = _hit(new)
+    _notify(new, list(hit), undone=False)
+    transaction.on_commit(partial(recalled_locks.follow_recall, new))
+    queueing.queue_due(Notification)
+    change = _change(new) | {"locks": locks, "builds": hit.count()}
+    AuditEvent.record(actor, "recall.add", new, change)
+    return new
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecallPreview:
+    """What a recall would stop: numbers of rows, and the first of the builds."""
+
+    build_count: int
+    environment_count: int
+    namespace_count: int
+    requester_count: int
+    builds: Sequence[Build]
+
+
+def preview_recall(
+    *, actor: Actor, spec: str = "", sha256: str = "", manager: str = "conda", limit: int
+) -> RecallPreview:
+    """Return what `recall` would stop building and serving, of which at most `limit` builds."""
+    _require(actor)
+    recall = _unsaved(manager=manager, spec=spec, sha256=sha256)
+    locks = sorted(recalled_locks.recalled_packages(recall, LockRow.objects.all()))
+    builds: set[int] = set()
+    environments: set[int] = set()
+    namespaces: set[int] = set()
+    requesters: set[int] = set()
+    for start in range(0, len(locks), BATCH):
+        rows = _present_builds().filter(lock__in=locks[start : start + BATCH])
+        for build, environment, namespace, requester in rows.values_list(
+            "pk", "environment", "environment__namespace", "requested_by"
+        ):
+            builds.add(build)
+            environments.add(environment)
+            namespaces.add(namespace)
+            requesters |= {requester} - {None}
+    latest = sorted(builds, reverse=True)[:limit]
+    return RecallPreview(
+        build_count=len(builds),
+        environment_count=len(environments),
+        namespace_count=len(namespaces),
+        requester_count=len(requesters),
+        builds=list(_present_builds().filter(pk__in=latest).order_by("-pk")),
+    )
+
+
+def _unsaved(*, manager: str, spec: str, sha256: str) -> Recall:
+    """Return a valid recall without its reason.
+
+    Raises:
+        InvalidInputError: it names no package, more than one way, or every package.
+    """
+    recall = Recall(
         manager=manager,
         spec=" ".join(spec.split()),
         sha256=sha256.strip().lower().removeprefix("sha256:"),
-        reason=reason.strip(),
-        recalled_by=actor.account,
     )
-    _check(made)
-    made.save()
-    locks = recalled_locks.mark(made)
-    hit = _hit(made)
-    _notify(made, list(hit), undone=False)
-    transaction.on_commit(partial(recalled_locks.follow_recall, made))
-    queueing.queue_due(Notification)
-    change = _change(made) | {"locks": locks, "builds": hit.count()}
-    AuditEvent.record(actor, "recall.add", made, change)
-    return made
+    _check(recall)
+    return recall
 
 
 @audited()
@@ -112,38 +177,38 @@ def _require(actor: Actor) -> None:
         )
 
 
-def _check(made: Recall) -> None:
-    if made.manager not in ("conda", "pypi"):
+def _check(recall: Recall) -> None:
+    if recall.manager not in ("conda", "pypi"):
         raise InvalidInputError(
-            f"Unknown package manager {made.manager[:20]!r}.",
+            f"Unknown package manager {recall.manager[:20]!r}.",
             where="manager",
             hint="Use conda or pypi.",
         )
     for manager in ("conda", "pypi"):
-        if made.spec.startswith(f"{manager}:") and not made.spec.startswith(f"{manager}::"):
-            made.manager, made.spec = manager, made.spec[len(manager) + 1 :].strip()
-    if bool(made.spec) == bool(made.sha256):
+        if recall.spec.startswith(f"{manager}:") and not recall.spec.startswith(f"{manager}::"):
+            recall.manager, recall.spec = manager, recall.spec[len(manager) + 1 :].strip()
+    if bool(recall.spec) == bool(recall.sha256):
         raise InvalidInputError("Give either a MatchSpec or a sha256.", where="spec")
-    if made.sha256 and not _DIGEST.fullmatch(made.sha256):
+    if recall.sha256 and not _DIGEST.fullmatch(recall.sha256):
         raise InvalidInputError("A sha256 must have 64 hexadecimal digits.", where="sha256")
-    if len(made.spec) > 500:
+    if len(recall.spec) > 500:
         raise InvalidInputError("A MatchSpec has at most 500 characters.", where="spec")
-    if made.spec and package_spec(f"{made.manager}:{made.spec}", wide=True).name == "*":
+    if recall.spec and package_spec(f"{recall.manager}:{recall.spec}", wide=True).name == "*":
         raise InvalidInputError(
             "This would recall every package.",
             where="spec",
             hint="Name a package, or part of its name.",
         )
-    if not made.reason or len(made.reason) > LONGEST_REASON:
-        raise InvalidInputError(
-            "Give a reason; it is shown to everybody who is affected.", where="reason"
-        )
 
 
 def _hit(recall: Recall) -> QuerySet[Build]:
     locks = RecalledLock.objects.filter(recall=recall).values("lock")
+    return _present_builds().filter(lock__in=locks)
+
+
+def _present_builds() -> QuerySet[Build]:
     return (
-        Build.objects.filter(lock__in=locks, deleted_at=None, environment__deleted_at=None)
+        Build.objects.filter(deleted_at=None, environment__deleted_at=None)
         .select_related("environment__namespace", "requested_by")
         .defer("source", "log_archive", "verdicts")
     )

@@ -78,7 +78,11 @@ def mark_lock(lock: LockRow) -> bool:
     return bool(found)
 
 
-def _mark(recall: Recall, locks: QuerySet[LockRow]) -> int:
+def recalled_packages(recall: Recall, locks: QuerySet[LockRow]) -> dict[int, set[str]]:
+    """Return the recalled packages ("name version") of each of `locks` that holds any, by key.
+
+    The recall need not be stored.
+    """
     held: dict[int, set[str]] = {}
     for record, entry, columns in (
         (CondaRecord, LockedConda, _CONDA),
@@ -94,6 +98,11 @@ def _mark(recall: Recall, locks: QuerySet[LockRow]) -> int:
                 "lock", "package__name", "package__version"
             ):
                 held.setdefault(lock, set()).add(f"{name} {version}")
+    return held
+
+
+def _mark(recall: Recall, locks: QuerySet[LockRow]) -> int:
+    held = recalled_packages(recall, locks)
     RecalledLock.objects.bulk_create(
         [
             RecalledLock(recall=recall, lock_id=lock, packages=sorted(packages))

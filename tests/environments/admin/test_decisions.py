@@ -152,14 +152,50 @@ def test_a_decision_is_revoked_with_a_reason(site: Client):
     assert decision.revoked_by == User.objects.get(username="root")
 
 
+RECALL = {"manager": "conda", "spec": "shared ==1.0", "sha256": "", "reason": "broken"}
+
+
+def test_a_recall_shows_whom_it_hits_before_it_can_be_confirmed(site: Client):
+    before = Recall.objects.count()
+    button = '<input type="submit" class="default" value="Recall a package">'
+    assert button not in site.get(url_of("recall_new")).content.decode()
+    page = site.post(url_of("recall_new"), RECALL)
+    shown = page.content.decode()
+    numbers = page.context["related_tables"][0]
+    assert dict(zip(numbers.headers, numbers.rows[0], strict=True)) == {
+        "Builds": "2",
+        "Environments": "1",
+        "Namespaces": "1",
+        "People who requested them": "1",
+    }
+    assert "team-1/ml build 1" in shown
+    assert button in shown
+    assert Recall.objects.count() == before
+
+
+def test_a_preview_of_other_values_does_not_confirm_a_recall(site: Client):
+    before = Recall.objects.count()
+    previewed = site.post(url_of("recall_new"), RECALL).context["previewed"]
+    wider = {**RECALL, "spec": "shared", "_previewed": previewed}
+    again = site.post(url_of("recall_new"), wider)
+    assert Recall.objects.count() == before
+    assert again.context["previewed"] not in ("", previewed)
+    for forged in ("", "x", previewed.upper()):
+        site.post(url_of("recall_new"), {**RECALL, "_previewed": forged})
+    assert Recall.objects.count() == before
+
+
+def test_an_invalid_recall_is_not_previewed(site: Client):
+    page = site.post(url_of("recall_new"), {**RECALL, "spec": "*"})
+    assert page.context["previewed"] == ""
+    assert "This would recall every package." in page.content.decode()
+
+
 def test_a_recall_applies_until_it_is_undone(site: Client):
     Recall.objects.all().delete()
-    made = site.post(
-        url_of("recall_new"),
-        {"manager": "conda", "spec": "shared ==1.0", "sha256": "", "reason": "broken"},
-        follow=True,
-    )
-    assert b"no longer served: 2" in made.content
+    previewed = site.post(url_of("recall_new"), RECALL).context["previewed"]
+    done = site.post(url_of("recall_new"), {**RECALL, "_previewed": previewed}, follow=True)
+    assert b"no longer served: 2" in done.content
     recall = Recall.objects.get()
     page = site.get(reverse("admin:environments_recall_change", args=[recall.pk]))
     assert b"team-1/ml build 1" in page.content

@@ -157,3 +157,17 @@ def test_sizes_have_decimal_units_and_are_read_as_they_are_written():
     assert (parse_size("5 GB"), parse_size("1.5KiB"), parse_size("1000")) == (5 * 10**9, 1536, 1000)
     with pytest.raises(ValueError, match="is not a size"):
         parse_size("plenty")
+
+
+def test_no_filter_is_titled_by_a_column_of_django(site: Client):
+    page = site.get(reverse("admin:accounts_user_changelist"))
+    filters = {one.title: one for one in page.context["cl"].filter_specs}
+    assert {"state", "role", "kind"} <= set(filters)
+    assert "By superuser status" not in page.content.decode()
+    shown = [choice["display"] for choice in filters["role"].choices(page.context["cl"])]
+    assert shown == ["All", "Administrators", "Other accounts"]
+
+
+def test_a_filter_with_names_of_values_still_selects_rows(site: Client):
+    page = site.get(reverse("admin:accounts_user_changelist"), {"is_superuser__exact": "1"})
+    assert [user.username for user in page.context["cl"].result_list] == ["root"]
