@@ -11,6 +11,7 @@ import dramatiq
 from django.conf import settings
 from django.db import close_old_connections
 from dramatiq import Broker, MessageProxy, Worker
+from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import (
     AgeLimit,
@@ -22,6 +23,8 @@ from dramatiq.middleware import (
     ShutdownNotifications,
     TimeLimit,
 )
+
+from condastore import row_changes
 
 #: Of dramatiq's Redis broker, in milliseconds: a worker that is silent for so long is dead.
 HEARTBEAT = 15_000
@@ -116,8 +119,18 @@ def make_broker(url: str) -> Broker:
     )
 
 
+def _row_notices(broker: Broker) -> row_changes.Transport | None:
+    """Return what carries notices of rows; RabbitMQ carries none."""
+    if not isinstance(broker, RedisBroker):
+        return None
+    from condastore.redis_wakeup import RowNotices, WakingBroker
+
+    return RowNotices(broker) if isinstance(broker, WakingBroker) else None
+
+
 def configure() -> Broker:
     """Make the broker of this process; importing `environments.tasks` calls it first."""
     broker = make_broker(broker_url())
     dramatiq.set_broker(broker)
+    row_changes.set_transport(_row_notices(broker))
     return broker

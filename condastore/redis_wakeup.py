@@ -20,9 +20,13 @@ from dramatiq import Consumer, Message, MessageProxy, Worker
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import Middleware
 
+from condastore import row_changes
+
 logger = structlog.get_logger(__name__)
 #: Seconds between two polls of a subscribed consumer, and until a lost connection is reopened.
 SUBSCRIBED_POLL_INTERVAL, RECONNECT_DELAY = 2.0, 1.0
+#: Seconds in which no notices of rows are sent after one could not be sent.
+PUBLISH_PAUSE = 5.0
 
 
 class WakingBroker(RedisBroker):
@@ -145,6 +149,60 @@ class WakingConsumer(Consumer):
     def close(self) -> None:
         self.broker.left(self)
         self._fetched.close()
+
+
+class RowNotices:
+    """Notices of changed rows (`row_changes`) between the processes of an installation."""
+
+    def __init__(self, broker: WakingBroker) -> None:
+        self._client = broker.client
+        self._channel = f"{broker.namespace}:changed"
+        self._guard = threading.Lock()
+        self._listener: threading.Thread | None = None
+        self._subscribed = False
+        self._silent_until = 0.0
+
+    @property
+    def listening(self) -> bool:
+        # The thread does not survive a fork, which copies the flag.
+        return self._subscribed and self._listener is not None and self._listener.is_alive()
+
+    def listen(self) -> None:
+        with self._guard:
+            if self._listener is None or not self._listener.is_alive():
+                self._subscribed = False
+                self._listener = threading.Thread(
+                    target=self._receive, name="row-notices", daemon=True
+                )
+                self._listener.start()
+
+    def publish(self, topic: str) -> None:
+        # A server that does not answer would hold up each change of a row.
+        if time.monotonic() < self._silent_until:
+            return
+        try:
+            self._client.publish(self._channel, topic)
+        except (redis.RedisError, OSError) as error:
+            self._silent_until = time.monotonic() + PUBLISH_PAUSE
+            logger.debug("no notices of rows are sent", error=str(error))
+
+    def _receive(self) -> None:
+        while True:
+            try:
+                with self._client.pubsub() as notices:
+                    notices.subscribe(self._channel)
+                    for notice in notices.listen():
+                        self._subscribed = True
+                        if notice["type"] == "message":
+                            row_changes.deliver(notice["data"].decode())
+                        else:  # for what came before
+                            row_changes.deliver_all()
+            except (redis.RedisError, OSError) as error:
+                logger.debug("no notices of rows arrive", error=str(error))
+            if self._subscribed:
+                self._subscribed = False
+                row_changes.deliver_all()  # they poll more often from now on
+            time.sleep(RECONNECT_DELAY)
 
 
 class _Leaving(Middleware):

@@ -13,6 +13,7 @@ for long: a turn held for longer than PATIENCE no longer counts while somebody q
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
 from contextlib import asynccontextmanager, contextmanager
@@ -20,6 +21,8 @@ from contextvars import ContextVar
 from enum import StrEnum
 from itertools import cycle
 from typing import Any
+
+from condastore.row_changes import AsyncWatch, poll_interval
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -234,10 +237,14 @@ async def released() -> AsyncIterator[None]:
         await turn.take()
 
 
-async def pause(seconds: float) -> None:
-    """Sleep, with the turn released."""
+async def pause(watch: AsyncWatch, *, until: float) -> None:
+    """Wait until rows are to be read again, with the turn released.
+
+    Args:
+        until: a value of `time.monotonic()` after which the caller waits no more.
+    """
     async with released():
-        await asyncio.sleep(seconds)
+        await watch.changed(min(poll_interval(), until - time.monotonic()))
 
 
 @contextmanager

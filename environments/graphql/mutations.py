@@ -18,6 +18,7 @@ from accounts.access import Actor
 from accounts.roles import Role
 from condastore.errors import NotFoundError
 from condastore.http import request_turns
+from condastore.row_changes import AsyncWatch, topic_of
 from environments.domain.artifacts import ArtifactKind
 from environments.graphql.accounts import ApiTokenNode
 from environments.graphql.arguments import (
@@ -61,8 +62,6 @@ from environments.operations import (
 )
 from environments.operations.namespaces import find_namespace, namespace_to_build_in
 
-#: Interval between two polls of a running preview.
-LOOK = 0.1
 LONGEST_WAIT = 60.0
 
 
@@ -602,9 +601,10 @@ async def _solved(preview: Preview, wait: float) -> Preview:
     """The preview as it is when it is finished, or when the wait is over."""
     until = time.monotonic() + min(max(wait, 0), LONGEST_WAIT)
     rows = Preview.objects.select_related("lock", "environment")
-    while True:
-        found = await rows.aget(pk=preview.pk)
-        left = until - time.monotonic()
-        if found.state in (PreviewState.READY, PreviewState.FAILED) or left <= 0:
-            return found
-        await request_turns.pause(min(LOOK, left))
+    with AsyncWatch(topic_of(preview)) as watch:
+        while True:
+            found = await rows.aget(pk=preview.pk)
+            ended = found.state in (PreviewState.READY, PreviewState.FAILED)
+            if ended or time.monotonic() >= until:
+                return found
+            await request_turns.pause(watch, until=until)

@@ -85,8 +85,8 @@ def _newest_events(_: Collection[None]) -> Mapping[None, object]:
     return {None: (newest, BuildEvent.objects.filter(pk__gt=newest - OVERLAP).count())}
 
 
-_builds = Poll[int](_states_of)
-_events = Poll[None](_newest_events)
+_builds = Poll[int](_states_of, topics=("build", "buildlog"))
+_events = Poll[None](_newest_events, topics=("build",))
 
 
 @dataclass(slots=True)

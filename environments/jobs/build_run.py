@@ -22,6 +22,7 @@ from django.db import Error, transaction
 from django.utils import timezone
 from dramatiq.middleware import Shutdown
 
+from condastore import row_changes
 from condastore.errors import LeaseLostError, StoreError, TimeLimitError, TransitionError
 from condastore.outages import DATABASE_ERRORS, persist
 from environments.domain.lifecycle import RUNNING, BuildState
@@ -247,6 +248,8 @@ class BuildRun(LinkRun[Build]):
                 Build.objects.filter(pk=self.build.pk, lease_token=self.lease.token).update(
                     progress=asdict(progress)
                 )
+            if lines or progress is not None:
+                row_changes.publish(f"buildlog:{self.build.pk}")
 
     # --- the prefix ----------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from django.conf import settings
 from django.db import transaction
 
+from condastore import row_changes
 from condastore.errors import ConflictError, UnavailableError
 from condastore.outages import persist
 from environments.domain.artifacts import ArtifactState
@@ -21,9 +22,6 @@ from environments.models.recalls import refuse_recalled
 from environments.services.image_builder import registry_login
 from environments.services.image_manifests import Content, images_of, manifest_of
 from environments.services.image_pushes import PushResult, push_guard, send_image, target_of
-
-#: Seconds between two reads of the row of an image that another worker makes.
-POLL_SECONDS = 0.5
 
 
 def push(push_id: int) -> None:
@@ -68,12 +66,14 @@ class PushRun(LeasedRun[Push]):
         deadline = time.monotonic() + settings.ARTIFACT_TIME_LIMIT.total_seconds()
         for artifact in images:
             artifacts.make(artifact.pk)
-            artifact.refresh_from_db()
-            while _is_to_come(artifact) and time.monotonic() < deadline:
-                self.check()
-                time.sleep(POLL_SECONDS)
-                artifacts.make(artifact.pk)  # does nothing while another worker makes it
+            with row_changes.Watch(row_changes.topic_of(artifact)) as watch:
                 artifact.refresh_from_db()
+                while _is_to_come(artifact) and time.monotonic() < deadline:
+                    watch.wait(cancelled=self.cancelled)
+                    self.check()
+                    if artifact.state == ArtifactState.QUEUED:  # given back by its worker
+                        artifacts.make(artifact.pk)
+                    artifact.refresh_from_db()
             if artifact.state not in (ArtifactState.READY, ArtifactState.FAILED):
                 reason = (artifact.failure or {}).get("message", "")
                 raise UnavailableError(f"The image is not made yet. {reason}".strip())

@@ -2,7 +2,8 @@
 
 The heartbeat is a thread of its own, so that work that sits in a blocking call neither loses its
 row nor overlooks that it was cancelled or taken over. Every third of a lease one UPDATE renews the
-lease, or finds that it is lost. Only work that somebody may cancel is read in between.
+lease, or finds that it is lost. Only work that somebody may cancel is read in between: after a
+notice of its change, and from time to time (`row_changes`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from django.conf import settings
 from django.db import Error, connection
 from dramatiq.middleware import Shutdown
 
+from condastore import row_changes
 from condastore.errors import (
     LeaseLostError,
     StoreError,
@@ -34,7 +36,7 @@ from environments.models.leased_work import Lease, LeasedWork
 
 logger = structlog.get_logger(__name__)
 W = TypeVar("W", bound=LeasedWork)
-#: Seconds between two heartbeats: the longest time until a cancelled row is noticed.
+#: Seconds between two heartbeats, which write progress; without notices each looks for a cancel.
 HEARTBEAT = 0.4
 #: How long a worker that is stopped tries to give its work back.
 STOPPING = timedelta(seconds=1)
@@ -84,6 +86,7 @@ class LeasedRun(Generic[W]):
         self._renewed = time.monotonic()
         self._heartbeat = heartbeat
         self._ended = threading.Event()
+        self._watch = row_changes.Watch(row_changes.topic_of(row))
         self._thread = threading.Thread(
             target=self._beat_until_ended, name=f"{self.kind}-{row.pk}", daemon=True
         )
@@ -197,6 +200,7 @@ class LeasedRun(Generic[W]):
         trace: TracebackType | None,
     ) -> None:
         self._ended.set()
+        self._watch.wake()
         self._thread.join()
 
     def observe(self) -> bool:
@@ -227,18 +231,31 @@ class LeasedRun(Generic[W]):
         """Write what the work has reported since the last heartbeat."""
 
     def _beat_until_ended(self) -> None:
+        looked = time.monotonic()
         try:
-            while not self._ended.wait(self._heartbeat):
-                self.beat()
+            with self._watch:
+                while not self._ended.is_set():
+                    changed = self._watch.wait(self._heartbeat)
+                    if self._ended.is_set():
+                        return
+                    now = time.monotonic()
+                    looks = changed or now - looked >= row_changes.poll_interval(self._heartbeat)
+                    looked = now if looks else looked
+                    self.beat(looks=looks)
         finally:
             connection.close()
 
-    def beat(self) -> None:
-        """Renew the lease if that is due, note whether the work is to stop, write its progress."""
+    def beat(self, *, looks: bool = True) -> None:
+        """Renew the lease if that is due, note whether the work is to stop, write its progress.
+
+        Args:
+            looks: read the row of work that can be cancelled.
+        """
         started = time.monotonic()
         renewal_is_due = started - self._renewed > settings.LEASE.total_seconds() / 3
         try:
-            if (not self.cancellable or self.observe()) and renewal_is_due:
+            leased = self.observe() if self.cancellable and looks else True
+            if leased and renewal_is_due:
                 self._renew_or_observe()
                 self._renewed = started
             self.flush()

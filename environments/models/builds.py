@@ -293,6 +293,7 @@ class Build(LoadedDirectly, LeasedWork):
             ).update(log_archive=bytes(packed))
             if folded:
                 self.log_chunks.all().delete()
+                self.announce()
 
 
 class BuildEvent(models.Model):

@@ -26,6 +26,7 @@ from django.db import models, transaction
 from django.db.models import F, Q
 from django.utils import timezone
 
+from condastore import row_changes
 from condastore.errors import LeaseLostError, StoreError, TransitionError, WorkerLostError
 from environments.models.clock_bounds import SKEW, expired, older, valid
 
@@ -168,6 +169,10 @@ class LeasedWork(models.Model):
         """Return how the row records why an attempt failed."""
         return {"failure": failure_json(error)}
 
+    def announce(self) -> None:
+        """Wake those who wait for a change of the row, once it is committed."""
+        row_changes.announce(row_changes.topic_of(self))
+
     def record_event(self, state: str, message: str) -> None:
         """Record a change of state, in its transaction."""
 
@@ -190,6 +195,7 @@ class LeasedWork(models.Model):
                 return None
             self.refresh_from_db()
             self.record_event(state, f"attempt {self.attempt}")
+            self.announce()
         return Lease(owner=owner, token=self.lease_token)
 
     def lease_held_by(self, owner: str) -> Lease | None:
@@ -248,6 +254,7 @@ class LeasedWork(models.Model):
                     raise self._lost()
                 raise TransitionError(f"{self} is {self.state}; it cannot become {to}.")
             self.record_event(to, message)
+            self.announce()
         self.refresh_from_db(fields=["attempt", *changes])
 
     def finish(self, lease: Lease, *, state: str, message: str = "", **changes: Any) -> None:

@@ -149,6 +149,7 @@ class Push(LeasedWork):
         row, created = cls.objects.get_or_create(rule=rule, environment=environment, defaults=anew)
         if not created:
             cls.objects.filter(pk=row.pk).update(**anew, lease_token=F("lease_token") + 1)
+            row.announce()
 
     @classmethod
     def retry_policy(cls) -> RetryPolicy:

@@ -14,6 +14,7 @@ from django.db import models
 from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
 
+from condastore import row_changes
 from environments.models.builds import Build
 from environments.models.leased_work import Lease, LeasedWork
 from environments.models.locks import LockRow, SpecificationRow
@@ -62,6 +63,11 @@ class SolveRow(models.Model):
     def __str__(self) -> str:
         return f"{self.specification} -> {self.lock}"
 
+    @property
+    def topic(self) -> str:
+        """Topic of notices; those who wait know only the key."""
+        return f"solve:{self.key}"
+
     def take_over(self, lease: Lease) -> bool:
         """Let the attempt with `lease` solve, if the attempt that did so is gone."""
         rows = SolveRow.objects.filter(pk=self.pk, lease_owner=self.lease_owner)
@@ -73,7 +79,9 @@ class SolveRow(models.Model):
         """Store the lock, unless another attempt has taken the solve over."""
         rows = SolveRow.objects.filter(pk=self.pk, lease_owner=lease.owner)
         rows.update(lock=lock, lease_owner="", seconds=seconds)
+        row_changes.announce(self.topic)
 
     def give_up(self, lease: Lease) -> None:
         """Let the next attempt solve, unless one has taken the solve over already."""
         SolveRow.objects.filter(pk=self.pk, lease_owner=lease.owner).delete()
+        row_changes.announce(self.topic)

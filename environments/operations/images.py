@@ -16,6 +16,7 @@ from django.utils import timezone
 
 from accounts.access import Actor, may, require
 from accounts.roles import Perm
+from condastore import row_changes
 from condastore.errors import (
     AccessDeniedError,
     ArtifactFailedError,
@@ -69,8 +70,6 @@ from environments.services.image_builder import registry_login
 from environments.services.image_manifests import Content, images_of, manifest_of
 from environments.services.image_pushes import PushResult
 
-#: Seconds between two checks of an image that is being built.
-POLL_SECONDS = 0.2
 LATEST, LOCK, ZSTD = "latest", "lock-", "-zstd"
 _LOCK = re.compile(r"lock-([0-9a-f]{64})")
 #: Valid tags; others are rejected without a query.
@@ -417,14 +416,15 @@ def _recalled() -> QuerySet[RecalledLock, Any]:
 def _await(made: Sequence[Artifact]) -> None:
     deadline = time.monotonic() + settings.ARTIFACT_TIME_LIMIT.total_seconds()
     for artifact in made:
-        artifact.refresh_from_db()
-        while artifact.state in (ArtifactState.QUEUED, ArtifactState.MAKING):
-            if time.monotonic() > deadline:
-                raise UnavailableError(
-                    "The image is still being built.", hint="Push it again in a moment."
-                )
-            time.sleep(POLL_SECONDS)
+        with row_changes.Watch(row_changes.topic_of(artifact)) as watch:
             artifact.refresh_from_db()
+            while artifact.state in (ArtifactState.QUEUED, ArtifactState.MAKING):
+                if time.monotonic() > deadline:
+                    raise UnavailableError(
+                        "The image is still being built.", hint="Push it again in a moment."
+                    )
+                watch.wait()
+                artifact.refresh_from_db()
 
 
 def push_image(

@@ -18,6 +18,7 @@ from accounts.access import Actor
 from accounts.authentication import TokenClaim
 from condastore.errors import InvalidInputError, NotFoundError, NotSignedInError, StoreError
 from condastore.http import request_turns
+from condastore.row_changes import AsyncWatch, topic_of
 from environments.domain.artifacts import ArtifactState
 from environments.domain.images import INDEX, LAYER, MANIFEST, Compression
 from environments.domain.lifecycle import SERVED
@@ -38,7 +39,6 @@ from environments.services.image_manifests import Content, manifest_of
 
 #: Prefix of images on demand; reserved as a namespace name.
 ON_DEMAND = "dynamic"
-LOOK = 0.2  # seconds between two polls of an image
 PAGE, LARGEST_PAGE = 100, 1000
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 #: Only sha256 digests exist here.
@@ -282,13 +282,17 @@ async def _built(request: HttpRequest, path: str, deadline: float) -> None:
             ) from error
 
     build = await sync_to_async(begin)()
-    while build.state not in SERVED:
-        if (refusal := await sync_to_async(images.refusal_of)(build)) is not None:
-            raise refusal
-        if time.monotonic() >= deadline:
-            raise UnderWayError(f"It is being built ({build.state}).", hint="Pull it again.")
-        await request_turns.pause(LOOK)
+    if build.state in SERVED:
+        return
+    with AsyncWatch(topic_of(build)) as watch:
         await sync_to_async(build.refresh_from_db)()
+        while build.state not in SERVED:
+            if (refusal := await sync_to_async(images.refusal_of)(build)) is not None:
+                raise refusal
+            if time.monotonic() >= deadline:
+                raise UnderWayError(f"It is being built ({build.state}).", hint="Pull it again.")
+            await request_turns.pause(watch, until=deadline)
+            await sync_to_async(build.refresh_from_db)()
 
 
 async def _awaited(wanted: list[Artifact], deadline: float) -> list[Artifact]:
@@ -297,11 +301,15 @@ async def _awaited(wanted: list[Artifact], deadline: float) -> list[Artifact]:
     Raises:
         UnderWayError: they are not finished within the time that a pull waits.
     """
-    while any(one.state in _UNFINISHED for one in wanted):
-        if time.monotonic() >= deadline:
-            raise UnderWayError("The image is being built.", hint="Pull it again in a while.")
-        await request_turns.pause(LOOK)
+    if not any(one.state in _UNFINISHED for one in wanted):
+        return wanted
+    with AsyncWatch(*map(topic_of, wanted)) as watch:
         wanted = await sync_to_async(_look)(wanted)
+        while any(one.state in _UNFINISHED for one in wanted):
+            if time.monotonic() >= deadline:
+                raise UnderWayError("The image is being built.", hint="Pull it again in a while.")
+            await request_turns.pause(watch, until=deadline)
+            wanted = await sync_to_async(_look)(wanted)
     return wanted
 
 

@@ -11,13 +11,13 @@ from django.http import HttpRequest, HttpResponseBase, JsonResponse
 
 from condastore.errors import ArtifactFailedError
 from condastore.http import request_turns
+from condastore.row_changes import AsyncWatch, topic_of
 from environments.domain.artifacts import FORMS, ArtifactState
 from environments.models import Artifact, Build
 from environments.operations import artifacts, audit
 from environments.rest.blobs import Served, answer, begins
 from environments.rest.lookup import actor_of, build_of
 
-LOOK = 0.2  # seconds between two polls of an artifact
 _WAIT = re.compile(r"(?:^|[,;\s])wait=(\d{1,5})\b")
 _ASYNC = re.compile(r"(?:^|[,;\s])respond-async\b")
 
@@ -75,9 +75,13 @@ def patience(request: HttpRequest) -> float:
 async def _awaited(artifact: Artifact, seconds: float) -> Artifact:
     deadline = time.monotonic() + seconds
     unfinished = (ArtifactState.QUEUED, ArtifactState.MAKING)
-    while artifact.state in unfinished and time.monotonic() < deadline:
-        await request_turns.pause(LOOK)
+    if seconds <= 0 or artifact.state not in unfinished:
+        return artifact
+    with AsyncWatch(topic_of(artifact)) as watch:
         artifact = await sync_to_async(_look)(artifact)
+        while artifact.state in unfinished and time.monotonic() < deadline:
+            await request_turns.pause(watch, until=deadline)
+            artifact = await sync_to_async(_look)(artifact)
     return artifact
 
 

@@ -28,6 +28,7 @@ from django.views.decorators.http import require_safe
 from condastore.errors import DownloadError, NotFoundError, UnavailableError
 from condastore.http import request_turns
 from condastore.http.file_responses import PART
+from condastore.row_changes import AsyncWatch
 from environments.models import Blob
 from environments.operations import mirrors as operations
 from environments.operations.mirrors import OpenedView, Package
@@ -41,7 +42,6 @@ Found = TypeVar("Found", OpenedView, Package)
 #: Seconds that a request waits for a worker or a package: below the timeouts of clients and
 #: proxies for the first byte.
 WAIT = 40.0
-_LOOK = 0.2
 _PACKAGES = (".conda", ".tar.bz2")
 #: Header with the time of the last contact if the upstream does not answer (RFC 9110 date).
 STALE = "X-Stale-Since"
@@ -83,13 +83,14 @@ async def _opened(find: Callable[[], Found | None]) -> Found:
         UnavailableError: it takes longer than clients wait.
     """
     until = time.monotonic() + WAIT
-    while (found := await sync_to_async(find)()) is None:
-        if time.monotonic() > until:
-            raise UnavailableError(
-                "The index of the mirror is being created for the first time or for new rules.",
-                hint="Try again in a while.",
-            )
-        await request_turns.pause(_LOOK)
+    with AsyncWatch("mirrorindex", "mirrorview") as watch:
+        while (found := await sync_to_async(find)()) is None:
+            if time.monotonic() > until:
+                raise UnavailableError(
+                    "The index of the mirror is being created for the first time or for new rules.",
+                    hint="Try again in a while.",
+                )
+            await request_turns.pause(watch, until=until)
     return found
 
 

@@ -13,6 +13,7 @@ from django.conf import settings
 from django.utils import timezone
 
 from accounts.access import Actor
+from condastore import row_changes
 from condastore.errors import LeaseLostError, UnsatisfiableError
 from environments.domain.lock import Lock
 from environments.domain.names import Credential
@@ -136,23 +137,10 @@ def solve_or_reuse(
     key = _key(wanted, state, policy, credentials, adds_pip=adds_pip)
     if force or not settings.REUSE_LOCKS:
         SolveRow.objects.filter(key=key).exclude(lock=None).delete()
-    while True:
-        row, is_new = SolveRow.objects.get_or_create(
-            key=key,
-            defaults={
-                "specification": specification,
-                "channel_state": state,
-                "lease_owner": lease.owner,
-            },
-        )
-        if row.lock is not None:
-            log(f"channels unchanged: using the lock of {row.created_at:%Y-%m-%d %H:%M}")
-            return Answer(row=row.lock, lock=row.lock.value(), reused=True)
-        if is_new or row.take_over(lease):
-            break
-        if cancelled():
-            raise LeaseLostError("Cancelled while waiting for an identical solve.")
-        time.sleep(0.1)
+    row = _claim_or_await(key, specification, state, lease=lease, cancelled=cancelled)
+    if row.lock is not None:
+        log(f"channels unchanged: using the lock of {row.created_at:%Y-%m-%d %H:%M}")
+        return Answer(row=row.lock, lock=row.lock.value(), reused=True)
     request = _request(wanted, policy, adds_pip=adds_pip)
     try:
         started = time.monotonic()
@@ -166,6 +154,36 @@ def solve_or_reuse(
     row.finish(lease, answer.row, seconds=seconds)
     log(f"solved in {seconds:.2f} s: {answer.row.package_count} packages")
     return answer
+
+
+def _claim_or_await(
+    key: str,
+    specification: SpecificationRow,
+    channel_state: str,
+    *,
+    lease: Lease,
+    cancelled: Callable[[], bool],
+) -> SolveRow:
+    """Return the stored solve with its lock, or without one if this attempt is to solve.
+
+    Raises:
+        LeaseLostError: the attempt was cancelled while another one solves the same.
+    """
+    with row_changes.Watch(SolveRow(key=key).topic) as watch:
+        while True:
+            row, is_new = SolveRow.objects.get_or_create(
+                key=key,
+                defaults={
+                    "specification": specification,
+                    "channel_state": channel_state,
+                    "lease_owner": lease.owner,
+                },
+            )
+            if is_new or row.lock is not None or row.take_over(lease):
+                return row
+            if cancelled():
+                raise LeaseLostError("Cancelled while waiting for an identical solve.")
+            watch.wait(cancelled=cancelled)
 
 
 class Listings(History):

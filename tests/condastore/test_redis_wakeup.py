@@ -12,6 +12,7 @@ import pytest
 from dramatiq.brokers.redis import RedisBroker
 
 from condastore import broker, redis_wakeup
+from condastore.row_changes import Watch
 from tests.services import Service, valkey
 from tests.services.processes import wait_for
 
@@ -74,3 +75,39 @@ def test_a_worker_is_told_again_after_the_queue_was_away(monkeypatch: pytest.Mon
         wait_for(lambda: listening.listening, what="listening again")
         actor.send("first")
         assert done["first"].wait(60)
+
+
+@contextmanager
+def carrying(url: str) -> Iterator[redis_wakeup.RowNotices]:
+    """The notices of rows of a process; it listens, and wakes those of this process."""
+    real = broker.make_broker(url)
+    assert isinstance(real, redis_wakeup.WakingBroker)
+    notices = redis_wakeup.RowNotices(real)
+    notices.listen()
+    wait_for(lambda: notices.listening, what="listening")
+    yield notices
+
+
+def test_a_changed_row_wakes_those_who_wait_in_another_process(valkey_service: Service) -> None:
+    other = broker.make_broker(valkey_service.url)
+    assert isinstance(other, redis_wakeup.WakingBroker)
+    with carrying(valkey_service.url), Watch("artifact:12") as watch:
+        watch.wait(0.01)  # that listening began wakes everybody once
+        redis_wakeup.RowNotices(other).publish("artifact:12")
+        assert watch.wait(60)
+
+
+def test_notices_are_dropped_while_the_queue_is_away_and_arrive_afterwards() -> None:
+    with valkey() as queue, carrying(queue.url) as notices:
+        queue.kill()
+        wait_for(lambda: not notices.listening, what="noticing")
+        notices.publish("artifact:12")
+        queue.start()
+        wait_for(lambda: notices.listening, what="listening again")
+
+        def arrives() -> bool:
+            notices.publish("artifact:12")
+            return watch.wait(0.01)
+
+        with Watch("artifact:12") as watch:
+            wait_for(arrives, what="a notice")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable
 
 from condastore.http import request_turns
 from condastore.http.request_turns import AT_ONCE, Message, Receive, Send
+from condastore.row_changes import AsyncWatch
 
 View = Callable[[], Awaitable[None]]
 
@@ -95,8 +97,9 @@ def test_requests_that_pause_hold_up_nobody() -> None:
         ready = asyncio.Event()
 
         async def pause() -> None:
-            while not ready.is_set():
-                await request_turns.pause(0.01)
+            with AsyncWatch("artifact:1") as watch:
+                while not ready.is_set():
+                    await request_turns.pause(watch, until=time.monotonic() + 0.01)
 
         paused = [asyncio.create_task(requests.send(pause)) for _ in range(10)]
         while requests.running < 10:
@@ -135,7 +138,8 @@ def test_threads_that_wait_for_a_lock_hold_up_nobody_who_could_release_it() -> N
 
         async def view() -> None:
             await asyncio.to_thread(hold)
-            await request_turns.pause(0)  # the lock is held without a turn, and released with one
+            async with request_turns.released():  # the lock is held without a turn
+                await asyncio.sleep(0)
             lock.release()
 
         await asyncio.gather(*(requests.send(view) for _ in range(12)))

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 
 import pytest
 
-from environments.graphql import polling
+from condastore import row_changes
 from environments.graphql.polling import Poll
 
 
@@ -28,7 +28,7 @@ class Rows:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(polling, "INTERVAL", 0.01)
+    monkeypatch.setattr(row_changes, "POLL", 0.01)
 
 
 def test_many_waiters_cost_one_read_and_only_those_of_a_changed_row_are_woken() -> None:
