@@ -122,10 +122,11 @@ class ProvisionedPerson(models.Model):
 
     identity = models.OneToOneField(Identity, models.CASCADE, related_name="provisioned")
     username = models.CharField(max_length=255, help_text="Current name in the directory.")
-    external_id = models.CharField(max_length=255, blank=True)
+    external_id = models.CharField("external ID", max_length=255, blank=True)
     said: Any = models.JSONField(default=dict, help_text="Other attributes from the directory.")
 
     class Meta:
+        verbose_name, verbose_name_plural = "provisioned person", "provisioned people"
         ordering = ["pk"]
         default_permissions = ()
         constraints = [models.UniqueConstraint(Lower("username"), name="provisioned_username_once")]
@@ -148,7 +149,7 @@ class DirectoryGroup(models.Model):
     provisioned = models.BooleanField(
         default=False, help_text="True if members are provisioned by SCIM, not by sign-ins."
     )
-    external_id = models.CharField(max_length=255, blank=True)
+    external_id = models.CharField("external ID", max_length=255, blank=True)
 
     class Meta:
         constraints = [
@@ -181,6 +182,9 @@ class DeviceSignIn(models.Model):
     collected_at = models.DateTimeField(null=True)
 
     objects = DeviceSignInQuerySet.as_manager()
+
+    class Meta:
+        verbose_name, verbose_name_plural = "device sign-in", "device sign-ins"
 
     def __str__(self) -> str:
         return self.user_code
@@ -234,6 +238,7 @@ class ApiToken(models.Model):
     objects = ApiTokenQuerySet.as_manager()
 
     class Meta:
+        verbose_name, verbose_name_plural = "API token", "API tokens"
         ordering = ["-created_at", "-pk"]
         constraints = [
             models.UniqueConstraint(
