@@ -123,7 +123,8 @@ def test_a_page_of_sign_in_is_titled_by_what_it_does(client: Client, path: str, 
 
 def _code(secret: str) -> str:
     counter = next(iter(yield_hotp_counters_from_time()))
-    return format_hotp_value(hotp_value(secret, counter))
+    code: str = format_hotp_value(hotp_value(secret, counter))
+    return code
 
 
 def test_an_app_is_set_up_and_removed_with_notices_by_mail(client: Client, erin: User) -> None:
@@ -152,8 +153,8 @@ def test_the_second_factor_is_asked_for_by_its_own_page(client: Client, erin: Us
     assert key, page
     client.post("/accounts/2fa/totp/activate/", {"code": _code(key[1])})
     again = Client(headers={"Accept": "text/html"})
-    asked = again.post("/login/", {"username": "erin", "password": PASSWORD}, follow=True)
-    text = asked.content.decode()
+    requested = again.post("/login/", {"username": "erin", "password": PASSWORD}, follow=True)
+    text = requested.content.decode()
     assert re.search(r"<h1[^>]*>Second factor</h1>", text)
     assert "Use a security key" in text
     wrong = again.post("/accounts/2fa/authenticate/", {"code": "000000"})

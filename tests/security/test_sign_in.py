@@ -196,7 +196,7 @@ def test_a_link_by_mail_sets_a_password_once(erin: User, mails: None) -> None:
     assert Client().get("/api/whoami", headers=headers).json()["username"] == "erin"
     assert AuditEvent.objects.filter(action="account.password", username="erin").exists()
     (notice,) = delivered()
-    assert "password has been reset" in notice
+    assert "was reset by a link" in notice
     assert CAFE in notice
 
 
