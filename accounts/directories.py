@@ -171,15 +171,15 @@ def mirror_groups(user: User, directory: str, names: Iterable[str]) -> None:
     directories and local groups never share a row, so that none can forge another's.
     """
     mirrors = DirectoryGroup.objects.filter(directory=directory).select_related("group")
-    elsewhere = set(mirrors.filter(provisioned=True).values_list("name", flat=True))
-    wanted = {name[:255] for name in names if name.strip()} - elsewhere
+    other = set(mirrors.filter(provisioned=True).values_list("name", flat=True))
+    requested = {name[:255] for name in names if name.strip()} - other
     mirrors = mirrors.filter(provisioned=False)
     held = {mirror.name: mirror.group for mirror in mirrors.filter(group__user=user)}
-    known = {mirror.name: mirror.group for mirror in mirrors.filter(name__in=wanted)}
-    made = [make_mirror(directory, name).group for name in sorted(wanted - set(known))]
-    added = [known[name] for name in sorted(wanted & set(known) - set(held))] + made
-    removed = [held[name] for name in sorted(set(held) - wanted)]
-    _change_groups(user, directory, added=added, removed=removed, made=made)
+    known = {mirror.name: mirror.group for mirror in mirrors.filter(name__in=requested)}
+    created = [make_mirror(directory, name).group for name in sorted(requested - set(known))]
+    added = [known[name] for name in sorted(requested & set(known) - set(held))] + created
+    removed = [held[name] for name in sorted(set(held) - requested)]
+    _change_groups(user, directory, added=added, removed=removed, made=created)
 
 
 @transaction.atomic

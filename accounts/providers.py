@@ -129,9 +129,9 @@ class _Reader:
         if unknown := sorted(set(entry) - set(known)):
             raise self.wrong(f"{name}: {', '.join(unknown)} is not known; {', '.join(known)} are")
         for key, value in entry.items():
-            wanted = bool if key == "sync" else list if key == "scope" else str
-            if not isinstance(value, wanted):
-                raise self.wrong(f"{name}: {key} must be a {wanted.__name__}")
+            requested = bool if key == "sync" else list if key == "scope" else str
+            if not isinstance(value, requested):
+                raise self.wrong(f"{name}: {key} must be a {requested.__name__}")
         try:
             given: dict[str, Any] = {
                 k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()

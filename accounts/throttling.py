@@ -120,10 +120,10 @@ def remember_device(request: HttpRequest, response: HttpResponseBase, username: 
     """Set the device cookie for `username`."""
     name = _known_name(username)
     devices = {name: secrets.token_urlsafe(16)} | _devices(request)
-    kept = [name, *(other for other in devices if other != name)][:_MOST_NAMES]
+    retained = [name, *(other for other in devices if other != name)][:_MOST_NAMES]
     response.set_cookie(
         settings.DEVICE_COOKIE_NAME,
-        signing.dumps({one: devices[one] for one in kept}, salt=_SALT),
+        signing.dumps({one: devices[one] for one in retained}, salt=_SALT),
         max_age=_DEVICE_LIFE,
         secure=settings.SECURE_COOKIES,
         httponly=True,

@@ -147,6 +147,6 @@ def _set_mode(path: Path, most: int, group: int | None) -> None:
     if group is not None and status.st_gid != group:
         path.chmod(mode & most & ~_OTHERS)
         os.chown(path, -1, group)
-    wanted = mode & most | (most & stat.S_IRWXG if group is not None else 0)
-    if wanted != mode:
-        path.chmod(wanted)
+    requested = mode & most | (most & stat.S_IRWXG if group is not None else 0)
+    if requested != mode:
+        path.chmod(requested)

@@ -38,10 +38,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         files = ", ".join(sorted(homeless))
         raise pytest.UsageError(f"{files}: no lane; add the folder to FOLDERS in tests/lanes.py")
     if chosen := config.getoption("lane"):
-        kept = [item for item in items if set(chosen) & {mark.name for mark in item.iter_markers()}]
-        kept_ids = {id(item) for item in kept}
+        retained = [
+            item for item in items if set(chosen) & {mark.name for mark in item.iter_markers()}
+        ]
+        kept_ids = {id(item) for item in retained}
         config.hook.pytest_deselected(items=[item for item in items if id(item) not in kept_ids])
-        items[:] = kept
+        items[:] = retained
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -51,10 +51,10 @@ def put_database(data: Path, *, administrator: bool = False) -> None:
 
 def copy_database(path: Path, *, administrator: bool = False) -> None:
     with _alone():
-        made = _made(MIGRATE)
+        created = _made(MIGRATE)
         if administrator:
-            made = _made(ADMIT, start=made)
-    shutil.copyfile(made, path)
+            created = _made(ADMIT, start=created)
+    shutil.copyfile(created, path)
 
 
 @contextmanager
@@ -88,10 +88,10 @@ def _migrated_folder() -> Path:
 
 
 def _run(code: str, **environ: str) -> None:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("CONDASTORE_")}
+    retained = {k: v for k, v in os.environ.items() if not k.startswith("CONDASTORE_")}
     subprocess.run(
         [sys.executable, "-c", code],
-        env=kept | {"DJANGO_SETTINGS_MODULE": "condastore.settings"} | environ,
+        env=retained | {"DJANGO_SETTINGS_MODULE": "condastore.settings"} | environ,
         cwd=PROJECT,
         check=True,
     )

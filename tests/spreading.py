@@ -44,16 +44,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for name in waiting:
         for item in files[name]:
             item.add_marker(pytest.mark.timeout(PATIENCE), append=True)
-    places = {name: (number + 0.5) / len(waiting) * 0.8 for number, name in enumerate(waiting)}
-    before, rest = 0, [name for name in files if name not in places]
+    locations = {name: (number + 0.5) / len(waiting) * 0.8 for number, name in enumerate(waiting)}
+    before, rest = 0, [name for name in files if name not in locations]
     whole = sum(len(files[name]) for name in rest)
     for name in rest:
         if any(SHARED in getattr(item, "fixturenames", []) for item in files[name]):
-            places[name] = -1.0
+            locations[name] = -1.0
         else:
-            places[name] = 2.0 if name.startswith(APART) else before / whole
+            locations[name] = 2.0 if name.startswith(APART) else before / whole
         before += len(files[name])
-    items[:] = [item for name in sorted(files, key=places.__getitem__) for item in files[name]]
+    items[:] = [item for name in sorted(files, key=locations.__getitem__) for item in files[name]]
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -138,10 +138,10 @@ def farewell(name: Name, choice: Choice, answers: Mapping[str, Answer]) -> str:
         return ""
     if isinstance(answer, StoreError):
         return answer.message
-    wanted = answer.get(name.environment)
-    if wanted is None:
+    needed = answer.get(name.environment)
+    if needed is None:
         return "it was removed or moved, or you may not see it any more"
-    return "" if wanted.build is not None else wanted.why
+    return "" if needed.build is not None else needed.why
 
 
 def to_drop(
@@ -165,8 +165,8 @@ def to_drop(
         if farewell(one.name, choice, answers):
             doomed.append(one)
         elif isinstance(answer, Mapping):
-            wanted = answer[one.name.environment]
-            if one.number in wanted.recalled:
+            needed = answer[one.name.environment]
+            if one.number in needed.recalled:
                 doomed.append(one)
             else:
                 old.setdefault(one.name, []).append(one)

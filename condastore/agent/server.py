@@ -171,8 +171,8 @@ class Server:
         if status >= 500 or status == httpx.codes.TOO_MANY_REQUESTS:
             return UnavailableError(f"{self.url} is not ready: HTTP status {status}.")
         if answer.is_redirect:
-            place = answer.headers.get("Location", "elsewhere")
-            return UnavailableError(f"{self.url} points to {place}: sign in there.")
+            location = answer.headers.get("Location", "elsewhere")
+            return UnavailableError(f"{self.url} points to {location}: sign in there.")
         return UnavailableError(
             f"{self.url} does not answer like a condastore server (HTTP status {status})."
         )

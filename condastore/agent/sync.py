@@ -168,18 +168,18 @@ class Agent:
         """Return missing folders that are due for an attempt; `outcome` receives the others."""
         due: list[tuple[Name, WantedBuild]] = []
         current = self.folder.current()
-        for name, wanted in self._chosen(answers):
-            build = wanted.build
+        for name, requested in self._chosen(answers):
+            build = requested.build
             if build is None or (self.platform not in build.platforms and not self.choice.named):
-                self._leave_out(name, wanted, outcome)
+                self._leave_out(name, requested, outcome)
                 continue
-            place = self._place(name, build)
+            location = self._place(name, build)
             failed = self._failed.get(name)
-            waits = failed and failed.place == place and time.monotonic() < failed.again_at
-            if current.get(name) == place and place.is_dir():
+            waits = failed and failed.place == location and time.monotonic() < failed.again_at
+            if current.get(name) == location and location.is_dir():
                 self._said.pop(str(name), None)
                 outcome.present.append(name)
-            elif place not in tried and not waits:
+            elif location not in tried and not waits:
                 due.append((name, build))
             else:
                 changed = UnavailableError(f"{name} was changed by somebody else.")
@@ -189,10 +189,10 @@ class Agent:
     def _chosen(self, answers: Mapping[str, Answer]) -> Iterator[tuple[Name, Wanted]]:
         for namespace, answer in answers.items():
             if isinstance(answer, Mapping):
-                for environment, wanted in sorted(answer.items()):
+                for environment, requested in sorted(answer.items()):
                     name = Name(namespace, environment)
                     if self.choice.has(name):
-                        yield name, wanted
+                        yield name, requested
 
     def _leave_out(self, name: Name, wanted: Wanted, outcome: Outcome) -> None:
         why = wanted.why
@@ -209,16 +209,16 @@ class Agent:
         """Fetch and link missing parts of a folder, then switch to it; failures are recorded."""
         if self.stopped():
             raise LeaseLostError("The agent was stopped.")
-        place = self._place(name, build)
+        location = self._place(name, build)
         try:
             self.folder.require_free(name)
-            if not place.is_dir():
-                self._link(name, build, place)
-            self.folder.switch(name, place)
+            if not location.is_dir():
+                self._link(name, build, location)
+            self.folder.switch(name, location)
         except LeaseLostError:
             raise
         except (StoreError, OSError) as error:
-            self._fail(name, place, _as_ours(error))
+            self._fail(name, location, _as_ours(error))
         else:
             self._failed.pop(name, None)
             self._tell("current", name, f"build {build.number}", build=build.number)

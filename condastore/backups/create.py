@@ -102,11 +102,11 @@ def back_up(folder: Path, *, blobs: bool, link: bool, report: Report) -> Manifes
                 copy_private(settings.DATA / part, partial / part)
         in_folder = isinstance(store.storage(), store.BlobFolder)
         copies = blobs or in_folder
-        wanted = partial / BLOB_LIST
+        requested = partial / BLOB_LIST
         if copies:
-            done = _copy_blobs(folder, wanted, link=link and in_folder, report=report)
+            done = _copy_blobs(folder, requested, link=link and in_folder, report=report)
         else:
-            done = _look_at_blobs(wanted, report=report)
+            done = _look_at_blobs(requested, report=report)
         os.sync()
         partial.rename(folder / SNAPSHOTS / name)
         sync_folder(folder / SNAPSHOTS)
@@ -136,8 +136,8 @@ def back_up(folder: Path, *, blobs: bool, link: bool, report: Report) -> Manifes
 def _require_fit(folder: Path) -> None:
     """Refuse folders of the installation itself, and those that hold something else."""
     data = settings.DATA.resolve()
-    place = folder.resolve()
-    if place == data or data in place.parents or place in data.parents:
+    location = folder.resolve()
+    if location == data or data in location.parents or location in data.parents:
         raise fault(
             "A backup cannot lie in the data folder, nor hold it.",
             folder,
@@ -278,16 +278,16 @@ def verify(folder: Path, *, report: Report) -> list[str]:
 
 def _faults_of_blobs(folder: Path, manifest: Manifest, report: Report) -> Iterable[str]:
     absent = set(manifest.absent)
-    wanted = manifest.folder(folder) / BLOB_LIST
+    requested = manifest.folder(folder) / BLOB_LIST
     if not manifest.blobs_copied:
-        here = _look_at_blobs(wanted, report=report)
+        here = _look_at_blobs(requested, report=report)
         return [
             f"blob {sha256} is not in the object store."
             for sha256 in here.absent
             if sha256 not in absent
         ]
     found = []
-    for sha256, _ in read_blob_list(wanted):
+    for sha256, _ in read_blob_list(requested):
         path = blob_path(folder, sha256)
         if sha256 in absent:
             continue

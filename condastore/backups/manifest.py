@@ -231,13 +231,13 @@ def copy_private(source: Path, target: Path) -> None:
     """Copy a tree of small files; links in it are left out."""
     create_private(target)
     for path in sorted(source.rglob("*")):
-        place = target / path.relative_to(source)
+        location = target / path.relative_to(source)
         if path.is_symlink():
             continue
         if path.is_dir():
-            create_private(place)
+            create_private(location)
         elif path.is_file():
-            write_private(place, path.read_bytes())
+            write_private(location, path.read_bytes())
 
 
 def sync_folder(folder: Path) -> None:

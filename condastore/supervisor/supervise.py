@@ -114,25 +114,25 @@ class Announcement:
     warnings: Sequence[str] = ()
 
     def make(self) -> None:
-        made = self.administrator
+        created = self.administrator
         if self.as_json:
             document: dict[str, Any] = {"ready": True, "url": self.url, "pid": os.getpid()}
             document["data"] = str(settings.DATA)
-            if made is not None:
-                document["username"] = made.username
-                document["password"] = made.password or None
+            if created is not None:
+                document["username"] = created.username
+                document["password"] = created.password or None
             if self.warnings:
                 document["warnings"] = list(self.warnings)
             lines = [json.dumps(document)]
         else:
             lines = ["", f"condastore is ready: {self.url}", f"  data folder: {settings.DATA}"]
-            if made is not None and made.password:
+            if created is not None and created.password:
                 lines += [
-                    f"  sign in as:  {made.username}",
-                    f"  password:    {made.password}   (shown this once: keep it)",
+                    f"  sign in as:  {created.username}",
+                    f"  password:    {created.password}   (shown this once: keep it)",
                 ]
-            elif made is not None:
-                lines.append(f"  sign in as:  {made.username}")
+            elif created is not None:
+                lines.append(f"  sign in as:  {created.username}")
             lines += [f"  warning: {warning}" for warning in self.warnings]
             lines += [
                 "",
@@ -263,7 +263,7 @@ class Supervisor:
 
     def _watch(self) -> None:
         reported = False
-        started = asked = time.monotonic()
+        started = requested = time.monotonic()
         while not self._stopping:
             self._listen(TICK)
             self._reap()
@@ -271,8 +271,8 @@ class Supervisor:
             if self._ready:
                 continue
             now = time.monotonic()
-            if not self._probe.running and now - asked > (SELDOM if reported else TICK):
-                asked = now
+            if not self._probe.running and now - requested > (SELDOM if reported else TICK):
+                requested = now
                 self._probe.ask()
             if not reported and now - started > PATIENCE:
                 reported = True

@@ -58,8 +58,8 @@ class Box:
         x, y = self.center
         lines = self.label.split("\n")
         total = len(lines) * 15 + (13 if self.note else 0)
-        place = f'x="{self.left:g}" y="{self.top:g}" width="{self.width:g}" height="{HEIGHT}"'
-        parts = [f'<rect class="box {self.kind}" rx="6" {place}/>']
+        location = f'x="{self.left:g}" y="{self.top:g}" width="{self.width:g}" height="{HEIGHT}"'
+        parts = [f'<rect class="box {self.kind}" rx="6" {location}/>']
         line = y - total / 2 + 12
         for text in lines:
             parts.append(f'<text x="{x:g}" y="{line:g}" text-anchor="middle">{escape(text)}</text>')
@@ -142,8 +142,8 @@ class Diagram:
         x1, y1, x2, y2 = self._ends(start, end)
         offset, anchor = (0, "middle") if y1 == y2 else (5, "start")
         x, y = (x1 + x2) / 2 + offset, (y1 + y2) / 2 - 4
-        place = f'x="{x:g}" y="{y:g}" text-anchor="{anchor}"'
-        return f'<text class="small" {place}>{escape(label)}</text>'
+        location = f'x="{x:g}" y="{y:g}" text-anchor="{anchor}"'
+        return f'<text class="small" {location}>{escape(label)}</text>'
 
 
 def row(names: str, row: float, *, column: float = 0, kind: str = "") -> dict[str, Box]:

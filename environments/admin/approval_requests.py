@@ -132,7 +132,7 @@ class DecisionForm(Reason):
 def _decide(
     actor: Actor, requests: Sequence[ApprovalRequest], answers: Mapping[str, Any], *, approve: bool
 ) -> str:
-    made = approvals.decide(
+    created = approvals.decide(
         actor=actor,
         requests=requests,
         approve=approve,
@@ -142,7 +142,7 @@ def _decide(
         everywhere=bool(answers["everywhere"]),
         expires_at=answers["expires_at"],
     )
-    incomplete = sum(not decision.complete for decision in made)
+    incomplete = sum(not decision.complete for decision in created)
     if incomplete:
         return f"Approved by you; {incomplete} still need a second approver."
     verdict = "Approved" if approve else "Rejected"

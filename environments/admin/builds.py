@@ -131,7 +131,7 @@ class EnvironmentAdmin(ReadOnlyAdmin):
         return relative_time(environment.updated_at)
 
     def related_tables(self, actor: Actor, row: Environment) -> Sequence[RelatedTable]:
-        made = row.builds.select_related("requested_by").defer(*LARGE).order_by("-number")
+        result = row.builds.select_related("requested_by").defer(*LARGE).order_by("-number")
         related_tables = [
             RelatedTable(
                 title="Builds, newest first",
@@ -144,7 +144,7 @@ class EnvironmentAdmin(ReadOnlyAdmin):
                         relative_time(build.created_at),
                         (build.failure or {}).get("message", ""),
                     )
-                    for build in made[:RELATED_ROWS]
+                    for build in result[:RELATED_ROWS]
                 ],
                 more=list_url(Build, environment=row.name, namespace=row.namespace.name),
             )
@@ -406,12 +406,12 @@ class LockAdmin(ReadOnlyAdmin):
         return relative_time(lock.created_at)
 
     def related_tables(self, actor: Actor, row: LockRow) -> Sequence[RelatedTable]:
-        made = row.builds.select_related("environment__namespace").defer(*LARGE).order_by("-pk")
+        result = row.builds.select_related("environment__namespace").defer(*LARGE).order_by("-pk")
         return (
             RelatedTable(
                 title="Builds of this lock",
                 headers=("Build", "State"),
-                rows=[(link(build), badge(build.state)) for build in made[:RELATED_ROWS]],
+                rows=[(link(build), badge(build.state)) for build in result[:RELATED_ROWS]],
             ),
             *packages_of(row.pk),
         )

@@ -322,11 +322,11 @@ class EnvironmentFileReader:
         return tuple(urls)
 
     def channel(self, text: str, where: str) -> ChannelRef | None:
-        places = {
+        locations = {
             "alias": self.defaults.channel_alias,
             "hosted": self.defaults.hosted_channels,
         }
-        channel = self.attempt(lambda: canonical_channel(text, **places), where)
+        channel = self.attempt(lambda: canonical_channel(text, **locations), where)
         if channel is not None:
             self.note_credentials(channel, where)
         return channel
@@ -516,13 +516,13 @@ class EnvironmentFileReader:
         if item.plain and re.fullmatch(r"[-+]?[\d.]+(?:e[-+]?\d+)?", item.text):
             self.fault(f"{item.text} is a number, not a package.", at.where, "Name the package.")
             return
-        places = {
+        locations = {
             "alias": self.defaults.channel_alias,
             "hosted": self.defaults.hosted_channels,
         }
         defaults = self.defaults.default_channels
         parsed = self.attempt(
-            lambda: parse_conda_requirement(item.text, default_channels=defaults, **places),
+            lambda: parse_conda_requirement(item.text, default_channels=defaults, **locations),
             at.where,
         )
         if parsed is None:
@@ -532,7 +532,7 @@ class EnvironmentFileReader:
             self.note_credentials(channel, at.where)
             urls = [channel.url]
             if channel.name == "defaults":  # a dependency of one may be in another
-                urls = [canonical_channel(name, **places).url for name in defaults]
+                urls = [canonical_channel(name, **locations).url for name in defaults]
             for url in urls:
                 self.extra_channels.setdefault(url, f"{at.where}: {printable(item.text)}")
         if requirement.note:
@@ -597,9 +597,9 @@ class EnvironmentFileReader:
 
     def settled(self, found: list[tuple[_R, _At]]) -> tuple[str, ...]:
         """Return the requirements sorted and without duplicates; contradictions are faults."""
-        kept: dict[str, dict[str, tuple[_R, _At]]] = {}
+        retained: dict[str, dict[str, tuple[_R, _At]]] = {}
         for requirement, at in found:
-            same = kept.setdefault(requirement.name, {})
+            same = retained.setdefault(requirement.name, {})
             if requirement.text in same:
                 before = same[requirement.text][1].line
                 self.warn(
@@ -613,13 +613,13 @@ class EnvironmentFileReader:
                     "Write them as one, such as 'numpy >=1.26,<3'.",
                 )
                 break
-            for other, place in same.values():
+            for other, location in same.values():
                 if requirement.excludes(other):
                     self.fault(
-                        f"{other.text} (line {place.line}) and {requirement.text} "
+                        f"{other.text} (line {location.line}) and {requirement.text} "
                         f"(line {at.line}) exclude each other.",
                         at.where,
                         "Keep the one that you need.",
                     )
             same[requirement.text] = (requirement, at)
-        return tuple(sorted(text for same in kept.values() for text in same))
+        return tuple(sorted(text for same in retained.values() for text in same))

@@ -29,7 +29,7 @@ _LINES = 200
 def foreign_kind(root: Node) -> str:
     """Return the kind of a foreign file, with its article; else ""."""
     keys = {name.text for name, _ in root.pairs}
-    return next((kind for wanted, kind in _KINDS if wanted <= keys), "")
+    return next((kind for requested, kind in _KINDS if requested <= keys), "")
 
 
 def text_hint(text: str) -> str:

@@ -114,8 +114,8 @@ def plan_layers(
     layers: dict[object, list[Package]] = {}
     for package in everything:
         needs = isinstance(package, PypiPackage) or package.name in on_python
-        place = package.url if package.url in alone else (needs, _bucket(package.name))
-        layers.setdefault(place, []).append(package)
+        location = package.url if package.url in alone else (needs, _bucket(package.name))
+        layers.setdefault(location, []).append(package)
     return tuple(_layer(packages, python) for packages in layers.values())
 
 

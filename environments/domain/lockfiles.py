@@ -341,7 +341,7 @@ def _conda_lock_entry(gathered: _Gathered, entry: Node, key: str) -> None:
         return
     url = gathered.plain_url(text["url"].partition("#")[0], line)
     depends = entry.get("dependencies")
-    wanted = {
+    requested = {
         name: value.text.strip()
         for name, value in (depends.values() if depends is not None else ())
     }
@@ -358,7 +358,7 @@ def _conda_lock_entry(gathered: _Gathered, entry: Node, key: str) -> None:
             build=text.get("build", ""),
             md5=md5,
             sha256=sha256,
-            depends=[f"{name} {value}".strip() for name, value in wanted.items()],
+            depends=[f"{name} {value}".strip() for name, value in requested.items()],
             fault=fault,
         )
         if package is not None and package.subdir not in (text["platform"], "noarch"):
@@ -371,7 +371,7 @@ def _conda_lock_entry(gathered: _Gathered, entry: Node, key: str) -> None:
             name=text["name"],
             version=text["version"],
             sha256=sha256,
-            requires=wanted,
+            requires=requested,
             fault=fault,
             not_a_wheel=lambda: gathered.shared_fault(_NOT_A_WHEEL, url, line, key),
         )

@@ -43,7 +43,7 @@ def join(
     name: str, old: Iterable[Entry], now: Mapping[str, Record], *, minute: int
 ) -> Iterator[Entry]:
     """Update the entries of one name with the records `now` (by file name), in a fixed order."""
-    kept: list[Entry] = []
+    retained: list[Entry] = []
     here: set[str] = set()
     for entry in old:
         if entry.gone is None:
@@ -51,13 +51,13 @@ def join(
                 here.add(entry.file_name)
             else:
                 entry = replace(entry, gone=minute)
-        kept.append(entry)
-    kept += [
+        retained.append(entry)
+    retained += [
         Entry(name=name, file_name=file_name, seen=minute, gone=None, record=record)
         for file_name, record in now.items()
         if file_name not in here
     ]
-    yield from sorted(kept, key=lambda entry: (entry.file_name, entry.seen))
+    yield from sorted(retained, key=lambda entry: (entry.file_name, entry.seen))
 
 
 def shown(entries: Iterable[Entry], *, end: int | None, baseline: int) -> dict[str, Entry]:

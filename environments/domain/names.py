@@ -314,11 +314,11 @@ def channel_allowed(url: str, patterns: Sequence[str]) -> bool:
     for pattern in patterns:
         if pattern == "*":
             return True
-        wanted = pattern_parts(pattern)
+        requested = pattern_parts(pattern)
         if (
-            fnmatchcase(scheme, wanted.scheme)
-            and fnmatchcase(netloc, wanted.netloc)
-            and fnmatchcase(slash + path, wanted.path)
+            fnmatchcase(scheme, requested.scheme)
+            and fnmatchcase(netloc, requested.netloc)
+            and fnmatchcase(slash + path, requested.path)
         ):
             return True
     return False

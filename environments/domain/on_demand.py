@@ -52,8 +52,8 @@ class OnDemand:
     @property
     def specification(self) -> str:
         """Return the text of an environment.yml."""
-        wanted = [f"{name} ={version}" if version else name for name, version in self.packages]
-        return json.dumps({"dependencies": wanted})  # JSON is YAML
+        requested = [f"{name} ={version}" if version else name for name, version in self.packages]
+        return json.dumps({"dependencies": requested})  # JSON is YAML
 
     @property
     def name(self) -> str:

@@ -97,8 +97,8 @@ def decide(builds: Iterable[Candidate], rules: Rules, *, now: datetime) -> list[
 
 
 def _decide(build: Candidate, rules: Rules, now: datetime, *, newest: bool) -> Decision:
-    if kept := _protected(build, rules):
-        return Decision(number=build.number, fate=Fate.KEEP, why=kept)
+    if retained := _protected(build, rules):
+        return Decision(number=build.number, fate=Fate.KEEP, why=retained)
     if build.state is BuildState.READY:
         if newest:
             why = f"one of the newest {rules.keep_last}"

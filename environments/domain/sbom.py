@@ -78,10 +78,10 @@ def package_url(package: Package) -> str:
         "subdir": package.subdir,
         "type": kind,
     }
-    told = "&".join(
+    reported = "&".join(
         f"{key}={quote(value, safe=':/')}" for key, value in qualifiers.items() if value
     )
-    return f"pkg:conda/{name}@{version}?{told}"
+    return f"pkg:conda/{name}@{version}?{reported}"
 
 
 def _origin(package: Package) -> dict[str, str]:
@@ -142,8 +142,8 @@ def _dependencies(root: str, packages: list[Package]) -> list[dict[str, Any]]:
             names = {required_name(text) for text in package.depends}
             found = {conda[name] for name in names if name in conda}
         else:
-            wanted = {required_name(text) for text in package.requires}
-            found = {pypi.get(name) or conda.get(name, "") for name in wanted}
+            requested = {required_name(text) for text in package.requires}
+            found = {pypi.get(name) or conda.get(name, "") for name in requested}
         own = package_url(package)
         needs[own] = found - {own, ""}
     needed = set().union(*needs.values())

@@ -81,7 +81,7 @@ def _without_credentials(text: str, root: Node, read: Submission, defaults: Defa
             continue
         if not reader.credentials and again.specification == read.specification:
             return replace(read, source=source)
-    where = next((place for place in reader.credentials.values()), "channels")
+    where = next((location for location in reader.credentials.values()), "channels")
     raise SpecificationError(
         [
             FaultError(

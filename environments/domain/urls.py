@@ -156,7 +156,7 @@ def _ipv4(labels: list[str]) -> str:
         raise UrlError("its host is not an address") from None
     if any(number > 255 for number in first) or last >= 256 ** (4 - len(first)):
         raise UrlError("its host is not an address")
-    value = last + sum(number << 8 * (3 - place) for place, number in enumerate(first))
+    value = last + sum(number << 8 * (3 - location) for location, number in enumerate(first))
     return str(ipaddress.IPv4Address(value))
 
 

@@ -110,8 +110,8 @@ def kept_builds(now: datetime) -> QuerySet[Build]:
     """All that are there, and those that were deleted but may be brought back."""
     since = now - settings.UNDO_WINDOW
     here = Q(deleted_at=None) | Q(deleted_at__gte=since)
-    place = Q(environment__deleted_at=None) | Q(environment__deleted_at__gte=since)
-    return Build.objects.filter(here, place).order_by()
+    location = Q(environment__deleted_at=None) | Q(environment__deleted_at__gte=since)
+    return Build.objects.filter(here, location).order_by()
 
 
 def _needed(now: datetime) -> Q:
@@ -237,17 +237,17 @@ def _find_orphans(report: Report, now: datetime, *, dry_run: bool) -> None:
     """Bytes without a row get one that is to be removed; rows without bytes are damaged."""
     rows = _by_folder()
     folder, known = next(rows, ("", {}))
-    for place in sorted(_folders()):
-        while folder and folder < place:
+    for location in sorted(_folders()):
+        while folder and folder < location:
             _lost(report, known, set(), now, dry_run=dry_run)
             folder, known = next(rows, ("", {}))
         # First files, then rows, since bytes are stored before their row.
-        names = _listed(place)
-        if folder == place:
+        names = _listed(location)
+        if folder == location:
             _lost(report, known, names, now, dry_run=dry_run)
             folder, known = next(rows, ("", {}))
         for name in names - _known(names):
-            _adopt(report, f"sha256/{place}/{name}", name, now, dry_run=dry_run)
+            _adopt(report, f"sha256/{location}/{name}", name, now, dry_run=dry_run)
     while folder:
         _lost(report, known, set(), now, dry_run=dry_run)
         folder, known = next(rows, ("", {}))

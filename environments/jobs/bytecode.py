@@ -137,8 +137,8 @@ def complete(build_id: int) -> None:
     try:
         _complete(build_id)
     except FileNotFoundError as error:
-        place = error.filename2 or error.filename
-        if place is None or not Path(place).is_relative_to(folders.data() / "prefixes"):
+        location = error.filename2 or error.filename
+        if location is None or not Path(location).is_relative_to(folders.data() / "prefixes"):
             raise
         logger.info("not compiled, as the folder is gone", build=build_id)
 
@@ -167,14 +167,14 @@ def _complete(build_id: int) -> None:
     linked = engine.bytecode.link(sources, interpreter=interpreter, prefix=prefix)
     missing, added = linked.missing, PrefixSize()
     added.add_compiled(linked)
-    asked = {
+    requested = {
         dependency_name(text)
         for texts in (specification.dependencies, specification.pip)
         for text in texts.get(part.platform, ())
     }
     roots = [
         *specification.smoke_tests.imports,
-        *top_level_modules(asked, sources, python),
+        *top_level_modules(requested, sources, python),
     ]
     for batch in (imported_by(roots, missing, python), missing):
         try:

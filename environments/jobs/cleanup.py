@@ -209,11 +209,11 @@ def _drop_attempts(oldest: float) -> None:
     for path in blobs.blobs_folder().glob("*"):
         attempt = _ATTEMPT.fullmatch(path.name)
         with contextlib.suppress(FileNotFoundError):
-            made = attempt and Artifact.objects.filter(
+            created = attempt and Artifact.objects.filter(
                 pk=attempt["artifact"], lease_token=attempt["token"], state=ArtifactState.MAKING
             )
             limit = oldest if attempt else time.time() - LEFTOVER.total_seconds()
-            if path.stat().st_mtime < limit and not (made and made.exists()):
+            if path.stat().st_mtime < limit and not (created and created.exists()):
                 linking.move_to_trash(path, folders.data() / folders.TRASH)
 
 
@@ -287,12 +287,12 @@ def index_channel(channel_id: int) -> bool:
 def _index_channel(channel_id: int) -> None:
     channel = Channel.objects.get(pk=channel_id)
     engine = get_engine().solver(())
-    wanted = _platforms_in_use()
-    state = engine.channel_state((channel.url,), wanted, time_limit=INDEX_TIME_LIMIT)
+    requested = _platforms_in_use()
+    state = engine.channel_state((channel.url,), requested, time_limit=INDEX_TIME_LIMIT)
     if state == channel.indexed_state:
         Channel.objects.filter(pk=channel.pk).update(indexed_at=timezone.now())
         return
-    look = Scan(folders.data() / folders.SEEN, channel.url)
+    poll = Scan(folders.data() / folders.SEEN, channel.url)
     updated = ("latest_version", "versions", "subdirs", "license", "summary")
     names: set[str] = set()
     batch: list[IndexedPackage] = []
@@ -310,7 +310,7 @@ def _index_channel(channel_id: int) -> None:
         entry = described.entry
         for subdir, digests in described.digests.items():
             for digest in digests:
-                look.add(subdir, digest)
+                poll.add(subdir, digest)
         names.add(entry.name)
         batch.append(
             IndexedPackage(
@@ -326,9 +326,9 @@ def _index_channel(channel_id: int) -> None:
         if len(batch) >= 100:
             store()
 
-    engine.describe(channel.url, wanted, each=see, time_limit=INDEX_TIME_LIMIT)
+    engine.describe(channel.url, requested, each=see, time_limit=INDEX_TIME_LIMIT)
     store()
-    look.save(now=time.time())
+    poll.save(now=time.time())
     for old in IndexedPackage.objects.filter(channel=channel).iterator():
         if old.name not in names:
             old.delete()

@@ -55,8 +55,8 @@ def next_previews() -> Iterator[str]:
     Ends where nothing is due.
     """
     for _ in range(_TRIES):
-        places = due().order_by().values_list("namespace")
-        oldest = dict(places.annotate(Min("created_at")))
+        locations = due().order_by().values_list("namespace")
+        oldest = dict(locations.annotate(Min("created_at")))
         if not oldest:
             return
         served = _served(oldest)

@@ -33,8 +33,8 @@ def next_builds(platform: str) -> Iterator[int]:
     for _ in range(TRIES):
         due = _due().exclude(platform__in=_served_by_others(platform))
         # Of each namespace its oldest; and how many of its builds run.
-        places = due.values_list("environment__namespace", "environment__namespace__served_at")
-        found = places.annotate(first=Min("pk"))
+        locations = due.values_list("environment__namespace", "environment__namespace__served_at")
+        found = locations.annotate(first=Min("pk"))
         running = dict(
             Build.objects.filter(state__in=RUNNING)
             .order_by()
@@ -42,13 +42,13 @@ def next_builds(platform: str) -> Iterator[int]:
             .annotate(Count("pk"))
         )
         turns = [
-            (running.get(place, 0), served_at or NEVER, first, place)
-            for place, served_at, first in found
+            (running.get(location, 0), served_at or NEVER, first, location)
+            for location, served_at, first in found
         ]
         if not turns:
             return
-        *_, first, place = min(turns)
-        Namespace.objects.filter(pk=place).update(served_at=timezone.now())
+        *_, first, location = min(turns)
+        Namespace.objects.filter(pk=location).update(served_at=timezone.now())
         yield first
 
 

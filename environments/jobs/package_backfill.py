@@ -53,7 +53,7 @@ def complete(*, most: int = 20) -> int:
     if not settings.KEEP_PACKAGES:
         return 0
     archive = package_archive()
-    kept = 0
+    retained = 0
     for record, locked, part in (
         (CondaRecord, LockedConda, "conda"),
         (PypiRecord, LockedPypi, "pypi"),
@@ -62,8 +62,8 @@ def complete(*, most: int = 20) -> int:
             builds = Build.objects.filter(_USED, **{f"lock__{part}__package": row})
             build = builds.select_related("environment__namespace").first()
             if build is not None:
-                kept += _kept(row.value(), build, archive)
-    return kept
+                retained += _kept(row.value(), build, archive)
+    return retained
 
 
 def _missing(record: Any, locked: Any) -> QuerySet[Any]:

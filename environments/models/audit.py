@@ -238,13 +238,13 @@ class AuditEvent(models.Model):
         and must then be the last write of its transaction, as the head stays locked until the
         commit.
         """
-        place = namespace or _namespace_of(target)
+        location = namespace or _namespace_of(target)
         event = cls(
             user=actor.account if actor and actor.signed_in else None,
             username=actor.name if actor else "system",
             token=actor.token if actor else None,
             address=actor.address if actor else "",
-            namespace_id=place.pk if place else None,
+            namespace_id=location.pk if location else None,
             action=action[:64],
             target=plain(target)[:200],
             changes=plain(changes or {}),
@@ -284,14 +284,14 @@ def audited() -> Iterator[None]:
     PostgreSQL two operations could otherwise deadlock.
     """
     outermost = not _block.open
-    kept = len(_block.waiting)
+    retained = len(_block.waiting)
     try:
         with transaction.atomic():
             _block.open = True
             try:
                 yield
             except BaseException:
-                del _block.waiting[kept:]  # events of a rolled back block
+                del _block.waiting[retained:]  # events of a rolled back block
                 raise
             if outermost:
                 _append(_block.waiting)
@@ -465,8 +465,8 @@ def _outside(head: AuditHead) -> Fault | None:
     if head.cut_position:
         cuts = AuditEvent.objects.filter(action=PRUNE, position__gt=head.cut_position)
         last = cuts.order_by("-position").first()
-        made = last.changes if last else {}
-        if (made.get("to"), made.get("digest")) != (head.cut_position, head.cut_digest):
+        created = last.changes if last else {}
+        if (created.get("to"), created.get("digest")) != (head.cut_position, head.cut_digest):
             return Fault(
                 position=head.cut_position + 1,
                 message=f"The events up to {head.cut_position} were deleted without a prune.",

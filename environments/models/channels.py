@@ -94,8 +94,8 @@ class ChannelCredentialQuerySet(models.QuerySet["ChannelCredential"]):
     def of_registry(self, namespace: Namespace | None, place: str) -> ChannelCredential | None:
         """Return the login for `host/team/name` of a namespace, or of the installation (None)."""
         rows = self.filter(namespace=namespace, url_prefix__startswith=REGISTRY)
-        wanted = f"{REGISTRY}{place}/"
-        fitting = [row for row in rows if wanted.startswith(f"{row.url_prefix}/")]
+        requested = f"{REGISTRY}{place}/"
+        fitting = [row for row in rows if requested.startswith(f"{row.url_prefix}/")]
         return max(fitting, key=lambda row: len(row.url_prefix), default=None)
 
     def visible_to(self, actor: Actor) -> Self:

@@ -240,16 +240,16 @@ def _stored(
     model: type[CondaRecord] | type[PypiRecord], packages: Iterable[CondaPackage | PypiPackage]
 ) -> dict[_Key, int]:
     """Store new records, and return the primary key of each package's row."""
-    wanted = {_key(package): package for package in packages}
-    digests = sorted({sha256 for _, sha256, _ in wanted})
+    requested = {_key(package): package for package in packages}
+    digests = sorted({sha256 for _, sha256, _ in requested})
     found = _found(model, digests)
-    _adopt(model, digests, wanted.keys() - found.keys(), found)
+    _adopt(model, digests, requested.keys() - found.keys(), found)
     # Sorted, so that two transactions with the same packages cannot deadlock.
-    new = [model.from_value(wanted[key]) for key in sorted(wanted.keys() - found.keys())]  # type: ignore[arg-type]
+    new = [model.from_value(requested[key]) for key in sorted(requested.keys() - found.keys())]  # type: ignore[arg-type]
     if new:
         model.objects.bulk_create(new, batch_size=BATCH // 4, ignore_conflicts=True)  # type: ignore[arg-type]
         found = _found(model, digests)
-    return {key: found[key] for key in wanted}
+    return {key: found[key] for key in requested}
 
 
 def _found(model: Any, digests: Sequence[str]) -> dict[_Key, int]:

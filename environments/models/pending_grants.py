@@ -82,8 +82,8 @@ def settle(holder: User | Group) -> None:
             row.apply(holder)
     if found:
         # Recorded without a namespace: its managers must not learn of the account.
-        told = {"granted": sorted({str(row.namespace or row.environment) for row in found})}
-        transaction.on_commit(partial(AuditEvent.record, None, "account.grants", name, told))
+        reported = {"granted": sorted({str(row.namespace or row.environment) for row in found})}
+        transaction.on_commit(partial(AuditEvent.record, None, "account.grants", name, reported))
 
 
 def settle_all() -> None:

@@ -116,17 +116,17 @@ def materialise(
         concerned["user"] = user
         rules = rules.filter(namespace__contains=USERNAME)
         mirrored = mirrored.filter(user=user)
-    wanted = set(_rows(rules, mirrored, namespaces_of_kind, user)) if rules.exists() else set()
+    requested = set(_rows(rules, mirrored, namespaces_of_kind, user)) if rules.exists() else set()
     held = {
         (row.mapping_id, row.group_id, row.namespace_id, row.user_id, row.role): row.pk
         for row in MappedRole.objects.filter(**concerned)
     }
-    if gone := [held[row] for row in held.keys() - wanted]:
+    if gone := [held[row] for row in held.keys() - requested]:
         MappedRole.objects.filter(pk__in=gone).delete()
     MappedRole.objects.bulk_create(
         [
             MappedRole(mapping_id=m, group_id=g, namespace_id=n, user_id=u, role=role)
-            for m, g, n, u, role in sorted(wanted - held.keys(), key=str)
+            for m, g, n, u, role in sorted(requested - held.keys(), key=str)
         ],
         ignore_conflicts=True,
     )
@@ -166,9 +166,9 @@ def _personal_rows(
     if user is not None:
         members = members.filter(user=user)
     for group, person, username in members.values_list("group", "user", "user__username"):
-        place = namespaces_of_kind.get(rule.namespace.replace(USERNAME, username.lower()))
-        if place is not None:
-            yield rule.pk, group, place, person, rule.role
+        location = namespaces_of_kind.get(rule.namespace.replace(USERNAME, username.lower()))
+        if location is not None:
+            yield rule.pk, group, location, person, rule.role
 
 
 def _matcher(pattern: str) -> Callable[[str], object]:

@@ -86,18 +86,18 @@ def decide(
     _refuse_own(actor, waiting)
     if approve:
         _refuse_half_approved(waiting)
-    made: dict[tuple[object, ...], Decision] = {}
+    created: dict[tuple[object, ...], Decision] = {}
     for request in waiting:
         decision = _decision(request, scope, spec, everywhere)
-        made.setdefault(_decision_key(decision), decision)
-    for decision in made.values():
+        created.setdefault(_decision_key(decision), decision)
+    for decision in created.values():
         decision.approved, decision.reason, decision.expires_at = approve, reason, expires_at
         decision.decided_by = actor.account
         decision.complete = not (approve and _needs_two(decision, waiting))
         decision.save()
-    _check_all_covered(made.values(), waiting, spec)
+    _check_all_covered(created.values(), waiting, spec)
     resumed: list[Build] = []
-    for decision in made.values():
+    for decision in created.values():
         reached = approval_requests.in_reach(decision)
         _refuse_own(actor, reached)
         if approve:
@@ -112,9 +112,9 @@ def decide(
                 state=RequestState.SECOND, decision=decision
             )
     _send(resumed)
-    for decision in made.values():
+    for decision in created.values():
         _audit(actor, "approval.approve" if approve else "approval.reject", decision)
-    return list(made.values())
+    return list(created.values())
 
 
 @audited()
@@ -249,8 +249,8 @@ def _refuse_own_closed(actor: Actor, decision: Decision) -> None:
     """
     if settings.SELF_APPROVAL:
         return
-    asked = RequestAsker.objects.of_person(actor.account).values("request")
-    closed = ApprovalRequest.objects.filter(pk__in=asked).exclude(state__in=UNDECIDED)
+    requested = RequestAsker.objects.of_person(actor.account).values("request")
+    closed = ApprovalRequest.objects.filter(pk__in=requested).exclude(state__in=UNDECIDED)
     covered = approval_requests.covered_among(closed, decision)
     if names := sorted({str(one) for one in covered if not _is_granted(actor, one, decision)}):
         raise AccessDeniedError(
@@ -398,11 +398,11 @@ def _decision_key(decision: Decision) -> tuple[object, ...]:
 def _check_all_covered(
     decisions: Iterable[Decision], requests: Sequence[ApprovalRequest], spec: str
 ) -> None:
-    made = list(decisions)
+    created = list(decisions)
     left = [
         str(request)
         for request in requests
-        if not any(approval_requests.covered(decision, request) for decision in made)
+        if not any(approval_requests.covered(decision, request) for decision in created)
     ]
     if left:
         raise InvalidInputError(

@@ -134,8 +134,8 @@ def refused_request(request: HttpRequest, error: StoreError) -> None:
     route = (match.view_name or match.route) if match else "none"
     name = match.kwargs.get("namespace") if match else None
     actor: Actor = getattr(request, "actor", None) or Actor(AnonymousUser())
-    place = Namespace.objects.filter(name=name).first() if name else None
-    refused(actor, f"http.{route}", f"{request.method} {request.path}", error, namespace=place)
+    location = Namespace.objects.filter(name=name).first() if name else None
+    refused(actor, f"http.{route}", f"{request.method} {request.path}", error, namespace=location)
 
 
 #: Arguments that identify the target of a mutation; others may hold secrets or large texts.
@@ -423,8 +423,8 @@ def store_checkpoint() -> None:
         return
     if last is not None and newest.counter <= last.counter:
         logger.error("audit log was rolled back", stored=last.position, now=newest.position)
-    place = parse_audit_anchor(settings.AUDIT_ANCHOR)
-    _sending = threading.Thread(target=_send, args=(place, newest), daemon=True)
+    location = parse_audit_anchor(settings.AUDIT_ANCHOR)
+    _sending = threading.Thread(target=_send, args=(location, newest), daemon=True)
     _sending.start()
 
 

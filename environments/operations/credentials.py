@@ -59,10 +59,10 @@ def set_credential(
 def delete_credential(*, actor: Actor, credential: ChannelCredential) -> ChannelCredential:
     """Delete a credential; the channel refuses builds that start later."""
     _require(actor, credential.namespace)
-    place, key = credential.namespace or "the installation", credential.pk
+    location, key = credential.namespace or "the installation", credential.pk
     credential.delete()
     credential.pk = key  # the deleted row is returned to the caller
-    AuditEvent.record(actor, "credential.delete", place, {"url_prefix": credential.url_prefix})
+    AuditEvent.record(actor, "credential.delete", location, {"url_prefix": credential.url_prefix})
     return credential
 
 
@@ -224,10 +224,10 @@ def _store(
 
 def _unstored(namespace: Namespace, credentials: Sequence[Credential]) -> list[Credential]:
     """Return credentials that differ from those which builds of the namespace would use."""
-    wanted = [one for one in credentials if not hosted_channels.is_hosted(one.url_prefix)]
-    if not wanted:
+    requested = [one for one in credentials if not hosted_channels.is_hosted(one.url_prefix)]
+    if not requested:
         return []
-    _refuse_two_secrets(wanted)
+    _refuse_two_secrets(requested)
     rows = ChannelCredential.objects.usable_in(namespace)
 
     def stored(url: str) -> Credential | None:
@@ -235,7 +235,9 @@ def _unstored(namespace: Namespace, credentials: Sequence[Credential]) -> list[C
         return next((row.value() for row in covering), None)
 
     return [
-        one for one in wanted if (found := stored(one.url_prefix)) is None or not _equal(found, one)
+        one
+        for one in requested
+        if (found := stored(one.url_prefix)) is None or not _equal(found, one)
     ]
 
 

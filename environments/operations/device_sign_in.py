@@ -60,7 +60,7 @@ def start(*, actor: Actor, name: str) -> Started:
         letters = "".join(secrets.choice(ALPHABET) for _ in range(8))
         try:
             with transaction.atomic():
-                made = DeviceSignIn.objects.create(
+                created = DeviceSignIn.objects.create(
                     digest=token_digest(secret),
                     user_code=f"{letters[:4]}-{letters[4:]}",
                     name=name,
@@ -69,7 +69,7 @@ def start(*, actor: Actor, name: str) -> Started:
                 )
         except IntegrityError:  # the same user code was drawn; there are 20^8
             continue
-        return Started(device_code=secret, user_code=made.user_code)
+        return Started(device_code=secret, user_code=created.user_code)
 
 
 def find(*, actor: Actor, user_code: str) -> DeviceSignIn:
@@ -93,9 +93,9 @@ def decide(*, actor: Actor, request: DeviceSignIn, approve: bool) -> None:
     change = {"approved_by": actor.account} if approve else {"denied_at": timezone.now()}
     if not DeviceSignIn.objects.open().filter(pk=request.pk).update(**change):
         raise NotFoundError("This code was already used or has expired.")
-    told = {"name": request.name, "address": request.address}
+    reported = {"name": request.name, "address": request.address}
     action = "device.approve" if approve else "device.deny"
-    AuditEvent.record(actor, action, actor.account.username, told)
+    AuditEvent.record(actor, action, actor.account.username, reported)
 
 
 @transaction.atomic

@@ -215,8 +215,8 @@ def _served(builds: QuerySet[Build]) -> list[Build]:
 def _why(arrival: Arrival) -> str:
     if arrival.refusal is not None:
         return arrival.refusal.message
-    asked = [verdict.sentence for verdict in arrival.verdicts if verdict.effect is Effect.ASK]
-    return f"it needs an approval. {' '.join(asked[:5])}"
+    requested = [verdict.sentence for verdict in arrival.verdicts if verdict.effect is Effect.ASK]
+    return f"it needs an approval. {' '.join(requested[:5])}"
 
 
 def _details(arrival: Arrival) -> list[Any]:
@@ -240,10 +240,10 @@ def copy_environment(
     require(actor, Perm.DOWNLOAD, environment)
     require(actor, Perm.BUILD, namespace)
     environment.refresh_from_db()
-    kept = environment.builds.filter(deleted_at=None, state__in=FINISHED).order_by("number")
+    retained = environment.builds.filter(deleted_at=None, state__in=FINISHED).order_by("number")
     arrivals: dict[int, Arrival] = {}
     if namespace.pk != environment.namespace_id:
-        found = judge_arrivals(namespace, _served(kept))
+        found = judge_arrivals(namespace, _served(retained))
         arrivals = {arrival.build.pk: arrival for arrival in found}
     first = _first(environment, arrivals)
     if first is not None and first.refusal is not None:
@@ -258,7 +258,7 @@ def copy_environment(
     copy = _create(actor, namespace, name, environment.description)
     copies: dict[int, Build] = {}
     left_out: list[int] = []
-    for build in kept:
+    for build in retained:
         arrival = arrivals.get(build.pk)
         if arrival is not None and not arrival.allowed and arrival is not held:
             left_out.append(build.number)

@@ -127,8 +127,8 @@ def change_channel(
 ) -> HostedChannel:
     """Change the given fields; None leaves a field unchanged."""
     require(actor, Perm.MANAGE, channel)
-    asked = {"description": description, "public": public}
-    changes = {name: value for name, value in asked.items() if value is not None}
+    requested = {"description": description, "public": public}
+    changes = {name: value for name, value in requested.items() if value is not None}
     _check_length(description or "", "description")
     before = {name: getattr(channel, name) for name in changes}
     if changes:
@@ -224,9 +224,14 @@ def upload(
         known = channel.packages.filter(made_from=sha256).select_related("channel__namespace")
         if (same := known.first()) is not None:
             return Uploaded(package=same, created=False)
-        made = wheel_conversion.convert(path, file_name, limits=settings.UNPACKING)
+        result = wheel_conversion.convert(path, file_name, limits=settings.UNPACKING)
         path.unlink()
-        path, file_name, warnings, made_from = made.path, made.file_name, made.warnings, sha256
+        path, file_name, warnings, made_from = (
+            result.path,
+            result.file_name,
+            result.warnings,
+            sha256,
+        )
     try:
         if made_from:
             sha256, md5 = _digest(path, "sha256"), _digest(path, "md5")
@@ -287,7 +292,7 @@ def _added(
     blobs.mark_used(Blob.objects.filter(pk=stored.blob.pk))
     now = timezone.now()
     # Rules on age use this time, as the publisher controls the package's own timestamp.
-    told = record | {"indexed_timestamp": int(now.timestamp() * 1000)}
+    reported = record | {"indexed_timestamp": int(now.timestamp() * 1000)}
     package = HostedPackage.objects.create(
         channel=channel,
         subdir=subdir,
@@ -295,7 +300,7 @@ def _added(
         name=record["name"],
         version=record["version"],
         build=record["build"],
-        record=CondaPackage.from_record(told, url="", channel="", file_name="").record_json(),
+        record=CondaPackage.from_record(reported, url="", channel="", file_name="").record_json(),
         sha256=record["sha256"],
         md5=stored.md5,
         size=record["size"],
@@ -347,8 +352,8 @@ def _mark(
         state = "already yanked" if yanked_at else "not yanked"
         raise ConflictError(f"{package} is {state}.")
     package.refresh_from_db()
-    told = {"package": str(package)} | ({"reason": reason} if reason else {})
-    AuditEvent.record(actor, action, channel.namespace, told)
+    reported = {"package": str(package)} | ({"reason": reason} if reason else {})
+    AuditEvent.record(actor, action, channel.namespace, reported)
     return package
 
 

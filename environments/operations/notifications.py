@@ -53,8 +53,8 @@ def create_webhook(
     hook = Webhook(namespace=namespace, url=address, events=sorted(set(events)))
     hook.seal(secret)
     hook.save()
-    place = namespace or "the installation"
-    AuditEvent.record(actor, "webhook.create", place, {"url": address, "events": hook.events})
+    location = namespace or "the installation"
+    AuditEvent.record(actor, "webhook.create", location, {"url": address, "events": hook.events})
     return CreatedWebhook(webhook=hook, secret=secret)
 
 
@@ -72,8 +72,8 @@ def try_webhook(*, actor: Actor, webhook: Webhook) -> Webhook:
             hint="Delete the webhook and create it again.",
         )
     Notification.try_out(webhook)
-    place = webhook.namespace or "the installation"
-    AuditEvent.record(actor, "webhook.test", place, {"url": webhook.url})
+    location = webhook.namespace or "the installation"
+    AuditEvent.record(actor, "webhook.test", location, {"url": webhook.url})
     return webhook
 
 
@@ -81,8 +81,8 @@ def try_webhook(*, actor: Actor, webhook: Webhook) -> Webhook:
 def delete_webhook(*, actor: Actor, webhook: Webhook) -> Webhook:
     """Delete a webhook with its undelivered messages."""
     _require(actor, webhook.namespace)
-    place, key = webhook.namespace or "the installation", webhook.pk
+    location, key = webhook.namespace or "the installation", webhook.pk
     webhook.delete()
     webhook.pk = key  # the deleted row is returned to the caller
-    AuditEvent.record(actor, "webhook.delete", place, {"url": webhook.url})
+    AuditEvent.record(actor, "webhook.delete", location, {"url": webhook.url})
     return webhook

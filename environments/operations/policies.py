@@ -251,8 +251,8 @@ def restore_version(
     if before == restored.rules:
         raise ConflictError(f"The {policy} already has the rules of version {restored.number}.")
     held = {row.name: row for row in rows}
-    wanted = {rule["name"] for rule in restored.rules}
-    policy.rules.exclude(name__in=wanted).delete()
+    requested = {rule["name"] for rule in restored.rules}
+    policy.rules.exclude(name__in=requested).delete()
     for position, rule in enumerate(restored.rules):
         row = held.get(rule["name"]) or PolicyRule(policy=policy, name=rule["name"])
         row.position = position

@@ -212,7 +212,7 @@ class _Evaluation:
         if model is CondaRecord and not self._policy.ages:
             # `record` is most of a row's bytes, and only age rules need it.
             rows = rows.defer("record")
-        looks = FirstSeen(folders.data() / folders.SEEN)
+        polls = FirstSeen(folders.data() / folders.SEEN)
         seen: dict[tuple[str, str], Sighting] = {}
         scripts: dict[str, tuple[str, ...]] = {}
         licenses: dict[str, str] = {}
@@ -238,7 +238,7 @@ class _Evaluation:
             if row.own_license:
                 licenses[row.sha256] = row.own_license
             if self._policy.ages:
-                seen[subject.channel, row.sha256] = _seen(row, subject, looks)
+                seen[subject.channel, row.sha256] = _seen(row, subject, polls)
             if isinstance(row, CondaRecord) and row.link_scripts:
                 scripts[row.sha256] = tuple(row.link_scripts)
             label = f"{subject.name} {subject.version}"
@@ -442,9 +442,12 @@ def _affected(
     build = environment.current
     chains: dict[str, tuple[str, ...]] = {}
     if build is not None and build.lock is not None and any(each.name for each in shown):
-        asked = build.specification.value()
+        requested = build.specification.value()
         for part in build.lock.value():
-            roots = (*asked.dependencies.get(part.platform, ()), *asked.pip.get(part.platform, ()))
+            roots = (
+                *requested.dependencies.get(part.platform, ()),
+                *requested.pip.get(part.platform, ()),
+            )
             for name, chain in shortest_chains(part, roots).items():
                 chains.setdefault(name, chain)
     return AffectedEnvironment(

@@ -43,16 +43,16 @@ def preview_for(
         InvalidInputError: the environment name is not valid.
         NotFoundError: there is no such namespace that the caller may see.
     """
-    place = namespace_to_build_in(actor, namespace)
+    location = namespace_to_build_in(actor, namespace)
     found = None
     if environment is not None:
         visible = Environment.objects.visible_to(actor).select_related("namespace", "current")
-        found = visible.filter(namespace=place, name=environment).first()
+        found = visible.filter(namespace=location, name=environment).first()
         if found is None:
             parse_name(environment, what="environment")
     return preview_solve(
         actor=actor,
-        namespace=place,
+        namespace=location,
         environment=found,
         specification=specification,
         force_solve=force_solve,

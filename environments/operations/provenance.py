@@ -97,7 +97,7 @@ def _locks(build: Build) -> list[Subject]:
 
 
 def _artifacts(build: Build) -> list[Subject]:
-    made = Artifact.objects.filter(
+    created = Artifact.objects.filter(
         lock=build.lock_id,
         state=ArtifactState.READY,
         variant=variant_of(dict(build.specification.value().variables)),
@@ -110,7 +110,7 @@ def _artifacts(build: Build) -> list[Subject]:
             name=f"{stem}-{artifact.platform}-{ARTIFACTS[ArtifactKind(artifact.kind)].file_name}",
             sha256=artifact.blob.sha256,
         )
-        for artifact in made.select_related("blob")
+        for artifact in created.select_related("blob")
         if artifact.blob and artifact.recipe == ARTIFACTS[ArtifactKind(artifact.kind)].recipe
     ]
 

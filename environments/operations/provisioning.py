@@ -265,12 +265,12 @@ def _group_name(words: GroupAttributes) -> str:
 
 
 def _set_members(actor: Actor, group: DirectoryGroup, keys: Collection[int]) -> dict[str, Any]:
-    wanted = dict(
+    requested = dict(
         people(actor)
         .filter(pk__in=set(keys))
         .values_list("identity__user", "identity__user__username")
     )
-    if len(wanted) != len(set(keys)):
+    if len(requested) != len(set(keys)):
         known = set(people(actor).filter(pk__in=set(keys)).values_list("pk", flat=True))
         missing = sorted(set(keys) - known)
         raise InvalidInputError(
@@ -279,16 +279,16 @@ def _set_members(actor: Actor, group: DirectoryGroup, keys: Collection[int]) -> 
             hint="Provision people before the groups that contain them.",
         )
     held = dict(User.objects.filter(groups=group.group_id).values_list("pk", "username"))
-    added, removed = wanted.keys() - held.keys(), held.keys() - wanted.keys()
+    added, removed = requested.keys() - held.keys(), held.keys() - requested.keys()
     group.group.user_set.add(*added)
     group.group.user_set.remove(*removed)
     directories.mirror_administration(User.objects.filter(pk__in=added | removed))
-    told = {"added": sorted(wanted[key] for key in added)}
-    told["removed"] = sorted(held[key] for key in removed)
+    reported = {"added": sorted(requested[key] for key in added)}
+    reported["removed"] = sorted(held[key] for key in removed)
     return {
         key: names
         if len(names) <= MAX_NAMED_MEMBERS
         else [*names[:MAX_NAMED_MEMBERS], f"and {len(names) - MAX_NAMED_MEMBERS} more"]
-        for key, names in told.items()
+        for key, names in reported.items()
         if names
     }

@@ -51,8 +51,8 @@ def create_push_rule(*, actor: Actor, namespace: Namespace, pattern: str, target
     except IntegrityError:
         raise ConflictError("The same rule already exists.") from None
     _request_pushes(rule)
-    told = {"pattern": pattern, "target": target}
-    AuditEvent.record(actor, "push-rule.create", namespace, told)
+    reported = {"pattern": pattern, "target": target}
+    AuditEvent.record(actor, "push-rule.create", namespace, reported)
     return rule
 
 
@@ -102,8 +102,8 @@ def delete_push_rule(*, actor: Actor, rule: PushRule) -> PushRule:
     key = rule.pk
     rule.delete()
     rule.pk = key  # the deleted row is returned to the caller
-    told = {"pattern": rule.pattern, "target": rule.target}
-    AuditEvent.record(actor, "push-rule.delete", rule.namespace, told)
+    reported = {"pattern": rule.pattern, "target": rule.target}
+    AuditEvent.record(actor, "push-rule.delete", rule.namespace, reported)
     return rule
 
 

@@ -135,14 +135,14 @@ def _counted(rows: QuerySet[Any], through: str) -> Expression:
 
 def used(kind: str) -> Any:
     """Annotation of namespaces with their usage of a quota."""
-    builds, place = Build.objects.all(), "environment__namespace"
+    builds, location = Build.objects.all(), "environment__namespace"
     if kind == "environments":
         return _counted(Environment.objects.present(), "namespace")
     if kind == "builds_at_once":
-        return _counted(builds.filter(state__in={BuildState.QUEUED, *RUNNING}), place)
+        return _counted(builds.filter(state__in={BuildState.QUEUED, *RUNNING}), location)
     if kind == "builds_a_day":
         # Builds that were copied with an environment do not count as submitted.
-        return _counted(builds.filter(origin=None, created_at__gt=timezone.now() - DAY), place)
+        return _counted(builds.filter(origin=None, created_at__gt=timezone.now() - DAY), location)
     # A folder shared by copies counts proportionally in each namespace.
     here = builds.filter(environment__namespace=OuterRef(OuterRef("pk"))).order_by()
     holders = (
@@ -190,8 +190,10 @@ def require_quota(namespace: Namespace, *, environments: int = 0, builds: int = 
     Raises:
         QuotaError: lists all exceeded quotas.
     """
-    asked = {"environments": environments, "builds_at_once": builds, "builds_a_day": builds}
-    return _check(namespace, {name: more for name, more in asked.items() if more} | {"bytes": 0})
+    requested = {"environments": environments, "builds_at_once": builds, "builds_a_day": builds}
+    return _check(
+        namespace, {name: more for name, more in requested.items() if more} | {"bytes": 0}
+    )
 
 
 def require_restore_quota(namespace: Namespace) -> list[str]:

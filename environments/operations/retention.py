@@ -68,13 +68,13 @@ def rules_of(namespace: Namespace) -> Rules:
     def said(own: int | None, default: int) -> int | None:
         return (default if own is None else own) or None
 
-    asked = Rules(
+    requested = Rules(
         keep_last=said(namespace.keep_last, settings.RETENTION_KEEP_LAST),
         keep_days=said(namespace.keep_days, settings.RETENTION_KEEP_DAYS),
         keep_tagged=namespace.keep_tagged,
         delete_days=said(namespace.delete_days, settings.RETENTION_DELETE_DAYS),
     )
-    return asked.within(bounds())
+    return requested.within(bounds())
 
 
 @audited()
@@ -210,11 +210,11 @@ def place_hold(
 @audited()
 def release_hold(*, actor: Actor, hold: LegalHold, reason: str) -> LegalHold:
     require(actor, Perm.MANAGE, hold.environment)
-    told = {"reason": _reason(reason), "placed": hold.reason}
+    reported = {"reason": _reason(reason), "placed": hold.reason}
     released = LegalHold.objects.active().filter(pk=hold.pk)
     if not released.update(released_at=timezone.now(), released_by=actor.account):
         raise ConflictError("This hold is already released.")
-    AuditEvent.record(actor, "hold.release", hold.build or hold.environment, told)
+    AuditEvent.record(actor, "hold.release", hold.build or hold.environment, reported)
     hold.refresh_from_db()
     return hold
 
@@ -254,8 +254,8 @@ def deleted_environments(actor: Actor) -> QuerySet[Environment]:
 
 def find_deleted_build(actor: Actor, namespace: str, environment: str, number: int) -> Build:
     """Raises NotFoundError, also for builds the actor may not manage."""
-    place = {"environment__namespace__name": namespace, "environment__name": environment}
-    found = deleted_builds(actor).filter(**place, number=number).first()
+    location = {"environment__namespace__name": namespace, "environment__name": environment}
+    found = deleted_builds(actor).filter(**location, number=number).first()
     if found is None:
         raise NotFoundError(
             f"There is no deleted build {namespace}/{environment}:{number} to restore.",

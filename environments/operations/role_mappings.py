@@ -40,6 +40,6 @@ def add_role_mapping(*, actor: Actor, group: str, namespace: str, role: Role) ->
 @transaction.atomic
 def remove_role_mapping(*, actor: Actor, mapping: RoleMapping) -> None:
     require_superuser(actor)
-    text, places = str(mapping), mapping.mapped.values("namespace").distinct().count()
+    text, locations = str(mapping), mapping.mapped.values("namespace").distinct().count()
     mapping.delete()
-    AuditEvent.record(actor, "role-mapping.remove", text, {"namespaces": places})
+    AuditEvent.record(actor, "role-mapping.remove", text, {"namespaces": locations})

@@ -127,12 +127,12 @@ def _rendered(key: tuple[str, str], render: Callable[[], dict[str, bytes]]) -> d
         if (known := _documents.get(key)) is not None:
             _documents.move_to_end(key)
             return known
-    made = render()
+    created = render()
     with _guard:
-        _documents[key] = made
+        _documents[key] = created
         while len(_documents) > CACHED_DOCUMENTS:
             _documents.popitem(last=False)
-    return made
+    return created
 
 
 def channel_of_build(*, actor: Actor, build: Build) -> ServedChannel:

@@ -95,10 +95,10 @@ def refusal(
 
 def _challenge(request: HttpRequest, scope: str, *, insufficient: bool = False) -> str:
     """Return the `WWW-Authenticate` header, which names the token service."""
-    place = reverse("registry-token")
-    address = settings.PUBLIC_URL.rstrip("/") + place if settings.PUBLIC_URL else ""
+    location = reverse("registry-token")
+    address = settings.PUBLIC_URL.rstrip("/") + location if settings.PUBLIC_URL else ""
     parts = {
-        "realm": address or request.build_absolute_uri(place),
+        "realm": address or request.build_absolute_uri(location),
         "service": request.get_host(),
         **({"scope": scope} if scope else {}),
         **({"error": "insufficient_scope"} if insufficient else {}),
@@ -139,9 +139,9 @@ def in_its_words(view: Any) -> Any:
             return refusal(status, "UNKNOWN", "Internal error.")
         if answer.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             message = f"The range is outside the blob ({answer['Content-Range']})."
-            told = refusal(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, "SIZE_INVALID", message)
-            told["Content-Range"] = answer["Content-Range"]
-            return told
+            reported = refusal(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, "SIZE_INVALID", message)
+            reported["Content-Range"] = answer["Content-Range"]
+            return reported
         answer[API_VERSION[0]] = API_VERSION[1]
         return answer
 

@@ -52,8 +52,8 @@ def token_for(request: HttpRequest) -> JsonResponse:
     if secret is None and request.method == "POST":  # OAuth2, as docker does it after a login
         secret = given.get("password") or given.get("refresh_token")
     actor = actor_with_token(secret, address=address) if secret is not None else None
-    asked = [scope for text in given.getlist("scope") for scope in text.split()]
-    scopes = [scope for scope in asked if _SCOPES.fullmatch(scope)][:MOST_SCOPES]
+    requested = [scope for text in given.getlist("scope") for scope in text.split()]
+    scopes = [scope for scope in requested if _SCOPES.fullmatch(scope)][:MOST_SCOPES]
     names = [scope.rpartition(":")[0] for scope in scopes]
     said: dict[str, Any] = {"token": 0, "for": names}
     if actor is not None and actor.token is not None:

@@ -79,7 +79,7 @@ def begins(response: HttpResponseBase) -> bool:
 async def _streamed(request: HttpRequest, served: Served, path: Path | None) -> HttpResponseBase:
     size = served.blob.size
     try:
-        wanted = _range(request, served)
+        requested = _range(request, served)
     except ValueError:
         message = f"The range is outside the file, which has {size} bytes."
         fault = {"title": "Requested Range Not Satisfiable", "status": 416, "detail": message}
@@ -88,8 +88,8 @@ async def _streamed(request: HttpRequest, served: Served, path: Path | None) -> 
         )
         response["Content-Range"] = f"bytes */{size}"
         return _told(response, served)
-    first, last = wanted or (0, size - 1)
-    status = 206 if wanted else 200
+    first, last = requested or (0, size - 1)
+    status = 206 if requested else 200
     if request.method == "HEAD":
         response = HttpResponse(content_type=served.content_type, status=status)
     elif path:
@@ -99,7 +99,7 @@ async def _streamed(request: HttpRequest, served: Served, path: Path | None) -> 
         parts = _store_parts(served.blob, first, last)
         response = StreamingHttpResponse(parts, content_type=served.content_type, status=status)
     response["Content-Length"] = str(last - first + 1)
-    if wanted:
+    if requested:
         response["Content-Range"] = f"bytes {first}-{last}/{size}"
     return _told(response, served)
 

@@ -75,7 +75,7 @@ class _Received:
 
 async def _upload(request: HttpRequest, channel: str, subdir: str, name: str) -> HttpResponseBase:
     actor = actor_of(request)
-    wanted, length = _announced(request)
+    requested, length = _announced(request)
 
     def find() -> Any:
         found = hosted_channels.find_channel(actor, channel)
@@ -88,9 +88,9 @@ async def _upload(request: HttpRequest, channel: str, subdir: str, name: str) ->
     path = uploads_folder() / f"{secrets.token_hex(16)}.upload"
     try:
         received = await _received(request, path)
-        if wanted and wanted != received.sha256:
+        if requested and requested != received.sha256:
             raise InvalidInputError(
-                f"The uploaded file has the sha256 {received.sha256}, expected was {wanted}.",
+                f"The uploaded file has the sha256 {received.sha256}, expected was {requested}.",
                 where="Content-Digest",
                 hint="Upload it again: it was damaged, or the digest belongs to another file.",
             )

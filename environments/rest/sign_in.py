@@ -46,11 +46,11 @@ def sign_in(request: HttpRequest) -> JsonResponse:
     body = _body(request)
     username, password = (_text(body, key) for key in ("username", "password"))
     user = with_password(request, username=username, password=password)
-    made = tokens.create_token(
+    created = tokens.create_token(
         actor=Actor(user, address=client_address(request.META)),
         name=_text(body, "name", f"sign-in-{secrets.token_hex(4)}"),
     )
-    return _made(made)
+    return _made(created)
 
 
 @csrf_exempt  # unauthenticated, and only creates a code
@@ -85,12 +85,12 @@ def collect_device(request: HttpRequest) -> JsonResponse:
     """Poll a device sign-in: {device_code} -> {token, expires_at, name}, or 400 with `error`."""
     body = _body(request)
     try:
-        made = device_sign_in.collect(
+        created = device_sign_in.collect(
             device_code=_text(body, "device_code"), address=client_address(request.META)
         )
     except NotYetError as why:
         return JsonResponse({"error": why.code}, status=HTTPStatus.BAD_REQUEST)
-    return _made(made)
+    return _made(created)
 
 
 def _made(made: NewToken) -> JsonResponse:

@@ -42,12 +42,12 @@ async def download(
     request: HttpRequest, namespace: str, environment: str, reference: str, name: str
 ) -> HttpResponseBase:
     """Serve a file of a build: a rendered lock, or an artifact."""
-    place = (namespace, environment, reference, name)
+    location = (namespace, environment, reference, name)
     if name == downloads.PROVENANCE:
-        return await sync_to_async(_provenance)(request, *place)
+        return await sync_to_async(_provenance)(request, *location)
     if name in downloads.FORMS or name not in KIND_OF:
-        return await sync_to_async(_lock_file)(request, *place)
-    return await artifacts.download(request, *place)
+        return await sync_to_async(_lock_file)(request, *location)
+    return await artifacts.download(request, *location)
 
 
 def _lock_file(

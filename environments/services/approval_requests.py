@@ -79,24 +79,24 @@ def waiting_for(verdicts: Sequence[Verdict]) -> str:
 
 
 def _asked(verdicts: Sequence[Verdict]) -> dict[str, list[Verdict]]:
-    asked: dict[str, list[Verdict]] = {}
+    requested: dict[str, list[Verdict]] = {}
     for verdict in verdicts:
         if verdict.effect is Effect.ASK and verdict.package is not None:
-            asked.setdefault(subject_of(verdict.package), []).append(verdict)
-    return asked
+            requested.setdefault(subject_of(verdict.package), []).append(verdict)
+    return requested
 
 
 def open_requests(build: Build, verdicts: Sequence[Verdict]) -> bool:
     """Open the requests of a HELD build. Call it after `in_turn`; returns as `hold`."""
-    asked = _asked(verdicts)
+    requested = _asked(verdicts)
     namespace = build.environment.namespace
     known = {
         request.subject: request
         for request in ApprovalRequest.objects.undecided().filter(
-            namespace=namespace, subject__in=list(asked)
+            namespace=namespace, subject__in=list(requested)
         )
     }
-    new = _opened(build, {key: asked[key] for key in asked if key not in known})
+    new = _opened(build, {key: requested[key] for key in requested if key not in known})
     ApprovalRequest.objects.bulk_create(new)
     requests = [*known.values(), *new]
     WaitingBuild.objects.bulk_create(
@@ -286,15 +286,15 @@ def _refuse(held: Any, decision: Decision, rejected: Sequence[ApprovalRequest]) 
 
 def deciders(namespaces: Iterable[int]) -> dict[int, list[User]]:
     """Return who may decide by a role, for each namespace, sorted by name. Uses five queries."""
-    wanted = set(namespaces)
+    requested = set(namespaces)
     held = {
-        "content_object__in": wanted,
+        "content_object__in": requested,
         "permission__codename__in": [role.codename for role in roles_with(Perm.APPROVE)],
     }
     own = NamespaceUserObjectPermission.objects.filter(**held)
     grouped = NamespaceGroupObjectPermission.objects.filter(**held).exclude(group__user=None)
     roles = [role.value for role in roles_with(Perm.APPROVE)]
-    mapped = MappedRole.objects.filter(namespace__in=wanted, role__in=roles)
+    mapped = MappedRole.objects.filter(namespace__in=requested, role__in=roles)
     members = mapped.filter(user=None, group__user__isnull=False)
     personal = mapped.filter(group__user=F("user"))
     pairs = {
@@ -304,7 +304,7 @@ def deciders(namespaces: Iterable[int]) -> dict[int, list[User]]:
         *personal.values_list("namespace", "user"),
     }
     users = User.objects.filter(is_active=True).in_bulk({user for _, user in pairs})
-    found: dict[int, list[User]] = {namespace: [] for namespace in wanted}
+    found: dict[int, list[User]] = {namespace: [] for namespace in requested}
     for namespace, user in pairs:
         if user in users:
             found[namespace].append(users[user])
@@ -317,13 +317,15 @@ def decider_names(namespaces: Iterable[int]) -> dict[int, list[str]]:
     A role granted by name shows only that name: the grantor must not learn here whether the account
     exists or who is in a group. Members by role mappings are shown. Uses five queries.
     """
-    wanted = set(namespaces)
+    requested = set(namespaces)
     roles = roles_with(Perm.APPROVE)
     codenames = {"permission__codename__in": [role.codename for role in roles]}
-    users = NamespaceUserObjectPermission.objects.filter(content_object__in=wanted, **codenames)
-    groups = NamespaceGroupObjectPermission.objects.filter(content_object__in=wanted, **codenames)
-    pending = PendingGrant.objects.filter(namespace__in=wanted, role__in=[*roles])
-    mapped = MappedRole.objects.filter(namespace__in=wanted, role__in=[*roles])
+    users = NamespaceUserObjectPermission.objects.filter(content_object__in=requested, **codenames)
+    groups = NamespaceGroupObjectPermission.objects.filter(
+        content_object__in=requested, **codenames
+    )
+    pending = PendingGrant.objects.filter(namespace__in=requested, role__in=[*roles])
+    mapped = MappedRole.objects.filter(namespace__in=requested, role__in=[*roles])
     members = mapped.filter(Q(user=None) | Q(group__user=F("user")), group__user__is_active=True)
     pairs = {
         *users.values_list("content_object", "user__username"),
@@ -334,7 +336,7 @@ def decider_names(namespaces: Iterable[int]) -> dict[int, list[str]]:
         *((row.namespace_id, row.label) for row in pending),
         *members.values_list("namespace", "group__user__username"),
     }
-    found: dict[int, list[str]] = {namespace: [] for namespace in wanted}
+    found: dict[int, list[str]] = {namespace: [] for namespace in requested}
     for namespace, name in sorted(pairs):
         found[namespace].append(name)
     return found
@@ -399,8 +401,8 @@ def _notify_decided(
 ) -> None:
     """Notify those who wait, with one notification for each namespace."""
     by = decision.decided_by.get_username() if decision.decided_by else "somebody"
-    places = {request.namespace_id: request.namespace for request in requests}
-    for key, namespace in places.items():
+    locations = {request.namespace_id: request.namespace for request in requests}
+    for key, namespace in locations.items():
         here = [request for request in requests if request.namespace_id == key]
         builds = [build for build in held if build.environment.namespace_id == key]
         what = _abbreviated([f"{request.name} {request.version}".strip() for request in here])

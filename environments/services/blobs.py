@@ -121,8 +121,8 @@ def add(path: Path, sha256: str = "") -> Blob:
         path.unlink()
         return found
     put(path, sha256)
-    kept = {"size": size, "used_at": timezone.now(), "damaged_at": None, "removing_at": None}
-    return Blob.objects.update_or_create(sha256=sha256, defaults=kept)[0]
+    retained = {"size": size, "used_at": timezone.now(), "damaged_at": None, "removing_at": None}
+    return Blob.objects.update_or_create(sha256=sha256, defaults=retained)[0]
 
 
 def put(path: Path, sha256: str, *, durable: bool = True) -> None:

@@ -144,16 +144,16 @@ def quarantine(path: str) -> bool:
 
     Its files are not touched, as they are shared. Running processes keep the files they have open.
     """
-    place = _quarantine_path(path)
-    place.parent.mkdir(parents=True, exist_ok=True)
+    location = _quarantine_path(path)
+    location.parent.mkdir(parents=True, exist_ok=True)
     (data() / RECALLED).chmod(0o700)
-    return _renamed(data() / path, place)
+    return _renamed(data() / path, location)
 
 
 def restore(path: str) -> bool:
     """Move a prefix back to its path; False if it was not in quarantine."""
-    place = _quarantine_path(path)
-    return place.is_dir() and _renamed(place, data() / path)
+    location = _quarantine_path(path)
+    return location.is_dir() and _renamed(location, data() / path)
 
 
 def quarantined() -> list[str]:

@@ -189,5 +189,5 @@ class Recalls:
         """Return why the package was recalled; "" if it was not."""
         if self._rule is None:
             return ""
-        look = self._rule.check("conda", package.name, Known(now=time.time()))
-        return look(LockedPackage(package)) if look else ""
+        poll = self._rule.check("conda", package.name, Known(now=time.time()))
+        return poll(LockedPackage(package)) if poll else ""

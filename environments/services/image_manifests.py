@@ -38,15 +38,15 @@ def images_of(build: Build, *, compression: Compression = "gzip") -> list[Artifa
     """
     assert build.lock is not None, "served builds have a lock"
     known = [one for one in build.lock.platforms if one in ARCHITECTURES]
-    wanted = [one for one in known if _has_base(build, one)] or known[:1]
-    if not wanted:
+    requested = [one for one in known if _has_base(build, one)] or known[:1]
+    if not requested:
         raise NotFoundError(
             f"{build} has no image: its lock is only for {', '.join(build.lock.platforms)}.",
             hint=f"Containers support: {', '.join(ARCHITECTURES)}.",
         )
     refusals: list[PolicyError] = []
     image_builder = []
-    for platform in wanted:
+    for platform in requested:
         try:
             refuse_paths(build, platform)
         except PolicyError as error:  # the index of the other platforms leaves this one out
@@ -78,8 +78,8 @@ def _image(build: Build, platform: str, compression: Compression) -> Artifact:
 
 def _is_intact(artifact: Artifact) -> bool:
     damaged = ImageBlob.objects.filter(artifact=artifact, blob__damaged_at__isnull=False)
-    kept = artifact.blob is not None and blobs.is_intact(artifact.blob)
-    return kept and not damaged.exists()
+    retained = artifact.blob is not None and blobs.is_intact(artifact.blob)
+    return retained and not damaged.exists()
 
 
 def manifest_of(build: Build, image_builder: Sequence[Artifact]) -> Content:

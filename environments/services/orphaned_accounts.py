@@ -39,12 +39,12 @@ def notify_orphaned(owner: User, *, by: Actor | None) -> Sequence[str]:
     """
     accounts = list(User.objects.filter(owner=owner, is_service=True, is_active=True))
     for account in accounts:
-        places = list(namespaces_of(account))
-        if not places:
+        locations = list(namespaces_of(account))
+        if not locations:
             _notify(account, owner, None)
-        for namespace in places:
+        for namespace in locations:
             _notify(account, owner, namespace)
-        for namespace in places:
+        for namespace in locations:
             changes = {"owner": owner.username}
             AuditEvent.record(by, "account.owner-left", account, changes, namespace=namespace)
     return [account.username for account in accounts]

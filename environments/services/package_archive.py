@@ -85,15 +85,15 @@ class PackageArchive:
 
     @contextmanager
     def opened(self, digests: Collection[str]) -> Iterator[ArchivedPackages]:
-        wanted = sorted(set(digests))
-        for start in range(0, len(wanted), BATCH):
-            blobs.mark_used(Blob.objects.filter(sha256__in=wanted[start : start + BATCH]))
-        kept = ArchivedPackages(self.kept(wanted), keeps=self._keeps)
+        requested = sorted(set(digests))
+        for start in range(0, len(requested), BATCH):
+            blobs.mark_used(Blob.objects.filter(sha256__in=requested[start : start + BATCH]))
+        retained = ArchivedPackages(self.kept(requested), keeps=self._keeps)
         try:
-            yield kept
+            yield retained
         finally:
             try:
-                _record(kept)
+                _record(retained)
             except (DatabaseError, UnavailableError) as error:
                 # The files have no row now; `package_backfill` adds them later.
                 logger.warning("archived packages not recorded", error=str(error))
@@ -122,12 +122,12 @@ class PackageArchive:
             or (each.channel and not each.is_foreign and hosted_channels.is_hosted(each.url))
         }
         closed = _restricted([each.url for each in downloads if each.is_foreign])
-        asked = {
+        requested = {
             (each.url, each.sha256, each.channel): each.key
             for each in downloads
             if each.sha256 and not (each.is_foreign and each.url in closed)
         }
-        digests = sorted({sha256 for _, sha256, _ in asked})
+        digests = sorted({sha256 for _, sha256, _ in requested})
         # An archived build may be fetched again in other states.
         was_ready = BuildEvent.objects.filter(build=OuterRef("pk"), state=BuildState.READY)
         finished = Build.objects.filter(
@@ -142,7 +142,7 @@ class PackageArchive:
                 Exists(used), sha256__in=digests[start : start + BATCH]
             )
             found.update(rows.order_by().values_list("url", "sha256", "channel"))
-        return exempt | {key for place, key in asked.items() if place in found}
+        return exempt | {key for location, key in requested.items() if location in found}
 
     def missing(self, packages: Sequence[Package]) -> list[Package]:
         """Return the packages that are not archived; one without a sha256 never is."""

@@ -288,11 +288,11 @@ def refuse_paths(build: Build, platform: str) -> None:
         return
     policy = policy_of(build.environment.namespace)
     verdicts = judge_paths(policy, part, conflicts, build.specification.value())
-    asked = [verdict for verdict in verdicts if verdict.effect is Effect.ASK]
-    if asked:
+    requested = [verdict for verdict in verdicts if verdict.effect is Effect.ASK]
+    if requested:
         raise PolicyError(
-            f"For {platform}: " + " ".join(verdict.sentence for verdict in asked),
-            details={"verdicts": [verdict.to_json() for verdict in asked]},
+            f"For {platform}: " + " ".join(verdict.sentence for verdict in requested),
+            details={"verdicts": [verdict.to_json() for verdict in requested]},
         )
 
 
@@ -384,10 +384,10 @@ def evidence_for(policy: Policy, lock: Lock) -> Known:
                     _add_sighting(
                         seen, channel, sha256, Sighting(at=moment.timestamp(), baseline=False)
                     )
-        looks = FirstSeen(folders.data() / folders.SEEN)
+        polls = FirstSeen(folders.data() / folders.SEEN)
         for package in (package for part in lock for package in part.conda):
             channel = canonical_or_same(package.channel)
-            known = looks.sighting(channel, package.subdir, package.sha256)
+            known = polls.sighting(channel, package.subdir, package.sha256)
             if known is not None:
                 _add_sighting(seen, channel, package.sha256, known)
     return Known(now=now, seen=seen, found_scripts=policy.scripts, own_licenses=policy.own_licenses)

@@ -23,16 +23,16 @@ def fetch(system: System, build: str, file: str, folder: Path) -> Path:
     """With curl: cut after the first bytes, and continued; its digest is the published one."""
     path = folder / file
     address = f"/api/envs/{build}/{file}"
-    asked = ["-sSfL", "-H", f"Authorization: Bearer {system.token}", f"{system.url}{address}"]
-    asked += ["-o", str(path)]
+    requested = ["-sSfL", "-H", f"Authorization: Bearer {system.token}", f"{system.url}{address}"]
+    requested += ["-o", str(path)]
     if path.suffix == ".json":  # documents are short, and come whole
-        tool("curl", *asked)
+        tool("curl", *requested)
         return path
-    tool("curl", "--range", "0-999", *asked)
+    tool("curl", "--range", "0-999", *requested)
     assert path.stat().st_size == 1000
-    tool("curl", "--continue-at", "-", *asked)
-    told = system.http.head(address, headers={"Authorization": f"Bearer {system.token}"})
-    assert digest(path) in told.headers["ETag"]
+    tool("curl", "--continue-at", "-", *requested)
+    reported = system.http.head(address, headers={"Authorization": f"Bearer {system.token}"})
+    assert digest(path) in reported.headers["ETag"]
     return path
 
 

@@ -112,8 +112,8 @@ def _programs() -> Path:
 
 @pytest.fixture(params=[on_sqlite, on_postgresql_and_s3], ids=lambda kind: kind.__name__)
 def installation(request: pytest.FixtureRequest) -> Iterator[Installation]:
-    with request.param(request) as made:
-        yield made
+    with request.param(request) as created:
+        yield created
 
 
 @pytest.fixture
@@ -180,8 +180,8 @@ def test_everything_is_back_after_the_loss_of_everything(
         system.create("drill/running")
         running = system.submit("drill/running", SLOW)
         system.wait(running, ["CHECKING"])
-        made = condastore(system, "backup", str(backup), *installation.options)
-        assert made.returncode == 0, made.stderr
+        created = condastore(system, "backup", str(backup), *installation.options)
+        assert created.returncode == 0, created.stderr
         system.wait(running, ["READY"])
         archived = next(ref for ref in builds if ref == "drill/archived:1")
     finally:
@@ -201,9 +201,9 @@ def test_everything_is_back_after_the_loss_of_everything(
     assert (again.returncode, "an installation already" in again.stderr) == (6, True), again.stderr
     try:
         system.start()
-        wanted = {ref: build for ref, build in builds.items() if ref != archived}
-        until(lambda: all(system.show(each)["prefixPath"] for each in wanted.values()), 120)
-        for ref, build in wanted.items():
+        requested = {ref: build for ref, build in builds.items() if ref != archived}
+        until(lambda: all(system.show(each)["prefixPath"] for each in requested.values()), 120)
+        for ref, build in requested.items():
             shown = system.show(build)
             assert shown["state"] == "READY", shown
             assert missing(Path(shown["prefixPath"])) == [], ref

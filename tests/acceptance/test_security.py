@@ -240,13 +240,13 @@ def test_the_honest_twin_of_such_a_package_is_linked(world: World) -> None:
 def test_a_small_package_does_not_unpack_to_gigabytes(world: World, ending: str) -> None:
     zeros = [entry("share/zeros", bytes(100 << 20))]
     info = listing({"name": "bomb"}, "share/zeros")
-    made = (
+    created = (
         tar_bz2(zeros, info=info)
         if ending == ".tar.bz2"
         else conda(zeros, info=info, stem="bomb-1.0-0")
     )
-    assert len(made) < 1 << 20
-    done = world.build("eve", "eve/bomb", explicit(world.publish(f"bomb-1.0-0{ending}", made)))
+    assert len(created) < 1 << 20
+    done = world.build("eve", "eve/bomb", explicit(world.publish(f"bomb-1.0-0{ending}", created)))
     assert (done["state"], done["failure"]["code"]) == ("FAILED", "cannot-link"), done
     assert done["attempt"] <= 1
 
@@ -279,8 +279,8 @@ def evil_prefix(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple
     payload = [entry("lib/evil.so", library, mode=0o755)]
     variables = json.dumps({"LD_PRELOAD": "lib/evil.so", "GREETING": "from a package"}).encode()
     payload.append(entry("etc/conda/env_vars.d/evil.json", variables))
-    made = tar_bz2(payload, info=listing({"name": "evil"}, *[info.name for info, _ in payload]))
-    line = world.publish("evil-1.0-0.tar.bz2", made)
+    created = tar_bz2(payload, info=listing({"name": "evil"}, *[info.name for info, _ in payload]))
+    line = world.publish("evil-1.0-0.tar.bz2", created)
     done = world.ready("eve", "eve/carrier", explicit(line))
     return Path(done["prefixPath"]), mark
 
@@ -346,29 +346,29 @@ def forged_python(world: World) -> str:
     """Publish it in Eve's channel; its line of an explicit list."""
     [path] = world.trusted.folders[""].glob("linux-64/python-3*.conda")
     files = dict(unpacked(path))
-    place = next(name for name in files if name.endswith(ENCODINGS))
-    info, content = files[place]
+    location = next(name for name in files if name.endswith(ENCODINGS))
+    info, content = files[location]
     head, future, rest = content.partition(b"import codecs")  # after the docstring
-    files[place] = (info, head + POISON + future + rest)
+    files[location] = (info, head + POISON + future + rest)
     listed = json.loads(files["info/paths.json"][1])
-    compiled_before = f"{place.removesuffix('__init__.py')}__pycache__/__init__."
+    compiled_before = f"{location.removesuffix('__init__.py')}__pycache__/__init__."
     for old in [name for name in files if name.startswith(compiled_before)]:
         del files[old]
     listed["paths"] = [
         each for each in listed["paths"] if not each["_path"].startswith(compiled_before)
     ]
     for each in listed["paths"]:
-        if each["_path"] == place:
-            each["size_in_bytes"] = len(files[place][1])
-            each["sha256"] = hashlib.sha256(files[place][1]).hexdigest()
+        if each["_path"] == location:
+            each["size_in_bytes"] = len(files[location][1])
+            each["sha256"] = hashlib.sha256(files[location][1]).hexdigest()
     files["info/paths.json"] = (entry("info/paths.json")[0], json.dumps(listed).encode())
-    made = io.BytesIO()
-    with tarfile.open(fileobj=made, mode="w", format=tarfile.GNU_FORMAT) as archive:
+    created = io.BytesIO()
+    with tarfile.open(fileobj=created, mode="w", format=tarfile.GNU_FORMAT) as archive:
         for member, data in files.values():
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
     name = f"{path.name.removesuffix('.conda')}.tar.bz2"
-    return world.publish(name, bz2.compress(made.getvalue(), 1), "linux-64")
+    return world.publish(name, bz2.compress(created.getvalue(), 1), "linux-64")
 
 
 def unpacked(path: Path) -> Iterator[tuple[str, Entry]]:
@@ -465,18 +465,18 @@ def test_a_wheel_of_a_lock_is_what_it_says_and_from_an_index_that_is_configured(
     url = f"{world.trusted.url}{building.INDEX_FOLDER}/files/{file.name}"
     honest = lock_with_wheel(world, name="tinyold", version="1.0", url=url, digest=digest)
     world.ready("eve", "eve/wheel", honest)
-    elsewhere = world.publish(file.name, file.read_bytes()).partition("#")[0]
-    for number, (name, version, place) in enumerate(
+    other = world.publish(file.name, file.read_bytes()).partition("#")[0]
+    for number, (name, version, location) in enumerate(
         [
             ("harmless", "1.0", url),
             ("tinyold", "2.0", url),
-            ("tinyold", "1.0", elsewhere),
+            ("tinyold", "1.0", other),
             ("tinyold", "1.0", f"file://{file}"),
         ]
     ):
-        lying = lock_with_wheel(world, name=name, version=version, url=place, digest=digest)
+        lying = lock_with_wheel(world, name=name, version=version, url=location, digest=digest)
         done = world.build("eve", f"eve/lying-wheel-{number}", lying)
-        assert done["state"] in ("REFUSED", "FAILED"), (name, version, place)
+        assert done["state"] in ("REFUSED", "FAILED"), (name, version, location)
 
 
 def test_no_spelling_of_a_url_passes_a_rule(world: World) -> None:
@@ -554,12 +554,12 @@ def test_no_url_of_eves_reaches_the_internal_network(world: World, canary: Canar
         (f"127.0.0.1:{open_port}", f"127.0.0.1:{closed_port}", f"localhost:{open_port}",
          f"[::ffff:127.0.0.1]:{open_port}", "169.254.169.254", f"0.0.0.0:{open_port}")
     ):  # fmt: skip
-        place = f"http://{host}"
-        as_channel = f"channels: ['{place}/secret']\ndependencies: [x]\n"
-        as_lock = explicit(f"{place}/secret/noarch/x-1.0-0.conda#sha256:{'0' * 64}")
+        location = f"http://{host}"
+        as_channel = f"channels: ['{location}/secret']\ndependencies: [x]\n"
+        as_lock = explicit(f"{location}/secret/noarch/x-1.0-0.conda#sha256:{'0' * 64}")
         for kind, text in (("channel", as_channel), ("lock", as_lock)):
             done = world.build("eve", f"eve/probe-{kind}-{number}", text)
-            assert done["state"] in ("FAILED", "REFUSED"), (place, done)
+            assert done["state"] in ("FAILED", "REFUSED"), (location, done)
             texts.add(done["failure"]["message"].partition(" has ")[2])
             assert done["attempt"] <= 1, "another attempt would tell by its time"
     assert not canary.heard
@@ -612,9 +612,9 @@ def test_eve_learns_no_name_of_others(world: World) -> None:
     assert str(known).replace("secretive-sam", "X") == str(unknown).replace(
         "nobody-of-this-name", "X"
     )
-    told = [world.ask("eve", create, name=name) for name in ("sams-tools", "tools-of-nobody")]
-    assert told[0] == told[1]
-    assert "code" in told[0]["createHostedChannel"]
+    reported = [world.ask("eve", create, name=name) for name in ("sams-tools", "tools-of-nobody")]
+    assert reported[0] == reported[1]
+    assert "code" in reported[0]["createHostedChannel"]
     for path in ("/environments/research/governed-ml/", "/api/envs/research/governed-ml/1/log",
                  "/channel/research/governed-ml/current/noarch/repodata.json"):  # fmt: skip
         absent = path.replace("research", "absentees")

@@ -48,9 +48,9 @@ def test_a_command_line_gets_a_token_of_who_approves_it_and_only_once(alice: Act
     assert "login-laptop-1" in page.content.decode()
     assert collect(started).json() == {"error": "authorization_pending"}  # a look approves nothing
     assert "is signed in as you" in decide(browser(alice), started).content.decode()
-    made = collect(started)
-    assert made.status_code == 201
-    headers = {"Authorization": f"Bearer {made.json()['token']}"}
+    created = collect(started)
+    assert created.status_code == 201
+    headers = {"Authorization": f"Bearer {created.json()['token']}"}
     assert Client().get("/api/whoami", headers=headers).json()["username"] == "alice"
     assert collect(started).json() == {"error": "expired_token"}
     assert ApiToken.objects.count() == 1

@@ -269,17 +269,17 @@ def test_who_is_gone_loses_groups_tokens_and_sessions_and_comes_back_without_the
     erin = welcome(person("erin", "physics"))
     client = Client()
     client.force_login(erin)
-    made = create_token(actor=Actor(erin), name="mine")
+    created = create_token(actor=Actor(erin), name="mine")
     check(Fake())
     assert "erin" not in client.get("/").content.decode()
     with pytest.raises(TokenInvalidError):
-        actor_with_token(made.secret)
+        actor_with_token(created.secret)
     assert not group_names(erin)
     back = welcome(person("erin"))
     assert (back.pk, back.is_active) == (erin.pk, True)
     assert "erin" not in client.get("/").content.decode()
     with pytest.raises(TokenInvalidError):
-        actor_with_token(made.secret)
+        actor_with_token(created.secret)
 
 
 def test_a_check_brings_groups_up_to_date() -> None:

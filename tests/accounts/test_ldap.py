@@ -114,18 +114,18 @@ def test_active_directory_is_asked_for_the_whole_chain_at_once(
     from accounts.ldap_directory import Options
 
     options = Options(**settings.LDAP | {"group_type": "activeDirectory"})
-    asked: list[str] = []
+    requested: list[str] = []
 
     class Connection:
         def search_s(self, base: str, scope: int, text: str, attributes: object) -> list[Any]:
-            asked.append(text)
+            requested.append(text)
             return []
 
     class Entry:
         dn, attrs, connection = "cn=erin,dc=example", {"cn": ["erin"]}, Connection()
 
     assert list(options.groups.user_groups(Entry, options.group_search)) == []
-    assert asked == ["(&(objectClass=*)(member:1.2.840.113556.1.4.1941:=cn=erin,dc=example))"]
+    assert requested == ["(&(objectClass=*)(member:1.2.840.113556.1.4.1941:=cn=erin,dc=example))"]
 
 
 def test_an_account_that_active_directory_disabled_is_gone() -> None:

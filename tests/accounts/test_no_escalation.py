@@ -42,9 +42,11 @@ class World(RuleBasedStateMachine):
         self.secrets: list[tuple[str, str, Role | None, tuple[str, ...]]] = []
         for name in PEOPLE:
             factories.make_user(name)
-        for place in PLACES:
-            made: Any = {name: role for (name, where), role in self.held.items() if where == place}
-            factories.make_environment(factories.make_namespace(place, **made), "ml")
+        for location in PLACES:
+            created: Any = {
+                name: role for (name, where), role in self.held.items() if where == location
+            }
+            factories.make_environment(factories.make_namespace(location, **created), "ml")
 
     def actor(self, name: str) -> Actor:
         return factories.actor(User.objects.get(username=name))
@@ -124,12 +126,12 @@ class World(RuleBasedStateMachine):
     ) -> None:
         name = f"token-{len(self.secrets)}"
         try:
-            made = tokens.create_token(actor=actor, name=name, role=role, namespaces=only)
+            created = tokens.create_token(actor=actor, name=name, role=role, namespaces=only)
         except StoreError:
             return
         assert (ROLES[role] if role else frozenset(Perm)) <= ceiling
         assert not limits or (only and set(only) <= set(limits))
-        self.secrets.append((made.secret, owner, role, only))
+        self.secrets.append((created.secret, owner, role, only))
 
     @rule(by=people, place=places, who=people)
     def share(self, by: str, place: str, who: str) -> None:
@@ -193,12 +195,12 @@ class World(RuleBasedStateMachine):
             actor = self.actor(name)
             assert not actor.is_superuser
             for perm in (Perm.VIEW, Perm.BUILD, Perm.GRANT):
-                mine = {place for place in spaces if perm in self.perms(name, place)}
+                mine = {location for location in spaces if perm in self.perms(name, location)}
                 listed = Namespace.objects.with_perm(actor, perm).values_list("name", flat=True)
                 assert set(listed) == mine, (name, perm)
                 rows = Environment.objects.with_perm(actor, perm)
                 seen = set(rows.values_list("namespace__name", flat=True))
-                more = {place for who, place in self.shared if who == name}
+                more = {location for who, location in self.shared if who == name}
                 assert seen == (mine | (more if perm is Perm.VIEW else set())) & set(PLACES)
 
 

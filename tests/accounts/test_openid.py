@@ -59,8 +59,8 @@ def test_the_sign_in_page_offers_each_provider(provider: OpenIdService) -> None:
 
 def test_a_person_signs_in_with_pkce_and_groups(provider: OpenIdService) -> None:
     started = Client().get("/accounts/oidc/a/login/").headers["Location"]
-    asked = parse_qs(urlsplit(started).query)
-    assert asked["code_challenge_method"] == ["S256"]
+    requested = parse_qs(urlsplit(started).query)
+    assert requested["code_challenge_method"] == ["S256"]
     browser, answer = sign_in(provider, "erin")
     assert answer.headers["Location"] == "/graphql"
     assert browser.get("/api/whoami").json()["username"] == "erin"

@@ -334,8 +334,8 @@ def test_people_and_groups_are_found_by_filters_and_pages() -> None:
     assert found("Users", filter='externalId eq "ID-OF-P2"') == []
     assert found("Users", filter='userName sw "p" and not (id eq "' + ids[0] + '")') == ids[1:]
     assert found("Groups", filter='displayName eq "Some"') == [some["id"]]
-    asked = f'id eq "{some["id"]}" and members eq "{ids[0]}"'
-    assert found("Groups", filter=asked) == [some["id"]]
+    requested = f'id eq "{some["id"]}" and members eq "{ids[0]}"'
+    assert found("Groups", filter=requested) == [some["id"]]
     assert found("Groups", filter=f'members[value eq "{ids[2]}"]') == []
     short = ask("get", f"Groups/{some['id']}", excludedAttributes="members").json()
     assert "members" not in short
@@ -365,9 +365,9 @@ def test_lists_take_as_many_queries_for_many_as_for_one(
     people = [person(f"p{number}") for number in range(12)]
     for number in range(4):
         group(f"g{number}", *people)
-    for place in ("Users", "Groups"):
+    for location in ("Users", "Groups"):
         with django_assert_max_num_queries(20):  # most of them count wrong tokens
-            assert len(ask("get", place).json()["Resources"]) in {12, 4}
+            assert len(ask("get", location).json()["Resources"]) in {12, 4}
 
 
 # --- what large providers send --------------------------------------------------------------------

@@ -106,14 +106,14 @@ def test_who_runs_the_namespace_is_told_however_the_owner_left(
         Webhook.objects.create(namespace=namespace, url="https://hook.example.org")
     leave(owner, root)
     assert not User.objects.get(username="owen").is_active
-    told = Notification.objects.filter(event="service-account.owner-left")
-    assert set(told.values_list("email", flat=True)) - {""} == {
+    reported = Notification.objects.filter(event="service-account.owner-left")
+    assert set(reported.values_list("email", flat=True)) - {""} == {
         "dora@example.org",
         "root@example.org",
     }
-    assert [one.webhook.namespace for one in told.exclude(webhook=None)] == [research]
-    assert "robot" in told[0].subject
-    assert "owen owned the service account robot" in told[0].content["text"]
+    assert [one.webhook.namespace for one in reported.exclude(webhook=None)] == [research]
+    assert "robot" in reported[0].subject
+    assert "owen owned the service account robot" in reported[0].content["text"]
     event = AuditEvent.objects.get(action="account.owner-left")
     assert (event.namespace, event.target) == (research, "robot")
     closed = AuditEvent.objects.filter(action__in=("account.close", "account.change")).latest("pk")
@@ -133,12 +133,14 @@ def test_an_account_without_a_role_is_told_of_to_those_who_run_the_installation(
 def test_who_gives_roles_where_it_has_one_sees_whose_owner_left(
     owner: Actor, root: Actor, dora: Actor, alice: Actor
 ) -> None:
-    asked = "{ serviceAccounts(ownerLeft: true) { edges { node { username owner ownerLeft } } } }"
-    assert ask(dora, asked)["serviceAccounts"]["edges"] == []
+    requested = (
+        "{ serviceAccounts(ownerLeft: true) { edges { node { username owner ownerLeft } } } }"
+    )
+    assert ask(dora, requested)["serviceAccounts"]["edges"] == []
     close_account(actor=root, user=owner.account)
     node = {"username": "robot", "owner": "owen", "ownerLeft": True}
     for actor in (dora, root):
-        assert ask(actor, asked)["serviceAccounts"]["edges"] == [{"node": node}]
+        assert ask(actor, requested)["serviceAccounts"]["edges"] == [{"node": node}]
     assert not service_accounts(alice).exists()
     client = Client()
     client.force_login(root.account)

@@ -91,9 +91,9 @@ def code_of(secret: str) -> str:
 @pytest.fixture
 def secret(erin: User) -> str:
     """The key of erin's authenticator app."""
-    made: str = generate_totp_secret()
-    TOTP.activate(erin, made)
-    return made
+    created: str = generate_totp_secret()
+    TOTP.activate(erin, created)
+    return created
 
 
 def test_a_password_is_half_of_a_sign_in_where_there_is_a_second_factor(
@@ -131,8 +131,8 @@ def test_a_recovery_code_signs_in_once(erin: User, secret: str) -> None:
 def test_second_factors_are_set_up_with_the_password_once_more(erin: User) -> None:
     client = browser()
     sign_in(client)
-    asked = client.get("/accounts/2fa/totp/activate/")
-    assert asked.headers["Location"].startswith("/accounts/reauthenticate/")
+    requested = client.get("/accounts/2fa/totp/activate/")
+    assert requested.headers["Location"].startswith("/accounts/reauthenticate/")
     client.post("/accounts/reauthenticate/", {"password": PASSWORD})
     page = client.get("/accounts/2fa/totp/activate/").content.decode()
     key = re.search(r'value="([A-Z2-7]{32})"', page)
@@ -152,8 +152,8 @@ def test_an_administrator_does_nothing_before_a_second_factor_where_it_is_requir
     assert sign_in(client, "root").status_code == 302
     for path in ("/", "/admin/", "/graphql"):
         assert client.get(path).headers["Location"] == "/accounts/2fa/"
-    asked = client.post("/graphql", {"query": "{ me { username } }"}, "application/json")
-    assert (asked.status_code, asked.json()["code"]) == (401, "second-factor-needed")
+    requested = client.post("/graphql", {"query": "{ me { username } }"}, "application/json")
+    assert (requested.status_code, requested.json()["code"]) == (401, "second-factor-needed")
     assert token("root").json()["code"] == "second-factor-needed"
     assert client.get("/accounts/2fa/").status_code == 200
     key = client.cookies[settings.SESSION_COOKIE_NAME].value
@@ -194,9 +194,9 @@ def test_nobody_makes_an_account_or_address_by_themselves(erin: User, path: str)
 
 
 def test_a_password_is_changed_with_the_old_one_and_by_the_rules(erin: User) -> None:
-    client, elsewhere = browser(), browser()
+    client, other = browser(), browser()
     sign_in(client)
-    sign_in(elsewhere)
+    sign_in(other)
 
     def change(old: str, new: str) -> Any:
         form = {"oldpassword": old, "password1": new, "password2": new}
@@ -208,7 +208,7 @@ def test_a_password_is_changed_with_the_old_one_and_by_the_rules(erin: User) -> 
     assert change(PASSWORD, better).status_code == 302
     assert token(password=better).status_code == 201
     assert who(client) == "erin"
-    assert who(elsewhere) is None
+    assert who(other) is None
 
 
 def test_without_local_accounts_no_password_is_asked_for(erin: User, settings: Any) -> None:

@@ -131,11 +131,11 @@ def _fill(count: int) -> None:
         ],
         batch_size=500,
     )
-    places = [namespaces[number % len(namespaces)] for number in range(count)]
+    locations = [namespaces[number % len(namespaces)] for number in range(count)]
     requests = ApprovalRequest.objects.bulk_create(
         [
             ApprovalRequest(
-                namespace_id=place,
+                namespace_id=location,
                 subject=f"conda:{record.sha256}",
                 conda=record,
                 name=record.name,
@@ -144,7 +144,7 @@ def _fill(count: int) -> None:
                 reason="is not on the list of allowed packages",
                 state="OPEN" if number % 2 else "APPROVED",
             )
-            for number, (place, record) in enumerate(zip(places, records, strict=True))
+            for number, (location, record) in enumerate(zip(locations, records, strict=True))
         ],
         batch_size=500,
     )
@@ -163,10 +163,10 @@ def _fill(count: int) -> None:
                 scope="spec",
                 name=name,
                 spec=name,
-                namespace_id=place,
+                namespace_id=location,
                 reason="looked at",
             )
-            for name, place in zip(names, places, strict=True)
+            for name, location in zip(names, locations, strict=True)
         ],
         batch_size=500,
     )

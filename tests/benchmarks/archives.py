@@ -78,18 +78,18 @@ def _compared(
     folder: Path,
 ) -> Iterator[Measure]:
     ours, theirs, again = [], [], []
-    made: set[str] = set()
+    created: set[str] = set()
     for number in range(ROUNDS):
         peer = folder / f"peer-{number}.{name}"
         theirs.append(_conda_pack(prefix, peer))
-        kept = PartFolder(folder / f"parts-{number}-{name}")
+        retained = PartFolder(folder / f"parts-{number}-{name}")
         out = folder / f"ours-{number}.{name}"
-        ours.append(_write(stack, out, compression, kept))
-        made.add(hashlib.sha256(out.read_bytes()).hexdigest())
-        again.append(_write(more, folder / f"more-{number}.{name}", compression, kept))
+        ours.append(_write(stack, out, compression, retained))
+        created.add(hashlib.sha256(out.read_bytes()).hexdigest())
+        again.append(_write(more, folder / f"more-{number}.{name}", compression, retained))
         sizes = out.stat().st_size, peer.stat().st_size
         peer.unlink()
-    assert len(made) == 1, "the same bytes each time"
+    assert len(created) == 1, "the same bytes each time"
     yield Measure(
         name=f"{name} / conda-pack's command, processor time",
         value=median(ours) / median(theirs),

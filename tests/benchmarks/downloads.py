@@ -77,13 +77,13 @@ def _measured() -> Mapping[str, Mapping[str, float]]:
         "/v2/token?scope=repository:research/ml:pull", headers={"Authorization": f"Bearer {secret}"}
     )
     signed = answer.json()["token"]
-    place = "/v2/research/ml"
+    location = "/v2/research/ml"
     requests = {
         PLAIN: (secret, "/api/whoami"),
         "lock as YAML": (secret, "/api/envs/research/ml/current/conda-lock.yml"),
-        "blob of an image": (signed, f"{place}/blobs/sha256:{layer}"),
-        "manifest by digest": (signed, f"{place}/manifests/sha256:{manifest}"),
-        "manifest by tag": (signed, f"{place}/manifests/1"),
+        "blob of an image": (signed, f"{location}/blobs/sha256:{layer}"),
+        "manifest by digest": (signed, f"{location}/manifests/sha256:{manifest}"),
+        "manifest by tag": (signed, f"{location}/manifests/1"),
     }
 
     def get(name: str) -> None:

@@ -45,34 +45,34 @@ def images() -> Iterator[Measure]:
             text=True,
             check=True,
         )
-    told: dict[str, Any] = json.loads(answer.stdout)
+    reported: dict[str, Any] = json.loads(answer.stdout)
     yield Measure(
         name="image, half of its layers new / compressing and digesting the new bytes",
-        value=told["making"] / told["compressing"],
+        value=reported["making"] / reported["compressing"],
         unit="x",
         ceiling=1.1,
-        note=f"{told['making']:.2f} s / {told['compressing']:.2f} s; "
-        f"one thread each, of a processor, means of {ROUNDS}; {told['packages']} packages, "
-        f"{told['layers']} layers, {told['bytes'] / MEGABYTE:.0f} MB",
+        note=f"{reported['making']:.2f} s / {reported['compressing']:.2f} s; "
+        f"one thread each, of a processor, means of {ROUNDS}; {reported['packages']} packages, "
+        f"{reported['layers']} layers, {reported['bytes'] / MEGABYTE:.0f} MB",
     )
     yield Measure(
         name="new bytes of an image after one small package changed / the image",
-        value=told["changed"],
+        value=reported["changed"],
         unit="x",
         ceiling=0.05,
     )
     yield Measure(
         name="new bytes of an image that shares 90 % / its own packages aside, the image",
-        value=told["shared"],
+        value=reported["shared"],
         unit="x",
         ceiling=0.15,
     )
     yield Measure(
-        name="manifest of an image that is there", value=told["asked"], unit="s", ceiling=0.1
+        name="manifest of an image that is there", value=reported["asked"], unit="s", ceiling=0.1
     )
     yield Measure(
         name="manifest of a new image whose layers are there",
-        value=told["composed"],
+        value=reported["composed"],
         unit="s",
         ceiling=0.1,
         note=f"of a processor, medians of {LOOKS}, without HTTP",
@@ -158,12 +158,12 @@ def _work(channel: Path) -> dict[str, Any]:
         plain, packed = to.with_name("plain"), to.with_name("packed")
         plain.write_bytes(b"".join(unpacked(to, "gzip")))
         inner, outer = hashlib.sha256(), hashlib.sha256()  # an image names both
-        room = memoryview(bytearray(PIECE))
+        space = memoryview(bytearray(PIECE))
         ready = time.process_time()
         with plain.open("rb", buffering=0) as source, packed.open("wb", buffering=0) as out:
-            while taken := source.readinto(room):
-                inner.update(room[:taken])
-                out.write(data := GZIP.compress(room[:taken]))
+            while taken := source.readinto(space):
+                inner.update(space[:taken])
+                out.write(data := GZIP.compress(space[:taken]))
                 outer.update(data)
         compressing += time.process_time() - ready
         plain.unlink()
@@ -193,12 +193,12 @@ def _work(channel: Path) -> dict[str, Any]:
     more = layers(made(more_build)[0])
     new_bytes = sum(blob.size for sha256, blob in more.items() if sha256 not in after)
 
-    asked, composed = [], []
+    requested, composed = [], []
     for number in range(LOOKS):
         begun = time.process_time()
         found = operations.request_images(actor=root, build=stack)
         image_manifests.manifest_of(stack, found)
-        asked.append(time.process_time() - begun)
+        requested.append(time.process_time() - begun)
         stack.specification = factories.make_specification(
             f"variables: {{NUMBER: '{number}'}}\ndependencies: [python]"
         )
@@ -214,7 +214,7 @@ def _work(channel: Path) -> dict[str, Any]:
         "bytes": size,
         "changed": changed,
         "shared": new_bytes / sum(blob.size for blob in more.values()),
-        "asked": median(asked),
+        "asked": median(requested),
         "composed": median(composed),
     }
 

@@ -366,7 +366,7 @@ def _fill_locks(locks: int, packages: int) -> None:
         ],
         batch_size=500,
     )
-    places = [Namespace.objects.create(name=name) for name in ("first", "second")]
+    locations = [Namespace.objects.create(name=name) for name in ("first", "second")]
     rows = LockRow.objects.bulk_create(
         [
             LockRow(
@@ -397,7 +397,9 @@ def _fill_locks(locks: int, packages: int) -> None:
     specification, now = make_specification("dependencies: [openssl]"), timezone.now()
     environments = Environment.objects.bulk_create(
         [
-            Environment(namespace=places[number >= locks // 10], name=f"environment-{number:05d}")
+            Environment(
+                namespace=locations[number >= locks // 10], name=f"environment-{number:05d}"
+            )
             for number in range(locks)
         ],
         batch_size=500,

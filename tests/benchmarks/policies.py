@@ -84,13 +84,13 @@ def _at_a_solve() -> Iterator[Measure]:
                 )
                 lock = solver.solve(request, cancelled=lambda: False, log=lambda line: None)
                 if kind == "ruled":
-                    asked = Specification(
+                    requested = Specification(
                         kind="environment",
                         channels=(channel,),
                         platforms=("linux-64",),
                         dependencies={"linux-64": SPECS},
                     )
-                    judge_lock(policy, lock, asked, evidence=Known(now=now))
+                    judge_lock(policy, lock, requested, evidence=Known(now=now))
                 if turn:  # the first one of each reads the channel
                     seconds[kind].append(time.process_time() - started)
         packages = len(lock.platforms[0].conda)

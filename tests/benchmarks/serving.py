@@ -171,8 +171,8 @@ def _put(size: int) -> None:
         for _ in range(size // MEGABYTE):
             file.write(os.urandom(1000) * 1000)
     row = Artifact.wanted(build, ArtifactKind.TAR_ZST, factories.PLATFORM)
-    made = {"state": ArtifactState.READY, "blob": blobs.add(path)}
-    Artifact.objects.filter(pk=row.pk).update(**made)
+    created = {"state": ArtifactState.READY, "blob": blobs.add(path)}
+    Artifact.objects.filter(pk=row.pk).update(**created)
 
 
 if __name__ == "__main__":

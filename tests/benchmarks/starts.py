@@ -62,10 +62,12 @@ def _used(command: Sequence[str]) -> float:
 
 
 def _up(folder: Path) -> float:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("CONDASTORE_")}
+    retained = {
+        key: value for key, value in os.environ.items() if not key.startswith("CONDASTORE_")
+    }
     process = subprocess.Popen(
         [CONDASTORE, "up", "--json", "--port", "0"],
-        env=kept | {"CONDASTORE_DATA": str(folder / "data")},
+        env=retained | {"CONDASTORE_DATA": str(folder / "data")},
         cwd=PROJECT,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

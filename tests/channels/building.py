@@ -112,8 +112,8 @@ def build_demo(channel: Path, *, work: Path) -> None:
         _write_python(channel, source, _LEVEL, libraries=libraries, slim=True)
     converted = _write_wheels(channel, work / "wheels", DEMO_STACKS, [source.short], _LEVEL)
     with _step("python package index"):
-        wanted = wheel_packages.read_index_stacks(DEMO_STACKS)
-        others = wheel_packages.resolve_stacks(wanted, [source.short])
+        requested = wheel_packages.read_index_stacks(DEMO_STACKS)
+        others = wheel_packages.resolve_stacks(requested, [source.short])
         wheel_packages.fetch_wheels(others, work / "wheels")
         real = {source.file_name: source for source in (*converted, *others)}
         downloaded = (
@@ -156,7 +156,7 @@ def build_full(
     with _step("generated packages"):
         _write_samples(channel, datetime.now(tz=UTC), level)
     libraries = _write_native_packages(channel, work, level)
-    made = []
+    created = []
     with _step("python"):
         for version in pythons:
             source = find_cpython(version, work, interpreters)
@@ -165,8 +165,8 @@ def build_full(
                 continue
             source = with_bytecode(source, work / f"bytecode-{source.version}")
             _write_python(channel, source, level, libraries=libraries)
-            made.append(version)
-    _write_wheels(channel, work / "wheels", stacks, made, level)
+            created.append(version)
+    _write_wheels(channel, work / "wheels", stacks, created, level)
     _index(channel)
 
 
@@ -280,7 +280,7 @@ def _write_wheels(
     with _step(f"fetching {len({source.file_name for source in sources})} wheels"):
         wheel_packages.fetch_wheels(sources, downloads)
     with _step("converting wheels"):
-        made = wheel_packages.convert_wheels(
+        created = wheel_packages.convert_wheels(
             sources,
             downloads,
             channel,
@@ -288,7 +288,7 @@ def _write_wheels(
             abi_limits=wheel_packages.read_abi_limits(stacks),
             level=level,
         )
-    print(f"  {made} packages made")
+    print(f"  {created} packages made")
     return sources
 
 

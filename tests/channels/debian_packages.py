@@ -143,7 +143,7 @@ def native_packages(
     """Make every recipe that this distribution's packages allow."""
     names = [name for recipe in RECIPES for name in recipe.debian]
     unpacked = download_and_unpack(names, work)
-    made = NativePackages()
+    created = NativePackages()
     drafts: list[tuple[PackageSpec, set[str]]] = []
     for recipe in RECIPES:
         parts = [unpacked[name] for name in recipe.debian if name in unpacked]
@@ -171,16 +171,16 @@ def native_packages(
         for file in files:
             soname = Path(file.path).name
             if file.path.startswith("lib/") and ".so" in soname:
-                made.requirement_by_soname[soname] = requirement
+                created.requirement_by_soname[soname] = requirement
     for spec, needed in drafts:
-        found = {made.requirement_by_soname.get(soname, "") for soname in needed}
+        found = {created.requirement_by_soname.get(soname, "") for soname in needed}
         own = {item for item in found if item.split(" ")[0] == spec.name}
         spec.depends += sorted(found - own - {""})
         if not spec.noarch:
             spec.depends.append("__glibc >=2.17,<3.0.a0")
         spec.build = spec.default_build_string()
-        made.specs.append(spec)
-    return made
+        created.specs.append(spec)
+    return created
 
 
 def _collect(

@@ -87,9 +87,9 @@ class HostileServer:
                         return
                     received += part
                 method, target = received.split(b"\r\n", 1)[0].decode().split(" ")[:2]
-                asked = Asked(method, target.partition("?")[0].lstrip("/"))
-                self.requests.append(asked)
-                for step in self._script(asked):
+                requested = Asked(method, target.partition("?")[0].lstrip("/"))
+                self.requests.append(requested)
+                for step in self._script(requested):
                     if isinstance(step, bytes):
                         connection.sendall(step)
                     elif self._stopping.wait(step):

@@ -304,19 +304,19 @@ class _Handler(BaseHTTPRequestHandler):
             token, _, path = rest.partition("/")
             if not hmac.compare_digest(token.encode(), self.server.token.encode()):
                 return HTTPStatus.FORBIDDEN, path
-        wanted = []
+        requested = []
         if self.server.basic:
             pair = base64.b64encode(":".join(self.server.basic).encode()).decode()
-            wanted.append(f"Basic {pair}")
+            requested.append(f"Basic {pair}")
         if self.server.bearer:
-            wanted.append(f"Bearer {self.server.bearer}")
-        if wanted and self.headers.get("Authorization", "") not in wanted:
+            requested.append(f"Bearer {self.server.bearer}")
+        if requested and self.headers.get("Authorization", "") not in requested:
             return HTTPStatus.UNAUTHORIZED, path
         return None, path
 
     def _page(self, folder: Path) -> Path | None:
-        for name, wanted in (("index.v1.json", SIMPLE_JSON), ("index.html", "")):
-            if wanted in self.headers.get("Accept", "") and (folder / name).is_file():
+        for name, requested in (("index.v1.json", SIMPLE_JSON), ("index.html", "")):
+            if requested in self.headers.get("Accept", "") and (folder / name).is_file():
                 return folder / name
         return None
 
@@ -430,10 +430,10 @@ def _chunks(
     if fault.bytes_per_second:
         size = max(1, min(size, fault.bytes_per_second // 20))
     while start < end:
-        wanted = min(size, end - start)
-        if pause_at is not None and start < pause_at < start + wanted:
-            wanted = pause_at - start
-        content = stream.read(wanted)
+        requested = min(size, end - start)
+        if pause_at is not None and start < pause_at < start + requested:
+            requested = pause_at - start
+        content = stream.read(requested)
         if not content:
             return
         yield start, content

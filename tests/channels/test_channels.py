@@ -214,9 +214,9 @@ def test_everything_links_into_one_environment_and_runs(
     assert output("apptool-script") == f"apptool 2.0 in {prefix}"
     assert output("hello-noarch") == f"hello 2.0 from {prefix}"
     assert output("hello-script") == f"hello 2.0 from {prefix}"
-    asked = "import sys, sysconfig; print(sys.prefix, sysconfig.get_paths()['purelib'])"
+    requested = "import sys, sysconfig; print(sys.prefix, sysconfig.get_paths()['purelib'])"
     short = "{}.{}".format(*sys.version_info)
-    assert output("python", "-c", asked).split() == [
+    assert output("python", "-c", requested).split() == [
         *(str(prefix), f"{prefix}/lib/python{short}/site-packages")
     ]
     # Scripts of packages are not run unless someone asks for it.
@@ -293,17 +293,17 @@ def test_synthetic_records_are_sorted_and_solvable(tmp_path: Path) -> None:
 
 
 def test_a_channel_is_made_once_and_whole(tmp_path: Path) -> None:
-    made = []
+    created = []
 
     def build(folder: Path) -> None:
-        made.append(folder)
+        created.append(folder)
         (folder / "noarch").mkdir()
 
     channel = tmp_path / "channel"
     assert ensure_channel(channel, {"kit": "1"}, build)
     assert not ensure_channel(channel, {"kit": "1"}, build)
     assert ensure_channel(channel, {"kit": "2"}, build)
-    assert len(made) == 2
+    assert len(created) == 2
 
     def fail(folder: Path) -> None:
         raise OSError("the network is gone")

@@ -30,9 +30,9 @@ def uv(
 
 def compiled(server: ChannelServer, folder: Path, *requirements: str) -> str:
     """What `uv pip compile` makes of requirements; its complaint if it cannot."""
-    wanted = folder / "requirements.in"
-    wanted.write_text("\n".join(requirements))
-    answer = uv(server, "compile", "--quiet", "--no-header", "--no-annotate", str(wanted))
+    requested = folder / "requirements.in"
+    requested.write_text("\n".join(requirements))
+    answer = uv(server, "compile", "--quiet", "--no-header", "--no-annotate", str(requested))
     return answer.stderr if answer.returncode else answer.stdout
 
 
@@ -69,13 +69,13 @@ def test_what_conda_provides_conflicts_with_what_a_wheel_needs(
 
 
 def test_an_upload_date_is_told(channel_server: ChannelServer, tmp_path: Path) -> None:
-    wanted = tmp_path / "requirements.in"
-    wanted.write_text("tinyplot\ntinyold\n")
-    dated = uv(channel_server, "compile", "--exclude-newer", "2021-01-01", str(wanted))
+    requested = tmp_path / "requirements.in"
+    requested.write_text("tinyplot\ntinyold\n")
+    dated = uv(channel_server, "compile", "--exclude-newer", "2021-01-01", str(requested))
     assert "tinyplot" in dated.stderr
-    wanted.write_text("tinyold\n")
+    requested.write_text("tinyold\n")
     assert not uv(
-        channel_server, "compile", "--exclude-newer", "2021-01-01", str(wanted)
+        channel_server, "compile", "--exclude-newer", "2021-01-01", str(requested)
     ).returncode
 
 
@@ -112,10 +112,10 @@ def test_both_forms_of_a_page_say_the_same(simple_index: Path) -> None:
 def test_what_is_made_is_reproducible_and_read_back(tmp_path: Path) -> None:
     assert make_wheel("Tiny.Thing", "1") == make_wheel("Tiny.Thing", "1")
     assert make_sdist("tiny", "1") == make_sdist("tiny", "1")
-    for made in sample_distributions():
-        if made.metadata is not None and isinstance(made.content, bytes):
-            (tmp_path / made.file_name).write_bytes(made.content)
-            read = read_distribution(tmp_path / made.file_name)
+    for created in sample_distributions():
+        if created.metadata is not None and isinstance(created.content, bytes):
+            (tmp_path / created.file_name).write_bytes(created.content)
+            read = read_distribution(tmp_path / created.file_name)
             assert (read.project, read.version, read.sha256) == (
-                *(made.project, made.version, made.sha256),
+                *(created.project, created.version, created.sha256),
             )

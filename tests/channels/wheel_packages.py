@@ -380,10 +380,10 @@ def _dependencies(wheel: WheelMetadata, python: str, extra: str = "") -> list[st
     found: set[str] = set()
     for requirement in wheel.requirements:
         marker = requirement.marker
-        wanted = marker is None or marker.evaluate(_environment(python, extra))
+        requested = marker is None or marker.evaluate(_environment(python, extra))
         if extra and (marker is None or marker.evaluate(_environment(python))):
-            wanted = False
-        if wanted:
+            requested = False
+        if requested:
             found.update(conda_requirement(requirement))
     return sorted(found)
 
@@ -413,11 +413,11 @@ def convert_wheels(
         wheel.targets = sorted(python_versions, key=_version_key)
     work = partial(_convert, channel=channel, abi_limits=tuple(abi_limits), level=level)
     with ProcessPoolExecutor(processes) as pool:
-        made = sum(pool.map(work, _unique(metadata), chunksize=4))
+        created = sum(pool.map(work, _unique(metadata), chunksize=4))
     for spec in _extra_metapackages(metadata):
         write_package(spec, channel, level=level)
-        made += 1
-    return made
+        created += 1
+    return created
 
 
 def _version_key(version: str) -> tuple[int, ...]:
@@ -523,14 +523,14 @@ def _stub(spec: PackageSpec, subdir: str) -> PackageSpec:
 
 def _extra_metapackages(metadata: Sequence[WheelMetadata]) -> Iterator[PackageSpec]:
     """A metapackage for each extra that some requirement in the channel names."""
-    asked: dict[str, set[str]] = defaultdict(set)
+    requested: dict[str, set[str]] = defaultdict(set)
     for wheel in metadata:
         for requirement in wheel.requirements:
             for extra in requirement.extras:
-                asked[canonicalize_name(requirement.name)].add(canonicalize_name(extra))
+                requested[canonicalize_name(requirement.name)].add(canonicalize_name(extra))
     seen = set()
     for wheel in metadata:
-        for extra in sorted(asked[canonicalize_name(wheel.project)] & wheel.extras):
+        for extra in sorted(requested[canonicalize_name(wheel.project)] & wheel.extras):
             name = extra_package_name(wheel.project, extra)
             if (name, wheel.version) in seen:
                 continue

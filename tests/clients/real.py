@@ -35,9 +35,9 @@ class RealClient:
     def create(
         self, prefix: Path, *specs: str, channels: Sequence[str], offline: bool = False
     ) -> None:
-        places = [part for channel in channels for part in ("-c", channel)]
+        locations = [part for channel in channels for part in ("-c", channel)]
         options = ["--offline"] if offline else []
-        self._run("create", "-y", "-p", prefix, *options, "--override-channels", *places, *specs)
+        self._run("create", "-y", "-p", prefix, *options, "--override-channels", *locations, *specs)
 
     def create_from_list(self, prefix: Path, path: Path) -> None:
         self._run("create", "-y", "-p", prefix, "--file", path)

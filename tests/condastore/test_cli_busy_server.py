@@ -41,14 +41,14 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 @pytest.fixture
 def api() -> Iterator[Api]:
     """A client of the server at a URL, which is closed at the end."""
-    made: list[client.Api] = []
+    created: list[client.Api] = []
 
     def connect(url: str) -> client.Api:
-        made.append(client.Api(config.Server(url=url, token="a-token")))
-        return made[-1]
+        created.append(client.Api(config.Server(url=url, token="a-token")))
+        return created[-1]
 
     yield connect
-    for one in made:
+    for one in created:
         one._http.close()
 
 

@@ -54,7 +54,7 @@ def test_a_sign_in_is_kept_in_a_file_that_only_its_owner_reads(person: Person):
         person = replace(person, url="")
         person.does("login", server.url, "--token", "cs_secret").succeeded()
         assert "alice" in person.does("whoami").succeeded().out
-        assert [asked.token for asked in server.asked] == ["cs_secret", "cs_secret"]
+        assert [requested.token for requested in server.asked] == ["cs_secret", "cs_secret"]
     (file,) = (person.home / "config").rglob("servers.json")
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
@@ -73,26 +73,26 @@ def test_a_stored_token_goes_to_its_own_server_only(person: Person):
     with answering({"Me": lambda _: ME}) as first, answering({"Me": lambda _: NOBODY}) as second:
         person.does("login", first.url, "--token", "cs_secret").succeeded()
         assert replace(person, url=second.url).does("whoami").status == 3
-        assert [asked.token for asked in second.asked] == [""]
+        assert [requested.token for requested in second.asked] == [""]
 
 
 def test_variables_win_over_the_stored_sign_in(person: Person):
     with answering({"Me": lambda _: ME}) as first, answering({"Me": lambda _: ME}) as second:
         person.does("login", first.url, "--token", "cs_stored").succeeded()
         replace(person, url=second.url, token="cs_given").does("whoami").succeeded()
-        assert [asked.token for asked in second.asked] == ["cs_given"]
+        assert [requested.token for requested in second.asked] == ["cs_given"]
 
 
 def test_a_password_becomes_a_token_that_logging_out_revokes(person: Person):
-    made: dict[str, str] = {}
+    created: dict[str, str] = {}
 
     def sign_in(body: dict[str, str]) -> dict[str, str]:
-        made.update(body)
+        created.update(body)
         return {"token": "cs_made", "expires_at": "2030-01-01T00:00:00Z"}
 
     def tokens(_: object) -> object:
-        shown = {"id": "7", "name": made["name"], "revoked": False}
-        me = {"username": "alice", "tokenName": made["name"], "tokens": [shown]}
+        shown = {"id": "7", "name": created["name"], "revoked": False}
+        me = {"username": "alice", "tokenName": created["name"], "tokens": [shown]}
         return {"data": {"me": me}}
 
     answers = {
@@ -105,7 +105,7 @@ def test_a_password_becomes_a_token_that_logging_out_revokes(person: Person):
         person = replace(person, url=server.url)
         arguments = ("login", "--username", "alice", "--password-stdin")
         person.does(*arguments, says="pass word\n").succeeded()
-        assert (made["username"], made["password"]) == ("alice", "pass word")
+        assert (created["username"], created["password"]) == ("alice", "pass word")
         person.does("logout").succeeded()
         assert server.asked_for("RevokeToken")[0].variables == {"id": "7"}
         assert person.does("logout").status == 3

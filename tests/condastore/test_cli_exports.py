@@ -44,29 +44,29 @@ class Handler(BaseHTTPRequestHandler):
         self._begin(200, {"ETag": ETAG, "Content-Length": str(len(CONTENT))})
 
     def do_GET(self) -> None:
-        told: Server = self.server.told
-        wanted = self.headers.get("Range", "")
-        told.asked.append(("GET", wanted, self.headers.get("Authorization", "")))
-        if told.failure is not None:
-            return self._json(422, told.failure)
-        if told.making:
-            told.making -= 1
+        reported: Server = self.server.told
+        requested = self.headers.get("Range", "")
+        reported.asked.append(("GET", requested, self.headers.get("Authorization", "")))
+        if reported.failure is not None:
+            return self._json(422, reported.failure)
+        if reported.making:
+            reported.making -= 1
             return self._json(202, {"state": "MAKING", "progress": {"stage": "packing"}})
-        if told.redirect_to and self.path.startswith("/api"):
-            headers = {"Location": told.redirect_to, "ETag": ETAG, "Content-Length": "0"}
+        if reported.redirect_to and self.path.startswith("/api"):
+            headers = {"Location": reported.redirect_to, "ETag": ETAG, "Content-Length": "0"}
             return self._begin(307, headers)
-        first, last = 0, len(told.content) - 1
-        if wanted:
-            begin, _, end = wanted.removeprefix("bytes=").partition("-")
+        first, last = 0, len(reported.content) - 1
+        if requested:
+            begin, _, end = requested.removeprefix("bytes=").partition("-")
             first, last = int(begin), int(end or last)
         if first > last:
-            headers = {"Content-Range": f"bytes */{len(told.content)}", "Content-Length": "0"}
+            headers = {"Content-Range": f"bytes */{len(reported.content)}", "Content-Length": "0"}
             return self._begin(416, headers)
         headers = {"ETag": ETAG, "Content-Length": str(last - first + 1)}
-        self._begin(206 if wanted else 200, headers)
-        body = told.content[first : last + 1]
-        if wanted != "bytes=0-0" and told.cut_after:
-            self.wfile.write(body[: told.cut_after.pop(0)])
+        self._begin(206 if requested else 200, headers)
+        body = reported.content[first : last + 1]
+        if requested != "bytes=0-0" and reported.cut_after:
+            self.wfile.write(body[: reported.cut_after.pop(0)])
             self.close_connection = True
         else:
             self.wfile.write(body)
@@ -90,26 +90,26 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    told = Server(url=f"http://127.0.0.1:{http.server_address[1]}")
-    http.told = told  # type: ignore[attr-defined]
+    reported = Server(url=f"http://127.0.0.1:{http.server_address[1]}")
+    http.told = reported  # type: ignore[attr-defined]
     http.daemon_threads = True
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
-    monkeypatch.setenv("CONDASTORE_URL", told.url)
+    monkeypatch.setenv("CONDASTORE_URL", reported.url)
     monkeypatch.setenv("CONDASTORE_TOKEN", "t0ken")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setattr(exports, "PAUSE", 0.001)
     monkeypatch.setattr(exports, "LOOK", 0.001)
     monkeypatch.chdir(tmp_path)
-    made: list[client.Api] = []
+    created: list[client.Api] = []
 
     def connect() -> client.Api:
-        made.append(client.connect())
-        return made[-1]
+        created.append(client.connect())
+        return created[-1]
 
     monkeypatch.setattr(exports, "connect", connect)
-    yield told
-    for api in made:  # a command leaves that to its end
+    yield reported
+    for api in created:  # a command leaves that to its end
         api._http.close()
     http.shutdown()
     thread.join()
@@ -142,7 +142,7 @@ def test_a_cut_download_is_continued_where_it_ended(server: Server, tmp_path: Pa
     server.cut_after = [100_000, 1, 2_000_000]
     exports.export("research/ml", format_="tar.zst")
     assert (tmp_path / "ml.tar.zst").read_bytes() == CONTENT
-    ranges = [wanted for _, wanted, _ in server.asked if wanted != "bytes=0-0"]
+    ranges = [requested for _, requested, _ in server.asked if requested != "bytes=0-0"]
     assert ranges[0] == ""
     assert len(ranges) == 4
     starts = [int(text.removeprefix("bytes=").rstrip("-")) for text in ranges[1:]]

@@ -151,8 +151,8 @@ def test_every_fault_of_a_file_is_told_at_once(administrator: Person, namespace:
     text = "dependencies:\n  - 'libalpha =='\n  - python >=\nplatforms: [linux-65]\nvariables: 1\n"
     ended = build(administrator, f"{namespace}/odd", text)
     assert ended.status == 6
-    for place in ("line 2", "line 3", "linux-65", "variables"):
-        assert place in ended.err
+    for location in ("line 2", "line 3", "linux-65", "variables"):
+        assert location in ended.err
 
 
 def test_tags_name_builds(administrator: Person, namespace: str):
@@ -217,10 +217,10 @@ def test_an_environment_is_copied_moved_renamed_and_deleted(
 
 def test_a_token_with_a_ceiling_looks_and_does_not_build(administrator: Person, namespace: str):
     name = f"ci-{uuid.uuid4().hex[:6]}"
-    made = administrator.does(
+    created = administrator.does(
         "token", "create", name, "--role", "viewer", "--namespace", namespace, "--json"
     ).succeeded()
-    robot = replace(administrator, token=made.document["secret"])
+    robot = replace(administrator, token=created.document["secret"])
     assert robot.does("whoami", "--json").succeeded().document["tokenName"] == name
     assert build(robot, f"{namespace}/x", FIRST).status == 3
     assert name in administrator.does("token", "list").succeeded().out
@@ -318,8 +318,8 @@ def test_an_environment_is_shared_with_a_program(
     name = f"{namespace}/shared"
     administrator.does("env", "create", name).succeeded()
     account = f"robot-{uuid.uuid4().hex[:6]}"
-    made = administrator.does("token", "service-account", account).succeeded()
-    assert f"--service-account {account}" in made.out
+    created = administrator.does("token", "service-account", account).succeeded()
+    assert f"--service-account {account}" in created.out
     token = administrator.does("token", "create", account, "--service-account", account, "--json")
     secret = token.succeeded().document["secret"]
     robot = replace(

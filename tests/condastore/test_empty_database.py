@@ -24,11 +24,13 @@ print(create_tables())
 
 
 def prepare(folder: Path) -> str:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("CONDASTORE_")}
+    retained = {
+        key: value for key, value in os.environ.items() if not key.startswith("CONDASTORE_")
+    }
     environ = {"DJANGO_SETTINGS_MODULE": "condastore.settings", "CONDASTORE_DATA": str(folder)}
     said = subprocess.run(
         [sys.executable, "-c", PREPARE],
-        env=kept | environ,
+        env=retained | environ,
         cwd=PROJECT,
         check=True,
         capture_output=True,

@@ -182,7 +182,7 @@ def test_a_cache_that_cannot_be_linked_into_prefixes_is_said_at_start(
     (tmp_path / "cache").mkdir()
     assert "condastore.E002" not in {one.id for one in checks.check(None)}
     (tmp_path / "cache").rmdir()
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
-        (tmp_path / "cache").symlink_to(elsewhere)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        (tmp_path / "cache").symlink_to(other)
         assert "condastore.E002" in {one.id for one in checks.check(None)}
     assert not list((tmp_path / "prefixes").iterdir())

@@ -212,8 +212,8 @@ def shell(folder: Path, channel: str, *arguments: str) -> Iterator[Shell]:
     }
     try:
         administrator = system.administrator(home)
-        made = administrator.does("token", "create", "tour", "--json").succeeded().document
-        environ["TOUR_TOKEN"] = token_in(made)
+        created = administrator.does("token", "create", "tour", "--json").succeeded().document
+        environ["TOUR_TOKEN"] = token_in(created)
         # Each tour signs in by itself.
         administrator.does("logout").succeeded()
         replaced = {
@@ -336,6 +336,6 @@ def test_the_graphql_tour_runs(folder: Path, channel: str) -> None:
         headers["Accept"] = "text/event-stream"
         json_body = {"query": followed}
         with httpx.stream("POST", url, json=json_body, headers=headers, timeout=SECONDS) as events:
-            told = "".join(events.iter_text())
-        states = re.findall(r'"state": ?"(\w+)"', told)
-        assert states[-1:] == ["READY"], told
+            reported = "".join(events.iter_text())
+        states = re.findall(r'"state": ?"(\w+)"', reported)
+        assert states[-1:] == ["READY"], reported

@@ -19,12 +19,12 @@ def installed_wheel(name: str, folder: Path) -> Distribution:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as wheel:
         for entry in installed.files or ():
             parts = entry.parts
-            place = Path(str(entry.locate()))
-            if parts[0] == ".." or "__pycache__" in parts or not place.is_file():
+            location = Path(str(entry.locate()))
+            if parts[0] == ".." or "__pycache__" in parts or not location.is_file():
                 continue
             if parts[-1] in ("RECORD", "INSTALLER", "REQUESTED"):
                 continue
-            wheel.writestr(str(entry), place.read_bytes())
+            wheel.writestr(str(entry), location.read_bytes())
         lines = "".join(
             f"{item.filename},{_record_hash(wheel.read(item))},{item.file_size}\n"
             for item in wheel.infolist()

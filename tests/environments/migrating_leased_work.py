@@ -58,9 +58,15 @@ def main() -> None:
         ("failed", 3, {"failed_at": then}),
     ):
         rule = create("PushRule", namespace_id=namespace, pattern=problem, target=f"r/{problem}")
-        place = {"environment_id": environment.pk, "build_id": ready.pk, "rule": rule}
+        location = {"environment_id": environment.pk, "build_id": ready.pk, "rule": rule}
         create(
-            "Push", problem=problem, attempts=2, turn=turn, message_sent_at=then, **ended, **place
+            "Push",
+            problem=problem,
+            attempts=2,
+            turn=turn,
+            message_sent_at=then,
+            **ended,
+            **location,
         )
 
     solved = {"namespace_id": namespace, "specification_id": ready.specification_id}

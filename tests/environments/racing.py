@@ -109,8 +109,8 @@ def main() -> None:
             lambda build=build: decide(ada, build, approve=False),  # type: ignore[misc]
         )
         build.refresh_from_db()
-        made = Decision.objects.filter(name=f"p{number}").count()
-        outcomes["two approvers"][f"{sorted(ends)} {made}"] += 1
+        created = Decision.objects.filter(name=f"p{number}").count()
+        outcomes["two approvers"][f"{sorted(ends)} {created}"] += 1
         assert build.state in (S.QUEUED, S.FAILED), build.state
 
         build, _ = waiting(1000 + number)

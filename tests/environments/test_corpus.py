@@ -24,11 +24,11 @@ def seen(submission: Submission) -> dict[str, Any]:
     if specification.kind != "environment":
         found["kind"] = specification.kind
     if specification.lock is None:
-        for key, wanted in (
+        for key, requested in (
             ("dependencies", specification.dependencies),
             ("pip", {name: texts for name, texts in specification.pip.items() if texts}),
         ):
-            found[key] = {platform: list(texts) for platform, texts in wanted.items()}
+            found[key] = {platform: list(texts) for platform, texts in requested.items()}
     else:
         found["packages"] = {
             part.platform: [each.file_name for each in part.conda]

@@ -178,26 +178,26 @@ def test_each_door_opens_to_those_who_may_and_is_not_there_for_the_rest(
 ) -> None:
     make_views()
     client = client_of(persona)
-    for name, door in DOORS.items():
-        answer = client.generic(door.method.upper(), reverse(name, kwargs=door.to))
+    for name, interface in DOORS.items():
+        answer = client.generic(interface.method.upper(), reverse(name, kwargs=interface.to))
         if persona.refused:
             assert answer.status_code == 401, name
-        elif door.perm in persona.perms:
-            assert answer.status_code == door.opened, name
+        elif interface.perm in persona.perms:
+            assert answer.status_code == interface.opened, name
         else:
             assert answer.status_code == 404, name
             # The link to sign in leads back to the address that was asked for.
-            back = quote(reverse(name, kwargs=door.to), safe="")
-            told = normal(answer.content).replace(f"next={back}", "")
+            back = quote(reverse(name, kwargs=interface.to), safe="")
+            reported = normal(answer.content).replace(f"next={back}", "")
             known = (
                 "environment research/ml.",
                 "namespace 'research'.",
                 "hosted channel 'research'.",
                 "mirror 'research'.",
             )
-            for asked in known:
-                told = told.replace(f"There is no {asked}", "")
-            assert "research" not in told
+            for requested in known:
+                reported = reported.replace(f"There is no {requested}", "")
+            assert "research" not in reported
 
 
 @everybody
@@ -208,22 +208,22 @@ def test_what_one_may_not_see_answers_like_what_is_not_there(
     if Perm.VIEW in persona.perms:
         return
     client = client_of(persona)
-    for name, door in DOORS.items():
-        place = next(one for one in ("mirror", "channel", "namespace") if one in door.to)
-        absent = door.to | {place: "absentees"}  # as many letters
-        answers, looks = [], []
-        for to in (door.to, absent):
-            asked = door.method.upper(), reverse(name, kwargs=to)
-            client.generic(*asked)  # sessions and caches are warm
+    for name, interface in DOORS.items():
+        location = next(one for one in ("mirror", "channel", "namespace") if one in interface.to)
+        absent = interface.to | {location: "absentees"}  # as many letters
+        answers, polls = [], []
+        for to in (interface.to, absent):
+            requested = interface.method.upper(), reverse(name, kwargs=to)
+            client.generic(*requested)  # sessions and caches are warm
             with CaptureQueriesContext(connection) as queries:
-                answers.append(client.generic(*asked))
+                answers.append(client.generic(*requested))
             # A refused change is recorded, with the namespace where there is one.
             values = re.compile(r"\d+|'[^']*'|NULL")
-            looks.append([values.sub("?", one["sql"]) for one in queries])
+            polls.append([values.sub("?", one["sql"]) for one in queries])
         hidden, missing = (normal(answer.content) for answer in answers)
         assert [answer.status_code for answer in answers] == [answers[0].status_code] * 2
         assert hidden.replace("research", "absentees") == missing, name
-        assert looks[0] == looks[1], name
+        assert polls[0] == polls[1], name
 
 
 @everybody
@@ -237,9 +237,9 @@ def test_graphql_hides_as_if_nothing_was_there(persona: Persona, world: World) -
     }
     absent["preview"] = "00000000-0000-4000-8000-000000000000"
     absent["lock"] = absent["specification"] = "0" * 64
-    asked = [document for document, _ in SEEN.values()]
-    asked += [f"{name}:{arguments}" for name, (arguments, _) in CHANGES.items()]
-    for document in asked:
+    requested = [document for document, _ in SEEN.values()]
+    requested += [f"{name}:{arguments}" for name, (arguments, _) in CHANGES.items()]
+    for document in requested:
         bodies = []
         for ids, name in ((world.ids, "research"), (absent, "absentees")):
             if document.startswith(("{", "query")):
@@ -404,8 +404,8 @@ def test_what_is_refused_in_the_admin_is_recorded(world: World) -> None:
 def test_no_door_takes_another_method(world: World, method: str) -> None:
     client = Client()
     client.force_login(User.objects.get(username="dora"))
-    for name, door in DOORS.items():
-        if method in (door.method, door.also):
+    for name, interface in DOORS.items():
+        if method in (interface.method, interface.also):
             continue
-        answer = getattr(client, method)(reverse(name, kwargs=door.to))
+        answer = getattr(client, method)(reverse(name, kwargs=interface.to))
         assert answer.status_code == 405, name

@@ -94,8 +94,8 @@ def token(bob: Actor) -> str:
 
 @pytest.fixture
 def node(server: str, token: str, tmp_path: Path) -> Iterator[Node]:
-    with closing(Server(server, token)) as asked:
-        yield Node(folder=Folder(tmp_path / "node"), server=asked)
+    with closing(Server(server, token)) as requested:
+        yield Node(folder=Folder(tmp_path / "node"), server=requested)
 
 
 @pytest.fixture

@@ -133,11 +133,11 @@ def test_a_file_of_a_build_waits_for_room_on_the_disk(system: SmallSystem) -> No
     """Half an archive is neither served nor left behind."""
     build = system.build("full/disk", "dependencies: [python]")
     url = f"/api/envs/full/disk/{build['number']}/env.tar.zst"
-    asked = "query($id: ID!) { build(id: $id) { artifacts { state failure { message } } } }"
+    requested = "query($id: ID!) { build(id: $id) { artifacts { state failure { message } } } }"
 
     def told() -> dict[str, Any]:
         with contextlib.suppress(Exception):  # a full disk may take the web along for a moment
-            return next(iter(system.graphql(asked, id=build["id"])["build"]["artifacts"]), {})
+            return next(iter(system.graphql(requested, id=build["id"])["build"]["artifacts"]), {})
         return {}
 
     system.fill(leave=8_000_000)  # enough for the database and the queue, not for the archive

@@ -145,7 +145,9 @@ def test_a_build_on_such_a_channel_can_be_cancelled(patient: System, script: Scr
     system = patient
     with hostile(script) as server:
         build = system.submit("hostile/one", text_of(server))
-        until(lambda: any(asked.path.endswith("repodata.json") for asked in server.requests))
+        until(
+            lambda: any(requested.path.endswith("repodata.json") for requested in server.requests)
+        )
         time.sleep(1)
         system.change("cancelBuild", id=build)
         assert system.wait(build, seconds=GENEROUS)["state"] == "CANCELLED"
@@ -195,8 +197,8 @@ def test_previews_on_a_slow_channel_keep_nobody_out(start: Start) -> None:
         system.create("honest/one")
 
         def preview(namespace: str, text: str) -> str:
-            asked = system.graphql(PREVIEW, namespace=namespace, text=text)["previewSolve"]
-            return str(asked["id"])
+            requested = system.graphql(PREVIEW, namespace=namespace, text=text)["previewSolve"]
+            return str(requested["id"])
 
         def state(key: str) -> str:
             return str(system.graphql(PREVIEWED, id=key)["preview"]["state"])

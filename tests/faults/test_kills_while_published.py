@@ -152,8 +152,8 @@ class _TurnToWrite:
             fcntl.lockf(self._file, fcntl.LOCK_UN)
 
     def _taken(self) -> bool:
-        asked = self.LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-        kind, *_ = self.LOCK.unpack(fcntl.fcntl(self._file, fcntl.F_GETLK, asked))
+        requested = self.LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind, *_ = self.LOCK.unpack(fcntl.fcntl(self._file, fcntl.F_GETLK, requested))
         return bool(kind != fcntl.F_UNLCK)
 
 

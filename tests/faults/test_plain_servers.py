@@ -81,10 +81,10 @@ def test_a_channel_with_shards_stays_readable_for_the_next_process(
 def test_a_channel_whose_shards_are_never_sent_is_read_without_them(
     own_channel: Path, tmp_path: Path
 ) -> None:
-    asked: list[str] = []
+    requested: list[str] = []
 
     def script(request: Asked) -> Iterator[bytes | float]:
-        asked.append(f"{request.method} {request.path.rpartition('/')[2]}")
+        requested.append(f"{request.method} {request.path.rpartition('/')[2]}")
         path = own_channel / request.path
         if request.path.endswith("/repodata_shards.msgpack.zst"):
             if request.method == "HEAD":
@@ -98,8 +98,8 @@ def test_a_channel_whose_shards_are_never_sent_is_read_without_them(
         for _ in range(2):
             found = solve(solver, "libalpha", channels=[server.url])
             assert versions(found) == {"libalpha": "2.1"}
-    assert "GET repodata_shards.msgpack.zst" in asked
-    assert any(line.startswith("GET repodata.json") for line in asked)
+    assert "GET repodata_shards.msgpack.zst" in requested
+    assert any(line.startswith("GET repodata.json") for line in requested)
 
 
 def test_reading_for_search_recovers_too(url: str, tmp_path: Path) -> None:

@@ -32,18 +32,18 @@ def test_a_web_process_and_four_workers_never_find_the_database_locked(start: St
 
         def work(number: int) -> list[str]:
             """What one person does: submits, looks, tags, cancels."""
-            made = []
+            created = []
             for turn in range(BUILDS // PEOPLE):
                 name = ("license-mit", "license-bsd", "demo-stack")[(number + turn) % 3]
                 text = f"dependencies: [{name}]\nvariables: {{TURN: '{number}-{turn}'}}\n"
                 build = system.submit(references[number], text)
                 system.graphql(LIST)
                 system.change("tagBuild", id=build, tag=f"t{turn}")
-                made.append(build)
-            return made
+                created.append(build)
+            return created
 
         with ThreadPoolExecutor(PEOPLE) as people:
-            builds = [build for made in people.map(work, range(PEOPLE)) for build in made]
+            builds = [build for created in people.map(work, range(PEOPLE)) for build in created]
         for build in builds:
             done = system.wait(build)
             assert (done["state"], done["attempt"]) == ("READY", 1), done

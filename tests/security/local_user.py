@@ -83,10 +83,10 @@ sys.stdout.buffer.write(answer.partition(b" ")[2])
 
 def answer_to_stranger(port: int, url: str) -> bytes:
     """What a service on `port` says to another account that asks it for `url`, from the status."""
-    asked = {"uid": STRANGER, "gid": STRANGERS, "port": port, "url": url}
+    requested = {"uid": STRANGER, "gid": STRANGERS, "port": port, "url": url}
     return subprocess.run(
         [sys.executable, "-I", "-S", "-c", _ASK],
-        input=json.dumps(asked).encode(),
+        input=json.dumps(requested).encode(),
         stdout=subprocess.PIPE,
         check=True,
         cwd="/",
@@ -104,10 +104,10 @@ def _tried(root: Path, groups: Sequence[int]) -> dict[str, list[str]]:
             "read": [path for path in paths if _may(path, stat.S_IROTH, groups)],
             "write": [path for path in paths if _may(path, stat.S_IWOTH, groups)],
         }
-    asked = {"uid": STRANGER, "gid": STRANGERS, "groups": list(groups), "paths": paths}
+    requested = {"uid": STRANGER, "gid": STRANGERS, "groups": list(groups), "paths": paths}
     answer = subprocess.run(
         [sys.executable, "-I", "-S", "-c", _TRY],
-        input=json.dumps(asked),
+        input=json.dumps(requested),
         stdout=subprocess.PIPE,
         text=True,
         check=True,

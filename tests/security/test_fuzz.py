@@ -82,8 +82,10 @@ class Errors(logging.Handler):
         if isinstance(error, BaseException):
             frames = traceback.extract_tb(error.__traceback__)
             ours = [one for one in frames if "site-packages" not in one.filename] or frames
-            places = ", ".join(f"{one.filename}:{one.lineno}" for one in (*ours[-1:], *frames[-1:]))
-            self.found.append(f"{type(error).__name__}: {str(error)[:200]} at {places}")
+            locations = ", ".join(
+                f"{one.filename}:{one.lineno}" for one in (*ours[-1:], *frames[-1:])
+            )
+            self.found.append(f"{type(error).__name__}: {str(error)[:200]} at {locations}")
 
 
 @dataclass(frozen=True, slots=True)

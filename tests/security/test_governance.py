@@ -92,8 +92,8 @@ def submit(actor: Actor, secret: str) -> dict[str, Any]:
 
 
 def set_secret(actor: Actor, secret: str, **options: Any) -> str:
-    wanted: dict[str, Any] = {"channel": CHANNEL, "namespace": "research"} | options
-    return code_of(ask(actor, SET, secret=secret, **wanted))
+    requested: dict[str, Any] = {"channel": CHANNEL, "namespace": "research"} | options
+    return code_of(ask(actor, SET, secret=secret, **requested))
 
 
 def secrets_in(namespace: Namespace) -> list[str]:
@@ -148,14 +148,14 @@ def test_every_change_of_a_credential_is_in_the_audit_log_without_the_secret(
     ask(dora, f"mutation {{ deleteChannelCredential(id: {key}) {{ __typename }} }}")
     login = 'registry: "r.example.org", login: "u:third-secret", namespace: "research"'
     ask(dora, f"mutation {{ keepRegistryLogin({login}) {{ __typename }} }}")
-    told = credential_events()
-    assert [(who, action, one.get("replaced")) for who, action, one in told] == [
+    reported = credential_events()
+    assert [(who, action, one.get("replaced")) for who, action, one in reported] == [
         ("dora", "credential.set", False),
         ("dora", "credential.set", True),
         ("dora", "credential.delete", None),
         ("dora", "credential.set", False),
     ]
-    assert "secret" not in json.dumps([changes for _, _, changes in told])
+    assert "secret" not in json.dumps([changes for _, _, changes in reported])
 
 
 @pytest.mark.django_db
@@ -649,9 +649,9 @@ def test_ones_service_account_decides_no_more_than_oneself(
     held = build_of(carol, environment)
     assert decide(service, held) == "access-denied"
     assert decide(anna, held) == ""
-    asked = build_of(service, environment, "2.0")
+    requested = build_of(service, environment, "2.0")
     User.objects.filter(pk=service.account.pk).update(owner=anna.account)  # Carol's no more
-    assert decide(carol, asked) == "access-denied"
+    assert decide(carol, requested) == "access-denied"
     User.objects.filter(pk=service.account.pk).update(owner=carol.account)
     settings.TWO_PERSON_APPROVAL = True
     third = build_of(alice, environment, "3.0")
@@ -752,8 +752,8 @@ def test_granting_and_revoking_tells_nobody_which_names_exist(
             ask(eve, REVOKE, **holder),
         ]
         changes = AuditEvent.objects.visible_to(eve).matching(action="namespace.")
-        told = [(one.action, one.target, one.changes) for one in changes.order_by("position")]
-        answers.append(as_anybody([steps, told[-3:]], name))
+        reported = [(one.action, one.target, one.changes) for one in changes.order_by("position")]
+        answers.append(as_anybody([steps, reported[-3:]], name))
     assert len(set(answers)) == 1
     assert '"code": "conflict"' in answers[0]
 
@@ -771,8 +771,8 @@ def test_an_administrator_is_told_that_a_name_does_not_exist(
 def test_a_grant_to_a_name_takes_effect_when_somebody_bears_it(eve: Actor) -> None:
     ask(eve, GRANT, role="DEVELOPER", user="newcomer")
     ask(eve, GRANT, role="VIEWER", group="ldap:crew")
-    place = Namespace.objects.get(name="eve")
-    environment = factories.make_environment(place, "ml")
+    location = Namespace.objects.get(name="eve")
+    environment = factories.make_environment(location, "ml")
     share = (
         f'mutation {{ shareEnvironment(environmentId: {environment.pk}, user: "reader") '
         f"{{ __typename ... on Environment {{ sharedWith }} {ERROR} }} }}"
@@ -781,14 +781,14 @@ def test_a_grant_to_a_name_takes_effect_when_somebody_bears_it(eve: Actor) -> No
     newcomer, reader = (factories.actor(factories.make_user(n)) for n in ("newcomer", "reader"))
     other = factories.make_user("other")
     other.groups.add(Group.objects.create(name="ldap:crew"))
-    assert may(newcomer, Perm.BUILD, place)
-    assert may(factories.actor(other), Perm.VIEW, place)
-    assert not may(factories.actor(other), Perm.BUILD, place)
+    assert may(newcomer, Perm.BUILD, location)
+    assert may(factories.actor(other), Perm.VIEW, location)
+    assert not may(factories.actor(other), Perm.BUILD, location)
     assert may(reader, Perm.VIEW, environment)
-    assert not may(reader, Perm.VIEW, place)
+    assert not may(reader, Perm.VIEW, location)
     assert not PendingGrant.objects.exists()
     ask(eve, REVOKE, user="newcomer")
-    assert not may(newcomer, Perm.VIEW, place)
+    assert not may(newcomer, Perm.VIEW, location)
 
 
 @pytest.mark.django_db
@@ -799,8 +799,8 @@ def test_who_may_decide_shows_granted_names_and_no_members(research: Namespace, 
         ask(eve, GRANT, role="APPROVER", user=name)
     for name in ("ldap:team", "ldap:none"):
         ask(eve, GRANT, role="APPROVER", group=name)
-    place = Namespace.objects.get(name="eve")
-    assert decider_names([place.pk])[place.pk] == [
+    location = Namespace.objects.get(name="eve")
+    assert decider_names([location.pk])[location.pk] == [
         "alice",
         "eve",
         "group ldap:none",
@@ -819,8 +819,8 @@ def test_a_service_account_is_not_found_by_granting_it_a_role(
     close_account(actor=root, user=User.objects.get(username="carol"))
     assert not AuditEvent.objects.visible_to(eve).filter(target="robot").exists()
     # Once it has built there, the managers of the namespace see it.
-    place = Namespace.objects.get(name="eve")
-    build = factories.make_build(factories.make_environment(place, "ml"))
+    location = Namespace.objects.get(name="eve")
+    build = factories.make_build(factories.make_environment(location, "ml"))
     Build.objects.filter(pk=build.pk).update(requested_by=service.account)
     assert len(ask(eve, listed)["serviceAccounts"]["edges"]) == 1
 
@@ -839,9 +839,9 @@ def test_creating_a_hosted_channel_tells_nobody_of_hidden_ones(
     assert create_channel_as(root, "secret", "research")["__typename"] == "HostedChannel"
     assert create_channel_as(dora, "research/plans", "research")["__typename"] == "HostedChannel"
     for taken, free in (("secret", "absent"), ("research/plans", "research/absent")):
-        told = [as_anybody(create_channel_as(eve, name), name) for name in (taken, free)]
-        assert told[0] == told[1]
-        assert "code" in told[0]
+        reported = [as_anybody(create_channel_as(eve, name), name) for name in (taken, free)]
+        assert reported[0] == reported[1]
+        assert "code" in reported[0]
     # The control: one's own names, which are all shown.
     assert create_channel_as(eve, "eve/secret")["__typename"] == "HostedChannel"
     assert create_channel_as(eve, "eve/secret")["code"] == "conflict"
@@ -885,7 +885,7 @@ def test_what_one_may_not_see_is_answered_like_what_is_not_there(
     ):
         answers = []
         for name in (taken, free):
-            asked = f"mutation {{ {document.replace('NAME', name)} {{ __typename {ERROR} }} }}"
-            answers.append(as_anybody(ask(eve, asked), name))
+            requested = f"mutation {{ {document.replace('NAME', name)} {{ __typename {ERROR} }} }}"
+            answers.append(as_anybody(ask(eve, requested), name))
         assert answers[0] == answers[1], document
         assert "OperationError" in answers[0], document

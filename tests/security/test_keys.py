@@ -379,10 +379,10 @@ READ = "from condastore import settings as s; print(s.SECRET_KEY, s.AUDIT_KEY, s
 
 
 def read_keys(data: Path, **environ: str) -> subprocess.Popen[str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("CONDASTORE_")}
+    retained = {k: v for k, v in os.environ.items() if not k.startswith("CONDASTORE_")}
     return subprocess.Popen(
         [sys.executable, "-c", READ],
-        env=kept | {"CONDASTORE_DATA": str(data)} | environ,
+        env=retained | {"CONDASTORE_DATA": str(data)} | environ,
         cwd=PROJECT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

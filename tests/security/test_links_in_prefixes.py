@@ -190,13 +190,13 @@ def test_no_compiled_file_goes_through_a_link(tmp_path: Path, prefix: Path, vict
         (compiled / "0.pyc").write_bytes(b"compiled")
         names = {"files": {source.files[0][0]: 8}, "failed": []}
         (compiled / "contents.json").write_text(json.dumps(names))
-    place = prefix / "lib/python3.11/site-packages/foo/__pycache__"
-    place.symlink_to(victim)
+    location = prefix / "lib/python3.11/site-packages/foo/__pycache__"
+    location.symlink_to(victim)
     bytecode.link(sources, interpreter=interpreter, prefix=prefix)
     assert files(victim) == {"conda-meta/state"}
-    place.unlink()
+    location.unlink()
     bytecode.link(sources, interpreter=interpreter, prefix=prefix)
-    assert os.listdir(place) == ["x.cpython-311.pyc"], "without the link it is linked"  # noqa: PTH208
+    assert os.listdir(location) == ["x.cpython-311.pyc"], "without the link it is linked"  # noqa: PTH208
 
 
 def test_variables_are_read_from_files_of_the_prefix_only(prefix: Path) -> None:

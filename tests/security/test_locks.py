@@ -434,7 +434,7 @@ def test_a_wheel_whose_metadata_bears_another_name_is_not_installed(tmp_path: Pa
         path = tmp_path / wheel.file_name
         assert isinstance(wheel.content, bytes)
         path.write_bytes(wheel.content)
-        wanted = PypiPackage(
+        requested = PypiPackage(
             name=wheel.project,
             version=wheel.version,
             file_name=wheel.file_name,
@@ -448,11 +448,11 @@ def test_a_wheel_whose_metadata_bears_another_name_is_not_installed(tmp_path: Pa
         cache = WheelCache(tmp_path / "wheels")
         for _ in range(2):  # also when it lies in the cache already
             if fits:
-                [found] = cache.ensure([wanted])
-                assert found.package == wanted
+                [found] = cache.ensure([requested])
+                assert found.package == requested
             else:
                 with pytest.raises(LinkError, match=r"contains .*cowsay 6\.1"):
-                    cache.ensure([wanted])
+                    cache.ensure([requested])
 
 
 def _with_metadata(wheel: Distribution, metadata: str) -> Distribution:
@@ -570,8 +570,8 @@ def test_what_a_channel_was_seen_to_list_counts_as_listed_when_it_drops_it(
         again = submit(explicit(dropped), name="again")
         assert again.state == BuildState.READY
         assert again.lock == built.lock, "the record that the channel gave then"
-        elsewhere = submit(explicit(dropped), into=research, name="elsewhere")
-        assert elsewhere.state == BuildState.READY
+        other = submit(explicit(dropped), into=research, name="elsewhere")
+        assert other.state == BuildState.READY
         # What another namespace knows by its credential is not told to one that has none.
         secret = factories.make_namespace("secret")
         ChannelCredential.objects.create(
@@ -649,13 +649,13 @@ def test_claims_of_equal_bytes_are_kept_apart_and_rows_of_older_releases_are_tak
     assert LockRow.store(one) == LockRow.store(one)
     assert CondaRecord.objects.count() == LockRow.objects.count() == 2
     # As an older release left them: without claims.
-    kept = LockRow.store(one)
-    LockRow.objects.exclude(pk=kept.pk).delete()
-    CondaRecord.objects.exclude(locked__lock=kept).delete()
+    retained = LockRow.store(one)
+    LockRow.objects.exclude(pk=retained.pk).delete()
+    CondaRecord.objects.exclude(locked__lock=retained).delete()
     LockRow.objects.update(claims="")
     CondaRecord.objects.update(claim="", listed=None)
-    assert LockRow.store(one) == kept
-    assert LockRow.store(two) != kept
+    assert LockRow.store(one) == retained
+    assert LockRow.store(two) != retained
     wider = factories.make_lock(honest, factories.make_package("scipy"))
     LockRow.store(wider)
     assert CondaRecord.objects.filter(license="BSD-3-Clause").count() == 1

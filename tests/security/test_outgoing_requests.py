@@ -143,11 +143,11 @@ def test_channels_and_locks_at_addresses_of_this_machine_tell_nothing(
         *(explicit(f"http://{one}/channel/linux-64/x-1.0-0.conda") for one in locks),
     )
     assert {failure["code"] for failure in failures} == {"address-refused"}
-    told = {
+    reported = {
         said(failure, one, one.rpartition(":")[0].strip("[]") or one)
         for failure, one in zip(failures, [*channels, *locks], strict=True)
     }
-    assert len(told) == 1, told
+    assert len(reported) == 1, reported
 
 
 def test_a_preview_reaches_nothing_that_a_build_may_not(eve: Attacker, canary: Canary) -> None:
@@ -184,13 +184,13 @@ def test_files_of_the_machine_tell_nothing(eve: Attacker, tmp_path: Path) -> Non
         wanting(tmp_path.as_uri()), wanting("file:///missing"), *map(explicit, urls)
     )
     assert {failure["code"] for failure in failures} == {"file-refused"}
-    told = {said(one, tmp_path.as_uri(), "file:///missing") for one in failures}
-    assert len(told) == 1, told
+    reported = {said(one, tmp_path.as_uri(), "file:///missing") for one in failures}
+    assert len(reported) == 1, reported
 
 
 def test_webhooks_and_pushes_reach_nothing_of_this_machine(eve: Attacker, canary: Canary) -> None:
-    made = eve.ask(HOOK, url=f"http://localhost:{canary.port}/hook")["createWebhook"]
-    eve.ask(TEST_HOOK, id=made["webhook"]["id"])
+    created = eve.ask(HOOK, url=f"http://localhost:{canary.port}/hook")["createWebhook"]
+    eve.ask(TEST_HOOK, id=created["webhook"]["id"])
     rule = eve.ask(RULE, to=f"http://127.0.0.1:{canary.port}/team/ml:1")["createPushRule"]
     assert rule["__typename"] == "PushRule", rule
     build = eve.system.wait(eve.submit("dependencies: [libalpha]\n"))

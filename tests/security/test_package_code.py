@@ -102,10 +102,10 @@ def test_variables_change_no_process_outside_the_sandbox(
 ) -> None:
     variables = {**trap(tmp_path), "ANSWER": "42"}
     if source == "variables":
-        made = linked(variables=variables)
+        created = linked(variables=variables)
     else:
-        made = linked(carrier(tmp_path, variables))
-    said = try_out(made, 'echo "$ANSWER,$LD_DEBUG"')
+        created = linked(carrier(tmp_path, variables))
+    said = try_out(created, 'echo "$ANSWER,$LD_DEBUG"')
     assert "42,files" in said
     assert not list(tmp_path.glob("loaded*"))
 
@@ -128,11 +128,11 @@ def test_a_variable_reaches_the_tests_and_its_file_runs_inside_only(
     mark = tmp_path / "mark"
     script = PackageFile.text("etc/evil.sh", f"touch {mark}; echo ran as $$\n")
     package = channel_of(tmp_path / "channel", PackageSpec("evil", "1.0", files=[script]))["evil"]
-    made = linked(package)
-    value = f"{made.final}/etc/evil.sh"
-    state = made.prefix / "conda-meta" / "state"
+    created = linked(package)
+    value = f"{created.final}/etc/evil.sh"
+    state = created.prefix / "conda-meta" / "state"
     state.write_text(json.dumps({"version": 1, "env_vars": {name: value}}))
-    said = try_out(made, f'echo "${name}"')
+    said = try_out(created, f'echo "${name}"')
     assert value in said
     assert not mark.exists()
 
@@ -196,11 +196,11 @@ def test_code_in_the_sandbox_reaches_nothing_of_the_machine(linked: Link, tmp_pa
 @needs_sandbox
 def test_a_flood_of_output_is_cut_and_ends_with_the_time_limit(linked: Link) -> None:
     lines: list[str] = []
-    made = linked()
+    created = linked()
     with pytest.raises(SmokeTestError, match="took longer"):
         run_smoke_tests(
-            made.prefix,
-            final_prefix=made.final,
+            created.prefix,
+            final_prefix=created.final,
             commands=["yes $(head -c 1000 /dev/zero | tr '\\0' x)"],
             time_limit=timedelta(seconds=2),
             on_line=lines.append,
@@ -374,26 +374,26 @@ def test_what_one_tenants_python_compiled_reaches_no_other(
 def test_a_dependency_of_python_counts_and_any_other_package_does_not(
     linked: Link, victim: CondaPackage
 ) -> None:
-    made = linked(victim)
-    key = Interpreter.from_packages(made.packages, made.python).key
-    alone = [cached for cached in made.packages if cached.package.name != "victim"]
-    assert Interpreter.from_packages(alone, made.python).key == key
+    created = linked(victim)
+    key = Interpreter.from_packages(created.packages, created.python).key
+    alone = [cached for cached in created.packages if cached.package.name != "victim"]
+    assert Interpreter.from_packages(alone, created.python).key == key
     needing = [
         replace(cached, package=replace(cached.package, depends=("victim >=1",)))
         if cached.package.name == "python"
         else cached
-        for cached in made.packages
+        for cached in created.packages
     ]
-    assert Interpreter.from_packages(needing, made.python).key != key
+    assert Interpreter.from_packages(needing, created.python).key != key
 
 
 def test_a_package_that_only_an_md5_names_shares_nothing(linked: Link) -> None:
-    made = linked()
+    created = linked()
     unnamed = [
         replace(cached, folder=cached.folder.parent.with_name("md5-00") / cached.folder.name)
-        for cached in made.packages
+        for cached in created.packages
     ]
-    assert Interpreter.from_packages(unnamed, made.python) is None
+    assert Interpreter.from_packages(unnamed, created.python) is None
 
 
 #: What a program that compiles one package begins with: the number of its pipe.
@@ -423,14 +423,14 @@ def test_what_an_interpreter_answers_is_bounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cache = BytecodeCache(linked().prefix.parent / f"answers-{tmp_path.name}")
-    made = linked(victim)
-    sources = python_sources(made.packages, made.python)
-    interpreter = Interpreter.from_packages(made.packages, made.python)
+    created = linked(victim)
+    sources = python_sources(created.packages, created.python)
+    interpreter = Interpreter.from_packages(created.packages, created.python)
     program = f"{_PIPE}os.write(pipe, {answer!r})\n"
     monkeypatch.setattr(compiling, "_COMPILE", program)
     with suppress(UnavailableError):
         cache.compile(sources, interpreter=interpreter, sandboxed=can_sandbox())
-    found = cache.link(sources, interpreter=interpreter, prefix=made.prefix)
+    found = cache.link(sources, interpreter=interpreter, prefix=created.prefix)
     assert found.files == accepted
     files = [path for path in cache.folder.rglob("*.pyc") if "interpreters" not in path.parts]
     assert all(path.is_file() and path.stat().st_nlink <= 2 for path in files)
@@ -441,10 +441,10 @@ def test_a_compiling_process_sees_the_interpreter_and_its_sources_alone(
     linked: Link, victim: CondaPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = BytecodeCache(linked().prefix.parent / f"alone-{tmp_path.name}")
-    made = linked(victim)
-    sources = python_sources(made.packages, made.python)
-    interpreter = Interpreter.from_packages(made.packages, made.python)
-    look = f"""
+    created = linked(victim)
+    sources = python_sources(created.packages, created.python)
+    interpreter = Interpreter.from_packages(created.packages, created.python)
+    poll = f"""
 {_PIPE}
 found = [name for name in os.listdir("/") if name not in ("lib", "lib64", "usr", "nix")]
 names = []
@@ -460,7 +460,7 @@ for path in ({os.fspath(cache.folder)!r}, "/usr/bin", "/etc", "/proc/self"):
 data = repr((sorted(found), names)).encode()
 os.write(pipe, len(data).to_bytes(4, "big") + data)
 """
-    monkeypatch.setattr(compiling, "_COMPILE", look)
+    monkeypatch.setattr(compiling, "_COMPILE", poll)
     cache.compile(sources, interpreter=interpreter)
     [entry] = cache.folder.glob(f"{interpreter.key}/*/*/0.pyc")
     assert entry.read_text() == "(['interpreter', 'sources'], [])"
@@ -505,13 +505,13 @@ def test_the_process_of_one_package_changes_nothing_of_another(
     )
     monkeypatch.setattr(compiling, "_COMPILE", program.replace(mark, attack + mark))
     cache = BytecodeCache(linked().prefix.parent / f"forks-{tmp_path.name}")
-    made = linked(packages["attacker"], packages["victim"])
-    interpreter = Interpreter.from_packages(made.packages, made.python)
-    sources = python_sources(made.packages, made.python)
+    created = linked(packages["attacker"], packages["victim"])
+    interpreter = Interpreter.from_packages(created.packages, created.python)
+    sources = python_sources(created.packages, created.python)
     with suppress(UnavailableError):
         cache.compile(sources, interpreter=interpreter, processes=1)
-    cache.link(sources, interpreter=interpreter, prefix=made.prefix)
-    assert imported(made) == "honest"
+    cache.link(sources, interpreter=interpreter, prefix=created.prefix)
+    assert imported(created) == "honest"
     [victim] = [each for each in sources if each.name == "victim"]
     assert list((cache.folder / interpreter.key / victim.key).glob("*/0.pyc"))
 
@@ -520,14 +520,14 @@ def test_old_entries_and_unused_interpreters_are_removed(
     linked: Link, victim: CondaPackage, tmp_path: Path
 ) -> None:
     cache = BytecodeCache(linked().prefix.parent / f"old-{tmp_path.name}")
-    made = linked(victim)
-    sources = python_sources(made.packages, made.python)
-    interpreter = Interpreter.from_packages(made.packages, made.python)
+    created = linked(victim)
+    sources = python_sources(created.packages, created.python)
+    interpreter = Interpreter.from_packages(created.packages, created.python)
     former = cache.folder / f"{sources[0].key}-{interpreter.tag}"  # keyed by the package alone
     former.mkdir(parents=True)
     (former / "0.pyc").write_bytes(b"poisoned")
     (former / "contents.json").write_text('{"version": 1, "files": ["site-packages/victim.py"]}')
-    assert cache.link(sources, interpreter=interpreter, prefix=made.prefix).files == 0
+    assert cache.link(sources, interpreter=interpreter, prefix=created.prefix).files == 0
     cache.compile(sources, interpreter=interpreter, sandboxed=can_sandbox())
     prefix = cache.folder / "interpreters" / interpreter.key
     cache.remove_leftovers(older_than=timedelta(days=1))
@@ -536,7 +536,7 @@ def test_old_entries_and_unused_interpreters_are_removed(
     os.utime(prefix, (day_ago, day_ago))
     cache.remove_leftovers(older_than=timedelta(days=1))
     assert not prefix.exists()
-    assert cache.link(sources, interpreter=interpreter, prefix=made.prefix).files == 1
+    assert cache.link(sources, interpreter=interpreter, prefix=created.prefix).files == 1
 
 
 # --- processes that parse untrusted bytes ---------------------------------------------------------
@@ -598,10 +598,10 @@ def solved(small_channel: Path, tmp_path: Path) -> object:
 
 
 def converted(small_channel: Path, tmp_path: Path) -> object:
-    made = make_wheel("acme-tools", "1.2", files={"acme_tools.py": "x = 1\n"})
+    created = make_wheel("acme-tools", "1.2", files={"acme_tools.py": "x = 1\n"})
     path = tmp_path / "wheel"
-    assert isinstance(made.content, bytes)
-    path.write_bytes(made.content)
+    assert isinstance(created.content, bytes)
+    path.write_bytes(created.content)
     return wheel_conversion.convert(path, "acme_tools-1.2-py3-none-any.whl", limits=Limits())
 
 
@@ -717,13 +717,13 @@ def test_errors_cross_the_process_boundary_whole(small_channel: Path, tmp_path: 
 
 
 def test_caches_of_other_credentials_lie_apart(tmp_path: Path) -> None:
-    made = Engine(tmp_path)
+    created = Engine(tmp_path)
     credential = Credential(url_prefix="https://channel.example.org", kind="token", secret="one")
     folders_of = []
     for credentials in ((), (credential,), (replace(credential, secret="two"),)):
-        solver = made.solver(credentials)
+        solver = created.solver(credentials)
         folders_of += [solver.channels.cache, getattr(solver._pypi, "_uv_cache")]  # noqa: B009
-    made.close()
+    created.close()
     assert len(set(folders_of)) == 6
     for one in folders_of:
         assert not any(other != one and other.is_relative_to(one) for other in folders_of)

@@ -306,10 +306,10 @@ def eve(small_channel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.fixture(scope="module")
 def builds(eve: Eve) -> dict[str, str]:
     """All of them at once: an attack must not harm the builds beside it either."""
-    wanted = {name: f"dependencies: [{name}]" for name in [*NAMES, *HONEST, "scripted"]}
+    requested = {name: f"dependencies: [{name}]" for name in [*NAMES, *HONEST, "scripted"]}
     small = f"channels: ['{eve.small}']\ndependencies: [python, {{pip: [%s]}}]"
-    wanted |= {f"wheel-{name}": small % name for name in ("bomb", "good")}
-    return {name: eve.submit(name, text) for name, text in wanted.items()}
+    requested |= {f"wheel-{name}": small % name for name in ("bomb", "good")}
+    return {name: eve.submit(name, text) for name, text in requested.items()}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -320,13 +320,13 @@ def test_a_package_that_attacks_is_refused_at_the_first_attempt(
     done = eve.outcome(builds[name])
     assert done["state"] == "FAILED", done
     assert (done["failure"]["code"], done["attempt"]) == (attack.code, 1), done
-    told = json.dumps(done["failure"])
-    assert attack.message in told
+    reported = json.dumps(done["failure"])
+    assert attack.message in reported
     if attack.record and not attack.message:
         [(key, theirs)] = attack.record.items()
-        assert str(theirs) in told
-        assert str(attack.index[key]) in told
-    assert str(eve.system.data) not in told or "-link" in name
+        assert str(theirs) in reported
+        assert str(attack.index[key]) in reported
+    assert str(eve.system.data) not in reported or "-link" in name
     assert done["failure"]["hint"]
 
 
@@ -381,8 +381,8 @@ def test_no_attack_left_anything_behind_or_stopped_a_worker(
 def test_a_hosted_channel_takes_none_of_them(eve: Eve) -> None:
     create = """mutation { createHostedChannel(namespace: "eve", name: "eve/eves") {
         __typename ... on OperationError { message } } }"""
-    made = eve.system.graphql(create, eve.token)["createHostedChannel"]
-    assert made["__typename"] != "OperationError", made
+    created = eve.system.graphql(create, eve.token)["createHostedChannel"]
+    assert created["__typename"] != "OperationError", created
     upload = httpx.Client(
         base_url=eve.system.url, headers={"Authorization": f"Bearer {eve.token}"}, timeout=60
     )

@@ -160,8 +160,8 @@ def test_no_message_of_a_websocket_breaks_the_server(server: str, first: bool) -
         ) as socket:
             await socket.send('{"type": "connection_init", "payload": {"a": [1]}}')
             await socket.recv()
-            asked = {"query": "{ __typename }"}
-            await socket.send(json.dumps({"id": "1", "type": "subscribe", "payload": asked}))
+            requested = {"query": "{ __typename }"}
+            await socket.send(json.dumps({"id": "1", "type": "subscribe", "payload": requested}))
             return json.loads(await socket.recv())
 
     deep = '{"type": "connection_init", "payload": ' + "[" * 500 + "]" * 500 + "}"
@@ -269,8 +269,8 @@ async def over_websocket(
     ) as socket:
         await socket.send('{"type": "connection_init"}')
         await socket.recv()
-        asked = {"query": FOLLOW, "variables": {"id": build}}
-        await socket.send(json.dumps({"id": "1", "type": "subscribe", "payload": asked}))
+        requested = {"query": FOLLOW, "variables": {"id": build}}
+        await socket.send(json.dumps({"id": "1", "type": "subscribe", "payload": requested}))
         first = json.loads(await socket.recv())
         assert "errors" not in first["payload"], first
         stages.answered.release()
@@ -376,8 +376,12 @@ def test_a_websocket_on_which_nothing_runs_is_closed_with_its_sign_in(server: st
         ) as socket:
             await socket.send('{"type": "connection_init"}')
             await socket.recv()
-            asked = {"id": "1", "type": "subscribe", "payload": {"query": "{ me { username } }"}}
-            await socket.send(json.dumps(asked))
+            requested = {
+                "id": "1",
+                "type": "subscribe",
+                "payload": {"query": "{ me { username } }"},
+            }
+            await socket.send(json.dumps(requested))
             got.append(json.loads(await socket.recv())["payload"]["data"]["me"]["username"])
             await socket.recv()
             await asyncio.to_thread(_apart, lambda: sign_out(client))

@@ -56,10 +56,10 @@ class Repository:
     def commit(self, files: Mapping[str, str | bytes] | None = None, *, tag: str = "") -> str:
         """Write `files`, commit everything and publish it; the commit."""
         for path, content in (files or {}).items():
-            place = self.work / path
-            place.parent.mkdir(parents=True, exist_ok=True)
+            location = self.work / path
+            location.parent.mkdir(parents=True, exist_ok=True)
             data = content.encode() if isinstance(content, str) else content
-            place.write_bytes(data)
+            location.write_bytes(data)
         git("add", "--all", cwd=self.work)
         git("commit", "--quiet", "--allow-empty", "--message", "Change", cwd=self.work)
         if tag:

@@ -100,9 +100,11 @@ def openldap() -> Iterator[LdapService]:
         folder=folder,
     )
     with running(service):
-        made = LdapService(service=service, url=url, secure_url=secure_url, certificate=certificate)
-        made.add(_entries())
-        yield made
+        created = LdapService(
+            service=service, url=url, secure_url=secure_url, certificate=certificate
+        )
+        created.add(_entries())
+        yield created
 
 
 def self_signed(folder: Path) -> Path:

@@ -43,8 +43,8 @@ class SamlService:
         """
         with httpx.Client(timeout=30) as browser:
             page = browser.get(address).raise_for_status().text
-            asked = _fields(page) | {"login": name} | how
-            page = browser.post(f"{self.url}/login", data=asked).raise_for_status().text
+            requested = _fields(page) | {"login": name} | how
+            page = browser.post(f"{self.url}/login", data=requested).raise_for_status().text
         action = re.search(r'action="([^"]+)"', page)
         assert action, page
         return unescape(action[1]), _fields(page)

@@ -63,8 +63,8 @@ class Provider:
     def answer(self, form: Mapping[str, str]) -> str:
         """A page whose form carries the signed answer to us."""
         name, server = form["login"], self.server
-        asked = server.parse_authn_request(form["SAMLRequest"], BINDING_HTTP_REDIRECT).message
-        where = server.response_args(asked, [BINDING_HTTP_POST])
+        requested = server.parse_authn_request(form["SAMLRequest"], BINDING_HTTP_REDIRECT).message
+        where = server.response_args(requested, [BINDING_HTTP_POST])
         attributes = {
             "email": [f"{name}@example.org"],
             "firstName": [name.title()],

@@ -154,8 +154,8 @@ class Screen:
         """Return the checks of rules that concern this name; usually none or few."""
         found = self._checks.get((manager, name))
         if found is None:
-            looks = ((rule, rule.check(manager, name, self._evidence)) for rule in self._rules)
-            found = tuple((rule, check) for rule, check in looks if check is not None)
+            polls = ((rule, rule.check(manager, name, self._evidence)) for rule in self._rules)
+            found = tuple((rule, check) for rule, check in polls if check is not None)
             self._checks[manager, name] = found
         return found
 
@@ -243,8 +243,8 @@ def judge_names(policy: Policy, specification: Specification) -> tuple[Verdict, 
         PolicyError: with all refusals.
     """
     verdicts = list(_of_channels(policy, specification.channels))
-    for manager, asked in (("conda", specification.dependencies), ("pypi", specification.pip)):
-        names = {required_name(text) for specs in asked.values() for text in specs}
+    for manager, requested in (("conda", specification.dependencies), ("pypi", specification.pip)):
+        names = {required_name(text) for specs in requested.values() for text in specs}
         for name in sorted(names - {""}):
             for rule in policy.rules:
                 if rule.effect is Effect.ASK or not (text := rule.check_name(manager, name)):

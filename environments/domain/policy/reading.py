@@ -33,8 +33,8 @@ class Settings:
             self.fault("", "The settings of a rule must be an object of keys and values.")
 
     def fault(self, where: str, message: str, hint: str = "") -> None:
-        place = f"settings.{where}" if where else "settings"
-        self._faults.append(FaultError(message, where=place, hint=hint))
+        location = f"settings.{where}" if where else "settings"
+        self._faults.append(FaultError(message, where=location, hint=hint))
 
     def finish(self) -> None:
         """

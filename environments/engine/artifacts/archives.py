@@ -71,7 +71,7 @@ def archive_parts(material: Material) -> list[Part]:
     )
     names = {entry.path for entry in own}
     # conda-pack's scripts replace those of the package conda.
-    kept = [
+    retained = [
         part
         if names.isdisjoint(entry.path for entry in part.entries)
         else Part(
@@ -81,7 +81,7 @@ def archive_parts(material: Material) -> list[Part]:
         )
         for part in parts
     ]
-    return [*kept, Part(key="", name="notes", entries=own, tail=END)]
+    return [*retained, Part(key="", name="notes", entries=own, tail=END)]
 
 
 def _added(

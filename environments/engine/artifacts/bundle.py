@@ -149,5 +149,5 @@ def _packages(
 
 def _installer(material: Material, top: str, moment: int) -> Iterator[Entry]:
     if material.platform in SYSTEMS:
-        made = make_installer(material)
-        yield Entry(f"{top}/{made.name}", str(made), made.stat().st_size, moment, 0o755)
+        created = make_installer(material)
+        yield Entry(f"{top}/{created.name}", str(created), created.stat().st_size, moment, 0o755)

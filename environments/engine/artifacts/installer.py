@@ -73,7 +73,7 @@ def make_installer(material: Material) -> Path:
 def _script(material: Material, parts: Sequence[Part], sha256: str) -> bytes:
     """Return the script; the archive follows its last newline."""
     prefixes = [record for part in parts for record in part.prefixes]
-    rooms = [len(record.placeholder) for record in prefixes if record.mode == "binary"]
+    spaces = [len(record.placeholder) for record in prefixes if record.mode == "binary"]
     records = _records(prefixes) if material.python is None else []
     text = resources.files(__package__).joinpath("installer.sh").read_text()
     values = {
@@ -82,7 +82,7 @@ def _script(material: Material, parts: Sequence[Part], sha256: str) -> bytes:
         "PLATFORM": material.platform,
         "SYSTEM": SYSTEMS[material.platform],
         "SHA256": sha256,
-        "ROOM": str(min(rooms, default=LONGEST_PREFIX)),
+        "ROOM": str(min(spaces, default=LONGEST_PREFIX)),
         "COUNT": str(len(records)),
         "LICENSES": "\n".join(_licenses(material)),
         "RECORDS": "\n".join(records),

@@ -69,11 +69,11 @@ def write_sif(
             _json({"data": {"attributes": attributes}, "type": "container"}),
         ),
     ]
-    places: list[int] = []
+    locations: list[int] = []
     end = DATA_AT + size
     for _, _, content in documents:
-        places.append(_aligned(end))
-        end = places[-1] + len(content)
+        locations.append(_aligned(end))
+        end = locations[-1] + len(content)
     with system.open("rb") as file, path.open("xb") as out:
         digest = hashlib.file_digest(file, "sha256").digest()
         out.write(
@@ -95,21 +95,21 @@ def write_sif(
         )
         before = DATA_AT + size
         for number, (kind, name, content) in enumerate(documents):
-            place, length = places[number], len(content)
-            padded = place + length - before
+            location, length = locations[number], len(content)
+            padded = location + length - before
             out.write(
                 _DESCRIPTOR.pack(
                     *(kind, 1, 2 + number, _FIRST_GROUP, 0),
-                    *(place, length, padded, when, when, 0, 0),
+                    *(location, length, padded, when, when, 0, 0),
                     *(name, b""),
                 )
             )
-            before = place + length
+            before = location + length
         out.seek(DATA_AT)
         file.seek(0)
         shutil.copyfileobj(file, out, 1 << 20)
-        for place, (_, _, content) in zip(places, documents, strict=True):
-            out.seek(place)
+        for location, (_, _, content) in zip(locations, documents, strict=True):
+            out.seek(location)
             out.write(content)
 
 

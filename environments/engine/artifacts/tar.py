@@ -97,16 +97,16 @@ def chunks(
         try:
             done, length = 0, data.size if isinstance(data, Source) else len(data)
             while done < length:
-                room = piece[filled : filled + length - done]
+                space = piece[filled : filled + length - done]
                 if isinstance(data, Source):
-                    if not (taken := os.readv(descriptor, [room])):
+                    if not (taken := os.readv(descriptor, [space])):
                         raise LinkError(
                             f"{data.path} in the package cache is shorter than expected.",
                             hint="Ask an administrator to check the disk of the package cache.",
                         )
                 else:
-                    taken = len(room)
-                    room[:] = data[done : done + taken]
+                    taken = len(space)
+                    space[:] = data[done : done + taken]
                 done, filled = done + taken, filled + taken
                 if filled == size:
                     yield piece

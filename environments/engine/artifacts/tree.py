@@ -125,9 +125,9 @@ def package_parts(
     for number, wheel in enumerate(sorted(wheels, key=lambda each: each.label)):
         obey(cancelled)
         assert python is not None, "a lock with wheels has python"
-        made = _wheel_part(wheel, python, prefix, work / f"wheel-{number}")
-        _refuse_clashes(made, taken)
-        parts.append(_without_duplicates(made, taken))
+        created = _wheel_part(wheel, python, prefix, work / f"wheel-{number}")
+        _refuse_clashes(created, taken)
+        parts.append(_without_duplicates(created, taken))
     return parts
 
 
@@ -201,17 +201,17 @@ def _package_part(package: CachedPackage, python: PythonInfo | None, prefix: str
     prefixes: list[PrefixRecord] = []
     notes: list[dict[str, Any]] = []
     for file in contents.files:
-        place = prefix_path(file.path, noarch_python=contents.noarch_python, python=python)
+        location = prefix_path(file.path, noarch_python=contents.noarch_python, python=python)
         record = placeholders.get(file.path)
         source = f"{package.folder}/{file.path}"
-        entry = _plain(file, source, place, times.get(file.path, moment))
-        note = _path_record(file, place)
+        entry = _plain(file, source, location, times.get(file.path, moment))
+        note = _path_record(file, location)
         if record is not None and file.kind == "file":
             note |= {"file_mode": record.mode, "prefix_placeholder": record.placeholder}
-            entry, kept = _with_prefix(entry, record, prefix)
-            if kept:  # the program that unpacks it must be able to write to it
+            entry, retained = _with_prefix(entry, record, prefix)
+            if retained:  # the program that unpacks it must be able to write to it
                 entry = entry._replace(mode=entry.mode | stat.S_IWUSR)
-                prefixes.append(record._replace(path=place))
+                prefixes.append(record._replace(path=location))
             if prefix is not None:
                 assert isinstance(entry.content, bytes), "it was just replaced"
                 note["sha256_in_prefix"] = hashlib.sha256(entry.content).hexdigest()
@@ -410,8 +410,8 @@ def _wheel_part(wheel: CachedWheel, python: PythonInfo, prefix: str | None, work
             entry = Entry(source[root:], source, status.st_size, moment, _mode(status))
             # A file that is not a hard link to the cache was written for this prefix.
             if prefix is None and status.st_nlink == 1:
-                entry, kept = _script_with_prefix(entry)
-                if kept:
+                entry, retained = _script_with_prefix(entry)
+                if retained:
                     entry = entry._replace(mode=entry.mode | stat.S_IWUSR)
                     prefixes.append(PrefixRecord(entry.path, UNKNOWN_PREFIX, "text"))
             entries.append(entry)

@@ -178,28 +178,28 @@ class Channels:
         """
         here = [self._hosted_lookup(url) for url in channels]
         self.learn_hosted(hosted for hosted in here if hosted is not None)
-        elsewhere = [url for url in channels if url not in self._hosted]
-        self.learn_credentials(elsewhere)
-        wanted = _subdirs(channels, platforms)
+        other = [url for url in channels if url not in self._hosted]
+        self.learn_credentials(other)
+        requested = _subdirs(channels, platforms)
         now = time.monotonic()
         with self._lock:
             fresh = {
                 (url, subdir): self._hosted_state(url, subdir)
-                for url, subdir in wanted
+                for url, subdir in requested
                 if url in self._hosted
             } | {
                 key: state
-                for key in wanted
+                for key in requested
                 if (held := self._observed.get(key)) is not None
                 and now - held[0] < self._memo.total_seconds()
                 for state in [held[1]]
             }
-        asked = [key for key in wanted if key not in fresh]
-        if asked:
+        request = [key for key in requested if key not in fresh]
+        if request:
             try:
-                found = self.run(self._states.read(asked), cancelled=cancelled, deadline=deadline)
+                found = self.run(self._states.read(request), cancelled=cancelled, deadline=deadline)
             except TimeLimitError as error:
-                slow = ", ".join(dict.fromkeys(channel for channel, _ in asked))
+                slow = ", ".join(dict.fromkeys(channel for channel, _ in request))
                 raise TimeLimitError(
                     f"These channels did not respond within the time limit: {slow}."
                 ) from error
@@ -208,7 +208,7 @@ class Channels:
             with self._lock:
                 self._observed.update({key: (seen, state) for key, state in found.items()})
             fresh |= found
-        return {key: fresh[key] for key in wanted}
+        return {key: fresh[key] for key in requested}
 
     def learn_hosted(self, found: Iterable[HostedFiles]) -> None:
         """Read these hosted channels from their files from now on."""

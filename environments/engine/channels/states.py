@@ -86,13 +86,15 @@ class StateReader:
         sent is decompressed or parsed in this process.
         """
         credential = self._credential(channel)
-        headers, asked = request_headers(credential), request_url(credential, url)
+        headers, requested = request_headers(credential), request_url(credential, url)
         open_ = functools.partial(bounded_reading.stream, client, limits=self._limits)
         try:
-            async with open_("HEAD", asked, headers=headers) as answer:
+            async with open_("HEAD", requested, headers=headers) as answer:
                 pass
             if answer.status_code in (400, 403, 405, 501):  # some object stores sign GET only
-                async with open_("GET", asked, headers=headers | {"Range": "bytes=0-0"}) as answer:
+                async with open_(
+                    "GET", requested, headers=headers | {"Range": "bytes=0-0"}
+                ) as answer:
                     pass
             if answer.status_code in (404, 410):
                 return ""
@@ -109,7 +111,7 @@ class StateReader:
             if not any(marks):  # without validators only the bytes show a change
                 digest = hashlib.sha256()
                 plain = headers | {"Accept-Encoding": "identity"}
-                async with open_("GET", asked, headers=plain) as answer:
+                async with open_("GET", requested, headers=plain) as answer:
                     async for part in bounded_reading.read_raw(answer, self._limits):
                         digest.update(part)
                 marks = [digest.hexdigest()]

@@ -44,13 +44,13 @@ def make_base(folder: Path, *, platform: str) -> LoadedImage:
         InvalidInputError: the machine has no shell, no `env` or no `ldd`.
     """
     folder.mkdir(parents=True)
-    made = write_layer(_entries(), folder / "layer", compression="gzip")
+    created = write_layer(_entries(), folder / "layer", compression="gzip")
     config = {
         **oci_platform(platform),
         "config": {"Env": ["PATH=/usr/local/bin:/usr/bin:/bin", "LANG=C.UTF-8"]},
-        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{made.diff_id}"]},
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{created.diff_id}"]},
     }
-    layer = LoadedLayer(path=made.path, diff_id=made.diff_id, media_type=LAYER["gzip"])
+    layer = LoadedLayer(path=created.path, diff_id=created.diff_id, media_type=LAYER["gzip"])
     digest = hashlib.sha256(canonical(config)).hexdigest()
     return LoadedImage(platform=platform, digest=digest, config=config, layers=(layer,))
 
@@ -65,7 +65,7 @@ def _entries() -> list[Entry]:
         )
     files = {f"bin/{name}": found for name, found in programs.items()}
     libraries = _libraries([str(Path(found).resolve()) for found in programs.values()])
-    files |= {place.lstrip("/"): place for place in libraries}
+    files |= {location.lstrip("/"): location for location in libraries}
     texts = {
         "etc/passwd": f"root:x:0:0:root:/root:/bin/sh\nuser:x:{USER}:{USER}:user:{HOME}:/bin/sh\n",
         "etc/group": f"root:x:0:\nuser:x:{USER}:\n",
@@ -78,8 +78,8 @@ def _entries() -> list[Entry]:
     }
     folders = ("dev", "proc", "run", "sys", "root", "opt")
     return [
-        *(_file(place, source, mode=0o755) for place, source in files.items()),
-        *(Entry.file(place, text.encode(), FIXED_TIME) for place, text in texts.items()),
+        *(_file(location, source, mode=0o755) for location, source in files.items()),
+        *(Entry.file(location, text.encode(), FIXED_TIME) for location, text in texts.items()),
         *([_file(CERTIFICATES, f"/{CERTIFICATES}")] if Path("/", CERTIFICATES).is_file() else []),
         Entry.link("usr/bin", "../bin", FIXED_TIME),
         Entry.link("usr/lib", "../lib", FIXED_TIME),
@@ -98,8 +98,8 @@ def _libraries(programs: Iterable[str]) -> set[str]:
     """Return the machine's libraries that `programs` need, and those in LIBRARIES."""
     found = _needed(programs)
     folder = next(Path(path).parent for path in sorted(found) if path.endswith("/libc.so.6"))
-    places = {folder, *(Path(path).parent for path in found)}
-    others = {str(place / name) for place in places for name in LIBRARIES.split()}
+    locations = {folder, *(Path(path).parent for path in found)}
+    others = {str(location / name) for location in locations for name in LIBRARIES.split()}
     others |= {f"/usr{path}" for path in others if not path.startswith("/usr/")}
     there = sorted(path for path in others if Path(path).is_file())
     by_name = {Path(path).name: path for path in there}

@@ -146,9 +146,9 @@ def _diff_id(path: Path, compression: Compression | None, limits: Limits) -> str
     budget = Budget(path.stat().st_size, limits)
     source = ForwardReader(_Joined(hashed()), budget)
     for _, entry in read_entries(source, budget, strict=False):
-        place = entry.name.lstrip("/")
-        fault = name_fault(place, longest=limits.path_bytes) if place else ""
-        if fault or ".." in place.split("/"):
+        location = entry.name.lstrip("/")
+        fault = name_fault(location, longest=limits.path_bytes) if location else ""
+        if fault or ".." in location.split("/"):
             raise StopReadingError(
                 f"Its path {printable(entry.name)} {fault or 'leads out of the layer'}."
             )
@@ -245,10 +245,10 @@ def _oci(root: Path, folder: Path, limits: Limits) -> list[LoadedImage]:
             (_copy(_blob(root, one), folder), str(one.get("mediaType")))
             for one in document.get("layers") or ()
         ]
-        place = folder / f"image-{len(found)}"
-        place.mkdir()
+        location = folder / f"image-{len(found)}"
+        location.mkdir()
         try:
-            found.append(image_of(_document(config), layers, folder=place, limits=limits))
+            found.append(image_of(_document(config), layers, folder=location, limits=limits))
         except InvalidInputError:
             if len(waiting) + len(found) == 0:
                 raise
@@ -292,11 +292,13 @@ def _docker(root: Path, folder: Path, limits: Limits) -> list[LoadedImage]:
         raise InvalidInputError("The docker archive's manifest.json is malformed.") from error
     found = []
     for number, (config, layers) in enumerate(images):
-        place = folder / f"image-{number}"
-        place.mkdir()
+        location = folder / f"image-{number}"
+        location.mkdir()
         files = [(_copy(_inside(root, name), folder), "") for name in layers]
         typed = [(path, _sniffed(path)) for path, _ in files]
-        found.append(image_of(_document(_inside(root, config)), typed, folder=place, limits=limits))
+        found.append(
+            image_of(_document(_inside(root, config)), typed, folder=location, limits=limits)
+        )
     return found
 
 

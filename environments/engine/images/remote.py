@@ -245,11 +245,11 @@ class Repository:
 
     def fetch(self, descriptor: Mapping[str, Any], to: Path) -> None:
         """Download a blob to `to`, and check its digest."""
-        wanted = digest_of(descriptor)
+        requested = digest_of(descriptor)
         digest, left = hashlib.sha256(), _size_of(descriptor)
-        self.request("HEAD", f"blobs/sha256:{wanted}")  # signs in if required, before the stream
+        self.request("HEAD", f"blobs/sha256:{requested}")  # signs in if required, before the stream
         headers = {"Authorization": self._authorization} if self._authorization else {}
-        url = f"{self.reference.address}/blobs/sha256:{wanted}"
+        url = f"{self.reference.address}/blobs/sha256:{requested}"
         try:
             with (
                 to.open("xb") as file,
@@ -268,16 +268,16 @@ class Repository:
         except httpx.HTTPError as error:
             reason = redact(str(error) or type(error).__name__)
             raise DownloadError(f"{self.reference.host} stopped sending: {reason}") from error
-        _compare(digest.hexdigest(), wanted)
+        _compare(digest.hexdigest(), requested)
 
     def push_blob(self, sha256: str, size: int, parts: Callable[[], Iterator[bytes]]) -> bool:
         """Upload a blob if the registry does not have it; return False if it does."""
         if self.has(f"blobs/sha256:{sha256}"):
             return False
-        place = self.request("POST", "blobs/uploads/").headers.get("location", "")
-        if not place:
+        location = self.request("POST", "blobs/uploads/").headers.get("location", "")
+        if not location:
             raise UnavailableError(f"{self.reference.host} gave no address for the upload.")
-        url = httpx.URL(urljoin(self.reference.address, place)).copy_merge_params(
+        url = httpx.URL(urljoin(self.reference.address, location)).copy_merge_params(
             {"digest": f"sha256:{sha256}"}
         )
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}

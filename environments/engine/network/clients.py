@@ -175,9 +175,9 @@ def async_client(*, within: Guard | None = None, **options: Any) -> httpx.AsyncC
     chosen = _limits(limits)
     if forward_proxy.upstream_proxies():
         return httpx.AsyncClient(transport=_AsyncProxied(used, **chosen), **options)
-    made = httpx.AsyncHTTPTransport(**chosen)
-    connect_through(made, AsyncBackend(used))
-    return httpx.AsyncClient(transport=made, **options)
+    created = httpx.AsyncHTTPTransport(**chosen)
+    connect_through(created, AsyncBackend(used))
+    return httpx.AsyncClient(transport=created, **options)
 
 
 def transport(within: Guard, *, limits: httpx.Limits | None = None) -> httpx.HTTPTransport:
@@ -185,9 +185,9 @@ def transport(within: Guard, *, limits: httpx.Limits | None = None) -> httpx.HTT
     chosen = _limits(limits)
     if forward_proxy.upstream_proxies():
         return _Proxied(within, **chosen)
-    made = httpx.HTTPTransport(**chosen)
-    connect_through(made, Backend(within))
-    return made
+    created = httpx.HTTPTransport(**chosen)
+    connect_through(created, Backend(within))
+    return created
 
 
 def _limits(limits: httpx.Limits | None) -> dict[str, Any]:

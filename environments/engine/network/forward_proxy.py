@@ -129,10 +129,10 @@ class ForwardProxy:
                 self._order(guard)
             password = self._guards[guard]
         port: int = self._listener.getsockname()[1]
-        place = f"{password}@{_LOOPBACK}:{port}"
+        location = f"{password}@{_LOOPBACK}:{port}"
         return Access(
-            url=f"http://{USER}:{place}",
-            patient_url=f"http://{PATIENT_USER}:{place}",
+            url=f"http://{USER}:{location}",
+            patient_url=f"http://{PATIENT_USER}:{location}",
             port=port,
             proxy=self,
             guard=guard,

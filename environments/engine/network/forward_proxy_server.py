@@ -213,11 +213,11 @@ class _Head:
         return int(text)
 
     def rewritten(self, target: str, host: str, more: Mapping[str, str]) -> bytes:
-        kept = [(name, value) for name, value in self.fields if name.lower() not in _DROPPED]
+        retained = [(name, value) for name, value in self.fields if name.lower() not in _DROPPED]
         lines = [
             f"{self.method} {target} HTTP/1.1",
             f"Host: {host}",
-            *(f"{name}: {value}" for name, value in (*kept, *more.items())),
+            *(f"{name}: {value}" for name, value in (*retained, *more.items())),
         ]
         return "\r\n".join([*lines, "", ""]).encode("latin-1")
 

@@ -129,9 +129,11 @@ class PackageCache:
         found: dict[str, CachedPackage] = {}
         if not self.allow_md5:
             require_sha256(packages)
-        wanted = [Download.from_package(package) for package in packages]
-        unproven = self._unproven(wanted)
-        by_key = {download.key: package for download, package in zip(wanted, packages, strict=True)}
+        requested = [Download.from_package(package) for package in packages]
+        unproven = self._unproven(requested)
+        by_key = {
+            download.key: package for download, package in zip(requested, packages, strict=True)
+        }
 
         def present(download: Download) -> bool:
             package = by_key[download.key]
@@ -160,7 +162,7 @@ class PackageCache:
             return True
 
         downloads.download_all(
-            wanted,
+            requested,
             folder=self.downloads,
             present=present,
             use=extract,
@@ -174,7 +176,7 @@ class PackageCache:
             archive=self.archive,
             unproven=unproven,
         )
-        return [found[download.key] for download in wanted]
+        return [found[download.key] for download in requested]
 
     @contextlib.contextmanager
     def view(self, packages: Sequence[CachedPackage]) -> Iterator[Path]:

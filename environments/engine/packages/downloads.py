@@ -107,13 +107,13 @@ def download_all(
         LeaseLostError: `cancelled` returned True.
     """
     obey(cancelled)
-    wanted = {download.key: download for download in downloads if not present(download)}
-    if not wanted:
+    requested = {download.key: download for download in downloads if not present(download)}
+    if not requested:
         return
     folder.mkdir(parents=True, exist_ok=True)
     if unproven is None:
-        unproven = _unproven(list(wanted.values()), archive)
-    known = {download.url: credentials(download.url) for download in wanted.values()}
+        unproven = _unproven(list(requested.values()), archive)
+    known = {download.url: credentials(download.url) for download in requested.values()}
     fetcher = _Fetcher(
         folder=folder,
         present=present,
@@ -127,18 +127,20 @@ def download_all(
         verify=verify,
         unproven=frozenset(unproven),
         within=within or guard(),
-        tally=_Tally(stage=stage, downloads=list(wanted.values()), report=progress),
+        tally=_Tally(stage=stage, downloads=list(requested.values()), report=progress),
     )
-    digests = [download.sha256 for download in wanted.values() if download.sha256]
+    digests = [download.sha256 for download in requested.values() if download.sha256]
     try:
         with (
             archive.opened(digests) if archive else contextlib.nullcontext() as fetcher.open_archive
         ):
-            asyncio.run(fetcher.run(list(wanted.values()), parallel=parallel, cancelled=cancelled))
+            asyncio.run(
+                fetcher.run(list(requested.values()), parallel=parallel, cancelled=cancelled)
+            )
     except BaseExceptionGroup as group:
         error = _first(group)
         if isinstance(error, DiskSpaceError):
-            for download in wanted.values():
+            for download in requested.values():
                 discard(folder, download)
         raise error from group
 
@@ -164,14 +166,14 @@ def fetch_originals(
     Raises:
         StoreError: the same errors as `download_all`.
     """
-    wanted = {package.url: Download.from_package(package) for package in packages}
-    files = {url: folder / download.key for url, download in wanted.items()}
+    requested = {package.url: Download.from_package(package) for package in packages}
+    files = {url: folder / download.key for url, download in requested.items()}
 
     async def use(download: Download, part: Path) -> None:
         os.link(part, folder / download.key)
 
     download_all(
-        list(wanted.values()),
+        list(requested.values()),
         folder=folder / "downloads",
         present=lambda download: (folder / download.key).exists(),
         use=use,
@@ -428,10 +430,10 @@ class _Fetcher:
     def _pause(self, state: tenacity.RetryCallState) -> float:
         """Return the exponential backoff with jitter, at least the server's Retry-After."""
         error = state.outcome.exception() if state.outcome else None
-        asked = error.pause if isinstance(error, TransferInterrupted) else 0.0
+        requested = error.pause if isinstance(error, TransferInterrupted) else 0.0
         longest = self.patience.longest_pause.total_seconds()
         backoff = tenacity.wait_random_exponential(multiplier=0.5, max=longest)
-        return min(max(asked, backoff(state)), max(longest, 1.0))
+        return min(max(requested, backoff(state)), max(longest, 1.0))
 
     async def _attempt(
         self,
@@ -505,9 +507,9 @@ class _Fetcher:
                 hint="Solve again (`--force-solve`) to build the commit again.",
             )
         url, headers = self.targets[download.url]
-        asked = {**headers, "Accept-Encoding": "identity"}
+        requested = {**headers, "Accept-Encoding": "identity"}
         if start:
-            asked["Range"] = f"bytes={start}-"
+            requested["Range"] = f"bytes={start}-"
         try:
             limits = ReadLimits(
                 silence=self.patience.read,
@@ -516,7 +518,7 @@ class _Fetcher:
                 size_setting="CONDASTORE_MAX_DOWNLOAD_BYTES",
             )
             async with bounded_reading.stream(
-                client, "GET", url, headers=asked, limits=limits
+                client, "GET", url, headers=requested, limits=limits
             ) as answer:
                 check_status(answer, download)
                 resumed = answer.status_code == httpx.codes.PARTIAL_CONTENT

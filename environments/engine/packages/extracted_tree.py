@@ -107,8 +107,8 @@ def read_tree(
                 f"{name}: {printable(path)} is a hard link to a file outside the package."
             )
     _refuse_links(name, links)
-    for path, wanted in modes:
-        os.chmod(f"{root}/{path}", wanted)  # noqa: PTH101  # no path is behind a link
+    for path, requested in modes:
+        os.chmod(f"{root}/{path}", requested)  # noqa: PTH101  # no path is behind a link
     return found
 
 

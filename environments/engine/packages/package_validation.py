@@ -135,19 +135,19 @@ def _tar_parts(path: Path, file_name: str) -> Iterator[IO[bytes]]:
 
 def _conda_parts(path: Path, file_name: str) -> Iterator[IO[bytes]]:
     stem = file_name.removesuffix(".conda")
-    wanted = (f"info-{stem}.tar.zst", f"pkg-{stem}.tar.zst")
+    requested = (f"info-{stem}.tar.zst", f"pkg-{stem}.tar.zst")
     with path.open("rb") as file, zipfile.ZipFile(BoundedFile(file, MAX_HEADER_BYTES)) as archive:
         members = {info.filename: info for info in archive.infolist()}
-        if len(members) != len(archive.infolist()) or set(members) - {"metadata.json", *wanted}:
+        if len(members) != len(archive.infolist()) or set(members) - {"metadata.json", *requested}:
             raise StopReadingError(
                 "A .conda file must hold metadata.json, one info- part and one pkg- part only."
             )
-        for name in wanted:
+        for name in requested:
             if name not in members:
                 raise StopReadingError(f"The package has no {name}.")
             if members[name].compress_type != zipfile.ZIP_STORED:
                 raise StopReadingError(f"{name} must not be compressed again by the .conda file.")
-        for name in wanted:
+        for name in requested:
             with archive.open(members[name]) as member:
                 reader = zstandard.ZstdDecompressor(max_window_size=_WINDOW).stream_reader(
                     member, read_across_frames=True, closefd=False
@@ -275,8 +275,8 @@ def _record(index: Mapping[str, Any], found: _Found) -> dict[str, Any]:
         if not isinstance(value, str) or len(value) > 1000 or "\0" in value:
             fault(f"{key} must be a text of at most 1000 characters.")
             record.pop(key)
-    place = record.get("python_site_packages_path")
-    if place and not is_site_packages(place):
+    location = record.get("python_site_packages_path")
+    if location and not is_site_packages(location):
         fault("python_site_packages_path must be a relative path within an environment.")
     number = record.setdefault("build_number", 0)
     if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 2**31:

@@ -85,20 +85,20 @@ class BytecodeCache:
         plan: list[tuple[str, str]] = []
         sizes: dict[str, int] = {}
         for each in sources:
-            places = dict(each.files)
+            locations = dict(each.files)
             for part, document in _parts(self.folder / interpreter.key / each.key, used=True):
                 for number, (path, size) in enumerate(document["files"].items()):
-                    if path in places:
+                    if path in locations:
                         compiled = f"{part}/{number}.pyc"
-                        place = compiled_path(places.pop(path), interpreter.tag)
-                        plan.append((compiled, f"{prefix}/{place}"))
+                        location = compiled_path(locations.pop(path), interpreter.tag)
+                        plan.append((compiled, f"{prefix}/{location}"))
                         sizes[compiled] = size
                 for path in document["failed"]:
-                    places.pop(path, None)
-            if places:
-                missing.append(replace(each, files=tuple(places.items())))
+                    locations.pop(path, None)
+            if locations:
+                missing.append(replace(each, files=tuple(locations.items())))
         links = set()
-        for folder in {os.path.dirname(place) for _, place in plan}:  # noqa: PTH120
+        for folder in {os.path.dirname(location) for _, location in plan}:  # noqa: PTH120
             try:
                 os.mkdir(folder)  # noqa: PTH102  # called 10,000 times; the parent exists
             except FileExistsError:
@@ -108,9 +108,9 @@ class BytecodeCache:
             plan = [each for each in plan if os.path.dirname(each[1]) not in links]  # noqa: PTH120
         with ThreadPoolExecutor(2) as pool:
             half = len(plan) // 2
-            made = [*itertools.chain(*pool.map(link_all, (plan[:half], plan[half:])))]
+            created = [*itertools.chain(*pool.map(link_all, (plan[:half], plan[half:])))]
         samples: dict[str, tuple[str, int]] = {}
-        for compiled in made:
+        for compiled in created:
             part = compiled.rpartition("/")[0]
             sample, size = samples.get(part, (compiled, 0))
             samples[part] = sample, size + sizes[compiled]
@@ -143,12 +143,12 @@ class BytecodeCache:
             LeaseLostError: `cancelled` returned True; finished entries stay.
         """
         entries = self.folder / interpreter.key
-        wanted = [
+        requested = [
             rest
             for each in sources
             if SHA256.fullmatch(each.key) and (rest := _rest_of(each, entries / each.key))
         ]
-        if not wanted:
+        if not requested:
             return
         obey(cancelled)
         job = Compilation(
@@ -159,14 +159,14 @@ class BytecodeCache:
             background=background,
             cancelled=cancelled,
             progress=progress,
-            total=len(wanted),
+            total=len(requested),
         )
         entries.mkdir(exist_ok=True)
         job.work.mkdir()
         together = 1 if sandboxed and sandbox_filter() is None else _PACKAGES_PER_SANDBOX
         try:
             with ThreadPoolExecutor(processes) as pool:
-                done = pool.map(job.attempt, batches(wanted, processes, most=together))
+                done = pool.map(job.attempt, batches(requested, processes, most=together))
                 failed = [error for error in done if error]
         finally:
             shutil.rmtree(job.work, ignore_errors=True)

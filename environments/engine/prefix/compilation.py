@@ -207,8 +207,8 @@ def batches(
     batches: list[list[PythonSources]] = [[] for _ in range(parts)]
     sizes = [0] * parts
     for each in sorted(sources, key=lambda each: len(each.files), reverse=True):
-        free = (place for place in range(parts) if len(batches[place]) < most)
-        place = min(free, key=sizes.__getitem__)
-        batches[place].append(each)
-        sizes[place] += len(each.files)
+        free = (location for location in range(parts) if len(batches[location]) < most)
+        location = min(free, key=sizes.__getitem__)
+        batches[location].append(each)
+        sizes[location] += len(each.files)
     return batches

@@ -25,20 +25,20 @@ def imported_by(
     Args:
         roots: dotted names of modules.
     """
-    places = {}
+    locations = {}
     modules = {}
     start = f"{python.site_packages}/"
     for each in sources:
-        for path, place in each.files:
-            if place.startswith(start):
-                modules[_module_name(place[len(start) :])] = place
-                places[place] = f"{each.folder}/{path}"
+        for path, location in each.files:
+            if location.startswith(start):
+                modules[_module_name(location[len(start) :])] = location
+                locations[location] = f"{each.folder}/{path}"
     left = _LARGEST_TOTAL
 
     def read(module: str) -> bytes:
         nonlocal left
         try:
-            descriptor = os.open(places[modules[module]], os.O_RDONLY | os.O_NOFOLLOW)
+            descriptor = os.open(locations[modules[module]], os.O_RDONLY | os.O_NOFOLLOW)
             with os.fdopen(descriptor, "rb") as file:
                 source = file.read(min(_LARGEST_SOURCE, left))
         except OSError:
@@ -67,8 +67,8 @@ def top_level_modules(
     found: dict[str, None] = {}
     for each in sources:
         if each.name in packages:
-            for _, place in each.files:
-                first, _, rest = place.removeprefix(start).partition("/")
+            for _, location in each.files:
+                first, _, rest = location.removeprefix(start).partition("/")
                 if not rest or rest == "__init__.py":
                     found[first.removesuffix(".py")] = None
     return list(found)

@@ -99,12 +99,12 @@ def link_interpreter(interpreter: Interpreter, prefix: Path) -> None:
                 links.append((file.target, f"{prefix}/{file.path}"))
             else:
                 files.append((f"{cached.folder}/{file.path}", f"{prefix}/{file.path}"))
-    for folder in sorted({os.path.dirname(place) for _, place in (*files, *links)}):  # noqa: PTH120
+    for folder in sorted({os.path.dirname(location) for _, location in (*files, *links)}):  # noqa: PTH120
         os.makedirs(folder, exist_ok=True)  # noqa: PTH103
     link_all(files)
-    for target, place in links:
+    for target, location in links:
         with contextlib.suppress(FileExistsError):
-            os.symlink(target, place)  # noqa: PTH211
+            os.symlink(target, location)  # noqa: PTH211
 
 
 def _is_needed(path: str, library: str) -> bool:
@@ -122,15 +122,15 @@ def _is_needed(path: str, library: str) -> bool:
 def link_all(plan: Sequence[tuple[str, str]]) -> list[str]:
     """Link each (source, place) whose place is free; return the linked sources."""
     link = os.link
-    made = []
-    for source, place in plan:
+    created = []
+    for source, location in plan:
         try:
-            link(source, place)
+            link(source, location)
         except FileExistsError:
             continue
         except OSError as error:
             if error.errno != errno.EMLINK:  # file systems limit an inode to about 65,000 links
                 raise
-            shutil.copyfile(source, place)
-        made.append(source)
-    return made
+            shutil.copyfile(source, location)
+        created.append(source)
+    return created

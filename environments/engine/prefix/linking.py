@@ -246,13 +246,13 @@ def _place_winners(
     names = {cached.contents.label: cached.contents.name for cached in packages}
     expected: dict[str, dict[str, str]] = {}
     for conflict in conflicts:
-        label, place = conflict.winner, target / conflict.path
+        label, location = conflict.winner, target / conflict.path
         aside = target / CLOBBERS / names[label] / conflict.path
         if os.path.lexists(aside):
-            aside.replace(place)
+            aside.replace(location)
         if label not in expected:
             expected[label] = _linked_digests(target, label)
-        if place.is_symlink() or _sha256(place) != expected[label].get(conflict.path):
+        if location.is_symlink() or _sha256(location) != expected[label].get(conflict.path):
             raise LinkError(
                 f"{printable(conflict.path)} of {label} was not linked as its record says.",
                 hint="Remove one of the packages that contain this file: "
@@ -312,15 +312,15 @@ def _refuse_misplaced_links(
         for file in cached.contents.files:
             if file.kind != "link":
                 continue
-            place = prefix_path(file.path, noarch_python=noarch, python=python)
+            location = prefix_path(file.path, noarch_python=noarch, python=python)
             try:
-                found = os.readlink(f"{target}/{place}")  # noqa: PTH115  # Path rewrites "./x"
+                found = os.readlink(f"{target}/{location}")  # noqa: PTH115  # Path rewrites "./x"
             except OSError:
                 found = ""
             if found != file.target:
                 raise LinkError(
-                    f"The link {printable(place)} of {cached.contents.label} was not created where "
-                    "it was expected.",
+                    f"The link {printable(location)} of {cached.contents.label} was not created "
+                    "where it was expected.",
                     where=cached.package.url,
                     hint="Use another build or version, and report it to the channel's owner.",
                 )
@@ -346,8 +346,8 @@ def _make_folders(
         for file in cached.contents.files:
             if file.kind == "folder":
                 noarch = cached.contents.noarch_python
-                place = prefix_path(file.path, noarch_python=noarch, python=python)
-                (target / place).mkdir(parents=True, exist_ok=True)
+                location = prefix_path(file.path, noarch_python=noarch, python=python)
+                (target / location).mkdir(parents=True, exist_ok=True)
 
 
 def _write_conda_metadata(
@@ -442,12 +442,12 @@ def remove_link(link: Path) -> None:
 def move_to_trash(path: Path, trash: Path) -> Path | None:
     """Move `path` into `trash`; return its new path, or None if it did not exist."""
     trash.mkdir(parents=True, exist_ok=True)
-    place = trash / f"{path.name}-{secrets.token_hex(4)}"
+    location = trash / f"{path.name}-{secrets.token_hex(4)}"
     try:
-        path.rename(place)
+        path.rename(location)
     except FileNotFoundError:
         return None
-    return place
+    return location
 
 
 def empty_trash(trash: Path, *, cancelled: Cancelled = never) -> int:

@@ -72,9 +72,9 @@ def sources_among(contents: PackageContents, python: PythonInfo) -> tuple[tuple[
     for path, placeholder in paths:
         if placeholder or path in compiled or compiled_path(path, f"cpython-{minor}") in compiled:
             continue
-        place = prefix_path(path, noarch_python=contents.noarch_python, python=python)
-        if place.startswith(f"{python.site_packages}/"):
-            found.append((path, place))
+        location = prefix_path(path, noarch_python=contents.noarch_python, python=python)
+        if location.startswith(f"{python.site_packages}/"):
+            found.append((path, location))
     return tuple(found)
 
 

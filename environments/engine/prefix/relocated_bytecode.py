@@ -44,11 +44,11 @@ def relocated_sources(
         files = []
         for file in cached.contents.files:
             if file.placeholder and file.kind == "file" and file.path.endswith(".py"):
-                place = prefix_path(
+                location = prefix_path(
                     file.path, noarch_python=cached.contents.noarch_python, python=python
                 )
-                if place.startswith(f"{library}/") and place not in gone:
-                    files.append((place, place))
+                if location.startswith(f"{library}/") and location not in gone:
+                    files.append((location, location))
         if files:
             found.append(
                 PythonSources(
@@ -86,8 +86,8 @@ def compile_relocated(
         own.compile(
             copies, interpreter=interpreter, cancelled=cancelled, processes=1, sandboxed=sandboxed
         )
-        for place in (place for each in copies for _, place in each.files):
-            _remove_stale(prefix / compiled_path(place, interpreter.tag), prefix)
+        for location in (location for each in copies for _, location in each.files):
+            _remove_stale(prefix / compiled_path(location, interpreter.tag), prefix)
         linked = own.link(copies, interpreter=interpreter, prefix=prefix)
         return sum(linked.samples.values())
     finally:
@@ -97,10 +97,10 @@ def compile_relocated(
 def _copied(sources: PythonSources, prefix: Path, folder: Path) -> PythonSources:
     """Copy the texts out of a prefix, so that the process cannot see its other files."""
     files = []
-    for path, place in sources.files:
-        source, copy = prefix / place, folder / path
+    for path, location in sources.files:
+        source, copy = prefix / location, folder / path
         # A parent folder, or the file itself, may be a package's link that leads out.
-        if source.parent.resolve() != prefix.resolve() / Path(place).parent:
+        if source.parent.resolve() != prefix.resolve() / Path(location).parent:
             continue
         with contextlib.suppress(OSError):
             descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -109,7 +109,7 @@ def _copied(sources: PythonSources, prefix: Path, folder: Path) -> PythonSources
                     copy.parent.mkdir(parents=True, exist_ok=True)
                     with copy.open("xb") as out:
                         shutil.copyfileobj(text, out)
-                    files.append((path, place))
+                    files.append((path, location))
     folder.mkdir(parents=True, exist_ok=True)
     return replace(sources, folder=folder, files=tuple(files))
 

@@ -201,8 +201,8 @@ class Repository:
                 cwd=fetched,
             )
         lines: list[str] = []
-        asked = ("for-each-ref", "--count=1", f"--contains={commit}", "--format=%(refname)")
-        result = self._git_run(*asked, on_line=lines.append, cwd=fetched)
+        requested = ("for-each-ref", "--count=1", f"--contains={commit}", "--format=%(refname)")
+        result = self._git_run(*requested, on_line=lines.append, cwd=fetched)
         if not result.succeeded or not any(line.startswith("refs/") for line in lines):
             raise PypiError(
                 f"The commit {commit} is not in a branch or tag of {url}.",

@@ -110,7 +110,7 @@ class PythonIndexes:
                 large.
             ChannelNotAllowedError: an index denies access.
         """
-        asked = {url: self._credentials(url) for url in self.urls}
+        requested = {url: self._credentials(url) for url in self.urls}
         limit = asyncio.Semaphore(self._parallel)
         async with clients.async_client(
             timeout=self._limits.timeout,
@@ -124,7 +124,7 @@ class PythonIndexes:
             async def find(name: str) -> Project | None:
                 async with limit:
                     for index in self.urls:
-                        credential = asked[index]
+                        credential = requested[index]
                         url = request_url(credential, f"{index}/{canonicalize_name(name)}/")
                         headers = request_headers(credential)
                         files = await _page(client, url, headers, self._limits)
@@ -146,12 +146,12 @@ class PythonIndexes:
 
 def _project(index: str, files: Iterable[IndexedFile], wanted: Collection[str]) -> Project:
     hosts: set[str] = set()
-    kept: dict[str, IndexedFile] = {}
+    retained: dict[str, IndexedFile] = {}
     for file in files:
         hosts.add(_origin(file.url))
         if file.file_name in wanted:
-            kept[file.file_name] = file
-    return Project(index=index, files=kept, hosts=frozenset(hosts))
+            retained[file.file_name] = file
+    return Project(index=index, files=retained, hosts=frozenset(hosts))
 
 
 async def _page(

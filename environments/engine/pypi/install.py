@@ -546,21 +546,21 @@ class _Destination(SchemeDictionaryDestination):
     def write_to_fs(
         self, scheme: Scheme, path: str, stream: BinaryIO, is_executable: bool
     ) -> RecordEntry:
-        place = self._path(scheme, path)
+        location = self._path(scheme, path)
         entry = self._entries.get(str(getattr(stream, "name", "")))
-        if os.path.lexists(place):
-            if entry is None or not _same(place, self._wheel.folder / entry.path, entry.size):
-                self._note_clash(place)
+        if os.path.lexists(location):
+            if entry is None or not _same(location, self._wheel.folder / entry.path, entry.size):
+                self._note_clash(location)
                 return RecordEntry(path, None, None)
         elif entry is None:
             record = super().write_to_fs(scheme, path, stream, is_executable)
-            self._count(place, record.size or 0, written=True)
+            self._count(location, record.size or 0, written=True)
             return record
         else:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            os.link(self._wheel.folder / entry.path, place)
-            self._count(place, entry.size, written=False)
-            inside = place.relative_to(self._target).as_posix()
+            location.parent.mkdir(parents=True, exist_ok=True)
+            os.link(self._wheel.folder / entry.path, location)
+            self._count(location, entry.size, written=False)
+            inside = location.relative_to(self._target).as_posix()
             if inside.endswith(".py") and inside.startswith(f"{self._python.site_packages}/"):
                 self.python_files.append((entry.path, inside))
         return RecordEntry(path, Hash("sha256", entry.sha256), entry.size)
@@ -568,9 +568,9 @@ class _Destination(SchemeDictionaryDestination):
     def write_script(
         self, name: str, module: str, attr: str, section: ScriptSection
     ) -> RecordEntry:
-        place = self._path(Scheme("scripts"), name)
-        if os.path.lexists(place):  # before the library changes the mode of an existing file
-            self._note_clash(place)
+        location = self._path(Scheme("scripts"), name)
+        if os.path.lexists(location):  # before the library changes the mode of an existing file
+            self._note_clash(location)
             return RecordEntry(name, None, None)
         return super().write_script(name, module, attr, section)
 

@@ -111,19 +111,19 @@ class PypiResolver:
         parsed = _parse(requirements, direct)
         target = target_of(platform_lock, virtual_packages)
         provided = self.distributions.of_lock(platform_lock, cancelled=cancelled, deadline=deadline)
-        wanted = _applying(parsed, target)
-        _refuse_contradictions(wanted, provided, platform_lock.platform)
+        requested = _applying(parsed, target)
+        _refuse_contradictions(requested, provided, platform_lock.platform)
         with_extras: set[str] = {
-            canonicalize_name(requirement.name) for requirement in wanted if requirement.extras
+            canonicalize_name(requirement.name) for requirement in requested if requirement.extras
         }
-        log(f"{platform_lock.platform}: resolving {len(wanted)} requirements of PyPI.")
+        log(f"{platform_lock.platform}: resolving {len(requested)} requirements of PyPI.")
         for _ in range(3):  # repeat if an extra of a conda package turns out to be required
             run = UvRun(
                 uv=self._uv,
                 uv_cache=self._uv_cache,
                 usual_indexes=self._indexes,
                 credentials=self._credentials,
-                requirements=wanted,
+                requirements=requested,
                 platform=platform_lock.platform,
                 provided=provided,
                 metadata=self.distributions.metadata(

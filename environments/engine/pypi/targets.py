@@ -39,7 +39,7 @@ class Target:
             *tags.cpython_tags(self.minor, platforms=self.tags),
             *tags.compatible_tags(self.minor, interpreter=interpreter, platforms=self.tags),
         ]
-        return next((place for place, tag in enumerate(accepted) if tag in wheel), None)
+        return next((location for location, tag in enumerate(accepted) if tag in wheel), None)
 
 
 def target_of(part: PlatformLock, virtual: Sequence[str]) -> Target:
@@ -70,8 +70,8 @@ def target_of(part: PlatformLock, virtual: Sequence[str]) -> Target:
         )
     macos = ""
     if system == "linux":
-        wanted = _numbers(versions.get("__glibc", "2.28"))
-        minor = next((m for m in _GLIBC_MINORS if (2, m) <= wanted), 17)
+        requested = _numbers(versions.get("__glibc", "2.28"))
+        minor = next((m for m in _GLIBC_MINORS if (2, m) <= requested), 17)
         uv_platform = f"{machine}-manylinux_2_{minor}"
         platforms = list(_manylinux(machine, minor))
     elif system == "osx":

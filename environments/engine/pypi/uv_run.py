@@ -174,11 +174,11 @@ class UvRun:
 
     def _line(self, requirement: Requirement, named: Mapping[str, str]) -> str:
         """Return a requirement for uv, which never sees a URL of a pip part."""
-        place = named.get(canonicalize_name(requirement.name))
-        if not requirement.url or place is None:
+        location = named.get(canonicalize_name(requirement.name))
+        if not requirement.url or location is None:
             return str(requirement)
         extras = f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
-        return f"{requirement.name}{extras} @ {place}"
+        return f"{requirement.name}{extras} @ {location}"
 
     def _write_direct(self, folder: Path) -> Iterator[tuple[str, str]]:
         """Yield (name, URL) of a placeholder for each direct wheel: empty, with its METADATA.

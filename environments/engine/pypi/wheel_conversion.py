@@ -73,14 +73,14 @@ def convert(path: Path, file_name: str, *, limits: Limits) -> Converted:
     try:
         (given / file_name).hardlink_to(path)
         answer = _converted(given / file_name, out)
-        made = out / "made" / answer["made"]
-        require_output(made)
+        created = out / "made" / answer["made"]
+        require_output(created)
         # Concurrent uploads may produce packages of the same name.
         final = folder.with_suffix(".made")
-        made.rename(final)
+        created.rename(final)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return Converted(path=final, file_name=made.name, warnings=tuple(answer["warnings"]))
+    return Converted(path=final, file_name=created.name, warnings=tuple(answer["warnings"]))
 
 
 def _converted(wheel: Path, out: Path) -> _Answer:
@@ -104,14 +104,14 @@ def _converted(wheel: Path, out: Path) -> _Answer:
         if "refused" in answer:
             reason = printable(str(answer["refused"]))
             raise _refused(f"{wheel.name} cannot be converted: {reason}.")
-        made, warnings = str(answer["made"]), [str(each) for each in answer["warnings"]]
-        if Path(made).name != made:
+        created, warnings = str(answer["made"]), [str(each) for each in answer["warnings"]]
+        if Path(created).name != created:
             raise ValueError("not a file name")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _refused(
             f"{wheel.name} cannot be converted: the converter failed with status {result.status}."
         ) from error
-    return {"made": made, "warnings": [printable(each, limit=300) for each in warnings]}
+    return {"made": created, "warnings": [printable(each, limit=300) for each in warnings]}
 
 
 class _Answer(TypedDict):

@@ -384,8 +384,8 @@ class RattlerSolver:
         log: Log,
     ) -> tuple[PypiPackage, ...]:
         request = work.request
-        wanted = request.pip.get(part.platform, ())
-        if not wanted:
+        requested = request.pip.get(part.platform, ())
+        if not requested:
             return ()
         if self._pypi is None:
             raise RequestError(
@@ -402,7 +402,7 @@ class RattlerSolver:
         started = time.monotonic()
         cutoff = _earliest(work.cutoff, request.pypi_cutoff)
         direct = pypi.provide(
-            wanted,
+            requested,
             part,
             host=next((each for each in parts if each.platform == self._platform), None),
             virtual_packages=virtual,
@@ -417,7 +417,7 @@ class RattlerSolver:
         def resolve(constraints: Sequence[str]) -> tuple[PypiPackage, ...]:
             left = deadline - time.monotonic()
             return pypi.lock(
-                wanted,
+                requested,
                 part,
                 virtual_packages=virtual,
                 exclude_newer=cutoff,

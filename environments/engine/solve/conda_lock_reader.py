@@ -105,10 +105,10 @@ def _faults(error: ValidationError) -> list[StoreError]:
     """Return pydantic's findings in plain words, without its links and without the values."""
     found: list[StoreError] = []
     for each in error.errors(include_url=False, include_context=False, include_input=False):
-        place = ".".join(str(part) for part in each["loc"])
+        location = ".".join(str(part) for part in each["loc"])
         reason = _REASONS.get(each["type"]) or each["msg"].removeprefix("Value error, ")
         message = printable(reason, limit=200).strip("'\"").rstrip(".")
-        found.append(FaultError(f"conda-lock cannot read this file: {message}.", where=place))
+        found.append(FaultError(f"conda-lock cannot read this file: {message}.", where=location))
     if len(found) > _MAX_FAULTS:
         more = FaultError(f"{len(found) - _MAX_FAULTS:,} more faults are not shown.")
         return [*found[:_MAX_FAULTS], more]

@@ -406,11 +406,11 @@ class Explainer:
             for limit in wall.limits:
                 chain[" → ".join([*limit.path, abbreviated(limit.spec)])] = None
         steps = list(chain)
-        asked = joined([readable(origin) for origin in self._specs if origin in origins])
+        requested = joined([readable(origin) for origin in self._specs if origin in origins])
         return Finding(
             requirements=tuple(origin for origin in self._specs if origin in origins),
             reason=(
-                f"{asked} exclude each other: every possible {name} depends on something that "
+                f"{requested} exclude each other: every possible {name} depends on something that "
                 f"the others exclude ({'; '.join(steps[:3])})."
             ),
             chain=tuple(steps[:12]),
@@ -464,7 +464,7 @@ class Explainer:
         for tier in tiers:
             if not tier.records:
                 continue
-            if not all(is_channel(tier.channel, wanted) for wanted in named):
+            if not all(is_channel(tier.channel, requested) for requested in named):
                 continue
             return [
                 record
@@ -495,9 +495,11 @@ class Explainer:
         ):
             return f"{limit}, which {platform} is not."
         parsed = parsed_spec(limit.spec)
-        wanted = "".join(c for c in (parsed.version or "").split(",")[0] if c in "0123456789.")
-        wanted, build = wanted.strip("."), (parsed.build or "").strip("*")
-        example = name + (f"={wanted or 1}={build}" if build else f"={wanted}" if wanted else "")
+        requested = "".join(c for c in (parsed.version or "").split(",")[0] if c in "0123456789.")
+        requested, build = requested.strip("."), (parsed.build or "").strip("*")
+        example = name + (
+            f"={requested or 1}={build}" if build else f"={requested}" if requested else ""
+        )
         has = next((v for v in self._queries.virtual if v.startswith(f"{name}=")), "")
         which = "does not provide by default"
         if has:

@@ -185,9 +185,9 @@ class _Completion:
     # --- conda -----------------------------------------------------------------------------------
 
     def conda(self, packages: Sequence[CondaPackage]) -> _Outcome:
-        wanted: dict[tuple[str, str], dict[str, CondaPackage]] = {}
+        requested: dict[tuple[str, str], dict[str, CondaPackage]] = {}
         for package in packages:
-            wanted.setdefault((package.channel, package.subdir), {})[package.url] = package
+            requested.setdefault((package.channel, package.subdir), {})[package.url] = package
         listed: dict[str, CondaPackage] = {}
         outcome = _Outcome(done={}, faults=[])
         unlisted: list[CondaPackage] = []
@@ -198,7 +198,7 @@ class _Completion:
                 "their channels list now."
             )
         answered: list[CondaPackage] = []
-        for (channel, subdir), some in wanted.items():
+        for (channel, subdir), some in requested.items():
             try:
                 listed |= self._listed(channel, subdir, some)
             except UNAVAILABLE_ERRORS as error:
@@ -365,8 +365,8 @@ class _Completion:
                 else:
                     outcome.done[package.url] = named
         packages = [package for package in packages if not self._is_direct(package, outcome)]
-        wanted = {package.url: package for package in packages}
-        if not wanted:
+        requested = {package.url: package for package in packages}
+        if not requested:
             return outcome
         if self.indexes is None or not self.indexes.urls:
             outcome.faults.append(
@@ -387,7 +387,7 @@ class _Completion:
                 deadline=self.deadline,
             )
         except UNAVAILABLE_ERRORS as error:
-            outcome.done.update(self._wheels_listed_before(list(wanted.values()), error))
+            outcome.done.update(self._wheels_listed_before(list(requested.values()), error))
             return outcome
         unlisted: list[PypiPackage] = []
         for package in packages:

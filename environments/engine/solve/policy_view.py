@@ -214,12 +214,12 @@ class PolicyView:
         )
         records = [record for part in found for record in part]
         judged = _Judged()
-        place = self._place(index, subdir)
-        before = _FOUND.get((place, name), _UNKNOWN)
+        location = self._place(index, subdir)
+        before = _FOUND.get((location, name), _UNKNOWN)
         suspects, known = before.hidden, before.records == len(records)
         if not self._screen.checks("conda", name) or (known and not suspects):
             judged.allowed = records
-            _remember(place, name, _Found(len(records)))
+            _remember(location, name, _Found(len(records)))
             return judged
         channel = self._names[index]
         for record in records:
@@ -233,7 +233,7 @@ class PolicyView:
                 judged.asked.append((record, objection))
             else:
                 judged.refused.append((record, objection))
-        _remember(place, name, judged.found())
+        _remember(location, name, judged.found())
         return judged
 
     def _objection(self, subject: Subject) -> Objection | None:
@@ -331,18 +331,18 @@ class PlatformView:
 
     async def show_more(self) -> bool:
         """Show more of the records that need approval; return False if there are no more."""
-        asked = []
+        requested = []
         for name in sorted(self._names):
             for index in range(self._view.width):
                 if any(judged.asked for judged in await self._everywhere(index, name)):
-                    asked.append(name)
+                    requested.append(name)
                     break
         if self.showing is Showing.ALLOWED:
-            for name in asked:
+            for name in requested:
                 if not await self._has_allowed(name):
                     self.showing = Showing.WHERE_NEEDED
                     return True
-        if self.showing is not Showing.ALL and asked:
+        if self.showing is not Showing.ALL and requested:
             self.showing = Showing.ALL
             return True
         return False

@@ -456,8 +456,8 @@ def without_added_pip(records: Sequence[rattler.RepoDataRecord], *, added: bool)
 
 def _names_pip(error: StoreError, specs: Sequence[str]) -> bool:
     """Return True if a conflict is about the added pip and no requirement names pip."""
-    asked = any(spec_name(spec) == "pip" for spec in specs)
-    return not asked and re.search(r"(?<![\w.-])pip(?![\w.-])", error.message) is not None
+    requested = any(spec_name(spec) == "pip" for spec in specs)
+    return not requested and re.search(r"(?<![\w.-])pip(?![\w.-])", error.message) is not None
 
 
 def _base(channel: str | None) -> str:

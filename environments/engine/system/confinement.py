@@ -253,8 +253,8 @@ def _drop_capabilities() -> None:
     effective, permitted, _, effective_high, permitted_high, _ = struct.unpack("=6I", data.raw)
     left = _CAPABILITIES_LEFT
     if (effective | permitted) & ~left or effective_high | permitted_high:
-        kept = struct.pack("=6I", effective & left, permitted & left, 0, 0, 0, 0)
-        _check(_libc().capset(header, kept), "capset")
+        retained = struct.pack("=6I", effective & left, permitted & left, 0, 0, 0, 0)
+        _check(_libc().capset(header, retained), "capset")
 
 
 #: (audit architecture, number of socket, numbers of denied calls). Denied calls give access to

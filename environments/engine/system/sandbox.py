@@ -47,8 +47,8 @@ class Sandbox:
     def options(self, *, cwd: Path, environment: Mapping[str, str]) -> list[str]:
         """Return bubblewrap's options; bubblewrap itself starts with an empty environment."""
         binds = [
-            *(("--ro-bind", path, place) for place, path in self.readable.items()),
-            *(("--bind", path, place) for place, path in self.writable.items()),
+            *(("--ro-bind", path, location) for location, path in self.readable.items()),
+            *(("--bind", path, location) for location, path in self.writable.items()),
         ]
         own = {} if self.bare else {"HOME": SCRATCH, "TMPDIR": "/tmp"}  # noqa: S108
         variables = own | dict(environment)

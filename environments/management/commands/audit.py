@@ -40,10 +40,10 @@ class Command(BaseCommand):
                 case "verify":
                     self._verify(options["anchor"])
                 case "checkpoint":
-                    made = audit.checkpoint()
-                    if made is None:
+                    created = audit.checkpoint()
+                    if created is None:
                         raise CommandError("The audit log is empty.")
-                    self.stdout.write(made.line())
+                    self.stdout.write(created.line())
                 case "export":
                     lines = audit.export(actor=_person(options["user"]), filters=audit.Filters())
                     for line in lines:

@@ -73,5 +73,5 @@ class Command(BaseCommand):
                 )
                 return reference, [image]
             case _:
-                made = make_base(work / "base", platform=platforms.own_platform())
-                return BaseImage.OWN, [made]
+                created = make_base(work / "base", platform=platforms.own_platform())
+                return BaseImage.OWN, [created]

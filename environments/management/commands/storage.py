@@ -27,9 +27,9 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         commands = parser.add_subparsers(dest="what", required=True)
         migrate = commands.add_parser("migrate", help="copy missing blobs; can be repeated")
-        place = migrate.add_mutually_exclusive_group(required=True)
-        place.add_argument("--to", choices=KINDS, help="copy to another store")
-        place.add_argument(
+        location = migrate.add_mutually_exclusive_group(required=True)
+        location.add_argument("--to", choices=KINDS, help="copy to another store")
+        location.add_argument(
             "--from",
             choices=KINDS,
             dest="origin",

@@ -171,8 +171,10 @@ def _described(resources: Iterable[Any], root: str) -> list[Any]:
     bodies = []
     for one in resources:
         name = type(one).__name__
-        place = name if name == "ServiceProviderConfig" else f"{name}s/{one.id}"
-        copy = one.model_copy(update={"meta": Meta(resource_type=name, location=f"{root}/{place}")})
+        location = name if name == "ServiceProviderConfig" else f"{name}s/{one.id}"
+        copy = one.model_copy(
+            update={"meta": Meta(resource_type=name, location=f"{root}/{location}")}
+        )
         bodies.append(copy.model_dump(scim_ctx=Context.RESOURCE_QUERY_RESPONSE))
     return bodies
 
@@ -222,25 +224,25 @@ def _asked(wanted: ResponseParameters[Any], name: str) -> bool:
 
 class All(OfKind):
     def get(self, request: HttpRequest) -> HttpResponse:
-        asked = self.kind.messages.search.model_validate(request.GET.dict())
+        requested = self.kind.messages.search.model_validate(request.GET.dict())
         rows = self.kind.rows(self.actor)
-        if asked.filter is not None:
-            rows = rows.filter(RowFilter(self.kind.columns).visit(asked.filter.ast))
-        start = asked.start_index or 1
-        count = min(PAGE if asked.count is None else asked.count, LONGEST_PAGE)
+        if requested.filter is not None:
+            rows = rows.filter(RowFilter(self.kind.columns).visit(requested.filter.ast))
+        start = requested.start_index or 1
+        count = min(PAGE if requested.count is None else requested.count, LONGEST_PAGE)
         page = list(rows[start - 1 : start - 1 + count])
-        shown = self.shown(page, asked, Context.RESOURCE_QUERY_RESPONSE)
+        shown = self.shown(page, requested, Context.RESOURCE_QUERY_RESPONSE)
         return _answer(_listed(shown, total=rows.count(), start=start))
 
     def post(self, request: HttpRequest) -> HttpResponse:
-        wanted = self.parameters(request)
+        requested = self.parameters(request)
         resource = self.kind.model.model_validate_json(
             request.body, scim_ctx=Context.RESOURCE_CREATION_REQUEST
         )
         row = self.kind.add(self.actor, resource)
-        (body,) = self.shown([row], wanted, Context.RESOURCE_CREATION_RESPONSE)
-        place = f"{self.root}/{self.kind.name}s/{row.pk}"
-        return _answer(body, HTTPStatus.CREATED, Location=place)
+        (body,) = self.shown([row], requested, Context.RESOURCE_CREATION_RESPONSE)
+        location = f"{self.root}/{self.kind.name}s/{row.pk}"
+        return _answer(body, HTTPStatus.CREATED, Location=location)
 
 
 class One(OfKind):

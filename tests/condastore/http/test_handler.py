@@ -179,12 +179,12 @@ def test_an_asynchronous_view_is_cancelled_with_its_request(handler: Handler) ->
             "headers": [(b"host", b"localhost")],
         }
         async with ThreadSensitiveContext():
-            asked = asyncio.create_task(handler(scope, receive, answered))
+            requested = asyncio.create_task(handler(scope, receive, answered))
             while "waiting" not in seen:
                 await asyncio.sleep(0.01)
-            asked.cancel()
+            requested.cancel()
             with pytest.raises(asyncio.CancelledError):
-                await asyncio.wait_for(asked, 60)
+                await asyncio.wait_for(requested, 60)
             return seen[-2:]  # before the loop ends, which cancels whatever still runs
 
     assert asyncio.run(exchange()) == ["cancelled", "finished"]

@@ -92,8 +92,8 @@ def test_a_host_name_that_is_not_answered_to_is_named_with_the_setting(
 def test_a_refused_token_is_a_whole_problem(client: Client, db: None) -> None:
     answer = client.get("/api/whoami", headers={"Authorization": "Bearer cs-wrong"})
     assert answer.status_code == 401
-    wanted = {"title", "status", "code", "detail", "where", "hint", "details"}
-    assert set(answer.json()) == wanted
+    requested = {"title", "status", "code", "detail", "where", "hint", "details"}
+    assert set(answer.json()) == requested
 
 
 @pytest.mark.parametrize(

@@ -44,11 +44,11 @@ class Web:
             await send({"type": "websocket.accept"})
             return
         assert "http.response.zerocopysend" in scope["extensions"]
-        kind, _, place = scope["path"].strip("/").partition("/")
-        first, last = (int(one) for one in place.split("-"))
+        kind, _, location = scope["path"].strip("/").partition("/")
+        first, last = (int(one) for one in location.split("-"))
         size = last - first + 1
-        told = size + 10 if kind == "longer" else size
-        headers = [(b"content-length", str(told).encode())]
+        reported = size + 10 if kind == "longer" else size
+        headers = [(b"content-length", str(reported).encode())]
         self.answering += 1
         try:
             await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -172,10 +172,10 @@ def test_pipelined_requests_are_answered_in_order(web: Web) -> None:
 
 
 def test_many_at_once_get_their_own_bytes(web: Web) -> None:
-    places = [(number * 1000, SIZE - number) for number in range(24)]
-    with ThreadPoolExecutor(len(places)) as threads:
-        got = threads.map(lambda place: web.get(f"/file/{place[0]}-{place[1] - 1}"), places)
-        for (first, end), content in zip(places, got, strict=True):
+    locations = [(number * 1000, SIZE - number) for number in range(24)]
+    with ThreadPoolExecutor(len(locations)) as threads:
+        got = threads.map(lambda place: web.get(f"/file/{place[0]}-{place[1] - 1}"), locations)
+        for (first, end), content in zip(locations, got, strict=True):
             assert content == web.content[first:end]
 
 

@@ -99,7 +99,7 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
         )
         try:
             assert process.stdout is not None
-            place, token = (process.stdout.readline().strip() for _ in range(2))
+            location, token = (process.stdout.readline().strip() for _ in range(2))
             end = time.monotonic() + PATIENCE
             while time.monotonic() < end:
                 assert process.poll() is None, (data / "log").read_text()
@@ -114,7 +114,7 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
                 timeout=PATIENCE,
                 limits=httpx.Limits(max_connections=None),
             ) as client:
-                file = f"/api/envs/{place}/1/env.tar.zst"
+                file = f"/api/envs/{location}/1/env.tar.zst"
                 yield Web(client=client, database=database, file=file)
         finally:
             process.terminate()

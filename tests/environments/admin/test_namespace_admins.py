@@ -53,13 +53,13 @@ def url_of(page: str, *args: object, **query: object) -> str:
 
 
 def rows_of(team: str) -> dict[str, Any]:
-    place = Namespace.objects.get(name=team)
-    policy = Policy.objects.get(namespace=place)
+    location = Namespace.objects.get(name=team)
+    policy = Policy.objects.get(namespace=location)
     return {
         "policy": policy,
         "policyrule": PolicyRule.objects.get(policy=policy),
         "policyversion": PolicyVersion.objects.get(policy=policy),
-        "channelcredential": ChannelCredential.objects.get(namespace=place),
+        "channelcredential": ChannelCredential.objects.get(namespace=location),
     }
 
 
@@ -117,8 +117,8 @@ def test_a_rule_is_tried_added_changed_and_removed_in_ones_own_namespace(manager
     assert rule.effect == "warn"
     manager.post(url_of("policyrule_remove", ids=rule.pk), {"comment": "not needed"})
     assert not PolicyRule.objects.filter(name="no numpy").exists()
-    made = AuditEvent.objects.filter(username="mona", action__startswith="policy.")
-    assert made.count() == 3
+    created = AuditEvent.objects.filter(username="mona", action__startswith="policy.")
+    assert created.count() == 3
 
 
 @pytest.mark.parametrize("namespace", ["", "team-2", "nowhere"])

@@ -99,9 +99,9 @@ def test_a_role_mapping_needs_valid_patterns(site):
     given = {"group": "physics", "namespace": "physics-*", "role": "viewer"}
     assert list(site.post(url, given).context["form"].errors) == ["group"]
     site.post(url, {**given, "group": "ldap:physics-*"})
-    made = RoleMapping.objects.get(group="ldap:physics-*")
-    site.post(reverse("admin:environments_rolemapping_remove") + f"?ids={made.pk}")
-    assert not RoleMapping.objects.filter(pk=made.pk).exists()
+    created = RoleMapping.objects.get(group="ldap:physics-*")
+    site.post(reverse("admin:environments_rolemapping_remove") + f"?ids={created.pk}")
+    assert not RoleMapping.objects.filter(pk=created.pk).exists()
     actions = AuditEvent.objects.filter(action__startswith="role-mapping")
     assert actions.count() == 2
 

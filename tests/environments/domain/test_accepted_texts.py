@@ -283,8 +283,8 @@ def test_a_lock_is_read_as_conda_store_stores_it() -> None:
     submission = parse(LOCK)
     assert submission.specification.kind == "lock"
     assert submission.specification.channels == (FORGE,)
-    kept = {"name": "ml", "description": "\U0001f40d and so on", "lockfile": _lock()}
-    wrapped = parse(json.dumps(kept))
+    retained = {"name": "ml", "description": "\U0001f40d and so on", "lockfile": _lock()}
+    wrapped = parse(json.dumps(retained))
     assert wrapped.specification.lock == submission.specification.lock
     assert wrapped.specification.description == "\U0001f40d and so on"
     assert wrapped.specification.digest == submission.specification.digest

@@ -323,26 +323,26 @@ def test_what_has_no_fault_can_be_made_in_any_order_and_stays_inside(
     if faults(*packages):
         return
     for order in (packages, packages[::-1]):
-        with tempfile.TemporaryDirectory() as place:
-            root = Path(place).resolve() / "prefix"
+        with tempfile.TemporaryDirectory() as location:
+            root = Path(location).resolve() / "prefix"
             root.mkdir()
             for each in order:
                 for one in each.files:
-                    made = root / one.path
-                    made.parent.mkdir(parents=True, exist_ok=True)
-                    if made.is_symlink() or made.exists():
+                    created = root / one.path
+                    created.parent.mkdir(parents=True, exist_ok=True)
+                    if created.is_symlink() or created.exists():
                         continue
                     if one.kind == "link":
-                        made.symlink_to(one.target)
+                        created.symlink_to(one.target)
                     else:
-                        made.write_text(one.sha256)
+                        created.write_text(one.sha256)
             contents_of: dict[str, set[str]] = {}  # of conflicting paths, more than one
             for one in (one for each in packages for one in each.files):
                 contents_of.setdefault(one.path, set()).add(one.sha256)
             for one in (one for each in packages for one in each.files):
-                made = root / one.path
+                created = root / one.path
                 if one.kind == "file":
-                    assert made.read_text() in contents_of[one.path]
-                    assert made.resolve() == made
-                elif made.exists():
-                    assert made.resolve().is_relative_to(root)
+                    assert created.read_text() in contents_of[one.path]
+                    assert created.resolve() == created
+                elif created.exists():
+                    assert created.resolve().is_relative_to(root)

@@ -68,9 +68,9 @@ def test_what_is_packed_is_found_by_its_digest() -> None:
     content = file.getvalue()
     table = read_table(len(content), partial(_part, content))
     for key, part in zip(keys, parts, strict=False):
-        place = find(table, key)
-        assert place is not None
-        assert content[place[0] : sum(place)] == part
+        location = find(table, key)
+        assert location is not None
+        assert content[location[0] : sum(location)] == part
     assert find(table, b"\0" * 32) is None
     for damaged in (b"", b"short", content[:-1]):
         with pytest.raises(ValueError, match="not a pack"):

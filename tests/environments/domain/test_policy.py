@@ -342,11 +342,11 @@ def test_every_kind_has_a_summary_travels_and_says_what_its_settings_mean():
         "size": {"bytes": "5 GB"},
     }
     for kind in KINDS:
-        made = rule(kind, **least.get(kind, {}))
-        assert made.summary, kind
-        assert "\n" not in made.summary
-        assert pickle.loads(pickle.dumps(made)) == made  # noqa: S301
-        assert "reason" in made.settings_help, kind
+        created = rule(kind, **least.get(kind, {}))
+        assert created.summary, kind
+        assert "\n" not in created.summary
+        assert pickle.loads(pickle.dumps(created)) == created  # noqa: S301
+        assert "reason" in created.settings_help, kind
 
 
 @pytest.mark.parametrize(

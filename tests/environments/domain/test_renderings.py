@@ -166,8 +166,8 @@ def test_conda_lock_renders_the_same_explicit_list(small_channel: Path, tmp_path
         include_dev_dependencies=True,
     )
     ours = explicit_txt(lock, "linux-64")
-    wanted = {line for line in theirs if line.startswith("http")}
-    assert {line for line in ours.splitlines() if line.startswith("http")} == wanted
+    requested = {line for line in theirs if line.startswith("http")}
+    assert {line for line in ours.splitlines() if line.startswith("http")} == requested
     part = lock.on("linux-64")
     assert part is not None
     read = read_explicit("\n".join(theirs), default_platform="osx-64").platforms
@@ -292,7 +292,7 @@ def test_a_fault_of_a_lock_file_is_named(text: str, message: str, where: str) ->
     with pytest.raises(SpecificationError) as caught:
         read_conda_lock(text)
     faults = [(f.message, f.where) for f in caught.value.faults]
-    assert any(message in said and place.startswith(where) for said, place in faults), faults
+    assert any(message in said and location.startswith(where) for said, location in faults), faults
 
 
 @pytest.mark.parametrize(
@@ -322,9 +322,9 @@ def test_credentials_in_a_lock_are_taken_out_of_lock_and_source() -> None:
         "https://h.org/own/linux-64/a-1-0.conda"
     )
     assert {c.kind for c in submission.credentials} == {"basic", "token"}
-    for kept in (submission.source, repr(submission), str(submission.specification.to_json())):
-        assert "PASS" not in kept
-        assert "TOKEN" not in kept
+    for retained in (submission.source, repr(submission), str(submission.specification.to_json())):
+        assert "PASS" not in retained
+        assert "TOKEN" not in retained
     token = next(c for c in submission.credentials if c.kind == "token")
     assert token.authenticated("https://h.org/own/noarch/x") == (
         "https://h.org/t/TOKEN/own/noarch/x"

@@ -402,9 +402,9 @@ dependencies:
         ("https://h.org/more", "token", "TOKEN"),
         ("https://h.org/third", "token", "OTHER"),
     }
-    kept = repr(submission) + json.dumps(submission.specification.to_json())
+    retained = repr(submission) + json.dumps(submission.specification.to_json())
     for secret in ("PASSWORD", "TOKEN", "OTHER"):
-        assert secret not in kept
+        assert secret not in retained
     assert parse(submission.source).specification == submission.specification
 
 
@@ -474,9 +474,9 @@ def test_a_channel_that_cannot_be_is_refused_with_its_line(channel: str, message
 def test_a_value_that_cannot_be_is_refused_with_its_key_and_line(
     text: str, where: str, message: str, hint: str
 ) -> None:
-    place, said, advice = only(f"dependencies: [x]\n{text}\n")
-    assert place.startswith(where)
-    assert "line 2" in place
+    location, said, advice = only(f"dependencies: [x]\n{text}\n")
+    assert location.startswith(where)
+    assert "line 2" in location
     assert message in said
     assert hint in advice
 

@@ -25,8 +25,8 @@ LIST = """query($n: Int) { builds(first: $n) { edges { node {
 
 
 def create(actor: Actor, build: Build, kind: str = "TAR_ZST", **options: Any) -> dict[str, Any]:
-    made: dict[str, Any] = ask(actor, CREATE, build=str(build.pk), kind=kind, **options)
-    return made["createArtifact"]  # type: ignore[no-any-return]
+    created: dict[str, Any] = ask(actor, CREATE, build=str(build.pk), kind=kind, **options)
+    return created["createArtifact"]  # type: ignore[no-any-return]
 
 
 def finish(artifact: Artifact) -> Blob:
@@ -98,8 +98,8 @@ def test_an_admin_says_which_files_every_new_build_is_made_into(
         'mutation($kinds: [ArtifactKind!]!) { setEagerArtifacts(namespace: "research",'
         f" kinds: $kinds) {{ ... on Namespace {{ eagerArtifacts }} {ERROR} }} }}"
     )
-    made = ask(dora, change, kinds=["TAR_ZST", "SQUASHFS", "TAR_ZST"])["setEagerArtifacts"]
-    assert made["eagerArtifacts"] == ["SQUASHFS", "TAR_ZST"]
+    created = ask(dora, change, kinds=["TAR_ZST", "SQUASHFS", "TAR_ZST"])["setEagerArtifacts"]
+    assert created["eagerArtifacts"] == ["SQUASHFS", "TAR_ZST"]
     environment.namespace.refresh_from_db()
     build = factories.make_build(environment)
     Artifact.wanted_of(build)

@@ -53,9 +53,9 @@ def test_every_example_answers(alice: Actor, environment: Environment, settings:
     factories.make_build(environment, lock=openssl)
     listed, submit, build, contains, _ = DOCUMENTS
     assert ask(alice, listed)["environments"]["totalCount"] == 1
-    made = ask(alice, submit)["submitBuild"]
-    assert made["created"] is True
-    assert made["build"]["ref"] == "research/ml:2"
+    created = ask(alice, submit)["submitBuild"]
+    assert created["created"] is True
+    assert created["build"]["ref"] == "research/ml:2"
     assert ask(alice, submit)["submitBuild"]["created"] is False
     assert ask(alice, build)["build"]["state"] == BuildState.QUEUED
     found = ask(alice, contains)["lockedPackages"]

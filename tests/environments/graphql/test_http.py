@@ -355,8 +355,8 @@ def test_a_page_of_another_site_opens_no_websocket(server: str, running: Build) 
         ) as socket:
             await socket.send('{"type": "connection_init"}')
             await socket.recv()
-            asked = {"query": "{ me { username } }"}
-            await socket.send(json.dumps({"id": "1", "type": "subscribe", "payload": asked}))
+            requested = {"query": "{ me { username } }"}
+            await socket.send(json.dumps({"id": "1", "type": "subscribe", "payload": requested}))
             return str(await socket.recv())
 
     assert "alice" in asyncio.run(open_from(server))
@@ -370,11 +370,11 @@ def test_the_moves_of_a_namespace_are_told_from_now_on(server: str, running: Bui
     document = """subscription { environmentEvents(namespace: "research") {
       state message build { ref } environment { name } } }"""
 
-    told = threading.Event()
+    reported = threading.Event()
 
     def happen() -> None:
         """Again and again: how long the server takes to listen is not known."""
-        while not told.wait(0.2):
+        while not reported.wait(0.2):
             BuildEvent.objects.create(build=hidden, state=BuildState.READY, message="not yours")
             BuildEvent.objects.create(build=running, state=BuildState.CHECKING, message="checks")
 
@@ -388,7 +388,7 @@ def test_the_moves_of_a_namespace_are_told_from_now_on(server: str, running: Bui
     try:
         event = asyncio.run(first())
     finally:
-        told.set()
+        reported.set()
         background.join()
     assert event["environmentEvents"] == {
         "state": "CHECKING",

@@ -165,7 +165,7 @@ def make_world() -> World:
         state="READY",
     )
     dora = factories.actor(User.objects.get(username="dora"))
-    made = create_token(actor=dora, name="kept")
+    created = create_token(actor=dora, name="kept")
     rule = add_rule(
         actor=dora,
         namespace=research,
@@ -184,7 +184,7 @@ def make_world() -> World:
         queued=queued,
         archived=archived,
         preview=preview,
-        token=made.token,
+        token=created.token,
     )
     AuditEvent.record(dora, "test.event", research)
     world.ids = govern(research, queued) | {
@@ -195,7 +195,7 @@ def make_world() -> World:
         "queued": str(queued.pk),
         "archived": str(archived.pk),
         "preview": str(preview.pk),
-        "token": str(made.token.pk),
+        "token": str(created.token.pk),
         "mapping": str(mapping.pk),
         "rule": str(rule.pk),
         "lock": current.lock.digest,  # type: ignore[union-attr]
@@ -220,9 +220,9 @@ def govern(
         people: who asked for the package, and who decided on another one.
     """
     package = factories.make_package(package_name)
-    place = factories.make_environment(research, "gone")
-    Environment.objects.filter(pk=place.pk).update(last_number=100)
-    gone = factories.make_build(place, lock=factories.make_lock(package))
+    location = factories.make_environment(research, "gone")
+    Environment.objects.filter(pk=location.pk).update(last_number=100)
+    gone = factories.make_build(location, lock=factories.make_lock(package))
     record = CondaRecord.objects.get(name=package_name)
     request = ApprovalRequest.objects.create(
         namespace=research,
@@ -239,8 +239,8 @@ def govern(
     )  # fmt: skip
     recall = Recall.objects.create(spec=package_name, reason="it leaks")
     RecalledLock.objects.create(recall=recall, lock=gone.lock)
-    hold = LegalHold.objects.create(environment=place, build=gone, reason="case 7")
-    dropped = factories.make_build(place, BuildState.ARCHIVED)
+    hold = LegalHold.objects.create(environment=location, build=gone, reason="case 7")
+    dropped = factories.make_build(location, BuildState.ARCHIVED)
     Build.objects.filter(pk=dropped.pk).update(deleted_at=timezone.now())
     factories.make_environment(research, "dropped")
     Environment.objects.filter(name="dropped").update(deleted_at=timezone.now())
@@ -283,13 +283,13 @@ def secret_of(persona: Persona) -> str:
     options = dict(persona.token)
     expired, revoked = options.pop("expired", False), options.pop("revoked", False)
     owner = factories.actor(User.objects.get(username=persona.user))
-    made = create_token(actor=owner, name="mine", **options)
-    rows = ApiToken.objects.filter(pk=made.token.pk)
+    created = create_token(actor=owner, name="mine", **options)
+    rows = ApiToken.objects.filter(pk=created.token.pk)
     if expired:
         rows.update(expires_at=timezone.now() - timedelta(seconds=1))
     if revoked:
         rows.update(revoked_at=timezone.now())
-    return made.secret
+    return created.secret
 
 
 def client_of(persona: Persona) -> Client:
@@ -713,13 +713,13 @@ def test_queries_show_what_one_may_see_and_hide_the_rest(persona: Persona, world
 def test_changes_work_for_those_who_may_and_for_nobody_else(persona: Persona, world: World) -> None:
     client = client_of(persona)
     BuildTag.objects.create(environment=world.environment, build=world.current, name="kept")
-    wanted = {
+    requested = {
         **{
             name: (arguments, outcome(persona, perm)) for name, (arguments, perm) in CHANGES.items()
         },
         **{name: (args, code(persona)) for name, (args, code) in OTHER_CHANGES.items()},
     }
-    for name, (arguments, code) in wanted.items():
+    for name, (arguments, code) in requested.items():
         with transaction.atomic():
             answer = post(client, *change(name, arguments, world.ids))
             transaction.set_rollback(True)
@@ -797,10 +797,10 @@ def test_roles_and_shares_are_told_only_to_those_who_may_grant(world: World) -> 
 
 def test_a_limited_token_sees_no_other_tokens(world: World) -> None:
     dora = factories.actor(User.objects.get(username="dora"))
-    made = create_token(actor=dora, name="small", role=Role.VIEWER)
+    created = create_token(actor=dora, name="small", role=Role.VIEWER)
     seen = "{ me { tokens { name } } }"
     assert {one["name"] for one in ask(dora, seen)["me"]["tokens"]} == {"kept", "small"}
-    limited = actor_with_token(made.secret)
+    limited = actor_with_token(created.secret)
     assert ask(limited, seen)["me"]["tokens"] == [{"name": "small"}]
 
 

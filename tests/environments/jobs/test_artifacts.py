@@ -115,11 +115,11 @@ def test_each_kind_is_made_and_kept(alice: Actor, build: Build, data_folder: Pat
 def test_two_workers_make_an_artifact_once(
     wanted: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[Path] = []
+    created: list[Path] = []
     make = artifacts.MAKERS[ArtifactKind.TAR_ZST]
 
     def counted(material: Material) -> Path:
-        made.append(material.work)
+        created.append(material.work)
         return make(material)
 
     monkeypatch.setitem(artifacts.MAKERS, ArtifactKind.TAR_ZST, counted)
@@ -134,7 +134,7 @@ def test_two_workers_make_an_artifact_once(
     for worker in workers:
         worker.join(120)
     wanted.refresh_from_db()
-    assert (wanted.state, wanted.attempt, len(made)) == (ArtifactState.READY, 1, 1)
+    assert (wanted.state, wanted.attempt, len(created)) == (ArtifactState.READY, 1, 1)
 
 
 def test_a_worker_that_lost_its_lease_changes_nothing(
@@ -179,10 +179,18 @@ def test_a_worker_that_is_stopped_counts_no_attempt(
 def test_a_killed_worker_loses_no_artifact(
     build: Build, kind: ArtifactKind, engine: engine_context.Engine, data_folder: Path
 ) -> None:
-    wanted = Artifact.wanted(build, kind, build.platform)
+    requested = Artifact.wanted(build, kind, build.platform)
     database = str(connection.settings_dict["NAME"])
     with subprocess.Popen(
-        [sys.executable, "-c", WORKER, database, data_folder, engine.cache.parent, str(wanted.pk)],
+        [
+            sys.executable,
+            "-c",
+            WORKER,
+            database,
+            data_folder,
+            engine.cache.parent,
+            str(requested.pk),
+        ],
         env={**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings"},
         stdout=subprocess.PIPE,
         text=True,
@@ -190,17 +198,17 @@ def test_a_killed_worker_loses_no_artifact(
         assert worker.stdout is not None
         assert "writing\n" in iter(worker.stdout.readline, "")
         worker.send_signal(signal.SIGKILL)
-    wanted.refresh_from_db()
-    assert wanted.state == ArtifactState.MAKING
+    requested.refresh_from_db()
+    assert requested.state == ArtifactState.MAKING
     assert left(data_folder), "it was killed while it wrote"
-    assert wanted.blob is None
-    Artifact.objects.filter(pk=wanted.pk).update(lease_expires_at=timezone.now())
-    wanted.refresh_from_db()
-    wanted.give_up_lost()
+    assert requested.blob is None
+    Artifact.objects.filter(pk=requested.pk).update(lease_expires_at=timezone.now())
+    requested.refresh_from_db()
+    requested.give_up_lost()
     time.sleep(0.01)
-    artifacts.make(wanted.pk)
-    wanted.refresh_from_db()
-    assert (wanted.state, wanted.attempt) == (ArtifactState.READY, 2)
-    assert is_whole(wanted)
+    artifacts.make(requested.pk)
+    requested.refresh_from_db()
+    assert (requested.state, requested.attempt) == (ArtifactState.READY, 2)
+    assert is_whole(requested)
     cleanup.drop_leftovers(grace=timedelta(0))
     assert list(blobs.blobs_folder().glob("*")) == []

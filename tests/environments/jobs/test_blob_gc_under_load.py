@@ -80,11 +80,11 @@ def _download(build: Build, token: str) -> None:
         lock=build.lock, kind=ArtifactKind.TAR_ZST
     )
     assert artifact.blob is not None
-    place = f"{build.environment.namespace.name}/{build.environment.name}/{build.number}"
-    status, content = get(f"/api/envs/{place}/env.tar.zst", token)
+    location = f"{build.environment.namespace.name}/{build.environment.name}/{build.number}"
+    status, content = get(f"/api/envs/{location}/env.tar.zst", token)
     assert (status, hashlib.sha256(content).hexdigest()) == (200, artifact.blob.sha256)
     package = build.lock.conda.select_related("package").all()[0].package
-    status, content = get(f"/channel/{place}/{package.subdir}/{package.file_name}", token)
+    status, content = get(f"/channel/{location}/{package.subdir}/{package.file_name}", token)
     assert (status, hashlib.sha256(content).hexdigest()) == (200, package.sha256)
 
 
@@ -124,10 +124,10 @@ def test_nothing_that_is_served_is_ever_missing(
             builds.run(build.pk)
             build = Build.objects.select_related("lock", "environment__namespace").get(pk=build.pk)
             assert build.state == "READY", build.failure
-            kept = create_artifact(actor=dora, build=build, kind=ArtifactKind.TAR_ZST)
-            artifacts.make(kept.pk)
-            kept.refresh_from_db()
-            assert kept.state == ArtifactState.READY, kept.failure
+            retained = create_artifact(actor=dora, build=build, kind=ArtifactKind.TAR_ZST)
+            artifacts.make(retained.pk)
+            retained.refresh_from_db()
+            assert retained.state == ArtifactState.READY, retained.failure
             package_backfill.complete()  # from the cache of a worker: collected with other builds
             newest.append(build)
             if len(newest) > 2:

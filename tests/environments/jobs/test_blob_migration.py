@@ -22,12 +22,12 @@ pytestmark = pytest.mark.django_db
 
 
 def fill(folder: Path, number: int = 5) -> list[Blob]:
-    made = []
+    created = []
     for one in range(number):
         path = folder / "made"
         path.write_bytes(f"moved {one} ".encode() * 50_000)
-        made.append(blobs.add(path))
-    return made
+        created.append(blobs.add(path))
+    return created
 
 
 def migrate(*arguments: str) -> str:
@@ -43,14 +43,14 @@ def test_from_files_to_an_object_store_and_back(
     data_folder: Path,
     bucket: str,  # noqa: F811
 ) -> None:
-    made = fill(tmp_path)
+    created = fill(tmp_path)
     there = options_of(
         s3_service.url, bucket, access=s3_service.access_key, secret=s3_service.secret_key
     )
     options = tmp_path / "options.json"
     options.write_text(json.dumps(there["OPTIONS"]))
     here = settings.STORAGES["default"]
-    size = sum(blob.size for blob in made)
+    size = sum(blob.size for blob in created)
     said = migrate("--to", "s3", "--options", str(options))
     assert f"5 of 5 blobs ({size:,} of {size:,} bytes); 5 copied, 0 were there" in said
     fill(tmp_path, 6)  # one more, kept before the setting is switched
@@ -58,7 +58,7 @@ def test_from_files_to_an_object_store_and_back(
     assert "1 copied, 5 were there" in again
     assert "0 copied, 6 were there" in migrate("--to", "s3", "--options", str(options), "--check")
     use(settings, there)
-    for blob in made:
+    for blob in created:
         blobs.fetch(blob, tmp_path / "back")
     client = boto3.client(
         "s3",
@@ -67,14 +67,14 @@ def test_from_files_to_an_object_store_and_back(
         aws_secret_access_key=s3_service.secret_key,
         region_name="us-east-1",
     )
-    first = blobs.name_of(made[0].sha256)
+    first = blobs.name_of(created[0].sha256)
     client.put_object(Bucket=bucket, Key=first, Body=b"other bytes")
     (data_folder / "blobs").rename(data_folder / "old blobs")
     with pytest.raises(CommandError, match="1 damaged blobs were not copied"):
         migrate("--to", "files")
     use(settings, here)
     assert not blobs.storage().exists(first)
-    for blob in made[1:]:
+    for blob in created[1:]:
         blobs.fetch(blob, tmp_path / "back")
     assert not list(blobs.blobs_folder().iterdir())
 
@@ -82,7 +82,7 @@ def test_from_files_to_an_object_store_and_back(
 def test_what_was_stopped_goes_on_where_it_was_and_mends_what_is_cut(
     tmp_path: Path, settings: Any
 ) -> None:
-    made = fill(tmp_path)
+    created = fill(tmp_path)
     target = storages.create_storage(
         {
             "BACKEND": "environments.services.blobs.BlobFolder",
@@ -96,15 +96,15 @@ def test_what_was_stopped_goes_on_where_it_was_and_mends_what_is_cut(
 
     with pytest.raises(KeyboardInterrupt):
         copy_all(blobs.storage(), target, told=stop)
-    cut = tmp_path / "new" / blobs.name_of(made[0].sha256)
+    cut = tmp_path / "new" / blobs.name_of(created[0].sha256)
     cut.chmod(0o600)
     cut.write_bytes(b"cut")
     found = copy_all(blobs.storage(), target)
     assert (found.copied, found.present, found.damaged) == (4, 1, 0)
-    assert cut.stat().st_size == made[0].size
-    changed = tmp_path / "new" / blobs.name_of(made[1].sha256)
+    assert cut.stat().st_size == created[0].size
+    changed = tmp_path / "new" / blobs.name_of(created[1].sha256)
     changed.chmod(0o600)
-    changed.write_bytes(b"x" * made[1].size)
+    changed.write_bytes(b"x" * created[1].size)
     assert copy_all(blobs.storage(), target).copied == 0
     assert copy_all(blobs.storage(), target, check=True).copied == 1
 

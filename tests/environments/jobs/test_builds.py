@@ -509,8 +509,8 @@ def test_a_lock_is_linked_as_conda_store_stores_it(submit):
     first = run(submit(HELLO))
     lock = yaml.safe_load(conda_lock_yml(first.lock.value(), first.specification.value()))
     unversioned = {key: value for key, value in lock.items() if key != "version"}
-    kept = {"name": "ml", "description": "A \U0001f40d.", "lockfile": lock}
-    for document in (lock, unversioned, kept):
+    retained = {"name": "ml", "description": "A \U0001f40d.", "lockfile": lock}
+    for document in (lock, unversioned, retained):
         for text in (json.dumps(document, indent=4), yaml.safe_dump(document)):
             again = run(submit(text))
             assert again.failure is None, again.failure

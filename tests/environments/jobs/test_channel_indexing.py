@@ -17,11 +17,11 @@ from tests.channels.server import serving
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[None]:
-    made = engine_context.Engine(tmp_path)
-    engine_context.set_engine(made)
+    created = engine_context.Engine(tmp_path)
+    engine_context.set_engine(created)
     yield
     engine_context.set_engine(None)
-    made.close()
+    created.close()
 
 
 @pytest.mark.django_db

@@ -69,8 +69,8 @@ def test_the_namespace_with_the_fewest_running_builds_is_next():
 
 @pytest.mark.django_db
 def test_where_as_many_run_the_one_served_longest_ago_is_next():
-    places = [place(name) for name in ("one", "two", "three")]
-    for one in places:
+    locations = [place(name) for name in ("one", "two", "three")]
+    for one in locations:
         queue(one, 3)
     turns = [serve() for _ in range(9)]
     assert turns == ["one", "two", "three"] * 3
@@ -204,12 +204,12 @@ def queue_of_builds(
         raise RequestError("That is all this test needs.")
 
     monkeypatch.setattr(building, "STAGES", ((S.SOLVING, note),))
-    made = engine_context.Engine(tmp_path)
-    engine_context.set_engine(made)
+    created = engine_context.Engine(tmp_path)
+    engine_context.set_engine(created)
     real.flush_all()
     yield actor, served
     engine_context.set_engine(None)
-    made.close()
+    created.close()
     real.flush_all()
     real.close()
 

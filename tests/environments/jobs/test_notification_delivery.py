@@ -227,35 +227,37 @@ def test_who_runs_the_namespace_chooses_its_webhooks(alice, anna, dora, root, re
         create_webhook(actor=dora, namespace=None, url=receiver.url)
     with pytest.raises(InvalidInputError, match=r"quota\.exceeded"):
         create_webhook(actor=dora, namespace=research, url=receiver.url, events=["quota.exceeded"])
-    made = create_webhook(
+    created = create_webhook(
         actor=dora, namespace=research, url=receiver.url, events=["build.finished"]
     )
     every = create_webhook(actor=root, namespace=None, url=receiver.url)
-    assert list(Webhook.objects.visible_to(dora)) == [made.webhook]
+    assert list(Webhook.objects.visible_to(dora)) == [created.webhook]
     assert list(Webhook.objects.visible_to(alice)) == []
     tell(research)
     tell(factories.make_namespace("lab"), Event.BUILD_FINISHED)
     assert {row.webhook for row in Notification.objects.all()} == {every.webhook}
-    delete_webhook(actor=dora, webhook=made.webhook)
+    delete_webhook(actor=dora, webhook=created.webhook)
     assert Webhook.objects.get() == every.webhook
 
 
 def test_a_webhook_is_tried_whatever_it_is_told_of(alice, dora, root, research, receiver):
-    made = create_webhook(
+    created = create_webhook(
         actor=dora, namespace=research, url=receiver.url, events=["build.finished"]
     ).webhook
     other = create_webhook(actor=root, namespace=None, url=receiver.url).webhook
     for person in (alice, dora):
         with pytest.raises(AccessDeniedError):
             try_webhook(actor=person, webhook=other)
-    try_webhook(actor=dora, webhook=made)
-    assert [(row.webhook, row.event) for row in Notification.objects.all()] == [(made, Event.TEST)]
+    try_webhook(actor=dora, webhook=created)
+    assert [(row.webhook, row.event) for row in Notification.objects.all()] == [
+        (created, Event.TEST)
+    ]
     queueing.send_due(Notification)
     assert len(receiver.got) == 1
     assert Notification.objects.get().delivered_at is not None
-    made.enabled = False
+    created.enabled = False
     with pytest.raises(ConflictError, match="is disabled"):
-        try_webhook(actor=dora, webhook=made)
+        try_webhook(actor=dora, webhook=created)
 
 
 def test_two_workers_deliver_a_message_once(hook, receiver, research):

@@ -121,8 +121,8 @@ def test_the_image_has_the_file_of_the_prefix(submit) -> None:
     from environments.services.image_builder import ImagePlan
 
     build = run(submit("dependencies: [clobber-one, clobber-two, libalpha]"))
-    wanted = ImagePlan.of(Artifact.wanted(build, ArtifactKind.IMAGE, "linux-64"))
-    [*_, last] = wanted.layers
+    requested = ImagePlan.of(Artifact.wanted(build, ArtifactKind.IMAGE, "linux-64"))
+    [*_, last] = requested.layers
     assert [package.name for package in last.conda] == ["clobber-one", "clobber-two"]
 
 
@@ -133,9 +133,9 @@ def test_a_simulation_finds_the_environments_that_a_rule_would_refuse(submit, en
             kind="path-conflicts", effect="enforce", name="ours", settings={"except": exempt}
         )
         found = simulate(actor=dora, namespace=environment.namespace, drafts=[draft])
-        told = [hit for affected in found.affected for hit in affected.hits]
-        assert len(told) == hits
-        assert all("replaces" in hit.reason for hit in told)
+        reported = [hit for affected in found.affected for hit in affected.hits]
+        assert len(reported) == hits
+        assert all("replaces" in hit.reason for hit in reported)
 
 
 @pytest.fixture
@@ -155,25 +155,25 @@ def test_an_archive_for_another_platform_is_judged_when_it_is_made(
 ):
     monkeypatch.setattr(queueing, "queue", lambda artifact: None)
     rule(dora, environment.namespace, effect)
-    wanted = partial(
+    requested = partial(
         create_artifact,
         actor=dora,
         build=other_platform,
         kind=ArtifactKind.BUNDLE,
         platform="linux-aarch64",
     )
-    made = wanted()
-    artifacts.make(made.pk)
-    made.refresh_from_db()
+    created = requested()
+    artifacts.make(created.pk)
+    created.refresh_from_db()
     if effect == "warn":
-        assert made.state == ArtifactState.READY, made.failure
-        assert wanted() == made
+        assert created.state == ArtifactState.READY, created.failure
+        assert requested() == created
         return
-    assert made.state == ArtifactState.FAILED
-    assert made.failure["code"] == "package-not-approved"
-    assert PATH in made.failure["message"]
+    assert created.state == ArtifactState.FAILED
+    assert created.failure["code"] == "package-not-approved"
+    assert PATH in created.failure["message"]
     with pytest.raises(PolicyError, match="replaces"):
-        wanted()
+        requested()
 
 
 def test_a_namespace_without_the_rule_still_gets_the_archive_for_another_platform(
@@ -181,14 +181,14 @@ def test_a_namespace_without_the_rule_still_gets_the_archive_for_another_platfor
 ):
     monkeypatch.setattr(queueing, "queue", lambda artifact: None)
     rule(dora, environment.namespace, "enforce")
-    elsewhere = make_environment(make_namespace("other"))
-    theirs = make_build(elsewhere, lock=other_platform.lock.value())
-    made = create_artifact(
+    other = make_environment(make_namespace("other"))
+    theirs = make_build(other, lock=other_platform.lock.value())
+    created = create_artifact(
         actor=root, build=theirs, kind=ArtifactKind.BUNDLE, platform="linux-aarch64"
     )
-    artifacts.make(made.pk)
-    made.refresh_from_db()
-    assert made.state == ArtifactState.READY, made.failure
+    artifacts.make(created.pk)
+    created.refresh_from_db()
+    assert created.state == ArtifactState.READY, created.failure
     with pytest.raises(PolicyError, match="replaces"):
         create_artifact(
             actor=dora, build=other_platform, kind=ArtifactKind.BUNDLE, platform="linux-aarch64"

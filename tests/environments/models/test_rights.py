@@ -33,11 +33,11 @@ def test_a_role_counts_from_the_statement_after_it_was_given_or_taken() -> None:
 
 def test_each_actor_is_asked_for_by_its_own_key_and_its_own_token() -> None:
     erin, bob = make_user("erin"), make_user("bob")
-    places = [make_namespace(name) for name in ("one", "two", "three")]
-    for place in places:
-        make_environment(place)
-        place.grant(Role.ADMIN, erin)
-    places[2].grant(Role.VIEWER, bob)
+    locations = [make_namespace(name) for name in ("one", "two", "three")]
+    for location in locations:
+        make_environment(location)
+        location.grant(Role.ADMIN, erin)
+    locations[2].grant(Role.VIEWER, bob)
 
     def seen(actor: Actor) -> list[str]:
         rows = Environment.objects.visible_to(actor)
@@ -52,8 +52,8 @@ def test_each_actor_is_asked_for_by_its_own_key_and_its_own_token() -> None:
     assert seen(Actor(bob, token=ApiToken(user=bob, namespaces=["one"]))) == []
     limited = ApiToken(user=erin, role=Role.VIEWER.value, namespaces=["one", "two"])
     assert seen(Actor(erin, token=limited)) == ["one", "two"]
-    assert not may(Actor(erin, token=limited), Perm.MANAGE, places[0])
-    assert may(Actor(erin), Perm.MANAGE, places[0])
+    assert not may(Actor(erin, token=limited), Perm.MANAGE, locations[0])
+    assert may(Actor(erin), Perm.MANAGE, locations[0])
 
 
 @pytest.mark.parametrize("perm", list(Perm))

@@ -145,8 +145,8 @@ def test_many_requests_are_decided_at_once(submit, anna):
     ask_about("libalpha", "libbeta", "apptool")
     build = run(submit(APPTOOL))
     requests = list(build.requests.select_related("namespace"))
-    made = approvals.decide(actor=anna, requests=requests, approve=True, reason="all fine")
-    assert len(made) == len(requests) == 3
+    created = approvals.decide(actor=anna, requests=requests, approve=True, reason="all fine")
+    assert len(created) == len(requests) == 3
     assert again(build).state == S.QUEUED
 
 
@@ -515,9 +515,9 @@ def test_a_decision_through_graphql_lets_the_build_go_on(held, anna, bob):
     """
     key = str(request_of(held).pk)
     assert ask(bob, document, id=key)["decide"] == {"code": "access-denied"}
-    made = ask(anna, document, id=key)["decide"]
-    assert made["requests"] == [{"state": "APPROVED"}]
-    assert made["decisions"][0]["inForce"] is True
+    created = ask(anna, document, id=key)["decide"]
+    assert created["requests"] == [{"state": "APPROVED"}]
+    assert created["decisions"][0]["inForce"] is True
     assert again(held).state == S.QUEUED
 
 
@@ -525,10 +525,10 @@ def test_a_list_of_requests_costs_as_many_queries_for_many_as_for_few(research, 
     document = f"{{ approvalRequests(first: 50) {{ totalCount edges {{ node {{ {SHOWN} }} }} }} }}"
 
     def queries(count: int) -> int:
-        place = factories.make_environment(research, f"e{count}")
+        location = factories.make_environment(research, f"e{count}")
         for number in range(count):
             package = factories.make_package(f"p{count}-{number}")
-            build = factories.make_build(place, S.HELD, lock=factories.make_lock(package))
+            build = factories.make_build(location, S.HELD, lock=factories.make_lock(package))
             record = CondaRecord.objects.get(name=package.name)
             request = ApprovalRequest.objects.create(
                 namespace=research, subject=f"conda:{record.sha256}", conda=record,

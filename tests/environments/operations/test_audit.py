@@ -205,10 +205,10 @@ def test_events_are_never_changed_through_the_models():
 @pytest.mark.django_db
 def test_what_is_deleted_stays_named_in_the_log(research: Namespace, dora: Actor):
     person = factories.make_user("eve")
-    made = create_token(actor=factories.actor(person), name="mine")
-    AuditEvent.record(Actor(person, token=made.token), "test.event", research)
+    created = create_token(actor=factories.actor(person), name="mine")
+    AuditEvent.record(Actor(person, token=created.token), "test.event", research)
     before = AuditEvent.objects.order_by("-pk").values().first()
-    made.token.delete()
+    created.token.delete()
     person.delete()
     assert AuditEvent.objects.order_by("-pk").values().first() == before
     assert verify_chain().fault is None
@@ -261,23 +261,23 @@ def test_the_events_of_a_block_are_its_last_writes(research: Namespace):
 @pytest.mark.django_db(transaction=True)
 def test_operations_at_once_all_end_and_keep_one_chain(research: Namespace):
     """Each touches rows that the others touch, in another order, and appends in between."""
-    places = [factories.make_environment(research, name) for name in ("one", "two")]
+    locations = [factories.make_environment(research, name) for name in ("one", "two")]
     faults: list[BaseException] = []
 
     def work(order: list[Environment]) -> None:
         try:
             for _ in range(10):
                 with audited():
-                    for place in order:
-                        AuditEvent.record(None, "touch", place)
-                        place.take_number()
+                    for location in order:
+                        AuditEvent.record(None, "touch", location)
+                        location.take_number()
         except BaseException as error:
             faults.append(error)
         finally:
             connection.close()
 
     # The rows are taken in one order; only the log is between them.
-    threads = [threading.Thread(target=work, args=(places,)) for _ in range(4)]
+    threads = [threading.Thread(target=work, args=(locations,)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -336,8 +336,8 @@ def test_a_refused_mutation_is_recorded(environment: Environment, bob: Actor, ch
     )
     assert ask(bob, document)["submitBuild"]["code"] == "access-denied"
     assert ask(charlie, document)["submitBuild"]["code"] == "not-found"
-    told = [(one.username, one.action, one.refused, one.changes["code"]) for one in events()]
-    assert told == [
+    reported = [(one.username, one.action, one.refused, one.changes["code"]) for one in events()]
+    assert reported == [
         ("bob", "graphql.submitBuild", True, "access-denied"),
         ("charlie", "graphql.submitBuild", True, "not-found"),
     ]
@@ -424,8 +424,8 @@ def test_sign_in_and_sign_out_are_recorded(research: Namespace):
     client = Client(REMOTE_ADDR="192.0.2.7")
     client.post("/login/", {"username": "eve", "password": "right"})
     client.post("/logout/")
-    told = [(one.username, one.action, one.refused, one.address) for one in events("account.")]
-    assert told == [
+    reported = [(one.username, one.action, one.refused, one.address) for one in events("account.")]
+    assert reported == [
         ("eve", "account.sign-in", False, "192.0.2.7"),
         ("eve", "account.sign-out", False, "192.0.2.7"),
     ]
@@ -433,16 +433,16 @@ def test_sign_in_and_sign_out_are_recorded(research: Namespace):
 
 @pytest.mark.django_db
 def test_a_token_is_recorded_once_for_each_address_and_when_it_is_refused(alice: Actor):
-    made = create_token(actor=alice, name="mine")
-    secret = {"Authorization": f"Bearer {made.secret}"}
+    created = create_token(actor=alice, name="mine")
+    secret = {"Authorization": f"Bearer {created.secret}"}
     for address in ("192.0.2.7", "192.0.2.7", "192.0.2.8", "192.0.2.7"):
         post(Client(REMOTE_ADDR=address), "{ me { username } }", None, **secret)
     used = events("token.use")
     assert [(one.username, one.address, one.token) for one in used] == [
-        ("alice", "192.0.2.7", made.token),
-        ("alice", "192.0.2.8", made.token),
+        ("alice", "192.0.2.7", created.token),
+        ("alice", "192.0.2.8", created.token),
     ]
-    revoke_token(actor=alice, token_id=made.token.pk)
+    revoke_token(actor=alice, token_id=created.token.pk)
     assert post(Client(), "{ me { username } }", None, **secret).status_code == 401
     assert post(Client(), "{ me { username } }", Authorization="Bearer no").status_code == 401
     refused = [one for one in events("token.use") if one.refused]
@@ -459,8 +459,8 @@ def test_refusals_of_one_address_do_not_fill_the_disk(settings: Any):
 
 def test_what_was_left_out_is_said_in_the_next_minute():
     bound = audit.RefusalLimit()
-    told = [bound.allows("eve", now=0.0) for _ in range(40)]
-    assert told == [0] * 30 + [None] * 10
+    reported = [bound.allows("eve", now=0.0) for _ in range(40)]
+    assert reported == [0] * 30 + [None] * 10
     assert bound.allows("bob", now=1.0) == 0
     assert bound.allows("eve", now=61.0) == 10
     assert bound.allows("eve", now=62.0) == 0
@@ -661,9 +661,9 @@ def test_postgresql_itself_refuses_what_is_no_append():
 def test_graphql_searches_verifies_and_prunes(root: Actor, research: Namespace, dora: Actor):
     record(3)
     AuditEvent.record(dora, "test.other", research, {"a": 1})
-    asked = """query($filters: AuditFilter) { auditEvents(filters: $filters) {
+    requested = """query($filters: AuditFilter) { auditEvents(filters: $filters) {
         totalCount edges { node { position username namespace changes refused } } } }"""
-    found = ask(root, asked, filters={"action": "test.o"})["auditEvents"]
+    found = ask(root, requested, filters={"action": "test.o"})["auditEvents"]
     assert [edge["node"] for edge in found["edges"]] == [
         {
             "position": 4,

@@ -76,21 +76,21 @@ def test_nothing_is_allowed_until_an_administrator_of_the_installation_does(
     git.requests.clear()
     line = f"git+{repository.url}@{repository.head}"
     wheel = f"https://h.org/lib-1.0-py3-none-any.whl#sha256={'b' * 64}"
-    for asked, message in (
+    for requested, message in (
         (line, "Git repositories are not allowed"),
         (wheel, "wheels by URL are not allowed"),
         ("--extra-index-url https://h.org/simple", "https://h.org/simple is not allowed here"),
     ):
         with pytest.raises(PolicyError, match=message) as caught:
-            submit(text("httpx", asked))
+            submit(text("httpx", requested))
         assert "an administrator of the installation allows" in caught.value.message
         assert caught.value.hint.startswith("Ask an administrator of the installation")
     with pytest.raises(AccessDeniedError):
         allow(dora, git=[LOCAL])
     allow(dora, research, git=[LOCAL], wheels=["https://*/*"], indexes=["https://*/*"])
-    for asked in (line, wheel, "--extra-index-url https://h.org/simple"):
+    for requested in (line, wheel, "--extra-index-url https://h.org/simple"):
         with pytest.raises(PolicyError, match="not allowed"):
-            submit(text("httpx", asked))
+            submit(text("httpx", requested))
     assert git.requests == []
 
 
@@ -171,12 +171,12 @@ def test_a_commit_is_installed_again_when_its_server_is_gone(submit, root, tmp_p
     allow(root, git=[LOCAL])
     with git_server(tmp_path / "git") as git:
         repository = git.create("acme/gone", project("gone"))
-        wanted = text(f"gone @ git+{repository.url}@{repository.head}")
-        assert run(submit(wanted)).state == S.READY
+        requested = text(f"gone @ git+{repository.url}@{repository.head}")
+        assert run(submit(requested)).state == S.READY
     for entry in engine.wheels.folder.glob("*/contents.json"):
         if "gone" in entry.read_text():
             entry.unlink()
-    again = run(submit(wanted))
+    again = run(submit(requested))
     assert again.state == S.READY, said(again)
 
 
@@ -239,8 +239,8 @@ def test_the_indexes_of_the_installation_may_always_be_named(submit, engine, set
 def test_a_lock_may_name_wheels_that_a_rule_allows(submit, root, tmp_path):
     wheel = make_wheel("outside", "1.0")
     (tmp_path / "files").mkdir()
-    place = tmp_path / "files" / wheel.file_name
-    place.write_bytes(wheel.content)
+    location = tmp_path / "files" / wheel.file_name
+    location.write_bytes(wheel.content)
     with serving({"": tmp_path / "files"}) as server:
         line = f"outside @ {server.url}{wheel.file_name}#sha256={wheel.sha256}"
         allow(root, wheels=[f"{server.url}*"])
@@ -252,7 +252,7 @@ def test_a_lock_may_name_wheels_that_a_rule_allows(submit, root, tmp_path):
         assert again.state == S.READY, said(again)
         [package] = again.lock.value().platforms[0].pypi
         assert (package.direct, package.listed, package.size) == (True, False, wheel.size)
-        place.write_bytes(b"other bytes")
+        location.write_bytes(b"other bytes")
         changed = run(submit(explicit + "# changed\n"))
         assert changed.state == S.FAILED
         rule = PolicyRule.objects.get(name="sources")

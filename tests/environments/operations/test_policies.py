@@ -149,8 +149,8 @@ def test_an_older_version_is_restored_as_a_new_one(research, dora):
         (first.name, "enforce", {"packages": ["left-pad"]}),
     ]
     assert PolicyRule.objects.get(name=first.name) == first
-    made = PolicyVersion.objects.get(policy=policy, number=7)
-    assert (made.rules, made.comment) == (old.rules, "as it was")
+    created = PolicyVersion.objects.get(policy=policy, number=7)
+    assert (created.rules, created.comment) == (old.rules, "as it was")
     event = AuditEvent.objects.get(action="policy.restore-version")
     assert event.changes["restored"] == 3
     assert [rule["name"] for rule in event.changes["before"]] == [first.name, "third"]
@@ -241,8 +241,8 @@ def test_a_decision_of_one_namespace_does_not_hold_in_another(research, dora, ro
         approved=True, scope="spec", spec="left-pad", name="left-pad", namespace=other
     )
     specification = factories.make_specification("dependencies: [left-pad]").value()
-    asked = judge(policy_of(research), lock_with("left-pad"), specification)
-    assert [verdict.effect for verdict in asked] == [Effect.ASK]
+    requested = judge(policy_of(research), lock_with("left-pad"), specification)
+    assert [verdict.effect for verdict in requested] == [Effect.ASK]
     assert not judge(policy_of(other), lock_with("left-pad"), specification)
 
 

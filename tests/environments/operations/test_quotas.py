@@ -69,13 +69,13 @@ def test_what_a_namespace_uses_is_one_query(
 def test_a_folder_that_namespaces_share_counts_by_its_part(environment: Environment, dora: Actor):
     build = factories.make_build(environment)
     Prefix.objects.update(share_size=900)
-    places = [factories.make_namespace(name, dora=Role.ADMIN) for name in ("lab", "shop")]
-    for place in places:
-        copy_environment(actor=dora, environment=environment, namespace=place, name="copy")
-    copy_environment(actor=dora, environment=environment, namespace=places[0], name="again")
-    for place in (environment.namespace, *places):
-        assert used(place)["bytes"] == 300
-        assert used(place)["builds_a_day"] == (1 if place == environment.namespace else 0)
+    locations = [factories.make_namespace(name, dora=Role.ADMIN) for name in ("lab", "shop")]
+    for location in locations:
+        copy_environment(actor=dora, environment=environment, namespace=location, name="copy")
+    copy_environment(actor=dora, environment=environment, namespace=locations[0], name="again")
+    for location in (environment.namespace, *locations):
+        assert used(location)["bytes"] == 300
+        assert used(location)["builds_a_day"] == (1 if location == environment.namespace else 0)
     assert Build.objects.filter(prefix=build.prefix).count() == 4
 
 
@@ -185,8 +185,8 @@ def test_near_the_limit_it_is_said_and_told_once_a_day(
         ("research uses 4 of 5 builds queued or running.",),
         ("research uses 5 of 5 builds queued or running.",),
     ]
-    told = Notification.objects.filter(event="quota.warning")
-    assert sorted(one.email for one in told) == ["", "dora@example.org"]
+    reported = Notification.objects.filter(event="quota.warning")
+    assert sorted(one.email for one in reported) == ["", "dora@example.org"]
 
 
 @pytest.mark.django_db
@@ -233,9 +233,9 @@ def test_of_many_who_ask_at_once_the_limit_lets_so_many_through(
 
     def ask() -> None:
         try:
-            place = Environment.objects.select_related("namespace").get(pk=environment.pk)
+            location = Environment.objects.select_related("namespace").get(pk=environment.pk)
             start.wait()
-            submit(Actor(User.objects.get(username="alice")), place)
+            submit(Actor(User.objects.get(username="alice")), location)
         except QuotaError as error:
             refused.append(error)
         finally:

@@ -279,18 +279,18 @@ def test_the_programs_that_ask_for_the_folder_get_none(built, environment, bob, 
 
 
 def test_a_recall_through_graphql_lists_whom_it_hits(built, root, bob):
-    made = ask(
+    created = ask(
         root,
         """mutation { recall(spec: "libalpha", reason: "it leaks") {
             ... on Recall { id locks } ... on OperationError { code } } }""",
     )["recall"]
-    assert made["locks"] == 1
+    assert created["locks"] == 1
     document = """
     query($id: ID!) {
       recallHits(id: $id) { edges { node { build isCurrent requestedBy packages } } }
     }
     """
-    [edge] = ask(bob, document, id=made["id"])["recallHits"]["edges"]
+    [edge] = ask(bob, document, id=created["id"])["recallHits"]["edges"]
     [alpha] = [p for p in built.lock.value().platforms[0].conda if p.name == "libalpha"]
     assert edge["node"] == {
         "build": "research/ml:1",

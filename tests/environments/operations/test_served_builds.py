@@ -81,13 +81,13 @@ def image_of(build: Build, *contents: bytes) -> list[ImageBlob]:
     """Parts of a made image: the first is its manifest."""
     BaseImage.objects.create(name=BaseImage.OWN, platform=factories.PLATFORM, digest="0" * 64)
     artifact = Artifact.wanted(build, ArtifactKind.IMAGE, factories.PLATFORM)
-    kept = [blobs.add_bytes(content, folder=blobs.blobs_folder()) for content in contents]
-    Artifact.objects.filter(pk=artifact.pk).update(state=ArtifactState.READY, blob=kept[0])
+    retained = [blobs.add_bytes(content, folder=blobs.blobs_folder()) for content in contents]
+    Artifact.objects.filter(pk=artifact.pk).update(state=ArtifactState.READY, blob=retained[0])
     return [
         ImageBlob.objects.create(
             artifact=artifact, blob=blob, media_type="a/layer" if number else MANIFEST
         )
-        for number, blob in enumerate(kept)
+        for number, blob in enumerate(retained)
     ]
 
 
@@ -117,10 +117,10 @@ def test_parts_of_an_image_take_few_statements(
     puller: Client, build: Build, data_folder: object
 ) -> None:
     manifest, layer = image_of(build, b"{}", b"a layer")
-    place = "/v2/research/ml"
-    assert asked(puller, f"{place}/blobs/sha256:{layer.blob.sha256}") == 1
-    assert asked(puller, f"{place}/manifests/sha256:{manifest.blob.sha256}") <= MAX_STATEMENTS
-    assert puller.get(f"{place}/manifests/sha256:{layer.blob.sha256}").status_code == 404
+    location = "/v2/research/ml"
+    assert asked(puller, f"{location}/blobs/sha256:{layer.blob.sha256}") == 1
+    assert asked(puller, f"{location}/manifests/sha256:{manifest.blob.sha256}") <= MAX_STATEMENTS
+    assert puller.get(f"{location}/manifests/sha256:{layer.blob.sha256}").status_code == 404
 
 
 @pytest.mark.parametrize("tag", ["1", "stable", "latest", "lock"])

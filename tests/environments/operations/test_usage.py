@@ -89,11 +89,11 @@ def test_a_program_that_was_started_in_its_folder_is_a_use(
     own.write_text("#!/bin/sh")
     shared.write_text("#!/bin/sh")
     os.link(shared, data_folder / "in-the-cache")
-    made = timezone.now() - AGO
-    Prefix.objects.update(created_at=made)
+    created = timezone.now() - AGO
+    Prefix.objects.update(created_at=created)
 
     def read(path: Path, after: timedelta) -> None:
-        os.utime(path, ((made + after).timestamp(), made.timestamp()))
+        os.utime(path, ((created + after).timestamp(), created.timestamp()))
 
     read(own, timedelta(minutes=1))  # by ourselves: smoke tests, compiling
     read(shared, AGO / 2)  # perhaps for another environment
@@ -101,7 +101,7 @@ def test_a_program_that_was_started_in_its_folder_is_a_use(
     read(own, timedelta(days=3))
     assert cleanup.note_use_of_folders() == 1
     environment.refresh_from_db()
-    assert environment.used_at == made + timedelta(days=3)
+    assert environment.used_at == created + timedelta(days=3)
     assert cleanup.note_use_of_folders() == 0
     assert Build.objects.count() == 1
 

@@ -112,7 +112,7 @@ def test_a_replaced_base_is_collected_when_no_image_lies_on_it(
 def test_a_base_is_pulled_with_the_login_of_its_registry_alone(
     db: None, tmp_path: Path, root: Actor, settings: Any
 ) -> None:
-    wanted = write_layout(small_base(tmp_path / "made", says="closed"), tmp_path / "layout")
+    requested = write_layout(small_base(tmp_path / "made", says="closed"), tmp_path / "layout")
     with registry_in(tmp_path, closed=True) as registry:
         tool("skopeo", "copy", "--dest-tls-verify=false", "--dest-creds", LOGIN,
              f"oci:{tmp_path}/layout:base", f"docker://{registry}/team/base:1")  # fmt: skip
@@ -121,12 +121,12 @@ def test_a_base_is_pulled_with_the_login_of_its_registry_alone(
         settings.BASE_IMAGE = "registry.example.org/other:1"
         with pytest.raises(CommandError, match="requires a sign-in"):
             told("base_image", "pull", name)
-        assert wanted in told("base_image", "pull", name, "--login", LOGIN)
+        assert requested in told("base_image", "pull", name, "--login", LOGIN)
         settings.BASE_IMAGE = name
-        assert wanted in told("base_image", "pull", name)
+        assert requested in told("base_image", "pull", name)
         settings.BASE_IMAGE = ""
         pushes.set_registry_login(actor=root, namespace=None, registry=registry, login=LOGIN)
-        assert wanted in told("base_image", "pull", name)
+        assert requested in told("base_image", "pull", name)
         with pytest.raises(CommandError, match=r"is for linux-64"):
             told("base_image", "pull", name, "--platform", "linux-aarch64")
         with pytest.raises(CommandError, match="does not exist"):
@@ -138,10 +138,10 @@ def test_the_commands_load_and_list_bases_and_push_images(
 ) -> None:
     write_layout(small_base(tmp_path / "made", says="loaded"), tmp_path / "layout")
     for number, form in enumerate(("oci-archive", "docker-archive")):
-        place = tmp_path / form
+        location = tmp_path / form
         name = "" if form == "oci-archive" else ":a/base:1"
-        tool("skopeo", "copy", f"oci:{tmp_path}/layout:base", f"{form}:{place}{name}")
-        line = told("base_image", "load", place, "--name", f"loaded-{number}").strip()
+        tool("skopeo", "copy", f"oci:{tmp_path}/layout:base", f"{form}:{location}{name}")
+        line = told("base_image", "load", location, "--name", f"loaded-{number}").strip()
         assert line.startswith(f"loaded-{number} linux-64 sha256:")
         assert line in told("base_image", "list").splitlines()
     (tmp_path / "no-image").write_text("nothing")

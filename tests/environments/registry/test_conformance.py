@@ -47,14 +47,14 @@ def test_pulls(small: Build, pull_as: Pulling) -> None:
     digest = by_tag.headers["Docker-Content-Digest"]
     blob = by_tag.json()["layers"][0]
     for method in ("HEAD", "GET"):
-        for place in (f"blobs/{NOTHING}", f"manifests/{NOTHING}", "manifests/.INVALID_NAME"):
-            assert bob.request(method, f"{ML}/{place}").status_code == 404
-        for place, named, size in (
+        for location in (f"blobs/{NOTHING}", f"manifests/{NOTHING}", "manifests/.INVALID_NAME"):
+            assert bob.request(method, f"{ML}/{location}").status_code == 404
+        for location, named, size in (
             ("manifests/1", digest, len(by_tag.content)),
             (f"manifests/{digest}", digest, len(by_tag.content)),
             (f"blobs/{blob['digest']}", blob["digest"], blob["size"]),
         ):
-            answer = bob.request(method, f"{ML}/{place}")
+            answer = bob.request(method, f"{ML}/{location}")
             assert answer.status_code == 200
             assert answer.headers["Docker-Content-Digest"] == named
             assert answer.headers["Content-Length"] == str(size)
@@ -83,10 +83,10 @@ def test_what_is_not_there_is_told_in_the_specifications_words(
     small: Build, pull_as: Pulling
 ) -> None:
     bob = pull_as("bob")
-    for place, expected in MISSING:
+    for location, expected in MISSING:
         # Not as a client writes it, which would take `..` away.
-        missing = bob.get(f"{ML}/{place.replace('..', '%2e%2e')}")
-        assert (missing.status_code, code(missing)) == (404, expected), place
+        missing = bob.get(f"{ML}/{location.replace('..', '%2e%2e')}")
+        assert (missing.status_code, code(missing)) == (404, expected), location
     for name in ("Research/ml", "research/ML", "re$earch/ml", "research", "a/b/c"):
         missing = bob.get(f"/v2/{name}/tags/list")
         assert missing.status_code == 404, name
@@ -147,12 +147,12 @@ def test_referrers_are_found_or_there_are_none(small: Build, pull_as: Pulling) -
         refused = bob.get(f"{ML}/referrers/{wrong}")
         assert (refused.status_code, code(refused)) == (400, "DIGEST_INVALID")
     digest = bob.get(f"{ML}/manifests/1").headers["Docker-Content-Digest"]
-    for told in bob.get(f"{ML}/referrers/{digest}").json()["manifests"]:
-        manifest = bob.get(f"{ML}/manifests/{told['digest']}")
-        assert manifest.headers["Content-Type"] == told["mediaType"]
-        assert len(manifest.content) == told["size"]
-        assert manifest.json()["artifactType"] == told["artifactType"]
-        assert manifest.json()["annotations"] == told["annotations"]
+    for reported in bob.get(f"{ML}/referrers/{digest}").json()["manifests"]:
+        manifest = bob.get(f"{ML}/manifests/{reported['digest']}")
+        assert manifest.headers["Content-Type"] == reported["mediaType"]
+        assert len(manifest.content) == reported["size"]
+        assert manifest.json()["artifactType"] == reported["artifactType"]
+        assert manifest.json()["annotations"] == reported["annotations"]
         assert manifest.json()["subject"]["digest"] == digest
 
 
@@ -183,9 +183,9 @@ def test_a_range_gives_its_bytes_the_whole_or_nothing(small: Build, pull_as: Pul
     bob = pull_as("bob")
     layer = bob.get(f"{ML}/manifests/1").json()["layers"][1]
     content = bob.get(f"{ML}/blobs/{layer['digest']}").content
-    for asked, status in RANGES:
-        answer = bob.get(f"{ML}/blobs/{layer['digest']}", Range=asked)
-        assert answer.status_code == status, asked
+    for requested, status in RANGES:
+        answer = bob.get(f"{ML}/blobs/{layer['digest']}", Range=requested)
+        assert answer.status_code == status, requested
         if status == 200:
             assert answer.content == content
         elif status == 416:
@@ -194,9 +194,9 @@ def test_a_range_gives_its_bytes_the_whole_or_nothing(small: Build, pull_as: Pul
             assert error["code"] == "SIZE_INVALID"
             assert f"bytes */{len(content)}" in error["message"]
         else:
-            told = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", answer.headers["Content-Range"])
-            assert told is not None
-            first, last, size = map(int, told.groups())
+            reported = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", answer.headers["Content-Range"])
+            assert reported is not None
+            first, last, size = map(int, reported.groups())
             assert size == len(content)
             assert answer.content == content[first : last + 1]
 
@@ -217,8 +217,8 @@ def test_what_one_may_not_see_costs_the_work_of_what_is_not_there(
         return status, [re.sub(r"'[^']*'|\d+", "?", one["sql"]) for one in seen]
 
     asked("research/no", "tags/list")  # the token's first use is noted
-    places = ("manifests/1", f"manifests/{digest}", f"blobs/{digest}", "tags/list")
-    for place in (*places, f"referrers/{digest}", "manifests/lock-" + "0" * 64):
+    locations = ("manifests/1", f"manifests/{digest}", f"blobs/{digest}", "tags/list")
+    for place in (*locations, f"referrers/{digest}", "manifests/lock-" + "0" * 64):
         hidden, absent = asked("research/ml", place), asked("nothing/no", place)
         assert hidden == absent
         assert hidden[0] == 404

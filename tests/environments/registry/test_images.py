@@ -105,11 +105,11 @@ def test_the_layers_hold_what_linking_all_packages_together_gives(
     root = unpack(made(build), tmp_path / "root")
     lock = build.lock.value()
     [part] = lock.platforms
-    place = engine.cache / "staged"  # beside the cache: files are linked
+    location = engine.cache / "staged"  # beside the cache: files are linked
     try:
-        staged = tree(linked(part, engine, place))
+        staged = tree(linked(part, engine, location))
     finally:
-        shutil.rmtree(place)
+        shutil.rmtree(location)
     image = tree(root / STANDARD_PREFIX.lstrip("/"))
     # conda's notes are laid out in another way, and name no requirements.
     notes = {name for name in staged if name.startswith("conda-meta/") and name.endswith(".json")}

@@ -126,12 +126,12 @@ def test_what_one_may_not_see_is_answered_like_what_is_not_there(
 ) -> None:
     charlie, nobody = pull_as("charlie"), pull_as("")
     digest = pull_as("bob").get(f"{ML}/manifests/1").headers["Docker-Content-Digest"]
-    places = ["manifests/1", f"manifests/{digest}", f"blobs/{digest}", "tags/list"]
-    places.append(f"referrers/{digest}")
-    for place in places:
+    locations = ["manifests/1", f"manifests/{digest}", f"blobs/{digest}", "tags/list"]
+    locations.append(f"referrers/{digest}")
+    for location in locations:
         for puller, status in ((charlie, 404), (nobody, 401)):
-            hidden = puller.get(f"{ML}/{place}")
-            absent = puller.get(f"/v2/research/no/{place}")
+            hidden = puller.get(f"{ML}/{location}")
+            absent = puller.get(f"/v2/research/no/{location}")
             assert hidden.status_code == absent.status_code == status
             assert hidden.text.replace("research/ml", "research/no") == absent.text
     assert charlie.get("/v2/_catalog").json() == nobody.get("/v2/_catalog").json()
@@ -176,8 +176,8 @@ def test_nothing_of_a_recalled_package_is_pulled(
     recall(actor=root, spec="libbeta", reason="it leaks")
     layer = manifest.json()["layers"][1]["digest"]
     digest = manifest.headers["Docker-Content-Digest"]
-    for place in ("manifests/1", f"manifests/{digest}", f"blobs/{layer}"):
-        refused = bob.get(f"{ML}/{place}")
+    for location in ("manifests/1", f"manifests/{digest}", f"blobs/{layer}"):
+        refused = bob.get(f"{ML}/{location}")
         assert (refused.status_code, errors(refused)) == (403, ["DENIED"])
         assert "it leaks" in refused.text
 
@@ -189,9 +189,9 @@ def test_a_token_ends_with_the_api_token_behind_it_and_is_for_one_repository(
     assert bob.get(f"{ML}/tags/list").status_code == 200
     [token] = bob._tokens.values()
     bearer = {"Authorization": f"Bearer {token}"}
-    elsewhere = bob.http.get("/v2/research/other/tags/list", headers=bearer)
-    assert elsewhere.status_code == 401
-    assert 'error="insufficient_scope"' in elsewhere.headers["WWW-Authenticate"]
+    other = bob.http.get("/v2/research/other/tags/list", headers=bearer)
+    assert other.status_code == 401
+    assert 'error="insufficient_scope"' in other.headers["WWW-Authenticate"]
     ApiToken.objects.filter(user__username="bob").update(revoked_at=timezone.now())
     assert bob.http.get(f"{ML}/tags/list", headers=bearer).status_code == 401
     wrong = bob.http.get("/v2/token", auth=("bob", "cs-wrong"))
@@ -227,8 +227,8 @@ def test_an_api_token_itself_is_taken_too_within_its_namespaces(
 @pytest.mark.parametrize("method", ["PUT", "POST", "PATCH", "DELETE"])
 def test_nothing_is_pushed(small: Build, pull_as: Pulling, method: str) -> None:
     bob = pull_as("bob")
-    for place in ("manifests/1", "blobs/uploads/", f"blobs/sha256:{'0' * 64}"):
-        refused = bob.request(method, f"{ML}/{place}")
+    for location in ("manifests/1", "blobs/uploads/", f"blobs/sha256:{'0' * 64}"):
+        refused = bob.request(method, f"{ML}/{location}")
         assert (refused.status_code, errors(refused)) == (405, ["UNSUPPORTED"])
 
 
@@ -247,9 +247,9 @@ def test_a_pull_that_waited_long_enough_is_told_to_come_again(
 def test_the_layers_of_a_zstd_tag_hold_the_same(small: Build, pull_as: Pulling) -> None:
     bob = pull_as("bob")
     plain, dense = (bob.get(f"{ML}/manifests/{tag}").json() for tag in ("1", "1-zstd"))
-    asked = bob.get(f"{ML}/manifests/1", Accept=f"{MANIFEST}, {LAYER['zstd']}")
-    assert asked.json() == dense
-    assert "Accept" in asked.headers["Vary"]
+    requested = bob.get(f"{ML}/manifests/1", Accept=f"{MANIFEST}, {LAYER['zstd']}")
+    assert requested.json() == dense
+    assert "Accept" in requested.headers["Vary"]
     kinds = {layer["mediaType"].rpartition("+")[2] for layer in dense["layers"][1:]}
     assert kinds == {"zstd"}
     configs = [bob.get(f"{ML}/blobs/{one['config']['digest']}").json() for one in (plain, dense)]
@@ -286,11 +286,11 @@ def test_the_sbom_of_an_image_is_among_its_referrers(small: Build, pull_as: Pull
     answer = bob.get(f"{ML}/referrers/{digest}?artifactType={SBOM}")
     assert answer.headers["Content-Type"] == "application/vnd.oci.image.index.v1+json"
     assert answer.headers["OCI-Filters-Applied"] == "artifactType"
-    [told] = answer.json()["manifests"]
-    assert told["artifactType"] == SBOM
-    manifest = bob.get(f"{ML}/manifests/{told['digest']}").json()
+    [reported] = answer.json()["manifests"]
+    assert reported["artifactType"] == SBOM
+    manifest = bob.get(f"{ML}/manifests/{reported['digest']}").json()
     assert manifest["subject"]["digest"] == digest
-    assert told["annotations"] == manifest["annotations"]
+    assert reported["annotations"] == manifest["annotations"]
     [layer] = manifest["layers"]
     sbom = bob.get(f"{ML}/blobs/{layer['digest']}").json()
     assert {"activating", "libbeta"} <= {one["name"] for one in sbom["components"]}
@@ -302,7 +302,7 @@ def test_the_sbom_of_an_image_is_among_its_referrers(small: Build, pull_as: Pull
     everything = bob.get(f"{ML}/referrers/{digest}")
     assert "OCI-Filters-Applied" not in everything.headers
     assert len(everything.json()["manifests"]) == 2
-    for other in (f"sha256:{'0' * 64}", image["layers"][0]["digest"], told["digest"]):
+    for other in (f"sha256:{'0' * 64}", image["layers"][0]["digest"], reported["digest"]):
         assert bob.get(f"{ML}/referrers/{other}").json()["manifests"] == []
 
 
@@ -314,10 +314,10 @@ def test_each_build_signs_where_its_image_comes_from_and_others_do_not_see_it(
     build_it(submit(SMALL, environment=other))
     bob = pull_as("bob")
     digest, _ = image_of(bob)
-    place = f"referrers/{digest}?artifactType={STATEMENT}"
-    [told] = bob.get(f"{ML}/{place}").json()["manifests"]
-    assert told["annotations"]["io.condastore.build"] == "research/ml:1"
-    manifest = bob.get(f"{ML}/manifests/{told['digest']}")
+    location = f"referrers/{digest}?artifactType={STATEMENT}"
+    [reported] = bob.get(f"{ML}/{location}").json()["manifests"]
+    assert reported["annotations"]["io.condastore.build"] == "research/ml:1"
+    manifest = bob.get(f"{ML}/manifests/{reported['digest']}")
     assert manifest.json()["artifactType"] == STATEMENT
     [layer] = manifest.json()["layers"]
     empty = manifest.json()["config"]["digest"]
@@ -340,16 +340,16 @@ def test_each_build_signs_where_its_image_comes_from_and_others_do_not_see_it(
     statement = json.loads(payload)
     said = {"name": "research/ml:1", "digest": {"sha256": digest.removeprefix("sha256:")}}
     assert statement["subject"] == [said]
-    again = bob.get(f"{ML}/{place}").json()["manifests"]
-    assert again == [told]
+    again = bob.get(f"{ML}/{location}").json()["manifests"]
+    assert again == [reported]
     # The same image, of which the other environment says its own.
-    [theirs] = bob.get(f"/v2/research/other/{place}").json()["manifests"]
+    [theirs] = bob.get(f"/v2/research/other/{location}").json()["manifests"]
     assert theirs["annotations"]["io.condastore.build"] == "research/other:1"
     assert bob.get(f"{ML}/manifests/{theirs['digest']}").status_code == 404
     assert bob.get(f"/v2/research/other/blobs/{layer['digest']}").status_code == 404
     recalling = factories.actor(factories.make_user("rita", superuser=True))
     recall(actor=recalling, spec="libbeta", reason="it leaks")
-    assert bob.get(f"{ML}/{place}").json()["manifests"] == []
+    assert bob.get(f"{ML}/{location}").json()["manifests"] == []
     assert bob.get(f"{ML}/blobs/{layer['digest']}").status_code == 403
 
 
@@ -368,17 +368,17 @@ def test_an_image_on_demand_is_built_by_the_pull_whatever_the_order_of_its_packa
     monkeypatch.setattr(tasks.run_next_build, "send", builds.run)
     settings.ON_DEMAND_NAMESPACE = "research"
     alice, bob, charlie, nobody = (pull_as(name) for name in ("alice", "bob", "charlie", ""))
-    place = "/v2/dynamic/libbeta.1.2/activating"
-    assert bob.get(f"{place}/manifests/latest").status_code == 403  # he may not build
-    made = alice.get(f"{place}/manifests/latest")
-    assert made.status_code == 200, made.text
+    location = "/v2/dynamic/libbeta.1.2/activating"
+    assert bob.get(f"{location}/manifests/latest").status_code == 403  # he may not build
+    created = alice.get(f"{location}/manifests/latest")
+    assert created.status_code == 200, created.text
     other = bob.get("/v2/dynamic/activating/libbeta.1.2/manifests/latest")
-    assert other.content == made.content
-    config = made.json()["config"]["digest"]
-    assert bob.get(f"{place}/blobs/{config}").status_code == 200
-    assert "latest" in bob.get(f"{place}/tags/list").json()["tags"]
-    assert charlie.get(f"{place}/manifests/latest").status_code == 404
-    assert nobody.get(f"{place}/manifests/latest").status_code == 401
+    assert other.content == created.content
+    config = created.json()["config"]["digest"]
+    assert bob.get(f"{location}/blobs/{config}").status_code == 200
+    assert "latest" in bob.get(f"{location}/tags/list").json()["tags"]
+    assert charlie.get(f"{location}/manifests/latest").status_code == 404
+    assert nobody.get(f"{location}/manifests/latest").status_code == 401
     for _ in range(2):  # what could not be built is not built again at once
         wrong = alice.get("/v2/dynamic/package-that-nobody-has/manifests/latest")
         assert (wrong.status_code, errors(wrong)) == (404, ["MANIFEST_UNKNOWN"])

@@ -297,22 +297,22 @@ def test_administrators_see_rules_and_bases_in_the_console(
 ) -> None:
     browser = Client()
     browser.force_login(root.account)
-    place = "/admin/environments"
+    location = "/admin/environments"
     target = "registry.example.org/ml:{build}"
-    asked = {"namespace": research.pk, "pattern": "ml", "target": target}
-    added = browser.post(f"{place}/pushrule/new/", asked)
+    requested = {"namespace": research.pk, "pattern": "ml", "target": target}
+    added = browser.post(f"{location}/pushrule/new/", requested)
     assert added.status_code == 302, added.content
     rule = PushRule.objects.get()
     Push.objects.update(problem="it was in a bad mood")
-    page = browser.get(f"{place}/pushrule/{rule.pk}/change/").content.decode()
+    page = browser.get(f"{location}/pushrule/{rule.pk}/change/").content.decode()
     assert "registry.example.org/ml:1" in page
     assert "it was in a bad mood" in page
-    chosen = browser.post(f"{place}/namespace/base/?ids={research.pk}", {"base": "machine"})
+    chosen = browser.post(f"{location}/namespace/base/?ids={research.pk}", {"base": "machine"})
     assert chosen.status_code == 302, chosen.content
     research.refresh_from_db()
     assert research.base_image == "machine"
     base = BaseImage.objects.get()
-    assert base.digest in browser.get(f"{place}/baseimage/{base.pk}/change/").content.decode()
+    assert base.digest in browser.get(f"{location}/baseimage/{base.pk}/change/").content.decode()
 
 
 # --- outages --------------------------------------------------------------------------------------

@@ -57,9 +57,9 @@ def test_what_skopeo_pulls_runs_in_a_sandbox(
     secret = factories.make_token(User.objects.get(username="bob"))
     source = f"docker://{server.removeprefix('http://')}/research/ml:1"
     login = f"bob:{secret}"
-    told = json.loads(tool("skopeo", "inspect", "--tls-verify=false", "--creds", login, source))
-    assert told["Labels"]["io.condastore.lock"] == f"sha256:{build.lock.digest}"
-    assert set(told["RepoTags"]) >= {"1", "latest"}
+    reported = json.loads(tool("skopeo", "inspect", "--tls-verify=false", "--creds", login, source))
+    assert reported["Labels"]["io.condastore.lock"] == f"sha256:{build.lock.digest}"
+    assert set(reported["RepoTags"]) >= {"1", "latest"}
     for tag in ("1", "1-zstd"):
         tool(
             "skopeo", "copy", "--src-tls-verify=false", "--src-creds", login,
@@ -77,13 +77,15 @@ def test_what_skopeo_pulls_runs_in_a_sandbox(
 def test_a_base_is_pulled_once_from_another_registry(
     registry: str, tmp_path: Path, db: None
 ) -> None:
-    wanted = write_layout(small_base(tmp_path / "made", says="from elsewhere"), tmp_path / "layout")
+    requested = write_layout(
+        small_base(tmp_path / "made", says="from elsewhere"), tmp_path / "layout"
+    )
     target = f"{registry}/team/base:1"
     tool("skopeo", "copy", "--dest-tls-verify=false", f"oci:{tmp_path}/layout:base",
          f"docker://{target}")  # fmt: skip
     name = f"http://{target}"
     found = image_builder.find_base(name, "linux-64", work=tmp_path / "work")
-    assert found.digest == wanted
+    assert found.digest == requested
     assert found.layers.count() == 1
     again = image_builder.find_base(
         name, "linux-64", work=tmp_path / "nowhere"
@@ -96,14 +98,14 @@ def test_a_base_is_pulled_once_from_another_registry(
 @pytest.mark.parametrize("form", ["oci", "oci-archive", "docker-archive"])
 def test_a_base_is_loaded_from_what_other_tools_write(form: str, tmp_path: Path, db: None) -> None:
     write_layout(small_base(tmp_path / "made"), tmp_path / "layout")
-    place = tmp_path / form
+    location = tmp_path / form
     named = {"oci": ":base", "oci-archive": "", "docker-archive": ":a/base:1"}[form]
-    tool("skopeo", "copy", f"oci:{tmp_path}/layout:base", f"{form}:{place}{named}")
-    [image] = loading.load(place, folder=tmp_path / "work")
+    tool("skopeo", "copy", f"oci:{tmp_path}/layout:base", f"{form}:{location}{named}")
+    [image] = loading.load(location, folder=tmp_path / "work")
     base = image_builder.store_base("loaded", image)
     assert BaseImage.objects.current("loaded", "linux-64") == base
     assert base.config["config"]["Env"] == ["PATH=/bin", "LANG=C.UTF-8"]
-    assert place.exists()
+    assert location.exists()
 
 
 def test_only_what_is_missing_is_pushed(
@@ -136,14 +138,16 @@ def test_a_lock_for_several_platforms_gives_an_index(
     raw = tool("skopeo", "inspect", "--raw", *options, source)
     index = json.loads(raw)
     digest = f"sha256:{hashlib.sha256(raw.encode()).hexdigest()}"
-    place = f"{server}/v2/research/ml/referrers/{digest}"
-    answer = httpx.get(place, headers={"Authorization": f"Bearer {login.removeprefix('bob:')}"})
-    [told] = answer.json()["manifests"]  # what the build says of the index; SBOMs are of each image
-    assert told["artifactType"] == STATEMENT
+    location = f"{server}/v2/research/ml/referrers/{digest}"
+    answer = httpx.get(location, headers={"Authorization": f"Bearer {login.removeprefix('bob:')}"})
+    [reported] = answer.json()[
+        "manifests"
+    ]  # what the build says of the index; SBOMs are of each image
+    assert reported["artifactType"] == STATEMENT
     found = {one["platform"]["architecture"] for one in index["manifests"]}
     assert found == {"amd64", "arm64"}
     for architecture in found:
-        told = tool("skopeo", "--override-arch", architecture, "inspect", *options, source)
-        assert json.loads(told)["Architecture"] == architecture
+        reported = tool("skopeo", "--override-arch", architecture, "inspect", *options, source)
+        assert json.loads(reported)["Architecture"] == architecture
     tool("skopeo", "copy", "--all", "--src-tls-verify=false", "--src-creds", login, source,
          f"oci:{tmp_path}/both:1")  # fmt: skip

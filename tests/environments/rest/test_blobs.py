@@ -53,9 +53,9 @@ def artifact(build: Build, tmp_path: Path) -> Artifact:
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """There is no queue here: the artifacts that workers would have been told of."""
-    told: list[int] = []
-    monkeypatch.setattr(tasks.make_artifact, "send", told.append)
-    return told
+    reported: list[int] = []
+    monkeypatch.setattr(tasks.make_artifact, "send", reported.append)
+    return reported
 
 
 class Got:
@@ -126,8 +126,8 @@ def test_ranges_that_are_none_are_answered_with_the_whole(
 
 
 def test_only_a_get_has_ranges(artifact: Artifact, bob: Actor) -> None:
-    for asked in ("bytes=0-9", f"bytes={len(CONTENT)}-"):
-        head = get(bob, method="head", Range=asked)
+    for requested in ("bytes=0-9", f"bytes={len(CONTENT)}-"):
+        head = get(bob, method="head", Range=requested)
         assert (head.status, head.headers["Content-Length"]) == (200, str(len(CONTENT)))
         assert "Content-Range" not in head.headers
 

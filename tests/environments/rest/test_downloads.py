@@ -21,11 +21,11 @@ ADDRESS = "/api/envs/research/ml/current/{}"
 
 @pytest.fixture
 def build(environment: Environment) -> Build:
-    made = factories.make_build(environment)
-    Build.objects.filter(pk=made.pk).update(number=12)
+    created = factories.make_build(environment)
+    Build.objects.filter(pk=created.pk).update(number=12)
     Environment.objects.filter(pk=environment.pk).update(last_number=12)
-    made.refresh_from_db()
-    return made
+    created.refresh_from_db()
+    return created
 
 
 @pytest.fixture
@@ -195,8 +195,8 @@ def test_a_wrong_password_gives_none(db: None, body: dict[str, Any], status: int
 
 def test_who_am_i(alice: Actor, client: Client) -> None:
     assert client.get("/api/whoami").json()["signed_in"] is False
-    made = create_token(actor=alice, name="one", namespaces=["research"])
-    headers = {"Authorization": f"Bearer {made.secret}"}
+    created = create_token(actor=alice, name="one", namespaces=["research"])
+    headers = {"Authorization": f"Bearer {created.secret}"}
     assert client.get("/api/whoami", headers=headers).json() == {
         "signed_in": True,
         "username": "alice",
@@ -205,6 +205,6 @@ def test_who_am_i(alice: Actor, client: Client) -> None:
             "name": "one",
             "role": None,
             "namespaces": ["research"],
-            "expires_at": made.token.expires_at.isoformat(),
+            "expires_at": created.token.expires_at.isoformat(),
         },
     }

@@ -75,14 +75,14 @@ def test_a_package_is_taken_listed_and_given_back_as_it_came(
 ) -> None:
     file = name, content = named("1.0")
     answer = put(alice, file)
-    told = answer.json()
-    assert answer.status_code == 201, told
-    assert (told["subdir"], told["name"], told["warnings"]) == ("noarch", "tool", [])
-    assert told["sha256"] == hashlib.sha256(content).hexdigest()
+    reported = answer.json()
+    assert answer.status_code == 201, reported
+    assert (reported["subdir"], reported["name"], reported["warnings"]) == ("noarch", "tool", [])
+    assert reported["sha256"] == hashlib.sha256(content).hexdigest()
     document = json.loads(ask(bob, "GET", f"{TOOLS}/noarch/repodata.json").body)
     record = document["packages.conda"][name]
     assert record["md5"] == hashlib.md5(content, usedforsecurity=False).hexdigest()
-    assert (record["sha256"], record["size"]) == (told["sha256"], len(content))
+    assert (record["sha256"], record["size"]) == (reported["sha256"], len(content))
     assert record["indexed_timestamp"] > record["timestamp"]
     assert ask(bob, "GET", f"{TOOLS}/noarch/{name}").body == content
     part = ask(bob, "GET", f"{TOOLS}/noarch/{name}", range="bytes=2-5")
@@ -274,8 +274,8 @@ def test_a_token_in_the_path_opens_it(tools: HostedChannel, alice: Actor, bob: A
 def test_a_token_of_another_namespace_opens_nothing(tools: HostedChannel, alice: Actor) -> None:
     factories.make_namespace("other", public=True)
     HostedChannel.objects.update(public=True)
-    made = create_token(actor=alice, name="narrow", namespaces=["other"])
-    headers = {"authorization": f"Bearer {made.secret}"}
+    created = create_token(actor=alice, name="narrow", namespaces=["other"])
+    headers = {"authorization": f"Bearer {created.secret}"}
     assert put(ANONYMOUS, named("1.0"), **headers).status_code == 404
 
 
@@ -376,16 +376,16 @@ def test_a_damaged_package_is_not_given(tools: HostedChannel, alice: Actor) -> N
 
 
 def test_a_wheel_is_converted_once(tools: HostedChannel, alice: Actor) -> None:
-    made = make_wheel("acme-tools", "1.2", requires=["tomli; python_version<'3.11'"])
-    assert isinstance(made.content, bytes)
-    file = (made.file_name, made.content)
+    created = make_wheel("acme-tools", "1.2", requires=["tomli; python_version<'3.11'"])
+    assert isinstance(created.content, bytes)
+    file = (created.file_name, created.content)
     first = put(alice, file)
-    told = first.json()
-    assert first.status_code == 201, told
-    assert (told["file_name"], told["subdir"]) == ("acme-tools-1.2-py_0.conda", "noarch")
-    assert "tomli" in told["warnings"][0]
+    reported = first.json()
+    assert first.status_code == 201, reported
+    assert (reported["file_name"], reported["subdir"]) == ("acme-tools-1.2-py_0.conda", "noarch")
+    assert "tomli" in reported["warnings"][0]
     assert put(alice, file).status_code == 200
-    assert listed(alice) == {told["file_name"]}
+    assert listed(alice) == {reported["file_name"]}
     assert nothing_is_left()
 
 

@@ -83,11 +83,11 @@ def upstream(channel: Path) -> Iterator[ChannelServer]:
 
 @pytest.fixture
 def mirror(root: Actor, research: Namespace, upstream: ChannelServer) -> Mirror:
-    made = operations.create_mirror(
+    created = operations.create_mirror(
         actor=root, name="small", upstream=upstream.url, namespace=research
     )
-    look(made, AT)
-    return made
+    look(created, AT)
+    return created
 
 
 def look(mirror: Mirror, at: datetime | None = None) -> None:
@@ -146,9 +146,9 @@ def package(records: dict[str, Any], name: str, version: str = "1.0") -> tuple[s
 def test_a_mirror_lists_what_its_channel_lists(mirror: Mirror, bob: Actor, channel: Path) -> None:
     records = listed(bob)
     original = json.loads((channel / "linux-64" / "repodata.json").read_bytes())
-    wanted = {**original["packages"], **original["packages.conda"]}
+    requested = {**original["packages"], **original["packages.conda"]}
     assert {name: record["sha256"] for name, record in records.items()} == {
-        name: record["sha256"] for name, record in wanted.items()
+        name: record["sha256"] for name, record in requested.items()
     }
     plain = get(bob, "/channel/mirror/small/linux-64/repodata.json")
     packed = get(bob, "/channel/mirror/small/linux-64/repodata.json.zst")
@@ -163,15 +163,15 @@ def test_a_mirror_lists_what_its_channel_lists(mirror: Mirror, bob: Actor, chann
 
 
 def test_shards_are_named_by_their_digest(mirror: Mirror, bob: Actor) -> None:
-    place = "/channel/mirror/small/linux-64"
-    index = get(bob, f"{place}/repodata_shards.msgpack.zst").body
+    location = "/channel/mirror/small/linux-64"
+    index = get(bob, f"{location}/repodata_shards.msgpack.zst").body
     digest = msgpack.unpackb(zstandard.decompress(index))["shards"]["alpha"].hex()
-    answer = get(bob, f"{place}/shards/{digest}.msgpack.zst")
+    answer = get(bob, f"{location}/shards/{digest}.msgpack.zst")
     assert hashlib.sha256(answer.body).hexdigest() == digest
     shard = msgpack.unpackb(zstandard.decompress(answer.body))
     assert (len(shard["packages"]), len(shard["packages.conda"])) == (1, 2)
-    assert get(bob, f"{place}/shards/{'0' * 64}.msgpack.zst").status_code == 404
-    assert get(bob, f"{place}/shards/nonsense.msgpack.zst").status_code == 404
+    assert get(bob, f"{location}/shards/{'0' * 64}.msgpack.zst").status_code == 404
+    assert get(bob, f"{location}/shards/nonsense.msgpack.zst").status_code == 404
 
 
 def test_what_the_rules_refuse_is_neither_listed_nor_given(
@@ -209,12 +209,12 @@ def test_what_the_rules_refuse_is_neither_listed_nor_given(
 def test_a_recalled_package_is_gone_at_once(mirror: Mirror, bob: Actor, root: Actor) -> None:
     file_name, sha256 = package(listed(bob), "alpha", "2.0")
     assert get(bob, f"/channel/mirror/small/linux-64/{file_name}").status_code == 200
-    made = recall(actor=root, sha256=sha256, reason="it leaks")
+    created = recall(actor=root, sha256=sha256, reason="it leaks")
     assert versions(listed(bob)) == {"0.9", "1.0"}
     answer = get(bob, f"/channel/mirror/small/linux-64/{file_name}")
     assert answer.status_code == 403
     assert "it leaks" in answer.json()["detail"]
-    undo_recall(actor=root, recall=made, reason="it does not")
+    undo_recall(actor=root, recall=created, reason="it does not")
     assert get(bob, f"/channel/mirror/small/linux-64/{file_name}").status_code == 200
 
 
@@ -282,8 +282,8 @@ def test_a_channel_that_never_answered_is_unavailable_and_not_empty(
     root: Actor, upstream: ChannelServer
 ) -> None:
     upstream.faults.add(Fault("*", status=502))
-    made = operations.create_mirror(actor=root, name="gone", upstream=upstream.url)
-    look(made)
+    created = operations.create_mirror(actor=root, name="gone", upstream=upstream.url)
+    look(created)
     answer = get(root, "/channel/mirror/gone/linux-64/repodata.json")
     assert (answer.status_code, answer.json()["code"]) == (503, "channel-unavailable")
 
@@ -359,8 +359,8 @@ def test_a_day_before_the_mirror_shows_what_the_channel_itself_dates(
     dated = PackageSpec("dated", "1.0", extra_index={"indexed_timestamp": 1_767_225_600_000})
     write_package(dated, channel)
     index_channel(channel)
-    made = operations.create_mirror(actor=root, name="later", upstream=upstream.url)
-    look(made, AT)
+    created = operations.create_mirror(actor=root, name="later", upstream=upstream.url)
+    look(created, AT)
     assert set(listed(root, "later@2026-01-15")) == {f"{dated.stem}.conda"}
     assert versions(listed(root, "later@2026-03-01")) == {"0.9", "1.0", "2.0"}
 
@@ -419,8 +419,8 @@ def test_a_cut_package_is_continued(mirror: Mirror, bob: Actor, upstream: Channe
     upstream.faults.add(Fault("*large-data*", cut_after=100_000, times=1))
     answer = get(bob, f"/channel/mirror/small/linux-64/{file_name}")
     assert hashlib.sha256(answer.body).hexdigest() == sha256
-    asked = [request.range for request in upstream.requests if file_name in request.path]
-    assert asked == ["", "bytes=100000-"]
+    requested = [request.range for request in upstream.requests if file_name in request.path]
+    assert requested == ["", "bytes=100000-"]
 
 
 def test_a_package_that_the_channel_dropped_is_not_found(
@@ -507,12 +507,12 @@ def test_a_platform_that_is_not_mirrored_any_more_is_not_fetched(
     mirror: Mirror, root: Actor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     operations.change_mirror(actor=root, mirror=mirror, namespace=None, subdirs=["osx-arm64"])
-    looks: list[int] = []
-    monkeypatch.setattr(tasks.read_mirror, "send", looks.append)
+    polls: list[int] = []
+    monkeypatch.setattr(tasks.read_mirror, "send", polls.append)
     MirrorIndex.objects.update(not_before=timezone.now(), message_sent_at=None)
     queueing.send_due(MirrorIndex)
-    asked = MirrorIndex.objects.filter(pk__in=looks).values_list("subdir", flat=True)
-    assert sorted(asked) == ["noarch", "osx-arm64"]
+    requested = MirrorIndex.objects.filter(pk__in=polls).values_list("subdir", flat=True)
+    assert sorted(requested) == ["noarch", "osx-arm64"]
 
 
 def test_a_channel_that_the_rules_forbid_is_no_mirror(
@@ -529,15 +529,15 @@ def test_a_channel_that_the_rules_forbid_is_no_mirror(
 def test_a_secret_of_the_channel_is_kept_apart(root: Actor, channel: Path) -> None:
     with serving(channel, token="hidden") as server:
         url = server.url.rstrip("/")
-        place, _, host = url.partition("://")
-        with_token = f"{place}://{host}/t/hidden" if "/t/" not in url else url
-        made = operations.create_mirror(actor=root, name="private", upstream=with_token)
-        look(made, AT)
+        location, _, host = url.partition("://")
+        with_token = f"{location}://{host}/t/hidden" if "/t/" not in url else url
+        created = operations.create_mirror(actor=root, name="private", upstream=with_token)
+        look(created, AT)
         assert versions(listed(root, "private")) == {"0.9", "1.0", "2.0"}
         file_name, _ = package(listed(root, "private"), "alpha")
         answer = get(root, f"/channel/mirror/private/linux-64/{file_name}")
     assert answer.status_code == 200
-    assert "hidden" not in made.upstream
+    assert "hidden" not in created.upstream
 
 
 def test_a_day_that_was_asked_for_is_shown_by_new_rules_too_when_no_more_are_made(

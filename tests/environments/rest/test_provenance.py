@@ -68,9 +68,9 @@ def test_it_says_what_a_build_was_made_from(as_bob: Client, build: Build, dora: 
     said, _ = statement(as_bob)
     assert said["_type"] == "https://in-toto.io/Statement/v1"
     definition = said["predicate"]["buildDefinition"]
-    asked, inner = definition["externalParameters"], definition["internalParameters"]
-    assert asked["specification"] == "dependencies: [python]  # of the course\n"
-    assert asked["specificationDigest"] == build.specification.digest
+    requested, inner = definition["externalParameters"], definition["internalParameters"]
+    assert requested["specification"] == "dependencies: [python]  # of the course\n"
+    assert requested["specificationDigest"] == build.specification.digest
     assert inner["lock"] == build.lock.digest
     assert inner["policy"] == {"research": 1}
     assert inner["channelState"] == "c" * 64
@@ -94,8 +94,8 @@ def test_its_subjects_are_the_files_that_are_given(as_bob: Client, build: Build)
     blob = Blob.objects.create(sha256="d" * 64, size=1)
     Artifact.objects.filter(pk=artifact.pk).update(state=ArtifactState.READY, blob=blob)
     said, _ = statement(as_bob)
-    made = {one["name"]: one["digest"]["sha256"] for one in said["subject"]}
-    assert made == digests | {"research-ml-1-linux-64-env.tar.zst": "d" * 64}
+    created = {one["name"]: one["digest"]["sha256"] for one in said["subject"]}
+    assert created == digests | {"research-ml-1-linux-64-env.tar.zst": "d" * 64}
 
 
 def test_another_implementation_checks_the_signature(as_bob: Client, build: Build) -> None:
@@ -159,8 +159,8 @@ def test_the_key_is_made_once_and_for_its_owner_alone(data_folder: Path) -> None
 
 def test_a_key_of_another_kind_is_refused(settings: Any) -> None:
     command = ["openssl", "genpkey", "-algorithm", "x25519"]
-    made = subprocess.run(command, capture_output=True, text=True, check=True)
-    for text in (made.stdout, "-----BEGIN NOTHING-----", "words"):
+    created = subprocess.run(command, capture_output=True, text=True, check=True)
+    for text in (created.stdout, "-----BEGIN NOTHING-----", "words"):
         settings.SIGNING_KEY = text
         with pytest.raises(ImproperlyConfigured, match="openssl genpkey -algorithm ed25519"):
             signing.private_key()

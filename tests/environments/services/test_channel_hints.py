@@ -15,10 +15,10 @@ LISTED = "https://channel.example.org/main"
 
 
 def channel(name: str, *packages: str) -> str:
-    made = Channel.objects.create(url=f"https://channel.example.org/{name}")
+    created = Channel.objects.create(url=f"https://channel.example.org/{name}")
     for package in packages:
-        IndexedPackage.objects.create(channel=made, name=package, versions=1)
-    return made.url
+        IndexedPackage.objects.create(channel=created, name=package, versions=1)
+    return created.url
 
 
 def missing(*requirements: str, note: str = "") -> UnsatisfiableError:

@@ -79,9 +79,9 @@ def test_kept_bytes_are_not_taken_for_lost_while_the_folder_is_not_mounted(
     db: None, data_folder: Path
 ) -> None:
     cleanup.tidy()
-    made = data_folder / "made"
-    made.write_bytes(b"bytes")
-    blob = blobs.add(made)
+    created = data_folder / "made"
+    created.write_bytes(b"bytes")
+    blob = blobs.add(created)
     aside = unmount(data_folder)
     with pytest.raises(UnavailableError, match="not mounted"):
         blobs.is_intact(blob)

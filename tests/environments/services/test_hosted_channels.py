@@ -186,9 +186,9 @@ def test_one_who_may_not_read_a_channel_builds_nothing_from_it(
         with pytest.raises(ChannelNotFoundError):
             previews.preview_solve(actor=olga, namespace=lab, environment=None, specification=text)
     HostedChannel.objects.update(public=True)
-    made = builds.submit_build(actor=olga, environment=environment, specification=TEXT).build
+    created = builds.submit_build(actor=olga, environment=environment, specification=TEXT).build
     HostedChannel.objects.update(public=False)  # and the right is gone before a worker looks
-    build = finished(made)
+    build = finished(created)
     assert build.state == BuildState.FAILED
     assert build.failure["code"] == "channel-not-found"
 
@@ -222,8 +222,8 @@ def test_a_rule_about_age_goes_by_the_time_of_the_upload(
     assert "is known for 0" in refused.failure["message"], refused.failure
     old = HostedPackage.objects.get(version="1.0")
     moment = int((timezone.now() - timedelta(days=8)).timestamp() * 1000)
-    told = old.record.replace(str(int(old.uploaded_at.timestamp() * 1000)), str(moment))
-    HostedPackage.objects.filter(pk=old.pk).update(record=told, revision=tools.next_revision())
+    reported = old.record.replace(str(int(old.uploaded_at.timestamp() * 1000)), str(moment))
+    HostedPackage.objects.filter(pk=old.pk).update(record=reported, revision=tools.next_revision())
     assert versions(finished(submit(TEXT))) == {"tool": "1.0"}
 
 

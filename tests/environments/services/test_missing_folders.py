@@ -120,11 +120,11 @@ def test_a_missing_folder_is_linked_again_without_its_channel(
 def test_current_builds_come_first_then_tagged_ones_then_the_newest(
     submit: Submit, environment: Environment, alice: Actor
 ) -> None:
-    made = [run(submit(f"dependencies: [hello-noarch]\nname: n{n}\n")) for n in range(4)]
-    builds.tag_build(actor=alice, build=made[0], tag="stable")
-    builds.set_current_build(actor=alice, build=made[1], pin=True)
-    lose(*made)
-    assert restore_all() == [made[1].pk, made[0].pk, made[3].pk, made[2].pk]
+    created = [run(submit(f"dependencies: [hello-noarch]\nname: n{n}\n")) for n in range(4)]
+    builds.tag_build(actor=alice, build=created[0], tag="stable")
+    builds.set_current_build(actor=alice, build=created[1], pin=True)
+    lose(*created)
+    assert restore_all() == [created[1].pk, created[0].pk, created[3].pk, created[2].pk]
 
 
 def test_a_folder_that_copies_share_is_linked_once_where_it_was(

@@ -84,10 +84,10 @@ def test_kept_bytes_are_not_used_for_a_url_that_never_gave_them(
 ) -> None:
     cache = cache_in(tmp_path / "one")
     cache.ensure([package])
-    for place in (cache, cache_in(tmp_path / "two")):
+    for location in (cache, cache_in(tmp_path / "two")):
         with pytest.raises(DownloadError):
-            place.ensure([gone(package)], patience=HASTY)
-        assert place.extracted(gone(package)) is None
+            location.ensure([gone(package)], patience=HASTY)
+        assert location.extracted(gone(package)) is None
     assert cache.extracted(package) is not None
 
 

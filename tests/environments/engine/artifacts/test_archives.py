@@ -75,14 +75,14 @@ def run(*command: str | Path) -> str:
 def test_an_archive_works_wherever_it_is_unpacked(
     material: Material, make: Make, tmp_path: Path
 ) -> None:
-    place = unpacked(make(material), tmp_path / "some where")
-    activated = f"source {shlex.quote(str(place))}/bin/activate && "
+    location = unpacked(make(material), tmp_path / "some where")
+    activated = f"source {shlex.quote(str(location))}/bin/activate && "
     run("bash", "-c", f"{activated} conda-unpack")
-    assert run(place / "bin/apptool") == f"{place}/share/apptool"  # in its binary
-    assert f"prefix={place}\n" in (place / "lib/pkgconfig/libalpha.pc").read_text()
+    assert run(location / "bin/apptool") == f"{location}/share/apptool"  # in its binary
+    assert f"prefix={location}\n" in (location / "lib/pkgconfig/libalpha.pc").read_text()
     said = run("bash", "-c", f"{activated} hello-noarch; greet; echo $CONDA_PREFIX; echo $GREETING")
     assert said.splitlines() == [
-        *(f"hello 2.0 from {place}", f"hi from {place}", str(place), "it's $HOME"),
+        *(f"hello 2.0 from {location}", f"hi from {location}", str(location), "it's $HOME"),
     ]
     left = f"{activated} source deactivate; echo ${{GREETING-gone}} ${{CONDA_PREFIX-gone}}"
     assert run("bash", "-c", left) == "gone gone"
@@ -102,28 +102,28 @@ def test_nothing_of_this_machine_is_in_an_archive(material: Material) -> None:
         assert (member.uid, member.gid, member.uname, member.gname) == (0, 0, "", ""), member
         assert member.mode in (0o644, 0o755, 0o777), member
         assert member.mtime <= material.moment.timestamp(), member
-    place = unpacked(archive, material.work / "place")
-    for path in place.rglob("*"):
+    location = unpacked(archive, material.work / "place")
+    for path in location.rglob("*"):
         if path.is_file() and not path.is_symlink():
             assert str(material.cache.folder.parent).encode() not in path.read_bytes(), path
 
 
 def test_threads_and_cached_parts_do_not_change_the_bytes(material: Material) -> None:
     pieces = archives.archive_parts(material)
-    made = set()
+    created = set()
     for folder, threads in (("a", 1), ("b", 3), ("b", 1)):  # the last one only copies
-        kept = parts.PartFolder(material.work / folder)
+        retained = parts.PartFolder(material.work / folder)
         path = material.work / f"{folder}-{threads}"
         with path.open("xb") as out:
-            write_parts(pieces, out, compression=ZSTD, kept=kept, threads=threads)
-        made.add(hashlib.sha256(path.read_bytes()).hexdigest())
-    assert len(made) == 1
+            write_parts(pieces, out, compression=ZSTD, kept=retained, threads=threads)
+        created.add(hashlib.sha256(path.read_bytes()).hexdigest())
+    assert len(created) == 1
 
 
 def test_a_damaged_part_is_not_used_again(material: Material) -> None:
     whole = archives.make_tar_zst(material).read_bytes()
-    kept = archives.parts_folder(material)
-    victim = max(kept.folder.glob(f"*-{ZSTD.name}"), key=lambda path: path.stat().st_size)
+    retained = archives.parts_folder(material)
+    victim = max(retained.folder.glob(f"*-{ZSTD.name}"), key=lambda path: path.stat().st_size)
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
@@ -140,21 +140,21 @@ def test_a_cancelled_archive_leaves_nothing_among_the_parts(
     stopped = stack(small_channel, cache, index, cancelled=lambda: next(answers, True))
     with pytest.raises(LeaseLostError):
         archives.make_tar_zst(stopped)
-    kept = archives.parts_folder(stopped)
-    assert list(kept.folder.glob(".*")) == []
+    retained = archives.parts_folder(stopped)
+    assert list(retained.folder.glob(".*")) == []
     again = archives.make_tar_zst(stack(small_channel, cache, index))
     other = stack(small_channel, PackageCache(tmp_path / "other/packages"), index)
     assert again.read_bytes() == archives.make_tar_zst(other).read_bytes()
 
 
 def test_leftover_parts_of_a_killed_worker_are_removed(tmp_path: Path) -> None:
-    kept = parts.PartFolder(tmp_path)
+    retained = parts.PartFolder(tmp_path)
     (tmp_path / ".half-made").touch()
     (tmp_path / "whole").touch()
-    kept.remove_leftovers(older_than=timedelta(hours=1))
+    retained.remove_leftovers(older_than=timedelta(hours=1))
     assert len(list(tmp_path.iterdir())) == 2
-    kept.remove_leftovers(older_than=timedelta(hours=-1))
-    assert [name for name, _ in kept.entries()] == ["whole"]
+    retained.remove_leftovers(older_than=timedelta(hours=-1))
+    assert [name for name, _ in retained.entries()] == ["whole"]
     assert [path.name for path in tmp_path.iterdir()] == ["whole"]
 
 
@@ -202,11 +202,11 @@ def test_archives_of_other_platforms_can_be_created(
     found = packages_of(small_channel, platform=platform)
     chosen = [found[name] for name in ("libalpha", "libbeta", "apptool")]
     archive = archives.make_tar_zst(material_of(shared_cache, *chosen, platform=platform))
-    place = unpacked(archive, tmp_path / "place")
-    run(sys.executable, place / "bin/conda-unpack")
-    assert f"prefix={place}\n" in (place / "lib/pkgconfig/libalpha.pc").read_text()
-    binary = (place / "lib/libalpha.bin").read_bytes()
-    assert f"{place}/share/libalpha\0".encode() in binary
+    location = unpacked(archive, tmp_path / "place")
+    run(sys.executable, location / "bin/conda-unpack")
+    assert f"prefix={location}\n" in (location / "lib/pkgconfig/libalpha.pc").read_text()
+    binary = (location / "lib/libalpha.bin").read_bytes()
+    assert f"{location}/share/libalpha\0".encode() in binary
 
 
 def test_there_is_no_archive_for_windows(small_channel: Path, shared_cache: PackageCache) -> None:
@@ -287,16 +287,16 @@ def test_read_only_files_stay_so(
     small_channel: Path, shared_cache: PackageCache, tmp_path: Path, make: Make
 ) -> None:
     filled = replace(PackageFile.text("share/filled.txt", f"in {PLACEHOLDER}\n"), mode=0o444)
-    made = channel_of(
+    created = channel_of(
         tmp_path / "channel", PackageSpec("filled", "1.0", noarch="generic", files=[filled])
     )
     odd = packages_of(small_channel)["odd-paths"]
-    place = unpacked(make(material_of(shared_cache, odd, made["filled"])), tmp_path / "place")
-    folder = place / "share/odd paths"
+    location = unpacked(make(material_of(shared_cache, odd, created["filled"])), tmp_path / "place")
+    folder = location / "share/odd paths"
     assert (folder / "read-only.txt").stat().st_mode & 0o777 == 0o444
     assert (folder / "with space.txt").stat().st_mode & 0o777 == 0o644
     # conda-unpack writes into it, for people who are not root.
-    assert (place / "share/filled.txt").stat().st_mode & 0o777 == 0o644
+    assert (location / "share/filled.txt").stat().st_mode & 0o777 == 0o644
 
 
 def test_activation_sets_the_variables_of_packages_before_those_of_the_specification(
@@ -319,17 +319,17 @@ def test_activation_sets_the_variables_of_packages_before_those_of_the_specifica
     )
     found = channel_of(tmp_path / "channel", hostile)
     activating = packages_of(small_channel)["activating"]
-    made = material_of(
+    created = material_of(
         shared_cache, activating, found["hostile"], variables={"GREETING": "specification"}
     )
-    place = unpacked(archives.make_tar_gz(made), tmp_path / "place")
+    location = unpacked(archives.make_tar_gz(created), tmp_path / "place")
     shown = "cd / && env -0 | grep -z -e ^VALUE= -e ^GREETING= -e ^ACTIVATING_ -e pwned | sort -z"
-    said = run("bash", "-c", f"source {place}/bin/activate && {shown}").split("\0")
+    said = run("bash", "-c", f"source {location}/bin/activate && {shown}").split("\0")
     assert said == [
         "ACTIVATING_SCRIPT=active",
         "ACTIVATING_VARIABLE=set",
         "GREETING=specification",
         f"VALUE={value}",
     ]
-    left = f"source {place}/bin/activate && source {place}/bin/deactivate && env"
+    left = f"source {location}/bin/activate && source {location}/bin/deactivate && env"
     assert "ACTIVATING_VARIABLE" not in run("bash", "-c", left)

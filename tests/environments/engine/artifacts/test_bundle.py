@@ -33,18 +33,18 @@ def material(
 ) -> Material:
     """Python, a noarch package of it, and a wheel, as a lock of `channel` has them."""
     found = packages_of(channel)
-    wanted = set(names)
+    requested = set(names)
     while (
         more := {
             need.split()[0]
-            for name in wanted
+            for name in requested
             for need in found[name].depends
             if need.split()[0] in found
         }
-        - wanted
+        - requested
     ):
-        wanted |= more
-    packages = dependency_order(found[name] for name in wanted)
+        requested |= more
+    packages = dependency_order(found[name] for name in requested)
     index = index or work.parent / f"index-{work.name}"
     wheel = stored(make_wheel("kept", "1.0", files={"kept.py": "x = 1\n"}), index)
     part = lock_of(*packages)
@@ -74,9 +74,11 @@ def unpacked(file: Path, folder: Path) -> Path:
 def test_other_tools_create_the_environment_from_its_channel_offline(
     own_channel: Path, tmp_path: Path
 ) -> None:
-    made = material(own_channel, tmp_path / "work", PackageCache(tmp_path / "cache" / "packages"))
-    top = unpacked(make_bundle(made), tmp_path / "out")
-    locked = {package.name: package for package in made.part.conda}
+    created = material(
+        own_channel, tmp_path / "work", PackageCache(tmp_path / "cache" / "packages")
+    )
+    top = unpacked(make_bundle(created), tmp_path / "out")
+    locked = {package.name: package for package in created.part.conda}
     shutil.rmtree(own_channel)
     shutil.rmtree(tmp_path / "cache")
     specs = (top / "packages.txt").read_text().split()
@@ -116,12 +118,14 @@ def test_other_tools_create_the_environment_from_its_channel_offline(
 def test_it_holds_every_original_package_and_their_metadata(
     own_channel: Path, tmp_path: Path
 ) -> None:
-    made = material(own_channel, tmp_path / "work", PackageCache(tmp_path / "cache" / "packages"))
-    top = unpacked(make_bundle(made), tmp_path / "out")
-    for package in made.part.conda:
+    created = material(
+        own_channel, tmp_path / "work", PackageCache(tmp_path / "cache" / "packages")
+    )
+    top = unpacked(make_bundle(created), tmp_path / "out")
+    for package in created.part.conda:
         content = (top / "channel" / package.subdir / package.file_name).read_bytes()
         assert hashlib.sha256(content).hexdigest() == package.sha256
-    [wheel] = made.part.pypi
+    [wheel] = created.part.pypi
     content = (top / "wheels" / wheel.file_name).read_bytes()
     assert hashlib.sha256(content).hexdigest() == wheel.sha256
     assert sorted(path.name for path in top.iterdir()) == [

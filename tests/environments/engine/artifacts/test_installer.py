@@ -116,10 +116,10 @@ def test_an_environment_without_python_gets_its_prefix_too(
     done = install(file, "-p", str(prefix), "-b")
     assert done.returncode == 0, done.stderr
     assert (prefix / "etc/tools.conf").read_text() == f"home = {prefix}/share\nand {prefix}\n"
-    told = f"\x7fELF{prefix}/lib:{prefix}/x".encode("latin-1")
+    reported = f"\x7fELF{prefix}/lib:{prefix}/x".encode("latin-1")
     content = (prefix / "lib/tools.bin").read_bytes()
     length = len(b"\x7fELF") + 2 * len(PLACEHOLDER) + len(b"/lib:/x")
-    assert content == told.ljust(length, b"\0") + b"\0\x01\n\xff\0"
+    assert content == reported.ljust(length, b"\0") + b"\0\x01\n\xff\0"
     assert stat.S_IMODE((prefix / "lib/tools.bin").stat().st_mode) == 0o755
     said = subprocess.run([prefix / "bin/say"], capture_output=True, text=True, check=True)
     assert said.stdout == "said\n"

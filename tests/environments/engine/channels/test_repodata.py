@@ -77,9 +77,9 @@ def test_a_state_is_remembered_for_a_moment(
     url = channel_server.url.rstrip("/")
     channels = open_channels(memo=timedelta(minutes=5))
     channels.state([url], LINUX)
-    asked = len(channel_server.requests)
+    requested = len(channel_server.requests)
     channels.state([url], LINUX)
-    assert len(channel_server.requests) == asked
+    assert len(channel_server.requests) == requested
     assert channel_server.requests.count() == channel_server.requests.count("*shards.msgpack.zst")
 
 
@@ -153,8 +153,8 @@ def test_malformed_repodata_is_a_transient_error(
 @pytest.fixture(params=["basic", "token"])
 def private(request: pytest.FixtureRequest, small_channel: Path) -> Iterator[ChannelServer]:
     """A channel that wants a user and password, or a token in its path."""
-    wanted = {"basic": {"basic": ("me", SECRET)}, "token": {"token": SECRET}}[request.param]
-    with serving(small_channel, **wanted) as server:  # type: ignore[arg-type]
+    requested = {"basic": {"basic": ("me", SECRET)}, "token": {"token": SECRET}}[request.param]
+    with serving(small_channel, **requested) as server:  # type: ignore[arg-type]
         yield server
 
 
@@ -176,9 +176,9 @@ def test_a_private_channel_is_solved_with_and_leaves_no_secret_behind(
     solver.close()
     assert versions(lock) == {"libalpha": "2.1"}
     assert SECRET not in f"{lock.to_json()}{lines}"
-    kept = [path for path in (tmp_path / "r").rglob("*") if path.is_file()]
-    assert kept
-    assert not any(SECRET.encode() in path.read_bytes() for path in kept)
+    retained = [path for path in (tmp_path / "r").rglob("*") if path.is_file()]
+    assert retained
+    assert not any(SECRET.encode() in path.read_bytes() for path in retained)
 
 
 def test_a_private_channel_without_credentials_is_refused_and_says_so(

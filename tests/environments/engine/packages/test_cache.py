@@ -288,8 +288,8 @@ def test_an_interrupted_large_package_is_resumed(
     channel_server.requests.clear()
     [cached] = cache.ensure([package])
     assert cached.contents.files
-    asked = [request for request in channel_server.requests if "large-data" in request.path]
-    assert len(asked) == 2
+    requested = [request for request in channel_server.requests if "large-data" in request.path]
+    assert len(requested) == 2
     assert names_in(cache.folder) == [".extracting", package.sha256, "downloads"]
     assert names_in(cache.downloads) == names_in(cache.folder / ".extracting") == []
 

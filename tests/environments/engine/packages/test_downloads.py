@@ -86,8 +86,8 @@ def fetch(folder: Path, *downloads: Download, **options: Any) -> dict[str, bytes
 
 
 def test_files_arrive_with_the_bytes_of_the_lock(server: ChannelServer, folder: Path) -> None:
-    wanted = [download_of(server, f"small-{number}.conda") for number in range(3)]
-    files = fetch(folder, download_of(server), *wanted)
+    requested = [download_of(server, f"small-{number}.conda") for number in range(3)]
+    files = fetch(folder, download_of(server), *requested)
     assert len(files) == 4
     assert files["small-1.conda"] == b"1" * 1000
     assert not list(folder.iterdir()), "nothing stays in the folder"
@@ -301,8 +301,8 @@ def test_all_files_together_have_a_time_limit(server: ChannelServer, folder: Pat
 
 def test_progress_counts_files_and_bytes(server: ChannelServer, folder: Path) -> None:
     seen: list[Progress] = []
-    wanted = [download_of(server), download_of(server, "small-0.conda")]
-    fetch(folder, *wanted, progress=seen.append)
+    requested = [download_of(server), download_of(server, "small-0.conda")]
+    fetch(folder, *requested, progress=seen.append)
     assert (seen[-1].done, seen[-1].total) == (2, 2)
     assert seen[-1].bytes_done == seen[-1].bytes_total == SIZE + 1000
     assert {each.stage for each in seen} == {"fetching"}

@@ -176,22 +176,22 @@ def test_a_link_that_is_found_to_end_inside_never_opens_what_is_outside(
         (outside / folder).mkdir(exist_ok=True)
     for folder in folders:
         (root / folder).mkdir(parents=True, exist_ok=True)
-    made: dict[str, str] = {}
+    created: dict[str, str] = {}
     for path, target in links.items():
-        place = root / path
-        behind_link = any(str(parent) in made for parent in Path(path).parents)
-        if behind_link or os.path.lexists(place) or not target:
+        location = root / path
+        behind_link = any(str(parent) in created for parent in Path(path).parents)
+        if behind_link or os.path.lexists(location) or not target:
             continue
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.symlink_to(target)
-        made[path] = target
-    for path in made:
+        location.parent.mkdir(parents=True, exist_ok=True)
+        location.symlink_to(target)
+        created[path] = target
+    for path in created:
         try:
             reached = (root / path).resolve(strict=True)
         except (OSError, RuntimeError):
             continue  # nothing is opened
         if not reached.is_relative_to(root):
-            assert link_end(path, made) is LinkEnd.OUTSIDE
+            assert link_end(path, created) is LinkEnd.OUTSIDE
     shutil.rmtree(outside)
 
 

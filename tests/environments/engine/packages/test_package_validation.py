@@ -131,10 +131,10 @@ def test_an_index_that_is_wrong_is_refused(
 
 def test_all_faults_are_reported_together(tmp_path: Path) -> None:
     index = {**INDEX, "subdir": "moon-64", "depends": ["<<"], "build_number": "x"}
-    told = refusal(tmp_path, conda([entry("../a")], info=info_entries(index=index)))
-    assert "leads out" in told
-    told = refusal(tmp_path, conda(info=info_entries(index=index)))
-    assert all(one in told for one in ("moon-64", "<<", "build_number"))
+    reported = refusal(tmp_path, conda([entry("../a")], info=info_entries(index=index)))
+    assert "leads out" in reported
+    reported = refusal(tmp_path, conda(info=info_entries(index=index)))
+    assert all(one in reported for one in ("moon-64", "<<", "build_number"))
 
 
 @pytest.mark.parametrize(
@@ -225,10 +225,10 @@ def test_a_directory_that_claims_gigabytes_is_not_read(tmp_path: Path) -> None:
 
 
 def wheel(tmp_path: Path, **changes: Any) -> Path:
-    made = make_wheel("acme-tools", "1.2", files={"acme_tools.py": "x = 1\n"}, **changes)
+    created = make_wheel("acme-tools", "1.2", files={"acme_tools.py": "x = 1\n"}, **changes)
     path = tmp_path / "wheel"
-    assert isinstance(made.content, bytes)
-    path.write_bytes(made.content)
+    assert isinstance(created.content, bytes)
+    path.write_bytes(created.content)
     return path
 
 
@@ -236,17 +236,17 @@ def test_a_pure_wheel_becomes_a_package_whose_dependencies_have_condas_names(
     tmp_path: Path,
 ) -> None:
     path = wheel(tmp_path, requires=["torch>=2", "tomli; python_version<'3.11'"])
-    made = convert(path, "acme_tools-1.2-py3-none-any.whl", limits=Limits())
-    assert made.path.parent == tmp_path
-    record = read_package(made.path, made.file_name, limits=Limits())
+    created = convert(path, "acme_tools-1.2-py3-none-any.whl", limits=Limits())
+    assert created.path.parent == tmp_path
+    record = read_package(created.path, created.file_name, limits=Limits())
     assert (record["name"], record["version"], record["noarch"]) == ("acme-tools", "1.2", "python")
     assert "pytorch >=2" in record["depends"]
-    assert any("tomli" in warning for warning in made.warnings)  # conda cannot say it
-    assert made.file_name == "acme-tools-1.2-py_0.conda"
+    assert any("tomli" in warning for warning in created.warnings)  # conda cannot say it
+    assert created.file_name == "acme-tools-1.2-py_0.conda"
     # The same name, converted at the same time for another team, is another file.
     again = convert(path, "acme_tools-1.2-py3-none-any.whl", limits=Limits())
-    assert (again.file_name, again.path != made.path) == (made.file_name, True)
-    assert set(tmp_path.iterdir()) == {path, made.path, again.path}
+    assert (again.file_name, again.path != created.path) == (created.file_name, True)
+    assert set(tmp_path.iterdir()) == {path, created.path, again.path}
 
 
 @pytest.mark.parametrize(

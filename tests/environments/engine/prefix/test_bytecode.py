@@ -67,15 +67,15 @@ def library(tmp_path: Path) -> CondaPackage:
 def test_only_what_needs_it_is_compiled(
     linked: Link, bytecode: BytecodeCache, library: CondaPackage, tag: str
 ) -> None:
-    made = linked(library)
-    sources = python_sources(made.packages, made.python)
-    before = bytecode.link(sources, interpreter=interpreter_of(made), prefix=made.prefix)
+    created = linked(library)
+    sources = python_sources(created.packages, created.python)
+    before = bytecode.link(sources, interpreter=interpreter_of(created), prefix=created.prefix)
     assert before.files == 0
     assert [each.name for each in before.missing] == ["library"]
-    bytecode.compile(before.missing, interpreter=interpreter_of(made), sandboxed=can_sandbox())
-    after = bytecode.link(sources, interpreter=interpreter_of(made), prefix=made.prefix)
+    bytecode.compile(before.missing, interpreter=interpreter_of(created), sandboxed=can_sandbox())
+    after = bytecode.link(sources, interpreter=interpreter_of(created), prefix=created.prefix)
     assert not after.missing
-    folder = made.prefix / made.python.site_packages / "library" / "__pycache__"
+    folder = created.prefix / created.python.site_packages / "library" / "__pycache__"
     assert sorted(path.name for path in folder.iterdir()) == [
         f"__init__.{tag}.pyc",
         f"old.{tag}.pyc",
@@ -88,15 +88,15 @@ def test_a_second_prefix_gets_links_to_the_same_files(
 ) -> None:
     compiled: list[os.stat_result] = []
     for _ in range(2):
-        made = linked("hello-noarch")
-        sources = python_sources(made.packages, made.python)
+        created = linked("hello-noarch")
+        sources = python_sources(created.packages, created.python)
         missing = bytecode.link(
-            sources, interpreter=interpreter_of(made), prefix=made.prefix
+            sources, interpreter=interpreter_of(created), prefix=created.prefix
         ).missing
         assert len(missing) == (0 if compiled else 1)
-        bytecode.compile(missing, interpreter=interpreter_of(made), sandboxed=can_sandbox())
-        bytecode.link(sources, interpreter=interpreter_of(made), prefix=made.prefix)
-        folder = made.prefix / made.python.site_packages / "hello_noarch" / "__pycache__"
+        bytecode.compile(missing, interpreter=interpreter_of(created), sandboxed=can_sandbox())
+        bytecode.link(sources, interpreter=interpreter_of(created), prefix=created.prefix)
+        folder = created.prefix / created.python.site_packages / "hello_noarch" / "__pycache__"
         compiled.append((folder / f"__init__.{tag}.pyc").stat())
     assert compiled[0].st_ino == compiled[1].st_ino
 
@@ -104,21 +104,21 @@ def test_a_second_prefix_gets_links_to_the_same_files(
 def test_python_imports_the_compiled_file_in_the_final_place(
     linked: Link, bytecode: BytecodeCache, tag: str
 ) -> None:
-    made = linked("hello-noarch")
-    sources = python_sources(made.packages, made.python)
-    bytecode.compile(sources, interpreter=interpreter_of(made), sandboxed=can_sandbox())
-    bytecode.link(sources, interpreter=interpreter_of(made), prefix=made.prefix)
-    made.prefix.rename(made.final)
+    created = linked("hello-noarch")
+    sources = python_sources(created.packages, created.python)
+    bytecode.compile(sources, interpreter=interpreter_of(created), sandboxed=can_sandbox())
+    bytecode.link(sources, interpreter=interpreter_of(created), prefix=created.prefix)
+    created.prefix.rename(created.final)
     said = subprocess.run(
         [
-            *(made.final / "bin" / "python", "-B", "-v", "-c"),
+            *(created.final / "bin" / "python", "-B", "-v", "-c"),
             "import hello_noarch; print(hello_noarch.main.__code__.co_filename)",
         ],
         capture_output=True,
         text=True,
         check=True,
     )
-    cached = made.final / made.python.site_packages / "hello_noarch" / "__pycache__"
+    cached = created.final / created.python.site_packages / "hello_noarch" / "__pycache__"
     assert f"code object from '{cached}/__init__.{tag}.pyc'" in said.stderr
     assert said.stdout.strip() == str(cached.parent / "__init__.py")
 
@@ -127,17 +127,17 @@ def test_a_compiled_file_stays_valid_when_times_change(
     linked: Link, bytecode: BytecodeCache, tag: str
 ) -> None:
     """As in an archive or an image, where they are zero."""
-    made = linked("hello-noarch")
-    sources = python_sources(made.packages, made.python)
-    bytecode.compile(sources, interpreter=interpreter_of(made), sandboxed=can_sandbox())
-    bytecode.link(sources, interpreter=interpreter_of(made), prefix=made.prefix)
-    source = made.prefix / made.python.site_packages / "hello_noarch" / "__init__.py"
+    created = linked("hello-noarch")
+    sources = python_sources(created.packages, created.python)
+    bytecode.compile(sources, interpreter=interpreter_of(created), sandboxed=can_sandbox())
+    bytecode.link(sources, interpreter=interpreter_of(created), prefix=created.prefix)
+    source = created.prefix / created.python.site_packages / "hello_noarch" / "__init__.py"
     content = source.read_text()
     source.unlink()
     source.write_text(content)
     os.utime(source, (0, 0))
     said = subprocess.run(
-        [made.prefix / "bin" / "python", "-B", "-v", "-c", "import hello_noarch"],
+        [created.prefix / "bin" / "python", "-B", "-v", "-c", "import hello_noarch"],
         capture_output=True,
         text=True,
         check=True,
@@ -149,23 +149,23 @@ def test_a_compiled_file_stays_valid_when_times_change(
 def test_existing_compiled_files_are_not_replaced(
     linked: Link, bytecode: BytecodeCache, tag: str
 ) -> None:
-    made = linked("hello-noarch")
-    sources = python_sources(made.packages, made.python)
-    bytecode.compile(sources, interpreter=interpreter_of(made), sandboxed=can_sandbox())
-    bytecode.link(sources, interpreter=interpreter_of(made), prefix=made.prefix)
-    [compiled, *_] = made.prefix.rglob(f"*.{tag}.pyc")
+    created = linked("hello-noarch")
+    sources = python_sources(created.packages, created.python)
+    bytecode.compile(sources, interpreter=interpreter_of(created), sandboxed=can_sandbox())
+    bytecode.link(sources, interpreter=interpreter_of(created), prefix=created.prefix)
+    [compiled, *_] = created.prefix.rglob(f"*.{tag}.pyc")
     compiled.unlink()
     compiled.write_bytes(b"of the package itself")
-    bytecode.link(sources, interpreter=interpreter_of(made), prefix=made.prefix)
+    bytecode.link(sources, interpreter=interpreter_of(created), prefix=created.prefix)
     assert compiled.read_bytes() == b"of the package itself"
 
 
 def test_progress_names_each_package(linked: Link, bytecode: BytecodeCache, tag: str) -> None:
-    made = linked("hello-noarch", "hello-plugin")
+    created = linked("hello-noarch", "hello-plugin")
     seen: list[Progress] = []
     bytecode.compile(
-        python_sources(made.packages, made.python),
-        interpreter=interpreter_of(made),
+        python_sources(created.packages, created.python),
+        interpreter=interpreter_of(created),
         sandboxed=can_sandbox(),
         progress=seen.append,
     )
@@ -176,12 +176,12 @@ def test_progress_names_each_package(linked: Link, bytecode: BytecodeCache, tag:
 def test_a_cancellation_leaves_no_partial_entry(
     linked: Link, bytecode: BytecodeCache, tag: str
 ) -> None:
-    made = linked("hello-noarch")
-    sources = python_sources(made.packages, made.python)
+    created = linked("hello-noarch")
+    sources = python_sources(created.packages, created.python)
     with pytest.raises(LeaseLostError):
         bytecode.compile(
             sources,
-            interpreter=interpreter_of(made),
+            interpreter=interpreter_of(created),
             sandboxed=can_sandbox(),
             cancelled=lambda: True,
         )
@@ -192,15 +192,15 @@ def test_a_cancellation_leaves_no_partial_entry(
 def test_a_package_that_is_compiled_twice_at_once_is_no_harm(
     linked: Link, bytecode: BytecodeCache, tag: str
 ) -> None:
-    made = linked("hello-noarch")
-    sources = python_sources(made.packages, made.python)
+    created = linked("hello-noarch")
+    sources = python_sources(created.packages, created.python)
 
     def meanwhile(progress: Progress) -> None:
         """Not reached by the second: its entry is there."""
 
-    bytecode.compile(sources, interpreter=interpreter_of(made), sandboxed=can_sandbox())
+    bytecode.compile(sources, interpreter=interpreter_of(created), sandboxed=can_sandbox())
     bytecode.compile(
-        sources, interpreter=interpreter_of(made), sandboxed=can_sandbox(), progress=meanwhile
+        sources, interpreter=interpreter_of(created), sandboxed=can_sandbox(), progress=meanwhile
     )
     assert len(list(bytecode.folder.glob("*/*/*/contents.json"))) == 1
 
@@ -230,10 +230,10 @@ def test_what_is_imported_first_can_be_compiled_alone(
             PackageFile.text("site-packages/big/x.py", "VALUE = 2\n"),
         ],
     )
-    made = linked(channel_of(tmp_path / "channel", package)["big"])
-    interpreter = interpreter_of(made)
-    sources = python_sources(made.packages, made.python)
-    [first] = imported_by(["big"], sources, made.python)
+    created = linked(channel_of(tmp_path / "channel", package)["big"])
+    interpreter = interpreter_of(created)
+    sources = python_sources(created.packages, created.python)
+    [first] = imported_by(["big"], sources, created.python)
     assert sorted(path for path, _ in first.files) == [
         "site-packages/big/__init__.py",
         "site-packages/big/below/__init__.py",
@@ -241,13 +241,13 @@ def test_what_is_imported_first_can_be_compiled_alone(
         "site-packages/big/used.py",
     ]
     bytecode.compile([first], interpreter=interpreter, sandboxed=can_sandbox())
-    early = bytecode.link(sources, interpreter=interpreter, prefix=made.prefix)
+    early = bytecode.link(sources, interpreter=interpreter, prefix=created.prefix)
     assert early.files == 4
     assert [each.files for each in early.missing] == [
         (("site-packages/big/x.py", "lib/python3.11/site-packages/big/x.py"),)
     ]
     bytecode.compile(sources, interpreter=interpreter, sandboxed=can_sandbox(), background=True)
-    late = bytecode.link(sources, interpreter=interpreter, prefix=made.prefix)
+    late = bytecode.link(sources, interpreter=interpreter, prefix=created.prefix)
     assert (late.files, late.missing) == (5, ())
     bytecode.remove({first.key})
-    assert bytecode.link(sources, interpreter=interpreter, prefix=made.prefix).files == 0
+    assert bytecode.link(sources, interpreter=interpreter, prefix=created.prefix).files == 0

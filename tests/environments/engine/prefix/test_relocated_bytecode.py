@@ -61,19 +61,19 @@ def compiled(made: Linked, bytecode: BytecodeCache) -> int:
 def test_a_module_with_the_prefix_in_it_is_imported_compiled(
     linked: Link, bytecode: BytecodeCache, placed: CondaPackage
 ) -> None:
-    made = linked(placed)
-    assert compiled(made, bytecode) > 0
-    made.prefix.rename(made.final)
+    created = linked(placed)
+    assert compiled(created, bytecode) > 0
+    created.prefix.rename(created.final)
     program = (
         "import sysconfig, placed; sysconfig.get_config_vars(); print(placed.PREFIX)"  # two of them
     )
     said = subprocess.run(
-        [made.final / "bin/python", "-B", "-v", "-c", program],
+        [created.final / "bin/python", "-B", "-v", "-c", program],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert said.stdout.strip() == str(made.final)
+    assert said.stdout.strip() == str(created.final)
     loaded = [line for line in said.stderr.splitlines() if line.startswith("# code object from")]
     assert loaded
     assert not [line for line in loaded if line.rstrip("'\"").endswith(".py")]
@@ -82,10 +82,10 @@ def test_a_module_with_the_prefix_in_it_is_imported_compiled(
 def test_nothing_of_one_prefix_stays_in_the_shared_cache(
     linked: Link, bytecode: BytecodeCache, placed: CondaPackage
 ) -> None:
-    made = linked(placed)
-    compiled(made, bytecode)
+    created = linked(placed)
+    compiled(created, bytecode)
     assert [path.name for path in bytecode.folder.iterdir()] == ["interpreters"]
-    found = [*made.prefix.glob("lib/python3*/site-packages/placed/__pycache__/*")]
+    found = [*created.prefix.glob("lib/python3*/site-packages/placed/__pycache__/*")]
     assert [path.name.partition(".")[0] for path in found] == ["__init__"]
     assert found[0].stat().st_nlink == 1
 
@@ -93,29 +93,29 @@ def test_nothing_of_one_prefix_stays_in_the_shared_cache(
 def test_a_link_that_leads_out_of_the_prefix_is_not_followed(
     linked: Link, bytecode: BytecodeCache, placed: CondaPackage, tmp_path: Path
 ) -> None:
-    made = linked(placed)
+    created = linked(placed)
     outside = tmp_path / "outside"
     outside.mkdir()
-    kept = outside / "__init__.cpython-311.pyc"
-    kept.write_bytes(b"of somebody else")
-    folder = made.prefix / made.python.site_packages / "placed"
+    retained = outside / "__init__.cpython-311.pyc"
+    retained.write_bytes(b"of somebody else")
+    folder = created.prefix / created.python.site_packages / "placed"
     (folder / "__pycache__/__init__.cpython-311.pyc").unlink()
     (folder / "__pycache__").rmdir()
     (folder / "__pycache__").symlink_to(outside)
-    compiled(made, bytecode)
-    assert kept.read_bytes() == b"of somebody else"
-    assert [*outside.iterdir()] == [kept]
+    compiled(created, bytecode)
+    assert retained.read_bytes() == b"of somebody else"
+    assert [*outside.iterdir()] == [retained]
 
 
 def test_a_source_that_is_a_link_is_not_read(
     linked: Link, bytecode: BytecodeCache, placed: CondaPackage, tmp_path: Path
 ) -> None:
-    made = linked(placed)
+    created = linked(placed)
     secret = tmp_path / "secret.py"
     secret.write_text("SECRET = 1\n")
-    source = made.prefix / made.python.site_packages / "placed/__init__.py"
+    source = created.prefix / created.python.site_packages / "placed/__init__.py"
     source.unlink()
     source.symlink_to(secret)
-    compiled(made, bytecode)
-    found = made.prefix / made.python.site_packages / "placed/__pycache__"
+    compiled(created, bytecode)
+    found = created.prefix / created.python.site_packages / "placed/__pycache__"
     assert not any(b"SECRET" in path.read_bytes() for path in found.iterdir())

@@ -42,9 +42,9 @@ def try_out(made: Linked, lines: list[str] | None = None, **options: Any) -> Smo
 
 def test_imports_and_commands_that_work_pass(linked: Link, kind: str) -> None:
     lines: list[str] = []
-    made = linked("hello-noarch")
+    created = linked("hello-noarch")
     report = try_out(
-        made,
+        created,
         lines,
         imports=["hello_noarch", "json"],
         commands=["hello-noarch", "python -c 'import sys; print(sys.prefix)'"],
@@ -55,11 +55,11 @@ def test_imports_and_commands_that_work_pass(linked: Link, kind: str) -> None:
         "import hello_noarch",
         "import json",
         "$ hello-noarch",
-        f"hello 2.0 from {made.final}",
+        f"hello 2.0 from {created.final}",
         "$ python -c 'import sys; print(sys.prefix)'",
-        str(made.final),
+        str(created.final),
     ]
-    assert not os.path.lexists(made.final)
+    assert not os.path.lexists(created.final)
 
 
 def test_all_failed_imports_are_named(linked: Link, kind: str) -> None:
@@ -72,13 +72,13 @@ def test_all_failed_imports_are_named(linked: Link, kind: str) -> None:
 
 
 def test_an_import_that_crashes_python_is_named(linked: Link, kind: str, tmp_path: Any) -> None:
-    made = linked()
-    site_packages = made.prefix / made.python.site_packages
+    created = linked()
+    site_packages = created.prefix / created.python.site_packages
     (site_packages / "deadly.py").write_text(
         "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)\n"
     )
     with pytest.raises(SmokeTestError, match="Import deadly failed"):
-        try_out(made, imports=["json", "deadly", "csv"])
+        try_out(created, imports=["json", "deadly", "csv"])
 
 
 def test_a_failed_command_is_reported_with_its_output(linked: Link, kind: str) -> None:
@@ -91,13 +91,13 @@ def test_a_failed_command_is_reported_with_its_output(linked: Link, kind: str) -
 
 def test_the_prefix_is_activated(linked: Link, kind: str) -> None:
     lines: list[str] = []
-    made = linked("activating", variables={"ANSWER": "42", "ACTIVATING_VARIABLE": "mine"})
+    created = linked("activating", variables={"ANSWER": "42", "ACTIVATING_VARIABLE": "mine"})
     try_out(
-        made,
+        created,
         lines,
         commands=['echo "$CONDA_PREFIX,$ACTIVATING_SCRIPT,$ACTIVATING_VARIABLE,$ANSWER"'],
     )
-    assert lines[-1] == f"{made.final},active,mine,42"
+    assert lines[-1] == f"{created.final},active,mine,42"
 
 
 def test_settings_of_the_server_are_not_seen(linked: Link, kind: str, monkeypatch: Any) -> None:
@@ -110,17 +110,17 @@ def test_settings_of_the_server_are_not_seen(linked: Link, kind: str, monkeypatc
 def test_the_time_limit_holds_for_all_tests_together(linked: Link, kind: str) -> None:
     with pytest.raises(SmokeTestError, match=r"'sleep 60' took longer than 2 seconds"):
         try_out(linked(), commands=["sleep 60"], time_limit=timedelta(seconds=2))
-    made = linked()
-    (made.prefix / made.python.site_packages / "slow.py").write_text(
+    created = linked()
+    (created.prefix / created.python.site_packages / "slow.py").write_text(
         "import time; time.sleep(60)\n"
     )
     with pytest.raises(SmokeTestError, match=r"Import slow took longer"):
-        try_out(made, imports=["slow"], time_limit=timedelta(seconds=2))
+        try_out(created, imports=["slow"], time_limit=timedelta(seconds=2))
 
 
 def test_a_cancel_ends_the_tests(linked: Link, kind: str) -> None:
     """They would run for an hour otherwise."""
-    made = linked()
+    created = linked()
     cancel = threading.Event()
 
     def look(line: str) -> None:
@@ -128,15 +128,15 @@ def test_a_cancel_ends_the_tests(linked: Link, kind: str) -> None:
 
     with pytest.raises(LeaseLostError):
         run_smoke_tests(
-            made.prefix,
-            final_prefix=made.final,
+            created.prefix,
+            final_prefix=created.final,
             commands=["sleep 3600"],
             time_limit=timedelta(hours=1),
             cancelled=cancel.is_set,
             on_line=look,
             **CHOSEN,
         )
-    assert not os.path.lexists(made.final)
+    assert not os.path.lexists(created.final)
 
 
 def test_without_tests_nothing_is_run(linked: Link) -> None:
@@ -145,14 +145,14 @@ def test_without_tests_nothing_is_run(linked: Link) -> None:
 
 @pytest.mark.skipif(not can_sandbox(), reason="bubblewrap is not here, or may not make namespaces")
 def test_in_the_sandbox_nothing_can_be_written_or_reached(linked: Link) -> None:
-    made = linked()
+    created = linked()
     lines: list[str] = []
     try_out(
-        made,
+        created,
         lines,
         commands=[
             'touch "$CONDA_PREFIX/new" || echo no write',
-            f"ls {made.prefix.parent} || echo no sight of the store",
+            f"ls {created.prefix.parent} || echo no sight of the store",
             "tail -n +3 /proc/net/dev | grep -v lo: || echo no net",
             "touch here && echo scratch",
         ],
@@ -163,5 +163,5 @@ def test_in_the_sandbox_nothing_can_be_written_or_reached(linked: Link) -> None:
         "no net",
         "scratch",
     ]
-    assert not (made.prefix / "new").exists()
-    assert made.prefix.name not in said
+    assert not (created.prefix / "new").exists()
+    assert created.prefix.name not in said

@@ -158,7 +158,7 @@ def place(
     setuptools: Distribution,
 ) -> Iterator[Place]:
     (tmp_path / "place").mkdir()
-    made = Place(tmp_path / "place", small_channel, shared_cache)
+    created = Place(tmp_path / "place", small_channel, shared_cache)
     index = write_simple_index(
         tmp_path / "index",
         [
@@ -170,9 +170,9 @@ def place(
         ],
     )
     with serving({"pypi": index.parent}) as server:
-        made.index = f"{server.url}pypi/simple/"
-        yield made
-    made.channels.close()
+        created.index = f"{server.url}pypi/simple/"
+        yield created
+    created.channels.close()
 
 
 @pytest.fixture
@@ -273,9 +273,9 @@ def test_a_commit_is_built_once_and_installed_without_its_server(
         thread.start()
     for thread in both:
         thread.join()
-    asked = len(git.requests)
+    requested = len(git.requests)
     assert place.lock(line) == found[0] == found[1]
-    assert len(git.requests) == asked
+    assert len(git.requests) == requested
     assert sum("built lib-1.0" in text for text in place.log) == 1
     assert "VALUE = 1" in value_of(place, found[0]["lib"])
 

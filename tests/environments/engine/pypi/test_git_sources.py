@@ -80,11 +80,11 @@ def test_a_commit_of_a_fork_is_not_one_of_the_repository(
     (repository.work / "setup.py").write_text("of the attacker\n")
     git("commit", "--quiet", "--all", "--message", "Fork", cwd=repository.work)
     # As hosts that keep the objects of all forks together.
-    place = reference or "refs/kept/1"
-    git("push", "--quiet", str(repository.folder), f"HEAD:{place}", cwd=repository.work)
+    location = reference or "refs/kept/1"
+    git("push", "--quiet", str(repository.folder), f"HEAD:{location}", cwd=repository.work)
     fork = repository.head
     if not reference:
-        git("update-ref", "-d", place, cwd=repository.folder)
+        git("update-ref", "-d", location, cwd=repository.folder)
     with pytest.raises(PypiError, match=f"{fork} is not in a branch or tag"):
         fetch(repository.url, fork, tmp_path / "fork")
     for number, commit in enumerate((old, tagged)):
@@ -126,8 +126,8 @@ def test_a_login_opens_its_repository_and_is_written_nowhere(
     right = Credential(url_prefix=repository.url, kind="basic", secret=f"me:{SECRET}")
     folder = tmp_path / "right"
     assert fetch(repository.url, repository.head, folder, credentials=lambda url: right)
-    kept = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
-    assert SECRET.encode() not in kept
+    retained = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    assert SECRET.encode() not in retained
 
 
 def test_a_login_is_not_sent_after_a_redirect(server: GitServer, tmp_path: Path) -> None:

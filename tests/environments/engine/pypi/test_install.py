@@ -81,15 +81,15 @@ def greeter() -> Distribution:
 def test_modules_data_and_scripts_work_in_the_final_place(
     linked: Link, cache: WheelCache, greeter: Distribution, tmp_path: Path
 ) -> None:
-    made = linked()
-    report = install(made, cache, stored(greeter, tmp_path / "index"))
-    made.prefix.rename(made.final)
+    created = linked()
+    report = install(created, cache, stored(greeter, tmp_path / "index"))
+    created.prefix.rename(created.final)
     for script in ("greet", "greet-script"):
-        assert run(made.final / "bin" / script) == f"hi from {made.final}"
-    assert run(made.final / "bin" / "greet-shell") == "shell"
-    assert (made.final / "share" / "greeter" / "note.txt").read_text() == "note\n"
+        assert run(created.final / "bin" / script) == f"hi from {created.final}"
+    assert run(created.final / "bin" / "greet-shell") == "shell"
+    assert (created.final / "share" / "greeter" / "note.txt").read_text() == "note\n"
     version = "import importlib.metadata as m; print(m.version('greeter'))"
-    assert run(made.final / "bin" / "python", "-c", version) == "1.2"
+    assert run(created.final / "bin" / "python", "-c", version) == "1.2"
     assert report.paths == 11  # RECORD and INSTALLER too
 
 
@@ -100,9 +100,9 @@ def run(*command: Path | str) -> str:
 def test_the_record_lists_every_file_with_its_digest(
     linked: Link, cache: WheelCache, greeter: Distribution, tmp_path: Path
 ) -> None:
-    made = linked()
-    install(made, cache, stored(greeter, tmp_path / "index"))
-    site_packages = made.prefix / made.python.site_packages
+    created = linked()
+    install(created, cache, stored(greeter, tmp_path / "index"))
+    site_packages = created.prefix / created.python.site_packages
     dist_info = site_packages / "greeter-1.2.dist-info"
     assert (dist_info / "INSTALLER").read_text().strip() == "condastore"
     listed = list(csv.reader((dist_info / "RECORD").read_text().splitlines()))
@@ -122,10 +122,10 @@ def test_files_are_shared_between_prefixes(
     wheel = stored(greeter, tmp_path / "index")
     inodes = []
     for _ in range(2):
-        made = linked()
-        report = install(made, cache, wheel)
-        place = made.prefix / made.python.site_packages / "greeter" / "data.txt"
-        inodes.append(place.stat().st_ino)
+        created = linked()
+        report = install(created, cache, wheel)
+        location = created.prefix / created.python.site_packages / "greeter" / "data.txt"
+        inodes.append(location.stat().st_ino)
         assert 0 < report.bytes_unique < report.bytes_apparent
     assert inodes[0] == inodes[1]
 
@@ -169,25 +169,25 @@ def test_wrong_bytes_are_refused(tmp_path: Path, cache: WheelCache, greeter: Dis
 def test_its_files_are_compiled_with_the_rest(
     linked: Link, cache: WheelCache, greeter: Distribution, tmp_path: Path
 ) -> None:
-    made = linked()
-    report = install(made, cache, stored(greeter, tmp_path / "index"))
+    created = linked()
+    report = install(created, cache, stored(greeter, tmp_path / "index"))
     bytecode = BytecodeCache(cache.folder.with_name(f"{cache.folder.name}-compiled"))
-    tag = f"cpython-{made.python.version.replace('.', '')}"
-    interpreter = Interpreter.from_packages(made.packages, made.python)
+    tag = f"cpython-{created.python.version.replace('.', '')}"
+    interpreter = Interpreter.from_packages(created.packages, created.python)
     bytecode.compile(report.sources, interpreter=interpreter, sandboxed=can_sandbox())
-    linked_files = bytecode.link(report.sources, interpreter=interpreter, prefix=made.prefix)
+    linked_files = bytecode.link(report.sources, interpreter=interpreter, prefix=created.prefix)
     assert linked_files.files == 1
-    folder = made.prefix / made.python.site_packages / "greeter" / "__pycache__"
+    folder = created.prefix / created.python.site_packages / "greeter" / "__pycache__"
     assert [path.name for path in folder.iterdir()] == [f"__init__.{tag}.pyc"]
 
 
 def test_a_file_of_a_conda_package_is_never_replaced(
     linked: Link, cache: WheelCache, tmp_path: Path
 ) -> None:
-    made = linked(CONDA)
-    module = made.prefix / made.python.site_packages / "hello_noarch" / "__init__.py"
+    created = linked(CONDA)
+    module = created.prefix / created.python.site_packages / "hello_noarch" / "__init__.py"
     before = (module.read_bytes(), module.stat())
-    script = (made.prefix / "bin" / "hello-noarch").read_bytes()
+    script = (created.prefix / "bin" / "hello-noarch").read_bytes()
     wheel = make_wheel(
         "intruder",
         "1",
@@ -195,7 +195,7 @@ def test_a_file_of_a_conda_package_is_never_replaced(
         scripts={"hello-noarch": "x:y"},
     )
     with pytest.raises(LinkError) as caught:
-        install(made, cache, stored(wheel, tmp_path / "index"))
+        install(created, cache, stored(wheel, tmp_path / "index"))
     assert "hello_noarch/__init__.py of intruder-1 already exists, from a conda package" in str(
         caught.value
     )
@@ -203,7 +203,7 @@ def test_a_file_of_a_conda_package_is_never_replaced(
     assert len(caught.value.details["faults"]) == 2
     assert module.read_bytes() == before[0]
     assert module.stat().st_mode == before[1].st_mode
-    assert (made.prefix / "bin" / "hello-noarch").read_bytes() == script
+    assert (created.prefix / "bin" / "hello-noarch").read_bytes() == script
 
 
 def test_two_wheels_with_one_path_clash_unless_it_is_the_same_file(
@@ -213,8 +213,8 @@ def test_two_wheels_with_one_path_clash_unless_it_is_the_same_file(
         files = {"shared/__init__.py": shared, f"shared/{name}.py": ""}
         return stored(make_wheel(name, "1", files=files), tmp_path / "index")
 
-    made = linked()
-    install(made, cache, wheel("one", "same"), wheel("two", "same"))
+    created = linked()
+    install(created, cache, wheel("one", "same"), wheel("two", "same"))
     with pytest.raises(LinkError, match=r"shared/__init__\.py of four-1 .* from three-1"):
         install(linked(), cache, wheel("three", "1"), wheel("four", "2"))
 
@@ -302,14 +302,14 @@ def test_a_file_that_is_not_a_zip_archive_is_refused(tmp_path: Path, cache: Whee
 def test_a_cancel_ends_the_installation(
     linked: Link, cache: WheelCache, greeter: Distribution, tmp_path: Path
 ) -> None:
-    made = linked()
+    created = linked()
     wheels = cache.ensure([stored(greeter, tmp_path / "index")])
     with pytest.raises(LeaseLostError):
         install_wheels(
             wheels,
-            target=made.prefix,
-            final_prefix=made.final,
-            python=made.python,
+            target=created.prefix,
+            final_prefix=created.final,
+            python=created.python,
             cancelled=lambda: True,
         )
 

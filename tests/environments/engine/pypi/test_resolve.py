@@ -178,10 +178,10 @@ def test_the_distributions_of_a_conda_package_are_read_once(
     for _ in range(2):
         resolver = PypiResolver(index_urls=[], cache=tmp_path / "w", channels=channels)
         assert "hello-noarch" in resolver.distributions.of_lock(conda, cancelled=never)
-    asked = channel_server.requests.count("*/hello-noarch-*")
-    assert asked
+    requested = channel_server.requests.count("*/hello-noarch-*")
+    assert requested
     assert resolver.distributions.of_lock(conda, cancelled=never)
-    assert channel_server.requests.count("*/hello-noarch-*") == asked
+    assert channel_server.requests.count("*/hello-noarch-*") == requested
 
 
 @pytest.mark.parametrize(
@@ -275,8 +275,8 @@ def test_the_wheel_that_fits_the_platform_best_is_chosen(
 def test_markers_are_those_of_the_platform(
     resolver: PypiResolver, part: Callable[..., PlatformLock]
 ) -> None:
-    asked = ["tinyutil", 'tinycolour; sys_platform == "darwin"', 'tinyname; os_name == "nt"']
-    assert set(lock(resolver, part("python", platform="win-64"), *asked)) == {
+    requested = ["tinyutil", 'tinycolour; sys_platform == "darwin"', 'tinyname; os_name == "nt"']
+    assert set(lock(resolver, part("python", platform="win-64"), *requested)) == {
         "tinyutil", "tinywin", "tinyname",
     }  # fmt: skip
 

@@ -195,17 +195,17 @@ def test_a_platform_that_is_unknown_is_refused(solver: RattlerSolver, channel: s
 
 
 def test_several_threads_get_each_their_own_answer(isolated: RattlerSolver, channel: str) -> None:
-    wanted = ["1.0", "1.1", "2.0", "2.1"]
+    requested = ["1.0", "1.1", "2.0", "2.1"]
     with ThreadPoolExecutor(4) as pool:
         found = list(
             pool.map(
                 lambda version: versions(
                     solve(isolated, f"libalpha {version}", channels=[channel])
                 )["libalpha"],
-                wanted,
+                requested,
             )
         )
-    assert found == wanted
+    assert found == requested
 
 
 def test_a_separate_process_gives_the_same_solution(
@@ -285,9 +285,9 @@ def test_a_solve_that_takes_too_much_memory_is_ended(tmp_path: Path, channel: st
 def test_a_conflict_is_found_without_asking_the_solver(
     solver: RattlerSolver, channel: str, specs: tuple[str, ...], expected: str
 ) -> None:
-    asked = request(*specs, channels=[channel])
+    requested = request(*specs, channels=[channel])
     work = Work(
-        request=asked,
+        request=requested,
         cutoff=None,
         states=solver.channels.observe([channel], ["linux-64"]),
         deadline=time.monotonic() + 60,
@@ -329,29 +329,29 @@ def test_an_imported_lock_is_completed_from_its_channel(
     solver: RattlerSolver, small_channel: Path
 ) -> None:
     known = packages_of(small_channel)
-    wanted = [known["hello-plugin"], known["hello-noarch-1.1"], known["python"]]
-    brought = _brought({package.url: f"sha256:{package.sha256}" for package in wanted})
+    requested = [known["hello-plugin"], known["hello-noarch-1.1"], known["python"]]
+    brought = _brought({package.url: f"sha256:{package.sha256}" for package in requested})
     lock = solver.complete_lock(brought, cancelled=never, log=print)
     assert (
         lock.digest
         == Lock(
-            channels=(), platforms=(PlatformLock(platform="linux-64", conda=tuple(wanted)),)
+            channels=(), platforms=(PlatformLock(platform="linux-64", conda=tuple(requested)),)
         ).digest
     )
     assert list(versions(lock)) == ["python", "hello-noarch", "hello-plugin"]
-    assert {package.size for package in lock.platforms[0].conda} == {p.size for p in wanted}
+    assert {package.size for package in lock.platforms[0].conda} == {p.size for p in requested}
 
 
 def test_a_list_without_hashes_is_completed_from_what_its_channel_lists(
     solver: RattlerSolver, small_channel: Path
 ) -> None:
     known = packages_of(small_channel)
-    wanted = [known["python"], known["hello-noarch-1.1"]]
-    lines = [package.url for package in wanted]
+    requested = [known["python"], known["hello-noarch-1.1"]]
+    lines = [package.url for package in requested]
     brought = read_explicit("\n".join(["@EXPLICIT", *lines]), default_platform="linux-64")
     lock = solver.complete_lock(brought, cancelled=never, log=print)
     assert {(p.url, p.sha256) for p in lock.platforms[0].conda} == {
-        (package.url, package.sha256) for package in wanted
+        (package.url, package.sha256) for package in requested
     }
 
 

@@ -81,10 +81,10 @@ def test_the_setting_switches_it_off(solver, channel, rules):
 
 
 def test_a_pip_part_brings_pip_with_the_setting_off():
-    asked = request(
+    requested = request(
         "python", channels=["https://a"], pip=["cowsay"], add_pip_as_python_dependency=False
     )
-    assert asked.adds_pip("linux-64")
+    assert requested.adds_pip("linux-64")
 
 
 def test_the_lock_keeps_the_record_of_the_channel(solver, channel, small_channel):
@@ -107,8 +107,8 @@ def test_a_python_that_names_pip_itself_keeps_its_record(solver, tmp_path):
 @pytest.mark.parametrize("rules", [None, _UNRELATED], ids=["plain", "policy-view"])
 def test_a_channel_without_pip_solves_without_it(solver, tmp_path, rules):
     said: list[str] = []
-    asked = request("python", channels=[without_pip(tmp_path)], rules=rules)
-    lock = solver.solve(asked, cancelled=never, log=said.append)
+    requested = request("python", channels=[without_pip(tmp_path)], rules=rules)
+    lock = solver.solve(requested, cancelled=never, log=said.append)
     assert [*versions(lock)] == ["python"]
     assert any("without pip" in line for line in said)
 

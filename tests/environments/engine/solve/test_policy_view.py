@@ -31,10 +31,10 @@ def rule(kind: str, effect: str = "enforce", **settings: Any) -> Any:
 
 
 def note(folder: Path, channel: str, subdir: str, digests: list[str], *, now: float) -> int:
-    look = Scan(folder, channel)
+    poll = Scan(folder, channel)
     for digest in digests:
-        look.add(subdir, bytes.fromhex(digest))
-    return look.save(now=now)
+        poll.add(subdir, bytes.fromhex(digest))
+    return poll.save(now=now)
 
 
 def test_an_allowed_version_is_found_where_the_newest_is_denied(solver, channel):
@@ -114,12 +114,12 @@ def test_a_conflict_that_no_rule_made_is_explained_without_rules(solver, channel
 
 def test_packages_that_need_approval_are_skipped_if_others_are_allowed(solver, channel):
     lines: list[str] = []
-    asked = request(
+    requested = request(
         "libalpha",
         channels=[channel],
         rules=rules(rule("packages-denied", "ask", packages=["libalpha >=2"])),
     )
-    lock = solver.solve(asked, cancelled=lambda: False, log=lines.append)
+    lock = solver.solve(requested, cancelled=lambda: False, log=lines.append)
     assert versions(lock) == {"libalpha": "1.1"}
     assert any("libalpha 2.1 needs approval" in line and "1.1 was chosen" in line for line in lines)
 
@@ -163,13 +163,13 @@ def test_an_approved_package_is_seen_and_a_rejected_one_is_not(solver, channel):
 @pytest.fixture
 def two_channels(tmp_path: Path) -> list[str]:
     """`first` has shared 1.0; `second`, which anybody may publish in, has shared 2.0."""
-    made = []
+    created = []
     for name, version in (("first", "1.0"), ("second", "2.0")):
         folder = tmp_path / name
         write_package(PackageSpec("shared", version, noarch="generic", license="MIT"), folder)
         index_channel(folder)
-        made.append(folder.as_uri())
-    return made
+        created.append(folder.as_uri())
+    return created
 
 
 @pytest.mark.parametrize("effect", ["enforce", "ask"])
@@ -229,8 +229,8 @@ def test_cached_results_expire_with_the_channel_the_policy_and_the_age(solver, t
         note(seen, channel, "noarch", [record.sha256 for record in found], now=at)
 
     def chosen(*parsed: Any, at: float = now) -> str:
-        asked = rules(*parsed, first_seen=seen, now=at)
-        return versions(solve(solver, "tool", channels=[channel], rules=asked))["tool"]
+        requested = rules(*parsed, first_seen=seen, now=at)
+        return versions(solve(solver, "tool", channels=[channel], rules=requested))["tool"]
 
     denied, week = rule("packages-denied", packages=["tool >=2"]), rule("age", minimum="7 days")
     release("1.0", at=now - 30 * DAY)

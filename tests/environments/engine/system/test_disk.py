@@ -70,28 +70,28 @@ def test_two_file_systems_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_tree_is_removed_however_deep_it_is_and_whatever_its_modes() -> None:
-    place = Path(tempfile.mkdtemp())  # where another user may come
-    locked = place / "tree" / "locked"
+    location = Path(tempfile.mkdtemp())  # where another user may come
+    locked = location / "tree" / "locked"
     locked.mkdir(parents=True)
     for depth in range(250, 1501, 250):  # mkdir makes parents by recursion
-        (place / "tree" / "/".join("a" * depth)).mkdir(parents=True)
-    outside = place / "outside"
+        (location / "tree" / "/".join("a" * depth)).mkdir(parents=True)
+    outside = location / "outside"
     outside.mkdir(mode=0o500)
     (locked / "link").symlink_to(outside)
     (locked / "file").touch(mode=0o400)
     locked.chmod(0o500)
     if as_root := os.geteuid() == 0:  # who may write everywhere
-        subprocess.run(["chown", "-hR", "65534:65534", place], check=True)
+        subprocess.run(["chown", "-hR", "65534:65534", location], check=True)
     child = os.fork()
     if not child:
         status = 1
         try:
             if as_root:
                 os.seteuid(65534)
-            remove_tree(place / "tree")
-            status = int((place / "tree").exists())
+            remove_tree(location / "tree")
+            status = int((location / "tree").exists())
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert stat.S_IMODE(outside.stat().st_mode) == 0o500
-    shutil.rmtree(place)
+    shutil.rmtree(location)
