@@ -34,9 +34,9 @@ RELATIVE = timedelta(days=30)
 
 
 @register.filter
-def size(size_bytes: int | None) -> str:
-    """Show a number of bytes in decimal units: `44.3 MB`."""
-    return "" if size_bytes is None else format_size(size_bytes)
+def size(size_bytes: int | str | None) -> str:
+    """Show a number of bytes in decimal units: `44.3 MB`; nothing for a missing value."""
+    return format_size(size_bytes) if isinstance(size_bytes, int) else ""
 
 
 @cache

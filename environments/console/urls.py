@@ -12,6 +12,7 @@ urlpatterns = [
     path("", home.home, name="home"),
     path("device/", device.device, name="device"),
     path("environments/", environment_list.environments, name="environments"),
+    path("environments/filters/", environment_list.filters, name="environment-filters"),
     path(ENVIRONMENT, environments.environment, name="environment"),
     path(f"{ENVIRONMENT}builds/<str:reference>/", builds.build, name="build"),
 ]

@@ -9,8 +9,6 @@ from django.db.models import CharField, F, Q, QuerySet, Value
 from strawberry import Info
 
 from condastore.errors import InvalidInputError
-from environments.domain.policy.package_specs import match_spec, package_spec
-from environments.domain.policy.subjects import comparable
 from environments.graphql.channels import LockedPackageUse
 from environments.graphql.connections import Key, Keyed
 from environments.graphql.fields import actor_of, described
@@ -18,12 +16,11 @@ from environments.graphql.optimizer import below, optimized
 from environments.graphql.packages import LockedPackage
 from environments.models import (
     Build,
-    CondaRecord,
     Environment,
     LockedConda,
     LockedPypi,
-    PypiRecord,
 )
+from environments.services.package_versions import conda_name, matching_records, pypi_name
 
 #: Order of the result: by environment, newest build first, then by package manager and entry.
 _ORDER = ("namespace_name", "place_name", "-build_number", "kind", "entry")
@@ -105,24 +102,6 @@ def _beyond(kind: str, key: Key, *, backwards: bool) -> Q:
     return found
 
 
-def versions_that_fit(kind: str, name: str, wanted: str) -> list[str]:
-    """The versions of a package in locks that a range (`>=3,<3.0.13`, `1.26.*`) takes.
-
-    They are few: so the database looks for their records, and not through all packages.
-    """
-    if not set(wanted) & set("<>=!~*|,"):
-        return [wanted]
-    spec = package_spec(f"{kind}:{name} {wanted}", wide=False)
-    rows: Any = CondaRecord if kind == "conda" else PypiRecord
-    held = rows.objects.filter(name=name).order_by().values_list("version", flat=True).distinct()
-    matcher = match_spec(spec.matcher)
-    return [
-        version
-        for version in held
-        if (record := comparable(name, version)) is not None and matcher.matches(record)
-    ]
-
-
 def find_uses(
     info: Info,
     name: Annotated[str, described("Exact name of the package.")],
@@ -151,12 +130,7 @@ def find_uses(
 
     def of(kind: str, name: str) -> QuerySet[Any, Any]:
         # Resolve record ids first so that the planner cannot choose a scan of all packages.
-        records: Any = (CondaRecord if kind == "conda" else PypiRecord).objects.filter(name=name)
-        if version:
-            records = records.filter(version__in=versions_that_fit(kind, name, version))
-        if sha256:
-            records = records.filter(sha256=sha256)
-        keys = list(records.order_by().values_list("pk", flat=True))
+        keys = matching_records(kind, name, version or "", sha256 or "")
         found: QuerySet[Any, Any] = (
             rows.order_by()
             .filter(**{f"{build}lock__{kind}__package__in": keys})
@@ -172,7 +146,6 @@ def find_uses(
         )
         return found
 
-    conda, pypi = name.strip().lower(), name.strip().lower().replace("_", "-").replace(".", "-")
-    parts = {"conda": of("conda", conda), "pypi": of("pypi", pypi)}
+    parts = {"conda": of("conda", conda_name(name)), "pypi": of("pypi", pypi_name(name))}
     found: Any = PackageUses(info, parts)
     return found  # type: ignore[no-any-return]

@@ -80,17 +80,13 @@ def test_programs_are_not_redirected_to_the_sign_in(environment: Environment) ->
         assert Client().get(PAGES[1], headers={"Accept": accept}).status_code == 404
 
 
-def test_the_list_costs_as_many_queries_for_fifty_as_for_five(
+def test_the_page_of_an_environment_costs_a_bounded_number_of_queries(
     bob: Actor, environment: Environment, django_assert_max_num_queries: Any
 ) -> None:
-    for number in range(50):
-        factories.make_build(factories.make_environment(environment.namespace, f"e{number}"))
-    client = signed_in(bob)
-    client.get(PAGES[0])
-    with django_assert_max_num_queries(5):
-        assert client.get(PAGES[0]).content.decode().count("<tr>") == 52
     for _ in range(30):
         factories.make_build(environment)
+    client = signed_in(bob)
+    client.get("/environments/research/ml/")
     with django_assert_max_num_queries(13):
         client.get("/environments/research/ml/")
 
