@@ -8,6 +8,7 @@ poll: rarely while they are subscribed, and as often as dramatiq's own while the
 from __future__ import annotations
 
 import contextlib
+import queue
 import threading
 import time
 from collections.abc import Iterable
@@ -25,8 +26,8 @@ from condastore import row_changes
 logger = structlog.get_logger(__name__)
 #: Seconds between two polls of a subscribed consumer, and until a lost connection is reopened.
 SUBSCRIBED_POLL_INTERVAL, RECONNECT_DELAY = 2.0, 1.0
-#: Seconds in which no notices of rows are sent after one could not be sent.
-PUBLISH_PAUSE = 5.0
+#: Notices of rows that wait to be sent; more are dropped.
+MAX_UNSENT = 1_000
 
 
 class WakingBroker(RedisBroker):
@@ -160,7 +161,8 @@ class RowNotices:
         self._guard = threading.Lock()
         self._listener: threading.Thread | None = None
         self._subscribed = False
-        self._silent_until = 0.0
+        self._sender: threading.Thread | None = None
+        self._unsent: queue.Queue[str] = queue.Queue(MAX_UNSENT)
 
     @property
     def listening(self) -> bool:
@@ -177,14 +179,25 @@ class RowNotices:
                 self._listener.start()
 
     def publish(self, topic: str) -> None:
-        # A server that does not answer would hold up each change of a row.
-        if time.monotonic() < self._silent_until:
-            return
-        try:
-            self._client.publish(self._channel, topic)
-        except (redis.RedisError, OSError) as error:
-            self._silent_until = time.monotonic() + PUBLISH_PAUSE
-            logger.debug("no notices of rows are sent", error=str(error))
+        """Let a thread send the notice: a server that hangs must not hold up a heartbeat."""
+        with contextlib.suppress(queue.Full):
+            self._unsent.put_nowait(topic)
+        if self._sender is None or not self._sender.is_alive():
+            with self._guard:
+                if self._sender is None or not self._sender.is_alive():
+                    self._sender = threading.Thread(
+                        target=self._send, name="row-notices-sent", daemon=True
+                    )
+                    self._sender.start()
+
+    def _send(self) -> None:
+        while True:
+            topic = self._unsent.get()
+            try:
+                self._client.publish(self._channel, topic)
+            except (redis.RedisError, OSError) as error:
+                logger.debug("no notices of rows are sent", error=str(error))
+                time.sleep(RECONNECT_DELAY)
 
     def _receive(self) -> None:
         while True:
@@ -194,7 +207,7 @@ class RowNotices:
                     for notice in notices.listen():
                         self._subscribed = True
                         if notice["type"] == "message":
-                            row_changes.deliver(notice["data"].decode())
+                            row_changes.deliver(notice["data"].decode(errors="replace"))
                         else:  # for what came before
                             row_changes.deliver_all()
             except (redis.RedisError, OSError) as error:

@@ -27,7 +27,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 logger = structlog.get_logger(__name__)
 #: Seconds between two reads of the database, at least: many notices come together.
-SHORTEST = 0.1
+SHORTEST = 0.25
 
 
 async def read_in_thread(read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -174,6 +174,7 @@ def accept(
     BuildEvent.objects.create(
         build=build, state=BuildState.QUEUED, message="\n".join(submission.warnings)
     )
+    build.announce()
     if value.description and not environment.description:
         Environment.objects.filter(pk=environment.pk).update(description=value.description)
     AuditEvent.record(actor, "build.submit", build, {"specification": specification.digest})

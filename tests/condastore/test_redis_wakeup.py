@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -111,3 +112,13 @@ def test_notices_are_dropped_while_the_queue_is_away_and_arrive_afterwards() -> 
 
         with Watch("artifact:12") as watch:
             wait_for(arrives, what="a notice")
+
+
+def test_a_queue_that_does_not_answer_holds_up_nobody_who_publishes() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as hanging:
+        real = broker.make_broker(f"redis://127.0.0.1:{hanging.getsockname()[1]}/0")
+        assert isinstance(real, redis_wakeup.WakingBroker)
+        notices = redis_wakeup.RowNotices(real)
+        for number in range(redis_wakeup.MAX_UNSENT + 10):  # what is too much is dropped
+            notices.publish(f"artifact:{number}")
+        assert not notices.listening
