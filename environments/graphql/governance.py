@@ -152,6 +152,21 @@ class RecallHit:
     packages: list[str] = strawberry.field(description="Recalled packages in the build.")
 
 
+#: Builds that a preview of a recall lists.
+PREVIEWED_BUILDS = 100
+
+
+@strawberry.type(description="What a recall would stop building and serving.")
+class RecallPreview:
+    build_count: int = strawberry.field(description="Number of builds that contain the packages.")
+    environment_count: int = strawberry.field(description="Number of their environments.")
+    namespace_count: int = strawberry.field(description="Number of their namespaces.")
+    requester_count: int = strawberry.field(description="Number of users who submitted the builds.")
+    builds: list[RecallHit] = strawberry.field(
+        description=f"The latest builds, newest first; at most {PREVIEWED_BUILDS}."
+    )
+
+
 def _hits_of(recall: Recall) -> Callable[[list[Any]], list[Any]]:
     """Answer a page of the builds that a recall hits, with the recalled packages of each."""
 
@@ -324,6 +339,30 @@ class GovernanceQuery:
         graphql_type=Connection[WebhookNode],
         description="Webhooks of the namespaces the caller manages.",
     )
+
+    @field(
+        description="What a recall would stop building and serving; for callers who may "
+        "recall. Nothing is recalled."
+    )
+    def recall_preview(
+        self,
+        info: Info,
+        spec: Annotated[str, described("MatchSpec of the packages to recall.")] = "",
+        sha256: Annotated[str, described("SHA-256 digest of the package file to recall.")] = "",
+        manager: Annotated[str, described("Package manager: conda or pypi.")] = "conda",
+    ) -> RecallPreview:
+        found = recalls.preview_recall(
+            actor=actor_of(info), spec=spec, sha256=sha256, manager=manager, limit=PREVIEWED_BUILDS
+        )
+        return RecallPreview(
+            build_count=found.build_count,
+            environment_count=found.environment_count,
+            namespace_count=found.namespace_count,
+            requester_count=found.requester_count,
+            builds=[
+                _hit(build, found.packages.get(build.lock_id or 0, [])) for build in found.builds
+            ],
+        )
 
     @field(description="One approval request; null when it does not exist or is not visible.")
     def approval_request(

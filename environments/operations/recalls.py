@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -84,6 +84,7 @@ class RecallPreview:
     namespace_count: int
     requester_count: int
     builds: Sequence[Build]
+    packages: Mapping[int, Sequence[str]]  # of each lock, by primary key: "name version"
 
 
 def preview_recall(
@@ -92,7 +93,8 @@ def preview_recall(
     """Return what `recall` would stop building and serving, of which at most `limit` builds."""
     _require(actor)
     recall = _unsaved(manager=manager, spec=spec, sha256=sha256)
-    locks = sorted(recalled_locks.recalled_packages(recall, LockRow.objects.all()))
+    held = recalled_locks.recalled_packages(recall, LockRow.objects.all())
+    locks = sorted(held)
     builds: set[int] = set()
     environments: set[int] = set()
     namespaces: set[int] = set()
@@ -113,6 +115,7 @@ def preview_recall(
         namespace_count=len(namespaces),
         requester_count=len(requesters),
         builds=list(_present_builds().filter(pk__in=latest).order_by("-pk")),
+        packages={lock: sorted(names) for lock, names in held.items()},
     )
 
 

@@ -27,7 +27,7 @@ from environments.operations import builds, recalls
 from environments.operations.environments import copy_environment
 from environments.services import folders
 from tests import factories
-from tests.environments.graphql.asking import ask
+from tests.environments.graphql.asking import ask, execute
 
 S = BuildState
 APPTOOL = "dependencies: [apptool]"
@@ -208,6 +208,43 @@ def test_a_copy_is_recalled_with_its_original(built, alice, root):
     recall = call_back(root)
     assert recalls.hits(root, recall).count() == 2
     assert not link(copy).is_symlink()
+
+
+def test_a_preview_lists_the_builds_that_a_recall_would_stop_and_recalls_nothing(built, root):
+    found = recalls.preview_recall(actor=root, spec="libalpha >=2", limit=10)
+    assert found.builds == [built]
+    assert (found.build_count, found.environment_count, found.requester_count) == (1, 1, 1)
+    [package] = found.packages[built.lock_id]
+    assert package.startswith("libalpha 2")
+    assert not Recall.objects.exists()
+    assert not RecalledLock.objects.exists()
+    assert recalls.preview_recall(actor=root, spec="libalpha >=99", limit=10).build_count == 0
+    assert list(recalls.hits(root, call_back(root))) == found.builds
+
+
+def test_only_administrators_preview_recalls(built, root, alice, dora, charlie):
+    query = """
+      { recallPreview(spec: "libalpha") {
+        buildCount environmentCount builds { build isCurrent requestedBy packages }
+      } }
+    """
+    found = ask(root, query)["recallPreview"]
+    assert (found["buildCount"], found["environmentCount"]) == (1, 1)
+    [hit] = found["builds"]
+    assert (hit["build"], hit["isCurrent"]) == (f"research/ml:{built.number}", True)
+    for actor in (alice, dora, charlie):
+        with pytest.raises(AccessDeniedError):
+            recalls.preview_recall(actor=actor, spec="libalpha", limit=10)
+        [error] = execute(actor, query).errors or []
+        assert (error.extensions or {})["code"] == "access-denied"
+    with pytest.raises(NotSignedInError):
+        recalls.preview_recall(actor=ANONYMOUS, spec="libalpha", limit=10)
+
+
+@pytest.mark.parametrize("options", [{}, {"spec": "*"}, {"sha256": "abc"}])
+def test_a_preview_refuses_what_a_recall_refuses(root, options):
+    with pytest.raises(InvalidInputError):
+        recalls.preview_recall(actor=root, limit=10, **options)
 
 
 def test_only_administrators_recall_and_all_see_what_hits_them(built, alice, dora, charlie, root):
