@@ -11,8 +11,9 @@ import typer
 from condastore.cli import queries, render
 from condastore.cli.client import Json, connect
 from condastore.cli.errors import CommandError, Status
-from condastore.cli.lookup import not_found
+from condastore.cli.lookup import not_found, not_visible
 from condastore.cli.options import AsJson, Limit
+from condastore.cli.prompts import required_text
 
 app = typer.Typer(
     help="Requests for packages that need approval, and decisions on them.", no_args_is_help=True
@@ -21,7 +22,9 @@ app = typer.Typer(
 Ids = Annotated[
     list[str], typer.Argument(metavar="ID...", help="As the list shows them.", show_default=False)
 ]
-Reason = Annotated[str, typer.Option("--reason", help="Those who wait read it.", prompt=True)]
+Reason = Annotated[
+    str, typer.Option("--reason", help="Reason, shown to those who wait.", show_default=False)
+]
 Everywhere = Annotated[bool, typer.Option("--everywhere", help="In all namespaces.")]
 Spec = Annotated[str, typer.Option(help="Cover all that this MatchSpec matches.")]
 
@@ -56,14 +59,14 @@ def list_(
             one["state"],
             " -> ".join(one["chain"]),
             len(one["waiting"]),
-            render.moment(one["openedAt"]),
+            render.when(one["openedAt"]),
         )
         for one in found
     ]
-    columns = ["#id", "namespace", "package", "state", "needed through", "#waiting", "since"]
-    render.answer(
-        found, as_json, lambda: render.table(columns, rows, empty="There is no such request.")
-    )
+    columns = ["#id", "namespace", "package", "state", "~required by", "#waiting", "-since"]
+    narrowed = namespace or search or state.lower() != "open"
+    empty = "No approval request matches." if narrowed else "No approval requests are open."
+    render.answer(found, as_json, lambda: render.table(columns, rows, empty=empty))
 
 
 @app.command()
@@ -72,9 +75,11 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show a request: the package, who asked for it and why, and who decides."""
-    found = connect().ask(queries.APPROVAL, id=request)["approvalRequest"]
+    api = connect()
+    found = api.ask(queries.APPROVAL, id=request)["approvalRequest"]
     if found is None:
-        raise not_found(
+        raise not_visible(
+            api,
             f"There is no request {request!r} that you may see.",
             hint="See them with `condastore approval list`.",
         )
@@ -95,8 +100,8 @@ def _show(found: Json) -> None:
             ("size", render.size(found["size"]) if found["size"] != "0" else ""),
             ("published", render.moment(found["publishedAt"])),
             ("first seen", render.moment(found["firstSeenAt"])),
-            ("install scripts", "not looked at yet" if scripts is None else ", ".join(scripts)),
-            ("needed through", " -> ".join(found["chain"])),
+            ("install scripts", "not examined yet" if scripts is None else ", ".join(scripts)),
+            ("required by", " -> ".join(found["chain"])),
             ("reason", found["reason"]),
             ("state", found["state"]),
             ("approved already", ", ".join(found["approvedVersions"])),
@@ -113,13 +118,13 @@ def _show(found: Json) -> None:
             (one["build"], one["state"], one["askedBy"], render.moment(one["at"]), one["note"])
             for one in found["waiting"]
         ]
-        render.table(["build", "state", "asked by", "since", "what for"], rows, empty="")
+        render.table(["build", "state", "submitted by", "-since", "~purpose"], rows, empty="")
 
 
 @app.command()
 def approve(
     requests: Ids,
-    reason: Reason,
+    reason: Reason = "",
     scope: Annotated[Scope, typer.Option(help="These bytes, or this version.")] = Scope.VERSION,
     spec: Spec = "",
     everywhere: Everywhere = False,
@@ -136,7 +141,7 @@ def approve(
 @app.command()
 def reject(
     requests: Ids,
-    reason: Reason,
+    reason: Reason = "",
     scope: Annotated[Scope, typer.Option(help="These bytes, or this version.")] = Scope.VERSION,
     spec: Spec = "",
     everywhere: Everywhere = False,
@@ -165,10 +170,13 @@ def second(
 @app.command()
 def explain(
     request: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
-    note: Annotated[str, typer.Option("--note", help="Those who decide read it.", prompt=True)],
+    note: Annotated[
+        str, typer.Option("--note", help="Explanation for the approvers.", show_default=False)
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Say what a package is for, to those who decide."""
+    """Explain to the approvers what a package is needed for."""
+    note = required_text(note, option="--note")
     found = connect().change(queries.EXPLAIN_REQUEST, id=request, note=note)
     render.answer(found, as_json, lambda: _show(found))
 
@@ -196,10 +204,9 @@ def decisions(
         )
         for one in found
     ]
-    columns = ["#id", "namespace", "package", "", "by", "until", "", "reason"]
-    render.answer(
-        found, as_json, lambda: render.table(columns, rows, empty="There is no such decision.")
-    )
+    columns = ["#id", "namespace", "package", "decision", "-by", "-until", "", "~reason"]
+    empty = "No decision matches." if namespace else "Nothing has been decided yet."
+    render.answer(found, as_json, lambda: render.table(columns, rows, empty=empty))
 
 
 @app.command()
@@ -210,10 +217,11 @@ def revoke(
             metavar="DECISION", help="As `approval decisions` shows it.", show_default=False
         ),
     ],
-    reason: Reason,
+    reason: Reason = "",
     as_json: AsJson = False,
 ) -> None:
     """Revoke a decision: new builds need another one; running builds continue."""
+    reason = required_text(reason, option="--reason")
     gone = connect().change(queries.REVOKE_DECISION, id=decision, reason=reason)
     name = gone["spec"] or gone["name"]
     render.answer(gone, as_json, lambda: render.say(f"The decision on {name} no longer holds."))
@@ -229,6 +237,7 @@ def _decide(
     expires_at: str | None,
     as_json: bool,
 ) -> None:
+    reason = required_text(reason, option="--reason")
     decided = connect().change(
         queries.DECIDE,
         requests=requests,
@@ -259,7 +268,7 @@ def _moment(text: str) -> str | None:
             found = datetime.fromisoformat(text)
         except ValueError:
             raise CommandError(
-                f"{text!r} is no time.",
+                f"{text!r} is not a date or duration.",
                 status=Status.USAGE,
                 code="invalid-input",
                 where="--until",

@@ -62,10 +62,14 @@ def list_(
         )
         for one in found
     ]
-    columns = ["#event", "when", "who", "what", "of", "", "from"]
-    render.answer(
-        found, as_json, lambda: render.table(columns, rows, empty="There is no such event.")
+    columns = ["#event", "when", "who", "action", "~target", "", "-from"]
+    narrowed = any(value is not None for value in filters.values())
+    empty = (
+        "No event matches."
+        if narrowed
+        else "You see no audit events: they are for administrators of a namespace."
     )
+    render.answer(found, as_json, lambda: render.table(columns, rows, empty=empty))
 
 
 #: Lines of an anchor that one request compares.

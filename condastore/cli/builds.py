@@ -7,6 +7,7 @@ import sys
 import uuid
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 
@@ -269,15 +270,21 @@ def packages(
             one["name"],
             one["version"],
             one["build"],
-            "pypi" if one["kind"] == "PYPI" else one["channel"],
+            "pypi" if one["kind"] == "PYPI" else _channel_name(one["channel"]),
             one["platform"],
             render.size(one["size"]),
             one["license"],
         )
         for one in found
     ]
-    columns = ["package", "version", "build", "channel", "platform", "#size", "license"]
-    render.answer(found, as_json, lambda: render.table(columns, rows, empty="No such package."))
+    columns = ["package", "version", "build", "channel", "-platform", "#size", "-license"]
+    empty = f"No package of {ref} matches."
+    render.answer(found, as_json, lambda: render.table(columns, rows, empty=empty))
+
+
+def _channel_name(url: str) -> str:
+    """Return the path of a channel's URL, such as conda-forge; --json has the whole URL."""
+    return urlsplit(url).path.strip("/") or url
 
 
 @app.command()
@@ -294,7 +301,7 @@ def pin(environment: BuildOf, as_json: AsJson = False) -> None:
     api = connect()
     found = find_build(api, reference(api, environment))
     changed = api.change(queries.PIN, id=found["id"], pin=True, repeat=True)
-    text = f"{changed['ref']} is current and stays so."
+    text = f"{changed['ref']} is current and pinned."
     render.answer(changed, as_json, lambda: render.say(text))
 
 
@@ -337,7 +344,8 @@ def restore(environment: BuildOf, wait: Wait = True, as_json: AsJson = False) ->
     ref = _named(reference(api, environment))
     changed = api.change(queries.RESTORE, id=find_build(api, ref)["id"])
     if wait:
-        end(follow_now(api, changed, as_json=as_json))
+        # The log continues the one of earlier attempts, which is not printed again.
+        end(follow_now(api, changed, as_json=as_json, from_line=changed["logLines"]))
     text = f"Queued {changed['ref']}.\nFollow it: condastore env wait {changed['ref']}"
     render.answer(changed, as_json, lambda: render.say(text))
 
@@ -353,13 +361,13 @@ def show_build(api: Api, ref: Reference, *, as_json: bool) -> None:
         render.pairs(
             [
                 ("build", found["ref"]),
-                ("state", found["state"] + (" (current)" if found["isCurrent"] else "")),
+                ("state", render.state_of(found) + (" (current)" if found["isCurrent"] else "")),
                 ("tags", render.tags(found)),
                 ("recalled", found.get("recalled")),
-                ("what for", found.get("reason")),
-                ("asked for", f"{render.moment(found['createdAt'])} by {found['requestedBy']}"),
+                ("purpose", found.get("reason")),
+                ("submitted", f"{render.moment(found['createdAt'])} by {found['requestedBy']}"),
                 ("finished", render.moment(found["finishedAt"])),
-                ("took", render.between(found["createdAt"], found["finishedAt"])),
+                ("took", render.worked(found)),
                 ("attempt", found["attempt"]),
                 ("platform", found["platform"]),
                 ("lock", lock.get("digest", "")[:12]),
@@ -391,10 +399,12 @@ def of(ref: Reference, build: str) -> Reference:
     return Reference(namespace=ref.namespace, environment=ref.environment, build=build)
 
 
-def follow_now(api: Api, build: Json, *, as_json: bool, log: bool = True) -> Status:
+def follow_now(
+    api: Api, build: Json, *, as_json: bool, log: bool = True, from_line: int = 0
+) -> Status:
     from condastore.cli.follow import follow
 
-    return follow(api, build, as_json=as_json, log=log)
+    return follow(api, build, as_json=as_json, log=log, from_line=from_line)
 
 
 def end(status: Status) -> None:
@@ -414,21 +424,6 @@ def read(file: Path) -> str:
     except UnicodeDecodeError as error:
         message = f"The file is not UTF-8 text: byte {error.start} is not."
     raise CommandError(message, status=Status.INVALID, code="invalid-input", where=str(file))
-
-
-def confirm(question: str, *, yes: bool) -> None:
-    """Ask before what cannot be undone; without a terminal, insist on --yes."""
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise CommandError(
-            f"{question} There is no terminal to ask on.",
-            status=Status.USAGE,
-            code="invalid-input",
-            hint="Add --yes.",
-        )
-    if not typer.confirm(question, err=True):
-        raise typer.Exit(Status.USAGE)
 
 
 def _named(ref: Reference) -> Reference:

@@ -39,6 +39,12 @@ class UnreachableError(CommandError):
         super().__init__(message, status=Status.UNREACHABLE, code="unreachable", hint=hint)
 
 
+class Nodes(list[Json]):
+    """Nodes of a connection; `total` counts those beyond the limit too."""
+
+    total: int = 0
+
+
 class StreamCutError(Exception):
     """A subscription ended before its end."""
 
@@ -128,6 +134,8 @@ class Api:
             payload: Json = next(iter(data.values()))
             if payload.pop("__typename") != "OperationError":
                 break
+            if payload["code"] == "not-found" and not self.server.token:
+                raise not_signed_in(self.server.url)
             after: Any = (payload.get("details") or {}).get("retry_after")
             if not (repeat and payload["code"] == "unavailable" and after):
                 raise operation_error(payload)
@@ -136,9 +144,16 @@ class Api:
             time.sleep(min(float(after), LONGEST_PAUSE))
         return payload
 
-    def every(self, document: str, *way: str, limit: int = 0, **variables: Any) -> list[Json]:
-        """The nodes of a connection, all pages of it; `way`: the fields that lead there."""
-        nodes: list[Json] = []
+    def every(self, document: str, *way: str, limit: int = 0, **variables: Any) -> Nodes:
+        """Return the nodes of a connection, from all of its pages.
+
+        Args:
+            way: the fields that lead to the connection.
+            limit: maximum number of nodes; 0 for all.
+        Raises:
+            CommandError: nobody is signed in, and nothing is public.
+        """
+        nodes = Nodes()
         after: str | None = None
         while True:
             wanted = min(PAGE, limit - len(nodes)) if limit else PAGE
@@ -147,7 +162,10 @@ class Api:
                 found = found[field]
                 if found is None:
                     return nodes
+            if not found["edges"] and not nodes and not self.server.token:
+                raise not_signed_in(self.server.url)
             nodes += [edge["node"] for edge in found["edges"]]
+            nodes.total = found.get("totalCount") or len(nodes)
             after = found["pageInfo"]["endCursor"]
             if not found["pageInfo"]["hasNextPage"] or (limit and len(nodes) >= limit):
                 return nodes
@@ -162,7 +180,10 @@ class Api:
             response = self._repeat(send) if repeat else send()
         answer = self._json(response)
         if errors := answer.get("errors"):
-            raise graphql_error(errors)
+            error = graphql_error(errors)
+            if error.code == "not-found" and not self.server.token:
+                raise not_signed_in(self.server.url)
+            raise error
         self._require_ours("data" in answer, response)
         data: Json = answer["data"]
         return data
@@ -359,6 +380,8 @@ class Api:
         if "data" in body or "errors" in body or response.is_success:
             return body
         code = str(body.get("code") or _CODES.get(response.status_code, "error"))
+        if code == "not-found" and not self.server.token and _needs_role(response):
+            raise not_signed_in(self.server.url)
         message = body.get("detail") or body.get("title")
         raise operation_error(
             body | {"code": code, "message": message or f"HTTP status {response.status_code}."}
@@ -415,6 +438,11 @@ def not_signed_in(url: str) -> CommandError:
         code="not-signed-in",
         hint=f"Sign in: `condastore login {url}`, or set {config.TOKEN_VARIABLE}.",
     )
+
+
+def _needs_role(response: httpx.Response) -> bool:
+    """Return True for a file of an environment or a hosted channel."""
+    return str(response.request.url.path).startswith(("/api/envs/", "/channel/"))
 
 
 _CODES = {400: "bad-request", 401: "not-signed-in", 403: "access-denied", 404: "not-found"}

@@ -24,7 +24,7 @@ def list_(
     limit: Limit = 0,
     as_json: AsJson = False,
 ) -> None:
-    """List the credentials of the namespaces that you run."""
+    """List the credentials of the namespaces that you manage."""
     found = connect().every(
         queries.CREDENTIALS, "channelCredentials", limit=limit, namespace=namespace or None
     )
@@ -34,12 +34,18 @@ def list_(
             one["urlPrefix"],
             one["kind"],
             _of(one["namespace"], one["namespaces"]),
-            render.moment(one["createdAt"]),
+            render.when(one["createdAt"]),
         )
         for one in found
     ]
-    columns = ["#id", "channel", "kind", "of", "since"]
-    render.answer(found, as_json, lambda: render.table(columns, rows, empty="There is none."))
+    columns = ["#id", "channel", "kind", "~for", "-since"]
+    empty = (
+        f"No credentials are set for {namespace}."
+        if namespace
+        else "You have no credentials yet.\n"
+        "Set one: condastore credential set CHANNEL --namespace NAMESPACE"
+    )
+    render.answer(found, as_json, lambda: render.table(columns, rows, empty=empty))
 
 
 def _of(namespace: str | None, namespaces: list[str]) -> str:

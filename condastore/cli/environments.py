@@ -14,6 +14,7 @@ from condastore.cli.errors import CommandError, Status
 from condastore.cli.lookup import environment_only, find_build, find_environment, reference
 from condastore.cli.namespaces import Group, User, holder_of, named
 from condastore.cli.options import AsJson, BuildOf, Environment, Limit, OptionalFile, Yes
+from condastore.cli.prompts import confirm
 
 app = typer.Typer(help="Environments and their builds.", no_args_is_help=True)
 app.add_typer(builds.app)
@@ -60,10 +61,16 @@ def list_(
     unused: Annotated[
         str, typer.Option(help="Not used for so long: 90d, 12w.", show_default=False)
     ] = "",
-    limit: Limit = 0,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=0, help="At most so many; 0 for all.", show_default="50; all with --json"),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All of them.", show_default=False)] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the environments that you may see."""
+    if limit is None:
+        limit = 0 if as_json else PAGE
     wanted: dict[str, Any] = {
         "namespace": namespace,
         "search": search,
@@ -73,7 +80,7 @@ def list_(
     }
     filters = {name: value for name, value in wanted.items() if value}
     found = connect().every(
-        queries.ENVIRONMENTS, "environments", limit=limit, filters=filters or None
+        queries.ENVIRONMENTS, "environments", limit=0 if every else limit, filters=filters or None
     )
     rows = []
     for one in found:
@@ -82,17 +89,34 @@ def list_(
             (
                 render.name_of(one),
                 current["number"] if current else "",
-                "pinned" if one["pinned"] else "",
-                latest["state"] if latest else "",
-                render.moment(one["updatedAt"]),
-                render.moment(one["lastUsedAt"]) if one["lastUsedAt"] else "",
+                _remarks(one),
+                render.state_of(current if _is_newest(one) else latest) if latest else "",
                 one["description"],
+                render.when(one["updatedAt"]),
+                render.when(one["lastUsedAt"]),
             )
         )
-    columns = ["environment", "#current", "", "newest build", "changed", "used", "description"]
-    render.answer(
-        found, as_json, lambda: render.table(columns, rows, empty="There is no such environment.")
-    )
+    columns = ["environment", "#current", "", "state", "-~description", "-changed", "-used"]
+    empty = "No environment matches." if filters else NO_ENVIRONMENTS
+    render.answer(found, as_json, lambda: render.table(columns, rows, empty=empty), every="--all")
+
+
+#: Environments that are listed unless a limit is given.
+PAGE = 50
+NO_ENVIRONMENTS = (
+    "You have no environments yet.\nBuild one: condastore env build NAME -f environment.yml"
+)
+
+
+def _is_newest(environment: dict[str, Any]) -> bool:
+    current, latest = environment["current"], environment["latest"]
+    return bool(current and latest and current["number"] == latest["number"])
+
+
+def _remarks(environment: dict[str, Any]) -> str:
+    current = environment["current"]
+    recalled = current and current["recalled"] and not _is_newest(environment)
+    return ", ".join(["pinned"] * environment["pinned"] + ["recalled"] * bool(recalled))
 
 
 _SPAN = re.compile(r"(\d{1,5})([dw])")
@@ -102,7 +126,7 @@ def _unused_since(text: str) -> str:
     found = _SPAN.fullmatch(text.strip())
     if found is None:
         raise CommandError(
-            f"{text!r} is no time: write 90d (days) or 12w (weeks).",
+            f"{text!r} is not a duration: write 90d (days) or 12w (weeks).",
             status=Status.USAGE,
             code="invalid-input",
             where="--unused",
@@ -126,13 +150,16 @@ def show(environment: BuildOf, as_json: AsJson = False) -> None:
         if build is None:
             return ""
         names = f" [{render.tags(build)}]" if build["tags"] else ""
-        return f"{build['number']} {build['state']} {render.moment(build['createdAt'])}{names}"
+        return (
+            f"{build['number']} {render.state_of(build)} {render.moment(build['createdAt'])}{names}"
+        )
 
     rows = [
         ("environment", render.name_of(found)),
         ("description", found["description"]),
         ("current build", line(current) + (" (pinned)" if current and found["pinned"] else "")),
-        ("newest build", line(latest)),
+        ("recalled", current and current["recalled"]),
+        ("newest build", "" if _is_newest(found) else line(latest)),
         ("tags", ", ".join(f"{tag['name']} -> {tag['build']['number']}" for tag in found["tags"])),
         ("folder", found["folder"]),
         ("created", f"{render.moment(found['createdAt'])} by {found['createdBy'] or 'nobody'}"),
@@ -161,18 +188,17 @@ def history(environment: Environment, limit: Limit = 20, as_json: AsJson = False
             "*" if one["isCurrent"] else "",
             one["state"],
             render.tags(one),
-            render.moment(one["createdAt"]),
-            render.between(one["createdAt"], one["finishedAt"]),
+            render.when(one["createdAt"]),
+            render.worked(one),
             one["requestedBy"],
             one["lock"]["digest"][:12] if one["lock"] else "",
             (one["failure"] or {"message": ""})["message"].partition("\n")[0][:80],
         )
         for one in found
     ]
-    columns = ["#build", "", "state", "tags", "asked", "took", "by", "lock", "why"]
-    render.answer(
-        found, as_json, lambda: render.table(columns, rows, empty=f"{ref} has no build yet.")
-    )
+    columns = ["#build", "", "state", "tags", "submitted", "took", "-by", "-lock", "~problem"]
+    empty = f"{ref} has no builds yet.\nBuild it: condastore env build {ref} -f environment.yml"
+    render.answer(found, as_json, lambda: render.table(columns, rows, empty=empty))
 
 
 @app.command()
@@ -211,7 +237,7 @@ def move(
     """Move an environment with its history to another namespace."""
     api = connect()
     moved = api.change(queries.MOVE, environmentId=_id(api, environment), namespace=namespace)
-    render.answer(moved, as_json, lambda: render.say(f"It is {render.name_of(moved)} now."))
+    render.answer(moved, as_json, lambda: render.say(f"Moved to {render.name_of(moved)}."))
 
 
 @app.command()
@@ -223,7 +249,7 @@ def rename(
     """Give an environment another name in its namespace."""
     api = connect()
     renamed = api.change(queries.RENAME, environmentId=_id(api, environment), name=name)
-    render.answer(renamed, as_json, lambda: render.say(f"It is {render.name_of(renamed)} now."))
+    render.answer(renamed, as_json, lambda: render.say(f"Renamed to {render.name_of(renamed)}."))
 
 
 @app.command()
@@ -231,7 +257,7 @@ def delete(environment: BuildOf, yes: Yes = False, as_json: AsJson = False) -> N
     """Delete an environment with all its builds, or one build."""
     api = connect()
     ref = reference(api, environment)
-    builds.confirm(f"Delete {ref}{'' if ref.build else ' and all its builds'}?", yes=yes)
+    confirm(f"Delete {ref}{'' if ref.build else ' and all its builds'}?", yes=yes)
     if ref.build:
         gone = api.change(queries.DELETE_BUILD, id=find_build(api, ref)["id"])
     else:
@@ -266,7 +292,7 @@ def rollback(
     build_id = find_build(api, builds.of(ref, target))["id"] if target else None
     changed = api.change(queries.ROLLBACK, environmentId=found["id"], to=build_id)
     name, number = render.name_of(changed), changed["current"]["number"]
-    text = f"{name} is at build {number} and stays there: `condastore env unpin {name}` lets it go."
+    text = f"Build {number} of {name} is current and pinned.\nUnpin it: condastore env unpin {name}"
     render.answer(changed, as_json, lambda: render.say(text))
 
 
@@ -298,13 +324,13 @@ def share(
 def unshare(
     environment: Environment, user: User = "", group: Group = "", as_json: AsJson = False
 ) -> None:
-    """Take that away; what a role in the namespace allows stays."""
+    """Stop sharing an environment; roles in its namespace are unchanged."""
     api = connect()
     holder = holder_of(user, group)
     changed = api.change(
         queries.UNSHARE, environmentId=_id(api, environment), repeat=True, **holder
     )
-    text = f"{render.name_of(changed)} is not shared with {user or f'the group {group}'} now."
+    text = f"{render.name_of(changed)} is no longer shared with {user or f'the group {group}'}."
     render.answer(changed, as_json, lambda: render.say(text))
 
 

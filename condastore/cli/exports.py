@@ -142,8 +142,8 @@ def artifacts(environment: BuildOf, as_json: AsJson = False) -> None:
                 how,
             )
         )
-    columns = ["file", "platform", "state", "#size", "sha256", ""]
-    empty = f"None yet. Make one: `condastore env export {ref} --format tar.zst`."
+    columns = ["file", "-platform", "state", "#size", "-sha256", "~progress"]
+    empty = f"{ref} has no artifacts yet.\nCreate one: condastore env export {ref} --format tar.zst"
     render.answer(found, as_json, lambda: render.table(columns, rows, empty=empty))
 
 

@@ -48,7 +48,7 @@ FULL_ENVIRONMENT = """
 fragment Whole on Environment {
   id: databaseId name description pinned folder createdAt updatedAt createdBy
   namespace { name }
-  current { ...Short }
+  current { ...Short recalled }
   latest { ...Short }
   tags { name movedAt build { number } }
 }

@@ -14,11 +14,11 @@ from urllib.parse import quote
 import typer
 
 from condastore.cli import queries, render
-from condastore.cli.builds import confirm
 from condastore.cli.client import Api, Json, connect
 from condastore.cli.errors import CommandError, Status
-from condastore.cli.lookup import not_found
+from condastore.cli.lookup import not_visible
 from condastore.cli.options import AsJson, Limit, Yes
+from condastore.cli.prompts import confirm, required_text
 from condastore.terminal import console
 
 app = typer.Typer(
@@ -53,8 +53,14 @@ def list_(
         )
         for one in found
     ]
-    columns = ["name", "namespace", "", "#packages", "#size", "description"]
-    render.answer(found, as_json, lambda: render.table(columns, rows, empty="There is none."))
+    columns = ["name", "-namespace", "", "#packages", "#size", "~description"]
+    empty = (
+        f"{namespace} has no hosted channels."
+        if namespace
+        else "You have no hosted channels yet.\n"
+        "Create one: condastore channel create NAMESPACE/NAME --namespace NAMESPACE"
+    )
+    render.answer(found, as_json, lambda: render.table(columns, rows, empty=empty))
 
 
 @app.command()
@@ -87,13 +93,13 @@ def _show(channel: Json) -> None:
         (
             f"{one['subdir']}/{one['fileName']}",
             render.size(int(one["size"])),
-            render.moment(one["uploadedAt"]),
+            render.when(one["uploadedAt"]),
             one["uploadedBy"] or "",
-            f"yanked: {one['yankReason']}" if one["yankedAt"] else "",
+            one["yankReason"] or "yes" if one["yankedAt"] else "",
         )
         for one in channel["listed"]
     ]
-    columns = ["package", "#size", "uploaded", "by", ""]
+    columns = ["package", "#size", "-uploaded", "-by", "~yanked"]
     render.table(columns, rows, empty="It has no packages.")
 
 
@@ -149,10 +155,13 @@ def delete(name: Name, yes: Yes = False, as_json: AsJson = False) -> None:
 def yank(
     name: Name,
     file: File,
-    reason: Annotated[str, typer.Option(help="Why nobody should take it.", prompt=True)],
+    reason: Annotated[
+        str, typer.Option(help="Reason, shown with the package.", show_default=False)
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Let no solve choose a package any more; locks that have it stay good."""
+    """Hide a package from new solves; existing locks stay valid."""
+    reason = required_text(reason, option="--reason")
     found = connect().change(queries.YANK_PACKAGE, **_place(name, file), reason=reason)
     render.answer(found, as_json, lambda: render.say(f"{file} is yanked."))
 
@@ -270,7 +279,11 @@ def _shown(name: str, size: int) -> Iterator[Callable[[int], None]]:
 def _find(api: Api, name: str) -> Json:
     found: Json | None = api.ask(queries.HOSTED_CHANNEL, name=name)["hostedChannel"]
     if found is None:
-        raise not_found(f"There is no hosted channel {name!r} that you may see.")
+        raise not_visible(
+            api,
+            f"There is no hosted channel {name!r} that you may see.",
+            hint="See yours with `condastore channel list`.",
+        )
     return found
 
 

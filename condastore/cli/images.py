@@ -97,7 +97,7 @@ def list_(
     limit: Limit = 0,
     as_json: AsJson = False,
 ) -> None:
-    """List the rules of the namespaces that you run, and how far each push is."""
+    """List the rules of the namespaces that you manage, with the state of each push."""
     found = connect().every(
         queries.PUSH_RULES, "pushRules", limit=limit, namespace=namespace or None
     )
@@ -113,8 +113,14 @@ def list_(
         for rule in found
         for push in rule["pushes"] or [None]
     ]
-    columns = ["#id", "environments", "to", "build", "", "problem"]
-    render.answer(found, as_json, lambda: render.table(columns, rows, empty="There is no rule."))
+    columns = ["#id", "environments", "to", "-build", "push", "~problem"]
+    empty = (
+        f"{namespace} has no push rules."
+        if namespace
+        else "You have no push rules yet.\n"
+        "Add one: condastore image push-rule add NAMESPACE ENVIRONMENTS TARGET"
+    )
+    render.answer(found, as_json, lambda: render.table(columns, rows, empty=empty))
 
 
 @rules.command()

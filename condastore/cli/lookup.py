@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from condastore.cli import queries
-from condastore.cli.client import Api, Json
+from condastore.cli.client import Api, Json, not_signed_in
 from condastore.cli.errors import CommandError, Status
 from condastore.cli.references import CURRENT, Reference, parse_reference
 
@@ -31,12 +31,18 @@ def not_found(message: str, *, hint: str = "") -> CommandError:
     return CommandError(message, status=Status.NOT_FOUND, code="not-found", hint=hint)
 
 
+def not_visible(api: Api, message: str, *, hint: str = "") -> CommandError:
+    """Return the error for what does not exist or is hidden; signed out, it says to sign in."""
+    return not_found(message, hint=hint) if api.server.token else not_signed_in(api.server.url)
+
+
 def find_environment(api: Api, ref: Reference) -> Json:
     found: Json | None = api.ask(
         queries.ENVIRONMENT, namespace=ref.namespace, name=ref.environment
     )["environment"]
     if found is None:
-        raise not_found(
+        raise not_visible(
+            api,
             f"There is no environment {ref.namespace}/{ref.environment} that you may see.",
             hint="See yours with `condastore env list`.",
         )

@@ -63,7 +63,7 @@ class Commands(LazyGroup):
             "approvals", "Requests for packages that need approval, and decisions on them."
         ),
         "recall": Lazy(
-            "recalls", "Recall packages: builds that contain one are neither made nor served."
+            "recalls", "Recall packages: builds that contain one are neither built nor served."
         ),
         "credential": Lazy(
             "credentials",

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from condastore.cli import queries, render
-from condastore.cli.builds import confirm
 from condastore.cli.client import Api, Json, connect
-from condastore.cli.lookup import not_found
+from condastore.cli.lookup import not_visible
 from condastore.cli.options import AsJson, Limit, Yes
+from condastore.cli.prompts import confirm
 
 app = typer.Typer(
     help="Remote channels, read here through the rules, now or as they were on a day.",
@@ -42,8 +42,9 @@ def list_(limit: Limit = 0, as_json: AsJson = False) -> None:
         )
         for one in found
     ]
-    columns = ["name", "channel", "namespace", "", ""]
-    render.answer(found, as_json, lambda: render.table(columns, rows, empty="There is no mirror."))
+    columns = ["name", "channel", "-namespace", "", ""]
+    empty = "No mirrors yet.\nCreate one: condastore mirror create NAME CHANNEL"
+    render.answer(found, as_json, lambda: render.table(columns, rows, empty=empty))
 
 
 @app.command()
@@ -115,7 +116,11 @@ def delete(name: Name, yes: Yes = False, as_json: AsJson = False) -> None:
 def _find(api: Api, name: str) -> Json:
     found: Json | None = api.ask(queries.MIRROR, name=name)["mirror"]
     if found is None:
-        raise not_found(f"There is no mirror {name!r} that you may see.")
+        raise not_visible(
+            api,
+            f"There is no mirror {name!r} that you may see.",
+            hint="See yours with `condastore mirror list`.",
+        )
     return found
 
 
@@ -133,10 +138,10 @@ def _show(mirror: Json) -> None:
         (
             part["subdir"],
             str(part["records"]),
-            render.moment(part["lookedAt"]),
-            render.moment(part["changedAt"]),
+            render.when(part["lookedAt"]),
+            render.when(part["changedAt"]),
             part["failure"] or "",
         )
         for part in mirror["subdirs"]
     ]
-    render.table(["subdir", "records", "looked at", "changed", ""], rows, empty="")
+    render.table(["subdir", "#records", "checked", "changed", "~problem"], rows, empty="")

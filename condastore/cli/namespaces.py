@@ -11,7 +11,7 @@ from condastore.cli import queries, render
 from condastore.cli.client import connect
 from condastore.cli.errors import CommandError, Status
 from condastore.cli.exports import FORMATS
-from condastore.cli.lookup import not_found
+from condastore.cli.lookup import not_visible
 from condastore.cli.options import AsJson, Limit
 
 app = typer.Typer(help="Namespaces, their quotas and their members' roles.", no_args_is_help=True)
@@ -44,10 +44,12 @@ def list_(limit: Limit = 0, as_json: AsJson = False) -> None:
         )
         for one in found
     ]
-    columns = ["namespace", "kind", "public", "#environments", "description"]
-    render.answer(
-        found, as_json, lambda: render.table(columns, rows, empty="There is no namespace yet.")
+    columns = ["namespace", "kind", "public", "#environments", "~description"]
+    empty = (
+        "You have no namespaces yet. Your own is created with your first environment:\n"
+        "  condastore env build NAME -f environment.yml"
     )
+    render.answer(found, as_json, lambda: render.table(columns, rows, empty=empty))
 
 
 @app.command()
@@ -70,7 +72,8 @@ def show(name: Name, as_json: AsJson = False) -> None:
     api = connect()
     found = api.ask(queries.NAMESPACE, name=name)["namespace"]
     if found is None:
-        raise not_found(
+        raise not_visible(
+            api,
             f"There is no namespace {name!r} that you may see.",
             hint="See yours with `condastore namespace list`.",
         )

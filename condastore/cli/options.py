@@ -52,4 +52,6 @@ Limit = Annotated[int, typer.Option("--limit", min=0, help="At most so many; 0 f
 ForceSolve = Annotated[
     bool, typer.Option("--force-solve", help="Solve anew, though the answer is stored already.")
 ]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Yes = Annotated[
+    bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.", show_default=False)
+]

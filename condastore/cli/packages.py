@@ -65,7 +65,7 @@ def contains(
         )
         for one in found
     ]
-    columns = ["environment", "#build", "state", "version", "build string", "platform"]
+    columns = ["environment", "#build", "state", "version", "-build string", "-platform"]
     render.answer(
         found,
         as_json,

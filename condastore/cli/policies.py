@@ -13,7 +13,7 @@ import typer
 from condastore.cli import queries, render
 from condastore.cli.client import Json, connect
 from condastore.cli.errors import CommandError, Status
-from condastore.cli.lookup import not_found
+from condastore.cli.lookup import not_visible
 from condastore.cli.options import AsJson, Limit
 
 app = typer.Typer(
@@ -72,11 +72,12 @@ def list_(as_json: AsJson = False) -> None:
     render.answer(
         found,
         as_json,
-        lambda: render.table(["namespace", *_COLUMNS], rows, empty="There is no rule yet."),
+        lambda: render.table(["namespace", *_COLUMNS], rows, empty=NO_RULES),
     )
 
 
-_COLUMNS = ("rule", "effect", "kind", "name", "means")
+NO_RULES = "No rules yet.\nAdd one: condastore policy add [NAMESPACE] --kind KIND"
+_COLUMNS = ("rule", "effect", "kind", "-name", "~meaning")
 
 
 def _row(rule: Json) -> tuple[Any, ...]:
@@ -87,13 +88,15 @@ def _row(rule: Json) -> tuple[Any, ...]:
 @app.command()
 def show(namespace: Place = "", as_json: AsJson = False) -> None:
     """Show everything that holds in a namespace, or in the installation."""
-    found = connect().ask(queries.POLICY, namespace=namespace or None)["policy"]
+    api = connect()
+    found = api.ask(queries.POLICY, namespace=namespace or None)["policy"]
     if found is None:
-        raise not_found(
+        raise not_visible(
+            api,
             f"There is no namespace {namespace!r} that you may see."
             if namespace
             else "You may not see the rules of this installation.",
-            hint="See yours with `condastore namespace list`, or sign in.",
+            hint="See yours with `condastore namespace list`.",
         )
 
     def human() -> None:
@@ -105,9 +108,9 @@ def show(namespace: Place = "", as_json: AsJson = False) -> None:
                 render.say(f"{title}:")
                 render.table(_COLUMNS, [_row(rule) for rule in rules], empty="")
         if not found["inherited"] and not found["rules"]:
-            render.say("There is no rule.")
+            render.say("No rules are set.")
         if found["builtIn"]:
-            render.say("Rules that hold where nothing else is written:")
+            render.say("Built-in rules, in force unless a rule of the same kind is set:")
             rows = [
                 ("-", rule["effect"], rule["kind"], rule["name"], rule["summary"])
                 for rule in found["builtIn"]
@@ -127,15 +130,17 @@ def history(namespace: Place = "", limit: Limit = 0, as_json: AsJson = False) ->
     rows = [
         (
             one["number"],
-            render.moment(one["changedAt"]),
+            render.when(one["changedAt"]),
             one["changedBy"] or "",
             one["change"],
             one["comment"],
         )
         for one in found
     ]
-    columns = ["#version", "when", "who", "change", "why"]
-    render.answer(found, as_json, lambda: render.table(columns, rows, empty="Never changed."))
+    columns = ["#version", "when", "who", "~change", "~comment"]
+    render.answer(
+        found, as_json, lambda: render.table(columns, rows, empty="The rules were never changed.")
+    )
 
 
 @app.command()
@@ -155,7 +160,7 @@ def restore(
 
     def human() -> None:
         rows = [_row(rule) for rule in made["rules"]]
-        render.table(_COLUMNS, rows, empty="There is no rule.")
+        render.table(_COLUMNS, rows, empty="No rules are set.")
         render.say(f"version {made['version']}")
 
     render.answer(made, as_json, human)
@@ -251,7 +256,7 @@ def simulate(
             for hit in one["hits"]
         ]
         if rows:
-            render.table(["build", "effect", "reason", "through"], rows, empty="")
+            render.table(["build", "effect", "~reason", "~required by"], rows, empty="")
         touched = found["blocked"] + found["asked"] + found["warned"]
         if touched > len(found["touched"]):
             render.say(f"And {touched - len(found['touched'])} more environments.")

@@ -240,7 +240,7 @@ ENVIRONMENTS = paged_list(
     "environments",
     "filters: EnvironmentFilter",
     "id name description pinned updatedAt lastUsedAt namespace { name } current { ...Short "
-    "} latest { ...Short }",
+    "recalled } latest { ...Short }",
     SHORT_BUILD,
 )
 ENVIRONMENT = (
@@ -258,7 +258,9 @@ query History($namespace: String!, $name: String!, $first: Int, $after: String) 
   environment(namespace: $namespace, name: $name) {{
     builds(first: $first, after: $after) {{
       {PAGE_INFO}
-      edges {{ node {{ ...Short failure {{ message }} lock {{ digest packageCount }} }} }}
+      edges {{ node {{
+        ...Short timings {{ stage seconds }} failure {{ message }} lock {{ digest packageCount }}
+      }} }}
     }}
   }}
 }}
@@ -568,6 +570,11 @@ fragment Recalled on Recall {
 """
 RECALLS = paged_list("recalls", "active: Boolean", "...Recalled", _RECALL)
 RECALL_HITS = paged_list("recallHits", "id: ID!", "build state isCurrent requestedBy packages")
+RECALL_PREVIEW = paged_list(
+    "recallPreview",
+    "spec: String!, sha256: String!, manager: String!",
+    "build state isCurrent requestedBy packages",
+)
 RECALL = mutation(
     "recall",
     "spec: String!, sha256: String!, manager: String!, reason: String!",

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
 from condastore.cli import queries, render
 from condastore.cli.client import Api, Json, connect
 from condastore.cli.errors import CommandError, Status
-from condastore.cli.options import AsJson, Limit
+from condastore.cli.options import AsJson, Limit, Yes
+from condastore.cli.prompts import confirm, required_text
 
+#: Builds that a preview names.
+SHOWN = 20
 app = typer.Typer(
-    help="Recall packages: builds that contain one are neither made nor served.",
+    help="Recall packages: builds that contain one are neither built nor served.",
     no_args_is_help=True,
 )
 
 
 @app.command()
 def add(
-    reason: Annotated[str, typer.Option(help="Those whom it hits read it.", prompt=True)],
     spec: Annotated[
         str,
         typer.Argument(
@@ -28,40 +32,60 @@ def add(
             show_default=False,
         ),
     ] = "",
-    sha256: Annotated[str, typer.Option(help="These bytes, instead of a MatchSpec.")] = "",
+    sha256: Annotated[
+        str, typer.Option(help="SHA-256 of the package file, instead of a MatchSpec.")
+    ] = "",
+    reason: Annotated[
+        str, typer.Option(help="Reason, shown to everybody who is affected.", show_default=False)
+    ] = "",
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="List the affected builds; recall nothing."),
+    ] = False,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Call a package back, and list the builds that hold it."""
+    """Recall a package: builds that contain it are no longer served. Lists them first."""
     if bool(spec) == bool(sha256):
         raise CommandError(
             "Give a MatchSpec, or --sha256.", status=Status.USAGE, code="invalid-input"
         )
     api = connect()
-    made = api.change(queries.RECALL, spec=spec, sha256=sha256, manager="conda", reason=reason)
+    target: dict[str, Any] = {"spec": spec, "sha256": sha256, "manager": "conda"}
+    if dry_run or not yes:
+        planned = api.every(queries.RECALL_PREVIEW, "recallPreview", limit=0, **target)
+        if dry_run:
+            render.answer(planned, as_json, lambda: _preview(spec or sha256, planned))
+            return
+        if sys.stdin.isatty():
+            _preview(spec or sha256, planned, say=render.warn)
+        confirm(f"Recall {spec or sha256}, which is in {counted(planned)}?", yes=yes)
+    reason = required_text(reason, option="--reason")
+    made = api.change(queries.RECALL, reason=reason, **target)
     found = _hit(api, made["id"], 0)
     render.answer(made | {"hits": found}, as_json, lambda: _hits(made, found))
 
 
 @app.command("list")
 def list_(
-    every: Annotated[bool, typer.Option("--all", help="Those that were undone, too.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Undone recalls too.")] = False,
     limit: Limit = 0,
     as_json: AsJson = False,
 ) -> None:
-    """List the recalls: all if you recall, else those that hit what you see."""
+    """List recalls: all if you may recall, else those that affect what you may see."""
     found = connect().every(queries.RECALLS, "recalls", limit=limit, active=None if every else True)
     rows = [
         (
             one["id"],
             _name(one),
-            render.moment(one["recalledAt"]),
+            render.when(one["recalledAt"]),
             one["recalledBy"],
             f"undone by {one['undoneBy']}" if one["undoneAt"] else "",
             one["reason"],
         )
         for one in found
     ]
-    columns = ["#id", "package", "since", "by", "", "reason"]
+    columns = ["#id", "package", "since", "-by", "-", "~reason"]
     render.answer(found, as_json, lambda: render.table(columns, rows, empty="Nothing is recalled."))
 
 
@@ -71,7 +95,7 @@ def hits(
     limit: Limit = 0,
     as_json: AsJson = False,
 ) -> None:
-    """List the builds that hold what was recalled."""
+    """List the builds that contain recalled packages."""
     found = _hit(connect(), recall, limit)
     render.answer(found, as_json, lambda: _table(found))
 
@@ -79,10 +103,13 @@ def hits(
 @app.command()
 def undo(
     recall: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
-    reason: Annotated[str, typer.Option(help="Why.", prompt=True)],
+    reason: Annotated[
+        str, typer.Option(help="Reason, shown to everybody who is affected.", show_default=False)
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Serve again what the recall took away."""
+    """Undo a recall: its builds are served again."""
+    reason = required_text(reason, option="--reason")
     gone = connect().change(queries.UNDO_RECALL, id=recall, reason=reason)
     render.answer(gone, as_json, lambda: render.say(f"{_name(gone)} is no longer recalled."))
 
@@ -92,10 +119,30 @@ def _hit(api: Api, recall: str, limit: int) -> list[Json]:
 
 
 def _hits(made: Json, found: list[Json]) -> None:
-    render.say(f"{_name(made)} is recalled (id {made['id']}); it is in {len(found)} builds.")
+    render.say(f"{_name(made)} is recalled (id {made['id']}); it is in {counted(found)}.")
     if found:
         render.say()
         _table(found)
+
+
+def _preview(name: str, planned: list[Json], *, say: Callable[[str], None] = render.say) -> None:
+    """Print what a recall would stop serving, the first builds by name."""
+    say(f"{name} is in {counted(planned)}.")
+    for one in planned[:SHOWN]:
+        current = " (current)" if one["isCurrent"] else ""
+        say(f"  {one['build']}{current}: {', '.join(one['packages'])}")
+    if len(planned) > SHOWN:
+        say(f"  and {len(planned) - SHOWN:,} more")
+
+
+def counted(found: list[Json]) -> str:
+    """Return such as "3 builds of 2 environments"."""
+    environments = {one["build"].rpartition(":")[0] for one in found}
+    if not found:
+        return "no build"
+    return (
+        f"{render.number(len(found), 'build')} of {render.number(len(environments), 'environment')}"
+    )
 
 
 def _table(found: list[Json]) -> None:
@@ -109,7 +156,9 @@ def _table(found: list[Json]) -> None:
         )
         for one in found
     ]
-    render.table(["build", "state", "", "asked by", "packages"], rows, empty="No build holds it.")
+    render.table(
+        ["build", "state", "", "-submitted by", "~packages"], rows, empty="No build contains it."
+    )
 
 
 def _name(recall: Json) -> str:

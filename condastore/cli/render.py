@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from condastore.cli.client import Json
+from condastore.cli.client import Json, Nodes
 from condastore.terminal import console, one_line, to_json
 
 _COLOURS = {
     "READY": "green",
     "FAILED": "red",
+    "RECALLED": "red",
     "CANCELLED": "yellow",
     "CANCELLING": "yellow",
     "HELD": "yellow",
@@ -20,12 +21,21 @@ _COLOURS = {
 }
 
 
-def answer(document: Any, as_json: bool, human: Callable[[], None]) -> None:
-    """Print `document` for a program, or what `human` prints."""
+def answer(
+    document: Any, as_json: bool, human: Callable[[], None], *, every: str = "--limit 0"
+) -> None:
+    """Print `document` for a program, or what `human` prints.
+
+    Args:
+        every: option that lifts the limit of a list.
+    """
     if as_json:
         sys.stdout.write(to_json(document, indent=2) + "\n")
-    else:
-        human()
+        return
+    human()
+    if isinstance(document, Nodes) and document and document.total > len(document):
+        sys.stdout.flush()
+        warn(f"{document.total - len(document):,} more are not shown; {every} shows all.")
 
 
 def json_line(document: Any) -> None:
@@ -50,27 +60,103 @@ def warn(text: str) -> None:
     sys.stderr.flush()
 
 
+#: Narrowest width of a column of free text, and the spaces between two columns.
+_NARROWEST, _GAP = 16, 2
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:
-    """Print rows in columns; a name that starts with `#` is a column of numbers."""
-    from rich.table import Table
+    """Print rows in columns that fit the terminal; names are never broken.
+
+    Args:
+        columns: headings. `#` before one aligns numbers to the right; `~` marks free text, which
+            wraps at words; `-` marks a column that is left out where the terminal is too narrow,
+            the last one first. Empty columns are left out on a terminal.
+        empty: text to print if there are no rows.
+    """
+    cells = [[one_line("" if cell is None else str(cell)) for cell in row] for row in rows]
+    if not cells:
+        say(empty)
+        return
     from rich.text import Text
 
-    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        right = column.startswith("#")
-        shown.add_column(
-            column.removeprefix("#"), justify="right" if right else "left", overflow="fold"
-        )
-    for row in rows:
-        cells = [Text(one_line("" if cell is None else str(cell))) for cell in row]
-        for cell in cells:
-            if cell.plain in _COLOURS:
-                cell.stylize(_COLOURS[cell.plain])
-        shown.add_row(*cells)
-    if shown.row_count:
-        console().print(shown)
-    else:
-        say(empty)
+    target = console()
+    headings = [column.lstrip("#~-") for column in columns]
+    shown = list(range(len(columns)))
+    if target.is_terminal:
+        shown = [at for at in shown if any(row[at] for row in cells)]
+    widths = {at: max(_width(text) for text in (headings[at], *_column(cells, at))) for at in shown}
+    texts = {at for at in shown if "~" in _marks(columns[at])}
+    for at in [at for at in reversed(shown) if "-" in _marks(columns[at])]:
+        if _least(widths, texts) <= target.width:
+            break
+        shown.remove(at)
+        del widths[at]
+        texts.discard(at)
+    _shrink(widths, texts, target.width)
+
+    def line(row: Sequence[str], style: str = "") -> None:
+        parts = {at: _wrapped(row[at], widths[at]) if at in texts else [row[at]] for at in shown}
+        for number in range(max(map(len, parts.values()))):
+            text = Text()
+            for at in shown:
+                cell = parts[at][number] if number < len(parts[at]) else ""
+                pad = " " * (widths[at] - _width(cell))
+                right = "#" in _marks(columns[at])
+                text.append(pad if right else "")
+                text.append(cell, style or _COLOURS.get(cell, ""))
+                text.append(("" if right else pad) + " " * _GAP)
+            text.rstrip()
+            target.print(text, soft_wrap=True)
+
+    line(headings, "bold")
+    for row in cells:
+        line(row)
+
+
+def _column(cells: Sequence[Sequence[str]], at: int) -> list[str]:
+    return [row[at] for row in cells]
+
+
+def _marks(column: str) -> str:
+    return column[: len(column) - len(column.lstrip("#~-"))]
+
+
+def _width(text: str) -> int:
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def _least(widths: Mapping[int, int], texts: set[int]) -> int:
+    """Return the width of a table whose free text is as narrow as it may be."""
+    least = [min(width, _NARROWEST) if at in texts else width for at, width in widths.items()]
+    return sum(least) + _GAP * (len(least) - 1)
+
+
+def _shrink(widths: dict[int, int], texts: set[int], available: int) -> None:
+    """Narrow the columns of free text, the widest first, until the table fits."""
+    excess = sum(widths.values()) + _GAP * (len(widths) - 1) - available
+    while excess > 0 and texts:
+        widest = max(texts, key=lambda at: widths[at])
+        if widths[widest] <= _NARROWEST:
+            return
+        widths[widest] -= 1
+        excess -= 1
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Return the lines of `text`, broken at words; a longer word is broken."""
+    if _width(text) <= width:
+        return [text]
+    from rich.cells import chop_cells
+
+    lines: list[str] = []
+    for word in text.split():
+        if lines and _width(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines += chop_cells(word, width)
+    return lines
 
 
 def pairs(rows: Iterable[tuple[str, Any]]) -> None:
@@ -82,6 +168,11 @@ def pairs(rows: Iterable[tuple[str, Any]]) -> None:
 
 
 # --- values ---------------------------------------------------------------------------------------
+
+
+def number(count: int, noun: str) -> str:
+    """Return such as "1 build" or "2,000 builds"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def size(count: Any) -> str:
@@ -105,6 +196,20 @@ def moment(text: str | None) -> str:
     if not text:
         return ""
     return _instant(text).astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def when(text: str | None) -> str:
+    """Return a time of the API: relative to now on a terminal, absolute elsewhere."""
+    if not text or not sys.stdout.isatty():
+        return moment(text)
+    age = (datetime.now(UTC) - _instant(text)).total_seconds()
+    if age < 60:
+        return "just now" if age > -60 else moment(text)
+    for limit, length, unit in ((3600, 60, "min"), (86400, 3600, "h"), (14 * 86400, 86400, "day")):
+        if age < limit:
+            count = int(age // length)
+            return f"{count} {unit}{'s' if unit == 'day' and count > 1 else ''} ago"
+    return moment(text)[:10]
 
 
 def _instant(text: str) -> datetime:
@@ -137,9 +242,20 @@ def name_of(environment: Json) -> str:
 # --- builds ---------------------------------------------------------------------------------------
 
 
+def state_of(build: Json) -> str:
+    """Return the state of a build, or RECALLED where a recall stopped serving it."""
+    return "RECALLED" if build.get("recalled") else str(build["state"])
+
+
+def worked(build: Json) -> str:
+    """Return how long the last attempt of a build took, without its time in the queue or held."""
+    spent = sum(item["seconds"] for item in build.get("timings") or ())
+    return seconds(spent) if spent else ""
+
+
 def build_lines(build: Json) -> list[str]:
-    """How a finished build ended, for the end of `env build` and `env wait`."""
-    took = between(build["createdAt"], build["finishedAt"])
+    """Summarize a finished build, for the end of `env build` and `env wait`."""
+    took = worked(build)
     head = f"{build['ref']} is {build['state']}" + (f" after {took}" if took else "")
     lines = [head]
     if timings := build.get("timings"):

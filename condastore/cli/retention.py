@@ -10,9 +10,10 @@ import typer
 from condastore.cli import queries, render
 from condastore.cli.client import connect
 from condastore.cli.errors import CommandError, Status
-from condastore.cli.lookup import find_environment, not_found, reference
+from condastore.cli.lookup import find_environment, not_visible, reference
 from condastore.cli.namespaces import Name
 from condastore.cli.options import AsJson, BuildOf, Limit
+from condastore.cli.prompts import required_text
 from condastore.cli.server import manage
 
 app = typer.Typer(
@@ -34,9 +35,14 @@ def add_to(root: typer.Typer) -> None:
 @app.command()
 def show(namespace: Name, as_json: AsJson = False) -> None:
     """Show the rules of a namespace, as they act."""
-    found = connect().ask(queries.RETENTION, name=namespace)["namespace"]
+    api = connect()
+    found = api.ask(queries.RETENTION, name=namespace)["namespace"]
     if found is None:
-        raise not_found(f"There is no namespace {namespace!r} that you may see.")
+        raise not_visible(
+            api,
+            f"There is no namespace {namespace!r} that you may see.",
+            hint="See yours with `condastore namespace list`.",
+        )
     render.answer(found, as_json, lambda: _show(found["retention"]))
 
 
@@ -45,7 +51,7 @@ def _show(rules: dict[str, Any]) -> None:
         return none if number is None else f"{number} {unit}"
 
     if rules["keepLast"] is None and rules["keepDays"] is None:
-        render.say("Every build stays.")
+        render.say("Every build is retained.")
         return
     render.pairs(
         [
@@ -89,7 +95,7 @@ def _number(text: str) -> int | None:
         return None
     if not text.isdecimal():
         raise CommandError(
-            f"{text!r} is no rule: write a number, 0 for no such rule, or default.",
+            f"{text!r} is not a rule: write a number, 0 for no such rule, or default.",
             status=Status.USAGE,
             code="invalid-input",
         )
@@ -103,13 +109,19 @@ def dry_run(namespace: Name, as_json: AsJson = False) -> None:
 
     def human() -> None:
         rows = [
-            (one["build"], one["fate"].lower(), f"{int(one['size']):,}", one["why"])
+            (one["build"], one["fate"].lower(), render.size(one["size"]), one["why"])
             for one in found["planned"]
         ]
-        render.table(["build", "would be", "#bytes", "why"], rows, empty="Nothing would go.")
+        render.table(
+            ["build", "would be", "#size", "~reason"],
+            rows,
+            empty="No build would be archived or deleted.",
+        )
+        if not rows:
+            return
         render.say(
             f"{found['archived']} would be archived, {found['deleted']} deleted; "
-            f"{int(found['size']):,} bytes would be free."
+            f"{render.size(found['size'])} would be freed."
         )
 
     render.answer(found, as_json, human)
@@ -121,10 +133,11 @@ def dry_run(namespace: Name, as_json: AsJson = False) -> None:
 @app.command()
 def hold(
     environment: BuildOf,
-    reason: Annotated[str, typer.Option(help="Why it has to stay.", prompt=True)],
+    reason: Annotated[str, typer.Option(help="Reason of the hold.", show_default=False)] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Keep a build, or a whole environment: nobody archives or deletes it."""
+    """Place a legal hold on a build or an environment: it cannot be archived or deleted."""
+    reason = required_text(reason, option="--reason")
     api = connect()
     ref = reference(api, environment)
     found = find_environment(api, ref)
@@ -140,29 +153,31 @@ def holds(
     limit: Limit = 0,
     as_json: AsJson = False,
 ) -> None:
-    """List the legal holds of the namespaces that you run."""
+    """List the legal holds of the namespaces that you manage."""
     found = connect().every(queries.HOLDS, "legalHolds", limit=limit, namespace=namespace or None)
     rows = [
         (
             one["id"],
             one["environment"] + (f":{one['build']}" if one["build"] else ""),
-            render.moment(one["placedAt"]),
+            render.when(one["placedAt"]),
             one["placedBy"],
             one["reason"],
         )
         for one in found
     ]
-    columns = ["#id", "held", "since", "by", "why"]
-    render.answer(found, as_json, lambda: render.table(columns, rows, empty="Nothing is held."))
+    columns = ["#id", "held", "since", "-by", "~reason"]
+    empty = "No legal holds.\nPlace one: condastore retention hold ENV[:BUILD] --reason REASON"
+    render.answer(found, as_json, lambda: render.table(columns, rows, empty=empty))
 
 
 @app.command()
 def release(
     hold: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
-    reason: Annotated[str, typer.Option(help="Why it may go.", prompt=True)],
+    reason: Annotated[str, typer.Option(help="Reason of the release.", show_default=False)] = "",
     as_json: AsJson = False,
 ) -> None:
     """Release a legal hold."""
+    reason = required_text(reason, option="--reason")
     gone = connect().change(queries.RELEASE_HOLD, id=hold, reason=reason)
     text = f"The hold on {gone['environment']} is released."
     render.answer(gone, as_json, lambda: render.say(text))
@@ -176,7 +191,7 @@ def deleted(
     namespace: Annotated[str, typer.Option(help="Of this namespace.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """List what was deleted and can be brought back, of the namespaces that you run."""
+    """List deleted builds and environments that can be restored, of namespaces that you manage."""
     api = connect()
     where: dict[str, Any] = {"namespace": namespace or None}
     found = [
@@ -186,15 +201,14 @@ def deleted(
         {"name": f"{one['environment']}:{one['number']}", "deletedAt": one["deletedAt"]}
         for one in api.every(queries.DELETED_BUILDS, "deletedBuilds", **where)
     ]
-    rows = [(one["name"], render.moment(one["deletedAt"])) for one in found]
-    render.answer(
-        found, as_json, lambda: render.table(["what", "deleted"], rows, empty="Nothing is.")
-    )
+    rows = [(one["name"], render.when(one["deletedAt"])) for one in found]
+    empty = "Nothing that was deleted can be restored."
+    render.answer(found, as_json, lambda: render.table(["name", "deleted"], rows, empty=empty))
 
 
 @app.command()
 def undelete(environment: BuildOf, as_json: AsJson = False) -> None:
-    """Bring back a build, or an environment, that was deleted a while ago."""
+    """Restore a deleted build or environment."""
     api = connect()
     ref = reference(api, environment)
     if not ref.build:
@@ -223,7 +237,9 @@ def undelete(environment: BuildOf, as_json: AsJson = False) -> None:
 
 
 def collect(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say it, change nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Report what would be deleted; change nothing.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Delete unreferenced blobs and packages; runs on the server."""

@@ -22,6 +22,9 @@ from condastore.cli.options import AsJson
 app = typer.Typer(help="API tokens, with which programs sign in.", no_args_is_help=True)
 
 
+NO_TOKENS = "You have no tokens yet.\nCreate one: condastore token create NAME"
+
+
 def add_to(root: typer.Typer) -> None:
     for command in (login, logout, whoami):
         root.command()(command)
@@ -89,6 +92,7 @@ def logout(as_json: AsJson = False) -> None:
             f"You are not signed in to {config.current().url}.",
             status=Status.REFUSED,
             code="not-signed-in",
+            hint=f"Sign in: `condastore login {config.current().url}`.",
         )
     revoked = False
     if not server.own_token:
@@ -141,35 +145,34 @@ def list_(as_json: AsJson = False) -> None:
             f"{one['hint']}...",
             (one["role"] or "").lower(),
             ", ".join(one["namespaces"]),
-            render.moment(one["expiresAt"]),
-            render.moment(one["lastUsedAt"]),
+            render.moment(one["expiresAt"])[:10],
+            render.when(one["lastUsedAt"]),
             "revoked" if one["revoked"] else "",
         )
         for one in me["tokens"]
     ]
-    columns = ["#id", "name", "secret", "role", "namespaces", "expires", "last used", ""]
-    render.answer(
-        me["tokens"], as_json, lambda: render.table(columns, rows, empty="You have no token.")
-    )
+    columns = ["#id", "name", "-secret", "role", "~namespaces", "expires", "-last used", ""]
+    render.answer(me["tokens"], as_json, lambda: render.table(columns, rows, empty=NO_TOKENS))
 
 
 @app.command()
 def create(
     name: Annotated[str, typer.Argument(help="What it is for.", show_default=False)],
     role: Annotated[
-        Role | None, typer.Option(help="It may do no more than this role.", show_default=False)
+        Role | None,
+        typer.Option(help="Limit it to the permissions of this role.", show_default=False),
     ] = None,
     namespace: Annotated[
         list[str] | None,
         typer.Option(help="It acts in this namespace only; may be repeated.", show_default=False),
     ] = None,
-    days: Annotated[int, typer.Option(min=1, help="How long it lives.")] = 90,
+    days: Annotated[int, typer.Option(min=1, help="Days until it expires.")] = 90,
     service_account: Annotated[
         str, typer.Option(help="It acts for this service account of yours.")
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Make a token; its secret is shown this once."""
+    """Create a token; its secret is shown only once."""
     made = connect().change(
         queries.CREATE_TOKEN,
         name=name,
@@ -196,7 +199,7 @@ def service_account(
     made = connect().change(queries.CREATE_SERVICE_ACCOUNT, name=name)
     text = (
         f"Made the service account {made['username']}. Next: give it a role, and make its token:\n"
-        f"  condastore namespace grant NAMESPACE ROLE {made['username']}\n"
+        f"  condastore namespace grant NAMESPACE {made['username']} ROLE\n"
         f"  condastore token create NAME --service-account {made['username']}"
     )
     render.answer(made, as_json, lambda: render.say(text))
@@ -207,7 +210,7 @@ def revoke(
     token: Annotated[str, typer.Argument(help="Its name or id.", show_default=False)],
     as_json: AsJson = False,
 ) -> None:
-    """Make a token worthless."""
+    """Revoke a token."""
     api = connect()
     me = api.ask(queries.TOKENS)["me"]
     if me is None:

@@ -29,7 +29,7 @@ def list_(
     limit: Limit = 0,
     as_json: AsJson = False,
 ) -> None:
-    """List the webhooks of the namespaces that you run."""
+    """List the webhooks of the namespaces that you manage."""
     found = connect().every(queries.WEBHOOKS, "webhooks", limit=limit, namespace=namespace or None)
     rows = [
         (
@@ -41,8 +41,13 @@ def list_(
         )
         for one in found
     ]
-    columns = ["#id", "namespace", "url", "events", ""]
-    render.answer(found, as_json, lambda: render.table(columns, rows, empty="There is no webhook."))
+    columns = ["#id", "-namespace", "url", "~events", ""]
+    empty = (
+        f"{namespace} has no webhooks."
+        if namespace
+        else "You have no webhooks yet.\nAdd one: condastore webhook add URL --namespace NAMESPACE"
+    )
+    render.answer(found, as_json, lambda: render.table(columns, rows, empty=empty))
 
 
 @app.command()
@@ -60,7 +65,7 @@ def add(
     ] = [],  # noqa: B006 - typer makes a new one
     as_json: AsJson = False,
 ) -> None:
-    """Tell an address of events; the secret that signs the messages is shown once."""
+    """Send events to a URL; the secret that signs the messages is shown only once."""
     made = connect().change(
         queries.CREATE_WEBHOOK, namespace=namespace or None, url=url, events=events or None
     )
@@ -74,13 +79,13 @@ def add(
 
 @app.command("test")
 def try_(webhook: WebhookId, as_json: AsJson = False) -> None:
-    """Send a webhook a message, to see whether it gets one."""
+    """Send a test message to a webhook."""
     found = connect().change(queries.TEST_WEBHOOK, id=webhook)
-    render.answer(found, as_json, lambda: render.say(f"A message is on its way to {found['url']}."))
+    render.answer(found, as_json, lambda: render.say(f"Queued a test message to {found['url']}."))
 
 
 @app.command()
 def remove(webhook: WebhookId, as_json: AsJson = False) -> None:
-    """Remove a webhook, with the messages that it did not get yet."""
+    """Remove a webhook, with its undelivered messages."""
     gone = connect().change(queries.DELETE_WEBHOOK, id=webhook)
-    render.answer(gone, as_json, lambda: render.say(f"{gone['url']} is no longer told."))
+    render.answer(gone, as_json, lambda: render.say(f"Removed the webhook {gone['url']}."))

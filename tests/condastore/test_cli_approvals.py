@@ -10,6 +10,7 @@ import pytest
 
 from tests.condastore.command_line import Person
 from tests.condastore.running_system import System
+from tests.condastore.terminals import at_terminal
 from tests.services.processes import wait_for
 
 TEXT = "dependencies: [apptool]\n"
@@ -81,13 +82,27 @@ def test_a_build_waits_goes_on_when_it_is_approved_and_is_called_back(
 
     sam.does("run", place, "--", "true").succeeded()
     spec = f"libalpha =={request['version']}"
-    hit = administrator.does("recall", "add", spec, "--reason", "it leaks", "--json").succeeded()
+    planned = administrator.does("recall", "add", spec, "--dry-run").succeeded().out
+    assert f"{place}:1 (current): libalpha {request['version']}" in planned
+    assert spec not in administrator.does("recall", "list").succeeded().out
+    recall = ("recall", "add", spec, "--reason", "it leaks")
+    unconfirmed = administrator.does(*recall)
+    assert unconfirmed.status == 2
+    assert "--yes" in unconfirmed.err
+    declined = at_terminal(administrator, *recall, types="n\n")
+    assert declined.status == 2
+    assert f"{place}:1" in declined.out
+    assert spec not in administrator.does("recall", "list").succeeded().out
+    assert sam.does("recall", "add", spec, "--dry-run").status == 3
+    hit = administrator.does(*recall, "--yes", "--json").succeeded()
     try:
         assert f"{place}:1" in [one["build"] for one in hit.document["hits"]]
         stopped = sam.does("run", place, "--", "true")
         assert stopped.status == 3
         assert "it leaks" in stopped.err
         assert spec in sam.does("recall", "list").succeeded().out
+        [listed] = sam.does("env", "list", space).succeeded().out.splitlines()[1:]
+        assert "RECALLED" in listed
     finally:
         administrator.does(
             "recall", "undo", hit.document["id"], "--reason", "a false alarm"
@@ -100,7 +115,7 @@ def test_a_build_waits_goes_on_when_it_is_approved_and_is_called_back(
     revoke = ("approval", "revoke", decision["id"], "--reason", "looked again")
     assert sam.does(*revoke).status == 3
     administrator.does(*revoke).succeeded()
-    assert "There is no such decision." in administrator.does(*listed).succeeded().out
+    assert "No decision matches." in administrator.does(*listed).succeeded().out
     assert "revoked by admin" in administrator.does(*listed, "--all").succeeded().out
 
 
@@ -137,11 +152,11 @@ def test_a_webhook_is_added_tried_and_removed(administrator: Person, sam: Person
     listed = administrator.does("webhook", "list", "--namespace", space).succeeded().out
     assert "build.finished" in listed
     assert made["secret"] not in listed
-    assert "on its way" in administrator.does("webhook", "test", key).succeeded().out
+    assert "Queued a test message" in administrator.does("webhook", "test", key).succeeded().out
     assert sam.does("webhook", "test", key).status != 0
     administrator.does("webhook", "remove", key).succeeded()
     none = administrator.does("webhook", "list", "--namespace", space).succeeded().out
-    assert "There is no webhook." in none
+    assert none == f"{space} has no webhooks.\n"
     wrong = administrator.does(
         "webhook", "add", "https://hooks.example.org/", "-n", space, "--event", "build.begun"
     )

@@ -119,7 +119,7 @@ def test_a_build_is_followed_by_events_and_summed_up(person: Person, file: str):
     lines = done.out.splitlines()
     assert [line for line in lines if line in LOG] == LOG
     assert "research/ml:3: LINKING" in lines
-    assert "research/ml:3 is READY after 9.0 s" in lines
+    assert "research/ml:3 is READY after 0.5 s" in lines
     assert "  50 packages, 512.0 MB, of which 1.0 kB are its own" in lines
     assert "  use it: condastore run research/ml -- python" in lines
     assert done.err == "warning: pip is not pinned\n"
@@ -270,7 +270,7 @@ def test_the_status_says_what_kind_of_error_it_was(
     person: Person, file: str, code: str, status: int
 ):
     with answering({"SubmitBuild": lambda _: refused(code)}) as server:
-        done = replace(person, url=server.url).does(*BUILD, file)
+        done = replace(person, url=server.url, token="cs-secret").does(*BUILD, file)
     assert (done.status, done.out) == (status, "")
     assert done.err == "error: It is so.\n"
 
