@@ -570,11 +570,14 @@ fragment Recalled on Recall {
 """
 RECALLS = paged_list("recalls", "active: Boolean", "...Recalled", _RECALL)
 RECALL_HITS = paged_list("recallHits", "id: ID!", "build state isCurrent requestedBy packages")
-RECALL_PREVIEW = paged_list(
-    "recallPreview",
-    "spec: String!, sha256: String!, manager: String!",
-    "build state isCurrent requestedBy packages",
-)
+RECALL_PREVIEW = """
+query RecallPreview($spec: String!, $sha256: String!, $manager: String!) {
+  recallPreview(spec: $spec, sha256: $sha256, manager: $manager) {
+    buildCount environmentCount namespaceCount requesterCount
+    builds { build state isCurrent requestedBy packages }
+  }
+}
+"""
 RECALL = mutation(
     "recall",
     "spec: String!, sha256: String!, manager: String!, reason: String!",

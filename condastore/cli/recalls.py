@@ -53,13 +53,13 @@ def add(
     api = connect()
     target: dict[str, Any] = {"spec": spec, "sha256": sha256, "manager": "conda"}
     if dry_run or not yes:
-        planned = api.every(queries.RECALL_PREVIEW, "recallPreview", limit=0, **target)
+        planned = api.ask(queries.RECALL_PREVIEW, **target)["recallPreview"]
         if dry_run:
             render.answer(planned, as_json, lambda: _preview(spec or sha256, planned))
             return
         if sys.stdin.isatty():
             _preview(spec or sha256, planned, say=render.warn)
-        confirm(f"Recall {spec or sha256}, which is in {counted(planned)}?", yes=yes)
+        confirm(f"Recall {spec or sha256}, which is in {_extent(planned)}?", yes=yes)
     reason = required_text(reason, option="--reason")
     made = api.change(queries.RECALL, reason=reason, **target)
     found = _hit(api, made["id"], 0)
@@ -119,30 +119,31 @@ def _hit(api: Api, recall: str, limit: int) -> list[Json]:
 
 
 def _hits(made: Json, found: list[Json]) -> None:
-    render.say(f"{_name(made)} is recalled (id {made['id']}); it is in {counted(found)}.")
+    extent = render.number(len(found), "build")
+    render.say(f"{_name(made)} is recalled (id {made['id']}); it is in {extent}.")
     if found:
         render.say()
         _table(found)
 
 
-def _preview(name: str, planned: list[Json], *, say: Callable[[str], None] = render.say) -> None:
-    """Print what a recall would stop serving, the first builds by name."""
-    say(f"{name} is in {counted(planned)}.")
-    for one in planned[:SHOWN]:
+def _preview(name: str, planned: Json, *, say: Callable[[str], None] = render.say) -> None:
+    """Print what a recall would stop serving, the newest builds by name."""
+    people = render.number(planned["requesterCount"], "user")
+    say(f"{name} is in {_extent(planned)}; {people} would be notified.")
+    for one in planned["builds"][:SHOWN]:
         current = " (current)" if one["isCurrent"] else ""
         say(f"  {one['build']}{current}: {', '.join(one['packages'])}")
-    if len(planned) > SHOWN:
-        say(f"  and {len(planned) - SHOWN:,} more")
+    if planned["buildCount"] > SHOWN:
+        say(f"  and {planned['buildCount'] - SHOWN:,} more")
 
 
-def counted(found: list[Json]) -> str:
-    """Return such as "3 builds of 2 environments"."""
-    environments = {one["build"].rpartition(":")[0] for one in found}
-    if not found:
-        return "no build"
-    return (
-        f"{render.number(len(found), 'build')} of {render.number(len(environments), 'environment')}"
+def _extent(planned: Json) -> str:
+    """Return such as "3 builds of 2 environments in 1 namespace"."""
+    builds, environments, namespaces = (
+        render.number(planned[f"{noun}Count"], noun)
+        for noun in ("build", "environment", "namespace")
     )
+    return f"{builds} of {environments} in {namespaces}" if planned["buildCount"] else "no build"
 
 
 def _table(found: list[Json]) -> None:
