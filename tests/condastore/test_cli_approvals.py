@@ -85,24 +85,24 @@ def test_a_build_waits_goes_on_when_it_is_approved_and_is_called_back(
     planned = administrator.does("recall", "add", spec, "--dry-run").succeeded().out
     assert f"{place}:1 (current): libalpha {request['version']}" in planned
     assert spec not in administrator.does("recall", "list").succeeded().out
-    recall = ("recall", "add", spec, "--reason", "it leaks")
-    unconfirmed = administrator.does(*recall)
+    recalling = ("recall", "add", spec, "--reason", "it leaks")
+    unconfirmed = administrator.does(*recalling)
     assert unconfirmed.status == 2
     assert "--yes" in unconfirmed.err
-    declined = at_terminal(administrator, *recall, types="n\n")
+    declined = at_terminal(administrator, *recalling, types="n\n")
     assert declined.status == 2
     assert f"{place}:1" in declined.out
     assert spec not in administrator.does("recall", "list").succeeded().out
     assert sam.does("recall", "add", spec, "--dry-run").status == 3
-    hit = administrator.does(*recall, "--yes", "--json").succeeded()
+    hit = administrator.does(*recalling, "--yes", "--json").succeeded()
     try:
         assert f"{place}:1" in [one["build"] for one in hit.document["hits"]]
         stopped = sam.does("run", place, "--", "true")
         assert stopped.status == 3
         assert "it leaks" in stopped.err
         assert spec in sam.does("recall", "list").succeeded().out
-        [listed] = sam.does("env", "list", space).succeeded().out.splitlines()[1:]
-        assert "RECALLED" in listed
+        [row] = sam.does("env", "list", space).succeeded().out.splitlines()[1:]
+        assert "RECALLED" in row
     finally:
         administrator.does(
             "recall", "undo", hit.document["id"], "--reason", "a false alarm"
