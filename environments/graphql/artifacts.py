@@ -64,24 +64,30 @@ def artifacts_of(info: Info, build: Any, namespace: str, environment: str) -> li
     """Those of this build's variables: another specification may have given the same lock."""
     if build.lock_id is None:
         return []
-    held = build.__dict__
-    if "lock_made" in held:
+    if "lock_made" in build.__dict__:
         rows = build.lock_made.made_artifacts
     else:
         rows = Artifact.objects.filter(lock=build.lock_id).select_related("blob")
         rows = rows.order_by("kind", "platform", "-recipe")
-    variables = (
-        held["variables_set"]
-        if "variables_set" in held
-        else dict(build.specification.value().variables)
-    )
-    variant = variant_of(variables or {})
     path = (namespace, environment, build.number)
-    return [
-        _node(info, row, path)
-        for row in rows
-        if row.variant == variant and row.recipe == FORMS[ArtifactKind(row.kind)].recipe
-    ]
+    variant = _variant(build)
+    return [_node(info, row, path) for row in rows if _is_current(row, variant)]
+
+
+def has_artifact(build: Any, row: Artifact) -> bool:
+    """Return whether an artifact of the build's lock is one of the build."""
+    return _is_current(row, _variant(build))
+
+
+def _is_current(row: Artifact, variant: str) -> bool:
+    return row.variant == variant and row.recipe == FORMS[ArtifactKind(row.kind)].recipe
+
+
+def _variant(build: Any) -> str:
+    held = build.__dict__
+    if "variables_set" in held:
+        return variant_of(held["variables_set"] or {})
+    return variant_of(dict(build.specification.value().variables))
 
 
 def artifact_of(info: Info, build: Build, row: Artifact) -> ArtifactNode:

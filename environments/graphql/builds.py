@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import strawberry
 import strawberry_django
-from django.db.models import (
-    F,
-    QuerySet,
-)
+from django.db.models import F, QuerySet, Window
+from django.db.models.functions import RowNumber
 from django.urls import reverse
 from strawberry import ID, Info
 
@@ -20,7 +18,13 @@ from environments.domain import diff as differences
 from environments.domain.lifecycle import FINISHED, BuildState
 from environments.graphql import folder_restores
 from environments.graphql.approvals import ApprovalRequestNode, of_builds, request_rows, shown
-from environments.graphql.artifacts import ArtifactNode, artifacts_of, of_locks
+from environments.graphql.artifacts import (
+    ArtifactNode,
+    artifact_of,
+    artifacts_of,
+    has_artifact,
+    of_locks,
+)
 from environments.graphql.connections import ordered_by_keys
 from environments.graphql.fields import (
     Column,
@@ -57,6 +61,8 @@ from environments.services import folders
 if TYPE_CHECKING:
     from environments.graphql.environments import EnvironmentNode
 
+#: Newest builds of a lock among which the build of one of its artifacts is searched.
+ARTIFACT_BUILDS = 20
 #: Declared in a module that imports this one.
 LazyEnvironment = Annotated["EnvironmentNode", strawberry.lazy("environments.graphql.environments")]
 
@@ -402,15 +408,29 @@ register_model("Build", BuildNode, lambda info: Build.objects.all())
 
 
 def _load_artifacts(info: Info, keys: Sequence[str]) -> dict[str, ArtifactNode]:
-    """Artifacts with the newest visible build that has them, whose URL they are shown with."""
+    """Find artifacts with the newest visible build that has them, whose URL they are shown with.
+
+    Two statements for any number of keys.
+    """
+    rows = list(Artifact.objects.filter(pk__in=keys).select_related("blob"))
+    newest = Window(RowNumber(), partition_by="lock", order_by="-pk")
+    visible = Build.objects.visible_to(actor_of(info)).filter(
+        lock__in={row.lock_id for row in rows}
+    )
+    builds: dict[int | None, list[Build]] = {}
+    for build in (
+        visible.select_related("environment__namespace")
+        .defer("source", "log_archive", "verdicts", "progress")
+        .annotate(variables_set=F("specification__content__variables"), rank=newest)
+        .filter(rank__lte=ARTIFACT_BUILDS)
+        .order_by("-pk")
+    ):
+        builds.setdefault(build.lock_id, []).append(build)
     found: dict[str, ArtifactNode] = {}
-    visible = Build.objects.visible_to(actor_of(info)).select_related("environment__namespace")
-    for artifact in Artifact.objects.filter(pk__in=keys):
-        for build in visible.filter(lock=artifact.lock_id).order_by("-pk")[:20]:
-            shown = artifacts_of(info, build, *names_of(build))
-            same = [one for one in shown if one.database_id == str(artifact.pk)]
-            if same:
-                found[str(artifact.pk)] = same[0]
+    for row in rows:
+        for build in builds.get(row.lock_id, ()):
+            if has_artifact(build, row):
+                found[str(row.pk)] = artifact_of(info, build, row)
                 break
     return found
 

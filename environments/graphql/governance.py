@@ -24,7 +24,15 @@ from environments.graphql.connections import Connection, Rows, connection
 from environments.graphql.errors import OperationError, refusable
 from environments.graphql.fields import actor_of, described, field
 from environments.graphql.namespaces import NamespaceNode
-from environments.graphql.nodes import Node, find, global_id, ids_of, key_in, register_rows
+from environments.graphql.nodes import (
+    Node,
+    find,
+    global_id,
+    ids_of,
+    key_in,
+    register_batches,
+    register_rows,
+)
 from environments.models import (
     ApprovalRequest,
     Build,
@@ -541,10 +549,10 @@ def _aware(moment: datetime | None) -> datetime | None:
     return moment.replace(tzinfo=UTC) if moment and moment.tzinfo is None else moment
 
 
-register_rows(
+register_batches(
     "ApprovalRequest",
     lambda info: request_rows().visible_to(actor_of(info)),  # type: ignore[attr-defined]
-    lambda info, row: shown(actor_of(info), [row])[0],
+    lambda info, rows: shown(actor_of(info), rows),
 )
 register_rows(
     "PackageDecision",

@@ -150,17 +150,34 @@ def register_model(kind: str, node: type[Any], rows: Callable[[Info], QuerySet[A
     register(kind, load)
 
 
-def register_rows(kind: str, rows: Callable[[Info], QuerySet[Any]], convert: Any) -> None:
+def register_rows(
+    kind: str, rows: Callable[[Info], QuerySet[Any]], convert: Callable[[Info, Any], Any]
+) -> None:
     """Let `Query.node` find rows that are answered as other objects.
 
     Args:
         rows: those that the actor may see.
-        convert: makes the object of `info` and a row.
+        convert: makes the object of `info` and a row, without a query.
+    """
+    register_batches(kind, rows, lambda info, page: [convert(info, row) for row in page])
+
+
+def register_batches(
+    kind: str,
+    rows: Callable[[Info], QuerySet[Any]],
+    convert: Callable[[Info, Sequence[Any]], Sequence[Any]],
+) -> None:
+    """Let `Query.node` find rows that are answered as other objects, converted together.
+
+    Args:
+        rows: those that the actor may see.
+        convert: makes the objects of `info` and the rows of one request, in their order.
     """
 
     def load(info: Info, keys: Sequence[str]) -> Mapping[str, Any]:
-        found = rows(info).filter(pk__in=keys)
-        return {str(row.pk): convert(info, row) for row in found}
+        found = list(rows(info).filter(pk__in=keys))
+        objects = convert(info, found)
+        return {str(row.pk): one for row, one in zip(found, objects, strict=True)}
 
     register(kind, load)
 
