@@ -17,7 +17,16 @@ from accounts.models import User
 from accounts.roles import PUBLIC, Perm
 from condastore.errors import NotFoundError
 from condastore.statements import subquery
-from environments.models.namespaces import Namespace, conditions_of, held, key_of, kind_of, never
+from environments.models.namespaces import (
+    Namespace,
+    groups_of,
+    held,
+    key_of,
+    keys_held,
+    kind_of,
+    never,
+    one_of,
+)
 from environments.models.row_loading import LoadedDirectly
 
 if TYPE_CHECKING:
@@ -73,7 +82,7 @@ def shared_environments(actor: Actor) -> RawSQL:
     """Return the subquery of the keys of environments shared directly with `actor`."""
     return subquery(
         ("shared environments",),
-        lambda key, names: _shared(key, names, "content_object"),
+        lambda key, names: one_of(_shared(key, names, "content_object")),
         key=actor.account.pk,
         words=actor.only_namespaces,
     )
@@ -84,10 +93,10 @@ def _names_of_visible(actor: Actor, perm: Perm) -> RawSQL:
     shared = _may_be_shared(actor, perm)
 
     def build(key: int, names: Sequence[str] | None) -> models.QuerySet[Any, Any]:
-        found = conditions_of(actor, perm, key, names)
+        parts = keys_held(actor, perm, key, names)
         if shared:
-            found |= Q(pk__in=_shared(key, names, "content_object__namespace"))
-        return Namespace.objects.order_by().filter(found).values("name")
+            parts += _shared(key, names, "content_object__namespace")
+        return Namespace.objects.order_by().filter(pk__in=one_of(parts)).values("name")
 
     return subquery(
         ("names", *kind_of(actor, perm), shared),
@@ -97,13 +106,16 @@ def _names_of_visible(actor: Actor, perm: Perm) -> RawSQL:
     )
 
 
-def _shared(account: int, names: Sequence[str] | None, column: str) -> models.QuerySet[Any, Any]:
+def _shared(
+    account: int, names: Sequence[str] | None, column: str
+) -> list[models.QuerySet[Any, Any]]:
+    """Return querysets that together have `column` of the environments shared with an account."""
     wanted: dict[str, Any] = {"permission__codename": SHARED}
     if names is not None:
         wanted["content_object__namespace__name__in"] = names
     users = EnvironmentUserObjectPermission.objects.filter(user=account, **wanted)
-    groups = EnvironmentGroupObjectPermission.objects.filter(group__user=account, **wanted)
-    return users.values(column).union(groups.values(column))
+    groups = EnvironmentGroupObjectPermission.objects.filter(group__in=groups_of(account), **wanted)
+    return [users.values(column), groups.values(column)]
 
 
 class Environment(LoadedDirectly):

@@ -74,19 +74,22 @@ def _keys(actor: Actor, perm: Perm) -> RawSQL:
 
     Only its SQL is cached: roles are read when the statement runs.
     """
-
-    def build(key: int, names: Sequence[str] | None) -> models.QuerySet[Any, Any]:
-        return (
-            Namespace.objects.order_by().filter(conditions_of(actor, perm, key, names)).values("pk")
-        )
-
     return subquery(
-        ("keys", *kind_of(actor, perm)), build, key=key_of(actor), words=actor.only_namespaces
+        ("keys", *kind_of(actor, perm)),
+        lambda key, names: one_of(keys_held(actor, perm, key, names)),
+        key=key_of(actor),
+        words=actor.only_namespaces,
     )
 
 
+def one_of(parts: Sequence[models.QuerySet[Any, Any]]) -> models.QuerySet[Any, Any]:
+    """Return the union of the parts. Duplicates stay: `IN` removes them anyway."""
+    first, *others = parts
+    return first.union(*others, all=True) if others else first
+
+
 def kind_of(actor: Actor, perm: Perm) -> tuple[Hashable, ...]:
-    """Return what the SQL of `conditions_of` depends on, besides the namespaces of a token."""
+    """Return what the SQL of `keys_held` depends on, besides the namespaces of a token."""
     return perm, actor.rules_everything, actor.signed_in
 
 
@@ -94,35 +97,51 @@ def key_of(actor: Actor) -> int:
     return int(actor.account.pk) if actor.signed_in else 0
 
 
-def conditions_of(actor: Actor, perm: Perm, key: int, names: Sequence[str] | None) -> Q:
-    """Return the conditions of `held` for the account `key` and a token limited to `names`."""
-    allowed = ~Q(pk__in=())
-    if not actor.rules_everything:
-        allowed = _by_roles(key if actor.signed_in else None, perm)
-    return allowed if names is None else allowed & Q(name__in=names)
+def keys_held(
+    actor: Actor, perm: Perm, key: int, names: Sequence[str] | None
+) -> list[models.QuerySet[Any, Any]]:
+    """Return querysets that together have the keys of the namespaces of `held`.
 
+    Each way to a role is a part of its own, so that the database reads the roles of one account
+    and not every namespace.
 
-def _by_roles(account: int | None, perm: Perm) -> Q:
-    """Return the condition on roles granted to an account, its groups or by mappings, and
-    public."""
-    allowed = Q(public=True) if perm in PUBLIC else Q(pk__in=())
-    if account is None:
-        return allowed
-    # Like guardian's get_objects_for_user, which takes longer to build than the query runs.
+    Args:
+        key: of the account.
+        names: of the namespaces that a token is limited to.
+    """
+    own = {} if names is None else {"name__in": names}
+    through = {} if names is None else {"content_object__name__in": names}
+    namespaces = Namespace.objects.order_by().filter(**own)
+    if actor.rules_everything:
+        return [namespaces.values("pk")]
+    parts: list[models.QuerySet[Any, Any]] = []
+    if perm in PUBLIC:
+        parts.append(namespaces.filter(public=True).values("pk"))
+    if not actor.signed_in:
+        return parts
     roles = {"permission__codename__in": sorted(role.codename for role in roles_with(perm))}
-    own = NamespaceUserObjectPermission.objects.filter(user=account, **roles)
-    shared = NamespaceGroupObjectPermission.objects.filter(group__user=account, **roles)
-    allowed |= Q(pk__in=own.values("content_object"))
-    allowed |= Q(pk__in=shared.values("content_object"))
-    allowed |= Q(pk__in=mapped(account, roles_with(perm)))
+    users = NamespaceUserObjectPermission.objects.filter(user=key, **roles, **through)
+    groups = NamespaceGroupObjectPermission.objects.filter(
+        group__in=groups_of(key), **roles, **through
+    )
+    mappings = mapped(key, roles_with(perm))
+    if names is not None:
+        mappings = mappings.filter(namespace__name__in=names)
+    parts += [users.values("content_object"), groups.values("content_object"), mappings]
     if perm is Perm.APPROVE:
-        allowed |= Q(models.Exists(_permission(account, DECIDE_EVERYWHERE)))
-    return allowed
+        everywhere = models.Exists(_permission(key, DECIDE_EVERYWHERE))
+        parts.append(namespaces.filter(everywhere).values("pk"))
+    return parts
+
+
+def groups_of(account: int) -> models.QuerySet[Any, Any]:
+    """Return the keys of the account's groups, without a join to the groups themselves."""
+    return User.groups.through.objects.filter(user=account).values("group")
 
 
 def mapped(account: int, roles: Iterable[Role]) -> models.QuerySet[Any, Any]:
     """Namespaces in which role mappings give `account` one of `roles` through its groups."""
-    rows = MappedRole.objects.filter(role__in=sorted(roles), group__user=account)
+    rows = MappedRole.objects.filter(role__in=sorted(roles), group__in=groups_of(account))
     return rows.filter(Q(user=None) | Q(user=account)).values("namespace")
 
 
