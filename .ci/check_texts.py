@@ -134,7 +134,11 @@ def schema_faults(path: Path) -> Iterator[tuple[int, str]]:
                 | nodes.EnumValueDefinitionNode
                 | nodes.DirectiveDefinitionNode,
             )
-            if described and node.description is None:  # type: ignore[attr-defined]
+            # @oneOf is part of the specification of GraphQL; strawberry prints it as it is there.
+            specified = (
+                isinstance(node, nodes.DirectiveDefinitionNode) and node.name.value == "oneOf"
+            )
+            if described and not specified and node.description is None:  # type: ignore[attr-defined]
                 line = node.loc.start_token.line if node.loc else 1
                 found.append((line, f"{node.name.value} has no description."))  # type: ignore[attr-defined]
 

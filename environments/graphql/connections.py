@@ -1,7 +1,8 @@
 """Relay connections with keyset cursors, and totals that are counted only when selected.
 
 A cursor holds the sort keys of its item: rows that are added or removed between two pages shift
-nothing, so no item is skipped or repeated.
+nothing, so no item is skipped or repeated. Cursors of lists of `Query` also name the order of the
+list, after ORDER_MARK; a list in another order refuses them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from django.db.models import (
     ExpressionWrapper,
     F,
     IntegerField,
+    OrderBy,
     OuterRef,
     Prefetch,
     QuerySet,
@@ -51,6 +53,8 @@ from condastore.errors import InvalidInputError
 from environments.graphql._private import graphql_info
 
 T = TypeVar("T")
+#: Separates the keys in a cursor, as strawberry-django writes them, from the list's order.
+ORDER_MARK = "~"
 Key = Sequence[Any]
 
 if TYPE_CHECKING:
@@ -255,10 +259,17 @@ class Pages(StrawberryDjangoConnectionExtension):
         return django_resolver(self._of_rows)(nodes, info, page)
 
     def _of_rows(self, rows: QuerySet[Any], info: Info, page: Page) -> Any:
+        rows, mark = explicitly_ordered(rows), ""
+        arguments = page.arguments()
+        if graphql_info(info).path.prev is None:  # the order of nested lists is fixed
+            mark = order_mark(rows)
+            arguments |= {
+                name: arguments[name] and _unmarked(name, arguments[name], mark)
+                for name in ("after", "before")
+            }
         try:
-            return self.connection_type.resolve_connection(
-                explicitly_ordered(rows), info=info, **page.arguments()
-            )
+            found = self.connection_type.resolve_connection(rows, info=info, **arguments)
+            return _marked(found, mark) if mark else found
         except (ValueError, OverflowError, DataError) as error:
             if page.after is None and page.before is None:
                 raise
@@ -323,7 +334,47 @@ class Pages(StrawberryDjangoConnectionExtension):
 
 
 def _key_in(cursor: str | None) -> Key | None:
+    if cursor is not None and ORDER_MARK in cursor:
+        raise ValueError(cursor)
     return None if cursor is None else [*_values_in(cursor)]
+
+
+def order_mark(rows: QuerySet[Any]) -> str:
+    """Return the end of the cursors of rows in this order."""
+    keys = []
+    for one in rows.query.order_by:
+        if isinstance(one, OrderBy):
+            name = getattr(one.expression, "name", type(one.expression).__name__)
+            keys.append(f"-{name}" if one.descending else str(name))
+        else:
+            keys.append(str(one))
+    return ORDER_MARK + ",".join(keys)
+
+
+def _unmarked(name: str, cursor: str, mark: str) -> str:
+    """Return the keys of a cursor of this order.
+
+    Raises:
+        InvalidInputError: it is a cursor of another order, or of none.
+    """
+    keys, sign, order = cursor.partition(ORDER_MARK)
+    if sign + order == mark:
+        return keys
+    raise InvalidInputError(
+        f"{name} is a cursor of another order; the list is ordered by {mark[len(ORDER_MARK) :]}.",
+        where=name,
+        hint="Use endCursor or startCursor of another page, with the same filters and order.",
+    )
+
+
+def _marked(found: Any, mark: str) -> Any:
+    for edge in found.edges:
+        edge.cursor += mark
+    info = found.page_info
+    if info.start_cursor is not None:
+        info.start_cursor += mark
+        info.end_cursor += mark
+    return found
 
 
 def connection(
@@ -461,7 +512,7 @@ def checked_page(
 
 def _values_in(cursor: str) -> list[Any]:
     """Return the sort keys in a cursor. ValueError: it is not one."""
-    kind, text = relay.from_base64(cursor)
+    kind, text = relay.from_base64(cursor.partition(ORDER_MARK)[0])
     values = json.loads(text) if kind == DjangoCursorEdge.CURSOR_PREFIX else None
     if not isinstance(values, list) or not all(
         one is None or isinstance(one, str | int) for one in values
@@ -513,6 +564,9 @@ def check_nested_pages(info: Info | GraphQLResolveInfo[Any]) -> None:
                 page = page_arguments(raw, node)
                 if any(value is not None for value in page.values()):
                     checked_page(**page)
+                for name in ("after", "before"):
+                    if page[name] and ORDER_MARK in page[name]:
+                        _refuse_cursor(name, ValueError(page[name]))
                 check(node.selection_set)
 
     for node in raw.field_nodes:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
-from enum import Enum
 
 import strawberry
+import strawberry_django
 from django.db.models import OuterRef, Q, QuerySet, Subquery
+from django.db.models.lookups import In
 
 from environments.domain.lifecycle import BuildState
+from environments.graphql.filtering import Direction, condition, filter_type, sort_key
 from environments.models import Build, Environment, LockedConda, LockedPypi, Namespace
 
 
@@ -36,66 +38,71 @@ class TextFilter:
         return found
 
 
-@strawberry.input(description="Filter for namespaces; all given conditions must hold.")
+@filter_type(
+    Namespace,
+    name="NamespaceFilter",
+    description="Filter for namespaces; all given conditions must hold.",
+)
 class NamespaceFilter:
-    name: TextFilter | None = strawberry.field(default=None, description="Condition on the name.")
-    personal: bool | None = strawberry.field(
-        default=None, description="True for personal namespaces only, false for others only."
+    name: TextFilter | None = condition(
+        "name", TextFilter, "Condition on the name.", build=lambda name, text: text.on(name)
     )
-    public: bool | None = strawberry.field(
-        default=None, description="True for public namespaces only, false for others only."
+    personal: bool | None = condition(
+        "personal", bool, "True for personal namespaces only, false for others only."
+    )
+    public: bool | None = condition(
+        "public", bool, "True for public namespaces only, false for others only."
     )
 
-    def apply(self, rows: QuerySet[Namespace]) -> QuerySet[Namespace]:
-        if self.name:
-            rows = rows.filter(self.name.on("name"))
-        if self.personal is not None:
-            rows = rows.filter(personal=self.personal)
-        if self.public is not None:
-            rows = rows.filter(public=self.public)
-        return rows
+
+def _of_newest_build(column: str, states: list[str]) -> Q:
+    newest = Build.objects.filter(environment=OuterRef(column), deleted_at=None)
+    state = Subquery(newest.order_by("-number").values("state")[:1])
+    return Q(In(state, states))
 
 
-@strawberry.input(description="Filter for environments; all given conditions must hold.")
+def _has_text(column: str, text: str) -> Q:
+    prefix = column.removesuffix("name")
+    names = Q(**{f"{prefix}name__icontains": text})
+    names |= Q(**{f"{prefix}namespace__name__icontains": text})
+    return names | Q(**{f"{prefix}description__icontains": text})
+
+
+def _is_unused(column: str, since: datetime) -> Q:
+    prefix = column.removesuffix("used_at")
+    unused = Q(**{column: None}) | Q(**{f"{column}__lt": since})
+    return unused & Q(**{f"{prefix}created_at__lt": since})
+
+
+@filter_type(
+    Environment,
+    name="EnvironmentFilter",
+    description="Filter for environments; all given conditions must hold.",
+)
 class EnvironmentFilter:
-    namespace: str | None = strawberry.field(default=None, description="Name of the namespace.")
-    name: str | None = strawberry.field(default=None, description="Exact name of the environment.")
-    search: str | None = strawberry.field(
-        default=None,
-        description="Part of the environment's name, its namespace's name or its description.",
+    namespace: str | None = condition("namespace__name", str, "Name of the namespace.")
+    name: str | None = condition("name", str, "Exact name of the environment.")
+    search: str | None = condition(
+        "name",
+        str,
+        "Part of the environment's name, its namespace's name or its description.",
+        build=_has_text,
     )
-    state: list[BuildState] | None = strawberry.field(
-        default=None, description="States of the newest build."
+    state: list[BuildState] | None = condition(
+        "pk", list[BuildState], "States of the newest build.", build=_of_newest_build
     )
-    package: str | None = strawberry.field(
-        default=None, description="Name of a package that the current build contains."
+    package: str | None = condition(
+        "current__lock__in",
+        str,
+        "Name of a package that the current build contains.",
+        build=lambda column, name: Q(**{column: locks_with(name).values("lock")}),
     )
-    unused_since: datetime | None = strawberry.field(
-        default=None,
-        description="Only environments created before this time and not used after it.",
+    unused_since: datetime | None = condition(
+        "used_at",
+        datetime,
+        "Only environments created before this time and not used after it.",
+        build=_is_unused,
     )
-
-    def apply(self, rows: QuerySet[Environment]) -> QuerySet[Environment]:
-        if self.namespace is not None:
-            rows = rows.filter(namespace__name=self.namespace)
-        if self.name is not None:
-            rows = rows.filter(name=self.name)
-        if self.search:
-            rows = rows.filter(
-                Q(name__icontains=self.search)
-                | Q(namespace__name__icontains=self.search)
-                | Q(description__icontains=self.search)
-            )
-        if self.state is not None:
-            newest = Build.objects.filter(environment=OuterRef("pk"), deleted_at=None)
-            state = Subquery(newest.order_by("-number").values("state")[:1])
-            rows = rows.alias(newest_state=state).filter(newest_state__in=self.state)
-        if self.unused_since is not None:
-            unused = Q(used_at=None) | Q(used_at__lt=self.unused_since)
-            rows = rows.filter(unused, created_at__lt=self.unused_since)
-        if self.package:
-            rows = rows.filter(current__lock__in=locks_with(self.package).values("lock"))
-        return rows
 
 
 def locks_with(name: str) -> QuerySet[LockedConda | LockedPypi]:
@@ -105,55 +112,45 @@ def locks_with(name: str) -> QuerySet[LockedConda | LockedPypi]:
     return conda.values("lock").union(pypi.values("lock"))  # type: ignore[return-value]
 
 
-@strawberry.input(description="Filter for builds; all given conditions must hold.")
+@filter_type(
+    Build, name="BuildFilter", description="Filter for builds; all given conditions must hold."
+)
 class BuildFilter:
-    namespace: str | None = strawberry.field(default=None, description="Name of the namespace.")
-    environment: str | None = strawberry.field(default=None, description="Name of the environment.")
-    state: list[BuildState] | None = strawberry.field(
-        default=None, description="States of the build."
-    )
-
-    def apply(self, rows: QuerySet[Build]) -> QuerySet[Build]:
-        if self.namespace is not None:
-            rows = rows.filter(environment__namespace__name=self.namespace)
-        if self.environment is not None:
-            rows = rows.filter(environment__name=self.environment)
-        if self.state is not None:
-            rows = rows.filter(state__in=self.state)
-        return rows
-
-
-@strawberry.enum(description="Order of namespaces.")
-class NamespaceOrder(Enum):
-    NAME = strawberry.enum_value(("name",), description="By name.")
-    NAME_DESC = strawberry.enum_value(("-name",), description="By name, descending.")
-    CREATED_AT = strawberry.enum_value(("created_at", "pk"), description="Oldest first.")
-    CREATED_AT_DESC = strawberry.enum_value(("-created_at", "-pk"), description="Newest first.")
-
-
-@strawberry.enum(description="Order of environments.")
-class EnvironmentOrder(Enum):
-    NAME = strawberry.enum_value(("namespace__name", "name"), description="By namespace and name.")
-    NAME_DESC = strawberry.enum_value(
-        ("-namespace__name", "-name"), description="By namespace and name, descending."
-    )
-    CREATED_AT = strawberry.enum_value(("pk",), description="Oldest first.")
-    CREATED_AT_DESC = strawberry.enum_value(("-pk",), description="Newest first.")
-    UPDATED_AT = strawberry.enum_value(
-        ("updated_at", "pk"), description="Least recently changed first."
-    )
-    UPDATED_AT_DESC = strawberry.enum_value(
-        ("-updated_at", "-pk"), description="Most recently changed first."
+    namespace: str | None = condition("environment__namespace__name", str, "Name of the namespace.")
+    environment: str | None = condition("environment__name", str, "Name of the environment.")
+    state: list[BuildState] | None = condition(
+        "state__in", list[BuildState], "States of the build."
     )
 
 
-@strawberry.enum(description="Order of builds.")
-class BuildOrder(Enum):
-    CREATED_AT = strawberry.enum_value(("created_at", "pk"), description="Oldest first.")
-    CREATED_AT_DESC = strawberry.enum_value(("-created_at", "-pk"), description="Newest first.")
-    NUMBER = strawberry.enum_value(
-        ("environment", "number"), description="By environment, then by ascending build number."
+@strawberry_django.order_type(
+    Namespace, name="NamespaceOrder", description="Sort key of namespaces; give exactly one field."
+)
+class NamespaceOrder:
+    name: Direction | None = sort_key("name", description="By name.")
+    created_at: Direction | None = sort_key("created_at", "pk", description="By time of creation.")
+
+
+@strawberry_django.order_type(
+    Environment,
+    name="EnvironmentOrder",
+    description="Sort key of environments; give exactly one field.",
+)
+class EnvironmentOrder:
+    name: Direction | None = sort_key(
+        "namespace__name", "name", description="By namespace, then by name."
     )
-    NUMBER_DESC = strawberry.enum_value(
-        ("environment", "-number"), description="By environment, then by descending build number."
+    created_at: Direction | None = sort_key("pk", description="By time of creation.")
+    updated_at: Direction | None = sort_key(
+        "updated_at", "pk", description="By time of the last change."
+    )
+
+
+@strawberry_django.order_type(
+    Build, name="BuildOrder", description="Sort key of builds; give exactly one field."
+)
+class BuildOrder:
+    created_at: Direction | None = sort_key("created_at", "pk", description="By time of creation.")
+    number: Direction | None = sort_key(
+        "environment", "number", description="By environment, then by build number."
     )

@@ -22,8 +22,10 @@ from graphql import (
     OperationDefinitionNode,
     SelectionSetNode,
     VariableNode,
+    Visitor,
     parse,
     validate,
+    visit,
 )
 from strawberry.extensions import SchemaExtension
 
@@ -49,6 +51,8 @@ SHORT_LISTS = frozenset(
 SHORT_LIST = 10
 #: The size of an answer, in pages of the largest size.
 PAGES = 100
+#: Levels of lists and objects in a variable or a value of the document, such as a filter.
+VALUE_DEPTH = 24
 #: Documents that are remembered, and their length at most, in characters.
 KEPT, SHORT = 256, 20_000
 
@@ -179,6 +183,48 @@ def refused(document: DocumentNode, variables: Mapping[str, Any]) -> list[GraphQ
     return found
 
 
+class _Nesting(Visitor):
+    """Measures how deep the lists and objects among the values of a document are nested."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depth = self.deepest = 0
+
+    def enter_object_value(self, *_: Any) -> None:
+        self.depth += 1
+        self.deepest = max(self.deepest, self.depth)
+
+    def leave_object_value(self, *_: Any) -> None:
+        self.depth -= 1
+
+    enter_list_value, leave_list_value = enter_object_value, leave_object_value
+
+
+def _has_deep_values(document: DocumentNode) -> bool:
+    nesting = _Nesting()
+    visit(document, nesting)
+    return nesting.deepest > VALUE_DEPTH
+
+
+def _has_deep_variables(variables: Mapping[str, Any]) -> bool:
+    """Return whether a variable is nested too deep to be read by recursion."""
+    level: list[Any] = [variables]
+    for _ in range(VALUE_DEPTH + 1):
+        level = [
+            inner
+            for one in level
+            for inner in (one.values() if isinstance(one, Mapping) else one)
+            if isinstance(inner, Mapping | list)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _too_deep_values() -> GraphQLError:
+    return too_much("query-too-deep", "A value of the query has too many levels", VALUE_DEPTH)
+
+
 def _short(number: int) -> str:
     return str(number) if number < 10**9 else "more than 10^9"
 
@@ -233,7 +279,9 @@ class Limits(SchemaExtension):
         context = self.execution_context
         assert context.graphql_document is not None
         key = (id(context.schema), context.query or "")
-        if found := refused(context.graphql_document, context.variables or {}):
+        if _has_deep_variables(context.variables or {}):
+            context.pre_execution_errors = [_too_deep_values()]
+        elif found := refused(context.graphql_document, context.variables or {}):
             context.pre_execution_errors = found
         elif not names_operation(context) and _is_ambiguous(context.graphql_document):
             context.pre_execution_errors = [
@@ -241,6 +289,8 @@ class Limits(SchemaExtension):
             ]
         elif key in _fitting:
             context.pre_execution_errors = []
+        elif _has_deep_values(context.graphql_document):
+            context.pre_execution_errors = [_too_deep_values()]
         else:
             context.pre_execution_errors = validate(
                 graphql_schema(context.schema),

@@ -22,6 +22,7 @@ from environments.graphql.connections import Connection, connection
 from environments.graphql.credentials import CredentialQuery
 from environments.graphql.environments import EnvironmentNode
 from environments.graphql.fields import actor_of, described, field
+from environments.graphql.filtering import filtered, ordered
 from environments.graphql.governance import GovernanceQuery
 from environments.graphql.hosted import HostedQuery
 from environments.graphql.images import ImageQuery
@@ -58,12 +59,6 @@ from environments.models import (
 from environments.operations.environments import find_build, find_environment
 
 
-def _ordered(rows: QuerySet[Any], order: list[Any] | None) -> QuerySet[Any]:
-    # Without duplicates, which would only let the statement grow with the request.
-    names = dict.fromkeys(order or ())
-    return rows.order_by(*(key for one in names for key in one.value)) if names else rows
-
-
 def _namespaces(
     info: Info,
     filters: Annotated[NamespaceFilter | None, described("Conditions on the namespaces.")] = None,
@@ -71,8 +66,9 @@ def _namespaces(
         list[NamespaceOrder] | None, described("Sort keys, most significant first.")
     ] = None,
 ) -> Iterable[NamespaceNode]:
-    rows = Namespace.objects.all()
-    found: Any = _ordered(filters.apply(rows) if filters else rows, order)
+    found: Any = ordered(
+        filtered(Namespace.objects.all(), filters, info), NamespaceOrder, order, info
+    )
     return found  # type: ignore[no-any-return]
 
 
@@ -85,8 +81,9 @@ def _environments(
         list[EnvironmentOrder] | None, described("Sort keys, most significant first.")
     ] = None,
 ) -> Iterable[EnvironmentNode]:
-    rows = Environment.objects.all()
-    found: Any = _ordered(filters.apply(rows) if filters else rows, order)
+    found: Any = ordered(
+        filtered(Environment.objects.all(), filters, info), EnvironmentOrder, order, info
+    )
     return found  # type: ignore[no-any-return]
 
 
@@ -97,8 +94,7 @@ def _builds(
         list[BuildOrder] | None, described("Sort keys, most significant first.")
     ] = None,
 ) -> Iterable[BuildNode]:
-    rows = Build.objects.all()
-    found: Any = _ordered(filters.apply(rows) if filters else rows, order)
+    found: Any = ordered(filtered(Build.objects.all(), filters, info), BuildOrder, order, info)
     return found  # type: ignore[no-any-return]
 
 

@@ -65,7 +65,7 @@ def shelf(alice: Actor) -> Namespace:
 def test_by_name_nothing_is_skipped_or_repeated_when_rows_come_and_go(
     alice: Actor, shelf: Namespace, deep: str, repeats: int
 ) -> None:
-    document = PAGE.replace("ORDER", "order: NAME").replace("DEEP", deep)
+    document = PAGE.replace("ORDER", "order: {name: ASC}").replace("DEEP", deep)
     for _ in range(repeats):
         added = iter(["a0", "a1", "a2", "a3"])
 
@@ -80,7 +80,7 @@ def test_by_name_nothing_is_skipped_or_repeated_when_rows_come_and_go(
 
 @pytest.mark.parametrize("deep", DEPTHS.values(), ids=DEPTHS.keys())
 def test_a_row_that_goes_away_hides_no_other_one(alice: Actor, shelf: Namespace, deep: str) -> None:
-    document = PAGE.replace("ORDER", "order: NAME").replace("DEEP", deep)
+    document = PAGE.replace("ORDER", "order: {name: ASC}").replace("DEEP", deep)
     gone = iter(["e0", "e1"])
 
     def between() -> None:
@@ -95,7 +95,7 @@ def test_a_row_that_goes_away_hides_no_other_one(alice: Actor, shelf: Namespace,
 def test_by_time_a_row_that_changes_moves_but_no_other_is_skipped_or_repeated(
     alice: Actor, shelf: Namespace, deep: str
 ) -> None:
-    document = PAGE.replace("ORDER", "order: UPDATED_AT_DESC").replace("DEEP", deep)
+    document = PAGE.replace("ORDER", "order: {updatedAt: DESC}").replace("DEEP", deep)
     changed = iter(["e2", "e0"])  # not seen yet: each jumps to the front, behind the reader
 
     def between() -> None:
@@ -107,7 +107,7 @@ def test_by_time_a_row_that_changes_moves_but_no_other_is_skipped_or_repeated(
 
 
 def test_backwards_from_the_end_rows_are_the_same(alice: Actor, shelf: Namespace) -> None:
-    document = PAGE.replace("ORDER", "order: NAME").replace("DEEP", "")
+    document = PAGE.replace("ORDER", "order: {name: ASC}").replace("DEEP", "")
     end = ask(alice, document, last=4)["environments"]
     assert names(end) == ["e5", "e6", "e7", "e8"]
     assert end["pageInfo"]["hasPreviousPage"]
@@ -117,7 +117,7 @@ def test_backwards_from_the_end_rows_are_the_same(alice: Actor, shelf: Namespace
 
 
 def test_the_cursor_of_each_row_is_the_same_by_every_way(alice: Actor, shelf: Namespace) -> None:
-    for order in ("NAME", "NAME_DESC", "CREATED_AT", "UPDATED_AT_DESC"):
+    for order in ("{name: ASC}", "{name: DESC}", "{createdAt: ASC}", "{updatedAt: DESC}"):
         plain = PAGE.replace("ORDER", f"order: {order}").replace("DEEP", "")
         deep = PAGE.replace("ORDER", f"order: {order}").replace("DEEP", "tags { name }")
         first = ask(alice, plain, first=4)["environments"]["edges"]
@@ -133,20 +133,57 @@ def test_the_cursor_of_each_row_is_the_same_by_every_way(alice: Actor, shelf: Na
 )
 @pytest.mark.parametrize("which", ["after", "before"])
 def test_what_is_no_cursor_is_refused(alice: Actor, cursor: str, which: str) -> None:
-    document = PAGE.replace("ORDER", "order: NAME").replace("DEEP", "")
+    document = PAGE.replace("ORDER", "order: {name: ASC}").replace("DEEP", "")
     result = execute(alice, document, **{which: cursor})
     assert result.errors
     assert result.errors[0].extensions["code"] == "invalid-input"  # type: ignore[index]
     assert result.errors[0].extensions["where"] == which  # type: ignore[index]
 
 
+@pytest.mark.parametrize("deep", ["", "tags { name }"])
 @pytest.mark.parametrize("repeats", [1, 3])
-def test_a_cursor_of_another_order_is_refused(alice: Actor, shelf: Namespace, repeats: int) -> None:
-    by_name = PAGE.replace("ORDER", "order: NAME").replace("DEEP", "")
-    by_time = PAGE.replace("ORDER", "order: UPDATED_AT").replace("DEEP", "")
-    cursor = ask(alice, by_name, first=2)["environments"]["pageInfo"]["endCursor"]
+@pytest.mark.parametrize(
+    ("first_order", "second_order", "named"),
+    [
+        ("{name: ASC}", "{updatedAt: ASC}", "updated_at,pk"),
+        ("{name: ASC}", "{name: DESC}", "-namespace__name,-name"),
+        ("{updatedAt: DESC}", "{updatedAt: ASC}", "updated_at,pk"),
+    ],
+)
+def test_a_cursor_of_another_order_is_refused(
+    alice: Actor,
+    shelf: Namespace,
+    *,
+    repeats: int,
+    deep: str,
+    first_order: str,
+    second_order: str,
+    named: str,
+) -> None:
+    first = PAGE.replace("ORDER", f"order: {first_order}").replace("DEEP", deep)
+    second = PAGE.replace("ORDER", f"order: {second_order}").replace("DEEP", deep)
+    for _ in range(3):
+        page = ask(alice, first, first=2)["environments"]
+        expected = ask(alice, second, first=2)["environments"]
+    cursor = page["pageInfo"]["endCursor"]
     for _ in range(repeats):
-        result = execute(alice, by_time, first=2, after=cursor)
+        result = execute(alice, second, first=2, after=cursor)
+        assert result.errors
+        assert result.errors[0].extensions["code"] == "invalid-input"  # type: ignore[index]
+        assert f"ordered by {named}" in result.errors[0].message
+    assert ask(alice, second, first=2)["environments"] == expected
+
+
+def test_a_cursor_of_a_list_is_none_of_a_nested_list(alice: Actor, shelf: Namespace) -> None:
+    listed = PAGE.replace("ORDER", "order: {name: ASC}").replace("DEEP", "")
+    cursor = ask(alice, listed, first=2)["environments"]["pageInfo"]["endCursor"]
+    nested = """query($after: String) { namespaces(first: 5) { edges { node {
+      environments(first: 20, after: $after) { edges { cursor node { name } } } } } } }"""
+    found = ask(alice, nested)["namespaces"]["edges"][-1]["node"]["environments"]["edges"]
+    after = ask(alice, nested, after=found[0]["cursor"])["namespaces"]["edges"][-1]["node"]
+    assert len(after["environments"]["edges"]) == len(found) - 1 > 0
+    for document, given in ((nested, cursor), (listed, found[0]["cursor"])):
+        result = execute(alice, document, after=given)
         assert result.errors
         assert result.errors[0].extensions["code"] == "invalid-input"  # type: ignore[index]
 
@@ -186,7 +223,7 @@ def test_packages_of_a_lock_and_uses_of_a_package_are_paged(alice: Actor, shelf:
         if not found["pageInfo"]["hasNextPage"]:
             break
     assert seen == ["e0", "e1", "e2", "e3"]
-    packages = """query($after: String) { builds(first: 1, order: CREATED_AT) { edges { node {
+    packages = """query($after: String) { builds(first: 1, order: {createdAt: ASC}) { edges { node {
       lock { packages(first: 1, after: $after) { pageInfo { hasNextPage endCursor }
         edges { node { name } } } } } } } }"""
 

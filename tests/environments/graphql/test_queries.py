@@ -239,14 +239,16 @@ def test_namespaces_and_builds_are_filtered_and_ordered(
 ) -> None:
     make_many(2)
     names = "{ namespaces(%s) { edges { node { name } } } }"
-    found = ask(alice, names % 'filters: {name: {iContains: "SPACE"}}, order: NAME_DESC')
+    found = ask(alice, names % 'filters: {name: {iContains: "SPACE"}}, order: {name: DESC}')
     assert [edge["node"]["name"] for edge in found["namespaces"]["edges"]] == [
         "space-2-1",
         "space-2-0",
     ]
     assert ask(alice, names % "filters: {public: true}")["namespaces"]["edges"] == []
-    builds = '{ builds(filters: {namespace: "space-2-0", state: READY}, order: [NUMBER]) { edges {'
-    found = ask(alice, builds + " node { number } } } }")
+    builds = """{ builds(
+      filters: {namespace: "space-2-0", state: READY}, order: [{number: ASC}]
+    ) { edges { node { number } } } }"""
+    found = ask(alice, builds)
     assert [edge["node"]["number"] for edge in found["builds"]["edges"]] == [1, 2]
 
 
