@@ -82,7 +82,9 @@ class ApprovalRequest(models.Model):
     #: "conda:<sha256>", "pypi:<sha256>" or "spec:<MatchSpec>".
     subject = models.CharField(max_length=300)
     conda = models.ForeignKey(CondaRecord, models.PROTECT, null=True, related_name="requests")
-    pypi = models.ForeignKey(PypiRecord, models.PROTECT, null=True, related_name="requests")
+    pypi = models.ForeignKey(
+        PypiRecord, models.PROTECT, null=True, related_name="requests", verbose_name="PyPI package"
+    )
     name = models.CharField(max_length=200, help_text="Package name.")
     version = models.CharField(max_length=100, blank=True)
     rule = models.CharField(max_length=100)
@@ -170,6 +172,10 @@ class RequestAsker(models.Model):
     objects = RequestAskerQuerySet.as_manager()
 
     class Meta:
+        verbose_name, verbose_name_plural = (
+            "person who waits for a decision",
+            "people who wait for decisions",
+        )
         default_permissions = ()
         constraints = [models.UniqueConstraint(fields=["request", "user"], name="asker_once")]
 
@@ -215,7 +221,7 @@ class Decision(models.Model):
     name = models.CharField(max_length=200, blank=True)
     spec = models.CharField(max_length=500, blank=True, help_text="MatchSpec of covered packages.")
     channel = models.CharField(max_length=500, blank=True)
-    sha256 = models.CharField(max_length=64, blank=True)
+    sha256 = models.CharField("SHA-256", max_length=64, blank=True)
     namespace = models.ForeignKey(
         Namespace, models.CASCADE, null=True, blank=True, related_name="decisions"
     )

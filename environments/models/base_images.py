@@ -49,7 +49,7 @@ class BaseImage(models.Model):
 class BaseLayer(models.Model):
     base = models.ForeignKey(BaseImage, models.CASCADE, related_name="layers")
     position = models.PositiveIntegerField()
-    diff_id = models.CharField(max_length=64)
+    diff_id = models.CharField("diff ID", max_length=64)
     media_type = models.CharField(max_length=100)
     blob = models.ForeignKey(Blob, models.PROTECT, related_name="+")
 

@@ -12,7 +12,7 @@ class Blob(models.Model):
     The row comes after the bytes, and goes before them.
     """
 
-    sha256 = models.CharField(max_length=64, unique=True)
+    sha256 = models.CharField("SHA-256", max_length=64, unique=True)
     size = models.BigIntegerField()
     stored_at = models.DateTimeField(default=timezone.now, editable=False)
     used_at = models.DateTimeField(default=timezone.now, db_index=True)

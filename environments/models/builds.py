@@ -45,6 +45,7 @@ class Prefix(models.Model):
     created_at = models.DateTimeField(default=timezone.now, editable=False)
 
     class Meta:
+        verbose_name, verbose_name_plural = "prefix", "prefixes"
         default_permissions = ()
 
     def __str__(self) -> str:

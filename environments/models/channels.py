@@ -25,7 +25,7 @@ REGISTRY = "oci://"
 class Channel(models.Model):
     """A channel by its base URL, without credentials."""
 
-    url = models.CharField(max_length=500, unique=True)
+    url = models.CharField("URL", max_length=500, unique=True)
     first_seen_at = models.DateTimeField(default=timezone.now, editable=False)
     indexed_state = models.CharField(max_length=64, blank=True)
     indexed_at = models.DateTimeField(null=True, blank=True)
@@ -115,7 +115,7 @@ class ChannelCredential(models.Model):
     namespace = models.ForeignKey(
         Namespace, models.CASCADE, null=True, blank=True, related_name="credentials"
     )
-    url_prefix = models.CharField(max_length=500)
+    url_prefix = models.CharField("URL prefix", max_length=500)
     kind = models.CharField(max_length=8, choices=[("token", "token"), ("basic", "basic")])
     base = models.CharField(
         max_length=500, blank=True, help_text="URL before a token that is part of the path."

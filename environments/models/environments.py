@@ -224,6 +224,10 @@ class EnvironmentUserObjectPermission(UserObjectPermissionBase):
     content_object = models.ForeignKey(Environment, models.CASCADE, related_name="user_shares")
 
     class Meta(UserObjectPermissionBase.Meta):
+        verbose_name, verbose_name_plural = (
+            "user's role in an environment",
+            "users' roles in environments",
+        )
         default_permissions = ()
 
 
@@ -231,4 +235,8 @@ class EnvironmentGroupObjectPermission(GroupObjectPermissionBase):
     content_object = models.ForeignKey(Environment, models.CASCADE, related_name="group_shares")
 
     class Meta(GroupObjectPermissionBase.Meta):
+        verbose_name, verbose_name_plural = (
+            "group's role in an environment",
+            "groups' roles in environments",
+        )
         default_permissions = ()

@@ -110,8 +110,8 @@ class HostedPackage(models.Model):
     version = models.CharField(max_length=100)
     build = models.CharField(max_length=200)
     record = models.TextField(help_text="JSON object of the package in repodata.")
-    sha256 = models.CharField(max_length=64, db_index=True)
-    md5 = models.CharField(max_length=32)
+    sha256 = models.CharField("SHA-256", max_length=64, db_index=True)
+    md5 = models.CharField("MD5", max_length=32)
     size = models.BigIntegerField()
     made_from = models.CharField(
         max_length=64, blank=True, help_text="sha256 of the wheel it was converted from."

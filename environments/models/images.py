@@ -25,7 +25,9 @@ class Layer(models.Model):
     #: sha256 of everything that the archive depends on; see `PackageLayer.key`.
     key = models.CharField(max_length=64, unique=True)
     label = models.TextField(help_text="Packages in the layer.")
-    diff_id = models.CharField(max_length=64, help_text="sha256 of the uncompressed archive.")
+    diff_id = models.CharField(
+        "diff ID", max_length=64, help_text="sha256 of the uncompressed archive."
+    )
     size = models.BigIntegerField(help_text="Uncompressed size in bytes.")
     variables: Any = models.JSONField(
         default=dict, help_text="Environment variables set by its packages."
@@ -77,6 +79,7 @@ class ImageIndex(models.Model):
     blob = models.ForeignKey(Blob, models.PROTECT, related_name="+")
 
     class Meta:
+        verbose_name, verbose_name_plural = "image index", "image indexes"
         default_permissions = ()
         constraints = [models.UniqueConstraint(fields=["lock", "blob"], name="image_index_once")]
 

@@ -30,6 +30,7 @@ class SpecificationRow(models.Model):
     created_at = models.DateTimeField(default=timezone.now, editable=False)
 
     class Meta:
+        verbose_name, verbose_name_plural = "specification", "specifications"
         default_permissions = ()
 
     def __str__(self) -> str:
@@ -55,8 +56,8 @@ class CondaRecord(models.Model):
     lock.
     """
 
-    url = models.CharField(max_length=1000)
-    sha256 = models.CharField(max_length=64)
+    url = models.CharField("URL", max_length=1000)
+    sha256 = models.CharField("SHA-256", max_length=64)
     claim = models.CharField(
         max_length=64, db_default="", help_text="sha256 of the description; empty in old rows."
     )
@@ -70,7 +71,7 @@ class CondaRecord(models.Model):
     subdir = models.CharField(max_length=32)
     channel = models.CharField(max_length=500)
     file_name = models.CharField(max_length=400)
-    md5 = models.CharField(max_length=32, blank=True)
+    md5 = models.CharField("MD5", max_length=32, blank=True)
     size = models.BigIntegerField()
     license = models.CharField(max_length=500, blank=True)
     timestamp = models.BigIntegerField(null=True)
@@ -147,8 +148,8 @@ class CondaRecord(models.Model):
 class PypiRecord(models.Model):
     """One description of a wheel of a Python index, like `CondaRecord`."""
 
-    url = models.CharField(max_length=1000)
-    sha256 = models.CharField(max_length=64)
+    url = models.CharField("URL", max_length=1000)
+    sha256 = models.CharField("SHA-256", max_length=64)
     claim = models.CharField(
         max_length=64, db_default="", help_text="sha256 of the description; empty in old rows."
     )
@@ -177,6 +178,7 @@ class PypiRecord(models.Model):
     first_seen_at = models.DateTimeField(default=timezone.now, editable=False)
 
     class Meta:
+        verbose_name, verbose_name_plural = "PyPI record", "PyPI records"
         default_permissions = ()
         ordering = ["name", "version", "pk"]
         constraints = [models.UniqueConstraint("sha256", "url", "claim", name="wheel_once")]
@@ -301,6 +303,7 @@ class LockRow(models.Model):
     objects = LockQuerySet.as_manager()
 
     class Meta:
+        verbose_name, verbose_name_plural = "lock", "locks"
         default_permissions = ()
         constraints = [models.UniqueConstraint("digest", "claims", name="lock_once")]
 
@@ -396,6 +399,7 @@ class LockedConda(models.Model):
     position = models.PositiveIntegerField(help_text="Order of linking, dependencies first.")
 
     class Meta:
+        verbose_name, verbose_name_plural = "locked conda package", "locked conda packages"
         default_permissions = ()
         ordering = ["lock", "platform", "position"]
         constraints = [
@@ -413,6 +417,7 @@ class LockedPypi(models.Model):
     position = models.PositiveIntegerField()
 
     class Meta:
+        verbose_name, verbose_name_plural = "locked PyPI package", "locked PyPI packages"
         default_permissions = ()
         ordering = ["lock", "platform", "position"]
         constraints = [
@@ -438,6 +443,7 @@ class LockConflicts(models.Model):
     )
 
     class Meta:
+        verbose_name, verbose_name_plural = "conflicts of a lock", "conflicts of locks"
         default_permissions = ()
         constraints = [
             models.UniqueConstraint(fields=["lock", "platform"], name="lock_conflicts_once")

@@ -137,6 +137,7 @@ class MirrorIndex(MirrorWork):
     objects = MirrorIndexQuerySet.as_manager()
 
     class Meta:
+        verbose_name, verbose_name_plural = "mirror index", "mirror indexes"
         ordering = ["mirror", "subdir"]
         default_permissions = ()
         constraints = [

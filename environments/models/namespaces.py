@@ -249,6 +249,10 @@ class NamespaceUserObjectPermission(UserObjectPermissionBase):
     content_object = models.ForeignKey(Namespace, models.CASCADE, related_name="user_grants")
 
     class Meta(UserObjectPermissionBase.Meta):
+        verbose_name, verbose_name_plural = (
+            "user's role in a namespace",
+            "users' roles in namespaces",
+        )
         default_permissions = ()
         constraints = [
             models.UniqueConstraint(fields=["user", "content_object"], name="one_role_per_user")
@@ -259,6 +263,10 @@ class NamespaceGroupObjectPermission(GroupObjectPermissionBase):
     content_object = models.ForeignKey(Namespace, models.CASCADE, related_name="group_grants")
 
     class Meta(GroupObjectPermissionBase.Meta):
+        verbose_name, verbose_name_plural = (
+            "group's role in a namespace",
+            "groups' roles in namespaces",
+        )
         default_permissions = ()
         constraints = [
             models.UniqueConstraint(fields=["group", "content_object"], name="one_role_per_group")

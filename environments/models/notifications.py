@@ -51,7 +51,7 @@ class Webhook(models.Model):
     namespace = models.ForeignKey(
         Namespace, models.CASCADE, null=True, blank=True, related_name="webhooks"
     )
-    url = models.URLField(max_length=500)
+    url = models.URLField("URL", max_length=500)
     sealed_secret = models.TextField(editable=False, help_text="Signs what is sent.")
     events: Any = models.JSONField(default=list, blank=True, help_text="Kinds; empty means all.")
     enabled = models.BooleanField(default=True)

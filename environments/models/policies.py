@@ -44,6 +44,7 @@ class Policy(models.Model):
     objects = PolicyQuerySet.as_manager()
 
     class Meta:
+        verbose_name, verbose_name_plural = "policy", "policies"
         default_permissions = ()
         constraints = [
             models.UniqueConstraint(

@@ -43,7 +43,7 @@ class Preview(LeasedWork):
     }
     KEPT = timedelta(days=1)
 
-    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    id = models.UUIDField("ID", primary_key=True, default=uuid.uuid4, editable=False)
     namespace = models.ForeignKey(Namespace, models.CASCADE, related_name="previews")
     environment = models.ForeignKey(Environment, models.CASCADE, null=True, related_name="previews")
     specification = models.ForeignKey(SpecificationRow, models.CASCADE, related_name="+")

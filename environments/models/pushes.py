@@ -107,6 +107,7 @@ class Push(LeasedWork):
     objects = PushQuerySet.as_manager()
 
     class Meta:
+        verbose_name, verbose_name_plural = "push", "pushes"
         ordering = ["-pk"]
         default_permissions = ()
         constraints = [

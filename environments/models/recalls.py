@@ -36,7 +36,7 @@ class Recall(models.Model):
 
     manager = models.CharField(max_length=8, default="conda")  # or "pypi"
     spec = models.CharField(max_length=500, blank=True)
-    sha256 = models.CharField(max_length=64, blank=True)
+    sha256 = models.CharField("SHA-256", max_length=64, blank=True)
     reason = models.TextField()
     recalled_by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")
     recalled_at = models.DateTimeField(default=timezone.now, editable=False)

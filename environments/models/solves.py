@@ -53,6 +53,7 @@ class SolveRow(models.Model):
     objects = SolveRowQuerySet.as_manager()
 
     class Meta:
+        verbose_name, verbose_name_plural = "stored solve", "stored solves"
         default_permissions = ()
         constraints: ClassVar = [
             models.CheckConstraint(
