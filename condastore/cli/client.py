@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import httpx
 
 #: Of a connection to the server, in seconds.
-CONNECT_TIMEOUT, READ_TIMEOUT = 5.0, 90.0
+CONNECT_TIMEOUT, READ_TIMEOUT, IMPATIENT_TIMEOUT = 5.0, 90.0, 1.0
 #: The server says something on a subscription each 15 s; silence of this length is a cut.
 STREAM_TIMEOUT = 25.0
 #: How often a request is sent again to a server that is busy, and the longest pause before that.
@@ -62,8 +62,9 @@ def _httpx() -> ModuleType:
 class Api:
     """One server, as one person."""
 
-    def __init__(self, server: config.Server) -> None:
-        self.server = server
+    def __init__(self, server: config.Server, *, impatient: bool = False) -> None:
+        """`impatient`: for shell completion, which gives up at the first delay."""
+        self.server, self._impatient = server, impatient
 
     @cached_property
     def _http(self) -> httpx.Client:
@@ -74,7 +75,9 @@ class Api:
         client: httpx.Client = library.Client(
             base_url=self.server.url,
             headers=headers,
-            timeout=library.Timeout(READ_TIMEOUT, connect=CONNECT_TIMEOUT),
+            timeout=library.Timeout(READ_TIMEOUT, connect=CONNECT_TIMEOUT)
+            if not self._impatient
+            else library.Timeout(IMPATIENT_TIMEOUT),
             # Redirects are not followed, so plain http stays plain; reading the certificates
             # would take longer than the request.
             verify=not self.server.url.startswith("http:"),
@@ -100,6 +103,8 @@ class Api:
     def _repeat(self, send: Callable[[], httpx.Response]) -> httpx.Response:
         """For what may be asked twice: try again where the connection, not the server, said no."""
         httpx = _httpx()
+        if self._impatient:
+            return send()
         for pause in (0.1, 0.4):
             try:
                 return self._until_available(send)
@@ -426,9 +431,9 @@ class Api:
         return str(me["username"])
 
 
-def connect() -> Api:
-    """The server of the environment's variables, or of the last sign-in."""
-    return Api(config.current())
+def connect(*, impatient: bool = False) -> Api:
+    """Return the server of the environment's variables, or of the last sign-in."""
+    return Api(config.current(), impatient=impatient)
 
 
 def not_signed_in(url: str) -> CommandError:

@@ -13,7 +13,15 @@ from condastore.cli.client import Api, connect
 from condastore.cli.errors import CommandError, Status
 from condastore.cli.lookup import environment_only, find_build, find_environment, reference
 from condastore.cli.namespaces import Group, User, holder_of, named
-from condastore.cli.options import AsJson, BuildOf, Environment, Limit, OptionalFile, Yes
+from condastore.cli.options import (
+    AsJson,
+    BuildOf,
+    Environment,
+    Limit,
+    OptionalFile,
+    Yes,
+    complete_namespace,
+)
 from condastore.cli.prompts import confirm
 
 app = typer.Typer(help="Environments and their builds.", no_args_is_help=True)
@@ -53,7 +61,12 @@ def create(
 def list_(
     namespace: Annotated[
         str,
-        typer.Argument(metavar="[NAMESPACE]", help="Of this namespace only.", show_default=False),
+        typer.Argument(
+            metavar="[NAMESPACE]",
+            help="Of this namespace only.",
+            show_default=False,
+            autocompletion=complete_namespace,
+        ),
     ] = "",
     search: Annotated[str, typer.Option(help="A part of the name or description.")] = "",
     package: Annotated[str, typer.Option(help="With this package in the current build.")] = "",

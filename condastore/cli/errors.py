@@ -62,7 +62,7 @@ class CommandError(Exception):
         self.where, self.hint, self.faults, self.details = where, hint, tuple(faults), details
 
     def lines(self) -> list[str]:
-        """The message, then each fault with its place, then what to do next."""
+        """Return the message, then each fault with its place, then the next step."""
         if len(self.faults) > 1:
             text = [f"error: {len(self.faults)} things are wrong"]
             for fault in self.faults:
@@ -76,8 +76,10 @@ class CommandError(Exception):
             text = [f"error: {fault.message}"]
             if fault.where:
                 text.append(f"  where: {fault.where}")
-            if fault.hint and fault.hint != self.hint:
-                text.append(f"  hint: {fault.hint}")
+            # The hint of the fault is about it, the one of the error about all of its kind.
+            if hint := fault.hint or self.hint:
+                text.append(f"  hint: {hint}")
+            return text
         if self.hint:
             text.append(f"  hint: {self.hint}")
         return text

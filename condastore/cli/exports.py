@@ -68,10 +68,17 @@ def add_to(app: typer.Typer) -> None:
     app.command()(artifacts)
 
 
+def _formats(incomplete: str) -> list[str]:
+    from condastore.cli import completion
+
+    return completion.formats(incomplete)
+
+
 def export(
     environment: BuildOf,
     format_: Annotated[
-        str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")
+        str,
+        typer.Option("--format", help=f"One of {', '.join(FORMATS)}.", autocompletion=_formats),
     ] = "conda-lock.yml",
     output: Annotated[
         Path | None,

@@ -134,7 +134,12 @@ def main() -> None:
     """Run the command of `sys.argv` and leave with its status; no traceback reaches a person."""
     terminal.guard()
     try:
-        app(prog_name="condastore")
+        if "_CONDASTORE_COMPLETE" in os.environ:
+            from condastore.cli import completion
+
+            completion.run(lambda: app(prog_name="condastore"))
+        else:
+            app(prog_name="condastore")
     except CommandError as error:
         _report(error)
         status: int = error.status

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -12,11 +14,14 @@ from condastore.cli.client import connect
 from condastore.cli.errors import CommandError, Status
 from condastore.cli.exports import FORMATS
 from condastore.cli.lookup import not_visible
-from condastore.cli.options import AsJson, Limit
+from condastore.cli.options import AsJson, Limit, complete_namespace
 
 app = typer.Typer(help="Namespaces, their quotas and their members' roles.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(metavar="NAMESPACE", show_default=False)]
+Name = Annotated[
+    str,
+    typer.Argument(metavar="NAMESPACE", show_default=False, autocompletion=complete_namespace),
+]
 User = Annotated[str, typer.Argument(metavar="[USER]", help="Who.", show_default=False)]
 Group = Annotated[str, typer.Option("--group", help="A group, instead of a user.")]
 
@@ -56,7 +61,9 @@ def list_(limit: Limit = 0, as_json: AsJson = False) -> None:
 def create(
     name: Name,
     description: Annotated[str, typer.Option(help="What it is for.")] = "",
-    public: Annotated[bool, typer.Option("--public", help="Everybody may look.")] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="Readable by everybody, signed in or not.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Create a namespace."""
@@ -87,9 +94,9 @@ def show(name: Name, as_json: AsJson = False) -> None:
                 ("public", "yes" if found["public"] else "no"),
                 ("created", render.moment(found["createdAt"])),
                 ("environments", found["environments"]["totalCount"]),
-                ("made of every build", ", ".join(map(_format, found["eagerArtifacts"]))),
-                ("images lie on", found["baseImage"] or "what the installation has"),
-                ("pip beside python", "yes" if found["addPipAsPythonDependency"] else "no"),
+                ("eager artifacts", ", ".join(map(_format, found["eagerArtifacts"]))),
+                ("base image", found["baseImage"] or "the default of the installation"),
+                ("adds pip to Python", "yes" if found["addPipAsPythonDependency"] else "no"),
                 ("you may", ", ".join(perm.lower() for perm in found["myPermissions"])),
             ]
         )
@@ -106,8 +113,14 @@ def show(name: Name, as_json: AsJson = False) -> None:
     render.answer(found, as_json, human)
 
 
+def _eager_formats(incomplete: str) -> list[str]:
+    from condastore.cli import completion
+
+    return completion.eager_formats(incomplete)
+
+
 #: What can be made of every new build, as `env export` calls it; an image, for the registry.
-_EAGER = (*(name for name, form in FORMATS.items() if form.made), "image")
+EAGER = (*(name for name, form in FORMATS.items() if form.made), "image")
 
 
 @app.command()
@@ -115,19 +128,24 @@ def eager(
     namespace: Name,
     formats: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[FORMAT]...", help=f"Of {', '.join(_EAGER)}.", show_default=False),
+        typer.Argument(
+            metavar="[FORMAT]...",
+            help=f"Of {', '.join(EAGER)}.",
+            show_default=False,
+            autocompletion=_eager_formats,
+        ),
     ] = None,
     nothing: Annotated[bool, typer.Option("--nothing", help="Only what is asked for.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Say which files are made of every new build, before anybody asks for them."""
-    unknown = [name for name in formats or () if name not in _EAGER]
+    unknown = [name for name in formats or () if name not in EAGER]
     if unknown or bool(formats) == nothing:
         raise CommandError(
             f"{unknown[0]!r} is not made by the server." if unknown else "Say what is to be made.",
             status=Status.USAGE,
             code="invalid-input",
-            hint=f"Use some of {', '.join(_EAGER)}, or --nothing.",
+            hint=f"Use some of {', '.join(EAGER)}, or --nothing.",
         )
     kinds = [name.replace(".", "_").upper() for name in formats or ()]
     changed = connect().change(queries.EAGER, namespace=namespace, kinds=kinds, repeat=True)
@@ -163,7 +181,9 @@ def _format(kind: str) -> str:
 @app.command()
 def quota(
     namespace: Name,
-    disk: Annotated[str, typer.Option("--bytes", help="On the disk.")] = "",
+    disk: Annotated[
+        str, typer.Option("--bytes", help="Size on disk, such as 500 GB or 2 TiB.")
+    ] = "",
     environments: Annotated[str, typer.Option(help="Environments.")] = "",
     builds_at_once: Annotated[str, typer.Option(help="Builds queued or running.")] = "",
     builds_a_day: Annotated[str, typer.Option(help="Builds within 24 hours.")] = "",
@@ -176,7 +196,7 @@ def quota(
         "buildsAtOnce": builds_at_once,
         "buildsADay": builds_a_day,
     }
-    limits = {name: _quota(text) for name, text in given.items() if text}
+    limits = {name: _quota(text, size=name == "bytes") for name, text in given.items() if text}
     if not limits:
         raise CommandError(
             "Say which quota to set.",
@@ -188,29 +208,49 @@ def quota(
     render.answer(changed, as_json, lambda: _show_quotas(changed["quotas"]))
 
 
-def _quota(text: str) -> int | None:
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*(|[kKMGT]i?)[bB]?")
+
+
+def _quota(text: str, *, size: bool) -> int | None:
+    """Return the limit; None for the installation's default. `size`: it may have a unit."""
     if text == "default":
         return None
-    if not text.isdecimal():
+    if text.isdecimal():
+        return int(text)
+    found = _SIZE.fullmatch(text.strip()) if size else None
+    if found is None:
+        example = ", such as 500 MB or 2 GiB" if size else ""
         raise CommandError(
-            f"{text!r} is not a quota: write a number, 0 for no limit, or default.",
+            f"{text!r} is not a quota.",
             status=Status.USAGE,
             code="invalid-input",
+            hint=f"Write a {'size' if size else 'number'}{example}, 0 for no limit, or default.",
         )
-    return int(text)
+    base = 1024 if found[2].endswith("i") else 1000
+    power = " kmgt".index(found[2][:1].lower() or " ")
+    return int(Decimal(found[1]) * base**power)
 
 
 def _show_quotas(quotas: list[dict[str, Any]]) -> None:
-    rows = [
-        (
-            one["kind"].lower().replace("_", " "),
-            f"{int(one['used']):,}",
-            "no limit" if one["limit"] is None else f"{int(one['limit']):,}",
-            "nearly full" if one["near"] else "",
+    rows = []
+    for one in quotas:
+        of_bytes = one["kind"] == "BYTES"
+        used, limit = (
+            amount if amount is None else render.size(amount) if of_bytes else f"{int(amount):,}"
+            for amount in (one["used"], one["limit"])
         )
-        for one in quotas
-    ]
+        kind = "size" if of_bytes else one["kind"].lower().replace("_", " ")
+        rows.append((kind, used, limit or "no limit", _fullness(one)))
     render.table(["quota", "#used", "#limit", ""], rows, empty="")
+
+
+def _fullness(quota: dict[str, Any]) -> str:
+    if quota["limit"] is None:
+        return ""
+    used, limit = int(quota["used"]), int(quota["limit"])
+    if used > limit:
+        return "over quota"
+    return "full" if used == limit else "nearly full" if quota["near"] else ""
 
 
 @app.command()
@@ -264,7 +304,7 @@ def _role_of(name: str) -> Role:
 
 @app.command()
 def revoke(namespace: Name, user: User = "", group: Group = "", as_json: AsJson = False) -> None:
-    """Take the role away from a user or a group."""
+    """Revoke the role of a user or a group."""
     holder = holder_of(user, group)
     changed = connect().change(queries.REVOKE, namespace=namespace, repeat=True, **holder)
     text = f"{named(user, group)} has no role in {namespace} now."

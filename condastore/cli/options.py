@@ -7,6 +7,26 @@ from typing import Annotated
 
 import typer
 
+
+def _environments(incomplete: str) -> list[str]:
+    from condastore.cli import completion
+
+    return completion.environments(incomplete)
+
+
+def _builds(incomplete: str) -> list[str]:
+    from condastore.cli import completion
+
+    return completion.builds(incomplete)
+
+
+def complete_namespace(incomplete: str) -> list[str]:
+    """Complete the name of a namespace."""
+    from condastore.cli import completion
+
+    return completion.namespaces(incomplete)
+
+
 AsJson = Annotated[
     bool,
     typer.Option("--json", help="Print JSON, and nothing else, to stdout.", show_default=False),
@@ -16,6 +36,7 @@ Environment = Annotated[
     typer.Argument(
         metavar="ENV",
         help="NAMESPACE/ENV; NAMESPACE may be left out for your own.",
+        autocompletion=_environments,
         show_default=False,
     ),
 ]
@@ -24,6 +45,7 @@ BuildOf = Annotated[
     typer.Argument(
         metavar="ENV[:BUILD]",
         help="NAMESPACE/ENV, with :NUMBER, :TAG or :current for one of its builds.",
+        autocompletion=_builds,
         show_default=False,
     ),
 ]

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from condastore.cli import queries, render
-from condastore.cli.client import connect
+from condastore.cli.client import Api, connect
 from condastore.cli.options import AsJson, Limit
 
 
@@ -23,17 +23,23 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Search the packages of all channels that are known to the server."""
-    found = connect().every(
-        queries.SEARCH, "packages", limit=limit, search=name, channel=channel or None
-    )
+    api = connect()
+    found = api.every(queries.SEARCH, "packages", limit=limit, search=name, channel=channel or None)
     rows = [(one["name"], one["latestVersion"], one["channel"]["name"]) for one in found]
-    render.answer(
-        found,
-        as_json,
-        lambda: render.table(
-            ["package", "latest", "channel"], rows, empty=f"No package is like {name!r}."
-        ),
-    )
+    empty = "" if found or as_json else _nothing_found(api, name)
+    columns = ["package", "latest", "channel"]
+    render.answer(found, as_json, lambda: render.table(columns, rows, empty=empty))
+
+
+def _nothing_found(api: Api, name: str) -> str:
+    """Return why nothing was found: channels are indexed after the start, one after another."""
+    channels = api.every(queries.CHANNELS, "channels")
+    waiting = sorted({one["name"] for one in channels if one["indexedAt"] is None})
+    said = f"No package matches {name!r}."
+    if channels and not waiting:
+        return said
+    which = f" of {', '.join(waiting)}" if waiting else ""
+    return f"{said}\nThe index{which} is still being read; search again in a minute."
 
 
 def contains(

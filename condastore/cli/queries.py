@@ -452,6 +452,7 @@ DELETE = _of_environment("deleteEnvironment")
 SEARCH = paged_list(
     "packages", "search: String!, channel: String", "name channel { name } latestVersion"
 )
+CHANNELS = paged_list("channels", "", "name indexedAt")
 CONTAINS = paged_list(
     "lockedPackages",
     "name: String!, version: String, currentOnly: Boolean!",

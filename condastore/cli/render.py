@@ -316,8 +316,9 @@ def failure_lines(failure: Json) -> list[str]:
         lines.append(f"  no package for {absent['requirement']} in {where}")
         if absent.get("similar"):
             lines.append(f"    similar names: {', '.join(absent['similar'])}")
-    if failure.get("hint"):
-        lines.append(f"  hint: {failure['hint']}")
+    own = faults[0].get("hint") if len(faults) == 1 else ""
+    if hint := own or failure.get("hint"):
+        lines.append(f"  hint: {hint}")
     return [one_line(line) for line in lines]
 
 

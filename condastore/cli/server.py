@@ -94,6 +94,9 @@ def up(
     as_json: AsJson = False,
 ) -> None:
     """Run everything on this machine: database, queue, workers, scheduler and web server."""
+    if sys.stderr.isatty() and not as_json:
+        # A person reads what `up` itself says; warnings and errors of its parts still appear.
+        os.environ.setdefault("CONDASTORE_LOG_LEVEL", "WARNING")
     with _server_parts():
         importlib.import_module("condastore.supervisor.supervise").up(
             host=host, port=port, workers=workers, open_browser=open_browser, as_json=as_json

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from condastore.cli.errors import operation_error
 from condastore.cli.render import failure_lines
+
+
+@pytest.mark.parametrize(("own", "shown"), [("Write numpy.", "Write numpy."), ("", "Correct it.")])
+def test_one_fault_has_one_hint(own: str, shown: str) -> None:
+    fault = {"message": "no such package", "where": "dependencies[0]", "hint": own}
+    payload = {"message": "Invalid.", "hint": "Correct it.", "faults": [fault]}
+    for lines in (operation_error(payload).lines(), failure_lines(payload)):
+        assert [line.strip() for line in lines if "hint:" in line] == [f"hint: {shown}"]
 
 
 @pytest.mark.parametrize(

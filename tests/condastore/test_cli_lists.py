@@ -207,6 +207,69 @@ def test_a_list_is_refused_to_somebody_who_is_not_signed_in(
         assert f"condastore login {server.url}" in refused.err
 
 
+@pytest.mark.parametrize(
+    ("channels", "advice"),
+    [
+        ([{"name": "forge", "indexedAt": "2030-01-01T10:00:00+00:00"}], ""),
+        ([{"name": "forge", "indexedAt": None}], "The index of forge is still being read"),
+        ([], "The index is still being read"),
+    ],
+)
+def test_a_search_without_a_result_says_whether_an_index_is_still_being_read(
+    person: Person, channels: list[dict[str, Any]], advice: str
+):
+    answers = {"Packages": page("packages"), "Channels": page("channels", *channels)}
+    with answering(answers) as server:
+        said = signed_in(person, server.url).does("search", "panda").succeeded().out
+    assert "No package matches 'panda'." in said
+    assert ("still being read" in said) == bool(advice)
+    assert advice in said
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1 GB", 10**9),
+        ("1.5GB", 1_500_000_000),
+        ("2 GiB", 2 * 1024**3),
+        ("500MB", 500_000_000),
+        ("12", 12),
+        ("0", 0),
+        ("default", None),
+    ],
+)
+def test_a_quota_of_bytes_takes_units_and_quotas_are_shown_as_sizes(
+    person: Person, text: str, size: int | None
+):
+    quotas = [
+        {"kind": "BYTES", "used": "115467184", "limit": "100000000", "near": True},
+        {"kind": "ENVIRONMENTS", "used": 9, "limit": 10, "near": True},
+        {"kind": "BUILDS_AT_ONCE", "used": 3, "limit": 3, "near": True},
+        {"kind": "BUILDS_A_DAY", "used": 3, "limit": None, "near": False},
+    ]
+    changed = {"__typename": "Namespace", "id": "1", "name": "lab", "quotas": quotas}
+    with answering({"SetQuota": lambda _: {"data": {"setQuota": dict(changed)}}}) as server:
+        somebody = signed_in(person, server.url)
+        shown = somebody.does("namespace", "quota", "lab", "--bytes", text).succeeded()
+        [sent] = server.asked_for("SetQuota")
+    assert sent.variables["bytes"] == size
+    lines = [" ".join(line.split()) for line in shown.out.splitlines()]
+    assert lines[1:] == [
+        "size 115.5 MB 100.0 MB over quota",
+        "environments 9 10 nearly full",
+        "builds at once 3 3 full",
+        "builds a day 3 no limit",
+    ]
+
+
+@pytest.mark.parametrize("option", ["--bytes", "--environments"])
+def test_what_is_no_quota_is_refused_with_an_example(person: Person, option: str):
+    refused = person.does("namespace", "quota", "lab", option, "much")
+    assert refused.status == 2
+    assert "hint: Write a" in refused.err
+    assert person.does("namespace", "quota", "lab", "--environments", "1 GB").status == 2
+
+
 def test_somebody_signed_out_sees_what_is_public(person: Person):
     with answering({"Environments": page("environments", environment("open/ml"))}) as server:
         shown = replace(person, url=server.url).does("env", "list").succeeded()

@@ -55,7 +55,8 @@ class Command(BaseCommand):
         self._print(moved)
         if moved.damaged:
             raise CommandError(
-                f"{moved.damaged} damaged blobs were not copied; the log names them."
+                f"{moved.damaged} damaged {'blob was' if moved.damaged == 1 else 'blobs were'} "
+                "not copied; the log names them."
             )
 
     def _report_progress(self, moved: Moved) -> None:

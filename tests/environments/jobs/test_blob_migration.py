@@ -70,7 +70,7 @@ def test_from_files_to_an_object_store_and_back(
     first = blobs.name_of(created[0].sha256)
     client.put_object(Bucket=bucket, Key=first, Body=b"other bytes")
     (data_folder / "blobs").rename(data_folder / "old blobs")
-    with pytest.raises(CommandError, match="1 damaged blobs were not copied"):
+    with pytest.raises(CommandError, match="1 damaged blob was not copied"):
         migrate("--to", "files")
     use(settings, here)
     assert not blobs.storage().exists(first)
