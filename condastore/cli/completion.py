@@ -1,4 +1,4 @@
-"""Shell completion of environments, builds, tags, namespaces and formats.
+"""Shell completion of environments, builds, tags and namespaces.
 
 A shell waits for the answer at each Tab: a server that does not answer soon completes nothing, and
 nothing is printed about it.
@@ -33,20 +33,6 @@ def builds(incomplete: str) -> list[str]:
 def namespaces(incomplete: str) -> list[str]:
     """Complete NAMESPACE."""
     return _silent(lambda: _starting(incomplete, _names(_NAMESPACES, "namespaces", {})))
-
-
-def formats(incomplete: str) -> list[str]:
-    """Complete a format of `env export`."""
-    from condastore.cli.exports import FORMATS
-
-    return _starting(incomplete, FORMATS)
-
-
-def eager_formats(incomplete: str) -> list[str]:
-    """Complete a format of `namespace eager`."""
-    from condastore.cli.namespaces import EAGER
-
-    return _starting(incomplete, EAGER)
 
 
 def run(complete: Callable[[], Any]) -> None:

@@ -69,9 +69,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def _formats(incomplete: str) -> list[str]:
-    from condastore.cli import completion
-
-    return completion.formats(incomplete)
+    return [name for name in FORMATS if name.startswith(incomplete)]
 
 
 def export(

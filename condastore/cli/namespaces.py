@@ -114,9 +114,7 @@ def show(name: Name, as_json: AsJson = False) -> None:
 
 
 def _eager_formats(incomplete: str) -> list[str]:
-    from condastore.cli import completion
-
-    return completion.eager_formats(incomplete)
+    return [name for name in EAGER if name.startswith(incomplete)]
 
 
 #: What can be made of every new build, as `env export` calls it; an image, for the registry.
