@@ -569,7 +569,7 @@ fragment Recalled on Recall {
   id: databaseId manager spec sha256 reason recalledBy recalledAt undoneBy undoneAt locks
 }
 """
-RECALLS = paged_list("recalls", "active: Boolean", "...Recalled", _RECALL)
+RECALLS = paged_list("recalls", "filters: RecallFilter", "...Recalled", _RECALL)
 RECALL_HITS = paged_list("recallHits", "id: ID!", "build state isCurrent requestedBy packages")
 RECALL_PREVIEW = """
 query RecallPreview($spec: String!, $sha256: String!, $manager: String!) {

@@ -73,7 +73,8 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List recalls: all if you may recall, else those that affect what you may see."""
-    found = connect().every(queries.RECALLS, "recalls", limit=limit, active=None if every else True)
+    filters = None if every else {"active": True}
+    found = connect().every(queries.RECALLS, "recalls", limit=limit, filters=filters)
     rows = [
         (
             one["id"],

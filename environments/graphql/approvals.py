@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
 import strawberry
-from django.db.models import Count, Prefetch, QuerySet
+import strawberry_django
+from django.db.models import Count, Prefetch, Q, QuerySet
 from django.utils import timezone
 from strawberry import ID
 
@@ -16,6 +17,7 @@ from accounts.access import Actor
 from accounts.roles import Perm
 from environments.domain.lifecycle import BuildState
 from environments.graphql.fields import field
+from environments.graphql.filtering import Direction, condition, filter_type, sort_key
 from environments.graphql.nodes import Node, global_id, ids_of
 from environments.graphql.packages import BigInt
 from environments.models import (
@@ -51,6 +53,77 @@ def request_rows() -> QuerySet[ApprovalRequest]:
 
 def _name(user: Any) -> str | None:
     return user.get_username() if user else None
+
+
+@filter_type(
+    ApprovalRequest,
+    name="ApprovalRequestFilter",
+    description="Filter for approval requests; all given conditions must hold.",
+)
+class ApprovalRequestFilter:
+    state: list[RequestState] | None = condition(
+        "state__in", list[RequestState], "States of the request."
+    )
+    namespace: str | None = condition("namespace__name", str, "Name of the namespace.")
+    name: str | None = condition(
+        "name",
+        str,
+        "Exact name of the package.",
+        build=lambda column, name: Q(**{column: name.lower()}),
+    )
+    search: str | None = condition("name__icontains", str, "Part of the name of the package.")
+
+
+@strawberry_django.order_type(
+    ApprovalRequest,
+    name="ApprovalRequestOrder",
+    description="Sort key of approval requests; give exactly one field.",
+)
+class ApprovalRequestOrder:
+    opened_at: Direction | None = sort_key("opened_at", "pk", description="By time of opening.")
+    name: Direction | None = sort_key("name", "pk", description="By name of the package.")
+
+
+def _in_force(column: str, held: bool) -> Q:
+    force = Decision.objects.in_force(datetime.now(UTC)).order_by().values("pk")
+    found = Q(**{column: force})
+    return found if held else ~found
+
+
+@filter_type(
+    Decision,
+    name="DecisionFilter",
+    description="Filter for package decisions; all given conditions must hold.",
+)
+class DecisionFilter:
+    namespace: str | None = condition(
+        "namespace__name", str, "Name of the namespace the decision holds in."
+    )
+    name: str | None = condition(
+        "name",
+        str,
+        "Exact name of the package.",
+        build=lambda column, name: Q(**{column: name.lower()}),
+    )
+    approved: bool | None = condition(
+        "approved", bool, "True for approvals only, false for rejections only."
+    )
+    in_force: bool | None = condition(
+        "pk__in",
+        bool,
+        "True for decisions in force only, false for expired, revoked or incomplete ones only.",
+        build=_in_force,
+    )
+
+
+@strawberry_django.order_type(
+    Decision,
+    name="DecisionOrder",
+    description="Sort key of package decisions; give exactly one field.",
+)
+class DecisionOrder:
+    decided_at: Direction | None = sort_key("decided_at", "pk", description="By time of decision.")
+    name: Direction | None = sort_key("name", "pk", description="By name of the package.")
 
 
 @strawberry.type(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import strawberry
 import strawberry_django
-from django.db.models import F, QuerySet
+from django.db.models import F, Q, QuerySet
 from strawberry import ID, Info
 from strawberry.scalars import JSON
 
@@ -17,6 +17,14 @@ from environments.domain.audit_checkpoints import CheckedCheckpoints
 from environments.graphql.connections import Connection, connection
 from environments.graphql.errors import OperationError, refusable
 from environments.graphql.fields import Column, actor_of, column, computed, described, field
+from environments.graphql.filtering import (
+    Direction,
+    condition,
+    filter_type,
+    filtered,
+    ordered,
+    sort_key,
+)
 from environments.graphql.nodes import Node, global_id, id_field, key_field, register_model
 from environments.graphql.packages import BigInt
 from environments.models import AuditEvent
@@ -24,39 +32,47 @@ from environments.models.audit import AuditQuerySet
 from environments.operations import audit
 
 
-@strawberry.input(description="Filter for audit events; all given conditions must hold.")
-class AuditFilter:
-    actor: str | None = strawberry.field(default=None, description="Name of the acting user.")
-    action: str | None = strawberry.field(default=None, description="Prefix of the action's name.")
-    target: str | None = strawberry.field(default=None, description="Prefix of the target.")
-    namespace: str | None = strawberry.field(
-        default=None, description="Name of the namespace concerned."
-    )
-    since: datetime | None = strawberry.field(
-        default=None, description="Only events at or after this time; UTC if no time zone is given."
-    )
-    until: datetime | None = strawberry.field(
-        default=None, description="Only events before this time; UTC if no time zone is given."
-    )
-    refused: bool | None = strawberry.field(
-        default=None, description="True for refused actions only, false for permitted ones only."
-    )
-
-    def value(self) -> audit.Filters:
-        return audit.Filters(
-            actor=self.actor or "",
-            action=self.action or "",
-            target=self.target or "",
-            namespace=self.namespace or "",
-            since=_aware(self.since),
-            until=_aware(self.until),
-            refused=self.refused,
-        )
-
-
 def _aware(moment: datetime | None) -> datetime | None:
     """No time zone means UTC."""
     return moment.replace(tzinfo=UTC) if moment and moment.tzinfo is None else moment
+
+
+def _at(lookup: str, moment: datetime) -> Q:
+    return Q(**{lookup: _aware(moment)})
+
+
+@filter_type(
+    AuditEvent,
+    name="AuditFilter",
+    description="Filter for audit events; all given conditions must hold.",
+)
+class AuditFilter:
+    actor: str | None = condition("username", str, "Name of the acting user.")
+    action: str | None = condition("action__begins", str, "Prefix of the action's name.")
+    target: str | None = condition("target__begins", str, "Prefix of the target.")
+    namespace: str | None = condition("namespace__name", str, "Name of the namespace concerned.")
+    since: datetime | None = condition(
+        "at__gte",
+        datetime,
+        "Only events at or after this time; UTC if no time zone is given.",
+        build=_at,
+    )
+    until: datetime | None = condition(
+        "at__lt",
+        datetime,
+        "Only events before this time; UTC if no time zone is given.",
+        build=_at,
+    )
+    refused: bool | None = condition(
+        "refused", bool, "True for refused actions only, false for permitted ones only."
+    )
+
+
+@strawberry_django.order_type(
+    AuditEvent, name="AuditOrder", description="Sort key of audit events; give exactly one field."
+)
+class AuditOrder:
+    at: Direction | None = sort_key("pk", description="By position in the log.")
 
 
 @strawberry_django.type(
@@ -191,8 +207,12 @@ PrunePayload = Annotated[PrunedAudit | OperationError, refusable("PrunePayload")
 def _events(
     info: Info,
     filters: Annotated[AuditFilter | None, described("Conditions on the events.")] = None,
+    order: Annotated[
+        list[AuditOrder] | None, described("Sort keys, most significant first.")
+    ] = None,
 ) -> Iterable[AuditEventNode]:
-    found: Any = (filters or AuditFilter()).value().rows(actor_of(info))
+    rows = AuditEvent.objects.visible_to(actor_of(info))
+    found: Any = ordered(filtered(rows, filters, info), AuditOrder, order, info)
     return found  # type: ignore[no-any-return]
 
 

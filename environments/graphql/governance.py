@@ -7,13 +7,18 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import strawberry
-from django.db.models import Count, Q, QuerySet
+import strawberry_django
+from django.db.models import Count, QuerySet
 from strawberry import ID, Info
 
 from condastore.errors import NotFoundError
 from environments.domain.lifecycle import BuildState
 from environments.graphql.approvals import (
+    ApprovalRequestFilter,
     ApprovalRequestNode,
+    ApprovalRequestOrder,
+    DecisionFilter,
+    DecisionOrder,
     PackageDecision,
     decision_rows,
     request_rows,
@@ -23,6 +28,14 @@ from environments.graphql.arguments import NamespaceName, OnlyNamespace
 from environments.graphql.connections import Connection, Rows, connection
 from environments.graphql.errors import OperationError, refusable
 from environments.graphql.fields import actor_of, described, field
+from environments.graphql.filtering import (
+    Direction,
+    condition,
+    filter_type,
+    filtered,
+    ordered,
+    sort_key,
+)
 from environments.graphql.namespaces import NamespaceNode
 from environments.graphql.nodes import (
     Node,
@@ -36,67 +49,29 @@ from environments.graphql.nodes import (
 from environments.models import (
     ApprovalRequest,
     Build,
-    Decision,
     DecisionScope,
     Recall,
     RecalledLock,
-    RequestState,
     Webhook,
 )
 from environments.operations import approvals, notifications, recalls
 from environments.operations.namespaces import find_namespace
 
 
-@strawberry.input(description="Filter for approval requests; all given conditions must hold.")
-class ApprovalRequestFilter:
-    state: list[RequestState] | None = strawberry.field(
-        default=None, description="States of the request."
-    )
-    namespace: str | None = strawberry.field(default=None, description="Name of the namespace.")
-    name: str | None = strawberry.field(default=None, description="Exact name of the package.")
-    search: str | None = strawberry.field(
-        default=None, description="Part of the name of the package."
+@filter_type(
+    Recall, name="RecallFilter", description="Filter for recalls; all given conditions must hold."
+)
+class RecallFilter:
+    active: bool | None = condition(
+        "undone_at__isnull", bool, "True for recalls in force only, false for undone ones only."
     )
 
-    def apply(self, rows: QuerySet[ApprovalRequest]) -> QuerySet[ApprovalRequest]:
-        if self.state is not None:
-            rows = rows.filter(state__in=self.state)
-        if self.namespace is not None:
-            rows = rows.filter(namespace__name=self.namespace)
-        if self.name is not None:
-            rows = rows.filter(name=self.name.lower())
-        if self.search:
-            rows = rows.filter(name__icontains=self.search)
-        return rows
 
-
-@strawberry.input(description="Filter for package decisions; all given conditions must hold.")
-class DecisionFilter:
-    namespace: str | None = strawberry.field(
-        default=None, description="Name of the namespace the decision holds in."
-    )
-    name: str | None = strawberry.field(default=None, description="Exact name of the package.")
-    approved: bool | None = strawberry.field(
-        default=None, description="True for approvals only, false for rejections only."
-    )
-    in_force: bool | None = strawberry.field(
-        default=None,
-        description="True for decisions in force only, false for expired, revoked or "
-        "incomplete ones only.",
-    )
-
-    def apply(self, rows: QuerySet[Decision], now: datetime) -> QuerySet[Decision]:
-        if self.namespace is not None:
-            rows = rows.filter(namespace__name=self.namespace)
-        if self.name is not None:
-            rows = rows.filter(name=self.name.lower())
-        if self.approved is not None:
-            rows = rows.filter(approved=self.approved)
-        if self.in_force is not None:
-            force = Decision.objects.in_force(now).order_by().values("pk")
-            held = Q(pk__in=force)
-            rows = rows.filter(held if self.in_force else ~held)
-        return rows
+@strawberry_django.order_type(
+    Recall, name="RecallOrder", description="Sort key of recalls; give exactly one field."
+)
+class RecallOrder:
+    recalled_at: Direction | None = sort_key("recalled_at", "pk", description="By time of recall.")
 
 
 @strawberry.type(
@@ -261,20 +236,26 @@ def _requests(
     filters: Annotated[
         ApprovalRequestFilter | None, described("Conditions on the requests.")
     ] = None,
+    order: Annotated[
+        list[ApprovalRequestOrder] | None, described("Sort keys, most significant first.")
+    ] = None,
 ) -> Iterable[ApprovalRequestNode]:
-    rows = request_rows().visible_to(actor_of(info))  # type: ignore[attr-defined]
     actor = actor_of(info)
-    found: Any = Rows(filters.apply(rows) if filters else rows, lambda page: shown(actor, page))
+    rows: Any = request_rows().visible_to(actor)  # type: ignore[attr-defined]
+    rows = ordered(filtered(rows, filters, info), ApprovalRequestOrder, order, info)
+    found: Any = Rows(rows, lambda page: shown(actor, page))
     return found  # type: ignore[no-any-return]
 
 
 def _decisions(
     info: Info,
     filters: Annotated[DecisionFilter | None, described("Conditions on the decisions.")] = None,
+    order: Annotated[
+        list[DecisionOrder] | None, described("Sort keys, most significant first.")
+    ] = None,
 ) -> Iterable[PackageDecision]:
-    rows = decision_rows().visible_to(actor_of(info))  # type: ignore[attr-defined]
-    if filters:
-        rows = filters.apply(rows, datetime.now(UTC))
+    rows: Any = decision_rows().visible_to(actor_of(info))  # type: ignore[attr-defined]
+    rows = ordered(filtered(rows, filters, info), DecisionOrder, order, info)
     found: Any = Rows.each(rows, PackageDecision.of)
     return found  # type: ignore[no-any-return]
 
@@ -290,13 +271,12 @@ def _webhook_rows(info: Info) -> QuerySet[Webhook]:
 
 def _recalls(
     info: Info,
-    active: Annotated[
-        bool | None, described("True for recalls in force only, false for undone ones only.")
+    filters: Annotated[RecallFilter | None, described("Conditions on the recalls.")] = None,
+    order: Annotated[
+        list[RecallOrder] | None, described("Sort keys, most significant first.")
     ] = None,
 ) -> Iterable[RecallNode]:
-    rows = _recall_rows(info)
-    if active is not None:
-        rows = rows.filter(undone_at__isnull=active)
+    rows = ordered(filtered(_recall_rows(info), filters, info), RecallOrder, order, info)
     found: Any = Rows.each(rows, RecallNode.of)
     return found  # type: ignore[no-any-return]
 

@@ -7,12 +7,21 @@ from datetime import datetime
 from typing import Annotated, Any
 
 import strawberry
+import strawberry_django
 from django.db.models import Count, OuterRef, Subquery, Sum
 from strawberry import ID, Info
 
 from environments.graphql.connections import Connection, Rows, connection
 from environments.graphql.errors import OperationError, refusable
 from environments.graphql.fields import absolute, actor_of, described, field
+from environments.graphql.filtering import (
+    Direction,
+    condition,
+    filter_type,
+    filtered,
+    ordered,
+    sort_key,
+)
 from environments.graphql.nodes import Node, find, ids_of, register_rows
 from environments.graphql.packages import BigInt
 from environments.models import Mirror, MirrorIndex, MirrorPackage, Namespace
@@ -103,8 +112,37 @@ def _rows(info: Info) -> Any:
     )
 
 
-def _mirrors(info: Info) -> Iterable[MirrorNode]:
-    found: Any = Rows.each(_rows(info).order_by("name"), lambda row: MirrorNode.of(row, info))
+@filter_type(
+    Mirror, name="MirrorFilter", description="Filter for mirrors; all given conditions must hold."
+)
+class MirrorFilter:
+    namespace: str | None = condition(
+        "namespace__name", str, "Name of the namespace whose members read the mirror."
+    )
+    search: str | None = condition("name__icontains", str, "Part of the mirror's name.")
+    public: bool | None = condition(
+        "public", bool, "True for public mirrors only, false for others only."
+    )
+
+
+@strawberry_django.order_type(
+    Mirror, name="MirrorOrder", description="Sort key of mirrors; give exactly one field."
+)
+class MirrorOrder:
+    name: Direction | None = sort_key("name", description="By name.")
+    created_at: Direction | None = sort_key("created_at", "pk", description="By time of creation.")
+
+
+def _mirrors(
+    info: Info,
+    filters: Annotated[MirrorFilter | None, described("Conditions on the mirrors.")] = None,
+    order: Annotated[
+        list[MirrorOrder] | None, described("Sort keys, most significant first.")
+    ] = None,
+) -> Iterable[MirrorNode]:
+    rows = filtered(_rows(info).order_by("name"), filters, info)
+    rows = ordered(rows, MirrorOrder, order, info)
+    found: Any = Rows.each(rows, lambda row: MirrorNode.of(row, info))
     return found  # type: ignore[no-any-return]
 
 

@@ -243,7 +243,7 @@ def _crowd_of(
         name=f"a member's list / an administrator's, connections: {size}, processor time",
         value=used[MEMBER] / used[ADMINISTRATOR],
         unit="x",
-        ceiling=1.25,
+        ceiling=1.2,
         note=f"{1000 * used[MEMBER]:.1f} ms / {1000 * used[ADMINISTRATOR]:.1f} ms",
     )
 
