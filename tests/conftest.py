@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import shutil
 import signal
+import sqlite3
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from django.db import connections
+from django.test import TransactionTestCase
 
 from accounts.access import ANONYMOUS, Actor
 from accounts.roles import Role
@@ -20,6 +25,8 @@ from tests import factories
 from tests.migrated import copy_database
 from tests.services import ComponentMissing
 
+# Imports and collection leave little to free, and many objects to visit.
+gc.disable()
 # Assertions are rewritten once, not in each process of each run; what tests start is not concerned.
 sys.dont_write_bytecode = False
 
@@ -60,6 +67,31 @@ def django_db_modify_db_settings(
     yield
     for path in file.parent.glob(f"{file.name}*"):
         path.unlink()
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup: None) -> Iterator[None]:
+    """Restore SQLite's pages after a test that commits, instead of emptying each table.
+
+    Django deletes the rows of every table and creates content types and permissions again, which
+    takes longer than most of these tests. Rows that migrations insert are there again, too.
+    """
+    file = _test_database()
+    if file is None:
+        yield
+        return
+    with closing(sqlite3.connect(":memory:")) as migrated, pytest.MonkeyPatch.context() as patch:
+        with closing(sqlite3.connect(file)) as rows:
+            rows.backup(migrated)
+
+        def restore(case: object) -> None:
+            connections.close_all()
+            with closing(sqlite3.connect(file, timeout=60)) as rows:
+                rows.execute("PRAGMA synchronous = OFF")
+                migrated.backup(rows)
+
+        patch.setattr(TransactionTestCase, "_fixture_teardown", restore)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -128,6 +160,13 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Keep the garbage collector from visiting what was imported and collected, again and again."""
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+    gc.enable()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

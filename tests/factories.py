@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import timedelta
 from itertools import count
 
+from django.contrib.auth.models import Permission
+from django.contrib.contenttypes.models import ContentType
 from django.utils import timezone
 
 from accounts.access import Actor
@@ -23,6 +25,7 @@ from environments.models import (
     Prefix,
     SpecificationRow,
 )
+from environments.models.namespaces import NamespaceUserObjectPermission
 
 PLATFORM = "linux-64"
 CHANNEL = "https://channel.example.org/main"
@@ -33,13 +36,19 @@ _numbers = count(1)
 
 
 def make_user(name: str, *, superuser: bool = False, password: str | None = None) -> User:
+    """An account; grants that waited for its name are not applied, as no signal is sent."""
+    user = _user(name, superuser=superuser, password=password)
+    User.objects.bulk_create([user])
+    return user
+
+
+def _user(name: str, *, superuser: bool = False, password: str | None = None) -> User:
     user = User(username=name, email=f"{name}@example.org", is_superuser=superuser)
     user.is_staff = superuser
     if password is None:
         user.set_unusable_password()
     else:
         user.set_password(password)
-    user.save()
     return user
 
 
@@ -58,11 +67,27 @@ def make_token(user: User, name: str = "made") -> str:
 
 
 def make_namespace(name: str = "research", *, public: bool = False, **people: Role) -> Namespace:
-    """`people`: user name -> role; the users are made where they are missing."""
+    """`people`: user name -> role; the users are made where they are missing.
+
+    All of them at once, as most tests start here: `Namespace.grant` has tests of its own.
+    """
     namespace = Namespace.objects.create(name=name, public=public)
-    for username, role in people.items():
-        user = User.objects.filter(username=username).first() or make_user(username)
-        namespace.grant(role, user)
+    if not people:
+        return namespace
+    users = {user.username: user for user in User.objects.filter(username__in=people)}
+    missing = [_user(username) for username in people if username not in users]
+    users |= {user.username: user for user in User.objects.bulk_create(missing)}
+    permissions = Permission.objects.filter(
+        content_type=ContentType.objects.get_for_model(Namespace),
+        codename__in=[role.codename for role in people.values()],
+    )
+    by_codename = {permission.codename: permission for permission in permissions}
+    namespace.user_grants.bulk_create(
+        NamespaceUserObjectPermission(
+            content_object=namespace, user=users[username], permission=by_codename[role.codename]
+        )
+        for username, role in people.items()
+    )
     return namespace
 
 

@@ -778,7 +778,9 @@ def test_a_grant_to_a_name_takes_effect_when_somebody_bears_it(eve: Actor) -> No
         f"{{ __typename ... on Environment {{ sharedWith }} {ERROR} }} }}"
     )
     assert ask(eve, share)["shareEnvironment"]["sharedWith"] == ["user reader"]
-    newcomer, reader = (factories.actor(factories.make_user(n)) for n in ("newcomer", "reader"))
+    newcomer, reader = (
+        factories.actor(User.objects.create_user(name)) for name in ("newcomer", "reader")
+    )
     other = factories.make_user("other")
     other.groups.add(Group.objects.create(name="ldap:crew"))
     assert may(newcomer, Perm.BUILD, location)

@@ -52,7 +52,7 @@ def test_one_small_package_that_changes_changes_less_than_a_twentieth(count: int
     part = environment(NAMES[:count])
     before = layers(part)
     whole = sum(before.values())
-    for package in part.conda:
+    for package in part.conda[:: max(1, count // 130)]:  # a third of many
         if package.size > 0.01 * whole or package.name == "python":
             continue
         after = layers(environment(NAMES[:count], changed=[package.name]))

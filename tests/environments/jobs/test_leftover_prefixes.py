@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from importlib import import_module
 from typing import Any
 
 import pytest
+from django.apps import apps
 from django.db import IntegrityError, connection, transaction
-from django.db.migrations.executor import MigrationExecutor
 from django.utils import timezone
 
 from accounts.access import Actor
@@ -182,14 +183,17 @@ def test_the_interface_shows_no_folder_before_a_build_is_ready(
 def test_the_migration_mends_builds_that_kept_a_prefix(environment: Environment) -> None:
     other = make_environment(environment.namespace, "other")
     ready, failed = make_build(environment), make_build(other, current=False)
-    executor = MigrationExecutor(connection)
-    last = executor.loader.graph.leaf_nodes("environments")
-    executor.migrate([("environments", "0013_own_licenses")])
-    try:
-        Build.objects.filter(pk=failed.pk).update(state=S.FAILED)
-    finally:
-        executor = MigrationExecutor(connection)
-        executor.migrate(last)
+    migration = import_module("environments.migrations.0014_prefix_of_published_builds")
+    name = "build_prefix_only_published"
+    [constraint] = [each for each in Build._meta.constraints if each.name == name]
+    others = [each for each in Build._meta.constraints if each.name != name]
+    with pytest.MonkeyPatch.context() as patch, connection.schema_editor() as editor:
+        patch.setattr(Build._meta, "constraints", others)  # SQLite makes the table anew by these
+        editor.remove_constraint(Build, constraint)
+    Build.objects.filter(pk=failed.pk).update(state=S.FAILED)
+    with connection.schema_editor() as editor:
+        migration.take_prefixes(apps, editor)
+        editor.add_constraint(Build, constraint)
     ready.refresh_from_db()
     failed.refresh_from_db()
     assert ready.prefix is not None

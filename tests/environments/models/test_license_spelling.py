@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import cast
+
 import pytest
+from django.apps import apps
 from django.db import connection
-from django.db.migrations.executor import MigrationExecutor
+from django.db.migrations import RunPython
+from django.db.migrations.state import StateApps
 
 from environments.domain.policy import Licenses
 from environments.models import Policy, PolicyRule, PolicyVersion
@@ -15,23 +20,23 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 def test_rules_and_versions_of_before_hold_and_can_be_restored() -> None:
     policy = Policy.of(None)
-    settings = {"deny": ["AGPL-*"]}
-    executor = MigrationExecutor(connection)
-    last = executor.loader.graph.leaf_nodes("environments")
-    executor.migrate([("environments", "0018_lock_conflicts")])
-    try:
-        PolicyRule.objects.create(
-            policy=policy, kind="licences", effect="enforce", name="ours", settings=settings
-        )
-        PolicyVersion.objects.create(
-            policy=policy,
-            number=1,
-            change="added",
-            rules=[{"kind": "licences", "name": "ours"}, {"kind": "size", "name": "small"}],
-        )
-    finally:
-        executor = MigrationExecutor(connection)
-        executor.migrate(last)
+    PolicyRule.objects.create(
+        policy=policy,
+        kind="licences",
+        effect="enforce",
+        name="ours",
+        settings={"deny": ["AGPL-*"]},
+    )
+    PolicyVersion.objects.create(
+        policy=policy,
+        number=1,
+        change="added",
+        rules=[{"kind": "licences", "name": "ours"}, {"kind": "size", "name": "small"}],
+    )
+    migration = import_module("environments.migrations.0019_license_spelling").Migration
+    [respell] = [each for each in migration.operations if isinstance(each, RunPython)]
+    with connection.schema_editor() as editor:
+        respell.code(cast("StateApps", apps), editor)
     [rule] = [rule for rule in rules_in_force(None) if isinstance(rule, Licenses)]
     assert rule.deny == ("AGPL-*",)
     kinds = [rule["kind"] for rule in PolicyVersion.objects.get(policy=policy).rules]

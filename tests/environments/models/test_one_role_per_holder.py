@@ -16,7 +16,7 @@ from guardian.shortcuts import assign_perm
 
 from accounts.roles import Role
 from tests import factories
-from tests.migrated import migrated_postgres
+from tests.migrated import migrated_postgres, put_database
 
 
 @pytest.mark.django_db
@@ -43,6 +43,8 @@ def test_two_concurrent_grants_leave_one_role(database: str, tmp_path: Path) -> 
     with ExitStack() as stack:
         if database == "postgres":
             environ["CONDASTORE_DATABASE_URL"] = stack.enter_context(migrated_postgres()).url
+        else:
+            put_database(tmp_path)
         answer = subprocess.run(
             [sys.executable, "-m", "tests.environments.racing_grants"],
             env=environ, capture_output=True, text=True, check=False, timeout=240,
