@@ -25,14 +25,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import httpx
 import psutil
 
 from environments.engine.system.sandbox import can_sandbox
-from tests import lanes
+from tests import lanes, prestarted
 from tests.migrated import ADMINISTRATOR, PASSWORD, TOKEN, put_database
+from tests.prestarted import Program
 from tests.services.processes import free_ports
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -138,7 +139,7 @@ class System:
             "CONDASTORE_ALLOWED_NETWORKS": "127.0.0.0/8",
             "CONDASTORE_DISK_RESERVE": "0",
             "CONDASTORE_LEASE": "4",
-            "CONDASTORE_SWEEP_INTERVAL": "0.5",
+            "CONDASTORE_SWEEP_INTERVAL": "1",
             "CONDASTORE_BACKOFF": "0.5",
             "CONDASTORE_CHANNEL_STATE_TTL": "0",
             "CONDASTORE_LOG_LEVEL": "WARNING",
@@ -148,30 +149,28 @@ class System:
         }
         self.url = ""
         self.token = ""
-        self._up: subprocess.Popen[str] | None = None
+        self._up: Program | subprocess.Popen[str] | None = None
         self._client: httpx.Client | None = None
         self.added: list[Worker] = []
         self._webs: list[subprocess.Popen[bytes]] = []
-        self._nursery: subprocess.Popen[str] | None = None
+        self._nursery: Program | subprocess.Popen[str] | None = None
+        self._copies: list[Program] = []
 
     # --- life ----------------------------------------------------------------------------------
 
     def start(self) -> Self:
         lanes.require("system", "`condastore up`")
-        command = [*CONDASTORE, "up", "--json", "--port", "0", "--workers", str(self.workers)]
         own = "CONDASTORE_DATABASE_URL" not in self.environ
         if own and not (self.data / "db.sqlite3").exists():
             put_database(self.data, administrator=True)
             self.token = TOKEN
+        arguments = ["up", "--json", "--port", "0", "--workers", str(self.workers)]
         with self._log("up").open("ab") as log:
-            self._up = subprocess.Popen(
-                [*self.within, *command],
-                env=self.environ,
-                cwd=PROJECT,
-                stdout=subprocess.PIPE,
+            self._up = self._start(
+                ["condastore.cli.main", *arguments],
+                stdin=subprocess.DEVNULL,
                 stderr=log,
-                text=True,
-                start_new_session=True,
+                session=True,
             )
         impatient = threading.Timer(START_WAIT, self._up.kill)
         impatient.start()
@@ -184,7 +183,34 @@ class System:
             self.token = self.sign_in(ADMINISTRATOR, PASSWORD)
         return self
 
-    def _wait_for_announcement(self, process: subprocess.Popen[str]) -> None:
+    def _start(
+        self, arguments: Sequence[str], *, stdin: int, stderr: IO[bytes], session: bool = False
+    ) -> Program | subprocess.Popen[str]:
+        """Start a module of ours: as a copy of a process with most imports, or `within`."""
+        environ, within = self._environ_of_django, self.within if session else ()
+        if within:
+            return subprocess.Popen(
+                [*within, sys.executable, "-m", *arguments],
+                env=environ,
+                cwd=PROJECT,
+                stdin=stdin,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                start_new_session=session,
+            )
+        module, *rest = arguments
+        program = prestarted.servers(environ).start(
+            {"module": module, "arguments": rest},
+            env=environ,
+            cwd=PROJECT,
+            files=(stdin, subprocess.PIPE, stderr),
+            session=session,
+        )
+        self._copies.append(program)
+        return program
+
+    def _wait_for_announcement(self, process: Program | subprocess.Popen[str]) -> None:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("{"):
@@ -264,15 +290,7 @@ class System:
         """One more worker, that nobody starts again when it dies."""
         if self._nursery is None:
             with self._log("worker").open("ab") as log:
-                self._nursery = subprocess.Popen(
-                    [sys.executable, "-m", "tests.nursery"],
-                    env=self._environ_of_django,
-                    cwd=PROJECT,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    text=True,
-                )
+                self._nursery = self._start(["tests.nursery"], stdin=subprocess.PIPE, stderr=log)
         assert self._nursery.stdin is not None
         assert self._nursery.stdout is not None
         self._nursery.stdin.write(f"{' '.join(('worker', *options))}\n")
@@ -316,16 +334,14 @@ class System:
 
     def manage(self, code: str) -> str:
         """Run Python in a process that has this system's settings; what it printed."""
-        answer = subprocess.run(
-            [sys.executable, "-c", f"import django; django.setup()\n{code}"],
-            env=self._environ_of_django,
+        environ = self._environ_of_django
+        status, out, err = prestarted.servers(environ).run(
+            {"code": f"import django; django.setup()\n{code}"},
+            env=environ,
             cwd=PROJECT,
-            capture_output=True,
-            text=True,
-            check=False,
         )
-        assert answer.returncode == 0, answer.stderr
-        return answer.stdout
+        assert status == 0, err
+        return out
 
     def everything(self) -> list[psutil.Process]:
         """Every process on this machine that has to do with the data folder."""
@@ -339,7 +355,9 @@ class System:
                     found.append(process)
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
-        return [process for process in found if process.pid != os.getpid()]
+        # What a copy left behind: its variables are not those of the process that it is a copy of.
+        left = [process for copy in self._copies for process in copy.descendants()]
+        return [process for process in {*found, *left} if process.pid != os.getpid()]
 
     def kill_worker(self, index: int = 0) -> None:
         """SIGKILL, to the worker process alone."""

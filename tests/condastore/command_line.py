@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.condastore.quick_commands import quick_commands
+from tests import prestarted
 
 PROJECT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "condastore.cli.main")
@@ -83,8 +83,12 @@ class Person:
     def does(self, *arguments: str, says: str | None = None, seconds: float = 120) -> Ended:
         """Run the command to its end."""
         if arguments[0] not in SERVERS:
-            status, out, err = quick_commands().run(
-                arguments, environ=self.environ, cwd=self.home, says=says, seconds=seconds
+            status, out, err = prestarted.commands().run(
+                {"module": "condastore.cli.main", "arguments": arguments},
+                env=self.environ,
+                cwd=self.home,
+                says=says or "",
+                seconds=seconds,
             )
             return Ended(status=status, out=out, err=err)
         stdin = subprocess.DEVNULL if says is None else subprocess.PIPE

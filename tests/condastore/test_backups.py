@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import prestarted
 from tests.migrated import put_database
 from tests.system import CONDASTORE, PROJECT
 
@@ -37,14 +38,19 @@ class Machine:
     def run(
         self, *arguments: object, status: int = 0, within: Sequence[str] = ()
     ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [*within, *CONDASTORE, *map(str, arguments)],
-            env=self.environ,
-            cwd=PROJECT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        if within:
+            done = subprocess.run(
+                [*within, *CONDASTORE, *map(str, arguments)],
+                env=self.environ,
+                cwd=PROJECT,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        else:
+            command = {"module": "condastore.cli.main", "arguments": [*map(str, arguments)]}
+            ended = prestarted.servers(self.environ).run(command, env=self.environ, cwd=PROJECT)
+            done = subprocess.CompletedProcess([*map(str, arguments)], *ended)
         assert done.returncode == status, f"{arguments}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr
         return done

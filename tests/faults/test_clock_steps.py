@@ -39,9 +39,16 @@ class Clock:
         return {"LD_PRELOAD": str(self._library), "SHIFTED_CLOCK_FILE": str(self._file)}
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Clock:
+    return Clock(tmp_path_factory.mktemp("clock"))
+
+
 @pytest.fixture
-def clock(tmp_path: Path) -> Clock:
-    return Clock(tmp_path)
+def clock(compiled: Clock) -> Clock:
+    """The clock, set right; one for all tests, as the library is loaded with the programs."""
+    compiled.set(0)
+    return compiled
 
 
 @pytest.mark.parametrize(
