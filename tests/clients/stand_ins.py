@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import functools
 import hashlib
 import os
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +26,14 @@ from tests.clients import reading
 from tests.clients.reading import ClientError, Pinned
 
 PLATFORM = "linux-64"
+
+
+@functools.cache
+def shared_cache() -> Path:
+    """Return the folder of packages, fetched and extracted, of all clients of this process."""
+    folder = Path(tempfile.mkdtemp(prefix="condastore-clients-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 @dataclass(slots=True)
@@ -81,9 +93,11 @@ class Network:
         return None
 
     def fetch(self, package: Pinned) -> Path:
-        """The package, checked by each hash that is known of it."""
-        folder = self.folder / "pkgs"
-        folder.mkdir(exist_ok=True)
+        """Request the package and check each hash that is known of it.
+
+        Returns:
+            Its file in the cache that all clients share: each fetches, none extracts it again.
+        """
         if package.url.startswith("file://"):
             content = Path(package.url.removeprefix("file://")).read_bytes()
         else:
@@ -94,8 +108,10 @@ class Network:
         for name, expected in (("md5", package.md5), ("sha256", package.sha256)):
             if expected and hashlib.new(name, content).hexdigest() != expected:
                 raise ClientError(f"ChecksumMismatchError: {name} of {package.url}")
-        path = folder / package.file_name
-        path.write_bytes(content)
+        path = shared_cache() / hashlib.sha256(content).hexdigest() / package.file_name
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
         return path
 
 
@@ -184,7 +200,7 @@ class Client:
                 index = rattler.package.IndexJson.from_package_archive(path)
                 record = rattler.RepoDataRecord(
                     rattler.PackageRecord.from_index_json(
-                        _extracted(path, self.folder) / "info/index.json",
+                        _extracted(path) / "info/index.json",
                         size=path.stat().st_size,
                     ),
                     package.file_name,
@@ -198,7 +214,7 @@ class Client:
             rattler.install(
                 ready,
                 target_prefix=prefix,
-                cache_dir=self.folder / "linked",
+                cache_dir=shared_cache() / "linked",
                 execute_link_scripts=False,
                 show_progress=False,
             )
@@ -306,9 +322,9 @@ def _spec(text: str) -> str:
     return f"{channel}{found}{rest}"
 
 
-def _extracted(path: Path, folder: Path) -> Path:
+def _extracted(path: Path) -> Path:
     """The package unpacked, for its `info/index.json`."""
-    target = folder / "unpacked" / path.name
+    target = path.with_name("unpacked")
     if not target.exists():
         extract(path, target)
     return target

@@ -18,7 +18,7 @@ from tests.system import System
 #: A system that notices and tries again within moments.
 QUICK = {
     "CONDASTORE_LEASE": "3",
-    "CONDASTORE_SWEEP_INTERVAL": "0.3",
+    "CONDASTORE_SWEEP_INTERVAL": "1",
     "CONDASTORE_BACKOFF": "0.1",
     "CONDASTORE_TRASH_INTERVAL": "1",
 }

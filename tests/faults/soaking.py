@@ -25,7 +25,7 @@ from tests.system import GraphQLFailedError, System, Worker, until
 #: Settings of a system that recovers within moments, and survives every kill.
 SETTINGS = {
     "CONDASTORE_LEASE": "4",
-    "CONDASTORE_SWEEP_INTERVAL": "0.5",
+    "CONDASTORE_SWEEP_INTERVAL": "1",
     "CONDASTORE_BACKOFF": "0.02",
     "CONDASTORE_TRASH_INTERVAL": "2",
     "CONDASTORE_BUILD_ATTEMPTS": "60",

@@ -12,17 +12,19 @@ import pytest
 
 from tests.channels.server import ChannelServer
 from tests.faults.watching import Watch, end_all, settle
+from tests.migrated import migrated_postgres
 from tests.services import Service, postgres, rabbitmq, redis
 from tests.system import System, until
 
 pytestmark = pytest.mark.matrix
 
 Open = Callable[[], AbstractContextManager[Service]]
-#: Name: the database (SQLite if None) and the broker (the embedded Valkey if None).
+#: Name: the database (SQLite if None) and the broker (the embedded Valkey if None). Debian's
+#: PostgreSQL is migrated from nothing.
 INSTALLATIONS: dict[str, tuple[Open | None, Open | None]] = {
     "sqlite-valkey": (None, None),
     "debian-postgres-redis": (lambda: postgres("debian"), redis),
-    "postgres-rabbitmq": (postgres, rabbitmq),
+    "postgres-rabbitmq": (migrated_postgres, rabbitmq),
 }
 REFERENCE = "matrix/everything"
 FIRST = "dependencies: [python, hello-noarch 1.*]"
@@ -39,7 +41,7 @@ def system(
     database, broker = INSTALLATIONS[request.param]
     data: Path = tmp_path_factory.mktemp("m") / "data"
     with ExitStack() as services:
-        environ = {"CONDASTORE_LEASE": "2", "CONDASTORE_SWEEP_INTERVAL": "0.3"}
+        environ = {"CONDASTORE_LEASE": "2", "CONDASTORE_SWEEP_INTERVAL": "1"}
         environ |= {"CONDASTORE_BACKOFF": "0.1", "CONDASTORE_TRASH_INTERVAL": "1"}
         if database is not None:
             environ["CONDASTORE_DATABASE_URL"] = services.enter_context(database()).url
