@@ -25,6 +25,10 @@ MODULES = {
         "tests/environments/operations/test_policies.py",
         "tests/environments/operations/test_approvals.py",
     ),
+    "environments.domain.policy.rules.packages": (
+        "tests/environments/domain/test_policy.py",
+        "tests/environments/operations/test_policies.py",
+    ),
     "environments.domain.linking": (
         "tests/environments/domain/test_linking.py",
         "tests/environments/engine/prefix/test_linking.py",
@@ -32,6 +36,13 @@ MODULES = {
     "environments.models.builds": (
         "tests/environments/operations/test_builds.py",
         "tests/environments/models/test_clock_bounds.py",
+    ),
+    "environments.models.leased_work": ("tests/environments/models/test_leased_work.py",),
+    "accounts.access": (
+        "tests/environments/models/test_rights.py",
+        "tests/accounts/test_role_backend.py",
+        "tests/accounts/test_service_accounts.py",
+        "tests/accounts/test_no_escalation.py",
     ),
 }
 TIME_LIMIT = 300  # seconds for the tests of one mutant
