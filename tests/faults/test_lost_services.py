@@ -6,7 +6,6 @@ import signal
 import time
 
 import psycopg
-import pytest
 import redis
 
 from tests.channels.server import ChannelServer, Fault
@@ -15,7 +14,7 @@ from tests.faults.watching import Watch, owner_of, settle, stop_without_a_lock
 from tests.migrated import migrated_postgres
 from tests.services import Service, rabbitmq, valkey
 from tests.services.processes import ServiceFailedError
-from tests.system import until
+from tests.system import System, until
 
 HELLO = "dependencies: [license-mit]"
 TESTED = "dependencies: [python]\ncondastore: {tests: {commands: ['sleep 1']}}\n"
