@@ -393,3 +393,27 @@ def test_all_pages_of_a_list_are_read(person: Person):
     with answering({"Namespaces": page}) as server:
         done = replace(person, url=server.url).does("namespace", "list", "--json").succeeded()
     assert [one["name"] for one in done.document] == ["first", "second"]
+
+
+def test_a_restore_prints_the_new_part_of_the_log_and_the_time_of_its_own_attempt(person: Person):
+    log = ["solving", "linking", "restoring"]
+
+    def progress(variables: dict[str, Any]) -> dict[str, Any]:
+        start = variables["start"]
+        return {"data": {"build": live("READY", logLines=len(log), log=log[start:])}}
+
+    restored = {"__typename": "Build"} | full("QUEUED", logLines=2)
+    answers = {
+        "Build": lambda _: {"data": {"build": full("ARCHIVED", logLines=2)}},
+        "RestoreBuild": lambda _: {"data": {"restoreBuild": restored}},
+        "Follow": lambda _: Events(data=[]),
+        "Progress": progress,
+        "BuildById": ended(timings=[{"stage": "LINKING", "seconds": 1.0}]),
+    }
+    with answering(answers) as server:
+        somebody = replace(person, url=server.url, token="cs-secret")
+        done = somebody.does("env", "restore", REF).succeeded()
+    lines = done.out.splitlines()
+    assert "restoring" in lines
+    assert "solving" not in lines
+    assert f"{REF} is READY after 1.0 s" in lines
