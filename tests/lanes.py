@@ -62,6 +62,7 @@ FILES = {
     "tests/environments/jobs/test_blob_gc_under_load.py": "services",
     "tests/condastore/http/test_request_threads.py": "services",
     "tests/condastore/supervisor/test_up.py": "system",
+    "tests/condastore/test_cli_up_output.py": "system",
     "tests/condastore/test_nginx.py": "services",
     "tests/condastore/test_redis_wakeup.py": "services",
     "tests/condastore/test_startup_errors.py": "services",
