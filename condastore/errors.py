@@ -296,6 +296,11 @@ class UnexpectedError(UnavailableError):
     hint = "Report the build's id to the administrators of this installation."
 
 
+def is_temporary(error: StoreError) -> bool:
+    """Return True if the request may succeed later as it is: 503 rather than 4xx or 500."""
+    return isinstance(error, UnavailableError) and not isinstance(error, UnexpectedError)
+
+
 def error_to_json(error: StoreError) -> dict[str, Any]:
     """Return `error` as JSON values, from which `error_from_json` makes an equal one."""
     content: dict[str, Any] = {

@@ -134,19 +134,12 @@ class Api:
         Raises:
             CommandError: the server answered with an OperationError.
         """
-        for attempt in range(BUSY_ATTEMPTS + 1):
-            data = self._graphql(document, variables, repeat=repeat)
-            payload: Json = next(iter(data.values()))
-            if payload.pop("__typename") != "OperationError":
-                break
+        data = self._graphql(document, variables, repeat=repeat)
+        payload: Json = next(iter(data.values()))
+        if payload.pop("__typename") == "OperationError":
             if payload["code"] == "not-found" and not self.server.token:
                 raise not_signed_in(self.server.url)
-            after: Any = (payload.get("details") or {}).get("retry_after")
-            if not (repeat and payload["code"] == "unavailable" and after):
-                raise operation_error(payload)
-            if attempt == BUSY_ATTEMPTS:
-                raise operation_error(payload)
-            time.sleep(min(float(after), LONGEST_PAUSE))
+            raise operation_error(payload)
         return payload
 
     def every(self, document: str, *way: str, limit: int = 0, **variables: Any) -> Nodes:

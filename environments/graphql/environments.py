@@ -8,14 +8,17 @@ from typing import Any
 
 import strawberry_django
 from django.db.models import (
+    BooleanField,
     F,
     OuterRef,
     Prefetch,
     QuerySet,
     Subquery,
+    Value,
 )
 from strawberry import ID, Info
 
+from accounts.access import may
 from accounts.roles import Perm
 from environments.graphql.builds import BuildNode, TagNode, recalled_reason, username_of
 from environments.graphql.connections import Connection, nested_connection, ordered_by_keys
@@ -56,19 +59,28 @@ def _shares(self: Any) -> list[str]:
 
 def _shown(info: Info) -> dict[str, Any]:
     """Annotate whether the actor may see the namespace of an environment."""
-    everything = actor_of(info).sees_everything
-    return (
-        {}
-        if everything
-        else {"namespace_shown": may_annotation(Perm.VIEW, through="namespace__")(info)}
-    )
+    if actor_of(info).sees_everything:
+        return {"namespace_shown": Value(True, output_field=BooleanField())}
+    return {"namespace_shown": may_annotation(Perm.VIEW, through="namespace__")(info)}
 
 
 def _namespace(environment: Any) -> Any:
-    with suppress(Namespace.DoesNotExist):  # not among those that the actor may see
-        if environment.__dict__.get("namespace_shown", True):
+    """Return the namespace, or its outline, of a row that was read with `_shown`.
+
+    Raises:
+        KeyError: it was not; then nothing is known about what the actor may see.
+    """
+    if environment.__dict__["namespace_shown"]:
+        with suppress(Namespace.DoesNotExist):  # not among those that the actor may see
             return environment.namespace
     return _outline(_namespace_name(environment), environment.created_at)
+
+
+def _namespace_for(environment: Any, info: Info) -> Any:
+    """Return the same of any row, such as one that a mutation returns."""
+    if "namespace_shown" not in environment.__dict__:
+        environment.namespace_shown = may(actor_of(info), Perm.VIEW, environment.namespace)
+    return _namespace(environment)
 
 
 def _outline(name: str, created_at: datetime) -> Namespace:
@@ -155,6 +167,7 @@ class EnvironmentNode(Node):
             ),
         ),
         _namespace,
+        read_for=_namespace_for,
         description="Namespace of the environment. If only the environment was shared "
         "with the caller, only the name is set.",
     )

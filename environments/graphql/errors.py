@@ -14,10 +14,11 @@ from asgiref.sync import sync_to_async
 from graphql import GraphQLError
 from strawberry import Info
 from strawberry.scalars import JSON
+from strawberry.types import ExecutionResult
 from strawberry.types.field import StrawberryField
 
 from accounts.access import Actor
-from condastore.errors import StoreError, UnexpectedError
+from condastore.errors import StoreError, UnexpectedError, is_temporary
 from condastore.outages import migration_hint, unavailable
 from environments.graphql.nodes import with_database_keys
 from environments.operations import audit
@@ -128,6 +129,8 @@ class StoreErrors(strawberry.ExceptionHandler[Exception, OperationError]):
                     error,
                     changing=True,
                 )
+            if is_temporary(error):
+                info.context.request.__dict__.setdefault(_REFUSED, set()).add(info.path.key)
             return operation_error(error)
 
         asks_database = not isinstance(exception, StoreError) or audit.is_refusal(
@@ -136,6 +139,33 @@ class StoreErrors(strawberry.ExceptionHandler[Exception, OperationError]):
         if asks_database and in_event_loop():
             return sync_to_async(answer)()
         return answer()
+
+
+#: Attribute of a request: names in the answer of the mutations that an outage refused.
+_REFUSED = "mutations_refused_by_an_outage"
+
+
+def refused_by_outage(request: Any, result: ExecutionResult) -> bool:
+    """Return True if an outage refused every field of the operation, so that nothing was done.
+
+    Where one field succeeded, the operation must not be sent again as a whole.
+    """
+    refused = set(getattr(request, _REFUSED, ()))
+    others = False
+    for error in result.errors or ():
+        cause = error.original_error
+        if isinstance(cause, StoreError) and is_temporary(cause):
+            refused.add(error.path[0] if error.path else None)
+        else:
+            others = True
+    if result.data is None:
+        return bool(refused) and not others
+    # A payload that refuses is an object, a field with an error of its own is null.
+    errors = {error.path[0] for error in result.errors or () if error.path}
+    return bool(result.data) and all(
+        key in refused and (value is None or key not in errors)
+        for key, value in result.data.items()
+    )
 
 
 def in_event_loop() -> bool:
@@ -182,6 +212,7 @@ def told(error: GraphQLError) -> GraphQLError:
         source=error.source,
         positions=error.positions,
         path=error.path,
+        original_error=cause,
         extensions={
             "code": cause.code,
             "where": cause.where,

@@ -230,7 +230,7 @@ def _in_order(fields: Any, results: dict[str, Any]) -> dict[str, Any]:
 def _value_of(field: GraphQLField) -> Read:
     """How the field's own value comes from its row."""
     definition = field.extensions.get("strawberry-definition")
-    if isinstance(definition, Column) and definition.is_basic_field:
+    if isinstance(definition, Column) and definition.is_plain:
         if (of_key := definition.of_key) is not None:
             return lambda row: of_key(row.pk)
         return definition.reader

@@ -91,21 +91,34 @@ class Column(StrawberryDjangoField):
     """
 
     read: Callable[[Row], Any] | None = None
+    #: Reads what `read` cannot, as the row was not read with it; the caller's rights may decide.
+    read_for: Callable[[Row, Info], Any] | None = None
     #: Makes the value of the row's key alone; then lists need not make an object of each row.
     of_key: Callable[[Any], Any] | None = None
 
     def __copy__(self) -> Self:
         copied = super().__copy__()
         copied.read, copied.of_key = self.read, self.of_key
+        copied.read_for = self.read_for
         return copied
 
     @property
-    def is_basic_field(self) -> bool:
+    def is_plain(self) -> bool:
+        """True if `reader` may answer the field, without a resolver and its steps."""
         return self.base_resolver is None and not self.extensions
+
+    @property
+    def is_basic_field(self) -> bool:
+        return self.is_plain and self.read_for is None
 
     def get_result(
         self, source: Row, info: Info | None, args: list[Any], kwargs: dict[str, Any]
     ) -> Any:
+        if self.read_for is not None and info is not None:
+            try:
+                return self.read_for(source, info)
+            except SynchronousOnlyOperation:  # this is the event loop
+                return sync_to_async(self.read_for)(source, info)
         if info is not None:
             return super().get_result(source, info, args, kwargs)
         try:
@@ -135,9 +148,21 @@ class Column(StrawberryDjangoField):
         return getattr(source, name)
 
 
-def joined(join: Join, read: Callable[[Row], Any], *, description: str | None = None) -> Any:
-    """A field that `read` takes from a joined row."""
+def joined(
+    join: Join,
+    read: Callable[[Row], Any],
+    *,
+    read_for: Callable[[Row, Info], Any] | None = None,
+    description: str | None = None,
+) -> Any:
+    """A field that `read` takes from a joined row.
+
+    Args:
+        read_for: reads it from rows that were not read with the join, such as those that a
+            mutation returns; without it `read` does.
+    """
     column = computed(read, description=description)
+    column.read_for = read_for
     column.store = join
     column.django_name = f"joined {join.relation}"  # of its own the optimizer would not join it
     return column

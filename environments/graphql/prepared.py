@@ -409,7 +409,7 @@ class _Shapes:
             return _named(kind.name)
         found = self._execution.schema.get_field(kind, node.name.value)
         column = found.extensions.get("strawberry-definition") if found else None
-        if not isinstance(column, Column) or not column.is_basic_field:
+        if not isinstance(column, Column) or not column.is_plain:
             raise NotPlainError
         if found.args or node.arguments:
             raise NotPlainError

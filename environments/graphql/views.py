@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from http import HTTPStatus
 from json import JSONDecodeError
 from types import SimpleNamespace
 from typing import Any
@@ -53,7 +54,9 @@ from condastore.errors import (
     StoreError,
     UnsupportedMediaTypeError,
 )
+from condastore.outages import RETRY_AFTER
 from environments.domain.json_text import json_object
+from environments.graphql.errors import refused_by_outage
 
 logger = structlog.get_logger(__name__)
 _BY_POST = frozenset({OperationType.QUERY, OperationType.MUTATION})
@@ -153,6 +156,9 @@ class GraphQLView(AsyncGraphQLView[Any, None]):
             raise _not_allowed(error.operation_type, request.method or "") from error
         except MissingQueryError as error:
             raise HTTPException(400, "No GraphQL query found in the request") from error
+        if isinstance(result, ExecutionResult) and refused_by_outage(request, result):
+            sub_response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
+            sub_response["Retry-After"] = str(RETRY_AFTER)
         return result
 
     def decode_json(self, data: str | bytes) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ Api = Callable[[str], client.Api]
 QUERY = "query Names { namespaces { name } }"
 SUBMIT = "mutation Submit { submitBuild { __typename } }"
 DONE = {"data": {"submitBuild": {"__typename": "SubmittedBuild", "created": True}}}
-BUSY = {
+_REFUSAL = {
     "data": {
         "submitBuild": {
             "__typename": "OperationError",
@@ -28,6 +29,7 @@ BUSY = {
         }
     }
 }
+BUSY = Page(status=503, body=json.dumps(_REFUSAL), kind="application/json", retry_after=1)
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,7 @@ import pytest
 import websockets
 from django.conf import settings as django_settings
 from django.contrib.staticfiles import finders
+from django.db import OperationalError, connection
 from django.test import Client
 from gql import gql
 from gql.client import Client as GraphQLClient
@@ -56,6 +57,57 @@ def test_texts_and_numbers_of_any_size_are_answered_as_they_are(alice: Actor) ->
         client.force_login(alice.account)
         answer = post(client, f"{{ build(id: {build.pk}) {{ failure {{ details }} }} }}")
         assert answer.json()["data"]["build"]["failure"]["details"] == said, answer.content
+
+
+# --- outages ------------------------------------------------------------------------------------
+
+
+def _busy(table: str) -> Any:
+    """A database that is busy whenever a statement names this table."""
+
+    def refuse(run: Any, sql: str, *given: Any) -> Any:
+        if table in sql:
+            raise OperationalError("database is locked")
+        return run(sql, *given)
+
+    return connection.execute_wrapper(refuse)
+
+
+def test_a_query_that_an_outage_refuses_is_answered_with_503(alice: Actor) -> None:
+    client = Client()
+    client.force_login(alice.account)
+    with _busy("environments_recall"):
+        answer = post(client, "{ recalls { totalCount } }")
+    assert answer.status_code == 503
+    assert int(answer["Retry-After"]) > 0
+    (error,) = answer.json()["errors"]
+    assert error["extensions"]["code"] == "unavailable"
+
+
+def test_a_mutation_that_an_outage_refuses_is_answered_with_503(alice: Actor) -> None:
+    client = Client()
+    client.force_login(alice.account)
+    create = 'createToken(name: "%s") { ... on OperationError { code } __typename }'
+    with _busy("accounts_apitoken"):
+        answer = post(client, "mutation { first: " + create % "first" + " }")
+    assert answer.status_code == 503
+    assert int(answer["Retry-After"]) > 0
+    refused = {"code": "unavailable", "__typename": "OperationError"}
+    assert answer.json()["data"]["first"] == refused
+
+
+def test_an_answer_of_which_a_part_was_done_is_answered_with_200(alice: Actor) -> None:
+    """A client that sent all of it again would do that part twice."""
+    client = Client()
+    client.force_login(alice.account)
+    document = """mutation {
+      revokeToken(id: "999") { __typename }
+      createToken(name: "second") { ... on OperationError { code } } }"""
+    with _busy('INSERT INTO "accounts_apitoken"'):
+        answer = post(client, document)
+    assert answer.status_code == 200
+    assert "Retry-After" not in answer
+    assert answer.json()["data"]["createToken"] == {"code": "unavailable"}
 
 
 # --- forged requests ----------------------------------------------------------------------------
