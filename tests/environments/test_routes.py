@@ -88,6 +88,7 @@ REGISTRY = "registry"
 OF_ONESELF = {
     "whoami",
     "home",
+    "environment-filters",
     "environments",
     "audit-log",
     "metrics",
