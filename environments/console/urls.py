@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from django.urls import path
 
-from environments.console import builds, device, environment_list, environments, home
+from environments.console import approvals, builds, device, environment_list, environments, home
 
 ENVIRONMENT = "environments/<str:namespace>/<str:name>/"
 
 urlpatterns = [
     path("", home.home, name="home"),
+    path("approvals/", approvals.queue, name="approvals"),
+    path("approvals/decide/", approvals.decide, name="approvals-decide"),
+    path("approvals/effect/", approvals.effect, name="approvals-effect"),
+    path("approvals/<int:key>/", approvals.approval, name="approval"),
+    path("approvals/<int:key>/explain/", approvals.explain, name="approval-explain"),
+    path("approvals/<int:key>/second/", approvals.second, name="approval-second"),
     path("device/", device.device, name="device"),
     path("environments/", environment_list.environments, name="environments"),
     path("environments/filters/", environment_list.filters, name="environment-filters"),

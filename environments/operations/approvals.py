@@ -486,3 +486,11 @@ def find_decision(actor: Actor, key: object) -> Decision:
 def may_decide(actor: Actor, request: ApprovalRequest) -> bool:
     """Return whether interfaces offer the decision: checks the permission, not who asked."""
     return may(actor, Perm.APPROVE, request.namespace)
+
+
+def builds_that_continue(requests: Sequence[ApprovalRequest]) -> int:
+    """Count the held builds that wait for nothing else than these undecided requests."""
+    keys = [request.pk for request in requests]
+    others = WaitingBuild.objects.filter(request__state__in=UNDECIDED).exclude(request__in=keys)
+    held = Build.objects.filter(state=BuildState.HELD, deleted_at=None, waiting__request__in=keys)
+    return held.exclude(pk__in=others.order_by().values("build")).distinct().count()

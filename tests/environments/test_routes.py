@@ -98,6 +98,16 @@ OF_ONESELF = {
 }
 #: The sign-in of command lines: tried in tests/accounts/test_device_sign_in.py.
 DEVICES = {"device", "device-start", "device-collect"}
+#: Pages of approvals, which only approvers and requesters find; tried in
+#: tests/environments/console/test_approvals.py.
+APPROVALS = {
+    "approvals",
+    "approvals-decide",
+    "approvals-effect",
+    "approval",
+    "approval-explain",
+    "approval-second",
+}
 #: Routes of provisioning: for the directory, whose token is nobody's account. What it may there is
 #: tried in tests/accounts/test_scim.py.
 PROVISIONING: dict[str, dict[str, str]] = {
@@ -170,7 +180,7 @@ def test_every_route_is_tried_here() -> None:
         for name in routes()
         if not name.startswith(("admin:", REGISTRY, *ALLAUTH)) and name != "graphql/"
     }
-    assert found == set(DOORS) | OPEN | SIGN_IN | OF_ONESELF | set(PROVISIONING)
+    assert found == set(DOORS) | OPEN | SIGN_IN | OF_ONESELF | APPROVALS | set(PROVISIONING)
 
 
 @everybody
