@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from django.urls import path
 
-from environments.console import approvals, builds, device, environment_list, environments, home
+from environments.console import (
+    approvals,
+    builds,
+    device,
+    edit,
+    edit_suggestions,
+    environment_list,
+    environments,
+    home,
+)
 
 ENVIRONMENT = "environments/<str:namespace>/<str:name>/"
 
@@ -19,6 +28,13 @@ urlpatterns = [
     path("device/", device.device, name="device"),
     path("environments/", environment_list.environments, name="environments"),
     path("environments/filters/", environment_list.filters, name="environment-filters"),
+    path(
+        "environments/packages/",
+        edit_suggestions.package_suggestions,
+        name="package-suggestions",
+    ),
+    path("environments/new/", edit.new_environment, name="new-environment"),
+    path(f"{ENVIRONMENT}edit/", edit.edit_environment, name="edit-environment"),
     path(ENVIRONMENT, environments.environment, name="environment"),
     path(f"{ENVIRONMENT}builds/<str:reference>/", builds.build, name="build"),
 ]

@@ -6,13 +6,11 @@ from collections.abc import Iterable
 from typing import Annotated, Any
 
 import strawberry
-from django.conf import settings
 from django.db.models import Q, QuerySet
 from strawberry import ID, Info
 
 from accounts.access import Actor
 from condastore.errors import InvalidInputError, NotFoundError
-from environments.domain.names import canonical_channel
 from environments.graphql.accounts import Me
 from environments.graphql.arguments import EnvironmentName, NamespaceName
 from environments.graphql.audit import AuditQuery
@@ -48,15 +46,14 @@ from environments.graphql.service_accounts import ServiceAccountQueries
 from environments.graphql.specifications import LockNode, SpecificationNode
 from environments.models import (
     Build,
-    Channel,
     Environment,
     IndexedPackage,
-    LockRow,
     Namespace,
     Preview,
     SpecificationRow,
 )
 from environments.operations.environments import find_build, find_environment
+from environments.operations.package_search import visible_channels, visible_locks
 
 
 def _namespaces(
@@ -117,31 +114,9 @@ def _packages(
     return found  # type: ignore[no-any-return]
 
 
-def visible_channels(actor: Actor) -> QuerySet[Channel]:
-    """Those of locks that the actor sees; signed in, also those that everybody gets."""
-    if actor.is_superuser:
-        return Channel.objects.all()
-    listed = visible_locks(actor).order_by().values_list("channels", flat=True).distinct()
-    urls = {url for channels in listed for url in channels}
-    if actor.signed_in:
-        alias = settings.CHANNEL_ALIAS
-        urls |= {canonical_channel(one, alias=alias).url for one in settings.DEFAULT_CHANNELS}
-    return Channel.objects.filter(url__in=urls)
-
-
 def _channels(info: Info) -> Iterable[ChannelNode]:
     found: Any = visible_channels(actor_of(info))
     return found  # type: ignore[no-any-return]
-
-
-def visible_locks(actor: Actor) -> QuerySet[LockRow]:
-    """Those that a visible build or preview has."""
-    builds = Build.objects.visible_to(actor).order_by()
-    previews = Preview.objects.visible_to(actor).order_by()
-    return LockRow.objects.filter(
-        Q(pk__in=builds.exclude(lock=None).values("lock"))
-        | Q(pk__in=previews.exclude(lock=None).values("lock"))
-    )
 
 
 def visible_specifications(actor: Actor) -> QuerySet[SpecificationRow]:

@@ -96,6 +96,8 @@ OF_ONESELF = {
     "logout",
     "graphql",
 }
+#: The editor, which leads everybody signed out to the sign-in: tried in console/test_edit.py.
+EDITOR = {"new-environment", "edit-environment", "package-suggestions"}
 #: The sign-in of command lines: tried in tests/accounts/test_device_sign_in.py.
 DEVICES = {"device", "device-start", "device-collect"}
 #: Pages of approvals, which only approvers and requesters find; tried in
@@ -180,7 +182,8 @@ def test_every_route_is_tried_here() -> None:
         for name in routes()
         if not name.startswith(("admin:", REGISTRY, *ALLAUTH)) and name != "graphql/"
     }
-    assert found == set(DOORS) | OPEN | SIGN_IN | OF_ONESELF | APPROVALS | set(PROVISIONING)
+    pages = EDITOR | APPROVALS
+    assert found == set(DOORS) | OPEN | SIGN_IN | OF_ONESELF | pages | set(PROVISIONING)
 
 
 @everybody
