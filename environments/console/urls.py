@@ -6,6 +6,8 @@ from django.urls import path
 
 from environments.console import (
     approvals,
+    build_actions,
+    build_stream,
     builds,
     device,
     edit,
@@ -16,6 +18,7 @@ from environments.console import (
 )
 
 ENVIRONMENT = "environments/<str:namespace>/<str:name>/"
+BUILD = f"{ENVIRONMENT}builds/<str:reference>/"
 
 urlpatterns = [
     path("", home.home, name="home"),
@@ -36,5 +39,8 @@ urlpatterns = [
     path("environments/new/", edit.new_environment, name="new-environment"),
     path(f"{ENVIRONMENT}edit/", edit.edit_environment, name="edit-environment"),
     path(ENVIRONMENT, environments.environment, name="environment"),
-    path(f"{ENVIRONMENT}builds/<str:reference>/", builds.build, name="build"),
+    path(BUILD, builds.build, name="build"),
+    path(f"{BUILD}explain/", builds.explain, name="build-explain"),
+    path(f"{BUILD}stream/", build_stream.build_stream, name="build-stream"),
+    path(f"{BUILD}actions/<str:action>/", build_actions.build_action, name="build-action"),
 ]

@@ -1,8 +1,8 @@
 """GraphQL subscriptions: states and log of a build, and the builds of a namespace.
 
 A subscription holds neither a thread nor a connection while it waits. One poll per process tells
-all of them what has changed (`polling`); whether a reader may still see it is checked again every
-few seconds.
+all of them what has changed (`change_polls`); whether a reader may still see it is checked again
+every few seconds.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Annotated, Any, TypeVar
 
 import strawberry
-from django.db.models import BooleanField, ExpressionWrapper, Max, Q
-from django.utils import timezone
+from django.db.models import Max
 from strawberry import ID, Info
 
 from accounts.access import Actor
@@ -26,16 +25,15 @@ from environments.graphql.builds import BuildNode
 from environments.graphql.environments import EnvironmentNode
 from environments.graphql.fields import actor_in, described
 from environments.graphql.nodes import find
-from environments.graphql.polling import Poll, read_in_thread
 from environments.models import Build, BuildEvent
+from environments.operations.build_changes import ARCHIVED, BUILD_CHANGES, is_settled
+from environments.operations.change_polls import Poll, read_in_thread
 from environments.operations.namespaces import find_namespace
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 #: Lines that one update brings at most.
 LINES = 5_000
-#: After a build is finished its worker may still write the last lines of the log.
-LAST_LINES = timedelta(seconds=2)
 #: Rows of one database may become visible out of their order: so far back is looked again.
 OVERLAP = 200
 
@@ -63,29 +61,12 @@ class EnvironmentEvent:
     message: str = strawberry.field(description="Additional information, for people.")
 
 
-ARCHIVED = ExpressionWrapper(Q(log_archive__isnull=False), output_field=BooleanField())
-
-
-def _settled(archived: bool, finished_at: datetime | None) -> bool:
-    """Whether the worker has written all of the log that it ever will."""
-    return archived or (finished_at is not None and timezone.now() - finished_at > LAST_LINES)
-
-
-def _states_of(builds: Collection[int]) -> Mapping[int, object]:
-    """What a subscription shows of each of these builds: a change of it is an update."""
-    rows = Build.objects.filter(pk__in=builds).values_list(
-        "pk", "state", "attempt", "progress", "log_lines", ARCHIVED, "finished_at"
-    )
-    return {pk: (*shown, _settled(archived, end)) for pk, *shown, archived, end in rows}
-
-
 def _newest_events(_: Collection[None]) -> Mapping[None, object]:
     """The newest event, and how many there are of those that may still come in before it."""
     newest = BuildEvent.objects.aggregate(last=Max("pk"))["last"] or 0
     return {None: (newest, BuildEvent.objects.filter(pk__gt=newest - OVERLAP).count())}
 
 
-_builds = Poll[int](_states_of, topics=("build", "buildlog"))
 _events = Poll[None](_newest_events, topics=("build",))
 
 
@@ -142,7 +123,7 @@ class BuildWatch(Watch):
             .get(pk=self.build)
         )
         archived: bool = build.archived  # type: ignore[attr-defined]
-        settled = _settled(archived, build.finished_at)
+        settled = is_settled(archived, build.finished_at)
         self.state = (build.state, build.attempt, build.progress, build.log_lines, settled)
         state = self.state[:-1]
         first = self.seen is None
@@ -232,7 +213,9 @@ class Subscription:
             if last:
                 return
             if update is None or len(update.new_lines) < LINES:
-                while not await _builds.changed(watch.build, watch.state, timeout=watch.due_in):
+                while not await BUILD_CHANGES.changed(
+                    watch.build, watch.state, timeout=watch.due_in
+                ):
                     await read_in_thread(watch.check)
 
     @subscription(description="State changes of all builds in a namespace, from now on.")

@@ -53,6 +53,7 @@ class Door:
 ML = {"namespace": "research", "environment": "ml", "reference": "current"}
 MIRROR = {"mirror": "research", "subdir": "noarch", "name": "repodata.json.zst"}
 HOSTED = {"channel": "research", "subdir": "noarch", "name": "repodata.json"}
+BUILD = {"namespace": "research", "name": "ml", "reference": "current"}
 #: Route -> the row it leads to. `absent` replaces the names, one at a time.
 DOORS = {
     "log": Door(to=ML, perm=Perm.DOWNLOAD),
@@ -74,9 +75,11 @@ DOORS = {
     "mirror-snapshot": Door(to={**MIRROR, "day": "2026-01-01"}, perm=Perm.DOWNLOAD),
     "use": Door(to=ML, perm=Perm.DOWNLOAD, method="post", opened=204),
     "environment": Door(to={"namespace": "research", "name": "ml"}, perm=Perm.VIEW),
-    "build": Door(
-        to={"namespace": "research", "name": "ml", "reference": "current"}, perm=Perm.VIEW
-    ),
+    "build": Door(to=BUILD, perm=Perm.VIEW),
+    "build-stream": Door(to=BUILD, perm=Perm.VIEW),
+    # What each does, and who may: console/test_build_actions.py.
+    "build-action": Door(to={**BUILD, "action": "retry"}, perm=Perm.VIEW, also="post"),
+    "build-explain": Door(to=BUILD, perm=Perm.VIEW, method="post", opened=303),
 }
 #: Routes that tell everybody the same.
 OPEN = {"alive", "ready", "login", "sign-in-ways", "signing-key"}

@@ -43,18 +43,6 @@ def test_a_page_shows_builds_and_escapes_their_texts(
     assert 'http-equiv="refresh"' not in text
 
 
-def test_the_page_of_a_running_build_reloads(bob: Actor, environment: Environment) -> None:
-    factories.make_build(environment, BuildState.LINKING)
-    text = signed_in(bob).get(PAGES[2]).content.decode()
-    assert 'http-equiv="refresh"' in text
-
-
-def test_the_page_of_a_held_build_does_not_reload(bob: Actor, environment: Environment) -> None:
-    factories.make_build(environment, BuildState.HELD)
-    text = signed_in(bob).get(PAGES[2]).content.decode()
-    assert 'http-equiv="refresh"' not in text
-
-
 @pytest.mark.parametrize("page", PAGES[1:])
 def test_a_page_is_not_found_without_the_right_to_see_it(
     charlie: Actor, environment: Environment, page: str

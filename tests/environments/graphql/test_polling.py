@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 import pytest
 
 from condastore import row_changes
-from environments.graphql.polling import Poll
+from environments.operations.change_polls import Poll
 
 
 class Rows:

@@ -1,4 +1,4 @@
-"""Database polling that all subscriptions of one event loop share.
+"""Database polling that all streams of one event loop share: subscriptions and live pages.
 
 A hundred subscriptions that each read the database a few times a second would keep a web process
 busy with nothing. Here one statement reads the states of all rows that are followed, and wakes only
