@@ -2,6 +2,7 @@
 
 Usage: `vendor.py [--check]`. Each package is downloaded by `npm pack` in the version below; its
 files and its license are copied, and their digests are written to static/vendor/files.json.
+CodeMirror is bundled by esbuild from .ci/codemirror, whose lock file names all its packages.
 With `--check` nothing is downloaded: the files must have the recorded digests.
 """
 
@@ -36,6 +37,9 @@ PACKAGES: dict[str, dict[str, str]] = {
         "files/geist-mono-latin-ext-wght-normal.woff2": "geist-mono-latin-ext-wght-normal.woff2",
     },
 }
+#: Source and lock file of the bundle, and its name in static/vendor.
+CODEMIRROR = Path(__file__).resolve().parent / "codemirror"
+BUNDLE = "codemirror.min.js"
 LICENSE_NAMES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "license")
 
 
@@ -76,9 +80,33 @@ def update() -> None:
                 if (unpacked / "package" / one).exists()
             )
             texts.append(f"=== {package}: {', '.join(files.values())}\n\n{found.read_text()}")
+        texts += bundle(Path(folder) / "codemirror")
     LICENSES.write_text("\n".join(texts))
     recorded = {path.name: digest(path) for path in sorted(FOLDER.iterdir()) if path != DIGESTS}
     DIGESTS.write_text(json.dumps(recorded, indent=2) + "\n")
+
+
+def bundle(folder: Path) -> list[str]:
+    """Bundle CodeMirror in `folder`; return the licenses of the packages in the bundle."""
+    shutil.copytree(CODEMIRROR, folder, ignore=shutil.ignore_patterns("node_modules"))
+    subprocess.run(["npm", "ci", "--silent", "--no-audit", "--no-fund"], cwd=folder, check=True)
+    command = ["node_modules/.bin/esbuild", "entry.js", "--bundle", "--minify", "--format=iife"]
+    options = [f"--outfile={FOLDER / BUNDLE}", "--metafile=meta.json", "--log-level=warning"]
+    subprocess.run(
+        [*command, "--target=es2022", "--legal-comments=none", *options], cwd=folder, check=True
+    )
+    inputs = json.loads((folder / "meta.json").read_text())["inputs"]
+    parts = [
+        name.rpartition("node_modules/")[2].split("/") for name in inputs if "node_modules/" in name
+    ]
+    names = sorted({"/".join(part[: 1 + part[0].startswith("@")]) for part in parts})
+    texts = []
+    for name in names:
+        package = folder / "node_modules" / name
+        version = json.loads((package / "package.json").read_text())["version"]
+        found = next(package / one for one in LICENSE_NAMES if (package / one).exists())
+        texts.append(f"=== {name}@{version}: {BUNDLE}\n\n{found.read_text()}")
+    return texts
 
 
 def main(arguments: list[str]) -> int:

@@ -51,7 +51,7 @@
       const menu = document.querySelector("details.menu[open]");
       if (menu) { menu.open = false; menu.querySelector("summary").focus(); }
     }
-    const typing = event.target.closest("input, textarea, select, [contenteditable], .cm-editor");
+    const typing = event.composedPath()[0].closest?.("input, textarea, select, [contenteditable], .cm-editor");
     if (event.key === "/" && !typing && !event.ctrlKey && !event.metaKey && !event.altKey) {
       const search = document.querySelector("[data-search-key]");
       if (search && search.offsetParent) { event.preventDefault(); search.focus(); search.select(); }

@@ -13,7 +13,28 @@
 
   const byId = (id) => document.getElementById(id);
   const inForm = (element) => Boolean(element.closest("#editor-form"));
-  const yaml = { get: () => text.value, set: (value) => { text.value = value; } };
+  // The textarea stays the field of the form; CodeMirror stands in front of it.
+  const mount = () => {
+    if (!window.condastoreCodeMirror) return null;
+    const host = document.createElement("div");
+    text.before(host);
+    const label = document.querySelector("label[for=text]").textContent;
+    const mounted = window.condastoreCodeMirror(host, {
+      text: text.value,
+      label,
+      changed: (value) => { text.value = value; changed("yaml"); },
+    });
+    text.hidden = true;
+    return mounted;
+  };
+  const yaml = {
+    code: null,
+    get: () => text.value,
+    set: (value) => { text.value = value; yaml.code?.set(value); },
+    focus: () => (yaml.code ?? text).focus(),
+    mark: () => yaml.code?.mark([...document.querySelectorAll("#yaml-messages [data-lines]")].flatMap((one) =>
+      one.dataset.lines.split(" ").filter(Boolean).map((line) => ({ line: Number(line), message: one.querySelector("p").textContent })))),
+  };
 
   // --- draft in this browser
 
@@ -36,8 +57,8 @@
     note.querySelector("h2").textContent = "This browser has a draft that was not built.";
     note.querySelector("p").textContent = `Last changed ${new Date(draft.at).toLocaleString()}.`;
     const [restore, drop] = note.querySelectorAll("button");
-    restore.addEventListener("click", () => { yaml.set(draft.text); note.remove(); changed("yaml"); text.focus(); });
-    drop.addEventListener("click", () => { forget(); note.remove(); text.focus(); });
+    restore.addEventListener("click", () => { yaml.set(draft.text); note.remove(); changed("yaml"); yaml.focus(); });
+    drop.addEventListener("click", () => { forget(); note.remove(); yaml.focus(); });
     form.before(note);
   };
 
@@ -93,7 +114,7 @@
     const conflicts = "conflicts" in preview.dataset;
     if (conflicts) { build.setAttribute("aria-disabled", "true"); build.setAttribute("aria-describedby", "why-not"); }
     else { build.removeAttribute("aria-disabled"); build.removeAttribute("aria-describedby"); }
-    document.dispatchEvent(new CustomEvent("condastore:messages"));
+    yaml.mark();
     if ("pending" in preview.dataset) wait();
   };
 
@@ -151,6 +172,7 @@
   form.addEventListener("input", (event) => {
     const target = event.target;
     if (target.type === "file" || target.name === "from" || target.name === "reason") return;
+    if (target !== text && !target.name) return; // CodeMirror reports its changes itself
     if (inForm(target)) { if (target.name === "package") blank(); changed("form"); } else changed("yaml");
   });
 
@@ -179,9 +201,10 @@
     if (event.submitter?.value === "build") forget();
   });
 
-  window.condastoreEditor = { form, text, yaml, changed };
+  yaml.code = mount();
   blank();
   offer();
+  yaml.mark();
   if (!("posted" in form.dataset)) send("sync");
   else if ("pending" in byId("preview").dataset) wait();
 })();

@@ -107,7 +107,7 @@ def test_form_text_and_preview_follow_each_other(
     page.set_default_timeout(30_000)
     sign_in(page, address)
     page.goto(f"{address}/environments/research/ml/edit/")
-    text = page.get_by_label("Text of environment.yml")
+    text = page.locator("#text")
     expect(page.locator("#preview")).to_contain_text("Solving")
     check(page)
 
@@ -118,7 +118,10 @@ def test_form_text_and_preview_follow_each_other(
     expect(text).to_have_value(TEXT.replace("numpy >=2.3  #", "numpy >=2.2  #") + "  - pandas\n")
 
     # From the text to the form.
-    text.fill(TEXT)
+    page.locator(".cm-content").focus()
+    page.keyboard.press("Control+a")
+    page.keyboard.press("Backspace")
+    page.keyboard.insert_text(TEXT)
     expect(page.get_by_label("Version of numpy")).to_have_value(">=2.3")
     expect(page.locator("[name=package]")).to_have_count(4)
 
@@ -126,6 +129,7 @@ def test_form_text_and_preview_follow_each_other(
     expect(page.locator("#preview[data-pending]")).to_be_visible()
     finish(failure=CONFLICT)
     expect(page.locator("#yaml-messages")).to_contain_text("Lines 5, 6")
+    expect(page.locator(".cm-lintRange-error")).to_have_count(2)
     expect(page.get_by_label("Version of numpy")).to_have_attribute("aria-invalid", "true")
     expect(page.locator("#build-button")).to_have_attribute("aria-disabled", "true")
     check(page)
@@ -181,7 +185,7 @@ def test_the_keyboard_alone_creates_an_environment(
     expect(
         page.get_by_label("Package 2").or_(page.get_by_label("Add a package")).first
     ).to_have_value("pandas")
-    expect(page.get_by_label("Text of environment.yml")).to_have_value(
+    expect(page.locator("#text")).to_have_value(
         "channels:\n  - conda-forge\ndependencies:\n  - python 3.12.*\n  - pandas\n"
     )
     page.locator("#build-button").focus()
