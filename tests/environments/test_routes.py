@@ -75,6 +75,11 @@ DOORS = {
     "mirror-snapshot": Door(to={**MIRROR, "day": "2026-01-01"}, perm=Perm.DOWNLOAD),
     "use": Door(to=ML, perm=Perm.DOWNLOAD, method="post", opened=204),
     "environment": Door(to={"namespace": "research", "name": "ml"}, perm=Perm.VIEW),
+    "compare": Door(to={"namespace": "research", "name": "ml"}, perm=Perm.VIEW),
+    # What each does, and who may: console/test_environment_page.py.
+    "environment-action": Door(
+        to={"namespace": "research", "name": "ml", "action": "delete"}, perm=Perm.VIEW, also="post"
+    ),
     "build": Door(to=BUILD, perm=Perm.VIEW),
     "build-stream": Door(to=BUILD, perm=Perm.VIEW),
     # What each does, and who may: console/test_build_actions.py.

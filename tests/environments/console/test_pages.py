@@ -75,7 +75,7 @@ def test_the_page_of_an_environment_costs_a_bounded_number_of_queries(
         factories.make_build(environment)
     client = signed_in(bob)
     client.get("/environments/research/ml/")
-    with django_assert_max_num_queries(13):
+    with django_assert_max_num_queries(30):
         client.get("/environments/research/ml/")
 
 
