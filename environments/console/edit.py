@@ -18,10 +18,9 @@ from accounts.access import Actor, require
 from accounts.roles import Perm
 from condastore.errors import ConflictError, StoreError, UnexpectedError
 from environments.console import edit_starts
-from environments.console.edit_form import Draft, Problem, problems
+from environments.console.edit_form import Draft, Problem, lines_in, problems
 from environments.console.edit_preview import Panel, find_preview, panel_of
 from environments.console.responses import SeeOther, actor_of, is_partial
-from environments.domain.environment_file_edits import requirement_lines
 from environments.models import Environment, Namespace, Preview
 from environments.operations.builds import Submitted, read_submission, submit_build
 from environments.operations.environments import find_environment, submit_to
@@ -276,7 +275,7 @@ class Row:
 
 
 def _rows(draft: Draft, panel: Panel | None) -> list[Row]:
-    lines = _safe_lines(draft)
+    lines = [line for _, line in lines_in(draft.text)]
     errors: dict[int, list[str]] = {}
     held: dict[int, list[str]] = {}
     for problem in draft.problems:
@@ -304,13 +303,6 @@ def _rows(draft: Draft, panel: Panel | None) -> list[Row]:
             )
         )
     return rows
-
-
-def _safe_lines(draft: Draft) -> list[int]:
-    try:
-        return [line for _, line in requirement_lines(draft.text)]
-    except StoreError:
-        return []
 
 
 def _messages(draft: Draft, panel: Panel | None) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from django.http import QueryDict
 
@@ -138,10 +139,16 @@ class Draft:
     def lines_of(self, requirements: list[str]) -> list[tuple[str, int]]:
         """Return the requirements of the file that have the names of these, with their lines."""
         wanted = {_name(text) for text in requirements}
-        try:
-            return [one for one in requirement_lines(self.text) if _name(one[0]) in wanted]
-        except StoreError:
-            return []
+        return [one for one in lines_in(self.text) if _name(one[0]) in wanted]
+
+
+@lru_cache(maxsize=32)
+def lines_in(text: str) -> tuple[tuple[str, int], ...]:
+    """Return the requirements of a text with their lines; none of a text that cannot be read."""
+    try:
+        return requirement_lines(text)
+    except StoreError:
+        return ()
 
 
 def _name(requirement: str) -> str:

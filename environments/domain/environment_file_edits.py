@@ -20,6 +20,8 @@ from environments.domain.yaml_text import checked_text, read_yaml
 
 #: Maximum size of a text with a form, in bytes; longer texts are edited as text.
 MAX_FORM_BYTES = 65_536
+#: Maximum number of items of a field: lists are compared item by item.
+MAX_ITEMS = 1_000
 _DASH = re.compile(r"\s*-\s+")
 _NAME_END = re.compile(r"[\s=<>!~\[,|]")
 
@@ -78,7 +80,9 @@ def read_fields(text: str) -> FileFields:
         SpecificationError: the text is not YAML within the limits.
         InvalidInputError: the text is too long, has no keys, or uses aliases.
     """
-    return _fields_of(_root(_checked(text)))
+    found = _fields_of(_root(_checked(text)))
+    _require_few(found)
+    return found
 
 
 def requirement_lines(text: str) -> tuple[tuple[str, int], ...]:
@@ -101,6 +105,7 @@ def with_fields(text: str, *, base: FileFields, changed: FileFields) -> str:
         SpecificationError: the text is not YAML within the limits.
         InvalidInputError: the text has a form in which a value cannot be changed.
     """
+    _require_few(changed)
     text = _checked(text)
     if text and not text.endswith("\n"):
         text += "\n"
@@ -133,6 +138,15 @@ def with_requirement(text: str, was: str, becomes: str) -> str:
         index = listed.index(was)
         listed[index : index + 1] = [becomes] if becomes else []
     return with_fields(text, base=now, changed=replace(now, dependencies=tuple(listed)))
+
+
+def _require_few(values: FileFields) -> None:
+    for field in fields(FileFields):
+        value = getattr(values, field.name)
+        if not isinstance(value, str) and len(value) > MAX_ITEMS:
+            raise InvalidInputError(
+                f"More than {MAX_ITEMS:,} entries.", where=field.name, hint="Edit them as text."
+            )
 
 
 # --- reading
@@ -238,6 +252,13 @@ def _merged(before: Any, after: Any, now: Any) -> Any:
 
 
 def _opcodes(old: Sequence[Any], new: Sequence[Any]) -> Sequence[tuple[str, int, int, int, int]]:
+    if len(set(old)) < len(old) or len(set(new)) < len(new):  # slow where items repeat
+        short, same, tail = min(len(old), len(new)), 0, 0
+        while same < short and old[same] == new[same]:
+            same += 1
+        while tail < short - same and old[-1 - tail] == new[-1 - tail]:
+            tail += 1
+        return [("replace", same, len(old) - tail, same, len(new) - tail)]
     return SequenceMatcher(None, list(old), list(new), autojunk=False).get_opcodes()
 
 

@@ -201,6 +201,7 @@
     if (event.submitter?.value === "build") forget();
   });
 
+  if (location.hash === "#start") byId("start").open = true;
   yaml.code = mount();
   blank();
   offer();

@@ -130,6 +130,7 @@ def test_values_that_mean_something_in_yaml_are_quoted(text: str) -> None:
         '{"dependencies": ["python"]}',
         "- python\n",
         "x" * 70_000,
+        "dependencies:\n" + "- a\n" * 1_001,
     ],
 )
 def test_texts_without_fields_are_refused_with_a_hint(text: str) -> None:
@@ -159,6 +160,12 @@ def test_a_requirement_is_split_and_joined_in_its_own_spacing(
 ) -> None:
     assert split_requirement(text) == parts
     assert join_requirement(*parts, was=text) == text
+
+
+def test_entries_that_repeat_are_changed_in_their_place() -> None:
+    text = "dependencies:\n  - a\n  - b\n  - a\n  # end\n  - c\n"
+    assert edited(text, dependencies=("a", "a", "c")) == text.replace("  - b\n  - a\n", "  - a\n")
+    assert edited(text, dependencies=("a", "b", "a", "d", "c")).count("- d\n") == 1
 
 
 def test_requirements_have_their_lines() -> None:
