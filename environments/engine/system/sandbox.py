@@ -22,7 +22,8 @@ from condastore.errors import SandboxUnavailableError, UnavailableError
 from environments.engine.system.confinement import SYSTEM, sandbox_filter
 from environments.engine.system.subprocesses import (
     STREAMS,
-    kill_group,
+    GuardedGroup,
+    guarded_group,
     memory_file,
     open_pipe,
     start_process,
@@ -94,9 +95,16 @@ def _bubblewrap_knows() -> frozenset[str]:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [shutil.which("bwrap") or "bwrap", *arguments]
         try:
-            done = subprocess.run(
-                command, env={}, capture_output=True, text=True, timeout=30, check=False
-            )
+            with guarded_group() as group:
+                done = subprocess.run(
+                    command,
+                    env={},
+                    capture_output=True,
+                    text=True,
+                    timeout=30,
+                    check=False,
+                    process_group=group.id,
+                )
         except subprocess.TimeoutExpired as error:
             raise UnavailableError("bubblewrap does not answer.") from error
         if done.returncode < 0:
@@ -230,13 +238,18 @@ def start_sandboxed(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run `command` in bubblewrap during the block; at its end the whole sandbox is gone.
 
-    bubblewrap dies with this process, and the kernel kills a PID namespace with its first process,
-    so no guard is needed. The options come through a file descriptor, so that variables do not
-    appear in /proc/*/cmdline and are not subject to the limits of a command line.
+    The kernel kills a PID namespace with its first process, so killing that process is sufficient.
+    `--die-with-parent` ties it to bubblewrap only when the sandbox is set up. Before, it waits
+    forever for a killed bubblewrap, or takes a closed `--block-fd` for permission to run `command`.
+    Until its release it is therefore killed with the process group of bubblewrap, whose guard holds
+    `--block-fd` open; afterwards it is in its own session, and killed by its number.
+
+    The options come through a file descriptor, so that variables do not appear in /proc/*/cmdline
+    and are not subject to the limits of a command line.
     """
     filtering = sandbox_filter()
     options = sandbox.options(cwd=cwd, environment=env)
-    with contextlib.ExitStack() as ours:
+    with contextlib.ExitStack() as lasting, contextlib.ExitStack() as ours:
         passed = []
         if filtering is not None:
             passed.append(ours.enter_context(memory_file(filtering)))
@@ -247,28 +260,33 @@ def start_sandboxed(
         options += ["--info-fd", str(info_end.fileno()), "--block-fd", str(block.fileno())]
         text = "".join(f"{option}\0" for option in options)
         given = ours.enter_context(memory_file(text.encode(errors="surrogateescape")))
+        group = lasting.enter_context(guarded_group(release.fileno()))
         process = start_process(
             [shutil.which("bwrap") or "bwrap", "--args", str(given), "--", *command],
             cwd=Path("/"),
             pass_fds=[*passed, given, *kept],
             streams=streams,
+            process_group=group.id,
         )
-        try:
-            info_end.close()
-            first = _first_process(info)
-            if first is not None:
-                _limit(first, {**_SANDBOX_LIMITS, **limits})
-                if background:
-                    _lower_priority(first)
-            with contextlib.suppress(BrokenPipeError):  # it exited before it started
-                release.write(b".")
-        except BaseException:
-            kill_group(process)
-            raise
-    try:
+        lasting.callback(_end, process, group)
+        info_end.close()
+        first = _first_process(info)
+        if first is not None:  # else it failed, or is never released
+            group.add(first)
+            _limit(first, {**_SANDBOX_LIMITS, **limits})
+            if background:
+                _lower_priority(first)
+            release.write(b".")
+        ours.close()
         yield process
-    finally:
-        kill_group(process)
+
+
+def _end(process: subprocess.Popen[bytes], group: GuardedGroup) -> None:
+    """Kill a sandbox, and reap bubblewrap."""
+    group.kill()
+    process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
 
 
 def _first_process(info: BinaryIO) -> int | None:
