@@ -16,8 +16,8 @@ from environments.graphql.fast_execution import Straight
 from environments.graphql.limits import Limits
 from environments.graphql.mutations import Mutation
 from environments.graphql.optimizer import Optimizer
-from environments.graphql.packages import BIG_INT, BigInt
 from environments.graphql.queries import Query
+from environments.graphql.scalars import BIG_INT, BigInt
 from environments.graphql.subscriptions import Subscription
 
 #: The committed text of the schema; `manage.py export_graphql` writes it.

@@ -19,7 +19,7 @@ from environments.domain.lifecycle import BuildState
 from environments.graphql.fields import field
 from environments.graphql.filtering import Direction, condition, filter_type, sort_key
 from environments.graphql.nodes import Node, global_id, ids_of
-from environments.graphql.packages import BigInt
+from environments.graphql.scalars import BigInt
 from environments.models import (
     ApprovalRequest,
     CondaRecord,

@@ -13,7 +13,8 @@ from strawberry import Info
 from environments.domain.artifacts import FORMS, ArtifactKind, ArtifactState, variant_of
 from environments.graphql.fields import absolute
 from environments.graphql.nodes import Node, ids_of
-from environments.graphql.packages import BigInt, Failure, Progress
+from environments.graphql.packages import Failure, Progress
+from environments.graphql.scalars import BigInt
 from environments.models import Artifact, Build, LockRow
 
 

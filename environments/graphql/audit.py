@@ -26,7 +26,7 @@ from environments.graphql.filtering import (
     sort_key,
 )
 from environments.graphql.nodes import Node, global_id, id_field, key_field, register_model
-from environments.graphql.packages import BigInt
+from environments.graphql.scalars import BigInt
 from environments.models import AuditEvent
 from environments.models.audit import AuditQuerySet
 from environments.operations import audit

@@ -38,13 +38,13 @@ from environments.graphql.fields import (
 from environments.graphql.nodes import Node, find, id_field, key_field, register, register_model
 from environments.graphql.optimizer import inside
 from environments.graphql.packages import (
-    BigInt,
     Failure,
     LockDiff,
     Progress,
     compared,
     preferred,
 )
+from environments.graphql.scalars import BigInt
 from environments.graphql.specifications import LockNode, SpecificationNode
 from environments.graphql.verdicts import Verdict, verdicts_of
 from environments.models import (

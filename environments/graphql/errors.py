@@ -20,6 +20,7 @@ from strawberry.types.field import StrawberryField
 from accounts.access import Actor
 from condastore.errors import StoreError, UnexpectedError, is_temporary
 from condastore.outages import migration_hint, unavailable
+from environments.graphql.error_details import ErrorDetails, typed_details
 from environments.graphql.nodes import with_database_keys
 from environments.operations import audit
 
@@ -44,6 +45,9 @@ class OperationError:
     hint: str = strawberry.field(description="Suggestion for the next step.")
     details: JSON = strawberry.field(
         description="Machine-readable details; the keys depend on `code`."
+    )
+    typed_details: ErrorDetails | None = strawberry.field(
+        description="The details in a type of their own, for codes that have one."
     )
     faults: list[Fault] = strawberry.field(
         description="Individual faults, when several were found."
@@ -79,6 +83,7 @@ def operation_error(error: StoreError) -> OperationError:
         where=error.where,
         hint=error.hint,
         details=JSON(details),
+        typed_details=typed_details(details),
         faults=faults_in(details),
     )
 

@@ -15,7 +15,7 @@ from environments.graphql.connections import Connection, Rows, connection
 from environments.graphql.errors import OperationError, refusable
 from environments.graphql.fields import actor_of, described, field
 from environments.graphql.nodes import Node, ids_of, register_rows
-from environments.graphql.packages import BigInt
+from environments.graphql.scalars import BigInt
 from environments.models import HostedChannel, HostedPackage
 from environments.operations import hosted_channels
 from environments.operations.namespaces import find_namespace

@@ -23,7 +23,7 @@ from environments.graphql.filtering import (
     sort_key,
 )
 from environments.graphql.nodes import Node, find, ids_of, register_rows
-from environments.graphql.packages import BigInt
+from environments.graphql.scalars import BigInt
 from environments.models import Mirror, MirrorIndex, MirrorPackage, Namespace
 from environments.operations import mirrors
 from environments.operations.namespaces import find_namespace

@@ -43,11 +43,11 @@ from environments.graphql.images import ImageMutation
 from environments.graphql.mirrors import MirrorMutation
 from environments.graphql.namespaces import NamespaceNode
 from environments.graphql.nodes import find, key_in
-from environments.graphql.packages import BigInt
 from environments.graphql.policies import PolicyMutations
 from environments.graphql.previews import PreviewNode
 from environments.graphql.retention import RetentionMutation
 from environments.graphql.role_mappings import RoleMappingMutations
+from environments.graphql.scalars import BigInt
 from environments.graphql.service_accounts import ServiceAccountMutations
 from environments.models import Build, Environment, Preview, audited
 from environments.models.previews import PreviewState

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, NewType, Self
+from typing import Any, Self
 
 import strawberry
 from strawberry.scalars import JSON
@@ -14,17 +14,18 @@ from environments.domain import diff as differences
 from environments.domain.lock import Lock
 from environments.domain.records import CondaPackage, PypiPackage
 from environments.graphql.enums import PackageChangeKind, PackageKind
+from environments.graphql.error_details import (
+    Conflict,
+    ErrorDetails,
+    MissingPackage,
+    conflicts_in,
+    missing_in,
+    typed_details,
+)
 from environments.graphql.errors import Fault, faults_in
+from environments.graphql.scalars import BigInt
 from environments.models import CondaRecord, PypiRecord
 from environments.services.platforms import own_platform
-
-BigInt = NewType("BigInt", int)
-BIG_INT = strawberry.scalar(
-    name="BigInt",
-    description="A whole number, of bytes for instance, that may need more than 32 bits.",
-    serialize=int,
-    parse_value=int,
-)
 
 
 @strawberry.type(description="One package of a lock, identified by its digest.")
@@ -158,22 +159,6 @@ def preferred(platforms: Sequence[str], prefer: Sequence[str] = ()) -> str:
     return own_platform()
 
 
-@strawberry.type(description="Requirements that exclude each other.")
-class Conflict:
-    requirements: list[str] = strawberry.field(description="Conflicting requirements.")
-    reason: str = strawberry.field(description="Explanation of the conflict.")
-    chain: list[str] = strawberry.field(
-        description="Dependency chain that leads from one requirement to the conflict."
-    )
-
-
-@strawberry.type(description="Requirement that no channel provides.")
-class MissingPackage:
-    requirement: str = strawberry.field(description="The requirement.")
-    channels: list[str] = strawberry.field(description="URLs of the channels that were searched.")
-    similar: list[str] = strawberry.field(description="Similar package names that exist.")
-
-
 @strawberry.type(description="Why a build, a preview or an artifact failed.")
 class Failure:
     code: str = strawberry.field(description="Stable code of the error.")
@@ -185,6 +170,9 @@ class Failure:
     hint: str = strawberry.field(description="Suggestion for the next step.")
     details: JSON = strawberry.field(
         description="Machine-readable details; the keys depend on `code`."
+    )
+    typed_details: ErrorDetails | None = strawberry.field(
+        description="The details in a type of their own, for codes that have one."
     )
     conflicts: list[Conflict] = strawberry.field(
         description="Requirements that exclude each other, when the solve had no solution."
@@ -208,22 +196,9 @@ class Failure:
             where=stored.get("where", ""),
             hint=stored.get("hint", ""),
             details=JSON(details),
-            conflicts=[
-                Conflict(
-                    requirements=list(one.get("requirements", ())),
-                    reason=one.get("reason", ""),
-                    chain=list(one.get("chain", ())),
-                )
-                for one in details.get("conflicts", ())
-            ],
-            missing=[
-                MissingPackage(
-                    requirement=one.get("requirement", ""),
-                    channels=list(one.get("channels", ())),
-                    similar=list(one.get("similar", ())),
-                )
-                for one in details.get("missing", ())
-            ],
+            typed_details=typed_details(details),
+            conflicts=conflicts_in(details),
+            missing=missing_in(details),
             faults=faults_in(details),
         )
 

@@ -10,7 +10,7 @@ import strawberry
 from django.db.models import Expression, Subquery
 from strawberry import Info
 
-from environments.graphql.packages import BigInt
+from environments.graphql.scalars import BigInt
 from environments.operations import quotas
 
 

@@ -25,7 +25,7 @@ from environments.graphql.errors import OperationError, refusable
 from environments.graphql.fields import actor_of, described, field
 from environments.graphql.namespaces import NamespaceNode
 from environments.graphql.nodes import Node, find, ids_of, register_rows
-from environments.graphql.packages import BigInt
+from environments.graphql.scalars import BigInt
 from environments.models import Build, Environment, LegalHold
 from environments.operations import retention
 from environments.operations.environments import find_build

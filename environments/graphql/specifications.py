@@ -18,9 +18,9 @@ from environments.graphql.connections import Connection, SortedItems, connection
 from environments.graphql.fields import Column, column, computed, described, field
 from environments.graphql.nodes import Node, id_field, key_field
 from environments.graphql.packages import (
-    BigInt,
     LockedPackage,
 )
+from environments.graphql.scalars import BigInt
 from environments.models import (
     LockedConda,
     LockedPypi,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import strawberry
@@ -20,14 +21,16 @@ class Verdict:
     )
 
 
+def verdict_of(stored: Mapping[str, Any]) -> Verdict:
+    """Return the verdict that `domain.policy.Verdict.to_json` stored."""
+    return Verdict(
+        rule=stored.get("rule", ""),
+        effect=stored.get("effect", Effect.WARN.value),
+        subject=stored.get("subject", ""),
+        reason=stored.get("reason", ""),
+        chain=list(stored.get("chain", ())),
+    )
+
+
 def verdicts_of(row: Any) -> list[Verdict]:
-    return [
-        Verdict(
-            rule=one.get("rule", ""),
-            effect=one.get("effect", Effect.WARN.value),
-            subject=one.get("subject", ""),
-            reason=one.get("reason", ""),
-            chain=list(one.get("chain", ())),
-        )
-        for one in row.verdicts
-    ]
+    return [verdict_of(one) for one in row.verdicts]
