@@ -12,7 +12,7 @@ from strawberry import ID, Info
 
 from accounts.access import Actor
 from accounts.models import ApiToken
-from accounts.roles import Role
+from environments.graphql.enums import Role
 from environments.graphql.fields import Column, actor_of, column, computed, field
 from environments.graphql.namespaces import NamespaceRole, roles_of
 from environments.graphql.nodes import Node, id_field, key_field, register_model

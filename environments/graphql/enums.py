@@ -6,7 +6,8 @@ from enum import Enum
 
 import strawberry
 
-from accounts.roles import Perm, Role
+from accounts.roles import Perm as Perm
+from accounts.roles import Role as Role
 from environments.domain.artifacts import ArtifactKind, ArtifactState
 from environments.domain.lifecycle import BuildState
 from environments.models import DecisionScope, RequestState

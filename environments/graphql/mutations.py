@@ -15,7 +15,6 @@ from asgiref.sync import sync_to_async
 from strawberry import ID, Info
 
 from accounts.access import Actor
-from accounts.roles import Role
 from condastore.errors import NotFoundError
 from condastore.http import request_turns
 from condastore.row_changes import AsyncWatch, topic_of
@@ -34,6 +33,7 @@ from environments.graphql.artifacts import ArtifactNode, artifact_of
 from environments.graphql.audit import AuditMutation
 from environments.graphql.builds import BuildNode
 from environments.graphql.credentials import CredentialMutation
+from environments.graphql.enums import Role
 from environments.graphql.environments import EnvironmentNode
 from environments.graphql.errors import OperationError, refusable
 from environments.graphql.fields import actor_of, described, field

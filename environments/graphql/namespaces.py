@@ -13,9 +13,9 @@ from django.db.models import (
 from strawberry import ID, Info
 
 from accounts.models import User
-from accounts.roles import Perm, Role
 from environments.domain.artifacts import ArtifactKind
 from environments.graphql.connections import Connection, nested_connection
+from environments.graphql.enums import Perm, Role
 from environments.graphql.fields import Column, actor_of, column, computed, field
 from environments.graphql.nodes import Node, id_field, key_field, register_model
 from environments.graphql.permissions import allowed, may_annotation

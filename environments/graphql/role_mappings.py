@@ -11,8 +11,8 @@ import strawberry_django
 from django.db.models import QuerySet
 from strawberry import ID, Info
 
-from accounts.roles import Role
 from environments.graphql.connections import Connection, connection
+from environments.graphql.enums import Role
 from environments.graphql.errors import OperationError, refusable
 from environments.graphql.fields import Column, actor_of, column, computed, described, field
 from environments.graphql.nodes import Node, find, id_field, key_field, register_model
