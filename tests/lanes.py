@@ -73,6 +73,7 @@ FILES = {
     "tests/environments/admin/test_browser.py": "system",
     "tests/environments/console/test_browser.py": "system",
     "tests/environments/console/test_browser_edit.py": "system",
+    "tests/environments/console/test_browser_environment.py": "system",
     "tests/environments/models/test_migration_of_leased_work.py": "services",
     "tests/environments/models/test_one_role_per_holder.py": "services",
     "tests/environments/operations/test_approvals.py::"

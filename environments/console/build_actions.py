@@ -149,6 +149,8 @@ class Offer:
 
 def _applies(action: Action, build: Build) -> bool:
     is_current = build.environment.current_id == build.pk
+    if action is ACTIONS["pin"] and is_current and build.environment.pinned:
+        return False
     return build.state in action.states and action.current in {None, is_current}
 
 

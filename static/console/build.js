@@ -1,6 +1,24 @@
 // Log of a build: follow its end while the reader is there, and find the line of the address.
 (() => {
   "use strict";
+  // Parts of the page that the server sends: each names its target and how it is inserted.
+  const live = document.querySelector("[data-stream]");
+  if (live) {
+    const source = new EventSource(live.dataset.stream);
+    source.addEventListener("finished", () => source.close());
+    source.addEventListener("message", (message) => {
+      const parts = new DOMParser().parseFromString(message.data, "text/html");
+      for (const part of parts.querySelectorAll("hx-partial")) {
+        const target = document.querySelector(part.getAttribute("hx-target"));
+        if (!target) continue;
+        const nodes = [...part.childNodes];
+        if (part.getAttribute("hx-swap") === "outerHTML") target.replaceWith(...nodes);
+        else if (part.getAttribute("hx-swap") === "innerHTML") target.replaceChildren(...nodes);
+        else target.append(...nodes.filter((node) => !node.id || !document.getElementById(node.id)));
+      }
+    });
+  }
+
   const box = document.getElementById("log-scroll");
   if (!box) return;
   const NEAR = 40; // pixels from the end that count as the end

@@ -44,7 +44,7 @@ def test_a_build_in_any_state_has_a_page_with_one_summary(
     text = text_of(bob)
     assert text.count('id="h-st"') == 1
     assert 'http-equiv="refresh"' not in text
-    live = "hx-sse:connect" in text
+    live = "data-stream" in text
     assert live == (
         state
         not in {BuildState.READY, BuildState.FAILED, BuildState.CANCELLED, BuildState.ARCHIVED}
