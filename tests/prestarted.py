@@ -88,10 +88,10 @@ class Program:
         self.returncode: int | None = None
 
     def descendants(self) -> list[psutil.Process]:
-        """Return its copies that run, also after its end; no other program that one started."""
+        """Return the processes that it started and that run, also after its end."""
         with contextlib.suppress(psutil.NoSuchProcess):
-            keeper = psutil.Process(self._keeper)
-            return [each for each in keeper.children(recursive=True) if _same_program(each, keeper)]
+            started = psutil.Process(self._keeper).children(recursive=True)
+            return [each for each in started if _runs(each)]
         return []
 
     def poll(self) -> int | None:
@@ -254,10 +254,10 @@ def _prestarted(modules: Sequence[str], *variables: tuple[str, str]) -> Prestart
     return Prestarted(modules, dict(variables))
 
 
-def _same_program(one: psutil.Process, other: psutil.Process) -> bool:
+def _runs(process: psutil.Process) -> bool:
     try:
-        return bool(one.exe() == other.exe())
-    except psutil.Error:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
         return False
 
 

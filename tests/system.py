@@ -355,7 +355,8 @@ class System:
                     found.append(process)
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
-        # What a copy left behind: its variables are not those of the process that it is a copy of.
+        # Descendants of the copies: their variables are not those of the process that was copied,
+        # and sandboxes start without variables.
         left = [process for copy in self._copies for process in copy.descendants()]
         return [process for process in {*found, *left} if process.pid != os.getpid()]
 
