@@ -15,6 +15,7 @@ from environments.console.environment_actions import actions_of
 from environments.console.lock_tables import packages_of
 from environments.console.responses import actor_of, render_page
 from environments.models import Build, Environment
+from environments.operations.builds import earlier_build
 from environments.operations.environments import find_build, find_environment
 from environments.services import folders
 
@@ -56,6 +57,8 @@ def environment(request: HttpRequest, namespace: str, name: str) -> HttpResponse
     }
     if tab == "overview":
         context |= _use(request, actor, found)
+        earlier = earlier_build(found)
+        context["earlier"] = earlier.number if earlier else None
         context["tags"] = found.tags.select_related("build").filter(build__deleted_at=None)
     if tab in ("overview", "packages"):
         context["packages"] = packages_of(_locked(actor, found))

@@ -260,14 +260,18 @@ def rollback(*, actor: Actor, environment: Environment, to: Build | None = None)
     """Roll back to `to`, or to the previous READY build, and pin it."""
     require(actor, Perm.BUILD, environment)
     if to is None:
-        current = environment.current
-        ready = _usable(environment)
-        if current is not None:
-            ready = ready.filter(number__lt=current.number)
-        to = ready.order_by("-number").first()
+        to = earlier_build(environment)
         if to is None:
             raise NotFoundError(f"{environment} has no READY build before the current one.")
     return set_current_build(actor=actor, build=to, pin=True)
+
+
+def earlier_build(environment: Environment) -> Build | None:
+    """Return the build that a rollback makes current; None if there is none."""
+    ready = _usable(environment)
+    if environment.current is not None:
+        ready = ready.filter(number__lt=environment.current.number)
+    return ready.order_by("-number").first()
 
 
 @audited()
