@@ -28,6 +28,7 @@ sandbox.require_sandbox()
 folder = Path(sys.argv[1])
 
 {change}
+(folder / "starts").touch()  # the sandboxes of the check have ended
 
 with sandbox.start_sandboxed(
     ["sh", "-c", "touch " + str(folder / "ran") + "; exec sleep 1000"], cwd=folder,
@@ -97,6 +98,7 @@ def worker_of(
     program = WORKER.format(change=textwrap.dedent(change), block=block)
     with psutil.Popen([sys.executable, "-c", program, str(folder)]) as worker:
         try:
+            wait_for((folder / "starts").exists)
             yield worker
         finally:
             with contextlib.suppress(psutil.NoSuchProcess):
