@@ -43,7 +43,9 @@ async def build_stream(
     def find() -> int:
         return find_build(actor, find_environment(actor, namespace, name), reference).pk
 
-    follower = Follower(actor=actor, build=await sync_to_async(find)(), next_line=line_in(request))
+    follower = Follower(
+        actor=actor, build=await sync_to_async(find)(), next_line=line_in(request, least=0)
+    )
     response = StreamingHttpResponse(follower.messages(), content_type="text/event-stream")
     response["Cache-Control"] = "no-store"
     response["X-Accel-Buffering"] = "no"

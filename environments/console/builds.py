@@ -71,12 +71,12 @@ def live_context(actor: Actor, found: Build) -> dict[str, Any]:
     }
 
 
-def line_in(request: HttpRequest) -> int | None:
-    """Return the number of a log line in the query; None for none."""
+def line_in(request: HttpRequest, *, least: int = 1) -> int | None:
+    """Return the number of a log line in the query, at least `least`; None for none."""
     text = request.GET.get("line", "")
     if not (text.isascii() and text.isdecimal() and len(text) < 10):
         return None
-    return max(1, int(text))
+    return max(least, int(text))
 
 
 def page_of(found: Build) -> str:

@@ -137,6 +137,6 @@ def test_the_page_of_a_running_build_changes_without_a_reload(
     page.goto(f"{address}{PAGE}builds/{build.number}/")
     expect(page.locator("#build-state")).to_contain_text("Failed")
     expect(page.locator("#log-lines li")).to_have_text(["1first line", "2<second> line"])
-    expect(page.locator("#log-last")).to_have_text("2")
+    expect(page.locator("#log-shown")).to_have_text("To line 2")
     expect(page.locator("#h-st")).to_have_text("The build failed.")
     assert watched.faults == []

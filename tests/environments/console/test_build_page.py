@@ -198,6 +198,27 @@ def test_the_stream_of_a_finished_build_sends_new_lines_and_ends(
 
 
 @pytest.mark.django_db(transaction=True)
+def test_the_stream_of_an_empty_log_begins_with_its_first_line(
+    bob: Actor, environment: Environment
+) -> None:
+    build = factories.make_build(environment, BuildState.LINKING)
+    page = text_of(bob, PAGE)
+    found = re.search(r'data-stream="([^"]+)"', page)
+    assert found is not None
+    build.append_log(["the first line", "the second line"])
+    Build.objects.filter(pk=build.pk).update(
+        state=BuildState.FAILED,
+        finished_at=timezone.now() - timedelta(minutes=1),
+        lease_expires_at=None,
+    )
+    client = AsyncClient()
+    client.force_login(bob.account)
+    _, text = async_to_sync(read)(client, found[1].replace("&amp;", "&"))
+    assert "the first line" in text
+    assert "the second line" in text
+
+
+@pytest.mark.django_db(transaction=True)
 def test_the_stream_follows_a_build_to_its_end(bob: Actor, environment: Environment) -> None:
     build = factories.make_build(environment, BuildState.LINKING)
     client = AsyncClient()
