@@ -7,6 +7,8 @@ from functools import cache
 from typing import Any
 
 from django import template
+from django.core.exceptions import DisallowedHost
+from django.http import HttpRequest
 from django.template.loader import get_template
 from django.utils import timezone
 from django.utils.html import format_html
@@ -31,6 +33,16 @@ STATE_CLASSES = {
 STATE_ICONS = {BuildState.CANCELLING: "st-cancelled"}
 #: Times further away are shown as dates.
 RELATIVE = timedelta(days=30)
+
+
+@register.simple_tag(takes_context=True)
+def site_host(context: template.RequestContext) -> str:
+    """Show the host name of the request; nothing where Django refuses it (error pages)."""
+    request = context.get("request")
+    try:
+        return request.get_host() if isinstance(request, HttpRequest) else ""
+    except DisallowedHost:
+        return ""
 
 
 @register.filter

@@ -44,6 +44,8 @@ MEANT = {
 }
 #: Levels of fields below a root field. The limit of the server is that of the whole document.
 DEPTH = 7
+#: Levels of input objects: filters contain themselves below AND, OR and NOT.
+INPUT_DEPTH = 3
 #: Fields in one selection.
 WIDTH = 60
 
@@ -143,19 +145,23 @@ class Documents:
         elif required or name == "wait" or self.random.random() < 0.5:
             yield self._value(one.type, name)
 
-    def _value(self, kind: Any, name: str) -> Any:
+    def _value(self, kind: Any, name: str, depth: int = 0) -> Any:
         random = self.random
         if isinstance(kind, GraphQLNonNull):
-            return self._value(kind.of_type, name)
+            return self._value(kind.of_type, name, depth)
         if isinstance(kind, GraphQLList):
-            return [self._value(kind.of_type, name) for _ in range(random.randrange(1, 3))]
+            return [self._value(kind.of_type, name, depth) for _ in range(random.randrange(1, 3))]
         if isinstance(kind, GraphQLEnumType):
             return random.choice(list(kind.values))
         if isinstance(kind, GraphQLInputObjectType):
+            fields = kind.fields
+            if getattr(kind.extensions.get("strawberry-definition"), "is_one_of", False):
+                fields = dict([random.choice(list(fields.items()))])
             return {
-                key: self._value(one.type, key)
-                for key, one in kind.fields.items()
-                if isinstance(one.type, GraphQLNonNull) or random.random() < 0.5
+                key: self._value(one.type, key, depth + 1)
+                for key, one in fields.items()
+                if isinstance(one.type, GraphQLNonNull)
+                or (random.random() < 0.5 and (depth < INPUT_DEPTH or is_leaf_type(one.type)))
             }
         assert isinstance(kind, GraphQLScalarType)
         return self._scalar(kind.name, name, wild=random.random() < self.hostile)

@@ -184,7 +184,7 @@ def test_the_list_costs_as_many_queries_for_fifty_as_for_five(
     client.get(PAGE)
     with django_assert_max_num_queries(8):
         assert len(names(client)) == 50
-    with django_assert_max_num_queries(14):
+    with django_assert_max_num_queries(15):
         assert len(names(client, q="openssl >0")) == 50
 
 

@@ -68,6 +68,14 @@ def test_programs_are_not_redirected_to_the_sign_in(environment: Environment) ->
         assert Client().get(PAGES[1], headers={"Accept": accept}).status_code == 404
 
 
+@pytest.mark.parametrize("host", ["evil.example.org", "[", "localhost:x", ""])
+def test_a_refused_host_name_is_answered_by_a_page_that_says_so(host: str) -> None:
+    answer = Client().get("/login/", HTTP_HOST=host, headers={"Accept": "text/html"})
+    assert answer.status_code == 400
+    assert b"does not answer to the host name of the request" in answer.content
+    assert b"<footer" in answer.content
+
+
 def test_the_page_of_an_environment_costs_a_bounded_number_of_queries(
     bob: Actor, environment: Environment, django_assert_max_num_queries: Any
 ) -> None:
