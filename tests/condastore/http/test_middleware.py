@@ -202,6 +202,9 @@ def test_our_own_fault_shows_no_internals(caplog: pytest.LogCaptureFixture) -> N
 
 def test_an_address_that_leads_nowhere(client: Client, db: None) -> None:
     page = client.get("/nowhere", headers={"Accept": "text/html"})
+    assert (page.status_code, page["Location"]) == (302, "/login/?next=/nowhere")
+    client.force_login(User.objects.create_user("alice"))
+    page = client.get("/nowhere", headers={"Accept": "text/html"})
     assert (page.status_code, page["Content-Type"]) == (404, "text/html; charset=utf-8")
     api = client.get("/api/nowhere")
     assert api["Content-Type"] == "application/problem+json"
