@@ -30,15 +30,6 @@ COLLECTED = "_private.py"
 ADVICE = (
     "use a public name, or add a function to the package's _private.py and a test of what it does"
 )
-#: Files with uses that are not moved yet.
-PENDING = {
-    "environments/console/device.py",
-    "environments/graphql/connections.py",
-    "environments/graphql/fields.py",
-    "environments/graphql/prepared.py",
-    "environments/models/locks.py",
-    "condastore/cli/client.py",
-}
 _MODULE = re.compile(r"[a-z][a-z0-9]*\.(?:\w+\.)*_[a-z]\w*")
 _OWN = ("self", "cls", "super()")
 _FUNCTIONS = {"getattr", "setattr", "hasattr", "delattr"}
@@ -55,7 +46,7 @@ def private_uses(path: Path, tree: ast.Module, inherited: set[str]) -> Iterator[
     Args:
         inherited: `names_defined` of the product, which `self` may have from another module.
     """
-    if path.parts[0] not in PRODUCT or path.name == COLLECTED or str(path) in PENDING:
+    if path.parts[0] not in PRODUCT or path.name == COLLECTED:
         return
     own = set(_defined(tree))
     for node in _evaluated(tree):

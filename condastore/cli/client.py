@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from condastore import __version__
 from condastore.cli import config, queries
+from condastore.cli._private import skip_command_line_of_httpx
 from condastore.cli.errors import CommandError, Status, operation_error, status_of
 
 if TYPE_CHECKING:
@@ -51,9 +51,7 @@ class StreamCutError(Exception):
 
 def _httpx() -> ModuleType:
     """httpx, imported when it is first needed: it takes longer than all the rest."""
-    # It imports its own command line, with click, rich and pygments, where these happen to be
-    # installed: that doubles its time. None makes it do without.
-    sys.modules.setdefault("httpx._main", cast("Any", None))
+    skip_command_line_of_httpx()
     import httpx
 
     return httpx

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from allauth.core.internal import ratelimit
 from django.contrib.auth.decorators import login_required
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.views.decorators.http import require_http_methods
 
 from accounts.sign_in import TooManyAttemptsError
+from accounts.throttling import exceeded
 from condastore.errors import NotFoundError
 from environments.console.responses import actor_of
 from environments.operations import device_sign_in
 
 #: Device codes that one person may try.
-CODES = {"code": "20/m/user"}
+CODES = "20/m/user"
 
 
 @login_required
@@ -28,15 +28,7 @@ def device(request: HttpRequest) -> HttpResponse:
     code = given.get("code", "").strip()
     context: dict[str, Any] = {"code": code, "own_address": actor.address}
     if code:
-        usage = ratelimit.consume(
-            request,
-            app="condastore",
-            action="code",
-            config=CODES,
-            user=request.user,
-            limit_get=True,
-        )
-        if usage is None:
+        if exceeded(request, action="code", rate=CODES):
             raise TooManyAttemptsError("Too many codes were tried.")
         try:
             found = device_sign_in.find(actor=actor, user_code=code)

@@ -51,6 +51,7 @@ from strawberry_django.resolvers import django_resolver
 
 from condastore.errors import InvalidInputError
 from environments.graphql._private import graphql_info
+from environments.models._private import is_loaded
 
 T = TypeVar("T")
 #: Separates the keys in a cursor, as strawberry-django writes them, from the list's order.
@@ -111,7 +112,7 @@ class Rows:
 
 def explicitly_ordered(rows: QuerySet[Any]) -> QuerySet[Any]:
     """Name the default order of a model: pagination replaces an order that is only implied."""
-    if rows.query.order_by or rows._result_cache is not None:
+    if rows.query.order_by or is_loaded(rows):
         return rows
     return rows.order_by(*(rows.model._meta.ordering or ("pk",)))
 
@@ -254,7 +255,7 @@ class Pages(StrawberryDjangoConnectionExtension):
         total = getattr(source, self.count, None) if self.count else None
         if total is not None and not _reads_rows(info):
             return self._empty(lambda: int(total))
-        if nodes._result_cache is not None:  # prefetched: nothing waits for the database
+        if is_loaded(nodes):  # prefetched: nothing waits for the database
             return self._of_rows(nodes, info, page)
         return django_resolver(self._of_rows)(nodes, info, page)
 

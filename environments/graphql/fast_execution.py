@@ -181,14 +181,14 @@ class Straight(StrawberryGraphQLCoreExecutionContext):
         if field is None or field.args or node.arguments:
             raise NotPlainError
         value = _value_of(field)
-        complete = self._completion(field.type, details)
+        complete = self.completion(field.type, details)
         return lambda row: complete(value(row))
 
-    def _completion(self, kind: GraphQLOutputType, details: Any) -> Read:
+    def completion(self, kind: GraphQLOutputType, details: Any) -> Read:
         if is_non_null_type(kind):
-            return _required(self._completion(kind.of_type, details))
+            return _required(self.completion(kind.of_type, details))
         if is_list_type(kind):
-            return _listed(self._completion(kind.of_type, details))
+            return _listed(self.completion(kind.of_type, details))
         if is_leaf_type(kind):
             return _leaf(kind)
         if isinstance(kind, GraphQLObjectType):

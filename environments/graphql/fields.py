@@ -20,6 +20,7 @@ from strawberry_django.fields.field import (
 
 from accounts.access import Actor
 from environments.graphql.optimizer import Join
+from environments.models._private import prefetched
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -142,7 +143,7 @@ class Column(StrawberryDjangoField):
         except (AttributeError, KeyError):
             pass
         if self.is_list:
-            fetched = getattr(source, "_prefetched_objects_cache", {}).get(name)
+            fetched = prefetched(source, name)
             value = getattr(source, name) if fetched is None else fetched
             return list(value.all()) if isinstance(value, BaseManager) else value
         return getattr(source, name)

@@ -60,6 +60,7 @@ from environments.graphql.connections import (
 )
 from environments.graphql.fields import Column
 from environments.graphql.optimizer import Join
+from environments.models._private import has_prefetches
 
 Read = Callable[[Any], Any]
 Values = Sequence[Any]
@@ -159,7 +160,7 @@ def prepare(
     with connection.execute_wrapper(_refuse):  # what was read would be the same for ever
         find(wanted)
     rows = wanted.rows
-    if not isinstance(rows, QuerySet) or rows._prefetch_related_lookups or rows.query.distinct:  # type: ignore[attr-defined]
+    if not isinstance(rows, QuerySet) or has_prefetches(rows) or rows.query.distinct:
         raise NotPlainError
     annotations = frozenset(rows.query.annotations)
     rows = explicitly_ordered(rows)
@@ -418,7 +419,7 @@ class _Shapes:
             if prefix:
                 raise NotPlainError
             return self._joined(store, found.type, details)
-        complete = self._execution._completion(found.type, details)
+        complete = self._execution.completion(found.type, details)
         name = str(column.django_name or column.python_name)
         if column.of_key is not None:
             of_key, position = column.of_key, self._path(prefix + _key(model))
@@ -468,7 +469,7 @@ class _Shapes:
                 raise NotPlainError
             shown, outline = self._raw(join.outline.unless), join.outline.row
             needed = [self._raw(one) for one in join.outline.columns]
-            complete = self._execution._completion(kind, details)
+            complete = self._execution.completion(kind, details)
 
         def part(columns: Columns) -> Values:
             there = [one is not None for one in columns[key]]

@@ -17,6 +17,7 @@ from environments.domain.lock import Lock, PlatformLock
 from environments.domain.policy.subjects import in_seconds
 from environments.domain.records import CondaPackage, PypiPackage
 from environments.domain.specification import Specification
+from environments.models._private import has_prefetched
 
 #: SQLite limits the number of variables in one statement.
 BATCH = 500
@@ -376,7 +377,7 @@ class LockRow(models.Model):
     def value(self) -> Lock:
         """Return the lock; three queries, or none after `with_packages()`."""
         conda, pypi = self.conda.all(), self.pypi.all()
-        if not getattr(self, "_prefetched_objects_cache", None):
+        if not has_prefetched(self):
             conda = conda.select_related("package")
             pypi = pypi.select_related("package")
         return Lock(
