@@ -188,8 +188,9 @@ def test_the_admin_has_no_sign_in_of_its_own(root: Actor) -> None:
 )
 def test_nobody_makes_an_account_or_address_by_themselves(erin: User, path: str) -> None:
     client = browser()
-    assert client.get(path).status_code == 404
+    assert client.get(path)["Location"] == f"/login/?next={path}"  # as for any unknown address
     sign_in(client)
+    assert client.get(path).status_code == 404
     assert client.post(path, {"username": "x", "email": "x@example.org"}).status_code == 404
 
 
