@@ -501,7 +501,7 @@ def test_the_build_says_for_what_it_waits_and_who_decides(held, bob):
     page = client.get(f"/environments/research/ml/builds/{held.number}/").content.decode()
     assert "libalpha" in page
     assert "apptool →" in page
-    assert "May be decided by anna, dora." in page
+    assert "anna, dora can decide." in page
 
 
 def test_a_decision_through_graphql_lets_the_build_go_on(held, anna, bob):

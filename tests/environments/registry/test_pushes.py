@@ -289,7 +289,7 @@ def test_rules_logins_and_bases_are_set_at_the_command_line(
     assert push["target"] == f"http://{closed_registry}/team/ml:1"
     assert "1 image is on the way" in run("push-rule", "again", rule["id"])
     assert "no longer sent" in run("push-rule", "remove", rule["id"])
-    assert "There is no rule." in run("push-rule", "list")
+    assert "You have no push rules yet." in run("push-rule", "list")
 
 
 def test_administrators_see_rules_and_bases_in_the_console(
