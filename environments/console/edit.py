@@ -16,6 +16,7 @@ from django.views.decorators.http import require_http_methods
 
 from accounts.access import Actor, require
 from accounts.roles import Perm
+from accounts.throttling import exceeded
 from condastore.errors import ConflictError, StoreError, UnexpectedError
 from environments.console import edit_starts
 from environments.console.edit_form import Draft, Problem, lines_in, problems
@@ -30,6 +31,9 @@ from environments.operations.previews import preview_for
 #: Key of the session that holds a draft through a sign-in, and its largest text in characters.
 DRAFT_KEY = "editor_draft"
 MAX_DRAFT = 65_536
+#: Drafts that one address may store without a sign-in, and how long they are kept.
+DRAFTS = "10/h/ip"
+DRAFT_SECONDS = 3_600
 #: Namespaces that the field of a new environment suggests at most.
 SUGGESTED = 200
 
@@ -59,8 +63,8 @@ def new_environment(request: HttpRequest) -> HttpResponse:
     own = actor.account.username.lower()
     target = Target(
         environment=None,
-        namespace=given.get("namespace", own).strip(),
-        name=given.get("name", "").strip(),
+        namespace=given.get("namespace", own).replace("\0", "").strip(),
+        name=given.get("name", "").replace("\0", "").strip(),
     )
     return _edit(request, target)
 
@@ -77,14 +81,18 @@ def edit_environment(request: HttpRequest, namespace: str, name: str) -> HttpRes
 
 
 def _through_sign_in(request: HttpRequest) -> HttpResponse:
-    """Ask for the sign-in; what was typed is stored in the session and shown afterwards."""
+    """Ask for the sign-in; what was typed is stored in the session and shown afterwards.
+
+    Visitors can only store a few drafts, and for a short time: nobody is to fill the database.
+    """
     path = request.get_full_path()
     if request.method == "POST":
         text = request.POST.get("text", "")
-        if 0 < len(text) <= MAX_DRAFT:
+        if 0 < len(text) <= MAX_DRAFT and not exceeded(request, action="draft", rate=DRAFTS):
             draft = Draft.submitted(request.POST)
             named = {key: request.POST.get(key, "")[:255] for key in ("namespace", "name")}
             request.session[DRAFT_KEY] = {"path": request.path, "text": draft.text, **named}
+            request.session.set_expiry(DRAFT_SECONDS)
         if is_partial(request):
             return HttpResponse(status=401)
     return redirect_to_login(path)
@@ -123,6 +131,7 @@ def _start(request: HttpRequest, actor: Actor, target: Target) -> tuple[Draft, T
     stored: Mapping[str, str] = request.session.get(DRAFT_KEY) or {}
     if stored.get("path") == request.path:
         del request.session[DRAFT_KEY]
+        request.session.set_expiry(None)  # as for any other sign-in
         if target.environment is None:
             target = replace(target, namespace=stored["namespace"], name=stored["name"])
         return Draft.of(stored["text"]), target

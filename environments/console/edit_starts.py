@@ -87,7 +87,12 @@ def text_of_reference(actor: Actor, reference: str, *, host: str) -> str:
         NotFoundError: there is no such build that the actor may see.
     """
     text = reference.strip()
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError as error:
+        raise InvalidInputError(
+            "This is not a valid URL.", where="from", hint="Copy the address of a page."
+        ) from error
     if parts.netloc and parts.netloc != host:
         raise InvalidInputError(
             f"The URL is not one of {host}.",

@@ -271,13 +271,13 @@ def test_who_is_gone_loses_groups_tokens_and_sessions_and_comes_back_without_the
     client.force_login(erin)
     created = create_token(actor=Actor(erin), name="mine")
     check(Fake())
-    assert "erin" not in client.get("/").content.decode()
+    assert "erin" not in client.get("/environments/").content.decode()
     with pytest.raises(TokenInvalidError):
         actor_with_token(created.secret)
     assert not group_names(erin)
     back = welcome(person("erin"))
     assert (back.pk, back.is_active) == (erin.pk, True)
-    assert "erin" not in client.get("/").content.decode()
+    assert "erin" not in client.get("/environments/").content.decode()
     with pytest.raises(TokenInvalidError):
         actor_with_token(created.secret)
 
@@ -321,9 +321,9 @@ def test_local_people_act_only_where_local_accounts_are_on(
     secrets = [create_token(actor=Actor(one), name="mine").secret for one in owners]
     client = Client()
     client.force_login(alice.account)
-    assert "alice" in client.get("/").content.decode()
+    assert "alice" in client.get("/environments/").content.decode()
     settings.LOCAL_ACCOUNTS = False
-    assert "alice" not in client.get("/").content.decode()
+    assert "alice" not in client.get("/environments/").content.decode()
     with pytest.raises(TokenInvalidError):
         actor_with_token(secrets[0])
     assert actor_with_token(secrets[1]).account == erin

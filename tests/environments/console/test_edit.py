@@ -111,6 +111,49 @@ def test_a_draft_that_is_too_long_is_not_stored_for_the_signed_out(built: Build)
     assert not client.session.keys()
 
 
+def test_an_address_can_store_few_drafts_without_a_sign_in(built: Build) -> None:
+    """Nobody is to fill the database with sessions."""
+    stored = 0
+    for _ in range(15):
+        client = Client()
+        client.post(EDIT, {"text": TEXT})
+        stored += bool(client.session.keys())
+        assert client.session.get_expiry_age() <= 3_600 or not client.session.keys()
+    assert stored == 10
+
+
+def test_a_draft_does_not_shorten_the_session_of_the_person(alice: Actor, built: Build) -> None:
+    client = Client()
+    client.post(EDIT, {"text": TEXT})
+    client.force_login(alice.account)
+    client.get(EDIT)
+    assert client.session.get_expiry_age() > 3_600
+
+
+@pytest.mark.parametrize(
+    "reference", ["http://[", "//", "http://elsewhere.example/environments/a/b/", "a b"]
+)
+def test_an_address_to_start_from_that_is_not_one_is_explained(
+    alice: Actor, built: Build, reference: str
+) -> None:
+    for answer in (
+        signed_in(alice).get(NEW, {"from": reference}),
+        signed_in(alice).post(NEW, {"from": reference, "action": "start", "text": TEXT}),
+    ):
+        assert answer.status_code == 200
+        text = answer.content.decode()
+        assert "Copy the address" in text or "Write it like" in text
+
+
+@pytest.mark.parametrize("name", ["\0", "a\0b", "../x", "<b>", "A" * 300])
+def test_names_that_are_not_valid_are_explained(alice: Actor, built: Build, name: str) -> None:
+    for field in ("namespace", "name"):
+        form = {"namespace": "research", "name": "new", "text": TEXT, "action": "build"}
+        answer = signed_in(alice).post(NEW, form | {field: name})
+        assert answer.status_code in {200, 303}
+        assert "<b>" not in answer.content.decode()
+
+
 # --- form and text
 
 
