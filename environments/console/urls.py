@@ -17,6 +17,7 @@ from environments.console import (
     environment_list,
     environments,
     home,
+    tokens,
 )
 
 ENVIRONMENT = "environments/<str:namespace>/<str:name>/"
@@ -24,6 +25,8 @@ BUILD = f"{ENVIRONMENT}builds/<str:reference>/"
 
 urlpatterns = [
     path("", home.home, name="home"),
+    path("account/tokens/", tokens.tokens, name="tokens"),
+    path("account/tokens/<int:key>/revoke/", tokens.revoke, name="token-revoke"),
     path("approvals/", approvals.queue, name="approvals"),
     path("approvals/decide/", approvals.decide, name="approvals-decide"),
     path("approvals/effect/", approvals.effect, name="approvals-effect"),

@@ -7,10 +7,8 @@ from typing import Any
 
 import strawberry
 import strawberry_django
-from django.db.models import QuerySet
 from strawberry import ID, Info
 
-from accounts.access import Actor
 from accounts.models import ApiToken
 from environments.graphql.enums import Role
 from environments.graphql.fields import Column, actor_of, column, computed, field
@@ -20,6 +18,7 @@ from environments.graphql.optimizer import below, optimized
 from environments.models import (
     Namespace,
 )
+from environments.operations.tokens import tokens_of
 
 
 @strawberry_django.type(
@@ -50,17 +49,6 @@ class ApiTokenNode(Node):
         only=["revoked_at"],
         description="True when the token was revoked.",
     )
-
-
-def tokens_of(actor: Actor) -> QuerySet[ApiToken]:
-    """Return the tokens that the actor may see: its own and those of its service accounts."""
-    if not actor.signed_in:
-        return ApiToken.objects.none()
-    account = actor.account
-    mine = ApiToken.objects.filter(user=account) | ApiToken.objects.filter(user__owner=account)
-    if actor.token is not None and (actor.token.role or actor.token.namespaces):
-        mine = mine.filter(pk=actor.token.pk)  # a limited token sees itself only
-    return mine
 
 
 @strawberry.type(description="The signed-in user.")

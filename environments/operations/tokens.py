@@ -85,6 +85,17 @@ def create_token(
     return NewToken(token=token, secret=secret)
 
 
+def tokens_of(actor: Actor) -> QuerySet[ApiToken]:
+    """Return the tokens that the actor may see: its own and those of its service accounts."""
+    if not actor.signed_in:
+        return ApiToken.objects.none()
+    account = actor.account
+    mine = ApiToken.objects.filter(user=account) | ApiToken.objects.filter(user__owner=account)
+    if actor.token is not None and (actor.token.role or actor.token.namespaces):
+        mine = mine.filter(pk=actor.token.pk)  # a limited token sees itself only
+    return mine
+
+
 @audited()
 def revoke_token(*, actor: Actor, token_id: int | str) -> ApiToken:
     mine = ApiToken.objects.filter(pk=token_id, revoked_at=None)

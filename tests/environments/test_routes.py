@@ -108,6 +108,8 @@ OF_ONESELF = {
 EDITOR = {"new-environment", "edit-environment", "package-suggestions"}
 #: The sign-in of command lines: tried in tests/accounts/test_device_sign_in.py.
 DEVICES = {"device", "device-start", "device-collect"}
+#: Pages of a person's tokens; tried in tests/environments/console/test_tokens.py.
+TOKENS = {"tokens", "token-revoke"}
 #: Pages of approvals, which only approvers and requesters find; tried in
 #: tests/environments/console/test_approvals.py.
 APPROVALS = {
@@ -190,7 +192,7 @@ def test_every_route_is_tried_here() -> None:
         for name in routes()
         if not name.startswith(("admin:", REGISTRY, *ALLAUTH)) and name != "graphql/"
     }
-    pages = EDITOR | APPROVALS
+    pages = EDITOR | APPROVALS | TOKENS
     assert found == set(DOORS) | OPEN | SIGN_IN | OF_ONESELF | pages | set(PROVISIONING)
 
 
