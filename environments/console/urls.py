@@ -17,6 +17,7 @@ from environments.console import (
     environment_list,
     environments,
     home,
+    namespaces,
     tokens,
 )
 
@@ -34,6 +35,10 @@ urlpatterns = [
     path("approvals/<int:key>/explain/", approvals.explain, name="approval-explain"),
     path("approvals/<int:key>/second/", approvals.second, name="approval-second"),
     path("device/", device.device, name="device"),
+    path("namespaces/", namespaces.namespace_list, name="namespaces"),
+    path("namespaces/<str:name>/", namespaces.namespace, name="namespace"),
+    path("namespaces/<str:name>/grant/", namespaces.grant, name="namespace-grant"),
+    path("namespaces/<str:name>/revoke/", namespaces.revoke, name="namespace-revoke"),
     path("environments/", environment_list.environments, name="environments"),
     path("environments/filters/", environment_list.filters, name="environment-filters"),
     path(

@@ -110,6 +110,8 @@ EDITOR = {"new-environment", "edit-environment", "package-suggestions"}
 DEVICES = {"device", "device-start", "device-collect"}
 #: Pages of a person's tokens; tried in tests/environments/console/test_tokens.py.
 TOKENS = {"tokens", "token-revoke"}
+#: Pages of namespaces; tried in tests/environments/console/test_namespaces.py.
+NAMESPACES = {"namespaces", "namespace", "namespace-grant", "namespace-revoke"}
 #: Pages of approvals, which only approvers and requesters find; tried in
 #: tests/environments/console/test_approvals.py.
 APPROVALS = {
@@ -192,7 +194,7 @@ def test_every_route_is_tried_here() -> None:
         for name in routes()
         if not name.startswith(("admin:", REGISTRY, *ALLAUTH)) and name != "graphql/"
     }
-    pages = EDITOR | APPROVALS | TOKENS
+    pages = EDITOR | APPROVALS | TOKENS | NAMESPACES
     assert found == set(DOORS) | OPEN | SIGN_IN | OF_ONESELF | pages | set(PROVISIONING)
 
 
