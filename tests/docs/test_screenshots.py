@@ -40,7 +40,12 @@ def finished_build() -> Build:
         lock=factories.make_lock(*packages),
         text="name: ml\nchannels: [conda-forge]\ndependencies:\n  - python =3.12\n  - numpy\n",
     )
-    Build.objects.filter(pk=build.pk).update(requested_by=User.objects.get(username="dana"))
+    stages = ("QUEUED", "SOLVING", "FETCHING", "LINKING", "CHECKING", "PUBLISHING")
+    seconds = (0.0, 0.4, 0.6, 0.3, 0.2, 0.1)
+    Build.objects.filter(pk=build.pk).update(
+        requested_by=User.objects.get(username="dana"),
+        timings=dict(zip(stages, seconds, strict=True)),
+    )
     build.append_log(
         [
             "Solved in 0.4 s: 2 packages for linux-64.",
@@ -60,7 +65,9 @@ def paths() -> dict[str, str]:
         "build": f"/environments/research/ml/builds/{build.number}/",
         "console": of_admin("index"),
         "requests": of_admin("environments_approvalrequest_changelist"),
-        "request": of_admin("environments_approvalrequest_change", request.pk),
+        "request": f"/approvals/{request.pk}/",
+        "environment": "/environments/research/ml/",
+        "edit": "/environments/research/ml/edit/",
     }
 
 
@@ -82,8 +89,8 @@ def test_pictures_of_the_pages_can_be_taken(
         page.wait_for_url(f"{live_server.url}/")
         data = settings.DATA
         for name, path in paths().items():
-            # The page of the build shows the path of its folder.
-            settings.DATA = Path("/srv/condastore") if name == "build" else data
+            # Pages of builds show the paths of folders.
+            settings.DATA = Path("/srv/condastore") if name in {"build", "environment"} else data
             answer = page.goto(f"{live_server.url}{path}")
             assert answer is not None
             assert answer.status == 200, path
