@@ -54,7 +54,9 @@ def install(folder: Path, *packages: str | Path) -> Path:
     run_uv("venv", "--quiet", "--python", sys.executable, folder)
     python = folder / "bin" / "python"
     # Not compiled: few of the modules are imported, and these are compiled then.
-    run_uv("pip", "install", "--quiet", "--python", python, *packages)
+    # Wheels of an earlier run have the same version and may have the same path.
+    fresh = ("--refresh-package", "condastore", "--refresh-package", "condastore-server")
+    run_uv("pip", "install", "--quiet", *fresh, "--python", python, *packages)
     return folder / "bin"
 
 
