@@ -24,10 +24,7 @@ LICENSES = FOLDER / "LICENSES.txt"
 #: npm package and version: file in the package -> name in static/vendor.
 PACKAGES: dict[str, dict[str, str]] = {
     "basecoat-css@1.0.2": {"dist/basecoat-base.cdn.min.css": "basecoat-base.min.css"},
-    "htmx.org@4.0.1": {
-        "dist/htmx.min.js": "htmx.min.js",
-        "dist/ext/hx-sse.min.js": "hx-sse.min.js",
-    },
+    "htmx.org@4.0.1": {"dist/htmx.min.js": "htmx.min.js"},
     "@fontsource-variable/geist@5.3.0": {
         "files/geist-latin-wght-normal.woff2": "geist-latin-wght-normal.woff2",
         "files/geist-latin-ext-wght-normal.woff2": "geist-latin-ext-wght-normal.woff2",

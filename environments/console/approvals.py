@@ -9,7 +9,7 @@ from typing import Any
 from django import forms
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
-from django.db.models import Count, F, OuterRef, Q, QuerySet, Subquery
+from django.db.models import Count, OuterRef, Q, QuerySet, Subquery
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
@@ -109,16 +109,12 @@ def _with_facts(rows: QuerySet[ApprovalRequest]) -> QuerySet[ApprovalRequest]:
     waiting = WaitingBuild.objects.filter(request=OuterRef("pk")).order_by()
     count = waiting.values("request").annotate(n=Count("pk")).values("n")
     first = waiting.order_by("pk")
-    similar = (
-        Decision.objects.filter(
-            Q(namespace=None) | Q(namespace=OuterRef("namespace")),
-            name=OuterRef("name"),
-            revoked_at=None,
-            complete=True,
-        )
-        .order_by("-pk")
-        .annotate(verdict=F("approved"))
-    )
+    similar = Decision.objects.filter(
+        Q(namespace=None) | Q(namespace=OuterRef("namespace")),
+        name=OuterRef("name"),
+        revoked_at=None,
+        complete=True,
+    ).order_by("-pk")
     return (
         rows.select_related("namespace", "conda", "pypi", "decision__decided_by")
         .defer("conda__record")

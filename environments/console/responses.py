@@ -8,7 +8,6 @@ from typing import Any
 from django.contrib import messages
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import render
-from django.utils.http import url_has_allowed_host_and_scheme
 
 from accounts.access import Actor
 from condastore.errors import (
@@ -58,17 +57,6 @@ def text_of(error: StoreError) -> str:
     """Return what a person reads of an error: where, message and hint in one text."""
     where = f"{error.where}: " if error.where else ""
     return f"{where}{error.message}" + (f" {error.hint}" if error.hint else "")
-
-
-def back_to(request: HttpRequest, default: str) -> str:
-    """Return the form field `next` if it is a path of this site, else `default`."""
-    target = request.POST.get("next", "")
-    hosts = {request.get_host()}
-    if target and url_has_allowed_host_and_scheme(
-        target, allowed_hosts=hosts, require_https=request.is_secure()
-    ):
-        return target
-    return default
 
 
 def act(
